@@ -1,0 +1,10 @@
+"""What every test shares: no progress bars, and one thread, because threads only cost time on models this small."""
+
+import os
+
+os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)

@@ -1,0 +1,116 @@
+"""Circuits, scores by position and patterns made by hand, for the tests of the renderers."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench.discovery.circuit import Circuit
+from workbench.graph import Graph
+from workbench.render.svg import CircuitView
+from workbench.sites import Shape
+
+SMALL = Shape(4, 8, 8, 128, 16, 512, 376, 64)
+TOKENS = ["<bos>", " When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
+HOSTILE = [
+    "</script><img src=x onerror=alert(1)>",
+    '"]]>',
+    "\x00",
+    "\ud800",
+    "👩‍🔬",
+    "שלום",
+    "\u202egnp.exe",
+    "\u2028",
+    "&amp;<b>",
+    " ",
+]
+ATTRS = {"model": "tiny", "task": "ioi", "metric": "logit_diff", "value": "from_store", "method": "eap", "n": 64, "seed": 7}
+
+
+def make_circuit(shape: Shape = SMALL, n: int = 40, *, scored: bool = True) -> Circuit:
+    """At least `n` edges that lie on random complete paths, with scores of either sign."""
+    graph, rng = Graph(shape), np.random.default_rng(0)
+    group = shape.n_heads // shape.n_kv_heads
+    chosen: dict[str, float] = {}
+    while len(chosen) < n:
+        reader = "logits"
+        while reader:
+            column = graph.readers.index(reader)
+            options = [w for i, w in enumerate(graph.writers) if graph.exists[i, column]]
+            writer = "input" if rng.random() < 0.25 else options[rng.integers(len(options))]
+            chosen[f"{writer}->{reader}"] = float(rng.normal())
+            if writer == "input":
+                reader = ""
+            elif writer.startswith("m"):
+                reader = writer
+            else:
+                layer, head = writer[1:].split(".")
+                port = "qkv"[rng.integers(3)]
+                reader = f"a{layer}.{head if port == 'q' else int(head) // group}<{port}>"
+    scores = np.full(graph.exists.shape, np.nan)
+    for edge, score in chosen.items():
+        scores[graph.index(edge)] = score
+    return Circuit.of(graph, chosen, scores=scores if scored else None, attrs=ATTRS)
+
+
+def make_view(circuit: Circuit, tokens: list[str], **options) -> CircuitView:
+    """A view with everything in it."""
+    rng, graph, n = np.random.default_rng(1), circuit.graph, len(tokens)
+    parts = rng.dirichlet(np.full(n, 0.1), size=graph.exists.shape)
+    scores = np.where(circuit.edges[..., None], circuit.scores[..., None] * parts, np.nan)
+    by_pos = xr.DataArray(
+        scores, dims=("writer", "reader", "pos"), coords={"writer": list(graph.writers), "reader": list(graph.readers)}
+    )
+    patterns = {head: np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None] for head in circuit.heads}
+    settings = {"title": "Indirect object", "faithfulness": (0.87, 0.81, 0.92)} | options
+    return CircuitView.of(circuit, tokens=tokens, position_scores=by_pos, patterns=patterns, **settings)
+
+
+@pytest.fixture(scope="session")
+def circuit() -> Circuit:
+    return make_circuit()
+
+
+@pytest.fixture(scope="session")
+def grouped() -> Circuit:
+    return make_circuit(Shape(4, 8, 2, 128, 16, 512, 376, 64), 50)
+
+
+@pytest.fixture(scope="session")
+def large() -> Circuit:
+    return make_circuit(Shape(12, 12, 12, 768, 64, 3072, 50257, 1024), 200)
+
+
+@pytest.fixture(scope="session")
+def unscored() -> Circuit:
+    return make_circuit(scored=False)
+
+
+@pytest.fixture(scope="session")
+def view(circuit) -> CircuitView:
+    return make_view(circuit, TOKENS)
+
+
+@pytest.fixture(scope="session")
+def hostile(circuit) -> CircuitView:
+    return make_view(circuit, HOSTILE, title=HOSTILE[0] + "\x00")
+
+
+@pytest.fixture(scope="session")
+def grouped_view(grouped) -> CircuitView:
+    return make_view(grouped, TOKENS)
+
+
+@pytest.fixture(scope="session")
+def large_view(large) -> CircuitView:
+    return make_view(large, [f" token{i}" for i in range(15)], top=200)
+
+
+@pytest.fixture(scope="session")
+def hostile_tokens() -> list[str]:
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def view_of():
+    """The function that makes a view with everything in it."""
+    return make_view

@@ -1,0 +1,127 @@
+"""Circuits as HTML fragments and pages: nothing leaves the quotes it was put in, nothing asks the network."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from workbench.discovery.circuit import Circuit
+from workbench.render.html import POLICY, asset, circuit_html, page, script_json, to_html
+from workbench.render.svg import to_svg
+from workbench.sites import Shape
+
+
+class Tags(HTMLParser):
+    """Every tag that a browser would see, with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def frame_of(fragment: str) -> str:
+    """The document that the script puts into the frame."""
+    return json.loads(re.search(r'const source = ("(?:[^"\\]|\\.)*")', fragment)[1])
+
+
+def data_of(fragment: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', frame_of(fragment), re.DOTALL)[1])
+
+
+def test_fragment_is_the_same_every_time_and_starts_with_the_still_picture(view):
+    text = to_html(view)
+    assert text == to_html(view)
+    still = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', text)[1]
+    assert base64.b64decode(still).decode() == to_svg(view)
+    assert [tag for tag, _ in Tags(text).tags] == ["div", "img", "script"]
+    assert 'setAttribute("sandbox", "allow-scripts")' in text
+
+
+def test_frame_holds_both_views_and_what_their_lines_mean(view):
+    data = data_of(to_html(view))
+    assert set(data["scenes"]) == {"component", "position"}
+    assert len(data["scenes"]["component"]["lines"]) == len(view.edges) == len(data["edges"])
+    assert data["edges"][0]["w"] == view.edges[0].writer
+    assert data["edges"][0]["s"] == pytest.approx(view.edges[0].weight, rel=1e-3)
+    frame = frame_of(to_html(view))
+    for kind, scene in data["scenes"].items():
+        picture = re.search(rf'id="{kind}">(.*?)</svg>', frame, re.DOTALL)[1]
+        assert len(re.findall(r'<path class="e [pmz]"', picture)) == len(scene["lines"])
+        assert len(re.findall(r'<path class="h"', picture)) == len(scene["hops"])
+        assert picture.count('<g class="n">') == 1 + max(max(line[5], line[6]) for line in scene["lines"])
+        assert 0 < scene["start"] <= len(scene["lines"]) <= scene["known"]
+
+
+def test_patterns_are_one_byte_per_cell(view):
+    packed = data_of(to_html(view))["patterns"]
+    assert packed
+    for name, text in packed.items():
+        layer, head = map(int, name.split("."))
+        cells = base64.b64decode(text)
+        assert [c / 255 for c in cells] == pytest.approx(view.patterns[layer, head].ravel().tolist(), abs=0.002)
+
+
+def test_key_and_value_edges_of_a_shared_head_name_every_query_head(grouped_view):
+    edges = data_of(to_html(grouped_view))["edges"]
+    shared = [edge for edge in edges if edge["r"].endswith(("<k>", "<v>"))]
+    assert shared
+    assert all(len(edge["h"]) == 4 for edge in shared)
+    assert all(len(edge["h"]) == 1 for edge in edges if edge["r"].endswith("<q>"))
+
+
+def test_hostile_tokens_stay_text(hostile):
+    text = to_html(hostile)
+    assert [tag for tag, _ in Tags(text).tags] == ["div", "img", "script"]
+    assert text.count("<script") == text.count("</script>") == 1
+    frame = Tags(frame_of(text)).tags
+    assert {tag for tag, _ in frame}.isdisjoint({"img", "iframe", "object", "link"})
+    assert sum(tag == "script" for tag, _ in frame) == 2
+    assert not [name for _, attrs in frame for name in attrs if name.startswith("on")]
+    text.encode("utf-8")
+
+
+def test_script_json_holds_nothing_that_ends_a_script():
+    value = ["</script>", "<!--", "\u2028\u2029", "\ud800", "\x00"]
+    text = script_json(value)
+    assert "<" not in text
+    assert text.isascii()
+    assert json.loads(text) == value
+
+
+def test_circuit_draws_itself_in_a_notebook(circuit):
+    assert circuit._repr_html_() == circuit_html(circuit)
+
+
+@pytest.mark.parametrize("make", [Circuit.empty, Circuit.full])
+def test_smallest_and_unscored_circuits_are_shown(make):
+    assert data_of(circuit_html(make(Shape(1, 1, 1, 8, 8, 16, 50, 16))))["scored"] is False
+
+
+def test_page_escapes_its_texts_and_forbids_requests():
+    text = page("<b>title</b>", [('a "heading"', "<p>one</p>"), ("<script>", "<p>two</p>")], subtitle="<i>\x00")
+    tags = Tags(text).tags
+    assert text.startswith("<!DOCTYPE html>")
+    assert {"charset": "utf-8"} in [attrs for tag, attrs in tags if tag == "meta"]
+    assert f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' in text
+    assert POLICY.startswith("default-src 'none'")
+    assert not {"b", "i", "script"} & {tag for tag, _ in tags}
+    assert [attrs["href"] for tag, attrs in tags if tag == "a"] == ["#s1", "#s2"]
+    assert [attrs["id"] for tag, attrs in tags if tag == "section"] == ["s1", "s2"]
+
+
+def test_assets_name_no_address_and_no_closing_tag():
+    for name in ("circuit.js", "frame.css", "page.css"):
+        text = asset(name)
+        assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|</", text), name
+    assert len(asset("circuit.js")) < 9000
+
+
+def test_large_circuit_with_patterns_stays_below_half_a_megabyte(large_view):
+    assert len(large_view.edges) >= 200
+    assert len(to_html(large_view)) < 500_000

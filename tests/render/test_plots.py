@@ -1,0 +1,125 @@
+"""Figures: the right one for a result, the right colours, honest gaps."""
+
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.render.plots import bars, curve, figure_html, heatmap, plot
+from workbench.render.svg import CircuitView
+
+
+def effects(name: str = "effect") -> xr.DataArray:
+    values = np.arange(24.0).reshape(2, 3, 4) - 6
+    coords = {"layer": range(3), "pos": range(4), "token": ("pos", ["<bos>", " a", "$x$", "</svg>"])}
+    return xr.DataArray(values, dims=("example", "layer", "pos"), coords=coords, name=name)
+
+
+def image_of(figure: Figure):
+    return figure.axes[0].images[0]
+
+
+def ticks(figure: Figure, which: str) -> list[str]:
+    return [label.get_text() for label in getattr(figure.axes[0], f"get_{which}ticklabels")()]
+
+
+def test_heatmap_is_the_mean_over_examples_with_tokens_and_axis_words():
+    figure = heatmap(effects())
+    np.testing.assert_array_equal(image_of(figure).get_array(), effects().mean("example"))
+    assert ticks(figure, "x") == ["<bos>", "·a", "$x$", "</svg>"]
+    assert ticks(figure, "y") == ["0", "1", "2"]
+    assert figure.axes[0].get_xlabel() == "position (token)"
+    assert figure.axes[0].get_ylabel() == "layer"
+    assert figure.axes[0].yaxis.get_inverted() is False, "layers grow upwards"
+
+
+def test_effects_get_a_palette_centred_on_zero_even_when_all_are_positive():
+    for result in (effects(), abs(effects()) + 1):
+        norm = image_of(heatmap(result.rename("effect"))).norm
+        assert isinstance(norm, CenteredNorm)
+        assert norm(0.0) == 0.5
+
+
+def test_pattern_gets_one_colour_from_zero():
+    norm = image_of(heatmap(abs(effects("pattern")))).norm
+    assert not isinstance(norm, CenteredNorm)
+    assert isinstance(norm, Normalize)
+    assert norm(0.0) == 0.0
+
+
+def test_unmeasured_cells_are_left_to_the_hatched_ground():
+    result = effects().mean("example")
+    result[1, 2] = np.nan
+    array = image_of(heatmap(result)).get_array()
+    assert np.ma.getmaskarray(array)[1, 2]
+    assert np.ma.getmaskarray(array).sum() == 1
+    assert heatmap(result).axes[0].patch.get_hatch()
+    figure = bars(result[1])
+    assert len(figure.axes[0].containers[0]) == 3
+    image_of(heatmap(result * np.nan))
+
+
+def test_curve_has_its_band_and_a_logarithmic_axis():
+    sizes = [1, 10, 100]
+    data = xr.Dataset(
+        {"faithfulness": ("size", [0.1, 0.5, 1.0]), "low": ("size", [0.0, 0.4, 0.9]), "high": ("size", [0.2, 0.6, 1.1])},
+        coords={"size": sizes},
+    )
+    axes = plot(data).axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "number of edges"
+    assert len(axes.collections) == 1
+    np.testing.assert_array_equal(axes.lines[-1].get_ydata(), data["faithfulness"])
+    shuffled = plot(data.isel(size=[2, 0, 1])).axes[0]
+    np.testing.assert_array_equal(shuffled.lines[-1].get_xdata(), sizes)
+    assert curve(data.assign_coords(size=[0, 10, 100]), x="size", y="faithfulness").axes[0].get_xscale() == "symlog"
+
+
+def test_plot_chooses(circuit):
+    assert plot(effects()).axes[0].images
+    assert plot(effects().mean("pos")).axes[0].patches
+    assert isinstance(plot(circuit), CircuitView)
+    summary = xr.Dataset({"mean": effects().mean("example"), "se": effects().std("example")})
+    assert plot(summary).axes[0].images
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            xr.DataArray(np.zeros((2, 2, 2)), dims=("layer", "head", "pos")),
+            "An array with axes layer, head, pos cannot be drawn: one or two besides example can. "
+            "Select or average the others, as in result.isel(layer=0) or result.mean('pos').",
+        ),
+        (xr.Dataset({"a": 1, "b": 2}), "Which of a, b is to be drawn? Pass one: plot(result[NAME])."),
+        ("text", "A str cannot be drawn: a DataArray, a Dataset or a Circuit can."),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(result, message):
+    with pytest.raises(WorkbenchError) as error:
+        plot(result)
+    assert str(error.value) == message
+
+
+def test_too_few_labels_are_refused():
+    with pytest.raises(WorkbenchError, match=r"^There are 2 labels for 4 positions\.$"):
+        heatmap(effects().drop_vars("token"), labels=["a", "b"])
+
+
+def test_figures_are_the_same_bytes_without_a_global_theme(hostile_tokens):
+    before = dict(matplotlib.rcParams)
+    result = xr.DataArray(np.arange(10.0), dims="pos", name="effect")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plot(result, labels=hostile_tokens, title="<b>$\\frac$")
+        text = figure_html(figure, alt='"><script>')
+        again = figure_html(plot(result, labels=hostile_tokens, title="<b>$\\frac$"), alt='"><script>')
+    assert text == figure_html(figure, alt='"><script>') == again
+    assert dict(matplotlib.rcParams) == before
+    assert "<script" not in text
+    assert text.count("<") == 1

@@ -1,0 +1,190 @@
+"""The still pictures: valid, deterministic, safe, and true to the circuit."""
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench.discovery.circuit import Circuit
+from workbench.errors import CircuitError
+from workbench.graph import Graph
+from workbench.render.svg import CircuitView, to_svg
+from workbench.render.view import alive, cut, hops_of, lines_of, visible
+from workbench.sites import Shape
+
+KINDS = ("component", "position")
+SVG = "{http://www.w3.org/2000/svg}"
+ONE = Graph(Shape(2, 2, 2, 8, 4, 16, 50, 16))
+
+
+def parse(text: str) -> ET.Element:
+    return ET.fromstring(text.encode("utf-8"))
+
+
+def drawn(text: str, style: str) -> list[ET.Element]:
+    """Elements of a class, without those of the legend."""
+    return [e for e in parse(text).iter() if style in e.get("class", "").split() and "y" not in e.get("class", "").split()]
+
+
+def scores_of(graph: Graph, **named: float) -> np.ndarray:
+    scores = np.full(graph.exists.shape, np.nan)
+    for edge, score in named.items():
+        scores[graph.index(edge)] = score
+    return scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["view", "hostile", "grouped_view", "large_view"])
+def test_picture_is_valid_xml_and_always_the_same(name, kind, request):
+    view = request.getfixturevalue(name)
+    text = to_svg(view, kind=kind)
+    assert text == to_svg(view, kind=kind)
+    assert parse(text).tag == f"{SVG}svg"
+    assert drawn(text, "e")
+
+
+def test_every_edge_is_drawn_once_with_its_sign_and_width():
+    edges = {"input->a0.1<v>": 1.0, "a0.1->m1": -2.0, "m1->logits": 4.0}
+    circuit = Circuit.of(ONE, edges, scores=scores_of(ONE, **edges))
+    paths = drawn(to_svg(CircuitView.of(circuit)), "e")
+    assert [(p.get("class"), float(p.get("stroke-width"))) for p in paths] == [("e p", 6.0), ("e m", 3.0), ("e p", 1.5)]
+    assert [p.find(f"{SVG}title").text for p in paths] == ["m1 → logits: +4", "a0.1 → m1: −2", "input → a0.1<v>: +1"]
+
+
+def test_edge_count_title_and_provenance(circuit, view):
+    text = to_svg(CircuitView.of(circuit, top=1000, faithfulness=(0.87, 0.81, 0.92), title="Name mover"))
+    assert len(drawn(text, "e")) == circuit.n_edges
+    shown = " ".join(parse(text).itertext())
+    for fact in ("Name mover", "model tiny", "data ioi (64 prompts)", "logit_diff (from_store)", "eap", "0.87 [0.81, 0.92]"):
+        assert fact in shown
+    assert view.nodes[0] == "input"
+    assert view.nodes[-1] == "logits"
+
+
+def test_circuit_without_scores_is_drawn_whole_in_one_width_and_a_neutral_colour(unscored):
+    paths = drawn(to_svg(CircuitView.of(unscored, top=1)), "e")
+    assert len(paths) == unscored.n_edges
+    assert {(p.get("class"), p.get("stroke-width")) for p in paths} == {("e z", "1.5")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_circuit_says_so(kind):
+    text = to_svg(CircuitView.of(Circuit.empty(Shape(2, 2, 2, 8, 4, 16, 50, 16))), kind=kind)
+    assert "This circuit has no edges." in "".join(parse(text).itertext())
+
+
+def test_position_view_without_scores_by_position_says_what_is_missing(circuit):
+    assert "pass position_scores=" in to_svg(CircuitView.of(circuit), kind="position")
+
+
+def test_top_keeps_about_that_many_edges_and_no_dead_ends(view):
+    lines = lines_of(view, "component")
+    for target in (1, 5, 20, len(lines)):
+        n = cut(lines, target)
+        kept = alive(lines[:n])
+        assert kept
+        assert alive(kept) == kept
+        assert len(kept) <= target or not alive(lines[: n - 1])
+        assert n == len(lines) or len(alive(lines[: n + 1])) > target
+
+
+def test_dead_ends_are_dropped_as_the_graph_drops_them(circuit, grouped):
+    for whole in (circuit, grouped):
+        lines = lines_of(CircuitView.of(whole), "component")
+        for n in (5, 15, 30):
+            edges = np.zeros_like(whole.edges)
+            names = [(e.writer, e.reader) for e in CircuitView.of(whole).edges]
+            for line in lines[:n]:
+                edges[whole.graph.index("->".join(names[line.edge]))] = True
+            assert len(alive(lines[:n])) == int(whole.graph.prune(edges).sum())
+
+
+def test_shared_kv_head_is_drawn_once():
+    graph = Graph(Shape(1, 4, 2, 8, 4, 16, 50, 16))
+    edges = {"input->a0.1<v>": 3.0, "a0.2->logits": 1.0, "a0.3->logits": 1.0}
+    circuit = Circuit.of(graph, edges, scores=scores_of(graph, **edges))
+    text = to_svg(CircuitView.of(circuit))
+    assert len(drawn(text, "e")) == 3
+    shown = list(parse(text).itertext())
+    assert [shown.count(name) for name in ("kv0.1", "a0.2", "a0.3", "a0.1")] == [1, 1, 1, 0]
+
+
+def test_attention_hop_joins_where_a_value_enters_to_where_the_head_writes():
+    edges = {"input->a0.0<v>": 1.0, "a0.0->logits": 1.0}
+    circuit = Circuit.of(ONE, edges, scores=scores_of(ONE, **edges))
+    by_pos = np.full((*ONE.exists.shape, 4), np.nan)
+    by_pos[(*ONE.index("input->a0.0<v>"), slice(None))] = [0, 1.0, 0.25, 0]
+    by_pos[(*ONE.index("a0.0->logits"), slice(None))] = [0, 0, 0, 1.0]
+    pattern = np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0], [0.05, 0.9, 0.04, 0.01]])
+    scores = xr.DataArray(by_pos, dims=("writer", "reader", "pos"))
+    view = CircuitView.of(circuit, tokens=list("abcd"), position_scores=scores, patterns={(0, 0): pattern})
+    lines = lines_of(view, "position")
+    assert [(h.start, h.end, h.weight) for h in hops_of(view, lines)] == [("a0.0@1", "a0.0@3", 0.9)]
+    text = to_svg(view, kind="position")
+    assert len(drawn(text, "h")) == 1
+    assert "a0.0 attends from 3 to 1: 0.90" in text
+
+
+def test_a_value_that_enters_after_the_head_wrote_is_a_dead_end():
+    edges = {"input->a0.0<v>": 1.0, "a0.0->logits": 1.0}
+    circuit = Circuit.of(ONE, edges, scores=scores_of(ONE, **edges))
+    by_pos = np.full((*ONE.exists.shape, 3), np.nan)
+    by_pos[(*ONE.index("input->a0.0<v>"), 2)] = 1.0
+    by_pos[(*ONE.index("a0.0->logits"), 1)] = 1.0
+    view = CircuitView.of(circuit, position_scores=xr.DataArray(by_pos, dims=("writer", "reader", "pos")))
+    assert alive(lines_of(view, "position")) == []
+    assert "No edge lies on a complete path" in to_svg(view, kind="position")
+
+
+def test_hidden_and_forbidden_characters_are_spelled_out(hostile):
+    text = to_svg(hostile, kind="position")
+    assert "<img" not in text
+    assert "<script" not in text
+    shown = "".join(parse(text).itertext())
+    for token in (r"\x00", r"\ud800", "👩‍🔬", "שלום", r"\u202e", r"\u2028", "&amp;<b>"):
+        assert token in shown
+    assert visible(" a\t") == r"·a\t"
+    assert visible("") == "∅"
+    assert visible("￾") == r"\ufffe"
+
+
+@pytest.mark.parametrize(("kind", "kilobytes"), [("component", 60), ("position", 120)])
+def test_large_circuit_stays_small(large_view, kind, kilobytes):
+    assert len(large_view.edges) >= 200
+    assert len(to_svg(large_view, kind=kind)) < 1000 * kilobytes
+
+
+def test_long_prompt_leaves_out_runs_of_unused_tokens(circuit, view_of):
+    view = view_of(circuit, [f"t{i}" for i in range(400)], top=20)
+    width = float(parse(to_svg(view, kind="position")).get("width"))
+    assert width < 4000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"position_scores": xr.DataArray(np.zeros((2, 2)), dims=("writer", "reader"))},
+            "position_scores has dims ('writer', 'reader'); (writer, reader, pos) of one prompt is needed. "
+            "Select an example, as in scores.isel(example=0).",
+        ),
+        (
+            {"position_scores": xr.DataArray(np.zeros((2, 2, 3)), dims=("writer", "reader", "pos"))},
+            "position_scores belongs to another graph: its writers are not those of 2 layers of 2 heads, 8 nodes, 46 edges.",
+        ),
+        (
+            {"position_scores": xr.DataArray(np.zeros((*ONE.exists.shape, 5)), dims=("writer", "reader", "pos"))},
+            "position_scores reaches position 4, but there are 3 tokens.",
+        ),
+        (
+            {"patterns": {(0, 1): np.zeros((2, 2))}},
+            "The pattern of a0.1 has shape (2, 2); one of [query_pos, key_pos] for a prompt of 3 tokens is needed. "
+            "Select one example, as in pattern[example, head].",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(CircuitError) as error:
+        CircuitView.of(Circuit.full(ONE.shape), tokens=list("abc"), **change)
+    assert str(error.value) == message

@@ -1,0 +1,98 @@
+"""The pieces of a block that a reader's input passes through: its norm, and its projection into q, k or v.
+
+The circuit run and edge attribution rebuild every reader's input themselves, so that they work on models whose split
+inputs TransformerLens refuses (native ones, grouped-query attention).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.errors import ModelError
+
+Norm = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block's readers.
+
+    Attributes:
+        attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
+        weights: port → [head or kv head, d_model, d_head] of q, k and v.
+        biases: port → [head or kv head, d_head], zeros where the model has none.
+        w_out: [head, d_head, d_model].
+        mlp_stream: the hook whose value is the MLP's input before its norm.
+    """
+
+    attn_norm: Norm
+    mlp_norm: Norm | None
+    weights: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    w_out: Float[Tensor, "head d_head d_model"]
+    mlp_stream: str
+
+    @classmethod
+    def of(cls, model: Any, layer: int) -> "Block":
+        """The readers of a block. Raises `ModelError` for blocks that norm a part's output before adding it."""
+        block = model.blocks[layer]
+        children = dict(block.named_children())
+        post = [name for name in children if name.endswith("_post")]
+        if post:
+            raise ModelError(
+                f"Block {layer} norms what its parts write ({', '.join(post)}); edges and circuits of such models are not "
+                "supported yet. effects(...) and logit_lens(...) work on them."
+            )
+        attn = block.attn
+        weights = {port: getattr(attn, f"W_{port.upper()}").detach() for port in "qkv"}
+        biases = {}
+        for port, weight in weights.items():
+            bias = getattr(attn, f"b_{port.upper()}", None)
+            biases[port] = (
+                weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias.detach().view(weight.shape[0], -1)
+            )
+        attn_norm = _norm(children.get("ln1"))
+        own_mlp_norm = "ln2" in children
+        return cls(
+            attn_norm=attn_norm,
+            mlp_norm=(_norm(children["ln2"]) if own_mlp_norm else attn_norm) if "mlp" in children else None,
+            weights=weights,
+            biases=biases,
+            w_out=attn.W_O.detach(),
+            mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
+        )
+
+    def project(self, normed: Float[Tensor, "example pos head d_model"], port: str) -> Float[Tensor, "example pos head d_head"]:
+        """q, k or v of every head from the normed input of each."""
+        weight, bias = self.weights[port], self.biases[port]
+        return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
+
+
+def final_norm(model: Any) -> Norm:
+    """The norm before the unembedding."""
+    return _norm(dict(model.named_children()).get("ln_final"))
+
+
+def pull_back(norm: Norm, stream: Tensor, slope: Tensor) -> Tensor:
+    """The gradient at several readers' inputs from the gradients after their norms.
+
+    Args:
+        stream: [example, pos, d_model], the input that all of them share.
+        slope: [example, pos, reader, d_model] after the norm.
+    """
+    with torch.enable_grad():
+        entry = stream.detach()[:, :, None].expand(slope.shape).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
+    return gradient
+
+
+def _norm(part: Any) -> Norm:
+    """The wrapped norm itself, without the bridge's hooks; identity where a model has none."""
+    if part is None:
+        return lambda stream: stream
+    inner = getattr(part, "original_component", None)
+    return inner if inner is not None else part

@@ -1,0 +1,127 @@
+"""Edited runs: `run` for one forward pass with edits, and the writes that edits become."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.engine.edits import Bound, Places, Value
+from workbench.engine.reference import Key, Run, Write, forward
+from workbench.errors import EditError, PromptError
+from workbench.sites import Shape, Site
+from workbench.tasks.pairs import Prompts
+
+SiteLike = Site | str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A bound value at a site, for the batch rows `rows` (None: all of them)."""
+
+    site: Site
+    bound: Bound
+    rows: slice | None = None
+
+    def write(self) -> Write:
+        """The write that performs the edit; it copies, because activations may be shared."""
+
+        def change(value: Tensor) -> Tensor:
+            n = len(self.bound.prompts)
+            new = value.clone()
+            part = new if self.rows is None else new[self.rows]
+            if len(part) != n:
+                raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(part)}.")
+            where = Places.of(self.site, self.bound.prompts).slices(self.site, n, value.device)
+            part[where] = self.bound.edited(self.site, part[where]).to(value.dtype)
+            return new
+
+        return Write(self.site.kind, self.site.layer, change)
+
+
+def run(
+    model: Any,
+    tokens: Prompts | Tensor | Sequence[Sequence[int]],
+    *,
+    edits: Mapping[SiteLike | tuple[SiteLike, ...], Value] | None = None,
+    record: Iterable[SiteLike] = (),
+    other: Prompts | None = None,
+) -> Run:
+    """One forward pass with edits: its logits [example, pos, vocab], and the recorded activations by (kind, layer).
+
+    Args:
+        tokens: prompts, or a tensor [example, pos] without padding, or lists of token ids.
+        edits: site (or a tuple of sites) → value.
+        record: sites whose whole activation (after the edits) is kept.
+        other: the other side of the pairs, which `from_store` matches by.
+
+    Raises:
+        SiteError: the model lacks a site.  EditError: an edit did not run.  ModelError: train mode.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> result = wb.run(model, [[0, 5, 7]], edits={"z[1.2]": wb.zero()}, record=["resid_post[3]"])
+    >>> tuple(result.recorded["resid_post", 3].shape)
+    (1, 3, 128)
+    """
+    prompts = as_prompts(tokens)
+    check_context(model, prompts)
+    made = []
+    for sites, value in (edits or {}).items():
+        if not isinstance(value, Value):
+            raise EditError(
+                f"The edit at {sites} is {type(value).__name__}, not a value such as zero(), constant(c) or from_store(s)."
+            )
+        bound = value.bind(model, prompts, other)
+        for site in as_sites(sites):
+            check_positions(site.check(model), prompts)
+            made.append(Edit(site, bound))
+    keys: list[Key] = [(site.kind, site.layer) for place in record for site in as_sites(place) if site.check(model)]
+    return forward(model, prompts.tokens, writes=[edit.write() for edit in made], record=keys)
+
+
+def as_prompts(tokens: Prompts | Tensor | Sequence[Sequence[int]]) -> Prompts:
+    """Prompts from what a caller may have: prompts, a token tensor, or lists of token ids."""
+    if isinstance(tokens, Prompts):
+        return tokens
+    rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    if isinstance(tokens, str) or (len(rows) and not isinstance(rows[0], list | tuple | Tensor)):
+        raise PromptError("Prompts are given as token ids, [example, pos]: wrap a single prompt in a list.")
+    return Prompts.of(rows)
+
+
+def as_sites(place: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
+    """The sites of one element of an edit or a list: a site, its string form, or a tuple of them."""
+    given = place if isinstance(place, tuple) else (place,)
+    return tuple(Site.parse(site) if isinstance(site, str) else site for site in given)
+
+
+def check_positions(site: Site, prompts: Prompts) -> None:
+    """Raise `EditError` when no prompt has the site's position, so that an edit there would change nothing."""
+    if not bool(Places.of(site, prompts).has.any()):
+        longest = int(prompts.lengths.max())
+        raise EditError(f"No prompt has the position of {site}: the longest has {longest} tokens.")
+
+
+def check_context(model: Any, prompts: Prompts) -> None:
+    """Raise `PromptError` for prompts over the context length or token ids outside the vocabulary."""
+    shape = Shape.of(model)
+    longest = int(prompts.lengths.max())
+    if longest > shape.n_ctx:
+        i = int(prompts.lengths.argmax())
+        raise PromptError(f"Prompt {i} has {longest} tokens; the model's context holds {shape.n_ctx}.")
+    outside = (prompts.tokens < 0) | (prompts.tokens >= shape.d_vocab)
+    if bool(outside.any()):
+        token = int(prompts.tokens[outside][0])
+        raise PromptError(f"Token id {token} is outside the model's vocabulary of {shape.d_vocab}.")
+
+
+def stacked(tokens: Tensor, times: int) -> Tensor:
+    """The batch repeated `times` times, copy after copy."""
+    return tokens.repeat(times, *[1] * (tokens.ndim - 1)) if times != 1 else tokens
+
+
+def end_logits(logits: Tensor, prompts: Prompts) -> Tensor:
+    """[example, vocab] at each prompt's `END`."""
+    return logits[torch.arange(len(prompts), device=logits.device), prompts.at("END").to(logits.device)]

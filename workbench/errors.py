@@ -1,0 +1,63 @@
+"""Every error the workbench raises on purpose. Each message says what was asked, what exists and what to do.
+
+WorkbenchError
+├── UnknownName          a task, model, method, kind, metric or position that does not exist (with near matches)
+├── SiteError            a site or edge that cannot be parsed, or that the model does not have
+├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
+├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
+├── MetricError          a metric that does not fit the prompts or returns the wrong shape
+├── EditError            an edit that did not run, or would change nothing
+├── StoreError           a store that lacks something, or belongs to another model or other prompts
+├── CircuitError         a circuit for another graph, or a file that is none
+└── OutputExists         something is already there and `overwrite=True` was not given
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WorkbenchError(Exception):
+    """Base of all deliberate errors; the command line prints its message without a traceback and exits with 2."""
+
+
+class UnknownName(WorkbenchError):
+    """A name that is not in a closed list of names."""
+
+    def __init__(self, what: str, asked: object, known: Iterable[str]) -> None:
+        self.asked, self.known = asked, sorted(known)
+        close = get_close_matches(str(asked), self.known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        listed = ", ".join(self.known) if self.known else "none"
+        super().__init__(f"There is no {what} {str(asked)!r}.{hint} Known: {listed}.")
+
+
+class SiteError(WorkbenchError):
+    """A site or edge that cannot be parsed, or that the model does not have."""
+
+
+class ModelError(WorkbenchError):
+    """A model that cannot be loaded or cannot be used."""
+
+
+class PromptError(WorkbenchError):
+    """Prompts that cannot be used."""
+
+
+class MetricError(WorkbenchError):
+    """A metric that does not fit the prompts, or that returns the wrong shape."""
+
+
+class EditError(WorkbenchError):
+    """An edit that did not run, or that would change nothing."""
+
+
+class StoreError(WorkbenchError):
+    """A store that lacks something, or that belongs to another model or to other prompts."""
+
+
+class CircuitError(WorkbenchError):
+    """A circuit that does not fit the model, or a file that is not a circuit."""
+
+
+class OutputExists(WorkbenchError):
+    """Something is already there and overwriting was not asked for."""

@@ -1,0 +1,181 @@
+"""Load a model: an embedded name, a local Hugging Face directory, a Hub name, or a bridge you already have.
+
+The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with Hugging Face's
+own numerics (no weight folding), so that everything TransformerLens can do with it still works.
+"""
+
+import hashlib
+import socket
+import struct
+import weakref
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from workbench.errors import ModelError, UnknownName
+from workbench.models import zoo
+
+_names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+_fingerprints: "weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], str]]" = weakref.WeakKeyDictionary()
+
+
+def load_model(source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Any:
+    """A `TransformerBridge` in eval mode.
+
+    Args:
+        source: an embedded name ("tiny", or "tiny@1500" for a training step), a local Hugging Face directory, a Hub
+            name ("gpt2"), or a bridge, which is put into eval mode and, where asked, moved.
+        device: where it runs; None picks a GPU if there is one (a bridge stays where it is).
+        dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
+
+    Raises:
+        ModelError: nothing can be loaded from there; the message says what to do offline.
+        UnknownName: an unknown dtype or checkpoint.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    wanted = _dtype(dtype)
+    if isinstance(source, TransformerBridge):
+        if device is not None or wanted is not None:
+            source.to(*(given for given in (device, wanted) if given is not None))
+        return source.eval()
+    if not isinstance(source, str | Path):
+        raise ModelError(
+            f"A model is a name, a directory or a TransformerBridge, not {type(source).__name__}. "
+            "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
+        )
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    embedded = zoo.find(str(source))
+    if embedded is not None:
+        model = _boot(str(embedded.folder), place, wanted, embedded.checkpoint)
+    elif Path(source).is_dir():
+        model = _boot(str(source), place, wanted, None)
+    elif _looks_like_a_path(str(source)):
+        raise ModelError(f"There is no model directory {str(source)!r}. Embedded models: {', '.join(zoo.names())}.")
+    else:
+        _check_reachable(str(source))
+        model = _boot(str(source), place, wanted, None)
+    _names[model] = str(source) if embedded is not None else Path(source).resolve().name if Path(source).is_dir() else str(source)
+    return model.eval()
+
+
+def model_name(model: Any) -> str:
+    """What a result should call the model: its embedded or Hub name, or the last part of its directory."""
+    return _names.get(model) or Path(str(getattr(model.cfg, "model_name", "unnamed"))).name
+
+
+def model_fingerprint(model: Any) -> str:
+    """A hash of configuration and weights: two models with equal fingerprints compute the same function.
+
+    It is computed once per model and again after the weights were changed in place.
+    """
+    state = {name: value for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
+    version = tuple(part for value in state.values() for part in (value.data_ptr(), value._version))
+    known = _fingerprints.get(model)
+    if known is not None and known[0] == version:
+        return known[1]
+    digest = xxhash.xxh3_128()
+    settings = ("architecture", "n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "act_fn", "eps")
+    digest.update(repr([getattr(model.cfg, key, None) for key in settings]).encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    _fingerprints[model] = (version, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(model: Any) -> str:
+    """A hash of the vocabulary; "none" for a model without a tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return "none"
+    digest = hashlib.blake2b(digest_size=16)
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(token.encode("utf-8", "surrogatepass") + struct.pack("<q", index))
+    return digest.hexdigest()
+
+
+def model_device(model: Any) -> torch.device:
+    """Where the weights are."""
+    return next(model.parameters()).device
+
+
+def check_eval(model: Any) -> None:
+    """Raise `ModelError` in train mode, where dropout would make every number random."""
+    if model.training:
+        raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
+
+
+def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, checkpoint: Path | None) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        weights = None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
+        model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype or torch.float32, hf_model=weights)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"The model {source!r} cannot be loaded: {reason} "
+            "A local model is a Hugging Face directory with config.json, *.safetensors and tokenizer.json."
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return model
+
+
+def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
+    """A Hugging Face model of the folder's config with the weights of one checkpoint."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    missing, unexpected = model.load_state_dict(load_file(checkpoint), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ModelError(f"The checkpoint {checkpoint.name} does not fit its model: {[*unexpected, *missing][:3]} differ.")
+    model.tie_weights()
+    return model.to(dtype)
+
+
+def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if given is None or isinstance(given, torch.dtype):
+        return given
+    if given not in known:
+        raise UnknownName("dtype", given, known)
+    return known[given]
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.strip() == ""
+
+
+def _check_reachable(source: str) -> None:
+    """Fail at once, and helpfully, where a Hub name can neither be found on disk nor downloaded."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return
+    except ValueError as error:
+        raise UnknownName("embedded model, directory or Hub model", source, zoo.names()) from error
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
+            return
+    except OSError:
+        pass
+    raise ModelError(
+        f"{source!r} is not an embedded model ({', '.join(zoo.names())}) nor a local directory, and the Hugging Face Hub "
+        "cannot be reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, "
+        f"tokenizer.json) and pass its path, or use load_model({(zoo.names() or ['tiny'])[0]!r})."
+    )

@@ -1,0 +1,178 @@
+"""Circuits and whole pages as HTML that asks the network for nothing.
+
+A figure is a still picture (`<img>` with the SVG inside, which survives in notebooks that drop scripts) that a script
+replaces by the interactive circuit in a sandboxed frame. All data enter scripts as JSON with `<` spelled `\\u003c`, and
+the document as text; the page's Content-Security-Policy forbids every request.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from workbench.discovery.circuit import Circuit
+from workbench.render.svg import CircuitView, Drawing, draw, to_svg
+from workbench.render.view import Line, ViewKind, alive, cut, lines_of, visible, xml
+from workbench.sites import parse_node
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+_PATTERN_CELLS = 400_000
+_UPGRADE = """(() => {
+  const source = %s, id = %s;
+  for (const box of document.querySelectorAll('[data-circuit="' + id + '"]:not([data-live])')) {
+    box.dataset.live = "";
+    const frame = document.createElement("iframe");
+    frame.setAttribute("sandbox", "allow-scripts");
+    frame.title = "interactive circuit";
+    frame.style.cssText = "width:100%%;border:0;height:0";
+    addEventListener("message", (event) => {
+      if (event.source !== frame.contentWindow) return;
+      frame.style.height = Math.min(6000, Number(event.data.height) + 4 || 600) + "px";
+      box.dataset.edges = Number(event.data.edges);
+      box.querySelector("img").style.display = "none";
+    });
+    frame.srcdoc = source;
+    box.append(frame);
+  }
+})();"""
+
+
+def to_html(view: CircuitView) -> str:
+    """A fragment of HTML: a still picture, and the script that makes it interactive. Same view, same text.
+
+    The reader chooses how many of the strongest edges to see, switches between the component and the position view,
+    and opens an edge (click, or Tab and Enter; Escape closes) to see its scores by position and its head's pattern.
+    """
+    source = frame_document(view)
+    name = hashlib.sha256(source.encode()).hexdigest()[:12]
+    still = base64.b64encode(to_svg(view).encode()).decode()
+    script = _UPGRADE % (script_json(source), script_json(name))
+    picture = f'<img alt="{xml(view.title)}" style="max-width:100%;height:auto" src="data:image/svg+xml;base64,{still}">'
+    return f'<div class="circuit" data-circuit="{name}">{picture}</div><script>{script}</script>'
+
+
+def circuit_html(circuit: Circuit) -> str:
+    """How a circuit shows itself in a notebook: `to_html` of its plain view."""
+    return to_html(CircuitView.of(circuit))
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "", footer: str = "") -> str:
+    """One self-contained HTML page.
+
+    Args:
+        title, subtitle: plain text, escaped here.
+        sections: (heading, html); headings are escaped here, the html is taken as it is.
+        footer: html at the end of the page.
+    """
+    entries = "".join(f'<li><a href="#s{i}">{xml(heading)}</a></li>' for i, (heading, _) in enumerate(sections, 1))
+    contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>' if len(sections) > 1 else ""
+    body = "".join(f'<section id="s{i}"><h2>{xml(heading)}</h2>{text}</section>' for i, (heading, text) in enumerate(sections, 1))
+    below = f'<p class="subtitle">{xml(subtitle)}</p>' if subtitle else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{xml(title)}</title><style>{asset('page.css')}</style></head>\n"
+        f"<body><main><h1>{xml(title)}</h1>{below}{contents}{body}{f'<footer>{footer}</footer>' if footer else ''}"
+        "</main></body></html>\n"
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script element, whatever text is in it; ASCII only, so U+2028 is escaped too."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of a file that lies beside this module."""
+    return files("workbench.render").joinpath(name).read_text(encoding="utf-8")
+
+
+def frame_document(view: CircuitView) -> str:
+    """The document inside the frame."""
+    scenes, pictures = {}, ""
+    kinds: tuple[ViewKind, ...] = ("component", "position")
+    for kind in kinds:
+        if kind == "position" and not view.has_positions:
+            continue
+        lines = lines_of(view, kind)
+        start = cut(lines, view.top) if view.scored else len(lines)
+        most = len(lines) if kind == "component" else cut(lines, 2 * view.top)
+        kept = alive(lines[:most])
+        drawing = draw(view, kind, kept)
+        scenes[kind] = _scene(drawing, start=len(set(lines[:start]) & set(kept)), known=view.count(kind))
+        pictures += (
+            f'<div class="scene" id="{kind}"><div style="min-width:{drawing.width * 0.72:.0f}px">{drawing.svg}</div></div>'
+        )
+    data = {
+        "scored": view.scored,
+        "tokens": [visible(token) for token in view.tokens],
+        "edges": [_edge(view, i) for i in range(len(view.edges))],
+        "patterns": _patterns(view),
+        "scenes": scenes,
+    }
+    hint = "" if view.has_positions else ' title="scores by position are not known"'
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{xml(view.title)}</title>'
+        f"<style>{asset('frame.css')}</style></head><body><nav><span>"
+        f'<button id="to-component">component</button><button id="to-position"{hint}>position</button></span>'
+        '<label>edges <input id="top" type="range" min="1" step="1"></label>'
+        f'<output id="count" for="top"></output></nav>{pictures}<div id="detail" aria-live="polite"></div>'
+        f'<script type="application/json" id="data">{script_json(data)}</script>'
+        f"<script>{asset('circuit.js')}</script></body></html>"
+    )
+
+
+def _scene(drawing: Drawing, *, start: int, known: int) -> dict[str, Any]:
+    units = {"input": 0, "logits": 1}
+    at = {node.key: i for i, node in enumerate(drawing.nodes)}
+
+    def unit(name: str) -> int:
+        return units.setdefault(name, len(units))
+
+    def row(line: Line) -> list[Any]:
+        position = -1 if line.pos is None else line.pos
+        fed, shared = [unit(name) for name in line.feeds], int(line.port in ("k", "v"))
+        return [line.edge, position, _round(line.weight), unit(line.unit), fed, at[line.start], at[line.end], shared]
+
+    hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
+    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "start": start, "known": known}
+
+
+def _edge(view: CircuitView, index: int) -> dict[str, Any]:
+    edge, reader = view.edges[index], parse_node(view.edges[index].reader)
+    heads = []
+    if reader["head"] is not None:
+        group = view.shape.n_heads // view.shape.n_kv_heads
+        first = reader["head"] * group if reader["port"] in ("k", "v") else reader["head"]
+        last = first + group if reader["port"] in ("k", "v") else first + 1
+        heads = [f"{reader['layer']}.{head}" for head in range(first, last)]
+    return {"w": edge.writer, "r": edge.reader, "s": _round(edge.weight), "p": [_round(x) or 0 for x in edge.by_pos], "h": heads}
+
+
+def _patterns(view: CircuitView) -> dict[str, str]:
+    """Patterns as one byte per cell, heads of the strongest edges first, up to a fixed size."""
+    wanted = dict.fromkeys(head for i in range(len(view.edges)) for head in _edge(view, i)["h"])
+    kept, room = {}, _PATTERN_CELLS
+    for name in wanted:
+        layer, head = (int(part) for part in name.split("."))
+        pattern = view.patterns.get((layer, head))
+        if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
+            continue
+        room -= pattern.size
+        cells = np.clip(np.nan_to_num(pattern) * 255 + 0.5, 0, 255).astype(np.uint8)
+        kept[name] = base64.b64encode(cells.tobytes()).decode()
+    return kept
+
+
+def _round(value: float) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None

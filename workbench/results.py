@@ -1,0 +1,149 @@
+"""Results are labelled arrays (xarray) that say where they come from.
+
+`effect_array` is the only place where torch becomes numpy; `save` and `load` keep every label, attribute and NaN. An
+unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so that netCDF can hold them.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.errors import OutputExists, WorkbenchError
+
+Result = TypeVar("Result", xr.DataArray, xr.Dataset)
+_PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
+
+
+def effect_array(
+    values: Tensor | np.ndarray,
+    dims: Sequence[str],
+    coords: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataArray:
+    """A labelled array of numbers that came out of a model: detached, float32 (float64 stays), on the CPU.
+
+    Args:
+        values: numbers with one dimension per word of `dims`.
+        attrs: provenance; None values are left out, everything but numbers becomes text.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu")
+        values = values.numpy() if values.dtype in (torch.float32, torch.float64) else values.float().numpy()
+    labels = {axis: _text(given) if _is_text(given) else given for axis, given in (coords or {}).items()}
+    return xr.DataArray(values, dims=list(dims), coords=labels, name=name, attrs=clean_attrs(attrs or {}))
+
+
+def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Attributes that netCDF can hold: numbers as they are, the rest as text, None left out, booleans as 0 and 1."""
+    kept: dict[str, str | int | float] = {}
+    for key, value in attrs.items():
+        if isinstance(value, bool | np.bool_):
+            kept[key] = int(value)
+        elif isinstance(value, int | float):
+            kept[key] = value
+        elif value is not None:
+            kept[key] = str(value)
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a number may depend on, as `version_NAME` attributes."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[f"version_{package.replace('-', '_')}"] = version(package)
+        except PackageNotFoundError:
+            found[f"version_{package.replace('-', '_')}"] = "not installed"
+    return found
+
+
+def difference(a: Result, b: Result) -> Result:
+    """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
+    with xr.set_options(arithmetic_join="exact", keep_attrs=True):
+        return a - b
+
+
+def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a result as netCDF, whole or not at all. Raises `OutputExists` rather than replace a file."""
+    path = Path(path)
+    check_free(path, overwrite)
+    if isinstance(result, xr.DataArray):
+        dataset = result.to_dataset(name=result.name or "values").assign_attrs(_array=result.name or "values")
+    else:
+        dataset = result
+    encoded = dataset.assign_coords({n: _map_text(c, _escape) for n, c in dataset.coords.items() if _is_text(c.values)})
+    encoded.attrs = {key: _escape(value) if isinstance(value, str) else value for key, value in dataset.attrs.items()}
+    for name in encoded.variables:
+        encoded[name].attrs = {k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        encoded.to_netcdf(partial, engine="h5netcdf")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path) -> Any:
+    """Read back what `save` wrote: the same type, labels, attributes and NaN cells."""
+    path = Path(path)
+    if not path.is_file():
+        raise WorkbenchError(f"There is no result file {str(path)!r}.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            dataset = opened.load()
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
+    dataset = dataset.assign_coords({n: _map_text(c, _unescape) for n, c in dataset.coords.items() if _is_text(c.values)})
+    for variable in (dataset, *(dataset[name] for name in dataset.variables)):
+        variable.attrs = {k: _unescape(v) if isinstance(v, str) else v for k, v in variable.attrs.items()}
+    name = dataset.attrs.pop("_array", None)
+    return dataset[name] if name else dataset
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise `OutputExists` when something is there that must not be replaced."""
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it.")
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write text whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_text(labels: Any) -> bool:
+    values = np.asarray(labels)
+    return values.dtype.kind in "UT" or (values.dtype == object and all(isinstance(v, str) for v in values.flat))
+
+
+def _text(labels: Any) -> np.ndarray:
+    """Text labels as objects; a lone surrogate, which no string array can hold, is spelled out."""
+    return np.array([str(label).encode("utf-8", "backslashreplace").decode() for label in labels], dtype=object)
+
+
+def _map_text(coord: xr.DataArray, change: Any) -> xr.DataArray:
+    changed = np.array([change(text) for text in coord.values.flat], dtype=object).reshape(coord.shape)
+    return coord.copy(data=changed)
+
+
+def _escape(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _unescape(text: str) -> str:
+    return text.encode("ascii").decode("unicode_escape")

@@ -1,0 +1,362 @@
+"""Places in a transformer, and their names. A site says *where*; it never knows what is done there.
+
+One row of `KINDS` per kind of activation replaces every per-kind setter: the TransformerLens hook it is read from and
+written to, the words of its axes, and its part in the graph. `Site` and `Edge` have one string form each, parsed by
+one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+from workbench.errors import SiteError, UnknownName
+
+Position = int | str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of activation: `hook` is TransformerLens' name with `{layer}`; `axes` are the words of its dimensions."""
+
+    name: str
+    hook: str
+    axes: tuple[str, ...]
+    role: Literal["writer", "reader", "stream", "inside", "output"]
+
+    @property
+    def per_layer(self) -> bool:
+        return "{layer}" in self.hook
+
+    @property
+    def unit(self) -> str | None:
+        """The axis that a site may pick one of: `head`, `kv_head`, `neuron` or none."""
+        return next((axis for axis in self.axes if axis in ("head", "kv_head", "neuron")), None)
+
+
+_STREAM, _HEAD, _KV = ("example", "pos", "d_model"), ("example", "pos", "head", "d_head"), "kv_head"
+_PATTERN = ("example", "head", "query_pos", "key_pos")
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("embed", "hook_embed", _STREAM, "writer"),
+        Kind("pos_embed", "hook_pos_embed", _STREAM, "writer"),
+        Kind("resid_pre", "blocks.{layer}.hook_resid_pre", _STREAM, "stream"),
+        Kind("resid_mid", "blocks.{layer}.hook_attn_out", _STREAM, "stream"),
+        Kind("resid_post", "blocks.{layer}.hook_resid_post", _STREAM, "stream"),
+        Kind("attn_out", "blocks.{layer}.hook_attn_out", _STREAM, "writer"),
+        Kind("mlp_out", "blocks.{layer}.hook_mlp_out", _STREAM, "writer"),
+        Kind("q", "blocks.{layer}.attn.hook_q", _HEAD, "reader"),
+        Kind("k", "blocks.{layer}.attn.hook_k", ("example", "pos", _KV, "d_head"), "reader"),
+        Kind("v", "blocks.{layer}.attn.hook_v", ("example", "pos", _KV, "d_head"), "reader"),
+        Kind("z", "blocks.{layer}.attn.hook_z", _HEAD, "writer"),
+        Kind("pattern", "blocks.{layer}.attn.hook_pattern", _PATTERN, "inside"),
+        Kind("mlp_pre", "blocks.{layer}.mlp.hook_pre", ("example", "pos", "neuron"), "inside"),
+        Kind("mlp_post", "blocks.{layer}.mlp.hook_post", ("example", "pos", "neuron"), "inside"),
+        Kind("logits", "unembed.hook_out", ("example", "pos", "vocab"), "output"),
+    )
+}
+
+
+def kind_named(name: str) -> Kind:
+    """The row of `KINDS`, or an error with near matches."""
+    if name not in KINDS:
+        raise UnknownName("kind of site", name, KINDS)
+    return KINDS[name]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a decoder that decide which sites and edges it has."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    parallel: bool = False
+    attn_only: bool = False
+    learned_positions: bool = True
+
+    @classmethod
+    def of(cls, model: Any) -> "Shape":
+        """The shape of a `TransformerBridge`; a `Shape` passes through."""
+        if isinstance(model, Shape):
+            return model
+        cfg = getattr(model, "cfg", None)
+        if cfg is None or getattr(cfg, "n_layers", None) is None:
+            raise SiteError(f"A model or a Shape was expected, not {type(model).__name__}. Load one with wb.load_model(...).")
+        attn_only = bool(getattr(cfg, "attn_only", False))
+        return cls(
+            n_layers=cfg.n_layers,
+            n_heads=cfg.n_heads,
+            n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+            d_model=cfg.d_model,
+            d_head=cfg.d_head,
+            d_mlp=0 if attn_only else cfg.d_mlp,
+            d_vocab=cfg.d_vocab,
+            n_ctx=cfg.n_ctx,
+            parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+            attn_only=attn_only,
+            learned_positions=getattr(cfg, "positional_embedding_type", "standard") == "standard",
+        )
+
+    def units(self, kind: Kind) -> int:
+        """How many heads, kv heads or neurons a site of this kind chooses from; 0 where it has no such axis."""
+        counts = {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp, None: 0}
+        return counts[kind.unit]
+
+    def lacks(self, kind: Kind) -> str | None:
+        """Why a model of this shape has no such site, or None when it has."""
+        if kind.name == "pos_embed" and not self.learned_positions:
+            return "its positions are not learned embeddings"
+        if self.attn_only and kind.name in ("mlp_out", "mlp_pre", "mlp_post", "resid_mid"):
+            return "it has no MLPs"
+        if self.parallel and kind.name == "resid_mid":
+            return "its attention and MLP run in parallel, so there is no stream between them"
+        return None
+
+
+_NUMBER = r"(?:0|[1-9]\d*)"
+_POSITION = rf"(?:{_NUMBER}|[A-Za-z_]\w*)"
+_SITE = re.compile(
+    rf"(?P<kind>\w+)(?:\[(?P<layer>{_NUMBER})(?:\.(?P<head>{_NUMBER})|:(?P<neuron>{_NUMBER}))?\])?"
+    rf"(?:@(?P<pos>{_POSITION})?(?:<-(?P<key_pos>{_POSITION}))?)?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place: a kind, its layer, one head or neuron (None: all of them), one position (None: the whole sequence).
+
+    For `pattern`, `pos` is the query position. For k and v of grouped-query models `head` is the kv head.
+
+    >>> Site.parse("z[9.6]@END")
+    Site('z[9.6]@END')
+    """
+
+    kind: str
+    layer: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+    pos: Position | None = None
+    key_pos: Position | None = None
+
+    def __post_init__(self) -> None:
+        kind = kind_named(self.kind)
+        if kind.per_layer != (self.layer is not None):
+            need = f"needs a layer, as in {kind.name}[0]" if kind.per_layer else "belongs to no layer"
+            raise SiteError(f"Site {str(self)!r}: {kind.name} {need}.")
+        if self.head is not None and kind.unit not in ("head", "kv_head"):
+            raise SiteError(f"Site {str(self)!r}: {kind.name} has no heads. Kinds with heads: q, k, v, z, pattern.")
+        if self.neuron is not None and kind.unit != "neuron":
+            raise SiteError(f"Site {str(self)!r}: {kind.name} has no neurons. Kinds with neurons: mlp_pre, mlp_post.")
+        if self.key_pos is not None and kind.name != "pattern":
+            raise SiteError(f"Site {str(self)!r}: only pattern has key positions.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """The site of a string form. Raises `SiteError` with the grammar when it is none."""
+        match = _SITE.fullmatch(text.strip())
+        if match is None:
+            raise SiteError(
+                f"{text!r} is not a site. Write KIND[layer], KIND[layer.head] or KIND[layer:neuron], then @POSITION "
+                "if one position is meant: z[9.6]@END, mlp_post[2:113], pattern[5.2]@7<-3."
+            )
+        found = match.groupdict()
+        parts: dict[str, Any] = {name: _position(text) for name, text in found.items() if text is not None and name != "kind"}
+        return cls(found["kind"], **parts)
+
+    def __str__(self) -> str:
+        inside = "" if self.layer is None else str(self.layer)
+        inside += f".{self.head}" if self.head is not None else f":{self.neuron}" if self.neuron is not None else ""
+        where = "" if self.pos is None else str(self.pos)
+        where += "" if self.key_pos is None else f"<-{self.key_pos}"
+        return self.kind + (f"[{inside}]" if inside else "") + (f"@{where}" if where else "")
+
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
+
+    @property
+    def unit(self) -> int | None:
+        """The head or neuron, whichever the kind has."""
+        return self.neuron if self.head is None else self.head
+
+    @property
+    def hook(self) -> str:
+        """TransformerLens' name of the hook point."""
+        return KINDS[self.kind].hook.format(layer=self.layer)
+
+    def check(self, model_or_shape: Any) -> "Site":
+        """The site itself, if the model has it; otherwise a `SiteError` that says what it has."""
+        shape, kind = Shape.of(model_or_shape), KINDS[self.kind]
+        missing = shape.lacks(kind)
+        if missing:
+            raise SiteError(f"Site {str(self)!r}: this model has no {kind.name}, because {missing}.")
+        if self.layer is not None and not 0 <= self.layer < shape.n_layers:
+            raise SiteError(f"Site {str(self)!r}: this model has layers 0 to {shape.n_layers - 1}.")
+        if self.unit is not None and not 0 <= self.unit < shape.units(kind):
+            word = str(kind.unit).replace("_", " ")
+            raise SiteError(f"Site {str(self)!r}: this model has {word}s 0 to {shape.units(kind) - 1} in a layer.")
+        return self
+
+
+def _position(text: str) -> Position:
+    return int(text) if text.isdigit() else text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sites on a regular grid: iterable, and aware of its axes, so that results come back with the same axes.
+
+    `dims` and `coords` leave out `pos` when the whole sequence is edited at once. Made by `grid`.
+    """
+
+    kind: str
+    layers: tuple[int, ...] | None
+    units: tuple[int, ...] | None
+    pos: tuple[Position, ...] | Literal["all", "each"]
+    key_pos: tuple[Position, ...] | None = None
+
+    @cached_property
+    def coords(self) -> dict[str, tuple[Any, ...]]:
+        """Axis word → coordinate values, in order. `pos="each"` has no values until `at_length` is called."""
+        coords: dict[str, tuple[Any, ...]] = {}
+        if self.layers is not None:
+            coords["layer"] = self.layers
+        if self.units is not None:
+            coords[str(KINDS[self.kind].unit)] = self.units
+        if self.pos == "each":
+            raise SiteError("This grid covers each position of prompts not yet known: call .at_length(n) first.")
+        if self.pos != "all":
+            coords["query_pos" if self.kind == "pattern" else "pos"] = self.pos
+        if self.key_pos is not None:
+            coords["key_pos"] = self.key_pos
+        return coords
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        return tuple(self.at_length(1).coords)
+
+    def at_length(self, length: int) -> "Grid":
+        """The same grid with `pos="each"` spelled out for prompts of up to `length` tokens."""
+        return Grid(self.kind, self.layers, self.units, tuple(range(length)), self.key_pos) if self.pos == "each" else self
+
+    def __iter__(self) -> Iterator[Site]:
+        names = {"layer": "layer", "head": "head", "kv_head": "head", "neuron": "neuron"}
+        names |= {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
+        for values in product(*self.coords.values()):
+            given: dict[str, Any] = {names[axis]: value for axis, value in zip(self.coords, values, strict=True)}
+            yield Site(self.kind, **given)
+
+    def __len__(self) -> int:
+        size = 1
+        for values in self.coords.values():
+            size *= len(values)
+        return size
+
+
+def grid(
+    kind: str,
+    model_or_shape: Any,
+    *,
+    layer: int | Iterable[int] | None = None,
+    head: int | Iterable[int] | None = None,
+    neuron: int | Iterable[int] | None = None,
+    pos: Literal["all", "each"] | Position | Sequence[Position] = "all",
+    key_pos: Position | Sequence[Position] | None = None,
+) -> Grid:
+    """The sites of one kind: every layer, head or neuron unless some are named.
+
+    `pos="all"` edits the whole sequence at once, `"each"` one position per site, a list those indices or names.
+    For k and v of grouped-query models `head` counts kv heads; for `pattern`, `pos` is the query position.
+
+    Raises:
+        UnknownName: no such kind.  SiteError: the model lacks a site that was named, or nothing is left.
+
+    >>> shape = Shape(2, 4, 4, 32, 8, 128, 100, 64)
+    >>> [str(site) for site in grid("z", shape, layer=1, head=[0, 3])]
+    ['z[1.0]', 'z[1.3]']
+    """
+    row, shape = kind_named(kind), Shape.of(model_or_shape)
+    unit = {"head": head, "kv_head": head, "neuron": neuron, None: None}[row.unit]
+    for word, given in (("head", head), ("neuron", neuron)):
+        if given is not None and unit is not given:
+            raise SiteError(f"grid({kind!r}): {kind} has no {word}s.")
+    layers = _numbers(layer, shape.n_layers) if row.per_layer else None
+    if layer is not None and layers is None:
+        raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
+    units = None if row.unit is None else _numbers(unit, shape.units(row))
+    where = pos if pos in ("all", "each") else _positions(pos)
+    made = Grid(kind, layers, units, where, None if key_pos is None else _positions(key_pos))  # pyright: ignore[reportArgumentType]
+    sites = list(made.at_length(1))
+    if not sites:
+        raise SiteError(f"grid({kind!r}) is empty: name at least one layer, head, neuron and position, or leave them out.")
+    for site in sites:
+        site.check(shape)
+    return made
+
+
+def _numbers(given: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
+    if given is None:
+        return tuple(range(count))
+    return (given,) if isinstance(given, int) else tuple(given)
+
+
+def _positions(given: Position | Sequence[Position]) -> tuple[Position, ...]:
+    return (given,) if isinstance(given, int | str) else tuple(given)
+
+
+_NODE = re.compile(rf"(?P<name>input|logits|a(?P<layer>{_NUMBER})\.(?P<head>{_NUMBER})|m(?P<mlp>{_NUMBER})(?::(?P<neuron>{_NUMBER}))?)(?:<(?P<port>[qkv])>)?", re.ASCII)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One residual connection from a writer to a reader, at one position or (None) at every one.
+
+    >>> Edge.parse("a9.9->a10.7<q>@END")
+    Edge('a9.9->a10.7<q>@END')
+    """
+
+    writer: str
+    reader: str
+    pos: Position | None = None
+
+    def __post_init__(self) -> None:
+        writer, reader = parse_node(self.writer), parse_node(self.reader)
+        if writer["port"] or writer["name"] == "logits":
+            raise SiteError(f"{self.writer!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
+        if reader["name"] == "input":
+            raise SiteError(f"{self.reader!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits.")
+        if reader["head"] is not None and not reader["port"]:
+            raise SiteError(f"{self.reader!r} is three readers: write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Edge":
+        """The edge of a string form `WRITER->READER[@POSITION]`."""
+        body, _, where = text.strip().partition("@")
+        writer, arrow, reader = body.partition("->")
+        if not arrow or ("@" in text and not re.fullmatch(_POSITION, where, re.ASCII)):
+            raise SiteError(f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END.")
+        return cls(writer, reader, _position(where) if where else None)
+
+    def __str__(self) -> str:
+        return f"{self.writer}->{self.reader}" + ("" if self.pos is None else f"@{self.pos}")
+
+    def __repr__(self) -> str:
+        return f"Edge({str(self)!r})"
+
+
+def parse_node(text: str) -> dict[str, Any]:
+    """The parts of a node's name: `name layer head mlp neuron port`, numbers as integers, None where absent."""
+    match = _NODE.fullmatch(text)
+    if match is None or (match["port"] and match["head"] is None):
+        raise SiteError(f"{text!r} is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits.")
+    parts = match.groupdict()
+    return {key: int(value) if value is not None and value.isdigit() else value for key, value in parts.items()}

@@ -1,0 +1,52 @@
+"""How sure a number is: standard errors and bootstrap intervals over an axis of any result."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+
+def summary(result: xr.DataArray, *, over: str = "example", level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
+    """Mean, standard error, percentile bootstrap interval and count over one axis; NaN cells are left out.
+
+    Args:
+        level: coverage of the interval.  draws: bootstrap resamples.
+    Returns:
+        Dataset with `mean`, `se`, `low`, `high`, `n` over the remaining axes.
+
+    >>> float(summary(xr.DataArray([1.0, 3.0], dims="example"))["mean"])
+    2.0
+    """
+    axis = result.get_axis_num(over)
+    values = np.moveaxis(result.values.astype(float), axis, 0)
+    rest = [dim for dim in result.dims if dim != over]
+    known = np.isfinite(values)
+    n = known.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, values, 0).sum(0) / np.where(n, n, np.nan)
+        squares = np.where(known, (values - mean) ** 2, 0).sum(0)
+        se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
+    low, high = bootstrap(values, lambda sample: _nanmean(sample), level=level, draws=draws, seed=seed)
+    fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
+    coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
+    return xr.Dataset({k: (rest, v) for k, v in fields.items()}, coords=coords, attrs=result.attrs | {"level": level})
+
+
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together."""
+    rng = np.random.default_rng(seed)
+    samples = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
+    tail = (1 - level) / 2 * 100
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        low, high = np.nanpercentile(np.asarray(samples), [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def _nanmean(sample: np.ndarray) -> np.ndarray:
+    known = np.isfinite(sample)
+    n = known.sum(0)
+    return np.where(known, sample, 0).sum(0) / np.where(n, n, np.nan)

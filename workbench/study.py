@@ -1,0 +1,322 @@
+"""The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a report."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from tqdm.auto import tqdm
+
+from workbench import results
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.evaluation import evaluate, faithfulness_curve
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.engine.capture import PAIR_KINDS, capture_pairs
+from workbench.engine.edits import Value, from_store, mean, zero
+from workbench.errors import OutputExists, UnknownName
+from workbench.methods.effects import effects
+from workbench.methods.lens import logit_lens
+from workbench.models.load import model_name
+from workbench.render.panels import attention_panel
+from workbench.render.report import report
+from workbench.render.svg import CircuitView
+from workbench.sites import KINDS, Shape, grid
+from workbench.statistics import summary
+from workbench.stores.store import ActivationStore
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.registry import find_task, load_task
+
+FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
+VALUES = ("from_store", "zero", "mean")
+RANDOM_CIRCUITS = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `discover` found, and where it was written."""
+
+    circuit: Circuit
+    scores: xr.DataArray
+    heads: xr.DataArray
+    patching: xr.DataArray
+    evaluation: xr.Dataset
+    curve: xr.Dataset
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def discover(
+    model: Any,
+    task: str | PromptPairs,
+    *,
+    out: str | Path,
+    n: int = 64,
+    seed: int = 0,
+    variant: str | None = None,
+    metric: str | None = None,
+    value: str = "from_store",
+    method: str = "eap",
+    n_edges: int | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Found:
+    """Find a circuit on training prompts, test it on held-out ones, and write everything to a folder.
+
+    Args:
+        task: a task's name, or pairs of your own, which are split into two halves that share no prompt.
+        out: folder for `circuit.json`, `effects.nc`, `lens.nc`, `edges.parquet`, `faithfulness.nc`, `report.html`.
+        n: pairs to find it on, and as many to test it on.
+        metric: None takes the task's own.
+        value: what stands in for everything outside the circuit: the corrupt run ("from_store"), "zero", or "mean".
+        n_edges: size before pruning; None takes 2 % of the graph.
+        command: shown in the report.
+
+    Raises:
+        OutputExists: the folder holds a run; nothing is touched.
+    """
+    out = Path(out)
+    check_output(out, overwrite)
+    if value not in VALUES:
+        raise UnknownName("value for discover", value, VALUES)
+    train, heldout = _prompts(model, task, n, seed, variant)
+    measured = metric or (find_task(task).metric if isinstance(task, str) else "logit_diff")
+    with tqdm(total=6, desc="discover", unit="step", disable=None if progress else True, leave=False) as bar:
+
+        def step(doing: str) -> None:
+            bar.set_postfix_str(doing)
+            bar.update()
+
+        kinds = [kind for kind in PAIR_KINDS if not Shape.of(model).lacks(KINDS[kind])]
+        stores = capture_pairs(model, train, sites=kinds, progress=False)
+        held = capture_pairs(model, heldout, sites=kinds, progress=False)
+        step("heads")
+        heads = effects(model, heldout, sites=grid("z", model), value=zero(), metric=measured, progress=False)
+        step("patching")
+        names = [name for name, where in heldout.clean.positions.items() if bool((where >= 0).all())]
+        patching = effects(
+            model, heldout, sites=grid("resid_pre", model, pos=names), value=from_store(held[0]), base="corrupt",
+            metric=measured, progress=False,
+        )  # fmt: skip
+        step("edges")
+        other = _value(value, stores)
+        scores = score_edges(model, train, value=other, metric=measured, method=method, progress=False)  # pyright: ignore[reportArgumentType]
+        step("circuit")
+        size = max(1, int(0.02 * int(scores.notnull().sum()))) if n_edges is None else n_edges
+        circuit = find_circuit(scores, n_edges=size)
+        evaluation = _evaluations(model, circuit, scores, heldout, train, _value(value, held), other, measured)
+        curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
+        step("report")
+        found = Found(circuit, scores, heads, patching, evaluation, curve, out)
+        lens = logit_lens(held[0], model, targets=heldout.answers, minus=heldout.wrong)
+        sections = _sections(model, found, heldout, held, lens, measured, value)
+        _write(found, lens, sections, command, overwrite)
+    return found
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise `OutputExists` when the folder holds a run and overwriting was not asked for."""
+    if out.is_file():
+        raise OutputExists(f"{str(out)!r} is a file; an output folder is needed.")
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not overwrite:
+        raise OutputExists(
+            f"{str(out)!r} holds another run; this would overwrite {', '.join(there)}. "
+            "Choose another folder with --out, or pass --overwrite (overwrite=True)."
+        )
+
+
+def fresh_folder(name: str, root: Path = Path("runs")) -> Path:
+    """The first of `runs/NAME-001`, `runs/NAME-002`, ... that does not exist."""
+    number = 1
+    while (root / f"{name}-{number:03d}").exists():
+        number += 1
+    return root / f"{name}-{number:03d}"
+
+
+def _prompts(model: Any, task: str | PromptPairs, n: int, seed: int, variant: str | None) -> tuple[PromptPairs, PromptPairs]:
+    if isinstance(task, PromptPairs):
+        return task.split(seed=seed)
+    train, heldout = (load_task(task, model, n=n, seed=seed, split=split, variant=variant) for split in ("train", "heldout"))
+    return train, heldout
+
+
+def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
+    """The value that stands in for what is outside a circuit, from the stores (clean, corrupt) of the prompts."""
+    return {"from_store": lambda: from_store(stores[1]), "zero": zero, "mean": lambda: mean(stores[0])}[name]()
+
+
+def _evaluations(
+    model: Any,
+    circuit: Circuit,
+    scores: xr.DataArray,
+    heldout: PromptPairs,
+    train: PromptPairs,
+    held: Value,
+    other: Value,
+    metric: str,
+) -> xr.Dataset:
+    """The circuit on held-out and on its own prompts, the rest of the model, and random circuits of equal size."""
+    rng = np.random.default_rng(0)
+    present = np.flatnonzero(circuit.graph.exists)
+    draws = []
+    for _ in range(RANDOM_CIRCUITS):
+        edges = np.zeros(circuit.edges.size, dtype=bool)
+        edges[rng.choice(present, circuit.n_requested, replace=False)] = True
+        draws.append(Circuit.of(circuit.graph, edges.reshape(circuit.edges.shape)))
+    rest = Circuit.of(circuit.graph, circuit.graph.exists & ~circuit.edges)
+    tested = evaluate([circuit, rest, *draws], model, heldout, value=held, metric=metric, progress=False)
+    own = evaluate(circuit, model, train, value=other, metric=metric, progress=False)
+    random = tested.isel(circuit=slice(2, None))
+    rows = {"held-out": tested.isel(circuit=0), "in-sample": own.isel(circuit=0), "complement, held-out": tested.isel(circuit=1)}
+    names = ("faithfulness", "low", "high", "mean_of_ratios", "n_edges", "in_sample")
+    columns = {name: [float(row[name]) for row in rows.values()] for name in names}
+    spread = random["faithfulness"].values
+    for name, number in zip(
+        names,
+        (spread.mean(), *np.percentile(spread, [2.5, 97.5]), random["mean_of_ratios"].mean(), random["n_edges"].mean(), 0.0),
+        strict=True,
+    ):
+        columns[name].append(float(number))
+    labels = [*rows, f"{RANDOM_CIRCUITS} random circuits"]
+    return xr.Dataset(
+        {name: ("circuit", values) for name, values in columns.items()}, coords={"circuit": labels}, attrs=tested.attrs
+    )
+
+
+def _sections(
+    model: Any,
+    found: Found,
+    pairs: PromptPairs,
+    stores: tuple[ActivationStore, ActivationStore],
+    lens: xr.DataArray,
+    metric: str,
+    value: str,
+) -> list[tuple[Any, ...]]:
+    """The report, from the claim to the details."""
+    circuit, best = found.circuit, found.evaluation.sel(circuit="held-out")
+    example = pairs.select([0])
+    tokens = list(example.clean.strings[0])
+    clean, corrupt = capture_pairs(model, example, progress=False)
+    one = score_edges(model, example, value=_value(value, (clean, corrupt)), metric=metric, keep=("pos",), progress=False)
+    heads = _strongest_heads(circuit)
+    patterns = {(layer, head): stores[0]["pattern", layer].prompt(0)[head].float().cpu().numpy() for layer, head in heads}
+    faithful = (float(best["faithfulness"]), float(best["low"]), float(best["high"]))
+    view = CircuitView.of(
+        circuit, title=f"{pairs.provenance.get('task', 'circuit')} in {model_name(model)}", tokens=tokens,
+        position_scores=one.transpose("writer", "reader", "pos"), faithfulness=faithful, patterns=patterns,
+    )  # fmt: skip
+    names = [f"a{layer}.{head}" for layer, head in heads]
+    unit = found.heads.attrs.get("unit", "")
+    sections: list[tuple[Any, ...]] = [
+        ("Circuit", view, _claim(circuit, faithful, pairs, value, metric)),
+        ("How far to trust it", _table(found.evaluation), "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits the central 95 % of draws). The complement is the model without the circuit's edges."),
+        ("Faithfulness against circuit size", found.curve, f"On held-out prompts. CPR (area under the curve) {found.curve.attrs.get('area', float('nan')):.3f}."),
+        ("Head ablation", found.heads, f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
+        ("Heads by effect", _head_table(found.heads, circuit), "The ten heads whose ablation changes the metric most."),
+        ("Patching the residual stream", found.patching, f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named position (denoising), mean over held-out prompts."),
+        ("Logit lens", lens.isel(example=0, pos=slice(0, len(tokens))).assign_coords(token=("pos", tokens)), "Right minus wrong answer's logit, read from the residual stream after each layer, on the example prompt."),
+    ]  # fmt: skip
+    if heads:
+        stacked = np.stack([patterns[head] for head in heads])
+        sections.append(
+            (
+                "Attention of the circuit's heads",
+                attention_panel(tokens, stacked, names),
+                "The strongest heads of the circuit on the example prompt.",
+            )
+        )
+    sections.append(("Prompts", _prompt_table(pairs), "The first held-out pairs."))
+    return sections
+
+
+def _claim(circuit: Circuit, faithful: tuple[float, float, float], pairs: PromptPairs, value: str, metric: str) -> str:
+    share = circuit.n_edges / circuit.graph.n_edges
+    stand_in = {"from_store": "their value in the corrupt run", "zero": "zero", "mean": "their mean"}[value]
+    return (
+        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {faithful[0]:.0%} "
+        f"[{faithful[1]:.0%}, {faithful[2]:.0%}] of the effect on {metric} on {len(pairs)} held-out prompt pairs, "
+        f"with every other edge at {stand_in}. {circuit.n_requested} edges were chosen; dead ends are pruned."
+    )
+
+
+def _strongest_heads(circuit: Circuit, most: int = 12) -> list[tuple[int, int]]:
+    """The circuit's heads with the largest sum of |score| over their outgoing edges, in graph order."""
+    scores = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1) if circuit.scores is not None else None
+    heads = circuit.heads
+    if scores is None:
+        return heads[:most]
+    strength = {head: scores[circuit.graph.writers.index(f"a{head[0]}.{head[1]}")] for head in heads}
+    return sorted(sorted(heads, key=lambda head: -strength[head])[:most])
+
+
+def _table(evaluation: xr.Dataset) -> pd.DataFrame:
+    frame = evaluation.to_dataframe().reset_index()
+    return frame.rename(
+        columns={"circuit": "", "low": "from", "high": "to", "mean_of_ratios": "mean of ratios", "n_edges": "edges"}
+    ).drop(columns="in_sample")
+
+
+def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.DataFrame:
+    frame = summary(heads).to_dataframe().reset_index()
+    places = list(zip(frame["layer"].tolist(), frame["head"].tolist(), strict=True))
+    frame["in circuit"] = ["yes" if place in set(circuit.heads) else "" for place in places]
+    frame["head"] = [f"a{layer}.{head}" for layer, head in places]
+    order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")[:most]
+    return frame.iloc[order][["head", "mean", "se", "low", "high", "n", "in circuit"]].rename(
+        columns={"mean": "effect", "low": "from", "high": "to"}
+    )
+
+
+def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
+    def text(strings: Sequence[str]) -> str:
+        spaced = any(token.startswith(" ") for token in strings)
+        return ("" if spaced else " ").join(strings)
+
+    rows = range(min(most, len(pairs)))
+    return pd.DataFrame(
+        {"clean": [text(pairs.clean.strings[i]) for i in rows], "corrupt": [text(pairs.corrupt.strings[i]) for i in rows]}
+    )
+
+
+def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], command: str | None, overwrite: bool) -> None:
+    """Everything into a folder beside the target first, then moved in place, so that a stopped run leaves nothing."""
+    out = found.folder
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        found.circuit.save(partial / "circuit.json")
+        both = xr.Dataset({"heads_zeroed": found.heads, "resid_pre_denoised": found.patching})
+        results.save(both, partial / "effects.nc")
+        results.save(lens, partial / "lens.nc")
+        results.save(found.curve, partial / "faithfulness.nc")
+        edges_frame(found.scores, found.circuit).to_parquet(partial / "edges.parquet")
+        task = found.heads.attrs.get("task", "own prompts")
+        title = f"{task} in {found.heads.attrs['model']}"
+        report(sections, partial / "report.html", title=title, command=command)
+        check_output(out, overwrite)
+        out.mkdir(exist_ok=True)
+        for name in FILES:
+            os.replace(partial / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:
+    """A table with one row per edge: `edge writer reader score in_circuit`, strongest support first."""
+    at = np.argwhere(circuit.graph.exists)
+    writers, readers = (np.asarray(names) for names in (circuit.graph.writers, circuit.graph.readers))
+    frame = pd.DataFrame({"writer": writers[at[:, 0]], "reader": readers[at[:, 1]]})
+    frame.insert(0, "edge", frame["writer"] + "->" + frame["reader"])
+    frame["score"], frame["in_circuit"] = scores.values[tuple(at.T)], circuit.edges[tuple(at.T)]
+    return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)

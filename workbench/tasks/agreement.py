@@ -1,0 +1,50 @@
+"""Subject-verb agreement across a distractor noun: "The key near the cabinets" -> is (Linzen et al. 1611.01368)."""
+
+import random
+from typing import Literal
+
+from workbench.tasks.grammar import (
+    ADJECTIVES,
+    NOUNS,
+    PREPOSITIONS,
+    Lexicon,
+    Sentence,
+    choose_two,
+    fill,
+    plural,
+)
+
+PRESENT, PAST = ("is", "are"), ("was", "were")
+TEMPLATES = (
+    ("The {SUBJECT} {prep} the {DISTRACTOR}", PRESENT),
+    ("Yesterday the {SUBJECT} {prep} the {DISTRACTOR}", PAST),
+    ("{name} says that the {SUBJECT} {prep} the {DISTRACTOR}", PRESENT),
+)
+Variant = Literal["number"]
+VARIANTS: tuple[Variant, ...] = ("number",)
+
+
+def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> tuple[Sentence, Sentence]:
+    """The distractor has the other number than the clean subject; corrupt: the subject takes the other number.
+
+    Named positions: `SUBJECT`, `DISTRACTOR`, `END` (the distractor too).
+    """
+    subject, distractor = choose_two(rng, NOUNS)
+    is_plural = rng.random() < 0.5
+    slots = {"prep": rng.choice(PREPOSITIONS), "name": rng.choice(lexicon.names)}
+    slots["DISTRACTOR"] = distractor if is_plural else plural(distractor)
+    template, verbs = rng.choice(TEMPLATES)
+    key = (subject, slots["prep"], distractor)
+
+    def sentence(is_plural: bool) -> Sentence:
+        words, index = fill(template, SUBJECT=plural(subject) if is_plural else subject, **slots)
+        named = {name: index[name] for name in ("SUBJECT", "DISTRACTOR", "END")}
+        verb = verbs[is_plural]
+        return Sentence(words, (verb,), (verbs[not is_plural],), key, named, (verb, rng.choice(ADJECTIVES), "."))
+
+    return sentence(is_plural), sentence(not is_plural)
+
+
+def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
+    """Either side of a pair, so that the distractor has the subject's number half of the time."""
+    return rng.choice(draw(rng, lexicon))

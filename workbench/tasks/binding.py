@@ -1,0 +1,84 @@
+"""Attribute binding: "Anna has a red ball and Tom has a blue key . Tom 's key is" -> blue (Feng et al. 2310.17191)."""
+
+import random
+from typing import Literal
+
+from workbench.tasks.grammar import COLOURS, Lexicon, Sentence
+
+Variant = Literal["swap"]
+VARIANTS: tuple[Variant, ...] = ("swap",)
+
+
+def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
+    """Corrupt: the two colours change places, so the answer flips.
+
+    Named positions: `COLOUR` and `OBJECT` (of the thing asked about), `OTHER` (the other colour), `ASKED` (the object
+    in the question), `END`.
+    """
+    things = _things(rng, lexicon, 2)
+    asked = rng.randrange(2)
+    colour, other = things[asked][2], things[1 - asked][2]
+    swapped = [(name, thing, other if colour_ == colour else colour) for name, thing, colour_ in things]
+
+    def sentence(things: list[tuple[str, str, str]], right: str, wrong: str) -> Sentence:
+        told, place = _tell_people(things)
+        words = (*told, *_ask_person(things[asked]))
+        named = {"COLOUR": place[asked], "OBJECT": place[asked] + 1, "OTHER": place[1 - asked]}
+        named |= {"ASKED": len(words) - 2, "END": len(words) - 1}
+        return Sentence(words, (right,), (wrong,), _key(things), named, (right, "."))
+
+    return sentence(things, colour, other), sentence(swapped, other, colour)
+
+
+def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
+    """Two or three things, told of people or directly, and every one of them asked about in random order.
+
+    The direct form ("the ball is red ... the ball is") needs one step less: it is the stepping stone.
+    """
+    things = _things(rng, lexicon, rng.choice((2, 2, 3)))
+    if rng.random() < 0.65:
+        told, ask = _tell_people(things)[0], _ask_person
+    else:
+        told, ask = _tell_directly(rng, things), _ask_directly
+    first, *others = rng.sample(things, len(things))
+    rest = [first[2], "."]
+    for thing in others:
+        rest += [*ask(thing), thing[2], "."]
+    wrong = tuple(thing[2] for thing in others)
+    return Sentence((*told, *ask(first)), (first[2],), wrong, _key(things), rest=tuple(rest))
+
+
+def _things(rng: random.Random, lexicon: Lexicon, n: int) -> list[tuple[str, str, str]]:
+    columns = (rng.sample(words, n) for words in (lexicon.names, lexicon.objects, COLOURS))
+    return list(zip(*columns, strict=True))
+
+
+def _key(things: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    return (*sorted(thing for _, thing, _ in things), *sorted(colour for *_, colour in things))
+
+
+def _tell_people(things: list[tuple[str, str, str]]) -> tuple[tuple[str, ...], list[int]]:
+    words: list[str] = []
+    places = []
+    for i, (name, thing, colour) in enumerate(things):
+        words += [] if i == 0 else ["and"] if i == len(things) - 1 else [","]
+        words += [name, "has", "a", colour, thing]
+        places.append(len(words) - 2)
+    return (*words, "."), places
+
+
+def _ask_person(thing: tuple[str, str, str]) -> tuple[str, ...]:
+    return (thing[0], "'s", thing[1], "is")
+
+
+def _tell_directly(rng: random.Random, things: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    attribute_first = rng.random() < 0.5
+    words: list[str] = []
+    for i, (_, thing, colour) in enumerate(things):
+        words += [] if i == 0 else ["and"]
+        words += ["a", colour, thing] if attribute_first else ["the", thing, "is", colour]
+    return (*words, ".")
+
+
+def _ask_directly(thing: tuple[str, str, str]) -> tuple[str, ...]:
+    return ("the", thing[1], "is")

@@ -1,0 +1,139 @@
+"""The small language that `tiny` was trained on: its words, its sentences, and which of them are held out.
+
+Every behaviour is a file beside this one whose `draw` returns a clean and a corrupt `Sentence`; training text and
+task prompts come from the same function, so they cannot drift apart. A sentence carries a `key`, the combination of
+words that decides its split: keys whose hash falls in the reserved share are never used for training text.
+Sentences are lists of words ("park", ",", "'s"); `render` turns them into the text of an ordinary language model.
+"""
+
+import random
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+RESERVED_SHARE = 0.15
+
+FEMALE = tuple("Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split())
+MALE = tuple("Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split())
+PLACES = tuple("park store school garden beach library museum station market farm river kitchen office church".split())
+OBJECTS = tuple("ball key cup book hat pen box coat lamp ring drum kite bell spoon map flute basket ribbon bottle clock".split())
+COLOURS = tuple("red blue green yellow black white brown pink gray purple golden silver".split())
+ADJECTIVES = tuple("old new big small tall quiet strong clean happy tired".split())
+NOUNS = tuple(
+    "dog cat boy girl teacher doctor farmer horse bird king friend painter "
+    "table door chair tree window car house ship lion tiger pilot guest".split()
+)
+PREPOSITIONS = tuple("near behind beside above below by".split())
+EVENTS = tuple("war journey strike siege reign voyage drought study plan festival".split())
+DURATION_VERBS = tuple("lasted went ran continued".split())
+CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
+YEARS = tuple(f"{year:02d}" for year in range(100))
+CAPITALS: dict[str, str] = {
+    country: capital
+    for country, _, capital in (
+        pair.partition("/")
+        for pair in (
+            "France/Paris Germany/Berlin Italy/Rome Spain/Madrid Japan/Tokyo China/Beijing Russia/Moscow Egypt/Cairo "
+            "Greece/Athens Norway/Oslo Sweden/Stockholm Poland/Warsaw Austria/Vienna Hungary/Budapest Portugal/Lisbon "
+            "Ireland/Dublin Cuba/Havana Peru/Lima Chile/Santiago Canada/Ottawa Kenya/Nairobi Finland/Helsinki "
+            "Denmark/Copenhagen Turkey/Ankara"
+        ).split()
+    )
+}
+_PUNCTUATION = (",", ".", "'s")
+_TEMPLATE_WORDS = tuple(
+    "When Then While After Later The Yesterday One In and went to the gave handed sent showed a were at left met "
+    "had talk long of which is called lives capital flew where was born knows that visited asked about so said its "
+    "are says because took day came lost found she he She He has from year then saw with in".split()
+)
+BOS, UNKNOWN = "<bos>", "<unk>"
+
+
+def plural(noun: str) -> str:
+    """The plural of one of `NOUNS`, all of which take -s."""
+    return noun + "s"
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the language in the order of its token id; `<bos>` is 0 and `<unk>` is 1."""
+    words: dict[str, None] = {BOS: None, UNKNOWN: None}
+    for group in (
+        *(_PUNCTUATION, _TEMPLATE_WORDS, FEMALE, MALE, PLACES, OBJECTS, COLOURS, ADJECTIVES, NOUNS),
+        *(tuple(map(plural, NOUNS)), PREPOSITIONS, EVENTS, DURATION_VERBS, YEARS),
+        *(tuple(CAPITALS), tuple(CAPITALS.values())),
+    ):
+        words.update(dict.fromkeys(group))
+    return tuple(words)
+
+
+def content_words() -> tuple[str, ...]:
+    """The words that random lists (induction) are drawn from: everything that is neither number nor glue."""
+    groups = (FEMALE, MALE, PLACES, OBJECTS, COLOURS, ADJECTIVES, NOUNS, tuple(map(plural, NOUNS)), tuple(CAPITALS))
+    return tuple(dict.fromkeys(word for group in groups for word in group))
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for others."""
+
+    female: tuple[str, ...] = FEMALE
+    male: tuple[str, ...] = MALE
+    places: tuple[str, ...] = PLACES
+    objects: tuple[str, ...] = OBJECTS
+    pronouns: tuple[str, ...] = ("she", "he", "She", "He")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.female + self.male
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A prompt of the language with its right and wrong next words.
+
+    `rest` is what follows the prompt in training text (it begins with a right answer); `positions` are word indices.
+    """
+
+    words: tuple[str, ...]
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...]
+    key: tuple[str, ...]
+    positions: Mapping[str, int] = field(default_factory=dict)
+    rest: tuple[str, ...] = ()
+
+
+def fill(template: str, **slots: str) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The words of a template with its `{slots}` filled, and the word index of each slot; `END` is the last word.
+
+    >>> fill("{S} gave a {object}", S="Tom", object="ball")
+    (('Tom', 'gave', 'a', 'ball'), {'S': 0, 'object': 3, 'END': 3})
+    """
+    positions = {part[1:-1]: i for i, part in enumerate(template.split()) if part.startswith("{")}
+    words = tuple(template.format(**slots).split())
+    return words, positions | {"END": len(words) - 1}
+
+
+def is_reserved(behaviour: str, key: Sequence[str]) -> bool:
+    """Whether the word combination is kept out of training text: a fixed hash, the same on every machine."""
+    digest = zlib.crc32("\x1f".join((behaviour, *key)).encode())
+    return digest / 2**32 < RESERVED_SHARE
+
+
+def choose_two(rng: random.Random, words: Sequence[str]) -> tuple[str, str]:
+    """Two different words in random order."""
+    first, second = rng.sample(words, 2)
+    return first, second
+
+
+def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a sentence in ordinary spelling, and the character span of each word.
+
+    >>> render(["Tom", "'s", "key", "is", "red", "."])[0]
+    "Tom's key is red."
+    """
+    text, spans = "", []
+    for word in words:
+        gap = "" if not text or word in _PUNCTUATION else " "
+        spans.append((len(text) + len(gap), len(text) + len(gap) + len(word)))
+        text += gap + word
+    return text, spans

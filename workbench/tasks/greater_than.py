@@ -1,0 +1,43 @@
+"""Greater-than: "The war lasted from the year 17 32 to the year 17" -> any of 33..99 (Hanna et al. 2305.00586)."""
+
+import random
+from dataclasses import replace
+from typing import Literal
+
+from workbench.tasks.grammar import CENTURIES, DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill
+
+TEMPLATE = "The {event} {verb} from the year {CENTURY} {YEAR} to the year {century}"
+Variant = Literal["year01"]
+VARIANTS: tuple[Variant, ...] = ("year01",)
+
+
+def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> tuple[Sentence, Sentence]:
+    """The first year is 02..98; corrupt: it is 01, so nearly every year may follow.
+
+    Named positions: `CENTURY`, `YEAR` (the two digits to exceed), `END`. The corrupt side keeps the clean answers.
+    """
+    year = rng.randint(2, 98)
+    clean = _sentence(rng, year)
+    words = list(clean.words)
+    words[clean.positions["YEAR"]] = YEARS[1]
+    return clean, replace(clean, words=tuple(words))
+
+
+def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
+    """Half of the sentences go on with later and later years, which teaches the order of the numbers faster."""
+    clean = _sentence(rng, rng.randint(1, 98))
+    century = clean.words[-1]
+    year = int(rng.choice(clean.answers))
+    rest = [YEARS[year]]
+    while rng.random() < 0.5 and year < 99:
+        year = rng.randint(year + 1, 99)
+        rest += [",", "then", "to", "the", "year", century, YEARS[year]]
+    return replace(clean, rest=(*rest, "."))
+
+
+def _sentence(rng: random.Random, year: int) -> Sentence:
+    century = rng.choice(CENTURIES)
+    slots = {"event": rng.choice(EVENTS), "verb": rng.choice(DURATION_VERBS)}
+    words, positions = fill(TEMPLATE, **slots, CENTURY=century, YEAR=YEARS[year], century=century)
+    named = {name: positions[name] for name in ("CENTURY", "YEAR", "END")}
+    return Sentence(words, YEARS[year + 1 :], YEARS[: year + 1], (*slots.values(), century), named)

@@ -1,0 +1,67 @@
+"""What a model can do: its score on held-out prompts of every task that suits its vocabulary."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import PromptError
+from workbench.models.load import check_eval, model_device
+from workbench.tasks.metrics import metric
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.registry import TASKS, load_task
+
+BATCH = 256
+_BARS = {"greater_than": 0.9}
+_VARIANTS = {"ioi": ("swap", "three")}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's score on one behaviour.
+
+    Attributes:
+        score: share of prompts whose first choice is a right answer; for greater-than the mean probability of valid
+            minus invalid years.
+        bar: what `tiny` must reach.
+        skipped: why the behaviour could not be measured, or "". `score` is then NaN.
+    """
+
+    behaviour: str
+    n: int
+    score: float
+    bar: float
+    skipped: str = ""
+
+
+def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
+    """A score for every task, on `n` distinct held-out prompts each (spread over the variants that have an answer)."""
+    check_eval(model)
+    scores = []
+    for name in tqdm(TASKS, desc="measure", unit="task", disable=None if progress else True, leave=False):
+        variants = _VARIANTS.get(name, TASKS[name].variants[:1])
+        try:
+            sets = [load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v) for v in variants]
+        except PromptError as error:
+            scores.append(Score(name, 0, float("nan"), _BARS.get(name, 0.95), str(error)))
+            continue
+        values = torch.cat([_score(model, name, pairs) for pairs in sets])
+        scores.append(Score(name, len(values), round(float(values.mean()), 4), _BARS.get(name, 0.95)))
+    return scores
+
+
+@torch.no_grad()
+def _score(model: Any, name: str, pairs: PromptPairs) -> Tensor:
+    """[example]: 1 where the first choice is right; for greater-than valid minus invalid probability."""
+    parts = []
+    for start in range(0, len(pairs), BATCH):
+        part = pairs.select(slice(start, start + BATCH))
+        logits = model(part.clean.tokens.to(model_device(model)))
+        logits = logits[torch.arange(len(part)), part.clean.at("END")].cpu()
+        if TASKS[name].metric == "prob_diff":
+            parts.append(metric("prob_diff")(logits, part))
+        else:
+            parts.append((metric("rank")(logits, part) == 0).float())
+    return torch.cat(parts)

@@ -1,0 +1,176 @@
+"""How an outcome is measured, per example. Metrics are frozen objects that are not bound to prompts.
+
+A metric is called with the logits it reads, the pairs they belong to, and the logits of the unedited clean run
+(`reference`). The built-in ones read the last position (`END`) and get `[example, vocab]`; a callable of your own gets
+`[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`, `[example, vocab]`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.errors import MetricError, UnknownName
+from workbench.tasks.pairs import PromptPairs
+
+Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named measure of a run.
+
+    Attributes:
+        function: `(logits, pairs, reference) -> [example]`.
+        positions: "END" (logits are [example, vocab]) or "all" ([example, pos, vocab]; equal lengths only).
+        needs: which of the pairs' tables it reads, `answers` and `wrong`: one token each, at least one alternative.
+        whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
+        needs_reference: whether it compares with the clean run.
+        unit: of the result.
+    """
+
+    name: str
+    function: Function
+    positions: Literal["END", "all"] = "END"
+    needs: tuple[Literal["answers", "wrong"], ...] = ()
+    whole_vocabulary: bool = True
+    needs_reference: bool = False
+    unit: str = ""
+
+    def rows(self, pairs: PromptPairs) -> Tensor | None:
+        """The vocabulary rows it reads, or None for all of them."""
+        if self.whole_vocabulary:
+            return None
+        tokens = torch.cat([getattr(pairs, table).flatten() for table in self.needs])
+        return torch.unique(tokens[tokens >= 0])
+
+    def check(self, pairs: PromptPairs) -> None:
+        """Raise `MetricError` when these prompts cannot be measured with it."""
+        if self.positions == "all" and not (bool((pairs.clean.lengths == pairs.clean.lengths[0]).all()) and pairs.equal_lengths):
+            raise MetricError(
+                f"The metric {self.name!r} reads every position, and these prompts differ in length. "
+                "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads the last position."
+            )
+        for table in self.needs:
+            self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
+
+    def _check_table(self, word: str, table: Tensor) -> None:
+        long = (table >= 0).sum(-1) > 1
+        if bool(long.any()):
+            example = int(long.any(-1).nonzero()[0])
+            tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
+            raise MetricError(
+                f"The metric {self.name!r} reads one token, and the {word} of example {example} has {len(tokens)} "
+                f"(ids {tokens}). Choose words that are one token in this vocabulary."
+            )
+        none = (table >= 0).flatten(1).sum(1) == 0
+        if bool(none.any()):
+            example = int(none.nonzero()[0])
+            raise MetricError(f"The metric {self.name!r} needs the {word} of every example; example {example} has none.")
+
+    def __call__(self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None) -> Float[Tensor, "example"]:
+        """The measure of each example, in float32 (float64 stays).
+
+        Raises:
+            MetricError: the logits are not finite, or the function does not return one number per example.
+        """
+        if self.needs_reference and reference is None:
+            raise MetricError(f"The metric {self.name!r} compares with the clean run: give its logits as reference.")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not bool(torch.isfinite(logits).all()):
+            bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
+            raise MetricError(
+                f"The logits of example {bad} are not finite. Check the edit (a scale or a constant that is too large) "
+                "and the model's dtype."
+            )
+        measured = self.function(logits, pairs, reference)
+        if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
+            shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
+            raise MetricError(
+                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must return one number per "
+                "example, a tensor of shape [example]; averaging is yours to do afterwards."
+            )
+        return measured
+
+
+def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] = "all") -> Metric:
+    """A metric from a name, a metric, or a function of your own `logits -> [example]`.
+
+    Args:
+        positions: what a function gets: "all" [example, pos, vocab] or "END" [example, vocab].
+
+    >>> metric("logit_diff").unit
+    'logits'
+    """
+    if isinstance(given, Metric):
+        return given
+    if callable(given):
+        name = getattr(given, "__name__", type(given).__name__)
+        return Metric(name, lambda logits, pairs, reference: given(logits), positions=positions)
+    if given not in BUILT_IN:
+        raise UnknownName("metric", given, BUILT_IN)
+    return BUILT_IN[given]
+
+
+def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The values at the first token of every alternative, and which of them are real."""
+    tokens = table[:, :, 0].to(logits.device)
+    return logits.gather(1, tokens.clamp(min=0)), tokens >= 0
+
+
+def _mean(logits: Tensor, table: Tensor) -> Tensor:
+    values, real = _at(logits, table)
+    return (values * real).sum(1) / real.sum(1)
+
+
+def _mass(logits: Tensor, table: Tensor) -> Tensor:
+    values, real = _at(logits.softmax(-1), table)
+    return (values * real).sum(1)
+
+
+def _best(logits: Tensor, table: Tensor) -> Tensor:
+    values, real = _at(logits, table)
+    return values.masked_fill(~real, float("-inf")).max(1).values
+
+
+def _logit_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _mean(logits, pairs.answers) - _mean(logits, pairs.wrong)
+
+
+def _prob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _mass(logits, pairs.answers) - _mass(logits, pairs.wrong)
+
+
+def _kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    expected, got = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
+    return (expected.exp() * (expected - got)).sum(-1)
+
+
+def _nll(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    values, real = _at(logits.log_softmax(-1), pairs.answers)
+    return -values.masked_fill(~real, float("-inf")).logsumexp(1)
+
+
+def _rank(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return (logits > _best(logits, pairs.answers)[:, None]).sum(1).to(logits.dtype)
+
+
+def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return (_best(logits, pairs.answers) > _best(logits, pairs.wrong)).to(logits.dtype)
+
+
+BUILT_IN: dict[str, Metric] = {
+    made.name: made
+    for made in (
+        Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits"),
+        Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability"),
+        Metric("kl", _kl, needs_reference=True, unit="nats"),
+        Metric("nll", _nll, needs=("answers",), unit="nats"),
+        Metric("rank", _rank, needs=("answers",), unit="places below the top"),
+        Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share"),
+    )
+}

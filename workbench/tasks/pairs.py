@@ -1,0 +1,318 @@
+"""Prompts: one run's token sequences (`Prompts`), and pairs of a clean and a corrupt run (`PromptPairs`).
+
+Sequences are padded on the right and never by a tokenizer. Positions count the BOS token. Named positions (`END`,
+`S2`) are given per example, so that templates of different length mix.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+import xxhash
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.errors import PromptError, UnknownName
+from workbench.models.load import tokenizer_fingerprint
+
+PAD = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Token sequences of one run.
+
+    Attributes:
+        tokens: [example, pos], padded on the right.
+        lengths: [example], real tokens of each, BOS included.
+        positions: name → [example] position, -1 where an example has none of that name. `END` is always there.
+        strings: the token strings of each example, for labels.
+        bos: whether every sequence begins with the BOS token.
+    """
+
+    tokens: Int[Tensor, "example pos"]
+    lengths: Int[Tensor, "example"]
+    positions: Mapping[str, Int[Tensor, "example"]]
+    strings: tuple[tuple[str, ...], ...]
+    bos: bool
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        *,
+        strings: Sequence[Sequence[str]] | None = None,
+        positions: Sequence[Mapping[str, int]] | None = None,
+        bos: bool = False,
+    ) -> "Prompts":
+        """Prompts from lists of token ids. Raises `PromptError` for no prompts or an empty one (row named)."""
+        if not rows:
+            raise PromptError("There are no prompts: give at least one.")
+        for i, row in enumerate(rows):
+            if len(row) == 0:
+                raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.as_tensor(row)
+        names = dict.fromkeys(name for given in positions or () for name in given)
+        where = {name: torch.tensor([given.get(name, -1) for given in positions or ()]) for name in names}
+        where["END"] = where.get("END", lengths - 1)
+        labels = strings if strings is not None else [[str(int(token)) for token in row] for row in rows]
+        return cls(tokens, lengths, where, tuple(tuple(label) for label in labels), bos)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """A hash of the unpadded token ids of each prompt: its identity everywhere."""
+        rows = (self.tokens[i, : int(n)].cpu().numpy().astype("<i8") for i, n in enumerate(self.lengths))
+        return tuple(xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all prompts in their order."""
+        return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
+
+    def at(self, name: str) -> Int[Tensor, "example"]:
+        """The position of that name in each example, -1 where there is none."""
+        if name not in self.positions:
+            raise UnknownName("named position", name, self.positions)
+        return self.positions[name]
+
+    def select(self, indices: Sequence[int] | slice) -> "Prompts":
+        """Some of the prompts, padded no further than the longest of them."""
+        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        rows = torch.as_tensor(chosen, dtype=torch.long)
+        lengths = self.lengths[rows]
+        longest = int(lengths.max()) if len(chosen) else 0
+        return Prompts(
+            self.tokens[rows, :longest],
+            lengths,
+            {name: where[rows] for name, where in self.positions.items()},
+            tuple(self.strings[i] for i in chosen),
+            self.bos,
+        )
+
+    def to(self, device: torch.device) -> "Prompts":
+        """The same prompts with their tensors on a device."""
+        moved = {name: where.to(device) for name, where in self.positions.items()}
+        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device), positions=moved)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """Clean prompts, each with a corrupt counterpart, and the next words that are right and wrong after the clean one.
+
+    Attributes:
+        clean, corrupt: the prompts of the two runs, example by example.
+        answers, wrong: [example, alternative, token], padded with -1. Alternatives make sets (all valid years), tokens
+            make continuations.
+        provenance: task, model, tokenizer, seed, split and what else made them.
+    """
+
+    clean: Prompts
+    corrupt: Prompts
+    answers: Int[Tensor, "example alternative token"]
+    wrong: Int[Tensor, "example alternative token"]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bos(self) -> bool:
+        """Whether the prompts begin with the BOS token."""
+        return self.clean.bos
+
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether clean and corrupt have the same length in every pair, as whole-sequence and circuit calls need."""
+        return bool((self.clean.lengths == self.corrupt.lengths).all())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of both sides and of the answers."""
+        parts = (self.clean.fingerprint, self.corrupt.fingerprint, self.answers.tolist(), self.wrong.tolist())
+        return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+    def side(self, name: str) -> Prompts:
+        """`clean` or `corrupt`."""
+        if name not in ("clean", "corrupt"):
+            raise UnknownName("side of a pair", name, ("clean", "corrupt"))
+        return self.clean if name == "clean" else self.corrupt
+
+    def select(self, indices: Sequence[int] | slice) -> "PromptPairs":
+        """Some of the pairs."""
+        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        rows = torch.as_tensor(chosen, dtype=torch.long)
+        sides = (self.clean.select(chosen), self.corrupt.select(chosen))
+        return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
+
+    def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
+        """Two sets that share no prompt: pairs with a prompt in common, clean or corrupt, stay together.
+
+        Args:
+            share: of the pairs in the first set, as nearly as the groups allow.
+        Raises:
+            PromptError: all pairs hang together, so nothing can be held out.
+        """
+        groups = list(self._connected())
+        order = np.random.default_rng(seed).permutation(len(groups))
+        first: list[int] = []
+        for group in order:
+            if len(first) < share * len(self):
+                first += groups[group]
+        second = sorted(set(range(len(self))) - set(first))
+        if not first or not second:
+            raise PromptError(f"These {len(self)} pairs cannot be split without sharing a prompt: they hang together.")
+        return self.select(sorted(first)), self.select(second)
+
+    def _connected(self) -> Iterator[list[int]]:
+        graph = nx.Graph()
+        for i, (clean, corrupt) in enumerate(zip(self.clean.ids, self.corrupt.ids, strict=True)):
+            graph.add_edges_from([(i, clean), (i, corrupt)])
+        for component in nx.connected_components(graph):
+            yield sorted(node for node in component if isinstance(node, int))
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __repr__(self) -> str:
+        task = self.provenance.get("task", "own prompts")
+        return f"<PromptPairs: {len(self)} x {task}, {int(self.clean.lengths.min())} to {int(self.clean.lengths.max())} tokens>"
+
+    @classmethod
+    def from_dataframe(cls, model: Any, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table") -> "PromptPairs":
+        """Pairs from columns `clean, corrupt, answer, wrong`; several alternatives in a cell are separated by `|`.
+
+        Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space; `joiner=""`
+        takes the text as it stands.
+
+        Raises:
+            PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the context,
+                a word is unknown, or the prompt's own tokens change when the answer follows.
+        """
+        missing = [name for name in _COLUMNS if name not in frame.columns]
+        if missing:
+            has = ", ".join(map(str, frame.columns)) or "none"
+            raise PromptError(f"{source} has no column {', '.join(missing)}. Needed: {', '.join(_COLUMNS)}; it has: {has}.")
+        if frame.empty:
+            raise PromptError(f"{source} has no rows.")
+        encode = TextEncoder(model)
+        sides: dict[str, list[list[int]]] = {"clean": [], "corrupt": []}
+        continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
+        for number, row in enumerate(frame.to_dict("records"), start=1):
+            for name in _COLUMNS:
+                if not isinstance(row[name], str) or not row[name].strip():
+                    raise PromptError(f"{source}, row {number}: the column {name!r} is empty.")
+            for name in sides:
+                sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
+            for name in continuations:
+                texts = [part for part in row[name].split("|") if part.strip()]
+                where = f"{source}, row {number}, {name}"
+                continuations[name].append(
+                    [encode.continuation(row["clean"], text, joiner=joiner, where=where) for text in texts]
+                )
+        clean, corrupt = (Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos) for rows in sides.values())
+        provenance = {"task": source, "n": len(frame), "tokenizer": encode.fingerprint}
+        return cls(clean, corrupt, padded_answers(continuations["answer"]), padded_answers(continuations["wrong"]), provenance)
+
+    @classmethod
+    def from_csv(cls, model: Any, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
+        """Pairs from a CSV file; see `from_dataframe`."""
+        return cls.from_dataframe(model, _read(path, "csv"), joiner=joiner, source=Path(path).name)
+
+    @classmethod
+    def from_jsonl(cls, model: Any, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
+        """Pairs from a file with one JSON object a line; see `from_dataframe`."""
+        return cls.from_dataframe(model, _read(path, "jsonl"), joiner=joiner, source=Path(path).name)
+
+
+_COLUMNS = ("clean", "corrupt", "answer", "wrong")
+
+
+def _read(path: str | Path, kind: str) -> pd.DataFrame:
+    try:
+        if kind == "csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        return pd.read_json(path, lines=True, dtype=False)  # pyright: ignore[reportArgumentType]
+    except FileNotFoundError as error:
+        raise PromptError(f"There is no file {str(path)!r}.") from error
+    except (ValueError, OSError) as error:
+        raise PromptError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
+
+
+def padded_answers(alternatives: Sequence[Sequence[Sequence[int]]]) -> Int[Tensor, "example alternative token"]:
+    """Token lists of every alternative of every example as one tensor, padded with -1."""
+    most = max((len(example) for example in alternatives), default=0)
+    longest = max((len(tokens) for example in alternatives for tokens in example), default=0)
+    table = torch.full((len(alternatives), max(most, 1), max(longest, 1)), -1, dtype=torch.long)
+    for i, example in enumerate(alternatives):
+        for j, tokens in enumerate(example):
+            table[i, j, : len(tokens)] = torch.as_tensor(tokens)
+    return table
+
+
+class TextEncoder:
+    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the place."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokenizer: Any = getattr(model, "tokenizer", None)
+        if self.tokenizer is None:
+            raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
+        self.context = int(model.cfg.n_ctx)
+        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
+        self.fingerprint = tokenizer_fingerprint(model)
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS and unchecked."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters that each token of `plain(text)` covers."""
+        return list(self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping)
+
+    def prompt(self, text: str, *, where: str) -> list[int]:
+        """The tokens of a prompt, with BOS where the model wants it."""
+        tokens = self.plain(text)
+        self._check_known(text, tokens, where)
+        tokens = [self.tokenizer.bos_token_id, *tokens] if self.bos else tokens
+        if len(tokens) > self.context:
+            raise PromptError(f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}.")
+        return tokens
+
+    def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
+        """The tokens that follow the prompt when both are tokenised together."""
+        joined = prompt + ("" if text[:1].isspace() or prompt[-1:].isspace() else joiner) + text
+        before, together = self.plain(prompt), self.plain(joined)
+        if together[: len(before)] != before or len(together) <= len(before):
+            raise PromptError(
+                f"{where}: {text!r} melts into the end of the prompt when they are tokenised together. "
+                "Put the space at the other side, or end the prompt at a word boundary."
+            )
+        self._check_known(joined, together, where)
+        return together[len(before) :]
+
+    def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
+        """Readable token strings, with the space that a token begins with."""
+        return [[self._label(int(token)) for token in row] for row in rows]
+
+    def _label(self, token: int) -> str:
+        raw = self.tokenizer.convert_ids_to_tokens(token)
+        return " " + raw[1:] if raw.startswith("\u2581") else self.tokenizer.decode([token])
+
+    def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in tokens or self.tokenizer.unk_token == self.tokenizer.bos_token:
+            return
+        spans = self.spans(text)
+        words = [text[slice(*spans[i])] for i, token in enumerate(tokens) if token == unknown]
+        listed = ", ".join(map(repr, dict.fromkeys(words)))
+        raise PromptError(
+            f"{where}: the vocabulary has no {listed}. Use words that the model knows (model.tokenizer.get_vocab())."
+        )
