@@ -4,7 +4,8 @@ Every parameter gets noise, so that biases and norms matter. Models are cached: 
 weights) builds its own with `build`.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -106,3 +107,8 @@ def max_difference(a: Any, b: Any) -> float:
     assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
     assert torch.equal(a.isnan(), b.isnan()), "NaN cells differ"
     return float((a - b).nan_to_num().abs().max()) if a.numel() else 0.0
+
+
+def untyped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without the tests' type checker: what a caller meets who passes something of the wrong type."""
+    return inspect.unwrap(function)

@@ -126,7 +126,7 @@ _NUMBER = r"(?:0|[1-9]\d*)"
 _POSITION = rf"(?:{_NUMBER}|[A-Za-z_]\w*)"
 _SITE = re.compile(
     rf"(?P<kind>\w+)(?:\[(?P<layer>{_NUMBER})(?:\.(?P<head>{_NUMBER})|:(?P<neuron>{_NUMBER}))?\])?"
-    rf"(?:@(?P<pos>{_POSITION})?(?:<-(?P<key_pos>{_POSITION}))?)?",
+    rf"(?:@(?=.)(?P<pos>{_POSITION})?(?:<-(?P<key_pos>{_POSITION}))?)?",
     re.ASCII,
 )
 

@@ -24,7 +24,7 @@ from workbench.errors import OutputExists, UnknownName
 from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
 from workbench.models.load import model_name
-from workbench.render.panels import attention_panel
+from workbench.render.panels import AttentionPanel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
 from workbench.sites import KINDS, Shape, grid
@@ -232,7 +232,7 @@ def _sections(
         sections.append(
             (
                 "Attention of the circuit's heads",
-                attention_panel(tokens, stacked, names),
+                AttentionPanel(tokens, stacked, names),
                 "The strongest heads of the circuit on the example prompt.",
             )
         )
@@ -273,7 +273,7 @@ def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.Dat
     frame["in circuit"] = ["yes" if place in set(circuit.heads) else "" for place in places]
     frame["head"] = [f"a{layer}.{head}" for layer, head in places]
     order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")[:most]
-    return frame.iloc[order][["head", "mean", "se", "low", "high", "n", "in circuit"]].rename(
+    return frame.iloc[order].reset_index(drop=True)[["head", "mean", "se", "low", "high", "n", "in circuit"]].rename(
         columns={"mean": "effect", "low": "from", "high": "to"}
     )
 

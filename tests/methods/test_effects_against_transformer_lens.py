@@ -21,7 +21,9 @@ SWEEPS = [
     ("pattern", "all", patching.get_act_patch_attn_head_pattern_all_pos, ("layer", "head")),
     ("pattern", "each", patching.get_act_patch_attn_head_pattern_by_pos, ("layer", "head", "pos")),
     ("z", "each", patching.get_act_patch_attn_head_out_by_pos, ("layer", "pos", "head")),
+    ("q", "each", patching.get_act_patch_attn_head_q_by_pos, ("layer", "pos", "head")),
     ("k", "each", patching.get_act_patch_attn_head_k_by_pos, ("layer", "pos", "head")),
+    ("v", "each", patching.get_act_patch_attn_head_v_by_pos, ("layer", "pos", "head")),
 ]
 
 

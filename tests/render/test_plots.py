@@ -35,7 +35,7 @@ def test_heatmap_is_the_mean_over_examples_with_tokens_and_axis_words():
     assert ticks(figure, "y") == ["0", "1", "2"]
     assert figure.axes[0].get_xlabel() == "position (token)"
     assert figure.axes[0].get_ylabel() == "layer"
-    assert figure.axes[0].yaxis.get_inverted() is False, "layers grow upwards"
+    assert not figure.axes[0].yaxis.get_inverted(), "layers grow upwards"
 
 
 def test_effects_get_a_palette_centred_on_zero_even_when_all_are_positive():
@@ -75,9 +75,13 @@ def test_curve_has_its_band_and_a_logarithmic_axis():
     assert axes.get_xlabel() == "number of edges"
     assert len(axes.collections) == 1
     np.testing.assert_array_equal(axes.lines[-1].get_ydata(), data["faithfulness"])
+    counted = data.assign(n_edges=("size", [0, 37, 374])).assign_coords(size=[0.001, 0.1, 1.0])
+    np.testing.assert_array_equal(plot(counted).axes[0].lines[-1].get_xdata(), [0, 37, 374])
+    assert plot(counted).axes[0].get_xlabel() == "number of edges"
+    assert curve(counted, x="size", y="faithfulness").axes[0].get_xlabel() == "share of edges"
     shuffled = plot(data.isel(size=[2, 0, 1])).axes[0]
     np.testing.assert_array_equal(shuffled.lines[-1].get_xdata(), sizes)
-    assert curve(data.assign_coords(size=[0, 10, 100]), x="size", y="faithfulness").axes[0].get_xscale() == "symlog"
+    assert curve(data.assign_coords(size=[0, 10, 1000]), x="size", y="faithfulness").axes[0].get_xscale() == "symlog"
 
 
 def test_plot_chooses(circuit):
@@ -86,6 +90,9 @@ def test_plot_chooses(circuit):
     assert isinstance(plot(circuit), CircuitView)
     summary = xr.Dataset({"mean": effects().mean("example"), "se": effects().std("example")})
     assert plot(summary).axes[0].images
+    heads = xr.Dataset({name: ("head", [1.0, -2.0]) for name in ("mean", "low", "high")}, coords={"head": [0, 1]})
+    assert len(plot(heads).axes[0].patches) == 2
+    assert len(plot(heads).axes[0].collections[0].get_segments()) == 2
 
 
 @pytest.mark.parametrize(

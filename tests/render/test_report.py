@@ -31,7 +31,15 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
     ]
     path = report(items, tmp_path / "new" / "report.html", title="A <run>", command="workbench find --task 'ioi' <x>")
     text = path.read_text(encoding="utf-8")
-    for part in ("A &lt; B", "<em id='kept'>", "a caption &lt;&gt;", "&lt;b&gt;x&lt;/b&gt;", "seed 7, 11", "A &lt;run&gt;", "&#39;ioi&#39; &lt;x&gt;"):
+    for part in (
+        "A &lt; B",
+        "<em id='kept'>",
+        "a caption &lt;&gt;",
+        "&lt;b&gt;x&lt;/b&gt;",
+        "seed 7, 11",
+        "A &lt;run&gt;",
+        "&#39;ioi&#39; &lt;x&gt;",
+    ):
         assert part in text, part
     assert text.count('class="circuit"') == 2
     assert text.count('class="panel"') == 2

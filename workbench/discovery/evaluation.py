@@ -103,7 +103,7 @@ def faithfulness_curve(
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    by: Literal["signed", "magnitude"] = "signed",
+    by: Literal["signed", "magnitude"] | str = "signed",
     sizes: Sequence[float] = SIZES,
     budget: int | None = None,
     progress: bool = True,

@@ -25,7 +25,7 @@ from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
 
 METHODS = ("eap",)
-Axis = Literal["example", "pos"]
+Axis = Literal["example", "pos"] | str
 
 
 def score_edges(
@@ -34,7 +34,7 @@ def score_edges(
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    method: Literal["eap"] = "eap",
+    method: Literal["eap"] | str = "eap",
     keep: Sequence[Axis] = (),
     budget: int | None = None,
     progress: bool = True,

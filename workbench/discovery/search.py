@@ -17,7 +17,7 @@ def find_circuit(
     *,
     n_edges: int | None = None,
     threshold: float | None = None,
-    by: Literal["signed", "magnitude"] = "signed",
+    by: Literal["signed", "magnitude"] | str = "signed",
 ) -> Circuit:
     """The circuit of the highest-scored edges; dead ends are pruned afterwards.
 

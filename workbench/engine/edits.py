@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from workbench.errors import EditError, PromptError, StoreError
+from workbench.errors import EditError, PromptError, StoreError, UnknownName
 from workbench.models.load import model_device, model_fingerprint, model_name
 from workbench.sites import KINDS, Position, Site
 from workbench.stores.store import ActivationStore
@@ -127,7 +127,7 @@ class Scale(Value):
 @dataclass(frozen=True, eq=False)
 class Mean(Value):
     store: ActivationStore
-    per: Literal["dataset", "pos"] = "dataset"
+    per: str = "dataset"
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         _check_same_model(self.store, model, "mean")
@@ -293,8 +293,10 @@ def zero() -> Value:
     return Zero()
 
 
-def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] = "dataset") -> Value:
-    """The store's mean activation: over all rows but BOS, or per position (the same index or name)."""
+def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "dataset") -> Value:
+    """The store's mean activation: over all rows but BOS ("dataset"), or per position ("pos": the same index or name)."""
+    if per not in ("dataset", "pos"):
+        raise UnknownName("kind of mean", per, ("dataset", "pos"))
     return Mean(store, per)
 
 

@@ -22,9 +22,9 @@ def logit_lens(
     model: Any,
     *,
     targets: Int[Tensor, "example alternative token"] | Int[Tensor, "example"],
-    minus: Int[Tensor, "example alternative token"] | None = None,
-    measure: Literal["logit", "logprob", "prob", "rank"] = "logit",
-    kind: Literal["resid_pre", "resid_post", "resid_mid"] = "resid_post",
+    minus: Int[Tensor, "example wrong_alternative wrong_token"] | None = None,
+    measure: Literal["logit", "logprob", "prob", "rank"] | str = "logit",
+    kind: Literal["resid_pre", "resid_post", "resid_mid"] | str = "resid_post",
     budget: int | None = None,
 ) -> xr.DataArray:
     """Final norm and unembedding applied to the residual stream at every layer and position, read at target tokens.

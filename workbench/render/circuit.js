@@ -82,7 +82,7 @@ function describe(line, full) {
   } else {
     const edge = data.edges[line[0]];
     make("h2", name(line), panel);
-    make("p", "score " + signed(edge.s) + (line[1] < 0 ? "" : ", at this position " + signed(line[2])), panel);
+    make("p", "score " + signed(edge.s) + (line[1] < 0 ? "" : "; on the example prompt, at this position, " + signed(line[2])), panel);
     const sides = make("div", null, panel, "sides");
     if (!full) return;
     if (edge.p.some((x) => x)) bars(edge.p, sides);
@@ -93,7 +93,7 @@ function describe(line, full) {
 
 function bars(values, parent) {
   const table = make("table", null, parent), most = Math.max(...values.map(Math.abs));
-  make("caption", "score by position", table);
+  make("caption", "score by position, on the example prompt", table);
   values.forEach((value, p) => {
     if (Math.abs(value) < most * 0.02) return;
     const row = make("tr", null, table);
@@ -147,7 +147,7 @@ function show() {
   slider.value = scene.k;
   slider.disabled = !data.scored || scene.lines.length < 2;
   const dead = considered.length - kept.size, what = state.kind === "component" ? " edges" : " pairs of edge and position";
-  find("count").textContent = kept.size + " of " + scene.known + what + (dead ? " (" + dead + " dead ends left out)" : "");
+  find("count").textContent = kept.size + " of " + scene.known + what + (dead ? " (" + dead + (dead === 1 ? " dead end" : " dead ends") + " left out)" : "");
   state.shown = kept.size;
   pin(null);
 }

@@ -42,8 +42,8 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
     """The figure that fits a result.
 
     Args:
-        result: an array with one or two axes besides `example` (over which the mean is taken), a Dataset of a curve over
-            `size` (or any one axis) with `mean`, `low` and `high` or one variable, or a circuit.
+        result: an array with one or two axes besides `example` (over which the mean is taken), a Dataset over one axis with
+            `mean` or `faithfulness`, `low` and `high` (drawn against `n_edges` where it has them), or a circuit.
         title: of the figure; the result's name without it.
         labels: token strings of the position axes, where the result carries none.
     Returns:
@@ -150,7 +150,8 @@ def curve(
             axes.set_xscale("symlog", linthresh=positive.min()) if (places <= 0).any() else axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(_WORDS.get(x, visible(x.replace("_", " "))))
+        share = x == "size" and bool((places <= 1).all())
+        axes.set_xlabel("share of edges" if share else _WORDS.get(x, visible(x.replace("_", " "))))
         named = (
             dataset[y].attrs.get("long_name") or (dataset.attrs.get("quantity") if y == "mean" else None) or y.replace("_", " ")
         )
@@ -161,8 +162,19 @@ def curve(
         return _settled(figure)
 
 
-def bars(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
-    """One bar per cell of a result with one axis besides `example`; a cell that was not measured is hatched."""
+def bars(
+    result: xr.DataArray,
+    *,
+    low: xr.DataArray | None = None,
+    high: xr.DataArray | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """One bar per cell of a result with one axis besides `example`; a cell that was not measured is hatched.
+
+    Args:
+        low, high: the interval of each cell, drawn as a line over its bar.
+    """
     result = _over_examples(result)
     if result.ndim != 1:
         raise WorkbenchError(f"Bars need one axis besides example; this result has {_axes_of(result)}.")
@@ -173,6 +185,8 @@ def bars(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str
         known = np.isfinite(values)
         places = np.arange(len(values))
         axes.bar(places[known], values[known], color=[_BLUE if value >= 0 else _RED for value in values[known]], width=0.72)
+        if low is not None and high is not None:
+            axes.vlines(places[known], low.values[known], high.values[known], color="#334155", linewidth=1.3)
         for place in places[~known]:
             axes.axvspan(place - 0.4, place + 0.4, facecolor="#e5e7eb", edgecolor="#b6bec9", hatch="////", linewidth=0)
         axes.axhline(0, color="#64748b", linewidth=0.8)
@@ -200,12 +214,16 @@ def _plot_dataset(result: xr.Dataset, title: str | None, labels: Sequence[str] |
     if y is None:
         raise WorkbenchError(f"Which of {', '.join(names) or 'no variables'} is to be drawn? Pass one: plot(result[NAME]).")
     main = result[y]
-    if main.ndim != 1 or str(main.dims[0]) not in result.coords or main[main.dims[0]].dtype.kind not in "iuf":
-        named = main.rename(result.attrs.get("quantity", y))
-        return plot(named.assign_attrs(result.attrs), title=title, labels=labels)
     bounds = next(((a, b) for a, b in (("low", "high"), (f"{y}_low", f"{y}_high")) if a in names and b in names), (None, None))
+    is_scale = main.ndim == 1 and main.dims[0] in result.coords and main[main.dims[0]].dtype.kind in "iuf"
+    if not is_scale or main.dims[0] in ("head", "kv_head", "neuron", "feature"):
+        named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
+        if main.ndim == 1 and bounds[0] and bounds[1]:
+            return bars(named, low=result[bounds[0]], high=result[bounds[1]], title=title, labels=labels)
+        return plot(named, title=title, labels=labels)
     whole = 1.0 if "faithful" in f"{y} {result.attrs.get('quantity', '')}" else None
-    return curve(result, x=str(main.dims[0]), y=y, low=bounds[0], high=bounds[1], title=title, reference=whole)
+    x = "n_edges" if "n_edges" in names and result["n_edges"].dims == main.dims else str(main.dims[0])
+    return curve(result, x=x, y=y, low=bounds[0], high=bounds[1], title=title, reference=whole)
 
 
 def _over_examples(result: xr.DataArray) -> xr.DataArray:

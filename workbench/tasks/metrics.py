@@ -34,7 +34,7 @@ class Metric:
 
     name: str
     function: Function
-    positions: Literal["END", "all"] = "END"
+    positions: Literal["END", "all"] | str = "END"
     needs: tuple[Literal["answers", "wrong"], ...] = ()
     whole_vocabulary: bool = True
     needs_reference: bool = False
@@ -96,7 +96,7 @@ class Metric:
         return measured
 
 
-def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] = "all") -> Metric:
+def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str = "all") -> Metric:
     """A metric from a name, a metric, or a function of your own `logits -> [example]`.
 
     Args:
@@ -105,6 +105,8 @@ def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal[
     >>> metric("logit_diff").unit
     'logits'
     """
+    if positions not in ("END", "all"):
+        raise UnknownName("choice of positions", positions, ("END", "all"))
     if isinstance(given, Metric):
         return given
     if callable(given):

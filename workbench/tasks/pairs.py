@@ -113,7 +113,7 @@ class PromptPairs:
 
     Attributes:
         clean, corrupt: the prompts of the two runs, example by example.
-        answers, wrong: [example, alternative, token], padded with -1. Alternatives make sets (all valid years), tokens
+        answers, wrong: [example, alternative, token] each, padded with -1. Alternatives make sets (all valid years), tokens
             make continuations.
         provenance: task, model, tokenizer, seed, split and what else made them.
     """
@@ -121,7 +121,7 @@ class PromptPairs:
     clean: Prompts
     corrupt: Prompts
     answers: Int[Tensor, "example alternative token"]
-    wrong: Int[Tensor, "example alternative token"]
+    wrong: Int[Tensor, "example wrong_alternative wrong_token"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -16,7 +16,8 @@ from workbench.tasks import agreement, binding, capitals, greater_than, inductio
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, render, vocabulary
 from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder, padded_answers
 
-Split = Literal["train", "heldout"]
+_PATIENCE = 20_000
+Split = Literal["train", "heldout"] | str
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,14 @@ def _distinct_pairs(
     """Pairs whose clean prompts differ, both sides of each in the split and equally long."""
     rng = random.Random(f"{task.name} {variant} {split} {seed}")
     found: dict[tuple[str, ...], tuple[Sentence, Sentence]] = {}
-    for _ in range(400 * n + 4000):
+    misses = 0
+    while misses < _PATIENCE:
         clean, corrupt = task.module.draw(rng, lexicon, variant)
+        misses += 1
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
         if in_split and clean.words not in found and speaker.length(clean) == speaker.length(corrupt):
             found[clean.words] = (clean, corrupt)
+            misses = 0
         if len(found) == n:
             return list(found.values())
     raise PromptError(

@@ -1,0 +1,399 @@
+"""What must hold of any model: patching all is the other run, patching nothing is zero, batches do not matter."""
+
+import re
+
+import pytest
+import torch
+from families import (
+    D_VOCAB,
+    FAMILIES,
+    NATIVES,
+    SEQUENTIAL,
+    build,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    untyped,
+)
+
+from workbench.engine.capture import capture_pairs
+from workbench.engine.edits import from_store, zero
+from workbench.errors import EditError, ModelError, PromptError, SiteError, UnknownName, WorkbenchError
+from workbench.methods.effects import effects
+from workbench.sites import KINDS, Grid, Shape, Site, grid
+from workbench.tasks.pairs import PromptPairs, Prompts
+
+ALL = FAMILIES + NATIVES
+MIXED = (4, 6, 5)
+
+
+def distance(model, pairs):
+    """[example]: m(corrupt run) - m(clean run)."""
+    with torch.no_grad():
+        return logit_difference(model(pairs.corrupt.tokens), pairs) - logit_difference(model(pairs.clean.tokens), pairs)
+
+
+def kinds_of(model):
+    shape = Shape.of(model)
+    return [kind for kind in KINDS if not shape.lacks(KINDS[kind])]
+
+
+def every_head(kind, shape):
+    units = shape.n_kv_heads if kind in "kv" else shape.n_heads
+    return tuple(Site(kind, layer, head) for layer in range(shape.n_layers) for head in range(units))
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("site", ["embed", "resid_pre[0]", "resid_post[1]"])
+def test_patching_everything_gives_the_other_run(family, site):
+    model = model_of(family)
+    pairs, _, corrupt = pairs_and_stores(family)
+    effect = effects(model, pairs, sites=site, value=from_store(corrupt))
+    assert effect.dims == ("example", "site")
+    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-6
+    assert float(abs(effect).min()) > 1e-3
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_patching_the_input_and_every_writer_together_gives_the_other_run(family):
+    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+    shape = Shape.of(model)
+    mlps = () if shape.attn_only else tuple(Site("mlp_out", layer) for layer in range(shape.n_layers))
+    everything = ("embed", *every_head("z", shape), *mlps)
+    effect = effects(model, pairs, sites=[everything], value=from_store(corrupt))
+    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logits_are_a_site_that_carries_the_whole_outcome(family):
+    model, pairs = model_of(family), make_pairs()
+    _, corrupt = capture_pairs(model, pairs, sites=["logits"])
+    effect = effects(model, pairs, sites=["logits", "logits@2"], value=from_store(corrupt))
+    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-6
+    assert (effect[:, 1] == 0).all(), "logits at another position are not read"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_the_inputs_of_attention_all_at_once_equals_patching_its_output(family):
+    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+    shape = Shape.of(model)
+    qkv = tuple(site for kind in "qkv" for site in every_head(kind, shape) if site.layer == 1)
+    pattern_and_v = tuple(site for kind in ("pattern", "v") for site in every_head(kind, shape) if site.layer == 1)
+    z = tuple(site for site in every_head("z", shape) if site.layer == 1)
+    effect = effects(model, pairs, sites=[qkv, pattern_and_v, z, "attn_out[1]"], value=from_store(corrupt))
+    for column in range(3):
+        assert max_difference(effect[:, column], effect[:, 3]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_self_patching_every_kind_is_exactly_zero(family):
+    model, pairs = model_of(family), make_pairs()
+    kinds = kinds_of(model)
+    clean, _ = capture_pairs(model, pairs, sites=kinds)
+    for kind in kinds:
+        neurons = {"neuron": [0, 3]} if KINDS[kind].unit == "neuron" else {}
+        for pos in ("all", "each"):
+            effect = effects(model, pairs, sites=grid(kind, model, pos=pos, **neurons), value=from_store(clean, allow_self=True))
+            assert (effect == 0).all(), (kind, pos)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_self_patching_prompts_of_mixed_length_is_zero(family):
+    model, pairs = model_of(family), make_pairs(MIXED)
+    kinds = kinds_of(model)
+    clean, _ = capture_pairs(model, pairs, sites=kinds)
+    for kind in kinds:
+        sites = grid(kind, model, **({"neuron": [0, 3]} if KINDS[kind].unit == "neuron" else {}))
+        effect = effects(model, pairs, sites=sites, value=from_store(clean, allow_self=True))
+        assert float(abs(effect).max()) < 2e-6, kind
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_self_patching_without_asking_for_it_is_an_error(family):
+    model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
+    message = (
+        "The store holds the very run that is edited (prompt 0), so patching from it changes nothing. "
+        "Pass the store of the other side, or from_store(..., allow_self=True)."
+    )
+    for base, store in (("clean", clean), ("corrupt", corrupt)):
+        with pytest.raises(EditError) as error:
+            effects(model, pairs, sites=grid("z", model), value=from_store(store), base=base)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("family", SEQUENTIAL)
+def test_resid_mid_is_the_stream_before_the_block_plus_its_attention(family):
+    model, pairs = model_of(family), make_pairs()
+    clean, corrupt = capture_pairs(model, pairs, sites=["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"])
+    for layer in range(2):
+        before, added = corrupt["resid_pre", layer].packed, corrupt["attn_out", layer].packed
+        assert max_difference(corrupt["resid_mid", layer].packed, before + added) < 1e-6
+        after = corrupt["resid_mid", layer].packed + corrupt["mlp_out", layer].packed
+        assert max_difference(corrupt["resid_post", layer].packed, after) < 1e-5
+    for pos in (None, "END"):  # elsewhere, resid_pre also changes what later positions attend to
+        sites = [Site("resid_mid", layer, pos=pos) for layer in range(2)]
+        sites += [(Site("resid_pre", layer, pos=pos), Site("attn_out", layer, pos=pos)) for layer in range(2)]
+        for base, store in (("clean", corrupt), ("corrupt", clean)):
+            effect = effects(model, pairs, sites=sites, value=from_store(store), base=base)
+            assert max_difference(effect[:, :2], effect[:, 2:]) < 1e-5
+    whole = effects(model, pairs, sites=grid("resid_mid", model), value=from_store(corrupt))
+    assert max_difference(whole[:, 1], distance(model, pairs)) < 1e-5, "the whole stream carries everything"
+
+
+def test_models_that_lack_a_kind_say_why():
+    asked = {("neox", "resid_mid"): "its attention and MLP run in parallel, so there is no stream between them"}
+    asked |= {("llama", "pos_embed"): "its positions are not learned embeddings"}
+    asked |= {("native-attn-only", "mlp_out"): "it has no MLPs"}
+    for (family, kind), reason in asked.items():
+        model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+        site = Site(kind, 0) if KINDS[kind].per_layer else Site(kind)
+        with pytest.raises(SiteError) as error:
+            effects(model, pairs, sites=[site], value=from_store(corrupt))
+        assert str(error.value) == f"Site {str(site)!r}: this model has no {kind}, because {reason}."
+
+
+VALUES = {
+    "from_store": lambda clean, corrupt: from_store(corrupt),
+    "zero": lambda clean, corrupt: zero(),
+}
+SWEPT = [("z", "all"), ("resid_pre", "each"), ("pattern", "all"), ("k", "each"), ("mlp_out", ["END"])]
+
+
+def sweep(model, pairs, store, value, kind, pos, *, layer=None, **options):
+    sites = grid(kind, model, pos=pos, layer=layer)
+    return effects(model, pairs, sites=sites, value=VALUES[value](store[0], store[1]), **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", ["from_store", "zero"])
+def test_a_batch_of_mixed_lengths_equals_each_example_alone(family, value):
+    model, pairs = model_of(family), make_pairs(MIXED)
+    stores = capture_pairs(model, pairs)
+    for kind, pos in SWEPT:
+        for method in ("exact", "gradient"):
+            together = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1)
+            for i, length in enumerate(MIXED):
+                alone = sweep(model, pairs.select([i]), stores, value, kind, pos, method=method, layer=1)
+                each = together[i : i + 1]
+                if pos == "each":
+                    assert each[..., length:, :].isnull().all() if kind == "k" else each[..., length:].isnull().all()
+                    each = each.isel(pos=slice(length))
+                assert max_difference(each, alone) < 1e-5, (kind, method, i)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", VALUES)
+def test_the_memory_budget_does_not_change_a_number(family, value):
+    model, pairs = model_of(family), make_pairs((4, 6, 4, 6, 6), seed=4)
+    stores = capture_pairs(model, pairs)
+    for method in ("exact", "gradient"):
+        for kind, pos in (("z", "all"), ("resid_pre", [2, "END"]), ("pattern", "all")):
+            usual = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1)
+            for budget in (1, 100_000):  # one prompt per pass; some
+                parts = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1, budget=budget)
+                assert max_difference(parts, usual) < 1e-5, (method, kind, budget)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", VALUES)
+def test_the_order_of_the_examples_does_not_change_a_number(family, value):
+    model, pairs = model_of(family), make_pairs((4, 6, 4, 6, 6), seed=4)
+    stores = capture_pairs(model, pairs)
+    order = [4, 0, 3, 2, 1]
+    for kind, pos in SWEPT:
+        usual = sweep(model, pairs, stores, value, kind, pos)
+        mixed = sweep(model, pairs.select(order), stores, value, kind, pos)
+        assert max_difference(mixed, usual[order]) < 1e-5, kind
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_edited_together_differ_from_the_sum_of_their_effects(family):
+    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+    pair = ("z[0.1]", "mlp_out[1]")
+    effect = effects(model, pairs, sites=[pair, *pair], value=from_store(corrupt))
+    assert list(effect.site.values) == ["z[0.1] + mlp_out[1]", "z[0.1]", "mlp_out[1]"]
+    assert max_difference(effect[:, 0], effect[:, 1] + effect[:, 2]) > 1e-3
+    first_order = effects(model, pairs, sites=[pair, *pair], value=from_store(corrupt), method="gradient")
+    assert max_difference(first_order[:, 0], first_order[:, 1] + first_order[:, 2]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edit_at_a_position_leaves_earlier_positions_alone(family):
+    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+    effect = effects(model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(corrupt))
+    assert (effect.sel(layer=0, pos=[0, 1, 3, 4, 5]) == 0).all(), "the prompts differ at position 2 only"
+    assert (effect.sel(layer=1, pos=[0, 1]) == 0).all(), "causality"
+    assert (abs(effect.sel(layer=1, pos=[2, 3, 4, 5])) > 0).all()
+
+
+def test_grids_come_back_with_their_axes_and_labels():
+    model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
+    expected = {
+        grid("z", model): {"layer": [0, 1], "head": [0, 1, 2, 3]},
+        grid("k", model, layer=1): {"layer": [1], "kv_head": [0, 1]},
+        grid("mlp_post", model, layer=[1], neuron=[5, 2], pos=[3]): {"layer": [1], "neuron": [5, 2], "pos": [3]},
+        grid("resid_pre", model, pos=["END"]): {"layer": [0, 1], "pos": ["END"]},
+        grid("pattern", model, layer=0, head=2, pos="each", key_pos=[0, 1]): {
+            "layer": [0], "head": [2], "query_pos": [0, 1, 2, 3, 4, 5], "key_pos": [0, 1],
+        },
+        grid("embed", model): {},
+    }  # fmt: skip
+    for sites, axes in expected.items():
+        effect = effects(model, pairs, sites=sites, value=from_store(corrupt))
+        assert effect.dims == ("example", *axes)
+        assert {axis: effect[axis].values.tolist() for axis in axes} == axes
+        assert effect.example.values.tolist() == [0, 1, 2]
+
+
+def test_a_grid_equals_the_list_of_its_sites():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    for sites in (grid("mlp_post", model, neuron=[1, 9], pos="each"), grid("z", model, head=[2, 0], pos=[5, 2])):
+        listed = list(sites.at_length(6))
+        assert len(listed) == len(sites.at_length(6))
+        by_grid = effects(model, pairs, sites=sites, value=from_store(corrupt))
+        by_list = effects(model, pairs, sites=listed, value=from_store(corrupt))
+        assert by_list.site.values.tolist() == [str(site) for site in listed]
+        assert max_difference(by_grid.values.reshape(3, -1), by_list) < 1e-6
+
+
+def test_neurons_at_positions_and_whole_neurons_are_different_sites():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    sites = ["mlp_post[0:7]@2", "mlp_post[0:7]@4", "mlp_post[0:7]", ("mlp_post[0:7]@2", "mlp_post[0:7]@3", "mlp_post[0:7]@4", "mlp_post[0:7]@5")]
+    effect = effects(model, pairs, sites=sites, value=from_store(corrupt))
+    assert max_difference(effect[:, 2], effect[:, 3]) < 1e-6
+    assert max_difference(effect[:, 0], effect[:, 2]) > 1e-5
+
+
+def test_cells_beyond_an_example_and_at_positions_it_lacks_are_nan():
+    model, plain = model_of("gpt2"), make_pairs(MIXED)
+    names = [{"X": 1}, {"X": 3}, {}]
+    rows = [[side.tokens[i, : int(n)].tolist() for i, n in enumerate(side.lengths)] for side in (plain.clean, plain.corrupt)]
+    clean, corrupt = (Prompts.of(each, positions=names) for each in rows)
+    pairs = PromptPairs(clean, corrupt, plain.answers, plain.wrong)
+    _, store = capture_pairs(model, pairs)
+    for method in ("exact", "gradient"):
+        effect = effects(model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(store), method=method)
+        assert effect.shape == (3, 2, 6)
+        for i, length in enumerate(MIXED):
+            assert effect[i, :, :length].notnull().all()
+            assert effect[i, :, length:].isnull().all()
+        named = effects(model, pairs, sites=["resid_pre[1]@X", "resid_pre[1]@END"], value=from_store(store), method=method)
+        assert named.isnull().values.tolist() == [[False, False], [False, False], [True, False]]
+        for i, at in ((0, 1), (1, 3)):
+            assert max_difference(named[i, 0], effect[i, 1, at]) < 1e-6
+            assert max_difference(named[i, 1], effect[i, 1, MIXED[i] - 1]) < 1e-6
+        assert effects(model, pairs, sites=[("z[0.0]", "z[1.1]@X")], value=from_store(store), method=method).isnull()[2].all()
+
+
+def test_a_named_position_that_only_the_other_side_lacks_gives_nan():
+    model, plain = model_of("gpt2"), make_pairs((6, 6))
+    rows = [side.tokens.tolist() for side in (plain.clean, plain.corrupt)]
+    clean = Prompts.of(rows[0], positions=[{"X": 2}, {"X": 2}])
+    corrupt = Prompts.of(rows[1], positions=[{"X": 2}, {}])
+    pairs = PromptPairs(clean, corrupt, plain.answers, plain.wrong)
+    _, store = capture_pairs(model, pairs)
+    effect = effects(model, pairs, sites="resid_pre[1]@X", value=from_store(store))
+    assert effect[:, 0].isnull().values.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_normalized_effects_are_shares_of_the_way_to_the_other_run(family):
+    model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
+    for base, store in (("clean", corrupt), ("corrupt", clean)):
+        plain = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), base=base)
+        shares = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), base=base, normalized=True)
+        assert max_difference(shares[:, 0], torch.ones(3)) < 1e-4
+        sign = 1 if base == "clean" else -1
+        assert max_difference(shares[:, 1], plain[:, 1] / (sign * distance(model, pairs).numpy())) < 1e-4
+        assert shares.attrs["unit"] == "share"
+        assert plain.attrs["unit"] == "logits"
+
+
+def test_normalizing_pairs_that_do_not_differ_gives_nan_and_a_warning():
+    model, pairs = model_of("gpt2"), make_pairs()
+    same = pairs.clean.tokens.tolist()
+    pairs = PromptPairs(pairs.clean, Prompts.of([same[0], *pairs.corrupt.tokens[1:].tolist()]), pairs.answers, pairs.wrong)
+    _, store = capture_pairs(model, pairs)
+    with pytest.warns(UserWarning, match=re.escape("1 of 3 examples do not differ between the runs: their cells are NaN.")):
+        effect = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), normalized=True)
+    assert effect.isnull().values.tolist() == [[True, True], [False, False], [False, False]]
+
+
+def test_train_mode_is_refused():
+    model = build("gpt2")
+    pairs, _, corrupt = pairs_and_stores("gpt2")
+    model.train()
+    with pytest.raises(ModelError) as error:
+        effects(model, pairs, sites=grid("z", model), value=from_store(corrupt))
+    assert str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+
+
+def test_pairs_of_unequal_length_take_edits_at_named_positions_only():
+    model = model_of("gpt2")
+    clean, corrupt = Prompts.of([[1, 2, 3], [4, 5, 6]]), Prompts.of([[1, 2, 9], [4, 5, 6, 7]])
+    pairs = PromptPairs(clean, corrupt, torch.tensor([[[1]], [[2]]]), torch.tensor([[[3]], [[4]]]))
+    with pytest.raises(PromptError) as error:
+        effects(model, pairs, sites=grid("z", model), value=zero())
+    assert str(error.value) == (
+        "Pair 1 has clean and corrupt prompts of 3 and 4 tokens. Whole-sequence edits need equal lengths; "
+        "edit named positions instead (pos=['END'])."
+    )
+    _, store = capture_pairs(model, pairs)
+    with pytest.raises(PromptError) as error:
+        effects(model, pairs, sites="z[0.0]@2", value=from_store(store))
+    assert str(error.value) == (
+        "Pair 1 has 3 and 4 tokens, so z[0.0]@2 does not line up. Use named positions (pos=['END']), or pairs of equal length."
+    )
+    assert effects(model, pairs, sites="z[0.0]@END", value=from_store(store)).notnull().all()
+    with pytest.raises(WorkbenchError):
+        effects(model, pairs, sites="pattern[1.0]@END", value=from_store(store))
+
+
+def test_what_cannot_be_asked_for_is_refused_with_what_can():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    value = from_store(corrupt)
+    with pytest.raises(UnknownName) as unknown:
+        untyped(effects)(model, pairs, sites="z[0.0]", value=value, method="gradients")
+    assert str(unknown.value) == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: exact, gradient."
+    with pytest.raises(SiteError) as error:
+        effects(model, pairs, sites=[], value=value)
+    assert str(error.value) == "effects: sites is empty. Name at least one site, as in sites=grid('z', model)."
+    with pytest.raises(SiteError) as error:
+        effects(model, pairs, sites="z[0.4]", value=value)
+    assert str(error.value) == "Site 'z[0.4]': this model has heads 0 to 3 in a layer."
+    with pytest.raises(SiteError) as error:
+        effects(model, pairs, sites="z[2.0]", value=value)
+    assert str(error.value) == "Site 'z[2.0]': this model has layers 0 to 1."
+    with pytest.raises(EditError) as edit:
+        effects(model, pairs, sites="z[0.0]@6", value=value)
+    assert str(edit.value) == "No prompt has the position of z[0.0]@6: the longest has 6 tokens."
+    with pytest.raises(UnknownName) as unknown:
+        effects(model, pairs, sites="z[0.0]@S2", value=value)
+    assert str(unknown.value) == "There is no named position 'S2'. Known: END."
+
+
+def test_a_value_that_is_none_is_refused():
+    model, pairs = model_of("gpt2"), make_pairs()
+    with pytest.raises(EditError) as error:
+        untyped(effects)(model, pairs, sites="z[0.0]", value=0.0)
+    assert str(error.value) == "value is float, not a value such as zero(), mean(store) or from_store(store)."
+
+
+def test_prompts_that_the_model_cannot_read_are_refused():
+    model, pairs = model_of("gpt2"), make_pairs((40,))
+    with pytest.raises(PromptError) as error:
+        effects(model, pairs, sites="z[0.0]", value=zero())
+    assert str(error.value) == "Prompt 0 has 40 tokens; the model's context holds 32."
+    foreign = PromptPairs(Prompts.of([[1, D_VOCAB]]), Prompts.of([[1, 2]]), torch.tensor([[[1]]]), torch.tensor([[[2]]]))
+    with pytest.raises(PromptError) as error:
+        effects(model, foreign, sites="z[0.0]", value=zero())
+    assert str(error.value) == "Token id 50 is outside the model's vocabulary of 50."
+
+
+def test_an_empty_grid_is_refused_where_it_is_made():
+    with pytest.raises(SiteError) as error:
+        grid("z", model_of("gpt2"), layer=[])
+    assert str(error.value) == "grid('z') is empty: name at least one layer, head, neuron and position, or leave them out."
+    assert isinstance(grid("z", model_of("gpt2")), Grid)

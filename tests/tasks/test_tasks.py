@@ -1,0 +1,289 @@
+"""Tasks and prompt pairs on `tiny` and on a BPE vocabulary: minimal corruptions, named positions, honest splits."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import workbench as wb
+from workbench.errors import MetricError, PromptError, UnknownName
+from workbench.models.load import load_model
+from workbench.tasks import grammar
+from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.tasks.registry import TASKS, load_task
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """A GPT-2 of random weights whose byte-level BPE was trained on the grammar's own words in ordinary spelling."""
+    lexicon = grammar.Lexicon()
+    text = [" " + word for word in (*lexicon.names, *lexicon.pronouns, *lexicon.places, "went", "to", "the", "because")] * 20
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    folder = tmp_path_factory.mktemp("bpe")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=len(fast), n_positions=64, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "variant"), [(task.name, variant) for task in TASKS.values() for variant in task.variants])
+def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: str):
+    pairs = load_task(name, tiny, n=40, variant=variant)
+    again = load_task(name, tiny, n=40, variant=variant)
+    assert pairs.fingerprint == again.fingerprint
+    assert len(set(pairs.clean.ids)) == 40
+    assert pairs.equal_lengths
+    assert pairs.bos
+    changed = (pairs.clean.tokens != pairs.corrupt.tokens).sum(1)
+    assert set(changed.tolist()) == {2 if name == "binding" else 1}
+    rows = torch.arange(40)
+    assert torch.equal(pairs.clean.at("END"), pairs.clean.lengths - 1)
+    for where in pairs.clean.positions.values():
+        assert bool(((where >= 1) & (where < pairs.clean.lengths)).all())
+    assert not bool((pairs.answers[:, :, 0, None] == pairs.wrong[:, :, 0][:, None]).logical_and(pairs.answers[:, :, 0, None] >= 0).any())
+    if name == "ioi":
+        assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("IO")], pairs.answers[:, 0, 0])
+        assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("S2")], pairs.wrong[:, 0, 0])
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_no_prompt_clean_or_corrupt_is_in_both_splits(tiny, name: str):
+    sides = {}
+    for split in ("train", "heldout"):
+        pairs = load_task(name, tiny, n=300, split=split)
+        sides[split] = {*pairs.clean.ids, *pairs.corrupt.ids}
+    assert not sides["train"] & sides["heldout"]
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_there_are_600_distinct_held_out_prompts(tiny, name: str):
+    assert len(set(load_task(name, tiny, n=600, split="heldout").clean.ids)) == 600
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_training_text_never_holds_a_reserved_combination(name: str):
+    import random
+
+    rng, task, seen = random.Random(1), TASKS[name].module, 0
+    for _ in range(300):
+        sentence = task.training_sentence(rng, grammar.Lexicon())
+        assert set(sentence.words + sentence.rest) <= set(grammar.vocabulary())
+        seen += grammar.is_reserved(name, sentence.key)
+    assert 0 < seen < 120
+
+
+def test_induction_gaps_vary_so_that_positional_copying_cannot_work(tiny):
+    pairs = load_task("induction", tiny, n=200)
+    gaps = pairs.clean.at("END") - pairs.clean.at("PREVIOUS")
+    assert len(set(gaps.tolist())) >= 6
+
+
+def test_a_bpe_model_gets_ioi_and_pronoun_with_single_token_answers(bpe):
+    for name in ("ioi", "pronoun"):
+        pairs = load_task(name, bpe, n=20, split="heldout")
+        assert pairs.equal_lengths
+        assert pairs.answers.shape == (20, 1, 1)
+        assert isinstance(pairs.provenance["dropped"], str)
+    decoded = bpe.tokenizer.decode(load_task("ioi", bpe, n=1).clean.tokens[0].tolist())
+    assert " ," not in decoded
+    assert "  " not in decoded
+
+
+def test_named_positions_of_a_bpe_model_point_at_the_words(bpe):
+    pairs = load_task("ioi", bpe, n=20)
+    rows = torch.arange(20)
+    assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("S2")], pairs.wrong[:, 0, 0])
+    first_word = [strings[1].strip() for strings in pairs.clean.strings]
+    inside = [i for i, word in enumerate(first_word) if word not in ("",)]
+    assert inside
+
+
+def test_other_tasks_refuse_a_bpe_model_and_say_what_works(bpe):
+    with pytest.raises(PromptError) as caught:
+        load_task("induction", bpe)
+    assert "Tasks for any model: ioi, pronoun; or bring your own with PromptPairs.from_csv." in str(caught.value)
+
+
+def test_unknown_names_say_what_there_is(tiny):
+    with pytest.raises(UnknownName) as caught:
+        load_task("ioii", tiny)
+    known = "agreement, binding, capitals, greater_than, induction, ioi, pronoun"
+    assert str(caught.value) == f"There is no task 'ioii'. Did you mean 'ioi'? Known: {known}."
+    with pytest.raises(UnknownName) as caught:
+        load_task("ioi", tiny, variant="swop")
+    assert str(caught.value) == "There is no variant of the task 'ioi' 'swop'. Did you mean 'swap'? Known: abc, swap, three."
+    with pytest.raises(UnknownName) as caught:
+        load_task("ioi", tiny, split="test")
+    assert str(caught.value) == "There is no split 'test'. Known: heldout, train."
+    with pytest.raises(PromptError, match="^The task 'greater_than' has only 4[0-9]{3} distinct heldout prompts for this model; n=5000 were asked for.$"):
+        load_task("greater_than", tiny, n=5000, split="heldout")
+
+
+# --- prompts of your own -------------------------------------------------------------------------------------------
+
+ROW = {"clean": "The dog near the cats", "corrupt": "The dogs near the cats", "answer": "is", "wrong": "are"}
+
+
+def test_a_csv_a_jsonl_and_a_frame_give_the_same_pairs(tiny, tmp_path):
+    frame = pd.DataFrame([ROW, ROW | {"clean": "The boy near the cats", "corrupt": "The boys near the cats"}])
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    frame.to_json(tmp_path / "p.jsonl", orient="records", lines=True)
+    made = [PromptPairs.from_dataframe(tiny, frame), PromptPairs.from_csv(tiny, tmp_path / "p.csv"), PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl")]
+    assert len({pairs.fingerprint for pairs in made}) == 1
+    assert made[0].clean.strings[0] == ("<bos>", "The", "dog", "near", "the", "cats")
+
+
+def test_alternatives_are_separated_by_bars(tiny):
+    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"answer": "is|was"}, ROW | {"clean": "The boy near the cats"}]))
+    assert pairs.answers.shape == (2, 2, 1)
+    assert int(pairs.answers[1, 1, 0]) == -1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": ""}, "table, row 1: the column 'answer' is empty."),
+        ({"clean": "  "}, "table, row 1: the column 'clean' is empty."),
+        ({"clean": "The wug near the cats"}, "table, row 1, clean: the vocabulary has no 'wug'. Use words that the model knows (model.tokenizer.get_vocab())."),
+        ({"wrong": "arr"}, "table, row 1, wrong: the vocabulary has no 'arr'. Use words that the model knows (model.tokenizer.get_vocab())."),
+        ({"clean": "the " * 64 + "dog"}, "table, row 1, clean: the prompt has 66 tokens; the model's context holds 64."),
+    ],
+)
+def test_a_bad_row_is_named(tiny, change: dict, message: str):
+    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+        PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | change]))
+
+
+def test_a_missing_column_is_named(tiny, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clean,corrupt,answer\na,b,c\n")
+    message = "p.csv has no column wrong. Needed: clean, corrupt, answer, wrong; it has: clean, corrupt, answer."
+    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+        PromptPairs.from_csv(tiny, path)
+
+
+def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clean,corrupt,answer,wrong\nThe dog near the cats,The dogs near the cats,is,are\n\n")
+    with pytest.raises(PromptError, match=re.escape("p.csv, row 2: the column 'clean' is empty.")):
+        PromptPairs.from_csv(tiny, path)
+    path.write_text("clean,corrupt,answer,wrong\n")
+    with pytest.raises(PromptError, match=re.escape("p.csv has no rows.")):
+        PromptPairs.from_csv(tiny, path)
+    with pytest.raises(PromptError, match="There is no file"):
+        PromptPairs.from_csv(tiny, tmp_path / "none.csv")
+
+
+def test_an_answer_of_two_tokens_needs_another_metric(tiny):
+    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"answer": "is happy"}]))
+    first, second = (int(t) for t in pairs.answers[0, 0])
+    message = (
+        f"The metric 'logit_diff' reads one token, and the answer of example 0 has 2 (ids [{first}, {second}]). "
+        "Choose words that are one token in this vocabulary."
+    )
+    for call in (
+        lambda: wb.effects(tiny, pairs, sites=wb.grid("resid_pre", tiny, pos=["END"]), value=wb.zero()),
+        lambda: wb.score_edges(tiny, pairs, value=wb.zero()),
+    ):
+        with pytest.raises(MetricError, match="^" + re.escape(message) + "$"):
+            call()
+
+
+def test_pairs_of_unequal_length_need_named_positions(tiny):
+    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"corrupt": "Yesterday the dogs near the cats"}]))
+    message = (
+        "Pair 0 has clean and corrupt prompts of 6 and 7 tokens. Whole-sequence edits need equal lengths; "
+        "edit named positions instead (pos=['END'])."
+    )
+    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+        wb.effects(tiny, pairs, sites=wb.grid("z", tiny), value=wb.zero())
+    with pytest.raises(PromptError, match=re.escape("Edges and circuits need equal lengths within a pair.")):
+        wb.score_edges(tiny, pairs, value=wb.zero())
+    _, corrupt = wb.capture_pairs(tiny, pairs)
+    last = wb.effects(tiny, pairs, sites=wb.grid("resid_post", tiny, layer=3, pos=["END"]), value=wb.from_store(corrupt), progress=False)
+    expected = wb.run(tiny, pairs.corrupt).logits[0, -1] - wb.run(tiny, pairs.clean).logits[0, -1]
+    right, wrong = int(pairs.answers[0, 0, 0]), int(pairs.wrong[0, 0, 0])
+    assert float(last[0, 0, 0]) == pytest.approx(float(expected[right] - expected[wrong]), abs=1e-5)
+
+
+def test_a_split_of_own_pairs_shares_no_prompt(tiny):
+    shared = [ROW | {"clean": f"The {noun} near the cats", "corrupt": "The dogs near the cats"} for noun in ("dog", "boy")]
+    others = [ROW | {"clean": f"The {noun} near the {m}", "corrupt": f"The {noun}s near the {m}"} for noun in ("boy", "girl") for m in ("doors", "cars")]
+    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame(shared + others))
+    first, second = pairs.split()
+    assert len(first) + len(second) == 6
+    assert not {*first.clean.ids, *first.corrupt.ids} & {*second.clean.ids, *second.corrupt.ids}
+    with pytest.raises(PromptError, match="cannot be split without sharing a prompt"):
+        PromptPairs.from_dataframe(tiny, pd.DataFrame(shared)).split()
+
+
+def test_prompt_ids_ignore_padding():
+    assert Prompts.of([[1, 2], [3, 4, 5]]).ids[0] == Prompts.of([[1, 2]]).ids[0]
+    with pytest.raises(PromptError, match="Prompt 1 is empty"):
+        Prompts.of([[1], []])
+    with pytest.raises(PromptError, match="There are no prompts"):
+        Prompts.of([])
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+def hand_made() -> tuple[torch.Tensor, PromptPairs]:
+    logits = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.1]]))
+    prompts = Prompts.of([[0, 1]])
+    return logits, PromptPairs(prompts, prompts, torch.tensor([[[0], [3]]]), torch.tensor([[[1], [-1]]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_diff", (torch.log(torch.tensor([0.5, 0.1])).mean() - torch.log(torch.tensor(0.2))).item()),
+        ("prob_diff", 0.6 - 0.2),
+        ("nll", -torch.log(torch.tensor(0.6)).item()),
+        ("rank", 0.0),
+        ("accuracy", 1.0),
+    ],
+)
+def test_metrics_on_numbers_worked_out_by_hand(name: str, value: float):
+    logits, pairs = hand_made()
+    assert float(wb.metric(name)(logits, pairs)) == pytest.approx(value, abs=1e-6)
+
+
+def test_kl_is_zero_for_the_reference_and_positive_elsewhere():
+    logits, pairs = hand_made()
+    assert float(wb.metric("kl")(logits, pairs, logits)) == pytest.approx(0, abs=1e-7)
+    assert float(wb.metric("kl")(logits.flip(1), pairs, logits)) > 0.1
+    with pytest.raises(MetricError, match=re.escape("The metric 'kl' compares with the clean run: give its logits as reference.")):
+        wb.metric("kl")(logits, pairs)
+
+
+def test_metrics_refuse_what_they_cannot_measure():
+    logits, pairs = hand_made()
+    with pytest.raises(UnknownName, match=re.escape("There is no metric 'logit_dif'. Did you mean 'logit_diff'")):
+        wb.metric("logit_dif")
+    with pytest.raises(MetricError, match="The logits of example 0 are not finite"):
+        wb.metric("logit_diff")(logits * float("nan"), pairs)
+    with pytest.raises(MetricError, match=re.escape("returned () for 1 examples. It must return one number per example")):
+        wb.metric(lambda logits: logits.mean(), positions="END")(logits, pairs)
+
+
+def test_a_metric_says_which_vocabulary_rows_it_reads():
+    _, pairs = hand_made()
+    rows = wb.metric("logit_diff").rows(pairs)
+    assert rows is not None
+    assert rows.tolist() == [0, 1, 3]
+    assert wb.metric("nll").rows(pairs) is None

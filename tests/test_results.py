@@ -1,0 +1,85 @@
+"""Results keep every label, attribute and NaN; a written file is whole or absent."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench import results
+from workbench.errors import OutputExists, WorkbenchError
+from workbench.statistics import summary
+
+
+def test_bfloat16_and_gradients_become_plain_float32():
+    made = results.effect_array(torch.ones(2, dtype=torch.bfloat16, requires_grad=True), ("pos",), name="x")
+    assert made.dtype == np.float32
+    assert results.effect_array(torch.ones(2, dtype=torch.float64), ("pos",), name="x").dtype == np.float64
+
+
+def test_attributes_are_numbers_and_text():
+    assert results.clean_attrs({"a": True, "b": None, "c": 1.5, "d": ("x",)}) == {"a": 1, "c": 1.5, "d": "('x',)"}
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=()), max_size=6), min_size=1, max_size=4))
+def test_any_token_text_survives_a_file(tmp_path_factory: pytest.TempPathFactory, tokens: list[str]):
+    path = tmp_path_factory.mktemp("results") / "r.nc"
+    values = np.arange(len(tokens), dtype=np.float32)
+    values[0] = np.nan
+    made = results.effect_array(values, ("pos",), {"pos": tokens}, name="x", attrs={"t": "".join(tokens)})
+    results.save(made, path)
+    back = results.load(path)
+    assert back.identical(made)
+    assert list(back["pos"].values) == list(made["pos"].values)
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path):
+    path = tmp_path / "r.nc"
+    made = results.effect_array(np.ones(2), ("pos",), name="x")
+    results.save(made, path)
+    before = path.read_bytes()
+    message = f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    with pytest.raises(OutputExists, match="^" + re.escape(message) + "$"):
+        results.save(made * 2, path)
+    assert path.read_bytes() == before
+    results.save(made * 2, path, overwrite=True)
+    assert float(results.load(path)[0]) == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    path = tmp_path / "r.nc"
+    path.write_text("hello")
+    with pytest.raises(WorkbenchError, match="cannot be read as a netCDF result"):
+        results.load(path)
+    with pytest.raises(WorkbenchError, match="There is no result file"):
+        results.load(tmp_path / "none.nc")
+
+
+def test_mismatched_layers_are_an_error_and_not_dropped():
+    a = results.effect_array(np.ones(2), ("layer",), {"layer": [0, 1]}, name="x")
+    b = results.effect_array(np.ones(2), ("layer",), {"layer": [1, 2]}, name="x")
+    with pytest.raises(ValueError, match="layer"):
+        results.difference(a, b)
+    assert float(results.difference(a, a).sum()) == 0
+
+
+def test_the_summary_of_known_numbers():
+    made = summary(xr.DataArray([[1.0, np.nan], [3.0, np.nan], [5.0, np.nan]], dims=("example", "layer")))
+    assert made["mean"].values[0] == 3
+    assert made["se"].values[0] == pytest.approx(2 / np.sqrt(3))
+    assert made["n"].values.tolist() == [3, 0]
+    assert np.isnan(made["mean"].values[1])
+    assert made["low"].values[0] < 3 < made["high"].values[0]
+
+
+def test_bootstrap_intervals_cover_a_normal_mean():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(100):
+        made = summary(xr.DataArray(rng.normal(size=40), dims="example"), draws=300, seed=seed)
+        covered += float(made["low"]) <= 0 <= float(made["high"])
+    assert 85 <= covered <= 100
