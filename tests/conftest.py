@@ -5,6 +5,6 @@ import os
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)

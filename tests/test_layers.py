@@ -60,7 +60,9 @@ def test_every_module_imports_only_from_layers_above_it():
 
 
 def test_only_models_load_imports_transformer_lens():
-    users = [name for name, path in modules() if "transformer_lens" in path.read_text(encoding="utf-8").replace("transformer-lens", "")]
+    users = [
+        name for name, path in modules() if "transformer_lens" in path.read_text(encoding="utf-8").replace("transformer-lens", "")
+    ]
     assert [name for name in users if "import" in name or name == "models.load"] == ["models.load"]
     for name, path in modules():
         if name != "models.load":

@@ -30,13 +30,16 @@ def test_a_site_survives_its_string_form(site: Site):
 
 
 @pytest.mark.parametrize(
-    "text", ["z[9.6]", "z[9.6]@END", "resid_pre[4]@3", "mlp_post[2:113]", "pattern[5.2]@7<-3", "pattern[5.2]@<-S2", "embed@0", "logits"]
+    "text",
+    ["z[9.6]", "z[9.6]@END", "resid_pre[4]@3", "mlp_post[2:113]", "pattern[5.2]@7<-3", "pattern[5.2]@<-S2", "embed@0", "logits"],
 )
 def test_the_documented_forms_parse(text: str):
     assert str(Site.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "z", "z[", "z[1.2]]", "z[01.2]", "z[-1.0]", "z[1.2]@", "z[1.2]@-1", "embed[0]", "z[1:3]", "logits<-2"])
+@pytest.mark.parametrize(
+    "text", ["", "z", "z[", "z[1.2]]", "z[01.2]", "z[-1.0]", "z[1.2]@", "z[1.2]@-1", "embed[0]", "z[1:3]", "logits<-2"]
+)
 def test_what_is_no_site_is_refused(text: str):
     with pytest.raises(SiteError):
         Site.parse(text)
@@ -64,7 +67,9 @@ def test_a_site_that_the_model_lacks_says_what_it_has(text: str, message: str):
 def test_with_grouped_queries_k_has_kv_heads():
     with pytest.raises(SiteError, match=re.escape("Site 'k[0.4]': this model has kv heads 0 to 3 in a layer.")):
         Site.parse("k[0.4]").check(GQA)
-    with pytest.raises(SiteError, match=re.escape("this model has no pos_embed, because its positions are not learned embeddings.")):
+    with pytest.raises(
+        SiteError, match=re.escape("this model has no pos_embed, because its positions are not learned embeddings.")
+    ):
         Site.parse("pos_embed").check(GQA)
     assert grid("k", GQA).dims == ("layer", "kv_head")
     assert len(grid("k", GQA)) == 20
@@ -82,7 +87,10 @@ def test_a_grid_knows_its_axes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "z", "layer": []}, "grid('z') is empty: name at least one layer, head, neuron and position, or leave them out."),
+        (
+            {"kind": "z", "layer": []},
+            "grid('z') is empty: name at least one layer, head, neuron and position, or leave them out.",
+        ),
         ({"kind": "resid_pre", "head": 1}, "grid('resid_pre'): resid_pre has no heads."),
         ({"kind": "embed", "layer": 0}, "grid('embed'): embed belongs to no layer."),
         ({"kind": "z", "layer": 4}, "Site 'z[4.0]': this model has layers 0 to 3."),
@@ -93,7 +101,9 @@ def test_a_grid_of_nothing_is_an_error(arguments: dict, message: str):
         grid(arguments.pop("kind"), SHAPE, **arguments)
 
 
-@pytest.mark.parametrize("text", ["a9.9->a10.7<q>", "m3->logits", "input->a0.1<k>", "m3:113->m4:7", "a1.2->m3@END", "input->logits@0"])
+@pytest.mark.parametrize(
+    "text", ["a9.9->a10.7<q>", "m3->logits", "input->a0.1<k>", "m3:113->m4:7", "a1.2->m3@END", "input->logits@0"]
+)
 def test_edges_survive_their_string_form(text: str):
     assert str(Edge.parse(text)) == text
 

@@ -34,7 +34,7 @@ def summary(result: xr.DataArray, *, over: str = "example", level: float = 0.95,
 
 
 def bootstrap(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray | np.floating], *, level: float = 0.95, draws: int = 1000, seed: int = 0
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together."""
     rng = np.random.default_rng(seed)
@@ -43,10 +43,10 @@ def bootstrap(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         low, high = np.nanpercentile(np.asarray(samples), [tail, 100 - tail], axis=0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
-def _nanmean(sample: np.ndarray) -> np.ndarray | np.floating:
+def _nanmean(sample: np.ndarray) -> np.ndarray:
     known = np.isfinite(sample)
     n = known.sum(0)
-    return np.where(known, sample, 0).sum(0) / np.where(n, n, np.nan)
+    return np.asarray(np.where(known, sample, 0).sum(0) / np.where(n, n, np.nan))

@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 from workbench import results
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate, faithfulness_curve
-from workbench.discovery.scores import score_edges
+from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import PAIR_KINDS, capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
-from workbench.errors import OutputExists, UnknownName
+from workbench.errors import CircuitError, OutputExists, UnknownName
+from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
 from workbench.models.load import model_name
@@ -30,6 +31,7 @@ from workbench.render.svg import CircuitView
 from workbench.sites import KINDS, Shape, grid
 from workbench.statistics import summary
 from workbench.stores.store import ActivationStore
+from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
 from workbench.tasks.registry import find_task, load_task
 
@@ -89,8 +91,15 @@ def discover(
     check_output(out, overwrite)
     if value not in VALUES:
         raise UnknownName("value for discover", value, VALUES)
-    train, heldout = _prompts(model, task, n, seed, variant)
+    if method not in METHODS:
+        raise UnknownName("method of score_edges", method, METHODS)
     measured = metric or (find_task(task).metric if isinstance(task, str) else "logit_diff")
+    as_metric(measured)
+    edges = Graph.of(model).n_edges
+    size = max(1, int(0.02 * edges)) if n_edges is None else n_edges
+    if not 0 < size <= edges:
+        raise CircuitError(f"discover: n_edges={n_edges}; a circuit of this model has 1 to {edges} edges.")
+    train, heldout = _prompts(model, task, n, seed, variant)
     with tqdm(total=6, desc="discover", unit="step", disable=None if progress else True, leave=False) as bar:
 
         def step(doing: str) -> None:
@@ -110,9 +119,8 @@ def discover(
         )  # fmt: skip
         step("edges")
         other = _value(value, stores)
-        scores = score_edges(model, train, value=other, metric=measured, method=method, progress=False)  # pyright: ignore[reportArgumentType]
+        scores = score_edges(model, train, value=other, metric=measured, method=method, progress=False)
         step("circuit")
-        size = max(1, int(0.02 * int(scores.notnull().sum()))) if n_edges is None else n_edges
         circuit = find_circuit(scores, n_edges=size)
         evaluation = _evaluations(model, circuit, scores, heldout, train, _value(value, held), other, measured)
         curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
@@ -261,7 +269,7 @@ def _strongest_heads(circuit: Circuit, most: int = 12) -> list[tuple[int, int]]:
 
 
 def _table(evaluation: xr.Dataset) -> pd.DataFrame:
-    frame = evaluation.to_dataframe().reset_index()
+    frame = evaluation.to_dataframe().reset_index().round(3)
     return frame.rename(
         columns={"circuit": "", "low": "from", "high": "to", "mean_of_ratios": "mean of ratios", "n_edges": "edges"}
     ).drop(columns="in_sample")
@@ -273,8 +281,10 @@ def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.Dat
     frame["in circuit"] = ["yes" if place in set(circuit.heads) else "" for place in places]
     frame["head"] = [f"a{layer}.{head}" for layer, head in places]
     order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")[:most]
-    return frame.iloc[order].reset_index(drop=True)[["head", "mean", "se", "low", "high", "n", "in circuit"]].rename(
-        columns={"mean": "effect", "low": "from", "high": "to"}
+    return (
+        frame.iloc[order]
+        .reset_index(drop=True)[["head", "mean", "se", "low", "high", "n", "in circuit"]]
+        .rename(columns={"mean": "effect", "low": "from", "high": "to"})
     )
 
 

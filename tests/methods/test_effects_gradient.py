@@ -14,8 +14,8 @@ from workbench.engine.edits import add, constant, from_store, project, scale, ze
 from workbench.methods.effects import effects
 from workbench.sites import Shape, Site, grid
 
-EPSILON = {"llama": 1e-2}
-TOLERANCE = {"llama": 3e-3}
+EPSILON = {"llama": 3e-3}
+TOLERANCE = {"llama": 5e-4}
 
 
 def slopes(model, pairs, sites, directions, epsilon):
@@ -41,7 +41,9 @@ def sites_of(model):
     sites = [Site("z", 0, 1), Site("z", 1, 3), Site("z", 0, 2, pos=2), Site("resid_pre", 1), Site("resid_pre", 0, pos=2)]
     sites += [Site("pattern", 1, 0), Site("pattern", 0, 3), Site("q", 1, 2), Site("k", 1, 1), Site("v", 0, 1), Site("v", 1, 0)]
     sites += [Site("attn_out", 0), Site("embed"), Site("resid_post", 0, pos=5)]
-    sites += [] if shape.attn_only else [Site("mlp_post", 0), Site("mlp_post", 0, neuron=3), Site("mlp_out", 1), Site("mlp_pre", 0)]
+    sites += (
+        [] if shape.attn_only else [Site("mlp_post", 0), Site("mlp_post", 0, neuron=3), Site("mlp_out", 1), Site("mlp_pre", 0)]
+    )
     sites += [] if shape.attn_only or shape.parallel else [Site("resid_mid", 0)]
     return sites
 

@@ -260,7 +260,12 @@ def test_a_grid_equals_the_list_of_its_sites():
 
 def test_neurons_at_positions_and_whole_neurons_are_different_sites():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    sites = ["mlp_post[0:7]@2", "mlp_post[0:7]@4", "mlp_post[0:7]", ("mlp_post[0:7]@2", "mlp_post[0:7]@3", "mlp_post[0:7]@4", "mlp_post[0:7]@5")]
+    sites = [
+        "mlp_post[0:7]@2",
+        "mlp_post[0:7]@4",
+        "mlp_post[0:7]",
+        ("mlp_post[0:7]@2", "mlp_post[0:7]@3", "mlp_post[0:7]@4", "mlp_post[0:7]@5"),
+    ]
     effect = effects(model, pairs, sites=sites, value=from_store(corrupt))
     assert max_difference(effect[:, 2], effect[:, 3]) < 1e-6
     assert max_difference(effect[:, 0], effect[:, 2]) > 1e-5

@@ -127,7 +127,9 @@ def test_a_function_that_does_not_return_one_number_per_example_is_refused(funct
     )
 
 
-@pytest.mark.parametrize("value", [constant(float("nan")), constant(float("inf")), scale(float("nan"))], ids=["nan", "inf", "scale"])
+@pytest.mark.parametrize(
+    "value", [constant(float("nan")), constant(float("inf")), scale(float("nan"))], ids=["nan", "inf", "scale"]
+)
 def test_logits_that_are_not_finite_are_an_error_and_not_a_number(value):
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(MetricError) as error:

@@ -30,7 +30,9 @@ def bpe(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    )
     folder = tmp_path_factory.mktemp("bpe")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     fast.save_pretrained(folder)
@@ -54,7 +56,9 @@ def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: st
     assert torch.equal(pairs.clean.at("END"), pairs.clean.lengths - 1)
     for where in pairs.clean.positions.values():
         assert bool(((where >= 1) & (where < pairs.clean.lengths)).all())
-    assert not bool((pairs.answers[:, :, 0, None] == pairs.wrong[:, :, 0][:, None]).logical_and(pairs.answers[:, :, 0, None] >= 0).any())
+    assert not bool(
+        (pairs.answers[:, :, 0, None] == pairs.wrong[:, :, 0][:, None]).logical_and(pairs.answers[:, :, 0, None] >= 0).any()
+    )
     if name == "ioi":
         assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("IO")], pairs.answers[:, 0, 0])
         assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("S2")], pairs.wrong[:, 0, 0])
@@ -129,7 +133,10 @@ def test_unknown_names_say_what_there_is(tiny):
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, split="test")
     assert str(caught.value) == "There is no split 'test'. Known: heldout, train."
-    with pytest.raises(PromptError, match="^The task 'greater_than' has only 4[0-9]{3} distinct heldout prompts for this model; n=5000 were asked for.$"):
+    with pytest.raises(
+        PromptError,
+        match=r"^The task 'greater_than' has only 4[0-9]{3} distinct heldout prompts for this model; n=5000 were asked for.$",
+    ):
         load_task("greater_than", tiny, n=5000, split="heldout")
 
 
@@ -142,7 +149,11 @@ def test_a_csv_a_jsonl_and_a_frame_give_the_same_pairs(tiny, tmp_path):
     frame = pd.DataFrame([ROW, ROW | {"clean": "The boy near the cats", "corrupt": "The boys near the cats"}])
     frame.to_csv(tmp_path / "p.csv", index=False)
     frame.to_json(tmp_path / "p.jsonl", orient="records", lines=True)
-    made = [PromptPairs.from_dataframe(tiny, frame), PromptPairs.from_csv(tiny, tmp_path / "p.csv"), PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl")]
+    made = [
+        PromptPairs.from_dataframe(tiny, frame),
+        PromptPairs.from_csv(tiny, tmp_path / "p.csv"),
+        PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl"),
+    ]
     assert len({pairs.fingerprint for pairs in made}) == 1
     assert made[0].clean.strings[0] == ("<bos>", "The", "dog", "near", "the", "cats")
 
@@ -158,8 +169,14 @@ def test_alternatives_are_separated_by_bars(tiny):
     [
         ({"answer": ""}, "table, row 1: the column 'answer' is empty."),
         ({"clean": "  "}, "table, row 1: the column 'clean' is empty."),
-        ({"clean": "The wug near the cats"}, "table, row 1, clean: the vocabulary has no 'wug'. Use words that the model knows (model.tokenizer.get_vocab())."),
-        ({"wrong": "arr"}, "table, row 1, wrong: the vocabulary has no 'arr'. Use words that the model knows (model.tokenizer.get_vocab())."),
+        (
+            {"clean": "The wug near the cats"},
+            "table, row 1, clean: the vocabulary has no 'wug'. Use words that the model knows (model.tokenizer.get_vocab()).",
+        ),
+        (
+            {"wrong": "arr"},
+            "table, row 1, wrong: the vocabulary has no 'arr'. Use words that the model knows (model.tokenizer.get_vocab()).",
+        ),
         ({"clean": "the " * 64 + "dog"}, "table, row 1, clean: the prompt has 66 tokens; the model's context holds 64."),
     ],
 )
@@ -214,7 +231,9 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
     with pytest.raises(PromptError, match=re.escape("Edges and circuits need equal lengths within a pair.")):
         wb.score_edges(tiny, pairs, value=wb.zero())
     _, corrupt = wb.capture_pairs(tiny, pairs)
-    last = wb.effects(tiny, pairs, sites=wb.grid("resid_post", tiny, layer=3, pos=["END"]), value=wb.from_store(corrupt), progress=False)
+    last = wb.effects(
+        tiny, pairs, sites=wb.grid("resid_post", tiny, layer=3, pos=["END"]), value=wb.from_store(corrupt), progress=False
+    )
     expected = wb.run(tiny, pairs.corrupt).logits[0, -1] - wb.run(tiny, pairs.clean).logits[0, -1]
     right, wrong = int(pairs.answers[0, 0, 0]), int(pairs.wrong[0, 0, 0])
     assert float(last[0, 0, 0]) == pytest.approx(float(expected[right] - expected[wrong]), abs=1e-5)
@@ -222,7 +241,11 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
 
 def test_a_split_of_own_pairs_shares_no_prompt(tiny):
     shared = [ROW | {"clean": f"The {noun} near the cats", "corrupt": "The dogs near the cats"} for noun in ("dog", "boy")]
-    others = [ROW | {"clean": f"The {noun} near the {m}", "corrupt": f"The {noun}s near the {m}"} for noun in ("boy", "girl") for m in ("doors", "cars")]
+    others = [
+        ROW | {"clean": f"The {noun} near the {m}", "corrupt": f"The {noun}s near the {m}"}
+        for noun in ("boy", "girl")
+        for m in ("doors", "cars")
+    ]
     pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame(shared + others))
     first, second = pairs.split()
     assert len(first) + len(second) == 6
@@ -267,7 +290,9 @@ def test_kl_is_zero_for_the_reference_and_positive_elsewhere():
     logits, pairs = hand_made()
     assert float(wb.metric("kl")(logits, pairs, logits)) == pytest.approx(0, abs=1e-7)
     assert float(wb.metric("kl")(logits.flip(1), pairs, logits)) > 0.1
-    with pytest.raises(MetricError, match=re.escape("The metric 'kl' compares with the clean run: give its logits as reference.")):
+    with pytest.raises(
+        MetricError, match=re.escape("The metric 'kl' compares with the clean run: give its logits as reference.")
+    ):
         wb.metric("kl")(logits, pairs)
 
 

@@ -53,7 +53,7 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     embedded = zoo.find(str(source))
     if embedded is not None:
         model = _boot(str(embedded.folder), place, wanted, embedded.checkpoint)
-    elif Path(source).is_dir():
+    elif str(source) and Path(source).is_dir():
         model = _boot(str(source), place, wanted, None)
     elif _looks_like_a_path(str(source)):
         raise ModelError(f"There is no model directory {str(source)!r}. Embedded models: {', '.join(zoo.names())}.")

@@ -239,7 +239,7 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
             wide = 30.0 if kind == "k" else w
             nodes.append(_node(name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group))
     nodes += [Node(f"m{layer}", f"m{layer}", "m", mlp_x, rows.mlp[layer], w, h - 4) for layer in sorted(mlps)]
-    return _shares(nodes, group), under, right + 48, rows.height
+    return _shares(nodes, group), under, right + 64, rows.height
 
 
 def _shares(nodes: Sequence[Node], group: int) -> list[Node]:
@@ -308,7 +308,7 @@ def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], st
             row = sorted(cells[layer, p], key=lambda k: _column(k, group))
             x, y = x + (row.index(key) - (len(row) - 1) / 2) * (w + 5), rows.attn[layer]
             nodes.append(_node(key, name, "k" if name.startswith("kv") else "a", x, y, w, h, ports.get(key, ""), group))
-    return nodes, under + label_text, right + 48, rows.bottom + label_height
+    return nodes, under + label_text, right + 64, rows.bottom + label_height
 
 
 def _pos(key: str) -> int:

@@ -1,0 +1,117 @@
+"""Loading: embedded names, directories, Hub names without a network, bridges; always eval mode."""
+
+import re
+import shutil
+import socket
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+import workbench as wb
+from workbench import resources
+from workbench.errors import ModelError, UnknownName
+from workbench.models import zoo
+from workbench.models.load import check_eval, model_name
+
+TINY = resources.data() / "models" / "tiny"
+
+
+def test_the_embedded_model_loads_in_eval_mode_and_equals_hugging_face():
+    model = wb.load_model("tiny", device="cpu")
+    assert not model.training
+    assert model_name(model) == "tiny"
+    tokens = torch.randint(2, 378, (3, 20), generator=torch.Generator().manual_seed(0))
+    plain = GPT2LMHeadModel.from_pretrained(TINY, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.allclose(model(tokens), plain(tokens).logits, atol=1e-5)
+
+
+def test_a_directory_and_its_embedded_twin_have_one_fingerprint(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "*.py"))
+    assert wb.model_fingerprint(wb.load_model(tmp_path / "copy")) == wb.model_fingerprint(wb.load_model("tiny"))
+
+
+def test_checkpoints_are_other_models_and_an_unknown_step_lists_those_there_are():
+    steps = zoo.steps("tiny")
+    assert len(steps) >= 8
+    assert 1500 in steps
+    prints = {wb.model_fingerprint(wb.load_model(f"tiny@{step}")) for step in steps[:3]}
+    assert len(prints) == 3
+    early = wb.load_model("tiny@1500")
+    assert next(early.parameters()).dtype == torch.float32
+    assert model_name(early) == "tiny@1500"
+    with pytest.raises(UnknownName, match=re.escape("There is no checkpoint 'tiny@7'.")):
+        wb.load_model("tiny@7")
+
+
+def test_a_bridge_passes_through_and_is_put_into_eval_mode():
+    model = wb.load_model("tiny")
+    model.train()
+    with pytest.raises(
+        ModelError, match=re.escape("The model is in train mode, so its numbers are random. Call model.eval() first.")
+    ):
+        check_eval(model)
+    assert wb.load_model(model) is model
+    assert not model.training
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_dtypes(dtype: str):
+    assert next(wb.load_model("tiny", dtype=dtype).parameters()).dtype == getattr(torch, dtype)
+
+
+def test_an_unknown_dtype_is_named():
+    with pytest.raises(UnknownName) as caught:
+        wb.load_model("tiny", dtype="float31")
+    assert str(caught.value).startswith("There is no dtype 'float31'. Did you mean 'float32'")
+
+
+def test_weights_changed_in_place_change_the_fingerprint():
+    model = wb.load_model("tiny")
+    before = wb.model_fingerprint(model)
+    assert wb.model_fingerprint(model) == before
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert wb.model_fingerprint(model) != before
+
+
+def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    message = (
+        "'someone/some-model' is not an embedded model (tiny) nor a local directory, and the Hugging Face Hub cannot be "
+        "reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, tokenizer.json) and "
+        "pass its path, or use load_model('tiny')."
+    )
+    with pytest.raises(ModelError, match="^" + re.escape(message) + "$"):
+        wb.load_model("someone/some-model")
+
+
+@pytest.mark.parametrize("source", ["./nothing/here", "/no/such/dir", "~/x", ""])
+def test_a_directory_that_is_not_there_is_named(source: str):
+    with pytest.raises(ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: tiny.")):
+        wb.load_model(source)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="A model is a name, a directory or a TransformerBridge, not int."):
+        wb.load_model(3)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        wb.load_model(tmp_path)
+
+
+def test_a_truncated_weight_file_is_refused(tmp_path):
+    shutil.copytree(TINY, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "*.py"))
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        wb.load_model(tmp_path / "copy")
+
+
+def test_the_embedded_files_stay_small():
+    assert sum(path.stat().st_size for path in TINY.glob("*.*")) < 6 * 2**20
+    assert sum(path.stat().st_size for path in (TINY / "checkpoints").iterdir()) < 22 * 2**20
