@@ -97,7 +97,7 @@ def test_a_directory_that_is_not_there_is_named(source: str):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="A model is a name, a directory or a TransformerBridge, not int."):
+    with pytest.raises(ModelError, match=r"A model is a name, a directory or a TransformerBridge, not int\."):
         wb.load_model(3)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):

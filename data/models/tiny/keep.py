@@ -1,6 +1,6 @@
 """Copy the final weights and the chosen checkpoints of a training run into this folder.
 
-    python data/models/tiny/keep.py runs/tiny --steps 0 500 1000 ...
+    python data/models/tiny/keep.py runs/tiny --steps 0 500 1000 1250 1500 1750 1850 1900 2000 2250 2500 4000
 
 The checkpoints are chosen around the steps at which behaviours appear (`log.jsonl`, copied too).
 """

@@ -1,9 +1,9 @@
 """Train `tiny` from scratch on sentences of the grammar in `workbench.tasks.grammar`. Nothing is downloaded.
 
-    python data/models/tiny/train.py --out runs/tiny --steps 8000 --seed 0
+    python data/models/tiny/train.py --out runs/tiny --steps 8000 --seed 0 --also 1850 1900
 
 writes `log.jsonl` (held-out score of every behaviour each 250 steps), a bfloat16 checkpoint at each of them, and the
-final float32 model in Hugging Face format. `--also 1800 1850` adds steps to look at, `--stop-at 2000` ends early.
+final float32 model in Hugging Face format. `--also` adds steps to score and keep, `--stop-at 2000` ends early.
 `keep.py` beside it copies the chosen ones here. About 35 minutes on two cores. Never run by `make`: every circuit
 file in this repository depends on the weights as they are.
 """
