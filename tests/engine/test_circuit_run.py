@@ -176,11 +176,11 @@ def peer_reader(name, position, last_layer=1):
 @pytest.mark.parametrize("family", ALL)
 def test_a_batch_of_circuits_equals_one_at_a_time_and_any_order_of_examples(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
-    masks = random_circuits(Graph.of(model), 5, seed=1)
-    for value in (from_store(corrupt), zero(), mean(clean), mean(clean, per="pos"), constant(0.1), add(0.1), scale(0.5)):
+    masks = random_circuits(Graph.of(model), 3, seed=1)
+    for value in (from_store(corrupt), mean(clean, per="pos"), constant(0.1), add(0.1), scale(0.5)):
         bound = value.bind(model, pairs.clean, pairs.corrupt)
         together = circuit_logits(model, masks, bound)
-        alone = torch.cat([circuit_logits(model, masks[i : i + 1], bound) for i in range(5)])
+        alone = torch.cat([circuit_logits(model, masks[i : i + 1], bound) for i in range(3)])
         assert max_difference(together, alone) < 1e-5, value.describe()
     turned = pairs.select([2, 0, 1])
     got = circuit_logits(model, masks, from_store(corrupt).bind(model, turned.clean, turned.corrupt))
