@@ -1,6 +1,6 @@
 """Draw the picture in the README: the circuit for indirect objects in `tiny`, as its example finds it.
 
-    python docs/picture.py
+python docs/picture.py
 """
 
 from pathlib import Path

@@ -70,6 +70,8 @@ class Graph:
     def index(self, edge: Edge | str) -> tuple[int, int]:
         """(writer, reader) indices of an edge; a `SiteError` when the graph has no such edge."""
         edge = Edge.parse(edge) if isinstance(edge, str) else edge
+        if edge.pos is not None:
+            raise SiteError(f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position.")
         if edge.writer not in self._writer_index or edge.reader not in self._reader_index:
             missing = edge.writer if edge.writer not in self._writer_index else edge.reader
             raise SiteError(f"Edge {str(edge)!r}: this graph has no {missing!r}. It has {self}.")

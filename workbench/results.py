@@ -38,7 +38,7 @@ def effect_array(
     if isinstance(values, Tensor):
         values = values.detach().to("cpu")
         values = values.numpy() if values.dtype in (torch.float32, torch.float64) else values.float().numpy()
-    labels = {axis: _text(given) if _is_text(given) else given for axis, given in (coords or {}).items()}
+    labels = {axis: as_labels(given) if _is_text(given) else given for axis, given in (coords or {}).items()}
     return xr.DataArray(values, dims=list(dims), coords=labels, name=name, attrs=clean_attrs(attrs or {}))
 
 
@@ -131,9 +131,9 @@ def _is_text(labels: Any) -> bool:
     return values.dtype.kind in "UT" or (values.dtype == object and all(isinstance(v, str) for v in values.flat))
 
 
-def _text(labels: Any) -> np.ndarray:
-    """Text labels as objects; a lone surrogate, which no string array can hold, is spelled out."""
-    return np.array([str(label).encode("utf-8", "backslashreplace").decode() for label in labels], dtype=object)
+def as_labels(texts: Any) -> np.ndarray:
+    """Texts as coordinate labels; a lone surrogate, which no string array can hold, is spelled out."""
+    return np.array([str(text).encode("utf-8", "backslashreplace").decode() for text in texts], dtype=object)
 
 
 def _map_text(coord: xr.DataArray, change: Any) -> xr.DataArray:

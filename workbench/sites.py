@@ -83,6 +83,14 @@ class Shape:
     attn_only: bool = False
     learned_positions: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
+            number = getattr(self, name)
+            if type(number) is not int or number < 1:
+                raise SiteError(f"A model of {name}={number!r} is not possible: it must be a positive integer.")
+        if self.n_heads % self.n_kv_heads:
+            raise SiteError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads equally.")
+
     @classmethod
     def of(cls, model: Any) -> "Shape":
         """The shape of a `TransformerBridge`; a `Shape` passes through."""

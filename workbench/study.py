@@ -18,7 +18,7 @@ from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate, faithfulness_curve
 from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
-from workbench.engine.capture import PAIR_KINDS, capture_pairs
+from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
 from workbench.errors import CircuitError, OutputExists, UnknownName
 from workbench.graph import Graph
@@ -28,7 +28,7 @@ from workbench.models.load import model_name
 from workbench.render.panels import AttentionPanel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
-from workbench.sites import KINDS, Shape, grid
+from workbench.sites import grid
 from workbench.statistics import summary
 from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import metric as as_metric
@@ -106,9 +106,8 @@ def discover(
             bar.set_postfix_str(doing)
             bar.update()
 
-        kinds = [kind for kind in PAIR_KINDS if not Shape.of(model).lacks(KINDS[kind])]
-        stores = capture_pairs(model, train, sites=kinds, progress=False)
-        held = capture_pairs(model, heldout, sites=kinds, progress=False)
+        stores = capture_pairs(model, train, progress=False)
+        held = capture_pairs(model, heldout, progress=False)
         step("heads")
         heads = effects(model, heldout, sites=grid("z", model), value=zero(), metric=measured, progress=False)
         step("patching")
@@ -233,7 +232,7 @@ def _sections(
         ("Head ablation", found.heads, f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
         ("Heads by effect", _head_table(found.heads, circuit), "The ten heads whose ablation changes the metric most."),
         ("Patching the residual stream", found.patching, f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named position (denoising), mean over held-out prompts."),
-        ("Logit lens", lens.isel(example=0, pos=slice(0, len(tokens))).assign_coords(token=("pos", tokens)), "Right minus wrong answer's logit, read from the residual stream after each layer, on the example prompt."),
+        ("Logit lens", lens.isel(example=0, pos=slice(0, len(tokens))).assign_coords(token=("pos", results.as_labels(tokens))), "Right minus wrong answer's logit, read from the residual stream after each layer, on the example prompt."),
     ]  # fmt: skip
     if heads:
         stacked = np.stack([patterns[head] for head in heads])

@@ -142,7 +142,11 @@ def test_random_circuits_equal_transformer_lens_faithfulness(family):
     with torch.no_grad():
         full, empty = (logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt))
     for circuit, got in zip(masks, logits, strict=True):
-        edges = [(peer_writer(graph.writers[u], at), peer_reader(graph.readers[v], at)) for u, v in np.argwhere(circuit) for at in range(6)]
+        edges = [
+            (peer_writer(graph.writers[u], at), peer_reader(graph.readers[v], at))
+            for u, v in np.argwhere(circuit)
+            for at in range(6)
+        ]
         for i in (0, 2):
             one = pairs.select([i])
 

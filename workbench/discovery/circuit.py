@@ -5,6 +5,7 @@ evaluated on others, compared and drawn. A circuit of another graph or a damaged
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,7 +123,6 @@ class Circuit:
         """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
         check_free(path, overwrite)
-        scored = self.scores is not None
         document = {
             "format": FORMAT,
             "shape": asdict(self.graph.shape),
@@ -130,7 +130,9 @@ class Circuit:
             "n_requested": self.n_requested,
             "attrs": dict(self.attrs),
             "prompt_ids": sorted(self.prompt_ids),
-            "edges": {str(edge): self.score(edge) if scored else None for edge in self.edge_list},
+            "edges": {
+                str(edge): score if math.isfinite(score) else None for edge in self.edge_list for score in [self.score(edge)]
+            },
         }
         write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
         return path
@@ -165,7 +167,7 @@ class Circuit:
             )
         except OSError as error:
             raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, SiteError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SiteError) as error:
             raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
         if circuit.n_edges != document.get("n_edges"):
             raise CircuitError(

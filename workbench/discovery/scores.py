@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from workbench.engine.edits import Bound, Value
 from workbench.engine.parts import Block, final_norm, pull_back
-from workbench.engine.reference import Key, forward, rows_per_forward
+from workbench.engine.reference import Key, forward, rows_per_forward, slopes_of
 from workbench.engine.run import check_context, end_logits
 from workbench.errors import EditError, PromptError, UnknownName
 from workbench.graph import Graph
@@ -144,8 +144,7 @@ def _products(model: Any, graph: Graph, pairs: PromptPairs, bound: Bound, measur
         f"{port}{layer}": result.recorded[port, layer] for layer in range(shape.n_layers) for port in "qkv"
     }
     readers |= {name: value for name, value in kept.items() if not name.endswith("stream")}
-    slopes = dict(zip(readers, torch.autograd.grad(measured, list(readers.values()), allow_unused=True), strict=True))
-    slopes = {name: torch.zeros_like(readers[name]) if slope is None else slope for name, slope in slopes.items()}
+    slopes = slopes_of(measured, readers, measure.name)
     changes = _changes(result.recorded, blocks, bound)
     with torch.no_grad():
         columns = _reader_slopes(shape, blocks, result.recorded, kept, slopes, final_norm(model))

@@ -15,14 +15,14 @@ from workbench.sites import KINDS, Shape, Site, kind_named
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder
 
-PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
+USUAL_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
 
 
 def capture(
     model: Any,
     tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
     *,
-    sites: Iterable[str | Site] = ("resid_pre", "resid_post", "z", "mlp_out"),
+    sites: Iterable[str | Site] | None = None,
     budget: int | None = None,
     progress: bool = True,
 ) -> ActivationStore:
@@ -30,7 +30,8 @@ def capture(
 
     Args:
         tokens: prompts, texts, a token tensor [example, pos] without padding, or lists of token ids.
-        sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept.
+        sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None takes
+            every kind that the model has but logits, `resid_mid` and `mlp_pre`.
         budget: bytes that one forward pass may use.
 
     Raises:
@@ -39,7 +40,8 @@ def capture(
     prompts = _encoded(model, tokens)
     check_context(model, prompts)
     shape = Shape.of(model)
-    keys = list(dict.fromkeys(key for site in sites for key in _keys(site, shape)))
+    chosen = _present(shape) if sites is None else sites
+    keys = list(dict.fromkeys(key for site in chosen for key in _keys(site, shape)))
     if not keys:
         raise SiteError("capture: name at least one kind or site in sites=[...].")
     canonical = {key: _canonical(key, shape) for key in keys}
@@ -71,13 +73,16 @@ def capture(
 def capture_pairs(
     model: Any, pairs: PromptPairs, *, sites: Iterable[str | Site] | None = None, budget: int | None = None, progress: bool = True
 ) -> tuple[ActivationStore, ActivationStore]:
-    """The stores of the clean and of the corrupt run; by default every kind that the model has but logits."""
-    shape = Shape.of(model)
-    chosen = list(sites) if sites is not None else [kind for kind in PAIR_KINDS if not shape.lacks(KINDS[kind])]
+    """The stores of the clean and of the corrupt run; see `capture`."""
+    chosen = None if sites is None else list(sites)
     clean, corrupt = (
         capture(model, side, sites=chosen, budget=budget, progress=progress) for side in (pairs.clean, pairs.corrupt)
     )
     return clean, corrupt
+
+
+def _present(shape: Shape) -> list[str]:
+    return [kind for kind in USUAL_KINDS if not shape.lacks(KINDS[kind])]
 
 
 def _encoded(model: Any, tokens: Any) -> Prompts:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+import xxhash
 from torch import Tensor
 
 from workbench.errors import EditError, PromptError, StoreError, UnknownName
@@ -67,12 +68,16 @@ class Bound:
     def edited(self, site: Site, current: Tensor) -> Tensor:
         """The new value of the site's part of an activation, `current` being the part as it is."""
         try:
-            return self.value.replace(site, current, self)
+            return self.value.replace(site, current, self).expand_as(current)
         except (RuntimeError, ValueError) as error:
             raise EditError(
                 f"{self.value.describe()} does not fit {site}, whose value has shape {tuple(current.shape)} "
                 f"(the first axis is the example): {error}"
             ) from error
+
+    def has(self, site: Site) -> Tensor:
+        """[example]: whether the prompt, and whatever stands in for it, has the site's position."""
+        return Places.of(site, self.prompts).has
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +204,6 @@ class Resample(Value):
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         _check_same_model(self.store, model, "resample")
-        generator = torch.Generator().manual_seed(self.seed)
         ids, lengths, rows = self.store.prompts.ids, self.store.prompts.lengths, []
         for i, prompt_id in enumerate(prompts.ids):
             donors = [
@@ -210,7 +214,7 @@ class Resample(Value):
                     f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt {i}. "
                     "Capture more prompts, or use mean(store)."
                 )
-            rows.append(donors[int(torch.randint(len(donors), (1,), generator=generator))])
+            rows.append(donors[xxhash.xxh3_64_intdigest(f"{self.seed} {prompt_id}".encode()) % len(donors)])
         return StoreBound(self, self.store, prompts, rows, model_device(model))
 
     def describe(self) -> str:
@@ -228,9 +232,10 @@ class Project(Value):
 
     @cached_property
     def directions(self) -> Tensor:
-        """[d, rank]: an orthonormal basis of the subspace."""
+        """[d, rank]: an orthonormal basis of what the given vectors span."""
         basis = self.basis[:, None] if self.basis.ndim == 1 else self.basis
-        return torch.linalg.qr(basis.double())[0]
+        left, sizes, _ = torch.linalg.svd(basis.double(), full_matrices=False)
+        return left[:, sizes > sizes.max() * max(basis.shape) * torch.finfo(torch.float32).eps]
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         inner = self.value.bind(model, prompts, other)
@@ -256,7 +261,7 @@ class StoreBound(Bound):
 
     def stored(self, site: Site, current: Tensor) -> Tensor:
         """The store's value at the site, at its own named positions."""
-        if (site.pos is None and site.key_pos is None) or not isinstance(site.pos, str | None):
+        if not _named(site):
             uneven = (self.source.lengths != self.prompts.lengths).nonzero()
             if len(uneven):
                 i = int(uneven[0])
@@ -271,13 +276,25 @@ class StoreBound(Bound):
         places = Places.of(site, self.source)
         return self._padded[1][places.slices(site, len(self.rows), self.device)].to(current.dtype)
 
+    def has(self, site: Site) -> Tensor:
+        return super().has(site) & Places.of(site, self.source).has
+
 
 class ProjectBound(Bound):
     """A projected value with the value that it projects."""
 
+    def has(self, site: Site) -> Tensor:
+        return self.inner.has(site)
+
     def __init__(self, value: Project, inner: Bound) -> None:
         super().__init__(value, inner.prompts, inner.source, inner.device)
         self.inner = inner
+
+
+def _named(site: Site) -> bool:
+    """Whether the site means a named place only, so that prompts of different length line up there."""
+    places = [site.pos, site.key_pos] if site.kind == "pattern" else [site.pos]
+    return all(isinstance(place, str) for place in places)
 
 
 def from_store(store: ActivationStore, *, allow_self: bool = False, other_model: bool = False) -> Value:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import EditError, SiteError
+from workbench.errors import EditError, MetricError, SiteError
 from workbench.models.load import check_eval, model_device
 from workbench.sites import KINDS, Shape, Site
 
@@ -154,6 +154,21 @@ def _has_hook(model: Any, name: str) -> bool:
         return model.get_hook_point(name) is not None
     except (AttributeError, KeyError, ValueError):
         return name in getattr(model, "hook_dict", {})
+
+
+def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any, Tensor]:
+    """The gradient of a summed metric at each activation; zeros where it does not depend on one.
+
+    Raises:
+        MetricError: the metric has no gradient (ranks and accuracies are steps).
+    """
+    if not total.requires_grad:
+        raise MetricError(
+            f"The metric {metric!r} has no gradient, so nothing can be attributed to it. Use one that changes smoothly "
+            "(logit_diff, prob_diff, nll, kl), or method='exact'."
+        )
+    found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
+    return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}
 
 
 def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False) -> int:

@@ -34,7 +34,10 @@ class Edit:
             if len(part) != n:
                 raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(part)}.")
             where = Places.of(self.site, self.bound.prompts).slices(self.site, n, value.device)
-            part[where] = self.bound.edited(self.site, part[where]).to(value.dtype)
+            has = self.bound.has(self.site).to(value.device)
+            current = part[where]
+            edited = self.bound.edited(self.site, current).to(value.dtype)
+            part[where] = edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
             return new
 
         return Write(self.site.kind, self.site.layer, change)

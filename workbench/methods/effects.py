@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.engine.edits import Bound, Places, Value
-from workbench.engine.reference import Key, forward, rows_per_forward
+from workbench.engine.reference import Key, forward, rows_per_forward, slopes_of
 from workbench.engine.run import Edit, as_sites, check_context, check_positions, end_logits, stacked
 from workbench.errors import EditError, PromptError, SiteError, UnknownName
 from workbench.models.load import check_eval, model_fingerprint, model_name
@@ -170,8 +170,8 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> tuple[list[tuple[Si
     return elements, dims, coords
 
 
-def _has(element: tuple[Site, ...], prompts: Prompts) -> Tensor:
-    return torch.stack([Places.of(site, prompts).has for site in element]).all(0)
+def _has(element: tuple[Site, ...], bound: Bound) -> Tensor:
+    return torch.stack([bound.has(site) for site in element]).all(0)
 
 
 def _exact(run: _BaseRun, elements: list[tuple[Site, ...]], bound: Bound, progress: bool) -> Tensor:
@@ -193,7 +193,7 @@ def _exact(run: _BaseRun, elements: list[tuple[Site, ...]], bound: Bound, progre
                 bar.update(len(waiting))
                 waiting = []
     for j, element in enumerate(elements):
-        effect[~_has(element, run.prompts), j] = float("nan")
+        effect[~_has(element, bound), j] = float("nan")
     same = torch.float64 if run.measured.dtype == torch.float64 else torch.float32
     return effect.to(same)
 
@@ -221,7 +221,7 @@ class _Unchanged:
         places = Places.of(site, prompts)
         current = self.activation[places.slices(site, len(prompts), self.activation.device)]
         new = self.bound.edited(site, current)
-        real = places.has.to(new.device)
+        real = self.bound.has(site).to(new.device)
         if site.pos is None and site.key_pos is None and site.kind != "pattern":
             length = current.shape[1]
             inside = torch.arange(length, device=new.device) < prompts.lengths.to(new.device)[:, None]
@@ -279,17 +279,16 @@ def _gradient(run: _BaseRun, elements: list[tuple[Site, ...]], bound: Bound, pro
             )
             result = forward(run.model, part.tokens, record=keys, gradients=True)
             total = run.measure(result.logits, part, examples).sum()
-            kept = [result.recorded[key] for key in keys]
-            slopes = dict(zip(keys, torch.autograd.grad(total, kept, allow_unused=True), strict=True))
+            slopes = slopes_of(total, {key: result.recorded[key] for key in keys}, run.metric.name)
             tables.append(torch.stack([_first_order(element, result.recorded, slopes, smaller) for element in elements], 1))
             bar.update(len(part))
     effect = torch.cat(tables).cpu()
     for j, element in enumerate(elements):
-        effect[~_has(element, run.prompts), j] = float("nan")
+        effect[~_has(element, bound), j] = float("nan")
     return effect
 
 
-def _first_order(element: tuple[Site, ...], recorded: Any, slopes: Mapping[Key, Tensor | None], bound: Bound) -> Tensor:
+def _first_order(element: tuple[Site, ...], recorded: Any, slopes: Mapping[Key, Tensor], bound: Bound) -> Tensor:
     """[example]: sum over the element's sites of (e(a) - a) . dm/da."""
     n = len(bound.prompts)
     change = None
@@ -299,7 +298,7 @@ def _first_order(element: tuple[Site, ...], recorded: Any, slopes: Mapping[Key, 
         current = activation[where]
         wide = torch.float64 if current.dtype == torch.float64 else torch.float32
         step = (bound.edited(site, current) - current).to(wide)
-        term = (step * slope[where].to(wide)).reshape(n, -1).sum(1) if slope is not None else step.new_zeros(n)
+        term = (step * slope[where].to(wide)).reshape(n, -1).sum(1)
         change = term if change is None else change + term
     assert change is not None
     return change

@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.engine.reference import rows_per_forward
 from workbench.errors import PromptError, StoreError, UnknownName
 from workbench.models.load import model_device, model_fingerprint, model_name
-from workbench.results import effect_array, versions
+from workbench.results import as_labels, effect_array, versions
 from workbench.stores.store import ActivationStore
 
 MEASURES = ("logit", "logprob", "prob", "rank")
@@ -37,8 +37,8 @@ def logit_lens(
         measure: "logit", "logprob" (nats), "prob" (summed over alternatives), "rank" (0 is the top).
 
     Returns:
-        DataArray (example, layer, pos); NaN beyond an example's length. When all prompts have the same token strings
-        at a position, the coordinate `token` names them.
+        DataArray (example, layer, pos); NaN beyond an example's length. When all prompts have the same token
+        strings, the coordinate `token` names the positions.
 
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
@@ -73,7 +73,9 @@ def logit_lens(
     attrs = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind, "model": store.model_name}
     coords: dict[str, Any] = {"example": np.arange(len(lengths)), "layer": layers, "pos": np.arange(table.shape[2])}
     attrs |= {"model_fingerprint": store.model, "data_fingerprint": store.prompts.fingerprint} | versions()
-    return effect_array(table, ("example", "layer", "pos"), coords, name=measure, attrs=attrs)
+    made = effect_array(table, ("example", "layer", "pos"), coords, name=measure, attrs=attrs)
+    same = len(set(store.prompts.strings)) == 1
+    return made.assign_coords(token=("pos", as_labels(store.prompts.strings[0]))) if same else made
 
 
 def _read_out(model: Any, residual: Tensor) -> Tensor:

@@ -1,0 +1,321 @@
+"""Circuits as objects and files, and how they are cut from scores."""
+
+import json
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import xarray as xr
+from families import model_of, pairs_and_stores, untyped
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workbench.discovery.circuit import FORMAT, Circuit
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.engine.edits import from_store
+from workbench.errors import CircuitError, OutputExists, SiteError, UnknownName
+from workbench.graph import Graph
+from workbench.sites import Shape
+
+FULL, GROUPED = Shape(2, 2, 2, 32, 16, 128, 50, 32), Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False)
+files = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def scores_of(graph, values=None, *, seed=0, **attrs):
+    """Edge scores as `score_edges` makes them."""
+    values = np.random.default_rng(seed).normal(size=graph.exists.shape) if values is None else values
+    values = np.where(graph.exists, values, np.nan)
+    attrs = {"graph": json.dumps(asdict(graph.shape)), "metric": "logit_diff", "prompt_ids": "p q", "kind": "edge_scores"} | attrs
+    return xr.DataArray(
+        values, dims=("writer", "reader"), coords={"writer": list(graph.writers), "reader": list(graph.readers)}, attrs=attrs
+    )
+
+
+@st.composite
+def circuits(draw):
+    graph = Graph(
+        draw(
+            st.sampled_from(
+                [FULL, GROUPED, Shape(1, 2, 2, 8, 4, 0, 9, 9, attn_only=True), Shape(2, 2, 2, 8, 4, 16, 9, 9, parallel=True)]
+            )
+        )
+    )
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    edges = graph.exists & (generator.random(graph.exists.shape) < draw(st.sampled_from([0.1, 0.5, 1.0])))
+    sizes = st.floats(allow_nan=False, allow_infinity=False)
+    scores = None
+    if draw(st.booleans()):
+        scores = np.where(graph.exists, generator.normal(size=edges.shape) * draw(st.sampled_from([1e-30, 1, 1e30])), np.nan)
+        scores[0, 0] = draw(sizes)
+    attrs = draw(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), sizes), max_size=4))
+    return Circuit.of(
+        graph, edges, scores=scores, attrs=attrs, prompt_ids=draw(st.frozensets(st.text("0123456789abcdef"), max_size=3))
+    )
+
+
+# ---- files
+
+
+@given(circuits())
+@files
+def test_a_saved_circuit_loads_as_it_was(tmp_path, circuit):
+    loaded = Circuit.load(circuit.save(tmp_path / "a.circuit.json", overwrite=True))
+    assert loaded == circuit
+    assert hash(loaded) == hash(circuit)
+    assert (loaded.graph, loaded.n_requested, loaded.prompt_ids) == (circuit.graph, circuit.n_requested, circuit.prompt_ids)
+    assert loaded.attrs == circuit.attrs
+    assert loaded.edge_list == circuit.edge_list
+    if circuit.scores is None or not circuit.n_edges:
+        assert loaded.scores is None
+    else:
+        assert [loaded.score(edge) for edge in loaded.edge_list] == [circuit.score(edge) for edge in circuit.edge_list]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.circuit.json"]
+
+
+def test_a_circuit_with_some_scores_unknown_is_saved_and_loaded(tmp_path):
+    graph = Graph(FULL)
+    scores = np.where(graph.exists, 1.0, np.nan)
+    scores[graph.index("m1->logits")] = np.nan
+    loaded = Circuit.load(Circuit.of(graph, graph.exists, scores=scores).save(tmp_path / "c.json"))
+    assert np.isnan(loaded.score("m1->logits"))
+    assert loaded.score("m0->logits") == 1
+
+
+def test_an_existing_file_is_not_replaced_unasked(tmp_path):
+    path, circuit = tmp_path / "c.json", Circuit.full(FULL)
+    path.write_text("mine")
+    with pytest.raises(OutputExists) as error:
+        circuit.save(path)
+    assert str(error.value) == f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    assert path.read_text() == "mine"
+    assert Circuit.load(circuit.save(path, overwrite=True)) == circuit
+
+
+def saved(tmp_path, circuit=None):
+    path = tmp_path / "c.json"
+    (circuit or find_circuit(scores_of(Graph(FULL)), n_edges=12)).save(path, overwrite=True)
+    return path, json.loads(path.read_text())
+
+
+def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
+    path, document = saved(tmp_path)
+    n = document["n_edges"]
+    edges = document["edges"]
+    last = [edge for edge in edges if not edge.endswith("logits")][-1]
+    document["edges"] = {edge: score for edge, score in edges.items() if edge != last}
+    path.write_text(json.dumps(document))
+    with pytest.raises(CircuitError) as error:
+        Circuit.load(path)
+    assert re.fullmatch(
+        re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ") + r"\d+\.", str(error.value)
+    )
+    document["edges"] = edges | {"m1->m0": 1.0}
+    path.write_text(json.dumps(document))
+    with pytest.raises(CircuitError) as error:
+        Circuit.load(path)
+    assert str(error.value) == f"{str(path)!r} is not a usable circuit file: Edge 'm1->m0': m1 does not come before m0."
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        ("[]", f"is not a circuit file: its format is not {FORMAT!r}."),
+        ('{"format": "acdc"}', f"is not a circuit file: its format is not {FORMAT!r}."),
+        (json.dumps({"format": FORMAT}), "is not a usable circuit file: 'shape'"),
+        ("", "is not a usable circuit file: Expecting value: line 1 column 1 (char 0)"),
+        ("\udcff", "is not a usable circuit file: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ],
+)
+def test_what_is_no_circuit_file_is_refused(tmp_path, content, ending):
+    path = tmp_path / "c.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CircuitError) as error:
+        Circuit.load(path)
+    assert str(error.value) == f"{str(path)!r} {ending}"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CircuitError) as error:
+        Circuit.load(tmp_path / "nothing.json")
+    assert str(error.value) == f"There is no circuit file {str(tmp_path / 'nothing.json')!r}."
+
+
+@given(st.floats(0, 1, exclude_max=True))
+@files
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, share):
+    path, _ = saved(tmp_path)
+    content = path.read_text().rstrip()
+    path.write_text(content[: int(share * len(content))])
+    with pytest.raises(CircuitError, match=re.escape(f"{str(path)!r} is not a usable circuit file: ")):
+        Circuit.load(path)
+
+
+WRONG = [None, -1, 0, 0.5, float("inf"), float("nan"), "x", [], {}, [[]], {"a": 1}, True]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("key", ["shape", "n_edges", "n_requested", "attrs", "prompt_ids", "edges"])
+def test_a_tampered_entry_is_refused_or_harmless(tmp_path, key, wrong):
+    path, document = saved(tmp_path)
+    path.write_text(json.dumps(document | {key: wrong}))
+    try:
+        assert isinstance(Circuit.load(path), Circuit)
+    except CircuitError as error:
+        assert str(error).startswith(repr(str(path)))
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("key", ["n_layers", "n_heads", "n_kv_heads", "parallel", "attn_only"])
+def test_a_tampered_shape_is_refused(tmp_path, key, wrong):
+    path, document = saved(tmp_path)
+    if document["shape"][key] == wrong:
+        pytest.skip("this is the right value")
+    document["shape"][key] = wrong
+    path.write_text(json.dumps(document))
+    try:
+        assert Circuit.load(path).n_edges == document["n_edges"], "a shape in which all edges exist still fits"
+    except CircuitError as error:
+        assert str(error).startswith(repr(str(path)))
+
+
+def test_a_tampered_score_is_refused(tmp_path):
+    path, document = saved(tmp_path)
+    edge = next(iter(document["edges"]))
+    for wrong in ("high", [1], {}):
+        path.write_text(json.dumps(document | {"edges": document["edges"] | {edge: wrong}}))
+        with pytest.raises(CircuitError, match="is not a usable circuit file"):
+            Circuit.load(path)
+
+
+# ---- objects
+
+
+def test_a_circuit_is_built_from_edges_in_any_form_and_pruned():
+    graph = Graph(GROUPED)
+    named = Circuit.of(graph, ["input->a0.1<v>", "a0.2->logits", "a0.0->logits", "input->m1"])
+    assert sorted(map(str, named.edge_list)) == ["a0.2->logits", "input->a0.1<v>"]
+    assert (named.n_edges, len(named), named.n_requested, named.heads) == (2, 2, 4, [(0, 2)])
+    assert "a0.2->logits" in named
+    assert "input->m1" not in named
+    assert repr(named) == "<Circuit: 2 of 82 edges (2.4%), 1 heads>"
+    matrix = np.zeros_like(graph.exists)
+    for edge in named.edge_list:
+        matrix[graph.index(edge)] = True
+    assert Circuit.of(graph, matrix) == named
+    assert Circuit.of(graph, ~graph.exists).n_edges == 0
+    assert np.isnan(named.score("input->m1"))
+    with pytest.raises(CircuitError) as error:
+        Circuit.of(graph, np.zeros((2, 2), bool))
+    assert str(error.value) == "Edges of shape (2, 2) do not fit a graph with matrices of (11, 19)."
+    with pytest.raises(SiteError):
+        Circuit.of(graph, ["a9.9->logits"])
+
+
+def test_an_edge_at_one_position_is_not_taken_for_every_position():
+    with pytest.raises(SiteError, match="position"):
+        Circuit.of(Graph(FULL), ["input->logits@3"])
+
+
+def test_full_and_empty_circuits_hold_all_and_none():
+    for shape in (FULL, GROUPED):
+        assert Circuit.full(shape).n_edges == Graph(shape).n_edges
+        assert Circuit.empty(shape).n_edges == 0
+        assert Circuit.full(shape) != Circuit.empty(shape)
+    assert Circuit.full(FULL) != Circuit.full(GROUPED)
+
+
+def test_edges_are_listed_strongest_first():
+    graph = Graph(FULL)
+    scores = np.zeros(graph.exists.shape)
+    strength = {"input->logits": 0.5, "m1->logits": -3.0, "m0->logits": 2.0, "input->m0": 1.0, "input->m1": 0.1}
+    for edge, score in strength.items():
+        scores[graph.index(edge)] = score
+    circuit = Circuit.of(graph, list(strength), scores=scores)
+    assert list(map(str, circuit.edge_list)) == ["m1->logits", "m0->logits", "input->m0", "input->logits", "input->m1"]
+    assert circuit.score("m1->logits") == -3
+
+
+# ---- from scores
+
+
+@given(
+    seed=st.integers(0, 1000),
+    share=st.floats(0, 1),
+    by=st.sampled_from(["signed", "magnitude"]),
+    shape=st.sampled_from([FULL, GROUPED]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_best_edges_are_chosen_and_dead_ends_pruned(seed, share, by, shape):
+    graph = Graph(shape)
+    scores = scores_of(graph, seed=seed)
+    n = int(share * graph.n_edges)
+    rank = {(u, v): abs(scores.values[u, v]) if by == "magnitude" else scores.values[u, v] for u, v in np.argwhere(graph.exists)}
+    best = sorted(rank, key=rank.__getitem__, reverse=True)[:n]
+    expected = np.zeros_like(graph.exists)
+    for edge in best:
+        expected[edge] = True
+    circuit = find_circuit(scores, n_edges=n, by=by)
+    assert circuit == Circuit.of(graph, expected)
+    assert circuit.n_requested == n
+    assert circuit.n_edges <= n
+    if best:
+        threshold = rank[best[-1]]
+        assert find_circuit(scores, threshold=threshold, by=by) == circuit, "the threshold itself is in"
+        assert find_circuit(scores, threshold=threshold, by=by).n_requested == n
+
+
+def test_ties_are_broken_in_graph_order():
+    graph = Graph(FULL)
+    circuit = find_circuit(scores_of(graph, np.ones(graph.exists.shape)), n_edges=30)
+    expected = np.zeros_like(graph.exists)
+    expected[tuple(np.argwhere(graph.exists)[:30].T)] = True
+    assert circuit == Circuit.of(graph, expected)
+    assert 0 < circuit.n_edges < 30
+
+
+def test_a_circuit_carries_where_its_scores_come_from():
+    circuit = find_circuit(scores_of(Graph(FULL), method="eap"), n_edges=9, by="magnitude")
+    assert circuit.attrs == {"metric": "logit_diff", "method": "eap", "ranked_by": "magnitude"}
+    assert circuit.prompt_ids == {"p", "q"}
+    assert find_circuit(scores_of(Graph(FULL)), n_edges=0).n_edges == 0
+    assert find_circuit(scores_of(Graph(FULL)), threshold=1e9).n_edges == 0
+    assert find_circuit(scores_of(Graph(FULL)), threshold=-1e9) == Circuit.full(FULL)
+
+
+def test_scores_with_kept_axes_are_averaged_and_then_cut():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    kept = score_edges(model, pairs, value=from_store(corrupt), keep=("example",))
+    with pytest.raises(CircuitError) as error:
+        find_circuit(kept, n_edges=5)
+    assert str(error.value) == (
+        "Edge scores have dims (writer, reader), not ('example', 'writer', 'reader'). "
+        "Make them with wb.score_edges(...); average kept axes first."
+    )
+    plain = score_edges(model, pairs, value=from_store(corrupt))
+    assert find_circuit(kept.mean("example"), n_edges=30) == find_circuit(plain, n_edges=30)
+
+
+def test_what_cannot_be_cut_is_refused():
+    scores = scores_of(Graph(FULL))
+    for both in ({}, {"n_edges": 3, "threshold": 0.5}):
+        with pytest.raises(CircuitError) as error:
+            find_circuit(scores, **both)
+        assert str(error.value) == "find_circuit: give exactly one of n_edges= and threshold=."
+    n = Graph(FULL).n_edges
+    for wrong in (-1, n + 1):
+        with pytest.raises(CircuitError) as error:
+            find_circuit(scores, n_edges=wrong)
+        assert str(error.value) == f"find_circuit: n_edges={wrong}; this graph has {n} edges."
+    with pytest.raises(UnknownName) as unknown:
+        untyped(find_circuit)(scores, n_edges=3, by="size")
+    assert str(unknown.value) == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
+    broken = scores.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(CircuitError) as error:
+        find_circuit(broken, n_edges=3)
+    assert str(error.value) == "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+    with pytest.raises(CircuitError) as error:
+        find_circuit(xr.DataArray(np.zeros((2, 2)), dims=("layer", "head")), n_edges=1)
+    assert str(error.value).startswith("Edge scores have dims (writer, reader), not ('layer', 'head').")
