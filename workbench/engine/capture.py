@@ -15,7 +15,7 @@ from workbench.sites import KINDS, Shape, Site, kind_named
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder
 
-USUAL_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
+PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
 
 
 def capture(
@@ -82,7 +82,7 @@ def capture_pairs(
 
 
 def _present(shape: Shape) -> list[str]:
-    return [kind for kind in USUAL_KINDS if not shape.lacks(KINDS[kind])]
+    return [kind for kind in PAIR_KINDS if not shape.lacks(KINDS[kind])]
 
 
 def _encoded(model: Any, tokens: Any) -> Prompts:
