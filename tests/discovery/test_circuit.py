@@ -155,29 +155,31 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, share):
 WRONG = [None, -1, 0, 0.5, float("inf"), float("nan"), "x", [], {}, [[]], {"a": 1}, True]
 
 
+def load_or_refuse(path):
+    """The circuit, or the message of the `CircuitError`; anything else that is raised is a bug."""
+    try:
+        return Circuit.load(path)
+    except CircuitError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 @pytest.mark.parametrize("key", ["shape", "n_edges", "n_requested", "attrs", "prompt_ids", "edges"])
 def test_a_tampered_entry_is_refused_or_harmless(tmp_path, key, wrong):
     path, document = saved(tmp_path)
     path.write_text(json.dumps(document | {key: wrong}))
-    try:
-        assert isinstance(Circuit.load(path), Circuit)
-    except CircuitError as error:
-        assert str(error).startswith(repr(str(path)))
+    found = load_or_refuse(path)
+    assert isinstance(found, Circuit) or found.startswith(repr(str(path)))
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 @pytest.mark.parametrize("key", ["n_layers", "n_heads", "n_kv_heads", "parallel", "attn_only"])
-def test_a_tampered_shape_is_refused(tmp_path, key, wrong):
+def test_a_tampered_shape_is_refused_or_still_has_every_edge(tmp_path, key, wrong):
     path, document = saved(tmp_path)
-    if document["shape"][key] == wrong:
-        pytest.skip("this is the right value")
     document["shape"][key] = wrong
     path.write_text(json.dumps(document))
-    try:
-        assert Circuit.load(path).n_edges == document["n_edges"], "a shape in which all edges exist still fits"
-    except CircuitError as error:
-        assert str(error).startswith(repr(str(path)))
+    found = load_or_refuse(path)
+    assert found.n_edges == document["n_edges"] if isinstance(found, Circuit) else found.startswith(repr(str(path)))
 
 
 def test_a_tampered_score_is_refused(tmp_path):

@@ -88,7 +88,8 @@ def slow_circuit_logits(model: Any, tokens: Tensor, circuit: np.ndarray, other: 
         written |= {f"a{layer}.{head}": output for head, output in enumerate(outputs)}
         if not shape.attn_only:
             biases = biases if shape.parallel else biases + bias
-            write = {f"blocks.{layer}.ln2.hook_in": seen_by(f"m{layer}")}
+            entry = "hook_resid_pre" if shape.parallel else "ln2.hook_in"
+            write = {f"blocks.{layer}.{entry}": seen_by(f"m{layer}")}
             written[f"m{layer}"] = asked(model, tokens, write, f"blocks.{layer}.hook_mlp_out")
         biases = biases + bias if shape.parallel or shape.attn_only else biases
     return asked(model, tokens, {f"blocks.{shape.n_layers - 1}.hook_resid_post": seen_by("logits")}, "unembed.hook_out")

@@ -224,6 +224,19 @@ def test_projecting_on_a_basis_that_spans_less_uses_what_it_spans():
     assert max_difference(after(model, pairs.clean, "z[1.2]", doubled, other=pairs.corrupt), one) < 1e-5
 
 
+def test_projecting_on_nothing_is_an_error():
+    model, prompts = model_of("gpt2"), make_pairs().clean
+    with pytest.raises(EditError, match="basis"):
+        run(model, prompts, edits={"z[1.2]": project(torch.zeros(8), zero())})
+
+
+@pytest.mark.parametrize("basis", [torch.ones(7), torch.ones(7, 2), torch.ones(32)], ids=["short", "matrix", "long"])
+def test_a_basis_of_another_width_is_an_error_that_names_the_site(basis):
+    model, prompts = model_of("gpt2"), make_pairs().clean
+    with pytest.raises(EditError, match=re.escape("does not fit z[1.2], whose value has shape (3, 6, 8)")):
+        run(model, prompts, edits={"z[1.2]": project(basis, zero())})
+
+
 def test_projections_nest_and_take_every_value():
     model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     first, second = torch.eye(8)[:, :1], torch.eye(8)[:, :4]

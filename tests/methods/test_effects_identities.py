@@ -154,58 +154,52 @@ def test_models_that_lack_a_kind_say_why():
         assert str(error.value) == f"Site {str(site)!r}: this model has no {kind}, because {reason}."
 
 
-VALUES = {
-    "from_store": lambda clean, corrupt: from_store(corrupt),
-    "zero": lambda clean, corrupt: zero(),
-}
-SWEPT = [("z", "all"), ("resid_pre", "each"), ("pattern", "all"), ("k", "each"), ("mlp_out", ["END"])]
+SWEPT = [("z", "all", "from_store"), ("resid_pre", "each", "zero"), ("pattern", "all", "from_store"), ("k", ["END", 1], "zero")]
 
 
-def sweep(model, pairs, store, value, kind, pos, *, layer=None, **options):
-    sites = grid(kind, model, pos=pos, layer=layer)
-    return effects(model, pairs, sites=sites, value=VALUES[value](store[0], store[1]), **options)
+def sweep(model, pairs, stores, kind, pos, value, **options):
+    """Effects of the last layer's sites of a kind; stores: of the clean and the corrupt run."""
+    made = from_store(stores[1]) if value == "from_store" else zero()
+    return effects(model, pairs, sites=grid(kind, model, pos=pos, layer=1), value=made, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", ["from_store", "zero"])
-def test_a_batch_of_mixed_lengths_equals_each_example_alone(family, value):
+def test_a_batch_of_mixed_lengths_equals_each_example_alone(family):
     model, pairs = model_of(family), make_pairs(MIXED)
     stores = capture_pairs(model, pairs)
-    for kind, pos in SWEPT:
+    for sites in SWEPT:
         for method in ("exact", "gradient"):
-            together = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1)
+            together = sweep(model, pairs, stores, *sites, method=method)
             for i, length in enumerate(MIXED):
-                alone = sweep(model, pairs.select([i]), stores, value, kind, pos, method=method, layer=1)
+                alone = sweep(model, pairs.select([i]), stores, *sites, method=method)
                 each = together[i : i + 1]
-                if pos == "each":
-                    assert each[..., length:, :].isnull().all() if kind == "k" else each[..., length:].isnull().all()
-                    each = each.isel(pos=slice(length))
-                assert max_difference(each, alone) < 1e-5, (kind, method, i)
+                if sites[1] == "each":
+                    assert each[..., length:].isnull().all()
+                    each = each[..., :length]
+                assert max_difference(each, alone) < 1e-5, (sites, method, i)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", VALUES)
-def test_the_memory_budget_does_not_change_a_number(family, value):
+def test_the_memory_budget_does_not_change_a_number(family):
     model, pairs = model_of(family), make_pairs((4, 6, 4, 6, 6), seed=4)
     stores = capture_pairs(model, pairs)
     for method in ("exact", "gradient"):
-        for kind, pos in (("z", "all"), ("resid_pre", [2, "END"]), ("pattern", "all")):
-            usual = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1)
+        for sites in (("z", "all", "from_store"), ("resid_pre", [2, "END"], "zero"), ("pattern", ["END"], "from_store")):
+            usual = sweep(model, pairs, stores, *sites, method=method)
             for budget in (1, 100_000):  # one prompt per pass; some
-                parts = sweep(model, pairs, stores, value, kind, pos, method=method, layer=1, budget=budget)
-                assert max_difference(parts, usual) < 1e-5, (method, kind, budget)
+                parts = sweep(model, pairs, stores, *sites, method=method, budget=budget)
+                assert max_difference(parts, usual) < 1e-5, (method, sites, budget)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", VALUES)
-def test_the_order_of_the_examples_does_not_change_a_number(family, value):
+def test_the_order_of_the_examples_does_not_change_a_number(family):
     model, pairs = model_of(family), make_pairs((4, 6, 4, 6, 6), seed=4)
     stores = capture_pairs(model, pairs)
     order = [4, 0, 3, 2, 1]
-    for kind, pos in SWEPT:
-        usual = sweep(model, pairs, stores, value, kind, pos)
-        mixed = sweep(model, pairs.select(order), stores, value, kind, pos)
-        assert max_difference(mixed, usual[order]) < 1e-5, kind
+    for sites in SWEPT:
+        usual = sweep(model, pairs, stores, *sites)
+        mixed = sweep(model, pairs.select(order), stores, *sites)
+        assert max_difference(mixed, usual[order]) < 1e-5, sites
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -48,7 +48,7 @@ def worked():
 
 
 def test_the_runs_are_as_on_paper(worked):
-    model, pairs, clean, corrupt = worked
+    model = worked[0]
     sites = ["z[0]", "attn_out[0]", "resid_mid[0]", "mlp_post[0]", "resid_post[0]"]
     paper = {
         0: ([[1, 1], [0, 0]], [0, 0, 1, 1], [0, 2, 1, 1], [3, 0], [6, 2, 1, 1]),

@@ -64,7 +64,7 @@ def test_every_layer_is_the_final_norm_and_unembedding_of_its_stream(family, mea
 
 
 def test_alternatives_are_averaged_summed_or_the_best_is_taken():
-    model, (pairs, clean, _) = model_of("gpt2"), pairs_and_stores("gpt2")
+    model, (_, clean, _) = model_of("gpt2"), pairs_and_stores("gpt2")
     targets = torch.tensor([[[1], [2], [3]], [[4], [-1], [-1]], [[5], [6], [-1]]])
     sets = [[1, 2, 3], [4], [5, 6]]
     for measure in ("logit", "logprob", "prob", "rank"):
