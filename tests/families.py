@@ -20,6 +20,7 @@ from workbench.tasks.pairs import PromptPairs, Prompts
 N_LAYERS, N_HEADS, N_KV_HEADS, D_MODEL, D_HEAD, N_CTX, D_VOCAB = 2, 4, 2, 32, 8, 32, 50
 FAMILIES = ("gpt2", "llama", "neox", "native")
 NATIVES = ("native-no-norm", "native-attn-only", "native-attn-only-no-norm")
+VARIANTS = ("gptj", "qwen2")  # parallel blocks that share one norm; grouped queries with biases
 SEQUENTIAL = ("gpt2", "llama", "native")
 
 
@@ -51,21 +52,29 @@ def native(**settings: Any) -> Any:
 
 
 def _bare(family: str) -> Any:
+    import transformers
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
     if family.startswith("native"):
         norm = None if family.endswith("no-norm") else "LN"
         return native(normalization_type=norm, attn_only="attn-only" in family)
     common = {"num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS, "hidden_size": D_MODEL, "intermediate_size": 48}
     common |= {"vocab_size": D_VOCAB, "max_position_embeddings": N_CTX}
+    short = {"n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX}
+    short |= {"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0}
     if family == "gpt2":
-        sizes = {"n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX}
-        config, kind = GPT2Config(**sizes, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0), GPT2LMHeadModel
+        config, kind = transformers.GPT2Config(**short), transformers.GPT2LMHeadModel
     elif family == "llama":
-        config, kind = LlamaConfig(**common, num_key_value_heads=N_KV_HEADS), LlamaForCausalLM
+        config, kind = transformers.LlamaConfig(**common, num_key_value_heads=N_KV_HEADS), transformers.LlamaForCausalLM
     elif family == "neox":
-        config, kind = GPTNeoXConfig(**common), GPTNeoXForCausalLM
+        config, kind = transformers.GPTNeoXConfig(**common), transformers.GPTNeoXForCausalLM
+    elif family == "gptj":
+        config, kind = transformers.GPTJConfig(**short, rotary_dim=4), transformers.GPTJForCausalLM
+    elif family == "qwen2":
+        config, kind = transformers.Qwen2Config(**common, num_key_value_heads=N_KV_HEADS), transformers.Qwen2ForCausalLM
+    elif family == "granite":
+        scales = {"residual_multiplier": 0.5, "logits_scaling": 3.0}
+        config, kind = transformers.GraniteConfig(**common, **scales), transformers.GraniteForCausalLM
     else:
         raise ValueError(f"There is no family {family!r}.")
     return build_bridge_from_module(kind(config), kind.__name__, hf_config=config)

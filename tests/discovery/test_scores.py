@@ -5,7 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, logit_difference, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    NATIVES,
+    VARIANTS,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    native,
+    pairs_and_stores,
+    untyped,
+)
 from transformer_lens.tools.analysis import attribution_patching as peer
 
 from workbench.discovery.scores import score_edges
@@ -17,7 +28,7 @@ from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.tasks.pairs import PromptPairs, Prompts
 
-ALL = FAMILIES + NATIVES
+ALL = FAMILIES + NATIVES + VARIANTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +103,8 @@ def finite_differences(model, pairs, value, edges, epsilon, measure=logit_differ
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("value", ["from_store", "zero", "mean"])
 def test_eap_equals_finite_differences_of_single_edges(family, value):
-    """In float64. Llama's norm computes in float32 in transformers: a larger step there, and a looser comparison."""
+    """In float64. In transformers the norms of Llama and Qwen and GPT-J's attention scores are computed in float32 all the
+    same: a larger step there, and a looser comparison."""
     model = model_of(family, torch.float64)
     pairs, clean, corrupt = pairs_and_stores(family, dtype=torch.float64)
     made = {"from_store": from_store(corrupt), "zero": zero(), "mean": mean(clean)}[value]
@@ -102,7 +114,7 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
     chosen = every[np.random.default_rng(1).permutation(len(every))[:30]]
     ends = [graph.index(edge) for edge in ("input->logits", "input->a0.0<v>", "a0.1->a1.1<k>", "a0.2->a1.0<v>", "a1.3->logits")]
     edges = np.concatenate([chosen, np.array(ends)])
-    epsilon, tolerance = (3e-3, 1e-3) if family == "llama" else (1e-4, 1e-6)
+    epsilon, tolerance = (3e-3, 1e-3) if family in ("llama", "qwen2", "gptj") else (1e-4, 1e-6)
     expected = finite_differences(model, pairs, made, edges, epsilon)
     got = scores.values[tuple(edges.T)]
     assert scores.dtype == "float64"
@@ -255,6 +267,16 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(ModelError) as train:
         score_edges(fresh, pairs, value=zero())
     assert str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+
+
+def test_models_that_scale_what_their_heads_write_are_refused_rather_than_scored_wrongly():
+    with pytest.raises(ModelError, match="scale"):
+        score_edges(model_of("granite"), make_pairs(), value=zero())
+
+
+def test_a_value_that_is_no_number_never_comes_back_as_a_score():
+    with pytest.raises((EditError, MetricError)):
+        score_edges(model_of("gpt2"), make_pairs(), value=constant(float("nan")))
 
 
 @pytest.mark.parametrize("name", ["rank", "accuracy"])

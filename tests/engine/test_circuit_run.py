@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores
+from families import FAMILIES, NATIVES, VARIANTS, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores
 from torch import Tensor
 from transformer_lens.tools.analysis import attribution_patching as peer
 
 from workbench.engine.capture import capture, capture_pairs
 from workbench.engine.circuit_run import circuit_logits
 from workbench.engine.edits import add, constant, from_store, mean, resample, scale, zero
+from workbench.errors import ModelError
 from workbench.graph import Graph
 from workbench.methods.effects import effects
 
-ALL = FAMILIES + NATIVES
+ALL = FAMILIES + NATIVES + VARIANTS
 
 
 def random_circuits(graph, n, *, seed=0, share=0.5):
@@ -238,6 +239,14 @@ def test_resampled_values_are_the_same_for_every_writer_of_an_example():
     donors = torch.stack([pairs.clean.tokens[pairs.clean.ids.index(donor)] for donor in bound.source.ids])
     with torch.no_grad():
         assert max_difference(empty, model(donors)) < 1e-5
+
+
+def test_models_that_scale_what_their_heads_write_are_refused_rather_than_run_wrongly():
+    """Granite multiplies attention's output before it is added, so z . W_O is not what a head writes."""
+    model, (pairs, _, corrupt) = model_of("granite"), pairs_and_stores("granite")
+    masks = random_circuits(Graph.of(model), 1)
+    with pytest.raises(ModelError, match="scale"):
+        circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
 
 
 def test_a_circuit_run_leaves_the_model_as_it_was():

@@ -380,5 +380,7 @@ def test_an_edit_that_is_no_value_or_that_no_prompt_has_is_refused():
 def test_not_a_number_never_comes_back_as_a_result():
     model, pairs = model_of("gpt2"), make_pairs((6, 6))
     short = capture(model, make_pairs((4, 4)).corrupt)
-    with pytest.raises((MetricError, EditError, StoreError)):
-        effects(model, pairs, sites="z[0.0]", value=mean(short, per="pos"))
+    for value in (mean(short, per="pos"), constant(float("nan"))):
+        for method in ("exact", "gradient"):
+            with pytest.raises((MetricError, EditError, StoreError)):
+                effects(model, pairs, sites="z[0.0]", value=value, method=method)

@@ -7,10 +7,11 @@ of about 1e-6 there: that family takes a larger step and is compared more loosel
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, max_difference, model_of, pairs_and_stores
+from families import FAMILIES, NATIVES, logit_difference, max_difference, model_of, pairs_and_stores
 
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import add, constant, from_store, project, scale, zero
+from workbench.engine.run import run
 from workbench.methods.effects import effects
 from workbench.sites import Shape, Site, grid
 
@@ -22,8 +23,8 @@ def slopes(model, pairs, sites, directions, epsilon):
     """[example, site]: (m(a + e d) - m(a - e d)) / 2e for each site and its direction [example, ...]."""
     columns = []
     for site, direction in zip(sites, directions, strict=True):
-        ends = [effects(model, pairs, sites=[site], value=add(sign * epsilon * direction)) for sign in (1, -1)]
-        columns.append(torch.from_numpy(ends[0].values - ends[1].values)[:, 0] / (2 * epsilon))
+        ends = [run(model, pairs.clean, edits={site: add(sign * epsilon * direction)}).logits for sign in (1, -1)]
+        columns.append((logit_difference(ends[0], pairs) - logit_difference(ends[1], pairs)) / (2 * epsilon))
     return torch.stack(columns, 1)
 
 

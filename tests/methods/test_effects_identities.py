@@ -18,7 +18,7 @@ from families import (
     untyped,
 )
 
-from workbench.engine.capture import capture_pairs
+from workbench.engine.capture import capture, capture_pairs
 from workbench.engine.edits import from_store, zero
 from workbench.errors import EditError, ModelError, PromptError, SiteError, UnknownName, WorkbenchError
 from workbench.methods.effects import effects
@@ -220,6 +220,61 @@ def test_an_edit_at_a_position_leaves_earlier_positions_alone(family):
     assert (effect.sel(layer=0, pos=[0, 1, 3, 4, 5]) == 0).all(), "the prompts differ at position 2 only"
     assert (effect.sel(layer=1, pos=[0, 1]) == 0).all(), "causality"
     assert (abs(effect.sel(layer=1, pos=[2, 3, 4, 5])) > 0).all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "native"])
+def test_positions_are_the_same_in_both_runs_so_that_their_embeddings_carry_nothing(family):
+    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
+    effect = effects(model, pairs, sites=["pos_embed", ("embed", "pos_embed")], value=from_store(corrupt))
+    assert (effect[:, 0] == 0).all()
+    assert max_difference(effect[:, 1], distance(model, pairs)) < 1e-6
+
+
+@pytest.mark.parametrize("base", ["clean", "corrupt"])
+def test_one_store_of_both_sides_gives_the_other_side_of_each_pair(base):
+    model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    both = capture(model, torch.cat([pairs.corrupt.tokens, pairs.clean.tokens]))
+    expected = effects(model, pairs, sites=grid("z", model), value=from_store(corrupt if base == "clean" else clean), base=base)
+    assert max_difference(effects(model, pairs, sites=grid("z", model), value=from_store(both), base=base), expected) < 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_give_float32_results_near_the_exact_ones(family, dtype):
+    model, pairs = model_of(family, dtype), make_pairs()
+    _, corrupt = capture_pairs(model, pairs)
+    _, _, exact = pairs_and_stores(family)
+    expected = effects(model_of(family), pairs, sites=grid("z", model, layer=1), value=from_store(exact))
+    for method in ("exact", "gradient"):
+        got = effects(model, pairs, sites=grid("z", model, layer=1), value=from_store(corrupt), method=method)
+        assert got.dtype == "float32"
+        assert got.notnull().all()
+        if method == "exact":
+            assert max_difference(got, expected) < (0.15 if dtype == torch.bfloat16 else 0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_example_of_one_token_is_enough(family):
+    model, pairs = model_of(family), make_pairs((1,), changed=(0,))
+    _, corrupt = capture_pairs(model, pairs)
+    for method in ("exact", "gradient"):
+        effect = effects(model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(corrupt), method=method)
+        assert effect.shape == (1, 2, 1)
+        assert effect.notnull().all()
+    assert max_difference(effects(model, pairs, sites="embed", value=from_store(corrupt))[:, 0], distance(model, pairs)) < 1e-6
+
+
+def test_the_last_token_is_the_end_of_prompts_that_name_no_other():
+    model, rows = model_of("gpt2"), make_pairs((6, 6))
+    clean, corrupt = (Prompts.of(side.tokens.tolist(), positions=[{"END": 3}, {}]) for side in (rows.clean, rows.corrupt))
+    pairs = PromptPairs(clean, corrupt, rows.answers, rows.wrong)
+    effect = effects(model, pairs, sites="embed", value=from_store(capture_pairs(model, pairs)[1]))
+    with torch.no_grad():
+        change = model(corrupt.tokens) - model(clean.tokens)
+    for i, end in enumerate((3, 5)):
+        expected = change[i, end, int(pairs.answers[i])] - change[i, end, int(pairs.wrong[i])]
+        assert abs(float(effect[i, 0] - float(expected))) < 1e-6
+    assert clean.at("END").tolist() == [3, 5]
 
 
 def test_grids_come_back_with_their_axes_and_labels():

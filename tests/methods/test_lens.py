@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from families import FAMILIES, NATIVES, VARIANTS, make_pairs, max_difference, model_of, pairs_and_stores, untyped
 
 from workbench.engine.capture import capture
-from workbench.errors import PromptError, StoreError, UnknownName
+from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.methods.lens import logit_lens
 from workbench.tasks.pairs import Prompts
 
@@ -29,7 +29,7 @@ def scored(logits, measure):
     }[measure]()
 
 
-@pytest.mark.parametrize("family", FAMILIES + NATIVES)
+@pytest.mark.parametrize("family", FAMILIES + NATIVES + VARIANTS)
 def test_the_last_layer_is_the_models_own_output(family):
     model, pairs = model_of(family), make_pairs(MIXED)
     store = capture(model, pairs.clean, sites=["resid_pre", "resid_post"])
@@ -61,6 +61,17 @@ def test_every_layer_is_the_final_norm_and_unembedding_of_its_stream(family, mea
                 assert max_difference(against[i, layer, :length], right - wrong) < 1e-5
         assert got.name == measure
         assert (got.attrs["minus"], against.attrs["minus"]) == (0, 1)
+
+
+def test_a_model_that_scales_its_logits_is_scaled_or_refused():
+    model, (pairs, clean, _) = model_of("granite"), pairs_and_stores("granite")
+    with torch.no_grad():
+        logits = model(pairs.clean.tokens)[torch.arange(3), :, pairs.answers[:, 0, 0]]
+    try:
+        got = logit_lens(clean, model, targets=pairs.answers)
+    except ModelError:
+        return
+    assert max_difference(got[:, -1], logits) < 1e-5
 
 
 def test_alternatives_are_averaged_summed_or_the_best_is_taken():

@@ -235,11 +235,12 @@ class Project(Value):
         """[d, rank]: an orthonormal basis of what the given vectors span."""
         basis = self.basis[:, None] if self.basis.ndim == 1 else self.basis
         left, sizes, _ = torch.linalg.svd(basis.double(), full_matrices=False)
-        return left[:, sizes > sizes.max() * max(basis.shape) * torch.finfo(torch.float32).eps]
+        return left[:, sizes > sizes.amax() * max(basis.shape) * torch.finfo(torch.float32).eps]
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
-        inner = self.value.bind(model, prompts, other)
-        return ProjectBound(self, inner)
+        if self.directions.shape[1] == 0:
+            raise EditError("project: the basis is zero, so it spans no direction and the edit would change nothing.")
+        return ProjectBound(self, self.value.bind(model, prompts, other))
 
     def describe(self) -> str:
         return f"project(rank {self.directions.shape[1]}, {self.value.describe()})"
