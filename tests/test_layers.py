@@ -8,12 +8,12 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render study course cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render study course cli"
 ).split()
 INSIDE = {
     "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs metrics registry measure".split(),
     "models": "zoo load".split(),
-    "engine": "reference edits run capture parts circuit_run".split(),
+    "engine": "reference edits run capture parts edge_gradients circuit_run".split(),
     "discovery": "circuit scores search evaluation".split(),
     "render": "view svg html panels plots report".split(),
 }

@@ -21,7 +21,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a G
 def discover(
     task: Annotated[str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")],
     model: Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")] = "tiny",
-    n: Annotated[int, typer.Option(help="Prompt pairs to find the circuit on, and as many to test it on.")] = 64,
+    n: Annotated[
+        int | None, typer.Option(help="Pairs of a task to find the circuit on, and as many to test it on; by default 64.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
@@ -42,7 +44,11 @@ def discover(
     check_output(folder, overwrite)
     loaded = wb.load_model(model, device=device)
     own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(Path(task).suffix)
-    typer.echo(f"{task} in {model}: {n} pairs to find the circuit on, as many to test it on, seed {seed}")
+    typer.echo(
+        f"{task} in {model}: "
+        + ("half of the pairs" if own else f"{n or 64} pairs")
+        + f" to find the circuit on, as many to test it on, seed {seed}"
+    )
     found = wb.discover(
         loaded, own(loaded, task) if own else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
         value=value, method=method, n_edges=edges, command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite,
@@ -106,14 +112,14 @@ def _models() -> list[str]:
 
 def _methods() -> list[str]:
     from workbench.discovery import scores
-    from workbench.engine.edits import VALUES
     from workbench.methods import effects
+    from workbench.study import VALUES
     from workbench.tasks.metrics import BUILT_IN
 
     return [
         f"score_edges   {', '.join(scores.METHODS)}",
         f"effects       {', '.join(effects.METHODS)}",
-        f"values        {', '.join(VALUES)}",
+        f"--value       {', '.join(VALUES)}",
         f"metrics       {', '.join(BUILT_IN)}",
     ]
 

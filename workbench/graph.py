@@ -100,13 +100,12 @@ class Graph:
     def _feeds(self) -> np.ndarray:
         """bool [reader, writer]: the reader is an input of the component that writes."""
         shape, feeds = self.shape, np.zeros((len(self.readers), len(self.writers)), dtype=bool)
-        group = shape.n_heads // shape.n_kv_heads
         for w, writer in enumerate(self.writers[1:], start=1):
             if writer.startswith("m"):
                 feeds[self._reader_index[writer], w] = True
                 continue
             layer, head = (int(part) for part in writer[1:].split("."))
-            for port, name in (("q", head), ("k", head // group), ("v", head // group)):
+            for port, name in (("q", head), ("k", head // shape.group), ("v", head // shape.group)):
                 feeds[self._reader_index[f"a{layer}.{name}<{port}>"], w] = True
         return feeds
 

@@ -4,7 +4,6 @@
 unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so that netCDF can hold them.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.errors import OutputExists, WorkbenchError
+from workbench.errors import WorkbenchError
+from workbench.files import check_free, whole
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
@@ -75,7 +75,7 @@ def difference(a: Result, b: Result) -> Result:
 def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result as netCDF, whole or not at all. Raises `OutputExists` rather than replace a file."""
     path = Path(path)
-    check_free(path, overwrite)
+    check_free(path, overwrite=overwrite)
     if isinstance(result, xr.DataArray):
         dataset = result.to_dataset(name=result.name or "values").assign_attrs(_array=result.name or "values")
     else:
@@ -84,12 +84,8 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     encoded.attrs = {key: _escape(value) if isinstance(value, str) else value for key, value in dataset.attrs.items()}
     for name in encoded.variables:
         encoded[name].attrs = {k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()}
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole(path) as partial:
         encoded.to_netcdf(partial, engine="h5netcdf")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -108,22 +104,6 @@ def load(path: str | Path) -> Any:
         variable.attrs = {k: _unescape(v) if isinstance(v, str) else v for k, v in variable.attrs.items()}
     name = dataset.attrs.pop("_array", None)
     return dataset[name] if name else dataset
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise `OutputExists` when something is there that must not be replaced."""
-    if path.exists() and not overwrite:
-        raise OutputExists(f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it.")
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Write text whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_text(labels: Any) -> bool:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from workbench.errors import SiteError, UnknownName
 
 Position = int | str
+Key = tuple[str, int | None]
+"""Which whole activation: (kind, layer)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ KINDS: dict[str, Kind] = {
         Kind("embed", "hook_embed", _STREAM, "writer"),
         Kind("pos_embed", "hook_pos_embed", _STREAM, "writer"),
         Kind("resid_pre", "blocks.{layer}.hook_resid_pre", _STREAM, "stream"),
+        # TransformerLens' own resid_mid is the MLP's branch only: ours is resid_pre + attn_out, edited through attn_out.
         Kind("resid_mid", "blocks.{layer}.hook_attn_out", _STREAM, "stream"),
         Kind("resid_post", "blocks.{layer}.hook_resid_post", _STREAM, "stream"),
         Kind("attn_out", "blocks.{layer}.hook_attn_out", _STREAM, "writer"),
@@ -113,6 +116,11 @@ class Shape:
             attn_only=attn_only,
             learned_positions=getattr(cfg, "positional_embedding_type", "standard") == "standard",
         )
+
+    @property
+    def group(self) -> int:
+        """How many query heads share a kv head."""
+        return self.n_heads // self.n_kv_heads
 
     def units(self, kind: Kind) -> int:
         """How many heads, kv heads or neurons a site of this kind chooses from; 0 where it has no such axis."""
@@ -190,6 +198,11 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site({str(self)!r})"
+
+    @property
+    def key(self) -> Key:
+        """The whole activation that it is a part of."""
+        return self.kind, self.layer
 
     @property
     def unit(self) -> int | None:

@@ -24,10 +24,10 @@ def summary(result: xr.DataArray, *, over: str = "example", level: float = 0.95,
     known = np.isfinite(values)
     n = known.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known, values, 0).sum(0) / np.where(n, n, np.nan)
+        mean = _nanmean(values)
         squares = np.where(known, (values - mean) ** 2, 0).sum(0)
         se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
-    low, high = bootstrap(values, lambda sample: _nanmean(sample), level=level, draws=draws, seed=seed)
+    low, high = bootstrap(values, _nanmean, level=level, draws=draws, seed=seed)
     fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
     coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
     return xr.Dataset({k: (rest, v) for k, v in fields.items()}, coords=coords, attrs=result.attrs | {"level": level})

@@ -20,7 +20,7 @@ from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
-from workbench.errors import CircuitError, OutputExists, UnknownName
+from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
@@ -31,6 +31,7 @@ from workbench.render.svg import CircuitView
 from workbench.sites import grid
 from workbench.statistics import summary
 from workbench.stores.store import ActivationStore
+from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
 from workbench.tasks.registry import find_task, load_task
@@ -62,10 +63,10 @@ def discover(
     task: str | PromptPairs,
     *,
     out: str | Path,
-    n: int = 64,
+    n: int | None = None,
     seed: int = 0,
     variant: str | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     value: str = "from_store",
     method: str = "eap",
     n_edges: int | None = None,
@@ -78,14 +79,21 @@ def discover(
     Args:
         task: a task's name, or pairs of your own, which are split into two halves that share no prompt.
         out: folder for `circuit.json`, `effects.nc`, `lens.nc`, `edges.parquet`, `faithfulness.nc`, `report.html`.
-        n: pairs to find it on, and as many to test it on.
+        n: pairs of a task to find it on, and as many to test it on; None takes 64.
+        seed: of the prompts.
+        variant: the task's kind of corruption; None takes its first.
         metric: None takes the task's own.
+        method: how edges are scored, as in `score_edges`.
         value: what stands in for everything outside the circuit: the corrupt run ("from_store"), "zero", or "mean".
         n_edges: size before pruning; None takes 2 % of the graph.
         command: shown in the report.
 
+    Returns:
+        Everything that was found, and the folder.
+
     Raises:
         OutputExists: the folder holds a run; nothing is touched.
+        UnknownName, PromptError, CircuitError, MetricError: see the messages; nothing is written.
     """
     out = Path(out)
     check_output(out, overwrite)
@@ -94,7 +102,7 @@ def discover(
     if method not in METHODS:
         raise UnknownName("method of score_edges", method, METHODS)
     measured = metric or (find_task(task).metric if isinstance(task, str) else "logit_diff")
-    as_metric(measured)
+    measured = as_metric(measured)
     edges = Graph.of(model).n_edges
     size = max(1, int(0.02 * edges)) if n_edges is None else n_edges
     if not 0 < size <= edges:
@@ -151,10 +159,15 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Path:
     return root / f"{name}-{number:03d}"
 
 
-def _prompts(model: Any, task: str | PromptPairs, n: int, seed: int, variant: str | None) -> tuple[PromptPairs, PromptPairs]:
+def _prompts(
+    model: Any, task: str | PromptPairs, n: int | None, seed: int, variant: str | None
+) -> tuple[PromptPairs, PromptPairs]:
     if isinstance(task, PromptPairs):
+        if n is not None or variant is not None:
+            raise PromptError("n= and variant= belong to a task's name; pairs of your own are split into two halves.")
         return task.split(seed=seed)
-    train, heldout = (load_task(task, model, n=n, seed=seed, split=split, variant=variant) for split in ("train", "heldout"))
+    many = 64 if n is None else n
+    train, heldout = (load_task(task, model, n=many, seed=seed, split=split, variant=variant) for split in ("train", "heldout"))
     return train, heldout
 
 
@@ -171,7 +184,7 @@ def _evaluations(
     train: PromptPairs,
     held: Value,
     other: Value,
-    metric: str,
+    metric: Metric,
 ) -> xr.Dataset:
     """The circuit on held-out and on its own prompts, the rest of the model, and random circuits of equal size."""
     rng = np.random.default_rng(0)
@@ -207,7 +220,7 @@ def _sections(
     pairs: PromptPairs,
     stores: tuple[ActivationStore, ActivationStore],
     lens: xr.DataArray,
-    metric: str,
+    metric: Metric,
     value: str,
 ) -> list[tuple[Any, ...]]:
     """The report, from the claim to the details."""
@@ -229,9 +242,9 @@ def _sections(
         ("Circuit", view, _claim(circuit, faithful, pairs, value, metric)),
         ("How far to trust it", _table(found.evaluation), "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits the central 95 % of draws). The complement is the model without the circuit's edges."),
         ("Faithfulness against circuit size", found.curve, f"On held-out prompts. CPR (area under the curve) {found.curve.attrs.get('area', float('nan')):.3f}."),
-        ("Head ablation", found.heads, f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
+        ("Head ablation", found.heads, f"Change of {metric.name} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
         ("Heads by effect", _head_table(found.heads, circuit), "The ten heads whose ablation changes the metric most."),
-        ("Patching the residual stream", found.patching, f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named position (denoising), mean over held-out prompts."),
+        ("Patching the residual stream", found.patching, f"Change of {metric.name} when the corrupt run gets the clean residual stream at one layer and named position (denoising), mean over held-out prompts."),
         ("Logit lens", lens.isel(example=0, pos=slice(0, len(tokens))).assign_coords(token=("pos", results.as_labels(tokens))), "Right minus wrong answer's logit, read from the residual stream after each layer, on the example prompt."),
     ]  # fmt: skip
     if heads:
@@ -247,22 +260,20 @@ def _sections(
     return sections
 
 
-def _claim(circuit: Circuit, faithful: tuple[float, float, float], pairs: PromptPairs, value: str, metric: str) -> str:
+def _claim(circuit: Circuit, faithful: tuple[float, float, float], pairs: PromptPairs, value: str, metric: Metric) -> str:
     share = circuit.n_edges / circuit.graph.n_edges
     stand_in = {"from_store": "their value in the corrupt run", "zero": "zero", "mean": "their mean"}[value]
     return (
         f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {faithful[0]:.0%} "
-        f"[{faithful[1]:.0%}, {faithful[2]:.0%}] of the effect on {metric} on {len(pairs)} held-out prompt pairs, "
+        f"[{faithful[1]:.0%}, {faithful[2]:.0%}] of the effect on {metric.name} on {len(pairs)} held-out prompt pairs, "
         f"with every other edge at {stand_in}. {circuit.n_requested} edges were chosen; dead ends are pruned."
     )
 
 
 def _strongest_heads(circuit: Circuit, most: int = 12) -> list[tuple[int, int]]:
     """The circuit's heads with the largest sum of |score| over their outgoing edges, in graph order."""
-    scores = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1) if circuit.scores is not None else None
-    heads = circuit.heads
-    if scores is None:
-        return heads[:most]
+    assert circuit.scores is not None
+    scores, heads = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1), circuit.heads
     strength = {head: scores[circuit.graph.writers.index(f"a{head[0]}.{head[1]}")] for head in heads}
     return sorted(sorted(heads, key=lambda head: -strength[head])[:most])
 

@@ -52,7 +52,7 @@ sizes = st.floats(allow_nan=False, allow_infinity=False)
 def test_a_saved_circuit_loads_as_it_was(tmp_path, shape, seed, share, score, attrs, prompt_ids):
     graph, generator = Graph(shape), np.random.default_rng(seed)
     edges = graph.exists & (generator.random(graph.exists.shape) < share)
-    scores = None if score is None else np.where(graph.exists, generator.normal(size=edges.shape) * score, np.nan)
+    scores = None if score is None else np.where(graph.exists, generator.uniform(-1, 1, edges.shape) * score, np.nan)
     circuit = Circuit.of(graph, edges, scores=scores, attrs=attrs, prompt_ids=prompt_ids)
     loaded = Circuit.load(circuit.save(tmp_path / "a.circuit.json", overwrite=True))
     assert loaded == circuit

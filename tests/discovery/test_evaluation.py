@@ -179,7 +179,8 @@ def test_a_circuit_of_another_graph_is_refused():
         evaluate([Circuit.full(model), Circuit.full(model_of("gpt2"))], model, pairs, value=from_store(corrupt))
     assert str(error.value) == (
         "This circuit is for another graph: 2 layers of 4 heads, 12 nodes, 110 edges; "
-        "the model has 2 layers of 4 heads (2 kv), 12 nodes, 82 edges."
+        "the model has 2 layers of 4 heads (2 kv), 12 nodes, 82 edges. They differ in n_kv_heads 4 (model: 2), "
+        "d_mlp 128 (model: 48), learned_positions True (model: False)."
     )
     scores = score_edges(model, pairs, value=from_store(corrupt))
     with pytest.raises(CircuitError):

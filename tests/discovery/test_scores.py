@@ -39,12 +39,15 @@ class Toward(Value):
     share: float
 
     def bind(self, model, prompts, other=None):
-        bound = Bound(self, prompts, prompts, torch.device("cpu"))
-        bound.inner = self.inner.bind(model, prompts, other)
-        return bound
+        return TowardBound(self.inner.bind(model, prompts, other), self.share)
 
-    def replace(self, site, current, bound):
-        return current + self.share * (bound.inner.edited(site, current) - current)
+
+class TowardBound(Bound):
+    def __init__(self, inner, share):
+        self.inner, self.share, self.prompts = inner, share, inner.prompts
+
+    def edited(self, site, current):
+        return current + self.share * (self.inner.edited(site, current) - current)
 
 
 def own_name(node):
@@ -254,7 +257,7 @@ def test_what_cannot_be_scored_is_refused():
     assert str(unknown.value) == "There is no axis to keep 'layer'. Known: example, pos."
     with pytest.raises(EditError) as edit:
         untyped(score_edges)(model, pairs, value=corrupt)
-    assert str(edit.value) == "value is ActivationStore, not a value such as from_store(store) or zero()."
+    assert str(edit.value) == "value is ActivationStore, not a value such as zero(), mean(store) or from_store(store)."
     uneven = PromptPairs(Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]]))
     with pytest.raises(PromptError) as error:
         score_edges(model, uneven, value=zero())

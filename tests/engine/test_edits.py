@@ -369,7 +369,7 @@ def test_an_edit_that_is_no_value_or_that_no_prompt_has_is_refused():
     model, prompts = model_of("gpt2"), make_pairs().clean
     with pytest.raises(EditError) as error:
         untyped(run)(model, prompts, edits={"z[0.0]": 0})
-    assert str(error.value) == "The edit at z[0.0] is int, not a value such as zero(), constant(c) or from_store(s)."
+    assert str(error.value) == "value is int, not a value such as zero(), mean(store) or from_store(store)."
     with pytest.raises(EditError) as error:
         run(model, prompts, edits={"z[0.0]@9": zero()})
     assert str(error.value) == "No prompt has the position of z[0.0]@9: the longest has 6 tokens."

@@ -152,8 +152,10 @@ def test_tokens_may_be_lists_tensors_or_prompts():
 @pytest.mark.parametrize("tokens", [[1, 2, 3], torch.tensor([1, 2, 3])], ids=["list", "tensor"])
 def test_a_prompt_that_is_not_in_a_list_is_an_error(tokens):
     with pytest.raises(PromptError) as error:
-        untyped(as_prompts)(tokens)
-    assert str(error.value) == "Prompts are given as token ids, [example, pos]: wrap a single prompt in a list."
+        untyped(as_prompts)(model_of("gpt2"), tokens)
+    assert str(error.value) == (
+        "Prompts are given as [example, pos] token ids or as several texts: wrap a single prompt in a list."
+    )
 
 
 def test_places_that_do_not_exist_are_refused_before_anything_runs():

@@ -277,6 +277,21 @@ def test_the_last_token_is_the_end_of_prompts_that_name_no_other():
     assert clean.at("END").tolist() == [3, 5]
 
 
+def test_an_edit_that_would_write_what_is_there_is_not_run():
+    model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    measured = []
+
+    def counted(logits):
+        measured.append(len(logits))
+        return logits[:, -1, 0]
+
+    effects(model, pairs, sites=grid("z", model), value=from_store(clean, allow_self=True), metric=counted)
+    assert measured == [3], "the base run alone"
+    measured.clear()
+    effects(model, pairs, sites=grid("resid_pre", model, layer=0, pos="each"), value=from_store(corrupt), metric=counted)
+    assert measured == [3, 3], "the base run, and the one position where the prompts differ"
+
+
 def test_grids_come_back_with_their_axes_and_labels():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     expected = {

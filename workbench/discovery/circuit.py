@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import CircuitError, SiteError
+from workbench.files import check_free, whole
 from workbench.graph import Graph
-from workbench.results import check_free, clean_attrs, write_atomically
+from workbench.results import clean_attrs
 from workbench.sites import Edge, Shape
 
 FORMAT = "interp-workbench circuit 1"
@@ -60,7 +61,7 @@ class Circuit:
             edges = matrix
         if edges.shape != graph.exists.shape:
             raise CircuitError(f"Edges of shape {edges.shape} do not fit a graph with matrices of {graph.exists.shape}.")
-        chosen = edges & graph.exists
+        chosen = edges.astype(bool) & graph.exists
         return cls(graph, graph.prune(chosen), scores, int(chosen.sum()), clean_attrs(attrs or {}), frozenset(prompt_ids))
 
     @classmethod
@@ -122,7 +123,7 @@ class Circuit:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
-        check_free(path, overwrite)
+        check_free(path, overwrite=overwrite)
         document = {
             "format": FORMAT,
             "shape": asdict(self.graph.shape),
@@ -134,7 +135,8 @@ class Circuit:
                 str(edge): score if math.isfinite(score) else None for edge in self.edge_list for score in [self.score(edge)]
             },
         }
-        write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        with whole(path) as partial:
+            partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -179,4 +181,8 @@ class Circuit:
         """Raise `CircuitError` when the circuit belongs to another graph than the model's."""
         graph = Graph.of(model_or_shape)
         if graph != self.graph:
-            raise CircuitError(f"This circuit is for another graph: {self.graph}; the model has {graph}.")
+            own, other = asdict(self.graph.shape), asdict(graph.shape)
+            differ = ", ".join(f"{name} {own[name]} (model: {other[name]})" for name in own if own[name] != other[name])
+            raise CircuitError(
+                f"This circuit is for another graph: {self.graph}; the model has {graph}. They differ in {differ}."
+            )

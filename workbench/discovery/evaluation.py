@@ -13,15 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.scores import check_pairs
 from workbench.discovery.search import find_circuit, graph_of
-from workbench.engine.circuit_run import as_masks, circuit_logits, circuits_per_forward
-from workbench.engine.edits import Value
+from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
+from workbench.engine.edits import Value, check_value
 from workbench.engine.reference import forward, rows_per_forward
-from workbench.engine.run import end_logits
+from workbench.engine.run import check_pairs
 from workbench.errors import CircuitError
-from workbench.models.load import check_eval, model_fingerprint, model_name
-from workbench.results import clean_attrs, versions
+from workbench.models.load import check_eval
+from workbench.results import clean_attrs
 from workbench.statistics import bootstrap
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
@@ -54,18 +53,26 @@ def evaluate(
         (example,) `m_full` and `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0.
 
     Raises:
-        CircuitError: a circuit of another graph, or none.
+        CircuitError: a circuit of another graph, or none.  MetricError, PromptError, StoreError, EditError: see the
+            messages.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero())["faithfulness"][0])
+    0.0
     """
     circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
     if not circuits or not all(isinstance(each, Circuit) for each in circuits):
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
     check_eval(model)
-    for each in circuits:
-        each.check_fits(model)
+    check_value(value)
+    for one in circuits:
+        one.check_fits(model)
     measure = as_metric(metric)
     measure.check(pairs)
     check_pairs(model, pairs)
-    masks = as_masks([np.zeros_like(circuits[0].edges), *(each.edges for each in circuits)])
+    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.edges for one in circuits)])
     measured = _measured(model, masks, pairs, value, measure, budget, progress)
     full = _full(model, pairs, measure, budget)
     empty, each = measured[0], measured[1:]
@@ -87,11 +94,8 @@ def evaluate(
         "m_full": ("example", full),
         "m_empty": ("example", empty),
     }
-    attrs = {
+    attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(), "level": level,
-        "n": len(pairs), "model": model_name(model), "model_fingerprint": model_fingerprint(model),
-        "data_fingerprint": pairs.fingerprint, "task": pairs.provenance.get("task"), "split": pairs.provenance.get("split"),
-        "seed": pairs.provenance.get("seed"), **versions(),
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
@@ -111,6 +115,7 @@ def faithfulness_curve(
     """Faithfulness of the best-scored edges at several circuit sizes, all in one batched evaluation.
 
     Args:
+        by: rank edges by their score ("signed") or by its size ("magnitude").
         sizes: shares of the graph's edges; n = int(share * edges).
 
     Returns:
@@ -143,20 +148,20 @@ def _measured(
 ) -> np.ndarray:
     """[circuit, example]: the metric of every circuit."""
     length = int(pairs.clean.lengths.max())
-    rows = circuits_per_forward(model, 1, length, budget)
+    rows = circuits_per_forward(model, length, budget=budget)
     examples = min(len(pairs), rows)
     per_pass = max(1, rows // examples)
     out = np.full((len(masks), len(pairs)), np.nan)
-    value.bind(model, pairs.clean, pairs.corrupt)
+    value.bind(model, pairs.clean, pairs.corrupt)  # refuse a store of other prompts before any work
     with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
         for start in range(0, len(pairs), examples):
             part = pairs.select(slice(start, start + examples))
             bound = value.bind(model, part.clean, part.corrupt)
-            reference = _read(forward(model, part.clean.tokens).logits, part, measure) if measure.needs_reference else None
+            reference = measure.read(forward(model, part.clean.tokens).logits, part.clean) if measure.needs_reference else None
             for first in range(0, len(masks), per_pass):
                 logits = circuit_logits(model, masks[first : first + per_pass], bound)
                 for i, one in enumerate(logits, start=first):
-                    measured = measure(_read(one, part, measure), part, reference)
+                    measured = measure(measure.read(one, part.clean), part, reference)
                     out[i, start : start + len(part)] = measured.double().cpu().numpy()
                 bar.update(len(logits) * len(part))
     return out
@@ -168,10 +173,6 @@ def _full(model: Any, pairs: PromptPairs, measure: Metric, budget: int | None) -
     parts = []
     for start in range(0, len(pairs), chunk):
         part = pairs.select(slice(start, start + chunk))
-        logits = _read(forward(model, part.clean.tokens).logits, part, measure)
+        logits = measure.read(forward(model, part.clean.tokens).logits, part.clean)
         parts.append(measure(logits, part, logits if measure.needs_reference else None))
     return torch.cat(parts).double().cpu().numpy()
-
-
-def _read(logits: Tensor, pairs: PromptPairs, measure: Metric) -> Tensor:
-    return end_logits(logits, pairs.clean) if measure.positions == "END" else logits

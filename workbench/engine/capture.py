@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.reference import Key, forward, rows_per_forward
-from workbench.engine.run import as_prompts, check_context
-from workbench.errors import PromptError, SiteError
+from workbench.engine.reference import forward, rows_per_forward
+from workbench.engine.run import as_prompts
+from workbench.errors import SiteError
 from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
-from workbench.sites import KINDS, Shape, Site, kind_named
+from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.store import ActivationStore
-from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder
+from workbench.tasks.pairs import PromptPairs, Prompts
 
 PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
 
@@ -34,11 +34,18 @@ def capture(
             every kind that the model has but logits, `resid_mid` and `mlp_pre`.
         budget: bytes that one forward pass may use.
 
+    Returns:
+        A store whose prompts are in the order given. `resid_post[l]` and `resid_pre[l + 1]` share their memory.
+
     Raises:
         SiteError: the model lacks a site.  PromptError: prompts that are empty, too long or unknown.
+
+    >>> import workbench as wb
+    >>> store = wb.capture(wb.load_model("tiny"), ["The dog near the cats is"], sites=["z"])
+    >>> tuple(store["z", 3].prompt(0).shape)
+    (7, 8, 16)
     """
-    prompts = _encoded(model, tokens)
-    check_context(model, prompts)
+    prompts = as_prompts(model, tokens)
     shape = Shape.of(model)
     chosen = _present(shape) if sites is None else sites
     keys = list(dict.fromkeys(key for site in chosen for key in _keys(site, shape)))
@@ -85,23 +92,13 @@ def _present(shape: Shape) -> list[str]:
     return [kind for kind in PAIR_KINDS if not shape.lacks(KINDS[kind])]
 
 
-def _encoded(model: Any, tokens: Any) -> Prompts:
-    if isinstance(tokens, str):
-        raise PromptError("capture takes several prompts: wrap a single text in a list.")
-    if not isinstance(tokens, Prompts | Tensor) and len(tokens) and isinstance(tokens[0], str):
-        encode = TextEncoder(model)
-        rows = [encode.prompt(text, where=f"Prompt {i}") for i, text in enumerate(tokens)]
-        return Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
-    return as_prompts(tokens)
-
-
 def _keys(site: str | Site, shape: Shape) -> list[Key]:
     if isinstance(site, str) and "[" not in site:
         kind = kind_named(site)
         layers = range(shape.n_layers) if kind.per_layer else (None,)
         return [key for layer in layers for key in _keys(Site(site, layer), shape)]
     site = (Site.parse(site) if isinstance(site, str) else site).check(shape)
-    return [(site.kind, site.layer)]
+    return [site.key]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:

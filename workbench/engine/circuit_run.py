@@ -5,16 +5,15 @@ With corrupt values the empty circuit is the corrupt run and the full circuit th
 run in one batch; edges are a masked product of writers and readers, never a loop.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.engine.edits import Bound
-from workbench.engine.parts import Block, final_norm
+from workbench.engine.parts import Block, check_parts_add_up, final_norm
 from workbench.engine.reference import Change, forward, rows_per_forward
 from workbench.engine.run import stacked
 from workbench.graph import Graph
@@ -22,26 +21,27 @@ from workbench.models.load import model_device
 from workbench.sites import KINDS, Shape, Site
 
 
-def circuit_logits(model: Any, circuits: Bool[np.ndarray, "circuit writer reader"], bound: Bound) -> Tensor:
-    """[circuit, example, pos, vocab]: the logits of every circuit on the prompts that `bound` was made for.
+def circuit_logits(
+    model: Any, circuits: Bool[np.ndarray, "circuit writer reader"], bound: Bound
+) -> Float[Tensor, "circuit example pos vocab"]:
+    """The logits of every circuit on the prompts that `bound` was made for.
 
     Args:
         circuits: edges that keep their current value; pruned ones are expected.
         bound: the other value z', bound to the prompts.
     """
+    check_parts_add_up(model)
     walk = _Walk(model, circuits, bound)
     tokens = stacked(bound.prompts.tokens, len(circuits))
     logits = forward(model, tokens, raw_writes=walk.hooks()).logits
     return logits.view(len(circuits), len(bound.prompts), *logits.shape[1:])
 
 
-def circuits_per_forward(model: Any, n: int, length: int, budget: int | None) -> int:
-    """How many circuits fit into one pass over `n` prompts; at least one."""
+def circuits_per_forward(model: Any, length: int, *, budget: int | None = None) -> int:
+    """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the model's own."""
     shape = Shape.of(model)
-    writers = len(Graph(shape).writers)
-    usual = rows_per_forward(model, length, budget=budget)
-    extra = 1 + (writers + 6 * shape.n_heads) * shape.d_model / (3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model)
-    return max(1, int(usual / extra) // n)
+    kept = (len(Graph(shape).writers) + 6 * shape.n_heads) * shape.d_model
+    return rows_per_forward(model, length, budget=budget, extra=kept)
 
 
 class _Walk:
@@ -85,11 +85,11 @@ class _Walk:
         def change(stream: Tensor) -> Tensor:
             if layer == 0:
                 self._difference(Site("resid_pre", 0), stream, lambda change: change[..., None, :])
-            for port in "qkv":
-                heads = self.shape.n_heads if port == "q" else self.shape.n_kv_heads
-                first = self.reader[f"a{layer}.0<{port}>"]
-                rebuilt = self._rebuilt(stream, slice(first, first + heads))
-                self.inputs[f"{port}{layer}"] = block.project(block.attn_norm(rebuilt), port)
+            heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
+            first = self.reader[f"a{layer}.0<q>"]
+            normed = block.attn_norm(self._rebuilt(stream, slice(first, first + sum(heads))))
+            for port, part in zip("qkv", normed.split(heads, 2), strict=True):
+                self.inputs[f"{port}{layer}"] = block.project(part, port)
             self.inputs[f"m{layer}"] = stream
             return stream
 
@@ -150,8 +150,3 @@ class _Walk:
         split = written.view(self.n, rows // self.n * length, written.shape[2], width)
         change = torch.einsum("cxud,cuv->cxvd", split, cut)
         return stream[:, :, None] + change.reshape(rows, length, -1, width)
-
-
-def as_masks(circuits: Sequence[np.ndarray]) -> np.ndarray:
-    """Edge matrices as one array [circuit, writer, reader]."""
-    return np.stack([np.asarray(edges, dtype=bool) for edges in circuits])

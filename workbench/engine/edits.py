@@ -15,8 +15,8 @@ import xxhash
 from torch import Tensor
 
 from workbench.errors import EditError, PromptError, StoreError, UnknownName
-from workbench.models.load import model_device, model_fingerprint, model_name
-from workbench.sites import KINDS, Position, Site
+from workbench.models.load import model_fingerprint, model_name
+from workbench.sites import KINDS, Key, Position, Site
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import Prompts
 
@@ -25,55 +25,57 @@ from workbench.tasks.pairs import Prompts
 class Places:
     """Where a site's positions are in each example: position axis → [example], and which examples have them all."""
 
+    site: Site
     index: Mapping[str, Tensor]
     has: Tensor
 
     @classmethod
     def of(cls, site: Site, prompts: Prompts) -> "Places":
-        axes = KINDS[site.kind].axes
-        wanted: dict[str, Position] = {}
-        if site.pos is not None:
-            wanted["query_pos" if "query_pos" in axes else "pos"] = site.pos
-        if site.key_pos is not None:
-            wanted["key_pos"] = site.key_pos
+        query = "query_pos" if site.kind == "pattern" else "pos"
+        wanted = {axis: where for axis, where in ((query, site.pos), ("key_pos", site.key_pos)) if where is not None}
+        found = {axis: prompts.at(where) for axis, where in wanted.items()}
         has = torch.ones(len(prompts), dtype=torch.bool)
-        index = {}
-        for axis, position in wanted.items():
-            where = prompts.at(position) if isinstance(position, str) else torch.full((len(prompts),), position)
-            inside = (where >= 0) & (where < prompts.lengths)
-            index[axis], has = where * inside, has & inside
-        return cls(index, has)
+        for where in found.values():
+            has = has & (where >= 0)
+        return cls(site, {axis: where.clamp(min=0) for axis, where in found.items()}, has)
 
-    def slices(self, site: Site, n: int, device: torch.device) -> tuple[Any, ...]:
-        """An index into the activation [example, ...] of n examples that picks the site's part of it."""
+    def part(self, activation: Tensor) -> tuple[Any, ...]:
+        """An index into an activation [example, ...] that picks the site's part of it."""
         picked: list[Any] = []
-        for axis in KINDS[site.kind].axes:
+        for axis in KINDS[self.site.kind].axes:
             if axis == "example":
-                picked.append(torch.arange(n, device=device) if self.index else slice(None))
+                picked.append(torch.arange(len(self.has), device=activation.device) if self.index else slice(None))
             elif axis in self.index:
-                picked.append(self.index[axis].to(device))
-            elif axis in ("head", "kv_head", "neuron") and site.unit is not None:
-                picked.append(site.unit)
+                picked.append(self.index[axis].to(activation.device))
+            elif axis in ("head", "kv_head", "neuron") and self.site.unit is not None:
+                picked.append(self.site.unit)
             else:
                 picked.append(slice(None))
         return tuple(picked)
 
 
 class Bound:
-    """A value made ready for one run: the prompts that are run, and, for stores, the rows that stand in for them."""
+    """A value made ready for one run: for these prompts, in this order."""
 
-    def __init__(self, value: "Value", prompts: Prompts, source: Prompts, device: torch.device) -> None:
-        self.value, self.prompts, self.source, self.device = value, prompts, source, device
+    def __init__(self, value: "Value", prompts: Prompts) -> None:
+        self.value, self.prompts = value, prompts
 
     def edited(self, site: Site, current: Tensor) -> Tensor:
-        """The new value of the site's part of an activation, `current` being the part as it is."""
+        """The new value of the site's part of an activation, `current` [example, ...] being the part as it is."""
         try:
-            return self.value.replace(site, current, self).expand_as(current)
+            new = self.new(site, current).expand_as(current)
         except (RuntimeError, ValueError) as error:
             raise EditError(
                 f"{self.value.describe()} does not fit {site}, whose value has shape {tuple(current.shape)} "
                 f"(the first axis is the example): {error}"
             ) from error
+        if bool(new.isnan().any()) and not bool(current.isnan().any()):
+            raise EditError(f"{self.value.describe()} is not a number at {site}, so nothing after it would be either.")
+        return new
+
+    def new(self, site: Site, current: Tensor) -> Tensor:
+        """What is written at the site; anything that broadcasts to `current`."""
+        return self.value.replace(current)
 
     def has(self, site: Site) -> Tensor:
         """[example]: whether the prompt, and whatever stands in for it, has the site's position."""
@@ -82,23 +84,27 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What is written at a site. Use the functions of this module to make one."""
+    """What is written at a site. Use the functions of this module to make one.
+
+    A kind of value implements `replace`, if the current activation is all it needs, or a `bind` of its own.
+    """
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """Check the value against a model and a run's prompts (`other`: the other side of the pairs)."""
-        return Bound(self, prompts, prompts, model_device(model))
+        return Bound(self, prompts)
 
     def describe(self) -> str:
         """The name that results carry."""
         return type(self).__name__.lower()
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        raise EditError(f"{type(self).__name__} says nothing about what is written.")
+    def replace(self, current: Tensor) -> Tensor:
+        """The new value from the current one."""
+        raise EditError(f"{type(self).__name__} does not say what is written.")
 
 
 @dataclass(frozen=True, eq=False)
 class Zero(Value):
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
+    def replace(self, current: Tensor) -> Tensor:
         return torch.zeros_like(current)
 
 
@@ -106,15 +112,15 @@ class Zero(Value):
 class Constant(Value):
     content: Any
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        return torch.as_tensor(self.content, dtype=current.dtype, device=current.device).expand_as(current)
+    def replace(self, current: Tensor) -> Tensor:
+        return torch.as_tensor(self.content, dtype=current.dtype, device=current.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Add(Value):
     vector: Any
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
+    def replace(self, current: Tensor) -> Tensor:
         return current + torch.as_tensor(self.vector, dtype=current.dtype, device=current.device).expand_as(current)
 
 
@@ -122,7 +128,7 @@ class Add(Value):
 class Scale(Value):
     factor: float
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
+    def replace(self, current: Tensor) -> Tensor:
         return current * self.factor
 
     def describe(self) -> str:
@@ -136,28 +142,10 @@ class Mean(Value):
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         _check_same_model(self.store, model, "mean")
-        return super().bind(model, prompts, other)
+        return _MeanBound(self, prompts)
 
     def describe(self) -> str:
         return f"mean({self.per})"
-
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        view = self.store[site.kind, site.layer]
-        if site.kind == "pattern":
-            raise EditError(
-                "A mean attention pattern is not defined for prompts of different length: use from_store or constant."
-            )
-        if self.per == "dataset":
-            average = view.mean()
-        elif isinstance(site.pos, str):
-            average = view.at(site.pos).nanmean(0)
-        else:
-            every = torch.stack([view.at(i).nanmean(0) for i in range(int(bound.prompts.lengths.max()))])
-            average = every if site.pos is None else every[site.pos]
-        if site.unit is not None:
-            average = average[..., site.unit] if KINDS[site.kind].unit == "neuron" else average[..., site.unit, :]
-        average = average.to(current)
-        return average.expand_as(current)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,33 +156,30 @@ class FromStore(Value):
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         if not self.other_model:
-            _check_same_model(
-                self.store, model, "from_store", hint=" For another checkpoint of the same shape pass other_model=True."
-            )
-        rows, sides = [], (("other", other), ("same", prompts))
-        for i, prompt_id in enumerate(prompts.ids):
-            found = [(name, self.store.example(side.ids[i])) for name, side in sides if side is not None]
-            match = next(((name, row) for name, row in found if row is not None), None)
-            if match is None:
-                raise StoreError(
-                    f"Prompt {i} of these pairs ({prompt_id[:8]}) is not in the store: it holds {len(self.store.prompts)} prompts "
-                    f"({self.store.prompts.fingerprint[:8]}) of other pairs. Capture these with wb.capture_pairs(model, pairs)."
-                )
-            identical = other is not None and other.ids[i] == prompt_id
-            if match[0] == "same" and not self.allow_self and not identical:
-                raise EditError(
-                    f"The store holds the very run that is edited (prompt {i}), so patching from it changes nothing. "
-                    "Pass the store of the other side, or from_store(..., allow_self=True)."
-                )
-            rows.append(match[1])
-        return StoreBound(self, self.store, prompts, rows, model_device(model))
+            hint = " For another checkpoint of the same shape pass other_model=True."
+            _check_same_model(self.store, model, "from_store", hint=hint)
+        rows = [self._row(i, prompts, other) for i in range(len(prompts))]
+        return _StoreBound(self, prompts, self.store, rows)
 
     def describe(self) -> str:
         return "from_store"
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        assert isinstance(bound, StoreBound)
-        return bound.stored(site, current)
+    def _row(self, i: int, prompts: Prompts, other: Prompts | None) -> int:
+        """The store's row for prompt i: that of its counterpart, or, where that is wanted, its own."""
+        row = None if other is None else self.store.example(other.ids[i])
+        if row is None:
+            row = self.store.example(prompts.ids[i])
+            if row is not None and not self.allow_self:
+                raise EditError(
+                    f"The store holds the very run that is edited (prompt {i}), so patching from it changes nothing. "
+                    "Pass the store of the other side, or from_store(..., allow_self=True)."
+                )
+        if row is None:
+            raise StoreError(
+                f"Prompt {i} of these pairs ({prompts.ids[i][:8]}) is not in the store: it holds {len(self.store.prompts)} prompts "
+                f"({self.store.prompts.fingerprint[:8]}) of other pairs. Capture these with wb.capture_pairs(model, pairs)."
+            )
+        return row
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,25 +189,20 @@ class Resample(Value):
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         _check_same_model(self.store, model, "resample")
-        ids, lengths, rows = self.store.prompts.ids, self.store.prompts.lengths, []
+        ids, rows = self.store.prompts.ids, []
         for i, prompt_id in enumerate(prompts.ids):
-            donors = [
-                j for j in (lengths == prompts.lengths[i].to(lengths.device)).nonzero().flatten().tolist() if ids[j] != prompt_id
-            ]
+            equal = (self.store.prompts.lengths == prompts.lengths[i]).nonzero().flatten().tolist()
+            donors = [j for j in equal if ids[j] != prompt_id]
             if not donors:
                 raise EditError(
                     f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt {i}. "
                     "Capture more prompts, or use mean(store)."
                 )
             rows.append(donors[xxhash.xxh3_64_intdigest(f"{self.seed} {prompt_id}".encode()) % len(donors)])
-        return StoreBound(self, self.store, prompts, rows, model_device(model))
+        return _StoreBound(self, prompts, self.store, rows)
 
     def describe(self) -> str:
         return f"resample(seed={self.seed})"
-
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        assert isinstance(bound, StoreBound)
-        return bound.stored(site, current)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,28 +220,56 @@ class Project(Value):
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         if self.directions.shape[1] == 0:
             raise EditError("project: the basis is zero, so it spans no direction and the edit would change nothing.")
-        return ProjectBound(self, self.value.bind(model, prompts, other))
+        return _ProjectBound(self, prompts, self.directions, self.value.bind(model, prompts, other))
 
     def describe(self) -> str:
         return f"project(rank {self.directions.shape[1]}, {self.value.describe()})"
 
-    def replace(self, site: Site, current: Tensor, bound: Bound) -> Tensor:
-        assert isinstance(bound, ProjectBound)
-        directions = self.directions.to(current)
-        change = bound.inner.edited(site, current) - current
-        return current + (change @ directions) @ directions.T
+
+class _MeanBound(Bound):
+    """Averages of a store, each computed once."""
+
+    def __init__(self, value: Mean, prompts: Prompts) -> None:
+        super().__init__(value, prompts)
+        self.store, self.per = value.store, value.per
+        self._averages: dict[tuple[Key, Position | None], Tensor] = {}
+
+    def new(self, site: Site, current: Tensor) -> Tensor:
+        if site.kind == "pattern":
+            raise EditError(
+                "A mean attention pattern is not defined for prompts of different length: use from_store or constant."
+            )
+        at = (site.key, site.pos if self.per == "pos" else None)
+        if at not in self._averages:
+            self._averages[at] = self._average(site)
+        average = self._averages[at]
+        if site.unit is not None:
+            average = average[..., site.unit] if KINDS[site.kind].unit == "neuron" else average[..., site.unit, :]
+        return average.to(current)
+
+    def _average(self, site: Site) -> Tensor:
+        """The mean over rows (without BOS), at one place, or at every index [pos, ...]."""
+        view = self.store[site.key]
+        if self.per == "dataset":
+            return view.mean()
+        if site.pos is not None:
+            average = view.at(site.pos).nanmean(0)
+        else:
+            average = torch.stack([view.at(i).nanmean(0) for i in range(int(self.prompts.lengths.max()))])
+        if bool(average.isnan().any()):
+            raise EditError(f"mean: no prompt of the store has every position of {site}, so there is nothing to average there.")
+        return average
 
 
-class StoreBound(Bound):
-    """Rows of a store that stand in for the prompts of a run."""
+class _StoreBound(Bound):
+    """Rows of a store that stand in for the prompts of a run; `source` are the prompts they belong to."""
 
-    def __init__(self, value: Value, store: ActivationStore, prompts: Prompts, rows: list[int], device: torch.device) -> None:
-        super().__init__(value, prompts, store.prompts.select(rows), device)
-        self.store, self.rows = store, rows
-        self._padded: tuple[tuple[str, int | None], Tensor] | None = None
+    def __init__(self, value: Value, prompts: Prompts, store: ActivationStore, rows: list[int]) -> None:
+        super().__init__(value, prompts)
+        self.store, self.rows, self.source = store, rows, store.prompts.select(rows)
+        self._padded: tuple[Key, Tensor] | None = None
 
-    def stored(self, site: Site, current: Tensor) -> Tensor:
-        """The store's value at the site, at its own named positions."""
+    def new(self, site: Site, current: Tensor) -> Tensor:
         if not _named(site):
             uneven = (self.source.lengths != self.prompts.lengths).nonzero()
             if len(uneven):
@@ -270,26 +278,28 @@ class StoreBound(Bound):
                     f"Pair {i} has {int(self.prompts.lengths[i])} and {int(self.source.lengths[i])} tokens, so {site} does not "
                     "line up. Use named positions (pos=['END']), or pairs of equal length."
                 )
-        key = (site.kind, site.layer)
-        if self._padded is None or self._padded[0] != key:
-            table = self.store[key].padded(self.rows)
-            self._padded = (key, table.to(self.device))
-        places = Places.of(site, self.source)
-        return self._padded[1][places.slices(site, len(self.rows), self.device)].to(current.dtype)
+        if self._padded is None or self._padded[0] != site.key:
+            self._padded = (site.key, self.store[site.key].padded(self.rows).to(current.device))
+        table = self._padded[1]
+        return table[Places.of(site, self.source).part(table)].to(current.dtype)
 
     def has(self, site: Site) -> Tensor:
         return super().has(site) & Places.of(site, self.source).has
 
 
-class ProjectBound(Bound):
-    """A projected value with the value that it projects."""
+class _ProjectBound(Bound):
+    """Another bound value's part within a subspace."""
+
+    def __init__(self, value: Value, prompts: Prompts, directions: Tensor, inner: Bound) -> None:
+        super().__init__(value, prompts)
+        self.directions, self.inner = directions, inner
+
+    def new(self, site: Site, current: Tensor) -> Tensor:
+        directions = self.directions.to(current)
+        return current + ((self.inner.edited(site, current) - current) @ directions) @ directions.T
 
     def has(self, site: Site) -> Tensor:
         return self.inner.has(site)
-
-    def __init__(self, value: Project, inner: Bound) -> None:
-        super().__init__(value, inner.prompts, inner.source, inner.device)
-        self.inner = inner
 
 
 def _named(site: Site) -> bool:
@@ -302,6 +312,10 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
     """The activations of the other run of the same pairs, matched by prompt id (activation patching).
 
     `allow_self` permits the store of the run that is edited; `other_model` one of another checkpoint of the same shape.
+
+    Raises (when it is used):
+        StoreError: the store is of another model, or does not hold these prompts.
+        EditError: it holds the very run that is edited.
     """
     return FromStore(store, allow_self, other_model)
 
@@ -347,7 +361,11 @@ def project(basis: Tensor, value: Value) -> Value:
     return Project(basis, value)
 
 
-VALUES = ("from_store", "zero", "mean", "resample", "constant", "add", "scale", "project")
+def check_value(value: object) -> Value:
+    """The value itself; `EditError` for anything else, such as its name."""
+    if not isinstance(value, Value):
+        raise EditError(f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store).")
+    return value
 
 
 def _check_same_model(store: ActivationStore, model: Any, what: str, hint: str = "") -> None:

@@ -4,6 +4,7 @@ The circuit run and edge attribution rebuild every reader's input themselves, so
 inputs TransformerLens refuses (native ones, grouped-query attention).
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.engine.reference import forward
 from workbench.errors import ModelError
+from workbench.sites import Shape
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -72,17 +75,51 @@ class Block:
         return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
 
 
+def check_parts_add_up(model: Any) -> None:
+    """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its MLP's output.
+
+    Checked once per model, on four tokens: models differ in what they do between a part and the stream.
+    """
+    if model in _add_up:
+        return
+    shape = Shape.of(model)
+    kinds = ["resid_pre", "resid_post", "z", *([] if shape.attn_only else ["mlp_out"])]
+    record = [(kind, layer) for layer in range(shape.n_layers) for kind in kinds]
+    tokens = torch.arange(4)[None] % shape.d_vocab
+    kept = forward(model, tokens[:, : shape.n_ctx], record=record).recorded
+    for layer in range(shape.n_layers):
+        block = Block.of(model, layer)
+        added = kept["resid_post", layer] - kept["resid_pre", layer]
+        written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
+        written = written if shape.attn_only else written + kept["mlp_out", layer]
+        bias = (added - written).float()  # b_O, the same at every position
+        spread = float((bias - bias.mean((0, 1))).abs().max())
+        rough = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        if spread > rough * float(added.abs().max()):
+            raise ModelError(
+                f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: it scales or norms "
+                f"them on the way (difference {spread:.2g}). Edges and circuits of such models are not supported yet; "
+                "effects(...) works on them."
+            )
+    _add_up.add(model)
+
+
+_add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
 def final_norm(model: Any) -> Norm:
     """The norm before the unembedding."""
     return _norm(dict(model.named_children()).get("ln_final"))
 
 
-def pull_back(norm: Norm, stream: Tensor, slope: Tensor) -> Tensor:
+def pull_back(
+    norm: Norm, *, stream: Float[Tensor, "example pos d_model"], slope: Float[Tensor, "example pos reader d_model"]
+) -> Float[Tensor, "example pos reader d_model"]:
     """The gradient at several readers' inputs from the gradients after their norms.
 
     Args:
-        stream: [example, pos, d_model], the input that all of them share.
-        slope: [example, pos, reader, d_model] after the norm.
+        stream: the input that all of them share.
+        slope: the gradient after the norm, of each reader.
     """
     with torch.enable_grad():
         entry = stream.detach()[:, :, None].expand(slope.shape).clone().requires_grad_()

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from workbench.errors import EditError, MetricError, SiteError
 from workbench.models.load import check_eval, model_device
-from workbench.sites import KINDS, Shape, Site
+from workbench.sites import KINDS, Key, Shape
 
-Key = tuple[str, int | None]
 Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Write:
-    """A change of the whole activation of one (kind, layer): `change` maps it to a new tensor of the same shape."""
+    """A change of the whole activation of one (kind, layer).
+
+    `change` gets a copy that it may write into, and returns the new value, of the same shape.
+    """
 
     kind: str
     layer: int | None
@@ -32,10 +34,10 @@ class Write:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of a forward pass: logits [example, pos, vocab] and the activations that were asked for."""
+    """What came out of a forward pass: logits [example, pos, vocab], and what was asked for by (kind, layer) or hook."""
 
     logits: Float[Tensor, "example pos vocab"]
-    recorded: Mapping[Key, Tensor] = field(default_factory=dict)
+    recorded: Mapping[Any, Tensor] = field(default_factory=dict)
 
 
 def forward(
@@ -45,6 +47,7 @@ def forward(
     writes: Sequence[Write] = (),
     record: Iterable[Key] = (),
     raw_writes: Mapping[str, Change] | None = None,
+    raw_record: Iterable[str] = (),
     gradients: bool = False,
 ) -> Run:
     """Run the model on right-padded tokens, change activations on the way, keep some of them.
@@ -52,21 +55,16 @@ def forward(
     Args:
         writes: applied in the order given; those of one place see each other's result.
         record: (kind, layer) pairs; what is kept is the value after the edits.
-        raw_writes: TransformerLens hook name → change, for readers' inputs that are no kind of their own.
+        raw_writes, raw_record: the same by TransformerLens hook name, for readers' inputs that are no kind of their own.
         gradients: keep the graph; recorded tensors are then the ones that gradients flow through.
 
     Raises:
         ModelError: the model is in train mode.  EditError: a hook of an edit did not fire.
+        SiteError: the model has no such hook.
     """
     check_eval(model)
-    record = list(dict.fromkeys(record))
-    recorded: dict[Key, Tensor] = {}
-    fired: set[str] = set()
-    streams: dict[int, Tensor] = {}
-    plan = _Plan(writes, record, recorded, fired, streams, gradients)
-    hooks = [(name, plan.hook(name, keys)) for name, keys in plan.by_hook().items()]
-    for name, change in (raw_writes or {}).items():
-        hooks.append((name, plan.raw_hook(name, change)))
+    plan = _Plan(writes, record, raw_writes or {}, raw_record, gradients)
+    hooks = plan.hooks()
     try:
         with nullcontext() if gradients else torch.no_grad():
             logits = model.run_with_hooks(tokens.to(model_device(model)), fwd_hooks=hooks, return_type="logits")
@@ -75,72 +73,91 @@ def forward(
         if not missing:
             raise
         raise SiteError(f"This model has no hook {missing[0]!r}: {error}") from error
-    silent = {name for name, _ in hooks} - fired
+    silent = {name for name, _ in hooks} - plan.fired
     if silent:
         raise EditError(
             f"The hooks {', '.join(sorted(silent))} did not fire, so an edit there would have changed nothing. "
             "Check that this model runs the place that was named."
         )
-    return Run(logits, recorded)
+    return Run(logits, plan.recorded)
 
 
 class _Plan:
-    """Which hooks are needed, and what each does."""
+    """Which hooks a run needs, what each does, and what they have seen."""
 
     def __init__(
         self,
         writes: Sequence[Write],
-        record: Sequence[Key],
-        recorded: dict[Key, Tensor],
-        fired: set[str],
-        streams: dict[int, Tensor],
+        record: Iterable[Key],
+        raw: Mapping[str, Change],
+        raw_record: Iterable[str],
         gradients: bool,
     ) -> None:
-        self.writes, self.record, self.recorded, self.fired = writes, record, recorded, fired
-        self.streams, self.gradients = streams, gradients
+        self.changes: dict[Key, list[Change]] = {}
+        for write in writes:
+            self.changes.setdefault((write.kind, write.layer), []).append(write.change)
+        self.record, self.raw, self.raw_record, self.gradients = set(record), raw, set(raw_record), gradients
+        self.keys: dict[str, list[Key]] = {}
+        self.streams: dict[str, Tensor] = {}
+        self.recorded: dict[Any, Tensor] = {}
+        self.fired: set[str] = set()
 
-    def by_hook(self) -> dict[str, list[Key]]:
-        keys = dict.fromkeys([*((write.kind, write.layer) for write in self.writes), *self.record])
-        hooks: dict[str, list[Key]] = {}
-        for kind, layer in keys:
+    def hooks(self) -> list[tuple[str, Callable[..., Tensor]]]:
+        for kind, layer in dict.fromkeys([*self.changes, *self.record]):
             if kind == "resid_mid":
-                hooks.setdefault(Site("resid_pre", layer).hook, [])
-            hooks.setdefault(KINDS[kind].hook.format(layer=layer), []).append((kind, layer))
-        return hooks
+                self.keys.setdefault(_stream_before(layer), [])
+            self.keys.setdefault(KINDS[kind].hook.format(layer=layer), []).append((kind, layer))
+        raw = dict.fromkeys([*self.raw, *self.raw_record])
+        return [(name, self._hook(name)) for name in self.keys] + [(name, self._raw_hook(name)) for name in raw]
 
-    def hook(self, name: str, keys: list[Key]) -> Callable[..., Tensor]:
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        # attn_out comes before resid_mid where both are edited, as in the model.
+        keys = sorted(self.keys[name], key=lambda key: key[0] == "resid_mid")
+
         def run(value: Tensor, hook: Any) -> Tensor:
             self.fired.add(name)
             value = self._tracked(value)
-            for key in sorted(keys, key=lambda key: key[0] == "resid_mid"):
-                kind, layer = key
-                offset = self.streams[layer] if kind == "resid_mid" and layer is not None else None
-                value = value if offset is None else value + offset
-                for write in self.writes:
-                    if (write.kind, write.layer) == key:
-                        value = _checked(write.change(value), value, name)
-                if key in self.record:
-                    value = self._tracked(value)
-                    self.recorded[key] = value if self.gradients else value.clone()
-                value = value if offset is None else value - offset
-            if name.endswith("hook_resid_pre"):
-                self.streams[int(name.split(".")[1])] = value
+            for key in keys:
+                before = self.streams.get(_stream_before(key[1])) if key[0] == "resid_mid" else None
+                value = self._edited(key, value if before is None else value + before, name)
+                value = value if before is None else value - before
+            self.streams[name] = value
             return value
 
         return run
 
-    def raw_hook(self, name: str, change: Change) -> Callable[..., Tensor]:
+    def _edited(self, key: Key, value: Tensor, name: str) -> Tensor:
+        if key in self.changes:
+            value = value.clone()  # activations may be shared: one copy, which every edit writes into
+            for change in self.changes[key]:
+                value = _checked(change(value), value, name)
+        if key in self.record:
+            value = self._recorded(key, value)
+        return value
+
+    def _raw_hook(self, name: str) -> Callable[..., Tensor]:
         def run(value: Tensor, hook: Any) -> Tensor:
             self.fired.add(name)
-            return _checked(change(value), value, name)
+            value = self._tracked(value)
+            value = _checked(self.raw[name](value), value, name) if name in self.raw else value
+            return self._recorded(name, value) if name in self.raw_record else value
 
         return run
+
+    def _recorded(self, key: Any, value: Tensor) -> Tensor:
+        value = self._tracked(value)
+        self.recorded[key] = value if self.gradients else value.clone()
+        return value
 
     def _tracked(self, value: Tensor) -> Tensor:
         """A tensor that stands in the graph by itself: the bridge may convert what a hook returns unchanged."""
         if not self.gradients:
             return value
         return value.clone() if value.requires_grad else value.detach().requires_grad_()
+
+
+def _stream_before(layer: int | None) -> str:
+    return KINDS["resid_pre"].hook.format(layer=layer)
 
 
 def _checked(new: Tensor, old: Tensor, name: str) -> Tensor:
@@ -164,23 +181,24 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
     """
     if not total.requires_grad:
         raise MetricError(
-            f"The metric {metric!r} has no gradient, so nothing can be attributed to it. Use one that changes smoothly "
-            "(logit_diff, prob_diff, nll, kl), or method='exact'."
+            f"The metric {metric!r} has no gradient, so nothing can be attributed to it. Use one that changes smoothly: "
+            "logit_diff, prob_diff, nll or kl."
         )
     found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
     return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}
 
 
-def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False) -> int:
-    """How many prompts of this length fit into one forward pass under a memory budget.
+def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0) -> int:
+    """How many prompts of this length fit into one forward pass under a memory budget; at least one.
 
     Args:
         budget: bytes; None takes 1 GiB on a CPU and half of the free memory of a GPU.
+        extra: numbers per token that the caller keeps beside the model's own.
     """
     shape, device = Shape.of(model), model_device(model)
     if budget is None:
         budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
-    per_token = 3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model + 4 * shape.n_heads * length
+    per_token = extra + 3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model + 4 * shape.n_heads * length
     if gradients:
         per_token += shape.n_layers * (4 * shape.d_mlp + 16 * shape.d_model + 4 * shape.n_heads * length)
     itemsize = next(model.parameters()).element_size()

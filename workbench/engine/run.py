@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.engine.edits import Bound, Places, Value
-from workbench.engine.reference import Key, Run, Write, forward
+from workbench.engine.edits import Bound, Places, Value, check_value
+from workbench.engine.reference import Run, Write, forward
 from workbench.errors import EditError, PromptError
-from workbench.sites import Shape, Site
-from workbench.tasks.pairs import Prompts
+from workbench.sites import Key, Shape, Site
+from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder
 
 SiteLike = Site | str
 
@@ -25,27 +25,25 @@ class Edit:
     rows: slice | None = None
 
     def write(self) -> Write:
-        """The write that performs the edit; it copies, because activations may be shared."""
+        """The write that performs the edit, in place, on the examples that have the site's position."""
 
         def change(value: Tensor) -> Tensor:
             n = len(self.bound.prompts)
-            new = value.clone()
-            part = new if self.rows is None else new[self.rows]
+            part = value if self.rows is None else value[self.rows]
             if len(part) != n:
                 raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(part)}.")
-            where = Places.of(self.site, self.bound.prompts).slices(self.site, n, value.device)
-            has = self.bound.has(self.site).to(value.device)
-            current = part[where]
+            where = Places.of(self.site, self.bound.prompts).part(part)
+            has, current = self.bound.has(self.site).to(value.device), part[where]
             edited = self.bound.edited(self.site, current).to(value.dtype)
             part[where] = edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
-            return new
+            return value
 
         return Write(self.site.kind, self.site.layer, change)
 
 
 def run(
     model: Any,
-    tokens: Prompts | Tensor | Sequence[Sequence[int]],
+    tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
     *,
     edits: Mapping[SiteLike | tuple[SiteLike, ...], Value] | None = None,
     record: Iterable[SiteLike] = (),
@@ -54,7 +52,7 @@ def run(
     """One forward pass with edits: its logits [example, pos, vocab], and the recorded activations by (kind, layer).
 
     Args:
-        tokens: prompts, or a tensor [example, pos] without padding, or lists of token ids.
+        tokens: prompts, texts, a tensor [example, pos] without padding, or lists of token ids.
         edits: site (or a tuple of sites) → value.
         record: sites whose whole activation (after the edits) is kept.
         other: the other side of the pairs, which `from_store` matches by.
@@ -68,30 +66,37 @@ def run(
     >>> tuple(result.recorded["resid_post", 3].shape)
     (1, 3, 128)
     """
-    prompts = as_prompts(tokens)
-    check_context(model, prompts)
+    prompts = as_prompts(model, tokens)
     made = []
     for sites, value in (edits or {}).items():
-        if not isinstance(value, Value):
-            raise EditError(
-                f"The edit at {sites} is {type(value).__name__}, not a value such as zero(), constant(c) or from_store(s)."
-            )
-        bound = value.bind(model, prompts, other)
+        bound = check_value(value).bind(model, prompts, other)
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
             made.append(Edit(site, bound))
-    keys: list[Key] = [(site.kind, site.layer) for place in record for site in as_sites(place) if site.check(model)]
+    keys: list[Key] = [site.key for place in record for site in as_sites(place) if site.check(model)]
     return forward(model, prompts.tokens, writes=[edit.write() for edit in made], record=keys)
 
 
-def as_prompts(tokens: Prompts | Tensor | Sequence[Sequence[int]]) -> Prompts:
-    """Prompts from what a caller may have: prompts, a token tensor, or lists of token ids."""
-    if isinstance(tokens, Prompts):
-        return tokens
-    rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-    if isinstance(tokens, str) or (len(rows) and not isinstance(rows[0], list | tuple | Tensor)):
-        raise PromptError("Prompts are given as token ids, [example, pos]: wrap a single prompt in a list.")
-    return Prompts.of(rows)
+def as_prompts(model: Any, tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]]) -> Prompts:
+    """Prompts from what a caller may have: prompts, texts, a token tensor, or lists of token ids.
+
+    Raises:
+        PromptError: nothing, a single prompt that is not in a list, an unknown word, too long a prompt.
+    """
+    if not isinstance(tokens, Prompts):
+        rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        if isinstance(rows, str) or (len(rows) and not isinstance(rows[0], str | list | tuple | Tensor)):
+            raise PromptError(
+                "Prompts are given as [example, pos] token ids or as several texts: wrap a single prompt in a list."
+            )
+        if len(rows) and isinstance(rows[0], str):
+            encode = TextEncoder(model)
+            rows = [encode.prompt(str(text), where=f"Prompt {i}") for i, text in enumerate(rows)]
+            tokens = Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
+        else:
+            tokens = Prompts.of(rows)  # pyright: ignore[reportArgumentType]
+    check_context(model, tokens)
+    return tokens
 
 
 def as_sites(place: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
@@ -125,6 +130,8 @@ def stacked(tokens: Tensor, times: int) -> Tensor:
     return tokens.repeat(times, *[1] * (tokens.ndim - 1)) if times != 1 else tokens
 
 
-def end_logits(logits: Tensor, prompts: Prompts) -> Tensor:
-    """[example, vocab] at each prompt's `END`."""
-    return logits[torch.arange(len(prompts), device=logits.device), prompts.at("END").to(logits.device)]
+def check_pairs(model: Any, pairs: PromptPairs) -> None:
+    """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, prompts over the context."""
+    check_context(model, pairs.clean)
+    check_context(model, pairs.corrupt)
+    pairs.check_equal_lengths("Edges and circuits need equal lengths within a pair.")

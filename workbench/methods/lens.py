@@ -8,11 +8,13 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.engine.reference import rows_per_forward
-from workbench.errors import PromptError, StoreError, UnknownName
+from workbench.engine.reference import forward, rows_per_forward
+from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.models.load import model_device, model_fingerprint, model_name
 from workbench.results import as_labels, effect_array, versions
+from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
+from workbench.tasks.metrics import alternatives_mass, alternatives_mean, rank_of_best
 
 MEASURES = ("logit", "logprob", "prob", "rank")
 
@@ -56,6 +58,7 @@ def logit_lens(
             f"logit_lens needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}]."
         )
     wanted = [_one_token(targets, store, "targets")] + ([] if minus is None else [_one_token(minus, store, "minus")])
+    _check_read_out(model)
     lengths = store.prompts.lengths
     table = torch.full((len(store.prompts), len(layers), int(lengths.max())), float("nan"), dtype=torch.float64)
     chunk = max(1, rows_per_forward(model, 1, budget=budget))
@@ -87,8 +90,21 @@ def _read_out(model: Any, residual: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
+def _check_read_out(model: Any) -> None:
+    """Raise `ModelError` when norm and unembedding of the last stream are not the model's logits (four tokens)."""
+    shape = Shape.of(model)
+    last = ("resid_post", shape.n_layers - 1)
+    result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
+    worst = float((_read_out(model, result.recorded[last][0]) - result.logits[0]).abs().max())
+    if worst > 1e-3 * float(result.logits.abs().max()):
+        raise ModelError(
+            f"The logits of this model are not its final norm and unembedding (difference {worst:.2g}): it scales them "
+            "afterwards, so the logit lens would not end in its own output."
+        )
+
+
 def _one_token(targets: Tensor, store: ActivationStore, name: str) -> Tensor:
-    """[example, alternative] first tokens, -1 where there is no alternative."""
+    """[example, alternative, 1] tokens, -1 where there is no alternative."""
     table = targets[:, None, None] if targets.ndim == 1 else targets
     if table.ndim != 3 or len(table) != len(store.prompts):
         raise PromptError(
@@ -97,18 +113,17 @@ def _one_token(targets: Tensor, store: ActivationStore, name: str) -> Tensor:
         )
     if bool(((table >= 0).sum(-1) > 1).any()):
         raise PromptError(f"logit_lens: {name} has continuations of several tokens; it reads one token.")
-    return table[:, :, 0]
+    without = ((table >= 0).flatten(1).sum(1) == 0).nonzero()
+    if len(without):
+        raise PromptError(f"logit_lens: {name} has no token for example {int(without[0])}.")
+    return table[:, :, :1]
 
 
-def _measured(logits: Tensor, tokens: Tensor, measure: str) -> Tensor:
-    tokens = tokens.to(logits.device)
-    real = tokens >= 0
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    scored = {"logit": logits, "rank": logits}.get(measure)
-    scored = (logits.log_softmax(-1) if measure == "logprob" else logits.softmax(-1)) if scored is None else scored
-    values = scored.gather(1, tokens.clamp(min=0))
+def _measured(logits: Tensor, table: Tensor, measure: str) -> Tensor:
+    """[row]: the measure of target tokens [row, alternative, 1] under logits [row, vocab]."""
+    logits, table = logits if logits.dtype == torch.float64 else logits.float(), table.to(logits.device)
     if measure == "rank":
-        best = values.masked_fill(~real, float("-inf")).max(1).values
-        return (logits > best[:, None]).sum(1)
-    total = (values * real).sum(1)
-    return total if measure == "prob" else total / real.sum(1)
+        return rank_of_best(logits, table)
+    if measure == "prob":
+        return alternatives_mass(logits, table)
+    return alternatives_mean(logits.log_softmax(-1) if measure == "logprob" else logits, table)

@@ -24,6 +24,21 @@ _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _fingerprints: "weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], str]]" = weakref.WeakKeyDictionary()
 
 
+# Settings that may differ between two loads of the same function.
+_NOT_THE_FUNCTION = (
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "device",
+    "model_name",
+    "tokenizer_name",
+    "seed",
+    "use_cache",
+)
+
+
 def load_model(source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Any:
     """A `TransformerBridge` in eval mode.
 
@@ -80,8 +95,9 @@ def model_fingerprint(model: Any) -> str:
     if known is not None and known[0] == version:
         return known[1]
     digest = xxhash.xxh3_128()
-    settings = ("architecture", "n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "act_fn", "eps")
-    digest.update(repr([getattr(model.cfg, key, None) for key in settings]).encode())
+    own: Any = getattr(model.original_model, "config", None)
+    settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)
+    digest.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)).encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 
 from workbench.discovery.circuit import Circuit
 from workbench.errors import WorkbenchError
+from workbench.files import check_free, whole
 from workbench.render.html import page, to_html
 from workbench.render.panels import AttentionPanel, bundle_html
 from workbench.render.plots import figure_html, plot
 from workbench.render.svg import CircuitView
 from workbench.render.view import visible, xml
-from workbench.results import check_free, versions, write_atomically
+from workbench.results import versions
 
 Section = tuple[str, Any] | tuple[str, Any, str]
 _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "seed")
@@ -53,7 +54,7 @@ def report(
         OutputExists: something is at `path`.  WorkbenchError: an item that cannot be shown.
     """
     path = Path(path)
-    check_free(path, overwrite)
+    check_free(path, overwrite=overwrite)
     drawn: list[tuple[str, str]] = []
     panels, facts = False, {}
     for section in sections:
@@ -73,7 +74,8 @@ def report(
         heading, text = drawn[-1]
         drawn[-1] = heading, text + bundle_html()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)))
+    with whole(path) as partial:
+        partial.write_text(page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8")
     return path
 
 

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import StoreError
-from workbench.sites import KINDS, Position, kind_named
+from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.tasks.pairs import Prompts
-
-Key = tuple[str, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +52,9 @@ class SiteView:
     def at(self, where: Position) -> Tensor:
         """[example, ...] at one index or named position of every prompt that has it; NaN rows for the others."""
         self._no_pattern("at")
-        places = self.prompts.at(where) if isinstance(where, str) else torch.full((len(self.prompts),), where)
-        has = (places >= 0) & (places < self.prompts.lengths)
-        found = self.packed[(self.offsets[:-1] + places.clamp(min=0) * has).to(self.packed.device)].clone()
+        places = self.prompts.at(where)
+        has = places >= 0
+        found = self.packed[(self.offsets[:-1] + places.clamp(min=0)).to(self.packed.device)].clone()
         found[~has] = float("nan")
         return found
 

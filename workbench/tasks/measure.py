@@ -14,8 +14,6 @@ from workbench.tasks.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
 
 BATCH = 256
-_BARS = {"greater_than": 0.9}
-_VARIANTS = {"ioi": ("swap", "three")}
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,15 @@ def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -
     check_eval(model)
     scores = []
     for name in tqdm(TASKS, desc="measure", unit="task", disable=None if progress else True, leave=False):
-        variants = _VARIANTS.get(name, TASKS[name].variants[:1])
+        task = TASKS[name]
+        variants = task.measured or task.variants[:1]
         try:
             sets = [load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v) for v in variants]
         except PromptError as error:
-            scores.append(Score(name, 0, float("nan"), _BARS.get(name, 0.95), str(error)))
+            scores.append(Score(name, 0, float("nan"), task.bar, str(error)))
             continue
         values = torch.cat([_score(model, name, pairs) for pairs in sets])
-        scores.append(Score(name, len(values), round(float(values.mean()), 4), _BARS.get(name, 0.95)))
+        scores.append(Score(name, len(values), round(float(values.mean()), 4), task.bar))
     return scores
 
 
@@ -56,12 +55,10 @@ def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -
 def _score(model: Any, name: str, pairs: PromptPairs) -> Tensor:
     """[example]: 1 where the first choice is right; for greater-than valid minus invalid probability."""
     parts = []
+    measured = metric("prob_diff" if TASKS[name].metric == "prob_diff" else "rank")
     for start in range(0, len(pairs), BATCH):
         part = pairs.select(slice(start, start + BATCH))
-        logits = model(part.clean.tokens.to(model_device(model)))
-        logits = logits[torch.arange(len(part)), part.clean.at("END")].cpu()
-        if TASKS[name].metric == "prob_diff":
-            parts.append(metric("prob_diff")(logits, part))
-        else:
-            parts.append((metric("rank")(logits, part) == 0).float())
+        logits = measured.read(model(part.clean.tokens.to(model_device(model))), part.clean)
+        values = measured(logits, part).cpu()
+        parts.append(values if measured.name == "prob_diff" else (values == 0).float())
     return torch.cat(parts)

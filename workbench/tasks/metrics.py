@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import MetricError, UnknownName
-from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.pairs import PromptPairs, Prompts
 
 Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
 
@@ -71,6 +71,12 @@ class Metric:
             example = int(none.nonzero()[0])
             raise MetricError(f"The metric {self.name!r} needs the {word} of every example; example {example} has none.")
 
+    def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
+        """The part of the logits that it reads: [example, vocab] at each prompt's `END`, or all of them."""
+        if self.positions == "all":
+            return logits
+        return logits[torch.arange(len(prompts), device=logits.device), prompts.at("END").to(logits.device)]
+
     def __call__(self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None) -> Float[Tensor, "example"]:
         """The measure of each example, in float32 (float64 stays).
 
@@ -96,22 +102,27 @@ class Metric:
         return measured
 
 
-def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str = "all") -> Metric:
+def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None) -> Metric:
     """A metric from a name, a metric, or a function of your own `logits -> [example]`.
 
     Args:
-        positions: what a function gets: "all" [example, pos, vocab] or "END" [example, vocab].
+        positions: what a function gets: "all" [example, pos, vocab] (the default) or "END" [example, vocab].
+
+    Raises:
+        UnknownName: no metric of that name.  MetricError: `positions` with a metric that has its own.
 
     >>> metric("logit_diff").unit
     'logits'
     """
-    if positions not in ("END", "all"):
+    if positions not in (None, "END", "all"):
         raise UnknownName("choice of positions", positions, ("END", "all"))
+    if positions is not None and not (callable(given) and not isinstance(given, Metric)):
+        raise MetricError(f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs.")
     if isinstance(given, Metric):
         return given
     if callable(given):
         name = getattr(given, "__name__", type(given).__name__)
-        return Metric(name, lambda logits, pairs, reference: given(logits), positions=positions)
+        return Metric(name, lambda logits, pairs, reference: given(logits), positions=positions or "all")
     if given not in BUILT_IN:
         raise UnknownName("metric", given, BUILT_IN)
     return BUILT_IN[given]
@@ -123,27 +134,30 @@ def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, tokens.clamp(min=0)), tokens >= 0
 
 
-def _mean(logits: Tensor, table: Tensor) -> Tensor:
+def alternatives_mean(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table` [example, alternative, token]."""
     values, real = _at(logits, table)
     return (values * real).sum(1) / real.sum(1)
 
 
-def _mass(logits: Tensor, table: Tensor) -> Tensor:
+def alternatives_mass(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the probability of any of the alternatives."""
     values, real = _at(logits.softmax(-1), table)
     return (values * real).sum(1)
 
 
-def _best(logits: Tensor, table: Tensor) -> Tensor:
+def best_alternative(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the highest logit among the alternatives."""
     values, real = _at(logits, table)
     return values.masked_fill(~real, float("-inf")).max(1).values
 
 
 def _logit_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
-    return _mean(logits, pairs.answers) - _mean(logits, pairs.wrong)
+    return alternatives_mean(logits, pairs.answers) - alternatives_mean(logits, pairs.wrong)
 
 
 def _prob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
-    return _mass(logits, pairs.answers) - _mass(logits, pairs.wrong)
+    return alternatives_mass(logits, pairs.answers) - alternatives_mass(logits, pairs.wrong)
 
 
 def _kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
@@ -157,12 +171,17 @@ def _nll(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
     return -values.masked_fill(~real, float("-inf")).logsumexp(1)
 
 
+def rank_of_best(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: how many tokens of the vocabulary are ahead of the best alternative."""
+    return (logits > best_alternative(logits, table)[:, None]).sum(1).to(logits.dtype)
+
+
 def _rank(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
-    return (logits > _best(logits, pairs.answers)[:, None]).sum(1).to(logits.dtype)
+    return rank_of_best(logits, pairs.answers)
 
 
 def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
-    return (_best(logits, pairs.answers) > _best(logits, pairs.wrong)).to(logits.dtype)
+    return (best_alternative(logits, pairs.answers) > best_alternative(logits, pairs.wrong)).to(logits.dtype)
 
 
 BUILT_IN: dict[str, Metric] = {

@@ -5,7 +5,7 @@ Sequences are padded on the right and never by a tokenizer. Positions count the 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import PromptError, UnknownName
-from workbench.models.load import tokenizer_fingerprint
+from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
+from workbench.results import versions
+from workbench.sites import Position
 
 PAD = 0
 
@@ -63,7 +65,8 @@ class Prompts:
             tokens[i, : len(row)] = torch.as_tensor(row)
         names = dict.fromkeys(name for given in positions or () for name in given)
         where = {name: torch.tensor([given.get(name, -1) for given in positions or ()]) for name in names}
-        where["END"] = where.get("END", lengths - 1)
+        named = where.get("END", torch.full_like(lengths, -1))
+        where["END"] = named.where(named >= 0, lengths - 1)
         labels = strings if strings is not None else [[str(int(token)) for token in row] for row in rows]
         return cls(tokens, lengths, where, tuple(tuple(label) for label in labels), bos)
 
@@ -78,11 +81,12 @@ class Prompts:
         """A hash of all prompts in their order."""
         return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
 
-    def at(self, name: str) -> Int[Tensor, "example"]:
-        """The position of that name in each example, -1 where there is none."""
-        if name not in self.positions:
-            raise UnknownName("named position", name, self.positions)
-        return self.positions[name]
+    def at(self, where: Position) -> Int[Tensor, "example"]:
+        """The position of that index or name in each example, -1 where it has none."""
+        if isinstance(where, str) and where not in self.positions:
+            raise UnknownName("named position", where, self.positions)
+        places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
+        return places.where((places >= 0) & (places < self.lengths), -1)
 
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
@@ -97,11 +101,6 @@ class Prompts:
             tuple(self.strings[i] for i in chosen),
             self.bos,
         )
-
-    def to(self, device: torch.device) -> "Prompts":
-        """The same prompts with their tensors on a device."""
-        moved = {name: where.to(device) for name, where in self.positions.items()}
-        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device), positions=moved)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,6 +132,24 @@ class PromptPairs:
     def equal_lengths(self) -> bool:
         """Whether clean and corrupt have the same length in every pair, as whole-sequence and circuit calls need."""
         return bool((self.clean.lengths == self.corrupt.lengths).all())
+
+    def check_equal_lengths(self, why: str) -> None:
+        """Raise `PromptError` that names the first pair of unequal length; `why` says what needs them equal."""
+        if not self.equal_lengths:
+            i = int((self.clean.lengths != self.corrupt.lengths).nonzero()[0])
+            lengths = f"{int(self.clean.lengths[i])} and {int(self.corrupt.lengths[i])}"
+            raise PromptError(f"Pair {i} has clean and corrupt prompts of {lengths} tokens. {why}")
+
+    def attrs(self, model: Any) -> dict[str, Any]:
+        """What every result says about where it comes from: model, prompts, versions."""
+        facts = {key: self.provenance.get(key) for key in ("task", "variant", "seed", "split")}
+        return facts | {
+            "n": len(self),
+            "model": model_name(model),
+            "model_fingerprint": model_fingerprint(model),
+            "data_fingerprint": self.fingerprint,
+            **versions(),
+        }
 
     @cached_property
     def fingerprint(self) -> str:

@@ -22,12 +22,24 @@ Split = Literal["train", "heldout"] | str
 
 @dataclass(frozen=True)
 class Task:
-    """A behaviour: its module draws sentences, `metric` suits it, `any_model` says whether it needs `tiny`'s words."""
+    """A behaviour.
+
+    Attributes:
+        module: draws its sentences.
+        metric: the one that suits it.
+        any_model: whether it works with any vocabulary, or needs the words of `tiny`.
+        answers_are_names: then names must be single tokens.
+        measured: the variants that `measure` scores a model on.
+        bar: the score that `tiny` must reach.
+    """
 
     name: str
     module: ModuleType
     metric: str = "logit_diff"
     any_model: bool = False
+    answers_are_names: bool = False
+    measured: tuple[str, ...] = ()
+    bar: float = 0.95
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -42,9 +54,9 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("ioi", ioi, any_model=True),
+        Task("ioi", ioi, any_model=True, answers_are_names=True, measured=("swap", "three")),
         Task("induction", induction),
-        Task("greater_than", greater_than, metric="prob_diff"),
+        Task("greater_than", greater_than, metric="prob_diff", bar=0.9),
         Task("agreement", agreement),
         Task("pronoun", pronoun, any_model=True),
         Task("capitals", capitals),
@@ -93,18 +105,14 @@ def load_task(
         )
     lexicon, dropped = speaker.lexicon(task)
     pairs = _distinct_pairs(task, speaker, lexicon, n, seed, split, variant)
-    sides = [speaker.prompts([pair[i] for pair in pairs], task) for i in (0, 1)]
-    clean = [pair[0] for pair in pairs]
-    answers, wrong = ([speaker.words(s, words) for s, words in zip(clean, chosen, strict=True)] for chosen in _choices(clean))
+    sides = [speaker.prompts([pair[i] for pair in pairs]) for i in (0, 1)]
+    answers = [speaker.words(clean, clean.answers) for clean, _ in pairs]
+    wrong = [speaker.words(clean, clean.wrong) for clean, _ in pairs]
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
         "tokenizer": encode.fingerprint, "dropped": dropped,
     }  # fmt: skip
     return PromptPairs(sides[0], sides[1], padded_answers(answers), padded_answers(wrong), provenance)
-
-
-def _choices(sentences: Sequence[Sentence]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    return [s.answers for s in sentences], [s.wrong for s in sentences]
 
 
 def _distinct_pairs(
@@ -140,7 +148,7 @@ class WordSpeaker:
     def length(self, sentence: Sentence) -> int:
         return len(sentence.words)
 
-    def prompts(self, sentences: Sequence[Sentence], task: Task) -> Prompts:
+    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
         offset = int(self.encode.bos)
         rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
         positions = [{name: at + offset for name, at in s.positions.items()} for s in sentences]
@@ -161,7 +169,7 @@ class TextSpeaker:
         whole = Lexicon()
         sizes = {word: len(self._inside(word)) for word in (*whole.names, *whole.pronouns)}
         shared = {sizes[name] for name in whole.female} & {sizes[name] for name in whole.male}
-        names_fit = {1} if task.name == "ioi" else shared
+        names_fit = {1} if task.answers_are_names else shared
         lexicon = Lexicon(
             female=tuple(name for name in whole.female if sizes[name] in names_fit),
             male=tuple(name for name in whole.male if sizes[name] in names_fit),
@@ -169,7 +177,7 @@ class TextSpeaker:
         )
         left = [word for word in sizes if word not in (*lexicon.names, *lexicon.pronouns)]
         both = any({*pair} <= {*lexicon.pronouns} for pair in (("she", "he"), ("She", "He")))
-        enough = len(lexicon.names) >= 4 if task.name == "ioi" else bool(lexicon.female and lexicon.male and both)
+        enough = len(lexicon.names) >= 4 if task.answers_are_names else bool(lexicon.female and lexicon.male and both)
         if not enough:
             raise PromptError(
                 f"The task {task.name!r} needs answers of one token, and this vocabulary splits them "
@@ -180,7 +188,7 @@ class TextSpeaker:
     def length(self, sentence: Sentence) -> int:
         return len(self.encode.plain(render(sentence.words)[0]))
 
-    def prompts(self, sentences: Sequence[Sentence], task: Task) -> Prompts:
+    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
         rows, positions = [], []
         for i, sentence in enumerate(sentences):
             text, spans = render(sentence.words)
