@@ -22,10 +22,12 @@ from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
 from .render.plots import plot as plot
 from .render.report import report as report
+from .results import difference as difference
 from .results import load as load
 from .results import save as save
 from .sites import KINDS as KINDS
 from .sites import Edge as Edge
+from .sites import Grid as Grid
 from .sites import Shape as Shape
 from .sites import Site as Site
 from .sites import grid as grid

@@ -115,8 +115,8 @@ def test_an_edit_whose_hook_does_not_fire_is_an_error():
     with pytest.raises(EditError) as error:
         forward(model, prompts.tokens, raw_writes={"blocks.0.attn.qkv.hook_in": lambda value: value})
     assert str(error.value) == (
-        "The hooks blocks.0.attn.qkv.hook_in did not fire, so an edit there would have changed nothing. "
-        "Check that this model runs the place that was named."
+        "The hooks blocks.0.attn.qkv.hook_in did not fire, so nothing can be edited or recorded there. "
+        "Check that this model runs the place that was named (patterns need attn_implementation='eager')."
     )
 
 

@@ -76,8 +76,8 @@ def forward(
     silent = {name for name, _ in hooks} - plan.fired
     if silent:
         raise EditError(
-            f"The hooks {', '.join(sorted(silent))} did not fire, so an edit there would have changed nothing. "
-            "Check that this model runs the place that was named."
+            f"The hooks {', '.join(sorted(silent))} did not fire, so nothing can be edited or recorded there. "
+            "Check that this model runs the place that was named (patterns need attn_implementation='eager')."
         )
     return Run(logits, plan.recorded)
 

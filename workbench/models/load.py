@@ -87,7 +87,8 @@ def model_name(model: Any) -> str:
 def model_fingerprint(model: Any) -> str:
     """A hash of configuration and weights: two models with equal fingerprints compute the same function.
 
-    It is computed once per model and again after the weights were changed in place.
+    It is computed once per model and again after the weights were changed in place (not through `.data`, which leaves
+    no trace).
     """
     state = {name: value for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
     version = tuple(part for value in state.values() for part in (value.data_ptr(), value._version))
