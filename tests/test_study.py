@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,10 @@ def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 def test_fresh_folders_are_numbered(tmp_path):
     (tmp_path / "ioi-001").mkdir()
-    assert fresh_folder("ioi", tmp_path) == tmp_path / "ioi-002"
+    with fresh_folder("ioi", tmp_path) as second, fresh_folder("ioi", tmp_path) as third:
+        assert (second, third) == (tmp_path / "ioi-002", tmp_path / "ioi-003")
+        (third / "kept").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ioi-001", "ioi-003"]
 
 
 @pytest.mark.parametrize("task", ["ioi", "induction", "agreement"])
@@ -129,8 +133,11 @@ def test_own_prompts_from_a_csv(tmp_path):
             "There is no value for discover 'zeros'. Did you mean 'zero'? Known: from_store, mean, zero.",
         ),
         (["discover", "ioi", "--edges", "9999"], "discover: n_edges=9999; a circuit of this model has 1 to 1519 edges."),
-        (["discover", "ioi", "--n", "0"], "n=0: at least one pair is needed."),
+        (["discover", "ioi", "--n", "0"], "n=0: at least one pair is needed, and a whole number of them."),
         (["discover", "none.csv"], "There is no file 'none.csv'."),
+        (["discover", "ioi", "--metric", "kl"], "The metric 'kl' compares with the clean run, so its gradient there is zero"),
+        (["discover", "ioi", "--device", "cuda:7"], "The device 'cuda:7' was asked for, and this machine"),
+        (["measure", "tiny", "--n", "0"], "n=0: at least one prompt is needed."),
         (["measure", "tiny@3"], "There is no checkpoint 'tiny@3'."),
         (["ls", "things"], "There is no thing to list 'things'. Known: methods, models, tasks."),
     ],
@@ -141,6 +148,34 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, arguments: list[str]
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: " + message)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "nowhere")
+    for out in ("file", "file/sub", "loop", "x" * 300):
+        done = command("discover", "ioi", "--out", out, cwd=tmp_path)
+        assert done.returncode == 2, done.stdout
+        assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_no_partial_output(tmp_path, signal_: signal.Signals):
+    """It is killed while it writes; the next run into the folder clears what SIGKILL could not."""
+    code = (
+        "import os, signal, workbench.study as s, workbench.cli as c\n"
+        f"s.report = lambda *a, **k: (os.kill(os.getpid(), {int(signal_)}), __import__('time').sleep(9))\n"
+        "c.main()"
+    )
+    call = [sys.executable, "-c", code, "discover", "agreement", "--n", "4", "--out", "run"]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert not (tmp_path / "run").exists()
+    assert command("discover", "agreement", "--n", "4", "--out", "run", cwd=tmp_path).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_help_and_lists(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -39,20 +41,20 @@ def discover(
     """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
     import workbench as wb
     from workbench.study import check_output, fresh_folder
+    from workbench.tasks.registry import find_task
 
-    folder = out if out is not None else fresh_folder(Path(task).stem)
-    check_output(folder, overwrite)
-    loaded = wb.load_model(model, device=device)
-    own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(Path(task).suffix)
-    typer.echo(
-        f"{task} in {model}: "
-        + ("half of the pairs" if own else f"{n or 64} pairs")
-        + f" to find the circuit on, as many to test it on, seed {seed}"
-    )
-    found = wb.discover(
-        loaded, own(loaded, task) if own else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
-        value=value, method=method, n_edges=edges, command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite,
-    )  # fmt: skip
+    own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(Path(task).suffix.lower())
+    if own is None:
+        find_task(task)
+    with nullcontext(out) if out is not None else fresh_folder(Path(task).stem) as folder:
+        check_output(folder, overwrite)
+        loaded = wb.load_model(model, device=device)
+        many = "half of the pairs" if own else f"{n or 64} pairs"
+        typer.echo(f"{task} in {model}: {many} to find the circuit on, as many to test it on, seed {seed}")
+        found = wb.discover(
+            loaded, own(loaded, task) if own else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
+            value=value, method=method, n_edges=edges, command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite,
+        )  # fmt: skip
     best = found.evaluation.sel(circuit="held-out")
     typer.echo(f"circuit: {found.circuit!r}")
     typer.echo(
@@ -73,10 +75,13 @@ def measure(
     import workbench as wb
 
     for score in wb.measure(wb.load_model(model, device=device), n=n, seed=seed):
+        if as_json:
+            value = None if score.skipped else score.score
+            typer.echo(json.dumps({"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}))
         if score.skipped:
             typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif as_json:
-            typer.echo(json.dumps({"behaviour": score.behaviour, "n": score.n, "score": score.score, "bar": score.bar}))
+            continue
         else:
             verdict = "ok" if score.score >= score.bar else "below"
             typer.echo(f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}")
@@ -128,14 +133,13 @@ def main() -> None:
     """Run the command; a deliberate error is its message on stderr and exit code 2."""
     from workbench.errors import WorkbenchError
 
+    # A terminated run cleans up as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
-    except WorkbenchError as error:
+    except (WorkbenchError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ WorkbenchError
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
 ├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
+│   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
@@ -41,6 +42,10 @@ class ModelError(WorkbenchError):
 
 class PromptError(WorkbenchError):
     """Prompts that cannot be used."""
+
+
+class UnsuitableTask(PromptError):
+    """A task whose words a model's vocabulary does not hold as it needs them."""
 
 
 class MetricError(WorkbenchError):

@@ -10,6 +10,8 @@ from workbench.errors import OutputExists
 
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise `OutputExists` when something is there that must not be replaced."""
+    if path.is_dir():
+        raise OutputExists(f"{str(path)!r} is a folder. Choose another path.")
     if path.exists() and not overwrite:
         raise OutputExists(f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it.")
 
@@ -17,6 +19,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to: it takes the place of `path` if all went well, and is gone otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial

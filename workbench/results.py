@@ -81,7 +81,9 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     else:
         dataset = result
     encoded = dataset.assign_coords({n: _map_text(c, _escape) for n, c in dataset.coords.items() if _is_text(c.values)})
-    encoded.attrs = {key: _escape(value) if isinstance(value, str) else value for key, value in dataset.attrs.items()}
+    encoded.attrs = {
+        key: _escape(value) if isinstance(value, str) else value for key, value in clean_attrs(dataset.attrs).items()
+    }
     for name in encoded.variables:
         encoded[name].attrs = {k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()}
     with whole(path) as partial:
@@ -97,12 +99,14 @@ def load(path: str | Path) -> Any:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
     dataset = dataset.assign_coords({n: _map_text(c, _unescape) for n, c in dataset.coords.items() if _is_text(c.values)})
     for variable in (dataset, *(dataset[name] for name in dataset.variables)):
         variable.attrs = {k: _unescape(v) if isinstance(v, str) else v for k, v in variable.attrs.items()}
     name = dataset.attrs.pop("_array", None)
+    if name is not None and name not in dataset:
+        raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: it promises {name!r} and does not hold it.")
     return dataset[name] if name else dataset
 
 

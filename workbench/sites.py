@@ -5,6 +5,7 @@ written to, the words of its axes, and its part in the graph. `Site` and `Edge` 
 one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class Shape:
         return None
 
 
-_NUMBER = r"(?:0|[1-9]\d*)"
+_NUMBER = r"(?:0|[1-9]\d{0,8})"
 _POSITION = rf"(?:{_NUMBER}|[A-Za-z_]\w*)"
 _SITE = re.compile(
     rf"(?P<kind>\w+)(?:\[(?P<layer>{_NUMBER})(?:\.(?P<head>{_NUMBER})|:(?P<neuron>{_NUMBER}))?\])?"
@@ -173,6 +174,10 @@ class Site:
             raise SiteError(f"Site {str(self)!r}: {kind.name} has no heads. Kinds with heads: q, k, v, z, pattern.")
         if self.neuron is not None and kind.unit != "neuron":
             raise SiteError(f"Site {str(self)!r}: {kind.name} has no neurons. Kinds with neurons: mlp_pre, mlp_post.")
+        numbers = {"layer": self.layer, "head": self.head, "neuron": self.neuron}
+        wrong = [name for name, number in numbers.items() if number is not None and (type(number) is not int or number < 0)]
+        if wrong:
+            raise SiteError(f"Site {str(self)!r}: {wrong[0]} must be a whole number from 0 up.")
         if self.key_pos is not None and kind.name != "pattern":
             raise SiteError(f"Site {str(self)!r}: only pattern has key positions.")
 
@@ -314,7 +319,7 @@ def grid(
     if layer is not None and layers is None:
         raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
     units = None if row.unit is None else _numbers(unit, shape.units(row))
-    where = pos if pos in ("all", "each") else _positions(pos)
+    where = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
     made = Grid(kind, layers, units, where, None if key_pos is None else _positions(key_pos))  # pyright: ignore[reportArgumentType]
     sites = list(made.at_length(1))
     if not sites:
@@ -327,11 +332,20 @@ def grid(
 def _numbers(given: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
     if given is None:
         return tuple(range(count))
-    return (given,) if isinstance(given, int) else tuple(given)
+    return tuple(_index(number) for number in (given if isinstance(given, Iterable) else [given]))
 
 
-def _positions(given: Position | Sequence[Position]) -> tuple[Position, ...]:
-    return (given,) if isinstance(given, int | str) else tuple(given)
+def _positions(given: Position | Iterable[Position]) -> tuple[Position, ...]:
+    each = [given] if isinstance(given, str) or not isinstance(given, Iterable) else given
+    return tuple(place if isinstance(place, str) else _index(place) for place in each)
+
+
+def _index(number: Any) -> int:
+    """A plain integer from what numpy and others hold it in."""
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise SiteError(f"{number!r} is not a whole number.") from error
 
 
 _NODE = re.compile(rf"(?P<name>input|logits|a(?P<layer>{_NUMBER})\.(?P<head>{_NUMBER})|m(?P<mlp>{_NUMBER})(?::(?P<neuron>{_NUMBER}))?)(?:<(?P<port>[qkv])>)?", re.ASCII)  # fmt: skip

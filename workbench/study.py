@@ -1,15 +1,18 @@
 """The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a report."""
 
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import xarray as xr
 from tqdm.auto import tqdm
 
@@ -20,7 +23,7 @@ from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
-from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
+from workbench.errors import CircuitError, MetricError, OutputExists, PromptError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
@@ -131,6 +134,11 @@ def discover(
         circuit = find_circuit(scores, n_edges=size)
         evaluation = _evaluations(model, circuit, scores, heldout, train, _value(value, held), other, measured)
         curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
+        if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
+            raise MetricError(
+                f"On the held-out prompts {measured.name} is the same in the clean run and with every edge replaced, so there is "
+                "no effect to explain. Check the prompts, the answers and the metric."
+            )
         step("report")
         found = Found(circuit, scores, heads, patching, evaluation, curve, out)
         lens = logit_lens(held[0], model, targets=heldout.answers, minus=heldout.wrong)
@@ -140,10 +148,21 @@ def discover(
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Raise `OutputExists` when the folder holds a run and overwriting was not asked for."""
-    if out.is_file():
-        raise OutputExists(f"{str(out)!r} is a file; an output folder is needed.")
-    there = [name for name in FILES if (out / name).exists()]
+    """Raise `OutputExists` when the results cannot be written there, or would replace another run unasked."""
+    try:
+        parents = [place for place in (out, *out.parents) if place.exists() or place.is_symlink()]
+        if parents and not parents[0].is_dir():
+            raise OutputExists(f"{str(parents[0])!r} is not a folder; an output folder is needed.")
+        if parents and not os.access(parents[0], os.W_OK):
+            raise OutputExists(f"The folder {str(parents[0])!r} cannot be written to.")
+        there = [name for name in FILES if (out / name).exists()]
+        folders = [name for name in there if (out / name).is_dir()]
+    except OSError as error:
+        raise OutputExists(f"{str(out)[:80]!r} cannot be an output folder: {error.strerror}.") from error
+    if folders:
+        raise OutputExists(
+            f"{str(out / folders[0])!r} is a folder where a file must be written. Choose another folder with --out."
+        )
     if there and not overwrite:
         raise OutputExists(
             f"{str(out)!r} holds another run; this would overwrite {', '.join(there)}. "
@@ -151,12 +170,23 @@ def check_output(out: Path, overwrite: bool) -> None:
         )
 
 
-def fresh_folder(name: str, root: Path = Path("runs")) -> Path:
-    """The first of `runs/NAME-001`, `runs/NAME-002`, ... that does not exist."""
+@contextmanager
+def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
+    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing comes of it."""
     number = 1
-    while (root / f"{name}-{number:03d}").exists():
-        number += 1
-    return root / f"{name}-{number:03d}"
+    while True:
+        folder = root / f"{name}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        yield folder
+    finally:
+        for place in (folder, root):
+            if not any(place.iterdir()):
+                place.rmdir()
 
 
 def _prompts(
@@ -313,7 +343,8 @@ def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], co
     """Everything into a folder beside the target first, then moved in place, so that a stopped run leaves nothing."""
     out = found.folder
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    _remove_leftovers(out)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
     try:
         found.circuit.save(partial / "circuit.json")
         both = xr.Dataset({"heads_zeroed": found.heads, "resid_pre_denoised": found.patching})
@@ -330,6 +361,14 @@ def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], co
             os.replace(partial / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what runs into this folder left beside it when they were killed: folders named after dead processes."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}-*-*"):
+        owner = left.name.removeprefix(f".{out.name}-").split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:

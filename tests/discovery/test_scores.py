@@ -20,10 +20,11 @@ from families import (
 from transformer_lens.tools.analysis import attribution_patching as peer
 
 from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.circuit_run import circuit_logits
 from workbench.engine.edits import Bound, Value, add, constant, from_store, mean, resample, zero
-from workbench.errors import EditError, MetricError, ModelError, PromptError, UnknownName
+from workbench.errors import CircuitError, EditError, MetricError, ModelError, PromptError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.tasks.pairs import PromptPairs, Prompts
@@ -187,7 +188,7 @@ def test_edges_out_of_a_writer_sum_to_its_first_order_effect(family):
         assert max_difference(-node, total) < 1e-4, writer
 
 
-@pytest.mark.parametrize("metric", ["logit_diff", "prob_diff", "nll", "kl"])
+@pytest.mark.parametrize("metric", ["logit_diff", "prob_diff", "nll"])
 def test_scores_follow_the_metric(metric):
     model = model_of("gpt2", torch.float64)
     pairs, _, corrupt = pairs_and_stores("gpt2", dtype=torch.float64)
@@ -196,10 +197,7 @@ def test_scores_follow_the_metric(metric):
     def measure(logits, pairs):
         rows, log = torch.arange(3), logits[:, -1].log_softmax(-1)
         answer, wrong = log[rows, pairs.answers[:, 0, 0]], log[rows, pairs.wrong[:, 0, 0]]
-        with torch.no_grad():
-            clean = model(pairs.clean.tokens)[:, -1].log_softmax(-1)
-        kl = (clean.exp() * (clean - log)).sum(-1)
-        return {"logit_diff": answer - wrong, "prob_diff": answer.exp() - wrong.exp(), "nll": -answer, "kl": kl}[metric]
+        return {"logit_diff": answer - wrong, "prob_diff": answer.exp() - wrong.exp(), "nll": -answer}[metric]
 
     edges = np.array([Graph.of(model).index(edge) for edge in ("input->m0", "a0.1->a1.1<v>", "m0->logits", "m1->logits")])
     expected = finite_differences(model, pairs, from_store(corrupt), edges, 1e-4, measure)
@@ -287,3 +285,23 @@ def test_a_metric_without_a_gradient_is_refused(name):
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(MetricError, match=repr(name)):
         score_edges(model, pairs, value=zero(), metric=name)
+
+
+def test_a_metric_that_falls_with_the_behaviour_finds_the_edges_that_support_it():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    scores = score_edges(model, pairs, value=from_store(corrupt), metric="nll")
+    best = find_circuit(scores, n_edges=10).scores
+    assert best is not None
+    assert max_difference(best, -scores.values) == 0
+    with pytest.raises(MetricError, match="its gradient there is zero and every score would be noise"):
+        score_edges(model, pairs, value=from_store(corrupt), metric="kl")
+
+
+def test_scores_that_were_sorted_or_selected_are_refused():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    scores = score_edges(model, pairs, value=from_store(corrupt))
+    for changed in (scores.isel(writer=slice(1, None)), scores.sortby("writer", ascending=False)):
+        with pytest.raises(CircuitError, match="not over the whole graph in its own order"):
+            find_circuit(changed, n_edges=3)
+    with pytest.raises(CircuitError, match="threshold=nan is not a finite number"):
+        find_circuit(scores, threshold=float("nan"))

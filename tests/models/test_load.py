@@ -6,7 +6,8 @@ import socket
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from workbench import resources
@@ -71,8 +72,7 @@ def test_weights_changed_in_place_change_the_fingerprint():
     model = wb.load_model("tiny")
     before = wb.model_fingerprint(model)
     assert wb.model_fingerprint(model) == before
-    with torch.no_grad():
-        next(model.parameters()).add_(1)
+    next(model.parameters()).data.mul_(0.5)
     assert wb.model_fingerprint(model) != before
 
 
@@ -100,8 +100,29 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"A model is a name, a directory or a TransformerBridge, not int\."):
         wb.load_model(3)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"has no \*\.safetensors\. Other weight files can run code when they are read"):
         wb.load_model(tmp_path)
+    with pytest.raises(ModelError, match="There is no device 'gpu'"):
+        wb.load_model("tiny", device="gpu")
+
+
+def test_a_submodule_in_train_mode_is_noticed():
+    model = wb.load_model("tiny")
+    model.original_model.train()
+    with pytest.raises(ModelError, match="train mode"):
+        wb.run(model, [[0, 5]])
+
+
+def test_models_that_differ_in_configuration_only_are_different():
+    models = []
+    for theta in (1e4, 1e2):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, intermediate_size=16, vocab_size=20,
+            rope_parameters={"rope_theta": theta, "rope_type": "default"},
+        )  # fmt: skip
+        models.append(build_bridge_from_module(LlamaForCausalLM(config), "LlamaForCausalLM", hf_config=config).eval())
+    assert wb.model_fingerprint(models[0]) != wb.model_fingerprint(models[1])
 
 
 def test_a_truncated_weight_file_is_refused(tmp_path):

@@ -193,6 +193,40 @@ def test_a_missing_column_is_named(tiny, tmp_path):
         PromptPairs.from_csv(tiny, path)
 
 
+def test_cells_with_bare_commas_are_refused(tiny, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clean,corrupt,answer,wrong\nWhen Anna and Tom went , Tom gave,b,c,d\n")
+    message = "p.csv, row 1: 5 fields where the header has 4. Put cells that hold commas in double quotes."
+    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+        PromptPairs.from_csv(tiny, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corrupt": ROW["clean"]}, "table, row 1: clean and corrupt are the same, so nothing could make a difference."),
+        ({"wrong": "are|is"}, "table, row 1: 'is' is both an answer and wrong."),
+        ({"answer": "|"}, "table, row 1: the column 'answer' is empty."),
+        ({"answer": 5}, "table, row 1: the column 'answer' is int, not text."),
+    ],
+)
+def test_pairs_that_could_show_nothing_are_refused(tiny, change: dict, message: str):
+    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+        PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | change], dtype=object))
+
+
+def test_impossible_prompts_are_refused():
+    with pytest.raises(PromptError, match=re.escape("Prompt 0 has 2 tokens, and its position X=2 lies outside.")):
+        Prompts.of([[1, 2]], positions=[{"X": 2}])
+    with pytest.raises(PromptError, match="There are 1 strings for 2 prompts"):
+        Prompts.of([[1], [2]], strings=[["a"]])
+    one, two = Prompts.of([[1]]), Prompts.of([[1], [2]])
+    with pytest.raises(PromptError, match="Pairs need one of each: there are 1 clean, 2 corrupt"):
+        PromptPairs(one, two, torch.zeros(1, 1, 1, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long))
+    with pytest.raises(PromptError, match="Nothing is selected"):
+        two.select([])
+
+
 def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("clean,corrupt,answer,wrong\nThe dog near the cats,The dogs near the cats,is,are\n\n")

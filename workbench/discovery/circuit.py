@@ -158,18 +158,23 @@ class Circuit:
                 at = graph.index(name)
                 edges[at] = True
                 scores[at] = np.nan if score is None else float(score)
+            ids, requested = document["prompt_ids"], document["n_requested"]
+            if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
+                raise ValueError("prompt_ids is not a list of texts")
+            if type(requested) is not int or requested < len(listed):
+                raise ValueError(f"n_requested is {requested} for {len(listed)} edges")
             scored = any(score is not None for score in listed.values())
             circuit = cls(
                 graph,
                 graph.prune(edges),
                 scores if scored else None,
-                int(document["n_requested"]),
+                requested,
                 dict(document["attrs"]),
-                frozenset(document["prompt_ids"]),
+                frozenset(ids),
             )
         except OSError as error:
             raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SiteError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SiteError) as error:
             raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
         if circuit.n_edges != document.get("n_edges"):
             raise CircuitError(

@@ -38,7 +38,9 @@ def score_edges(
     budget: int | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
-    """A score for every edge of the model's graph; positive means that the edge supports the behaviour.
+    """A score for every edge of the model's graph; positive means that without the edge the metric falls.
+
+    That is support for the behaviour where a higher metric is better; `find_circuit` turns the others around.
 
     "eap": s(u, v) = (z_u - z'_u) . dm/d in_v at the clean run, summed over positions and d_model, mean over examples:
     minus the first-order change of the metric when the edge takes the other value.
@@ -71,6 +73,7 @@ def score_edges(
         raise UnknownName("axis to keep", unknown[0], ("example", "pos"))
     measure = as_metric(metric)
     measure.check(pairs)
+    measure.check_attributable()
     check_pairs(model, pairs)
     graph = Graph.of(model)
     value.bind(model, pairs.clean, pairs.corrupt)  # refuse a store of other prompts before any work, by its index here
@@ -95,7 +98,7 @@ def score_edges(
         total[beyond] = float("nan")
     attrs = pairs.attrs(model) | {
         "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name, "unit": measure.unit,
-        "graph": json.dumps(asdict(graph.shape)), "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
+        "higher_is_better": measure.higher_is_better, "graph": json.dumps(asdict(graph.shape)), "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
     }  # fmt: skip
     coords: dict[str, Any] = {"example": np.arange(len(pairs)), "pos": np.arange(length)}
     coords = {axis: coords[axis] for axis in ("example", "pos") if axis in keep}

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.discovery.circuit import Circuit
-from workbench.errors import CircuitError, UnknownName
+from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.graph import Graph
 from workbench.sites import Shape
 
@@ -41,7 +41,10 @@ def find_circuit(
         raise CircuitError("find_circuit: give exactly one of n_edges= and threshold=.")
     if by not in ("signed", "magnitude"):
         raise UnknownName("way to rank edges", by, ("signed", "magnitude"))
-    graph, values = graph_of(scores), scores.values
+    graph = graph_of(scores)
+    values = scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values
+    if threshold is not None and not np.isfinite(threshold):
+        raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
     if not np.isfinite(values[graph.exists]).all():
         raise CircuitError("find_circuit: some edges have no finite score. Check the metric and the edits that made them.")
     rank = np.where(graph.exists, np.abs(values) if by == "magnitude" else values, -np.inf)
@@ -65,4 +68,12 @@ def graph_of(scores: xr.DataArray) -> Graph:
         raise CircuitError(
             f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with wb.score_edges(...); average kept axes first."
         )
-    return Graph(Shape(**json.loads(scores.attrs["graph"])))
+    try:
+        graph = Graph(Shape(**json.loads(scores.attrs["graph"])))
+    except (ValueError, TypeError, SiteError) as error:
+        raise CircuitError(f"These edge scores do not say which graph they belong to: {error}") from error
+    if tuple(scores["writer"].values) != graph.writers or tuple(scores["reader"].values) != graph.readers:
+        raise CircuitError(
+            f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
+        )
+    return graph

@@ -64,7 +64,7 @@ class Bound:
         """The new value of the site's part of an activation, `current` [example, ...] being the part as it is."""
         try:
             new = self.new(site, current).expand_as(current)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise EditError(
                 f"{self.value.describe()} does not fit {site}, whose value has shape {tuple(current.shape)} "
                 f"(the first axis is the example): {error}"
@@ -302,6 +302,12 @@ class _ProjectBound(Bound):
         return self.inner.has(site)
 
 
+def _check_store(store: object, what: str) -> ActivationStore:
+    if not isinstance(store, ActivationStore):
+        raise StoreError(f"{what}: a store is expected, not {type(store).__name__}. Make one with capture or capture_pairs.")
+    return store
+
+
 def _named(site: Site) -> bool:
     """Whether the site means a named place only, so that prompts of different length line up there."""
     places = [site.pos, site.key_pos] if site.kind == "pattern" else [site.pos]
@@ -317,7 +323,7 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
         StoreError: the store is of another model, or does not hold these prompts.
         EditError: it holds the very run that is edited.
     """
-    return FromStore(store, allow_self, other_model)
+    return FromStore(_check_store(store, "from_store"), allow_self, other_model)
 
 
 def zero() -> Value:
@@ -329,12 +335,12 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
     """The store's mean activation: over all rows but BOS ("dataset"), or per position ("pos": the same index or name)."""
     if per not in ("dataset", "pos"):
         raise UnknownName("kind of mean", per, ("dataset", "pos"))
-    return Mean(store, per)
+    return Mean(_check_store(store, "mean"), per)
 
 
 def resample(store: ActivationStore, seed: int = 0) -> Value:
     """The activations of one other prompt of equal length per example, the same donor for every site."""
-    return Resample(store, seed)
+    return Resample(_check_store(store, "resample"), seed)
 
 
 def constant(content: Any) -> Value:
@@ -358,7 +364,9 @@ def project(basis: Tensor, value: Value) -> Value:
     Args:
         basis: [d] or [d, rank]; it need not be orthonormal.
     """
-    return Project(basis, value)
+    if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
+        raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
+    return Project(basis, check_value(value))
 
 
 def check_value(value: object) -> Value:

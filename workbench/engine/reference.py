@@ -182,7 +182,7 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
     if not total.requires_grad:
         raise MetricError(
             f"The metric {metric!r} has no gradient, so nothing can be attributed to it. Use one that changes smoothly: "
-            "logit_diff, prob_diff, nll or kl."
+            "logit_diff, prob_diff or nll."
         )
     found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
     return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}

@@ -94,7 +94,8 @@ def as_prompts(model: Any, tokens: Prompts | Tensor | Sequence[str] | Sequence[S
             rows = [encode.prompt(str(text), where=f"Prompt {i}") for i, text in enumerate(rows)]
             tokens = Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
         else:
-            tokens = Prompts.of(rows)  # pyright: ignore[reportArgumentType]
+            first = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+            tokens = Prompts.of(rows, bos=first is not None and all(len(row) and row[0] == first for row in rows))  # pyright: ignore[reportArgumentType]
     check_context(model, tokens)
     return tokens
 

@@ -74,6 +74,8 @@ def effects(
         raise UnknownName("method of effects", method, METHODS)
     check_value(value)
     run = _BaseRun(model, pairs, base, as_metric(metric), budget)
+    if method == "gradient":
+        run.metric.check_attributable(base)
     elements, dims, coords = _elements(sites, model, run.prompts)
     if any(site.pos is None for element in elements for site in element):
         pairs.check_equal_lengths("Whole-sequence edits need equal lengths; edit named positions instead (pos=['END']).")

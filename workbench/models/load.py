@@ -21,7 +21,6 @@ from workbench.errors import ModelError, UnknownName
 from workbench.models import zoo
 
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
-_fingerprints: "weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], str]]" = weakref.WeakKeyDictionary()
 
 
 # Settings that may differ between two loads of the same function.
@@ -64,7 +63,7 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
             f"A model is a name, a directory or a TransformerBridge, not {type(source).__name__}. "
             "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
         )
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _device(device)
     embedded = zoo.find(str(source))
     if embedded is not None:
         model = _boot(str(embedded.folder), place, wanted, embedded.checkpoint)
@@ -85,24 +84,15 @@ def model_name(model: Any) -> str:
 
 
 def model_fingerprint(model: Any) -> str:
-    """A hash of configuration and weights: two models with equal fingerprints compute the same function.
-
-    It is computed once per model and again after the weights were changed in place (not through `.data`, which leaves
-    no trace).
-    """
-    state = {name: value for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
-    version = tuple(part for value in state.values() for part in (value.data_ptr(), value._version))
-    known = _fingerprints.get(model)
-    if known is not None and known[0] == version:
-        return known[1]
+    """A hash of configuration and weights: two models with equal fingerprints compute the same function."""
     digest = xxhash.xxh3_128()
     own: Any = getattr(model.original_model, "config", None)
     settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)
     digest.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)).encode())
+    state = {name: value for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    _fingerprints[model] = (version, digest.hexdigest())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -124,7 +114,7 @@ def model_device(model: Any) -> torch.device:
 
 def check_eval(model: Any) -> None:
     """Raise `ModelError` in train mode, where dropout would make every number random."""
-    if model.training:
+    if any(part.training for part in (*model.modules(), *model.original_model.modules())):
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
 
 
@@ -132,12 +122,18 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
 
+    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
+        raise ModelError(
+            f"The directory {source!r} has no *.safetensors. Other weight files can run code when they are read: convert them "
+            "first (save_pretrained writes safetensors)."
+        )
+
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         weights = None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype or torch.float32, hf_model=weights)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The model {source!r} cannot be loaded: {reason} "
@@ -169,6 +165,19 @@ def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
     if given not in known:
         raise UnknownName("dtype", given, known)
     return known[given]
+
+
+def _device(given: str | torch.device | None) -> torch.device:
+    """The device asked for, if this machine has it; a GPU if there is one when none is asked for."""
+    try:
+        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ModelError(f"There is no device {given!r}. Use cpu, cuda, cuda:0, mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"The device {str(given)!r} was asked for, and this machine (or this build of torch) has no CUDA. Use cpu."
+        )
+    return device
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.errors import PromptError
+from workbench.errors import PromptError, UnsuitableTask
 from workbench.models.load import check_eval, model_device
 from workbench.tasks.metrics import metric
 from workbench.tasks.pairs import PromptPairs
@@ -37,17 +37,21 @@ class Score:
 def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
     """A score for every task, on `n` distinct held-out prompts each (spread over the variants that have an answer)."""
     check_eval(model)
+    if n < 1:
+        raise PromptError(f"n={n}: at least one prompt is needed.")
     scores = []
     for name in tqdm(TASKS, desc="measure", unit="task", disable=None if progress else True, leave=False):
         task = TASKS[name]
         variants = task.measured or task.variants[:1]
         try:
             sets = [load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v) for v in variants]
-        except PromptError as error:
+        except UnsuitableTask as error:
             scores.append(Score(name, 0, float("nan"), task.bar, str(error)))
             continue
         values = torch.cat([_score(model, name, pairs) for pairs in sets])
         scores.append(Score(name, len(values), round(float(values.mean()), 4), task.bar))
+    if all(score.skipped for score in scores):
+        raise UnsuitableTask("No task suits this model's vocabulary: " + scores[0].skipped)
     return scores
 
 

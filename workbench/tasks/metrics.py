@@ -28,7 +28,8 @@ class Metric:
         positions: "END" (logits are [example, vocab]) or "all" ([example, pos, vocab]; equal lengths only).
         needs: which of the pairs' tables it reads, `answers` and `wrong`: one token each, at least one alternative.
         whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
-        needs_reference: whether it compares with the clean run.
+        needs_reference: whether it compares with the clean run. It is then flat there: nothing can be attributed to it.
+        higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
         unit: of the result.
     """
 
@@ -38,6 +39,7 @@ class Metric:
     needs: tuple[Literal["answers", "wrong"], ...] = ()
     whole_vocabulary: bool = True
     needs_reference: bool = False
+    higher_is_better: bool = True
     unit: str = ""
 
     def rows(self, pairs: PromptPairs) -> Tensor | None:
@@ -56,6 +58,14 @@ class Metric:
             )
         for table in self.needs:
             self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
+
+    def check_attributable(self, base: str = "clean") -> None:
+        """Raise `MetricError` when its gradient at that run says nothing: it compares the clean run with itself."""
+        if self.needs_reference and base == "clean":
+            raise MetricError(
+                f"The metric {self.name!r} compares with the clean run, so its gradient there is zero and every score would be "
+                "noise. Use logit_diff, prob_diff or nll, or the exact method."
+            )
 
     def _check_table(self, word: str, table: Tensor) -> None:
         long = (table >= 0).sum(-1) > 1
@@ -99,6 +109,9 @@ class Metric:
                 f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must return one number per "
                 "example, a tensor of shape [example]; averaging is yours to do afterwards."
             )
+        if not bool(torch.isfinite(measured).all()):
+            bad = int((~torch.isfinite(measured)).nonzero()[0])
+            raise MetricError(f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.")
         return measured
 
 
@@ -131,6 +144,8 @@ def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal[
 def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """The values at the first token of every alternative, and which of them are real."""
     tokens = table[:, :, 0].to(logits.device)
+    if int(tokens.max()) >= logits.shape[1]:
+        raise MetricError(f"Token id {int(tokens.max())} is outside the vocabulary of {logits.shape[1]}.")
     return logits.gather(1, tokens.clamp(min=0)), tokens >= 0
 
 
@@ -189,9 +204,9 @@ BUILT_IN: dict[str, Metric] = {
     for made in (
         Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits"),
         Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability"),
-        Metric("kl", _kl, needs_reference=True, unit="nats"),
-        Metric("nll", _nll, needs=("answers",), unit="nats"),
-        Metric("rank", _rank, needs=("answers",), unit="places below the top"),
+        Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats"),
+        Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats"),
+        Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top"),
         Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share"),
     )
 }

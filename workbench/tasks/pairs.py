@@ -4,6 +4,9 @@ Sequences are padded on the right and never by a tokenizer. Positions count the 
 `S2`) are given per example, so that templates of different length mix.
 """
 
+import csv
+import json
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import pandas as pd
 import torch
 import xxhash
@@ -59,6 +61,15 @@ class Prompts:
         for i, row in enumerate(rows):
             if len(row) == 0:
                 raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
+        for what, given in (("strings", strings), ("positions", positions)):
+            if given is not None and len(given) != len(rows):
+                raise PromptError(f"There are {len(given)} {what} for {len(rows)} prompts: give one of each.")
+        for i, (row, where) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
+            outside = [f"{name}={place}" for name, place in where.items() if not 0 <= place < len(row)]
+            if outside:
+                raise PromptError(f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside.")
+            if any(int(token) != token for token in row):
+                raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
         for i, row in enumerate(rows):
@@ -91,9 +102,11 @@ class Prompts:
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
         chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        if not chosen:
+            raise PromptError("Nothing is selected: name at least one example.")
         rows = torch.as_tensor(chosen, dtype=torch.long)
         lengths = self.lengths[rows]
-        longest = int(lengths.max()) if len(chosen) else 0
+        longest = int(lengths.max())
         return Prompts(
             self.tokens[rows, :longest],
             lengths,
@@ -122,6 +135,12 @@ class PromptPairs:
     answers: Int[Tensor, "example alternative token"]
     wrong: Int[Tensor, "example wrong_alternative wrong_token"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = {"clean": len(self.clean), "corrupt": len(self.corrupt), "answers": len(self.answers), "wrong": len(self.wrong)}
+        if len(set(counts.values())) != 1 or self.answers.ndim != 3 or self.wrong.ndim != 3:
+            found = ", ".join(f"{n} {name}" for name, n in counts.items())
+            raise PromptError(f"Pairs need one of each: there are {found}. Answers have the shape [example, alternative, token].")
 
     @property
     def bos(self) -> bool:
@@ -179,7 +198,7 @@ class PromptPairs:
             PromptError: all pairs hang together, so nothing can be held out.
         """
         groups = list(self._connected())
-        order = np.random.default_rng(seed).permutation(len(groups))
+        order = random.Random(f"split {seed}").sample(range(len(groups)), len(groups))
         first: list[int] = []
         for group in order:
             if len(first) < share * len(self):
@@ -225,8 +244,15 @@ class PromptPairs:
         continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
         for number, row in enumerate(frame.to_dict("records"), start=1):
             for name in _COLUMNS:
-                if not isinstance(row[name], str) or not row[name].strip():
+                if not isinstance(row[name], str) and not pd.isna(row[name]):
+                    raise PromptError(f"{source}, row {number}: the column {name!r} is {type(row[name]).__name__}, not text.")
+                if not isinstance(row[name], str) or not row[name].replace("|", "").strip():
                     raise PromptError(f"{source}, row {number}: the column {name!r} is empty.")
+            if row["clean"] == row["corrupt"]:
+                raise PromptError(f"{source}, row {number}: clean and corrupt are the same, so nothing could make a difference.")
+            shared = {part.strip() for part in row["answer"].split("|")} & {part.strip() for part in row["wrong"].split("|")}
+            if shared - {""}:
+                raise PromptError(f"{source}, row {number}: {sorted(shared)[0]!r} is both an answer and wrong.")
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
@@ -255,13 +281,22 @@ _COLUMNS = ("clean", "corrupt", "answer", "wrong")
 
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
     try:
-        if kind == "csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-        return pd.read_json(path, lines=True, dtype=False)  # pyright: ignore[reportArgumentType]
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if kind == "jsonl":
+            return pd.DataFrame([json.loads(line) for line in text.splitlines() if line.strip()], dtype=object)
+        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
     except FileNotFoundError as error:
         raise PromptError(f"There is no file {str(path)!r}.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise PromptError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
+    header = rows[0] if rows else []
+    for number, row in enumerate(rows[1:], start=1):
+        if row and len(row) != len(header):
+            raise PromptError(
+                f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. Put cells that hold "
+                "commas in double quotes."
+            )
+    return pd.DataFrame([row or [""] * len(header) for row in rows[1:]], columns=header, dtype=object)
 
 
 def padded_answers(alternatives: Sequence[Sequence[Sequence[int]]]) -> Int[Tensor, "example alternative token"]:

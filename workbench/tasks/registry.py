@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
-from workbench.errors import PromptError, UnknownName
+from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import model_name
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, render, vocabulary
@@ -93,13 +93,13 @@ def load_task(
         raise UnknownName(f"variant of the task {name!r}", variant, task.variants)
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
-    if n < 1:
-        raise PromptError(f"n={n}: at least one pair is needed.")
+    if type(n) is not int or n < 1:
+        raise PromptError(f"n={n}: at least one pair is needed, and a whole number of them.")
     encode = TextEncoder(model)
     speaker = WordSpeaker(encode) if set(vocabulary()) <= set(encode.tokenizer.get_vocab()) else TextSpeaker(encode)
     if isinstance(speaker, TextSpeaker) and not task.any_model:
         usable = [other.name for other in TASKS.values() if other.any_model]
-        raise PromptError(
+        raise UnsuitableTask(
             f"The task {name!r} needs the word-level vocabulary of `tiny`; {model_name(model)!r} has another. "
             f"Tasks for any model: {', '.join(usable)}; or bring your own with PromptPairs.from_csv."
         )
@@ -179,7 +179,7 @@ class TextSpeaker:
         both = any({*pair} <= {*lexicon.pronouns} for pair in (("she", "he"), ("She", "He")))
         enough = len(lexicon.names) >= 4 if task.answers_are_names else bool(lexicon.female and lexicon.male and both)
         if not enough:
-            raise PromptError(
+            raise UnsuitableTask(
                 f"The task {task.name!r} needs answers of one token, and this vocabulary splits them "
                 f"(dropped {' '.join(left)}). Bring your own prompts with PromptPairs.from_csv."
             )
