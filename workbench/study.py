@@ -286,7 +286,7 @@ def _sections(
                 "The strongest heads of the circuit on the example prompt.",
             )
         )
-    sections.append(("Prompts", _prompt_table(pairs), "The first held-out pairs."))
+    sections.append(("Prompts", _prompt_table(pairs), _prompt_caption(pairs)))
     return sections
 
 
@@ -337,6 +337,11 @@ def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
     return pd.DataFrame(
         {"clean": [text(pairs.clean.strings[i]) for i in rows], "corrupt": [text(pairs.corrupt.strings[i]) for i in rows]}
     )
+
+
+def _prompt_caption(pairs: PromptPairs) -> str:
+    dropped = pairs.provenance.get("dropped")
+    return "The first held-out pairs." + (f" Words that do not suit this vocabulary were left out: {dropped}." if dropped else "")
 
 
 def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], command: str | None, overwrite: bool) -> None:
