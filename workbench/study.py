@@ -270,7 +270,7 @@ def _sections(
     unit = found.heads.attrs.get("unit", "")
     sections: list[tuple[Any, ...]] = [
         ("Circuit", view, _claim(circuit, faithful, pairs, value, metric)),
-        ("How far to trust it", _table(found.evaluation), "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits the central 95 % of draws). The complement is the model without the circuit's edges."),
+        ("How far to trust it", _table(found.evaluation), "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none, above 1 when what works against it was left out (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits the central 95 % of draws). The complement is the model without the circuit's edges."),
         ("Faithfulness against circuit size", found.curve, f"On held-out prompts. CPR (area under the curve) {found.curve.attrs.get('area', float('nan')):.3f}."),
         ("Head ablation", found.heads, f"Change of {metric.name} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
         ("Heads by effect", _head_table(found.heads, circuit), "The ten heads whose ablation changes the metric most."),
