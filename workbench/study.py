@@ -104,8 +104,7 @@ def discover(
         raise UnknownName("value for discover", value, VALUES)
     if method not in METHODS:
         raise UnknownName("method of score_edges", method, METHODS)
-    measured = metric or (find_task(task).metric if isinstance(task, str) else "logit_diff")
-    measured = as_metric(measured)
+    measured = as_metric(metric or (find_task(task).metric if isinstance(task, str) else "logit_diff"))
     edges = Graph.of(model).n_edges
     size = max(1, int(0.02 * edges)) if n_edges is None else n_edges
     if not 0 < size <= edges:
@@ -132,7 +131,7 @@ def discover(
         scores = score_edges(model, train, value=other, metric=measured, method=method, progress=False)
         step("circuit")
         circuit = find_circuit(scores, n_edges=size)
-        evaluation = _evaluations(model, circuit, scores, heldout, train, _value(value, held), other, measured)
+        evaluation = _evaluations(model, circuit, heldout, train, _value(value, held), other, measured)
         curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
         if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
             raise MetricError(
@@ -209,7 +208,6 @@ def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
 def _evaluations(
     model: Any,
     circuit: Circuit,
-    scores: xr.DataArray,
     heldout: PromptPairs,
     train: PromptPairs,
     held: Value,

@@ -152,11 +152,11 @@ def _measured(
     examples = min(len(pairs), rows)
     per_pass = max(1, rows // examples)
     out = np.full((len(masks), len(pairs)), np.nan)
-    value.bind(model, pairs.clean, pairs.corrupt)  # refuse a store of other prompts before any work
+    whole = value.bind(model, pairs.clean, pairs.corrupt)
     with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
         for start in range(0, len(pairs), examples):
             part = pairs.select(slice(start, start + examples))
-            bound = value.bind(model, part.clean, part.corrupt)
+            bound = whole.select(range(start, start + len(part)))
             reference = measure.read(forward(model, part.clean.tokens).logits, part.clean) if measure.needs_reference else None
             for first in range(0, len(masks), per_pass):
                 logits = circuit_logits(model, masks[first : first + per_pass], bound)

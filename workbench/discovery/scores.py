@@ -76,7 +76,7 @@ def score_edges(
     measure.check_attributable()
     check_pairs(model, pairs)
     graph = Graph.of(model)
-    value.bind(model, pairs.clean, pairs.corrupt)  # refuse a store of other prompts before any work, by its index here
+    bound = value.bind(model, pairs.clean, pairs.corrupt)
     length = int(pairs.clean.lengths.max())
     shape = (len(pairs) if "example" in keep else 1, length if "pos" in keep else 1, len(graph.writers), len(graph.readers))
     total = torch.zeros(shape, dtype=torch.float64)
@@ -85,8 +85,8 @@ def score_edges(
     with tqdm(total=len(pairs), desc=f"edges ({method})", unit="example", disable=None if progress else True, leave=False) as bar:
         for start in range(0, len(pairs), chunk):
             part = pairs.select(slice(start, start + chunk))
-            bound = value.bind(model, part.clean, part.corrupt)
-            products = edge_products(model, graph, part, bound, measure, keep)
+            examples = range(start, start + len(part))
+            products = edge_products(model, graph, part, bound.select(examples), measure, keep)
             rows = slice(start, start + len(part)) if "example" in keep else slice(None)
             total[rows, : products.shape[1]] += products.cpu()
             bar.update(len(part))

@@ -70,9 +70,9 @@ def _reader_slopes(
     """(first reader's name, dm/d in_v [example, pos, reader, d_model]) of every group of readers in graph order."""
     for layer, block in enumerate(blocks):
         stream = recorded["resid_pre", layer]
-        for port in "qkv":
-            after = torch.einsum("bphe,hde->bphd", slopes[port, layer], block.weights[port].to(stream.dtype))
-            yield f"a{layer}.0<{port}>", pull_back(block.attn_norm, stream=stream, slope=after)
+        ports = ((slopes[port, layer], block.weights[port].to(stream.dtype)) for port in "qkv")
+        after = torch.cat([torch.einsum("bphe,hde->bphd", slope, weight) for slope, weight in ports], 2)
+        yield f"a{layer}.0<q>", pull_back(block.attn_norm, stream=stream, slope=after)
         if block.mlp_norm is not None:
             entry = recorded.get(block.mlp_stream, stream)
             after = slopes[f"blocks.{layer}.mlp.hook_in"].view_as(entry)[:, :, None]

@@ -5,7 +5,7 @@ it against the model and the prompts of a run and returns a `Bound`, which maps 
 new one. Values never know where they are used; sites never know what is done to them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -59,6 +59,10 @@ class Bound:
 
     def __init__(self, value: "Value", prompts: Prompts) -> None:
         self.value, self.prompts = value, prompts
+
+    def select(self, examples: Sequence[int]) -> "Bound":
+        """The same value for some of the prompts; nothing is checked again."""
+        return Bound(self.value, self.prompts.select(examples))
 
     def edited(self, site: Site, current: Tensor) -> Tensor:
         """The new value of the site's part of an activation, `current` [example, ...] being the part as it is."""
@@ -231,15 +235,18 @@ class _MeanBound(Bound):
 
     def __init__(self, value: Mean, prompts: Prompts) -> None:
         super().__init__(value, prompts)
-        self.store, self.per = value.store, value.per
         self._averages: dict[tuple[Key, Position | None], Tensor] = {}
+        self.mean = value
+
+    def select(self, examples: Sequence[int]) -> Bound:
+        return _MeanBound(self.mean, self.prompts.select(examples))
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         if site.kind == "pattern":
             raise EditError(
                 "A mean attention pattern is not defined for prompts of different length: use from_store or constant."
             )
-        at = (site.key, site.pos if self.per == "pos" else None)
+        at = (site.key, site.pos if self.mean.per == "pos" else None)
         if at not in self._averages:
             self._averages[at] = self._average(site)
         average = self._averages[at]
@@ -249,8 +256,8 @@ class _MeanBound(Bound):
 
     def _average(self, site: Site) -> Tensor:
         """The mean over rows (without BOS), at one place, or at every index [pos, ...]."""
-        view = self.store[site.key]
-        if self.per == "dataset":
+        view = self.mean.store[site.key]
+        if self.mean.per == "dataset":
             return view.mean()
         if site.pos is not None:
             average = view.at(site.pos).nanmean(0)
@@ -268,6 +275,9 @@ class _StoreBound(Bound):
         super().__init__(value, prompts)
         self.store, self.rows, self.source = store, rows, store.prompts.select(rows)
         self._padded: tuple[Key, Tensor] | None = None
+
+    def select(self, examples: Sequence[int]) -> Bound:
+        return _StoreBound(self.value, self.prompts.select(examples), self.store, [self.rows[i] for i in examples])
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         if not _named(site):
@@ -293,6 +303,10 @@ class _ProjectBound(Bound):
     def __init__(self, value: Value, prompts: Prompts, directions: Tensor, inner: Bound) -> None:
         super().__init__(value, prompts)
         self.directions, self.inner = directions, inner
+
+    def select(self, examples: Sequence[int]) -> Bound:
+        inner = self.inner.select(examples)
+        return _ProjectBound(self.value, inner.prompts, self.directions, inner)
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         directions = self.directions.to(current)

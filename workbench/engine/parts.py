@@ -18,6 +18,7 @@ from workbench.errors import ModelError
 from workbench.sites import Shape
 
 Norm = Callable[[Tensor], Tensor]
+_add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,6 @@ def check_parts_add_up(model: Any) -> None:
                 "effects(...) works on them."
             )
     _add_up.add(model)
-
-
-_add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def final_norm(model: Any) -> Norm:

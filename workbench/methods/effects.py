@@ -118,8 +118,8 @@ class _BaseRun:
             return
         for start in range(0, n, chunk):
             examples = range(start, min(start + chunk, n))
-            part = self.prompts.select(examples)
-            yield examples, part, bound.value.bind(self.model, part, self.other.select(examples))
+            part = bound.select(examples)
+            yield examples, part.prompts, part
 
     def activation(self, key: Key) -> Tensor:
         """[example, ...]: a whole activation of the unedited run; that of the last (kind, layer) asked for is kept."""
@@ -208,7 +208,7 @@ def _unchanged(run: _BaseRun, site: Site, bound: Bound) -> bool:
 def _edited(run: _BaseRun, elements: list[tuple[Site, ...]], bound: Bound) -> Tensor:
     """[example, element]: m(edited) - m(base) of edits that share one forward pass."""
     changes = []
-    for examples, prompts, part in run.parts(max(run.chunk, len(elements)), bound):
+    for examples, prompts, part in run.parts(run.chunk, bound):
         n = len(prompts)
         edits = [Edit(site, part, slice(k * n, (k + 1) * n)) for k, element in enumerate(elements) for site in element]
         logits = forward(run.model, stacked(prompts.tokens, len(elements)), writes=[edit.write() for edit in edits]).logits
