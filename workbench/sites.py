@@ -86,6 +86,7 @@ class Shape:
     parallel: bool = False
     attn_only: bool = False
     learned_positions: bool = True
+    causal: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
@@ -116,6 +117,7 @@ class Shape:
             parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
             attn_only=attn_only,
             learned_positions=getattr(cfg, "positional_embedding_type", "standard") == "standard",
+            causal=getattr(cfg, "attention_dir", "causal") == "causal",
         )
 
     @property

@@ -43,9 +43,8 @@ def test_an_edit_changes_its_part_and_nothing_else_of_the_activation(family):
         "resid_pre[1]@3": lambda a: a[:, 3],
         "mlp_post[0:7]": lambda a: a[:, :, 7],
         "mlp_post[0:7]@0": lambda a: a[:, 0, 7],
-        "pattern[1.3]@2": lambda a: a[:, 3, 2],
+        "pattern[1.3]@2": lambda a: a[:, 3, 2, :3],
         "pattern[1.3]@2<-1": lambda a: a[:, 3, 2, 1],
-        "pattern[1.3]@<-1": lambda a: a[:, 3, :, 1],
         "embed": lambda a: a,
     }
     for text, picked in places.items():

@@ -20,6 +20,10 @@ from workbench.sites import KINDS, Key, Position, Site
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import Prompts
 
+_OWN_TOKEN = ("embed", "pos_embed")
+_FIRST_LAYER = (("resid_pre", 0), ("q", 0), ("k", 0), ("v", 0))
+"""What depends on the token at its own position only."""
+
 
 @dataclass(frozen=True, eq=False)
 class Places:
@@ -37,7 +41,14 @@ class Places:
         has = torch.ones(len(prompts), dtype=torch.bool)
         for where in found.values():
             has = has & (where >= 0)
+        if len(found) == 2:
+            has = has & (found["key_pos"] <= found[query])  # a query does not see later keys
         return cls(site, {axis: where.clamp(min=0) for axis, where in found.items()}, has)
+
+    @property
+    def first(self) -> Tensor:
+        """[example]: the first token of the site; 0 where it is the whole sequence."""
+        return self.index.get("query_pos", self.index.get("pos", torch.zeros(len(self.has), dtype=torch.long)))
 
     def part(self, activation: Tensor) -> tuple[Any, ...]:
         """An index into an activation [example, ...] that picks the site's part of it."""
@@ -84,6 +95,11 @@ class Bound:
     def has(self, site: Site) -> Tensor:
         """[example]: whether the prompt, and whatever stands in for it, has the site's position."""
         return Places.of(site, self.prompts).has
+
+    def first_change(self, site: Site) -> Tensor:
+        """[example]: a position before which the edit cannot change a run; the prompt's length where it changes nothing."""
+        places = Places.of(site, self.prompts)
+        return places.first.where(places.has, self.prompts.lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +312,27 @@ class _StoreBound(Bound):
     def has(self, site: Site) -> Tensor:
         return super().has(site) & Places.of(site, self.source).has
 
+    @cached_property
+    def same_tokens(self) -> Tensor:
+        """[example, pos]: whether the prompt and its source have the same token there, in the same model."""
+        mine, theirs = self.prompts, self.source
+        shared = min(mine.tokens.shape[1], theirs.tokens.shape[1])
+        same = torch.zeros(mine.tokens.shape, dtype=torch.bool)
+        same[:, :shared] = (mine.tokens[:, :shared] == theirs.tokens[:, :shared]).cpu()
+        inside = torch.arange(mine.tokens.shape[1]) < torch.minimum(mine.lengths, theirs.lengths)[:, None]
+        return same & inside & (not getattr(self.value, "other_model", False))
+
+    def first_change(self, site: Site) -> Tensor:
+        """Where the two runs have had the same tokens so far, they are the same (attention is causal)."""
+        first, same = super().first_change(site), self.same_tokens
+        alike = same.long().cumprod(1).sum(1)
+        if site.pos is None:
+            return torch.maximum(first, alike)
+        place = first.clamp(max=same.shape[1] - 1)
+        there = torch.equal(Places.of(site, self.source).first, Places.of(site, self.prompts).first)
+        own = same[torch.arange(len(first)), place] if site.kind in _OWN_TOKEN or site.key in _FIRST_LAYER else place < alike
+        return torch.where(own & there, self.prompts.lengths, first)
+
 
 class _ProjectBound(Bound):
     """Another bound value's part within a subspace."""
@@ -314,6 +351,9 @@ class _ProjectBound(Bound):
 
     def has(self, site: Site) -> Tensor:
         return self.inner.has(site)
+
+    def first_change(self, site: Site) -> Tensor:
+        return self.inner.first_change(site)
 
 
 def _check_store(store: object, what: str) -> ActivationStore:
@@ -381,6 +421,28 @@ def project(basis: Tensor, value: Value) -> Value:
     if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
         raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
     return Project(basis, check_value(value))
+
+
+def apply_edit(site: Site, bound: Bound, activation: Tensor, *, causal: bool = True) -> Tensor:
+    """Write the bound value at a site into a whole activation [example, ...], in place, where the prompts have the site.
+
+    Attention patterns are written only where a query sees a key, and nothing beyond a prompt's end is written to them.
+    """
+    where, has = Places.of(site, bound.prompts).part(activation), bound.has(site).to(activation.device)
+    current = activation[where]
+    edited = bound.edited(site, current).to(activation.dtype)
+    if site.kind == "pattern" and (site.pos is None or site.key_pos is None):
+        seen = _seen(bound.prompts, activation.shape[-2:], causal).to(activation.device)[:, None]
+        edited = torch.where(seen.expand_as(activation)[where], edited, current)
+    activation[where] = edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
+    return activation
+
+
+def _seen(prompts: Prompts, shape: Sequence[int], causal: bool) -> Tensor:
+    """[example, query, key]: whether that query of the prompt sees that key of it."""
+    queries, keys = torch.arange(shape[0])[:, None], torch.arange(shape[1])
+    inside = (queries < prompts.lengths[:, None, None]) & (keys < prompts.lengths[:, None, None])
+    return inside & (keys <= queries) if causal else inside
 
 
 def check_value(value: object) -> Value:

@@ -188,6 +188,13 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
     return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}
 
 
+def memory_budget(device: torch.device, budget: int | None) -> int:
+    """Bytes of working memory: as given, else 1 GiB on a CPU and half of the free memory of a GPU."""
+    if budget is not None:
+        return budget
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
+
+
 def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0) -> int:
     """How many prompts of this length fit into one forward pass under a memory budget; at least one.
 
@@ -195,9 +202,8 @@ def rows_per_forward(model: Any, length: int, *, budget: int | None = None, grad
         budget: bytes; None takes 1 GiB on a CPU and half of the free memory of a GPU.
         extra: numbers per token that the caller keeps beside the model's own.
     """
-    shape, device = Shape.of(model), model_device(model)
-    if budget is None:
-        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
+    shape = Shape.of(model)
+    budget = memory_budget(model_device(model), budget)
     per_token = extra + 3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model + 4 * shape.n_heads * length
     if gradients:
         per_token += shape.n_layers * (4 * shape.d_mlp + 16 * shape.d_model + 4 * shape.n_heads * length)

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from workbench.engine.edits import Bound, Places, Value, check_value
+from workbench.engine.edits import Bound, Places, Value, apply_edit, check_value
 from workbench.engine.reference import Run, Write, forward
 from workbench.errors import EditError, PromptError
 from workbench.sites import Key, Shape, Site
@@ -23,6 +22,7 @@ class Edit:
     site: Site
     bound: Bound
     rows: slice | None = None
+    causal: bool = True
 
     def write(self) -> Write:
         """The write that performs the edit, in place, on the examples that have the site's position."""
@@ -32,10 +32,7 @@ class Edit:
             part = value if self.rows is None else value[self.rows]
             if len(part) != n:
                 raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(part)}.")
-            where = Places.of(self.site, self.bound.prompts).part(part)
-            has, current = self.bound.has(self.site).to(value.device), part[where]
-            edited = self.bound.edited(self.site, current).to(value.dtype)
-            part[where] = edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
+            apply_edit(self.site, self.bound, part, causal=self.causal)
             return value
 
         return Write(self.site.kind, self.site.layer, change)
@@ -72,7 +69,7 @@ def run(
         bound = check_value(value).bind(model, prompts, other)
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
-            made.append(Edit(site, bound))
+            made.append(Edit(site, bound, causal=Shape.of(model).causal))
     keys: list[Key] = [site.key for place in record for site in as_sites(place) if site.check(model)]
     return forward(model, prompts.tokens, writes=[edit.write() for edit in made], record=keys)
 

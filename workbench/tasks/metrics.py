@@ -30,6 +30,8 @@ class Metric:
         whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
         needs_reference: whether it compares with the clean run. It is then flat there: nothing can be attributed to it.
         higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
+        rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be measured
+            together; otherwise the function is called once per run, with every example.
         unit: of the result.
     """
 
@@ -41,6 +43,7 @@ class Metric:
     needs_reference: bool = False
     higher_is_better: bool = True
     unit: str = ""
+    rowwise: bool = False
 
     def rows(self, pairs: PromptPairs) -> Tensor | None:
         """The vocabulary rows it reads, or None for all of them."""
@@ -202,11 +205,11 @@ def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
 BUILT_IN: dict[str, Metric] = {
     made.name: made
     for made in (
-        Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits"),
-        Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability"),
-        Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats"),
-        Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats"),
-        Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top"),
-        Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share"),
+        Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits", rowwise=True),
+        Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability", rowwise=True),
+        Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats", rowwise=True),
+        Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats", rowwise=True),
+        Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top", rowwise=True),
+        Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share", rowwise=True),
     )
 }

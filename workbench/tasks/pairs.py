@@ -189,6 +189,11 @@ class PromptPairs:
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 
+    def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":
+        """The same pairs for logits that hold only these rows of the vocabulary (sorted): answers count among them."""
+        answers, wrong = (torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong))
+        return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)
+
     def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
         """Two sets that share no prompt: pairs with a prompt in common, clean or corrupt, stay together.
 

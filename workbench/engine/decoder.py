@@ -1,0 +1,211 @@
+"""A decoder as plain arithmetic on tokens, without hooks: what the fast engine runs.
+
+A `Decoder` holds views of the model's own weights (never copies), so it costs nothing to make and sees every later
+change of them. Linear maps and norms take tokens packed in any shape; only attention knows about prompts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.sites import Shape
+
+Norm = Callable[[Tensor], Tensor]
+EditPattern = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x @ weight + bias, with weight [in, out]."""
+
+    weight: Float[Tensor, "into out"]
+    bias: Float[Tensor, "out"] | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        made = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
+        return made.view(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotation of queries and keys by position, of the first `cos.shape[-1]` dimensions of a head.
+
+    Attributes:
+        cos, sin: [pos, rotated].
+        adjacent: whether neighbouring dimensions turn together, instead of the two halves.
+    """
+
+    cos: Float[Tensor, "pos rotated"]
+    sin: Float[Tensor, "pos rotated"]
+    adjacent: bool = False
+
+    def __call__(self, x: Tensor, pos: Int[Tensor, "... pos"]) -> Tensor:
+        """Rotate x [..., pos, head, d_head] of these positions."""
+        cos, sin = (table[pos].unsqueeze(-2).to(x.dtype) for table in (self.cos, self.sin))
+        turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        if self.adjacent:
+            swapped = torch.stack((-turned[..., 1::2], turned[..., 0::2]), -1).flatten(-2)
+        else:
+            first, second = turned.chunk(2, -1)
+            swapped = torch.cat((-second, first), -1)
+        turned = turned * cos + swapped * sin
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one block. `mlp_norm`, `mlp_in` and `mlp_out` are None without MLPs, `mlp_gate` without gating.
+
+    Attributes:
+        q_norm, k_norm: norms of single heads before rotation, where the model has them.
+        scale: what scores are multiplied by.
+    """
+
+    attn_norm: Norm
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    scale: float
+    mlp_norm: Norm | None = None
+    mlp_in: Linear | None = None
+    mlp_gate: Linear | None = None
+    mlp_out: Linear | None = None
+    act: Callable[[Tensor], Tensor] | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    def mlp_pre(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The pre-activation that the hook `mlp_pre` shows, and the linear half of a gated MLP."""
+        assert self.mlp_in is not None
+        return (self.mlp_in(normed), None) if self.mlp_gate is None else (self.mlp_gate(normed), self.mlp_in(normed))
+
+    def mlp_post(self, pre: Tensor, linear: Tensor | None) -> Tensor:
+        """What the MLP's output map reads."""
+        assert self.act is not None
+        return self.act(pre) if linear is None else self.act(pre) * linear
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model, made by `families.read`.
+
+    Attributes:
+        embed: [vocab, d_model].  pos_embed: [pos, d_model], or None.
+        softmax: the precision of attention's softmax, or None for the model's own.
+        max_length: prompts longer than this need the reference path (a sliding window begins to matter); None: no bound.
+    """
+
+    family: str
+    shape: Shape
+    layers: tuple[Layer, ...]
+    embed: Float[Tensor, "vocab d_model"]
+    pos_embed: Float[Tensor, "pos d_model"] | None
+    rotary: Rotary | None
+    final_norm: Norm
+    unembed: Linear
+    softmax: torch.dtype | None = None
+    max_length: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    def heads(self, x: Tensor, layer: int, port: str, pos: Tensor) -> Tensor:
+        """q or k [..., pos, head, d_head] as attention uses it: normed and rotated."""
+        norm = self.layers[layer].q_norm if port == "q" else self.layers[layer].k_norm
+        x = x if norm is None else norm(x)
+        return x if self.rotary is None else self.rotary(x, pos)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "row example query head d_head"],
+        k: Float[Tensor, "row example pos kv_head d_head"],
+        v: Float[Tensor, "row example pos kv_head d_head"],
+        before: tuple[Tensor, Tensor] | None,
+        visible: Bool[Tensor, "example_or_one query pos"],
+        edit: EditPattern | None = None,
+    ) -> Float[Tensor, "row example query head d_head"]:
+        """z of several rows (an edited run each) of the same examples.
+
+        Args:
+            q, k, v: of the positions that differ between rows; q and k rotated.
+            before: keys and values [example, pos, kv_head, d_head] of the earlier positions, which all rows share.
+            visible: which of the row's own positions a query sees; it sees all that come before.
+            edit: gets and returns the pattern [row, example, head, query, key].
+        """
+        rows, n, n_queries, n_heads, width = q.shape
+        n_kv = k.shape[3]
+        group = n_heads // n_kv
+        # One product per (example, kv head): all rows, heads of the group and queries against the shared keys.
+        query = q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5) * self.layers[layer].scale
+        own = query.reshape(n, n_kv, rows, group * n_queries, width) @ k.permute(1, 3, 0, 4, 2)
+        own = own.view(n, n_kv, rows, group, n_queries, -1)
+        hidden = ~visible[:, None, None, None]
+        own = own.masked_fill_(hidden, torch.finfo(own.dtype).min)
+        n_before = 0 if before is None else before[0].shape[1]
+        scores = own
+        if before is not None and n_before:
+            shared = query.reshape(n, n_kv, rows * group * n_queries, width) @ before[0].permute(0, 2, 3, 1)
+            scores = torch.cat((shared.view(n, n_kv, rows, group, n_queries, n_before), own), -1)
+        pattern = torch.softmax(scores, -1, dtype=self.softmax).to(v.dtype)
+        if edit is not None:
+            whole = pattern.permute(2, 0, 1, 3, 4, 5).reshape(rows, n, n_heads, n_queries, -1)
+            pattern = edit(whole).view(rows, n, n_kv, group, n_queries, -1).permute(1, 2, 0, 3, 4, 5)
+        mine = pattern[..., n_before:].reshape(n, n_kv, rows, group * n_queries, -1)
+        z = (mine @ v.permute(1, 3, 0, 2, 4)).view(n, n_kv, rows, group, n_queries, width)
+        if before is not None and n_before:
+            shared = pattern[..., :n_before].reshape(n, n_kv, rows * group * n_queries, n_before)
+            z = z + (shared @ before[1].permute(0, 2, 1, 3)).view_as(z)
+        return z.permute(2, 0, 4, 1, 3, 5).reshape(rows, n, n_queries, n_heads, width)
+
+    def written(self, kind: str, layer: int | None, change: Tensor, unit: int | None = None) -> Tensor:
+        """What a change of a writer's activation adds to the stream, [..., d_model].
+
+        Args:
+            change: of z [..., head, d_head], mlp_post [..., neuron], or of an activation that is in the stream already;
+                of the head or neuron `unit` alone, [..., d_head] or [...], where one is given.
+        """
+        if kind not in ("z", "mlp_post"):
+            return change
+        assert layer is not None
+        block = self.layers[layer]
+        out = block.o if kind == "z" else block.mlp_out
+        assert out is not None
+        if kind == "mlp_post":
+            return change @ out.weight if unit is None else change.unsqueeze(-1) * out.weight[unit]
+        width = self.shape.d_head
+        return change.flatten(-2) @ out.weight if unit is None else change @ out.weight[unit * width : (unit + 1) * width]
+
+    def token_flops(self) -> int:
+        """Floating-point operations of one token in one block, without attention's scores."""
+        shape = self.shape
+        attn = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
+        return 2 * (attn + self.mlp_products() * shape.d_model * shape.d_mlp)
+
+    def mlp_products(self) -> int:
+        """How many d_model x d_mlp products an MLP takes."""
+        first = self.layers[0]
+        return 0 if first.mlp_in is None else 2 if first.mlp_gate is None else 3
+
+
+def params(*parts: Any) -> bool:
+    """Whether every part is there and is a plain linear map: `nn.Linear` or `Conv1D`."""
+    return all(type(part).__name__ in ("Linear", "Conv1D") for part in parts)
+
+
+def linear(part: Any) -> Linear:
+    """The map of an `nn.Linear` or of a `Conv1D`, whose weight is [in, out] already."""
+    weight = part.weight.detach()
+    bias = getattr(part, "bias", None)
+    return Linear(weight if type(part).__name__ == "Conv1D" else weight.T, None if bias is None else bias.detach())

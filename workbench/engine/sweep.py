@@ -1,0 +1,174 @@
+"""Many edited runs under a memory budget: batches of examples, and within each, walks of as many runs as fit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.engine.cohorts import MLP, Cohort, Element, cohorts
+from workbench.engine.decoder import Decoder
+from workbench.engine.readout import Readout
+from workbench.engine.reference_sweep import Cost, MakeElements, Runs
+from workbench.engine.staircase import Walk, unedited
+from workbench.engine.unedited import needed
+from workbench.sites import Key
+from workbench.tasks.pairs import PromptPairs, Prompts
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Edited runs on the fast engine.
+
+    Attributes:
+        keys: the activations that are edited.
+        make: the edited runs of a batch.
+    """
+
+    decoder: Decoder
+    runs: Runs
+    keys: frozenset[Key]
+    make: MakeElements
+    n_elements: int
+    engine = "staircase"
+
+    def run(self, *, progress: bool, what: str) -> Tensor:
+        """[example, element]: m(edited) - m(base), exactly 0 where nothing can change."""
+        wide = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
+        table = torch.zeros((len(self.runs.pairs), self.n_elements), dtype=wide)
+        with tqdm(total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False) as bar:
+            for examples in self._batches():
+                part = self._part(examples)
+                prompts, done = part.side(self.runs.side), torch.zeros((len(part), self.n_elements), dtype=wide)
+                base = unedited(self.decoder, prompts, needed(self.keys), tile=self._tile)
+                readout = self._readout(part, self.runs.side)
+                logits = readout.base_logits(base)
+                if self.runs.metric.needs_reference:
+                    readout.reference = logits if self.runs.side == "clean" else self._clean_logits(part)
+                measured = readout.measure(logits)
+                elements = self.make(base, examples)
+                for groups in self._walks(elements, prompts, readout.read):
+                    readout.write(Walk(base, elements, groups, tile=self._tile).run(), done, logits, measured)
+                    bar.update(sum(len(group.elements) * len(group.examples) for group in groups))
+                table[list(examples)] = done
+            bar.update(bar.total - bar.n)
+        return table
+
+    def cost(self) -> Cost:
+        """What `run` will take; nothing is run."""
+        total = Cost()
+        for examples in self._batches():
+            part = self._part(examples)
+            prompts = part.side(self.runs.side)
+            read = self._readout(part, self.runs.side).read
+            elements = self.make(None, examples)
+            kept = self._kept * int(prompts.lengths.sum())
+            passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
+            everything = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
+            unedited_run = replace(_walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept)
+            for _ in range(passes):
+                total = total.plus(unedited_run)
+            walked = Cost()
+            for groups in self._walks(elements, prompts, read):
+                walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
+                peak = kept + walking + 2 * self._tile
+                walked = walked.plus(replace(_walk_cost(self.decoder, elements, groups), peak_bytes=peak))
+            total = total.plus(replace(walked, skipped=len(part) * self.n_elements - walked.runs))
+        return total
+
+    # How work is cut to the budget.
+
+    @property
+    def _tile(self) -> int:
+        return max(2**16, min(2**25, self.runs.memory // 8))
+
+    @property
+    def _kept(self) -> int:
+        """Bytes of one token of the unedited run that are kept for the edited ones."""
+        shape, layers, longest = (
+            self.decoder.shape,
+            self.decoder.shape.n_layers,
+            int(self.runs.pairs.side(self.runs.side).lengths.max()),
+        )
+        heads, kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
+        widths = {"q": heads, "z": heads, "k": kv, "v": 0, "pattern": shape.n_heads * longest}
+        widths |= dict.fromkeys(("mlp_pre", "mlp_linear", "mlp_post"), shape.d_mlp)
+        values = (2 * layers + 1) * shape.d_model + 2 * layers * kv
+        return (
+            values + sum(widths.get(kind, shape.d_model) for kind, _ in needed(self.keys))
+        ) * self.decoder.embed.element_size()
+
+    @property
+    def _walking(self) -> int:
+        """Bytes of one token of an edited run on its way."""
+        shape = self.decoder.shape
+        values = 3 * shape.d_model + 2 * shape.d_head * (shape.n_heads + shape.n_kv_heads)
+        return values * self.decoder.embed.element_size()
+
+    def _batches(self) -> Iterator[range]:
+        """Examples whose unedited run takes at most half of the budget."""
+        lengths = self.runs.pairs.side(self.runs.side).lengths
+        n, per_example = len(lengths), (self._kept + self._walking) * int(lengths.max())
+        size = max(1, min(n, self.runs.memory // 2 // per_example))
+        for first in range(0, n, size):
+            yield range(first, min(first + size, n))
+
+    def _walks(self, elements: Sequence[Element], prompts: Prompts, read: Tensor | None) -> Iterator[list[Cohort]]:
+        """Cohorts that walk together: runs that join in neighbouring layers, as many as the budget holds."""
+        shape = self.decoder.shape
+        groups = cohorts(elements, prompts, shape, read)
+        tokens: dict[int, int] = {}
+        for group in groups:
+            for j in group.elements:
+                tokens[j] = tokens.get(j, 0) + group.n_tokens
+        room = self.runs.memory - self._kept * int(prompts.lengths.sum()) - 2 * self._tile
+        most = max(1, room // self._walking)
+        together: set[int] = set()
+        size = 0
+        for j in sorted(tokens, key=lambda j: elements[j].joins(shape)):
+            if together and size + tokens[j] > most:
+                yield _only(groups, together)
+                together, size = set(), 0
+            together.add(j)
+            size += tokens[j]
+        if together:
+            yield _only(groups, together)
+
+    def _part(self, examples: range) -> PromptPairs:
+        return self.runs.pairs if len(examples) == len(self.runs.pairs) else self.runs.pairs.select(list(examples))
+
+    def _readout(self, pairs: PromptPairs, side: str) -> Readout:
+        return Readout(self.decoder, self.runs.metric, pairs, pairs.side(side), tile=self._tile, dtype=self.runs.dtype)
+
+    def _clean_logits(self, pairs: PromptPairs) -> Tensor:
+        return self._readout(pairs, "clean").base_logits(unedited(self.decoder, pairs.clean, tile=self._tile))
+
+
+def _only(groups: Sequence[Cohort], chosen: set[int]) -> list[Cohort]:
+    """The cohorts with these elements alone."""
+    kept = (replace(group, elements=[j for j in group.elements if j in chosen]) for group in groups)
+    return [group for group in kept if group.elements]
+
+
+def _walk_cost(decoder: Decoder, elements: Sequence[Element], groups: Sequence[Cohort]) -> Cost:
+    """What one walk takes: every run from the block where it joins."""
+    shape, block = decoder.shape, decoder.token_flops()
+    last = shape.n_layers - 1
+    kv = 4 * shape.d_model * shape.n_kv_heads * shape.d_head
+    mlp = 2 * decoder.mlp_products() * shape.d_model * shape.d_mlp
+    runs, flops = 0, 0.0
+    for group in groups:
+        scores = 4 * shape.n_heads * shape.d_head * group.length
+        for j in group.elements:
+            layer, half = elements[j].joins(shape) if elements[j].edits else (0, 0)
+            runs += len(group.examples)
+            rest = 0.0
+            if half and layer < last + 1:
+                inside = 0 if half == MLP or shape.parallel else mlp
+                rest, layer = (group.n_read if layer == last else group.n_tokens) * inside, layer + 1
+            if layer <= last:
+                rest += (last - layer) * group.n_tokens * (block + scores)
+                rest += group.n_tokens * kv + group.n_read * (block - kv + scores)
+            flops += rest
+    return Cost(runs=runs, walks=1, token_layers=flops / block, flops=flops)
