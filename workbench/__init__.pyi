@@ -17,7 +17,9 @@ from .engine.run import run as run
 from .errors import WorkbenchError as WorkbenchError
 from .graph import Graph as Graph
 from .methods.effects import effects as effects
+from .methods.explain import explain as explain
 from .methods.lens import logit_lens as logit_lens
+from .methods.paths import path_effects as path_effects
 from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
 from .render.plots import plot as plot

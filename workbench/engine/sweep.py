@@ -11,8 +11,8 @@ from workbench.engine.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.decoder import Decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference_sweep import Cost, MakeElements, Runs
-from workbench.engine.staircase import Walk, unedited
-from workbench.engine.unedited import needed
+from workbench.engine.staircase import Outcome, Walk, unedited
+from workbench.engine.unedited import Base, needed
 from workbench.sites import Key
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -41,16 +41,15 @@ class Sweep:
             for examples in self._batches():
                 part = self._part(examples)
                 prompts, done = part.side(self.runs.side), torch.zeros((len(part), self.n_elements), dtype=wide)
-                base = unedited(self.decoder, prompts, needed(self.keys), tile=self._tile)
+                base = self._unedited(prompts)
                 readout = self._readout(part, self.runs.side)
                 logits = readout.base_logits(base)
                 if self.runs.metric.needs_reference:
                     readout.reference = logits if self.runs.side == "clean" else self._clean_logits(part)
                 measured = readout.measure(logits)
-                elements = self.make(base, examples)
-                for groups in self._walks(elements, prompts, readout.read):
-                    readout.write(Walk(base, elements, groups, tile=self._tile).run(), done, logits, measured)
-                    bar.update(sum(len(group.elements) * len(group.examples) for group in groups))
+                for outcomes in self._outcomes(base, part, examples, readout):
+                    readout.write(outcomes, done, logits, measured)
+                    bar.update(sum(len(outcome.elements) * len(outcome.cohort.examples) for outcome in outcomes))
                 table[list(examples)] = done
             bar.update(bar.total - bar.n)
         return table
@@ -62,7 +61,6 @@ class Sweep:
             part = self._part(examples)
             prompts = part.side(self.runs.side)
             read = self._readout(part, self.runs.side).read
-            elements = self.make(None, examples)
             kept = self._kept * int(prompts.lengths.sum())
             passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
             everything = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
@@ -70,12 +68,29 @@ class Sweep:
             for _ in range(passes):
                 total = total.plus(unedited_run)
             walked = Cost()
-            for groups in self._walks(elements, prompts, read):
-                walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
-                peak = kept + walking + 2 * self._tile
-                walked = walked.plus(replace(_walk_cost(self.decoder, elements, groups), peak_bytes=peak))
+            for elements, _ in self._work(None, examples):
+                for groups in self._walks(elements, prompts, read):
+                    walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
+                    peak = kept + walking + 2 * self._tile
+                    walked = walked.plus(replace(_walk_cost(self.decoder, elements, groups), peak_bytes=peak))
             total = total.plus(replace(walked, skipped=len(part) * self.n_elements - walked.runs))
         return total
+
+    # What a kind of sweep may do differently.
+
+    def _unedited(self, prompts: Prompts) -> Base:
+        return unedited(self.decoder, prompts, needed(self.keys), tile=self._tile)
+
+    def _work(self, base: Base | None, examples: Sequence[int]) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
+        """Edited runs of a batch with their columns in the table, in groups; their sites suffice where there is no base."""
+        yield self.make(base, examples), range(self.n_elements)
+
+    def _outcomes(self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout) -> Iterator[list[Outcome]]:
+        prompts = pairs.side(self.runs.side)
+        for elements, columns in self._work(base, examples):
+            for groups in self._walks(elements, prompts, readout.read):
+                outcomes = Walk(base, elements, groups, tile=self._tile).run()
+                yield [replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes]
 
     # How work is cut to the budget.
 

@@ -21,6 +21,7 @@ from workbench.engine.sweep import Sweep
 from workbench.engine.unedited import Base
 from workbench.errors import EditError, SiteError, UnknownName
 from workbench.methods.gradients import gradient, integrated
+from workbench.models.load import one_fingerprint
 from workbench.results import effect_array
 from workbench.sites import Grid, Site
 from workbench.tasks.metrics import Metric
@@ -31,6 +32,7 @@ METHODS = ("exact", "gradient", "integrated")
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
 
 
+@one_fingerprint()
 def effects(
     model: Any,
     pairs: PromptPairs,

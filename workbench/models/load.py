@@ -8,6 +8,9 @@ import hashlib
 import socket
 import struct
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,8 +86,30 @@ def model_name(model: Any) -> str:
     return _names.get(model) or Path(str(getattr(model.cfg, "model_name", "unnamed"))).name
 
 
+_hashed: "ContextVar[weakref.WeakKeyDictionary[Any, str] | None]" = ContextVar("hashed", default=None)
+
+
+@contextmanager
+def one_fingerprint() -> Iterator[None]:
+    """Within it, or within a function that it decorates, each model is hashed once: nothing there changes weights."""
+    token = _hashed.set(_hashed.get() or weakref.WeakKeyDictionary())
+    try:
+        yield
+    finally:
+        _hashed.reset(token)
+
+
 def model_fingerprint(model: Any) -> str:
     """A hash of configuration and weights: two models with equal fingerprints compute the same function."""
+    known = _hashed.get()
+    if known is None:
+        return _fingerprint(model)
+    if model not in known:
+        known[model] = _fingerprint(model)
+    return known[model]
+
+
+def _fingerprint(model: Any) -> str:
     digest = xxhash.xxh3_128()
     own: Any = getattr(model.original_model, "config", None)
     settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)

@@ -1,0 +1,235 @@
+"""Path patching: what reaches a reader from a writer along one path, and what that does to the metric.
+
+The base run, with the inputs of some readers set to what they would be had the senders written another value and
+everything else but, if wanted, the MLPs on the way stayed as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.engine.cohorts import Element
+from workbench.engine.edits import Bound, Places, Value, check_value
+from workbench.engine.hooked_paths import HookedPaths
+from workbench.engine.nodes import Reader, middle, readers, writer
+from workbench.engine.path_sweep import PathSweep, Route
+from workbench.engine.plan import Plan, fast_decoder
+from workbench.engine.reference_sweep import ReferenceSweep, Runs
+from workbench.engine.unedited import Base
+from workbench.errors import SiteError, StoreError, UnknownName
+from workbench.graph import Graph
+from workbench.models.load import model_fingerprint, one_fingerprint
+from workbench.results import effect_array
+from workbench.sites import Shape
+from workbench.stores.store import ActivationStore
+from workbench.tasks.metrics import Metric
+from workbench.tasks.metrics import metric as as_metric
+from workbench.tasks.pairs import PromptPairs
+
+MLPS = ("frozen", "recomputed")
+Nodes = str | Sequence[str | tuple[str, ...]]
+
+
+@one_fingerprint()
+def path_effects(
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    senders: Nodes | None = None,
+    receivers: Nodes | None = None,
+    paths: str | Sequence[str] | None = None,
+    value: Value,
+    mlps: Literal["frozen", "recomputed"] | str,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    base: Literal["clean", "corrupt"] | str = "clean",
+    store: ActivationStore | None = None,
+    budget: int | None = None,
+    readout: torch.dtype | None = None,
+    progress: bool = True,
+) -> xr.DataArray:
+    """How the metric changes when only a path carries another value: m(patched) - m(base), per example.
+
+    The receivers' inputs are set to what they would be if the senders wrote the other value while all other heads wrote
+    what they do in the base run; then the base run goes on from there, everything else free. Exact, norms included.
+
+    Args:
+        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all of these but
+            neurons. A sequence is a sweep; an element that is a tuple of names is patched together.
+        receivers: readers: `a9.6<q>`, `a5.2<k>` (a kv head), `m3`, `m3:113`, `logits` (the default), each at every position or
+            at one, `a9.6<q>@END`. A bare head is its three readers. A sequence is a sweep, a tuple is a set.
+        paths: whole paths instead, as in `input->a2.2->a5.5<k>->a9.9<q>->logits`. An arrow is a direct edge;
+            `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with the changed input
+            minus its output in the base run.
+        value: what the senders write, as in `effects`; heads write z . W_O.
+        mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed" from what
+            reaches them, as in the IOI paper. Both are in the literature, and give different numbers.
+        store: the base run's activations, where they are known: they are not computed again.
+        budget, readout: as in `effects`.
+
+    Returns:
+        DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver, or an
+        example lacks the position.
+
+    Raises:
+        SiteError: no such node or path.  UnknownName: `mlps`.  StoreError: `store` is of another run.
+        MetricError, PromptError, EditError: as in `effects`.
+
+    Source: Wang et al. 2211.00593; Goldowsky-Dill et al. 2304.05969.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> made = wb.path_effects(model, pairs, senders="heads", receivers="logits", value=wb.zero(), mlps="frozen")
+    >>> made.dims, made.shape
+    (('example', 'writer', 'reader'), (4, 32, 1))
+    """
+    runs = Runs(model, pairs, base, as_metric(metric), budget, readout)
+    routes, coords, bound = _asked(runs, senders, receivers, paths, value, mlps)
+    sweep, _ = _sweep(runs, routes, bound, mlps, store)
+    table = sweep.run(progress=progress, what="paths")
+    for route in routes:
+        absent = _absent(route, runs)
+        if absent is None or bool(absent.any()):
+            table[slice(None) if absent is None else absent, route.column] = float("nan")
+    attrs = pairs.attrs(model) | {
+        "kind": "paths", "value": value.describe(), "metric": runs.metric.name, "unit": runs.metric.unit, "mlps": mlps,
+        "base": base, "engine": sweep.engine,
+    }  # fmt: skip
+    shape = (len(pairs), *(len(names) for names in coords.values()))
+    labels = {"example": np.arange(len(pairs)), **{axis: np.asarray(names) for axis, names in coords.items()}}
+    return effect_array(table.reshape(shape), tuple(labels), labels, name="effect", attrs=attrs)
+
+
+def explain_paths(
+    runs: Runs, senders: Nodes | None, receivers: Nodes | None, paths: str | Sequence[str] | None, value: Value, mlps: str
+) -> Plan:
+    """What `path_effects` will do and cost."""
+    routes, _, bound = _asked(runs, senders, receivers, paths, value, mlps)
+    return Plan.of(*_sweep(runs, routes, bound, mlps, None))
+
+
+def _asked(
+    runs: Runs, senders: Nodes | None, receivers: Nodes | None, paths: str | Sequence[str] | None, value: Any, mlps: str
+) -> tuple[list[Route], dict[str, list[str]], Bound]:
+    """The routes, the axes of their columns and the bound value; everything that can be wrong is checked."""
+    runs.check()
+    check_value(value)
+    if mlps not in MLPS:
+        raise UnknownName("treatment of MLPs on the way", mlps, MLPS)
+    shape = Shape.of(runs.model)
+    if paths is not None and (senders is not None or receivers is not None):
+        raise SiteError("path_effects: give senders and receivers, or whole paths, not both.")
+    if paths is None:
+        routes, coords = _grid(shape, senders, receivers)
+    else:
+        given = [paths] if isinstance(paths, str) else list(paths)
+        routes, coords = [_path(text, shape, column) for column, text in enumerate(given)], {"path": given}
+        if not given:
+            raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
+    for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
+        if not bool((runs.prompts.at(place) >= 0).any()):
+            raise SiteError(f"No prompt has the position {place}: the longest has {int(runs.prompts.lengths.max())} tokens.")
+    runs.pairs.check_equal_lengths("Paths need equal lengths within a pair.")
+    return routes, coords, value.bind(runs.model, runs.prompts, runs.other)
+
+
+def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
+    """Every sender into every receiver."""
+    sent = [tuple(writer(name, shape) for name in names) for names in _elements(_senders(senders, shape), "senders")]
+    received = _elements("logits" if receivers is None else receivers, "receivers")
+    routes = []
+    for column, (writers, names) in enumerate(product(sent, received)):
+        wanted = tuple(dict.fromkeys(reader for name in names for reader in readers(name, shape)))
+        reached = tuple(reader for reader in wanted if any(each.reaches(reader) for each in writers))
+        routes.append(Route(writers, (), reached, column))
+    labels = [" + ".join(each.name for each in writers) for writers in sent]
+    return routes, {"writer": labels, "reader": [" + ".join(names) for names in received]}
+
+
+def _senders(given: Nodes | None, shape: Shape) -> Nodes:
+    known = list(Graph(shape).writers)
+    if given is None:
+        return known
+    if isinstance(given, str) and given in ("heads", "mlps"):
+        return [name for name in known if name.startswith(given[0].replace("h", "a"))]
+    return given
+
+
+def _elements(given: Nodes, what: str) -> list[tuple[str, ...]]:
+    if isinstance(given, tuple):
+        listed: list[Any] = [given] if all(isinstance(each, str) for each in given) else list(given)
+    else:
+        listed = [given] if isinstance(given, str) else list(given)
+    made = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
+    if not made or not all(made):
+        raise SiteError(f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'.")
+    return made
+
+
+def _path(text: str, shape: Shape, column: int) -> Route:
+    """The route of a path's string form."""
+    names = [name.strip() for name in text.split("->")]
+    if len(names) < 2 or not all(names):
+        raise SiteError(f"{text!r} is not a path. Write WRITER->...->READER, as in input->a2.2->a5.5<k>->a9.9<q>->logits.")
+    senders, last = (writer(names[0], shape),), readers(names[-1], shape)
+    middles = [middle(name, shape) for name in names[1:-1]]
+    writers = [senders, *(written for _, written in middles)]
+    for i, (sent, read) in enumerate(zip(writers, [*(read for read, _ in middles), last], strict=True)):
+        if not any(each.reaches(reader) for each in sent for reader in read):
+            raise SiteError(
+                f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come before it."
+            )
+    reached = tuple(reader for reader in last if any(each.reaches(reader) for each in writers[-1]))
+    return Route(senders, tuple(middles), reached, column)
+
+
+def _readers(route: Route) -> Iterator[Reader]:
+    for read, _ in route.middles:
+        yield from read
+    yield from route.receivers
+
+
+def _absent(route: Route, runs: Runs) -> Tensor | None:
+    """[example]: whether an example lacks a position of the route; None where nothing goes along it."""
+    if not route.receivers:
+        return None
+    missing = [~Places.of(reader.site, runs.prompts).has for reader in _readers(route)]
+    return torch.stack(missing).any(0)
+
+
+def _sweep(
+    runs: Runs, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
+) -> tuple[PathSweep | ReferenceSweep, str]:
+    """The patched paths on the engine that can take them, and why that one."""
+    recompute = mlps == "recomputed"
+
+    def bind(examples: Sequence[int]) -> Bound:
+        return bound if len(examples) == len(runs.prompts) else bound.select(examples)
+
+    def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
+        hooked = HookedPaths(runs.model, bind(examples), recompute=recompute)
+        return [hooked.element(route) if route.receivers else Element(()) for route in routes]
+
+    if store is not None:
+        _check_store(store, runs)
+    decoder, why = fast_decoder(runs.model, int(runs.prompts.lengths.max()))
+    if decoder is None:
+        return ReferenceSweep(runs, make, len(routes)), why
+    keys = frozenset(reader.site.key for route in routes for reader in route.receivers if not route.into_logits)
+    settings = {"bind": bind, "recompute": recompute, "store": store}
+    return PathSweep(decoder, runs, keys, make, len(routes), tuple(routes), **settings), why
+
+
+def _check_store(store: ActivationStore, runs: Runs) -> None:
+    if store.model != model_fingerprint(runs.model):
+        raise StoreError(f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one.")
+    for i, prompt_id in enumerate(runs.prompts.ids):
+        if store.example(prompt_id) is None:
+            raise StoreError(
+                f"path_effects: the store does not hold prompt {i} of the {runs.side} run. Pass the store of the run that is patched."
+            )
