@@ -7,13 +7,13 @@ to that, the rest free. Models compute their own q, k, v, MLP inputs and norms; 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.engine.edits import Value
-from workbench.engine.reference import forward
 from workbench.sites import Shape, Site
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -58,8 +58,8 @@ class ThreeRuns:
             if not self.shape.attn_only:
                 self.hooks += [f"blocks.{layer}.{name}" for name in ("mlp.hook_in", "mlp.hook_post", "hook_mlp_out")]
         self.base_logits, self.base, _ = self.run({})
-        clean_logits = forward(model, pairs.clean.tokens).logits
-        self.reference = self.metric.read(clean_logits, pairs.clean) if self.metric.needs_reference else None
+        with torch.no_grad():
+            self.reference = self.metric.read(model(pairs.clean.tokens), pairs.clean)
         self.measured = self.measure(self.base_logits)
 
     def run(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -67,16 +67,16 @@ class ThreeRuns:
         arrived: dict[str, Tensor] = {}
         left: dict[str, Tensor] = {}
 
-        def hook(name: str) -> Callable[[Tensor], Tensor]:
-            def act(value: Tensor) -> Tensor:
-                arrived[name] = value.clone()
-                left[name] = changes[name](value.clone()) if name in changes else arrived[name]
-                return left[name]
+        def act(value: Tensor, hook: Any, name: str) -> Tensor:
+            arrived[name] = value.clone()
+            left[name] = changes[name](value.clone()) if name in changes else arrived[name]
+            return left[name]
 
-            return act
-
-        hooks = {name: hook(name) for name in self.hooks}
-        return forward(self.model, self.prompts.tokens, raw_writes=hooks).logits, arrived, left
+        hooks = [(name, partial(act, name=name)) for name in self.hooks]
+        with torch.no_grad():
+            logits = self.model.run_with_hooks(self.prompts.tokens, fwd_hooks=hooks, return_type="logits")
+        assert set(arrived) == set(self.hooks), "a hook did not fire"
+        return logits, arrived, left
 
     def measure(self, logits: Tensor) -> Tensor:
         return self.metric(self.metric.read(logits, self.prompts), self.pairs, self.reference)

@@ -5,6 +5,7 @@ unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so tha
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,6 +56,7 @@ def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
     return kept
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of the packages that a number may depend on, as `version_NAME` attributes."""
     found = {}

@@ -66,16 +66,24 @@ class Hops:
         changes = {}
         for key, members in grouped.items():
             change = self._changed(key)
-            if members[0][1].unit is None:
-                written = change.expand(len(members), *change.shape)
-            else:
-                written = torch.stack([self.decoder.written(*key, change[:, :, site.unit], site.unit) for _, site in members])
+            written = self._written(key, change, [site.unit for _, site in members])
             numbers = list(dict.fromkeys(run for run, _ in members))
             if len(numbers) < len(members):
                 where = torch.tensor([numbers.index(run) for run, _ in members], device=written.device)
                 written = written.new_zeros(len(numbers), *written.shape[1:]).index_add_(0, where, written)
             changes[key] = numbers, written
         return Message(runs, changes)
+
+    def _written(self, key: Key, change: Tensor, units: Sequence[int | None]) -> Float[Tensor, "unit example pos d_model"]:
+        """What the change of each of these heads or neurons (None: of everything) adds to the stream."""
+        if key[0] != "z":
+            one = [self.decoder.written(*key, change if unit is None else change[:, :, unit], unit) for unit in units]
+            return torch.stack(one)
+        assert key[1] is not None
+        shape, chosen = self.decoder.shape, torch.tensor(units, device=change.device)
+        weights = self.decoder.layers[key[1]].o.weight.view(shape.n_heads, shape.d_head, -1)[chosen]
+        values = change[:, :, chosen].flatten(0, 1).transpose(0, 1)
+        return (values @ weights).view(len(units), *change.shape[:2], -1)
 
     def _changed(self, key: Key) -> Tensor:
         """[example, pos, ...]: the other value of a whole activation minus its own."""

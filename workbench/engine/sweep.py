@@ -33,6 +33,7 @@ class Sweep:
     n_elements: int
     engine = "staircase"
 
+    @torch.no_grad()
     def run(self, *, progress: bool, what: str) -> Tensor:
         """[example, element]: m(edited) - m(base), exactly 0 where nothing can change."""
         wide = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32

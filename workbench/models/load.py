@@ -9,6 +9,7 @@ import socket
 import struct
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -114,11 +115,25 @@ def _fingerprint(model: Any) -> str:
     own: Any = getattr(model.original_model, "config", None)
     settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)
     digest.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)).encode())
-    state = {name: value for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
+    state = {name: value.detach() for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
+    # Tied weights are hashed once; several threads share the work.
+    distinct = {_place(value): value for value in state.values()}
+    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
+        hashes = dict(zip(distinct, pool.map(_hash, distinct.values()), strict=True))
     for name, value in sorted(state.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + hashes[_place(value)])
     return digest.hexdigest()
+
+
+def _place(value: torch.Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _hash(value: torch.Tensor) -> bytes:
+    """Of a tensor's bytes; of a transposed one as they lie in memory."""
+    turned = not value.is_contiguous() and value.ndim == 2 and value.T.is_contiguous()
+    flat = (value.T if turned else value).cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return xxhash.xxh3_128_digest(flat.data) + (b"transposed" if turned else b"")
 
 
 def tokenizer_fingerprint(model: Any) -> str:
