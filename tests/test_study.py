@@ -15,7 +15,8 @@ import pytest
 import workbench as wb
 from workbench.discovery.circuit import Circuit
 from workbench.errors import OutputExists
-from workbench.study import FILES, fresh_folder
+from workbench.outputs import fresh_folder
+from workbench.study import FILES
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K" / "hf"
 

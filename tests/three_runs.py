@@ -21,6 +21,17 @@ from workbench.tasks.pairs import PromptPairs
 NODE = re.compile(r"input|logits|a(?P<layer>\d+)\.(?P<head>\d+)(<(?P<port>[qkv])>)?|m(?P<mlp>\d+)(:(?P<neuron>\d+))?")
 Names = str | tuple[str, ...]
 
+SENDERS = ["input", "a0.1", "a1.2", ("a0.0", "a0.3"), ("input", "a1.0")]
+MLP_SENDERS = ["m0", "m1", "m0:7", "m1:3", ("m0", "a1.3"), ("a0.2", "m0:3", "m1:11")]
+RECEIVERS = ["logits", "a0.1<v>", "a1.1<q>", "a1.0<k>", "a1.1<v>", "a1.3", "a1.2<q>@END", "a1.1<k>@3", "logits@END"]
+RECEIVERS += [("a1.0<q>", "a1.1<k>", "logits"), ("a1.0@2", "a0.1<q>@END"), ("a0.3", "a1.0<v>@3")]
+MLP_RECEIVERS = ["m0", "m1", "m1:5", "m1@END", "m0:4@2", ("m0:2", "m1:3@3", "a1.0<q>")]
+PATHS = ["a0.2->a1.1<q>@END->logits", "input->a0.1<k>->a1.0<v>->logits", "input->a0.0<v>->a1.1<k>->logits@END", "a1.2->logits"]
+PATHS += ["input->a0.0<k>@2->a1.1", "a0.1->a1.0<k>@3", "input->logits", "input->a0.0<v>@2->a1.1<v>@3->logits"]
+PATHS += ["input->a0.2->a1.3->logits", "input->a0.3->a1.1<v>"]  # a grouped head reads its group's k and v, and sends on alone
+MLP_PATHS = ["input->m0->a1.0<q>->logits", "m0:3->a1.1<v>->logits", "input->m0:7@2->m1", "input->m0:7->m1:5->logits"]
+SEQUENTIAL_PATHS = ["a0.1->m0->logits", "input->a1.2<q>->m1", "input->a0.2->m0:3->a1.1<v>->m1@END->logits"]
+
 
 class Reading(NamedTuple):
     """Where a reader reads: a hook, the head or neuron of it (None: all), the position (None: all)."""
@@ -229,6 +240,14 @@ class ThreeRuns:
     def _absent(self, readings: Sequence[Reading]) -> Tensor:
         """[example]: whether it lacks a position of one of them."""
         return torch.tensor([any(not self.places(reading.where)[i] for reading in readings) for i in range(len(self.prompts))])
+
+
+def asked(model: Any) -> tuple[list[Names], list[Names], list[str]]:
+    """Senders, receivers and paths of every sort, for a model of two layers of four heads."""
+    shape = Shape.of(model)
+    if shape.attn_only:
+        return SENDERS, RECEIVERS, PATHS
+    return SENDERS + MLP_SENDERS, RECEIVERS + MLP_RECEIVERS, PATHS + MLP_PATHS + ([] if shape.parallel else SEQUENTIAL_PATHS)
 
 
 def _with(value: Tensor, neurons: Mapping[int, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,14 +40,15 @@ def discover(
 ) -> None:
     """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
     import workbench as wb
-    from workbench.study import check_output, fresh_folder
+    from workbench.outputs import check_output, fresh_folder
+    from workbench.study import FILES
     from workbench.tasks.registry import find_task
 
     own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(Path(task).suffix.lower())
     if own is None:
         find_task(task)
     with nullcontext(out) if out is not None else fresh_folder(Path(task).stem) as folder:
-        check_output(folder, overwrite)
+        check_output(folder, FILES, overwrite=overwrite)
         loaded = wb.load_model(model, device=device)
         many = "half of the pairs" if own else f"{n or 64} pairs"
         typer.echo(f"{task} in {model}: {many} to find the circuit on, as many to test it on, seed {seed}")
@@ -61,6 +62,118 @@ def discover(
         f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} [{float(best.low):.3f}, {float(best.high):.3f}]"
     )
     typer.echo(str(found.report))
+
+
+Task = Annotated[str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")]
+ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")]
+ValueName = Annotated[str, typer.Option(help="What is written: from_store (the other run), zero, mean or resample.")]
+Base = Annotated[str, typer.Option(help="Which run is edited: clean or corrupt.")]
+Pairs = Annotated[int, typer.Option("-n", "--n", help="Pairs of a task.")]
+MetricName = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")]
+Budget = Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it costs, and run nothing.")]
+
+
+@app.command()
+def effects(
+    task: Task,
+    kind: Annotated[
+        str, typer.Option(help="Kind of site: z, resid_pre, mlp_out, attn_out, q, k, v, pattern, mlp_post, ...")
+    ] = "z",
+    value: ValueName = "from_store",
+    pos: Annotated[str, typer.Option(help="all (whole sequences), each, or positions and names: END or 3,END.")] = "all",
+    method: Annotated[str, typer.Option(help="exact, gradient or integrated.")] = "exact",
+    model: ModelName = "tiny",
+    base: Base = "clean",
+    n: Pairs = 64,
+    metric: MetricName = None,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts, and of resample.")] = 0,
+    variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
+    budget: Budget = None,
+    device: Device = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Edit every site of a kind in turn: patching and ablation as a table (effects.nc) and a picture (effects.png)."""
+    from workbench.errors import UnknownName
+    from workbench.methods.effects import METHODS
+    from workbench.sites import kind_named
+    from workbench.tables import Question
+
+    kind_named(kind)
+    if method not in METHODS:
+        raise UnknownName("method of effects", method, METHODS)
+    question = Question(task, n, seed, variant, value, metric, base, None if budget is None else budget * 2**20)
+    asked = {"kind": kind, "pos": pos, "method": method}
+    _answer(question, "effects", asked, model, device, out, overwrite, dry_run)
+
+
+@app.command()
+def paths(
+    task: Task,
+    senders: Annotated[
+        str | None, typer.Option(help="all, heads, mlps, or names: input,a0.1,m2; a1.2+a1.3 are patched together.")
+    ] = None,
+    receivers: Annotated[
+        str | None, typer.Option(help="Names: a3.1<q>,m3,logits,a2.0<k>@END; a2.0<q>+a2.1<q> is a set. By default logits.")
+    ] = None,
+    path: Annotated[list[str] | None, typer.Option(help="A whole path instead, such as 'input->a1.2->a3.1<q>->logits'.")] = None,
+    mlps: Annotated[str, typer.Option(help="MLPs on the way: frozen (direct edges alone) or recomputed.")] = "frozen",
+    value: ValueName = "from_store",
+    model: ModelName = "tiny",
+    base: Base = "clean",
+    n: Pairs = 64,
+    metric: MetricName = None,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts, and of resample.")] = 0,
+    variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
+    budget: Budget = None,
+    device: Device = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Path patching from senders into receivers, or along whole paths: a table (paths.nc) and a picture (paths.png)."""
+    from workbench.tables import Question
+
+    def named(text: str | None) -> list[str | tuple[str, ...]] | None:
+        parts = [] if text is None else [tuple(name.strip() for name in part.split("+")) for part in text.split(",")]
+        return [part[0] if len(part) == 1 else part for part in parts] or None
+
+    question = Question(task, n, seed, variant, value, metric, base, None if budget is None else budget * 2**20)
+    which = senders if senders in ("heads", "mlps") else None if senders == "all" else named(senders)
+    asked = {"senders": which, "receivers": named(receivers), "paths": path or None, "mlps": mlps}
+    _answer(question, "paths", asked, model, device, out, overwrite, dry_run)
+
+
+def _answer(
+    question: Any,
+    what: str,
+    asked: dict[str, Any],
+    model: str,
+    device: str | None,
+    out: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Run a question, write its table and picture, and print the strongest cells; with `dry_run` print the plan."""
+    import workbench as wb
+    from workbench.outputs import check_output, fresh_folder
+    from workbench.tables import strongest, write
+
+    question.check()
+    if dry_run:
+        typer.echo(str(getattr(question, what)(wb.load_model(model, device=device), dry_run=True, **asked)))
+        return
+    with nullcontext(out) if out is not None else fresh_folder(f"{Path(question.task).stem}-{what}") as folder:
+        check_output(folder, (f"{what}.nc", f"{what}.png"), overwrite=overwrite)
+        result = getattr(question, what)(wb.load_model(model, device=device), **asked)
+        for line in strongest(result):
+            typer.echo(line)
+        for path in write(result, folder, what, overwrite=overwrite):
+            typer.echo(str(path))
 
 
 @app.command()

@@ -1,18 +1,12 @@
 """The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a report."""
 
-import glob
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import xarray as xr
 from tqdm.auto import tqdm
 
@@ -23,11 +17,12 @@ from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
-from workbench.errors import CircuitError, MetricError, OutputExists, PromptError, UnknownName
+from workbench.errors import CircuitError, MetricError, PromptError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
 from workbench.models.load import model_name
+from workbench.outputs import check_output, replaced
 from workbench.render.panels import AttentionPanel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
@@ -99,7 +94,7 @@ def discover(
         UnknownName, PromptError, CircuitError, MetricError: see the messages; nothing is written.
     """
     out = Path(out)
-    check_output(out, overwrite)
+    check_output(out, FILES, overwrite=overwrite)
     if value not in VALUES:
         raise UnknownName("value for discover", value, VALUES)
     if method not in METHODS:
@@ -144,48 +139,6 @@ def discover(
         sections = _sections(model, found, heldout, held, lens, measured, value)
         _write(found, lens, sections, command, overwrite)
     return found
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Raise `OutputExists` when the results cannot be written there, or would replace another run unasked."""
-    try:
-        parents = [place for place in (out, *out.parents) if place.exists() or place.is_symlink()]
-        if parents and not parents[0].is_dir():
-            raise OutputExists(f"{str(parents[0])!r} is not a folder; an output folder is needed.")
-        if parents and not os.access(parents[0], os.W_OK):
-            raise OutputExists(f"The folder {str(parents[0])!r} cannot be written to.")
-        there = [name for name in FILES if (out / name).exists()]
-        folders = [name for name in there if (out / name).is_dir()]
-    except OSError as error:
-        raise OutputExists(f"{str(out)[:80]!r} cannot be an output folder: {error.strerror}.") from error
-    if folders:
-        raise OutputExists(
-            f"{str(out / folders[0])!r} is a folder where a file must be written. Choose another folder with --out."
-        )
-    if there and not overwrite:
-        raise OutputExists(
-            f"{str(out)!r} holds another run; this would overwrite {', '.join(there)}. "
-            "Choose another folder with --out, or pass --overwrite (overwrite=True)."
-        )
-
-
-@contextmanager
-def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
-    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing comes of it."""
-    number = 1
-    while True:
-        folder = root / f"{name}-{number:03d}"
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
-    try:
-        yield folder
-    finally:
-        for place in (folder, root):
-            if not any(place.iterdir()):
-                place.rmdir()
 
 
 def _prompts(
@@ -343,12 +296,8 @@ def _prompt_caption(pairs: PromptPairs) -> str:
 
 
 def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], command: str | None, overwrite: bool) -> None:
-    """Everything into a folder beside the target first, then moved in place, so that a stopped run leaves nothing."""
-    out = found.folder
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
-    try:
+    """Everything that a run leaves in its folder."""
+    with replaced(found.folder, FILES, overwrite=overwrite) as partial:
         found.circuit.save(partial / "circuit.json")
         both = xr.Dataset({"heads_zeroed": found.heads, "resid_pre_denoised": found.patching})
         results.save(both, partial / "effects.nc")
@@ -358,20 +307,6 @@ def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], co
         task = found.heads.attrs.get("task", "own prompts")
         title = f"{task} in {found.heads.attrs['model']}"
         report(sections, partial / "report.html", title=title, command=command)
-        check_output(out, overwrite)
-        out.mkdir(exist_ok=True)
-        for name in FILES:
-            os.replace(partial / name, out / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Delete what runs into this folder left beside it when they were killed: folders named after dead processes."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}-*-*"):
-        owner = left.name.removeprefix(f".{out.name}-").split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:

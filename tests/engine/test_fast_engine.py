@@ -76,7 +76,9 @@ def pairs_of(draw, *, one_length):
         corrupt = [torch.randint(D_VOCAB, (draw(length),), generator=generator).tolist() for _ in clean]
     sides = []
     for rows in (clean, corrupt):
-        names = [{name: draw(st.integers(0, len(row) - 1)) for name in draw(st.sets(st.sampled_from(("END", "X"))))} for row in rows]
+        names = [
+            {name: draw(st.integers(0, len(row) - 1)) for name in draw(st.sets(st.sampled_from(("END", "X"))))} for row in rows
+        ]
         names[0].setdefault("X", 0)
         sides.append(Prompts.of(rows, positions=names))
     answers = torch.randint(D_VOCAB, (n, 1, 1), generator=generator)
@@ -103,7 +105,9 @@ def calls(draw):
     pairs = draw(pairs_of(one_length=measure == "all"))
     width = draw(st.sampled_from(list(WIDTHS)))
     fitting = [kind for kind in kinds_of(model) if kind in WIDTHS[width] or not ("vector" in value or "project" in value)]
-    places = st.sampled_from([None, "END", "X", *range(int(pairs.side(base).lengths.max()))] if pairs.equal_lengths else ["END", "X"])
+    places = st.sampled_from(
+        [None, "END", "X", *range(int(pairs.side(base).lengths.max()))] if pairs.equal_lengths else ["END", "X"]
+    )
     sites = st.lists(sites_of(Shape.of(model), fitting, places), min_size=1, max_size=3)
     elements = [tuple(each) for each in draw(st.lists(sites, min_size=1, max_size=4))]
     note(f"positions {[side.positions for side in (pairs.clean, pairs.corrupt)]}")

@@ -425,7 +425,10 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
     value = from_store(corrupt)
     with pytest.raises(UnknownName) as unknown:
         untyped(effects)(model, pairs, sites="z[0.0]", value=value, method="gradients")
-    assert str(unknown.value) == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: exact, gradient, integrated."
+    assert (
+        str(unknown.value)
+        == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: exact, gradient, integrated."
+    )
     with pytest.raises(SiteError) as error:
         effects(model, pairs, sites=[], value=value)
     assert str(error.value) == "effects: sites is empty. Name at least one site, as in sites=grid('z', model)."
