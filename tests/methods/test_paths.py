@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 import transformer_lens.patching as patching
-from families import logit_difference, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
+from families import FAMILIES, logit_difference, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
 from three_runs import ThreeRuns, asked
 from torch.utils.flop_counter import FlopCounterMode
 
 import workbench as wb
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import from_store, mean, resample, scale, zero
+from workbench.engine.edits import constant, from_store, mean, resample, scale, zero
 from workbench.errors import EditError, MetricError, PromptError, SiteError, StoreError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.paths import path_effects
 from workbench.tasks.pairs import PromptPairs, Prompts
 
-ALL = ("gpt2", "llama", "neox", "native", "native-attn-only", "native-no-norm", "qwen2", "gptj", "granite")
+ALL = (*FAMILIES, "native-attn-only", "native-no-norm", "qwen2", "gptj", "granite")
 SETTINGS = ("frozen", "recomputed")
 MIXED = (4, 6, 5)
 
@@ -35,14 +35,14 @@ def worst_at_end(logits):
     return logits[:, -1].min(-1).values + logits[:, 2, 5]
 
 
-def gap(family, *, mlps, thin, dtype=torch.float32, lengths=(6, 6, 6), value="from_store", slow=False, **given):
-    """How far the effects are from the reference: one in `thin` cells of senders and receivers, one in `thin / 3` paths."""
+def gap(family, *, mlps, thin=1, dtype=torch.float32, lengths=(6, 6, 6), value="from_store", **given):
+    """How far the effects of every `thin`-th sender and path are from the reference, a quarter of the cells compared."""
     model, (pairs, clean, corrupt) = model_of(family, dtype), pairs_and_stores(family, lengths, dtype)
     senders, receivers, paths = asked(model)
-    senders, paths = senders[:: 3 if slow or family in ("gptj", "granite") else 1], paths[:: thin // 3]
+    senders, paths = senders[::thin], paths[::thin]
     stores = (corrupt, clean) if given.get("base") == "corrupt" else (clean, corrupt)
     given |= {"value": value_named(value, *stores), "mlps": mlps}
-    cells = [(j, k) for j in range(len(senders)) for k in range(len(receivers)) if (j + k) % thin == 0]
+    cells = [(j, k) for j in range(len(senders)) for k in range(len(receivers)) if (j + k) % 4 == 0]
     plain = ThreeRuns(model, pairs, **given)
     expected = [plain.effect(senders[j], receivers[k]) for j, k in cells] + [plain.path(path) for path in paths]
     swept = path_effects(model, pairs, senders=senders, receivers=receivers, **given)
@@ -55,51 +55,46 @@ def gap(family, *, mlps, thin, dtype=torch.float32, lengths=(6, 6, 6), value="fr
 
 @pytest.mark.parametrize(("family", "mlps"), [*product(ALL, SETTINGS)])
 def test_equal_to_three_plain_runs(family, mlps):
-    assert gap(family, mlps=mlps, thin=3) < 1e-5
+    assert gap(family, mlps=mlps, thin=1 if family in FAMILIES else 3) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "mlps"), [*product(["gpt2", "neox", "native", "native-attn-only"], SETTINGS)])
-def test_equal_to_three_plain_runs_in_double_precision(family, mlps):
-    assert gap(family, mlps=mlps, dtype=torch.float64, thin=6) < 1e-10
+VALUES, LENGTHS = ("zero", "mean", "mean(pos)", "resample", "scale"), (3, 6, 5)  # the first example has no position 3
+VARIED = [(family, {"value": value, "thin": 3}) for family in ("gpt2", "llama") for value in VALUES]
+VARIED += [("qwen2", {"metric": "kl", "thin": 2}), ("neox", {"metric": "kl", "base": "corrupt", "thin": 2})]
+VARIED += [(family, {"metric": worst_at_end, "base": "corrupt", "thin": 2}) for family in ("gpt2", "llama")]
+VARIED += [("neox", {"metric": worst_at_end, "thin": 2}), ("qwen2", {"metric": "prob_diff", "base": "corrupt", "thin": 2})]
+VARIED += [(family, {"lengths": LENGTHS, "thin": 2}) for family in ("gpt2", "llama", "native")]
+VARIED += [(family, {"dtype": torch.float64, "thin": 2}) for family in ("gpt2", "neox", "native", "native-attn-only")]
+VARIED += [("gptj", {"lengths": LENGTHS, "thin": 4}), ("native-no-norm", {"dtype": torch.float64, "thin": 2})]
 
 
-@pytest.mark.parametrize(("value", "mlps"), [*product(["zero", "mean", "mean(pos)", "resample", "scale"], SETTINGS)])
-def test_any_value_can_be_sent(value, mlps):
-    assert gap("gpt2", mlps=mlps, value=value, thin=9) < 1e-5
-    assert gap("llama", mlps=mlps, value=value, thin=12) < 1e-5
-
-
-READ = [("kl", "clean", "recomputed"), ("kl", "corrupt", "frozen"), ("prob_diff", "corrupt", "recomputed")]
-READ += [("logit_diff", "corrupt", "frozen"), (worst_at_end, "clean", "frozen"), (worst_at_end, "corrupt", "recomputed")]
-
-
-@pytest.mark.parametrize(("metric", "base", "mlps"), READ)
-def test_any_metric_can_be_read_and_either_run_be_the_base(metric, base, mlps):
-    assert gap("qwen2", mlps=mlps, metric=metric, base=base, thin=9) < 1e-5
-    assert gap("neox", mlps=mlps, metric=metric, base=base, thin=12) < 1e-5
-
-
-OF_LENGTHS = [*product(["gpt2", "llama"], SETTINGS), ("gptj", "frozen"), ("native", "recomputed")]
-
-
-@pytest.mark.parametrize(("family", "mlps"), OF_LENGTHS)
-def test_prompts_of_different_length_lack_some_positions(family, mlps):
-    """The first example has no position 3; where the reference says NaN, and only there, there is NaN."""
-    assert gap(family, mlps=mlps, lengths=(3, 6, 5), thin=6) < 1e-5
+@pytest.mark.parametrize("mlps", SETTINGS)
+@pytest.mark.parametrize(("family", "options"), VARIED, ids=lambda part: str(part).partition(" at 0x")[0])
+def test_equal_for_any_value_metric_length_and_precision(family, options, mlps):
+    assert gap(family, mlps=mlps, **options) < (1e-10 if "dtype" in options else 1e-5)
 
 
 @pytest.mark.parametrize("mlps", SETTINGS)
 def test_on_hooks_it_is_the_same(mlps, monkeypatch):
     """As models do that the fast engine does not know; grouped heads are not among those above."""
     monkeypatch.setattr("workbench.methods.paths.fast_decoder", lambda *_: (None, "asked for"))
-    assert gap("llama", mlps=mlps, lengths=MIXED, thin=6, slow=True) < 1e-5
+    assert gap("llama", mlps=mlps, lengths=MIXED, thin=3) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "metric", "mlps"), [*product(["gpt2", "gptj"], ["logit_diff", worst_at_end], SETTINGS)])
-def test_receivers_act_where_the_logits_are_not_set(family, metric, mlps):
+HERE = {"receivers": [("a1.0@2", "logits@END"), ("a1.0", "logits@2"), ("m1", "logits@3")], "senders": ["input", ("a0.1", "a1.2")]}
+TWICE = {"senders": [("a0.1", "a0.1"), ("m0", "m0:3"), ("m0:3", "m0:3")], "receivers": ["logits", "a1.0<k>"]}
+INTO = [("a1.0<q>", "a1.0<q>@3"), ("a1.0", "a1.1"), ("m1@2", "m1:5"), ("logits", "logits@END")]
+SHAPED = {"value": constant(torch.eye(8)[:6]), "senders": ["a0.1"], "receivers": ["logits", "a1.0<k>"]}
+ODD = {"logits elsewhere": HERE, "logits somewhere": HERE | {"metric": worst_at_end}, "of [pos, d_head]": SHAPED}
+ODD |= {"sent twice": TWICE, "read twice": {"senders": ["a0.1"], "receivers": INTO}}
+
+
+@pytest.mark.parametrize(("family", "odd", "mlps"), [*product(["gpt2", "gptj"], ODD, SETTINGS)])
+def test_sets_and_values_of_odd_kinds(family, odd, mlps):
+    """What acts where the logits are not set; a node that is named twice; a value that fits one head, of all positions."""
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
-    senders, receivers = ["input", ("a0.1", "a1.2")], [("a1.0@2", "logits@END"), ("a1.0", "logits@2"), ("m1", "logits@3")]
-    given = {"value": from_store(corrupt), "mlps": mlps, "metric": metric}
+    given = {"value": from_store(corrupt), "mlps": mlps} | ODD[odd]
+    senders, receivers = given.pop("senders"), given.pop("receivers")
     got = path_effects(model, pairs, senders=senders, receivers=receivers, **given)
     assert max_difference(got, ThreeRuns(model, pairs, **given).table(senders, receivers)) < 1e-5
 
@@ -291,7 +286,7 @@ def test_sending_the_base_value_is_exactly_zero(family, own, mlps):
     assert int((swept == 0).sum()) > 250
 
 
-@pytest.mark.parametrize(("family", "mlps"), [*product(ALL, SETTINGS)])
+@pytest.mark.parametrize(("family", "mlps"), [*product(ALL[:-1], SETTINGS)])
 def test_everything_into_everything_is_the_other_run(family, mlps):
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family, MIXED)
     graph = Graph.of(model)
@@ -336,8 +331,7 @@ def test_a_path_of_one_arrow_is_a_sender_and_a_receiver(family, mlps):
     swept = path_effects(model, pairs, senders=["input", "a0.1", "m0"], receivers=["a1.2<q>", "a1.3", "m1@END"], **given)
     paths = [f"{writer}->{reader}" for writer in swept.writer.values for reader in swept.reader.values]
     along = path_effects(model, pairs, paths=paths, **given)
-    assert along.dims == ("example", "path")
-    assert along.path.values.tolist() == paths
+    assert (along.dims, along.path.values.tolist()) == (("example", "path"), paths)
     assert max_difference(along, swept.values.reshape(3, -1)) < 2e-6
 
 
@@ -348,8 +342,7 @@ def test_names_of_groups_and_what_results_say():
     heads = [f"a{layer}.{head}" for layer in range(2) for head in range(4)]
     writers = list(Graph.of(model).writers)
     every = path_effects(model, pairs, senders=writers, **given)
-    assert every.dims == ("example", "writer", "reader")
-    assert every.shape == (3, 11, 1)
+    assert dict(every.sizes) == {"example": 3, "writer": 11, "reader": 1}
     for group, names in ((None, writers), ("heads", heads), ("mlps", ["m0", "m1"]), ("a1.2", ["a1.2"])):
         got = path_effects(model, pairs, senders=group, **given)
         assert got.writer.values.tolist() == names
@@ -381,11 +374,11 @@ def test_cells_without_a_path_are_nan_and_no_others(family, mlps):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native-attn-only", "gptj"])
 def test_a_store_of_the_base_run_gives_the_same_numbers(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family, MIXED)
-    senders, receivers, paths = asked(model)
+    senders, receivers, paths = (part[::2] for part in asked(model))
     shuffled, _ = capture_pairs(model, pairs.select([2, 0, 1]))
     for mlps, base, value, store in (("frozen", "clean", corrupt, shuffled), ("recomputed", "corrupt", clean, corrupt)):
         given = {"value": from_store(value), "mlps": mlps, "base": base}
-        for what in ({"senders": senders[::4], "receivers": receivers[::2]}, {"paths": paths[::2]}):
+        for what in ({"senders": senders[::2], "receivers": receivers}, {"paths": paths}):
             fresh = path_effects(model, pairs, **what, **given)
             assert max_difference(path_effects(model, pairs, **what, store=store, **given), fresh) < 1e-5
 
@@ -446,12 +439,9 @@ def test_what_a_model_or_the_pairs_lack_is_named():
 def test_a_store_that_is_not_of_the_base_run_is_refused():
     model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     given = {"value": from_store(corrupt), "mlps": "frozen"}
-    others = pairs_and_stores("gpt2", MIXED)[1], pairs_and_stores("native")[1]
-    for store, named in zip((corrupt, *others), ("prompt 0", "prompt 0", "model"), strict=True):
+    others = pairs_and_stores("gpt2", MIXED)[1], pairs_and_stores("native")[1], capture_pairs(model, pairs, sites=["z"])[0]
+    for store, named in zip((corrupt, *others), ("prompt 0", "prompt 0", "model", "resid_post"), strict=True):
         with pytest.raises(StoreError, match=named):
             path_effects(model, pairs, store=store, **given)
     with pytest.raises(EditError, match="very run"):
-        path_effects(model, pairs, value=from_store(clean), mlps="frozen")
-    little, _ = capture_pairs(model, pairs, sites=["z"])
-    with pytest.raises(StoreError, match="resid_post"):
-        path_effects(model, pairs, store=little, **given)
+        path_effects(model, pairs, **given | {"value": from_store(clean)})

@@ -8,7 +8,7 @@ new one. Values never know where they are used; sites never know what is done to
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import xxhash
@@ -107,7 +107,11 @@ class Value:
     """What is written at a site. Use the functions of this module to make one.
 
     A kind of value implements `replace`, if the current activation is all it needs, or a `bind` of its own.
+
+    `unitwise`: writing a whole layer writes to each head or neuron what writing that one alone would.
     """
+
+    unitwise: ClassVar[bool] = False
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """Check the value against a model and a run's prompts (`other`: the other side of the pairs)."""
@@ -124,6 +128,8 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Zero(Value):
+    unitwise = True
+
     def replace(self, current: Tensor) -> Tensor:
         return torch.zeros_like(current)
 
@@ -146,6 +152,7 @@ class Add(Value):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Value):
+    unitwise = True
     factor: float
 
     def replace(self, current: Tensor) -> Tensor:
@@ -157,6 +164,7 @@ class Scale(Value):
 
 @dataclass(frozen=True, eq=False)
 class Mean(Value):
+    unitwise = True
     store: ActivationStore
     per: str = "dataset"
 
@@ -170,6 +178,7 @@ class Mean(Value):
 
 @dataclass(frozen=True, eq=False)
 class FromStore(Value):
+    unitwise = True
     store: ActivationStore
     allow_self: bool = False
     other_model: bool = False
@@ -204,6 +213,7 @@ class FromStore(Value):
 
 @dataclass(frozen=True, eq=False)
 class Resample(Value):
+    unitwise = True
     store: ActivationStore
     seed: int = 0
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.engine.decoder import Linear
@@ -51,7 +51,6 @@ class Hops:
         self.base, self.decoder, self.bound, self.recompute = base, base.decoder, bound, recompute
         self.places = places.to(base.decoder.device)
         self.rows = torch.arange(len(places), device=self.places.device)[:, None]
-        self._other: dict[Key, Tensor] = {}
 
     def at(self, key: Key) -> Tensor:
         """[example, pos, ...] of the unedited run, at the places."""
@@ -65,8 +64,7 @@ class Hops:
                 grouped.setdefault(each.site.key, []).append((run, each.site))
         changes = {}
         for key, members in grouped.items():
-            change = self._changed(key)
-            written = self._written(key, change, [site.unit for _, site in members])
+            written = self._written(key, [site for _, site in members])
             numbers = list(dict.fromkeys(run for run, _ in members))
             if len(numbers) < len(members):
                 where = torch.tensor([numbers.index(run) for run, _ in members], device=written.device)
@@ -74,23 +72,29 @@ class Hops:
             changes[key] = numbers, written
         return Message(runs, changes)
 
-    def _written(self, key: Key, change: Tensor, units: Sequence[int | None]) -> Float[Tensor, "unit example pos d_model"]:
-        """What the change of each of these heads or neurons (None: of everything) adds to the stream."""
-        if key[0] != "z":
-            one = [self.decoder.written(*key, change if unit is None else change[:, :, unit], unit) for unit in units]
-            return torch.stack(one)
+    def still(self, message: Message) -> Bool[Tensor, "run example"]:
+        """Where nothing at all is sent."""
+        quiet = torch.ones(len(message.writers), len(self.places), dtype=torch.bool, device=self.places.device)
+        for runs, change in message.changes.values():
+            quiet[runs] &= (change == 0).flatten(2).all(2)
+        return quiet.cpu()
+
+    def _written(self, key: Key, sites: Sequence[Site]) -> Float[Tensor, "site example pos d_model"]:
+        """What the other value of each of these heads or neurons (or of everything) adds to the stream."""
+        units = [site.unit for site in sites]
+        if key[0] != "z" or not self.bound.value.unitwise:
+            return torch.stack([self.decoder.written(*key, self._changed(site), site.unit) for site in sites])
         assert key[1] is not None
-        shape, chosen = self.decoder.shape, torch.tensor(units, device=change.device)
+        shape, change = self.decoder.shape, self._changed(Site(*key))
+        chosen = torch.tensor(units, device=change.device)
         weights = self.decoder.layers[key[1]].o.weight.view(shape.n_heads, shape.d_head, -1)[chosen]
         values = change[:, :, chosen].flatten(0, 1).transpose(0, 1)
         return (values @ weights).view(len(units), *change.shape[:2], -1)
 
-    def _changed(self, key: Key) -> Tensor:
-        """[example, pos, ...]: the other value of a whole activation minus its own."""
-        if key not in self._other:
-            new = self.base.edited(key, [(Site(*key), self.bound)])
-            self._other[key] = (new - self.base.whole(key))[self.rows, self.places]
-        return self._other[key]
+    def _changed(self, site: Site) -> Tensor:
+        """[example, pos, ...]: the other value of a site minus its own."""
+        change = (self.base.edited(site.key, [(site, self.bound)]) - self.base.whole(site.key))[self.rows, self.places]
+        return change if site.unit is None else change[:, :, site.unit]
 
     def arriving(self, message: Message, readers: Sequence[Reader]) -> Iterator[tuple[Reader, Tensor]]:
         """What each reader computes from its changed input, [run, example, pos, ...], reader by reader in order of layers."""

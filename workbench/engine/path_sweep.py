@@ -40,8 +40,8 @@ class Route:
 
     @property
     def into_logits(self) -> bool:
-        """Whether the logits' input is set, so that nothing else matters."""
-        return any(reader.port == "logits" for reader in self.receivers)
+        """Whether the logits' input is all that is set, so that nothing is left to run."""
+        return len(self.receivers) == 1 and self.receivers[0].port == "logits"
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,13 @@ class PathSweep(Sweep):
         places = torch.arange(longest).expand(n, -1) if every or read is None else read[:, None]
         hops = self._hops(base, bound, places)
         (end,) = {reader for route in routes for reader in route.receivers if reader.port == "logits"}
-        stream = hops.only_at(end, dict(hops.arriving(self._message(hops, routes), [end]))[end.whole])
+        message, still = self._message(hops, routes)
+        stream = hops.only_at(end, dict(hops.arriving(message, [end]))[end.whole])
         if every and read is not None:
             stream = stream[:, torch.arange(n), read.to(stream.device)][:, :, None]
         before = hops.at(end.site.key) if read is None else base.whole(end.site.key)[torch.arange(n), read][:, None]
-        same = (stream == before).flatten(2).all(2).cpu()
+        never = torch.stack([self._first(bound, route) >= lengths for route in routes])
+        same = (stream == before).flatten(2).all(2).cpu() | still | never
         cohort = Cohort(0, longest, torch.arange(n), read)
         return Outcome(cohort, [route.column for route in routes], stream, same)
 
@@ -119,7 +121,9 @@ class PathSweep(Sweep):
             start = 0 if any(route.middles for route in routes) else start
             longest = bound.prompts.tokens.shape[1]
             hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
-            tables = dict(hops.arriving(self._message(hops, routes), wanted))
+            message, still = self._message(hops, routes)
+            tables = dict(hops.arriving(message, wanted))
+            firsts = [first.where(~quiet, bound.prompts.lengths) for first, quiet in zip(firsts, still, strict=True)]
         elements = []
         for row, (route, first) in enumerate(zip(routes, firsts, strict=True)):
             given = {reader.site: tables[reader.whole][row] for reader in route.receivers} if tables else {}
@@ -127,11 +131,13 @@ class PathSweep(Sweep):
             elements.append(Element(tuple((reader.site, edit) for reader in route.receivers)))
         return elements
 
-    def _message(self, hops: Hops, routes: Sequence[Route]) -> Message:
+    def _message(self, hops: Hops, routes: Sequence[Route]) -> tuple[Message, Tensor]:
+        """What arrives after the nodes in the middle, and [run, example] where nothing was sent at all."""
         message = hops.sent([route.senders for route in routes])
+        still = hops.still(message)
         for read, written in routes[0].middles:
             message = hops.through(message, read, written)
-        return message
+        return message, still
 
     def _first(self, bound: Bound, route: Route) -> Tensor:
         """[example]: the first token that a route can change."""

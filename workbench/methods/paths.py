@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.engine.cohorts import Element
 from workbench.engine.edits import Bound, Places, Value, check_value
 from workbench.engine.hooked_paths import HookedPaths
-from workbench.engine.nodes import Reader, middle, readers, writer
+from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.path_sweep import PathSweep, Route
 from workbench.engine.plan import Plan, fast_decoder
 from workbench.engine.reference_sweep import ReferenceSweep, Runs
@@ -140,15 +140,14 @@ def _asked(
 
 def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
     """Every sender into every receiver."""
-    sent = [tuple(writer(name, shape) for name in names) for names in _elements(_senders(senders, shape), "senders")]
+    asked = _elements(_senders(senders, shape), "senders")
+    sent = [_distinct([writer(name, shape) for name in names]) for names in asked]
     received = _elements("logits" if receivers is None else receivers, "receivers")
     routes = []
     for column, (writers, names) in enumerate(product(sent, received)):
-        wanted = tuple(dict.fromkeys(reader for name in names for reader in readers(name, shape)))
-        reached = tuple(reader for reader in wanted if any(each.reaches(reader) for each in writers))
+        reached = _reached(writers, [reader for name in names for reader in readers(name, shape)])
         routes.append(Route(writers, (), reached, column))
-    labels = [" + ".join(each.name for each in writers) for writers in sent]
-    return routes, {"writer": labels, "reader": [" + ".join(names) for names in received]}
+    return routes, {"writer": [" + ".join(names) for names in asked], "reader": [" + ".join(names) for names in received]}
 
 
 def _senders(given: Nodes | None, shape: Shape) -> Nodes:
@@ -184,8 +183,20 @@ def _path(text: str, shape: Shape, column: int) -> Route:
             raise SiteError(
                 f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come before it."
             )
-    reached = tuple(reader for reader in last if any(each.reaches(reader) for each in writers[-1]))
-    return Route(senders, tuple(middles), reached, column)
+    return Route(senders, tuple(middles), _reached(writers[-1], last), column)
+
+
+def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
+    """Each writer once, and no neuron of an MLP that is set as a whole."""
+    whole = {each.site.layer for each in writers if each.is_mlp}
+    return tuple(dict.fromkeys(each for each in writers if each.site.kind != "mlp_post" or each.site.layer not in whole))
+
+
+def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
+    """The readers that come after a writer, each once; where the logits' input is set, nothing else matters."""
+    found = dict.fromkeys(reader for reader in read if any(each.reaches(reader) for each in writers))
+    end = [reader for reader in found if reader.port == "logits" and reader.pos is None]
+    return tuple(end) or tuple(reader for reader in found if reader.pos is None or reader.whole not in found)
 
 
 def _readers(route: Route) -> Iterator[Reader]:
