@@ -15,7 +15,7 @@ INSIDE = {
     "models": "zoo load".split(),
     "engine": (
         "reference edits run capture parts edge_gradients circuit_run "
-        "decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
+        "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
     ).split(),
     "methods": "lens gradients effects paths explain".split(),
     "discovery": "circuit scores search evaluation".split(),

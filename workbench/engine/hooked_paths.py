@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.cohorts import Element
-from workbench.engine.edits import Bound, Given, Places, apply_edit
+from workbench.engine.edits import Bound, Places, apply_edit
+from workbench.engine.given import Given
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.path_sweep import Route
 from workbench.engine.reference import Write, forward

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.cohorts import Cohort, Element
-from workbench.engine.edits import Bound, Given
+from workbench.engine.edits import Bound
+from workbench.engine.given import Given
 from workbench.engine.hops import Hops, Message
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.readout import Readout
@@ -49,7 +50,7 @@ class PathSweep(Sweep):
     """Patched paths of one side of some pairs.
 
     Attributes:
-        routes: sorted so that those of the same middle nodes and receivers lie together.
+        routes: those of the same middle nodes and receivers one after the other, since they are worked out together.
         bind: the senders' other value for a batch of examples.
         recompute: whether MLPs on the way answer.
         store: of the unedited run, where its activations are known.

@@ -284,14 +284,17 @@ class Walk:
     # What the unedited run leaves behind.
 
     def _record(self, kind: str, layer: int, value: Tensor | None) -> None:
-        if self.keep is None or value is None:
+        if value is None or not self._wanted((kind, layer)):
             return
         for rows, part in zip(self.rows, self._split(value, read=False), strict=True):
             self._keep((kind, layer), rows, rows.view(part)[0])
 
+    def _wanted(self, key: Key) -> bool:
+        return self.keep is not None and (key in self.keep or key[0] in ALWAYS)
+
     def _keep(self, key: Key, rows: Rows, value: Tensor) -> None:
         """Keep [example, pos, ...] (`pattern`: [example, head, query, key]) of a cohort in a table of the whole batch."""
-        if self.keep is None or not (key in self.keep or key[0] in ALWAYS):
+        if not self._wanted(key):
             return
         n, longest = len(self.base.prompts), int(self.base.prompts.lengths.max())
         if len(self.rows) == 1:

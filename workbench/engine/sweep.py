@@ -62,7 +62,7 @@ class Sweep:
             part = self._part(examples)
             prompts = part.side(self.runs.side)
             read = self._readout(part, self.runs.side).read
-            kept = self._kept * int(prompts.lengths.sum())
+            kept = (self._kept + self._departing) * int(prompts.lengths.sum())
             passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
             everything = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
             unedited_run = replace(_walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept)
@@ -102,18 +102,22 @@ class Sweep:
     @property
     def _kept(self) -> int:
         """Bytes of one token of the unedited run that are kept for the edited ones."""
-        shape, layers, longest = (
-            self.decoder.shape,
-            self.decoder.shape.n_layers,
-            int(self.runs.pairs.side(self.runs.side).lengths.max()),
-        )
+        shape, layers = self.decoder.shape, self.decoder.shape.n_layers
+        values = (2 * layers + 1) * shape.d_model + 2 * layers * shape.n_kv_heads * shape.d_head
+        return (values + sum(self._width(kind) for kind, _ in needed(self.keys))) * self.decoder.embed.element_size()
+
+    @property
+    def _departing(self) -> int:
+        """Bytes of one token of an activation while it is edited: as it was, as it is to be, and the difference."""
+        return 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * self.decoder.embed.element_size()
+
+    def _width(self, kind: str) -> int:
+        """Numbers of one token in an activation."""
+        shape, longest = self.decoder.shape, int(self.runs.pairs.side(self.runs.side).lengths.max())
         heads, kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
-        widths = {"q": heads, "z": heads, "k": kv, "v": 0, "pattern": shape.n_heads * longest}
+        widths = {"q": heads, "z": heads, "k": kv, "v": kv, "pattern": shape.n_heads * longest}
         widths |= dict.fromkeys(("mlp_pre", "mlp_linear", "mlp_post"), shape.d_mlp)
-        values = (2 * layers + 1) * shape.d_model + 2 * layers * kv
-        return (
-            values + sum(widths.get(kind, shape.d_model) for kind, _ in needed(self.keys))
-        ) * self.decoder.embed.element_size()
+        return widths.get(kind, shape.d_model)
 
     @property
     def _walking(self) -> int:
@@ -125,7 +129,7 @@ class Sweep:
     def _batches(self) -> Iterator[range]:
         """Examples whose unedited run takes at most half of the budget."""
         lengths = self.runs.pairs.side(self.runs.side).lengths
-        n, per_example = len(lengths), (self._kept + self._walking) * int(lengths.max())
+        n, per_example = len(lengths), (self._kept + self._departing + self._walking) * int(lengths.max())
         size = max(1, min(n, self.runs.memory // 2 // per_example))
         for first in range(0, n, size):
             yield range(first, min(first + size, n))
@@ -138,7 +142,7 @@ class Sweep:
         for group in groups:
             for j in group.elements:
                 tokens[j] = tokens.get(j, 0) + group.n_tokens
-        room = self.runs.memory - self._kept * int(prompts.lengths.sum()) - 2 * self._tile
+        room = self.runs.memory - (self._kept + self._departing) * int(prompts.lengths.sum()) - 2 * self._tile
         most = max(1, room // self._walking)
         together: set[int] = set()
         size = 0

@@ -232,8 +232,12 @@ def _sweep(
     if decoder is None:
         return ReferenceSweep(runs, make, len(routes)), why
     keys = frozenset(reader.site.key for route in routes for reader in route.receivers if not route.into_logits)
+    alike: dict[Any, list[Route]] = {}
+    for route in routes:
+        alike.setdefault((route.middles, route.receivers), []).append(route)
+    ordered = tuple(route for group in alike.values() for route in group)
     settings = {"bind": bind, "recompute": recompute, "store": store}
-    return PathSweep(decoder, runs, keys, make, len(routes), tuple(routes), **settings), why
+    return PathSweep(decoder, runs, keys, make, len(routes), ordered, **settings), why
 
 
 def _check_store(store: ActivationStore, runs: Runs) -> None:
