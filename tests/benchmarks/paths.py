@@ -8,8 +8,10 @@ the activations of both unedited runs. --quick takes every 4th of the 120 sender
 of the GPT-2-small shape both sides always take the same sample.
 """
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from workbench.tasks.pairs import PromptPairs
 CHANGED = (2, 4, 10)
 KINDS = ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]
 RECEIVERS = ((10, 0), (10, 7), (11, 2), (11, 10))
-SAMPLE = ((0, 3, 5, 1), (1, 7, 3, 4), (2, 0, 9, 6), (3, 11, 4, 2), (4, 5, 10, 7), (5, 2, 7, 9), (6, 8, 8, 3), (8, 1, 11, 0))
+N_PAIRS = 24
 
 
 def textbook(
@@ -31,43 +33,38 @@ def textbook(
 ) -> Callable[[], torch.Tensor]:
     """The three-run method with hooks: base run corrupt, senders at their clean value; receivers are q of heads, or logits."""
     tokens, measured = given.corrupt.tokens, logit_difference(given)
-    names = lambda n: n.endswith(("hook_z", "hook_mlp_out"))  # noqa: E731
     with torch.no_grad():
-        _, clean = model.run_with_cache(given.clean.tokens, names_filter=names)
-        logits, corrupt = model.run_with_cache(tokens, names_filter=names)
+        _, clean = model.run_with_cache(given.clean.tokens)
+        logits, corrupt = model.run_with_cache(tokens)
         base = measured(logits)
+    z, out = ([f"blocks.{i}.{name}" for i in range(model.cfg.n_layers)] for name in ("attn.hook_z", "hook_mlp_out"))
     queries = [] if receivers is None else sorted({f"blocks.{layer}.attn.hook_q" for layer, _ in receivers})
 
     def patched(layer: int, head: int) -> torch.Tensor:
         kept: dict[str, torch.Tensor] = {}
+        sent = corrupt[z[layer]].clone()
+        sent[:, :, head] = clean[z[layer]][:, :, head]
 
-        def freeze(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            frozen = corrupt[hook.name].clone()
-            if hook.name == f"blocks.{layer}.attn.hook_z":
-                frozen[:, :, head] = clean[hook.name][:, :, head]
-            return frozen.view_as(value)
+        def still(value: torch.Tensor, hook: Any, name: str) -> torch.Tensor:
+            return (sent if name == z[layer] else corrupt[name]).view_as(value)
 
-        def still(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            return corrupt[hook.name]
+        def keep(value: torch.Tensor, hook: Any, name: str) -> None:
+            kept[name] = value.clone()
 
-        def keep(value: torch.Tensor, hook: Any) -> None:
-            kept[hook.name] = value.clone()
-
-        hooks: list[Any] = [(f"blocks.{i}.attn.hook_z", freeze) for i in range(model.cfg.n_layers)]
-        if mlps == "frozen":
-            hooks += [(f"blocks.{i}.hook_mlp_out", still) for i in range(model.cfg.n_layers)]
-        out = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *((name, keep) for name in queries)])
+        frozen = z if mlps == "recomputed" else [*z, *out]
+        hooks = [(name, partial(still, name=name)) for name in frozen] + [(name, partial(keep, name=name)) for name in queries]
+        shown = model.run_with_hooks(tokens, fwd_hooks=hooks)
         if receivers is None:
-            return measured(out)
+            return measured(shown)
 
-        def write(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        def write(value: torch.Tensor, hook: Any, name: str) -> torch.Tensor:
             new = value.clone()
             for at, which in receivers:
-                if hook.name == f"blocks.{at}.attn.hook_q":
-                    new[:, :, which] = kept[hook.name][:, :, which]
+                if name == f"blocks.{at}.attn.hook_q":
+                    new[:, :, which] = kept[name][:, :, which]
             return new
 
-        return measured(model.run_with_hooks(tokens, fwd_hooks=[(name, write) for name in queries]))
+        return measured(model.run_with_hooks(tokens, fwd_hooks=[(name, partial(write, name=name)) for name in queries]))
 
     def run() -> torch.Tensor:
         with torch.no_grad():
@@ -161,8 +158,8 @@ def main() -> None:
     senders = [(layer, head) for layer in range(10) for head in range(12)]
     senders = senders[::4] if args.quick else senders
     everything = [(layer, head) for layer in range(12) for head in range(12)]
-    step = 1 if args.quick else 3
-    sample = [(a, (b + i) % 12, c, (d + i) % 12) for i in range(0, 12, 4 * step // step) for a, b, c, d in SAMPLE]
+    later = [(*a, *b) for a in everything for b in everything if b[0] > a[0]]
+    sample = random.Random(0).sample(later, N_PAIRS)
     cases: list[tuple[str, Callable[[str], Line]]] = [
         (f"into 4 queries, {len(senders)} senders, MLPs frozen", lambda case: into(big, case, 17, senders, RECEIVERS, "frozen")),
         (
@@ -171,7 +168,7 @@ def main() -> None:
         ),
         ("into logits, 144 heads, MLPs frozen", lambda case: into(big, case, 2000, everything, None, "frozen")),
         ("small model, all head to head q pairs", lambda case: all_pairs(small, case, 12)),
-        (f"{len(sample)} head to head q pairs", lambda case: some_pairs(big, case, 7, sample)),
+        (f"{len(sample)} of {len(later):,} head to head q pairs, drawn at random", lambda case: some_pairs(big, case, 7, sample)),
     ]
     for case, run in cases:
         if args.only in case:

@@ -18,7 +18,7 @@ from workbench.engine.readout import Readout
 from workbench.engine.staircase import Outcome, unedited
 from workbench.engine.sweep import Sweep
 from workbench.engine.unedited import Base, needed
-from workbench.sites import Key
+from workbench.sites import Key, Site
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -104,7 +104,7 @@ class PathSweep(Sweep):
         if every and read is not None:
             stream = stream[:, torch.arange(n), read.to(stream.device)][:, :, None]
         before = hops.at(end.site.key) if read is None else base.whole(end.site.key)[torch.arange(n), read][:, None]
-        never = torch.stack([self._first(bound, route) >= lengths for route in routes])
+        never = torch.stack(self._firsts(bound, routes)) >= lengths
         same = (stream == before).flatten(2).all(2).cpu() | still | never
         cohort = Cohort(0, longest, torch.arange(n), read)
         return Outcome(cohort, [route.column for route in routes], stream, same)
@@ -112,9 +112,12 @@ class PathSweep(Sweep):
     @torch.no_grad()
     def _elements(self, base: Base | None, bound: Bound, routes: Sequence[Route]) -> list[Element]:
         """The edited runs that have their receivers' inputs set."""
-        firsts = [self._first(bound, route) for route in routes]
+        firsts = self._firsts(bound, routes)
         start = int(torch.stack(firsts).amin())
         start = min(start, bound.prompts.tokens.shape[1] - 1)
+        # Routes that differ in their receivers alone send the same.
+        sent = {route.senders: route for route in routes}
+        rows = [list(sent).index(route.senders) for route in routes]
         tables: dict[Reader, Tensor] = {}
         wanted = list(dict.fromkeys(reader for route in routes for reader in route.receivers))
         if base is not None:
@@ -122,11 +125,11 @@ class PathSweep(Sweep):
             start = 0 if any(route.middles for route in routes) else start
             longest = bound.prompts.tokens.shape[1]
             hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
-            message, still = self._message(hops, routes)
+            message, still = self._message(hops, list(sent.values()))
             tables = dict(hops.arriving(message, wanted))
-            firsts = [first.where(~quiet, bound.prompts.lengths) for first, quiet in zip(firsts, still, strict=True)]
+            firsts = [first.where(~still[row], bound.prompts.lengths) for first, row in zip(firsts, rows, strict=True)]
         elements = []
-        for row, (route, first) in enumerate(zip(routes, firsts, strict=True)):
+        for route, first, row in zip(routes, firsts, rows, strict=True):
             given = {reader.site: tables[reader.whole][row] for reader in route.receivers} if tables else {}
             edit = Given(bound.prompts, given, start=start, first=first)
             elements.append(Element(tuple((reader.site, edit) for reader in route.receivers)))
@@ -140,9 +143,11 @@ class PathSweep(Sweep):
             message = hops.through(message, read, written)
         return message, still
 
-    def _first(self, bound: Bound, route: Route) -> Tensor:
-        """[example]: the first token that a route can change."""
-        return torch.stack([bound.first_change(each.site) for each in route.senders]).amin(0)
+    def _firsts(self, bound: Bound, routes: Sequence[Route]) -> list[Tensor]:
+        """[example] of each route: the first token that it can change."""
+        sent = [frozenset(each.site.key for each in route.senders) for route in routes]
+        known = {keys: torch.stack([bound.first_change(Site(*key)) for key in keys]).amin(0) for keys in set(sent)}
+        return [known[keys] for keys in sent]
 
     def _hops(self, base: Base, bound: Bound, places: Tensor) -> Hops:
         return Hops(base, bound, recompute=self.recompute, places=places, tile=self._tile)

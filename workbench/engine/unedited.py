@@ -162,8 +162,10 @@ class Departure:
         inside = any((kind, layer) in self.edited for kind in ("q", "k", "v", "pattern"))
         key, change = ("z", layer), 0.0
         if inside:
-            z = self._after(key, self._head_outputs(layer), first=False)
-            change = self.decoder.written(*key, z - self.rows(self.base.whole(key)))
+            heads = self._heads(layer)
+            z = self._after(key, self._head_outputs(layer, heads), first=False)
+            weight = self.decoder.layers[layer].o.weight.view(*self.base.whole(key).shape[2:], -1)[heads]
+            change = (z - self.rows(self.base.whole(key)[:, :, heads])).flatten(-2) @ weight.flatten(0, 1)
         elif key in self.edited:
             change = self._written(key, self.edited[key])
         key = ("attn_out", layer)
@@ -204,15 +206,28 @@ class Departure:
             edited, before = edited[:, :, unit], before[:, :, unit]
         return self.decoder.written(*key, self.rows(edited) - self.rows(before), unit)
 
-    def _head_outputs(self, layer: int) -> Tensor:
-        """[example, pos, head, d_head]: z of a run whose q, k, v or pattern is edited here and nothing before."""
-        base, cohort, decoder, edited = self.base, self.cohort, self.decoder, self.edited
+    def _heads(self, layer: int) -> slice:
+        """The heads that can write something else: those of one kv head where its q, k or v alone are edited."""
+        shape = self.decoder.shape
+        if ("pattern", layer) in self.edited or ("z", layer) in self.edited:
+            return slice(None)
+        sites = [site for key in self.edited for site, _ in self.element.at(*key) if site.kind in ("q", "k", "v")]
+        kv = {None if site.head is None else site.head // shape.group if site.kind == "q" else site.head for site in sites}
+        only = kv.pop() if len(kv) == 1 else None
+        return slice(None) if only is None else slice(only * shape.group, (only + 1) * shape.group)
+
+    def _head_outputs(self, layer: int, heads: slice) -> Tensor:
+        """[example, pos, head, d_head]: z of heads of a run whose q, k, v or pattern is edited here and nothing before."""
+        base, cohort, decoder, edited, group = self.base, self.cohort, self.decoder, self.edited, self.decoder.shape.group
+        kv = heads if heads.start is None else slice(heads.start // group, heads.stop // group)
         queries, keys = (cohort.positions(read=which).to(decoder.device) for which in (self.read, False))
-        q = self.rows(edited.get(("q", layer), base.whole(("q", layer))))
+        q = self.rows(edited.get(("q", layer), base.whole(("q", layer)))[:, :, heads])
         q = decoder.heads(q, layer, "q", queries)
-        k = at(edited.get(("k", layer), base.kept["k rotated", layer]), cohort, read=False)
+        k = at(edited.get(("k", layer), base.kept["k rotated", layer])[:, :, kv], cohort, read=False)
         k = decoder.heads(k, layer, "k", keys) if ("k", layer) in edited else k
-        v = at(edited.get(("v", layer), base.whole(("v", layer))), cohort, read=False)
+        v = at(edited.get(("v", layer), base.whole(("v", layer)))[:, :, kv], cohort, read=False)
+        before = base.before(layer, cohort)
+        before = None if before is None else (before[0][:, :, kv], before[1][:, :, kv])
         visible = keys[:, None, :] <= queries[:, :, None]
         edit = pattern_edit(base, layer, cohort, [self.element], read=self.read)
-        return decoder.attend(layer, q[None], k[None], v[None], base.before(layer, cohort), visible, edit)[0]
+        return decoder.attend(layer, q[None], k[None], v[None], before, visible, edit)[0]
