@@ -4,6 +4,7 @@ The first time a model is used, the fast engine makes a few random edits of ever
 differ it warns once, and that model stays on the reference path.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -86,17 +87,17 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
     seen = _verdicts.setdefault(model, {})
     at = (decoder.dtype, decoder.device, decoder.family)
     if at not in seen:
-        seen[at] = _disagreement(model)
+        seen[at] = _disagreement(model, decoder.max_length)
         if seen[at]:
             warnings.warn(f"{seen[at]} The reference path is used for this model: exact, and slower.", stacklevel=2)
     fault = seen[at]
     return (None, fault) if fault else (decoder, f"the {decoder.family} family, checked against the reference")
 
 
-def _disagreement(model: Any) -> str | None:
+def _disagreement(model: Any, max_length: int | None) -> str | None:
     """What the fast engine gets wrong on random edits of every kind, in words; None when it agrees."""
     shape, generator = Shape.of(model), torch.Generator().manual_seed(0)
-    longest = min(7, shape.n_ctx)
+    longest = min(7, shape.n_ctx, max_length or 7)
     rows = [torch.randint(shape.d_vocab, (n,), generator=generator).tolist() for n in (longest, max(1, longest - 2))]
     prompts = Prompts.of(rows)
     edits = [(site, value.bind(model, prompts)) for site, value in _random_edits(shape, longest, generator)]
@@ -106,7 +107,7 @@ def _disagreement(model: Any) -> str | None:
     expected = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits.view(len(edits), n, longest, -1)
     size = float(expected.abs().max())
     allowed = _TOLERANCE.get(expected.dtype, 5e-2) * size
-    worst, what = 0.0, ""
+    worst, site = 0.0, edits[0][0]
     try:
         got = _fast_logits(families.read(model, longest), prompts, elements)
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
@@ -114,10 +115,10 @@ def _disagreement(model: Any) -> str | None:
     for (cohort, j), logits in got.items():
         reference = expected[j, cohort.examples, cohort.start : cohort.length]
         error = float((logits - reference).abs().max())
-        if not error <= worst:
-            worst, what = error, str(edits[j][0])
+        if not error <= worst and not math.isnan(worst):
+            worst, site = error, edits[j][0]
     if not worst <= allowed:
-        kind = what.split("[")[0]
+        kind, what = site.kind, str(site)
         return (
             f"The fast engine and the reference disagree on {type(model.original_model).__name__}: after an edit of {kind} ({what}) "
             f"logits of size {size:.3g} differ by {worst:.2g}."

@@ -86,6 +86,11 @@ class Runs:
         return memory_budget(model_device(self.model), self.budget)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt of either side."""
+        return int(max(self.prompts.lengths.max(), self.other.lengths.max()))
+
+    @property
     def prompts(self) -> Prompts:
         return self.pairs.side(self.side)
 
@@ -167,7 +172,7 @@ class ReferenceSweep:
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
         runs = self.n_elements * len(self.runs.prompts)
-        return Cost(runs, 0, n, tokens * shape.n_layers * n, tokens * forward_flops(shape) * n, per_row * rows)
+        return Cost(runs, 0, n, float(tokens * shape.n_layers * n), float(tokens * forward_flops(shape) * n), per_row * rows)
 
     def run(self, *, progress: bool, what: str) -> Tensor:
         """[example, element]: m(edited) - m(base), exactly 0 where every edit writes what is there."""

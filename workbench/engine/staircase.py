@@ -223,12 +223,18 @@ class Walk:
 
     def _wait(self, rows: Rows, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
         """Let a run in with the others, unless its edits write what is there already."""
-        if set(self.elements[j].keys) == set(run.edited):
-            same = run.same.cpu()
-            if bool(same.all()):
-                return
+        later = set(self.elements[j].keys) - set(run.edited)
+        same = run.same.cpu()
+        if bool(same.all()) and not any(self._changes(rows, j, key) for key in later):
+            return
+        if not later:
             self.same[id(rows), j] = same
         self.waiting.append((rows, j, stream()))
+
+    def _changes(self, rows: Rows, j: int, key: Key) -> bool:
+        """Whether edits of an activation write anything new into the unedited run."""
+        chosen = rows.cohort.examples.to(self.decoder.device)
+        return not torch.equal(self.base.edited(key, self.elements[j].at(*key))[chosen], self.base.whole(key)[chosen])
 
     def _append(self, *, read: bool) -> None:
         """Put the waiting runs behind those of their cohorts."""

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from workbench.engine.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.decoder import Decoder
+from workbench.engine.edits import apply_edit
 from workbench.engine.readout import Readout
 from workbench.engine.reference_sweep import Cost, MakeElements, Runs
 from workbench.engine.staircase import Outcome, Walk, unedited
@@ -62,7 +63,7 @@ class Sweep:
             part = self._part(examples)
             prompts = part.side(self.runs.side)
             read = self._readout(part, self.runs.side).read
-            kept = (self._kept + self._departing) * int(prompts.lengths.sum())
+            kept = (self._kept + self._beside) * int(prompts.lengths.sum())
             passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
             everything = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
             unedited_run = replace(_walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept)
@@ -89,9 +90,13 @@ class Sweep:
     def _outcomes(self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout) -> Iterator[list[Outcome]]:
         prompts = pairs.side(self.runs.side)
         for elements, columns in self._work(base, examples):
+            walked: set[int] = set()
             for groups in self._walks(elements, prompts, readout.read):
+                walked.update(j for group in groups for j in group.elements)
                 outcomes = Walk(base, elements, groups, tile=self._tile).run()
                 yield [replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes]
+
+            _check_edits(base, [element for j, element in enumerate(elements) if j not in walked])
 
     # How work is cut to the budget.
 
@@ -107,9 +112,14 @@ class Sweep:
         return (values + sum(self._width(kind) for kind, _ in needed(self.keys))) * self.decoder.embed.element_size()
 
     @property
-    def _departing(self) -> int:
-        """Bytes of one token of an activation while it is edited: as it was, as it is to be, and the difference."""
-        return 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * self.decoder.embed.element_size()
+    def _beside(self) -> int:
+        """Bytes of one token beside the walk: an activation that is being edited, and the logits that the metric is given."""
+        item, metric, vocab = self.decoder.embed.element_size(), self.runs.metric, self.decoder.shape.d_vocab
+        editing = 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * item
+        share = 1 if metric.positions == "all" else 1 / int(self.runs.pairs.side(self.runs.side).lengths.max())
+        # The unedited logits, an edited copy, and the metric's own float32 copies; single rows come in tiles.
+        copies = (2 if metric.rows(self.runs.pairs) is None else 0) if metric.rowwise else 5
+        return editing + int(copies * share * vocab * max(item, 4))
 
     def _width(self, kind: str) -> int:
         """Numbers of one token in an activation."""
@@ -129,7 +139,7 @@ class Sweep:
     def _batches(self) -> Iterator[range]:
         """Examples whose unedited run takes at most half of the budget."""
         lengths = self.runs.pairs.side(self.runs.side).lengths
-        n, per_example = len(lengths), (self._kept + self._departing + self._walking) * int(lengths.max())
+        n, per_example = len(lengths), (self._kept + self._beside + self._walking) * int(lengths.max())
         size = max(1, min(n, self.runs.memory // 2 // per_example))
         for first in range(0, n, size):
             yield range(first, min(first + size, n))
@@ -142,7 +152,7 @@ class Sweep:
         for group in groups:
             for j in group.elements:
                 tokens[j] = tokens.get(j, 0) + group.n_tokens
-        room = self.runs.memory - (self._kept + self._departing) * int(prompts.lengths.sum()) - 2 * self._tile
+        room = self.runs.memory - (self._kept + self._beside) * int(prompts.lengths.sum()) - 2 * self._tile
         most = max(1, room // self._walking)
         together: set[int] = set()
         size = 0
@@ -163,6 +173,17 @@ class Sweep:
 
     def _clean_logits(self, pairs: PromptPairs) -> Tensor:
         return self._readout(pairs, "clean").base_logits(unedited(self.decoder, pairs.clean, tile=self._tile))
+
+
+def _check_edits(base: Base, skipped: Sequence[Element]) -> None:
+    """Raise for values that do not fit, though they would change nothing: once for each activation and way to write it."""
+    seen = set()
+    for element in skipped:
+        for site, bound in element.edits:
+            way = (site.key, id(bound), site.unit is None, site.pos is None, site.key_pos is None)
+            if way not in seen and bool(bound.has(site).any()):
+                seen.add(way)
+                apply_edit(site, bound, base.whole(site.key).clone())
 
 
 def _only(groups: Sequence[Cohort], chosen: set[int]) -> list[Cohort]:

@@ -139,7 +139,7 @@ def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[
         return [Element(tuple((site, part) for site in element)) for element in elements]
 
     keys = frozenset(site.key for element in elements for site in element)
-    decoder, why = fast_decoder(runs.model, int(runs.prompts.lengths.max()), [kind for kind, _ in keys])
+    decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
         return ReferenceSweep(runs, make, len(elements)), why
     return Sweep(decoder, runs, keys, make, len(elements)), why

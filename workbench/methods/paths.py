@@ -228,7 +228,7 @@ def _sweep(
 
     if store is not None:
         _check_store(store, runs)
-    decoder, why = fast_decoder(runs.model, int(runs.prompts.lengths.max()))
+    decoder, why = fast_decoder(runs.model, runs.longest)
     if decoder is None:
         return ReferenceSweep(runs, make, len(routes)), why
     keys = frozenset(reader.site.key for route in routes for reader in route.receivers if not route.into_logits)
