@@ -22,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests/test_layers.py
 
 bench: $(STAMP)
-	for file in tests/benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+	for name in patching paths; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
