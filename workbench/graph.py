@@ -3,35 +3,98 @@
 Writers: `input`, every head `a{l}.{h}`, every MLP `m{l}`. Readers: q of every head, k and v of every kv head, every
 MLP, `logits`. An edge (u, v) exists when u has been added to the stream before v reads it; a block whose attention and
 MLP run in parallel gives its MLP no edge from its own heads. A circuit is a boolean matrix over these edges.
+
+A finer graph splits MLPs into neurons (`m{l}:{n}` is a writer and a reader), or edges by position: one class of tokens
+for each index or name, and `rest` for the tokens of none. Its matrices are then [pos, writer, reader].
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import SiteError
-from workbench.sites import Edge, Shape
+from workbench.sites import Edge, Position, Shape, parse_node
+
+REST = "rest"
+"""The class of tokens at none of a graph's positions."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The edge graph of a decoder. Matrices over it have shape `[writer, reader]` in the order of the two tuples."""
+    """The edge graph of a decoder. Matrices over it have shape `[writer, reader]` in the order of the two tuples.
+
+    Attributes:
+        shape: of the decoder.
+        positions: the classes of tokens that edges are told apart by, `rest` last; None: an edge means every position, and
+            matrices have no position axis. A token at several of them belongs to the first.
+        neurons: the layers whose MLP is split into neurons.
+    """
 
     shape: Shape
+    positions: tuple[Position, ...] | None = None
+    neurons: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.positions is not None and (self.positions[-1:] != (REST,) or len(set(self.positions)) < len(self.positions)):
+            raise SiteError(f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...).")
+        wrong = [layer for layer in self.neurons if not 0 <= layer < self.shape.n_layers]
+        if self.neurons and (self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons):
+            raise SiteError(f"neurons={self.neurons}: this model has MLPs in {'no layer' if self.shape.attn_only else f'layers 0 to {self.shape.n_layers - 1}'}.")  # fmt: skip
 
     @classmethod
-    def of(cls, model_or_shape: Any) -> "Graph":
-        """The graph of a model or of a `Shape`."""
-        return cls(Shape.of(model_or_shape))
+    def of(
+        cls,
+        model_or_shape: Any,
+        *,
+        positions: Position | Iterable[Position] | None = None,
+        neurons: bool | int | Iterable[int] = False,
+    ) -> "Graph":
+        """The graph of a model or of a `Shape`.
+
+        Args:
+            positions: indices or names whose edges are told apart; all other tokens make the class `rest`.
+            neurons: the layers whose MLP is split into neurons; True means all of them.
+
+        >>> shape = Shape(2, 4, 4, 32, 8, 128, 100, 64)
+        >>> Graph.of(shape, positions=["S2", "END"]).exists.shape
+        (3, 11, 27)
+        """
+        shape = Shape.of(model_or_shape)
+        if isinstance(neurons, bool):
+            layers = tuple(range(shape.n_layers)) if neurons else ()
+        else:
+            layers = tuple(sorted({int(layer) for layer in (neurons if isinstance(neurons, Iterable) else [neurons])}))
+        if positions is None:
+            return cls(shape, None, layers)
+        given = [positions] if isinstance(positions, str | int) else list(positions)
+        return cls(shape, (*(place for place in dict.fromkeys(given) if place != REST), REST), layers)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
+        """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for anything else."""
+        more = dict(facts)
+        positions, neurons = more.pop("positions", None), more.pop("neurons", ())
+        return cls(Shape(**more), None if positions is None else tuple(positions), tuple(neurons))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides the graph, for JSON."""
+        facts = asdict(self.shape)
+        facts |= {} if self.positions is None else {"positions": list(self.positions)}
+        return facts | ({"neurons": list(self.neurons)} if self.neurons else {})
+
+    @property
+    def whole(self) -> "Graph":
+        """The same graph without positions."""
+        return replace(self, positions=None)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
         shape, names = self.shape, ["input"]
         for layer in range(shape.n_layers):
-            names += [f"a{layer}.{head}" for head in range(shape.n_heads)]
-            names += [] if shape.attn_only else [f"m{layer}"]
+            names += [f"a{layer}.{head}" for head in range(shape.n_heads)] + self.mlp_nodes(layer)
         return tuple(names)
 
     @cached_property
@@ -40,73 +103,119 @@ class Graph:
         for layer in range(shape.n_layers):
             for port, heads in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
                 names += [f"a{layer}.{head}<{port}>" for head in range(heads)]
-            names += [] if shape.attn_only else [f"m{layer}"]
+            names += self.mlp_nodes(layer)
         return (*names, "logits")
+
+    def mlp_nodes(self, layer: int) -> list[str]:
+        """The nodes of a layer's MLP: itself, its neurons, or none."""
+        if self.shape.attn_only:
+            return []
+        return [f"m{layer}:{n}" for n in range(self.shape.d_mlp)] if layer in self.neurons else [f"m{layer}"]
 
     @cached_property
     def exists(self) -> np.ndarray:
-        """bool [writer, reader]: whether the edge exists."""
-        shape = self.shape
-        before = np.zeros(len(self.readers), dtype=int)
-        block = shape.n_heads + (0 if shape.attn_only else 1)
-        for i, reader in enumerate(self.readers):
-            if reader == "logits":
-                before[i] = len(self.writers)
-            else:
-                layer = int(reader[1:].split(".")[0])
-                own_heads = 0 if reader.startswith("a") or shape.parallel else shape.n_heads
-                before[i] = 1 + layer * block + own_heads
-        return np.arange(len(self.writers))[:, None] < before[None, :]
+        """bool [writer, reader] or [pos, writer, reader]: whether the edge exists."""
+        # Within a block: attention reads, heads are added, the MLP reads, the MLP is added.
+        added = np.array([self._moment(name, reads=False) for name in self.writers])
+        read = np.array([self._moment(name, reads=True) for name in self.readers])
+        before = added[:, None] < read[None, :]
+        return before if self.positions is None else np.repeat(before[None], len(self.positions), axis=0)
+
+    def _moment(self, name: str, *, reads: bool) -> int:
+        part = parse_node(name)
+        if part["name"] in ("input", "logits"):
+            return 4 * self.shape.n_layers if reads else -1
+        if part["layer"] is not None:
+            return 4 * part["layer"] + (0 if reads else 1)
+        return 4 * part["mlp"] + (0 if reads and self.shape.parallel else 2 if reads else 3)
 
     @property
     def n_nodes(self) -> int:
-        """Input, heads, MLPs and logits."""
+        """Input, heads, MLPs (or neurons) and logits."""
         return len(self.writers) + 1
 
     @cached_property
     def n_edges(self) -> int:
         return int(self.exists.sum())
 
-    def index(self, edge: Edge | str) -> tuple[int, int]:
-        """(writer, reader) indices of an edge; a `SiteError` when the graph has no such edge."""
+    def index(self, edge: Edge | str) -> tuple[Any, ...]:
+        """Index of an edge into a matrix over the graph; without a position it means every one where there are some.
+
+        Raises:
+            SiteError: the graph has no such edge.
+        """
         edge = Edge.parse(edge) if isinstance(edge, str) else edge
-        if edge.pos is not None:
+        if edge.pos is not None and self.positions is None:
             raise SiteError(f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position.")
-        if edge.writer not in self._writer_index or edge.reader not in self._reader_index:
-            missing = edge.writer if edge.writer not in self._writer_index else edge.reader
+        if edge.writer not in self.writer_index or edge.reader not in self.reader_index:
+            missing = edge.writer if edge.writer not in self.writer_index else edge.reader
             raise SiteError(f"Edge {str(edge)!r}: this graph has no {missing!r}. It has {self}.")
-        found = self._writer_index[edge.writer], self._reader_index[edge.reader]
-        if not self.exists[found]:
+        found = self.writer_index[edge.writer], self.reader_index[edge.reader]
+        if not self.whole.exists[found]:
             raise SiteError(f"Edge {str(edge)!r}: {edge.writer} does not come before {edge.reader}.")
-        return found
+        if self.positions is None:
+            return found
+        if edge.pos is None:
+            return (slice(None), *found)
+        if edge.pos not in self.positions:
+            raise SiteError(f"Edge {str(edge)!r}: this graph's positions are {', '.join(map(str, self.positions))}.")
+        return (self.positions.index(edge.pos), *found)
+
+    def edges(self, chosen: np.ndarray | None = None) -> Iterator[Edge]:
+        """The edges of a boolean matrix (None: all that exist) in graph order."""
+        for *pos, writer, reader in np.argwhere(self.exists if chosen is None else chosen).tolist():
+            place = self.positions[pos[0]] if self.positions is not None else None
+            yield Edge(self.writers[writer], self.readers[reader], place)
 
     def prune(self, edges: np.ndarray) -> np.ndarray:
         """The edges that lie on a path from `input` to `logits`: dead ends are removed, again and again.
 
-        A head is live when something reads it and something enters its q or its group's k or v.
-        `edges` is bool [..., writer, reader].
+        A head is live when something reads it and something enters its q or its group's k or v. With positions, it is
+        live at the position of its query; keys and values enter at any position that the query may see.
+        `edges` is bool [..., writer, reader] or [..., pos, writer, reader].
         """
         edges = edges & self.exists
+        split = edges if self.positions is not None else edges[..., None, :, :]
         while True:
-            entered = edges.any(-2) @ self._feeds | self._is_input
-            read = edges.any(-1)
-            alive = entered & read
-            kept = edges & alive[..., :, None] & (alive @ self._feeds.T | self._is_logits)[..., None, :]
-            if (kept == edges).all():
-                return kept
-            edges = kept
+            into = split.any(-2)  # [..., pos, reader]
+            own, shared = into @ self._feeds, into @ self._feeds_other_positions
+            entered = own | self._sees @ shared | self._is_input
+            alive = entered & split.any(-1)
+            needed = alive @ self._feeds.T | self._sees.T @ (alive @ self._feeds_other_positions.T) | self._is_logits
+            kept = split & alive[..., :, None] & needed[..., None, :]
+            if (kept == split).all():
+                return kept if self.positions is not None else kept[..., 0, :, :]
+            split = kept
+
+    @cached_property
+    def _sees(self) -> np.ndarray:
+        """bool [query pos, key pos]: whether a query of the first class may see a token of the second."""
+        places = self.positions or (REST,)
+        late = [[isinstance(q, int) and isinstance(k, int) and k > q for k in places] for q in places]
+        return ~np.array(late)
+
+    @cached_property
+    def feeds(self) -> np.ndarray:
+        """bool [reader, writer]: the reader is an input of the component that writes."""
+        return self._feeds | self._feeds_other_positions
 
     @cached_property
     def _feeds(self) -> np.ndarray:
-        """bool [reader, writer]: the reader is an input of the component that writes."""
-        shape, feeds = self.shape, np.zeros((len(self.readers), len(self.writers)), dtype=bool)
+        """What feeds a component from its own position: queries and MLPs."""
+        feeds = np.zeros((len(self.readers), len(self.writers)), dtype=bool)
         for w, writer in enumerate(self.writers[1:], start=1):
-            if writer.startswith("m"):
-                feeds[self._reader_index[writer], w] = True
-                continue
-            layer, head = (int(part) for part in writer[1:].split("."))
-            for port, name in (("q", head), ("k", head // shape.group), ("v", head // shape.group)):
-                feeds[self._reader_index[f"a{layer}.{name}<{port}>"], w] = True
+            feeds[self.reader_index[writer if writer.startswith("m") else f"{writer}<q>"], w] = True
+        return feeds
+
+    @cached_property
+    def _feeds_other_positions(self) -> np.ndarray:
+        """What feeds a head from every position it sees: keys and values."""
+        feeds = np.zeros((len(self.readers), len(self.writers)), dtype=bool)
+        for w, writer in enumerate(self.writers):
+            if writer.startswith("a"):
+                layer, head = (int(part) for part in writer[1:].split("."))
+                for port in "kv":
+                    feeds[self.reader_index[f"a{layer}.{head // self.shape.group}<{port}>"], w] = True
         return feeds
 
     @cached_property
@@ -118,14 +227,15 @@ class Graph:
         return np.arange(len(self.readers)) == len(self.readers) - 1
 
     @cached_property
-    def _writer_index(self) -> dict[str, int]:
+    def writer_index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.writers)}
 
     @cached_property
-    def _reader_index(self) -> dict[str, int]:
+    def reader_index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.readers)}
 
     def __str__(self) -> str:
         shape = self.shape
         heads = f"{shape.n_heads} heads" + (f" ({shape.n_kv_heads} kv)" if shape.n_kv_heads != shape.n_heads else "")
-        return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges"
+        places = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
+        return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges{places}"
