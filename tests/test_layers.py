@@ -18,7 +18,9 @@ INSIDE = {
         "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
     ).split(),
     "methods": "lens gradients effects paths explain".split(),
-    "discovery": "circuit scores search evaluation".split(),
+    "discovery": (
+        "components circuit compare formats reference scores search masks acdc evaluation checks hypothesis_tests bench"
+    ).split(),
     "render": "view svg html panels plots report".split(),
 }
 

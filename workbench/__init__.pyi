@@ -1,6 +1,10 @@
 from .discovery.circuit import Circuit as Circuit
+from .discovery.compare import compare as compare
 from .discovery.evaluation import evaluate as evaluate
 from .discovery.evaluation import faithfulness_curve as faithfulness_curve
+from .discovery.formats import read_circuit as read_circuit
+from .discovery.formats import write_circuit as write_circuit
+from .discovery.reference import reference_circuit as reference_circuit
 from .discovery.scores import score_edges as score_edges
 from .discovery.search import find_circuit as find_circuit
 from .engine.capture import capture as capture
