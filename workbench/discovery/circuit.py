@@ -156,10 +156,14 @@ class Circuit:
     @property
     def edge_list(self) -> list[Edge]:
         """The edges, strongest score first (graph order where there are no scores)."""
-        found = list(self.graph.edges(self.edges))
-        if self.scores is None:
-            return found
-        return [found[i] for i in np.argsort(-np.abs(self.scores[self.edges]), kind="stable")]
+        return [edge for edge, _ in self._ranked]
+
+    @property
+    def _ranked(self) -> list[tuple[Edge, float]]:
+        """The edges with their scores, as `edge_list` sorts them."""
+        values = np.full(self.n_edges, np.nan) if self.scores is None else self.scores[self.edges]
+        found = list(zip(self.graph.edges(self.edges), values.tolist(), strict=True))
+        return [found[i] for i in np.argsort(-np.abs(values), kind="stable")]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -325,8 +329,7 @@ class Circuit:
             keep = np.array([not wanted.isdisjoint(each) for each in names])
             edges &= keep[:, None] if axis == -2 else keep
         if where is not None:
-            for edge in self.graph.edges(edges):
-                edges[self.graph.index(edge)] &= where(edge)
+            edges[edges] = [where(edge) for edge in self.graph.edges(edges)]
         return self._part(edges)
 
     def by_component(self, by: Classes | str = "reader") -> dict[str, "Circuit"]:
@@ -344,8 +347,8 @@ class Circuit:
     def to_frame(self) -> pd.DataFrame:
         """A table with one row per edge, strongest first: `edge writer reader pos port score`."""
         rows = [
-            (str(edge), edge.writer, edge.reader, edge.pos, parse_node(edge.reader)["port"] or "", self.score(edge))
-            for edge in self.edge_list
+            (str(edge), edge.writer, edge.reader, edge.pos, parse_node(edge.reader)["port"] or "", score)
+            for edge, score in self._ranked
         ]
         return pd.DataFrame(rows, columns=["edge", "writer", "reader", "pos", "port", "score"])
 
@@ -383,9 +386,9 @@ class Circuit:
         for name in nodes:
             kind = {"a": "head", "m": "mlp"}.get(name[0], name)
             graph.add_node(name, kind=kind, **({"role": self.labels[name]} if name in self.labels else {}))
-        for edge in self.edge_list:
+        for edge, score in self._ranked:
             facts: dict[str, Any] = {"reader": edge.reader, "port": parse_node(edge.reader)["port"] or ""}
-            facts |= {"score": self.score(edge)} | ({} if edge.pos is None else {"pos": edge.pos})
+            facts |= {"score": score} | ({} if edge.pos is None else {"pos": edge.pos})
             for part in components(self.graph, edge.reader):
                 if part in nodes:
                     graph.add_edge(edge.writer, part, key=str(edge), **facts)
@@ -395,7 +398,6 @@ class Circuit:
         """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
         check_free(path, overwrite=overwrite)
-        scores = {str(edge): self.score(edge) for edge in self.edge_list}
         document = {
             "format": FORMAT,
             "shape": self.graph.to_dict(),
@@ -404,7 +406,7 @@ class Circuit:
             "attrs": dict(self.attrs),
             "prompt_ids": sorted(self.prompt_ids),
             **({"labels": dict(self.labels)} if self.labels else {}),
-            "edges": {edge: score if math.isfinite(score) else None for edge, score in scores.items()},
+            "edges": {str(edge): score if math.isfinite(score) else None for edge, score in self._ranked},
         }
         with whole(path) as partial:
             partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
