@@ -140,7 +140,7 @@ def test_own_prompts_from_a_csv(tmp_path):
         (["discover", "ioi", "--device", "cuda:7"], "The device 'cuda:7' was asked for, and this machine"),
         (["measure", "tiny", "--n", "0"], "n=0: at least one prompt is needed."),
         (["measure", "tiny@3"], "There is no checkpoint 'tiny@3'."),
-        (["ls", "things"], "There is no thing to list 'things'. Known: methods, models, tasks."),
+        (["ls", "things"], "There is no thing to list 'things'. Known: circuits, methods, models, tasks."),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path, arguments: list[str], message: str):
