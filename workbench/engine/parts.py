@@ -29,7 +29,8 @@ class Block:
         attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
         weights: port → [head or kv head, d_model, d_head] of q, k and v.
         biases: port → [head or kv head, d_head], zeros where the model has none.
-        w_out: [head, d_head, d_model].
+        w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
+        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that have one.
         mlp_stream: the hook whose value is the MLP's input before its norm.
     """
 
@@ -38,19 +39,15 @@ class Block:
     weights: dict[str, Tensor]
     biases: dict[str, Tensor]
     w_out: Float[Tensor, "head d_head d_model"]
+    b_out: Float[Tensor, "d_model"]
+    attn_post: Norm | None
     mlp_stream: str
 
     @classmethod
     def of(cls, model: Any, layer: int) -> "Block":
-        """The readers of a block. Raises `ModelError` for blocks that norm a part's output before adding it."""
+        """The readers of a block."""
         block = model.blocks[layer]
         children = dict(block.named_children())
-        post = [name for name in children if name.endswith("_post")]
-        if post:
-            raise ModelError(
-                f"Block {layer} norms what its parts write ({', '.join(post)}); edges and circuits of such models are not "
-                "supported yet. effects(...) and logit_lens(...) work on them."
-            )
         attn = block.attn
         weights = {port: getattr(attn, f"W_{port.upper()}").detach() for port in "qkv"}
         biases = {}
@@ -59,7 +56,7 @@ class Block:
             biases[port] = (
                 weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias.detach().view(weight.shape[0], -1)
             )
-        attn_norm = _norm(children.get("ln1"))
+        attn_norm, b_out = _norm(children.get("ln1")), getattr(attn, "b_O", None)
         own_mlp_norm = "ln2" in children
         return cls(
             attn_norm=attn_norm,
@@ -67,6 +64,8 @@ class Block:
             weights=weights,
             biases=biases,
             w_out=attn.W_O.detach(),
+            b_out=attn.W_O.new_zeros(attn.W_O.shape[-1]) if b_out is None else b_out.detach(),
+            attn_post=_norm(children["ln1_post"]) if "ln1_post" in children else None,
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
 
@@ -92,6 +91,7 @@ def check_parts_add_up(model: Any) -> None:
         block = Block.of(model, layer)
         added = kept["resid_post", layer] - kept["resid_pre", layer]
         written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
+        written = written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
         written = written if shape.attn_only else written + kept["mlp_out", layer]
         bias = (added - written).float()  # b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())

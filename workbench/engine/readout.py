@@ -52,7 +52,7 @@ class Readout:
         stream = base.whole(("resid_pre", self.decoder.shape.n_layers))
         if self.read is not None:
             stream = stream[torch.arange(len(stream), device=stream.device), self.read.to(stream.device)]
-        return torch.cat([self._logits(part) for part in self._tiles(stream)])
+        return torch.cat([self.logits(part) for part in self._tiles(stream)])
 
     def measure(self, logits: Tensor) -> Float[Tensor, "example"]:
         """The metric of one run of the whole batch."""
@@ -81,7 +81,7 @@ class Readout:
             for part in rows:
                 mine = list(islice(examples, len(part)))
                 reference = None if self.reference is None else self.reference[mine]
-                now.append(self.metric(self._logits(part), self.pairs.select(mine), reference))
+                now.append(self.metric(self.logits(part), self.pairs.select(mine), reference))
             change = torch.cat(now) - measured[chosen.to(measured.device)]
             runs = change.view(len(outcome.elements), -1)
             table[outcome.cohort.examples[:, None], torch.tensor(outcome.elements)] = runs.T.to(table)
@@ -93,14 +93,15 @@ class Readout:
             for outcome in outcomes:
                 if j in outcome.elements:
                     stream, chosen = outcome.stream[outcome.elements.index(j)], outcome.cohort.examples.to(base.device)
-                    now = torch.cat([self._logits(part) for part in self._tiles(stream)])
+                    now = torch.cat([self.logits(part) for part in self._tiles(stream)])
                     if self.read is None:
                         logits[chosen, outcome.cohort.start : outcome.cohort.length] = now
                     else:
                         logits[chosen] = now[:, 0]
             table[:, j] = (self.measure(logits) - measured).to(table)
 
-    def _logits(self, stream: Tensor) -> Tensor:
+    def logits(self, stream: Tensor) -> Tensor:
+        """The logits of streams after the last block: those rows of the vocabulary that the metric reads."""
         return self.unembed(self.decoder.final_norm(stream.to(self.dtype)))
 
     def _tiles(self, stream: Tensor) -> Sequence[Tensor]:
