@@ -26,15 +26,36 @@ from workbench.tasks.pairs import PromptPairs
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """Some of the examples, made ready: how the metric of circuits is measured on them."""
+class Batch:
+    """Some of the examples, made ready for many runs.
+
+    Attributes:
+        walk, readout: on the fast engine; None on hooks.
+        logits: what the metric reads of the clean run, where something needs it.
+    """
 
     examples: range
     pairs: PromptPairs
     bound: Bound
     walk: CircuitWalk | None
     readout: Readout | None
-    reference: Tensor | None
+    logits: Tensor | None
+
+    def measured(self, stream: Float[Tensor, "example pos d_model"]) -> Float[Tensor, "example"]:
+        """The metric of a stream after the last block, at the position that is read or from the first changed one on."""
+        assert self.walk is not None
+        assert self.readout is not None
+        if self.walk.read is not None:
+            return self.readout.measure(self.readout.logits(stream[:, 0]))
+        logits = self.readout.logits(stream)
+        if self.walk.start:
+            assert self.logits is not None
+            logits = torch.cat((self.logits[:, : self.walk.start], logits), 1)
+        return self.readout.measure(logits)
+
+    def hooked(self, metric: Metric, logits: Float[Tensor, "example pos vocab"]) -> Float[Tensor, "example"]:
+        """The metric of the logits of a run with hooks."""
+        return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
 
 
 class Circuits:
@@ -114,31 +135,20 @@ class Circuits:
         return out
 
     def soft(
-        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: _Batch
+        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch
     ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
             return self.of_batch(batch, keep)
 
-    def of_batch(self, batch: _Batch, keep: Tensor) -> Float[Tensor, "circuit example"]:
+    def of_batch(self, batch: Batch, keep: Tensor) -> Float[Tensor, "circuit example"]:
         """The metric of circuits on one batch."""
         if batch.walk is None:
-            streams = circuit_logits(self.model, self.graph, keep, batch.bound)
-            read = [self.metric.read(logits, batch.pairs.clean) for logits in streams]
-            return torch.stack([self.metric(logits, batch.pairs, batch.reference) for logits in read])
-        assert batch.readout is not None
-        streams = batch.walk.streams(keep)
-        start, whole = batch.walk.start, batch.walk.read is None
-        measured = []
-        for stream in streams:
-            logits = batch.readout.logits(stream if whole else stream[:, 0])
-            if whole and start:
-                assert batch.reference is not None
-                logits = torch.cat((batch.reference[:, :start], logits), 1)
-            measured.append(batch.readout.measure(logits))
-        return torch.stack(measured)
+            runs = circuit_logits(self.model, self.graph, keep, batch.bound)
+            return torch.stack([batch.hooked(self.metric, logits) for logits in runs])
+        return torch.stack([batch.measured(stream) for stream in batch.walk.streams(keep)])
 
-    def batches(self, size: int | None = None) -> Iterator[_Batch]:
+    def batches(self, size: int | None = None) -> Iterator[Batch]:
         """The examples in batches of a size (None: as many as fit), made ready."""
         n = len(self.pairs)
         size = min(n, size or max(1, self.rows))
@@ -148,7 +158,7 @@ class Circuits:
             yield self._ready(examples, pairs, self.bound if len(examples) == n else self.bound.select(examples))
 
     @property
-    def _batches(self) -> Sequence[_Batch] | Iterator[_Batch]:
+    def _batches(self) -> Sequence[Batch] | Iterator[Batch]:
         """Kept when they take little; made anew otherwise."""
         if not hasattr(self, "_held"):
             first = next(iter(self.batches()))
@@ -157,12 +167,12 @@ class Circuits:
             self._held = [first, *list(self.batches())[1:]] if small else None
         return self.batches() if self._held is None else self._held
 
-    def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> _Batch:
+    def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:
                 reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
-            return _Batch(examples, pairs, bound, None, None, reference)
+            return Batch(examples, pairs, bound, None, None, reference)
         decoder: Decoder = self.decoder
         tile = max(2**16, min(2**25, memory_budget(model_device(self.model), self.budget) // 8))
         readout = Readout(decoder, self.metric, pairs, pairs.clean, tile=tile)
@@ -172,4 +182,4 @@ class Circuits:
         if self.metric.needs_reference or whole:
             logits = readout.base_logits(walk.base)
         readout.reference = logits if self.metric.needs_reference else None
-        return _Batch(examples, pairs, bound, walk, readout, logits)
+        return Batch(examples, pairs, bound, walk, readout, logits)

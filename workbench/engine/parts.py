@@ -110,17 +110,15 @@ def final_norm(model: Any) -> Norm:
     return _norm(dict(model.named_children()).get("ln_final"))
 
 
-def pull_back(
-    norm: Norm, *, stream: Float[Tensor, "example pos d_model"], slope: Float[Tensor, "example pos reader d_model"]
-) -> Float[Tensor, "example pos reader d_model"]:
-    """The gradient at several readers' inputs from the gradients after their norms.
+def pull_back(norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]) -> Tensor:
+    """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
 
     Args:
-        stream: the input that all of them share.
+        stream: the input; it is broadcast to the readers that share it.
         slope: the gradient after the norm, of each reader.
     """
     with torch.enable_grad():
-        entry = stream.detach()[:, :, None].expand(slope.shape).clone().requires_grad_()
+        entry = stream.detach().expand(slope.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
     return gradient
 
