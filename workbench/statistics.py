@@ -50,3 +50,9 @@ def _nanmean(sample: np.ndarray) -> np.ndarray:
     known = np.isfinite(sample)
     n = known.sum(0)
     return np.asarray(np.where(known, sample, 0).sum(0) / np.where(n, n, np.nan))
+
+
+def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
+    gap = full.mean(0) - empty.mean(0)
+    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)

@@ -7,21 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.search import find_circuit, graph_of
-from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
-from workbench.engine.edits import Value, check_value
-from workbench.engine.reference import forward, rows_per_forward
-from workbench.engine.run import check_pairs
+from workbench.engine.circuits import Circuits
+from workbench.engine.edits import Value
 from workbench.errors import CircuitError
-from workbench.models.load import check_eval
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap
+from workbench.statistics import bootstrap, ratio_of_means
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -65,26 +60,23 @@ def evaluate(
     circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
     if not circuits or not all(isinstance(each, Circuit) for each in circuits):
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
-    check_eval(model)
-    check_value(value)
     for one in circuits:
         one.check_fits(model)
     measure = as_metric(metric)
-    measure.check(pairs)
-    check_pairs(model, pairs)
+    runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
     masks = np.stack([np.zeros_like(circuits[0].edges), *(one.edges for one in circuits)])
-    measured = _measured(model, masks, pairs, value, measure, budget, progress)
-    full = _full(model, pairs, measure, budget)
+    measured = runs.measure(masks, progress=progress)
+    full = runs.full
     empty, each = measured[0], measured[1:]
     table = np.concatenate([full[None], empty[None], each]).T
-    low, high = bootstrap(table, lambda sample: ratio(sample[:, 2:], sample[:, :1], sample[:, 1:2]), level=level)
+    low, high = bootstrap(table, lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), level=level)
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(np.abs(full - empty) < 1e-6, np.nan, full - empty)
         ratios = np.nanmean((each - empty) / gap, axis=1) if np.isfinite(gap).any() else np.full(len(each), np.nan)
     ids = (*pairs.clean.ids,)
     in_sample = [float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits]
     data = {
-        "faithfulness": ("circuit", ratio(table[:, 2:], table[:, :1], table[:, 1:2])),
+        "faithfulness": ("circuit", ratio_of_means(table[:, 2:], table[:, :1], table[:, 1:2])),
         "low": ("circuit", low),
         "high": ("circuit", high),
         "mean_of_ratios": ("circuit", ratios),
@@ -135,44 +127,3 @@ def faithfulness_curve(
     attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", "")}
     attrs |= {"area": float(area), "area_name": "CPR" if by == "signed" else "CMD"} if tuple(sizes) == SIZES else {}
     return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
-
-
-def ratio(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
-    gap = full.mean(0) - empty.mean(0)
-    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)
-
-
-def _measured(
-    model: Any, masks: np.ndarray, pairs: PromptPairs, value: Value, measure: Metric, budget: int | None, progress: bool
-) -> np.ndarray:
-    """[circuit, example]: the metric of every circuit."""
-    length = int(pairs.clean.lengths.max())
-    rows = circuits_per_forward(model, length, budget=budget)
-    examples = min(len(pairs), rows)
-    per_pass = max(1, rows // examples)
-    out = np.full((len(masks), len(pairs)), np.nan)
-    whole = value.bind(model, pairs.clean, pairs.corrupt)
-    with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
-        for start in range(0, len(pairs), examples):
-            part = pairs.select(slice(start, start + examples))
-            bound = whole.select(range(start, start + len(part)))
-            reference = measure.read(forward(model, part.clean.tokens).logits, part.clean) if measure.needs_reference else None
-            for first in range(0, len(masks), per_pass):
-                logits = circuit_logits(model, masks[first : first + per_pass], bound)
-                for i, one in enumerate(logits, start=first):
-                    measured = measure(measure.read(one, part.clean), part, reference)
-                    out[i, start : start + len(part)] = measured.double().cpu().numpy()
-                bar.update(len(logits) * len(part))
-    return out
-
-
-def _full(model: Any, pairs: PromptPairs, measure: Metric, budget: int | None) -> np.ndarray:
-    """[example]: the metric of the clean run."""
-    chunk = rows_per_forward(model, int(pairs.clean.lengths.max()), budget=budget)
-    parts = []
-    for start in range(0, len(pairs), chunk):
-        part = pairs.select(slice(start, start + chunk))
-        logits = measure.read(forward(model, part.clean.tokens).logits, part.clean)
-        parts.append(measure(logits, part, logits if measure.needs_reference else None))
-    return torch.cat(parts).double().cpu().numpy()

@@ -5,8 +5,8 @@ other value. So only writers with an edge are run, from the first layer that lac
 value differs. Weights of edges may lie between 0 and 1 and carry gradients: the same walk trains masks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -102,21 +102,42 @@ class CircuitWalk:
         return _Passage(self, keep).run()
 
 
+@dataclass(eq=False)
+class _Written:
+    """Changes z - z' of writers, [circuit, writer, example, pos, d_model] in pieces, or one for all circuits; and their sum."""
+
+    names: list[int] = field(default_factory=list)
+    pieces: list[Tensor] = field(default_factory=list)
+    total: Tensor | None = None
+
+    def add(self, names: Sequence[int], change: Tensor) -> None:
+        self.names += names
+        self.pieces.append(change)
+        summed = change.sum(1)
+        self.total = summed if self.total is None else self.total + summed
+
+    def some(self, picked: np.ndarray) -> Tensor:
+        """The changes of some of the writers."""
+        sizes = np.cumsum([0, *(piece.shape[1] for piece in self.pieces)])
+        each = ((piece, picked[first:last]) for piece, first, last in zip(self.pieces, sizes, sizes[1:], strict=False))
+        return torch.cat([piece if mine.all() else piece[:, np.flatnonzero(mine)] for piece, mine in each if mine.any()], 1)
+
+
 class _Passage:
     """One walk through the layers. Writers' changes z - z' are collected as the walk comes to them."""
 
     def __init__(self, walk: CircuitWalk, keep: Tensor) -> None:
         self.walk, self.decoder, self.graph, self.shape = walk, walk.decoder, walk.graph, walk.shape
         self.keep = keep.to(walk.decoder.device, walk.decoder.dtype)
-        self.n = len(keep)
+        self.n, self.soft = len(keep), keep.requires_grad
         self.tokens, self.classes, self.queries = slice(walk.start, None), walk.classes, walk.pos
-        self.names: list[int] = []
-        self.written: list[Tensor] = []
-        soft = keep.requires_grad
-        used = torch.ones(self.n, len(self.graph.writers), dtype=torch.bool) if soft else _any(keep != 0).cpu()
-        self.used = used.numpy()
-        changed = _any((keep.detach().cpu() != walk.exists).transpose(-1, -2)).any(0).numpy()
-        self.changed = changed | soft
+        # What no circuit changes is kept once; the rest for each of them.
+        self.shared, self.own = _Written(), _Written()
+        there = keep.detach().cpu() != 0
+        changed = keep.detach().cpu() != walk.exists
+        self.used = np.ones((self.n, len(self.graph.writers)), dtype=bool) if self.soft else _any(there).numpy()
+        self.kept, self.cut = (each.flatten(0, -3).any(0).numpy() for each in (there, keep.detach().cpu() != 1))
+        self.changed = changed.flatten(0, -2).any(0).numpy()
         self.first = False  # whether anything so far can differ from the unedited run
 
     def run(self) -> Tensor:
@@ -204,13 +225,30 @@ class _Passage:
         """The inputs of readers before their norm."""
         chosen = slice(None) if circuits is None or len(circuits) == self.n else torch.from_numpy(circuits)
         before = self._at(self.walk.others.seen[where])
-        if not self.names:
-            n = self.n if isinstance(chosen, slice) else len(chosen)
-            return before.expand(n, len(readers), *before.shape)
-        written = torch.cat([each.expand(self.n, *each.shape[1:]) for each in self.written], 1)[chosen]
+        n = self.n if isinstance(chosen, slice) else len(chosen)
         at = [self.graph.reader_index[reader] for reader in readers]
-        weight = self.keep[..., self.names, :][..., at][chosen]
-        return before + mixed(written, weight, self.classes)
+        seen = before.expand(n, len(readers), *before.shape)
+        for written in (self.shared, self.own):
+            for part in self._sums(written, at, chosen if written is self.own else slice(None), chosen):
+                seen = seen + part
+        return seen
+
+    def _sums(
+        self, written: _Written, at: list[int], rows: slice | Tensor, circuits: slice | Tensor
+    ) -> Iterator[Float[Tensor, "circuit_or_one reader_or_one example pos d_model"]]:
+        """What writers bring to readers: the sum of all but what is cut, or the sum of what is kept, whichever is less work."""
+        names = written.names
+        if not names:
+            return
+        kept, cut = (each[names][:, at].any(1) for each in (self.kept, self.cut))
+        picked, weight = (np.ones_like(kept) if self.soft else kept), self.keep
+        if not self.soft and cut.sum() <= kept.sum():
+            assert written.total is not None
+            yield written.total[rows][:, None]
+            picked, weight = cut, self.keep - 1
+        if picked.any():
+            chosen = [name for name, mine in zip(names, picked, strict=True) if mine]
+            yield mixed(written.some(picked)[rows], weight[..., chosen, :][..., at][circuits], self.classes)
 
     def _projected(
         self, readers: Sequence[str], layer: int, linear: Linear, units: Sequence[int]
@@ -233,11 +271,11 @@ class _Passage:
 
     # What writers write.
 
-    def _collect(self, names: Sequence[str], change: Float[Tensor, "... example pos writer d_model"]) -> None:
+    def _collect(self, names: Sequence[str], change: Float[Tensor, "circuit_or_one example pos writer d_model"]) -> None:
         """Remember z - z' of writers, [circuit or 1, writer, example, pos, d_model]."""
-        change = change if change.ndim == 5 else change[None]
-        self.written.append(change.movedim(3, 1))
-        self.names += [self.graph.writer_index[name] for name in names]
+        change = change.movedim(3, 1)
+        written = self.shared if len(change) < self.n or (self.n == 1 and not self.first) else self.own
+        written.add([self.graph.writer_index[name] for name in names], change)
 
     def _change(self, kind: str, layer: int, value: Tensor, units: Sequence[int] | None = None) -> Tensor:
         """[circuit or 1, example, pos, ...]: z - z' of an activation, or of some of its heads or neurons."""
@@ -258,7 +296,9 @@ class _Passage:
         read = self.walk.read
         assert read is not None
         rows, places = torch.arange(len(read)), read - self.walk.start
-        self.written = [each[:, :, rows, places][:, :, :, None] for each in self.written]
+        for written in (self.shared, self.own):
+            written.pieces = [piece[:, :, rows, places][:, :, :, None] for piece in written.pieces]
+            written.total = None if written.total is None else written.total[:, rows, places][:, :, None]
         self.classes = None if self.classes is None else self.classes[rows, places][:, None]
         self.tokens, self.queries = read, read[:, None]
 
@@ -270,7 +310,7 @@ class _Passage:
     def _differs(self, readers: Sequence[str]) -> bool:
         """Whether these readers can see anything else than in the unedited run."""
         at = [self.graph.reader_index[reader] for reader in readers]
-        self.first = self.first or bool(self.changed[at].any())
+        self.first = self.first or self.soft or bool(self.changed[at].any())
         return self.first
 
 

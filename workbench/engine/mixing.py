@@ -9,19 +9,23 @@ from workbench.tasks.pairs import Prompts
 
 
 def mixed(
-    written: Float[Tensor, "circuit writer example pos d_model"],
+    written: Float[Tensor, "circuit_or_one writer example pos d_model"],
     weight: Float[Tensor, "circuit *pos_class writer reader"],
     classes: Int[Tensor, "example pos"] | None,
 ) -> Float[Tensor, "circuit reader example pos d_model"]:
     """The sum over writers of what each wrote, times the weight of its edge.
 
     Args:
+        written: of every circuit, or one for all of them.
         classes: the position class of every token, where weights differ between them.
     """
-    if classes is None:
-        circuits, _, *tokens = written.shape
-        return (weight.transpose(1, 2) @ written.flatten(2)).view(circuits, weight.shape[-1], *tokens)
-    return torch.einsum("cbpuv,cubpd->cvbpd", weight[:, classes], written)
+    if classes is not None:
+        return torch.einsum("cbpuv,cubpd->cvbpd", weight[:, classes], written)
+    circuits, n, readers = weight.shape
+    _, _, *tokens = written.shape
+    if len(written) == 1:
+        return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(circuits, readers, *tokens)
+    return (weight.transpose(1, 2) @ written.flatten(2)).view(circuits, readers, *tokens)
 
 
 def token_classes(graph: Graph, prompts: Prompts) -> Int[Tensor, "example pos"] | None:
