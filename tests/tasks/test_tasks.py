@@ -118,8 +118,9 @@ def test_named_positions_of_a_bpe_model_point_at_the_words(bpe):
 
 def test_other_tasks_refuse_a_bpe_model_and_say_what_works(bpe):
     with pytest.raises(PromptError) as caught:
-        load_task("induction", bpe)
-    assert "Tasks for any model: ioi, pronoun; or bring your own with PromptPairs.from_csv." in str(caught.value)
+        load_task("binding", bpe)
+    usable = "ioi, induction, greater_than, agreement, pronoun"
+    assert f"Tasks for any model: {usable}; or bring your own with PromptPairs.from_csv." in str(caught.value)
 
 
 def test_unknown_names_say_what_there_is(tiny):
@@ -244,7 +245,7 @@ def test_an_answer_of_two_tokens_needs_another_metric(tiny):
     first, second = (int(t) for t in pairs.answers[0, 0])
     message = (
         f"The metric 'logit_diff' reads one token, and the answer of example 0 has 2 (ids [{first}, {second}]). "
-        "Choose words that are one token in this vocabulary."
+        "Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
     )
     for call in (
         lambda: wb.effects(tiny, pairs, sites=wb.grid("resid_pre", tiny, pos=["END"]), value=wb.zero()),

@@ -10,8 +10,10 @@ import random
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 RESERVED_SHARE = 0.15
+Word = TypeVar("Word")
 
 FEMALE = tuple("Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split())
 MALE = tuple("Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split())
@@ -131,7 +133,7 @@ def is_reserved(behaviour: str, key: Sequence[str]) -> bool:
     return digest / 2**32 < RESERVED_SHARE
 
 
-def choose_two(rng: random.Random, words: Sequence[str]) -> tuple[str, str]:
+def choose_two(rng: random.Random, words: Sequence[Word]) -> tuple[Word, Word]:
     """Two different words in random order."""
     first, second = rng.sample(words, 2)
     return first, second
