@@ -434,7 +434,7 @@ def test_a_sweep_stays_within_its_budget(name, budget):
     kind, where, measure, lengths = BIG[name]
     model, pairs = bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000), make_pairs(lengths * (64 // len(lengths)))
     runs = Runs(model, pairs, "clean", metric(measure), budget)
-    elements, _, _, bound = asking._asked(runs, grid(kind, model, **where), zero())
+    elements, _, _, bound = asking._asked(runs, expand(model, pairs, measure), grid(kind, model, **where), zero())
     sweep, _ = asking._sweep(runs, elements, bound)
     assert sweep.engine == "staircase"
     assert sweep.cost().walks > 2, "more than the unedited run and one chunk"

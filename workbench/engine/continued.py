@@ -45,16 +45,15 @@ class _ContinuedBound(Bound):
             return self.inner.edited(site, current)
         # Of a pattern the last axes are positions; of everything else the one behind the example.
         first = current.ndim - len(free) if site.kind == "pattern" else 1
-        length = self.inner.prompts.tokens.shape[1]
-        inside = torch.arange(length) < self.inner.prompts.lengths[:, None]
-        new, window, write = current.clone(), current, inside.new_ones(len(inside), *[1] * (current.ndim - 1))
+        inside = torch.arange(self.inner.prompts.tokens.shape[1]) < self.inner.prompts.lengths[:, None]
+        inside = inside.to(current.device)
+        window = (slice(None),) * first + (slice(inside.shape[1]),) * len(free)
+        new, before = current.clone(), current[window]
+        written = self.inner.edited(site, before)
         for axis in range(first, first + len(free)):
-            window = window.narrow(axis, 0, length)
-            shape = [1] * current.ndim
-            shape[0], shape[axis] = inside.shape
-            write = write & inside.view(shape)
-        target = new[tuple(slice(None) if n == m else slice(m) for n, m in zip(new.shape, window.shape, strict=True))]
-        target.copy_(torch.where(write.to(current.device), self.inner.edited(site, window), window))
+            here = inside.view(len(inside), *[1] * (axis - 1), -1, *[1] * (current.ndim - axis - 1))
+            written = torch.where(here, written, before)
+        new[window] = written
         return new
 
     def has(self, site: Site) -> Tensor:

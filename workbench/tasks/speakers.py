@@ -13,7 +13,7 @@ from workbench.tasks.grammar import CENTURIES, YEARS, Lexicon, Sentence, joiner,
 from workbench.tasks.induction import LONGEST_GAP, LONGEST_LIST
 from workbench.tasks.pairs import Prompts, TextEncoder
 
-FEW_YEARS = 20
+FEW_YEARS, MOST_SHOWN = 20, 12
 
 
 class WordSpeaker:
@@ -64,9 +64,10 @@ class TextSpeaker:
         left = [word for part in chosen for word in _missing(getattr(whole, part), getattr(lexicon, part))]
         if not all(chosen.values()):
             least = ", ".join(part for part, words in chosen.items() if not words)
+            shown = " ".join(left[:MOST_SHOWN]) + (f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else "")
             raise UnsuitableTask(
                 f"The task {task!r} needs words of equal token count ({least}), and this vocabulary has too few "
-                f"(dropped {' '.join(left)}). Bring your own prompts with PromptPairs.from_csv."
+                f"(dropped {shown}). Bring your own prompts with PromptPairs.from_csv."
             )
         return lexicon, " ".join(left)
 
