@@ -348,6 +348,7 @@ def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):
 
 def test_an_answer_of_two_tokens_needs_another_metric(tiny):
     pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"answer": "is happy"}]))
+    assert pairs.metric == "sequence_logprob_diff"
     first, second = (int(t) for t in pairs.answers[0, 0])
     message = (
         f"The metric 'logit_diff' reads one token, and the answer of example 0 has 2 (ids [{first}, {second}]). "

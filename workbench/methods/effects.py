@@ -59,7 +59,8 @@ def effects(
     Args:
         sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
         value: what is written there.
-        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
+        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. `sequence_logprob_diff` reads
+            answers of several tokens, each in a run of its own; edits touch the prompt's positions only.
         method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all;
             "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one kind and layer moving
             together: over a full cut of the graph the effects then add up to m(all edited) - m(base), and

@@ -71,7 +71,8 @@ def path_effects(
         mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed" from what
             reaches them, as in the IOI paper. Both are in the literature, and give different numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        budget, readout: as in `effects`.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value at the prompt's
+            positions only, and what comes of it is followed everywhere.
 
     Returns:
         DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver, or an
