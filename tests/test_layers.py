@@ -11,10 +11,10 @@ ORDER = (
     "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables course cli"
 ).split()
 INSIDE = {
-    "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs metrics registry measure".split(),
+    "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs metrics continuations speakers registry measure".split(),
     "models": "zoo load".split(),
     "engine": (
-        "reference edits run capture parts edge_gradients circuit_run "
+        "reference edits continued run capture parts edge_gradients circuit_run "
         "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
     ).split(),
     "methods": "lens gradients effects paths explain".split(),

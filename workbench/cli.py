@@ -69,7 +69,9 @@ ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face 
 ValueName = Annotated[str, typer.Option(help="What is written: from_store (the other run), zero, mean or resample.")]
 Base = Annotated[str, typer.Option(help="Which run is edited: clean or corrupt.")]
 Pairs = Annotated[int, typer.Option("-n", "--n", help="Pairs of a task.")]
-MetricName = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")]
+MetricName = Annotated[
+    str | None, typer.Option(help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs.")
+]
 Budget = Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]

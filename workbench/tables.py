@@ -77,7 +77,7 @@ class Question:
     def _asked(self, model: Any, kinds: Sequence[str]) -> tuple[dict[str, Any], PromptPairs]:
         read = _READERS.get(Path(self.task).suffix.lower())
         pairs = read(model, self.task) if read else load_task(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
-        metric = self.metric or ("logit_diff" if read else find_task(self.task).metric)
+        metric = self.metric or pairs.metric
         return {"value": self._value(model, pairs, kinds), "metric": metric, "base": self.base, "budget": self.budget}, pairs
 
     def _value(self, model: Any, pairs: PromptPairs, kinds: Sequence[str]) -> Value:

@@ -98,7 +98,7 @@ def learn_circuit(
         edges = graph.between(best)
     attrs = pairs.attrs(model) | {
         "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps, "lr": lr, "seed": seed,
-        "forwards": steps, "higher_is_better": measure.higher_is_better, "expected_open": float(gates.open_share()) * most,
+        "forwards": steps, "higher_is_better": measure.higher_is_better, "expected_open": float(gates.open_share().detach()) * most,
     }  # fmt: skip
     return Circuit.of(graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids))
 
@@ -147,7 +147,9 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
     if gap < 1e-6:
         raise MetricError(f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter.")
     full = torch.from_numpy(runs.full)
-    return lambda measured, batch: (((measured - full[list(batch.examples)].to(measured)) / gap) ** 2).mean()
+    return lambda measured, batch: (
+        ((measured - (full[list(batch.examples)] if runs.asked.plain else full).to(measured)) / gap) ** 2
+    ).mean()
 
 
 def _train(
@@ -165,7 +167,7 @@ def _train(
     # Multipliers of the constraint grow while it is violated: gradient ascent on them.
     multipliers = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam([{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}])
-    batches = list(runs.batches(size))
+    batches = list(runs.batches(size if runs.asked.plain else len(runs.asked.pairs)))
     order = np.random.default_rng(seed)
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]

@@ -194,6 +194,10 @@ class _Asked:
             return found, {"engine": circuits.engine, "forwards": forwards}
         if self.method in ("eap", "atp-star"):
             self.metric.check_attributable()
+        if self.method == "atp-star" and self.metric.continued:
+            raise MetricError(
+                f"atp-star takes sizes prompt by prompt, which answers of several tokens ({self.metric.name}) do not allow. Use eap."
+            )
         if self.method == "atp-star" and circuits.decoder is None:
             raise ModelError(
                 f"atp-star recomputes attention from queries and keys, which the fast engine alone knows; {circuits.why}. "
@@ -213,11 +217,11 @@ class _Asked:
         kept = 6 * graph.shape.d_model * (graph.shape.n_heads + 2) * len(ways)
         size = max(1, rows_per_forward(self.model, circuits.longest, budget=self.budget, gradients=True, extra=kept) // len(ways))
         maps, total, blocks, passes = Maps.all_of(self.model, circuits.decoder), None, 1, 0
-        with tqdm(total=len(pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
+        with tqdm(total=len(circuits.asked.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
             for batch in circuits.batches(size):
                 start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
                 sources = Sources.of(batch, graph, self.model, start=start, room=room)
-                runs = Runs(self.model, graph, batch, self.metric, sources, start)
+                runs = Runs(self.model, graph, batch, circuits.metric, sources, start)
                 made, passes = self._table(runs, batch, maps, ways, start, room)
                 blocks = max(blocks, sources.n_blocks)
                 total = self._placed(total, made, batch)
@@ -225,6 +229,10 @@ class _Asked:
         assert total is not None
         if "example" not in self.keep:
             total /= len(pairs)
+        elif not circuits.asked.plain:
+            rows, total = total, np.zeros((len(pairs), *total.shape[1:]))
+            np.add.at(total, circuits.asked.owner.numpy(), rows)  # slopes have the weights of their rows already
+        total = total[:, : int(pairs.clean.lengths.max())] if "pos" in self.keep else total
         more = (
             {"steps": len(ways), "grid": self.grid}
             if self.method in ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
@@ -256,7 +264,7 @@ class _Asked:
     def _placed(self, total: np.ndarray | None, made: Tensor, batch: Batch) -> np.ndarray:
         """The running total of all batches with one more."""
         if total is None:
-            n = len(self.pairs) if "example" in self.keep else 1
+            n = len(self.circuits.asked.pairs) if "example" in self.keep else 1
             places = self.circuits.longest if "pos" in self.keep else made.shape[1]
             total = np.zeros((n, places, *made.shape[2:]))
         rows = batch.examples if "example" in self.keep else slice(None)

@@ -69,20 +69,20 @@ class CircuitWalk:
 
     Args:
         bound: the other value, `absolute`.
-        read: [example]: the position whose logits are read, or None for all.
+        places: [example] the position whose logits are read, [example, step] several, or None for all.
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, graph: Graph, bound: Bound, *, read: Int[Tensor, "example"] | None) -> None:
+    def __init__(self, decoder: Decoder, graph: Graph, bound: Bound, *, places: Int[Tensor, "example *step"] | None) -> None:
         self.decoder, self.graph, self.shape, device = decoder, graph, graph.shape, decoder.device
         keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in written_by(graph, layer)]
         self.base = unedited(decoder, bound.prompts, keys)
         self.others = Others.of(self.base, bound, graph)
         longest = bound.prompts.tokens.shape[1]
         first = bound.first_change(Site("resid_pre", 0))
-        self.start = min(int(first.min()), longest - 1, *([] if read is None else read.tolist()))
+        self.start = min(int(first.min()), longest - 1, *([] if places is None else [int(places.min())]))
         self.pos = torch.arange(self.start, longest, device=device)
-        self.read = None if read is None else read.to(device)
+        self.read = None if places is None or places.ndim > 1 else places.to(device)
         classes = token_classes(graph, bound.prompts)
         self.classes = None if classes is None else classes[:, self.start :].to(device)
         self.exists = torch.from_numpy(graph.exists)

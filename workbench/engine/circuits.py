@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
 from workbench.engine.circuit_walk import CircuitWalk
+from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
 from workbench.engine.plan import fast_decoder
@@ -21,21 +22,24 @@ from workbench.engine.reference import forward, memory_budget, rows_per_forward
 from workbench.engine.run import check_pairs
 from workbench.graph import Graph
 from workbench.models.load import check_eval, model_device
+from workbench.tasks.continuations import expand
 from workbench.tasks.metrics import Metric
 from workbench.tasks.pairs import PromptPairs
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some of the examples, made ready for many runs.
+    """Some of the rows (examples, or prompts that go on with an answer), made ready for many runs.
 
     Attributes:
+        weight: [row], of its measure in that of its example.
         walk, readout: on the fast engine; None on hooks.
         logits: what the metric reads of the clean run, where something needs it.
     """
 
     examples: range
     pairs: PromptPairs
+    weight: Tensor
     bound: Bound
     walk: CircuitWalk | None
     readout: Readout | None
@@ -47,6 +51,10 @@ class Batch:
         assert self.readout is not None
         if self.walk.read is not None:
             return self.readout.measure(self.readout.logits(stream[:, 0]))
+        if self.readout.places is not None:
+            rows = torch.arange(len(stream), device=stream.device)[:, None]
+            places = self.readout.places.to(stream.device) - self.walk.start
+            return self.readout.measure(self.readout.logits(stream[rows, places]))
         logits = self.readout.logits(stream)
         if self.walk.start:
             assert self.logits is not None
@@ -75,9 +83,11 @@ class Circuits:
         check_value(value)
         metric.check(pairs)
         check_pairs(model, pairs)
-        self.model, self.graph, self.pairs, self.value, self.metric, self.budget = model, graph, pairs, value, metric, budget
-        self.bound = value.bind(model, pairs.clean, pairs.corrupt)
-        self.longest = int(pairs.clean.lengths.max())
+        self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
+        # Answers of several tokens are runs of their own; of any other metric the rows are the pairs.
+        self.asked = expand(model, pairs, metric)
+        self.metric, self.bound = self.asked.metric, bind(model, self.asked, value)
+        self.longest = int(self.asked.pairs.clean.lengths.max())
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
 
     @property
@@ -102,7 +112,7 @@ class Circuits:
     def full(self) -> np.ndarray:
         """[example]: the metric of the clean run."""
         with torch.no_grad():
-            return torch.cat(list(self._full())).double().cpu().numpy()
+            return self.asked.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
     def _full(self) -> Iterator[Tensor]:
         if self.decoder is not None:
@@ -112,8 +122,9 @@ class Circuits:
                 yield batch.readout.measure(batch.readout.base_logits(batch.walk.base))
             return
         size = rows_per_forward(self.model, self.longest, budget=self.budget)
-        for start in range(0, len(self.pairs), size):
-            part = self.pairs.select(slice(start, start + size))
+        pairs = self.asked.pairs
+        for start in range(0, len(pairs), size):
+            part = pairs.select(slice(start, start + size))
             logits = self.metric.read(forward(self.model, part.clean.tokens).logits, part.clean)
             yield self.metric(logits, part, logits if self.metric.needs_reference else None)
 
@@ -124,7 +135,7 @@ class Circuits:
         Args:
             circuits: bool [circuit, (pos,) writer, reader], pruned of dead ends.
         """
-        out = np.full((len(circuits), len(self.pairs)), np.nan)
+        out = np.full((len(circuits), len(self.asked.pairs)), np.nan)
         with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
             for batch in self._batches:
                 per_pass = max(1, self.rows // len(batch.examples))
@@ -132,12 +143,13 @@ class Circuits:
                     part = torch.from_numpy(circuits[first : first + per_pass]).float()
                     out[first : first + per_pass, batch.examples] = self.of_batch(batch, part).double().cpu().numpy()
                     bar.update(len(part) * len(batch.examples))
-        return out
+        return self.asked.combine(torch.from_numpy(out.T)).numpy().T
 
     def soft(self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
-            return self.of_batch(batch, keep)
+            measured = self.of_batch(batch, keep)
+            return measured if self.asked.plain else self.asked.combine(measured.T).T
 
     def of_batch(self, batch: Batch, keep: Tensor) -> Float[Tensor, "circuit example"]:
         """The metric of circuits on one batch."""
@@ -147,12 +159,12 @@ class Circuits:
         return torch.stack([batch.measured(stream) for stream in batch.walk.streams(keep)])
 
     def batches(self, size: int | None = None) -> Iterator[Batch]:
-        """The examples in batches of a size (None: as many as fit), made ready."""
-        n = len(self.pairs)
+        """The rows in batches of a size (None: as many as fit), made ready."""
+        n = len(self.asked.pairs)
         size = min(n, size or max(1, self.rows))
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
-            pairs = self.pairs if len(examples) == n else self.pairs.select(list(examples))
+            pairs = self.asked.pairs if len(examples) == n else self.asked.pairs.select(list(examples))
             yield self._ready(examples, pairs, self.bound if len(examples) == n else self.bound.select(examples))
 
     @property
@@ -160,24 +172,25 @@ class Circuits:
         """Kept when they take little; made anew otherwise."""
         if not hasattr(self, "_held"):
             first = next(iter(self.batches()))
-            count = -(-len(self.pairs) // len(first.examples))
+            count = -(-len(self.asked.pairs) // len(first.examples))
             small = first.walk is None or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
             self._held = [first, *list(self.batches())[1:]] if small else None
         return self.batches() if self._held is None else self._held
 
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:
+        weight = self.asked.weight[list(examples)]
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:
                 reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
-            return Batch(examples, pairs, bound, None, None, reference)
+            return Batch(examples, pairs, weight, bound, None, None, reference)
         decoder: Decoder = self.decoder
         tile = max(2**16, min(2**25, memory_budget(model_device(self.model), self.budget) // 8))
         readout = Readout(decoder, self.metric, pairs, pairs.clean, tile=tile)
-        walk = CircuitWalk(decoder, self.graph, bound, read=readout.read)
-        whole = readout.read is None
+        walk = CircuitWalk(decoder, self.graph, bound, places=readout.places)
+        whole = readout.places is None
         logits = None
         if self.metric.needs_reference or whole:
             logits = readout.base_logits(walk.base)
         readout.reference = logits if self.metric.needs_reference else None
-        return Batch(examples, pairs, bound, walk, readout, logits)
+        return Batch(examples, pairs, weight, bound, walk, readout, logits)

@@ -78,7 +78,7 @@ class Runs:
     ) -> Run:
         batch, size = self.batch, len(self.batch.pairs)
         if batch.walk is None:
-            measure = lambda logits: torch.stack([batch.hooked(self.metric, one) for one in logits.split(size)]).sum()  # noqa: E731
+            measure = lambda logits: self._weighted([batch.hooked(self.metric, one) for one in logits.split(size)])  # noqa: E731
             return hooked_run(self.model, batch.bound, measure, self.metric.name, hooks, n)
         stream = batch.walk.base.whole(("resid_pre", 0))[:, self.start :]
         stream = stream.expand(n, *stream.shape) if moved is None else stream + moved
@@ -90,9 +90,14 @@ class Runs:
         walk = self.batch.walk
         assert walk is not None
         if walk.read is None:
-            return torch.stack([self.batch.measured(one[:, walk.start - self.start :]) for one in streams]).sum()
+            return self._weighted([self.batch.measured(one[:, walk.start - self.start :]) for one in streams])
         rows, read = torch.arange(len(walk.read)), walk.read - self.start
-        return torch.stack([self.batch.measured(one[rows, read][:, None]) for one in streams]).sum()
+        return self._weighted([self.batch.measured(one[rows, read][:, None]) for one in streams])
+
+    def _weighted(self, measured: Sequence[Tensor]) -> Tensor:
+        """The sum of measures over versions and rows, each row with its weight in its example."""
+        summed = torch.stack(list(measured)).sum(0)
+        return (summed * self.batch.weight.to(summed)).sum()
 
     def _on_the_way(self, site: Site, shares: Sequence[float]) -> Any:
         def change(value: Tensor) -> Tensor:
