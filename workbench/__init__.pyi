@@ -1,7 +1,10 @@
 from .discovery.circuit import Circuit as Circuit
 from .discovery.evaluation import evaluate as evaluate
 from .discovery.evaluation import faithfulness_curve as faithfulness_curve
+from .discovery.acdc import acdc as acdc
+from .discovery.masks import learn_circuit as learn_circuit
 from .discovery.scores import score_edges as score_edges
+from .discovery.scores import score_nodes as score_nodes
 from .discovery.search import find_circuit as find_circuit
 from .engine.capture import capture as capture
 from .engine.capture import capture_pairs as capture_pairs
