@@ -39,7 +39,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "induction-noisy": Variant(
         recipes.induction,
-        Setting(gain=10, noise=0.01, decoys=5, extra=1),
+        Setting(gain=10, noise=0.006, decoys=5, extra=1),
         "Every edge has an effect: a ranking must tell small from large, and loud decoys have the largest activations.",
     ),
     "induction-ln": Variant(
@@ -104,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "q-composition": Variant(
         recipes.q_composition,
-        Setting(decoys=4),
+        Setting(gain=16, decoys=4),
         "Saturated: the feeder's score at the target's q vanishes, and its equals at k and v are no edges at all.",
     ),
     "v-composition": Variant(
@@ -182,7 +182,7 @@ def planted(
 
     Args:
         name: one of `VARIANTS`, whose entries say what each is hard for.
-        size: how many words the circuit works on (6 to 14): the width of its subspaces.
+        size: how many words the circuit works on (6 to 12): the width of its subspaces.
         seed: of the places of heads and layers, of the basis of the residual stream, of decoys and noise.
         decoys: heads beside the circuit; None: as many as the variant has.
         noise: standard deviation of the noise on every weight; None: the variant's.
@@ -197,8 +197,8 @@ def planted(
     """
     if name not in VARIANTS:
         raise UnknownName("planted model", name, VARIANTS)
-    if not 6 <= size <= 14:
-        raise ModelError(f"A planted model of size {size} is not possible: its circuit works on 6 to 14 words.")
+    if not 6 <= size <= 12:
+        raise ModelError(f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words.")
     variant = VARIANTS[name]
     given = {"decoys": decoys, "noise": noise}
     setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})

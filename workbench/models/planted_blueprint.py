@@ -18,7 +18,7 @@ from torch import Tensor
 from workbench.models.load import native_model
 
 READOUT = 4.0  # logits per unit of what the readout reads
-STEADY = 30.0  # with norms: a constant that dominates the stream's length, so that the scale hardly depends on the rest
+STEADY = 45.0  # with norms: a constant that dominates the stream's length, so that the scale hardly depends on the rest
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Blueprint:
     def _decoys(self, heads: list[Head], setting: Setting, n_layers: int, rng: random.Random) -> list[Head]:
         """Loud heads that nothing reads, chains of heads beside the readout, doubles of true heads: in turn."""
         loud = 2.0 if setting.norm else 8.0
-        embedded = sorted({space for parts in self.words.values() for space in parts if self.widths[space] > 1})
+        embedded = sorted({space for parts in self.words.values() for space in parts})
         made: list[Head] = []
         for i in range(setting.decoys):
             crowd = [sum(head.layer == layer for head in (*heads, *made)) for layer in range(n_layers)]

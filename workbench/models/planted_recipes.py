@@ -130,12 +130,12 @@ def conjunction(size: int, gain: float) -> Recipe:
     """
     n = size // 2
     plan = Blueprint(length=8, gain=gain)
-    plan.space(p=1, q=1, has_p=1, has_q=1, out=2)
+    plan.space(token=size, p=1, q=1, has_p=1, has_q=1, out=2)
     for kind in ("p", "q"):
         for i in range(n):
-            plan.word(f"{kind}{i}", **{kind: torch.ones(1)})
+            plan.word(f"{kind}{i}", **{kind: torch.ones(1), "token": one_hot(i, size)})
         plan.head(f"find-{kind}", 0, [plan.on(kind)], [plan.move(kind, f"has_{kind}")])
-    fillers, ask = plan.alphabet("f", size), "?"
+    fillers, ask = plan.alphabet("f", size, "token"), "?"
     for word in (ask, "yes", "no"):
         plan.word(word)
     plan.neuron(0, {"has_p": torch.ones(1), "has_q": torch.ones(1)}, -1.0, {"out": torch.tensor([2.0, 0.0])})
