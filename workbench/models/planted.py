@@ -35,47 +35,47 @@ VARIANTS: dict[str, Variant] = {
     "induction": Variant(
         recipes.induction,
         Setting(),
-        "Saturated attention: gradients into q and k vanish, so that EAP misses all that decides where the head attends.",
+        "Saturated attention: gradients into q and k vanish, so EAP misses all that decides where the heads look.",
     ),
     "induction-noisy": Variant(
         recipes.induction,
         Setting(gain=10, noise=0.006, decoys=5, extra=1),
-        "Every edge has an effect: a ranking must tell small from large, and loud decoys have the largest activations.",
+        "Every edge has some effect: rankings must tell small from large, and loud decoys have the largest activations.",
     ),
     "induction-ln": Variant(
         recipes.induction,
         Setting(norm="LN", gain=14, noise=0.002, decoys=5, neurons=4),
-        "Layer norms: all that adds to the stream's length reaches everything; decoy MLPs.",
+        "Layer norms: whatever adds to the stream's length reaches every reader; MLPs that do nothing for the answer.",
     ),
     "ioi": Variant(
         recipes.ioi,
         Setting(gain=14, decoys=6),
-        "Four layers, two signals that add up: under ablation one of them nearly does; attribution by gradient sums well here.",
+        "Four layers; two signals add up, so zeroing either alone changes little; three hard heads decide by q and k alone.",
     ),
     "ioi-noisy": Variant(
         recipes.ioi,
         Setting(gain=14, noise=0.006, decoys=6),
-        "As ioi, with small effects at most of the false edges, about as many layers as steps for errors to add up.",
+        "As ioi, with small effects at most false edges: signed EAP ranks true edges of gradient zero among them.",
     ),
     "ioi-ln-gqa": Variant(
         recipes.ioi,
-        Setting(norm="LN", group=2, gain=14, noise=0.001, decoys=7, neurons=4),
-        "As ioi, with norms, and k and v shared with decoys: a kv head's edge belongs to several heads.",
+        Setting(norm="LN", group=2, gain=14, noise=0.002, decoys=7, neurons=4),
+        "As ioi, with norms, and kv heads shared with decoys: a method that splits k and v by query head fails.",
     ),
     "lookup": Variant(
         recipes.lookup,
         Setting(decoys=4, neurons=6, extra=1),
-        "A cell of a table: a gradient sees only the neuron that is on, the other run's neuron is off and flat.",
+        "A cell of a table: the gradient sees the neuron that is on; the one that the other run turns on is flat.",
     ),
     "lookup-noisy": Variant(
         recipes.lookup,
-        Setting(gain=10, noise=0.008, decoys=4, neurons=6, extra=1),
-        "As lookup, with small effects at most of the false edges.",
+        Setting(gain=10, noise=0.005, decoys=4, neurons=6, extra=1),
+        "As lookup, with soft attention and small effects at most false edges.",
     ),
     "conjunction": Variant(
         recipes.conjunction,
         Setting(decoys=4, neurons=4, extra=1),
-        "An AND: from the side where it is off, either input alone does nothing, and gradients there are exactly zero.",
+        "An AND: where it is off, one input alone does nothing, and gradients there are exactly zero.",
     ),
     "conjunction-rms": Variant(
         recipes.conjunction,
@@ -85,41 +85,41 @@ VARIANTS: dict[str, Variant] = {
     "backup": Variant(
         recipes.backup,
         Setting(gain=16, decoys=4, extra=1),
-        "Single-edge patching, exact or not, sees nothing upstream of the main head: the backup covers for it.",
+        "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: the backup covers for it.",
     ),
     "backup-gqa": Variant(
         recipes.backup,
-        Setting(group=2, gain=16, noise=0.004, decoys=6),
-        "As backup; main and backup share k and v with decoys, and noise lets the false edges outrank the redundant ones.",
+        Setting(group=2, gain=10, noise=0.004, decoys=6),
+        "As backup, with kv heads that decoys share, and false edges whose effects exceed those of the redundant ones.",
     ),
     "negative": Variant(
         recipes.negative,
         Setting(gain=12),
-        "True edges that oppose: a signed ranking puts the negative head last, magnitude finds it.",
+        "True edges that oppose: a signed ranking puts the negative head last of all, magnitude finds it.",
     ),
     "backup-negative": Variant(
         recipes.backup_negative,
-        Setting(gain=16, noise=0.004, decoys=5),
-        "Both at once: redundant edges without effect, opposing ones with a large one, noise in between.",
+        Setting(gain=10, noise=0.002, decoys=5),
+        "Both at once: redundant edges without effect, opposing ones with a large one, noise between them.",
     ),
     "q-composition": Variant(
         recipes.q_composition,
         Setting(gain=16, decoys=4),
-        "Saturated: the feeder's score at the target's q vanishes, and its equals at k and v are no edges at all.",
+        "The feeder matters through the target's saturated q alone: EAP scores the feeder and all before it zero.",
     ),
     "v-composition": Variant(
         recipes.v_composition,
         Setting(decoys=4),
-        "The feeder's path is linear, where the target looks is saturated: gradients find one half only.",
+        "What is moved is linear, where the target looks is saturated: gradients find one half of it.",
     ),
     "compositions": Variant(
         recipes.compositions,
         Setting(gain=14, decoys=4),
-        "Three feeders of one head through q, k and v: node methods rank all nine edges between them alike.",
+        "Three feeders of one head, each through one port: scores of nodes cannot tell three edges of nine.",
     ),
     "compositions-gqa": Variant(
         recipes.compositions,
-        Setting(gain=14, group=2, noise=0.004, decoys=6),
+        Setting(gain=11, group=2, noise=0.004, decoys=6),
         "As compositions, with noise and kv heads that decoys share.",
     ),
 }
@@ -174,6 +174,7 @@ def planted(
     seed: int = 0,
     decoys: int | None = None,
     noise: float | None = None,
+    extra: int | None = None,
     n: int = 32,
     prompt_seed: int = 0,
     split: Split | str = "train",
@@ -186,6 +187,7 @@ def planted(
         seed: of the places of heads and layers, of the basis of the residual stream, of decoys and noise.
         decoys: heads beside the circuit; None: as many as the variant has.
         noise: standard deviation of the noise on every weight; None: the variant's.
+        extra: layers beyond those that the circuit needs; None: the variant's.
         n: pairs of prompts. `prompt_seed` and `split` choose them: "heldout" ones never occur in "train".
 
     Raises:
@@ -200,7 +202,7 @@ def planted(
     if not 6 <= size <= 12:
         raise ModelError(f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words.")
     variant = VARIANTS[name]
-    given = {"decoys": decoys, "noise": noise}
+    given = {"decoys": decoys, "noise": noise, "extra": extra}
     setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})
     recipe = variant.recipe(size, setting.gain)
     words = tuple(recipe.plan.words)

@@ -194,12 +194,12 @@ class Blueprint:
             crowd = [sum(head.layer == layer for head in (*heads, *made)) for layer in range(n_layers)]
             layer = min(range(n_layers), key=lambda layer: (crowd[layer], rng.random()))
             here, space = [head for head in heads if head.layer == layer], rng.choice(embedded)
-            scores = (self.same("position", "position", shift=-rng.randint(1, 3)),)
+            scores = (self.same("position", "position", 0.4, shift=-rng.randint(1, 3)),)
             moves = (self.move(space, "loud", loud),)
-            if i % 3 == 1 and layer == 0:
-                moves = (self.move(space, "aside", loud / 2),)
-            elif i % 3 == 1:
-                scores, moves = (self.on("aside", 0.3),), (self.move("aside", "loud", loud), self.move(space, "aside"))
+            fed = any(move.out == "aside" for head in made if head.layer < layer for move in head.moves)
+            if i % 3 == 1:
+                scores = (self.on("aside", 0.3),) if fed else scores
+                moves = (self.move("aside", "loud", 2.0) if fed else self.move(space, "aside", loud / 2),)
             elif i % 3 == 2 and here:
                 like = rng.choice(here)
                 scores, moves = like.scores, tuple(self.move(move.v, "loud", loud / 2) for move in like.moves)
@@ -254,8 +254,9 @@ class _Drawn:
         start = torch.randn(self.d_model, self.d_model, generator=generator, dtype=torch.float64)
         start[:, 0] = 1.0  # layer norms subtract the mean: nothing may lie along it
         self.basis = torch.linalg.qr(start)[0].T[1:].float()
-        ranks = [sum(len(score.right) for score in head.scores) for head in heads]
-        self.d_head = max(ranks + [sum(move.map.shape[1] for move in head.moves) for head in heads])
+        needed = [sum(len(score.right) for score in head.scores) for head in heads]
+        needed += [sum(move.map.shape[1] for move in head.moves) for head in heads]
+        self.d_head = max(16, *needed)  # at least what any decoy may need, so that it is the same for every seed
         self.d_mlp = max([sum(neuron.layer == layer for neuron in neurons) for layer in range(n_layers)])
         kv = max(sum(head.layer == layer and not head.decoy for head in heads) for layer in range(n_layers))
         most = max(sum(head.layer == layer for head in heads) for layer in range(n_layers))
