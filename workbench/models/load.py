@@ -92,8 +92,9 @@ def native_model(name: str, *, weights: Mapping[str, torch.Tensor], **settings: 
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
+    boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
     with torch.random.fork_rng(devices=[]):
-        model = TransformerBridge.boot_native(TransformerBridgeConfig(seed=0, **settings)).eval()
+        model = boot(TransformerBridgeConfig(seed=0, **settings)).eval()
     own = {key.replace("._original_component", ""): value for key, value in model.original_model.named_parameters()}
     wrong = sorted(set(weights) ^ {key for key in own if not key.split(".")[-2].startswith("ln")})
     if wrong:

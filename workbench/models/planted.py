@@ -99,7 +99,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "backup-negative": Variant(
         recipes.backup_negative,
-        Setting(gain=10, noise=0.002, decoys=5),
+        Setting(gain=9, noise=0.003, decoys=5),
         "Both at once: redundant edges without effect, opposing ones with a large one, noise between them.",
     ),
     "q-composition": Variant(

@@ -183,7 +183,8 @@ class Blueprint:
         neurons += self._decoy_neurons(setting, base + setting.extra, rng)
         drawn = _Drawn(self, setting, base + setting.extra, heads, neurons, rng, generator)
         model = native_model(f"planted-{name}", weights=drawn.weights(), **drawn.config())
-        return Built(model, drawn.places, self._wired(heads, neurons, drawn.places, setting.group), setting.group)
+        true = {head.name: drawn.places[head.name] for head in self.heads}
+        return Built(model, true, self._wired(heads, neurons, drawn.places, setting.group), setting.group)
 
     def _decoys(self, heads: list[Head], setting: Setting, n_layers: int, rng: random.Random) -> list[Head]:
         """Loud heads that nothing reads, chains of heads beside the readout, doubles of true heads: in turn."""

@@ -1,5 +1,9 @@
 """The prompts of a planted model as pairs, so that everything that takes pairs takes them."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from workbench.models.planted import Planted
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -21,11 +25,12 @@ def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, spli
     (4, 8, 'BOS')
     """
     used = planted if n is None else planted.drawn(n, seed=seed, split=split)
-    sides = []
-    for tokens in (used.clean, used.corrupt):
-        rows = tokens.tolist()
-        sides.append(Prompts.of(rows, strings=[[used.words[token] for token in row] for row in rows], bos=True))
     provenance = {
         "task": f"planted-{used.name}", "variant": used.name, "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
     }  # fmt: skip
-    return PromptPairs(*sides, used.answers, used.wrong, provenance)
+    return PromptPairs(_prompts(used.clean, used.words), _prompts(used.corrupt, used.words), used.answers, used.wrong, provenance)
+
+
+def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:
+    rows = tokens.tolist()
+    return Prompts.of(rows, strings=[[words[token] for token in row] for row in rows], bos=True)
