@@ -1,7 +1,7 @@
 """Exact scores of edges, also in contexts where something else is already taken out.
 
 An edge of a head that stands in for another has no effect while the other works. "conditional" therefore measures every
-edge again where one strong writer at a time is silent, and keeps the largest effect, with its sign.
+edge again where one of the strongest edges is already taken out, and keeps the largest effect, with its sign.
 """
 
 import numpy as np
@@ -38,17 +38,15 @@ def exact_scores(circuits: Circuits, *, present: np.ndarray | None = None, progr
 def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[np.ndarray, int]:
     """[example, (pos,) writer, reader]: the exact score of each edge in the context where its mean is largest; and the runs.
 
-    Contexts: nothing taken out, and each of the `CONTEXTS` writers with the strongest edge (input aside) silent.
+    Contexts: nothing taken out, and each of the `CONTEXTS` strongest edges taken out.
     """
     graph = circuits.graph
     best = exact_scores(circuits, progress=progress)
-    strength = np.abs(best.mean(0)).max(-1)
-    strength = strength if strength.ndim == 1 else strength.max(0)
-    ranked = [w for w in np.argsort(-strength, kind="stable") if w != 0 and strength[w] > 0][:CONTEXTS]
-    for writer in tqdm(ranked, desc="contexts", unit="writer", disable=None if progress else True, leave=False):
+    strength = np.where(graph.exists, np.abs(best.mean(0)), 0)
+    ranked = [index for index in np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS] if strength.flat[index] > 0]
+    for index in tqdm(ranked, desc="contexts", unit="edge", disable=None if progress else True, leave=False):
         present = graph.exists.copy()
-        present[..., writer, :] = False
+        present.flat[index] = False
         found = exact_scores(circuits, present=present)
-        larger = np.abs(found.mean(0)) > np.abs(best.mean(0))
-        best = np.where(larger & present, found, best)
+        best = np.where(np.abs(found.mean(0)) > np.abs(best.mean(0)), found, best)
     return best, (len(ranked) + 1) * (graph.n_edges + 1)
