@@ -1,8 +1,12 @@
+from .discovery.acdc import acdc as acdc
 from .discovery.circuit import Circuit as Circuit
+from .discovery.compare import compare as compare
 from .discovery.evaluation import evaluate as evaluate
 from .discovery.evaluation import faithfulness_curve as faithfulness_curve
-from .discovery.acdc import acdc as acdc
+from .discovery.formats import read_circuit as read_circuit
+from .discovery.formats import write_circuit as write_circuit
 from .discovery.masks import learn_circuit as learn_circuit
+from .discovery.reference import reference_circuit as reference_circuit
 from .discovery.scores import score_edges as score_edges
 from .discovery.scores import score_nodes as score_nodes
 from .discovery.search import find_circuit as find_circuit

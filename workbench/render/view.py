@@ -65,7 +65,7 @@ class CircuitView:
         faithfulness: tuple[float, float, float] | None = None,
         top: int = 40,
     ) -> "CircuitView":
-        """The view of a circuit.
+        """The view of a circuit; positions and neurons are collapsed into the plain graph.
 
         Args:
             tokens: token strings of one example prompt, for the position view.
@@ -79,6 +79,7 @@ class CircuitView:
         >>> CircuitView.of(Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16))).nodes
         ('input', 'a0.0', 'm0', 'logits')
         """
+        circuit = circuit.collapsed
         by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
         length = len(tokens) if tokens is not None else max((len(row) for row in by_pos.values()), default=0)
         kept = {}
