@@ -23,7 +23,7 @@ INSIDE = {
     ).split(),
     "methods": "lens gradients effects paths explain".split(),
     "discovery": (
-        "components circuit compare formats contexts scores ground_truth random_circuits search masks acdc methods checks "
+        "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
         "evaluation curves hypothesis_tests bench"
     ).split(),
     "render": "view svg html panels plots report".split(),

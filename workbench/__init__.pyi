@@ -1,8 +1,10 @@
 from .discovery.acdc import acdc as acdc
 from .discovery.circuit import Circuit as Circuit
 from .discovery.compare import compare as compare
+from .discovery.curves import faithfulness_curve as faithfulness_curve
+from .discovery.curves import stability as stability
 from .discovery.evaluation import evaluate as evaluate
-from .discovery.evaluation import faithfulness_curve as faithfulness_curve
+from .discovery.evaluation import minimality as minimality
 from .discovery.formats import read_circuit as read_circuit
 from .discovery.formats import write_circuit as write_circuit
 from .discovery.masks import learn_circuit as learn_circuit

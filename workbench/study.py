@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from workbench import results
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.evaluation import evaluate, faithfulness_curve
+from workbench.discovery.curves import faithfulness_curve
+from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import METHODS, score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs

@@ -135,6 +135,12 @@ class Circuits:
         Args:
             circuits: bool [circuit, (pos,) writer, reader], pruned of dead ends.
         """
+        # Pruned circuits are often the same: each is run once.
+        packed = np.packbits(circuits.reshape(len(circuits), -1), axis=1)
+        _, first, again = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+        order = np.sort(first)
+        place = np.searchsorted(order, first)[again.reshape(-1)]
+        circuits = circuits[order]
         out = np.full((len(circuits), len(self.asked.pairs)), np.nan)
         with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
             for batch in self._batches:
@@ -143,7 +149,7 @@ class Circuits:
                     part = torch.from_numpy(circuits[first : first + per_pass]).float()
                     out[first : first + per_pass, batch.examples] = self.of_batch(batch, part).double().cpu().numpy()
                     bar.update(len(part) * len(batch.examples))
-        return self.asked.combine(torch.from_numpy(out.T)).numpy().T
+        return self.asked.combine(torch.from_numpy(out.T)).numpy().T[place]
 
     def soft(self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
