@@ -20,6 +20,7 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
     for carried in (
         "_data/models/tiny/model.safetensors",
         "_circuits/README.md",
+        "_circuits/reference/ioi.json",
         "render/circuit.js",
         "py.typed",
         "__init__.pyi",

@@ -202,12 +202,77 @@ def measure(
             typer.echo(f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}")
 
 
+CircuitName = Annotated[str, typer.Argument(help="A circuit file, or a published circuit (workbench ls circuits).")]
+Positive = Annotated[str | None, typer.Option(help="What a positive score means in another tool's file: supports or opposes.")]
+ShapeOf = Annotated[
+    str | None, typer.Option(help="Whose graph another tool's file is of: a circuit (file or published), or a model.")
+]
+
+
+@app.command()
+def compare(
+    a: CircuitName,
+    b: CircuitName,
+    positive: Positive = None,
+    shape_of: ShapeOf = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object, with the edges that differ.")] = False,
+) -> None:
+    """Compare two circuits: edges, nodes, classes of components, roles. A is the reference for precision and recall."""
+    import workbench as wb
+
+    found = wb.compare(*(_circuit(name, positive, shape_of) for name in (a, b)))
+    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A circuit file of this or another tool, or a published circuit.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; .json is ours, .pt that of EAP-IG and MIB.")],
+    positive: Positive = None,
+    shape_of: ShapeOf = None,
+    form: Annotated[str | None, typer.Option("--format", help="workbench, eap-json or eap-pt; by default by suffix.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Read a circuit in one format and write it in another; --positive is what scores mean in the other tool's file."""
+    import workbench as wb
+    from workbench.discovery.formats import FORMATS, format_for
+
+    kind = FORMATS[format_for(target, form)]
+    circuit = _circuit(source, positive, shape_of)
+    means = {} if kind.dump is None or positive is None else {"positive": positive}
+    typer.echo(f"{wb.write_circuit(circuit, target, format=form, overwrite=overwrite, **means)}: {circuit!r}")
+
+
+def _circuit(name: str, positive: str | None = None, shape_of: str | None = None) -> Any:
+    """The circuit in a file, or the published one of that name."""
+    import workbench as wb
+    from workbench.discovery.formats import is_ours
+    from workbench.errors import CircuitError
+
+    if not Path(name).is_file():
+        if Path(name).suffix:
+            raise CircuitError(f"There is no circuit file {name!r}.")
+        return wb.reference_circuit(name)
+    if is_ours(Path(name)):
+        return wb.Circuit.load(name)
+    return wb.read_circuit(name, positive=positive, shape=None if shape_of is None else _shape(shape_of))
+
+
+def _shape(name: str) -> Any:
+    import workbench as wb
+    from workbench.discovery.reference import reference_names
+
+    if name in reference_names() or Path(name).is_file():
+        return _circuit(name).graph.shape
+    return wb.Shape.of(wb.load_model(name))
+
+
 @app.command("ls")
-def list_names(what: Annotated[str, typer.Argument(help="tasks, models or methods")]) -> None:
-    """List what there is: tasks, models or methods."""
+def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
+    """List what there is: tasks, models, methods or published circuits."""
     from workbench.errors import UnknownName
 
-    listings = {"tasks": _tasks, "models": _models, "methods": _methods}
+    listings = {"tasks": _tasks, "models": _models, "methods": _methods, "circuits": _circuits}
     if what not in listings:
         raise UnknownName("thing to list", what, listings)
     for line in listings[what]():
@@ -242,6 +307,13 @@ def _methods() -> list[str]:
         f"--value       {', '.join(VALUES)}",
         f"metrics       {', '.join(BUILT_IN)}",
     ]
+
+
+def _circuits() -> list[str]:
+    from workbench.discovery.reference import reference_circuit, reference_names
+
+    found = {name: reference_circuit(name) for name in reference_names()}
+    return [f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}." for name, one in found.items()]
 
 
 def main() -> None:

@@ -141,9 +141,10 @@ class Circuit:
         imported circuits that hold some dimensions of a node's output only: their shares come from the file.
         """
         kept = {name: len(dims) / self.graph.shape.d_model for name, dims in self.output_neurons.items()}
+        writing = set(np.flatnonzero(self._flat.any((0, 2))).tolist())
         neurons: dict[str, list[bool]] = {}
-        for name, writes in zip(self.graph.writers, self._flat.any((0, 2)).tolist(), strict=True):
-            neurons.setdefault(mlp_of(name), []).append(writes)
+        for i, name in enumerate(self.graph.writers):
+            neurons.setdefault(mlp_of(name), []).append(i in writing)
         edges = {(edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)) for edge in self.graph.edges(self.edges)}
         return math.fsum(kept.get(node, sum(neurons[node]) / len(neurons[node])) for _, node, _ in edges)
 

@@ -13,7 +13,6 @@ EAP-IG and MIB write a graph as JSON or as a torch file. Nothing in a file is ex
 
 import hashlib
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -149,13 +148,7 @@ def write_circuit(
     path = Path(path)
     if positive not in ("supports", "opposes"):
         raise UnknownName("meaning of a positive score", positive, ("supports", "opposes"))
-    if format is not None and format not in FORMATS:
-        raise UnknownName("circuit format", format, FORMATS)
-    fitting = [each for each in FORMATS.values() if each.suffix == path.suffix.lower()] if format is None else [FORMATS[format]]
-    if not fitting:
-        known = ", ".join(dict.fromkeys(each.suffix for each in FORMATS.values()))
-        raise CircuitError(f"write_circuit: {path.name!r} has no suffix of a circuit file ({known}). Name a format=.")
-    target = fitting[0]
+    target = FORMATS[format_for(path, format)]
     if target.dump is None:
         if positive == "opposes":
             raise CircuitError("write_circuit: positive scores support the behaviour in our own format.")
@@ -166,6 +159,22 @@ def write_circuit(
     with whole(path) as partial:
         target.dump(_to_foreign(circuit, -1.0 if positive == "opposes" else 1.0), partial)
     return path
+
+
+def format_for(path: Path, name: str | None = None) -> str:
+    """The name of the format that a path is written in: the one that is asked for, or by its suffix."""
+    if name is not None and name not in FORMATS:
+        raise UnknownName("circuit format", name, FORMATS)
+    fitting = [each.name for each in FORMATS.values() if each.suffix == path.suffix.lower()]
+    if name is None and not fitting:
+        known = ", ".join(dict.fromkeys(each.suffix for each in FORMATS.values()))
+        raise CircuitError(f"{path.name!r} has no suffix of a circuit file ({known}). Name its format.")
+    return name or fitting[0]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is in our own format, or in none that is known."""
+    return _format_of(path).parse is None
 
 
 def _format_of(path: Path) -> Format:
@@ -312,12 +321,14 @@ def _parse_json(path: Path) -> Foreign:
 def _parse_pt(path: Path) -> Foreign:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError) as error:
+    except Exception as error:  # torch's reader raises whatever its parsing of damaged bytes runs into
         text = str(error).splitlines()[0] if str(error) else "it ends too soon"
         raise CircuitError(f"it cannot be read without executing what is in it, or is damaged: {text}") from error
     _check_keys(document, ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph"))
     sources, targets = list(document["src_nodes"]), list(document["dst_nodes"])
     for names in (sources, targets):
+        if not all(isinstance(name, str) for name in names):
+            raise CircuitError("a node is not named by a text.")
         if len(set(names)) < len(names):
             raise CircuitError("a node is listed twice.")
     size = (len(sources), len(targets))
@@ -337,6 +348,8 @@ def _check_keys(document: Any, needed: Iterable[str]) -> None:
     missing = [key for key in needed if key not in document]
     if missing:
         raise CircuitError(f"it lacks {', '.join(missing)}.")
+    if not isinstance(document["cfg"], dict):
+        raise CircuitError(f"cfg is a {type(document['cfg']).__name__}, not a dictionary.")
 
 
 def _flag(value: Any, name: str) -> bool:
@@ -373,7 +386,7 @@ def _dump_json(found: Foreign, path: Path) -> None:
     }
     edges = {
         f"{found.sources[u]}->{found.targets[v]}": {"score": float(found.scores[u, v]), "in_graph": bool(found.inside[u, v])}
-        for u, v in np.argwhere(found.listed)
+        for u, v in np.argwhere(np.ones_like(found.inside) if found.listed is None else found.listed)
     }
     document = {"cfg": dict(found.cfg), "nodes": nodes, "edges": edges}
     path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
