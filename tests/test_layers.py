@@ -11,8 +11,8 @@ ORDER = (
     "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables course cli"
 ).split()
 INSIDE = {
-    "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs metrics registry measure".split(),
-    "models": "zoo load".split(),
+    "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs planted metrics registry measure".split(),
+    "models": "zoo load planted_blueprint planted_recipes planted".split(),
     "engine": (
         "reference edits run capture parts edge_gradients circuit_run "
         "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"

@@ -22,6 +22,8 @@ from .methods.lens import logit_lens as logit_lens
 from .methods.paths import path_effects as path_effects
 from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
+from .models.planted import Planted as Planted
+from .models.planted import planted as planted
 from .render.plots import plot as plot
 from .render.report import report as report
 from .results import difference as difference
@@ -41,6 +43,7 @@ from .tasks.metrics import Metric as Metric
 from .tasks.metrics import metric as metric
 from .tasks.pairs import PromptPairs as PromptPairs
 from .tasks.pairs import Prompts as Prompts
+from .tasks.planted import planted_pairs as planted_pairs
 from .tasks.registry import load_task as load_task
 
 __all__: list[str]
