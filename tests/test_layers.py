@@ -18,7 +18,7 @@ INSIDE = {
         "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
     ).split(),
     "methods": "lens gradients effects paths explain".split(),
-    "discovery": "circuit scores search evaluation".split(),
+    "discovery": "circuit contexts scores ground_truth random_circuits search evaluation hypothesis_tests".split(),
     "render": "view svg html panels plots report".split(),
 }
 

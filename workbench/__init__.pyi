@@ -1,6 +1,7 @@
 from .discovery.circuit import Circuit as Circuit
 from .discovery.evaluation import evaluate as evaluate
 from .discovery.evaluation import faithfulness_curve as faithfulness_curve
+from .discovery.hypothesis_tests import circuit_tests as circuit_tests
 from .discovery.scores import score_edges as score_edges
 from .discovery.search import find_circuit as find_circuit
 from .engine.capture import capture as capture
