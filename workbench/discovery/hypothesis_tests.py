@@ -142,18 +142,20 @@ def minimality(subject: _Subject) -> Outcome:
     Control: a circuit of random paths has edges that do nothing (rejected); those of planted ones without redundancy all do
     more than edges beside the circuit.
     """
-    rng = np.random.default_rng(subject.seed)
     at = np.argwhere(subject.edges)
+    rng = np.random.default_rng(subject.seed)
     inflated, reduced = [], []
-    for _ in range(subject.draws * 20):
+    for _ in range(20 * subject.draws if len(at) else 0):
         more = add_path(subject.circuits.graph, subject.edges, rng)
         added = np.argwhere(more & ~subject.edges)
-        if len(added) and len(inflated) < subject.draws:
+        if len(added):
             inflated.append(more)
             reduced.append(more.copy())
             reduced[-1][tuple(rng.choice(added))] = False
+        if len(inflated) == subject.draws:
+            break
     n = len(inflated)
-    if not len(at) or not n:
+    if not n:
         return Outcome(float("nan"), float("nan"), 0, np.full(len(at), np.nan))
     cut = np.repeat(subject.edges[None], len(at), axis=0)
     cut[(np.arange(len(at)), *at.T)] = False

@@ -10,7 +10,7 @@ import numpy as np
 from workbench.errors import CircuitError
 from workbench.graph import Graph
 
-TRIES = 50
+TRIES = 10
 """How often a path that is too long for what is left is drawn again."""
 
 
@@ -47,40 +47,48 @@ def random_circuits(
     return out
 
 
-def add_path(graph: Graph, circuit: np.ndarray, rng: np.random.Generator, *, allowed: np.ndarray | None = None) -> np.ndarray:
+def add_path(
+    graph: Graph, circuit: np.ndarray, rng: np.random.Generator, *, allowed: np.ndarray | None = None, most: int | None = None
+) -> np.ndarray:
     """The circuit with one more complete way from `input` to the logits; unchanged where the draw did not lead to one.
 
     Components that are already in the circuit are ends of the way: what they need is there.
+
+    Args:
+        allowed: the edges to draw from; None: all.
+        most: how many edges the result may have; None: any number.
     """
     allowed = graph.exists if allowed is None else allowed
+    most = graph.n_edges if most is None else most
     split, made = (edges.reshape(-1, *edges.shape[-2:]).copy() for edges in (allowed, circuit))  # [pos, writer, reader]
-    todo = [(int(rng.integers(len(split))), len(graph.readers) - 1)]
+    count, todo = int(made.sum()), [(int(rng.integers(len(split))), len(graph.readers) - 1)]
     while todo:
         pos, reader = todo.pop()
         writers = np.flatnonzero(split[pos, :, reader])
-        if not len(writers):
+        count += 1
+        if not len(writers) or count + len(todo) > most:
             return circuit
         writer = int(rng.choice(writers))
+        if made[pos, writer, reader]:
+            count -= 1
         live = writer == 0 or made[pos, writer].any()
         made[pos, writer, reader] = True
-        if live:
-            continue
-        fed = np.flatnonzero(graph.feeds[:, writer])
-        own = [r for r in fed if not graph.readers[r].endswith(("<k>", "<v>"))]
-        others = [r for r in fed if r not in own]
-        todo += [(pos, int(r)) for r in own]
-        todo += [(int(rng.integers(len(split))), int(rng.choice(others)))] if others else []
+        if not live:
+            fed = np.flatnonzero(graph.feeds[:, writer])
+            others = [int(r) for r in fed if graph.readers[r].endswith(("<k>", "<v>"))]
+            todo += [(pos, int(r)) for r in fed if int(r) not in others]
+            todo += [(int(rng.integers(len(split))), int(rng.choice(others)))] if others else []
     whole = made.reshape(circuit.shape)
-    return whole if (graph.prune(whole) == whole).all() else circuit
+    # A key may have been drawn at a position that its query does not see.
+    return whole if graph.positions is None or (graph.prune(whole) == whole).all() else circuit
 
 
 def _grow(graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray) -> None:
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
-        more = add_path(graph, circuit, rng, allowed=allowed)
-        fits = circuit.sum() < more.sum() <= n_edges
-        tries = 0 if fits else tries + 1
-        circuit[:] = more if fits else circuit
+        more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)
+        tries = 0 if more.sum() > circuit.sum() else tries + 1
+        circuit[:] = more
     writers = circuit.any(-1)
     writers[..., 0] = circuit.any()
     readers = graph.feeds[:, (writers if writers.ndim == 1 else writers.any(0))].any(1)

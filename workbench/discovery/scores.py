@@ -176,7 +176,9 @@ class _Asked:
     @cached_property
     def circuits(self) -> Circuits:
         """Runs of circuits on these prompts."""
-        return Circuits(self.model, self.graph, self.pairs, value=self.value, metric=self.metric, budget=self.budget)
+        return Circuits(
+            self.model, self.graph, self.pairs, value=self.value, metric=self.metric, budget=self.budget
+        )
 
     def scores(self) -> tuple[np.ndarray, dict[str, Any]]:
         """[example or 1, pos or class or 1, writer, reader], and how it was made."""
@@ -225,11 +227,7 @@ class _Asked:
         assert total is not None
         if "example" not in self.keep:
             total /= len(pairs)
-        more = (
-            {"steps": len(ways), "grid": self.grid}
-            if self.method in ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
-            else {}
-        )
+        more = {"steps": len(ways), "grid": self.grid} if self.method in ("eap-ig-inputs", "eap-ig-activations", "ig-activations") else {}
         return total, {
             "engine": "hooks" if circuits.decoder is None else circuits.decoder.family, "forwards": passes,
             "source_blocks": blocks, "budget": 4 * room * bytes_each, **more,

@@ -134,7 +134,9 @@ class Circuits:
                     bar.update(len(part) * len(batch.examples))
         return out
 
-    def soft(self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch) -> Float[Tensor, "circuit example"]:
+    def soft(
+        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch
+    ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
             return self.of_batch(batch, keep)
