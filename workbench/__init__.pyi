@@ -7,6 +7,7 @@ from .discovery.evaluation import evaluate as evaluate
 from .discovery.evaluation import minimality as minimality
 from .discovery.formats import read_circuit as read_circuit
 from .discovery.formats import write_circuit as write_circuit
+from .discovery.hypothesis_tests import circuit_tests as circuit_tests
 from .discovery.masks import learn_circuit as learn_circuit
 from .discovery.reference import reference_circuit as reference_circuit
 from .discovery.scores import score_edges as score_edges
