@@ -8,7 +8,7 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables course cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging course cli"
 ).split()
 INSIDE = {
     "tasks": (

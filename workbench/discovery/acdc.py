@@ -58,8 +58,8 @@ def acdc(
         at_once: the most edges tried in one batch; the outcome does not depend on it.
 
     Returns:
-        A circuit; its scores are the cost of each edge when it was tried (NaN for those that went with a dead node), its
-        attrs say threshold, order, and how many circuits were run.
+        A circuit; its scores are the cost of each edge when it was tried (0 for those that went with a dead node: without
+        them nothing changes), its attrs say threshold, order, and how many circuits were run.
 
     Raises:
         UnknownName, CircuitError, MetricError, PromptError, StoreError, EditError: see the messages.
@@ -123,7 +123,7 @@ class _Trial:
     def __init__(self, runs: Circuits, sign: float, threshold: float, at_once: int, full: float) -> None:
         self.runs, self.graph, self.sign, self.threshold = runs, runs.graph, sign, threshold
         self.edges = runs.graph.exists.copy()
-        self.costs = np.full(self.edges.shape, np.nan)
+        self.costs = np.where(self.edges, 0.0, np.nan)
         self.now, self.most, self.width, self.n_runs = full, at_once, min(8, at_once), 1
 
     def reader(self, senders: list[tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.discovery.circuit import Circuit
+from workbench.discovery.random_circuits import random_circuits
 from workbench.engine.circuits import Circuits
 from workbench.graph import Graph
 from workbench.statistics import bootstrap, ratio_of_means
@@ -50,13 +51,10 @@ class Checked:
         return self._faithful("complement", self.runs.measure(rest[None])[0])
 
     def random(self) -> dict[str, float]:
-        """Faithfulness of random circuits of the same number of edges: the mean, and the central share of the draws."""
-        rng = np.random.default_rng(self.seed)
-        present = np.flatnonzero(self.graph.exists)
-        masks = np.zeros((RANDOM_CIRCUITS, self.graph.exists.size), dtype=bool)
-        for mask in masks:
-            mask[rng.choice(present, min(self.circuit.n_requested, len(present)), replace=False)] = True
-        measured = self.runs.measure(self.graph.prune(masks.reshape(-1, *self.graph.exists.shape)))
+        """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central share of draws."""
+        size = min(self.circuit.n_requested, self.graph.n_edges)
+        masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
+        measured = self.runs.measure(self.graph.prune(masks))
         spread = ratio_of_means(measured.T, self.runs.full[:, None], self.empty[:, None])
         tail = (1 - self.level) / 2 * 100
         low, high = np.percentile(spread, [tail, 100 - tail])

@@ -59,7 +59,7 @@ def learn_circuit(
         seed: of gates' noise and of batches; the same seed gives the same circuit.
 
     Returns:
-        A circuit whose scores are the logits of the gates (for nodes, those of the writer).
+        A circuit whose scores are sigmoids of the gates' logits (for nodes, those of the writer).
 
     Raises:
         UnknownName, CircuitError, MetricError, PromptError, StoreError, EditError: see the messages.
@@ -87,7 +87,7 @@ def learn_circuit(
     with tqdm(total=steps, desc=f"gates on {on}", unit="step", disable=None if progress else True, leave=False) as bar:
         _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
     logits = gates.logits.detach().double().numpy()
-    scores = gates.spread(logits)
+    scores = gates.spread(1 / (1 + np.exp(-logits)))  # all positive, so that they rank by size as by sign
     edges = np.zeros(graph.exists.shape, dtype=bool)
     if on == "edges":
         order = np.argsort(-scores[graph.exists], kind="stable")[:target]
