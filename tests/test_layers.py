@@ -8,18 +8,23 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables course cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging course cli"
 ).split()
 INSIDE = {
-    "tasks": "grammar ioi induction greater_than agreement pronoun capitals binding pairs metrics registry measure".split(),
-    "models": "zoo load".split(),
+    "tasks": (
+        "grammar ioi induction greater_than agreement pronoun capitals binding pairs planted metrics continuations "
+        "speakers registry measure"
+    ).split(),
+    "models": "zoo load planted_blueprint planted_recipes planted".split(),
     "engine": (
-        "reference edits run capture parts edge_gradients circuit_run "
-        "given decoder families cohorts unedited staircase readout reference_sweep sweep nodes hops path_sweep hooked_paths plan"
+        "reference edits continued run capture mixing given decoder families cohorts unedited staircase readout reference_sweep "
+        "sweep nodes hops path_sweep hooked_paths plan parts circuit_run circuit_walk circuits slopes edge_gradients "
+        "gradient_runs atp_star"
     ).split(),
     "methods": "lens gradients effects paths explain".split(),
     "discovery": (
-        "components circuit compare formats reference scores search masks acdc evaluation checks hypothesis_tests bench"
+        "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
+        "evaluation curves hypothesis_tests bench"
     ).split(),
     "render": "view svg html panels plots report".split(),
 }

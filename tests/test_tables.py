@@ -30,6 +30,7 @@ def test_commands_write_a_table_and_a_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     calls = [
+        ["effects", "ioi", "--value", "zero", "--metric", "sequence_logprob_diff", "--n", "4"],
         ["effects", "ioi", "--kind", "resid_pre", "--pos", "each", "--base", "corrupt", "--n", "4"],
         ["effects", "ioi", "--kind", "z", "--pos", "S2,END", "--value", "zero", "--n", "4", "--out", "mine"],
         ["paths", "ioi", "--senders", "heads", "--receivers", "a3.1<q>+a3.4<q>,logits@END", "--mlps", "recomputed", "--n", "4"],

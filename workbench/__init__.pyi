@@ -1,11 +1,17 @@
+from .discovery.acdc import acdc as acdc
 from .discovery.circuit import Circuit as Circuit
 from .discovery.compare import compare as compare
+from .discovery.curves import faithfulness_curve as faithfulness_curve
+from .discovery.curves import stability as stability
 from .discovery.evaluation import evaluate as evaluate
-from .discovery.evaluation import faithfulness_curve as faithfulness_curve
+from .discovery.evaluation import minimality as minimality
 from .discovery.formats import read_circuit as read_circuit
 from .discovery.formats import write_circuit as write_circuit
+from .discovery.hypothesis_tests import circuit_tests as circuit_tests
+from .discovery.masks import learn_circuit as learn_circuit
 from .discovery.reference import reference_circuit as reference_circuit
 from .discovery.scores import score_edges as score_edges
+from .discovery.scores import score_nodes as score_nodes
 from .discovery.search import find_circuit as find_circuit
 from .engine.capture import capture as capture
 from .engine.capture import capture_pairs as capture_pairs
@@ -26,6 +32,8 @@ from .methods.lens import logit_lens as logit_lens
 from .methods.paths import path_effects as path_effects
 from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
+from .models.planted import Planted as Planted
+from .models.planted import planted as planted
 from .render.plots import plot as plot
 from .render.report import report as report
 from .results import difference as difference
@@ -45,6 +53,7 @@ from .tasks.metrics import Metric as Metric
 from .tasks.metrics import metric as metric
 from .tasks.pairs import PromptPairs as PromptPairs
 from .tasks.pairs import Prompts as Prompts
+from .tasks.planted import planted_pairs as planted_pairs
 from .tasks.registry import load_task as load_task
 
 __all__: list[str]

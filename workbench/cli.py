@@ -33,7 +33,7 @@ def discover(
     value: Annotated[
         str, typer.Option(help="What replaces what is outside the circuit: from_store, zero or mean.")
     ] = "from_store",
-    method: Annotated[str, typer.Option(help="How edges are scored (workbench ls methods).")] = "eap",
+    method: Annotated[str, typer.Option(help="How the circuit is found (workbench ls methods).")] = "eap",
     edges: Annotated[int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")] = None,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
@@ -69,7 +69,9 @@ ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face 
 ValueName = Annotated[str, typer.Option(help="What is written: from_store (the other run), zero, mean or resample.")]
 Base = Annotated[str, typer.Option(help="Which run is edited: clean or corrupt.")]
 Pairs = Annotated[int, typer.Option("-n", "--n", help="Pairs of a task.")]
-MetricName = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")]
+MetricName = Annotated[
+    str | None, typer.Option(help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs.")
+]
 Budget = Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
@@ -207,6 +209,75 @@ ShapeOf = Annotated[
 ]
 
 
+@app.command("evaluate")
+def evaluate_circuit(
+    circuit: CircuitName,
+    task: Annotated[str, typer.Option(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")],
+    model: ModelName = "tiny",
+    value: Annotated[
+        str, typer.Option(help="What replaces the rest: from_store, zero, mean, resample; several with commas, side by side.")
+    ] = "from_store",
+    n: Pairs = 64,
+    metric: MetricName = None,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts, and of random circuits and sets.")] = 0,
+    split: Annotated[str, typer.Option(help="heldout or train prompts of a task.")] = "heldout",
+    variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
+    tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests too.")] = False,
+    positive: Positive = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: each value, then the tests.")] = False,
+    device: Device = None,
+) -> None:
+    """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality, with intervals."""
+    import workbench as wb
+    from workbench.errors import UnknownName
+    from workbench.judging import judged, lines
+    from workbench.tables import VALUES
+
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in VALUES:
+            raise UnknownName("value", name, VALUES)
+    loaded = wb.load_model(model, device=device)
+    found = judged(
+        _circuit(circuit, positive, loaded), loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
+        variant=variant, tests=tests,
+    )  # fmt: skip
+    for line in lines(found, as_json=as_json):
+        typer.echo(line)
+
+
+bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def circuits(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and cases; a few minutes on two cores.")] = False,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model, tiny or planted-NAME; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of models, prompts and methods.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Every method on every planted model and on the tasks of tiny: a table (bench.parquet) and a page (bench.html)."""
+    from workbench.discovery.bench import bench_circuits, json_line, overview
+    from workbench.judging import BENCH_FILES, write_bench
+    from workbench.outputs import check_output, fresh_folder
+
+    with nullcontext(out) if out is not None else fresh_folder("bench") as folder:
+        check_output(folder, BENCH_FILES, overwrite=overwrite)
+        rows = []
+        for row in bench_circuits(quick=quick, methods=method, models=model, seed=seed):
+            rows.append(row)
+            if as_json:
+                typer.echo(json_line(row))
+        if not as_json:
+            typer.echo(overview(rows).to_string(index=False, na_rep=""))
+        for path in write_bench(rows, folder, shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite):
+            typer.echo(str(path), err=as_json)
+
+
 @app.command()
 def compare(
     a: CircuitName,
@@ -241,7 +312,7 @@ def convert(
     typer.echo(f"{wb.write_circuit(circuit, target, format=form, overwrite=overwrite, **means)}: {circuit!r}")
 
 
-def _circuit(name: str, positive: str | None = None, shape_of: str | None = None) -> Any:
+def _circuit(name: str, positive: str | None = None, shape_of: Any = None) -> Any:
     """The circuit in a file, or the published one of that name."""
     import workbench as wb
     from workbench.discovery.formats import is_ours
@@ -256,10 +327,12 @@ def _circuit(name: str, positive: str | None = None, shape_of: str | None = None
     return wb.read_circuit(name, positive=positive, shape=None if shape_of is None else _shape(shape_of))
 
 
-def _shape(name: str) -> Any:
+def _shape(name: Any) -> Any:
     import workbench as wb
     from workbench.discovery.reference import reference_names
 
+    if not isinstance(name, str):
+        return wb.Shape.of(name)
     if name in reference_names() or Path(name).is_file():
         return _circuit(name).graph.shape
     return wb.Shape.of(wb.load_model(name))
@@ -294,13 +367,13 @@ def _models() -> list[str]:
 
 
 def _methods() -> list[str]:
-    from workbench.discovery import scores
+    from workbench.discovery.methods import METHODS
     from workbench.methods import effects
     from workbench.study import VALUES
     from workbench.tasks.metrics import BUILT_IN
 
     return [
-        f"score_edges   {', '.join(scores.METHODS)}",
+        *(f"{name:19} {what}" for name, what in METHODS.items()),
         f"effects       {', '.join(effects.METHODS)}",
         f"--value       {', '.join(VALUES)}",
         f"metrics       {', '.join(BUILT_IN)}",

@@ -187,6 +187,13 @@ class Graph:
                 return kept if self.positions is not None else kept[..., 0, :, :]
             split = kept
 
+    def between(self, writers: np.ndarray) -> np.ndarray:
+        """The edges between some components, `input` and `logits` included: bool [..., writer, reader] of [..., writer]."""
+        inside = writers | self._is_input
+        read = inside @ self.feeds.T | self._is_logits
+        edges = inside[..., :, None] & read[..., None, :]
+        return (edges if self.positions is None else edges[..., None, :, :]) & self.exists
+
     @cached_property
     def _sees(self) -> np.ndarray:
         """bool [query pos, key pos]: whether a query of the first class may see a token of the second."""

@@ -1,19 +1,29 @@
-"""How sure a number is: standard errors and bootstrap intervals over an axis of any result."""
+"""How sure a number is: standard errors, bootstrap intervals and p-values over an axis of any result."""
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import false_discovery_control
+
+EXACT = 12
+"""Up to so many rows every pattern of signs is tried."""
 
 
-def summary(result: xr.DataArray, *, over: str = "example", level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
+def summary(
+    result: xr.DataArray, *, over: str = "example", level: float = 0.95, draws: int = 1000, seed: int = 0, p: bool = False
+) -> xr.Dataset:
     """Mean, standard error, percentile bootstrap interval and count over one axis; NaN cells are left out.
 
     Args:
-        level: coverage of the interval.  draws: bootstrap resamples.
+        level: coverage of the interval.  draws: bootstrap resamples, and patterns of signs.
+        p: also the sign-flip p-value of the mean, uncorrected for how many cells there are.
     Returns:
-        Dataset with `mean`, `se`, `low`, `high`, `n` over the remaining axes.
+        Dataset with `mean`, `se`, `low`, `high`, `n` (and `p`) over the remaining axes.
 
     >>> float(summary(xr.DataArray([1.0, 3.0], dims="example"))["mean"])
     2.0
@@ -29,6 +39,7 @@ def summary(result: xr.DataArray, *, over: str = "example", level: float = 0.95,
         se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
     low, high = bootstrap(values, _nanmean, level=level, draws=draws, seed=seed)
     fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
+    fields |= {"p": sign_flip_p(values, draws=draws, seed=seed)} if p else {}
     coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
     return xr.Dataset({k: (rest, v) for k, v in fields.items()}, coords=coords, attrs=result.attrs | {"level": level})
 
@@ -46,7 +57,85 @@ def bootstrap(
     return np.asarray(low), np.asarray(high)
 
 
+def sign_flip_p(values: Float[np.ndarray, "example *rest"], *, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """[*rest]: two-sided permutation p-value of the mean over examples; NaN cells are left out.
+
+    Null: every value is as likely to have the other sign. p = share of patterns of signs with |mean| at least the observed
+    one: all 2^n of them up to 12 examples, otherwise (hits + 1) / (draws + 1) of random ones.
+
+    >>> float(sign_flip_p(np.array([1.0, 2.0, 3.0])))
+    0.25
+    """
+    known = np.isfinite(values)
+    flat = np.where(known, values, 0).reshape(len(values), -1)
+    exact = len(values) <= EXACT
+    if exact:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), (draws, len(values)))
+    observed = np.abs(flat.sum(0)) * (1 - 100 * np.finfo(flat.dtype).eps)
+    hits = (np.abs(signs @ flat) >= observed).sum(0)
+    found = hits / len(signs) if exact else (hits + 1) / (draws + 1)
+    return np.where(known.any(0), found.reshape(values.shape[1:]), np.nan)
+
+
+def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
+    """p-values times their number, at most 1: below alpha, the chance of even one false rejection is. NaN cells do not count.
+
+    >>> bonferroni(np.array([0.01, 0.2, 0.5])).tolist()
+    [0.03, 0.6000000000000001, 1.0]
+    """
+    return np.minimum(np.asarray(p) * np.isfinite(p).sum(), 1)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
+    """Adjusted p-values: of those below alpha, at most that share is expected to be false. NaN cells do not count.
+
+    p_(i) becomes the least n/j p_(j) with j >= i. Source: Benjamini and Hochberg 1995.
+    """
+    known = np.isfinite(p)
+    adjusted = np.full(known.shape, np.nan)
+    adjusted[known] = false_discovery_control(np.asarray(p)[known]) if known.any() else []
+    return adjusted
+
+
+def hsic(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"]) -> float:
+    """Hilbert-Schmidt independence criterion tr(KHLH) / (n - 1)^2: 0 where one of the two is constant.
+
+    K, L: Gaussian kernels exp(-d^2 / 2 s^2), s the median distance between two examples; H centres.
+    Source: Gretton et al. 2007, "A kernel statistical test of independence".
+    """
+    return float((_centred(_kernel(x)) * _kernel(y)).sum() / (len(x) - 1) ** 2)
+
+
+def hsic_p(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"], *, draws: int = 1000, seed: int = 0) -> float:
+    """p-value of independence: (hits + 1) / (draws + 1) of the permutations of y with an HSIC at least the observed one."""
+    first, second = _centred(_kernel(x)), _kernel(y)
+    rng = np.random.default_rng(seed)
+    observed = (first * second).sum()
+    orders = (rng.permutation(len(y)) for _ in range(draws))
+    hits = sum((first * second[np.ix_(order, order)]).sum() >= observed - 1e-9 for order in orders)
+    return float((hits + 1) / (draws + 1))
+
+
+def _kernel(x: np.ndarray) -> np.ndarray:
+    """[example, example]: the Gaussian kernel; where most distances are 0, the median is of the others."""
+    distances = pdist(np.asarray(x, dtype=float)[:, None])
+    width = np.median(distances) or np.median(distances[distances > 0] if distances.any() else [1.0])
+    return np.exp(-((squareform(distances) / width) ** 2) / 2)
+
+
+def _centred(kernel: np.ndarray) -> np.ndarray:
+    return kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()
+
+
 def _nanmean(sample: np.ndarray) -> np.ndarray:
     known = np.isfinite(sample)
     n = known.sum(0)
     return np.asarray(np.where(known, sample, 0).sum(0) / np.where(n, n, np.nan))
+
+
+def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
+    gap = full.mean(0) - empty.mean(0)
+    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)

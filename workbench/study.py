@@ -11,10 +11,12 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from workbench import results
+from workbench.discovery.checks import RANDOM_CIRCUITS
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.evaluation import evaluate, faithfulness_curve
-from workbench.discovery.scores import METHODS, score_edges
-from workbench.discovery.search import find_circuit
+from workbench.discovery.curves import faithfulness_curve
+from workbench.discovery.evaluation import evaluate
+from workbench.discovery.methods import METHODS, find_by
+from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, from_store, mean, zero
 from workbench.errors import CircuitError, MetricError, PromptError, UnknownName
@@ -32,11 +34,10 @@ from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
-from workbench.tasks.registry import find_task, load_task
+from workbench.tasks.registry import load_task
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
 VALUES = ("from_store", "zero", "mean")
-RANDOM_CIRCUITS = 20
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def discover(
         seed: of the prompts.
         variant: the task's kind of corruption; None takes its first.
         metric: None takes the task's own.
-        method: how edges are scored, as in `score_edges`.
+        method: how the circuit is found: a method of `score_edges`, "acdc", "learn-edges" or "learn-nodes".
         value: what stands in for everything outside the circuit: the corrupt run ("from_store"), "zero", or "mean".
-        n_edges: size before pruning; None takes 2 % of the graph.
+        n_edges: size before pruning; None takes 2 % of the graph. ACDC decides itself.
         command: shown in the report.
 
     Returns:
@@ -98,13 +99,12 @@ def discover(
     if value not in VALUES:
         raise UnknownName("value for discover", value, VALUES)
     if method not in METHODS:
-        raise UnknownName("method of score_edges", method, METHODS)
-    measured = as_metric(metric or (find_task(task).metric if isinstance(task, str) else "logit_diff"))
+        raise UnknownName("method of discovery", method, METHODS)
     edges = Graph.of(model).n_edges
-    size = max(1, int(0.02 * edges)) if n_edges is None else n_edges
-    if not 0 < size <= edges:
+    if n_edges is not None and not 0 < n_edges <= edges:
         raise CircuitError(f"discover: n_edges={n_edges}; a circuit of this model has 1 to {edges} edges.")
     train, heldout = _prompts(model, task, n, seed, variant)
+    measured = as_metric(metric or train.metric)
     with tqdm(total=6, desc="discover", unit="step", disable=None if progress else True, leave=False) as bar:
 
         def step(doing: str) -> None:
@@ -123,9 +123,9 @@ def discover(
         )  # fmt: skip
         step("edges")
         other = _value(value, stores)
-        scores = score_edges(model, train, value=other, metric=measured, method=method, progress=False)
+        made = find_by(method, model, train, value=other, metric=measured, n_edges=n_edges, seed=seed, progress=progress)
+        scores, circuit = made.scores, made.circuit
         step("circuit")
-        circuit = find_circuit(scores, n_edges=size)
         evaluation = _evaluations(model, circuit, heldout, train, _value(value, held), other, measured)
         curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
         if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
@@ -167,32 +167,26 @@ def _evaluations(
     other: Value,
     metric: Metric,
 ) -> xr.Dataset:
-    """The circuit on held-out and on its own prompts, the rest of the model, and random circuits of equal size."""
-    rng = np.random.default_rng(0)
-    present = np.flatnonzero(circuit.graph.exists)
-    draws = []
-    for _ in range(RANDOM_CIRCUITS):
-        edges = np.zeros(circuit.edges.size, dtype=bool)
-        edges[rng.choice(present, circuit.n_requested, replace=False)] = True
-        draws.append(Circuit.of(circuit.graph, edges.reshape(circuit.edges.shape)))
-    rest = Circuit.of(circuit.graph, circuit.graph.exists & ~circuit.edges)
-    tested = evaluate([circuit, rest, *draws], model, heldout, value=held, metric=metric, progress=False)
-    own = evaluate(circuit, model, train, value=other, metric=metric, progress=False)
-    random = tested.isel(circuit=slice(2, None))
-    rows = {"held-out": tested.isel(circuit=0), "in-sample": own.isel(circuit=0), "complement, held-out": tested.isel(circuit=1)}
+    """The circuit on held-out and on its own prompts, what else it has to stand, and random circuits of as many edges."""
+    tested = evaluate(circuit, model, heldout, value=held, metric=metric, progress=False)
+    own = evaluate(circuit, model, train, value=other, metric=metric, checks=(), progress=False)
+    best = tested.isel(circuit=0)
+    rows = {"held-out": best, "in-sample": own.isel(circuit=0)}
     names = ("faithfulness", "low", "high", "mean_of_ratios", "n_edges", "in_sample")
     columns = {name: [float(row[name]) for row in rows.values()] for name in names}
-    spread = random["faithfulness"].values
-    for name, number in zip(
-        names,
-        (spread.mean(), *np.percentile(spread, [2.5, 97.5]), random["mean_of_ratios"].mean(), random["n_edges"].mean(), 0.0),
-        strict=True,
-    ):
-        columns[name].append(float(number))
-    labels = [*rows, f"{RANDOM_CIRCUITS} random circuits"]
-    return xr.Dataset(
-        {name: ("circuit", values) for name, values in columns.items()}, coords={"circuit": labels}, attrs=tested.attrs
-    )
+    others = {
+        "complement, held-out": ("complement", circuit.graph.n_edges - circuit.n_edges),
+        f"{RANDOM_CIRCUITS} random circuits, held-out": ("random", circuit.n_requested),
+    }
+    for field, edges in others.values():
+        numbers = (*(float(best[f"{field}{end}"]) for end in ("", "_low", "_high")), float("nan"), edges, 0.0)
+        for name, number in zip(names, numbers, strict=True):
+            columns[name].append(number)
+    data = {name: ("circuit", values) for name, values in columns.items()}
+    more = ("incompleteness", "incompleteness_low", "incompleteness_high", "minimal")
+    attrs = {name: float(best[name]) for name in more}
+    attrs |= {name: str(best[name].values) for name in ("incompleteness_set", "unneeded")}
+    return xr.Dataset(data, coords={"circuit": [*rows, *others]}, attrs=tested.attrs | attrs)
 
 
 def _sections(
@@ -209,7 +203,11 @@ def _sections(
     example = pairs.select([0])
     tokens = list(example.clean.strings[0])
     clean, corrupt = capture_pairs(model, example, progress=False)
-    one = score_edges(model, example, value=_value(value, (clean, corrupt)), metric=metric, keep=("pos",), progress=False)
+    # A distance to the clean run has no slope there, so positions are scored along the way.
+    how = "eap-ig-inputs" if metric.needs_reference else "eap"
+    one = score_edges(
+        model, example, value=_value(value, (clean, corrupt)), metric=metric, method=how, keep=("pos",), progress=False
+    )
     heads = _strongest_heads(circuit)
     patterns = {(layer, head): stores[0]["pattern", layer].prompt(0)[head].float().cpu().numpy() for layer, head in heads}
     faithful = (float(best["faithfulness"]), float(best["low"]), float(best["high"]))
@@ -220,9 +218,9 @@ def _sections(
     names = [f"a{layer}.{head}" for layer, head in heads]
     unit = found.heads.attrs.get("unit", "")
     sections: list[tuple[Any, ...]] = [
-        ("Circuit", view, _claim(circuit, faithful, pairs, value, metric)),
-        ("How far to trust it", _table(found.evaluation), "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none, above 1 when what works against it was left out (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits the central 95 % of draws). The complement is the model without the circuit's edges."),
-        ("Faithfulness against circuit size", found.curve, f"On held-out prompts. CPR (area under the curve) {found.curve.attrs.get('area', float('nan')):.3f}."),
+        ("Circuit", view, _claim(circuit, found.evaluation, pairs, value, metric)),
+        ("How far to trust it", [_table(found.evaluation), _doubts(found.evaluation)], "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 all of it, 0 none, above 1 when what works against it was left out (a ratio of dataset means, with 95 % bootstrap intervals over prompts; for random circuits, made of whole paths, the central 95 % of draws). The complement is the model without the circuit's edges."),
+        ("Faithfulness against circuit size", found.curve, _curve_claim(found)),
         ("Head ablation", found.heads, f"Change of {metric.name} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative means that the head supports the behaviour."),
         ("Heads by effect", _head_table(found.heads, circuit), "The ten heads whose ablation changes the metric most."),
         ("Patching the residual stream", found.patching, f"Change of {metric.name} when the corrupt run gets the clean residual stream at one layer and named position (denoising), mean over held-out prompts."),
@@ -241,13 +239,39 @@ def _sections(
     return sections
 
 
-def _claim(circuit: Circuit, faithful: tuple[float, float, float], pairs: PromptPairs, value: str, metric: Metric) -> str:
+def _claim(circuit: Circuit, evaluation: xr.Dataset, pairs: PromptPairs, value: str, metric: Metric) -> str:
     share = circuit.n_edges / circuit.graph.n_edges
     stand_in = {"from_store": "their value in the corrupt run", "zero": "zero", "mean": "their mean"}[value]
+    held, own, _, random = (_interval(evaluation.isel(circuit=i)) for i in range(4))
     return (
-        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {faithful[0]:.0%} "
-        f"[{faithful[1]:.0%}, {faithful[2]:.0%}] of the effect on {metric.name} on {len(pairs)} held-out prompt pairs, "
+        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {held} of the effect on {metric.name} on "
+        f"{len(pairs)} held-out prompt pairs (on the prompts they were found on {own}; random circuits of as many edges {random}), "
         f"with every other edge at {stand_in}. {circuit.n_requested} edges were chosen; dead ends are pruned."
+    )
+
+
+def _interval(row: xr.Dataset, name: str = "faithfulness") -> str:
+    return f"{float(row[name]):.0%} [{float(row['low']):.0%}, {float(row['high']):.0%}]"
+
+
+def _curve_claim(found: Found) -> str:
+    facts = found.curve.attrs
+    return (
+        f"On held-out prompts, with 95 % bootstrap intervals. CPR (area under the curve) {facts['area']:.3f} "
+        f"[{facts['area_low']:.3f}, {facts['area_high']:.3f}]; edges ranked by {found.circuit.attrs.get('method', 'score')}. "
+        f"Random circuits as large as the one above keep {_interval(found.evaluation.isel(circuit=3))}."
+    )
+
+
+def _doubts(evaluation: xr.Dataset) -> str:
+    """What speaks against the circuit, in words."""
+    facts = evaluation.attrs
+    unneeded = facts["unneeded"] or "none"
+    return (
+        f"Completeness: when components are knocked out of circuit and model alike, they differ most, by "
+        f"{facts['incompleteness']:.0%} [{facts['incompleteness_low']:.0%}, {facts['incompleteness_high']:.0%}] of the effect, "
+        f"without {facts['incompleteness_set']} (0 % is a complete circuit). Minimality: {facts['minimal']:.0%} of its heads and "
+        f"MLPs are missed when they go, by at least 1 % of the metric; not missed: {unneeded}. All on held-out prompts."
     )
 
 

@@ -75,9 +75,8 @@ class Question:
         return explain(model, pairs, **nodes, **asked) if dry_run else path_effects(model, pairs, **nodes, **asked)
 
     def _asked(self, model: Any, kinds: Sequence[str]) -> tuple[dict[str, Any], PromptPairs]:
-        read = _READERS.get(Path(self.task).suffix.lower())
-        pairs = read(model, self.task) if read else load_task(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
-        metric = self.metric or ("logit_diff" if read else find_task(self.task).metric)
+        pairs = pairs_of(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
+        metric = self.metric or pairs.metric
         return {"value": self._value(model, pairs, kinds), "metric": metric, "base": self.base, "budget": self.budget}, pairs
 
     def _value(self, model: Any, pairs: PromptPairs, kinds: Sequence[str]) -> Value:
@@ -91,6 +90,12 @@ class Question:
 
 
 _READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+
+
+def pairs_of(task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None) -> PromptPairs:
+    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a task's)."""
+    read = _READERS.get(Path(task).suffix.lower())
+    return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)
 
 
 def write(result: xr.DataArray, folder: Path, name: str, *, overwrite: bool = False) -> tuple[Path, Path]:

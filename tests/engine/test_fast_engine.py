@@ -23,6 +23,7 @@ from workbench.errors import EditError, PromptError, StoreError
 from workbench.methods import effects as asking
 from workbench.methods.effects import effects, explain_effects
 from workbench.sites import KINDS, Shape, Site, grid
+from workbench.tasks.continuations import expand
 from workbench.tasks.metrics import metric
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -258,7 +259,7 @@ def test_what_the_fast_engine_does_not_claim_runs_on_hooks_and_the_plan_says_why
     got = effects(model, pairs, sites=sites, value=value)
     assert got.attrs["engine"] == "reference"
     assert max_difference(got, on_hooks(model, pairs, sites=sites, value=value)) == 0
-    plan = explain_effects(Runs(model, pairs, "clean", metric("logit_diff")), sites, value)
+    plan = explain_effects(Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, value)
     assert (plan.path, plan.why) == ("reference", f"the model runs on hooks because {reason}")
 
 
@@ -363,7 +364,9 @@ def test_the_number_of_threads_changes_nothing():
 def test_what_provably_changes_nothing_is_not_run(kind):
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2", (6, 6, 4))
     sites = [Site(kind, layer, pos=pos) for layer in (0, 1) for pos in range(6)]
-    cost = explain_effects(Runs(model, pairs, "clean", metric("logit_diff")), sites, from_store(corrupt)).cost
+    cost = explain_effects(
+        Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, from_store(corrupt)
+    ).cost
     # The prompts differ at position 2 alone: before block 0 only that place carries a difference, behind its attention all
     # later ones do, and behind that of block 1 only the last one is read. Of 12 cells of an example 5, 5 and 3 are run.
     assert (cost.runs, cost.skipped) == (13, 36 - 13)
@@ -376,8 +379,9 @@ def test_what_provably_changes_nothing_is_not_run(kind):
 
 
 def test_the_plan_adds_up_the_work_of_its_walks():
-    runs = Runs(model_of("gpt2"), make_pairs((6, 6)), "clean", metric("logit_diff"), 2**20)
-    plan = explain_effects(runs, ["resid_post[1]@END", "mlp_out[1]@0"], zero())
+    model, pairs = model_of("gpt2"), make_pairs((6, 6))
+    runs = Runs(model, pairs, "clean", metric("logit_diff"), 2**20)
+    plan = explain_effects(runs, expand(model, pairs, "logit_diff"), ["resid_post[1]@END", "mlp_out[1]@0"], zero())
     # The stream after the last block costs nothing to change, and position 0 there is never read.
     block, scores = 2 * (4 * 32 * 32 + 2 * 32 * 128), 4 * 32 * 6
     assert (plan.cost.runs, plan.cost.skipped, plan.cost.flops) == (2, 2, 2 * 6 * 2 * (block + scores))
@@ -430,7 +434,7 @@ def test_a_sweep_stays_within_its_budget(name, budget):
     kind, where, measure, lengths = BIG[name]
     model, pairs = bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000), make_pairs(lengths * (64 // len(lengths)))
     runs = Runs(model, pairs, "clean", metric(measure), budget)
-    elements, _, _, bound = asking._asked(runs, grid(kind, model, **where), zero())
+    elements, _, _, bound = asking._asked(runs, expand(model, pairs, measure), grid(kind, model, **where), zero())
     sweep, _ = asking._sweep(runs, elements, bound)
     assert sweep.engine == "staircase"
     assert sweep.cost().walks > 2, "more than the unedited run and one chunk"

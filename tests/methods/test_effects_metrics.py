@@ -149,7 +149,8 @@ def test_an_unknown_metric_is_named_with_its_neighbours():
     with pytest.raises(UnknownName) as error:
         effects(model, pairs, sites="z[0.0]", value=zero(), metric="logit_dif")
     assert str(error.value) == (
-        "There is no metric 'logit_dif'. Did you mean 'logit_diff' or 'prob_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank."
+        "There is no metric 'logit_dif'. Did you mean 'logit_diff' or 'prob_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank, "
+        "sequence_logprob, sequence_logprob_diff."
     )
 
 
@@ -162,7 +163,7 @@ def test_answers_of_several_tokens_are_refused_by_metrics_that_read_one():
             effects(model, pairs, sites="z[0.0]", value=zero(), metric=name)
         assert str(error.value) == (
             f"The metric {name!r} reads one token, and the answer of example 1 has 2 (ids [2, 3]). "
-            "Choose words that are one token in this vocabulary."
+            "Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
         )
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import workbench as wb
-from workbench.errors import MetricError, PromptError, UnknownName
+from workbench.errors import MetricError, PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import load_model
 from workbench.tasks import grammar
 from workbench.tasks.pairs import PromptPairs, Prompts
@@ -21,25 +21,43 @@ def tiny():
     return load_model("tiny", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory):
-    """A GPT-2 of random weights whose byte-level BPE was trained on the grammar's own words in ordinary spelling."""
-    lexicon = grammar.Lexicon()
-    text = [" " + word for word in (*lexicon.names, *lexicon.pronouns, *lexicon.places, "went", "to", "the", "because")] * 20
+def bpe_model(folder, words, vocab_size: int):
+    """A GPT-2 of random weights whose byte-level BPE was trained on these words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        text, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+        words * 20, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     )
-    folder = tmp_path_factory.mktemp("bpe")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     fast.save_pretrained(folder)
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=len(fast), n_positions=64, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=len(fast), n_positions=96, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """Its vocabulary holds the grammar's names, pronouns and places, and splits most other words."""
+    lexicon = grammar.Lexicon()
+    words = [" " + word for word in (*lexicon.names, *lexicon.pronouns, *lexicon.places, "went", "to", "the", "because")]
+    return bpe_model(tmp_path_factory.mktemp("bpe"), words, 400)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Its vocabulary holds the grammar's words, two digits at a time, and some whole years, as that of GPT-2 does."""
+    words = [" " + word for word in grammar.vocabulary()[2:] if word.isalpha()]
+    words += [*grammar.YEARS] * 2 + [" " + century for century in grammar.CENTURIES] * 10 + [" 1776", " 1800", " 1666"] * 30
+    return bpe_model(tmp_path_factory.mktemp("large"), words, 1500)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Its vocabulary has no merges at all: a token is a byte."""
+    return bpe_model(tmp_path_factory.mktemp("letters"), [" a"], 257)
 
 
 @pytest.mark.parametrize(("name", "variant"), [(task.name, variant) for task in TASKS.values() for variant in task.variants])
@@ -116,10 +134,99 @@ def test_named_positions_of_a_bpe_model_point_at_the_words(bpe):
     assert inside
 
 
+ANY = [task.name for task in TASKS.values() if task.any_model]
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("name", ANY)
+def test_a_large_vocabulary_gets_every_task_for_any_model_with_answers_of_one_token(large, name: str, split: str):
+    pairs = load_task(name, large, n=30, split=split)
+    assert pairs.equal_lengths
+    assert pairs.answers.shape[2] == pairs.wrong.shape[2] == 1
+    assert pairs.metric == pairs.provenance["metric"] == TASKS[name].metric
+    # A name that begins the sentence has no space before it, which this vocabulary splits.
+    assert set((pairs.clean.tokens != pairs.corrupt.tokens).sum(1).tolist()) <= ({1, 2, 3} if name == "pronoun" else {1})
+    assert len({*pairs.clean.ids}) == 30
+    wb.metric(pairs.metric).check(pairs)
+    for where in pairs.clean.positions.values():
+        assert bool(((where >= 1) & (where < pairs.clean.lengths)).all())
+
+
+def test_years_of_a_large_vocabulary_are_split_behind_their_century(large):
+    pairs = load_task("greater_than", large, n=60)
+    dropped = pairs.provenance["dropped"].split()
+    assert {"1776", "1800", "1666"} <= set(dropped)
+    assert len(dropped) < 20
+    for i in range(60):
+        century, year = (large.tokenizer.decode([int(pairs.clean.tokens[i, pairs.clean.at(n)[i]])]) for n in ("CENTURY", "YEAR"))
+        right, wrong = (
+            {large.tokenizer.decode([int(t)]) for t in table[i, :, 0] if t >= 0} for table in (pairs.answers, pairs.wrong)
+        )
+        assert pairs.clean.tokens[i, pairs.clean.at("CENTURY")[i]] == pairs.clean.tokens[i, pairs.clean.at("END")[i]]
+        assert {len(y) for y in right | wrong} == {2}
+        assert min(right) > year == max(wrong)
+        assert not {century.strip() + y for y in right | wrong} & set(dropped)
+        assert large.tokenizer.decode([int(pairs.corrupt.tokens[i, pairs.corrupt.at("YEAR")[i]])]) == "01"
+
+
+@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("vocabulary", ["bpe", "letters"])
+def test_a_small_vocabulary_gets_answers_of_several_tokens_and_their_metric(vocabulary: str, name: str, request):
+    model = request.getfixturevalue(vocabulary)
+    pairs = load_task(name, model, n=20)
+    several = max(pairs.answers.shape[2], pairs.wrong.shape[2]) > 1
+    assert pairs.equal_lengths
+    assert pairs.metric == ("sequence_logprob_diff" if several else TASKS[name].metric)
+    assert several or vocabulary == "bpe"
+    effects = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero(), metric=pairs.metric, progress=False)
+    assert effects.shape == (20, 1, 2)
+    assert bool(effects.notnull().all())
+
+
+def test_nouns_whose_plural_is_longer_are_paired_with_another_noun(letters):
+    pairs = load_task("agreement", letters, n=40)
+    for clean, corrupt, right, wrong in zip(*(map(_text, [pairs.clean, pairs.corrupt])), pairs.answers, pairs.wrong, strict=True):
+        subjects = [re.search(r"[Tt]he (\w+) ", text)[1] for text in (clean, corrupt)]
+        assert len(subjects[0]) == len(subjects[1])
+        assert {subject in grammar.NOUNS for subject in subjects} == {True, False}
+        verbs = [letters.tokenizer.decode([int(t) for t in table[0] if t >= 0]) for table in (right, wrong)]
+        assert (verbs[0] in (" is", " was")) == (subjects[0] in grammar.NOUNS)
+        assert set(verbs) in ({" is", " are"}, {" was", " were"})
+
+
+def _text(prompts: Prompts) -> list[str]:
+    return ["".join(strings[1:]) for strings in prompts.strings]
+
+
+def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters, tiny):
+    scores = {score.behaviour: score for score in wb.measure(letters, n=8, progress=False)}
+    assert {name for name, score in scores.items() if not score.skipped} == set(ANY)
+    assert all(-1 <= scores[name].score <= 1 for name in ANY)
+    # A model of one-token answers scores the same on both ways.
+    from workbench.tasks import measure
+
+    for name in ("ioi", "greater_than"):
+        pairs = load_task(name, tiny, n=20, split="heldout")
+        assert torch.allclose(measure._score(tiny, name, pairs), measure._score_continued(tiny, name, pairs), atol=1e-5)
+
+
+def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):
+    from workbench.tasks.speakers import TextSpeaker
+
+    monkeypatch.setattr(TextSpeaker, "size", lambda self, word: sum(map(ord, word)) if word.isalpha() else 1)
+    with pytest.raises(UnsuitableTask) as caught:
+        load_task("agreement", letters)
+    assert str(caught.value) == (
+        "The task 'agreement' needs words of equal token count (nouns), and this vocabulary has too few (dropped dog dogs cat cats boy boys girl girls "
+        "teacher teachers doctor doctors and 36 more). Bring your own prompts with PromptPairs.from_csv."
+    )
+
+
 def test_other_tasks_refuse_a_bpe_model_and_say_what_works(bpe):
     with pytest.raises(PromptError) as caught:
-        load_task("induction", bpe)
-    assert "Tasks for any model: ioi, pronoun; or bring your own with PromptPairs.from_csv." in str(caught.value)
+        load_task("binding", bpe)
+    usable = "ioi, induction, greater_than, agreement, pronoun"
+    assert f"Tasks for any model: {usable}; or bring your own with PromptPairs.from_csv." in str(caught.value)
 
 
 def test_unknown_names_say_what_there_is(tiny):
@@ -241,10 +348,11 @@ def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):
 
 def test_an_answer_of_two_tokens_needs_another_metric(tiny):
     pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"answer": "is happy"}]))
+    assert pairs.metric == "sequence_logprob_diff"
     first, second = (int(t) for t in pairs.answers[0, 0])
     message = (
         f"The metric 'logit_diff' reads one token, and the answer of example 0 has 2 (ids [{first}, {second}]). "
-        "Choose words that are one token in this vocabulary."
+        "Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
     )
     for call in (
         lambda: wb.effects(tiny, pairs, sites=wb.grid("resid_pre", tiny, pos=["END"]), value=wb.zero()),

@@ -1,178 +1,167 @@
-"""How well a circuit stands for the model: faithfulness with its interval, and the curve against circuit size.
+"""How well a circuit stands for the model: faithfulness with its interval, and what speaks against it.
 
 f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), a ratio of dataset means; the mean of ratios is reported beside it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from workbench.discovery.checks import Checked
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.search import find_circuit, graph_of
-from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
-from workbench.engine.edits import Value, check_value
-from workbench.engine.reference import forward, rows_per_forward
-from workbench.engine.run import check_pairs
-from workbench.errors import CircuitError
-from workbench.models.load import check_eval
+from workbench.engine.circuits import Circuits
+from workbench.engine.edits import Value
+from workbench.errors import CircuitError, UnknownName
+from workbench.models.load import one_fingerprint
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap
+from workbench.statistics import bootstrap, ratio_of_means
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
 
-SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CHECKS = ("complement", "random", "completeness", "minimality")
 
 
+@one_fingerprint()
 def evaluate(
     circuit: Circuit | Sequence[Circuit],
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    value: Value | Mapping[str, Value],
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    checks: Sequence[str] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The faithfulness of circuits on prompts and what speaks against them, with bootstrap intervals over the prompts.
+
+    Args:
+        circuit: one circuit or several of one graph, run in common batches.
+        value: the other value of what is not in the circuit, as in `score_edges`; a mapping of names to values measures them
+            side by side, on an axis `ablation`.
+        checks: of "complement" (faithfulness of the rest), "random" (of random circuits of as many edges), "completeness"
+            (the largest difference between circuit and model when components are knocked out of both, in shares of
+            m(full) - m(empty)), "minimality" (the share of components that are missed when they go). None: all of them
+            for a single circuit, none for several.
+        level: coverage of the intervals.  seed: of random circuits and sets.
+
+    Returns:
+        Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
+        `in_sample` (share of the pairs it was found on); of the checks `complement`, `random`, `incompleteness`, each with
+        `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of components that are needed) with
+        `unneeded` (the others by name). Over (circuit, example) the metric `m_circuit`, over (example,) `m_full` and
+        `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0.
+
+    Raises:
+        CircuitError: circuits of other graphs, or none.  UnknownName: no such check.  MetricError, PromptError, StoreError,
+            EditError: see the messages.
+
+    Source: Wang et al. 2211.00593 (completeness, minimality), Marks et al. 2403.19647 (complement).
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())["faithfulness"][0])
+    0.0
+    """
+    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    if not circuits or not all(isinstance(each, Circuit) for each in circuits):
+        raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
+    for one in circuits:
+        one.check_fits(model)
+        if one.graph != circuits[0].graph:
+            raise CircuitError(f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}.")
+    asked = (CHECKS if len(circuits) == 1 else ()) if checks is None else tuple(checks)
+    wrong = [name for name in asked if name not in CHECKS]
+    if wrong:
+        raise UnknownName("check of a circuit", wrong[0], CHECKS)
+    if isinstance(value, Mapping):
+        if not value:
+            raise CircuitError("evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}.")
+        each = [
+            evaluate(circuits, model, pairs, value=one, metric=metric, checks=asked, level=level, seed=seed, budget=budget,
+                     progress=progress)
+            for one in value.values()
+        ]  # fmt: skip
+        joined = xr.concat(each, dim="ablation", combine_attrs="override").assign_coords(ablation=list(value))
+        return joined.assign_attrs(value=", ".join(one.describe() for one in value.values()))
+    measure = as_metric(metric)
+    runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
+    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.edges for one in circuits)])
+    empty, *each = runs.measure(masks, progress=progress)
+    data = _faithfulness(runs.full, empty, np.stack(each), level)
+    ids = (*pairs.clean.ids,)
+    data |= {
+        "n_edges": ("circuit", np.array([c.n_edges for c in circuits])),
+        "in_sample": ("circuit", np.array([float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits])),
+    }
+    rows = [_checked(Checked(one, runs, empty, level, seed), asked) for one in circuits]
+    data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
+    attrs = pairs.attrs(model) | {
+        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(), "level": level,
+        "engine": runs.engine, "seed_of_checks": seed,
+    }  # fmt: skip
+    return xr.Dataset(data, attrs=clean_attrs(attrs))
+
+
+@one_fingerprint()
+def minimality(
+    circuit: Circuit,
     model: Any,
     pairs: PromptPairs,
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     level: float = 0.95,
+    seed: int = 0,
     budget: int | None = None,
-    progress: bool = True,
 ) -> xr.Dataset:
-    """The faithfulness of circuits on prompts, with bootstrap intervals over the prompts.
-
-    Args:
-        circuit: one circuit or several, run in common batches.
-        value: the other value of what is not in the circuit, as in `score_edges`.
-        level: coverage of the intervals.
+    """How much each head and MLP of a circuit is missed when it goes, beyond the set of others that shows it best.
 
     Returns:
-        Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
-        `in_sample` (share of the pairs it was found on), and over (circuit, example) the metric `m_circuit`, over
-        (example,) `m_full` and `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0.
-
-    Raises:
-        CircuitError: a circuit of another graph, or none.  MetricError, PromptError, StoreError, EditError: see the
-            messages.
-
-    >>> import workbench as wb
-    >>> model = wb.load_model("tiny")
-    >>> pairs = wb.load_task("ioi", model, n=4)
-    >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero())["faithfulness"][0])
-    0.0
+        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1 %), `without`.
+    Source: Wang et al. 2211.00593.
     """
-    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
-    if not circuits or not all(isinstance(each, Circuit) for each in circuits):
-        raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
-    check_eval(model)
-    check_value(value)
-    for one in circuits:
-        one.check_fits(model)
+    circuit.check_fits(model)
     measure = as_metric(metric)
-    measure.check(pairs)
-    check_pairs(model, pairs)
-    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.edges for one in circuits)])
-    measured = _measured(model, masks, pairs, value, measure, budget, progress)
-    full = _full(model, pairs, measure, budget)
-    empty, each = measured[0], measured[1:]
+    runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
+    found = Checked(circuit, runs, np.zeros(0), level, seed).minimality()
+    attrs = pairs.attrs(model) | {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
+    return found.assign_attrs(clean_attrs(attrs))
+
+
+def _faithfulness(full: np.ndarray, empty: np.ndarray, each: np.ndarray, level: float) -> dict[str, Any]:
+    """Both ratios of every circuit [circuit, example], with intervals, and what they are made of."""
     table = np.concatenate([full[None], empty[None], each]).T
-    low, high = bootstrap(table, lambda sample: ratio(sample[:, 2:], sample[:, :1], sample[:, 1:2]), level=level)
+    statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
+    low, high = bootstrap(table, statistic, level=level)
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(np.abs(full - empty) < 1e-6, np.nan, full - empty)
         ratios = np.nanmean((each - empty) / gap, axis=1) if np.isfinite(gap).any() else np.full(len(each), np.nan)
-    ids = (*pairs.clean.ids,)
-    in_sample = [float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits]
-    data = {
-        "faithfulness": ("circuit", ratio(table[:, 2:], table[:, :1], table[:, 1:2])),
-        "low": ("circuit", low),
-        "high": ("circuit", high),
-        "mean_of_ratios": ("circuit", ratios),
-        "n_edges": ("circuit", np.array([c.n_edges for c in circuits])),
-        "in_sample": ("circuit", np.array(in_sample)),
-        "m_circuit": (("circuit", "example"), each),
-        "m_full": ("example", full),
+    return {
+        "faithfulness": ("circuit", statistic(table)), "low": ("circuit", low), "high": ("circuit", high),
+        "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), each), "m_full": ("example", full),
         "m_empty": ("example", empty),
-    }
-    attrs = pairs.attrs(model) | {
-        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(), "level": level,
     }  # fmt: skip
-    return xr.Dataset(data, attrs=clean_attrs(attrs))
 
 
-def faithfulness_curve(
-    scores: xr.DataArray,
-    model: Any,
-    pairs: PromptPairs,
-    *,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    by: Literal["signed", "magnitude"] | str = "signed",
-    sizes: Sequence[float] = SIZES,
-    budget: int | None = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    """Faithfulness of the best-scored edges at several circuit sizes, all in one batched evaluation.
-
-    Args:
-        by: rank edges by their score ("signed") or by its size ("magnitude").
-        sizes: shares of the graph's edges; n = int(share * edges).
-
-    Returns:
-        Dataset over (size,): `faithfulness`, `low`, `high`, `n_edges` (chosen, before pruning), `n_pruned`; `area` in
-        the attrs is CPR (by="signed") or CMD (by="magnitude") when the sizes are MIB's ten.
-
-    Source: MIB, Mueller et al. 2504.13151.
-    """
-    graph = graph_of(scores)
-    counts = [int(share * graph.n_edges) for share in sizes]
-    circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
-    result = evaluate(circuits, model, pairs, value=value, metric=metric, budget=budget, progress=progress)
-    faithful = result["faithfulness"].values
-    area = np.trapezoid(faithful if by == "signed" else np.abs(1 - faithful), np.asarray(sizes))
-    data = {name: ("size", result[name].values) for name in ("faithfulness", "low", "high")}
-    data |= {"n_edges": ("size", np.array(counts)), "n_pruned": ("size", result["n_edges"].values)}
-    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", "")}
-    attrs |= {"area": float(area), "area_name": "CPR" if by == "signed" else "CMD"} if tuple(sizes) == SIZES else {}
-    return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
-
-
-def ratio(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
-    gap = full.mean(0) - empty.mean(0)
-    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)
-
-
-def _measured(
-    model: Any, masks: np.ndarray, pairs: PromptPairs, value: Value, measure: Metric, budget: int | None, progress: bool
-) -> np.ndarray:
-    """[circuit, example]: the metric of every circuit."""
-    length = int(pairs.clean.lengths.max())
-    rows = circuits_per_forward(model, length, budget=budget)
-    examples = min(len(pairs), rows)
-    per_pass = max(1, rows // examples)
-    out = np.full((len(masks), len(pairs)), np.nan)
-    whole = value.bind(model, pairs.clean, pairs.corrupt)
-    with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
-        for start in range(0, len(pairs), examples):
-            part = pairs.select(slice(start, start + examples))
-            bound = whole.select(range(start, start + len(part)))
-            reference = measure.read(forward(model, part.clean.tokens).logits, part.clean) if measure.needs_reference else None
-            for first in range(0, len(masks), per_pass):
-                logits = circuit_logits(model, masks[first : first + per_pass], bound)
-                for i, one in enumerate(logits, start=first):
-                    measured = measure(measure.read(one, part.clean), part, reference)
-                    out[i, start : start + len(part)] = measured.double().cpu().numpy()
-                bar.update(len(logits) * len(part))
-    return out
-
-
-def _full(model: Any, pairs: PromptPairs, measure: Metric, budget: int | None) -> np.ndarray:
-    """[example]: the metric of the clean run."""
-    chunk = rows_per_forward(model, int(pairs.clean.lengths.max()), budget=budget)
-    parts = []
-    for start in range(0, len(pairs), chunk):
-        part = pairs.select(slice(start, start + chunk))
-        logits = measure.read(forward(model, part.clean.tokens).logits, part.clean)
-        parts.append(measure(logits, part, logits if measure.needs_reference else None))
-    return torch.cat(parts).double().cpu().numpy()
+def _checked(circuit: Checked, checks: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "complement" in checks:
+        found |= circuit.complement()
+    if "random" in checks:
+        found |= circuit.random()
+    if "completeness" in checks:
+        numbers, names = circuit.completeness()
+        found |= numbers | names
+    if "minimality" in checks:
+        each = circuit.minimality()
+        found["minimal"] = float(each["needed"].mean()) if each.sizes["node"] else np.nan
+        found["unneeded"] = ", ".join(each["node"].values[each["needed"].values == 0].tolist())
+    return found

@@ -1,15 +1,27 @@
-"""From scores of edges to a circuit."""
+"""From scores of edges or nodes to a circuit: the best ones, what hangs together with the logits, or as few as suffice."""
 
+import heapq
 import json
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from workbench.discovery.circuit import Circuit
+from workbench.engine.capture import capture
+from workbench.engine.circuits import Circuits
+from workbench.engine.edits import Value, from_store, zero
 from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.graph import Graph
-from workbench.sites import Shape
+from workbench.statistics import ratio_of_means
+from workbench.tasks.metrics import BUILT_IN, Metric
+from workbench.tasks.metrics import metric as as_metric
+from workbench.tasks.pairs import PromptPairs
+
+RANKINGS = ("signed", "magnitude")
+STRATEGIES = ("top", "greedy")
 
 
 def find_circuit(
@@ -17,18 +29,32 @@ def find_circuit(
     *,
     n_edges: int | None = None,
     threshold: float | None = None,
+    n_nodes: int | None = None,
+    min_faithfulness: float | None = None,
     by: Literal["signed", "magnitude"] | str = "signed",
+    strategy: Literal["top", "greedy"] | str = "top",
+    model: Any = None,
+    pairs: PromptPairs | None = None,
+    value: Value | None = None,
+    metric: str | Metric | Callable[..., Tensor] | None = None,
+    budget: int | None = None,
 ) -> Circuit:
     """The circuit of the highest-scored edges; dead ends are pruned afterwards.
 
     Args:
-        scores: from `score_edges`, (writer, reader).
+        scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`.
         n_edges: how many edges to choose, counted before pruning.
         threshold: choose every edge with a score of at least this (an absolute score with `by="magnitude"`).
+        n_nodes: how many heads and MLPs to choose, by their node scores; the circuit is every edge between them.
+        min_faithfulness: the smallest number of edges whose circuit keeps this share of the behaviour on `pairs`. Sizes are
+            searched on a grid that is refined; faithfulness need not grow with size, so a smaller one may exist.
         by: rank by the score itself (edges that support the behaviour) or by its size.
+        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits, always the best edge into
+            what is there already (not with `threshold`), so that nothing is a dead end towards the logits.
+        model, pairs: for `min_faithfulness`.  value, metric: None takes those of the scores.
 
     Raises:
-        CircuitError: not exactly one of `n_edges` and `threshold`, or scores that are no edge scores.
+        CircuitError: not exactly one way to choose, or scores that are none.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -37,43 +63,202 @@ def find_circuit(
     >>> wb.find_circuit(scores, n_edges=30).n_requested
     30
     """
-    if (n_edges is None) == (threshold is None):
-        raise CircuitError("find_circuit: give exactly one of n_edges= and threshold=.")
-    if by not in ("signed", "magnitude"):
-        raise UnknownName("way to rank edges", by, ("signed", "magnitude"))
+    ways = {"n_edges": n_edges, "threshold": threshold, "n_nodes": n_nodes, "min_faithfulness": min_faithfulness}
+    given = [name for name, number in ways.items() if number is not None]
+    if len(given) != 1:
+        raise CircuitError(f"find_circuit: give exactly one of {'=, '.join(ways)}=; given: {', '.join(given) or 'none'}.")
+    if by not in RANKINGS:
+        raise UnknownName("way to rank edges", by, RANKINGS)
+    if strategy not in STRATEGIES:
+        raise UnknownName("strategy", strategy, STRATEGIES)
+    if n_nodes is not None:
+        return _of_nodes(scores, n_nodes, by)
     graph = graph_of(scores)
-    values = scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values
-    if threshold is not None and not np.isfinite(threshold):
-        raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
+    values = matrix_of(scores, graph)
     if not np.isfinite(values[graph.exists]).all():
         raise CircuitError("find_circuit: some edges have no finite score. Check the metric and the edits that made them.")
     rank = np.where(graph.exists, np.abs(values) if by == "magnitude" else values, -np.inf)
     if threshold is not None:
-        chosen = rank >= threshold
-    else:
-        assert n_edges is not None
-        if not 0 <= n_edges <= graph.n_edges:
-            raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
-        chosen = np.zeros(rank.size, dtype=bool)
-        chosen[np.argsort(-rank, axis=None, kind="stable")[:n_edges]] = True
-        chosen = chosen.reshape(rank.shape)
+        if strategy == "greedy":
+            raise CircuitError(
+                "find_circuit: a threshold says which edges, so there is nothing to grow: use n_edges= with greedy."
+            )
+        if not np.isfinite(threshold):
+            raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
+        return _made(scores, graph, rank >= threshold, values, by)
+    if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
+        raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
+    order = best_first(graph, rank) if strategy == "top" else _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+    if n_edges is None:
+        assert min_faithfulness is not None
+        n_edges = _enough(scores, graph, order, min_faithfulness, model, pairs, value, metric, budget)
+    return _made(scores, graph, chosen(graph, order, n_edges), values, by)
+
+
+def best_first(graph: Graph, rank: np.ndarray) -> np.ndarray:
+    """Flat indices of the edges of a graph, the highest rank first; equal ones in graph order."""
+    order = np.argsort(-np.where(graph.exists, rank, -np.inf), axis=None, kind="stable")
+    return order[: graph.n_edges]
+
+
+def chosen(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
+    """bool [(pos,) writer, reader]: the first n of ordered edges."""
+    edges = np.zeros(graph.exists.size, dtype=bool)
+    edges[order[:n]] = True
+    return edges.reshape(graph.exists.shape)
+
+
+def _grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
+    """Flat indices of edges in the order in which a circuit grows from the logits."""
+    found: list[int] = []
+    flat = np.arange(graph.exists.size).reshape(graph.exists.shape)
+    inside = np.zeros(len(graph.readers), dtype=bool)
+    waiting: list[tuple[float, int]] = []
+
+    def enter(readers: np.ndarray) -> None:
+        new = readers & ~inside
+        inside[new] = True
+        edges = flat[..., new][graph.exists[..., new]]
+        for index in edges.tolist():
+            heapq.heappush(waiting, (-float(rank.flat[index]), index))
+
+    enter(np.arange(len(graph.readers)) == len(graph.readers) - 1)
+    while waiting and len(found) < n:
+        _, index = heapq.heappop(waiting)
+        found.append(index)
+        writer = index // len(graph.readers) % len(graph.writers)
+        enter(graph.feeds[:, writer])
+    return np.array(found, dtype=int)
+
+
+def _enough(
+    scores: xr.DataArray,
+    graph: Graph,
+    order: np.ndarray,
+    target: float,
+    model: Any,
+    pairs: PromptPairs | None,
+    value: Value | None,
+    metric: str | Metric | Callable[..., Tensor] | None,
+    budget: int | None,
+) -> int:
+    """The smallest size found whose circuit is faithful enough."""
+    if model is None or pairs is None:
+        raise CircuitError("find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on.")
+    if not np.isfinite(target):
+        raise CircuitError(f"find_circuit: min_faithfulness={target} is not a finite number.")
+    runs = Circuits(
+        model, graph, pairs, value=value or value_of(scores, model, pairs), metric=metric_of(scores, metric), budget=budget
+    )
+    empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
+
+    def faithful(sizes: np.ndarray) -> np.ndarray:
+        masks = np.stack([graph.prune(chosen(graph, order, int(n))) for n in sizes])
+        return ratio_of_means(runs.measure(masks).T, runs.full[:, None], empty[:, None])
+
+    low, high = 0, len(order)
+    if not faithful(np.array([high]))[0] >= target:
+        raise CircuitError(f"find_circuit: even all {high} edges do not reach min_faithfulness={target} on these prompts.")
+    sizes = np.unique(np.geomspace(1, high, 24).astype(int))
+    while len(sizes):
+        good = faithful(sizes) >= target
+        if good.any():
+            first = int(np.argmax(good))
+            high = int(sizes[first])
+            low = int(sizes[first - 1]) if first else low
+        else:
+            low = int(sizes[-1])
+        sizes = np.unique(np.linspace(low + 1, high - 1, 12).astype(int)) if high - low > 1 else np.array([], dtype=int)
+    return high
+
+
+def value_of(scores: xr.DataArray, model: Any, pairs: PromptPairs) -> Value:
+    """The other value that scores were made with, for these prompts. Raises `CircuitError` where it has to be given."""
+    name = scores.attrs.get("value", "")
+    if name == "zero":
+        return zero()
+    if name == "from_store":
+        return from_store(capture(model, pairs.corrupt, sites=["resid_pre", "z", *_mlps(model)], progress=False))
+    raise CircuitError(f"find_circuit: the scores were made with value={name!r}, which cannot be made anew: pass value=.")
+
+
+def _mlps(model: Any) -> list[str]:
+    return [] if Graph.of(model).shape.attn_only else ["mlp_out", "mlp_post"]
+
+
+def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
+    """The metric given, or that of the scores. Raises `CircuitError` for one of your own that is not given."""
+    name = scores.attrs.get("metric", "")
+    if metric is None and name not in BUILT_IN:
+        raise CircuitError(f"find_circuit: the scores were made with a metric of your own ({name!r}): pass metric=.")
+    return as_metric(name if metric is None else metric)
+
+
+def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
+    if scores.dims != ("writer",):
+        raise CircuitError(
+            f"find_circuit: n_nodes= needs node scores with dims (writer,), not {scores.dims}: use wb.score_nodes(...)."
+        )
+    graph = _graph_of(scores)
+    values = _supporting(scores)
+    if tuple(scores["writer"].values) != graph.writers:
+        raise CircuitError(f"These node scores are not over all writers in graph order ({graph}): do not select or sort them.")
+    if not (type(n_nodes) is int and 0 <= n_nodes < len(graph.writers)):
+        raise CircuitError(f"find_circuit: n_nodes={n_nodes}; this graph has {len(graph.writers) - 1} heads and MLPs.")
+    if not np.isfinite(values).all():
+        raise CircuitError("find_circuit: some nodes have no finite score. Check the metric and the edits that made them.")
+    rank = np.abs(values) if by == "magnitude" else values
+    order = [w for w in np.argsort(-rank, kind="stable") if w != 0][:n_nodes]
+    edges = graph.between(np.isin(np.arange(len(graph.writers)), order))
+    return _made(scores, graph, edges, np.where(graph.exists, values[:, None], np.nan), by)
+
+
+def _made(scores: xr.DataArray, graph: Graph, edges: np.ndarray, values: np.ndarray, by: str) -> Circuit:
     attrs = {key: value for key, value in scores.attrs.items() if key not in ("prompt_ids", "graph", "kind", "unit")}
     ids = str(scores.attrs.get("prompt_ids", "")).split()
-    return Circuit.of(graph, chosen & graph.exists, scores=values.astype(float), attrs=attrs | {"ranked_by": by}, prompt_ids=ids)
+    return Circuit.of(graph, edges & graph.exists, scores=values.astype(float), attrs=attrs | {"ranked_by": by}, prompt_ids=ids)
+
+
+def _supporting(scores: xr.DataArray) -> np.ndarray:
+    """The values turned so that positive supports the behaviour, also where a lower metric is better."""
+    return scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values
+
+
+def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
+    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there is no edge."""
+    values = _supporting(scores)
+    if scores.dims[-1] != "edge":
+        return values
+    table = np.full((*values.shape[:-1], *graph.whole.exists.shape), np.nan)
+    at = np.nonzero(graph.whole.exists)
+    table[..., at[0], at[1]] = values
+    return table
 
 
 def graph_of(scores: xr.DataArray) -> Graph:
     """The graph that edge scores belong to. Raises `CircuitError` for anything else."""
-    if scores.dims != ("writer", "reader") or "graph" not in scores.attrs:
+    plain = [dim for dim in scores.dims if dim != "pos"]
+    if plain not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
         raise CircuitError(
             f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with wb.score_edges(...); average kept axes first."
         )
-    try:
-        graph = Graph(Shape(**json.loads(scores.attrs["graph"])))
-    except (ValueError, TypeError, SiteError) as error:
-        raise CircuitError(f"These edge scores do not say which graph they belong to: {error}") from error
-    if tuple(scores["writer"].values) != graph.writers or tuple(scores["reader"].values) != graph.readers:
+    graph = _graph_of(scores)
+    own = graph.positions is not None
+    if ("pos" in scores.dims) != own or (own and list(scores["pos"].values) != [str(p) for p in graph.positions or ()]):
+        raise CircuitError(f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first.")
+    if "edge" in scores.dims:
+        whole = scores.sizes["edge"] == graph.whole.n_edges
+    else:
+        whole = tuple(scores["writer"].values) == graph.writers and tuple(scores["reader"].values) == graph.readers
+    if not whole:
         raise CircuitError(
             f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
         )
     return graph
+
+
+def _graph_of(scores: xr.DataArray) -> Graph:
+    try:
+        return Graph.from_dict(json.loads(scores.attrs["graph"]))
+    except (ValueError, TypeError, KeyError, SiteError) as error:
+        raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error

@@ -5,56 +5,80 @@ With corrupt values the empty circuit is the corrupt run and the full circuit th
 run in one batch; edges are a masked product of writers and readers, never a loop.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.engine.edits import Bound
-from workbench.engine.parts import Block, check_parts_add_up, final_norm
+from workbench.engine.mixing import mixed, token_classes
+from workbench.engine.parts import Block, Norm, check_parts_add_up, final_norm
 from workbench.engine.reference import Change, forward, rows_per_forward
 from workbench.engine.run import stacked
+from workbench.errors import ModelError
 from workbench.graph import Graph
 from workbench.models.load import model_device
 from workbench.sites import KINDS, Shape, Site
 
 
 def circuit_logits(
-    model: Any, circuits: Bool[np.ndarray, "circuit writer reader"], bound: Bound
+    model: Any, graph: Graph, keep: Float[Tensor, "circuit *pos_class writer reader"], bound: Bound
 ) -> Float[Tensor, "circuit example pos vocab"]:
     """The logits of every circuit on the prompts that `bound` was made for.
 
     Args:
-        circuits: edges that keep their current value; pruned ones are expected.
+        keep: 1 where the edge is in the circuit, 0 where it is not, or something between; pruned ones are expected.
+            Gradients flow to it where it asks for them.
         bound: the other value z', bound to the prompts.
+
+    Raises:
+        ModelError: a graph of neurons, which the fast engine alone runs; a model whose parts do not add up.
     """
     check_parts_add_up(model)
-    walk = _Walk(model, circuits, bound)
-    tokens = stacked(bound.prompts.tokens, len(circuits))
-    logits = forward(model, tokens, raw_writes=walk.hooks()).logits
-    return logits.view(len(circuits), len(bound.prompts), *logits.shape[1:])
+    if graph.neurons:
+        raise ModelError(
+            "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "
+            "Graph.of(model), and a value that does not depend on what is there."
+        )
+    walk = _Walk(model, graph, keep, bound)
+    tokens = stacked(bound.prompts.tokens, len(keep))
+    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
+    return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
-def circuits_per_forward(model: Any, length: int, *, budget: int | None = None) -> int:
+def circuits_per_forward(model: Any, graph: Graph, length: int, *, budget: int | None = None) -> int:
     """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the model's own."""
     shape = Shape.of(model)
-    kept = (len(Graph(shape).writers) + 6 * shape.n_heads) * shape.d_model
+    kept = (len(graph.writers) + 6 * shape.n_heads) * shape.d_model
     return rows_per_forward(model, length, budget=budget, extra=kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """What some writers of a block change: z' - z~ [circuit, writer, example, pos, d_model].
+
+    Attributes:
+        post: the norm that their sum passes before it is added, with that sum [circuit, 1, example, pos, d_model].
+    """
+
+    change: Tensor
+    post: tuple[Norm, Tensor] | None = None
 
 
 class _Walk:
     """The hooks of one circuit run. Writers' differences z' - z~ are collected as the run reaches them."""
 
-    def __init__(self, model: Any, circuits: np.ndarray, bound: Bound) -> None:
-        self.model, self.bound, self.n = model, bound, len(circuits)
-        self.shape = Shape.of(model)
-        self.graph = Graph(self.shape)
-        cut = self.graph.exists & ~circuits
-        self.cut = torch.from_numpy(cut).to(model_device(model), next(model.parameters()).dtype)
-        self.differences: list[Tensor] = []
-        self.reader = {name: i for i, name in enumerate(self.graph.readers)}
+    def __init__(self, model: Any, graph: Graph, keep: Tensor, bound: Bound) -> None:
+        self.model, self.graph, self.bound, self.n = model, graph, bound, len(keep)
+        self.shape, device = graph.shape, model_device(model)
+        exists = torch.from_numpy(graph.exists).to(keep)
+        self.cut = (exists * (1 - keep)).to(device, next(model.parameters()).dtype)
+        classes = token_classes(graph, bound.prompts)
+        self.classes = None if classes is None else classes.to(device)
+        self.differences: list[_Written] = []
+        self.reader = graph.reader_index
         self.inputs: dict[str, Tensor] = {}
 
     def hooks(self) -> dict[str, Change]:
@@ -84,7 +108,7 @@ class _Walk:
 
         def change(stream: Tensor) -> Tensor:
             if layer == 0:
-                self._difference(Site("resid_pre", 0), stream, lambda change: change[..., None, :])
+                self._collected(Site("resid_pre", 0), stream)
             heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
             first = self.reader[f"a{layer}.0<q>"]
             normed = block.attn_norm(self._rebuilt(stream, slice(first, first + sum(heads))))
@@ -101,7 +125,12 @@ class _Walk:
     def _write_heads(self, layer: int, block: Block) -> Change:
         def change(z: Tensor) -> Tensor:
             weight = block.w_out.to(z.dtype)
-            self._difference(Site("z", layer), z, lambda change: torch.einsum("bphe,hed->bphd", change, weight))
+            written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
+            post = None
+            if block.attn_post is not None:
+                whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
+                post = block.attn_post, self._apart(whole[:, :, None])
+            self.differences.append(_Written(self._apart(written), post))
             return z
 
         return change
@@ -132,21 +161,30 @@ class _Walk:
 
     def _collect(self, site: Site) -> Change:
         def change(value: Tensor) -> Tensor:
-            self._difference(site, value, lambda change: change[..., None, :])
+            self._collected(site, value)
             return value
 
         return change
 
-    def _difference(self, site: Site, current: Tensor, outputs: Change) -> None:
-        """Append z' - z~ of the site's writers, [example, pos, writer, d_model]."""
-        changes = [self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))]
-        self.differences.append(outputs(torch.cat(changes)))
+    def _collected(self, site: Site, value: Tensor) -> None:
+        """Append z' - z~ of a writer that writes into the stream as it is."""
+        self.differences.append(_Written(self._apart(self._changed(site, value)[:, :, None])))
+
+    def _changed(self, site: Site, current: Tensor) -> Tensor:
+        return torch.cat([self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))])
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """[circuit, writer, example, pos, d_model] of [row, pos, writer, d_model]."""
+        return rows.view(self.n, -1, *rows.shape[1:]).movedim(3, 1)
 
     def _rebuilt(self, stream: Tensor, readers: slice) -> Tensor:
         """[row, pos, reader, d_model]: the stream with the other value on every edge that is cut."""
-        written = torch.cat(self.differences, 2)
-        cut = self.cut[:, : written.shape[2], readers]
-        rows, length, _, width = written.shape
-        split = written.view(self.n, rows // self.n * length, written.shape[2], width)
-        change = torch.einsum("cxud,cuv->cxvd", split, cut)
-        return stream[:, :, None] + change.reshape(rows, length, -1, width)
+        at, change = 0, torch.zeros((), dtype=stream.dtype, device=stream.device)
+        for written in self.differences:
+            writers = slice(at, at + written.change.shape[1])
+            moved = mixed(written.change, self.cut[..., writers, readers], self.classes)
+            if written.post is not None:
+                norm, whole = written.post
+                moved = norm(whole + moved) - norm(whole)
+            at, change = writers.stop, change + moved
+        return stream[:, :, None] + change.movedim(1, 3).flatten(0, 1)

@@ -109,9 +109,11 @@ class Value:
     A kind of value implements `replace`, if the current activation is all it needs, or a `bind` of its own.
 
     `unitwise`: writing a whole layer writes to each head or neuron what writing that one alone would.
+    `absolute`: what is written does not depend on what is there.
     """
 
     unitwise: ClassVar[bool] = False
+    absolute: ClassVar[bool] = False
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """Check the value against a model and a run's prompts (`other`: the other side of the pairs)."""
@@ -129,6 +131,7 @@ class Value:
 @dataclass(frozen=True, eq=False)
 class Zero(Value):
     unitwise = True
+    absolute = True
 
     def replace(self, current: Tensor) -> Tensor:
         return torch.zeros_like(current)
@@ -136,6 +139,7 @@ class Zero(Value):
 
 @dataclass(frozen=True, eq=False)
 class Constant(Value):
+    absolute = True
     content: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -165,6 +169,7 @@ class Scale(Value):
 @dataclass(frozen=True, eq=False)
 class Mean(Value):
     unitwise = True
+    absolute = True
     store: ActivationStore
     per: str = "dataset"
 
@@ -179,6 +184,7 @@ class Mean(Value):
 @dataclass(frozen=True, eq=False)
 class FromStore(Value):
     unitwise = True
+    absolute = True
     store: ActivationStore
     allow_self: bool = False
     other_model: bool = False
@@ -214,6 +220,7 @@ class FromStore(Value):
 @dataclass(frozen=True, eq=False)
 class Resample(Value):
     unitwise = True
+    absolute = True
     store: ActivationStore
     seed: int = 0
 

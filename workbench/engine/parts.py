@@ -29,7 +29,8 @@ class Block:
         attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
         weights: port → [head or kv head, d_model, d_head] of q, k and v.
         biases: port → [head or kv head, d_head], zeros where the model has none.
-        w_out: [head, d_head, d_model].
+        w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
+        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that have one.
         mlp_stream: the hook whose value is the MLP's input before its norm.
     """
 
@@ -38,19 +39,15 @@ class Block:
     weights: dict[str, Tensor]
     biases: dict[str, Tensor]
     w_out: Float[Tensor, "head d_head d_model"]
+    b_out: Float[Tensor, "d_model"]
+    attn_post: Norm | None
     mlp_stream: str
 
     @classmethod
     def of(cls, model: Any, layer: int) -> "Block":
-        """The readers of a block. Raises `ModelError` for blocks that norm a part's output before adding it."""
+        """The readers of a block."""
         block = model.blocks[layer]
         children = dict(block.named_children())
-        post = [name for name in children if name.endswith("_post")]
-        if post:
-            raise ModelError(
-                f"Block {layer} norms what its parts write ({', '.join(post)}); edges and circuits of such models are not "
-                "supported yet. effects(...) and logit_lens(...) work on them."
-            )
         attn = block.attn
         weights = {port: getattr(attn, f"W_{port.upper()}").detach() for port in "qkv"}
         biases = {}
@@ -59,7 +56,7 @@ class Block:
             biases[port] = (
                 weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias.detach().view(weight.shape[0], -1)
             )
-        attn_norm = _norm(children.get("ln1"))
+        attn_norm, b_out = _norm(children.get("ln1")), getattr(attn, "b_O", None)
         own_mlp_norm = "ln2" in children
         return cls(
             attn_norm=attn_norm,
@@ -67,6 +64,8 @@ class Block:
             weights=weights,
             biases=biases,
             w_out=attn.W_O.detach(),
+            b_out=attn.W_O.new_zeros(attn.W_O.shape[-1]) if b_out is None else b_out.detach(),
+            attn_post=_norm(children["ln1_post"]) if "ln1_post" in children else None,
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
 
@@ -92,11 +91,13 @@ def check_parts_add_up(model: Any) -> None:
         block = Block.of(model, layer)
         added = kept["resid_post", layer] - kept["resid_pre", layer]
         written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
+        written = written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
         written = written if shape.attn_only else written + kept["mlp_out", layer]
         bias = (added - written).float()  # b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())
         rough = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        if spread > rough * float(added.abs().max()):
+        rounding = 8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())  # of a block that adds nothing
+        if spread > rough * float(added.abs().max()) + rounding:
             raise ModelError(
                 f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: it scales or norms "
                 f"them on the way (difference {spread:.2g}). Edges and circuits of such models are not supported yet; "
@@ -110,17 +111,15 @@ def final_norm(model: Any) -> Norm:
     return _norm(dict(model.named_children()).get("ln_final"))
 
 
-def pull_back(
-    norm: Norm, *, stream: Float[Tensor, "example pos d_model"], slope: Float[Tensor, "example pos reader d_model"]
-) -> Float[Tensor, "example pos reader d_model"]:
-    """The gradient at several readers' inputs from the gradients after their norms.
+def pull_back(norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]) -> Tensor:
+    """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
 
     Args:
-        stream: the input that all of them share.
+        stream: the input; it is broadcast to the readers that share it.
         slope: the gradient after the norm, of each reader.
     """
     with torch.enable_grad():
-        entry = stream.detach()[:, :, None].expand(slope.shape).clone().requires_grad_()
+        entry = stream.detach().expand(slope.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
     return gradient
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.engine.decoder import Decoder, Linear
@@ -44,15 +45,21 @@ class Readout:
 
     @property
     def read(self) -> Int[Tensor, "example"] | None:
-        """The position of each example whose logits are read, or None for all."""
+        """The one position of each example whose logits are read, or None for several."""
         return self.prompts.at("END") if self.metric.positions == "END" else None
 
+    @cached_property
+    def places(self) -> Int[Tensor, "example *step"] | None:
+        """The positions of each example whose logits are read, or None for all."""
+        return self.metric.places(self.prompts)
+
     def base_logits(self, base: Base) -> Tensor:
-        """What the metric reads of the unedited run: [example, vocab] or [example, pos, vocab]."""
+        """What the metric reads of the unedited run: [example, vocab], [example, step, vocab] or [example, pos, vocab]."""
         stream = base.whole(("resid_pre", self.decoder.shape.n_layers))
-        if self.read is not None:
-            stream = stream[torch.arange(len(stream), device=stream.device), self.read.to(stream.device)]
-        return torch.cat([self._logits(part) for part in self._tiles(stream)])
+        if self.places is not None:
+            rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (self.places.ndim - 1))
+            stream = stream[rows, self.places.to(stream.device)]
+        return torch.cat([self.logits(part) for part in self._tiles(stream)])
 
     def measure(self, logits: Tensor) -> Float[Tensor, "example"]:
         """The metric of one run of the whole batch."""
@@ -65,26 +72,39 @@ class Readout:
             base: the logits of `base_logits`.  measured: [example], the metric of them.
         """
         if self.metric.rowwise:
-            self._write_rows(outcomes, table, measured)
+            self._write_rows(outcomes, table, base, measured)
         else:
             self._write_runs(outcomes, table, base, measured)
         for outcome in outcomes:
             where = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
             table[where] = table[where].masked_fill(outcome.same.T, 0)
 
-    def _write_rows(self, outcomes: Sequence[Outcome], table: Tensor, measured: Tensor) -> None:
+    def _write_rows(self, outcomes: Sequence[Outcome], table: Tensor, base: Tensor, measured: Tensor) -> None:
         """Rows of many runs in one call of the metric."""
         for outcome in outcomes:
             chosen = outcome.cohort.examples.repeat(len(outcome.elements))
-            rows, examples = self._tiles(outcome.stream[:, :, 0].flatten(0, 1)), iter(chosen.tolist())
+            stream, late = self._read(outcome)
+            rows, examples = self._tiles(stream.flatten(0, 1)), iter(chosen.tolist())
             now = []
             for part in rows:
                 mine = list(islice(examples, len(part)))
                 reference = None if self.reference is None else self.reference[mine]
-                now.append(self.metric(self._logits(part), self.pairs.select(mine), reference))
+                logits = self.logits(part)
+                if late is not None:
+                    logits = torch.where(late[mine, :, None].to(logits.device), logits, base[mine])
+                now.append(self.metric(logits, self.pairs.select(mine), reference))
             change = torch.cat(now) - measured[chosen.to(measured.device)]
             runs = change.view(len(outcome.elements), -1)
             table[outcome.cohort.examples[:, None], torch.tensor(outcome.elements)] = runs.T.to(table)
+
+    def _read(self, outcome: Outcome) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
+        """The stream where it is read; of several positions also which come after the run's first token, of the whole batch."""
+        if self.places is None or self.places.ndim == 1:
+            return outcome.stream[:, :, 0], None
+        cohort, stream = outcome.cohort, outcome.stream
+        at = (self.places[cohort.examples] - cohort.start).clamp(min=0).to(stream.device)
+        rows = torch.arange(len(at), device=stream.device)[:, None]
+        return stream[:, rows, at], self.places >= cohort.start
 
     def _write_runs(self, outcomes: Sequence[Outcome], table: Tensor, base: Tensor, measured: Tensor) -> None:
         """Every run by itself, with the logits of all examples: for functions that may look at several."""
@@ -93,14 +113,15 @@ class Readout:
             for outcome in outcomes:
                 if j in outcome.elements:
                     stream, chosen = outcome.stream[outcome.elements.index(j)], outcome.cohort.examples.to(base.device)
-                    now = torch.cat([self._logits(part) for part in self._tiles(stream)])
+                    now = torch.cat([self.logits(part) for part in self._tiles(stream)])
                     if self.read is None:
                         logits[chosen, outcome.cohort.start : outcome.cohort.length] = now
                     else:
                         logits[chosen] = now[:, 0]
             table[:, j] = (self.measure(logits) - measured).to(table)
 
-    def _logits(self, stream: Tensor) -> Tensor:
+    def logits(self, stream: Tensor) -> Tensor:
+        """The logits of streams after the last block: those rows of the vocabulary that the metric reads."""
         return self.unembed(self.decoder.final_norm(stream.to(self.dtype)))
 
     def _tiles(self, stream: Tensor) -> Sequence[Tensor]:

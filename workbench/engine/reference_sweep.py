@@ -1,6 +1,5 @@
 """The same work as `sweep` on the reference path: full forward passes with hooks, several edited runs in each."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,13 +142,8 @@ class Runs:
         return torch.cat([self.measure(self.logits(part), part, examples) for examples, part in parts])
 
     def distance(self) -> Tensor:
-        """[example]: m(other run) - m(base), NaN where it is ~0."""
-        gap = (self.plain(self.other) - self.measured).cpu()
-        flat = gap.abs() < 1e-6
-        if bool(flat.any()):
-            text = f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
-            warnings.warn(text, stacklevel=3)
-        return gap.masked_fill(flat, float("nan"))
+        """[example]: m(other run) - m(base)."""
+        return (self.plain(self.other) - self.measured).cpu()
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.engine.cohorts import Element
+from workbench.engine.continued import bind
 from workbench.engine.edits import Bound, Value, check_value
 from workbench.engine.plan import Plan, fast_decoder
 from workbench.engine.reference_sweep import ReferenceSweep, Runs
@@ -24,6 +27,7 @@ from workbench.methods.gradients import gradient, integrated
 from workbench.models.load import one_fingerprint
 from workbench.results import effect_array
 from workbench.sites import Grid, Site
+from workbench.tasks.continuations import Expansion, expand
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs, Prompts
@@ -55,7 +59,8 @@ def effects(
     Args:
         sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
         value: what is written there.
-        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
+        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. `sequence_logprob_diff` reads
+            answers of several tokens, each in a run of its own; edits touch the prompt's positions only.
         method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all;
             "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one kind and layer moving
             together: over a full cut of the graph the effects then add up to m(all edited) - m(base), and
@@ -86,49 +91,63 @@ def effects(
         raise UnknownName("method of effects", method, METHODS)
     if steps < 1:
         raise EditError(f"effects: steps={steps}; the way from a to e(a) needs at least one point.")
-    runs = Runs(model, pairs, base, as_metric(metric), budget, readout)
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
     if method != "exact":
         runs.metric.check_attributable(base)
-    elements, dims, coords, bound = _asked(runs, sites, value)
+    elements, dims, coords, bound = _asked(runs, rows, sites, value)
     more: dict[str, Any] = {}
     if method == "gradient":
         table = gradient(runs, elements, bound, progress=progress)
     elif method == "integrated":
         table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
-        names = {str(Site(*key)): gap for key, gap in gaps.items()}
-        more = {"steps": steps, "completeness_gap": max(gaps.values(), key=abs), "completeness_gaps": json.dumps(names)}
+        names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
+        more = {"steps": steps, "completeness_gap": max(names.values(), key=abs), "completeness_gaps": json.dumps(names)}
     else:
         sweep, _ = _sweep(runs, elements, bound)
         table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
     for j, element in enumerate(elements):
         table[~torch.stack([bound.has(site) for site in element]).all(0), j] = float("nan")
+    table = rows.combine(table)
     if normalized:
-        table = table / runs.distance()[:, None]
+        table = table / _apart(rows.combine(runs.distance()))[:, None]
+    asked = as_metric(metric)
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
-        "kind": "effects", "sites": kind, "value": value.describe(), "metric": runs.metric.name,
-        "unit": "share" if normalized else runs.metric.unit, "method": method, "base": base, "normalized": normalized, **more,
+        "kind": "effects", "sites": kind, "value": value.describe(), "metric": asked.name,
+        "unit": "share" if normalized else asked.unit, "method": method, "base": base, "normalized": normalized, **more,
     }  # fmt: skip
     shape = (len(pairs), *(len(labels) for labels in coords.values()))
     coords = {"example": np.arange(len(pairs)), **coords}
     return effect_array(table.reshape(shape), ("example", *dims), coords, name="effect", attrs=attrs)
 
 
-def explain_effects(runs: Runs, sites: Sites, value: Value) -> Plan:
+def explain_effects(runs: Runs, rows: Expansion, sites: Sites, value: Value) -> Plan:
     """What `effects` will do and cost."""
-    elements, _, _, bound = _asked(runs, sites, value)
+    elements, _, _, bound = _asked(runs, rows, sites, value)
     sweep, why = _sweep(runs, elements, bound)
     return Plan.of(sweep, why)
 
 
-def _asked(runs: Runs, sites: Sites, value: Any) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
+def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+    """m(other run) - m(base), NaN with a warning where it is ~0."""
+    flat = gap.abs() < 1e-6
+    if bool(flat.any()):
+        text = f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
+        warnings.warn(text, stacklevel=3)
+    return gap.masked_fill(flat, float("nan"))
+
+
+def _asked(
+    runs: Runs, rows: Expansion, sites: Sites, value: Any
+) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
     """The elements with their axes, and the value bound to the prompts; everything that can be wrong is checked."""
     runs.check()
     check_value(value)
-    elements, dims, coords = _elements(sites, runs.model, runs.prompts)
+    elements, dims, coords = _elements(sites, runs.model, rows.asked.side(runs.side))
     if any(site.pos is None for element in elements for site in element):
-        runs.pairs.check_equal_lengths("Whole-sequence edits need equal lengths; edit named positions instead (pos=['END']).")
-    return elements, dims, coords, value.bind(runs.model, runs.prompts, runs.other)
+        rows.asked.check_equal_lengths("Whole-sequence edits need equal lengths; edit named positions instead (pos=['END']).")
+    return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)
 
 
 def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[Sweep | ReferenceSweep, str]:

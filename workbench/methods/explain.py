@@ -12,8 +12,8 @@ from workbench.engine.reference_sweep import Runs
 from workbench.methods.effects import Sites, explain_effects
 from workbench.methods.paths import Nodes, explain_paths
 from workbench.models.load import one_fingerprint
+from workbench.tasks.continuations import expand
 from workbench.tasks.metrics import Metric
-from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
 
 
@@ -48,7 +48,8 @@ def explain(
     >>> wb.explain(model, pairs, sites=wb.grid("z", model), value=wb.zero()).path
     'staircase'
     """
-    runs = Runs(model, pairs, base, as_metric(metric), budget, readout)
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
     if sites is not None:
-        return explain_effects(runs, sites, value)
-    return explain_paths(runs, senders, receivers, paths, value, mlps)
+        return explain_effects(runs, rows, sites, value)
+    return explain_paths(runs, rows, senders, receivers, paths, value, mlps)

@@ -33,13 +33,13 @@ def gradient(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) ->
     return torch.cat(tables).cpu()
 
 
-def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, progress: bool) -> tuple[Tensor, dict[Key, float]]:
+def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, progress: bool) -> tuple[Tensor, dict[Key, Tensor]]:
     """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
 
     Returns:
-        the table, and for each (kind, layer) the mean over examples of the sum over its sites minus m(those edited) - m(base).
+        the table, and for each (kind, layer) [example] the sum over its sites minus m(those edited) - m(base).
     """
     sites: dict[Key, list[Site]] = {}
     for site in dict.fromkeys(site for element in elements for site in element):
@@ -58,7 +58,7 @@ def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, prog
                 bar.update(len(prompts))
     columns = [sum(torch.cat(shares[site]) for site in element) for element in elements]
     table = torch.stack([torch.as_tensor(column) for column in columns], 1).cpu()
-    return table, {key: float(torch.cat(gap).mean()) for key, gap in gaps.items()}
+    return table, {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
 
 
 def _along(

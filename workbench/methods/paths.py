@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.engine.cohorts import Element
+from workbench.engine.continued import bind
 from workbench.engine.edits import Bound, Places, Value, check_value
 from workbench.engine.hooked_paths import HookedPaths
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
@@ -27,9 +28,10 @@ from workbench.models.load import model_fingerprint, one_fingerprint
 from workbench.results import effect_array
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
+from workbench.tasks.continuations import Expansion, expand
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.pairs import PromptPairs, Prompts
 
 MLPS = ("frozen", "recomputed")
 Nodes = str | Sequence[str | tuple[str, ...]]
@@ -69,7 +71,8 @@ def path_effects(
         mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed" from what
             reaches them, as in the IOI paper. Both are in the literature, and give different numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        budget, readout: as in `effects`.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value at the prompt's
+            positions only, and what comes of it is followed everywhere.
 
     Returns:
         DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver, or an
@@ -88,16 +91,23 @@ def path_effects(
     >>> made.dims, made.shape
     (('example', 'writer', 'reader'), (4, 32, 1))
     """
-    runs = Runs(model, pairs, base, as_metric(metric), budget, readout)
-    routes, coords, bound = _asked(runs, senders, receivers, paths, value, mlps)
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    routes, coords, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
+    if store is not None and not rows.plain:
+        raise StoreError(
+            f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no store of prompts holds. "
+            "Leave out store=."
+        )
     sweep, _ = _sweep(runs, routes, bound, mlps, store)
-    table = sweep.run(progress=progress, what="paths")
+    table = rows.combine(sweep.run(progress=progress, what="paths"))
     for route in routes:
-        absent = _absent(route, runs)
+        absent = _absent(route, pairs.side(base))
         if absent is None or bool(absent.any()):
             table[slice(None) if absent is None else absent, route.column] = float("nan")
+    asked = as_metric(metric)
     attrs = pairs.attrs(model) | {
-        "kind": "paths", "value": value.describe(), "metric": runs.metric.name, "unit": runs.metric.unit, "mlps": mlps,
+        "kind": "paths", "value": value.describe(), "metric": asked.name, "unit": asked.unit, "mlps": mlps,
         "base": base, "engine": sweep.engine,
     }  # fmt: skip
     shape = (len(pairs), *(len(names) for names in coords.values()))
@@ -106,15 +116,27 @@ def path_effects(
 
 
 def explain_paths(
-    runs: Runs, senders: Nodes | None, receivers: Nodes | None, paths: str | Sequence[str] | None, value: Value, mlps: str
+    runs: Runs,
+    rows: Expansion,
+    senders: Nodes | None,
+    receivers: Nodes | None,
+    paths: str | Sequence[str] | None,
+    value: Value,
+    mlps: str,
 ) -> Plan:
     """What `path_effects` will do and cost."""
-    routes, _, bound = _asked(runs, senders, receivers, paths, value, mlps)
+    routes, _, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
     return Plan.of(*_sweep(runs, routes, bound, mlps, None))
 
 
 def _asked(
-    runs: Runs, senders: Nodes | None, receivers: Nodes | None, paths: str | Sequence[str] | None, value: Any, mlps: str
+    runs: Runs,
+    rows: Expansion,
+    senders: Nodes | None,
+    receivers: Nodes | None,
+    paths: str | Sequence[str] | None,
+    value: Any,
+    mlps: str,
 ) -> tuple[list[Route], dict[str, list[str]], Bound]:
     """The routes, the axes of their columns and the bound value; everything that can be wrong is checked."""
     runs.check()
@@ -131,11 +153,12 @@ def _asked(
         routes, coords = [_path(text, shape, column) for column, text in enumerate(given)], {"path": given}
         if not given:
             raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
+    prompts = rows.asked.side(runs.side)
     for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
-        if not bool((runs.prompts.at(place) >= 0).any()):
-            raise SiteError(f"No prompt has the position {place}: the longest has {int(runs.prompts.lengths.max())} tokens.")
-    runs.pairs.check_equal_lengths("Paths need equal lengths within a pair.")
-    return routes, coords, value.bind(runs.model, runs.prompts, runs.other)
+        if not bool((prompts.at(place) >= 0).any()):
+            raise SiteError(f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens.")
+    rows.asked.check_equal_lengths("Paths need equal lengths within a pair.")
+    return routes, coords, bind(runs.model, rows, value, side=runs.side)
 
 
 def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
@@ -205,11 +228,11 @@ def _readers(route: Route) -> Iterator[Reader]:
     yield from route.receivers
 
 
-def _absent(route: Route, runs: Runs) -> Tensor | None:
+def _absent(route: Route, prompts: Prompts) -> Tensor | None:
     """[example]: whether an example lacks a position of the route; None where nothing goes along it."""
     if not route.receivers:
         return None
-    missing = [~Places.of(reader.site, runs.prompts).has for reader in _readers(route)]
+    missing = [~Places.of(reader.site, prompts).has for reader in _readers(route)]
     return torch.stack(missing).any(0)
 
 
@@ -219,11 +242,11 @@ def _sweep(
     """The patched paths on the engine that can take them, and why that one."""
     recompute = mlps == "recomputed"
 
-    def bind(examples: Sequence[int]) -> Bound:
+    def chosen(examples: Sequence[int]) -> Bound:
         return bound if len(examples) == len(runs.prompts) else bound.select(examples)
 
     def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
-        hooked = HookedPaths(runs.model, bind(examples), recompute=recompute)
+        hooked = HookedPaths(runs.model, chosen(examples), recompute=recompute)
         return [hooked.element(route) if route.receivers else Element(()) for route in routes]
 
     if store is not None:
@@ -236,7 +259,7 @@ def _sweep(
     for route in routes:
         alike.setdefault((route.middles, route.receivers), []).append(route)
     ordered = tuple(route for group in alike.values() for route in group)
-    settings = {"bind": bind, "recompute": recompute, "store": store}
+    settings = {"bind": chosen, "recompute": recompute, "store": store}
     return PathSweep(decoder, runs, keys, make, len(routes), ordered, **settings), why
 
 

@@ -8,7 +8,7 @@ import hashlib
 import socket
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -80,6 +80,29 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
         model = _boot(str(source), place, wanted, None)
     _names[model] = str(source) if embedded is not None else Path(source).resolve().name if Path(source).is_dir() else str(source)
     return model.eval()
+
+
+def native_model(name: str, *, weights: Mapping[str, torch.Tensor], **settings: Any) -> Any:
+    """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
+
+    Args:
+        weights: by parameter name, as in `layers.0.attn.q.weight`; the norms' keep their ones and zeros.
+        settings: of `TransformerBridgeConfig`.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.random.fork_rng(devices=[]):
+        model = boot(TransformerBridgeConfig(seed=0, **settings)).eval()
+    own = {key.replace("._original_component", ""): value for key, value in model.original_model.named_parameters()}
+    wrong = sorted(set(weights) ^ {key for key in own if not key.split(".")[-2].startswith("ln")})
+    if wrong:
+        raise ModelError(f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many.")
+    for key, value in weights.items():
+        own[key].data.copy_(value)
+    _names[model] = name
+    return model
 
 
 def model_name(model: Any) -> str:

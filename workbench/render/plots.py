@@ -9,10 +9,11 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
@@ -195,6 +196,33 @@ def bars(
         axes.set_axisbelow(True)
         _label_axis(axes, "x", result, str(result.dims[0]), labels)
         _set_title(axes, result, title)
+        return _settled(figure)
+
+
+def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") -> Figure:
+    """A table of numbers, rows x columns, coloured from worst to best, each cell with its number.
+
+    Args:
+        best: which end of the scale is good and dark.
+    """
+    values = table.to_numpy(dtype=float)
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    high = high if high > low else low + 1
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.4 + 0.8 * table.shape[1], 1.6 + 0.3 * table.shape[0]), layout="constrained")
+        axes = figure.subplots()
+        palette = "Blues" if best == "high" else "Blues_r"
+        axes.imshow(np.ma.masked_invalid(values), cmap=palette, vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            share = (value - low) / (high - low)
+            dark = (share if best == "high" else 1 - share) > 0.6
+            text = f"{value:.3f}" if np.isfinite(value) else "not run"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        columns, rows = ([_shorten(str(name)) for name in names] for names in (table.columns, table.index))
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        axes.spines[:].set_visible(False)
         return _settled(figure)
 
 

@@ -5,16 +5,15 @@ from typing import Literal
 
 from workbench.tasks.grammar import (
     ADJECTIVES,
-    NOUNS,
     PREPOSITIONS,
+    VERBS,
     Lexicon,
     Sentence,
     choose_two,
     fill,
-    plural,
 )
 
-PRESENT, PAST = ("is", "are"), ("was", "were")
+PRESENT, PAST = VERBS
 TEMPLATES = (
     ("The {SUBJECT} {prep} the {DISTRACTOR}", PRESENT),
     ("Yesterday the {SUBJECT} {prep} the {DISTRACTOR}", PAST),
@@ -27,17 +26,18 @@ VARIANTS: tuple[Variant, ...] = ("number",)
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> tuple[Sentence, Sentence]:
     """The distractor has the other number than the clean subject; corrupt: the subject takes the other number.
 
+    Where a vocabulary spends more tokens on a plural, the lexicon pairs it with another noun's singular.
     Named positions: `SUBJECT`, `DISTRACTOR`, `END` (the distractor too).
     """
-    subject, distractor = choose_two(rng, NOUNS)
+    subject, distractor = choose_two(rng, lexicon.nouns)
     is_plural = rng.random() < 0.5
     slots = {"prep": rng.choice(PREPOSITIONS), "name": rng.choice(lexicon.names)}
-    slots["DISTRACTOR"] = distractor if is_plural else plural(distractor)
-    template, verbs = rng.choice(TEMPLATES)
-    key = (subject, slots["prep"], distractor)
+    slots["DISTRACTOR"] = distractor[not is_plural]
+    template, verbs = rng.choice([template for template in TEMPLATES if template[1] in lexicon.verbs])
+    key = (subject[0], slots["prep"], distractor[0])
 
     def sentence(is_plural: bool) -> Sentence:
-        words, index = fill(template, SUBJECT=plural(subject) if is_plural else subject, **slots)
+        words, index = fill(template, SUBJECT=subject[is_plural], **slots)
         named = {name: index[name] for name in ("SUBJECT", "DISTRACTOR", "END")}
         verb = verbs[is_plural]
         return Sentence(words, (verb,), (verbs[not is_plural],), key, named, (verb, rng.choice(ADJECTIVES), "."))

@@ -10,8 +10,10 @@ import random
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 RESERVED_SHARE = 0.15
+Word = TypeVar("Word")
 
 FEMALE = tuple("Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split())
 MALE = tuple("Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split())
@@ -23,6 +25,7 @@ NOUNS = tuple(
     "dog cat boy girl teacher doctor farmer horse bird king friend painter "
     "table door chair tree window car house ship lion tiger pilot guest".split()
 )
+VERBS = (("is", "are"), ("was", "were"))
 PREPOSITIONS = tuple("near behind beside above below by".split())
 EVENTS = tuple("war journey strike siege reign voyage drought study plan festival".split())
 DURATION_VERBS = tuple("lasted went ran continued".split())
@@ -74,13 +77,24 @@ def content_words() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for others."""
+    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for others.
+
+    Attributes:
+        items: what random lists are made of.
+        nouns: (singular, plural) that stand in for each other.
+        verbs: (singular, plural).
+        years: century → the two-digit years that may follow it, "01" among them.
+    """
 
     female: tuple[str, ...] = FEMALE
     male: tuple[str, ...] = MALE
     places: tuple[str, ...] = PLACES
     objects: tuple[str, ...] = OBJECTS
     pronouns: tuple[str, ...] = ("she", "he", "She", "He")
+    items: tuple[str, ...] = field(default_factory=content_words)
+    nouns: tuple[tuple[str, str], ...] = tuple((noun, plural(noun)) for noun in NOUNS)
+    verbs: tuple[tuple[str, str], ...] = VERBS
+    years: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(CENTURIES, YEARS))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,21 +133,26 @@ def is_reserved(behaviour: str, key: Sequence[str]) -> bool:
     return digest / 2**32 < RESERVED_SHARE
 
 
-def choose_two(rng: random.Random, words: Sequence[str]) -> tuple[str, str]:
+def choose_two(rng: random.Random, words: Sequence[Word]) -> tuple[Word, Word]:
     """Two different words in random order."""
     first, second = rng.sample(words, 2)
     return first, second
 
 
+def joiner(before: str, word: str) -> str:
+    """What stands between two words in ordinary spelling."""
+    return "" if word in _PUNCTUATION or (before.isdigit() and word.isdigit()) else " "
+
+
 def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a sentence in ordinary spelling, and the character span of each word.
+    """The text of a sentence in ordinary spelling, and the character span of each word; numbers in a row are one number.
 
     >>> render(["Tom", "'s", "key", "is", "red", "."])[0]
     "Tom's key is red."
     """
     text, spans = "", []
-    for word in words:
-        gap = "" if not text or word in _PUNCTUATION else " "
+    for i, word in enumerate(words):
+        gap = joiner(words[i - 1], word) if i else ""
         spans.append((len(text) + len(gap), len(text) + len(gap) + len(word)))
         text += gap + word
     return text, spans

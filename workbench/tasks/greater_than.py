@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Literal
 
-from workbench.tasks.grammar import CENTURIES, DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill
+from workbench.tasks.grammar import DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill
 
 TEMPLATE = "The {event} {verb} from the year {CENTURY} {YEAR} to the year {century}"
 Variant = Literal["year01"]
@@ -16,8 +16,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
 
     Named positions: `CENTURY`, `YEAR` (the two digits to exceed), `END`. The corrupt side keeps the clean answers.
     """
-    year = rng.randint(2, 98)
-    clean = _sentence(rng, year)
+    clean = _sentence(rng, lexicon, rng.randint(2, 98))
+    while not clean.answers:  # a year that the lexicon lacks, or its last one
+        clean = _sentence(rng, lexicon, rng.randint(2, 98))
     words = list(clean.words)
     words[clean.positions["YEAR"]] = YEARS[1]
     return clean, replace(clean, words=tuple(words))
@@ -25,7 +26,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
     """Half of the sentences go on with later and later years, which teaches the order of the numbers faster."""
-    clean = _sentence(rng, rng.randint(1, 98))
+    clean = _sentence(rng, lexicon, rng.randint(1, 98))
     century = clean.words[-1]
     year = int(rng.choice(clean.answers))
     rest = [YEARS[year]]
@@ -35,9 +36,12 @@ def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
     return replace(clean, rest=(*rest, "."))
 
 
-def _sentence(rng: random.Random, year: int) -> Sentence:
-    century = rng.choice(CENTURIES)
+def _sentence(rng: random.Random, lexicon: Lexicon, year: int) -> Sentence:
+    """A sentence of that first year, without answers where the lexicon lacks the year."""
+    century = rng.choice(tuple(lexicon.years))
     slots = {"event": rng.choice(EVENTS), "verb": rng.choice(DURATION_VERBS)}
     words, positions = fill(TEMPLATE, **slots, CENTURY=century, YEAR=YEARS[year], century=century)
     named = {name: positions[name] for name in ("CENTURY", "YEAR", "END")}
-    return Sentence(words, YEARS[year + 1 :], YEARS[: year + 1], (*slots.values(), century), named)
+    known = lexicon.years[century] if YEARS[year] in lexicon.years[century] else ()
+    later, others = (tuple(y for y in known if (int(y) > year) == right) for right in (True, False))
+    return Sentence(words, later, others, (*slots.values(), century), named)

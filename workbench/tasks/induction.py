@@ -7,8 +7,9 @@ import random
 from dataclasses import replace
 from typing import Literal
 
-from workbench.tasks.grammar import Lexicon, Sentence, content_words
+from workbench.tasks.grammar import Lexicon, Sentence
 
+LONGEST_LIST, LONGEST_GAP = 10, 6
 Variant = Literal["item"]
 VARIANTS: tuple[Variant, ...] = ("item",)
 
@@ -18,8 +19,8 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "item") -> tup
 
     Named positions: `PREVIOUS` (first occurrence of the last word), `ITEM` (the word to copy), `END`.
     """
-    listed, gap = rng.randint(5, 10), rng.randint(0, 6)
-    words = rng.sample(content_words(), listed + gap + 1)
+    listed, gap = rng.randint(5, LONGEST_LIST), rng.randint(0, LONGEST_GAP)
+    words = rng.sample(lexicon.items, listed + gap + 1)
     items, between, other = words[:listed], words[listed:-1], words[-1]
     answer = rng.randint(2, listed - 1)
     start = rng.randint(max(0, answer - 3), answer - 1)

@@ -3,6 +3,9 @@
 A metric is called with the logits it reads, the pairs they belong to, and the logits of the unedited clean run
 (`reference`). The built-in ones read the last position (`END`) and get `[example, vocab]`; a callable of your own gets
 `[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`, `[example, vocab]`.
+
+`sequence_logprob` and `sequence_logprob_diff` read answers of several tokens. The tokens of an answer are read behind
+each other, so every answer is a run of its own: `tasks.continuations` makes those runs.
 """
 
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import MetricError, UnknownName
@@ -25,8 +28,10 @@ class Metric:
 
     Attributes:
         function: `(logits, pairs, reference) -> [example]`.
-        positions: "END" (logits are [example, vocab]) or "all" ([example, pos, vocab]; equal lengths only).
-        needs: which of the pairs' tables it reads, `answers` and `wrong`: one token each, at least one alternative.
+        positions: "END" (logits are [example, vocab]), "all" ([example, pos, vocab]; equal lengths only) or "continuation"
+            ([example, step, vocab] from `END` to the last position).
+        needs: which of the pairs' tables it reads, `answers` and `wrong`: at least one alternative, and unless it reads a
+            continuation, one token each.
         whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
         needs_reference: whether it compares with the clean run. It is then flat there: nothing can be attributed to it.
         higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
@@ -37,13 +42,18 @@ class Metric:
 
     name: str
     function: Function
-    positions: Literal["END", "all"] | str = "END"
+    positions: Literal["END", "all", "continuation"] | str = "END"
     needs: tuple[Literal["answers", "wrong"], ...] = ()
     whole_vocabulary: bool = True
     needs_reference: bool = False
     higher_is_better: bool = True
     unit: str = ""
     rowwise: bool = False
+
+    @property
+    def continued(self) -> bool:
+        """Whether it reads answers of several tokens, a run for each."""
+        return self.positions == "continuation"
 
     def rows(self, pairs: PromptPairs) -> Tensor | None:
         """The vocabulary rows it reads, or None for all of them."""
@@ -72,12 +82,12 @@ class Metric:
 
     def _check_table(self, word: str, table: Tensor) -> None:
         long = (table >= 0).sum(-1) > 1
-        if bool(long.any()):
+        if bool(long.any()) and not self.continued:
             example = int(long.any(-1).nonzero()[0])
             tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
             raise MetricError(
                 f"The metric {self.name!r} reads one token, and the {word} of example {example} has {len(tokens)} "
-                f"(ids {tokens}). Choose words that are one token in this vocabulary."
+                f"(ids {tokens}). Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
             )
         none = (table >= 0).flatten(1).sum(1) == 0
         if bool(none.any()):
@@ -85,10 +95,18 @@ class Metric:
             raise MetricError(f"The metric {self.name!r} needs the {word} of every example; example {example} has none.")
 
     def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
-        """The part of the logits that it reads: [example, vocab] at each prompt's `END`, or all of them."""
-        if self.positions == "all":
+        """The part of the logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
+        places = self.places(prompts)
+        if places is None:
             return logits
-        return logits[torch.arange(len(prompts), device=logits.device), prompts.at("END").to(logits.device)]
+        rows = torch.arange(len(prompts), device=logits.device)
+        return logits[rows.view(-1, *[1] * (places.ndim - 1)), places.to(logits.device)]
+
+    def places(self, prompts: Prompts) -> Int[Tensor, "example *step"] | None:
+        """The positions that it reads: [example], or [example, step] of a continuation; None for all."""
+        if self.positions == "all":
+            return None
+        return prompts.from_end() if self.continued else prompts.at("END")
 
     def __call__(self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None) -> Float[Tensor, "example"]:
         """The measure of each example, in float32 (float64 stays).
@@ -170,6 +188,42 @@ def best_alternative(logits: Tensor, table: Tensor) -> Tensor:
     return values.masked_fill(~real, float("-inf")).max(1).values
 
 
+def alternatives_logprob(
+    logits: Float[Tensor, "example step vocab"], table: Int[Tensor, "example alternative token"]
+) -> Float[Tensor, "example alternative"]:
+    """The summed log-probability of the tokens of each alternative, read step by step; 0 for those that are not real.
+
+    Raises:
+        MetricError: more tokens than steps, or an id outside the vocabulary.
+    """
+    longest = int((table >= 0).sum(-1).max())
+    if longest > logits.shape[1]:
+        raise MetricError(
+            f"Answers have up to {longest} tokens and the runs go on for {logits.shape[1]}: answers of several tokens need runs "
+            "of their own, workbench.tasks.continuations.expand(model, pairs, metric)."
+        )
+    if int(table.max()) >= logits.shape[2]:
+        raise MetricError(f"Token id {int(table.max())} is outside the vocabulary of {logits.shape[2]}.")
+    tokens = table[:, :, :longest].to(logits.device)
+    steps = logits[:, :longest].log_softmax(-1)
+    found = steps.transpose(1, 2).gather(1, tokens.clamp(min=0))
+    return (found * (tokens >= 0)).sum(-1)
+
+
+def _sequence(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the mean of the alternatives' log-probabilities."""
+    real = (table >= 0).any(-1).to(logits.device)
+    return alternatives_logprob(logits, table).sum(1) / real.sum(1)
+
+
+def _sequence_logprob(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _sequence(logits, pairs.answers)
+
+
+def _sequence_logprob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _sequence(logits, pairs.answers) - _sequence(logits, pairs.wrong)
+
+
 def _logit_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
     return alternatives_mean(logits, pairs.answers) - alternatives_mean(logits, pairs.wrong)
 
@@ -211,5 +265,9 @@ BUILT_IN: dict[str, Metric] = {
         Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats", rowwise=True),
         Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top", rowwise=True),
         Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share", rowwise=True),
+        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=("answers",), unit="nats", rowwise=True),
+        Metric(
+            "sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=("answers", "wrong"), unit="nats", rowwise=True
+        ),
     )
 }

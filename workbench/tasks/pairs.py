@@ -99,6 +99,12 @@ class Prompts:
         places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
         return places.where((places >= 0) & (places < self.lengths), -1)
 
+    def from_end(self) -> Int[Tensor, "example step"]:
+        """Every position from `END` to the last one, padded with the last one."""
+        end = self.at("END")
+        steps = torch.arange(int((self.lengths - end).max()))
+        return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
+
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
         chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
@@ -181,6 +187,12 @@ class PromptPairs:
         if name not in ("clean", "corrupt"):
             raise UnknownName("side of a pair", name, ("clean", "corrupt"))
         return self.clean if name == "clean" else self.corrupt
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric that suits them: that of their task, or one that reads answers of several tokens."""
+        several = self.answers.shape[2] > 1 or self.wrong.shape[2] > 1
+        return self.provenance.get("metric") or ("sequence_logprob_diff" if several else "logit_diff")
 
     def select(self, indices: Sequence[int] | slice) -> "PromptPairs":
         """Some of the pairs."""

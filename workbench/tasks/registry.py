@@ -1,11 +1,11 @@
 """The tasks there are, and how one becomes prompt pairs for a given model.
 
-For `tiny` the words of the grammar are its vocabulary. For other models `ioi` and `pronoun` choose words of equal
-token count whose answers are one token, and say in `provenance["dropped"]` what they left out.
+For `tiny` the words of the grammar are its vocabulary. For other models most tasks choose words of equal token count,
+with answers of one token if there are enough, and say in `provenance["dropped"]` what they left out. Where answers are
+several tokens `provenance["metric"]` is one that reads them.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from typing import Any, Literal
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import model_name
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
-from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, render, vocabulary
-from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder, padded_answers
+from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
+from workbench.tasks.pairs import PromptPairs, TextEncoder, padded_answers
+from workbench.tasks.speakers import TextSpeaker, WordSpeaker
 
 _PATIENCE = 20_000
 Split = Literal["train", "heldout"] | str
@@ -26,9 +27,8 @@ class Task:
 
     Attributes:
         module: draws its sentences.
-        metric: the one that suits it.
-        any_model: whether it works with any vocabulary, or needs the words of `tiny`.
-        answers_are_names: then names must be single tokens.
+        metric: the one that suits it where answers are one token.
+        needs: the words that must suit another vocabulary (`speakers.CHOICES`); none where it needs that of `tiny`.
         measured: the variants that `measure` scores a model on.
         bar: the score that `tiny` must reach.
     """
@@ -36,10 +36,14 @@ class Task:
     name: str
     module: ModuleType
     metric: str = "logit_diff"
-    any_model: bool = False
-    answers_are_names: bool = False
+    needs: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
     bar: float = 0.95
+
+    @property
+    def any_model(self) -> bool:
+        """Whether it works with any vocabulary, or needs the words of `tiny`."""
+        return bool(self.needs)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -54,11 +58,11 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("ioi", ioi, any_model=True, answers_are_names=True, measured=("swap", "three")),
-        Task("induction", induction),
-        Task("greater_than", greater_than, metric="prob_diff", bar=0.9),
-        Task("agreement", agreement),
-        Task("pronoun", pronoun, any_model=True),
+        Task("ioi", ioi, needs=("names",), measured=("swap", "three")),
+        Task("induction", induction, needs=("items",)),
+        Task("greater_than", greater_than, metric="prob_diff", needs=("years",), bar=0.9),
+        Task("agreement", agreement, needs=("nouns", "verbs")),
+        Task("pronoun", pronoun, needs=("people", "pronouns")),
         Task("capitals", capitals),
         Task("binding", binding),
     )
@@ -103,20 +107,27 @@ def load_task(
             f"The task {name!r} needs the word-level vocabulary of `tiny`; {model_name(model)!r} has another. "
             f"Tasks for any model: {', '.join(usable)}; or bring your own with PromptPairs.from_csv."
         )
-    lexicon, dropped = speaker.lexicon(task)
+    lexicon, dropped = speaker.lexicon(name, task.needs)
     pairs = _distinct_pairs(task, speaker, lexicon, n, seed, split, variant)
     sides = [speaker.prompts([pair[i] for pair in pairs]) for i in (0, 1)]
-    answers = [speaker.words(clean, clean.answers) for clean, _ in pairs]
-    wrong = [speaker.words(clean, clean.wrong) for clean, _ in pairs]
+    answers = padded_answers([speaker.words(clean, clean.answers) for clean, _ in pairs])
+    wrong = padded_answers([speaker.words(clean, clean.wrong) for clean, _ in pairs])
+    several = answers.shape[2] > 1 or wrong.shape[2] > 1
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
-        "tokenizer": encode.fingerprint, "dropped": dropped,
+        "tokenizer": encode.fingerprint, "dropped": dropped, "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
-    return PromptPairs(sides[0], sides[1], padded_answers(answers), padded_answers(wrong), provenance)
+    return PromptPairs(sides[0], sides[1], answers, wrong, provenance)
+
+
+def _fits(speaker: WordSpeaker | TextSpeaker, sentence: Sentence) -> bool:
+    """Whether a prompt and its answers fit into the context."""
+    answers = speaker.words(sentence, (sentence.answers[0], sentence.wrong[0]))
+    return int(speaker.encode.bos) + speaker.length(sentence) + max(map(len, answers)) - 1 <= speaker.encode.context
 
 
 def _distinct_pairs(
-    task: Task, speaker: "WordSpeaker | TextSpeaker", lexicon: Lexicon, n: int, seed: int, split: Split, variant: str
+    task: Task, speaker: WordSpeaker | TextSpeaker, lexicon: Lexicon, n: int, seed: int, split: Split, variant: str
 ) -> list[tuple[Sentence, Sentence]]:
     """Pairs whose clean prompts differ, both sides of each in the split and equally long."""
     rng = random.Random(f"{task.name} {variant} {split} {seed}")
@@ -126,7 +137,8 @@ def _distinct_pairs(
         clean, corrupt = task.module.draw(rng, lexicon, variant)
         misses += 1
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
-        if in_split and clean.words not in found and speaker.length(clean) == speaker.length(corrupt):
+        alike = speaker.length(clean) == speaker.length(corrupt)
+        if in_split and clean.words not in found and alike and _fits(speaker, clean):
             found[clean.words] = (clean, corrupt)
             misses = 0
         if len(found) == n:
@@ -134,75 +146,3 @@ def _distinct_pairs(
     raise PromptError(
         f"The task {task.name!r} has only {len(found)} distinct {split} prompts for this model; n={n} were asked for."
     )
-
-
-class WordSpeaker:
-    """Sentences as word-level tokens: one word, one token."""
-
-    def __init__(self, encode: TextEncoder) -> None:
-        self.encode, self.ids = encode, encode.tokenizer.get_vocab()
-
-    def lexicon(self, task: Task) -> tuple[Lexicon, str]:
-        return Lexicon(), ""
-
-    def length(self, sentence: Sentence) -> int:
-        return len(sentence.words)
-
-    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
-        offset = int(self.encode.bos)
-        rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
-        positions = [{name: at + offset for name, at in s.positions.items()} for s in sentences]
-        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
-
-    def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
-        return [[self.ids[word]] for word in words]
-
-
-class TextSpeaker:
-    """Sentences as ordinary text for a subword vocabulary."""
-
-    def __init__(self, encode: TextEncoder) -> None:
-        self.encode = encode
-
-    def lexicon(self, task: Task) -> tuple[Lexicon, str]:
-        """Names with a partner of equal token count (one token where the name is the answer), pronouns of one token."""
-        whole = Lexicon()
-        sizes = {word: len(self._inside(word)) for word in (*whole.names, *whole.pronouns)}
-        shared = {sizes[name] for name in whole.female} & {sizes[name] for name in whole.male}
-        names_fit = {1} if task.answers_are_names else shared
-        lexicon = Lexicon(
-            female=tuple(name for name in whole.female if sizes[name] in names_fit),
-            male=tuple(name for name in whole.male if sizes[name] in names_fit),
-            pronouns=tuple(word for word in whole.pronouns if sizes[word] == 1),
-        )
-        left = [word for word in sizes if word not in (*lexicon.names, *lexicon.pronouns)]
-        both = any({*pair} <= {*lexicon.pronouns} for pair in (("she", "he"), ("She", "He")))
-        enough = len(lexicon.names) >= 4 if task.answers_are_names else bool(lexicon.female and lexicon.male and both)
-        if not enough:
-            raise UnsuitableTask(
-                f"The task {task.name!r} needs answers of one token, and this vocabulary splits them "
-                f"(dropped {' '.join(left)}). Bring your own prompts with PromptPairs.from_csv."
-            )
-        return lexicon, " ".join(left)
-
-    def length(self, sentence: Sentence) -> int:
-        return len(self.encode.plain(render(sentence.words)[0]))
-
-    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
-        rows, positions = [], []
-        for i, sentence in enumerate(sentences):
-            text, spans = render(sentence.words)
-            tokens = self.encode.spans(text)
-            offset = int(self.encode.bos)
-            ends = [max(t for t, (start, _) in enumerate(tokens) if start < end) for _, end in spans]
-            rows.append(self.encode.prompt(text, where=f"Prompt {i}"))
-            positions.append({name: ends[at] + offset for name, at in sentence.positions.items()})
-        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
-
-    def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
-        text, _ = render(sentence.words)
-        return [self.encode.continuation(text, word, joiner=" ", where=f"Answer {word!r}") for word in words]
-
-    def _inside(self, word: str) -> list[int]:
-        """The tokens of a word within a sentence."""
-        return self.encode.continuation("and", word, joiner=" ", where=f"Word {word!r}")

@@ -1,0 +1,182 @@
+"""Learned masks: a hard-concrete gate on every edge or component, trained until a stated share of them is open.
+
+Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components; what is
+closed carries its other value. Gates: Louizos et al. 1712.01312.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.discovery.circuit import Circuit
+from workbench.engine.circuits import Batch, Circuits
+from workbench.engine.edits import Value
+from workbench.errors import CircuitError, MetricError, UnknownName
+from workbench.graph import Graph
+from workbench.models.load import one_fingerprint
+from workbench.sites import Position
+from workbench.tasks.metrics import Metric
+from workbench.tasks.metrics import metric as as_metric
+from workbench.tasks.pairs import PromptPairs
+
+LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
+GATED = ("edges", "nodes")
+
+
+@one_fingerprint()
+def learn_circuit(
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    value: Value,
+    n_edges: int | None = None,
+    n_nodes: int | None = None,
+    metric: str | Metric | Callable[..., Tensor] = "kl",
+    steps: int = 300,
+    lr: float = 0.3,
+    batch: int = 16,
+    positions: Position | list[Position] | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Circuit:
+    """The circuit of the gates that stay most open when a target share of them is all that may.
+
+    Loss: the mean of "kl", or for any other metric the squared distance to the full model's, in units of
+    m(full) - m(empty), plus a Lagrangian term that brings the expected share of open gates to the target (approached
+    linearly over the first half of the steps). Gates are sampled anew each step.
+
+    Args:
+        n_edges: gates on edges, and how many stay (before pruning).
+        n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every edge between.
+        steps, lr: of Adam.  batch: prompts per step.
+        seed: of gates' noise and of batches; the same seed gives the same circuit.
+
+    Returns:
+        A circuit whose scores are sigmoids of the gates' logits (for nodes, those of the writer).
+
+    Raises:
+        UnknownName, CircuitError, MetricError, PromptError, StoreError, EditError: see the messages.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("agreement", model, n=4)
+    >>> wb.learn_circuit(model, pairs, value=wb.zero(), n_edges=50, steps=2, progress=False).n_requested
+    50
+    """
+    if (n_edges is None) == (n_nodes is None):
+        raise CircuitError("learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components).")
+    for name, number in (("steps", steps), ("batch", batch)):
+        if type(number) is not int or number < 1:
+            raise CircuitError(f"learn_circuit: {name}={number}; a whole number from 1 up is needed.")
+    measure = as_metric(metric)
+    graph = Graph.of(model, positions=positions)
+    on = "edges" if n_nodes is None else "nodes"
+    target, most = (n_edges, graph.n_edges) if on == "edges" else (n_nodes, len(graph.writers) - 1)
+    if not (type(target) is int and 0 < target <= most):
+        raise CircuitError(f"learn_circuit: n_{on}={target}; this graph has {most} {on}.")
+    runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    gates = _Gates(graph, on, seed)
+    loss = _loss(runs, measure)
+    with tqdm(total=steps, desc=f"gates on {on}", unit="step", disable=None if progress else True, leave=False) as bar:
+        _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
+    logits = gates.logits.detach().double().numpy()
+    scores = gates.spread(1 / (1 + np.exp(-logits)))  # all positive, so that they rank by size as by sign
+    edges = np.zeros(graph.exists.shape, dtype=bool)
+    if on == "edges":
+        order = np.argsort(-scores[graph.exists], kind="stable")[:target]
+        edges[tuple(np.argwhere(graph.exists)[order].T)] = True
+    else:
+        best = np.zeros(len(graph.writers), dtype=bool)
+        best[1 + np.argsort(-logits, kind="stable")[:target]] = True
+        edges = graph.between(best)
+    attrs = pairs.attrs(model) | {
+        "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps, "lr": lr, "seed": seed,
+        "forwards": steps, "higher_is_better": measure.higher_is_better, "expected_open": float(gates.open_share().detach()) * most,
+    }  # fmt: skip
+    return Circuit.of(graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids))
+
+
+class _Gates:
+    """A gate on every edge, or on every writer but the input (then it holds for all edges that leave the writer)."""
+
+    def __init__(self, graph: Graph, on: str, seed: int) -> None:
+        if on not in GATED:
+            raise UnknownName("thing to gate", on, GATED)
+        self.graph, self.on = graph, on
+        self.exists = torch.from_numpy(graph.exists)
+        n = graph.n_edges if on == "edges" else len(graph.writers) - 1
+        self.noise = torch.Generator().manual_seed(seed)
+        self.logits = torch.full((n,), 2.0, requires_grad=True)
+
+    def sample(self) -> Float[Tensor, "one *pos_class writer reader"]:
+        """Weights of all edges under one draw of the gates."""
+        u = torch.rand(self.logits.shape, generator=self.noise).clamp(1e-6, 1 - 1e-6)
+        soft = torch.sigmoid((u.log() - (1 - u).log() + self.logits) / TEMPERATURE)
+        gate = (soft * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+        if self.on == "edges":
+            return torch.zeros(self.exists.shape).masked_scatter(self.exists, gate)[None]
+        return (torch.cat((torch.ones(1), gate))[:, None] * self.exists)[None]
+
+    def open_share(self) -> Tensor:
+        """The expected share of gates that are not closed."""
+        return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
+
+    def spread(self, numbers: np.ndarray) -> np.ndarray:
+        """[(pos,) writer, reader]: a number of each gate at its edges; the input's edges share the highest of nodes."""
+        table = np.full(self.graph.exists.shape, np.nan)
+        if self.on == "edges":
+            table[self.graph.exists] = numbers
+            return table
+        each = np.concatenate(([numbers.max()], numbers))
+        return np.where(self.graph.exists, each[:, None], np.nan)
+
+
+def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
+    """The distance of measured circuits from the model."""
+    if metric.needs_reference:
+        return lambda measured, batch: measured.mean()
+    empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
+    gap = abs(float(runs.full.mean() - empty.mean()))
+    if gap < 1e-6:
+        raise MetricError(f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter.")
+    full = torch.from_numpy(runs.full)
+    return lambda measured, batch: (
+        ((measured - (full[list(batch.examples)] if runs.asked.plain else full).to(measured)) / gap) ** 2
+    ).mean()
+
+
+def _train(
+    gates: _Gates,
+    runs: Circuits,
+    loss: Callable[[Tensor, Batch], Tensor],
+    target: float,
+    *,
+    steps: int,
+    lr: float,
+    size: int,
+    seed: int,
+    step: Callable[[], Any],
+) -> None:
+    # Multipliers of the constraint grow while it is violated: gradient ascent on them.
+    multipliers = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}])
+    batches = list(runs.batches(size if runs.asked.plain else len(runs.asked.pairs)))
+    order = np.random.default_rng(seed)
+    for number in range(steps):
+        batch = batches[int(order.integers(len(batches)))]
+        optimizer.zero_grad()
+        wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
+        miss = gates.open_share() - wanted
+        total = loss(runs.soft(gates.sample(), batch), batch) + multipliers[0] * miss + multipliers[1] * miss**2
+        if not total.requires_grad or not bool(torch.isfinite(total)):
+            raise MetricError(f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, prob_diff or nll.")
+        total.backward()
+        optimizer.step()
+        step()
