@@ -313,10 +313,11 @@ def test_scores_with_kept_axes_are_averaged_and_then_cut():
 
 def test_what_cannot_be_cut_is_refused():
     scores = scores_of(Graph(FULL))
-    for both in ({}, {"n_edges": 3, "threshold": 0.5}):
+    ways = "find_circuit: give exactly one of n_edges=, threshold=, n_nodes=, min_faithfulness=; given: "
+    for given_ways, named in (({}, "none"), ({"n_edges": 3, "threshold": 0.5}, "n_edges, threshold")):
         with pytest.raises(CircuitError) as error:
-            find_circuit(scores, **both)
-        assert str(error.value) == "find_circuit: give exactly one of n_edges= and threshold=."
+            find_circuit(scores, **given_ways)
+        assert str(error.value) == f"{ways}{named}."
     n = Graph(FULL).n_edges
     for wrong in (-1, n + 1):
         with pytest.raises(CircuitError) as error:
