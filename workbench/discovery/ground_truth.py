@@ -21,8 +21,8 @@ MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of a graph's edges."""
 
 By = Literal["magnitude", "signed"] | str
-Scores = xr.DataArray | Float[np.ndarray, "*edges"]
-Truth = Iterable[Edge | str] | Bool[np.ndarray, "*edges"]
+Scores = xr.DataArray | Float[np.ndarray, "..."]
+Truth = Iterable[Edge | str] | Bool[np.ndarray, "..."]
 
 
 def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:

@@ -97,6 +97,8 @@ def equivalence(subject: _Subject) -> Outcome:
     Ties: differences of rounding, or up to `tolerance` of |mean s_M - mean s_empty|. The published code compares the mean of
     s_M - s_C with 1/2 in place of k/n; this is the paper's.
 
+    A circuit that errs to both sides passes, however much it errs: read it with `sufficiency`.
+
     Control: a random circuit is lower everywhere (rejected); a planted one ties, or with noise is off to both sides. Where
     noise shifts every example to one side by little (norms without what was ablated), only a tolerance accepts it.
     """
@@ -117,8 +119,9 @@ def independence(subject: _Subject) -> Outcome:
     of everything; where s_M is constant there is nothing to test (p is NaN). The other value must not tell the answer: with
     corrupt values what is left answers the corrupt prompt, and depends on the clean one as far as the two prompts do.
 
-    Control: prompts on which the model is sometimes wrong (answers exchanged on half of them), zero ablation: a random
-    circuit leaves all of the mechanism (rejected), a planted one a constant.
+    Control: prompts on which the model is sometimes wrong (answers exchanged on half of them), zero ablation: what a random
+    circuit leaves holds the mechanism (rejected), what a planted one leaves is constant. A random circuit that happens to break
+    the mechanism passes.
     """
     left = subject.measured([subject.without(subject.edges)])[0]
     # Rounding errors of two runs of one model need not be independent.
@@ -186,15 +189,17 @@ def sufficiency(subject: _Subject) -> Outcome:
 def partial_necessity(subject: _Subject) -> Outcome:
     """Null: knocking C out hurts no more than knocking out as many random edges of the rest.
 
-    p = (1 + #{d(M - R, M) >= d(M - C, M)}) / (1 + draws) over random sets R of edges outside C. Statistic: the share of them
-    that hurt less. A rejection speaks for the circuit.
+    p = (1 + #{d(M - R, M) >= d(M - C, M)}) / (1 + draws) over random sets R of edges outside C, all as likely: in the whole
+    model every edge is live. Statistic: the share of them that hurt less. A rejection speaks for the circuit.
 
-    Control: beside a planted circuit nothing matters; beside a random one lies the mechanism, which some R hit.
+    Control: beside a planted circuit nothing matters; beside a random one lies the mechanism, which some R hit. As R never meets
+    C, p is not exact for a random C that breaks the mechanism itself. The published code draws R from all edges by default,
+    where a small model has few sets that miss its circuit.
     """
     graph = subject.circuits.graph
     rest = subject.without(subject.edges)
     size = min(int(subject.edges.sum()), int(rest.sum()))
-    random = random_circuits(graph, size, draws=subject.draws, seed=subject.seed, paths=subject.paths, within=rest)
+    random = random_circuits(graph, size, draws=subject.draws, seed=subject.seed, within=rest)
     own, *others = subject.distances([subject.without(subject.edges), *(subject.without(one) for one in random)])
     as_bad = int((np.array(others) >= own - subject.same).sum())
     return Outcome(1 - as_bad / subject.draws, (1 + as_bad) / (1 + subject.draws), subject.draws)
@@ -231,7 +236,7 @@ def circuit_tests(
         eps: of "equivalence": how far from 1/2 the share of examples where the circuit is higher may be.
         tolerance: of "equivalence": differences up to this share of m(full) - m(empty) are ties. 0: those of rounding only.
         draws: random circuits, or edges, of each test.
-        null: random circuits are made of whole "paths", or of "edges", which are mostly dead.
+        null: of "sufficiency": random circuits are made of whole "paths", or of "edges", which are mostly dead.
         tests: which, in this order.
 
     Returns:

@@ -89,10 +89,11 @@ def _grow(graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Genera
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)
         tries = 0 if more.sum() > circuit.sum() else tries + 1
         circuit[:] = more
-    writers = circuit.any(-1)
-    writers[..., 0] = circuit.any()
-    readers = graph.feeds[:, (writers if writers.ndim == 1 else writers.any(0))].any(1)
-    readers[-1] = circuit.any()
+    live = circuit.any()
+    writers = np.asarray(circuit.any(-1))
+    writers[..., 0] = live
+    readers = np.asarray(graph.feeds[:, writers.reshape(-1, len(graph.writers)).any(0)].any(1))
+    readers[-1] = live
     room = allowed & writers[..., None] & readers & ~circuit
     circuit[_some(room, min(n_edges - int(circuit.sum()), int(room.sum())), rng)] = True
     circuit[:] = graph.prune(circuit)
