@@ -86,7 +86,7 @@ def effects(
     ] = "z",
     value: ValueName = "from_store",
     pos: Annotated[str, typer.Option(help="all (whole sequences), each, or positions and names: END or 3,END.")] = "all",
-    method: Annotated[str, typer.Option(help="exact, gradient or integrated.")] = "exact",
+    method: Annotated[str, typer.Option(help="exact, gradient, integrated or atp-star.")] = "exact",
     model: ModelName = "tiny",
     base: Base = "clean",
     n: Pairs = 64,

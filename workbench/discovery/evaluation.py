@@ -93,7 +93,7 @@ def evaluate(
         return joined.assign_attrs(value=", ".join(one.describe() for one in value.values()))
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
-    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.edges for one in circuits)])
+    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.pruned.edges for one in circuits)])
     empty, *each = runs.measure(masks, progress=progress)
     data = _faithfulness(runs.full, empty, np.stack(each), level)
     ids = (*pairs.clean.ids,)

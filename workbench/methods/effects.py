@@ -22,8 +22,8 @@ from workbench.engine.reference_sweep import ReferenceSweep, Runs
 from workbench.engine.run import as_sites, check_positions
 from workbench.engine.sweep import Sweep
 from workbench.engine.unedited import Base
-from workbench.errors import EditError, SiteError, UnknownName
-from workbench.methods.gradients import gradient, integrated
+from workbench.errors import EditError, MetricError, SiteError, UnknownName
+from workbench.methods.gradients import atp_star, gradient, integrated
 from workbench.models.load import one_fingerprint
 from workbench.results import effect_array
 from workbench.sites import Grid, Site
@@ -32,7 +32,7 @@ from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs, Prompts
 
-METHODS = ("exact", "gradient", "integrated")
+METHODS = ("exact", "gradient", "integrated", "atp-star")
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
 
 
@@ -45,7 +45,7 @@ def effects(
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     base: Literal["clean", "corrupt"] | str = "clean",
-    method: Literal["exact", "gradient", "integrated"] | str = "exact",
+    method: Literal["exact", "gradient", "integrated", "atp-star"] | str = "exact",
     steps: int = 32,
     normalized: bool = False,
     budget: int | None = None,
@@ -65,6 +65,7 @@ def effects(
             "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one kind and layer moving
             together: over a full cut of the graph the effects then add up to m(all edited) - m(base), and
             attrs["completeness_gap"] says by how much they do not.
+            "atp-star" is the gradient with attention recomputed for q and k and with layers dropped (2403.00745).
         steps: midpoints on that way.
         normalized: divide by m(other run) - m(base) of each example: 1 is full recovery.
         budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in pieces.
@@ -99,6 +100,12 @@ def effects(
     more: dict[str, Any] = {}
     if method == "gradient":
         table = gradient(runs, elements, bound, progress=progress)
+    elif method == "atp-star":
+        if not rows.plain:
+            raise MetricError(
+                f"atp-star takes sizes prompt by prompt, which answers of several tokens ({rows.metric.name}) do not allow."
+            )
+        table = atp_star(runs, elements, bound, progress=progress)
     elif method == "integrated":
         table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
         names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}

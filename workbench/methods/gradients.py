@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from workbench.engine.edits import Bound, Places, apply_edit
 from workbench.engine.reference import Write, forward, rows_per_forward, slopes_of
 from workbench.engine.reference_sweep import Runs
-from workbench.sites import Key, Shape, Site
+from workbench.sites import KINDS, Key, Shape, Site
 from workbench.tasks.pairs import Prompts
 
 Elements = Sequence[tuple[Site, ...]]
@@ -59,6 +59,70 @@ def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, prog
     columns = [sum(torch.cat(shares[site]) for site in element) for element in elements]
     table = torch.stack([torch.as_tensor(column) for column in columns], 1).cpu()
     return table, {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
+
+
+def atp_star(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
+    """[example, element]: first-order effects with attention recomputed for queries and keys, and with layers dropped.
+
+    The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own layer is left
+    out where it would see nothing); the sign is that of the plain estimate. Queries and keys take a forward pass each.
+    """
+    n_layers = Shape.of(runs.model).n_layers
+    keys = list(dict.fromkeys(site.key for element in elements for site in element))
+    attended = {layer for kind, layer in keys if kind in ("q", "k")}
+    record = [*keys, *((kind, layer) for layer in attended for kind in ("z", "v", "pattern"))]
+    drops = [None, *(range(n_layers) if n_layers > 1 else ())]
+    tables = []
+    with tqdm(total=len(runs.prompts), desc="atp-star", unit="example", disable=None if progress else True, leave=False) as bar:
+        for examples, prompts, part in _batches(runs, bound):
+            found = [_slopes(runs, prompts, examples, record, dropped) for dropped in drops]
+            recorded = found[0][0]
+            changes = {site: _changed(runs, site, recorded, part) for element in elements for site in element}
+            columns = [
+                _combined([_sum_of(element, changes, slopes) for _, slopes in found], element, n_layers) for element in elements
+            ]
+            tables.append(torch.stack(columns, 1))
+            bar.update(len(prompts))
+    return torch.cat(tables).cpu()
+
+
+def _slopes(
+    runs: Runs, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
+) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+    """Activations and the slopes at them, of a run in which a layer's writes pass no gradient on."""
+    kinds = () if dropped is None else ("attn_out",) if Shape.of(runs.model).attn_only else ("attn_out", "mlp_out")
+    writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
+    result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
+    total = runs.measure(result.logits, prompts, examples).sum()
+    slopes = slopes_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
+    return {key: result.recorded[key].detach() for key in record}, slopes
+
+
+def _changed(runs: Runs, site: Site, recorded: Mapping[Key, Tensor], bound: Bound) -> tuple[Key, Tensor]:
+    """Where a site's effect is linear, and by how much that changes: itself, or z behind a pattern that is run anew."""
+    activation = recorded[site.key]
+    edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)
+    if site.kind not in ("q", "k"):
+        return site.key, edited - activation
+    layer = site.layer
+    write = Write(*site.key, lambda _: edited)
+    pattern = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)]).recorded["pattern", layer]
+    v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2)
+    return ("z", layer), torch.einsum("bhqk,bkhe->bqhe", pattern - recorded["pattern", layer], v.to(pattern.dtype))
+
+
+def _sum_of(element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], slopes: Mapping[Key, Tensor]) -> Tensor:
+    parts = [(changes[site][1].double() * slopes[changes[site][0]].double()).flatten(1).sum(1) for site in element]
+    return torch.stack(parts).sum(0)
+
+
+def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) -> Tensor:
+    """The plain estimate's sign with the mean size of those with a layer dropped."""
+    plain, *dropped = each
+    if not dropped:
+        return plain
+    inside = all(KINDS[site.kind].role in ("reader", "inside") or site.kind == "z" for site in element)
+    return plain.sign() * torch.stack(dropped).abs().sum(0) / (n_layers - 1 if inside else n_layers)
 
 
 def _along(
