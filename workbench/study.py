@@ -251,7 +251,8 @@ def _claim(circuit: Circuit, evaluation: xr.Dataset, pairs: PromptPairs, value: 
 
 
 def _interval(row: xr.Dataset, name: str = "faithfulness") -> str:
-    return f"{float(row[name]):.0%} [{float(row['low']):.0%}, {float(row['high']):.0%}]"
+    middle, low, high = (round(float(row[field]), 2) + 0.0 for field in (name, "low", "high"))  # + 0.0: no minus before 0 %
+    return f"{middle:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def _curve_claim(found: Found) -> str:
@@ -285,6 +286,7 @@ def _strongest_heads(circuit: Circuit, most: int = 12) -> list[tuple[int, int]]:
 
 def _table(evaluation: xr.Dataset) -> pd.DataFrame:
     frame = evaluation.to_dataframe().reset_index().round(3)
+    frame[frame.select_dtypes("number").columns] += 0.0  # no minus before 0
     return frame.rename(
         columns={"circuit": "", "low": "from", "high": "to", "mean_of_ratios": "mean of ratios", "n_edges": "edges"}
     ).drop(columns="in_sample")
