@@ -16,6 +16,7 @@ from workbench.engine.circuit_walk import CircuitWalk
 from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
+from workbench.engine.parts import check_parts_add_up
 from workbench.engine.plan import fast_decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference import forward, memory_budget, rows_per_forward
@@ -89,6 +90,8 @@ class Circuits:
         self.metric, self.bound = self.asked.metric, bind(model, self.asked, value)
         self.longest = int(self.asked.pairs.clean.lengths.max())
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
+        if self.decoder is None:
+            check_parts_add_up(model)
 
     @property
     def engine(self) -> str:
