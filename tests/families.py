@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from workbench.engine.capture import capture_pairs
+from workbench.engine.circuit_run import circuit_logits
+from workbench.engine.edits import Bound
+from workbench.graph import Graph
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -72,6 +76,9 @@ def _bare(family: str) -> Any:
         config, kind = transformers.GPTJConfig(**short, rotary_dim=4), transformers.GPTJForCausalLM
     elif family == "qwen2":
         config, kind = transformers.Qwen2Config(**common, num_key_value_heads=N_KV_HEADS), transformers.Qwen2ForCausalLM
+    elif family == "gemma2":  # grouped queries, and norms behind attention and the MLP
+        config = transformers.Gemma2Config(**common, num_key_value_heads=N_KV_HEADS, head_dim=D_HEAD)
+        kind = transformers.Gemma2ForCausalLM
     elif family == "granite":
         scales = {"residual_multiplier": 0.5, "logits_scaling": 3.0}
         config, kind = transformers.GraniteConfig(**common, **scales), transformers.GraniteForCausalLM
@@ -105,6 +112,11 @@ def pairs_and_stores(
     """Pairs, and the stores of their clean and corrupt run."""
     pairs = make_pairs(lengths, seed=seed)
     return pairs, *capture_pairs(model_of(family, dtype), pairs)
+
+
+def run_circuits(model: Any, circuits: np.ndarray | Tensor, bound: Bound, graph: Graph | None = None) -> Tensor:
+    """[circuit, example, pos, vocab]: the logits of circuits of the model's graph, on hooks."""
+    return circuit_logits(model, graph or Graph.of(model), torch.as_tensor(circuits).float(), bound)
 
 
 def logit_difference(logits: Tensor, pairs: PromptPairs) -> Tensor:
