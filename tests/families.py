@@ -5,7 +5,7 @@ weights) builds its own with `build`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -117,6 +117,19 @@ def pairs_and_stores(
 def run_circuits(model: Any, circuits: np.ndarray | Tensor, bound: Bound, graph: Graph | None = None) -> Tensor:
     """[circuit, example, pos, vocab]: the logits of circuits of the model's graph, on hooks."""
     return circuit_logits(model, graph or Graph.of(model), torch.as_tensor(circuits).float(), bound)
+
+
+def asked(model: Any, tokens: Tensor, write: Mapping[str, Tensor], read: str) -> Tensor:
+    """What the hook `read` holds in a run in which the hooks of `write` hold these tensors."""
+    kept = {}
+
+    def keep(value, hook):
+        kept["value"] = value.detach().clone()
+
+    hooks = [(name, lambda value, hook, new=new: new.clone().view_as(value)) for name, new in write.items()]
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=[*hooks, (read, keep)])
+    return kept["value"]
 
 
 def logit_difference(logits: Tensor, pairs: PromptPairs) -> Tensor:

@@ -266,7 +266,7 @@ def test_what_cannot_be_scored_is_refused():
         "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal lengths within a pair."
     )
     with pytest.raises(MetricError):
-        score_edges(model, pairs, value=constant(float("nan")), metric=lambda logits: logits * float("nan"))
+        score_edges(model, pairs, value=zero(), metric=lambda logits: logits[:, -1, 0] * float("nan"))
     fresh = native().train()
     with pytest.raises(ModelError) as train:
         score_edges(fresh, pairs, value=zero())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, run_circuits
+from families import FAMILIES, NATIVES, VARIANTS, asked, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, run_circuits
 from torch import Tensor
 from transformer_lens.tools.analysis import attribution_patching as peer
 
@@ -24,19 +24,6 @@ def random_circuits(graph, n, *, seed=0, share=0.5):
 
 
 # ---- the slow reference: it knows the model by its hooks only, reads no weight, and adds one edge at a time
-
-
-def asked(model: Any, tokens: Tensor, write: Mapping[str, Tensor], read: str) -> Tensor:
-    """What the hook `read` holds in a run in which the hooks of `write` hold these tensors."""
-    kept = {}
-
-    def keep(value, hook):
-        kept["value"] = value.detach().clone()
-
-    hooks = [(name, lambda value, hook, new=new: new.clone().view_as(value)) for name, new in write.items()]
-    with torch.no_grad():
-        model.run_with_hooks(tokens, fwd_hooks=[*hooks, (read, keep)])
-    return kept["value"]
 
 
 def head_outputs(model: Any, tokens: Tensor, layer: int, z: Tensor) -> tuple[list[Tensor], Tensor]:
