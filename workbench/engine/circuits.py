@@ -107,7 +107,7 @@ class Circuits:
         readers = max(shape.n_heads + 2 * shape.n_kv_heads, shape.d_mlp if graph.neurons else 0)
         streams = 2 * len(graph.writers) + 4 * readers + 8
         each = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
-        each += 0 if graph.positions is None else len(graph.writers) * readers
+        each += 0 if graph.positions is None and self.asked.plain else len(graph.writers) * readers
         room = memory_budget(model_device(self.model), self.budget)
         return max(1, room // (each * self.longest * self.decoder.embed.element_size()))
 
