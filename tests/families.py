@@ -5,15 +5,19 @@ weights) builds its own with `build`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from workbench.engine.capture import capture_pairs
+from workbench.engine.circuit_run import circuit_logits
+from workbench.engine.edits import Bound
+from workbench.graph import Graph
 from workbench.stores.store import ActivationStore
 from workbench.tasks.pairs import PromptPairs, Prompts
 
@@ -72,6 +76,9 @@ def _bare(family: str) -> Any:
         config, kind = transformers.GPTJConfig(**short, rotary_dim=4), transformers.GPTJForCausalLM
     elif family == "qwen2":
         config, kind = transformers.Qwen2Config(**common, num_key_value_heads=N_KV_HEADS), transformers.Qwen2ForCausalLM
+    elif family == "gemma2":  # grouped queries, and norms behind attention and the MLP
+        config = transformers.Gemma2Config(**common, num_key_value_heads=N_KV_HEADS, head_dim=D_HEAD)
+        kind = transformers.Gemma2ForCausalLM
     elif family == "granite":
         scales = {"residual_multiplier": 0.5, "logits_scaling": 3.0}
         config, kind = transformers.GraniteConfig(**common, **scales), transformers.GraniteForCausalLM
@@ -105,6 +112,24 @@ def pairs_and_stores(
     """Pairs, and the stores of their clean and corrupt run."""
     pairs = make_pairs(lengths, seed=seed)
     return pairs, *capture_pairs(model_of(family, dtype), pairs)
+
+
+def run_circuits(model: Any, circuits: np.ndarray | Tensor, bound: Bound, graph: Graph | None = None) -> Tensor:
+    """[circuit, example, pos, vocab]: the logits of circuits of the model's graph, on hooks."""
+    return circuit_logits(model, graph or Graph.of(model), torch.as_tensor(circuits).float(), bound)
+
+
+def asked(model: Any, tokens: Tensor, write: Mapping[str, Tensor], read: str) -> Tensor:
+    """What the hook `read` holds in a run in which the hooks of `write` hold these tensors."""
+    kept = {}
+
+    def keep(value, hook):
+        kept["value"] = value.detach().clone()
+
+    hooks = [(name, lambda value, hook, new=new: new.clone().view_as(value)) for name, new in write.items()]
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=[*hooks, (read, keep)])
+    return kept["value"]
 
 
 def logit_difference(logits: Tensor, pairs: PromptPairs) -> Tensor:

@@ -15,6 +15,7 @@ from families import (
     model_of,
     native,
     pairs_and_stores,
+    run_circuits,
     untyped,
 )
 from transformer_lens.tools.analysis import attribution_patching as peer
@@ -22,7 +23,6 @@ from transformer_lens.tools.analysis import attribution_patching as peer
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
-from workbench.engine.circuit_run import circuit_logits
 from workbench.engine.edits import Bound, Value, add, constant, from_store, mean, resample, zero
 from workbench.errors import CircuitError, EditError, MetricError, ModelError, PromptError, UnknownName
 from workbench.graph import Graph
@@ -100,7 +100,7 @@ def finite_differences(model, pairs, value, edges, epsilon, measure=logit_differ
     ends = []
     for share in (epsilon, -epsilon):
         bound = Toward(value, share).bind(model, pairs.clean, pairs.corrupt)
-        ends.append(torch.stack([measure(one, pairs).mean() for one in circuit_logits(model, masks, bound)]))
+        ends.append(torch.stack([measure(one, pairs).mean() for one in run_circuits(model, masks, bound)]))
     return -(ends[0] - ends[1]) / (2 * epsilon)
 
 
@@ -127,7 +127,7 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
 
 @pytest.mark.parametrize("family", ALL)
 def test_kept_axes_sum_over_positions_and_average_over_examples(family):
-    model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family, (4, 6, 5))
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (4, 6, 5), torch.float64)
     plain = score_edges(model, pairs, value=from_store(corrupt))
     largest = float(abs(plain).max())
     assert plain.dims == ("writer", "reader")
@@ -249,7 +249,10 @@ def test_what_cannot_be_scored_is_refused():
     value = from_store(corrupt)
     with pytest.raises(UnknownName) as unknown:
         untyped(score_edges)(model, pairs, value=value, method="epa")
-    assert str(unknown.value) == "There is no method of score_edges 'epa'. Did you mean 'eap'? Known: eap."
+    assert str(unknown.value) == (
+        "There is no method of score_edges 'epa'. Did you mean 'eap' or 'exact'? Known: atp-star, clean-corrupt, conditional, eap, "
+        "eap-ig-activations, eap-ig-inputs, exact, ig-activations, random."
+    )
     with pytest.raises(UnknownName) as unknown:
         untyped(score_edges)(model, pairs, value=value, keep=("layer",))
     assert str(unknown.value) == "There is no axis to keep 'layer'. Known: example, pos."
@@ -263,7 +266,7 @@ def test_what_cannot_be_scored_is_refused():
         "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal lengths within a pair."
     )
     with pytest.raises(MetricError):
-        score_edges(model, pairs, value=constant(float("nan")), metric=lambda logits: logits * float("nan"))
+        score_edges(model, pairs, value=zero(), metric=lambda logits: logits[:, -1, 0] * float("nan"))
     fresh = native().train()
     with pytest.raises(ModelError) as train:
         score_edges(fresh, pairs, value=zero())

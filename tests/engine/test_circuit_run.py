@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores
+from families import FAMILIES, NATIVES, VARIANTS, asked, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, run_circuits
 from torch import Tensor
 from transformer_lens.tools.analysis import attribution_patching as peer
 
 from workbench.engine.capture import capture, capture_pairs
-from workbench.engine.circuit_run import circuit_logits
 from workbench.engine.edits import add, constant, from_store, mean, resample, scale, zero
 from workbench.errors import ModelError
 from workbench.graph import Graph
@@ -25,19 +24,6 @@ def random_circuits(graph, n, *, seed=0, share=0.5):
 
 
 # ---- the slow reference: it knows the model by its hooks only, reads no weight, and adds one edge at a time
-
-
-def asked(model: Any, tokens: Tensor, write: Mapping[str, Tensor], read: str) -> Tensor:
-    """What the hook `read` holds in a run in which the hooks of `write` hold these tensors."""
-    kept = {}
-
-    def keep(value, hook):
-        kept["value"] = value.detach().clone()
-
-    hooks = [(name, lambda value, hook, new=new: new.clone().view_as(value)) for name, new in write.items()]
-    with torch.no_grad():
-        model.run_with_hooks(tokens, fwd_hooks=[*hooks, (read, keep)])
-    return kept["value"]
 
 
 def head_outputs(model: Any, tokens: Tensor, layer: int, z: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -105,7 +91,7 @@ def test_the_empty_circuit_is_the_corrupt_run_and_the_full_one_the_clean_run(fam
     for lengths in ((6, 6, 6), (4, 6, 5)):
         pairs, _, corrupt = pairs_and_stores(family, lengths)
         masks = np.stack([graph.exists & False, graph.exists])
-        logits = circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+        logits = run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
         assert logits.shape == (2, 3, 6, 50)
         with torch.no_grad():
             ends = model(pairs.corrupt.tokens), model(pairs.clean.tokens)
@@ -128,7 +114,7 @@ def test_random_circuits_equal_a_loop_over_their_edges(family, value):
         made = mean(clean)
         other = {name: output.mean((0, 1)).expand(3, 6, 32) for name, output in plain_outputs(model, tokens).items()}
     masks = random_circuits(graph, 2, seed=len(family))
-    logits = circuit_logits(model, masks, made.bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(model, masks, made.bind(model, pairs.clean, pairs.corrupt))
     for circuit, got in zip(masks, logits, strict=True):
         assert max_difference(got, slow_circuit_logits(model, tokens, circuit, other)) < 1e-5
     assert max_difference(logits[0], logits[1]) > 1e-3
@@ -140,7 +126,7 @@ def test_random_circuits_equal_transformer_lens_faithfulness(family):
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
     graph = Graph.of(model)
     masks = random_circuits(graph, 2, seed=3, share=0.6)
-    logits = circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
     with torch.no_grad():
         full, empty = (logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt))
     for circuit, got in zip(masks, logits, strict=True):
@@ -185,12 +171,12 @@ def test_a_batch_of_circuits_equals_one_at_a_time_and_any_order_of_examples(fami
     masks = random_circuits(Graph.of(model), 3, seed=1)
     for value in (from_store(corrupt), mean(clean, per="pos"), constant(0.1), add(0.1), scale(0.5)):
         bound = value.bind(model, pairs.clean, pairs.corrupt)
-        together = circuit_logits(model, masks, bound)
-        alone = torch.cat([circuit_logits(model, masks[i : i + 1], bound) for i in range(3)])
+        together = run_circuits(model, masks, bound)
+        alone = torch.cat([run_circuits(model, masks[i : i + 1], bound) for i in range(3)])
         assert max_difference(together, alone) < 1e-5, value.describe()
     turned = pairs.select([2, 0, 1])
-    got = circuit_logits(model, masks, from_store(corrupt).bind(model, turned.clean, turned.corrupt))
-    plain = circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+    got = run_circuits(model, masks, from_store(corrupt).bind(model, turned.clean, turned.corrupt))
+    plain = run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
     assert max_difference(got, plain[:, [2, 0, 1]]) < 1e-5
 
 
@@ -199,10 +185,10 @@ def test_examples_of_mixed_length_equal_each_alone(family):
     model, lengths = model_of(family), (4, 6, 5)
     pairs, _, corrupt = pairs_and_stores(family, lengths)
     masks = random_circuits(Graph.of(model), 2)
-    together = circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+    together = run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
     for i, length in enumerate(lengths):
         one = pairs.select([i])
-        alone = circuit_logits(model, masks, from_store(corrupt).bind(model, one.clean, one.corrupt))
+        alone = run_circuits(model, masks, from_store(corrupt).bind(model, one.clean, one.corrupt))
         assert max_difference(together[:, i, :length], alone[:, 0]) < 1e-5
 
 
@@ -210,7 +196,7 @@ def test_examples_of_mixed_length_equal_each_alone(family):
 def test_the_clean_run_as_the_other_value_changes_nothing(family):
     model, (pairs, clean, _) = model_of(family), pairs_and_stores(family)
     masks = random_circuits(Graph.of(model), 2)
-    logits = circuit_logits(model, masks, from_store(clean, allow_self=True).bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(model, masks, from_store(clean, allow_self=True).bind(model, pairs.clean, pairs.corrupt))
     with torch.no_grad():
         plain = model(pairs.clean.tokens)
     assert max(max_difference(each, plain) for each in logits) < 1e-5
@@ -223,7 +209,7 @@ def test_cutting_every_edge_out_of_a_writer_is_patching_that_writer(family):
     masks = np.stack([graph.exists] * 2)
     for i, writer in enumerate(("input", "a1.2")):
         masks[i, graph.writers.index(writer)] = False
-    logits = circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
     patched = effects(model, pairs, sites=["resid_pre[0]", "z[1.2]"], value=from_store(corrupt))
     with torch.no_grad():
         base = logit_difference(model(pairs.clean.tokens), pairs)
@@ -235,7 +221,7 @@ def test_resampled_values_are_the_same_for_every_writer_of_an_example():
     model, pairs = model_of("gpt2"), make_pairs((6,) * 4)
     store = capture(model, pairs.clean, sites=["resid_pre", "z", "mlp_out"])
     bound = resample(store, seed=2).bind(model, pairs.clean)
-    empty = circuit_logits(model, Graph.of(model).exists[None] & False, bound)[0]
+    empty = run_circuits(model, Graph.of(model).exists[None] & False, bound)[0]
     donors = torch.stack([pairs.clean.tokens[pairs.clean.ids.index(donor)] for donor in bound.source.ids])
     with torch.no_grad():
         assert max_difference(empty, model(donors)) < 1e-5
@@ -246,7 +232,7 @@ def test_models_that_scale_what_their_heads_write_are_refused_rather_than_run_wr
     model, (pairs, _, corrupt) = model_of("granite"), pairs_and_stores("granite")
     masks = random_circuits(Graph.of(model), 1)
     with pytest.raises(ModelError, match="scale"):
-        circuit_logits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+        run_circuits(model, masks, from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
 
 
 def test_a_circuit_run_leaves_the_model_as_it_was():
@@ -254,5 +240,5 @@ def test_a_circuit_run_leaves_the_model_as_it_was():
     _, corrupt = capture_pairs(model, pairs)
     with torch.no_grad():
         before = model(pairs.clean.tokens)
-        circuit_logits(model, random_circuits(Graph.of(model), 1), from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+        run_circuits(model, random_circuits(Graph.of(model), 1), from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
         assert torch.equal(model(pairs.clean.tokens), before)

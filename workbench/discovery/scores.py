@@ -16,7 +16,7 @@ from workbench.discovery.contexts import conditional_scores, exact_scores
 from workbench.engine.atp_star import atp_star_table
 from workbench.engine.circuits import Batch, Circuits
 from workbench.engine.edge_gradients import EdgeTable, Sources
-from workbench.engine.edits import Value
+from workbench.engine.edits import Value, check_value
 from workbench.engine.gradient_runs import Runs, groups, shares
 from workbench.engine.reference import memory_budget, rows_per_forward
 from workbench.engine.slopes import Maps
@@ -105,6 +105,7 @@ def score_edges(
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
         raise UnknownName("axis to keep", unknown[0], ("example", "pos"))
+    check_value(value)
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
         raise WorkbenchError(

@@ -84,8 +84,14 @@ class CircuitWalk:
         self.pos = torch.arange(self.start, longest, device=device)
         self.read = None if places is None or places.ndim > 1 else places.to(device)
         classes = token_classes(graph, bound.prompts)
+        # Behind the prompt an answer's tokens have no other value: every edge is there, which makes a class of its own.
+        behind = torch.arange(longest) >= bound.reach[:, None]
+        self.continued = bool((behind & (torch.arange(longest) < bound.prompts.lengths[:, None])).any())
+        if self.continued:
+            own = len(graph.positions or (None,))
+            classes = (torch.zeros_like(bound.prompts.tokens) if classes is None else classes).masked_fill(behind, own)
         self.classes = None if classes is None else classes[:, self.start :].to(device)
-        self.exists = torch.from_numpy(graph.exists)
+        self.exists = torch.from_numpy(graph.whole.exists)
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +134,9 @@ class _Passage:
 
     def __init__(self, walk: CircuitWalk, keep: Tensor) -> None:
         self.walk, self.decoder, self.graph, self.shape = walk, walk.decoder, walk.graph, walk.shape
+        if walk.continued:
+            whole = walk.exists.to(keep).expand(len(keep), 1, *walk.exists.shape)
+            keep = torch.cat((keep if keep.ndim == 4 else keep[:, None], whole), 1)
         self.keep = keep.to(walk.decoder.device, walk.decoder.dtype)
         self.n, self.soft = len(keep), keep.requires_grad
         self.tokens, self.classes, self.queries = slice(walk.start, None), walk.classes, walk.pos

@@ -16,6 +16,7 @@ from workbench.engine.circuit_walk import CircuitWalk
 from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
+from workbench.engine.parts import check_parts_add_up
 from workbench.engine.plan import fast_decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference import forward, memory_budget, rows_per_forward
@@ -89,6 +90,8 @@ class Circuits:
         self.metric, self.bound = self.asked.metric, bind(model, self.asked, value)
         self.longest = int(self.asked.pairs.clean.lengths.max())
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
+        if self.decoder is None:
+            check_parts_add_up(model)
 
     @property
     def engine(self) -> str:
@@ -104,7 +107,7 @@ class Circuits:
         readers = max(shape.n_heads + 2 * shape.n_kv_heads, shape.d_mlp if graph.neurons else 0)
         streams = 2 * len(graph.writers) + 4 * readers + 8
         each = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
-        each += 0 if graph.positions is None else len(graph.writers) * readers
+        each += 0 if graph.positions is None and self.asked.plain else len(graph.writers) * readers
         room = memory_budget(model_device(self.model), self.budget)
         return max(1, room // (each * self.longest * self.decoder.embed.element_size()))
 

@@ -35,6 +35,10 @@ class _ContinuedBound(Bound):
         super().__init__(inner.value, prompts)
         self.inner = inner
 
+    @property
+    def reach(self) -> Tensor:
+        return self.inner.prompts.lengths
+
     def select(self, examples: Sequence[int]) -> Bound:
         return _ContinuedBound(self.inner.select(examples), self.prompts.select(examples))
 

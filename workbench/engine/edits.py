@@ -71,6 +71,11 @@ class Bound:
     def __init__(self, value: "Value", prompts: Prompts) -> None:
         self.value, self.prompts = value, prompts
 
+    @property
+    def reach(self) -> Tensor:
+        """[example]: how many of its tokens the value may be written at; what comes behind them is left as it is."""
+        return self.prompts.lengths
+
     def select(self, examples: Sequence[int]) -> "Bound":
         """The same value for some of the prompts; nothing is checked again."""
         return Bound(self.value, self.prompts.select(examples))

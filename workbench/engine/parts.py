@@ -75,6 +75,7 @@ class Block:
         return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
 
 
+@torch.no_grad()
 def check_parts_add_up(model: Any) -> None:
     """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its MLP's output.
 
