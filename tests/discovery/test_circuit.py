@@ -296,10 +296,12 @@ def test_scores_with_kept_axes_are_averaged_and_then_cut():
 
 def test_what_cannot_be_cut_is_refused():
     scores = scores_of(Graph(FULL))
-    for both in ({}, {"n_edges": 3, "threshold": 0.5}):
+    for both, given_ in (({}, "none"), ({"n_edges": 3, "threshold": 0.5}, "n_edges, threshold")):
         with pytest.raises(CircuitError) as error:
             find_circuit(scores, **both)
-        assert str(error.value) == "find_circuit: give exactly one of n_edges= and threshold=."
+        assert str(error.value) == (
+            f"find_circuit: give exactly one of n_edges=, threshold=, n_nodes=, min_faithfulness=; given: {given_}."
+        )
     n = Graph(FULL).n_edges
     for wrong in (-1, n + 1):
         with pytest.raises(CircuitError) as error:
