@@ -8,6 +8,7 @@ A finer graph splits MLPs into neurons (`m{l}:{n}` is a writer and a reader), or
 for each index or name, and `rest` for the tokens of none. Its matrices are then [pos, writer, reader].
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,8 +19,18 @@ import numpy as np
 from workbench.errors import SiteError
 from workbench.sites import Edge, Position, Shape, parse_node
 
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 REST = "rest"
 """The class of tokens at none of a graph's positions."""
+
+
+def _plain(number: Any) -> Any:
+    """A whole number of numpy as a plain one; everything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
+
+
+def _is_whole(number: Any) -> bool:
+    return type(number) is int and number >= 0
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,15 @@ class Graph:
     neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.positions is not None and (self.positions[-1:] != (REST,) or len(set(self.positions)) < len(self.positions)):
+        places = () if self.positions is None else self.positions
+        for place in places:
+            if not (_is_whole(place) or (isinstance(place, str) and _NAME.fullmatch(place))):
+                raise SiteError(f"{place!r} is no position of a graph: give indices from 0 up, or names such as 'END'.")
+        if places == (REST,) or (places == () and self.positions is not None):
+            raise SiteError(f"A graph with positions needs one beside {REST!r}, which is every other token; positions=None tells none apart.")  # fmt: skip
+        if places and (places[-1] != REST or len(set(places)) < len(places)):
             raise SiteError(f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...).")
-        wrong = [layer for layer in self.neurons if not 0 <= layer < self.shape.n_layers]
+        wrong = [layer for layer in self.neurons if not (_is_whole(layer) and layer < self.shape.n_layers)]
         if self.neurons and (self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons):
             raise SiteError(f"neurons={self.neurons}: this model has MLPs in {'no layer' if self.shape.attn_only else f'layers 0 to {self.shape.n_layers - 1}'}.")  # fmt: skip
 
@@ -66,11 +83,15 @@ class Graph:
         if isinstance(neurons, bool):
             layers = tuple(range(shape.n_layers)) if neurons else ()
         else:
-            layers = tuple(sorted({int(layer) for layer in (neurons if isinstance(neurons, Iterable) else [neurons])}))
+            many = isinstance(neurons, Iterable) and not isinstance(neurons, str)
+            layers = tuple(_plain(layer) for layer in (neurons if many else [neurons]))
+            layers = tuple(sorted(set(layers))) if all(map(_is_whole, layers)) else layers
         if positions is None:
             return cls(shape, None, layers)
-        given = [positions] if isinstance(positions, str | int) else list(positions)
-        return cls(shape, (*(place for place in dict.fromkeys(given) if place != REST), REST), layers)
+        many = isinstance(positions, Iterable) and not isinstance(positions, str)
+        given = tuple(_plain(place) for place in (positions if many else [positions]))
+        named = tuple(place for n, place in enumerate(given) if place != REST and place not in given[:n])
+        return cls(shape, (*named, REST), layers)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":

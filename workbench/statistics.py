@@ -10,6 +10,8 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import false_discovery_control
 
+from workbench.errors import WorkbenchError
+
 EXACT = 12
 """Up to so many rows every pattern of signs is tried."""
 
@@ -48,7 +50,8 @@ def bootstrap(
     values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together."""
-    rng = np.random.default_rng(seed)
+    check_level(level)
+    rng = np.random.default_rng(check_seed(seed))
     samples = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
     tail = (1 - level) / 2 * 100
     with warnings.catch_warnings():
@@ -127,6 +130,20 @@ def _kernel(x: np.ndarray) -> np.ndarray:
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
     return kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()
+
+
+def check_level(level: float) -> float:
+    """The coverage of an interval, if it is one. Raises `WorkbenchError` otherwise."""
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise WorkbenchError(f"level={level!r}: the coverage of an interval lies between 0 and 1, as in 0.95.")
+    return level
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is one. Raises `WorkbenchError` otherwise."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise WorkbenchError(f"seed={seed!r}: a whole number from 0 up is needed.")
+    return seed
 
 
 def _nanmean(sample: np.ndarray) -> np.ndarray:

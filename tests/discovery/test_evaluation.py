@@ -9,7 +9,8 @@ import torch
 from families import FAMILIES, NATIVES, build, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, untyped
 
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.evaluation import SIZES, evaluate, faithfulness_curve
+from workbench.discovery.curves import SIZES, faithfulness_curve
+from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
@@ -41,7 +42,7 @@ def test_the_full_circuit_is_faithful_and_the_empty_one_is_not(family):
         assert result.n_edges.values.tolist() == [Graph.of(model).n_edges, 0]
     with torch.no_grad():
         ends = [logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
-    result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt))
+    result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), checks=())
     assert max_difference(result.m_full, ends[0]) < 1e-5
     assert max_difference(result.m_empty, ends[1]) < 1e-5
     assert max_difference(result.m_circuit[0], ends[0]) < 1e-5
@@ -82,7 +83,7 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
     for value in (from_store(corrupt), mean(clean)):
         together = evaluate(circuits, model, pairs, value=value, metric=metric)
         for i, circuit in enumerate(circuits[:2]):
-            alone = evaluate(circuit, model, pairs, value=value, metric=metric)
+            alone = evaluate(circuit, model, pairs, value=value, metric=metric, checks=())
             assert alone.sizes["circuit"] == 1
             for name in ("faithfulness", "low", "high", "mean_of_ratios", "n_edges"):
                 assert np.allclose(alone[name][0], together[name][i], rtol=1e-3), name

@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.search import graph_of, matrix_of
+from workbench.discovery.search import graph_of, is_number, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.engine.edits import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.graph import Graph
 from workbench.models.load import one_fingerprint
 from workbench.sites import Position
+from workbench.statistics import check_seed
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -78,8 +79,15 @@ def acdc(
         raise CircuitError("acdc: scores= goes with order='scores', and that order needs it.")
     if type(at_once) is not int or at_once < 1:
         raise CircuitError(f"acdc: at_once={at_once}; at least one edge is tried at a time.")
+    if threshold is not None and not (is_number(threshold) and threshold >= 0):
+        raise CircuitError(f"acdc: threshold={threshold}; it is a cost, so a finite number from 0 up.")
+    if scores is not None and positions is not None:
+        raise CircuitError("acdc: the graph of scores= has its positions already: leave positions= out.")
+    check_seed(seed)
     measure = as_metric(metric)
     graph = Graph.of(model, positions=positions) if scores is None else graph_of(scores)
+    if scores is not None and not np.isfinite(matrix_of(scores, graph)[graph.exists]).all():
+        raise CircuitError("acdc: some edges have no finite score. Check the metric and the edits that made them.")
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     sign = -1.0 if measure.higher_is_better else 1.0
     full = sign * float(runs.full.mean())
@@ -87,8 +95,6 @@ def acdc(
         threshold = 0.01 * abs(sign * float(runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool)).mean()) - full)
         if threshold == 0:
             raise MetricError(f"acdc: {measure.name} is the same with every edge and with none, so no edge can matter.")
-    if not threshold >= 0:
-        raise CircuitError(f"acdc: threshold={threshold}; it is a cost, so 0 or more.")
     trial = _Trial(runs, sign, float(threshold), at_once, full)
     with tqdm(total=graph.n_edges, desc="acdc", unit="edge", disable=None if progress else True, leave=False) as bar:
         for reader in reversed(range(len(graph.readers))):

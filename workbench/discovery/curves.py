@@ -1,6 +1,6 @@
 """Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are drawn again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
-from workbench.discovery.search import RANKINGS, find_circuit, graph_of
+from workbench.discovery.search import RANKINGS, find_circuit, graph_of, is_number
 from workbench.engine.edits import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, ratio_of_means
+from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
 from workbench.tasks.metrics import Metric
 from workbench.tasks.pairs import PromptPairs
 
@@ -48,6 +48,11 @@ def faithfulness_curve(
     Source: MIB, Mueller et al. 2504.13151.
     """
     graph = graph_of(scores)
+    if isinstance(value, Mapping):
+        raise CircuitError("faithfulness_curve: a curve has one other value. Make one curve for each.")
+    sizes = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]  # pyright: ignore[reportAssignmentType]
+    if not sizes or not all(is_number(share) and 0 <= share <= 1 for share in sizes):
+        raise CircuitError(f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one.")
     counts = [int(share * graph.n_edges) for share in sizes]
     circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
     result = evaluate(
@@ -104,16 +109,26 @@ def stability(
     Raises:
         CircuitError: scores without examples, or too few draws.
     """
-    if "example" not in scores.dims:
+    if "example" not in getattr(scores, "dims", ()):
         raise CircuitError("stability: scores of every prompt are needed: score_edges(..., keep=('example',)).")
-    if draws < 2:
+    if not scores.sizes["example"]:
+        raise CircuitError("stability: there is no prompt to draw again.")
+    check_level(level)
+    check_seed(seed)
+    if type(draws) is not int or draws < 2:
         raise CircuitError(f"stability: draws={draws}; at least two circuits are compared.")
     rng = np.random.default_rng(seed)
     n = scores.sizes["example"]
     found = []
     for _ in range(draws):
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
-        found.append(find(sample).edges)
+        made = find(sample)
+        if not isinstance(made, Circuit):
+            raise CircuitError(f"stability: find= must return a Circuit, and it returned {type(made).__name__}.")
+        found.append(made)
+    if any(one.graph != found[0].graph for one in found):
+        raise CircuitError("stability: find= returned circuits of different graphs, which share no edges to compare.")
+    found = [one.edges for one in found]
     both = [(float((a & b).sum()), float((a | b).sum())) for a, b in pairwise(found)]
     each = np.array([shared / either if either else 1.0 for shared, either in both])
     tail = (1 - level) / 2 * 100

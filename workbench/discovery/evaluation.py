@@ -3,7 +3,7 @@
 f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), a ratio of dataset means; the mean of ratios is reported beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from workbench.engine.edits import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.models.load import one_fingerprint
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, ratio_of_means
+from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -70,17 +70,21 @@ def evaluate(
     >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())["faithfulness"][0])
     0.0
     """
-    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit) if isinstance(circuit, Iterable) else []
     if not circuits or not all(isinstance(each, Circuit) for each in circuits):
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
     for one in circuits:
         one.check_fits(model)
         if one.graph != circuits[0].graph:
             raise CircuitError(f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}.")
-    asked = (CHECKS if len(circuits) == 1 else ()) if checks is None else tuple(checks)
+    asked = (
+        (CHECKS if len(circuits) == 1 else ()) if checks is None else ((checks,) if isinstance(checks, str) else tuple(checks))
+    )
     wrong = [name for name in asked if name not in CHECKS]
     if wrong:
         raise UnknownName("check of a circuit", wrong[0], CHECKS)
+    check_level(level)
+    check_seed(seed)
     if isinstance(value, Mapping):
         if not value:
             raise CircuitError("evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}.")
@@ -128,6 +132,10 @@ def minimality(
         Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1 %), `without`.
     Source: Wang et al. 2211.00593.
     """
+    if not isinstance(circuit, Circuit):
+        raise CircuitError(f"minimality: give one Circuit, not {type(circuit).__name__}.")
+    check_level(level)
+    check_seed(seed)
     circuit.check_fits(model)
     measure = as_metric(metric)
     runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)

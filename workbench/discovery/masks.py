@@ -15,12 +15,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.discovery.circuit import Circuit
+from workbench.discovery.search import is_number
 from workbench.engine.circuits import Batch, Circuits
 from workbench.engine.edits import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.graph import Graph
 from workbench.models.load import one_fingerprint
 from workbench.sites import Position
+from workbench.statistics import check_seed
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -75,6 +77,9 @@ def learn_circuit(
     for name, number in (("steps", steps), ("batch", batch)):
         if type(number) is not int or number < 1:
             raise CircuitError(f"learn_circuit: {name}={number}; a whole number from 1 up is needed.")
+    if not (is_number(lr) and lr > 0):
+        raise CircuitError(f"learn_circuit: lr={lr}; a finite number above 0 is needed.")
+    check_seed(seed)
     measure = as_metric(metric)
     graph = Graph.of(model, positions=positions)
     on = "edges" if n_nodes is None else "nodes"
@@ -174,8 +179,9 @@ def _train(
         optimizer.zero_grad()
         wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
         miss = gates.open_share() - wanted
-        total = loss(runs.soft(gates.sample(), batch), batch) + multipliers[0] * miss + multipliers[1] * miss**2
-        if not total.requires_grad or not bool(torch.isfinite(total)):
+        distance = loss(runs.soft(gates.sample(), batch), batch)
+        total = distance + multipliers[0] * miss + multipliers[1] * miss**2
+        if not distance.requires_grad or not bool(torch.isfinite(total)):
             raise MetricError(f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, prob_diff or nll.")
         total.backward()
         optimizer.step()

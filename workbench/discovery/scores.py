@@ -26,6 +26,7 @@ from workbench.methods.effects import effects
 from workbench.models.load import model_device, one_fingerprint
 from workbench.results import effect_array
 from workbench.sites import Position, Site
+from workbench.statistics import check_seed
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
@@ -88,7 +89,7 @@ def score_edges(
         attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`.
 
     Raises:
-        UnknownName, MetricError, PromptError, StoreError, EditError, ModelError: see the messages.
+        UnknownName, SiteError, MetricError, PromptError, StoreError, EditError, ModelError: see the messages.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -96,7 +97,7 @@ def score_edges(
     >>> int(scores.notnull().sum())
     1519
     """
-    if method not in METHODS:
+    if method not in tuple(METHODS):
         raise UnknownName("method of score_edges", method, METHODS)
     if grid not in GRIDS:
         raise UnknownName("grid of steps", grid, GRIDS)
@@ -106,6 +107,7 @@ def score_edges(
     if unknown:
         raise UnknownName("axis to keep", unknown[0], ("example", "pos"))
     check_value(value)
+    check_seed(seed)
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
         raise WorkbenchError(
@@ -305,7 +307,17 @@ def score_nodes(
     """
     if method not in NODE_METHODS:
         raise UnknownName("method of score_nodes", method, NODE_METHODS)
+    wrong = [name for name in more if name not in ("steps", "grid", "seed", "normalized")]
+    if wrong:
+        raise UnknownName("argument of score_nodes", wrong[0], ("steps", "grid", "seed", "normalized"))
+    unknown = [axis for axis in keep if axis != "example"]
+    if unknown:
+        raise UnknownName("axis to keep of node scores", unknown[0], ("example",))
     graph = Graph.of(model)
+    if more.get("normalized") and method in ("exact", "gradient", "integrated", "atp-star"):
+        raise WorkbenchError(
+            f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True goes with methods of edges, such as eap."
+        )
     if method in ("exact", "gradient", "integrated", "atp-star"):
         sites = [_site_of(name) for name in graph.writers]
         steps = {"steps": more["steps"]} if "steps" in more else {}

@@ -72,6 +72,10 @@ def find_circuit(
     if strategy not in STRATEGIES:
         raise UnknownName("strategy", strategy, STRATEGIES)
     if n_nodes is not None:
+        if strategy == "greedy":
+            raise CircuitError(
+                "find_circuit: greedy grows a circuit by its edges, so it goes with n_edges= and not with n_nodes=."
+            )
         return _of_nodes(scores, n_nodes, by)
     graph = graph_of(scores)
     values = matrix_of(scores, graph)
@@ -83,7 +87,7 @@ def find_circuit(
             raise CircuitError(
                 "find_circuit: a threshold says which edges, so there is nothing to grow: use n_edges= with greedy."
             )
-        if not np.isfinite(threshold):
+        if not is_number(threshold):
             raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
         return _made(scores, graph, rank >= threshold, values, by)
     if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
@@ -145,10 +149,17 @@ def _enough(
     """The smallest size found whose circuit is faithful enough."""
     if model is None or pairs is None:
         raise CircuitError("find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on.")
-    if not np.isfinite(target):
+    if not is_number(target):
         raise CircuitError(f"find_circuit: min_faithfulness={target} is not a finite number.")
+    if graph.shape != Graph.of(model).shape:
+        raise CircuitError(f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}.")
     runs = Circuits(
-        model, graph, pairs, value=value or value_of(scores, model, pairs), metric=metric_of(scores, metric), budget=budget
+        model,
+        graph,
+        pairs,
+        value=value_of(scores, model, pairs) if value is None else value,
+        metric=metric_of(scores, metric),
+        budget=budget,
     )
     empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 
@@ -195,13 +206,14 @@ def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor]
 
 
 def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
+    _check_array(scores)
     if scores.dims != ("writer",):
         raise CircuitError(
             f"find_circuit: n_nodes= needs node scores with dims (writer,), not {scores.dims}: use wb.score_nodes(...)."
         )
     graph = _graph_of(scores)
     values = _supporting(scores)
-    if tuple(scores["writer"].values) != graph.writers:
+    if "writer" not in scores.coords or tuple(scores["writer"].values) != graph.writers:
         raise CircuitError(f"These node scores are not over all writers in graph order ({graph}): do not select or sort them.")
     if not (type(n_nodes) is int and 0 <= n_nodes < len(graph.writers)):
         raise CircuitError(f"find_circuit: n_nodes={n_nodes}; this graph has {len(graph.writers) - 1} heads and MLPs.")
@@ -237,6 +249,7 @@ def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
 
 def graph_of(scores: xr.DataArray) -> Graph:
     """The graph that edge scores belong to. Raises `CircuitError` for anything else."""
+    _check_array(scores)
     plain = [dim for dim in scores.dims if dim != "pos"]
     if plain not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
         raise CircuitError(
@@ -244,17 +257,33 @@ def graph_of(scores: xr.DataArray) -> Graph:
         )
     graph = _graph_of(scores)
     own = graph.positions is not None
-    if ("pos" in scores.dims) != own or (own and list(scores["pos"].values) != [str(p) for p in graph.positions or ()]):
+    if scores.dims[: len(scores.dims) - len(plain)] != (("pos",) if own else ()) or (
+        own and list(scores["pos"].values) != [str(p) for p in graph.positions or ()]
+    ):
         raise CircuitError(f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first.")
+    names = [graph.writers, graph.readers]
     if "edge" in scores.dims:
-        whole = scores.sizes["edge"] == graph.whole.n_edges
-    else:
-        whole = tuple(scores["writer"].values) == graph.writers and tuple(scores["reader"].values) == graph.readers
-    if not whole:
+        names = [np.asarray(each)[at].tolist() for each, at in zip(names, np.nonzero(graph.whole.exists), strict=True)]
+    found = [scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")]
+    if found != [list(each) for each in names]:
         raise CircuitError(
             f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
         )
     return graph
+
+
+def is_number(number: Any) -> bool:
+    """Whether it is a finite real number."""
+    return isinstance(number, int | float | np.integer | np.floating) and type(number) is not bool and bool(np.isfinite(number))
+
+
+def _check_array(scores: Any) -> None:
+    if not isinstance(scores, xr.DataArray):
+        raise CircuitError(
+            f"Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not {type(scores).__name__}."
+        )
+    if scores.dtype.kind not in "fiu":
+        raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
 
 
 def _graph_of(scores: xr.DataArray) -> Graph:

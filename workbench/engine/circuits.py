@@ -11,18 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
+from workbench.engine.circuit_run import check_runs_on_hooks, circuit_logits, circuits_per_forward
 from workbench.engine.circuit_walk import CircuitWalk
 from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
+from workbench.engine.mixing import check_classes
 from workbench.engine.parts import check_parts_add_up
 from workbench.engine.plan import fast_decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference import forward, memory_budget, rows_per_forward
 from workbench.engine.run import check_pairs
+from workbench.errors import CircuitError
 from workbench.graph import Graph
 from workbench.models.load import check_eval, model_device
+from workbench.sites import Shape
 from workbench.tasks.continuations import expand
 from workbench.tasks.metrics import Metric
 from workbench.tasks.pairs import PromptPairs
@@ -74,7 +77,7 @@ class Circuits:
         value: the other value of what is not in a circuit.
         budget: bytes of working memory.
     Raises:
-        ModelError, MetricError, PromptError, StoreError, EditError: see the messages.
+        CircuitError, ModelError, MetricError, PromptError, StoreError, EditError: see the messages.
     """
 
     def __init__(
@@ -82,8 +85,12 @@ class Circuits:
     ) -> None:
         check_eval(model)
         check_value(value)
-        metric.check(pairs)
+        memory_budget(model_device(model), budget)
+        if graph.shape != Shape.of(model):
+            raise CircuitError(f"These edges are of another model: {graph}; this one has {Graph.of(model)}.")
         check_pairs(model, pairs)
+        check_classes(graph, pairs.clean)
+        metric.check(pairs)
         self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
         # Answers of several tokens are runs of their own; of any other metric the rows are the pairs.
         self.asked = expand(model, pairs, metric)
@@ -92,6 +99,7 @@ class Circuits:
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
         if self.decoder is None:
             check_parts_add_up(model)
+            check_runs_on_hooks(graph)
 
     @property
     def engine(self) -> str:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.graph import Graph
+from workbench.errors import PromptError
+from workbench.graph import REST, Graph
 from workbench.tasks.pairs import Prompts
 
 
@@ -26,6 +27,19 @@ def mixed(
     if len(written) == 1:
         return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(circuits, readers, *tokens)
     return (weight.transpose(1, 2) @ written.flatten(2)).view(circuits, readers, *tokens)
+
+
+def check_classes(graph: Graph, prompts: Prompts) -> None:
+    """Raise `PromptError` when no prompt has one of the graph's positions, `UnknownName` when none has such a name."""
+    places = graph.positions or ()
+    if places and REST in prompts.positions:
+        raise PromptError(
+            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its positions: rename it."
+        )
+    for place in places[:-1]:
+        if not bool((prompts.at(place) >= 0).any()):
+            longest = int(prompts.lengths.max())
+            raise PromptError(f"No prompt has the position {place!r} of the graph: the longest has {longest} tokens.")
 
 
 def token_classes(graph: Graph, prompts: Prompts) -> Int[Tensor, "example pos"] | None:

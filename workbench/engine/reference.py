@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import EditError, MetricError, SiteError
+from workbench.errors import EditError, MetricError, SiteError, WorkbenchError
 from workbench.models.load import check_eval, model_device
 from workbench.sites import KINDS, Key, Shape
 
@@ -191,6 +191,8 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
 def memory_budget(device: torch.device, budget: int | None) -> int:
     """Bytes of working memory: as given, else 1 GiB on a CPU and half of the free memory of a GPU."""
     if budget is not None:
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise WorkbenchError(f"budget={budget!r}: bytes of working memory are a whole number from 1 up, or None.")
         return budget
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
 
