@@ -83,13 +83,13 @@ class Graph:
         if isinstance(neurons, bool):
             layers = tuple(range(shape.n_layers)) if neurons else ()
         else:
-            many = isinstance(neurons, Iterable) and not isinstance(neurons, str)
-            layers = tuple(_plain(layer) for layer in (neurons if many else [neurons]))
+            many = neurons if isinstance(neurons, Iterable) and not isinstance(neurons, str) else [neurons]
+            layers = tuple(_plain(layer) for layer in many)
             layers = tuple(sorted(set(layers))) if all(map(_is_whole, layers)) else layers
         if positions is None:
             return cls(shape, None, layers)
-        many = isinstance(positions, Iterable) and not isinstance(positions, str)
-        given = tuple(_plain(place) for place in (positions if many else [positions]))
+        several = positions if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
+        given = tuple(_plain(place) for place in several)
         named = tuple(place for n, place in enumerate(given) if place != REST and place not in given[:n])
         return cls(shape, (*named, REST), layers)
 

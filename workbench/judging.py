@@ -117,16 +117,18 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
     sections: list[tuple[Any, ...]] = [
         ("Methods", overview(rows), "Planted models by kind of value: area under the ROC curve of edges ranked by the size of their scores (mean, and the worst model), MIB's area, the share of true edges among as many best ones as there are, and on held-out prompts CPR (signed) and CMD (by size). Below, the tasks of tiny, whose true edges nobody knows."),
     ]  # fmt: skip
-    known = frame[frame["edge_auroc"].notna()]
-    for value in known["value"].unique():
-        part = known[known["value"] == value]
-        table = part.pivot(index="model", columns="method", values="edge_auroc").reindex(columns=part["method"].unique())
+    known = frame.dropna(subset=["edge_auroc"])
+    for value in dict.fromkeys(known["value"].tolist()):
+        part = pd.DataFrame(known[known["value"] == value])
+        table = part.pivot(index="model", columns="method", values="edge_auroc").reindex(
+            columns=list(dict.fromkeys(part["method"]))
+        )
         sections.append(
             (f"Edge AUROC, {value} values", bench_figure(table), "1: every true edge outranks every false one; 0.5: chance.")
         )
-    tiny = frame[frame["model"] == "tiny"]
+    tiny = pd.DataFrame(frame[frame["model"] == "tiny"])
     if len(tiny):
-        table = tiny.pivot(index="task", columns="method", values="cmd").reindex(columns=tiny["method"].unique())
+        table = tiny.pivot(index="task", columns="method", values="cmd").reindex(columns=list(dict.fromkeys(tiny["method"])))
         sections.append(
             (
                 "CMD on tiny",

@@ -431,7 +431,7 @@ def test_neurons_on_hooks_and_unknown_positions_are_refused():
 
 
 def test_models_whose_parts_do_not_add_up_are_refused_before_anything_runs():
-    with pytest.raises(ModelError, match="^Block 0 does not add the plain sum of its heads"):
+    with pytest.raises(ModelError, match=r"^Block 0 does not add the plain sum of its heads"):
         Circuits(model_of("granite"), Graph.of(model_of("granite")), make_pairs(), value=zero(), metric=metric("logit_diff"))
 
 

@@ -136,15 +136,19 @@ def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
         with _watched() as used:
             found = find_by(method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more)
     except WorkbenchError as error:
-        return Row(case.name, case.task, case.value, method, *[nothing] * 7, 0, str(error))
-    areas = [
-        float(faithfulness_curve(found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False).attrs["area"])
-        for by in ("signed", "magnitude")
-    ]  # fmt: skip
-    known = [nothing] * 3
-    if case.truth is not None:
-        known = [f(found.scores, case.truth) for f in (edge_auroc, edge_auroc_mib, precision_at_true_size)]
-    return Row(case.name, case.task, case.value, method, *known, *areas, used["seconds"], used["peak_mb"], found.forwards)
+        nothings = (nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+        return Row(case.name, case.task, case.value, method, *nothings, 0, str(error))
+
+    def area(by: str) -> float:
+        curve = faithfulness_curve(found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False)
+        return float(curve.attrs["area"])
+
+    known = {"edge_auroc": edge_auroc, "edge_auroc_mib": edge_auroc_mib, "precision": precision_at_true_size}
+    truth = {name: nothing if case.truth is None else f(found.scores, case.truth) for name, f in known.items()}
+    return Row(
+        case.name, case.task, case.value, method, truth["edge_auroc"], truth["edge_auroc_mib"], truth["precision"],
+        area("signed"), area("magnitude"), used["seconds"], used["peak_mb"], found.forwards,
+    )  # fmt: skip
 
 
 def _value(case: _Case, pairs: PromptPairs) -> Value:
@@ -182,12 +186,14 @@ def overview(rows: Sequence[Row]) -> pd.DataFrame:
     """Each method over the planted models: mean and worst AUROC, precision; and over `tiny` mean CPR and CMD."""
     frame = pd.DataFrame([asdict(row) for row in rows])
     lines = []
-    for (value, method), part in frame[frame["model"] != "tiny"].groupby(["value", "method"], sort=False):
-        worst = part["edge_auroc"].idxmin() if part["edge_auroc"].notna().any() else None
+    planted_rows = pd.DataFrame(frame[frame["model"] != "tiny"])
+    for value, method in dict.fromkeys(zip(planted_rows["value"], planted_rows["method"], strict=True)):
+        part = pd.DataFrame(planted_rows[(planted_rows["value"] == value) & (planted_rows["method"] == method)])
+        ranked = part.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
         lines.append(
             {
                 "value": value, "method": method, "models": len(part), "mean AUROC": part["edge_auroc"].mean(),
-                "worst AUROC": part["edge_auroc"].min(), "worst on": "" if worst is None else part.loc[worst, "model"],
+                "worst AUROC": part["edge_auroc"].min(), "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
                 "mean AUROC (MIB)": part["edge_auroc_mib"].mean(), "mean precision": part["precision"].mean(),
                 "mean CPR": part["cpr"].mean(), "mean CMD": part["cmd"].mean(), "seconds": part["seconds"].sum(),
             }

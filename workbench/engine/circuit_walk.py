@@ -249,8 +249,8 @@ class _Passage:
         names = written.names
         if not names:
             return
-        kept, cut = (each[names][:, at].any(1) for each in (self.kept, self.cut))
-        picked, weight = (np.ones_like(kept) if self.soft else kept), self.keep
+        kept, cut = (np.asarray(each[names][:, at].any(1)) for each in (self.kept, self.cut))
+        picked, weight = (np.ones(len(names), dtype=bool) if self.soft else kept), self.keep
         if not self.soft and cut.sum() <= kept.sum():
             assert written.total is not None
             yield written.total[rows][:, None]

@@ -33,4 +33,4 @@ def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, spli
 
 def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:
     rows = tokens.tolist()
-    return Prompts.of(rows, strings=[[words[token] for token in row] for row in rows], bos=True)
+    return Prompts.of(rows, strings=[[str(words[token]) for token in row] for row in rows], bos=True)
