@@ -176,7 +176,7 @@ def _evaluations(
     columns = {name: [float(row[name]) for row in rows.values()] for name in names}
     others = {
         "complement, held-out": ("complement", circuit.graph.n_edges - circuit.n_edges),
-        f"{RANDOM_CIRCUITS} random circuits, held-out": ("random", circuit.n_requested),
+        f"{RANDOM_CIRCUITS} random circuits": ("random", circuit.n_requested),
     }
     for field, edges in others.values():
         numbers = (*(float(best[f"{field}{end}"]) for end in ("", "_low", "_high")), float("nan"), edges, 0.0)
