@@ -35,8 +35,10 @@ def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, roo
             _Attention(runs, layer, [plain, *dropped]).add(tables, room)
     signed, *magnitudes = (table.values for table in tables)
     if magnitudes:
-        # The run that drops a node's own layer sees nothing of it: the mean is over the others.
-        signed = signed.sign() * torch.stack([each.abs() for each in magnitudes]).sum(0) / (n_layers - 1)
+        # The run that drops a reader's own layer sees nothing of it: the mean is over the others; the logits have no layer.
+        seen = torch.full((len(runs.graph.readers),), n_layers - 1.0, dtype=signed.dtype)
+        seen[-1] = n_layers
+        signed = signed.sign() * torch.stack([each.abs() for each in magnitudes]).sum(0) / seen
     return signed if "example" in keep else signed.sum(0, keepdim=True), 1 + len(magnitudes)
 
 

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.circuit_run import circuit_logits, circuits_per_forward
+from workbench.engine.circuit_run import check_hooks_suffice, circuit_logits, circuits_per_forward
 from workbench.engine.circuit_walk import CircuitWalk
 from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
-from workbench.engine.parts import check_parts_add_up
 from workbench.engine.plan import fast_decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference import forward, memory_budget, rows_per_forward
@@ -91,7 +90,7 @@ class Circuits:
         self.longest = int(self.asked.pairs.clean.lengths.max())
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
         if self.decoder is None:
-            check_parts_add_up(model)
+            check_hooks_suffice(model, graph)
 
     @property
     def engine(self) -> str:
