@@ -36,16 +36,20 @@ def circuit_logits(
     Raises:
         ModelError: a graph of neurons, which the fast engine alone runs; a model whose parts do not add up.
     """
-    check_parts_add_up(model)
-    check_runs_on_hooks(graph)
+    check_hooks_suffice(model, graph)
+    walk = _Walk(model, graph, keep, bound)
+    tokens = stacked(bound.prompts.tokens, len(keep))
+    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
+    return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
     walk = _Walk(model, graph, keep, bound)
     tokens = stacked(bound.prompts.tokens, len(keep))
     logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
     return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
-def check_runs_on_hooks(graph: Graph) -> None:
-    """Raise `ModelError` for a graph of neurons."""
+def check_hooks_suffice(model: Any, graph: Graph) -> None:
+    """Raise `ModelError` for what hooks cannot run: a graph of neurons, a model whose parts do not add up."""
+    check_parts_add_up(model)
     if graph.neurons:
         raise ModelError(
             "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "

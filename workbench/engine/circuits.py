@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.circuit_run import check_runs_on_hooks, circuit_logits, circuits_per_forward
+from workbench.engine.circuit_run import check_hooks_suffice, circuit_logits, circuits_per_forward
 from workbench.engine.circuit_walk import CircuitWalk
 from workbench.engine.continued import bind
 from workbench.engine.decoder import Decoder
 from workbench.engine.edits import Bound, Value, check_value
 from workbench.engine.mixing import check_classes
-from workbench.engine.parts import check_parts_add_up
 from workbench.engine.plan import fast_decoder
 from workbench.engine.readout import Readout
 from workbench.engine.reference import forward, memory_budget, rows_per_forward
@@ -98,8 +97,7 @@ class Circuits:
         self.longest = int(self.asked.pairs.clean.lengths.max())
         self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
         if self.decoder is None:
-            check_parts_add_up(model)
-            check_runs_on_hooks(graph)
+            check_hooks_suffice(model, graph)
 
     @property
     def engine(self) -> str:
