@@ -41,10 +41,6 @@ def circuit_logits(
     tokens = stacked(bound.prompts.tokens, len(keep))
     logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
     return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
-    walk = _Walk(model, graph, keep, bound)
-    tokens = stacked(bound.prompts.tokens, len(keep))
-    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
-    return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
 def check_hooks_suffice(model: Any, graph: Graph) -> None:
