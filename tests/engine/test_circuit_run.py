@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, asked, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, run_circuits
+from families import (
+    FAMILIES,
+    NATIVES,
+    VARIANTS,
+    asked,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    run_circuits,
+)
 from torch import Tensor
 from transformer_lens.tools.analysis import attribution_patching as peer
 

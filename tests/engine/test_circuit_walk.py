@@ -113,7 +113,10 @@ def test_the_walk_equals_the_run_on_hooks(family, value, positions):
 def drawn_circuits(draw):
     graph = Graph.of(model_of("llama"), positions=draw(st.sampled_from([None, (2,), POSITIONS])))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    masks = [graph.exists & (random.random(graph.exists.shape) < share) for share in draw(st.lists(st.floats(0, 1), min_size=1, max_size=3))]
+    masks = [
+        graph.exists & (random.random(graph.exists.shape) < share)
+        for share in draw(st.lists(st.floats(0, 1), min_size=1, max_size=3))
+    ]
     return graph, np.stack(masks)
 
 
@@ -252,7 +255,9 @@ def test_equal_circuits_are_run_once(family, monkeypatch):
     assert max_difference(got, alone[[1, 0, 1, 2, 0, 0]]) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "value"), [("gpt2", "from_store"), ("llama", "mean"), ("gptj", "from_store"), ("gpt2", "add")])
+@pytest.mark.parametrize(
+    ("family", "value"), [("gpt2", "from_store"), ("llama", "mean"), ("gptj", "from_store"), ("gpt2", "add")]
+)
 def test_a_small_budget_makes_more_batches_of_the_same_numbers(family, value):
     model, pairs = model_of(family), make_pairs((6, 4, 6, 5, 6), seed=2)
     graph = Graph.of(model)
@@ -289,7 +294,9 @@ def spread(logits):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "native-attn-only"])
-@pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "kl", "nll", "rank", "all", "sequence_logprob", "sequence_logprob_diff"])
+@pytest.mark.parametrize(
+    "name", ["logit_diff", "prob_diff", "kl", "nll", "rank", "all", "sequence_logprob", "sequence_logprob_diff"]
+)
 def test_metrics_of_the_walk_equal_those_of_hooks(family, name, monkeypatch):
     model, pairs = model_of(family, torch.float64), named_pairs((6, 6, 6, 6) if name == "all" else LENGTHS)
     pairs = several_tokens(pairs) if name.startswith("sequence") else pairs
@@ -357,7 +364,9 @@ def test_gemma_ends_are_the_clean_and_the_corrupt_run():
     assert runs.engine == "reference"
 
 
-@pytest.mark.parametrize("cut", [("a0.1",), ("a0.0", "a0.3"), ("m0",), ("input",), ("a0.0", "a0.1", "a0.2", "a0.3", "m0", "input")])
+@pytest.mark.parametrize(
+    "cut", [("a0.1",), ("a0.0", "a0.3"), ("m0",), ("input",), ("a0.0", "a0.1", "a0.2", "a0.3", "m0", "input")]
+)
 @pytest.mark.parametrize("reader", ["m1", "logits", "a1.2<q>", "a1.1<k>", "a1.0<v>"])
 def test_edges_of_gemma_taken_out_are_what_hand_written_hooks_say(cut, reader):
     """What the heads of a layer write is normed as a sum: the change is that of the normed sum."""
@@ -421,7 +430,7 @@ def test_neurons_on_hooks_and_unknown_positions_are_refused():
 
 
 def test_models_whose_parts_do_not_add_up_are_refused_before_anything_runs():
-    with pytest.raises(ModelError, match="^Block 0 does not add the plain sum of its heads"):
+    with pytest.raises(ModelError, match=r"^Block 0 does not add the plain sum of its heads"):
         Circuits(model_of("granite"), Graph.of(model_of("granite")), make_pairs(), value=zero(), metric=metric("logit_diff"))
 
 
