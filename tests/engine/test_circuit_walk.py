@@ -417,9 +417,8 @@ def test_gemma_has_norms_behind_attention():
 def test_neurons_on_hooks_and_unknown_positions_are_refused():
     model, pairs = model_of("gptj"), make_pairs()
     graph = Graph.of(model, neurons=True)
-    runs = Circuits(model, graph, pairs, value=zero(), metric=metric("logit_diff"))
     with pytest.raises(ModelError) as error:
-        runs.measure(graph.exists[None])
+        Circuits(model, graph, pairs, value=zero(), metric=metric("logit_diff"))
     assert str(error.value) == (
         "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "
         "Graph.of(model), and a value that does not depend on what is there."

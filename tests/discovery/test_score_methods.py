@@ -1,0 +1,553 @@
+"""Every method of edge scores has an identity or an oracle here; `test_scores.py` has first-order EAP's."""
+
+import numpy as np
+import pytest
+import torch
+from families import (
+    asked,
+    build,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    native,
+    pairs_and_stores,
+    untyped,
+)
+from sklearn.metrics import roc_auc_score
+
+import workbench.engine.circuits as circuits_module
+from workbench.discovery.scores import METHODS, score_edges, score_nodes
+from workbench.engine.capture import capture_pairs
+from workbench.engine.circuits import Circuits
+from workbench.engine.edits import from_store, mean, zero
+from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
+from workbench.graph import Graph
+from workbench.methods.effects import effects
+from workbench.methods.paths import path_effects
+from workbench.models.planted import planted
+from workbench.tasks.metrics import metric
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.planted import planted_pairs
+
+LINEAR = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt")
+"""Methods whose scores are sums of products, position by position."""
+STEPPED = ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
+
+
+def scored(model, pairs, corrupt, method="eap", **more):
+    return score_edges(model, pairs, value=from_store(corrupt), method=method, progress=False, **more)
+
+
+def uniform_attention(n_layers=2, dtype=torch.float64):
+    """A model in which all is linear: no norms, no MLPs, and queries of zero, so that every head attends evenly."""
+    model = native(n_layers=n_layers, attn_only=True, normalization_type=None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        for layer in range(n_layers):
+            port = dict(model.named_parameters())
+            stem = f"layers.{layer}._original_component.attn._original_component.q._original_component"
+            port[f"{stem}.weight"].zero_()
+            port[f"{stem}.bias"].zero_()
+    return model.to(dtype)
+
+
+# ---- exact
+
+
+@pytest.mark.parametrize(
+    ("family", "value"),
+    [("gpt2", "zero"), ("gpt2", "mean"), *((name, "from_store") for name in ("llama", "neox", "native-attn-only", "gptj"))],
+)
+def test_exact_scores_are_the_negated_effects_of_single_edges(family, value):
+    """The full circuit without an edge is the clean run in which that path alone carries the other value."""
+    model = model_of(family, torch.float64)
+    pairs, clean, corrupt = pairs_and_stores(family, (5, 6, 5), torch.float64)
+    made = {"from_store": from_store(corrupt), "zero": zero(), "mean": mean(clean)}[value]
+    graph = Graph.of(model)
+    scores = score_edges(model, pairs, value=made, method="exact", keep=("example",), progress=False)
+    paths = path_effects(
+        model, pairs, senders=list(graph.writers), receivers=list(graph.readers), value=made, mlps="frozen", progress=False
+    )
+    assert scores.dims == ("example", "writer", "reader")
+    there = graph.exists
+    tolerance = 1e-5 if family in ("llama", "gptj") else 1e-9
+    assert max_difference(scores.values[:, there], -paths.values[:, there]) < tolerance
+    assert scores.attrs["forwards"] == graph.n_edges + 1
+    plain = score_edges(model, pairs, value=made, method="exact", progress=False)
+    assert max_difference(plain, scores.mean("example")) < 1e-12
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_where_all_is_linear_every_method_is_exact(n_layers):
+    """Also where one group of writers moves at a time; AtP* takes sizes of sums without cancellation alone."""
+    model, pairs = uniform_attention(n_layers), make_pairs((6, 6, 6), changed=(1, 3))
+    _, corrupt = capture_pairs(model, pairs)
+    exact = scored(model, pairs, corrupt, "exact")
+    size = float(abs(exact).max())
+    assert size > 0.1
+    assert (abs(exact).sum("writer").values > 1e-6 * size).sum() > len(exact.reader) // 3, "values and the logits matter"
+    for method in LINEAR:
+        found, expected = scored(model, pairs, corrupt, method), exact
+        if method == "eap-ig-activations":  # what is set passes no gradient on, so edges before it miss a part
+            found, expected = (each.sel(reader="logits") for each in (found, exact))
+        assert max_difference(found, expected) < 1e-9 * size, method
+    with_sizes = scored(model, pairs, corrupt, "atp-star")
+    last = [name for name in exact.reader.values if name.startswith(f"a{n_layers - 1}.") or name == "logits"]
+    kept, expected = (each.sel(reader=last) for each in (with_sizes, exact))
+    assert max_difference(kept, expected) < 1e-9 * size
+
+
+# ---- methods along a way
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
+@pytest.mark.parametrize("value", ["from_store", "zero"])
+def test_the_grids_meet_eap_and_both_ends(family, value):
+    """One step from the right is the clean run, one from the left the other end; clean-corrupt is their mean."""
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
+    made = from_store(corrupt) if value == "from_store" else zero()
+
+    def of(method, **more):
+        return score_edges(model, pairs, value=made, method=method, progress=False, **more)
+
+    eap = of("eap")
+    size = float(abs(eap).max())
+    right, left = (of("eap-ig-inputs", steps=1, grid=grid) for grid in ("right", "left"))
+    assert max_difference(right, eap) < 1e-6 * size
+    assert max_difference(of("clean-corrupt"), (eap + left) / 2) < 1e-6 * max(size, float(abs(left).max()))
+    assert max_difference(left, eap) > 1e-3 * size
+    # four from the right and four from the left share three of their points
+    four = {grid: of("eap-ig-inputs", steps=4, grid=grid) for grid in ("right", "left")}
+    assert max_difference(4 * four["right"] - eap, 4 * four["left"] - left) < 1e-6 * 4 * max(size, float(abs(left).max()))
+    # midpoints of two are the odd quarters
+    odd = 4 * four["left"] - left - 2 * of("eap-ig-inputs", steps=2, grid="left") + left
+    assert max_difference(of("eap-ig-inputs", steps=2) * 2, odd) < 1e-6 * 4 * max(size, float(abs(left).max()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native", "gptj", "gemma2"])
+def test_integrated_edges_of_the_input_sum_to_the_whole_change(family):
+    """Between the two embeddings the gradient of the stream is the sum over all its readers: completeness."""
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    with torch.no_grad():
+        ends = [logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
+    scores = scored(model, pairs, corrupt, "eap-ig-inputs", steps=96, keep=("example",))
+    whole = scores.sel(writer="input").sum("reader")
+    size = float((ends[0] - ends[1]).abs().max())
+    assert max_difference(whole, ends[0] - ends[1]) < (5e-2 if family == "native" else 2e-3) * size  # relu has corners
+    few = scored(model, pairs, corrupt, "eap-ig-inputs", steps=1, grid="right", keep=("example",)).sel(writer="input")
+    assert max_difference(few.sum("reader"), ends[0] - ends[1]) > 2e-2 * size, "the gradient at one end says something else"
+
+
+@pytest.mark.parametrize("method", [*LINEAR, "atp-star", "exact"])
+def test_a_linear_readout_gives_edges_into_the_logits_their_exact_scores(method):
+    model = model_of("native-no-norm", torch.float64)
+    pairs, _, corrupt = pairs_and_stores("native-no-norm", dtype=torch.float64)
+    into = scored(model, pairs, corrupt, method).sel(reader="logits")
+    graph, value = Graph.of(model), from_store(corrupt)
+    cut = graph.exists.copy()
+    cut[:, -1] = False
+    runs = Circuits(model, graph, pairs, value=value, metric=metric("logit_diff"))
+    assert abs(float(into.sum()) - float((runs.full - runs.measure(cut[None])[0]).mean())) < 1e-9 * float(abs(into).max())
+    direct = path_effects(model, pairs, senders=list(graph.writers), receivers=["logits"], value=value, mlps="frozen")
+    assert max_difference(into, -direct[:, :, 0].mean("example")) < 1e-9
+
+
+# A slow oracle: TransformerLens' own split inputs, one group of writers, one share and one reader at a time.
+
+
+def hooked_slopes(model, pairs, group, between):
+    """Gradients of the summed logit difference at every reader's input, with the hook `group` set to `between`."""
+    kept = {}
+
+    def keep(name):
+        def hook(value, hook):
+            kept[name] = value.clone()  # a branch of its own
+            kept[name].retain_grad()
+            return kept[name]
+
+        return hook
+
+    n_layers = model.cfg.n_layers
+    names = [f"blocks.{layer}.hook_{at}" for layer in range(n_layers) for at in ("q_input", "k_input", "v_input")]
+    names.append(f"blocks.{n_layers - 1}.hook_resid_post")
+    names += [f"blocks.{layer}.ln2.hook_in" for layer in range(n_layers)]
+    hooks = [(name, keep(name)) for name in names]
+    if group is not None:
+        hooks.insert(0, (group, lambda value, hook: between.view_as(value).requires_grad_()))
+    with torch.enable_grad():
+        logits = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=hooks)
+        logit_difference(logits, pairs).sum().backward()
+    model.zero_grad()
+    return {name: torch.zeros_like(value) if value.grad is None else value.grad.detach() for name, value in kept.items()}
+
+
+def split_model(family):
+    model = build(family, dtype=torch.float64)
+    model.set_use_split_qkv_input(True)
+    return model
+
+
+@pytest.mark.parametrize("method", STEPPED)
+def test_methods_along_a_way_equal_a_loop_written_with_hooks(method):
+    family, steps = "gpt2", 3
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    graph, oracle = Graph.of(model), split_model(family)
+    groups = {"input": "blocks.0.hook_resid_pre"}
+    for layer in range(2):
+        groups |= {f"a{layer}": f"blocks.{layer}.attn.hook_z", f"m{layer}": f"blocks.{layer}.hook_mlp_out"}
+    values = {name: [asked(model, side.tokens, {}, at) for side in (pairs.clean, pairs.corrupt)] for name, at in groups.items()}
+    change = {}
+    for name, (clean, other) in values.items():
+        if name.startswith("a"):
+            for head in range(4):
+                change[f"{name}.{head}"] = (clean - other)[:, :, head] @ model.blocks[int(name[1])].attn.W_O[head].detach()
+        else:
+            change[name] = clean - other
+
+    def products(slopes, writers):
+        table = np.zeros(graph.exists.shape)
+        for u, writer in enumerate(graph.writers):
+            for v, reader in enumerate(graph.readers):
+                if graph.exists[u, v] and (writers is None or writer.split(".")[0] == writers):
+                    if reader == "logits":
+                        slope = slopes["blocks.1.hook_resid_post"]
+                    elif reader.startswith("m"):
+                        slope = slopes[f"blocks.{reader[1:]}.ln2.hook_in"]
+                    else:
+                        slope = slopes[f"blocks.{reader[1]}.hook_{reader[-2]}_input"][:, :, int(reader[3])]
+                    table[u, v] = float((change[writer] * slope).sum()) / 3
+        return table
+
+    expected = np.zeros(graph.exists.shape)
+    moving = {"input": groups["input"]} if method == "eap-ig-inputs" else groups
+    for name, at in moving.items():
+        clean, other = values[name]
+        for k in range(steps):
+            share = (k + 0.5) / steps
+            slopes = hooked_slopes(oracle, pairs, at, other + share * (clean - other))
+            expected += products(slopes, name if method == "ig-activations" else None) / steps
+    expected /= len(groups) if method == "eap-ig-activations" else 1
+    got = scored(model, pairs, corrupt, method, steps=steps)
+    assert max_difference(got.values[graph.exists], expected[graph.exists]) < 1e-9 * np.abs(expected).max()
+    assert got.attrs["forwards"] == steps * (1 if method == "eap-ig-inputs" else 5)
+    assert (got.attrs["steps"], got.attrs["grid"]) == (steps, "midpoint")
+
+
+# ---- the two engines
+
+
+def on_hooks(monkeypatch):
+    monkeypatch.setattr(circuits_module, "fast_decoder", lambda *given: (None, "the test says so"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native-attn-only"])
+@pytest.mark.parametrize("method", LINEAR)
+def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, monkeypatch):
+    model, (pairs, clean, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
+    long = torch.arange(1, 13).view(3, 2, 2)
+    several = PromptPairs(pairs.clean, pairs.corrupt, long, long.flip(0))
+    asks = [
+        (pairs, {"value": from_store(corrupt)}),
+        (pairs, {"value": mean(clean), "positions": [2, "END"], "metric": "nll"}),
+        (several, {"value": from_store(corrupt), "metric": "sequence_logprob_diff", "keep": ("example",)}),
+    ]
+    fast = [score_edges(model, each, method=method, progress=False, **more) for each, more in asks]
+    assert {each.attrs["engine"] for each in fast} == {family.split("-")[0]}
+    on_hooks(monkeypatch)
+    for (each, more), got in zip(asks, fast, strict=True):
+        slow = score_edges(model, each, method=method, progress=False, **more)
+        assert slow.attrs["engine"] == "hooks"
+        assert max_difference(got, slow) < (1e-5 if family == "llama" else 1e-9) * float(abs(slow).max()), more
+
+
+@pytest.mark.parametrize("reader", ["m1", "logits", "a1.2<q>", "a1.1<k>", "a1.0<v>"])
+def test_gemma_scores_are_the_slopes_of_what_its_norms_make_of_each_change(reader):
+    """A head's edge carries what the norm behind attention makes of its change; finite differences at the reader."""
+    model, (pairs, _, corrupt) = model_of("gemma2", torch.float64), pairs_and_stores("gemma2", dtype=torch.float64)
+    tokens, other = pairs.clean.tokens, pairs.corrupt.tokens
+    at = {"z": "blocks.0.attn.hook_z", "m0": "blocks.0.hook_mlp_out", "input": "blocks.0.hook_resid_pre"}
+    clean = {name: asked(model, tokens, {}, hook) for name, hook in at.items()}
+    corrupted = {name: asked(model, other, {}, hook) for name, hook in at.items()}
+    changes = {name: clean[name] - corrupted[name] for name in ("m0", "input")}
+    for head in (0, 3):
+        z = clean["z"].clone()
+        z[:, :, head] = corrupted["z"][:, :, head]
+        after = [asked(model, tokens, {at["z"]: each}, "blocks.0.ln2.hook_in") for each in (clean["z"], z)]
+        changes[f"a0.{head}"] = after[0] - after[1]
+    entry = {"m1": "blocks.1.ln2.hook_in", "logits": "ln_final.hook_in"}.get(reader, "blocks.1.hook_resid_pre")
+    before, step = asked(model, tokens, {}, entry), 3e-3
+
+    def measured(moved):
+        write = {entry: moved}
+        if reader.startswith("a"):
+            port = f"blocks.1.attn.hook_{reader[-2]}"
+            kept, head = asked(model, tokens, {}, port), int(reader[3])
+            kept[:, :, head] = asked(model, tokens, write, port)[:, :, head]
+            write = {port: kept}
+        hooks = [(name, lambda value, hook, new=new: new.view_as(value)) for name, new in write.items()]
+        with torch.no_grad():
+            return float(logit_difference(model.run_with_hooks(tokens, fwd_hooks=hooks), pairs).mean())
+
+    got = scored(model, pairs, corrupt).sel(reader=reader)
+    for writer, change in changes.items():
+        expected = (measured(before + step * change) - measured(before - step * change)) / (2 * step)
+        assert abs(float(got.sel(writer=writer)) - expected) < 2e-3 * float(abs(got).max()), writer
+
+
+# ---- sums
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+@pytest.mark.parametrize("method", LINEAR)
+def test_positions_and_kept_axes_sum_to_the_plain_scores(family, method):
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 4), torch.float64)
+    plain = scored(model, pairs, corrupt, method, steps=2)
+    size = float(abs(plain).max())
+    classes = scored(model, pairs, corrupt, method, steps=2, positions=[2, "END"])
+    assert classes.dims == ("pos", "writer", "reader")
+    assert classes.pos.values.tolist() == ["2", "END", "rest"]
+    assert max_difference(classes.sum("pos", min_count=1), plain) < 1e-6 * size
+    kept = scored(model, pairs, corrupt, method, steps=2, keep=("example", "pos"))
+    assert max_difference(kept.sum("pos", min_count=1).mean("example"), plain) < 1e-6 * size
+    graph = Graph.of(model)
+    at_two = kept.fillna(0).sel(pos=2).mean("example").values[graph.exists]
+    assert max_difference(at_two, classes.sel(pos="2").values[graph.exists]) < 1e-6 * size
+    both = scored(model, pairs, corrupt, method, steps=2, positions=[2, "END"], keep=("example",))
+    assert both.dims == ("example", "pos", "writer", "reader")
+    assert max_difference(both.mean("example"), classes) < 1e-6 * size
+
+
+@pytest.mark.parametrize("method", ["exact", "conditional", "atp-star"])
+def test_methods_that_are_not_linear_take_positions_apart_as_well(method):
+    """An edge at every token of one class and of none else is the edge itself."""
+    model, (pairs, _, corrupt) = model_of("gpt2", torch.float64), pairs_and_stores("gpt2", dtype=torch.float64)
+    pairs, graph = pairs.select([0, 1]), Graph.of(model)
+    whole = scored(model, pairs, corrupt, method)
+    apart = scored(model, pairs, corrupt, method, positions=[2])
+    assert apart.dims == ("pos", "writer", "reader")
+    assert (apart.isnull().values == ~graph.exists).all()
+    if method != "conditional":
+        # only position 2 differs in the input, and only that class carries what the input says
+        into = apart.sel(writer="input")
+        assert max_difference(into.sel(pos="2"), whole.sel(writer="input")) < 1e-9
+        assert float(abs(into.sel(pos="rest")).max()) < 1e-9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native"])
+@pytest.mark.parametrize("method", LINEAR)
+def test_neurons_sum_to_the_edges_of_their_mlps(family, method):
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    plain = scored(model, pairs, corrupt, method, steps=2)
+    for layers in (True, 1):
+        fine = scored(model, pairs, corrupt, method, steps=2, neurons=layers)
+        assert fine.dims == ("edge",)
+        assert fine.sizes["edge"] == Graph.of(model, neurons=layers).n_edges
+        table = {}
+        for writer, reader, score in zip(fine.writer.values, fine.reader.values, fine.values, strict=True):
+            at = (writer.split(":")[0], reader.split(":")[0])
+            table[at] = table.get(at, 0.0) + float(score)
+        expected = {(u, v): float(plain.sel(writer=u, reader=v)) for u, v in table}
+        size = float(abs(plain).max())
+        assert max(abs(table[at] - expected[at]) for at in table) < 1e-6 * size
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_edges_out_of_a_writer_sum_to_the_scores_of_nodes(family):
+    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    sums = score_nodes(model, pairs, value=from_store(corrupt), method="eap", progress=False)
+    gradient = score_nodes(model, pairs, value=from_store(corrupt), method="gradient", progress=False)
+    assert max_difference(sums, gradient) < 1e-6 * float(abs(sums).max())
+    exact = score_nodes(model, pairs, value=from_store(corrupt), method="exact", keep=("example",), progress=False)
+    node = effects(model, pairs, sites=["z[1.2]"], value=from_store(corrupt), progress=False)[:, 0]
+    assert max_difference(exact.sel(writer="a1.2"), -node) < 1e-9
+
+
+# ---- models whose edges are known
+
+
+def known(name, **more):
+    made = planted(name, n=12, **more)
+    pairs, graph = planted_pairs(made), Graph.of(made.model)
+    _, corrupt = capture_pairs(made.model, pairs)
+    true = np.zeros(graph.exists.shape, dtype=bool)
+    for edge in made.edges["corrupt"]:
+        true[graph.index(edge)] = True
+
+    def auroc(scores):
+        return roc_auc_score(true[graph.exists], np.abs(scores.values[graph.exists]))
+
+    return made, pairs, corrupt, graph, auroc
+
+
+@pytest.mark.parametrize(
+    ("name", "feeder", "target", "port"), [("q-composition", "fetch", "target", "q"), ("induction", "previous", "induction", "k")]
+)
+def test_atp_star_sees_what_a_saturated_softmax_hides_from_the_gradient(name, feeder, target, port):
+    made, pairs, corrupt, graph, _ = known(name)
+    edge = graph.index(f"{made.heads[feeder]}->{made.heads[target]}<{port}>")
+    exact, eap, star = (float(scored(made.model, pairs, corrupt, method).values[edge]) for method in ("exact", "eap", "atp-star"))
+    assert exact > 1
+    assert abs(eap) < 1e-3 * exact
+    assert abs(star - exact) < 1e-3 * exact
+
+
+def test_atp_star_is_exact_where_attention_alone_is_not_linear():
+    """One layer, no norms: behind the pattern all is linear, and nothing is dropped. Of two layers that holds in the last."""
+    for n_layers in (1, 2):
+        model = native(n_layers=n_layers, attn_only=True, normalization_type=None).to(torch.float64)
+        pairs = make_pairs((6, 5, 6), changed=(1, 3))
+        _, corrupt = capture_pairs(model, pairs)
+        exact, star = (scored(model, pairs, corrupt, method) for method in ("exact", "atp-star"))
+        last = [name for name in exact.reader.values if name.startswith(f"a{n_layers - 1}.") or name == "logits"]
+        size = float(abs(exact).max())
+        exact_last, star_last = (
+            scored(model, pairs, corrupt, method, keep=("example",)).sel(reader=last) for method in ("exact", "atp-star")
+        )
+        assert max_difference(star_last, exact_last) < 1e-9 * float(abs(exact_last).max())
+        if n_layers == 1:
+            eap = scored(model, pairs, corrupt, "eap")
+            assert max_difference(star, exact) < 1e-9 * size
+            assert max_difference(eap, exact) > 1e-6 * size
+
+
+def test_conditional_scores_find_what_stands_in_for_another():
+    made, pairs, corrupt, graph, auroc = known("backup")
+    exact, conditional = (scored(made.model, pairs, corrupt, method) for method in ("exact", "conditional"))
+    assert auroc(conditional) == 1
+    assert auroc(exact) < 0.95
+    backup = made.heads["backup"]
+    for edge in (f"{backup}->logits", f"input->{backup}<v>", f"input->{backup}<k>"):
+        assert abs(float(exact.values[graph.index(edge)])) < 0.1
+        assert float(conditional.values[graph.index(edge)]) > 1
+    there = graph.exists
+    assert (np.abs(conditional.values[there]) >= np.abs(exact.values[there]) - 1e-6).all()
+    assert conditional.attrs["forwards"] % (graph.n_edges + 1) == 0
+
+
+# ---- noise, shares, blocks
+
+
+def test_random_scores_are_noise_of_a_seed():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    first, again, other = (scored(model, pairs, corrupt, "random", seed=seed) for seed in (1, 1, 2))
+    assert max_difference(first, again) == 0
+    assert max_difference(first, other) > 0.1
+    there = first.values[Graph.of(model).exists]
+    assert np.isfinite(there).all()
+    assert (abs(there.mean()), abs(there.std() - 1)) < (0.4, 0.3)
+    assert scored(model, pairs, corrupt, "random", positions=[2], keep=("example",)).shape == (3, 2, 11, 27)
+    assert (first.attrs["seed"], first.attrs["forwards"]) == (1, 0)
+
+
+@pytest.mark.parametrize("method", ["eap", "exact", "eap-ig-inputs"])
+def test_normalized_scores_are_shares_of_what_full_and_empty_differ_by(method):
+    model, (pairs, _, corrupt) = model_of("gpt2", torch.float64), pairs_and_stores("gpt2", dtype=torch.float64)
+    with torch.no_grad():
+        ends = [float(logit_difference(model(side.tokens), pairs).mean()) for side in (pairs.clean, pairs.corrupt)]
+    shares = scored(model, pairs, corrupt, method, normalized=True)
+    assert max_difference(shares * (ends[0] - ends[1]), scored(model, pairs, corrupt, method)) < 1e-9
+    assert (shares.attrs["unit"], shares.attrs["normalized"]) == ("share", 1)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj"])
+@pytest.mark.parametrize("method", [*LINEAR, "atp-star"])
+def test_sources_in_blocks_give_the_same_scores(family, method):
+    if method == "atp-star" and family == "gptj":
+        return
+    model, pairs = model_of(family, torch.float64), make_pairs((6, 5), seed=2)
+    clean, _ = capture_pairs(model, pairs)
+    value = mean(clean)
+    for more in ({"keep": ("example",)}, {"neurons": 1} if method == "eap" and family != "gptj" else {"positions": [1]}):
+        usual, small = (
+            score_edges(model, pairs, value=value, method=method, steps=2, budget=budget, progress=False, **more)
+            for budget in (None, 60_000)
+        )
+        assert usual.attrs["source_blocks"] == 1
+        assert small.attrs["source_blocks"] > 1
+        # AtP* keeps signs of sums: near zero they may differ, and so little that it does not matter
+        assert max_difference(usual, small) < 1e-5 * float(abs(usual).max()), more
+
+
+# ---- what is refused
+
+
+def refused(error, text, model=None, **more):
+    model, pairs = model or model_of("gpt2"), make_pairs()
+    with pytest.raises(error) as raised:
+        untyped(score_edges)(model, pairs, **({"value": zero()} | more))
+    assert str(raised.value) == text
+
+
+def test_unknown_words_are_named():
+    known = "atp-star, clean-corrupt, conditional, eap, eap-ig-activations, eap-ig-inputs, exact, ig-activations, random"
+    assert known == ", ".join(sorted(METHODS))
+    refused(
+        UnknownName,
+        f"There is no method of score_edges 'eap-ig'. Did you mean 'eap' or 'eap-ig-inputs' or 'eap-ig-activations'? Known: {known}.",
+        method="eap-ig",
+    )
+    refused(UnknownName, "There is no grid of steps 'middle'. Known: left, midpoint, right.", grid="middle")
+    refused(UnknownName, "There is no axis to keep 'position'. Did you mean 'pos'? Known: example, pos.", keep=("position",))
+    for steps in (0, -1, 2.0, True):
+        text = f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
+        refused(WorkbenchError, text, steps=steps, method="eap-ig-inputs")
+    for more in ({"method": "exact"}, {"method": "conditional"}, {"method": "random"}, {"positions": [2]}):
+        refused(
+            WorkbenchError,
+            f"score_edges: keep=('pos',) is for gradient methods without positions=. With method={more.get('method', 'eap')!r} name "
+            "them: positions=[...] gives every edge a score at each.",
+            keep=("pos",),
+            **more,
+        )
+
+
+def test_metrics_and_models_that_a_method_cannot_take_are_refused():
+    for method in ("eap", "atp-star"):
+        refused(
+            MetricError,
+            "The metric 'kl' compares with the clean run, so its gradient there is zero and every score would be noise. "
+            "Use logit_diff, prob_diff or nll, or the exact method.",
+            metric="kl",
+            method=method,
+        )
+    model, pairs = model_of("gpt2"), make_pairs()
+    for method in ("exact", "clean-corrupt", "eap-ig-inputs"):
+        found = score_edges(model, pairs, value=zero(), metric="kl", method=method, steps=2, progress=False)
+        assert float(abs(found).max()) > 1e-4
+        assert found.attrs["higher_is_better"] == 0
+    refused(
+        MetricError,
+        "atp-star takes sizes prompt by prompt, which answers of several tokens (sequence_logprob_diff) do not allow. Use eap.",
+        metric="sequence_logprob_diff",
+        method="atp-star",
+    )
+    families = "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GPTNeoXForCausalLM"
+    refused(
+        ModelError,
+        "atp-star recomputes attention from queries and keys, which the fast engine alone knows; the model runs on hooks because its "
+        f"architecture GPTJForCausalLM is not one of {families}, TransformerLensNative. Use eap-ig-inputs or exact.",
+        model=model_of("gptj"),
+        method="atp-star",
+    )
+    for method in ("eap", "exact", "eap-ig-activations"):
+        refused(
+            ModelError,
+            "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "
+            "Graph.of(model), and a value that does not depend on what is there.",
+            model=model_of("gptj"),
+            neurons=True,
+            method=method,
+        )
+    pairs, clean, _ = pairs_and_stores("gpt2")
+    with pytest.raises(MetricError) as raised:
+        score_edges(model, pairs, value=from_store(clean, allow_self=True), normalized=True, metric=flat)
+    assert str(raised.value) == (
+        "score_edges: flat is the same in the full and in the empty circuit, so nothing can be normalized by it."
+    )
+
+
+def flat(logits):
+    """[example]: the same whatever is read."""
+    return logits[:, -1].softmax(-1).sum(-1)
