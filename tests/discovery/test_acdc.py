@@ -1,0 +1,164 @@
+"""ACDC: one edge at a time, written out on hooks, leaves the same edges however many are tried at once."""
+
+import numpy as np
+import pytest
+import torch
+from families import model_of, pairs_and_stores
+
+from workbench.discovery.acdc import acdc
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.evaluation import evaluate
+from workbench.discovery.scores import score_edges
+from workbench.engine.circuit_run import circuit_logits
+from workbench.engine.edits import from_store, zero
+from workbench.engine.reference import forward
+from workbench.errors import CircuitError, MetricError, UnknownName
+from workbench.graph import Graph
+from workbench.tasks.metrics import metric as as_metric
+
+DOUBLE = torch.float64
+
+
+def one_at_a_time(model, pairs, value, threshold, *, metric="kl", order="late-first", scores=None, positions=None, seed=0):
+    """The edges that are left, each tried alone by a full run with hooks."""
+    graph, measure = Graph.of(model, positions=positions), as_metric(metric)
+    bound, sign = value.bind(model, pairs.clean, pairs.corrupt), -1 if measure.higher_is_better else 1
+    with torch.no_grad():
+        reference = measure.read(forward(model, pairs.clean.tokens).logits, pairs.clean)
+
+    def cost(edges):
+        keep = torch.from_numpy(graph.prune(edges)).to(DOUBLE)[None]
+        logits = measure.read(circuit_logits(model, graph, keep, bound)[0], pairs.clean)
+        return sign * float(measure(logits, pairs, reference).mean())
+
+    edges, now = graph.exists.copy(), cost(graph.exists)
+    for reader in reversed(range(len(graph.readers))):
+        edges = graph.prune(edges)
+        found = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
+        found.sort(key=lambda index: index[-2], reverse=order == "late-first")
+        if order == "random":
+            found = [found[i] for i in np.random.default_rng([seed, reader]).permutation(len(found))]
+        if order == "scores":
+            found.sort(key=lambda index: float(scores.values[index]))
+        for edge in found:
+            if not edges[edge]:
+                continue
+            edges[edge] = False
+            without = cost(edges)
+            if without - now < threshold:
+                now = without
+            else:
+                edges[edge] = True
+    return Circuit.of(graph, edges)
+
+
+CASES = [
+    ("gpt2", {}), ("gpt2", {"order": "early-first"}), ("gpt2", {"order": "random", "seed": 3}), ("gpt2", {"order": "scores"}),
+    ("gpt2", {"metric": "logit_diff"}), ("gpt2", {"positions": [2]}), ("llama", {}), ("neox", {}), ("native-attn-only", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "how"), CASES, ids=str)
+def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
+    model = model_of(family, DOUBLE)
+    pairs, _, corrupt = pairs_and_stores(family, (5, 5), DOUBLE)
+    value, how = from_store(corrupt), dict(how)
+    ends = evaluate(Circuit.empty(model), model, pairs, value=value, metric=how.get("metric", "kl"), checks=())
+    threshold = 0.02 * abs(float((ends.m_empty - ends.m_full).mean()))
+    if how.get("order") == "scores":
+        how["scores"] = score_edges(model, pairs, value=value)
+    expected = one_at_a_time(model, pairs, value, threshold, **how)
+    assert 0 < expected.n_edges < expected.graph.n_edges
+    for at_once in (1, 3, 64) if family == "gpt2" else (3, 64):
+        found = acdc(model, pairs, value=value, threshold=threshold, at_once=at_once, **how)
+        assert found == expected, at_once
+        assert found.attrs["threshold"] == threshold
+        assert found.attrs["order"] == how.get("order", "late-first")
+
+
+def test_orders_and_seeds_matter():
+    model = model_of("gpt2", DOUBLE)
+    pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
+    how = {"value": from_store(corrupt), "threshold": 0.02}
+    first, again, other = (acdc(model, pairs, order="random", seed=seed, **how) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert acdc(model, pairs, order="early-first", **how) != acdc(model, pairs, **how)
+
+
+@pytest.mark.parametrize("metric", ["kl", "logit_diff", "nll"])
+def test_a_huge_threshold_leaves_nothing_and_costs_are_what_was_felt(metric):
+    model = model_of("gpt2", DOUBLE)
+    pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
+    found = acdc(model, pairs, value=from_store(corrupt), metric=metric, threshold=1e9)
+    assert found.n_edges == 0
+    # Everything was removed in turn, so the costs add up to the whole fall.
+    measure = as_metric(metric)
+    with torch.no_grad():
+        clean, other = (forward(model, side.tokens).logits[:, -1] for side in (pairs.clean, pairs.corrupt))
+    fall = measure(other, pairs, clean).mean() - measure(clean, pairs, clean).mean()
+    fall = -fall if measure.higher_is_better else fall
+    graph = found.graph
+    last = np.isfinite(found.scores[:, graph.reader_index["logits"]])
+    assert last.all(), "every edge into the logits was tried"
+    assert abs(float(np.nansum(found.scores)) - float(fall)) < 1e-9
+
+
+def test_a_threshold_of_zero_keeps_what_costs_anything():
+    model = model_of("gpt2", DOUBLE)
+    pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
+    found = acdc(model, pairs, value=from_store(corrupt), threshold=0.0)
+    kept = np.array([found.score(edge) for edge in found.edge_list])
+    assert (kept >= 0).all()
+    gone = found.scores[found.graph.exists & ~found.edges]
+    assert (gone[np.isfinite(gone)] < 0).all()
+
+
+def test_no_threshold_is_one_per_cent_of_what_there_is_to_lose():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    found = acdc(model, pairs, value=from_store(corrupt), metric="logit_diff")
+    with torch.no_grad():
+        clean, other = (as_metric("logit_diff")(model(side.tokens)[:, -1], pairs).mean() for side in (pairs.clean, pairs.corrupt))
+    assert abs(found.attrs["threshold"] - 0.01 * float(abs(clean - other))) < 1e-6
+    assert found.prompt_ids == {*pairs.clean.ids, *pairs.corrupt.ids}
+    assert found.attrs["higher_is_better"] == 1
+
+
+def refused(error_type, **how):
+    model, pairs = model_of("gpt2"), pairs_and_stores("gpt2")[0]
+    with pytest.raises(error_type) as error:
+        acdc(model, pairs, **({"value": zero(), "threshold": 1.0} | how))
+    return str(error.value)
+
+
+def test_what_cannot_be_tried_is_refused():
+    pairs = pairs_and_stores("gpt2")[0]
+    scores = score_edges(model_of("gpt2"), pairs, value=zero())
+    assert refused(UnknownName, order="late") == (
+        "There is no order of senders 'late'. Did you mean 'late-first'? Known: early-first, late-first, random, scores."
+    )
+    goes = "acdc: scores= goes with order='scores', and that order needs it."
+    assert refused(CircuitError, order="scores") == refused(CircuitError, scores=scores) == goes
+    for at_once in (0, -1, True):
+        assert refused(CircuitError, at_once=at_once) == f"acdc: at_once={at_once}; at least one edge is tried at a time."
+    for threshold in (-1.0, float("nan"), float("inf")):
+        assert refused(CircuitError, threshold=threshold) == (
+            f"acdc: threshold={threshold}; it is a cost, so a finite number from 0 up."
+        )
+    assert refused(CircuitError, order="scores", scores=scores, positions=[2]) == (
+        "acdc: the graph of scores= has its positions already: leave positions= out."
+    )
+    assert refused(CircuitError, order="scores", scores=scores.copy(data=np.full(scores.shape, np.nan))) == (
+        "acdc: some edges have no finite score. Check the metric and the edits that made them."
+    )
+    other = score_edges(model_of("llama"), pairs, value=zero())
+    assert refused(CircuitError, order="scores", scores=other) == (
+        f"These edges are of another model: {Graph.of(model_of('llama'))}; this one has {Graph.of(model_of('gpt2'))}."
+    )
+
+    def same(logits):
+        return torch.zeros(len(logits))
+
+    assert refused(MetricError, threshold=None, metric=same) == (
+        "acdc: same is the same with every edge and with none, so no edge can matter."
+    )

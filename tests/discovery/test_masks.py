@@ -1,0 +1,194 @@
+"""Learned masks: closed and open gates are circuits, gradients are slopes, and planted edges are found."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from families import model_of, pairs_and_stores
+
+import workbench as wb
+from workbench.discovery.masks import _Gates, learn_circuit
+from workbench.engine.circuits import Circuits
+from workbench.engine.edits import from_store, mean, scale, zero
+from workbench.errors import CircuitError, MetricError
+from workbench.graph import Graph
+from workbench.tasks.metrics import metric as as_metric
+
+
+def runs_of(family, value, *, metric="logit_diff", positions=None, dtype=torch.float64, lengths=(6, 6, 6)):
+    model = model_of(family, dtype)
+    pairs, clean, corrupt = pairs_and_stores(family, lengths, dtype)
+    made = {"from_store": lambda: from_store(corrupt), "zero": zero, "mean": lambda: mean(clean), "scale": lambda: scale(0.5)}[
+        value
+    ]()
+    graph = Graph.of(model, positions=positions)
+    return Circuits(model, graph, pairs, value=made, metric=as_metric(metric))
+
+
+@pytest.mark.parametrize(
+    ("family", "value", "positions"),
+    [
+        ("gpt2", "from_store", None),
+        ("llama", "zero", None),
+        ("neox", "mean", None),
+        ("gpt2", "from_store", [2, "END"]),
+        ("native-attn-only", "from_store", None),
+        ("gpt2", "scale", None),
+    ],
+)
+def test_open_and_closed_gates_are_a_circuit(family, value, positions):
+    runs = runs_of(family, value, positions=positions)
+    graph = runs.graph
+    masks = np.stack([graph.prune(graph.exists & (np.random.default_rng(s).random(graph.exists.shape) < 0.6)) for s in range(3)])
+    masks = np.concatenate([masks, graph.exists[None], graph.exists[None] & False])
+    expected = runs.measure(masks)
+    (batch,) = runs.batches()
+    got = runs.soft(torch.from_numpy(masks).double().requires_grad_(), batch).detach().numpy()
+    assert np.abs(got - expected).max() < 1e-9
+    assert np.ptp(expected) > 1e-3
+
+
+@pytest.mark.parametrize(("family", "positions"), [("gpt2", None), ("llama", None), ("gpt2", [2])])
+@pytest.mark.parametrize("metric", ["kl", "logit_diff"])
+def test_the_gradient_of_a_weight_is_the_slope_of_the_metric(family, positions, metric):
+    runs = runs_of(family, "from_store", metric=metric, positions=positions)
+    graph, generator = runs.graph, np.random.default_rng(0)
+    keep = torch.from_numpy(np.where(graph.exists, generator.uniform(0.2, 0.8, graph.exists.shape), 0))[None].requires_grad_()
+    (batch,) = runs.batches()
+    # The norms of a llama work in float32, whatever the model's dtype.
+    size, allowed = (5e-3, 1e-4) if family == "llama" else (1e-5, 1e-6)
+    runs.soft(keep, batch).sum().backward()
+    assert keep.grad is not None
+    for at in generator.permutation(np.argwhere(graph.exists))[:4]:
+        index, ends = (0, *at), []
+        for step in (size, -size):
+            moved = keep.detach().clone()
+            moved[index] += step
+            ends.append(float(runs.of_batch(batch, moved).detach().sum()))
+        assert abs((ends[0] - ends[1]) / (2 * size) - float(keep.grad[index])) < allowed
+
+
+@pytest.mark.parametrize("on", ["edges", "nodes"])
+def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(on):
+    runs = runs_of("gpt2", "from_store", metric="kl")
+    (batch,) = runs.batches()
+
+    def loss(moved=None, step=0.0):
+        gates = _Gates(runs.graph, on, seed=1)
+        gates.logits = torch.full_like(gates.logits, 0.3)
+        if moved is not None:
+            gates.logits[moved] += step
+        gates.logits.requires_grad_()
+        # The same noise every time.
+        return runs.soft(gates.sample().double(), batch).mean(), gates
+
+    value, gates = loss()
+    value.backward()
+    slopes = gates.logits.grad
+    assert slopes is not None
+    strongest = slopes.abs().argsort(descending=True)[:3].tolist()
+    assert float(slopes.abs().max()) > 1e-4
+    for gate in strongest:
+        up, down = (float(loss(gate, step)[0].detach()) for step in (1e-2, -1e-2))
+        assert abs((up - down) / 2e-2 - float(slopes[gate])) < 2e-2 * float(slopes.abs().max())
+
+
+def test_gates_stand_for_edges_or_for_writers():
+    graph = Graph.of(model_of("llama"), positions=[2])
+    edges, nodes = _Gates(graph, "edges", 0), _Gates(graph, "nodes", 0)
+    assert len(edges.logits) == graph.n_edges
+    assert len(nodes.logits) == len(graph.writers) - 1
+    drawn = nodes.sample()[0].detach().numpy()
+    assert (drawn[:, 0][graph.exists[:, 0]] == 1).all(), "the input stays"
+    for w in range(1, len(graph.writers)):
+        assert len(np.unique(drawn[:, w][graph.exists[:, w]])) == 1
+    assert (drawn[~graph.exists] == 0).all()
+    many = torch.stack([edges.sample().detach()[0][edges.exists] for _ in range(400)])
+    assert abs(float((many > 0).double().mean()) - float(edges.open_share().detach())) < 0.01, (
+        "the expected share is that of the draws"
+    )
+
+
+@cache
+def planted(name):
+    made = wb.planted(name, n=32)
+    pairs = wb.planted_pairs(made)
+    return made, pairs, from_store(wb.capture_pairs(made.model, pairs)[1])
+
+
+@pytest.mark.parametrize(("name", "metric"), [("induction", "kl"), ("induction", "logit_diff"), ("v-composition", "kl")])
+def test_planted_edges_are_found(name, metric):
+    made, pairs, value = planted(name)
+    true = made.edges["corrupt"]
+    found = learn_circuit(made.model, pairs, value=value, n_edges=len(true) + 2, metric=metric, steps=100)
+    assert len(set(map(str, found.edge_list)) & true) >= 0.8 * len(true)
+    assert found.n_requested == len(true) + 2
+    assert found.attrs["method"] == "learn-edges"
+    graph = found.graph
+    hits = np.array([str(edge) in true for edge in graph.edges()])
+    logits = found.scores[graph.exists]
+    assert np.median(logits[hits]) > np.median(logits[~hits]) + 1, "true gates end far above the others"
+
+
+def test_planted_heads_are_found_and_the_circuit_is_every_edge_between():
+    made, pairs, value = planted("induction")
+    found = learn_circuit(made.model, pairs, value=value, n_nodes=2, steps=100, batch=8)
+    assert found == wb.Circuit.of_nodes(Graph.of(made.model), made.heads.values())
+    assert found.attrs["method"] == "learn-nodes"
+    logits = {edge.writer: found.score(edge) for edge in found.graph.edges() if edge.reader == "logits"}
+    best = sorted((name for name in logits if name != "input"), key=lambda name: -logits[name])[:2]
+    assert set(best) == set(made.heads.values())
+    assert found.score("input->logits") == max(logits.values())
+
+
+def test_the_share_of_open_gates_comes_to_the_target():
+    made, pairs, value = planted("induction")
+    for target in (6, 20):
+        found = learn_circuit(made.model, pairs, value=value, n_edges=target, steps=150, batch=4)
+        assert abs(found.attrs["expected_open"] - target) < 0.25 * target
+
+
+def test_the_same_seed_gives_the_same_circuit():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    first, again, other = (
+        learn_circuit(model, pairs, value=from_store(corrupt), n_edges=30, steps=5, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert np.array_equal(first.scores, again.scores, equal_nan=True)
+    assert not np.array_equal(first.scores, other.scores, equal_nan=True)
+    positions = learn_circuit(model, pairs, value=from_store(corrupt), n_edges=30, steps=2, positions=[2, "END"])
+    assert positions.graph == Graph.of(model, positions=[2, "END"])
+
+
+def refused(error_type, **how):
+    model, pairs = model_of("gpt2"), pairs_and_stores("gpt2")[0]
+    with pytest.raises(error_type) as error:
+        learn_circuit(model, pairs, **({"value": zero(), "steps": 2} | how))
+    return str(error.value)
+
+
+def test_what_cannot_be_learned_is_refused():
+    one = "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
+    assert refused(CircuitError) == refused(CircuitError, n_edges=3, n_nodes=3) == one
+    for wrong in (0, -1, 111, True):
+        assert refused(CircuitError, n_edges=wrong) == f"learn_circuit: n_edges={wrong}; this graph has 110 edges."
+    for wrong in (0, 11, True):
+        assert refused(CircuitError, n_nodes=wrong) == f"learn_circuit: n_nodes={wrong}; this graph has 10 nodes."
+    for name in ("steps", "batch"):
+        for wrong in (0, -1, True):
+            assert refused(CircuitError, n_edges=3, **{name: wrong}) == (
+                f"learn_circuit: {name}={wrong}; a whole number from 1 up is needed."
+            )
+    for wrong in (0.0, -0.1, float("nan"), float("inf")):
+        assert refused(CircuitError, n_edges=3, lr=wrong) == f"learn_circuit: lr={wrong}; a finite number above 0 is needed."
+
+    def same(logits):
+        return logits[:, 0, 0] * 0
+
+    assert refused(MetricError, n_edges=3, metric=same) == (
+        "learn_circuit: same is the same with every edge and with none, so no edge can matter."
+    )
+    assert refused(MetricError, n_edges=3, metric="rank") == (
+        "learn_circuit: rank has no usable gradient. Use kl, logit_diff, prob_diff or nll."
+    )
