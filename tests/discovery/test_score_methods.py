@@ -58,7 +58,7 @@ def uniform_attention(n_layers=2, dtype=torch.float64):
 
 @pytest.mark.parametrize(
     ("family", "value"),
-    [("gpt2", "zero"), ("gpt2", "mean"), *((name, "from_store") for name in ("llama", "neox", "native-attn-only", "gptj"))],
+    [("gpt2", "zero"), *((name, "from_store") for name in ("llama", "neox", "native-attn-only", "gptj"))],
 )
 def test_exact_scores_are_the_negated_effects_of_single_edges(family, value):
     """The full circuit without an edge is the clean run in which that path alone carries the other value."""
@@ -253,11 +253,11 @@ def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, mo
         (pairs, {"value": mean(clean), "positions": [2, "END"], "metric": "nll"}),
         (several, {"value": from_store(corrupt), "metric": "sequence_logprob_diff", "keep": ("example",)}),
     ]
-    fast = [score_edges(model, each, method=method, progress=False, **more) for each, more in asks]
+    fast = [score_edges(model, each, method=method, steps=2, progress=False, **more) for each, more in asks]
     assert {each.attrs["engine"] for each in fast} == {family.split("-")[0]}
     on_hooks(monkeypatch)
     for (each, more), got in zip(asks, fast, strict=True):
-        slow = score_edges(model, each, method=method, progress=False, **more)
+        slow = score_edges(model, each, method=method, steps=2, progress=False, **more)
         assert slow.attrs["engine"] == "hooks"
         assert max_difference(got, slow) < (1e-5 if family == "llama" else 1e-9) * float(abs(slow).max()), more
 
@@ -436,7 +436,8 @@ def test_random_scores_are_noise_of_a_seed():
     assert max_difference(first, other) > 0.1
     there = first.values[Graph.of(model).exists]
     assert np.isfinite(there).all()
-    assert (abs(there.mean()), abs(there.std() - 1)) < (0.4, 0.3)
+    assert abs(there.mean()) < 0.4
+    assert abs(there.std() - 1) < 0.3
     assert scored(model, pairs, corrupt, "random", positions=[2], keep=("example",)).shape == (3, 2, 11, 27)
     assert (first.attrs["seed"], first.attrs["forwards"]) == (1, 0)
 
