@@ -126,9 +126,13 @@ def test_own_prompts_from_a_csv(tmp_path):
         ),
         (
             ["discover", "ioi", "--metric", "logits"],
-            "There is no metric 'logits'. Did you mean 'logit_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank.",
+            "There is no metric 'logits'. Did you mean 'logit_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank, sequence_logprob, sequence_logprob_diff.",
         ),
-        (["discover", "ioi", "--method", "eapp"], "There is no method of score_edges 'eapp'. Did you mean 'eap'? Known: eap."),
+        (
+            ["discover", "ioi", "--method", "eapp"],
+            "There is no method of score_edges 'eapp'. Did you mean 'eap'? Known: atp-star, clean-corrupt, conditional, eap, "
+            "eap-ig-activations, eap-ig-inputs, exact, ig-activations, random.",
+        ),
         (
             ["discover", "ioi", "--value", "zeros"],
             "There is no value for discover 'zeros'. Did you mean 'zero'? Known: from_store, mean, zero.",

@@ -35,7 +35,8 @@ def one_at_a_time(model, pairs, value, threshold, *, metric="kl", order="late-fi
     for reader in reversed(range(len(graph.readers))):
         edges = graph.prune(edges)
         found = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
-        found.sort(key=lambda index: index[-2], reverse=order == "late-first")
+        found.sort(key=lambda index: index[-2])
+        found = found[::-1] if order == "late-first" else found
         if order == "random":
             found = [found[i] for i in np.random.default_rng([seed, reader]).permutation(len(found))]
         if order == "scores":
