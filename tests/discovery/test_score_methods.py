@@ -102,8 +102,9 @@ def test_where_all_is_linear_every_method_is_exact(n_layers):
 # ---- methods along a way
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
-@pytest.mark.parametrize("value", ["from_store", "zero"])
+@pytest.mark.parametrize(
+    ("family", "value"), [("gpt2", "from_store"), ("llama", "zero"), ("gptj", "from_store"), ("gemma2", "zero")]
+)
 def test_the_grids_meet_eap_and_both_ends(family, value):
     """One step from the right is the clean run, one from the left the other end; clean-corrupt is their mean."""
     model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
@@ -132,7 +133,7 @@ def test_integrated_edges_of_the_input_sum_to_the_whole_change(family):
     model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
     with torch.no_grad():
         ends = [logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
-    scores = scored(model, pairs, corrupt, "eap-ig-inputs", steps=96, keep=("example",))
+    scores = scored(model, pairs, corrupt, "eap-ig-inputs", steps=64, keep=("example",))
     whole = scores.sel(writer="input").sum("reader")
     size = float((ends[0] - ends[1]).abs().max())
     assert max_difference(whole, ends[0] - ends[1]) < (5e-2 if family == "native" else 2e-3) * size  # relu has corners
@@ -242,7 +243,7 @@ def on_hooks(monkeypatch):
     monkeypatch.setattr(circuits_module, "fast_decoder", lambda *given: (None, "the test says so"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native-attn-only"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, monkeypatch):
     model, (pairs, clean, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
@@ -299,7 +300,7 @@ def test_gemma_scores_are_the_slopes_of_what_its_norms_make_of_each_change(reade
 # ---- sums
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+@pytest.mark.parametrize("family", ["llama", "gptj"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_positions_and_kept_axes_sum_to_the_plain_scores(family, method):
     model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 4), torch.float64)
@@ -335,7 +336,7 @@ def test_methods_that_are_not_linear_take_positions_apart_as_well(method):
         assert float(abs(into.sel(pos="rest")).max()) < 1e-9
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native"])
+@pytest.mark.parametrize("family", ["llama", "neox"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_neurons_sum_to_the_edges_of_their_mlps(family, method):
     model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
