@@ -24,9 +24,10 @@ REST = "rest"
 """The class of tokens at none of a graph's positions."""
 
 
-def _plain(number: Any) -> Any:
-    """A whole number of numpy as a plain one; everything else as it is."""
-    return int(number) if isinstance(number, np.integer) else number
+def _several(given: Any) -> tuple[Any, ...]:
+    """One or several of something, whole numbers of numpy as plain ones."""
+    each = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return tuple(int(number) if isinstance(number, np.integer) else number for number in each)
 
 
 def _is_whole(number: Any) -> bool:
@@ -83,13 +84,11 @@ class Graph:
         if isinstance(neurons, bool):
             layers = tuple(range(shape.n_layers)) if neurons else ()
         else:
-            many = neurons if isinstance(neurons, Iterable) and not isinstance(neurons, str) else [neurons]
-            layers = tuple(_plain(layer) for layer in many)
+            layers = _several(neurons)
             layers = tuple(sorted(set(layers))) if all(map(_is_whole, layers)) else layers
         if positions is None:
             return cls(shape, None, layers)
-        several = positions if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
-        given = tuple(_plain(place) for place in several)
+        given = _several(positions)
         named = tuple(place for n, place in enumerate(given) if place != REST and place not in given[:n])
         return cls(shape, (*named, REST), layers)
 
@@ -106,10 +105,10 @@ class Graph:
         facts |= {} if self.positions is None else {"positions": list(self.positions)}
         return facts | ({"neurons": list(self.neurons)} if self.neurons else {})
 
-    @cached_property
+    @property
     def whole(self) -> "Graph":
         """The same graph without positions."""
-        return self if self.positions is None else replace(self, positions=None)
+        return replace(self, positions=None)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
