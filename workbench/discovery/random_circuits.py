@@ -40,7 +40,9 @@ def random_circuits(
     rng = np.random.default_rng(seed)
     out = np.zeros((draws, *graph.exists.shape), dtype=bool)
     for circuit in out:
-        if paths:
+        if n_edges == allowed.sum():
+            circuit[:] = allowed
+        elif paths:
             _grow(graph, allowed, n_edges, rng, circuit)
         else:
             circuit[_some(allowed, n_edges, rng)] = True
