@@ -130,8 +130,8 @@ def test_own_prompts_from_a_csv(tmp_path):
         ),
         (
             ["discover", "ioi", "--method", "eapp"],
-            "There is no method of score_edges 'eapp'. Did you mean 'eap'? Known: atp-star, clean-corrupt, conditional, eap, "
-            "eap-ig-activations, eap-ig-inputs, exact, ig-activations, random.",
+            "There is no method of discovery 'eapp'. Did you mean 'eap'? Known: acdc, atp-star, clean-corrupt, conditional, eap, "
+            "eap-ig-activations, eap-ig-inputs, exact, ig-activations, learn-edges, learn-nodes, random.",
         ),
         (
             ["discover", "ioi", "--value", "zeros"],
