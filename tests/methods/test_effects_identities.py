@@ -427,7 +427,7 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
         untyped(effects)(model, pairs, sites="z[0.0]", value=value, method="gradients")
     assert (
         str(unknown.value)
-        == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: exact, gradient, integrated."
+        == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: atp-star, exact, gradient, integrated."
     )
     with pytest.raises(SiteError) as error:
         effects(model, pairs, sites=[], value=value)
