@@ -15,7 +15,7 @@ from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.hypothesis_tests import circuit_tests
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import Value, from_store, mean, resample, zero
+from workbench.engine.edits import Value, value_named
 from workbench.outputs import replaced
 from workbench.render.plots import bench_figure
 from workbench.render.report import report
@@ -69,11 +69,7 @@ def judged(
 def _values(model: Any, pairs: PromptPairs, names: Sequence[str], seed: int) -> dict[str, Value]:
     kinds = [kind for kind in _KINDS if not Shape.of(model).lacks(KINDS[kind])]
     clean, corrupt = capture_pairs(model, pairs, sites=kinds)
-    known = {
-        "from_store": lambda: from_store(corrupt), "zero": zero, "mean": lambda: mean(clean),
-        "resample": lambda: resample(clean, seed),
-    }  # fmt: skip
-    return {name: known[name]() for name in names}
+    return {name: value_named(name, own=clean, other=corrupt, seed=seed) for name in names}
 
 
 def lines(found: Judged, *, as_json: bool) -> list[str]:

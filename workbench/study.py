@@ -18,7 +18,7 @@ from workbench.discovery.evaluation import evaluate
 from workbench.discovery.methods import METHODS, find_by
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import Value, from_store, mean, zero
+from workbench.engine.edits import Value, from_store, value_named, zero
 from workbench.errors import CircuitError, MetricError, PromptError, UnknownName
 from workbench.graph import Graph
 from workbench.methods.effects import effects
@@ -155,7 +155,7 @@ def _prompts(
 
 def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
     """The value that stands in for what is outside a circuit, from the stores (clean, corrupt) of the prompts."""
-    return {"from_store": lambda: from_store(stores[1]), "zero": zero, "mean": lambda: mean(stores[0])}[name]()
+    return value_named(name, own=stores[0], other=stores[1])
 
 
 def _evaluations(

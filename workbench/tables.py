@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import Value, from_store, mean, resample, zero
+from workbench.engine.edits import Value, value_named, zero
 from workbench.engine.plan import Plan
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.methods.effects import effects
@@ -84,9 +84,7 @@ class Question:
             return zero()
         clean, corrupt = capture_pairs(model, pairs, sites=kinds, budget=self.budget)
         own, other = (clean, corrupt) if self.base == "clean" else (corrupt, clean)
-        return {"from_store": lambda: from_store(other), "mean": lambda: mean(own), "resample": lambda: resample(own, self.seed)}[
-            self.value
-        ]()
+        return value_named(self.value, own=own, other=other, seed=self.seed)
 
 
 _READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}

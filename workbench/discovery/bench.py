@@ -136,8 +136,7 @@ def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
         with _watched() as used:
             found = find_by(method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more)
     except WorkbenchError as error:
-        nothings = (nothing, nothing, nothing, nothing, nothing, nothing, nothing)
-        return Row(case.name, case.task, case.value, method, *nothings, 0, str(error))
+        return Row(case.name, case.task, case.value, method, *[nothing] * 7, forwards=0, error=str(error))
 
     def area(by: str) -> float:
         curve = faithfulness_curve(found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False)

@@ -4,7 +4,7 @@ Sets of components K are knocked out of the circuit and of the whole model alike
 alike, and minimal if for each of its components there is a K beyond which it is missed (Wang et al. 2211.00593).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,6 @@ RANDOM_CIRCUITS = 20
 GREEDY_STEPS = 3
 NEEDED = 0.01
 """Share of F(M) by which a component must be missed (Wang et al.)."""
-
-Interval = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)

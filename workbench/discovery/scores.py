@@ -133,9 +133,7 @@ def score_edges(
     return labelled(table, graph, pairs, keep, attrs)
 
 
-def labelled(
-    table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any], name: str = "score"
-) -> xr.DataArray:
+def labelled(table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]) -> xr.DataArray:
     """Scores [example or 1, pos or class or 1, writer, reader] as an array with the axes that were asked for."""
     table = np.where(graph.whole.exists, table, np.nan)
     coords: dict[str, Any] = {}
@@ -153,10 +151,10 @@ def labelled(
         at = np.nonzero(graph.whole.exists)
         flat = table[..., at[0], at[1]].reshape(*lead, -1)
         writers, readers = (np.asarray(names, dtype=object) for names in (graph.writers, graph.readers))
-        made = effect_array(flat, (*coords, "edge"), coords, name=name, attrs=attrs)
+        made = effect_array(flat, (*coords, "edge"), coords, name="score", attrs=attrs)
         return made.assign_coords(writer=("edge", writers[at[0]]), reader=("edge", readers[at[1]]))
     coords |= {"writer": list(graph.writers), "reader": list(graph.readers)}
-    return effect_array(table.reshape([*lead, *table.shape[2:]]), tuple(coords), coords, name=name, attrs=attrs)
+    return effect_array(table.reshape([*lead, *table.shape[2:]]), tuple(coords), coords, name="score", attrs=attrs)
 
 
 @dataclass(frozen=True, eq=False)

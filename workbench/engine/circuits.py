@@ -185,12 +185,15 @@ class Circuits:
     @property
     def _batches(self) -> Sequence[Batch] | Iterator[Batch]:
         """Kept when they take little; made anew otherwise."""
-        if not hasattr(self, "_held"):
-            first = next(iter(self.batches()))
-            count = -(-len(self.asked.pairs) // len(first.examples))
-            small = first.walk is None or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
-            self._held = [first, *list(self.batches())[1:]] if small else None
         return self.batches() if self._held is None else self._held
+
+    @cached_property
+    def _held(self) -> list[Batch] | None:
+        made = self.batches()
+        first = next(made)
+        count = -(-len(self.asked.pairs) // len(first.examples))
+        small = first.walk is None or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
+        return [first, *made] if small else None
 
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:
         weight = self.asked.weight[list(examples)]

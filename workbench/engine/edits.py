@@ -445,6 +445,17 @@ def project(basis: Tensor, value: Value) -> Value:
     return Project(basis, check_value(value))
 
 
+def value_named(name: str, *, own: ActivationStore, other: ActivationStore, seed: int = 0) -> Value:
+    """The value that a command calls `from_store` (the other run), `zero`, `mean` or `resample` (of the run's own store)."""
+    known = {
+        "from_store": lambda: from_store(other),
+        "zero": zero,
+        "mean": lambda: mean(own),
+        "resample": lambda: resample(own, seed),
+    }
+    return known[name]()
+
+
 def apply_edit(site: Site, bound: Bound, activation: Tensor, *, causal: bool = True) -> Tensor:
     """Write the bound value at a site into a whole activation [example, ...], in place, where the prompts have the site.
 
