@@ -116,6 +116,7 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
     known = frame.dropna(subset=["edge_auroc"])
     for value in dict.fromkeys(known["value"].tolist()):
         part = pd.DataFrame(known[known["value"] == value])
+        part["model"] = part["model"].str.removeprefix("planted-")
         table = part.pivot(index="model", columns="method", values="edge_auroc").reindex(
             columns=list(dict.fromkeys(part["method"]))
         )

@@ -219,7 +219,7 @@ def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") 
             dark = (share if best == "high" else 1 - share) > 0.6
             text = f"{value:.3f}" if np.isfinite(value) else "not run"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        columns, rows = ([_shorten(str(name)) for name in names] for names in (table.columns, table.index))
+        columns, rows = ([visible(str(name)) for name in names] for names in (table.columns, table.index))
         axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
         axes.spines[:].set_visible(False)
