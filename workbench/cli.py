@@ -278,6 +278,39 @@ def circuits(
             typer.echo(str(path), err=as_json)
 
 
+@bench.command()
+def behaviours(
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method of scores; may be repeated.")] = None,
+    model: ModelName = "tiny",
+    share: Annotated[float, typer.Option(help="Share of the behaviour that a circuit has to keep.")] = 0.9,
+    n: Pairs = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
+    device: Device = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The smallest circuit of every behaviour of a model: a table (behaviours.parquet) and a page (behaviours.html)."""
+    import workbench as wb
+    from workbench.discovery.behaviours import METHODS, behaviours_table, smallest_circuits
+    from workbench.discovery.bench import json_line
+    from workbench.judging import BEHAVIOUR_FILES, write_behaviours
+    from workbench.outputs import check_output, fresh_folder
+
+    with nullcontext(out) if out is not None else fresh_folder("behaviours") as folder:
+        check_output(folder, BEHAVIOUR_FILES, overwrite=overwrite)
+        loaded, rows = wb.load_model(model, device=device), []
+        for found in smallest_circuits(loaded, tasks=task, methods=method or METHODS, share=share, n=n, seed=seed):
+            rows += found
+            for line in map(json_line, found) if as_json else ():
+                typer.echo(line)
+        if not as_json:
+            typer.echo(behaviours_table(rows).to_string(index=False))
+        for path in write_behaviours(rows, folder, shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite):
+            typer.echo(str(path), err=as_json)
+
+
 @app.command()
 def compare(
     a: CircuitName,

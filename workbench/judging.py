@@ -1,4 +1,4 @@
-"""One circuit judged on the prompts of a task, and the bench of methods as a page: what `workbench evaluate | bench` run."""
+"""One circuit judged on the prompts of a task, and the benches as pages: what `workbench evaluate | bench` run."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.discovery.behaviours import Behaviour, areas_table, behaviours_table
 from workbench.discovery.bench import Row, overview, save_rows
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
@@ -24,6 +25,7 @@ from workbench.tables import pairs_of
 from workbench.tasks.pairs import PromptPairs
 
 BENCH_FILES = ("bench.parquet", "bench.html")
+BEHAVIOUR_FILES = ("behaviours.parquet", "behaviours.html")
 _KINDS = ("resid_pre", "z", "mlp_out", "mlp_post")
 _SCALES = ("faithfulness", "complement", "random", "incompleteness")
 
@@ -138,3 +140,16 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
         save_rows(rows, partial / BENCH_FILES[0])
         report(sections, partial / BENCH_FILES[1], title="Which method tells the truth", command=command)
     return [folder / name for name in BENCH_FILES]
+
+
+def write_behaviours(rows: Sequence[Behaviour], folder: Path, command: str, *, overwrite: bool = False) -> list[Path]:
+    """The smallest circuits of behaviours as parquet, and a page that shows them."""
+    share = f"{rows[0].share:.0%}" if rows else ""
+    sections: list[tuple[Any, ...]] = [
+        ("Smallest circuits", behaviours_table(rows), f"The fewest best-scored edges that keep {share} of the behaviour on the prompts of the search, by the method that needs fewest; pruned: those that are no dead ends. Faithfulness on held-out prompts, with 95 % bootstrap intervals. Jaccard: agreement of circuits of that size found on resampled prompts (published for indirect objects in GPT-2 small: .67)."),
+        ("Every method", areas_table(rows), "Edges of the smallest circuit, faithfulness at 1 % of the edges, CPR (signed) and CMD (by size) on held-out prompts, and stability."),
+    ]  # fmt: skip
+    with replaced(folder, BEHAVIOUR_FILES, overwrite=overwrite) as partial:
+        pd.DataFrame([vars(row) for row in rows]).to_parquet(partial / BEHAVIOUR_FILES[0])
+        report(sections, partial / BEHAVIOUR_FILES[1], title="How small is a circuit?", command=command)
+    return [folder / name for name in BEHAVIOUR_FILES]

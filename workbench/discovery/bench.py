@@ -175,7 +175,7 @@ def _watched() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def json_line(row: Row) -> str:
+def json_line(row: Any) -> str:
     """A row as one JSON object; what was not measured is null."""
     fields = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in asdict(row).items()}
     return json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()})

@@ -1,0 +1,158 @@
+"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be trusted there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench.discovery.curves import SIZES, faithfulness_curve, stability
+from workbench.discovery.evaluation import evaluate
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.engine.capture import capture_pairs
+from workbench.engine.edits import from_store
+from workbench.errors import CircuitError, PromptError, UnknownName
+from workbench.models.load import model_name
+from workbench.tasks.registry import TASKS, load_task
+
+METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
+ONE_PERCENT = SIZES.index(0.01)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What one method finds for one behaviour. Everything but the choice of edges is measured on held-out prompts.
+
+    Attributes:
+        n_edges: the fewest best-scored edges that keep `share` of the behaviour on the prompts of the search.
+        n_pruned: of them, those that are no dead ends.
+        faithfulness, low, high: of that circuit.
+        at_1, at_1_low, at_1_high: faithfulness of the best-scored 1 % of the edges.
+        cpr, cmd: with their intervals.
+        jaccard, jaccard_low, jaccard_high: agreement of circuits of that size found on resampled prompts.
+        smallest: whether no method needs fewer edges on the prompts of the search.
+    """
+
+    model: str
+    task: str
+    method: str
+    share: float
+    n_edges: int
+    n_pruned: int
+    faithfulness: float
+    low: float
+    high: float
+    at_1: float
+    at_1_low: float
+    at_1_high: float
+    cpr: float
+    cpr_low: float
+    cpr_high: float
+    cmd: float
+    cmd_low: float
+    cmd_high: float
+    jaccard: float
+    jaccard_low: float
+    jaccard_high: float
+    smallest: bool = False
+
+
+def smallest_circuits(
+    model: Any,
+    *,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] = METHODS,
+    share: float = 0.9,
+    n: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[list[Behaviour]]:
+    """For one task after the other, a row for each method, in the order of `methods`.
+
+    Args:
+        tasks: None takes every task.
+        methods: of `METHODS`.
+        share: of the behaviour that the circuit has to keep.
+        n: prompts of the search, and as many held-out ones to measure on.
+
+    Raises:
+        UnknownName, CircuitError, PromptError: see the messages.
+    """
+    wanted = list(TASKS) if tasks is None else list(tasks)
+    for what, given, known in (("task", wanted, TASKS), ("method", methods, METHODS)):
+        wrong = [name for name in given if name not in known]
+        if wrong:
+            raise UnknownName(what, wrong[0], known)
+    if not 0 < share < 1:
+        raise CircuitError(f"smallest_circuits: share={share}; it is a share of the behaviour, between 0 and 1.")
+    if type(n) is not int or n < 2:
+        raise PromptError(f"smallest_circuits: n={n}; intervals need at least two prompts.")
+    with tqdm(total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False) as bar:
+        for task in wanted:
+            train, heldout = (load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
+            other, held = (from_store(capture_pairs(model, pairs, progress=False)[1]) for pairs in (train, heldout))
+            rows = []
+            for method in methods:
+                rows.append(_row(model, task, method, share, train, other, heldout, held, seed))
+                bar.update()
+            yield _marked(rows)
+
+
+def _row(
+    model: Any, task: str, method: str, share: float, train: Any, other: Any, heldout: Any, held: Any, seed: int
+) -> Behaviour:
+    metric = TASKS[task].metric
+    own: dict[str, Any] = {"value": other, "metric": metric}
+    apart: dict[str, Any] = {"value": held, "metric": metric, "progress": False}
+    each = score_edges(model, train, method=method, keep=("example",), seed=seed, progress=False, **own)
+    scores = each.mean("example", keep_attrs=True)
+    curves = [faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude")]
+    cpr, cmd = ([float(curve.attrs[f"area{end}"]) for end in ("", "_low", "_high")] for curve in curves)
+    at_1 = [float(curves[0][name][ONE_PERCENT]) for name in ("faithfulness", "low", "high")]
+    circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train, **own)
+    size = circuit.n_requested
+    found = evaluate(circuit, model, heldout, checks=(), **apart)
+    kept = [float(found[name].squeeze()) for name in ("faithfulness", "low", "high")]
+    agree = stability(each, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
+    jaccard = [float(agree[name]) for name in ("jaccard", "low", "high")]
+    return Behaviour(model_name(model), task, method, share, size, circuit.n_edges, *kept, *at_1, *cpr, *cmd, *jaccard)
+
+
+def _marked(rows: list[Behaviour]) -> list[Behaviour]:
+    """The rows, those with the fewest edges marked."""
+    fewest = min(row.n_edges for row in rows)
+    return [replace(row, smallest=row.n_edges == fewest) for row in rows]
+
+
+def behaviours_table(rows: Sequence[Behaviour]) -> pd.DataFrame:
+    """The smallest circuit of each behaviour; of several as small, the one with the least CMD."""
+    best: dict[str, Behaviour] = {}
+    for row in rows:
+        if row.smallest and (row.task not in best or row.cmd < best[row.task].cmd):
+            best[row.task] = row
+    return pd.DataFrame(
+        {
+            "behaviour": row.task, "method": row.method, "edges": row.n_edges, "pruned": row.n_pruned,
+            "faithfulness": _interval(row.faithfulness, row.low, row.high),
+            "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
+        }
+        for row in best.values()
+    )  # fmt: skip
+
+
+def areas_table(rows: Sequence[Behaviour]) -> pd.DataFrame:
+    """Every method on every behaviour: size, faithfulness at 1 % of the edges, CPR and CMD."""
+    return pd.DataFrame(
+        {
+            "behaviour": row.task, "method": row.method, "edges": row.n_edges,
+            "at 1 %": _interval(row.at_1, row.at_1_low, row.at_1_high), "CPR": _interval(row.cpr, row.cpr_low, row.cpr_high),
+            "CMD": _interval(row.cmd, row.cmd_low, row.cmd_high), "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
+        }
+        for row in rows
+    )  # fmt: skip
+
+
+def _interval(middle: float, low: float, high: float) -> str:
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
