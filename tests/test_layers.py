@@ -24,7 +24,7 @@ INSIDE = {
     "methods": "lens gradients effects paths explain".split(),
     "discovery": (
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
-        "evaluation curves hypothesis_tests bench"
+        "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
     "render": "view svg html panels plots report".split(),
 }
