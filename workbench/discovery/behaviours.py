@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.discovery.curves import SIZES, faithfulness_curve, stability
+from workbench.discovery.curves import faithfulness_curve, stability
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
@@ -18,7 +18,6 @@ from workbench.models.load import model_name
 from workbench.tasks.registry import TASKS, load_task
 
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
-ONE_PERCENT = SIZES.index(0.01)
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,21 @@ def _row(
     own: dict[str, Any] = {"value": other, "metric": metric}
     apart: dict[str, Any] = {"value": held, "metric": metric, "progress": False}
     each = score_edges(model, train, method=method, keep=("example",), seed=seed, progress=False, **own)
-    scores = each.mean("example", keep_attrs=True)
-    curves = [faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude")]
-    cpr, cmd = ([float(curve.attrs[f"area{end}"]) for end in ("", "_low", "_high")] for curve in curves)
-    at_1 = [float(curves[0][name][ONE_PERCENT]) for name in ("faithfulness", "low", "high")]
+    scores = each.mean("example", skipna=False, keep_attrs=True)
     circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train, **own)
     size = circuit.n_requested
-    found = evaluate(circuit, model, heldout, checks=(), **apart)
-    kept = [float(found[name].squeeze()) for name in ("faithfulness", "low", "high")]
+    kept = evaluate(circuit, model, heldout, checks=(), **apart).squeeze()
     agree = stability(each, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
-    jaccard = [float(agree[name]) for name in ("jaccard", "low", "high")]
-    return Behaviour(model_name(model), task, method, share, size, circuit.n_edges, *kept, *at_1, *cpr, *cmd, *jaccard)
+    signed, sized = (faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude"))
+    intervals: dict[str, Any] = {
+        "faithfulness": kept["faithfulness"], "low": kept["low"], "high": kept["high"],
+        "jaccard": agree["jaccard"], "jaccard_low": agree["low"], "jaccard_high": agree["high"],
+    }  # fmt: skip
+    for end, name in (("", "faithfulness"), ("_low", "low"), ("_high", "high")):
+        intervals |= {f"at_1{end}": signed[name].sel(size=0.01)}
+        intervals |= {f"cpr{end}": signed.attrs[f"area{end}"], f"cmd{end}": sized.attrs[f"area{end}"]}
+    numbers: dict[str, Any] = {name: float(number) for name, number in intervals.items()}
+    return Behaviour(model_name(model), task, method, share, size, circuit.n_edges, **numbers)
 
 
 def _marked(rows: list[Behaviour]) -> list[Behaviour]:
