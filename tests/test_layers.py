@@ -13,11 +13,11 @@ ORDER = (
 INSIDE = {
     "tasks": (
         "grammar ioi induction greater_than agreement pronoun capitals binding pairs planted metrics continuations "
-        "speakers registry measure"
+        "speakers registry measure corpus"
     ).split(),
     "models": "zoo load planted_blueprint planted_recipes planted".split(),
     "engine": (
-        "reference edits continued run capture mixing given decoder families cohorts unedited staircase readout reference_sweep "
+        "reference edits continued run build capture mixing given decoder families cohorts unedited staircase readout reference_sweep "
         "sweep nodes hops path_sweep hooked_paths plan parts circuit_run circuit_walk circuits slopes edge_gradients "
         "gradient_runs atp_star"
     ).split(),
@@ -26,6 +26,7 @@ INSIDE = {
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
+    "stores": "format index store plan disk".split(),
     "render": "view svg html panels plots report".split(),
 }
 
