@@ -63,7 +63,7 @@ def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: i
             done, waiting = ray.wait(waiting)
             try:
                 yield from ray.get(done)
-            except ray.exceptions.RayTaskError as error:
+            except ray.exceptions.RayTaskError as error:  # pyright: ignore[reportAttributeAccessIssue]
                 raise error.cause if isinstance(error.cause, WorkbenchError) else error from error
     finally:
         if mine:

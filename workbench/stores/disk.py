@@ -7,7 +7,6 @@ shards/00000.z.safetensors, ...   the rows of one kind in one shard
 shards/00000.json     written last: this shard is whole, with a checksum of each file
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,22 @@ from workbench.tasks.pairs import Prompts
 CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
 
 
+class OpenFiles(dict[str, StoredFile]):
+    """The files of a store that were opened, by place. In another process they are opened anew."""
+
+    def __missing__(self, place: str) -> StoredFile:
+        self[place] = StoredFile(place)
+        return self[place]
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()
+
+
 class Piece:
     """One tensor of one shard: its file is opened when a row is first asked for."""
 
-    def __init__(self, place: str, name: str, n: int) -> None:
-        self.place, self.name, self._n = place, name, n
+    def __init__(self, files: OpenFiles, place: str, name: str, n: int) -> None:
+        self._files, self.place, self.name, self._n = files, place, name, n
 
     def __len__(self) -> int:
         return self._n
@@ -44,23 +54,10 @@ class Piece:
 
     @property
     def _file(self) -> StoredFile:
-        file = _opened(self.place)
+        file = self._files[self.place]
         if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
             raise StoreError(f"{self.place!r} has {file.entries[self.name].shape[0]} rows of {self.name}, not {self._n}. {CURE}")
         return file
-
-
-_files: dict[tuple[str, int], StoredFile] = {}
-
-
-def _opened(place: str) -> StoredFile:
-    """The file, opened once in this process as long as it is the same file."""
-    stamp = os.stat(place).st_mtime_ns if os.path.exists(place) else 0
-    if (place, stamp) not in _files:
-        for old in [key for key in _files if key[0] == place]:
-            del _files[old]
-        _files[place, stamp] = StoredFile(place)
-    return _files[place, stamp]
 
 
 class DiskStore(ActivationStore):
@@ -68,6 +65,7 @@ class DiskStore(ActivationStore):
 
     def __init__(self, place: str) -> None:
         self.plan = plan = read_plan(place)
+        self._open = OpenFiles()
         self._prompts_file = StoredFile(join(place, PROMPTS))
         self._lengths = self._table("lengths").numpy().astype(np.int64)
         self._counts = self._table("counts").numpy().astype(np.int64)
@@ -109,7 +107,7 @@ class DiskStore(ActivationStore):
         pieces = []
         for shard in range(len(plan.shards)):
             _, shape = plan.tensors(group, shard, self._lengths, self._counts)[name]
-            pieces.append(Piece(join(place, file_name(shard, group)), name, shape[0]))
+            pieces.append(Piece(self._open, join(place, file_name(shard, group)), name, shape[0]))
         return Packed(pieces, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
 
 
@@ -148,6 +146,8 @@ def join(place: str, name: str) -> str:
 
 
 def exists(place: str) -> bool:
+    if "://" not in place:
+        return Path(place).exists()
     files, path = fsspec.core.url_to_fs(place)
     return bool(files.exists(path))
 

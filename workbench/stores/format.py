@@ -137,7 +137,7 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
+            json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -175,8 +175,8 @@ class StoredFile:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self._files, self._path = fsspec.core.url_to_fs(place)
-        self.local = Path(self._path) if "file" in _protocols(self._files) else None
+        self.local = None if "://" in place else Path(place)
+        self._files, self._path = (None, place) if self.local is not None else fsspec.core.url_to_fs(place)
         self.entries = self._read_header()
 
     def tensor(self, name: str) -> Tensor:
@@ -190,17 +190,18 @@ class StoredFile:
         if "_map" in self.__dict__:
             return _viewed(self._map, entry, start, stop)
         begin, size = entry.start + start * entry.row_bytes, (stop - start) * entry.row_bytes
-        buffer = torch.empty(size, dtype=torch.uint8)
-        if self.local is not None:
-            with self.local.open("rb", buffering=0) as file:
-                read = os.preadv(file.fileno(), [_bytes(buffer)], begin) if size else 0
-        else:
-            data = self._files.cat_file(self._path, start=begin, end=begin + size)
-            read = len(data)
-            buffer[:read] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else buffer[:0]
-        if read != size:
+        buffer = self._read(begin, size) if size else torch.empty(0, dtype=torch.uint8)
+        if len(buffer) != size:
             raise StoreError(f"{self.place!r} ends too early. Verify the store (workbench store verify), then repair it.")
         return buffer.view(entry.dtype).view(stop - start, *entry.shape[1:])
+
+    def _read(self, begin: int, size: int) -> Tensor:
+        """The bytes there, fewer where the file ends."""
+        if self._files is not None:
+            return torch.frombuffer(bytearray(self._files.cat_file(self._path, start=begin, end=begin + size)), dtype=torch.uint8)
+        buffer = torch.empty(size, dtype=torch.uint8)
+        with open(self._path, "rb", buffering=0) as file:
+            return buffer[: os.preadv(file.fileno(), [_bytes(buffer)], begin)]
 
     @cached_property
     def _map(self) -> Tensor:
@@ -216,11 +217,11 @@ class StoredFile:
     def _read_header(self) -> dict[str, Entry]:
         cure = "Verify the store (workbench store verify), then repair it."
         try:
-            size = self._files.size(self._path)
-            length = int.from_bytes(self._files.cat_file(self._path, start=0, end=8), "little")
+            size = os.stat(self._path).st_size if self._files is None else self._files.size(self._path)
+            length = int.from_bytes(self._read(0, min(size, 8)).numpy().tobytes(), "little")
             if not 0 < length <= size - 8:
                 raise StoreError(f"{self.place!r} is cut off or no safetensors file. {cure}")
-            header = json.loads(self._files.cat_file(self._path, start=8, end=8 + length))
+            header = json.loads(self._read(8, length).numpy().tobytes())
             entries, end = {}, 8 + length
             for name, facts in header.items():
                 if name == "__metadata__":
@@ -243,9 +244,9 @@ class StoredFile:
 
 def read_json(place: str) -> Any:
     """A JSON file, local or behind a URL. Raises `StoreError` when it is missing or damaged."""
-    files, path = fsspec.core.url_to_fs(place)
     try:
-        return json.loads(files.cat_file(path))
+        with fsspec.open(place, "rb") if "://" in place else open(place, "rb") as file:
+            return json.loads(file.read())  # pyright: ignore[reportAttributeAccessIssue]
     except FileNotFoundError as error:
         raise StoreError(f"{place!r} is missing.") from error
     except (ValueError, OSError) as error:
@@ -255,10 +256,6 @@ def read_json(place: str) -> Any:
 def _bytes(data: Tensor) -> memoryview:
     """The memory of a flat tensor of bytes."""
     return memoryview(data.numpy())  # pyright: ignore[reportArgumentType]
-
-
-def _protocols(files: Any) -> tuple[str, ...]:
-    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
 
 
 def _viewed(data: Tensor, entry: Entry, start: int, stop: int) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from workbench.errors import StoreError
 from workbench.sites import KINDS, Key, Position, kind_named
@@ -112,6 +113,11 @@ class SiteView:
         for _, block in self.data.blocks(size=size, shuffle=shuffle, seed=seed):
             yield block
 
+    def dataset(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> "RowBlocks":
+        """The blocks as a torch `IterableDataset`: `DataLoader(view.dataset(), batch_size=None, num_workers=4)`."""
+        self._no_pattern("dataset")
+        return RowBlocks(self.data, size, shuffle, seed)
+
     def padded(self, examples: Iterable[int] | None = None, length: int | None = None) -> Tensor:
         """[example, pos, ...] (`pattern`: [example, head, query_pos, key_pos]) with zeros beyond each prompt's end."""
         if self.index.kept is not None:
@@ -152,6 +158,20 @@ class SiteView:
         site = self.kind if self.layer is None else f"{self.kind}[{self.layer}]"
         shape = (len(self.data), *self.data.row_shape)
         return f"<SiteView {site}: {len(self.store)} prompts, {shape} {self.dtype}>"
+
+
+class RowBlocks(IterableDataset[Tensor]):
+    """Blocks of rows for a `DataLoader`; its workers share the blocks, so that each row comes once."""
+
+    def __init__(self, data: Packed, size: int, shuffle: bool, seed: int) -> None:
+        self._data, self._size, self._shuffle, self._seed = data, size, shuffle, seed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        worker = get_worker_info()
+        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for _, block in self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share):
+            # The memory of a mapped file cannot be sent to another process.
+            yield block if worker is None else block.clone()
 
 
 class ActivationStore:
