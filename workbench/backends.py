@@ -24,11 +24,16 @@ def run_jobs(
     Raises:
         UnknownName: no such backend.  WorkbenchError: Ray is not installed; a worker died. Errors of a job come through.
     """
+    check_backend(backend, workers)
+    yield from (_local if backend == "local" else _ray)(function, jobs, workers)
+
+
+def check_backend(backend: str, workers: int) -> None:
+    """Raise where there is no such backend, or no such number of workers."""
     if backend not in BACKENDS:
         raise UnknownName("backend", backend, BACKENDS)
     if type(workers) is not int or workers < 1:
         raise WorkbenchError(f"workers={workers!r}: at least one is needed, and a whole number of them.")
-    yield from (_local if backend == "local" else _ray)(function, jobs, workers)
 
 
 def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:

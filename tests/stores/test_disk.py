@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, make_pairs, model_of
+from families import FAMILIES, make_pairs, model_of, ragged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -17,13 +17,6 @@ from workbench.engine.capture import capture, capture_cost, capture_pairs
 from workbench.errors import OutputExists, SiteError, StoreError
 from workbench.stores.disk import open_store, verify
 from workbench.stores.format import StoredFile, writing
-from workbench.tasks.pairs import Prompts
-
-
-def ragged(lengths, vocabulary=50, seed=0, bos=False):
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(1, vocabulary, n).tolist() for n in lengths]
-    return Prompts.of(rows, positions=[{"X": n // 2} if n > 2 else {} for n in lengths], bos=bos)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

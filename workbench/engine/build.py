@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.backends import run_jobs
+from workbench.backends import check_backend, run_jobs
 from workbench.engine.reference import forward, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
 from workbench.models.load import load_model, model_fingerprint, model_name, model_source, tokenizer_fingerprint
@@ -142,6 +142,8 @@ def build_store(
         StoreError: the folder holds a store of something else, another process writes the same shard, the disk is too small.
         OutputExists: the folder holds something that is no store.
     """
+    check_backend(backend, workers)
+    source = None if workers == 1 and backend == "local" else model_source(model)
     plan = _begun(model, request, path)
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
     cost = request.cost(model, plan, todo)
@@ -153,10 +155,10 @@ def build_store(
     with tqdm(total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False) as bar:
         if not bar.disable and todo:
             bar.write(str(cost))
-        if workers == 1 and backend == "local":
+        if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
         else:
-            jobs = [(str(path), model_source(model), todo[rank::workers]) for rank in range(workers)]
+            jobs = [(str(path), source, todo[rank::workers]) for rank in range(workers)]
             for prompts in run_jobs(_job, [job for job in jobs if job[-1]], workers=workers, backend=backend):
                 bar.update(prompts)
     return open_store(path)
