@@ -164,12 +164,13 @@ def build_store(
     return open_store(path)
 
 
-def repair(model: Any, path: Path, *, progress: bool = True) -> list[str]:
+def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     """Build the damaged shards of a store anew, and only those; the files that were damaged.
 
     Raises:
         StoreError: the prompts or the plan are damaged, or the store is of another model: nothing is changed.
     """
+    path = Path(path)
     damaged = list(verify(path))
     common = [damage for damage in damaged if damage.shard is None]
     if common:

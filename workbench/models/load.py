@@ -58,7 +58,7 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    wanted = _dtype(dtype)
+    wanted = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
         if device is not None or wanted is not None:
             source.to(*(given for given in (device, wanted) if given is not None))
@@ -238,7 +238,8 @@ def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+def dtype_named(given: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name. Raises `UnknownName` for others than the usual four."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if given is None or isinstance(given, torch.dtype):
         return given
