@@ -25,6 +25,8 @@ from workbench.stores.format import checksum, write_json, writing
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, Plan, cut, file_name, key_of, name_of, record_name
 from workbench.tasks.pairs import Prompts
 
+WRITING = 1e9
+"""Bytes a second that a disk is taken to write, for estimates."""
 Keep = str | Sequence[Position] | Sequence[Sequence[int]]
 
 
@@ -112,8 +114,8 @@ class Request:
             batch_tokens=fit * longest, threads=self.threads or torch.get_num_threads(), versions=versions(), checksums={},
         )  # fmt: skip
 
-    def cost(self, model: Any, plan: Plan, shards: Sequence[int] | None = None) -> Cost:
-        """What the shards (None: all) will take; one forward pass is timed."""
+    def cost(self, model: Any, plan: Plan, shards: Sequence[int] | None = None, *, timed: bool = True) -> Cost:
+        """What the shards (None: all) will take; one forward pass is timed, else the seconds are NaN."""
         chosen = range(len(plan.shards)) if shards is None else shards
         lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
         size = sum(
@@ -123,14 +125,16 @@ class Request:
         inside = np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen]) if len(chosen) else np.array([], dtype=int)
         if not len(inside):
             return Cost(0, 0, 0, 0, 0.0)
-        middle = np.argsort(lengths[inside])[len(inside) // 2]
-        near = inside[np.argsort(np.abs(lengths[inside] - lengths[inside[middle]]), kind="stable")[:8]]
-        batch = self.prompts.select(near.tolist())
-        start = time.perf_counter()
-        forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
-        each = (time.perf_counter() - start) / int(batch.lengths.sum())
-        rows = int(counts[inside].sum())
-        return Cost(len(inside), rows, len(chosen), size, each * int(lengths[inside].sum()) + size / 1e9)
+        rows, seconds = int(counts[inside].sum()), float("nan")
+        if timed:
+            middle = int(np.median(lengths[inside]))
+            near = inside[np.argsort(np.abs(lengths[inside] - middle), kind="stable")[:4]]
+            batch = self.prompts.select(near.tolist())
+            start = time.perf_counter()
+            forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
+            each = (time.perf_counter() - start) / int(batch.lengths.sum())
+            seconds = each * int(lengths[inside].sum()) + size / WRITING
+        return Cost(len(inside), rows, len(chosen), size, seconds)
 
 
 def build_store(
@@ -146,7 +150,7 @@ def build_store(
     source = None if workers == 1 and backend == "local" else model_source(model)
     plan = _begun(model, request, path)
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
-    cost = request.cost(model, plan, todo)
+    cost = request.cost(model, plan, todo, timed=False)
     free = shutil.disk_usage(path).free
     if cost.nbytes > free:
         raise StoreError(
@@ -154,7 +158,7 @@ def build_store(
         )
     with tqdm(total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False) as bar:
         if not bar.disable and todo:
-            bar.write(str(cost))
+            bar.write(str(request.cost(model, plan, todo)))
         if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
         else:

@@ -1,5 +1,6 @@
 """Where the rows of each prompt lie, and the packed rows themselves: in one piece in memory, in one for each shard on disk."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,28 +137,28 @@ class Packed:
         if len(self.pieces) == 1:
             whole = self.pieces[0].whole()
             return whole[rows.to(whole.device)]
-        found = torch.empty((len(rows), *self.row_shape), dtype=self.dtype)
         which = torch.from_numpy(np.searchsorted(self._ends, rows.numpy(), side="right"))
-        for number in torch.unique(which).tolist():
-            here = (which == number).nonzero()[:, 0]
-            first = int(self._ends[number]) - len(self.pieces[number])
-            found[here] = self.pieces[number].whole()[rows[here] - first]
+        order = torch.argsort(which, stable=True)
+        counts = torch.bincount(which, minlength=len(self.pieces)).tolist()
+        found = torch.empty((len(rows), *self.row_shape), dtype=self.dtype)
+        for piece, end, here in zip(self.pieces, self._ends.tolist(), order.split(counts), strict=True):
+            if len(here):
+                found.index_copy_(0, here, piece.whole().index_select(0, rows[here] - (end - len(piece))))
         return found
 
     def columns(self, columns: Iterable[int]) -> Tensor:
         """[row, column]: some of the numbers of each row, flattened; one piece is touched after the other."""
-        chosen = torch.as_tensor(list(columns))
-        size = int(np.prod(self.row_shape, dtype=int))
-        if not len(chosen) or bool(((chosen < 0) | (chosen >= size)).any()):
-            raise StoreError(f"columns: name at least one, each from 0 to {size - 1}; asked for {chosen.tolist()[:5]}.")
-        single = int(chosen[0]) if len(chosen) == 1 else None
+        chosen, size = list(columns), math.prod(self.row_shape)
+        if not chosen or not all(0 <= column < size for column in chosen):
+            raise StoreError(f"columns: name at least one, each from 0 to {size - 1}; asked for {chosen[:5]}.")
         found = torch.empty((len(self), len(chosen)), dtype=self.dtype)
-        start = 0
-        for piece in self.pieces:
-            flat = piece.whole().flatten(1)
-            # One column is a strided view, which is copied faster than it is gathered.
-            found[start : start + len(flat)] = flat[:, single : single + 1] if single is not None else flat[:, chosen]
-            start += len(flat)
+        for piece, end in zip(self.pieces, self._ends.tolist(), strict=True):
+            part = found[end - len(piece) : end]
+            flat = piece.whole().view(len(piece), size)
+            if len(chosen) == 1:  # a strided view is copied faster than it is gathered
+                part.copy_(flat.narrow(1, chosen[0], 1))
+            else:
+                part.copy_(flat[:, chosen])
         return found
 
     def blocks(self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:

@@ -73,10 +73,12 @@ class SiteView:
         length = int(self.store.index.counts[i])
         return rows.view(-1, length, length)
 
-    def rows(self, *, prompt: Iterable[int], pos: Iterable[int]) -> Tensor:
+    def rows(self, *, prompt: Iterable[int] | Tensor, pos: Iterable[int] | Tensor) -> Tensor:
         """[row, ...] at these (prompt, position) pairs."""
         self._no_pattern("rows")
-        chosen, places = torch.as_tensor(list(prompt)).long(), torch.as_tensor(list(pos)).long()
+        chosen, places = (
+            torch.as_tensor(each if isinstance(each, Tensor) else list(each)).cpu().long() for each in (prompt, pos)
+        )
         if len(chosen) != len(places):
             raise StoreError(f"{self!r}: {len(chosen)} prompts and {len(places)} positions: rows are named by pairs of them.")
         if bool(((chosen < 0) | (chosen >= len(self.store))).any()):
