@@ -179,7 +179,7 @@ def test_decoys_write_more_than_the_true_heads():
     shape, true, decoys = wb.Shape.of(made.model), [], []
     for layer in range(shape.n_layers):
         written = torch.einsum(
-            "phe,hed->phd", clean["z", layer].rows(prompt=range(8), pos=[7]), made.model.blocks[layer].attn.W_O
+            "phe,hed->phd", clean["z", layer].rows(prompt=range(8), pos=[7] * 8), made.model.blocks[layer].attn.W_O
         )
         for head, size in enumerate(written.norm(dim=-1).mean(0).tolist()):
             (true if f"a{layer}.{head}" in made.heads.values() else decoys).append(size)
