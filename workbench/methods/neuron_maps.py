@@ -1,0 +1,4 @@
+"""A probe of one feature for every neuron of every layer, all at once."""
+
+
+def neuron_maps(): ...
