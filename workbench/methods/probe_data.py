@@ -52,7 +52,7 @@ class Activations:
 
     @cached_property
     def held(self) -> Float[Tensor, "row feature"]:
-        """All rows in float64."""
+        """All rows, in the precision that the store has them in."""
         if not self.fits:
             need = len(self.prompt) * self.n_features * 8 * 3
             raise ProbeError(
@@ -66,7 +66,7 @@ class Activations:
         size = BLOCK if self.fits else max(1, self.budget // 4 // (self.n_features * 8 * 2))
         for start in range(0, len(self.prompt), size):
             rows = slice(start, start + size)
-            yield rows, self.held[rows] if self.fits else self._checked(self._read(rows))
+            yield rows, (self.held[rows] if self.fits else self._checked(self._read(rows))).double()
 
     def sums(self, weight: Float[Tensor, "column row"], *, powers: Sequence[int] = (1,)) -> Float[Tensor, "power column feature"]:
         """The sum over rows of weight times the activation to each power."""
@@ -94,7 +94,7 @@ class Activations:
         return self.view.rows(prompt=self.prompt[rows].tolist(), pos=self.pos[rows].tolist()).detach().cpu()
 
     def _checked(self, values: Tensor) -> Tensor:
-        flat = values.reshape(len(values), -1).double()
+        flat = values.reshape(len(values), -1)
         if not bool(torch.isfinite(flat.sum())):
             raise ProbeError(f"{self.view!r} holds numbers that are not finite: no probe can be fitted to them.")
         return flat

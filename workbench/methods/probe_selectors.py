@@ -165,7 +165,7 @@ def _l1(activations: Activations, columns: Columns, ks: Sequence[int], settings:
 
     Proximal gradient steps with momentum (Beck and Teboulle 2009) for all columns together, from the largest penalty down.
     """
-    x, deviation = activations.held, _deviations(activations, columns, settings)
+    x, deviation = activations.held.double(), _deviations(activations, columns, settings)
     weight, target, outputs = columns.weight(settings.balanced), columns.target, columns.target.shape[1]
     centre = activations.sums(columns.weight(False))[0]
     inverse = torch.where(deviation > 0, 1 / deviation, 0.0)
