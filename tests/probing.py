@@ -1,5 +1,7 @@
 """Stores of made-up activations, and what is planted in them."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -12,7 +14,7 @@ def store_of(layers, *, kind="mlp_post", lengths=None):
     """A store of [row, feature] activations per layer: one token a prompt, or prompts of these lengths, none twice."""
     lengths = [1] * len(layers[0]) if lengths is None else lengths
     starts = np.cumsum([0, *lengths])
-    prompts = Prompts.of([list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)])
+    prompts = Prompts.of([list(range(a, b)) for a, b in pairwise(starts)])
     data = {(kind, i): torch.as_tensor(np.asarray(x)) for i, x in enumerate(layers)}
     return ActivationStore(prompts, data, model="made-up", model_name="made-up", tokenizer="none")
 

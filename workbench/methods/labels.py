@@ -115,13 +115,8 @@ class Labels:
                 raise ProbeError(f"Row {row} labels prompt {i}; the store has prompts 0 to {len(prompts) - 1}.")
             at = places[where][int(i)] if isinstance(where, str) else where
             if not isinstance(at, int | np.integer) or not 0 <= at < lengths[int(i)]:
-                has = f"has none of that name ({', '.join(prompts.positions)})" if isinstance(where, str) else "lies outside it"
-                what = (
-                    f"prompt {int(i)} {has}"
-                    if isinstance(where, str)
-                    else f"it {has}: prompt {int(i)} has {lengths[int(i)]} tokens"
-                )
-                raise ProbeError(f"Row {row} labels position {where!r}; {what}.")
+                named = f" and the named positions {', '.join(prompts.positions)}" if isinstance(where, str) else ""
+                raise ProbeError(f"Row {row} labels position {where!r}; prompt {i} has {lengths[int(i)]} tokens{named}.")
             chosen[row], found[row] = i, at
         if len({*zip(chosen, found, strict=True)}) < rows:
             twice = pd.DataFrame({"prompt": chosen, "pos": found}).duplicated()
@@ -169,7 +164,7 @@ class Labels:
                 f"{source} has no column {', '.join(missing)}. Needed: {', '.join(needed)} and concepts; it has: {has}."
             )
         ids = {prompt_id: i for i, prompt_id in reversed(list(enumerate(store.prompts.ids)))}
-        known = {name: _typed(frame[name]) for name in frame.columns if name not in PLACES}
+        known = {str(name): _typed(frame[name].tolist()) for name in frame.columns if name not in PLACES}
         concepts: dict[str, list[Any]] = {name: [] for name in known}
         prompt, pos = [], []
         for row, cells in enumerate(frame.to_dict("records")):
@@ -261,9 +256,8 @@ def _places(cells: Mapping[str, Any], needed: tuple[str, ...], where: str) -> It
     yield from range(start, end)
 
 
-def _typed(column: pd.Series) -> list[Any]:
+def _typed(cells: list[Any]) -> list[Any]:
     """The cells of a concept: text that is all numbers as numbers, all true or false as bools, the rest as it is."""
-    cells = column.tolist()
     if not all(isinstance(cell, str) for cell in cells):
         return cells
     if {cell.lower() for cell in cells} <= {"true", "false"}:

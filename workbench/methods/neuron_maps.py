@@ -109,12 +109,12 @@ def _map(
     x: Float[Tensor, "neuron row"], truth: Bool[np.ndarray, "row"], mask: Bool[np.ndarray, "row"], l2: float
 ) -> Float[np.ndarray, "map neuron"]:
     order = [torch.from_numpy(np.flatnonzero(~mask & side)) for side in (~truth, truth)]
-    slope, intercept, converged = _single(*(x.index_select(1, rows) for rows in order), l2)
+    slope, intercept, converged = _single(x.index_select(1, order[0]), x.index_select(1, order[1]), l2)
     sides = [x.index_select(1, torch.from_numpy(np.flatnonzero(mask & side))) for side in (~truth, truth)]
     logits = [torch.addcmul(intercept[:, None], side, slope[:, None]) for side in sides]
     right = (logits[0] < 0).sum(1) + (logits[1] >= 0).sum(1)
-    accuracy = right / mask.sum()
-    auc = np.where(slope == 0, 0.5, _auc(*(side.numpy() for side in sides)))
+    accuracy = right.double() / mask.sum()
+    auc = np.where(slope == 0, 0.5, _auc(sides[0].numpy(), sides[1].numpy()))
     auc = np.where(slope < 0, 1 - auc, auc)
     return np.stack([accuracy.numpy(), auc, slope.numpy(), intercept.numpy(), converged.numpy().astype(float)])
 

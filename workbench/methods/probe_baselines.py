@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.methods.probe_data import Activations, Columns
 from workbench.methods.probe_fits import ProbeSettings
-from workbench.methods.probe_solver import ARMIJO, HALVINGS, LOSSES
+from workbench.methods.probe_solver import LOSSES, line_search
 
 INNER = 200
 """Conjugate gradient steps within a Newton step at most."""
@@ -124,26 +124,21 @@ def _fit(scaled: Scaled, columns: Columns, settings: ProbeSettings) -> Dense:
         gradient = sums((mean - target) * weight[:, None]) + penalty * at
 
         def product(given: Tensor, mean: Tensor = mean) -> Tensor:
-            seen = times(given)
-            if columns.loss == "softmax" and not one_vs_rest:
-                bent = mean * (seen - (mean * seen).sum(1, keepdim=True))
-            else:
-                bent = seen * loss.curvature(mean, slice(None), slice(None))
-            return sums(bent * weight[:, None]) + penalty * given
+            return sums(loss.bend(mean, times(given)) * weight[:, None]) + penalty * given
 
         step = _conjugate(product, gradient, (1, 2), min(0.1, float(gradient.norm()) ** 0.5))
         slope = (gradient * step).sum((1, 2))
         decrement = slope / 2
         if bool((decrement <= TOLERANCE).all()):
             break
-        change, size = times(step), torch.ones_like(value)
-        for _ in range(HALVINGS):
-            reached = objective(logits - size[:, None, None] * change, at - size[:, None, None] * step)
-            good = reached <= value - ARMIJO * size * slope + 1e-14 * (1 + value.abs())
-            if bool(good.all()):
-                break
-            size = torch.where(good, size, size / 2)
-        at, logits, value = at - size[:, None, None] * step, logits - size[:, None, None] * change, reached
+        change = times(step)
+
+        def moved(size: Tensor, given: tuple[Tensor, ...] = (logits, change, at, step)) -> Tensor:
+            logits, change, at, step = given
+            return objective(logits - size * change, at - size * step)
+
+        size, value = line_search(moved, slope, value)
+        at, logits = at - size * step, logits - size * change
     raw = scaled.raw(at[:, :, 1:])
     intercept = at[:, :, 0] - (raw * scaled.shift[:, None]).sum(2)
     return Dense(raw, intercept, logits, (decrement <= TOLERANCE) & torch.from_numpy(columns.varied))

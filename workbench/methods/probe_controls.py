@@ -48,6 +48,8 @@ def controls_named(names: Sequence[str], draws: int) -> list[Control]:
     for name in names:
         if name not in CONTROLS:
             raise UnknownName("control", name, CONTROLS)
+    if draws < 1:
+        raise ProbeError(f"draws={draws!r}: a control needs at least one.")
     return [Control("none"), *(Control(name, draw) for name in dict.fromkeys(names) for draw in range(draws))]
 
 

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.errors import ProbeError
+from workbench.errors import ProbeError, UnknownName
 from workbench.methods.probe_data import Activations, Columns, balanced
 from workbench.methods.probe_solver import design, solve
+
+MULTICLASS = ("softmax", "one-vs-rest")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class ProbeSettings:
     multiclass: str = "softmax"
     max_iter: int = 50
     tolerance: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if not 0 < self.l2 < float("inf"):
+            raise ProbeError(f"l2={self.l2!r}: a positive penalty is needed, as in 0.01.")
+        if self.multiclass not in MULTICLASS:
+            raise UnknownName("multiclass", self.multiclass, MULTICLASS)
+        if self.max_iter < 1:
+            raise ProbeError(f"max_iter={self.max_iter!r}: at least one step is needed.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +129,8 @@ def _fit(
     weight = columns.weight(settings.balanced).gather(1, train) * real
     target = columns.target.gather(2, train[:, None].expand(-1, columns.target.shape[1], -1))
     start = None if previous is None else _carried(previous, portion, features, shift, scale)
-    found = _solved(columns, design(x), target, weight, start, settings)
-    slopes, intercept = found[0][:, :, 1:], found[0][:, :, :1]
+    found, *report = _solved(columns, design(x), target, weight, start, settings)
+    slopes, intercept = found[:, :, 1:], found[:, :, :1]
     deviation = x.var(2, correction=0).sqrt() if not settings.standardize else x.new_ones(features.shape)
     raw = slopes / scale[:, None]
     return Fits(
@@ -128,7 +138,7 @@ def _fit(
         raw,
         (intercept - (raw * shift[:, None]).sum(2, keepdim=True))[:, :, 0],
         slopes.abs().amax(1) * deviation,
-        *found[1:],
+        *report,
         slopes @ new + intercept,
         slopes @ x + intercept,
     )

@@ -58,8 +58,8 @@ def _difference(activations: Activations, columns: Columns, *, standardised: boo
     moments = [(total[:, :, several] / n[:, several], n[:, several]) for total, n in ((sums, counts), of_rest)]
     gap = moments[0][0][0] - moments[1][0][0]
     if standardised:
-        variance = sum((mean[1] - mean[0] ** 2).clamp(min=0) / (n - 1).clamp(min=1) for mean, n in moments)
-        gap = gap / variance.sqrt()
+        errors = [(mean[1] - mean[0] ** 2).clamp(min=0) / (n - 1).clamp(min=1) for mean, n in moments]
+        gap = gap / (errors[0] + errors[1]).sqrt()
     return torch.nan_to_num(gap.abs(), posinf=torch.finfo(gap.dtype).max).amax(1)
 
 

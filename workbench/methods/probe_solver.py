@@ -27,34 +27,34 @@ CHUNK = 4 * 2**20
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of logits [problem, output, row], all three functions elementwise over rows.
+    """A loss of logits [problem, output, row], all three functions row by row.
 
     Attributes:
         value: (logits, target) → [problem, row].
         mean: logits → the prediction whose difference to the target is the slope.
-        curvature: (mean, a, b) → [problem, row]: second derivative by outputs a and b.
+        bend: (mean, change) → the second derivative times a change of the logits: how the slope changes with them.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     mean: Callable[[Tensor], Tensor]
-    curvature: Callable[[Tensor, int, int], Tensor]
+    bend: Callable[[Tensor, Tensor], Tensor]
 
 
 LOSSES = {
     "logistic": Loss(
         lambda z, y: (softplus(z) - y * z).sum(1),
         torch.sigmoid,
-        lambda p, a, b: p[:, a] * (1 - p[:, a]),
+        lambda p, change: p * (1 - p) * change,
     ),
     "softmax": Loss(
         lambda z, y: z.logsumexp(1) - (y * z).sum(1),
         lambda z: z.softmax(1),
-        lambda p, a, b: p[:, a] * (float(a == b) - p[:, b]),
+        lambda p, change: p * (change - (p * change).sum(1, keepdim=True)),
     ),
     "squares": Loss(
         lambda z, y: ((z - y) ** 2).sum(1) / 2,
         lambda z: z,
-        lambda p, a, b: torch.ones_like(p[:, a]),
+        lambda p, change: change,
     ),
 }
 
@@ -104,10 +104,11 @@ def solve(
     """
     begin = x.new_zeros(len(x), target.shape[1], x.shape[1]) if start is None else start
     at_once = max(1, CHUNK // (x.shape[1] * x.shape[2] * x.element_size()))
-    parts = [
-        _newton(*(given[i : i + at_once] for given in (x, target, weight, begin)), l2, LOSSES[loss], max_iter, tolerance)
-        for i in range(0, len(x), at_once)
-    ]
+    parts = []
+    for i in range(0, len(x), at_once):
+        portion = slice(i, i + at_once)
+        given = (x[portion], target[portion], weight[portion], begin[portion])
+        parts.append(_newton(*given, l2, LOSSES[loss], max_iter, tolerance))
     return Solution(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -139,7 +140,13 @@ def _newton(
             x, y, w, at, logits, value, step, slope, going = (
                 given[left] for given in (x, y, w, at, logits, value, step, slope, going)
             )
-        size, value = _line_search(loss, logits, step @ x, y, w, at, step, slope, value, penalty)
+        change = step @ x
+
+        def objective(size: Tensor, given: tuple[Tensor, ...] = (logits, change, y, w, at, step)) -> Tensor:
+            logits, change, y, w, at, step = given
+            return _objective(loss, logits - size * change, y, w, at - size * step, penalty)
+
+        size, value = line_search(objective, slope, value)
         at = at - size * step
         logits = at @ x
         iterations[going] += 1
@@ -150,15 +157,18 @@ def _objective(loss: Loss, logits: Tensor, y: Tensor, w: Tensor, at: Tensor, pen
     return (loss.value(logits, y) * w).sum(1) + (penalty * at**2).sum((1, 2)) / 2
 
 
-def _line_search(
-    loss: Loss, logits: Tensor, change: Tensor, y: Tensor, w: Tensor, at: Tensor, step: Tensor, slope: Tensor, value: Tensor,
-    penalty: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Per problem the largest of 1, 1/2, 1/4, ... that lowers the objective enough, and the objective there."""
-    size = torch.ones_like(value)
+def line_search(
+    objective: Callable[[Tensor], Tensor], slope: Float[Tensor, "problem"], value: Float[Tensor, "problem"]
+) -> tuple[Float[Tensor, "problem 1 1"], Float[Tensor, "problem"]]:
+    """Per problem the largest of 1, 1/2, 1/4, ... that lowers the objective enough, and the objective there.
+
+    Args:
+        objective: of step sizes [problem, 1, 1].
+        slope: how fast it falls at first.
+    """
+    size, reached = torch.ones_like(value), value
     for _ in range(HALVINGS):
-        shaped = size[:, None, None]
-        reached = _objective(loss, logits - shaped * change, y, w, at - shaped * step, penalty)
+        reached = objective(size[:, None, None])
         # Near the minimum the fall is below rounding; a step that does not climb by more than that is good.
         good = reached <= value - ARMIJO * size * slope + 1e-14 * (1 + value.abs())
         if bool(good.all()):
@@ -171,12 +181,14 @@ def _direction(x: Tensor, w: Tensor, mean: Tensor, gradient: Tensor, penalty: Te
     """[problem, output, 1 + feature]: the Hessian's inverse times the gradient."""
     problems, outputs, width = gradient.shape
     hessian = x.new_empty(problems, outputs, width, outputs, width)
-    for a in range(outputs):
-        for b in range(a, outputs):
-            block = (x * (loss.curvature(mean, a, b) * w)[:, None]) @ x.mT
-            hessian[:, a, :, b] = block
-            hessian[:, b, :, a] = block
-        hessian[:, a, :, a].diagonal(dim1=1, dim2=2).add_(penalty)
+    for b in range(outputs):
+        one = torch.zeros_like(mean)
+        one[:, b] = 1
+        bent = loss.bend(mean, one) * w[:, None]
+        for a in range(b, outputs):
+            hessian[:, a, :, b] = (x * bent[:, a, None]) @ x.mT
+            hessian[:, b, :, a] = hessian[:, a, :, b]
+        hessian[:, b, :, b].diagonal(dim1=1, dim2=2).add_(penalty)
     if outputs > 1:
         # Softmax does not see a constant added to all intercepts; the gradient has no part along it, nor may the step.
         hessian[:, :, 0, :, 0] += 1

@@ -168,7 +168,7 @@ def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
     for axis, label in where.items():
         if axis not in table.dims:
             raise UnknownName("axis of these probes", axis, map(str, table.dims))
-        known = table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
+        known: list[Any] = table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
         asked = str(label) if axis == "pos" else label
         if asked not in known:
             raise UnknownName(str(axis), label, map(str, known))

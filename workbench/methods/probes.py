@@ -134,7 +134,10 @@ def fit_probes(
     >>> int(probes.results["feature"].squeeze())
     3
     """
-    check_seed(seed), check_level(level)
+    check_seed(seed)
+    check_level(level)
+    if resampled < 0:
+        raise ProbeError(f"resampled={resampled!r}: how many bootstrap draws, 0 for none.")
     job = _job(store, labels, sites, layers, k, selectors, baselines, given)
     cast = controls_named(controls, draws)
     places = [None] if pos is None else list(pos)
