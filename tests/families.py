@@ -105,6 +105,13 @@ def make_pairs(
     return PromptPairs(Prompts.of(clean, bos=bos), Prompts.of(corrupt, bos=bos), answers, (answers + 1) % D_VOCAB)
 
 
+def ragged(lengths: list[int] | tuple[int, ...], *, seed: int = 0, bos: bool = False) -> Prompts:
+    """Random prompts of these lengths; those of more than two tokens have a position X."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(1, D_VOCAB, n).tolist() for n in lengths]
+    return Prompts.of(rows, positions=[{"X": n // 2} if n > 2 else {} for n in lengths], bos=bos)
+
+
 @cache
 def pairs_and_stores(
     family: str, lengths: tuple[int, ...] = (6, 6, 6), dtype: torch.dtype = torch.float32, seed: int = 0

@@ -13,7 +13,9 @@ from .discovery.reference import reference_circuit as reference_circuit
 from .discovery.scores import score_edges as score_edges
 from .discovery.scores import score_nodes as score_nodes
 from .discovery.search import find_circuit as find_circuit
+from .engine.build import repair as repair
 from .engine.capture import capture as capture
+from .engine.capture import capture_cost as capture_cost
 from .engine.capture import capture_pairs as capture_pairs
 from .engine.edits import add as add
 from .engine.edits import constant as constant
@@ -51,8 +53,10 @@ from .sites import Shape as Shape
 from .sites import Site as Site
 from .sites import grid as grid
 from .statistics import summary as summary
+from .stores.disk import open_store as open_store
 from .stores.store import ActivationStore as ActivationStore
 from .study import discover as discover
+from .tasks.corpus import read_corpus as read_corpus
 from .tasks.measure import measure as measure
 from .tasks.metrics import Metric as Metric
 from .tasks.metrics import metric as metric

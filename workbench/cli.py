@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli_store import store
+
 app = typer.Typer(
     help="A mechanistic interpretability workbench around TransformerLens models.",
     no_args_is_help=True,
@@ -246,6 +248,7 @@ def evaluate_circuit(
         typer.echo(line)
 
 
+app.add_typer(store, name="store")
 bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -56,7 +56,9 @@ def test_rows_are_found_by_prompt_and_position(held):
     for prompt, pos in (([2], [1]), ([0], [-1]), ([0, 1], [3, 6])):
         with pytest.raises(StoreError) as error:
             store["z", 0].rows(prompt=prompt, pos=pos)
-        assert str(error.value) == f"{store['z', 0]!r}: a position lies outside its prompt."
+        assert str(error.value) == (
+            f"{store['z', 0]!r}: position {pos[-1]} of prompt {prompt[-1]} is not there: it lies outside its prompt."
+        )
 
 
 def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):

@@ -1,18 +1,23 @@
 """Model x prompts → store: run every prompt once and keep its activations."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.engine.build import Cost, Keep, Request, build_store
 from workbench.engine.reference import forward, rows_per_forward
 from workbench.engine.run import as_prompts
-from workbench.errors import SiteError
+from workbench.errors import SiteError, StoreError
 from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
+from workbench.stores.index import Packed, RowIndex
+from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
+from workbench.tasks.corpus import read_corpus
 from workbench.tasks.pairs import PromptPairs, Prompts
 
 PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
@@ -20,38 +25,59 @@ PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_
 
 def capture(
     model: Any,
-    tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
+    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
     *,
     sites: Iterable[str | Site] | None = None,
+    path: str | Path | None = None,
+    keep: Keep = "all",
+    dtype: torch.dtype | None = None,
+    workers: int = 1,
+    backend: Literal["local", "ray"] | str = "local",
+    threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
     budget: int | None = None,
     progress: bool = True,
 ) -> ActivationStore:
-    """The activations of prompts, in memory.
+    """The activations of prompts, in memory or, with `path=`, on disk.
+
+    A store on disk may be larger than memory. It is written shard by shard: after a crash or a kill, the same call goes
+    on where it stopped, and the bytes are those of a run that was not interrupted.
 
     Args:
-        tokens: prompts, texts, a token tensor [example, pos] without padding, or lists of token ids.
+        tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a corpus: a path to
+            a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see `read_corpus`).
         sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None takes
             every kind that the model has but logits, `resid_mid` and `mlp_pre`.
-        budget: bytes that one forward pass may use.
+        path: a folder for a store on disk.
+
+    The rest is for stores on disk:
+        keep: which rows of a prompt: "all", "mean" over its tokens, positions such as ["END", 3], or a list of positions
+            for each prompt.
+        dtype: of the rows; None takes the model's.
+        workers, backend: processes of this machine, or Ray tasks ("ray"); each writes shards of its own.
+        threads: of the processor per forward pass; several workers take one each unless told.
+        shard_bytes: how large the files may become; a kill loses at most the shard that is being written.
+        budget: bytes that one forward pass and its activations may use.
 
     Returns:
-        A store whose prompts are in the order given. `resid_post[l]` and `resid_pre[l + 1]` share their memory.
+        A store whose prompts are in the order given. `resid_post[l]` and `resid_pre[l + 1]` share their rows.
 
     Raises:
         SiteError: the model lacks a site.  PromptError: prompts that are empty, too long or unknown.
+        StoreError, OutputExists: the folder holds something else, the disk is full; what is finished is kept.
 
     >>> import workbench as wb
     >>> store = wb.capture(wb.load_model("tiny"), ["The dog near the cats is"], sites=["z"])
     >>> tuple(store["z", 3].prompt(0).shape)
     (7, 8, 16)
     """
-    prompts = as_prompts(model, tokens)
-    shape = Shape.of(model)
-    chosen = _present(shape) if sites is None else sites
-    keys = list(dict.fromkeys(key for site in chosen for key in _keys(site, shape)))
-    if not keys:
-        raise SiteError("capture: name at least one kind or site in sites=[...].")
-    canonical = {key: _canonical(key, shape) for key in keys}
+    prompts = _prompts(model, tokens)
+    if path is not None:
+        request = _request(model, prompts, sites, keep, dtype, shard_bytes, budget, threads or (1 if workers > 1 else None))
+        return build_store(model, request, Path(path), workers=workers, backend=backend, progress=progress)
+    if keep != "all" or dtype is not None or workers != 1 or backend != "local":
+        raise StoreError("capture: keep=, dtype=, workers= and backend= are for stores on disk: give path= too.")
+    canonical = _keys_of(model, sites)
     record = list(dict.fromkeys(canonical.values()))
     parts: dict[Key, list[Tensor]] = {key: [] for key in record}
     order = sorted(range(len(prompts)), key=lambda i: int(prompts.lengths[i]))
@@ -67,25 +93,84 @@ def capture(
                     parts[key].append(row.clone())
             bar.update(len(batch))
     back = sorted(range(len(order)), key=order.__getitem__)
-    packed = {key: torch.cat([rows[i] for i in back]) for key, rows in parts.items()}
+    packed = {key: Packed.of(torch.cat([rows[i] for i in back])) for key, rows in parts.items()}
     return ActivationStore(
         prompts,
-        {key: packed[canonical[key]] for key in keys},
+        {key: packed[own] for key, own in canonical.items()},
+        index=RowIndex.of(prompts.lengths),
         model=model_fingerprint(model),
         model_name=model_name(model),
         tokenizer=tokenizer_fingerprint(model),
     )
 
 
+def capture_cost(
+    model: Any,
+    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
+    *,
+    sites: Iterable[str | Site] | None = None,
+    keep: Keep = "all",
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    budget: int | None = None,
+) -> Cost:
+    """What a store on disk would take: rows, bytes, shards and seconds; one forward pass is run. Arguments of `capture`."""
+    request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
+    return request.cost(model, request.plan(model))
+
+
 def capture_pairs(
-    model: Any, pairs: PromptPairs, *, sites: Iterable[str | Site] | None = None, budget: int | None = None, progress: bool = True
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    sites: Iterable[str | Site] | None = None,
+    path: str | Path | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+    **more: Any,
 ) -> tuple[ActivationStore, ActivationStore]:
-    """The stores of the clean and of the corrupt run; see `capture`."""
+    """The stores of the clean and of the corrupt run, with `path=` in its folders `clean` and `corrupt`; see `capture`."""
     chosen = None if sites is None else list(sites)
+    places = {name: None if path is None else Path(path) / name for name in ("clean", "corrupt")}
     clean, corrupt = (
-        capture(model, side, sites=chosen, budget=budget, progress=progress) for side in (pairs.clean, pairs.corrupt)
+        capture(model, pairs.side(name), sites=chosen, path=place, budget=budget, progress=progress, **more)
+        for name, place in places.items()
     )
     return clean, corrupt
+
+
+def _prompts(model: Any, tokens: Any) -> Prompts:
+    """Prompts as they are given, or of a corpus."""
+    plain = isinstance(tokens, Prompts | Tensor | str) or (
+        isinstance(tokens, list | tuple) and not any(isinstance(each, Path | dict) for each in tokens[:1])
+    )
+    return as_prompts(model, tokens) if plain else read_corpus(model, tokens)
+
+
+def _request(
+    model: Any,
+    prompts: Prompts,
+    sites: Iterable[str | Site] | None,
+    keep: Keep,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    budget: int | None,
+    threads: int | None,
+) -> Request:
+    keys = _keys_of(model, sites)
+    if sites is None and keep != "all":
+        keys = {key: own for key, own in keys.items() if key[0] != "pattern"}
+    return Request(prompts, keys, keep, dtype, shard_bytes, budget, threads)
+
+
+def _keys_of(model: Any, sites: Iterable[str | Site] | None) -> dict[Key, Key]:
+    """Site → the site whose activation it shares. Raises `SiteError` when there is none."""
+    shape = Shape.of(model)
+    chosen = _present(shape) if sites is None else sites
+    keys = list(dict.fromkeys(key for site in chosen for key in _keys(site, shape)))
+    if not keys:
+        raise SiteError("capture: name at least one kind or site in sites=[...].")
+    return {key: _canonical(key, shape) for key in keys}
 
 
 def _present(shape: Shape) -> list[str]:

@@ -25,6 +25,7 @@ from workbench.errors import ModelError, UnknownName
 from workbench.models import zoo
 
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+_sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
 # Settings that may differ between two loads of the same function.
@@ -57,7 +58,7 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    wanted = _dtype(dtype)
+    wanted = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
         if device is not None or wanted is not None:
             source.to(*(given for given in (device, wanted) if given is not None))
@@ -78,6 +79,8 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     else:
         _check_reachable(str(source))
         model = _boot(str(source), place, wanted, None)
+    again = str(Path(source).resolve()) if embedded is None and Path(source).is_dir() else str(source)
+    _sources[model] = {"source": again, "device": str(place), "dtype": str(wanted or torch.float32).removeprefix("torch.")}
     _names[model] = str(source) if embedded is not None else Path(source).resolve().name if Path(source).is_dir() else str(source)
     return model.eval()
 
@@ -108,6 +111,20 @@ def native_model(name: str, *, weights: Mapping[str, torch.Tensor], **settings: 
 def model_name(model: Any) -> str:
     """What a result should call the model: its embedded or Hub name, or the last part of its directory."""
     return _names.get(model) or Path(str(getattr(model.cfg, "model_name", "unnamed"))).name
+
+
+def model_source(model: Any) -> dict[str, Any]:
+    """The arguments of `load_model` that load it again in another process, which a bridge itself cannot be sent to.
+
+    Raises:
+        ModelError: it was not loaded from a name or a directory.
+    """
+    if model not in _sources:
+        raise ModelError(
+            "Worker processes load the model anew, and this one was not loaded by wb.load_model from a name or a directory. "
+            "Save it as a Hugging Face directory and load that, or use workers=1."
+        )
+    return dict(_sources[model])
 
 
 _hashed: "ContextVar[weakref.WeakKeyDictionary[Any, str] | None]" = ContextVar("hashed", default=None)
@@ -221,7 +238,8 @@ def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+def dtype_named(given: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name. Raises `UnknownName` for others than the usual four."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if given is None or isinstance(given, torch.dtype):
         return given

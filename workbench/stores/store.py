@@ -1,19 +1,25 @@
 """Activations that were computed once and are read by everything else.
 
 A store holds, per site, the activations of every prompt packed without padding: rows are tokens. `store["z", 3]` is a
-view with readers by prompt, by (prompt, position), by named position and in shuffled blocks. It never runs a model.
+view with readers by prompt, by (prompt, position), by named position, by column and in shuffled blocks, the same in memory
+and on disk. It never runs a model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from workbench.errors import StoreError
 from workbench.sites import KINDS, Key, Position, kind_named
+from workbench.stores.index import Packed, RowIndex
 from workbench.tasks.pairs import Prompts
+
+BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,55 +28,104 @@ class SiteView:
 
     Attributes:
         kind, layer: which site.
-        packed: [row, ...]: the tokens of all prompts one after the other. For `pattern` a flat vector per prompt,
+        data: [row, ...]: the tokens of all prompts one after the other. For `pattern` a flat vector per prompt,
             [head * query_pos * key_pos], one after the other.
-        offsets: [example + 1]: where each prompt begins in `packed`.
+        index: where the rows of each prompt lie in `data`.
     """
 
     kind: str
     layer: int | None
-    packed: Tensor
-    offsets: Tensor
-    prompts: Prompts
+    data: Packed
+    index: RowIndex
+    store: "ActivationStore"
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.store.prompts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    @property
+    def packed(self) -> Tensor:
+        """[row, ...] of everything; from disk all of it is read."""
+        return self.data.whole()
+
+    @property
+    def row_prompts(self) -> Int[Tensor, "row"]:
+        """The prompt of every row."""
+        self._no_pattern("row_prompts")
+        return self.index.prompts
+
+    @property
+    def row_positions(self) -> Int[Tensor, "row"]:
+        """The token position of every row; -1 for the mean over a prompt."""
+        self._no_pattern("row_positions")
+        return self.index.positions
 
     def prompt(self, i: int) -> Tensor:
-        """[pos, ...] of one prompt; [head, query_pos, key_pos] for `pattern`."""
-        rows = self.packed[int(self.offsets[i]) : int(self.offsets[i + 1])]
+        """[pos, ...] of one prompt (the positions that are kept); [head, query_pos, key_pos] for `pattern`."""
+        start, count = int(self.index.starts[i]), int(self.index.counts[i])
+        rows = self.data.part(start, start + count)
         if self.kind != "pattern":
             return rows
-        length = int(self.prompts.lengths[i])
+        length = int(self.store.index.counts[i])
         return rows.view(-1, length, length)
 
-    def rows(self, *, prompt: Iterable[int], pos: Iterable[int]) -> Tensor:
+    def rows(self, *, prompt: Iterable[int] | Tensor, pos: Iterable[int] | Tensor) -> Tensor:
         """[row, ...] at these (prompt, position) pairs."""
         self._no_pattern("rows")
-        chosen, places = torch.as_tensor(list(prompt)), torch.as_tensor(list(pos))
-        if bool((places < 0).any()) or bool((places >= self.prompts.lengths[chosen]).any()):
-            raise StoreError(f"{self!r}: a position lies outside its prompt.")
-        return self.packed[(self.offsets[chosen] + places).to(self.packed.device)]
+        chosen, places = (
+            torch.as_tensor(each if isinstance(each, Tensor) else list(each)).cpu().long() for each in (prompt, pos)
+        )
+        if len(chosen) != len(places):
+            raise StoreError(f"{self!r}: {len(chosen)} prompts and {len(places)} positions: rows are named by pairs of them.")
+        if bool(((chosen < 0) | (chosen >= len(self.store))).any()):
+            raise StoreError(f"{self!r}: a prompt lies outside the store's {len(self.store)}.")
+        found = self.index.find(chosen, places)
+        if bool((found < 0).any()):
+            i = int((found < 0).nonzero()[0])
+            raise StoreError(
+                f"{self!r}: position {int(places[i])} of prompt {int(chosen[i])} is not there: it lies outside its prompt"
+                + ("." if self.index.kept is None else f", or is not among those kept ({self.store.keep}).")
+            )
+        return self.data.take(found)
 
     def at(self, where: Position) -> Tensor:
         """[example, ...] at one index or named position of every prompt that has it; NaN rows for the others."""
         self._no_pattern("at")
-        places = self.prompts.at(where)
+        places = self.prompts.at(where).cpu()
         has = places >= 0
-        found = self.packed[(self.offsets[:-1] + places.clamp(min=0)).to(self.packed.device)].clone()
+        rows = self.index.find(torch.arange(len(places)), places.clamp(min=0))
+        if bool((has & (rows < 0)).any()):
+            raise StoreError(f"{self!r}: position {where!r} was not kept; the store keeps {self.store.keep}.")
+        found = self.data.take(rows.clamp(min=0)).clone()
         found[~has] = float("nan")
         return found
 
-    def blocks(self, *, shuffle: bool = False, seed: int = 0, size: int = 4096) -> Iterator[Tensor]:
+    def columns(self, columns: Iterable[int]) -> Tensor:
+        """[row, column]: some neurons or directions of every row."""
+        self._no_pattern("columns")
+        return self.data.columns(columns)
+
+    def blocks(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> Iterator[Tensor]:
         """Rows in blocks of up to `size`; shuffled blocks are permuted and mixed within, each row comes once."""
         self._no_pattern("blocks")
-        starts = np.arange(0, len(self.packed), size)
-        rng = np.random.default_rng(seed)
-        for start in rng.permutation(starts) if shuffle else starts:
-            block = self.packed[start : start + size]
-            yield block[torch.from_numpy(rng.permutation(len(block)))] if shuffle else block
+        for _, block in self.data.blocks(size=size, shuffle=shuffle, seed=seed):
+            yield block
+
+    def dataset(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> "RowBlocks":
+        """The blocks as a torch `IterableDataset`: `DataLoader(view.dataset(), batch_size=None, num_workers=4)`."""
+        self._no_pattern("dataset")
+        return RowBlocks(self.data, size, shuffle, seed)
 
     def padded(self, examples: Iterable[int] | None = None, length: int | None = None) -> Tensor:
         """[example, pos, ...] (`pattern`: [example, head, query_pos, key_pos]) with zeros beyond each prompt's end."""
-        chosen = list(range(len(self.prompts)) if examples is None else examples)
-        length = length or int(self.prompts.lengths[chosen].max())
+        if self.index.kept is not None:
+            raise StoreError(f"{self!r} holds {self.store.keep} of each prompt and not its whole sequence.")
+        chosen = list(range(len(self.store)) if examples is None else examples)
+        length = length or int(self.store.index.counts[chosen].max())
         first = self.prompt(chosen[0])
         shape = (len(first), length, length) if self.kind == "pattern" else (length, *first.shape[1:])
         table = first.new_zeros((len(chosen), *shape))
@@ -83,41 +138,77 @@ class SiteView:
         return table
 
     def mean(self) -> Tensor:
-        """[...]: the mean over all rows but BOS ones."""
+        """[...]: the mean over all rows but BOS ones, summed in double precision."""
         self._no_pattern("mean")
-        if not self.prompts.bos:
-            return self.packed.mean(0)
-        kept = torch.ones(len(self.packed), dtype=torch.bool)
-        kept[self.offsets[:-1]] = False
-        if not bool(kept.any()):
+        total, n = torch.zeros(self.data.row_shape, dtype=torch.float64), 0
+        for rows, block in self.data.blocks(size=BLOCK, shuffle=False, seed=0):
+            kept = self.index.positions[rows] != 0 if self.prompts.bos else torch.ones(len(rows), dtype=torch.bool)
+            part = block if bool(kept.all()) else block[kept.to(block.device)]
+            total, n = total + part.sum(0, dtype=torch.float64).cpu(), n + len(part)
+        if not n:
             raise StoreError(f"{self!r}: there are no rows but BOS ones to take a mean of.")
-        return self.packed[kept.to(self.packed.device)].mean(0)
+        return (total / n).to(self.dtype)
 
     def _no_pattern(self, what: str) -> None:
         if self.kind == "pattern":
             raise StoreError(f"Attention patterns have no token rows for .{what}(...): use .prompt(i) or .padded().")
 
     def __len__(self) -> int:
-        return len(self.packed)
+        return len(self.data)
 
     def __repr__(self) -> str:
         site = self.kind if self.layer is None else f"{self.kind}[{self.layer}]"
-        return f"<SiteView {site}: {len(self.prompts)} prompts, {tuple(self.packed.shape)} {self.packed.dtype}>"
+        shape = (len(self.data), *self.data.row_shape)
+        return f"<SiteView {site}: {len(self.store)} prompts, {shape} {self.dtype}>"
+
+
+class RowBlocks(IterableDataset[Tensor]):
+    """Blocks of rows for a `DataLoader`; its workers share the blocks, so that each row comes once."""
+
+    def __init__(self, data: Packed, size: int, shuffle: bool, seed: int) -> None:
+        self._data, self._size, self._shuffle, self._seed = data, size, shuffle, seed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        worker = get_worker_info()
+        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for _, block in self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share):
+            # The memory of a mapped file cannot be sent to another process.
+            yield block if worker is None else block.clone()
 
 
 class ActivationStore:
-    """Activations of a set of prompts in one model. Filled by `capture`, then only read.
+    """Activations of a set of prompts in one model. Filled by `capture`, then only read; `open_store` reads one from disk.
 
     Attributes:
-        prompts: the prompts, with named positions and token strings.
+        index: which rows belong to which prompt.
+        keep: which positions of a prompt have rows: "all", "mean" over each prompt, or some positions.
         model, model_name, tokenizer: fingerprint, name and vocabulary fingerprint of where the activations come from.
+        path: where it lies on disk; None for one in memory.
     """
 
-    def __init__(self, prompts: Prompts, data: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str) -> None:
-        self.prompts, self.model, self.model_name, self.tokenizer = prompts, model, model_name, tokenizer
-        self._data = dict(data)
-        self._offsets = torch.cat([torch.zeros(1, dtype=torch.long), prompts.lengths.cpu().cumsum(0)])
-        self._examples = {prompt_id: i for i, prompt_id in reversed(list(enumerate(prompts.ids)))}
+    def __init__(
+        self,
+        prompts: Prompts | Callable[[], Prompts],
+        data: Mapping[Key, Packed],
+        *,
+        index: RowIndex,
+        model: str,
+        model_name: str,
+        tokenizer: str,
+        keep: str = "all",
+        path: str | None = None,
+    ) -> None:
+        self._prompts, self._data, self.index = prompts, dict(data), index
+        self.model, self.model_name, self.tokenizer, self.keep, self.path = model, model_name, tokenizer, keep, path
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts, with named positions and token strings."""
+        return self._prompts if isinstance(self._prompts, Prompts) else self._prompts()
+
+    @cached_property
+    def _examples(self) -> dict[str, int]:
+        return {prompt_id: i for i, prompt_id in reversed(list(enumerate(self.prompts.ids)))}
 
     @property
     def keys(self) -> list[Key]:
@@ -138,8 +229,13 @@ class ActivationStore:
         return self._examples.get(prompt_id)
 
     def nbytes(self) -> int:
-        """Bytes held; sites that share their activations count once."""
-        return sum({value.data_ptr(): value.numel() * value.element_size() for value in self._data.values()}.values())
+        """Bytes held, in memory or on disk; sites that share their activations count once."""
+        sizes = {id(data): len(data) * data.dtype.itemsize * torch.Size(data.row_shape).numel() for data in self._data.values()}
+        return sum(sizes.values())
+
+    def __len__(self) -> int:
+        """The number of prompts."""
+        return len(self.index.starts)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._data
@@ -155,13 +251,13 @@ class ActivationStore:
                 f"The store does not hold {kind}" + ("" if layer is None else f"[{layer}]") + f"; {here}. "
                 f"Capture it with sites=[..., {kind!r}]."
             )
-        offsets = self._offsets
-        if kind == "pattern":
-            squares = self.prompts.lengths.cpu() ** 2
-            heads = len(self._data[kind, layer]) // max(int(squares.sum()), 1)
-            offsets = torch.cat([torch.zeros(1, dtype=torch.long), (squares * heads).cumsum(0)])
-        return SiteView(kind, layer, self._data[kind, layer], offsets, self.prompts)
+        data = self._data[kind, layer]
+        return SiteView(kind, layer, data, self._squares(len(data)) if kind == "pattern" else self.index, self)
+
+    def _squares(self, numbers: int) -> RowIndex:
+        return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))
 
     def __repr__(self) -> str:
         size = self.nbytes() / 2**20
-        return f"<ActivationStore of {self.model_name}: {len(self.prompts)} prompts, {', '.join(self.kinds)}, {size:.1f} MiB>"
+        where = "" if self.path is None else f" in {self.path!r}"
+        return f"<ActivationStore of {self.model_name}{where}: {len(self)} prompts, {', '.join(self.kinds)}, {size:.1f} MiB>"

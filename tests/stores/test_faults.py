@@ -1,0 +1,322 @@
+"""What goes wrong with a store on disk: it is named, nothing is lost, and what is built after it has the same bytes."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from families import model_of, ragged
+
+import workbench as wb
+from workbench.engine import build
+from workbench.engine.capture import capture
+from workbench.errors import OutputExists, StoreError, WorkbenchError
+from workbench.stores import format as files
+from workbench.stores.disk import DiskStore, open_store, read_plan, verify
+from workbench.stores.plan import record_name
+
+SITES = ["z", "resid_post", "pattern"]
+LENGTHS = [random.Random(1).randint(1, 8) for _ in range(60)]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def build_in(folder: Path, **more):
+    return capture(
+        model_of("gpt2"), ragged(LENGTHS), sites=SITES, path=folder, shard_bytes=4000, threads=1, progress=False, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "s"
+    build_in(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s")
+    return tmp_path / "s"
+
+
+def write_rank(folder: Path, rank: int) -> None:
+    """One of three writers: it takes every third shard that is missing."""
+    torch.set_num_threads(1)
+    plan, store = read_plan(str(folder)), DiskStore(str(folder))
+    todo = [shard for shard in range(len(plan.shards)) if not (folder / record_name(shard)).exists()]
+
+    def slowly(n: int) -> None:
+        time.sleep(0.002)
+
+    build.write_shards(model_of("gpt2"), store.prompts, folder, plan, todo[rank::3], slowly)
+
+
+@pytest.mark.slow
+def test_writers_killed_at_any_moment_leave_what_an_uninterrupted_run_writes(whole, tmp_path):
+    model_of("gpt2")  # the forked writers have it
+    folder, context, draw = tmp_path / "s", multiprocessing.get_context("fork"), random.Random(0)
+    (folder / "shards").mkdir(parents=True)
+    for name in ("prompts.safetensors", "labels.json", "store.json"):
+        shutil.copy(whole / name, folder / name)
+    for round_ in range(20):
+        writers = [context.Process(target=write_rank, args=(folder, rank)) for rank in range(3)]
+        for writer in writers:
+            writer.start()
+        time.sleep(draw.uniform(0.0, 0.12))
+        for writer in writers:
+            os.kill(writer.pid or 0, signal.SIGKILL)
+            writer.join()
+        kept = [path for path in (folder / "shards").glob("*.json") if not path.name.startswith(".")]
+        for path in kept:
+            json.loads(path.read_text())
+        if round_ == 4:
+            with pytest.raises(StoreError, match=r"is not finished: \d+ of its \d+ shards are missing"):
+                open_store(folder)
+    store = build_in(folder)
+    assert list(verify(folder)) == []
+    own = {name: data for name, data in bytes_of(folder).items() if "/." not in name}
+    assert own == bytes_of(whole)
+    assert len(store) == len(LENGTHS)
+
+
+def test_a_build_that_is_stopped_goes_on(whole, tmp_path, monkeypatch):
+    folder, runs = tmp_path / "s", []
+    forward = build.forward
+
+    def stops(*args, **kwargs):
+        runs.append(1)
+        if len(runs) == 12:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(build, "forward", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build_in(folder)
+    before = {name: data for name, data in bytes_of(folder).items() if name.startswith("shards/")}
+    assert before
+    assert not list(folder.rglob(".*"))
+    build_in(folder)
+    assert bytes_of(folder) == bytes_of(whole)
+    n = len(runs)
+    build_in(folder)
+    assert len(runs) <= n + 2  # nothing is left to do: one pass for shapes, none for a cost
+
+
+def broken(folder: Path, how: str) -> str:
+    """Do it, and return the name of the file that is damaged."""
+    shard = sorted((folder / "shards").glob("*.z.safetensors"))[3]
+    if how == "cut":
+        os.truncate(shard, shard.stat().st_size - 7)
+    elif how == "flipped":
+        data = bytearray(shard.read_bytes())
+        data[-5] ^= 4
+        shard.write_bytes(data)
+    elif how == "header":
+        data = bytearray(shard.read_bytes())
+        data[20] ^= 255
+        shard.write_bytes(data)
+    elif how == "empty":
+        shard.write_bytes(b"")
+    elif how == "gone":
+        shard.unlink()
+    return str(shard)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "header", "empty", "gone"])
+def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeypatch, how):
+    name = broken(copy, how)
+    store = open_store(copy)
+    if how != "flipped":
+        with pytest.raises(StoreError) as error:
+            store["z", 0].packed  # noqa: B018
+        assert repr(name) in str(error.value)
+        assert "workbench store verify" in str(error.value)
+    assert [damage.file for damage in verify(copy)] == [name]
+    others = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "00003" not in path.name}
+    assert build.repair(model_of("gpt2"), copy, progress=False) == [name]
+    assert bytes_of(copy) == bytes_of(whole)
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert build.repair(model_of("gpt2"), copy, progress=False) == []
+
+
+def test_a_shard_without_its_record_is_missing(whole, copy):
+    (copy / record_name(2)).unlink()
+    with pytest.raises(StoreError, match="is not finished: 1 of its"):
+        open_store(copy)
+    build_in(copy)
+    assert bytes_of(copy) == bytes_of(whole)
+    (copy / record_name(1)).write_text("{")
+    assert [damage.file for damage in verify(copy)] == [str(copy / record_name(1))]
+    build.repair(model_of("gpt2"), copy, progress=False)
+    assert bytes_of(copy) == bytes_of(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("store.json", None, "There is no store in .*: it has no store.json"),
+        ("store.json", b"", "cannot be read as JSON"),
+        ("store.json", b"[]", "is not the plan of a store"),
+        ("prompts.safetensors", b"\x00" * 30, "is cut off or no safetensors file"),
+        ("prompts.safetensors", None, "is missing"),
+    ],
+)
+def test_a_damaged_manifest_is_named(copy, name, content, message):
+    (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
+    with pytest.raises(StoreError, match=message):
+        open_store(copy)
+
+
+def test_prompts_that_were_changed_are_not_believed(copy):
+    data = bytearray((copy / "prompts.safetensors").read_bytes())
+    table = files.StoredFile(str(copy / "prompts.safetensors")).entries["tokens"]
+    data[table.start] ^= 1
+    (copy / "prompts.safetensors").write_bytes(data)
+    with pytest.raises(StoreError, match="holds other prompts than the store was planned for"):
+        open_store(copy).prompts  # noqa: B018
+    with pytest.raises(StoreError, match="the prompts cannot be made from the rest"):
+        build.repair(model_of("gpt2"), copy, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "has version 9; this workbench reads version 1"),
+        ({"format": "else"}, "is not the plan of a store"),
+        ({"dtype": "float99"}, "is damaged"),
+        ({"shards": [[0, 3]]}, "is damaged: its shards, sites and shapes do not fit together"),
+        ({"n": "many"}, "is damaged"),
+    ],
+)
+def test_an_edited_plan_is_refused(copy, change, message):
+    plan = json.loads((copy / "store.json").read_text())
+    (copy / "store.json").write_text(json.dumps(plan | change))
+    with pytest.raises(StoreError, match=message):
+        open_store(copy)
+
+
+def test_a_store_of_something_else_is_not_continued(copy):
+    before = bytes_of(copy)
+    asked = {"sites": SITES, "path": copy, "progress": False}
+    for model, prompts, more, what in (
+        (model_of("gpt2", seed=1), ragged(LENGTHS), {}, "model"),
+        (model_of("gpt2"), ragged(LENGTHS[1:]), {}, "prompts"),
+        (model_of("gpt2"), ragged(LENGTHS), {"dtype": torch.float16}, "dtype"),
+        (model_of("gpt2"), ragged(LENGTHS), {"sites": ["z"]}, "sites"),
+        (model_of("gpt2"), ragged(LENGTHS), {"keep": "mean", "sites": ["z", "resid_post"]}, "sites"),
+    ):
+        with pytest.raises(StoreError, match=f"holds a store with another {what}: "):
+            capture(model, prompts, **asked | more)
+    with pytest.raises(StoreError, match=f"is a store of another model: {open_store(copy).model[:8]} there"):
+        build.repair(model_of("gpt2", seed=1), copy, progress=False)
+    assert bytes_of(copy) == before
+
+
+def test_a_tokenizer_that_differs_is_named(copy, monkeypatch):
+    monkeypatch.setattr(build, "tokenizer_fingerprint", lambda model: "another")
+    with pytest.raises(StoreError, match="another tokenizer: none there, another here"):
+        build_in(copy)
+    with pytest.raises(StoreError, match="is a store of another tokenizer"):
+        build.repair(model_of("gpt2"), copy, progress=False)
+
+
+def test_a_disk_that_fills_up_keeps_what_was_finished(whole, tmp_path, monkeypatch):
+    written, write = [0], os.pwrite
+
+    def full(handle, data, place):
+        written[0] += len(data)
+        if written[0] > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data, place)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StoreError, match=r"cannot be written: No space left on device\. What was written before it is kept\."):
+        build_in(tmp_path / "s")
+    assert list((tmp_path / "s" / "shards").glob("*.json"))
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.setattr(os, "pwrite", write)
+    build_in(tmp_path / "s")
+    assert bytes_of(tmp_path / "s") == bytes_of(whole)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(StoreError, match="GiB free, and the store needs"):
+        build_in(tmp_path / "s")
+    assert not list((tmp_path / "s" / "shards").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    with pytest.raises(StoreError, match="cannot be written: "):
+        build_in(Path("/proc/store"))
+    opened = os.open
+
+    def read_only(path, flags, *more, **rest):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *more, **rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(StoreError, match="cannot be written: Read-only file system"):
+        build_in(tmp_path / "s")
+
+
+def test_two_processes_do_not_write_the_same_shard(copy):
+    (copy / record_name(0)).unlink()
+    plan = read_plan(str(copy))
+    store = DiskStore(str(copy))
+    lengths, counts = store.prompts.lengths.numpy(), store.index.counts.numpy()
+    shard = copy / "shards" / "00000.z.safetensors"
+    with files.writing(shard, plan.tensors("z", 0, lengths, counts)) as other:
+        with pytest.raises(StoreError, match=r"00000\.z\.safetensors' is being written by another process\. Let it finish"):
+            build_in(copy)
+        for name in plan.groups["z"]:
+            other.append(name, store[("z", int(name[2:-1]))].packed[: plan.tensors("z", 0, lengths, counts)[name][1][0]])
+    build_in(copy)
+    assert list(verify(copy)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_two_workers_write_what_one_process_writes(tmp_path, backend):
+    if backend == "ray":
+        pytest.importorskip("ray")
+    model = wb.load_model("tiny", device="cpu")
+    prompts = wb.load_task("ioi", model, n=40).clean
+    alone, shared = (
+        capture(
+            model, prompts, sites=["z", "resid_post"], path=tmp_path / name, shard_bytes=20_000, threads=1, workers=workers,
+            backend=own, progress=False,
+        )
+        for name, workers, own in (("one", 1, "local"), ("two", 2, backend))
+    )  # fmt: skip
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    assert torch.equal(alone["z", 3].packed, shared["z", 3].packed)
+
+
+def test_what_workers_cannot_do(tmp_path):
+    with pytest.raises(WorkbenchError, match=r"was not loaded by wb\.load_model from a name or a directory"):
+        build_in(tmp_path / "s", workers=2)
+    with pytest.raises(WorkbenchError, match="There is no backend 'slurm'"):
+        build_in(tmp_path / "t", backend="slurm")
+    with pytest.raises(WorkbenchError, match="at least one is needed"):
+        build_in(tmp_path / "u", workers=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_not_made_where_something_is(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "shards.txt").write_text("mine")
+    with pytest.raises(OutputExists):
+        build_in(tmp_path / "s")

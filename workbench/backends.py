@@ -1,0 +1,75 @@
+"""Where jobs run: in processes of this machine, or as Ray tasks."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from workbench.errors import UnknownName, WorkbenchError
+
+BACKENDS = ("local", "ray")
+
+
+def run_jobs(
+    function: Callable[..., Any], jobs: Sequence[Sequence[Any]], *, workers: int, backend: str = "local"
+) -> Iterator[Any]:
+    """`function(*job)` of every job, as the results come. Everything that goes there and back must be picklable.
+
+    Args:
+        workers: processes of this machine, or tasks that run at the same time.
+        backend: "local" or "ray" (pip install 'interp-workbench[ray]').
+
+    Raises:
+        UnknownName: no such backend.  WorkbenchError: Ray is not installed; a worker died. Errors of a job come through.
+    """
+    check_backend(backend, workers)
+    yield from (_local if backend == "local" else _ray)(function, jobs, workers)
+
+
+def check_backend(backend: str, workers: int) -> None:
+    """Raise where there is no such backend, or no such number of workers."""
+    if backend not in BACKENDS:
+        raise UnknownName("backend", backend, BACKENDS)
+    if type(workers) is not int or workers < 1:
+        raise WorkbenchError(f"workers={workers!r}: at least one is needed, and a whole number of them.")
+
+
+def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
+    # Started anew and not forked: a fork of a process whose threads hold locks can hang.
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise WorkbenchError(
+                "A worker process died (killed, or out of memory). What was finished is kept; start again."
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise WorkbenchError("backend='ray' needs Ray: pip install 'interp-workbench[ray]'.") from error
+    mine = not ray.is_initialized()
+    if mine:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=0)(function)
+        waiting = [remote.remote(*job) for job in jobs]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            try:
+                yield from ray.get(done)
+            except ray.exceptions.RayTaskError as error:  # pyright: ignore[reportAttributeAccessIssue]
+                raise error.cause if isinstance(error.cause, WorkbenchError) else error from error
+    finally:
+        if mine:
+            ray.shutdown()

@@ -1,0 +1,110 @@
+"""`workbench store ...`: build, inspect, verify and repair stores of activations on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
+Place = Annotated[Path, typer.Argument(help="Folder of the store.")]
+ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
+
+
+@store.command()
+def build(
+    corpus: Annotated[
+        str, typer.Argument(help="A text file (a text a line), a .jsonl file, or a task (its prompts, clean and corrupt).")
+    ],
+    path: Annotated[Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")],
+    model: ModelName = "tiny",
+    sites: Annotated[str | None, typer.Option(help="Kinds or sites with commas: resid_post,mlp_post[3]; by default what patching needs.")] = None,
+    keep: Annotated[str, typer.Option(help="all rows, mean over each prompt, or positions with commas: END,3.")] = "all",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the model's.")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--n", help="Prompts at most (64 of a task).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a task's prompts.")] = 0,
+    split: Annotated[str, typer.Option(help="train or heldout prompts of a task.")] = "train",
+    column: Annotated[str | None, typer.Option(help="Column of a .jsonl file; by default tokens, input_ids or text.")] = None,
+    long: Annotated[str, typer.Option(help="Texts longer than the context: split, truncate or error.")] = "split",
+    workers: Annotated[int, typer.Option(help="Processes, or Ray tasks.")] = 1,
+    backend: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    budget: Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")] = None,
+    device: Device = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")] = False,
+) -> None:  # fmt: skip
+    """Run prompts and keep their activations. Started again after a crash, it goes on where it stopped."""
+    import workbench as wb
+    from workbench.models.load import dtype_named
+    from workbench.tasks.registry import TASKS
+
+    loaded = wb.load_model(model, device=device)
+    wanted = None if sites is None else [site.strip() for site in sites.split(",")]
+    rows = (
+        keep if keep in ("all", "mean") else [int(p) if p.strip().lstrip("-").isdigit() else p.strip() for p in keep.split(",")]
+    )
+    options = {"sites": wanted, "keep": rows, "dtype": dtype_named(dtype), "budget": None if budget is None else budget * 2**20}
+    if corpus in TASKS:
+        pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
+        parts = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
+    else:
+        parts = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
+    for place, prompts in parts.items():
+        if dry_run:
+            typer.echo(f"{place}: {wb.capture_cost(loaded, prompts, **options)}")
+        else:
+            typer.echo(repr(wb.capture(loaded, prompts, path=place, workers=workers, backend=backend, **options)))
+
+
+@store.command()
+def inspect(path: Place) -> None:
+    """Say what a store holds, and of which model and prompts it is."""
+    from workbench.stores.disk import DiskStore, exists, join, read_plan
+    from workbench.stores.plan import record_name
+
+    plan, held = read_plan(str(path)), DiskStore(str(path))
+    done = sum(exists(join(str(path), record_name(shard))) for shard in range(len(plan.shards)))
+    lengths = held.index.counts
+    typer.echo(f"model      {plan.model_name} {plan.model}")
+    typer.echo(f"tokenizer  {plan.tokenizer}")
+    typer.echo(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
+    typer.echo(f"keep       {plan.keep}")
+    typer.echo(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
+    typer.echo(f"shards     {done} of {len(plan.shards)} finished")
+    for kind in held.kinds:
+        layers = held.layers(kind)
+        shape = list(plan.shapes[plan.sites[f"{kind}[{layers[0]}]" if layers else kind]])
+        typer.echo(f"  {kind:11} {'layers ' + ', '.join(map(str, layers)) if layers else ''} {shape}")
+    typer.echo("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
+
+
+@store.command()
+def verify(path: Place) -> None:
+    """Compare every file with its checksum; exit code 2 and the names of the damaged ones if there are any."""
+    from workbench.stores.disk import verify as check
+
+    damaged = list(check(path))
+    for damage in damaged:
+        typer.echo(f"{damage.file}: {damage.why}", err=True)
+    if damaged:
+        raise typer.Exit(2)
+    typer.echo(f"{path}: every file is as it was written")
+
+
+@store.command()
+def repair(
+    path: Place,
+    model: Annotated[
+        str | None, typer.Option(help="The model that the store is of; by default by the name it has there.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Build the damaged shards anew, and only those."""
+    import workbench as wb
+    from workbench.stores.disk import read_plan
+
+    loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
+    built = wb.repair(loaded, path)
+    for name in built:
+        typer.echo(f"built anew: {name}")
+    if not built:
+        typer.echo(f"{path}: nothing is damaged")

@@ -1,0 +1,214 @@
+"""A store on disk: opened lazily, checked, and the record of which shards are whole.
+
+store.json            the plan: what is stored, and in which shards
+prompts.safetensors   tokens, lengths and named positions, packed
+labels.json           the token strings that occur
+shards/00000.z.safetensors, ...   the rows of one kind in one shard
+shards/00000.json     written last: this shard is whole, with a checksum of each file
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import StoreError
+from workbench.stores.format import StoredFile, checksum, read_json, write_json, writing
+from workbench.stores.index import Packed
+from workbench.stores.plan import LABELS, PLAN, PROMPTS, Plan, file_name, key_of, record_name
+from workbench.stores.store import ActivationStore
+from workbench.tasks.pairs import Prompts
+
+CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
+
+
+class OpenFiles(dict[str, StoredFile]):
+    """The files of a store that were opened, by place. In another process they are opened anew."""
+
+    def __missing__(self, place: str) -> StoredFile:
+        self[place] = StoredFile(place)
+        return self[place]
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()
+
+
+class Piece:
+    """One tensor of one shard: its file is opened when a row is first asked for."""
+
+    def __init__(self, files: OpenFiles, place: str, name: str, n: int) -> None:
+        self._files, self.place, self.name, self._n = files, place, name, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def whole(self) -> Tensor:
+        return self._file.tensor(self.name)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        return self._file.rows(self.name, start, stop)
+
+    @property
+    def _file(self) -> StoredFile:
+        file = self._files[self.place]
+        if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
+            raise StoreError(f"{self.place!r} has {file.entries[self.name].shape[0]} rows of {self.name}, not {self._n}. {CURE}")
+        return file
+
+
+class DiskStore(ActivationStore):
+    """A store whose rows and prompts lie on disk or behind a URL; see `open_store`."""
+
+    def __init__(self, place: str) -> None:
+        self.plan = plan = read_plan(place)
+        self._open = OpenFiles()
+        self._prompts_file = StoredFile(join(place, PROMPTS))
+        self._lengths = self._table("lengths").numpy().astype(np.int64)
+        self._counts = self._table("counts").numpy().astype(np.int64)
+        if len(self._lengths) != plan.n or len(self._counts) != plan.n:
+            raise StoreError(f"{join(place, PROMPTS)!r} has {len(self._lengths)} prompts, and the plan {plan.n}. {CURE}")
+        kept = self._table("kept") if "kept" in self._prompts_file.entries else None
+        written = {name: self._packed(place, name) for name in plan.shapes}
+        data = {key_of(name): written[own] for name, own in plan.sites.items()}
+        super().__init__(
+            lambda: self._read_prompts(place), data, index=plan.index(self._lengths, self._counts, kept), model=plan.model, model_name=plan.model_name,
+            tokenizer=plan.tokenizer, keep=plan.keep, path=place,
+        )  # fmt: skip
+
+    def _read_prompts(self, place: str) -> Prompts:
+        tokens, labels, bos = (self._table(name) for name in ("tokens", "labels", "bos"))
+        words = read_json(join(place, LABELS))
+        ends = np.cumsum(self._lengths)
+        spans = [(int(end - n), int(end)) for n, end in zip(self._lengths, ends, strict=True)]
+        table = torch.zeros((self.plan.n, int(self._lengths.max())), dtype=torch.long)
+        inside = torch.arange(table.shape[1]) < torch.from_numpy(self._lengths)[:, None]
+        table[inside] = tokens.long()
+        strings = [words[i] for i in labels.tolist()]
+        positions = {
+            name.removeprefix("position "): self._table(name).long()
+            for name in self._prompts_file.entries if name.startswith("position ")
+        }  # fmt: skip
+        prompts = Prompts(
+            table, torch.from_numpy(self._lengths), positions, tuple(tuple(strings[a:b]) for a, b in spans), bool(bos[0])
+        )
+        if prompts.fingerprint != self.plan.prompts:
+            raise StoreError(f"{join(place, PROMPTS)!r} holds other prompts than the store was planned for. {CURE}")
+        return prompts
+
+    def _table(self, name: str) -> Tensor:
+        return self._prompts_file.rows(name, 0, self._prompts_file.entries[name].shape[0])
+
+    def _packed(self, place: str, name: str) -> Packed:
+        plan, group = self.plan, key_of(name)[0]
+        pieces = []
+        for shard in range(len(plan.shards)):
+            _, shape = plan.tensors(group, shard, self._lengths, self._counts)[name]
+            pieces.append(Piece(self._open, join(place, file_name(shard, group)), name, shape[0]))
+        return Packed(pieces, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
+
+
+def open_store(place: str | Path) -> DiskStore:
+    """A store on disk, or behind an fsspec URL such as `memory://runs/s1`. Rows are read when they are asked for.
+
+    Raises:
+        StoreError: there is none, it is not finished, or a file is damaged (named).
+
+    >>> import tempfile, workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = wb.capture(model, ["The dog near the cats is"], sites=["z"], path=f"{folder}/s")
+    ...     tuple(wb.open_store(f"{folder}/s")["z", 3].prompt(0).shape)
+    (7, 8, 16)
+    """
+    plan = read_plan(str(place))
+    missing = [shard for shard in range(len(plan.shards)) if not exists(join(str(place), record_name(shard)))]
+    if missing:
+        raise StoreError(
+            f"The store {str(place)!r} is not finished: {len(missing)} of its {len(plan.shards)} shards are missing. Call "
+            "capture with the same arguments again: it goes on where it stopped."
+        )
+    return DiskStore(str(place))
+
+
+def read_plan(place: str) -> Plan:
+    """The plan of the store there. Raises `StoreError` when there is none."""
+    if not exists(join(place, PLAN)):
+        raise StoreError(f"There is no store in {place!r}: it has no {PLAN}. Make one with capture(..., path=).")
+    return Plan.from_dict(read_json(join(place, PLAN)), join(place, PLAN))
+
+
+def join(place: str, name: str) -> str:
+    return f"{place.rstrip('/')}/{name}"
+
+
+def exists(place: str) -> bool:
+    if "://" not in place:
+        return Path(place).exists()
+    files, path = fsspec.core.url_to_fs(place)
+    return bool(files.exists(path))
+
+
+def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tensor | None) -> None:
+    """The prompts of a store, packed; see the module for the files."""
+    lengths = prompts.lengths.cpu()
+    inside = torch.arange(prompts.tokens.shape[1]) < lengths[:, None]
+    words = list(dict.fromkeys(word for row in prompts.strings for word in row))
+    number = {word: i for i, word in enumerate(words)}
+    tensors = {
+        "tokens": prompts.tokens.cpu()[inside], "labels": torch.tensor([number[word] for row in prompts.strings for word in row]),
+        "lengths": lengths, "counts": torch.from_numpy(counts), "bos": torch.tensor([int(prompts.bos)]),
+        **{f"position {name}": where.cpu() for name, where in prompts.positions.items()},
+        **({} if kept is None else {"kept": kept}),
+    }  # fmt: skip
+    write_json(folder / LABELS, words)
+    with writing(folder / PROMPTS, {name: (torch.int32, value.shape) for name, value in tensors.items()}) as file:
+        for name, value in tensors.items():
+            file.append(name, value)
+
+
+def finish_shard(folder: Path, plan: Plan, shard: int) -> None:
+    """Record that a shard is whole."""
+    names = [file_name(shard, group) for group in plan.groups]
+    write_json(folder / record_name(shard), {name: checksum(folder / name) for name in names})
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was written, and why. `shard` is None for a file that all shards need."""
+
+    file: str
+    why: str
+    shard: int | None
+
+
+def verify(folder: Path) -> Iterator[Damage]:
+    """The files of a store that are not as they were written.
+
+    Raises:
+        StoreError: there is no readable plan.
+    """
+    plan = read_plan(str(folder))
+    for name, wanted in plan.checksums.items():
+        yield from _wrong(folder / name, wanted, None)
+    for shard in range(len(plan.shards)):
+        record = folder / record_name(shard)
+        try:
+            sums = read_json(str(record))
+            if set(sums) != {file_name(shard, group) for group in plan.groups}:
+                raise StoreError("it lists other files than the plan")
+        except (StoreError, TypeError) as error:
+            yield Damage(str(record), str(error), shard)
+            continue
+        for name, wanted in sums.items():
+            yield from _wrong(folder / name, wanted, shard)
+
+
+def _wrong(path: Path, wanted: str, shard: int | None) -> Iterator[Damage]:
+    if not path.exists():
+        yield Damage(str(path), "missing", shard)
+    elif checksum(path) != wanted:
+        yield Damage(str(path), "its bytes are not those that were written (checksum)", shard)

@@ -1,0 +1,175 @@
+"""What a store on disk will hold, decided before anything is run: which prompts in which shard, which batch, which file.
+
+Nothing in a plan depends on who does the work, so that one process, several, and one that resumes write the same bytes.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.errors import StoreError
+from workbench.sites import Key
+from workbench.stores.index import RowIndex
+
+FORMAT = "workbench-store"
+VERSION = 1
+SHARD_BYTES = 2**27
+PLAN, PROMPTS, LABELS, SHARDS = "store.json", "prompts.safetensors", "labels.json", "shards"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A store on disk.
+
+    Attributes:
+        model, model_name, tokenizer, prompts: fingerprints (and the name) of what the activations are of.
+        n: prompts.
+        sites: every site → the site under whose name its rows are written; two names of one activation share them.
+        shapes: written site → the shape of one row; for patterns (heads,).
+        dtype: of the rows.
+        keep: "all", "mean", or positions; `rows` when they were given prompt by prompt.
+        shards: the first prompt of each, and the one after its last.
+        batch_tokens: how many tokens, padding counted, one forward pass gets at most.
+        threads: of the processor, in every forward pass: sums in another order round otherwise.
+        versions: of the libraries.
+        checksums: of the files that all shards need.
+    """
+
+    model: str
+    model_name: str
+    tokenizer: str
+    prompts: str
+    n: int
+    sites: Mapping[str, str]
+    shapes: Mapping[str, Sequence[int]]
+    dtype: str
+    keep: str
+    shards: Sequence[Sequence[int]]
+    batch_tokens: int
+    threads: int
+    versions: Mapping[str, str]
+    checksums: Mapping[str, str]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Kind → its written sites: each kind has a file of its own in a shard."""
+        found: dict[str, list[str]] = {}
+        for name in self.shapes:
+            found.setdefault(key_of(name)[0], []).append(name)
+        return found
+
+    def tensors(
+        self, group: str, shard: int, lengths: np.ndarray, counts: np.ndarray
+    ) -> dict[str, tuple[torch.dtype, list[int]]]:
+        """The tensors of one file: dtype and shape by site."""
+        start, stop = self.shards[shard]
+        rows, squares = int(counts[start:stop].sum()), int((lengths[start:stop] ** 2).sum())
+        shaped = {name: [rows, *self.shapes[name]] for name in self.groups[group]}
+        if group == "pattern":
+            shaped = {name: [squares * int(self.shapes[name][0])] for name in self.groups[group]}
+        return {name: (self.torch_dtype, shape) for name, shape in shaped.items()}
+
+    def order(self, lengths: np.ndarray) -> np.ndarray:
+        """[example]: the prompts in the order in which they are run and written: by length within each shard."""
+        shard = np.repeat(np.arange(len(self.shards)), [stop - start for start, stop in self.shards])
+        return np.lexsort((np.arange(self.n), lengths, shard))
+
+    def index(self, lengths: np.ndarray, counts: np.ndarray, kept: torch.Tensor | None) -> RowIndex:
+        """Where the rows of each prompt lie; `kept` are the positions of all rows, prompt after prompt."""
+        order = torch.from_numpy(self.order(lengths))
+        if kept is not None:
+            first = RowIndex.of(torch.from_numpy(counts))
+            spans = [kept[int(first.starts[i]) : int(first.starts[i] + first.counts[i])] for i in order.tolist()]
+            kept = torch.cat(spans).long() if spans else kept
+        return RowIndex.of(torch.from_numpy(counts), order=order, kept=kept)
+
+    def batches(self, shard: int, lengths: np.ndarray) -> Iterator[list[int]]:
+        """The prompts of each forward pass of a shard: of like length, no more than `batch_tokens` with padding."""
+        start, stop = self.shards[shard]
+        batch: list[int] = []
+        for i in sorted(range(start, stop), key=lambda i: (lengths[i], i)):
+            if batch and (len(batch) + 1) * lengths[i] > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def same_store(self, other: "Plan") -> list[str]:
+        """What differs between two plans in what they would store; how it is cut into shards and batches does not count."""
+        fields = ("model", "tokenizer", "prompts", "sites", "shapes", "dtype", "keep")
+        return [name for name in fields if getattr(self, name) != getattr(other, name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any, place: str) -> "Plan":
+        """A plan from JSON. Raises `StoreError` for anything else, or a later version."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StoreError(f"{place!r} is not the plan of a store.")
+        if content.get("version") != VERSION:
+            raise StoreError(f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}.")
+        try:
+            plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
+            numbers = all(isinstance(a, int) and isinstance(b, int) for a, b in plan.shards)
+            whole = numbers and [0, *(b for _, b in plan.shards)] == [*(a for a, _ in plan.shards), plan.n]
+            if not whole or not isinstance(plan.torch_dtype, torch.dtype) or not set(plan.sites.values()) <= set(plan.shapes):
+                raise ValueError("its shards, sites and shapes do not fit together")
+            for name in plan.sites:
+                key_of(name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{place!r} is damaged: {error}. Build the store anew.") from error
+        return plan
+
+
+def cut(
+    lengths: np.ndarray, counts: np.ndarray, widths: Mapping[str, int], heads: int, itemsize: int, most: int
+) -> list[list[int]]:
+    """Shards, as many consecutive prompts as their largest file holds within `most` bytes; at least one prompt each.
+
+    Args:
+        widths: numbers per row of each kind, all layers together.
+        heads: of attention patterns, all layers together.
+    """
+    widest = max((width for kind, width in widths.items() if kind != "pattern"), default=0)
+    sizes = np.maximum(counts * widest, lengths**2 * heads) * itemsize
+    shards, start, total = [], 0, 0
+    for i, size in enumerate(sizes.tolist()):
+        if total and total + size > most:
+            shards.append([start, i])
+            start, total = i, 0
+        total += size
+    return [*shards, [start, len(sizes)]]
+
+
+def name_of(key: Key) -> str:
+    """A site's name, as in `resid_post[3]`."""
+    kind, layer = key
+    return kind if layer is None else f"{kind}[{layer}]"
+
+
+def key_of(name: str) -> Key:
+    """The (kind, layer) of a name."""
+    found = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", name)
+    if found is None:
+        raise ValueError(f"{name!r} is no site")
+    return found[1], None if found[2] is None else int(found[2])
+
+
+def file_name(shard: int, group: str) -> str:
+    """Where a shard's file of a kind lies in the store."""
+    return f"{SHARDS}/{shard:05d}.{group}.safetensors"
+
+
+def record_name(shard: int) -> str:
+    """Where it says that a shard is whole, with the checksums of its files."""
+    return f"{SHARDS}/{shard:05d}.json"
