@@ -16,7 +16,7 @@ def store_of(layers, *, kind="mlp_post", lengths=None):
     starts = np.cumsum([0, *lengths])
     prompts = Prompts.of([list(range(a, b)) for a, b in pairwise(starts)])
     data = {(kind, i): torch.as_tensor(np.asarray(x)) for i, x in enumerate(layers)}
-    return ActivationStore(prompts, data, model="made-up", model_name="made-up", tokenizer="none")
+    return ActivationStore.of(prompts, data, model="made-up", model_name="made-up", tokenizer="none")
 
 
 def labelled(layers, concepts, **given):

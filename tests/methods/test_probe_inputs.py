@@ -36,7 +36,7 @@ Y = (X[:, 0] > 0).tolist()
             {"sites": ["pattern"]},
             ProbeError,
             "pattern has no layer and token rows to probe: choose among resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, mlp_pre, mlp_post.",
-        ),  # fmt: skip
+        ),
         ({"sites": ["z"]}, StoreError, "The store does not hold z[0]; it has mlp_post. Capture it with sites=[..., 'z']."),
         ({"selectors": ["given"], "given": {}, "k": [2]}, ProbeError, "given has 0 features for mlp_post[0]; k=2 needs as many."),
         (
@@ -68,10 +68,10 @@ def test_labels_of_other_prompts_and_numbers_that_are_not_finite_are_refused():
     store, labels = labelled([X], {"c": Y})
     other = store_of([X[:50]])
     for function in (fit_probes, neuron_maps):
-        with pytest.raises(ProbeError, match="^The labels are of other prompts than the store's: make them with this store\\.$"):
+        with pytest.raises(ProbeError, match=r"^The labels are of other prompts than the store's: make them with this store\.$"):
             function(other, labels)
     store, labels = labelled([np.where(X > 2, np.nan, X)], {"c": Y})
-    with pytest.raises(ProbeError, match="holds numbers that are not finite: no probe can be fitted to them\\.$"):
+    with pytest.raises(ProbeError, match=r"holds numbers that are not finite: no probe can be fitted to them\.$"):
         fit_probes(store, labels, k=[1])
 
 

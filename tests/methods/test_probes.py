@@ -137,7 +137,7 @@ def test_shuffled_labels_are_at_chance_and_true_ones_are_not():
         assert float(found["accuracy_low"].sel(control="none")) > 0.6
         null = found.isel(control=found["control_kind"].values == "shuffle")
         accuracies += null["accuracy"].values.tolist()
-        inside += ((null["accuracy_low"] <= 0.5) & (0.5 <= null["accuracy_high"])).values.tolist()
+        inside += ((null["accuracy_low"] <= 0.5) & (null["accuracy_high"] >= 0.5)).values.tolist()
     assert abs(np.mean(accuracies) - 0.5) < 0.02
     assert np.mean(inside) >= 0.7
 

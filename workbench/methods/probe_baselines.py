@@ -137,7 +137,7 @@ def _fit(scaled: Scaled, columns: Columns, settings: ProbeSettings) -> Dense:
             logits, change, at, step = given
             return objective(logits - size * change, at - size * step)
 
-        size, value = line_search(moved, slope, value)
+        size, value = line_search(moved, slope, value)  # pyright: ignore[reportGeneralTypeIssues]
         at, logits = at - size * step, logits - size * change
     raw = scaled.raw(at[:, :, 1:])
     intercept = at[:, :, 0] - (raw * scaled.shift[:, None]).sum(2)

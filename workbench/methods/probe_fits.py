@@ -129,7 +129,7 @@ def _fit(
     weight = columns.weight(settings.balanced).gather(1, train) * real
     target = columns.target.gather(2, train[:, None].expand(-1, columns.target.shape[1], -1))
     start = None if previous is None else _carried(previous, portion, features, shift, scale)
-    found, *report = _solved(columns, design(x), target, weight, start, settings)
+    found, converged, decrement, iterations = _solved(columns, design(x), target, weight, start, settings)
     slopes, intercept = found[:, :, 1:], found[:, :, :1]
     deviation = x.var(2, correction=0).sqrt() if not settings.standardize else x.new_ones(features.shape)
     raw = slopes / scale[:, None]
@@ -138,13 +138,17 @@ def _fit(
         raw,
         (intercept - (raw * shift[:, None]).sum(2, keepdim=True))[:, :, 0],
         slopes.abs().amax(1) * deviation,
-        *report,
+        converged,
+        decrement,
+        iterations,
         slopes @ new + intercept,
         slopes @ x + intercept,
     )
 
 
-def _solved(columns: Columns, x: Tensor, target: Tensor, weight: Tensor, start: Tensor | None, settings: ProbeSettings) -> tuple:
+def _solved(
+    columns: Columns, x: Tensor, target: Tensor, weight: Tensor, start: Tensor | None, settings: ProbeSettings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Coefficients, converged, decrement, iterations; a column with one class only has not converged."""
     how: dict = {"l2": settings.l2, "max_iter": settings.max_iter, "tolerance": settings.tolerance}
     if columns.loss != "softmax" or settings.multiclass == "softmax":

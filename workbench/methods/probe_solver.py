@@ -146,7 +146,7 @@ def _newton(
             logits, change, y, w, at, step = given
             return _objective(loss, logits - size * change, y, w, at - size * step, penalty)
 
-        size, value = line_search(objective, slope, value)
+        size, value = line_search(objective, slope, value)  # pyright: ignore[reportGeneralTypeIssues]
         at = at - size * step
         logits = at @ x
         iterations[going] += 1

@@ -128,7 +128,7 @@ def fit_probes(
     >>> import workbench as wb
     >>> prompts = wb.Prompts.of([[i, i + 1] for i in range(40)])
     >>> x = torch.randn(80, 5, generator=torch.Generator().manual_seed(0))
-    >>> store = wb.ActivationStore(prompts, {("mlp_post", 0): x}, model="m", model_name="m", tokenizer="t")
+    >>> store = wb.ActivationStore.of(prompts, {("mlp_post", 0): x}, model="m", model_name="m", tokenizer="t")
     >>> labels = wb.Labels.per_prompt(store, {"positive": [bool(v > 0) for v in x[1::2, 3]]})
     >>> probes = wb.fit_probes(store, labels, k=[1], controls=[])
     >>> int(probes.results["feature"].squeeze())
