@@ -21,7 +21,10 @@ INSIDE = {
         "sweep nodes hops path_sweep hooked_paths plan parts circuit_run circuit_walk circuits slopes edge_gradients "
         "gradient_runs atp_star"
     ).split(),
-    "methods": "lens gradients effects paths explain".split(),
+    "methods": (
+        "lens gradients effects paths explain labels probe_solver probe_data probe_fits probe_selectors probe_metrics "
+        "probe_baselines probe_controls probe_tables probes neuron_maps"
+    ).split(),
     "discovery": (
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
         "evaluation curves hypothesis_tests bench behaviours"

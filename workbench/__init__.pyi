@@ -30,8 +30,13 @@ from .errors import WorkbenchError as WorkbenchError
 from .graph import Graph as Graph
 from .methods.effects import effects as effects
 from .methods.explain import explain as explain
+from .methods.labels import Labels as Labels
 from .methods.lens import logit_lens as logit_lens
+from .methods.neuron_maps import neuron_maps as neuron_maps
 from .methods.paths import path_effects as path_effects
+from .methods.probe_fits import ProbeSettings as ProbeSettings
+from .methods.probes import Probes as Probes
+from .methods.probes import fit_probes as fit_probes
 from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
 from .models.planted import Planted as Planted

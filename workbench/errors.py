@@ -9,6 +9,7 @@ WorkbenchError
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
+├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is none
 └── OutputExists         something is already there and `overwrite=True` was not given
 """
@@ -58,6 +59,10 @@ class EditError(WorkbenchError):
 
 class StoreError(WorkbenchError):
     """A store that lacks something, or that belongs to another model or to other prompts."""
+
+
+class ProbeError(WorkbenchError):
+    """Labels, splits or activations that no probe can be fitted to."""
 
 
 class CircuitError(WorkbenchError):

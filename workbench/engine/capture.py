@@ -14,7 +14,6 @@ from workbench.engine.run import as_prompts
 from workbench.errors import SiteError, StoreError
 from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
-from workbench.stores.index import Packed, RowIndex
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
 from workbench.tasks.corpus import read_corpus
@@ -93,11 +92,10 @@ def capture(
                     parts[key].append(row.clone())
             bar.update(len(batch))
     back = sorted(range(len(order)), key=order.__getitem__)
-    packed = {key: Packed.of(torch.cat([rows[i] for i in back])) for key, rows in parts.items()}
-    return ActivationStore(
+    packed = {key: torch.cat([rows[i] for i in back]) for key, rows in parts.items()}
+    return ActivationStore.of(
         prompts,
         {key: packed[own] for key, own in canonical.items()},
-        index=RowIndex.of(prompts.lengths),
         model=model_fingerprint(model),
         model_name=model_name(model),
         tokenizer=tokenizer_fingerprint(model),

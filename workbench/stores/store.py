@@ -201,6 +201,15 @@ class ActivationStore:
         self._prompts, self._data, self.index = prompts, dict(data), index
         self.model, self.model_name, self.tokenizer, self.keep, self.path = model, model_name, tokenizer, keep, path
 
+    @classmethod
+    def of(
+        cls, prompts: Prompts, tensors: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str
+    ) -> "ActivationStore":
+        """A store in memory of [row, ...] tensors by (kind, layer): the tokens of all prompts one after the other."""
+        packed = {id(rows): Packed.of(rows) for rows in tensors.values()}
+        data = {key: packed[id(rows)] for key, rows in tensors.items()}
+        return cls(prompts, data, index=RowIndex.of(prompts.lengths), model=model, model_name=model_name, tokenizer=tokenizer)
+
     @cached_property
     def prompts(self) -> Prompts:
         """The prompts, with named positions and token strings."""
