@@ -22,8 +22,8 @@ INSIDE = {
         "gradient_runs atp_star"
     ).split(),
     "methods": (
-        "lens gradients effects paths explain labels probe_solver probe_data probe_fits probe_selectors probe_metrics "
-        "probe_baselines probe_controls probe_tables probes neuron_maps"
+        "read_out lens tuned_lens direct_attribution summaries gradients effects paths explain labels probe_solver probe_data probe_fits probe_selectors probe_metrics "
+        "probe_baselines probe_controls probe_tables probes neuron_maps probe_causes"
     ).split(),
     "discovery": (
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "

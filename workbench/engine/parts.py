@@ -112,6 +112,12 @@ def final_norm(model: Any) -> Norm:
     return _norm(dict(model.named_children()).get("ln_final"))
 
 
+def norm_of(model: Any, layer: int, name: str) -> Norm | None:
+    """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
+    found = dict(model.blocks[layer].named_children()).get(name)
+    return None if found is None else _norm(found)
+
+
 def pull_back(norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]) -> Tensor:
     """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
 

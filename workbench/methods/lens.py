@@ -1,127 +1,173 @@
-"""The logit lens: what the model would say if it stopped at a layer (nostalgebraist 2020). It reads stores."""
+"""The logit lens: what the model would say if it stopped at a layer (nostalgebraist 2020). It reads stores.
 
+With `lens=` a tuned lens (arXiv 2303.08112) translates each layer's stream into the last one's terms first.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.engine.reference import forward, rows_per_forward
-from workbench.errors import ModelError, PromptError, StoreError, UnknownName
-from workbench.models.load import model_device, model_fingerprint, model_name
+from workbench.errors import PromptError, StoreError, UnknownName
+from workbench.methods.read_out import ReadOut, check_store, needed, one_token, pieces, token_rows
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import alternatives_mass, alternatives_mean, rank_of_best
 
-MEASURES = ("logit", "logprob", "prob", "rank")
+TARGET_MEASURES = ("logit", "logprob", "prob", "rank")
+"""Measures of target tokens."""
+MEASURES = (*TARGET_MEASURES, "entropy", "kl")
+
+Translate = Callable[[Tensor, int], Tensor]
+"""A lens of its own: (rows [row, d_model] of a layer, that layer) → [row, d_model]."""
 
 
 def logit_lens(
     store: ActivationStore,
     model: Any,
     *,
-    targets: Int[Tensor, "example alternative token"] | Int[Tensor, "example"],
+    targets: Int[Tensor, "example alternative token"] | Int[Tensor, "example"] | None = None,
     minus: Int[Tensor, "example wrong_alternative wrong_token"] | None = None,
-    measure: Literal["logit", "logprob", "prob", "rank"] | str = "logit",
+    measure: Literal["logit", "logprob", "prob", "rank", "entropy", "kl"] | str = "logit",
     kind: Literal["resid_pre", "resid_post", "resid_mid"] | str = "resid_post",
+    lens: Translate | None = None,
+    vocabulary: Sequence[int] | Tensor | None = None,
     budget: int | None = None,
 ) -> xr.DataArray:
-    """Final norm and unembedding applied to the residual stream at every layer and position, read at target tokens.
+    """Final norm and unembedding applied to the residual stream at every layer and position, and one number read there.
 
     At the last layer's `resid_post` this is the model's own output, exactly.
 
     Args:
         targets: tokens per example (`pairs.answers`); the mean over alternatives is taken (`rank`: the best one).
+            Needed for "logit", "logprob", "prob" and "rank".
         minus: tokens to subtract the same measure of (`pairs.wrong`): a logit difference.
-        measure: "logit", "logprob" (nats), "prob" (summed over alternatives), "rank" (0 is the top).
+        measure: "logit", "logprob" (nats), "prob" (summed over alternatives), "rank" (0 is the top); or of the whole
+            distribution "entropy" (nats) and "kl" (nats): KL(last layer || this one), for which the store must hold the
+            last layer's `resid_post`.
+        lens: a `TunedLens`, or any function of (rows, layer); the last layer's `resid_post` is never translated.
+        vocabulary: token ids: the distribution among these alone, which costs as much less as they are fewer.
+        budget: bytes for logits; rows are read in chunks that fit.
 
     Returns:
-        DataArray (example, layer, pos); NaN beyond an example's length. When all prompts have the same token
-        strings, the coordinate `token` names the positions.
+        DataArray (example, layer, pos); NaN beyond an example's length, and where a store does not keep the token. When
+        all prompts have the same token strings, the coordinate `token` names the positions.
 
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
-        PromptError: a target of several tokens, or not one target per example.
+        PromptError: a target of several tokens, not one target per example, or one outside the vocabulary.
     """
     if measure not in MEASURES:
         raise UnknownName("measure of logit_lens", measure, MEASURES)
-    if store.model != model_fingerprint(model):
-        raise StoreError(
-            f"logit_lens: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}."
+    if (targets is None) == (measure in TARGET_MEASURES):
+        raise PromptError(
+            f"logit_lens: measure={measure!r} " + ("needs targets=, tokens per example." if targets is None else "has no targets.")
         )
-    layers = store.layers(kind)
-    if not layers:
-        raise StoreError(
-            f"logit_lens needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}]."
-        )
-    wanted = [_one_token(targets, store, "targets")] + ([] if minus is None else [_one_token(minus, store, "minus")])
-    _check_read_out(model)
-    lengths = store.prompts.lengths
-    table = torch.full((len(store.prompts), len(layers), int(lengths.max())), float("nan"), dtype=torch.float64)
-    chunk = max(1, rows_per_forward(model, 1, budget=budget))
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths.cpu())
-    place = torch.cat([torch.arange(int(n)) for n in lengths])
+    if minus is not None and targets is None:
+        raise PromptError(f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it.")
+    check_store(store, model, "logit_lens")
+    layers = needed(store, kind, "logit_lens")
+    wanted = [
+        one_token(tokens, store, f"logit_lens: {name}") for name, tokens in (("targets", targets), ("minus", minus)) if tokens is not None
+    ]
+    if vocabulary is None and measure == "logit":
+        vocabulary = torch.unique(torch.cat([tokens[tokens >= 0].flatten().cpu() for tokens in wanted]))
+    read_out = ReadOut.of(model, vocabulary)
+    wanted = [read_out.index(tokens) for tokens in wanted]
+    owner, place = token_rows(store[kind, layers[0]])
+    last = Shape.of(model).n_layers - 1
+    final = store["resid_post", *needed(store, "resid_post", "measure='kl'", layers=[last])] if measure == "kl" else None
+    table = torch.full((len(store), len(layers), int(place.max()) + 1), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
-        packed = store[kind, layer].packed
-        for start in range(0, len(packed), chunk):
-            rows = slice(start, start + chunk)
-            logits = _read_out(model, packed[rows])
-            values = [_measured(logits, tokens[owner[rows]], measure) for tokens in wanted]
-            read = values[0] - values[1] if len(values) == 2 else values[0]
+        for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
+            logits = _precise(read_out(_translated(stream, kind, layer, last, lens)))
+            if wanted:
+                values = [_measured(logits, tokens[owner[rows]], measure) for tokens in wanted]
+                read = values[0] - values[1] if len(values) == 2 else values[0]
+            else:
+                reference = None if final is None else _precise(read_out(final.data.part(rows.start, rows.stop)))
+                read = _spread(logits, reference)
             table[owner[rows], column, place[rows]] = read.double().cpu()
-    table = table if store[kind, layers[0]].packed.dtype == torch.float64 else table.float()
-    attrs = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind, "model": store.model_name}
-    coords: dict[str, Any] = {"example": np.arange(len(lengths)), "layer": layers, "pos": np.arange(table.shape[2])}
-    attrs |= {"model_fingerprint": store.model, "data_fingerprint": store.prompts.fingerprint} | versions()
+    table = table if store[kind, layers[0]].dtype == torch.float64 else table.float()
+    attrs = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind} | _provenance(store, lens)
+    coords: dict[str, Any] = {"example": np.arange(len(store)), "layer": layers, "pos": np.arange(table.shape[2])}
     made = effect_array(table, ("example", "layer", "pos"), coords, name=measure, attrs=attrs)
-    same = len(set(store.prompts.strings)) == 1
+    return _with_tokens(made, store)
+
+
+def top_tokens(
+    store: ActivationStore,
+    model: Any,
+    *,
+    k: int = 5,
+    kind: Literal["resid_pre", "resid_post", "resid_mid"] | str = "resid_post",
+    lens: Translate | None = None,
+    vocabulary: Sequence[int] | Tensor | None = None,
+    budget: int | None = None,
+) -> xr.Dataset:
+    """The `k` likeliest tokens at every layer and position, by the logit lens or a lens of your own; see `logit_lens`.
+
+    Returns:
+        Dataset (example, layer, pos, rank): `token` (its id, -1 where there is nothing) and `prob`.
+    """
+    check_store(store, model, "top_tokens")
+    layers = needed(store, kind, "top_tokens")
+    read_out = ReadOut.of(model, vocabulary)
+    size = Shape.of(model).d_vocab if read_out.tokens is None else len(read_out.tokens)
+    if type(k) is not int or not 1 <= k <= size:
+        raise PromptError(f"top_tokens: k={k!r}; ask for 1 to {size}, as many tokens as are read.")
+    owner, place = token_rows(store[kind, layers[0]])
+    axes = (len(store), len(layers), int(place.max()) + 1, k)
+    tokens, probs = torch.full(axes, -1), torch.full(axes, float("nan"))
+    for column, layer in enumerate(layers):
+        for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
+            stream = _translated(stream, kind, layer, Shape.of(model).n_layers - 1, lens)
+            best = _precise(read_out(stream)).softmax(-1).topk(k, -1)
+            names = best.indices if read_out.tokens is None else read_out.tokens[best.indices]
+            tokens[owner[rows], column, place[rows]] = names.cpu()
+            probs[owner[rows], column, place[rows]] = best.values.float().cpu()
+    coords: dict[str, Any] = {"example": np.arange(axes[0]), "layer": layers, "pos": np.arange(axes[2]), "rank": np.arange(k)}
+    dims = ("example", "layer", "pos", "rank")
+    made = effect_array(probs, dims, coords, name="prob").to_dataset().assign(token=(dims, tokens.numpy()))
+    return made.assign_attrs({"kind": "top_tokens", "site": kind} | _provenance(store, lens))
+
+
+def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translate | None) -> Tensor:
+    return stream if lens is None or (kind, layer) == ("resid_post", last) else lens(stream, layer)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+
+
+def _spread(logits: Float[Tensor, "row token"], reference: Float[Tensor, "row token"] | None) -> Float[Tensor, "row"]:
+    """[row]: the entropy of a distribution, or KL(reference || it), in nats."""
+    ours = logits.log_softmax(-1)
+    if reference is None:
+        return -(ours.exp() * ours).sum(-1)
+    theirs = reference.log_softmax(-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+def _provenance(store: ActivationStore, lens: Translate | None) -> dict[str, Any]:
+    facts = {"model": store.model_name, "model_fingerprint": store.model, "data_fingerprint": store.prompts.fingerprint}
+    return facts | {"lens": "logit" if lens is None else str(getattr(lens, "name", "own"))} | versions()
+
+
+def _with_tokens(made: xr.DataArray, store: ActivationStore) -> xr.DataArray:
+    strings = set(store.prompts.strings)
+    same = len(strings) == 1 and made.sizes["pos"] == len(store.prompts.strings[0])
     return made.assign_coords(token=("pos", as_labels(store.prompts.strings[0]))) if same else made
 
 
-def _read_out(model: Any, residual: Tensor) -> Tensor:
-    """Logits [row, vocab] of residual vectors, by the model's own final norm and unembedding."""
-    with torch.no_grad():
-        stream = residual.to(model_device(model))[None]
-        logits = model.unembed(model.ln_final(stream) if hasattr(model, "ln_final") else stream)[0]
-    cap = getattr(model.cfg, "output_logits_soft_cap", None) or -1.0
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
-
-
-def _check_read_out(model: Any) -> None:
-    """Raise `ModelError` when norm and unembedding of the last stream are not the model's logits (four tokens)."""
-    shape = Shape.of(model)
-    last = ("resid_post", shape.n_layers - 1)
-    result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
-    worst = float((_read_out(model, result.recorded[last][0]) - result.logits[0]).abs().max())
-    if worst > 1e-3 * float(result.logits.abs().max()):
-        raise ModelError(
-            f"The logits of this model are not its final norm and unembedding (difference {worst:.2g}): it scales them "
-            "afterwards, so the logit lens would not end in its own output."
-        )
-
-
-def _one_token(targets: Tensor, store: ActivationStore, name: str) -> Tensor:
-    """[example, alternative, 1] tokens, -1 where there is no alternative."""
-    table = targets[:, None, None] if targets.ndim == 1 else targets
-    if table.ndim != 3 or len(table) != len(store.prompts):
-        raise PromptError(
-            f"logit_lens: {name} has shape {tuple(targets.shape)}; it needs [example] or [example, alternative, token] "
-            f"for {len(store.prompts)} prompts."
-        )
-    if bool(((table >= 0).sum(-1) > 1).any()):
-        raise PromptError(f"logit_lens: {name} has continuations of several tokens; it reads one token.")
-    without = ((table >= 0).flatten(1).sum(1) == 0).nonzero()
-    if len(without):
-        raise PromptError(f"logit_lens: {name} has no token for example {int(without[0])}.")
-    return table[:, :, :1]
-
-
 def _measured(logits: Tensor, table: Tensor, measure: str) -> Tensor:
-    """[row]: the measure of target tokens [row, alternative, 1] under logits [row, vocab]."""
-    logits, table = logits if logits.dtype == torch.float64 else logits.float(), table.to(logits.device)
+    """[row]: the measure of target tokens [row, alternative, 1] under logits [row, token]."""
+    table = table.to(logits.device)
     if measure == "rank":
         return rank_of_best(logits, table)
     if measure == "prob":
