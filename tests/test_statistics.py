@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.stats import permutation_test
 from transformer_lens.patching import PatchingResult
 
-from workbench.statistics import benjamini_hochberg, bonferroni, hsic, hsic_p, sign_flip_p, summary
+from workbench.statistics import benjamini_hochberg, bonferroni, bootstrap, hsic, hsic_p, interval_text, sign_flip_p, summary
 
 
 def test_sign_flips_by_hand():
@@ -42,6 +42,15 @@ def test_drawn_sign_flips_are_near_the_exact_ones():
 def test_missing_examples_are_left_out():
     values = np.array([[1.0, 1.0, np.nan], [2.0, np.nan, np.nan], [3.0, 3.0, np.nan], [np.nan, 2.0, np.nan]])
     assert np.allclose(sign_flip_p(values), [0.25, 0.25, np.nan], equal_nan=True)
+
+
+def test_one_example_has_no_interval():
+    table = xr.DataArray([[1.0, 2.0], [np.nan, 3.0]], dims=("example", "head"))
+    made = summary(table)
+    assert np.isnan([made["low"][0], made["high"][0], made["se"][0]]).all() and np.isfinite(made["low"][1])
+    low, high = bootstrap(np.ones((1, 3)), lambda sample: sample.mean(0))
+    assert np.isnan(low).all() and np.isnan(high).all() and low.shape == (3,)
+    assert interval_text(float(low[0]), float(high[0])) == "[no interval]" and interval_text(0.1, 0.25) == "[0.100, 0.250]"
 
 
 def test_a_summary_has_p_values_where_they_are_asked_for():

@@ -43,6 +43,7 @@ def discover(
     """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
     import workbench as wb
     from workbench.outputs import check_output, fresh_folder
+    from workbench.statistics import interval_text
     from workbench.study import FILES
     from workbench.tasks.registry import find_task
 
@@ -61,7 +62,7 @@ def discover(
     best = found.evaluation.sel(circuit="held-out")
     typer.echo(f"circuit: {found.circuit!r}")
     typer.echo(
-        f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} [{float(best.low):.3f}, {float(best.high):.3f}]"
+        f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval_text(float(best.low), float(best.high))}"
     )
     typer.echo(str(found.report))
 
@@ -240,8 +241,11 @@ def evaluate_circuit(
         if name not in VALUES:
             raise UnknownName("value", name, VALUES)
     loaded = wb.load_model(model, device=device)
+    asked = _circuit(circuit, positive, loaded)
+    if asked.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
+        typer.echo(f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)", err=True)
     found = judged(
-        _circuit(circuit, positive, loaded), loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
+        asked, loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
         variant=variant, tests=tests,
     )  # fmt: skip
     for line in lines(found, as_json=as_json):

@@ -12,6 +12,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise `OutputExists` when something is there that must not be replaced."""
     if path.is_dir():
         raise OutputExists(f"{str(path)!r} is a folder. Choose another path.")
+    if path.exists() and not path.is_file():
+        raise OutputExists(f"{str(path)!r} is a device or a pipe and not a file. Choose another path.")
     if path.exists() and not overwrite:
         raise OutputExists(f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it.")
 

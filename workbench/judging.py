@@ -21,6 +21,7 @@ from workbench.outputs import replaced
 from workbench.render.plots import bench_figure
 from workbench.render.report import report
 from workbench.sites import KINDS, Shape
+from workbench.statistics import interval_text
 from workbench.tables import pairs_of
 from workbench.tasks.pairs import PromptPairs
 
@@ -87,7 +88,7 @@ def lines(found: Judged, *, as_json: bool) -> list[str]:
         printed.append(f"value {name}, {evaluation.attrs['n']} prompts, {evaluation.attrs['metric']}")
         for field in _SCALES:
             low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-            printed.append(f"  {field:16} {float(row[field]):7.3f} [{float(row[low]):.3f}, {float(row[high]):.3f}]")
+            printed.append(f"  {field:16} {float(row[field]):7.3f} {interval_text(float(row[low]), float(row[high]))}")
         printed.append(f"  {'mean of ratios':16} {float(row['mean_of_ratios']):7.3f}")
         printed.append(f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {row['unneeded'].values or 'none'}")
         printed.append(f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it")

@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,11 +61,13 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
     """A folder beside the target to write the files into: they are moved in place at the end, so a stopped run leaves nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-{os.getpid()}-", dir=out.parent))
+    partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
     try:
         yield partial
         check_output(out, files, overwrite=overwrite)
         out.mkdir(exist_ok=True)
+        for name in files:  # all of the old run first: stopped here, the folder lacks files, and does not mix two runs
+            (out / name).unlink(missing_ok=True)
         for name in files:
             os.replace(partial / name, out / name)
     finally:
@@ -72,8 +75,18 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Delete what runs into this folder left beside it when they were killed: folders named after dead processes."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}-*-*"):
-        owner = left.name.removeprefix(f".{out.name}-").split("-")[0]
+    """Delete what runs of this machine into this folder left beside it when they were killed."""
+    start = _prefix(out, "")
+    for left in out.parent.glob(f"{glob.escape(start)}*{_SUFFIX}"):
+        owner = left.name.removeprefix(start).split("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+_SUFFIX = ".workbench-partial"
+
+
+def _prefix(out: Path, process: int | str) -> str:
+    """How the names of unfinished folders begin: they say whose they are."""
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    return f".{out.name}.{host}." + (f"{process}-" if process else "")

@@ -39,7 +39,7 @@ def summary(
         mean = _nanmean(values)
         squares = np.where(known, (values - mean) ** 2, 0).sum(0)
         se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
-    low, high = bootstrap(values, _nanmean, level=level, draws=draws, seed=seed)
+    low, high = (np.where(n > 1, end, np.nan) for end in bootstrap(values, _nanmean, level=level, draws=draws, seed=seed))
     fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
     fields |= {"p": sign_flip_p(values, draws=draws, seed=seed)} if p else {}
     coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
@@ -49,9 +49,12 @@ def summary(
 def bootstrap(
     values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together."""
+    """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together. NaN for one row."""
     check_level(level)
     rng = np.random.default_rng(check_seed(seed))
+    if len(values) < 2:
+        unknown = np.full_like(np.asarray(statistic(values), dtype=float), np.nan)
+        return unknown, unknown.copy()
     samples = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
     tail = (1 - level) / 2 * 100
     with warnings.catch_warnings():
@@ -130,6 +133,11 @@ def _kernel(x: np.ndarray) -> np.ndarray:
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
     return kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()
+
+
+def interval_text(low: float, high: float, form: str = ".3f") -> str:
+    """`[low, high]`, or that there is no interval."""
+    return f"[{low:{form}}, {high:{form}}]" if np.isfinite(low) and np.isfinite(high) else "[no interval]"
 
 
 def check_level(level: float) -> float:

@@ -29,7 +29,7 @@ from workbench.render.panels import AttentionPanel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
 from workbench.sites import grid
-from workbench.statistics import summary
+from workbench.statistics import interval_text, summary
 from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
@@ -147,6 +147,7 @@ def _prompts(
     if isinstance(task, PromptPairs):
         if n is not None or variant is not None:
             raise PromptError("n= and variant= belong to a task's name; pairs of your own are split into two halves.")
+        task.check_equal_lengths("Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0.")
         return task.split(seed=seed)
     many = 64 if n is None else n
     train, heldout = (load_task(task, model, n=many, seed=seed, split=split, variant=variant) for split in ("train", "heldout"))
@@ -252,7 +253,7 @@ def _claim(circuit: Circuit, evaluation: xr.Dataset, pairs: PromptPairs, value: 
 
 def _interval(row: xr.Dataset, name: str = "faithfulness") -> str:
     middle, low, high = (round(float(row[field]), 2) + 0.0 for field in (name, "low", "high"))  # + 0.0: no minus before 0 %
-    return f"{middle:.0%} [{low:.0%}, {high:.0%}]"
+    return f"{middle:.0%} {interval_text(low, high, '.0%')}"
 
 
 def _curve_claim(found: Found) -> str:

@@ -195,8 +195,16 @@ def test_a_tampered_shape_is_refused_or_still_has_every_edge(tmp_path, key, wron
 def test_a_tampered_score_is_refused(tmp_path):
     path, document = saved(tmp_path)
     edge = next(iter(document["edges"]))
-    for wrong in ("high", [1], {}):
+    for wrong in ("high", [1], {}, True, float("nan"), float("inf")):
         path.write_text(json.dumps(document | {"edges": document["edges"] | {edge: wrong}}))
+        with pytest.raises(CircuitError, match="is not a usable circuit file"):
+            Circuit.load(path)
+    twice = json.dumps(document).replace(f'"{edge}":', f'"{edge}": 1.0, "{edge}":')
+    path.write_text(twice)
+    with pytest.raises(CircuitError, match="is there twice"):
+        Circuit.load(path)
+    for wrong in ("{bad", "5", '{"a0.1": 3}', '{"a0.1": ["x"]}'):
+        path.write_text(json.dumps(document | {"attrs": document["attrs"] | {"output_neurons": wrong}}))
         with pytest.raises(CircuitError, match="is not a usable circuit file"):
             Circuit.load(path)
 

@@ -1,5 +1,6 @@
 """Tasks and prompt pairs on `tiny` and on a BPE vocabulary: minimal corruptions, named positions, honest splits."""
 
+import json
 import re
 
 import pandas as pd
@@ -332,6 +333,25 @@ def test_impossible_prompts_are_refused():
         PromptPairs(one, two, torch.zeros(1, 1, 1, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long))
     with pytest.raises(PromptError, match="Nothing is selected"):
         two.select([])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", "[1,2]\n3\n", "cannot be read as jsonl: row 1 is a list, not an object"),
+        ("p.jsonl", "[" * 100_000, "cannot be read as jsonl: maximum recursion depth exceeded"),
+        ("p.csv", "clean,clean,corrupt,answer,wrong\na,b,c,d,e\n", "p.csv has the column 'clean' 2 times. Give each one name."),
+    ],
+)
+def test_files_that_are_no_tables_are_refused(tiny, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PromptError, match=re.escape(message)):
+        (PromptPairs.from_jsonl if name.endswith("jsonl") else PromptPairs.from_csv)(tiny, tmp_path / name)
+
+
+def test_a_line_separator_within_a_string_ends_no_row(tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps(ROW | {"note": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert len(PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl")) == 1
 
 
 def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):

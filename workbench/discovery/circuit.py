@@ -421,15 +421,17 @@ class Circuit:
         """
         path = Path(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
             if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise CircuitError(f"{str(path)!r} is not a circuit file: its format is not {FORMAT!r}.")
             graph = Graph.from_dict(document["shape"])
             check_size(graph)
-            listed = dict(document["edges"])
+            listed = document["edges"]
             edges, scores = np.zeros_like(graph.exists), np.full(graph.exists.shape, np.nan)
             for name, score in listed.items():
                 at = graph.index(name)
+                if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
+                    raise ValueError(f"the score of {name} is {score!r}")
                 edges[at] = True
                 scores[at] = np.nan if score is None else float(score)
             ids, requested = document["prompt_ids"], document["n_requested"]
@@ -440,6 +442,7 @@ class Circuit:
             scored = any(score is not None for score in listed.values())
             labels = check_labels(graph, dict(document.get("labels", {})))
             attrs = dict(document["attrs"])
+            _check_neurons(attrs.get("output_neurons", "{}"))
             circuit = cls(graph, edges, scores if scored else None, requested, attrs, frozenset(ids), labels)
         except OSError as error:
             raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
@@ -463,3 +466,20 @@ class Circuit:
 
 def _graph(given: Any) -> Graph:
     return given if isinstance(given, Graph) else Graph.of(given)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _check_neurons(text: Any) -> None:
+    """Raise `ValueError` when the attribute `output_neurons` is not the text of lists of dimensions by name."""
+    found = json.loads(text) if isinstance(text, str) else None
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(dims, list) and all(type(d) is int for d in dims) for dims in lists):
+        raise ValueError("output_neurons is not the text of lists of dimensions by name")

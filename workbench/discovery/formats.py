@@ -369,6 +369,8 @@ def _matrix(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np
     if not isinstance(value, torch.Tensor) or tuple(value.shape) != size:
         has = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise CircuitError(f"{name} is {has}; the lists of nodes need a tensor of {list(size)}.")
+    if value.is_complex():
+        raise CircuitError(f"{name} holds complex numbers.")
     return value.detach().to(torch.float64).numpy()
 
 

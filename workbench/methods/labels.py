@@ -4,7 +4,7 @@ Values are binary (bool, 0 and 1, or two strings), one of several classes (strin
 """
 
 import csv
-import json
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 
 from workbench.errors import ProbeError, UnknownName
 from workbench.sites import Position
-from workbench.tasks.pairs import Prompts
+from workbench.tasks.pairs import Prompts, json_rows
 
 PLACES = ("prompt", "pos", "start", "end")
 """Columns that say where; all others are concepts. `pos`, or a span from `start` up to, without, `end`."""
@@ -229,11 +229,11 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         if kind == "jsonl":
-            return pd.DataFrame([json.loads(line) for line in text.splitlines() if line.strip()], dtype=object)
-        rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+            return pd.DataFrame(json_rows(text), dtype=object)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except FileNotFoundError as error:
         raise ProbeError(f"There is no file {str(path)!r}.") from error
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise ProbeError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
     return pd.DataFrame(rows, dtype=object)
 

@@ -5,6 +5,7 @@ Sequences are padded on the right and never by a tokenizer. Positions count the 
 """
 
 import csv
+import io
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -296,17 +297,29 @@ class PromptPairs:
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
 
 
+def json_rows(text: str) -> list[dict[str, Any]]:
+    """One JSON object a line. Raises `ValueError` for anything else."""
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is a {type(row).__name__}, not an object")
+    return rows
+
+
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         if kind == "jsonl":
-            return pd.DataFrame([json.loads(line) for line in text.splitlines() if line.strip()], dtype=object)
-        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+            return pd.DataFrame(json_rows(text), dtype=object)
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except FileNotFoundError as error:
         raise PromptError(f"There is no file {str(path)!r}.") from error
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise PromptError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
     header = rows[0] if rows else []
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise PromptError(f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. Give each one name.")
     for number, row in enumerate(rows[1:], start=1):
         if row and len(row) != len(header):
             raise PromptError(
