@@ -8,12 +8,12 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging course cli_store cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging probing course cli_store cli"
 ).split()
 INSIDE = {
     "tasks": (
         "grammar ioi induction greater_than agreement pronoun capitals binding pairs planted metrics continuations "
-        "speakers registry measure corpus"
+        "speakers registry measure corpus concepts"
     ).split(),
     "models": "zoo load planted_blueprint planted_recipes planted".split(),
     "engine": (
@@ -30,7 +30,7 @@ INSIDE = {
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
     "stores": "format index store plan disk".split(),
-    "render": "view svg html panels plots report".split(),
+    "render": "view svg html panels plots probe_plots report".split(),
 }
 
 

@@ -64,7 +64,7 @@ def test_one_label_a_prompt_is_read_at_each_position_that_it_has():
 
 def test_the_token_at_a_named_position_is_a_concept():
     prompts = Prompts.of([[1, 2], [3, 4]], strings=[["A", " x"], ["B", " x"]], positions=[{"NAME": 0}, {"NAME": 0}])
-    labels = Labels.of_tokens(type("Store", (), {"prompts": prompts}), ["NAME"])
+    labels = Labels.of_concepts(type("Store", (), {"prompts": prompts}), ["NAME"])
     assert labels.pos.tolist() == [1, 1]
     assert labels.concept("NAME").classes == ("A", "B")
 

@@ -220,8 +220,10 @@ def test_a_probe_that_ran_out_of_steps_says_so():
 @pytest.mark.parametrize("budget", [2**19, 2**21])
 def test_a_small_budget_streams_to_the_same_numbers(budget):
     x, y, _ = marginal(0, n=1000, features=100)
-    store, labels = labelled([x], {"c": y.tolist()})
     how = {"k": [1, 4], "selectors": ["welch", "mutual-information"], "baselines": ["logistic"]}
+    held_out = np.stack([np.arange(len(y)) % 3 == 0, np.arange(len(y)) % 4 == 1])  # of different sizes
+    store, labels = labelled([x], {"c": y.tolist(), "d": (~y).tolist()})
+    how["held_out"] = held_out
     little, much = (fit_probes(store, labels, budget=b, **how) for b in (budget, 2**30))
     for name in ("feature", "coefficient", "accuracy", "roc_auc_low"):
         np.testing.assert_allclose(little.results[name], much.results[name], atol=1e-9)

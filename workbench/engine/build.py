@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.backends import check_backend, run_jobs
-from workbench.engine.reference import forward, rows_per_forward
+from workbench.engine.reference import forward, memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
-from workbench.models.load import load_model, model_fingerprint, model_name, model_source, tokenizer_fingerprint
+from workbench.models.load import load_model, model_device, model_fingerprint, model_name, model_source, tokenizer_fingerprint
 from workbench.results import versions
 from workbench.sites import Key, Position
 from workbench.stores.disk import DiskStore, exists, finish_shard, open_store, read_plan, verify, write_prompts
@@ -104,7 +104,8 @@ class Request:
             widths[key[0]] = widths.get(key[0], 0) + int(np.prod(shapes[name_of(key)]))
         lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
         longest = int(lengths.max())
-        fit = rows_per_forward(model, longest, budget=self.budget, extra=2 * sum(widths.values()))
+        forward_budget = memory_budget(model_device(model), self.budget) * 3 // 4  # the rest is for the rows that are written
+        fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
         keep = self.keep if isinstance(self.keep, str) else _described(self.keep)
         return Plan(
             model=model_fingerprint(model), model_name=model_name(model), tokenizer=tokenizer_fingerprint(model),

@@ -15,6 +15,7 @@ import pandas as pd
 
 from workbench.errors import ProbeError, UnknownName
 from workbench.sites import Position
+from workbench.tasks.concepts import values_of
 from workbench.tasks.pairs import Prompts, json_rows
 
 PLACES = ("prompt", "pos", "start", "end")
@@ -141,13 +142,14 @@ class Labels:
         return cls.of(store, spread, prompt=[i for i, _ in rows], pos=[at for _, at in rows])
 
     @classmethod
-    def of_tokens(cls, store: Any, names: Sequence[str], *, pos: Position | Sequence[Position] = "END") -> "Labels":
-        """The token at each named position as a concept, read at `pos`: `of_tokens(store, ["IO"])` asks END for the IO's name."""
-        strings, concepts = store.prompts.strings, {}
-        for name in names:
-            where = store.prompts.at(name).tolist()
-            concepts[name] = [strings[i][at].strip() if at >= 0 else None for i, at in enumerate(where)]
-        return cls.per_prompt(store, concepts, pos=pos)
+    def of_concepts(cls, store: Any, names: Sequence[str], *, pos: Position | Sequence[Position] = "END") -> "Labels":
+        """What the tasks' prompts are about, read at `pos`: "number" (of the subject), "gender" (of the name), "indirect-object",
+        "country", or any named position, whose token is the class.
+
+        Raises:
+            UnknownName, PromptError: as `tasks.concepts.values_of`.
+        """
+        return cls.per_prompt(store, {name: values_of(store.prompts, name) for name in names}, pos=pos)
 
     @classmethod
     def from_dataframe(cls, store: Any, frame: pd.DataFrame, *, source: str = "table") -> "Labels":

@@ -63,7 +63,7 @@ class Activations:
 
     def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "row feature"]]]:
         """Which rows, and their float64 activations."""
-        size = BLOCK if self.fits else max(1, self.budget // 4 // (self.n_features * 8 * 2))
+        size = BLOCK if self.fits else max(1, self.budget // 8 // (self.n_features * 8 * 2))
         for start in range(0, len(self.prompt), size):
             rows = slice(start, start + size)
             yield rows, (self.held[rows] if self.fits else self._checked(self._read(rows))).double()

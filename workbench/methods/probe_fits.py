@@ -1,6 +1,6 @@
 """Probes on chosen features: gather the columns' rows and features, scale, solve all at once, predict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +90,14 @@ def fit(
         _fit(activations, columns.select(chosen), features[chosen], settings, previous, chosen)
         for chosen in _portions(activations, columns, features.shape[1])
     ]
-    return parts[0] if len(parts) == 1 else Fits(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
+    return parts[0] if len(parts) == 1 else Fits(*(_joined(field) for field in zip(*map(_fields, parts), strict=True)))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Portions one after the other; rows are padded to the longest, as columns of all portions together would be."""
+    longest = max(part.shape[-1] for part in parts)
+    padded = [part if part.ndim < 3 else torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+    return torch.cat(padded)
 
 
 def _fields(fits: Fits) -> tuple[Tensor, ...]:
@@ -101,7 +108,7 @@ def _portions(activations: Activations, columns: Columns, k: int) -> Iterator[sl
     """Columns whose gathered rows fit what the budget leaves."""
     rows = int(columns.train.sum(1).max() + columns.test.sum(1).max())
     one = (k + 1) * 8 * (2 * rows + activations.prompt.size) + rows * 8 * 6 * max(1, columns.n_classes)
-    room = activations.budget // 3 if activations.fits else activations.budget // 2
+    room = activations.budget // 3
     if one > max(room, 2**20):
         raise ProbeError(
             f"A probe of {k} features and {rows} rows takes {one / 2**20:.0f} MiB, more than budget={activations.budget} "

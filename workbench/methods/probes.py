@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError, StoreError, UnknownName
 from workbench.methods.labels import Labels

@@ -30,8 +30,9 @@ _WORDS = {
 }  # fmt: skip
 _POSITIONS = ("pos", "query_pos", "key_pos")
 _SEQUENTIAL_WORDS = ("pattern", "probab", "accuracy", "rank", "norm", "nll", "kl_", "auroc", "count")
+SHADES = "Blues"
 _BLUE, _RED, _MOST_TICKS, _LABEL = "#2369b0", "#c2410c", 40, 16
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.edgecolor": "#64748b", "xtick.color": "#475569", "ytick.color": "#475569",
     "axes.labelcolor": "#1f2937", "svg.fonttype": "none", "svg.hashsalt": "workbench", "hatch.linewidth": 0.6,
@@ -91,7 +92,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
     if not values.size:
         raise WorkbenchError(f"There is nothing to draw: the result has sizes {dict(result.sizes)}.")
     rows, columns = values.shape
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(min(14, max(4.2, 1.9 + columns * 0.34)), min(12, max(2.4, 1.2 + rows * 0.3))), layout="constrained"
         )
@@ -106,7 +107,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=visible(result.name or ""))
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
         _set_title(axes, result, title)
-        return _settled(figure)
+        return settled(figure)
 
 
 def curve(
@@ -136,7 +137,7 @@ def curve(
         raise WorkbenchError(f"A curve needs one axis; {y!r} has {_axes_of(dataset[y])}.")
     order = np.argsort(dataset[x].values, kind="stable")
     places, middle = np.asarray(dataset[x].values, dtype=float)[order], np.asarray(dataset[y].values, dtype=float)[order]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         if reference is not None:
@@ -160,7 +161,7 @@ def curve(
         axes.grid(axis="y", color="#e5e9ef")
         axes.set_axisbelow(True)
         _set_title(axes, dataset, title)
-        return _settled(figure)
+        return settled(figure)
 
 
 def bars(
@@ -180,7 +181,7 @@ def bars(
     if result.ndim != 1:
         raise WorkbenchError(f"Bars need one axis besides example; this result has {_axes_of(result)}.")
     values = np.asarray(result.values, dtype=float)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(min(14, max(4.2, 1.4 + len(values) * 0.32)), 3.2), layout="constrained")
         axes = figure.subplots()
         known = np.isfinite(values)
@@ -196,7 +197,7 @@ def bars(
         axes.set_axisbelow(True)
         _label_axis(axes, "x", result, str(result.dims[0]), labels)
         _set_title(axes, result, title)
-        return _settled(figure)
+        return settled(figure)
 
 
 def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") -> Figure:
@@ -209,7 +210,7 @@ def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") 
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     high = high if high > low else low + 1
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 + 0.8 * table.shape[1], 1.6 + 0.3 * table.shape[0]), layout="constrained")
         axes = figure.subplots()
         palette = "Blues" if best == "high" else "Blues_r"
@@ -223,7 +224,7 @@ def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") 
         axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
         axes.spines[:].set_visible(False)
-        return _settled(figure)
+        return settled(figure)
 
 
 def figure_html(figure: Figure, *, alt: str = "") -> str:
@@ -294,7 +295,7 @@ def _label_axis(axes: Axes, which: str, result: xr.DataArray, dim: str, labels: 
     axis.set_label_text(_WORDS.get(dim, dim.replace("_", " ")) + (" (token)" if tokens else ""))
 
 
-def _settled(figure: Figure) -> Figure:
+def settled(figure: Figure) -> Figure:
     """The figure with its layout done once: laid out again at each drawing, it would creep, and its bytes with it."""
     with _any_glyph():
         figure.draw_without_rendering()

@@ -178,11 +178,16 @@ class StoredFile:
         self.local = None if "://" in place else Path(place)
         self._files, self._path = (None, place) if self.local is not None else fsspec.core.url_to_fs(place)
         self.entries = self._read_header()
+        self._views: dict[str, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor: a view of the mapped file, or its bytes from far away."""
-        entry = self._entry(name)
-        return self.rows(name, 0, entry.shape[0]) if self.local is None else _viewed(self._map, entry, 0, entry.shape[0])
+        if name not in self._views:
+            entry = self._entry(name)
+            if self.local is None:
+                return self.rows(name, 0, entry.shape[0])
+            self._views[name] = _viewed(self._map, entry, 0, entry.shape[0])
+        return self._views[name]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """[row, ...] of some consecutive rows: from the map where there is one already, else only their bytes are read."""
