@@ -22,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests/test_layers.py
 
 bench: $(STAMP)
-	for name in patching paths discovery; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+	for name in patching paths discovery stores probes; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -24,7 +24,8 @@ def test_folders_of_others_stay(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("mine")
     write(tmp_path / "ioi", "new")
-    assert len(list(tmp_path.glob("*/thesis.txt"))) == 4 and (tmp_path / "ioi" / "a.txt").read_text() == "new"
+    assert len(list(tmp_path.glob("*/thesis.txt"))) == 4
+    assert (tmp_path / "ioi" / "a.txt").read_text() == "new"
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):

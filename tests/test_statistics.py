@@ -47,10 +47,14 @@ def test_missing_examples_are_left_out():
 def test_one_example_has_no_interval():
     table = xr.DataArray([[1.0, 2.0], [np.nan, 3.0]], dims=("example", "head"))
     made = summary(table)
-    assert np.isnan([made["low"][0], made["high"][0], made["se"][0]]).all() and np.isfinite(made["low"][1])
+    assert np.isnan([made["low"][0], made["high"][0], made["se"][0]]).all()
+    assert np.isfinite(made["low"][1])
     low, high = bootstrap(np.ones((1, 3)), lambda sample: sample.mean(0))
-    assert np.isnan(low).all() and np.isnan(high).all() and low.shape == (3,)
-    assert interval_text(float(low[0]), float(high[0])) == "[no interval]" and interval_text(0.1, 0.25) == "[0.100, 0.250]"
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
+    assert low.shape == (3,)
+    assert interval_text(float(low[0]), float(high[0])) == "[no interval]"
+    assert interval_text(0.1, 0.25) == "[0.100, 0.250]"
 
 
 def test_a_summary_has_p_values_where_they_are_asked_for():

@@ -1,9 +1,11 @@
 """Where jobs run: in processes of this machine, or as Ray tasks."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -39,7 +41,8 @@ def check_backend(backend: str, workers: int) -> None:
 def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
     # Started anew and not forked: a fork of a process whose threads hold locks can hang.
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
+        with _script_unseen():
+            futures = [pool.submit(function, *job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -50,6 +53,19 @@ def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers:
         finally:
             for future in futures:
                 future.cancel()
+
+
+@contextmanager
+def _script_unseen() -> Iterator[None]:
+    """Processes started meanwhile do not run the user's script again; jobs are functions of modules and do not need it."""
+    main = sys.modules["__main__"].__dict__
+    kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:

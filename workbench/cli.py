@@ -219,9 +219,7 @@ def probe_store(
     sites: Annotated[str | None, typer.Option(help="Kinds with commas; by default resid_post and mlp_post.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers with commas; by default all.")] = None,
     k: Annotated[str, typer.Option(help="Numbers of features, with commas.")] = "1,2,4,8,16",
-    selectors: Annotated[
-        str, typer.Option(help="welch, mean-difference, mutual-information, l1, forward, add-prune.")
-    ] = "welch",
+    selectors: Annotated[str, typer.Option(help="welch, mean-difference, mutual-information, l1, forward, add-prune.")] = "welch",
     controls: Annotated[str, typer.Option(help="shuffle, random-features, control-task, or none.")] = "shuffle,random-features",
     draws: Annotated[int, typer.Option(help="Draws of each control.")] = 3,
     baselines: Annotated[str, typer.Option(help="Probes on all features: logistic, mass-mean, erased, or none.")] = "none",
@@ -295,7 +293,9 @@ def evaluate_circuit(
     loaded = wb.load_model(model, device=device)
     asked = _circuit(circuit, positive, loaded)
     if asked.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
-        typer.echo(f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)", err=True)
+        typer.echo(
+            f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)", err=True
+        )
     found = judged(
         asked, loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
         variant=variant, tests=tests,

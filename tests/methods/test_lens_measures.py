@@ -49,7 +49,7 @@ def test_a_part_of_the_vocabulary_is_the_whole_one_cut(family):
 
 
 def test_chunks_do_not_change_a_number():
-    pairs, clean, _ = pairs_and_stores("gpt2", MIXED)
+    _pairs, clean, _ = pairs_and_stores("gpt2", MIXED)
     for measure in ("entropy", "kl"):
         whole, small = (wb.logit_lens(clean, model_of("gpt2"), measure=measure, budget=b) for b in (None, 1))
         assert max_difference(whole, torch.from_numpy(small.values)) < 1e-6
@@ -65,7 +65,8 @@ def test_top_tokens_are_the_likeliest_of_the_model():
             best = distributions(model, store, i, layer).exp().topk(4, -1)
             assert (found["token"][i, layer, :length].values == best.indices.numpy()).all()
             assert max_difference(found["prob"][i, layer, :length], best.values) < 1e-6
-        assert (found["token"][i, :, length:] == -1).all() and found["prob"][i, :, length:].isnull().all()
+        assert (found["token"][i, :, length:] == -1).all()
+        assert found["prob"][i, :, length:].isnull().all()
     among = wb.top_tokens(store, model, k=2, vocabulary=[7, 3, 40])
     assert set(among["token"].values.flatten().tolist()) <= {7, 3, 40, -1}
 

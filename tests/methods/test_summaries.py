@@ -24,7 +24,8 @@ def test_attention_to_named_positions():
     model, prompts = model_of("llama"), ragged([3, 6, 2])
     store = wb.capture(model, prompts, sites=["pattern"])
     found = wb.attention_to(store, ["X", 0, 4])
-    assert found.dims == ("example", "layer", "head", "key_pos") and found["key_pos"].values.tolist() == ["X", "0", "4"]
+    assert found.dims == ("example", "layer", "head", "key_pos")
+    assert found["key_pos"].values.tolist() == ["X", "0", "4"]
     for i, (length, x) in enumerate([(3, 1), (6, 3)]):
         pattern = store["pattern", 1].prompt(i)
         assert max_difference(found[i, 1, :, 0], pattern[:, length - 1, x]) < 1e-6
@@ -96,7 +97,7 @@ def test_copying_counts_own_tokens_among_the_highest_and_lowest(family):
 
 
 def test_what_cannot_be_summarised_is_refused():
-    pairs, clean, _ = pairs_and_stores("gpt2")
+    _pairs, clean, _ = pairs_and_stores("gpt2")
     with pytest.raises(UnknownName, match="There is no score of a head 'prev'"):
         wb.head_scores(clean, scores=["prev"])
     with pytest.raises(PromptError, match="keys is a list of at least one position"):

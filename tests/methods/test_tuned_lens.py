@@ -26,13 +26,16 @@ def test_it_beats_the_logit_lens_at_every_middle_layer_of_tiny(tmp_path):
     lens = wb.fit_tuned_lens(store, model, epochs=10)
     assert lens.layers == (0, 1, 2)
     table = lens.heldout
-    assert (table["gain_low"] > 0.3).all() and (table["tuned_high"] < table["logit_low"]).all()
+    assert (table["gain_low"] > 0.3).all()
+    assert (table["tuned_high"] < table["logit_low"]).all()
     assert table.attrs["n_prompts"] == round(0.2 * len(set(store.prompts.ids)))
     other = wb.capture(model, prompts_of(model, 20, "heldout"), sites=["resid_post"])
     plain, tuned = (wb.logit_lens(other, model, measure="kl", lens=lens_) for lens_ in (None, lens))
     gain = (plain - tuned).isel(pos=slice(1, None)).mean(("example", "pos"))
-    assert (gain.isel(layer=slice(0, 3)) > 0.3).all() and float(abs(tuned.isel(layer=3)).max()) == 0
-    assert tuned.attrs["lens"] == "tuned" and plain.attrs["lens"] == "logit"
+    assert (gain.isel(layer=slice(0, 3)) > 0.3).all()
+    assert float(abs(tuned.isel(layer=3)).max()) == 0
+    assert tuned.attrs["lens"] == "tuned"
+    assert plain.attrs["lens"] == "logit"
     wb.top_tokens(other, model, lens=lens, k=2)
 
 
@@ -40,7 +43,8 @@ def test_prompts_held_out_are_those_reported_and_numbers_repeat():
     model = model_of("gpt2")
     store = wb.capture(model, ragged([4, 6, 5, 7, 3, 6, 6, 5, 4, 7] * 3, bos=True), sites=["resid_post"])
     first, again = (wb.fit_tuned_lens(store, model, epochs=2, seed=3) for _ in range(2))
-    assert torch.equal(first.weight, again.weight) and first.heldout.equals(again.heldout)
+    assert torch.equal(first.weight, again.weight)
+    assert first.heldout.equals(again.heldout)
     doubled = wb.Prompts.of([row for row in [[0, 5, 6], [0, 7, 8], [0, 9, 4], [0, 3, 2], [0, 1, 1]] for _ in range(6)], bos=True)
     lens = wb.fit_tuned_lens(wb.capture(model, doubled, sites=["resid_post"]), model, epochs=1, test_share=0.4)
     assert lens.heldout.attrs["n_prompts"] == 12, "equal prompts are held out together"
@@ -66,8 +70,11 @@ def test_a_file_gives_it_back(tmp_path):
     lens = wb.fit_tuned_lens(store, model, kind="resid_pre", layers=[1], epochs=1)
     path = lens.save(tmp_path / "lens.safetensors")
     back = wb.TunedLens.load(path)
-    assert back.layers == (1,) and back.kind == "resid_pre" and torch.equal(back.weight, lens.weight)
-    assert back.heldout.equals(lens.heldout) and back.heldout.attrs == lens.heldout.attrs
+    assert back.layers == (1,)
+    assert back.kind == "resid_pre"
+    assert torch.equal(back.weight, lens.weight)
+    assert back.heldout.equals(lens.heldout)
+    assert back.heldout.attrs == lens.heldout.attrs
     with pytest.raises(OutputExists):
         lens.save(path)
     with pytest.raises(StoreError, match=r"no translator for layer 0; it has layers \[1\]"):

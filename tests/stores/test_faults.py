@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -320,3 +322,18 @@ def test_a_store_is_not_made_where_something_is(tmp_path):
     (tmp_path / "s" / "shards.txt").write_text("mine")
     with pytest.raises(OutputExists):
         build_in(tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_workers_of_a_script_without_a_main_guard(tmp_path):
+    """Processes that are started anew would run such a script again, and start processes of their own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import workbench as wb\n"
+        "print('once')\n"
+        "model = wb.load_model('tiny')\n"
+        "prompts = wb.Prompts.of([[0, i, i + 1] for i in range(1, 40)], bos=True)\n"
+        f"print(len(wb.capture(model, prompts, sites=['resid_post'], path={str(tmp_path / 's')!r}, workers=2, shard_bytes=2**14)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == ["once", "39"], done.stderr

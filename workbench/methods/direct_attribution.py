@@ -177,8 +177,7 @@ def _read_of(model: Any, store: ActivationStore, targets: Tensor, minus: Tensor 
 def _places(store: ActivationStore, pos: Position) -> tuple[Tensor, Tensor]:
     """The prompts and positions of the rows to explain."""
     if pos == "each":
-        found = token_rows(store["resid_post", store.layers("resid_post")[-1]])
-        return found
+        return token_rows(store["resid_post", store.layers("resid_post")[-1]])
     places = store.prompts.at(pos).cpu()
     prompts = (places >= 0).nonzero()[:, 0]
     if not len(prompts):
@@ -246,7 +245,8 @@ def _components(
 ) -> tuple[Float[Tensor, "row component"], Float[Tensor, "row"]]:
     """What `back` reads of the input and of every block's parts, in the order of `_names`; and what is constant."""
     start = [rows(kind, 0 if kind == "resid_pre" else None) for kind in kinds if kind in ("resid_pre", "embed", "pos_embed")]
-    values, const = [sum((part.double().cpu() * back).sum(1) for part in start)[:, None]], torch.zeros(len(back)).double()
+    values = [torch.stack([(part.double().cpu() * back).sum(1) for part in start]).sum(0)[:, None]]
+    const = torch.zeros(len(back), dtype=torch.float64)
     for layer, block in enumerate(blocks):
         if by == "head":
             z = rows("z", layer).double().cpu()

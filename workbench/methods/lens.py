@@ -12,8 +12,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import PromptError, StoreError, UnknownName
-from workbench.methods.read_out import ReadOut, check_store, needed, one_token, pieces, token_rows
+from workbench.errors import PromptError, UnknownName
+from workbench.methods.read_out import ReadOut, check_store, last_stream, needed, one_token, pieces, token_rows
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
@@ -66,14 +66,17 @@ def logit_lens(
         raise UnknownName("measure of logit_lens", measure, MEASURES)
     if (targets is None) == (measure in TARGET_MEASURES):
         raise PromptError(
-            f"logit_lens: measure={measure!r} " + ("needs targets=, tokens per example." if targets is None else "has no targets.")
+            f"logit_lens: measure={measure!r} "
+            + ("needs targets=, tokens per example." if targets is None else "has no targets.")
         )
     if minus is not None and targets is None:
         raise PromptError(f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it.")
     check_store(store, model, "logit_lens")
     layers = needed(store, kind, "logit_lens")
     wanted = [
-        one_token(tokens, store, f"logit_lens: {name}") for name, tokens in (("targets", targets), ("minus", minus)) if tokens is not None
+        one_token(tokens, store, f"logit_lens: {name}")
+        for name, tokens in (("targets", targets), ("minus", minus))
+        if tokens is not None
     ]
     if vocabulary is None and measure == "logit":
         vocabulary = torch.unique(torch.cat([tokens[tokens >= 0].flatten().cpu() for tokens in wanted]))
@@ -81,7 +84,7 @@ def logit_lens(
     wanted = [read_out.index(tokens) for tokens in wanted]
     owner, place = token_rows(store[kind, layers[0]])
     last = Shape.of(model).n_layers - 1
-    final = store["resid_post", *needed(store, "resid_post", "measure='kl'", layers=[last])] if measure == "kl" else None
+    final = last_stream(store, last, "measure='kl'") if measure == "kl" else None
     table = torch.full((len(store), len(layers), int(place.max()) + 1), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):

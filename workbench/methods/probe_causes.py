@@ -59,7 +59,7 @@ def causal_check(
     Args:
         probes: of `fit_probes` on `kind`.  concept: which of theirs.
         kind: where the probes were fitted: a stream, or `z` when the selected features lie in one head.
-        pos: the position that is edited, which should be the one that the probes read.
+        pos: the position that is edited; of probes that were fitted at several, those of this position.
         stores: (clean, corrupt) activations of the pairs with `kind`; captured unless given.
         n_random: random directions, of as many dimensions as the probe has, drawn from the activations' covariance outside
             the probe's directions (all that is there, where it is no more than that).
@@ -84,6 +84,7 @@ def causal_check(
         raise ProbeError(f"causal_check: n_random={n_random}; without random directions there is nothing to compare with.")
     kind_named(kind)
     table = probes.baselines if "baseline" in where and probes.baselines is not None else probes.results
+    where |= {"pos": pos} if "pos" in table.dims else {}
     wanted = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
     own, other = stores or capture_pairs(model, pairs, sites=[kind])
     rng = torch.Generator().manual_seed(seed)
@@ -112,9 +113,16 @@ def causal_check(
             for name, value in values.items():
                 fields[name][row, column] = value
     made = xr.Dataset({n: (rest, v) for n, v in fields.items()}, coords={"layer": wanted, "edit": list(EDITS)})
-    made = made.assign(whole=("layer", whole), **_accuracy(table, concept, kind, wanted, where))
+    made = made.assign({"whole": ("layer", whole)} | _accuracy(table, concept, kind, wanted, where))
     facts = {"kind": "causal_check", "concept": concept, "site": kind, "position": str(pos), "n_random": n_random}
-    facts |= {"total": total, "least": least, "level": level, "seed": seed, "model": own.model_name, "model_fingerprint": own.model}
+    facts |= {
+        "total": total,
+        "least": least,
+        "level": level,
+        "seed": seed,
+        "model": own.model_name,
+        "model_fingerprint": own.model,
+    }
     return made.assign_attrs(facts | {"data_fingerprint": own.prompts.fingerprint} | versions())
 
 

@@ -105,22 +105,23 @@ class ReadOut:
 def check_store(store: ActivationStore, model: Any, what: str) -> None:
     """Raise `StoreError` when a store is of another model."""
     if store.model != model_fingerprint(model):
-        raise StoreError(
-            f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}."
-        )
+        raise StoreError(f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}.")
 
 
 def needed(store: ActivationStore, kind: str, what: str, *, layers: Sequence[int] | None = None) -> list[int]:
     """The layers of a kind in a store (or those asked for). Raises `StoreError` when there are none or one is missing."""
     there = store.layers(kind)
     if not there:
-        raise StoreError(
-            f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}]."
-        )
+        raise StoreError(f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}].")
     missing = [layer for layer in layers or () if layer not in there]
     if missing:
         raise StoreError(f"{what} needs {kind}[{missing[0]}]; the store holds layers {there} of it.")
     return there if layers is None else list(layers)
+
+
+def last_stream(store: ActivationStore, last: int, what: str) -> SiteView:
+    """The last layer's `resid_post`, of which the logits are read. Raises `StoreError` where the store lacks it."""
+    return store["resid_post", needed(store, "resid_post", what, layers=[last])[0]]
 
 
 def token_rows(view: SiteView) -> tuple[Tensor, Tensor]:

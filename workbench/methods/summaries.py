@@ -65,9 +65,7 @@ def attention_to(store: ActivationStore, keys: Sequence[Position], *, query: Pos
     return _attended(store, {"key_pos": names}, weights, _facts(store, "attention_to", query=str(query)))
 
 
-def head_scores(
-    store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
-) -> xr.DataArray:
+def head_scores(store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")) -> xr.DataArray:
     """What kind of head each one is, from where it attends (Olsson et al. 2022; Wang et al., arXiv 2211.00593).
 
     The mean over queries of a prompt of the attention paid to: "previous" the token before; "duplicate" earlier copies of

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
+from workbench.methods.read_out import ReadOut, check_store, last_stream, needed, token_rows
 from workbench.models.load import model_device
-from workbench.methods.read_out import ReadOut, check_store, needed, token_rows
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
 from workbench.statistics import check_level, check_seed, summary
@@ -135,7 +135,7 @@ def fit_tuned_lens(
     if min(epochs, batch) < 1 or rate <= 0:
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
     last = Shape.of(model).n_layers - 1
-    final = store["resid_post", *needed(store, "resid_post", "fit_tuned_lens", layers=[last])]
+    final = last_stream(store, last, "fit_tuned_lens")
     wanted = [layer for layer in needed(store, kind, "fit_tuned_lens", layers=layers) if (kind, layer) != ("resid_post", last)]
     if not wanted:
         raise StoreError(f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with sites=[{kind!r}].")
@@ -160,14 +160,14 @@ def fit_tuned_lens(
                 descent.step()
                 schedule.step()
                 bar.update()
-    made = weight.detach().float(), bias.detach().float()
-    if not all(bool(torch.isfinite(part).all()) for part in made):
+    weight, bias = weight.detach(), bias.detach()
+    if not all(bool(torch.isfinite(part).all()) for part in (weight, bias)):
         raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
-    heldout = _compared(_Rows(views, final, counted & held), read_out, *made, owner, batch, level, seed)
+    heldout = _compared(_Rows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed)
     facts = {"kind": "tuned_lens", "site": kind, "epochs": epochs, "rate": rate, "batch": batch, "seed": seed, "level": level}
     facts |= {"test_share": test_share, "model": store.model_name, "data_fingerprint": store.prompts.fingerprint}
     heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
-    return TunedLens(tuple(wanted), *(part.cpu() for part in made), kind, store.model, store.model_name, heldout)
+    return TunedLens(tuple(wanted), weight.cpu(), bias.cpu(), kind, store.model, store.model_name, heldout)
 
 
 def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:

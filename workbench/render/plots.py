@@ -316,7 +316,9 @@ def _shorten(label: str) -> str:
 
 
 def _set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
-    facts = [_shorten(visible(result.attrs[key])) for key in ("model", "task", "metric", "value", "method") if key in result.attrs]
+    facts = [
+        _shorten(visible(result.attrs[key])) for key in ("model", "task", "metric", "value", "method") if key in result.attrs
+    ]
     head = visible(title) if title else ""
     if facts:
         axes.text(0, 1.02, " · ".join(facts), transform=axes.transAxes, fontsize=8, color="#64748b", va="bottom")
