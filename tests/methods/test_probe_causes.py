@@ -38,7 +38,8 @@ def test_the_true_head_is_used_and_the_decoy_that_decodes_as_well_is_not(planted
         checked = wb.causal_check(probes, made.model, pairs, concept="answer", kind="z", stores=stores).isel(layer=0)
         verdicts[other] = checked
     decoding = [h for h, checked in verdicts.items() if float(checked["accuracy"]) > 0.99]
-    assert head in decoding and len(decoding) == 2, "a decoy decodes as well as the true head"
+    assert head in decoding
+    assert len(decoding) == 2, "a decoy decodes as well as the true head"
     for h, checked in verdicts.items():
         assert checked["used"].values.tolist() == ([1.0, 1.0] if h == head else [0.0, 0.0]), h
     true_one, decoy = verdicts[head], verdicts[next(h for h in decoding if h != head)]
