@@ -2,7 +2,7 @@
 
     python tests/benchmarks/stores.py [--quick] [--json] [--only PART]
 
-Reading is measured in MB per CPU-second, warm, against one `torch.from_file` map of the same bytes; what is read is checked
+Reading is measured in MB per CPU-second, warm, in one thread, against one `torch.from_file` map of the same bytes; what is read is checked
 to be equal. A case that bounds a cost has the bar 1 and the ratio limit / measured. --quick reads and writes 1 GB
 instead of 2, and measures memory on a store of 1 GB instead of 4.
 """
@@ -66,19 +66,32 @@ def made(folder: Path, gigabytes: float) -> DiskStore:
     return open_store(folder)
 
 
-def cpu(run: Callable[[], Any], times: int = 5) -> float:
-    """Median CPU-seconds of a call, after one that warms it; a quick one is repeated within each measurement."""
-    run()
-    start = time.process_time()
-    run()
-    repeats = max(1, int(0.05 / max(time.process_time() - start, 1e-5)))
-    seconds = []
-    for _ in range(times):
+def cpu(*runs: Callable[[], Any], times: int = 9) -> list[float]:
+    """Median CPU-seconds of each call, after one that warms it; they take turns, and quick ones are repeated each time."""
+    repeats = []
+    for run in runs:
+        run()
         start = time.process_time()
-        for _ in range(repeats):
-            run()
-        seconds.append((time.process_time() - start) / repeats)
-    return statistics.median(seconds)
+        run()
+        repeats.append(max(1, int(0.05 / max(time.process_time() - start, 1e-5))))
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(times):
+        for run, n, taken in zip(runs, repeats, seconds, strict=True):
+            start = time.process_time()
+            for _ in range(n):
+                run()
+            taken.append((time.process_time() - start) / n)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def in_one_thread(run: Callable[[], Sequence[Line]]) -> Sequence[Line]:
+    """CPU-seconds of a second thread are mostly those of its waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def reading(store: DiskStore, folder: Path) -> Sequence[Line]:
@@ -107,7 +120,7 @@ def reading(store: DiskStore, folder: Path) -> Sequence[Line]:
         ("a whole column", 0.8, lambda: view.columns([3]), lambda: plain[:, 3:4].clone(), 1 / WIDTH),
         ("20,000 random rows", 0.35, lambda: view.rows(prompt=prompts, pos=places), lambda: plain[chosen], 20_000 / len(rows)),
     ):
-        a, b = cpu(ours), cpu(theirs)
+        a, b = cpu(ours, theirs)
         megabytes = rows.numel() * 2 * share / 1e6
         difference = 0.0
         if share < 1:
@@ -285,7 +298,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases: dict[str, Callable[[], Sequence[Line]]] = {
-            "reading": lambda: reading(made(folder / "read", size), folder),
+            "reading": lambda: in_one_thread(lambda: reading(made(folder / "read", size), folder)),
             "opening": lambda: opening(made(folder / "open", 2.0)),
             "writing": lambda: [written(folder, size)],
             "capture tiny": lambda: [capturing(folder, "tiny", wb.load_model("tiny", device="cpu"), 1.6, 1024, 24)],
