@@ -114,3 +114,9 @@ def hostile_tokens() -> list[str]:
 def view_of():
     """The function that makes a view with everything in it."""
     return make_view
+
+
+@pytest.fixture(scope="session")
+def circuit_of():
+    """The function that makes a circuit of random complete paths."""
+    return make_circuit

@@ -1,16 +1,23 @@
 """Circuits as HTML fragments and pages: nothing leaves the quotes it was put in, nothing asks the network."""
 
 import base64
+import gzip
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from workbench.discovery.circuit import Circuit
+from workbench.errors import CircuitError
 from workbench.render.html import POLICY, asset, circuit_html, page, script_json, to_html
-from workbench.render.svg import to_svg
+from workbench.render.svg import CircuitView, to_svg
 from workbench.sites import Shape
+
+TOKENS = ["<bos>", " When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
 
 
 class Tags(HTMLParser):
@@ -27,7 +34,7 @@ class Tags(HTMLParser):
 
 def frame_of(fragment: str) -> str:
     """The document that the script puts into the frame."""
-    return json.loads(re.search(r'const source = ("(?:[^"\\]|\\.)*")', fragment)[1])
+    return gzip.decompress(base64.b64decode(re.search(r'atob\("([^"]*)"\)', fragment)[1])).decode()
 
 
 def data_of(fragment: str) -> dict:
@@ -40,12 +47,12 @@ def test_fragment_is_the_same_every_time_and_starts_with_the_still_picture(view)
     still = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', text)[1]
     assert base64.b64decode(still).decode() == to_svg(view)
     assert [tag for tag, _ in Tags(text).tags] == ["div", "img", "script"]
-    assert 'setAttribute("sandbox", "allow-scripts")' in text
+    assert 'setAttribute("sandbox", "allow-scripts allow-downloads")' in text
 
 
 def test_frame_holds_both_views_and_what_their_lines_mean(view):
     data = data_of(to_html(view))
-    assert set(data["scenes"]) == {"component", "position"}
+    assert set(data["scenes"]) == {"component", "position-0"}
     assert len(data["scenes"]["component"]["lines"]) == len(view.edges) == len(data["edges"])
     assert data["edges"][0]["w"] == view.edges[0].writer
     assert data["edges"][0]["s"] == pytest.approx(view.edges[0].weight, rel=1e-3)
@@ -59,7 +66,7 @@ def test_frame_holds_both_views_and_what_their_lines_mean(view):
 
 
 def test_patterns_are_one_byte_per_cell(view):
-    packed = data_of(to_html(view))["patterns"]
+    (packed,) = data_of(to_html(view))["patterns"]
     assert packed
     for name, text in packed.items():
         layer, head = map(int, name.split("."))
@@ -119,9 +126,50 @@ def test_assets_name_no_address_and_no_closing_tag():
     for name in ("circuit.js", "frame.css", "page.css"):
         text = asset(name)
         assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|</", text), name
-    assert len(asset("circuit.js")) < 9000
+    assert len(asset("circuit.js")) < 15_000
 
 
-def test_large_circuit_with_patterns_stays_below_half_a_megabyte(large_view):
+def test_sizes_stay_within_their_bars(view_of, circuit_of, large_view):
     assert len(large_view.edges) >= 200
-    assert len(to_html(large_view)) < 500_000
+    assert len(to_html(large_view)) < 350_000
+    circuit = circuit_of(n=137)
+    shown = view_of(circuit, TOKENS)
+    eight = replace(shown, patterns=dict(list(shown.patterns.items())[:8]))
+    assert len(page("one", [("Circuit", to_html(eight))])) < 120_000
+    many = circuit_of(Shape(12, 12, 12, 768, 64, 3072, 50257, 1024), 2000)
+    assert len(to_html(view_of(many, TOKENS))) < 1_200_000
+    assert len(to_svg(CircuitView.of(circuit_of(n=60), top=60))) < 90_000
+
+
+def test_two_circuits_are_compared_by_edge(circuit_of):
+    a, b = circuit_of(n=40), circuit_of(n=20)
+    view = CircuitView.compared(a, b, names=("A<b>", "B"))
+    sides = {(e.writer, e.reader): e.side for e in view.edges}
+    for edge in a.edge_list:
+        assert sides[edge.writer, edge.reader] == ("both" if edge in b.edge_list else "a")
+    picture = to_svg(view)
+    assert "only in A&lt;b&gt;" in picture and "in both" in picture
+    data = data_of(to_html(view))
+    assert {edge["c"] for edge in data["edges"]} <= {0, 1, 2} and data["sides"] == ["A<b>", "B"]
+    with pytest.raises(CircuitError):
+        CircuitView.compared(a, Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16)))
+
+
+def test_prompts_and_intervals_and_the_curve_are_carried(circuit, view_of):
+    first, second = (view_of(circuit, [word, *TOKENS[1:]]) for word in ("<bos>", "Then"))
+    data = data_of(to_html(CircuitView.on_prompts([first, second])))
+    assert [tokens[0] for tokens in data["prompts"]] == ["<bos>", "Then"] and {"position-0", "position-1"} < set(data["scenes"])
+    with pytest.raises(CircuitError, match="different circuits"):
+        CircuitView.on_prompts([first, CircuitView.of(Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16)))])
+    axes = {"writer": list(circuit.graph.writers), "reader": list(circuit.graph.readers)}
+    score = xr.DataArray(np.nan_to_num(circuit.scores), dims=tuple(axes), coords=axes)
+    curve = xr.Dataset(
+        {name: ("size", [value, 1.0]) for name, value in (("faithfulness", 0.5), ("low", 0.4), ("high", np.nan))},
+        coords={"n_edges": ("size", [10, 40])},
+    )
+    view = CircuitView.of(circuit, intervals=xr.Dataset({"low": score - 0.1, "high": score + 0.1}), curve=curve)
+    data = data_of(to_html(view))
+    assert data["curve"] == [[10, 0.5, 0.4, None], [40, 1.0, 1.0, 1.0]]
+    assert data["edges"][0]["i"] == pytest.approx([data["edges"][0]["s"] - 0.1, data["edges"][0]["s"] + 0.1], abs=1e-3)
+    with pytest.raises(CircuitError, match="curve lacks n_edges"):
+        CircuitView.of(circuit, curve=curve.drop_vars("n_edges"))

@@ -1,10 +1,10 @@
-// The interactive circuit: which lines are shown, and what a chosen one says. Runs inside a sandboxed frame.
+// The interactive circuit: which lines are shown, and what a chosen line or node says. Runs inside a sandboxed frame.
 // `lines` of a scene are strongest first: [edge, position | -1, weight, unit, [units fed], start node, end node, whether it
 // enters at k or v; unit 0 is input and 1 is logits. `hops`: [key node, query node]. Elements are in document order.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
-const state = { kind: "component", pinned: null };
+const state = { kind: "component", prompt: 0, pinned: null };
 const scenes = {};
 
 function make(tag, text, parent, style) {
@@ -26,128 +26,197 @@ function alive(lines) {
 }
 
 const signed = (x) => (x === null ? "no score" : (x < 0 ? "−" : "+") + Math.abs(x).toPrecision(3));
-const token = (p) => data.tokens[p] === undefined ? String(p) : data.tokens[p];
+const between = (a, b) => "[" + signed(a) + ", " + signed(b) + "]";
+const tokens = () => data.prompts[state.prompt];
+const token = (p) => tokens()[p] === undefined ? String(p) : tokens()[p];
+const sceneName = () => (state.kind === "component" ? "component" : "position-" + state.prompt);
+const scene = () => scenes[sceneName()];
 
 function name(line) {
   const edge = data.edges[line[0]];
   return edge.w + " → " + edge.r + (line[1] < 0 ? "" : " at " + token(line[1]) + " (" + line[1] + ")");
 }
 
+function nodeName(key) {
+  const [node, at] = key.split("@");
+  const shown = node.startsWith("kv") ? "key-value head " + node.slice(2) : node;
+  return at === undefined ? shown : shown + " at " + token(Number(at)) + " (" + at + ")";
+}
+
+// A thing that can be pointed at, reached with Tab and kept: its element, its label, and what describes it.
+function reachable(element, label, targets, describe) {
+  element.setAttribute("tabindex", "0");
+  element.setAttribute("role", "button");
+  element.setAttribute("aria-label", label);
+  for (const target of targets) {
+    target.addEventListener("mouseenter", () => light(element, describe));
+    target.addEventListener("mouseleave", () => light(null));
+    target.addEventListener("click", (event) => { pin(element, describe); event.stopPropagation(); });
+  }
+  element.addEventListener("focus", () => light(element, describe));
+  element.addEventListener("blur", () => light(null));
+  element.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") { pin(element, describe); event.preventDefault(); }
+  });
+}
+
 for (const kind of Object.keys(data.scenes)) {
-  const box = find(kind), scene = data.scenes[kind];
+  const box = find(kind), made = data.scenes[kind];
   scenes[kind] = {
-    ...scene, k: scene.start, paths: [...box.querySelectorAll("path.e:not(.y)")],
+    ...made, k: made.start, svg: box.querySelector("svg"), paths: [...box.querySelectorAll("path.e:not(.y)")],
     arcs: [...box.querySelectorAll("path.h:not(.y)")], boxes: [...box.querySelectorAll("g.n")],
   };
   scenes[kind].paths.forEach((path, i) => {
-    const line = scene.lines[i], hit = path.cloneNode(false);
+    const line = made.lines[i], hit = path.cloneNode(false), score = ", score " + signed(line[2]);
     hit.setAttribute("class", "hit");
     hit.removeAttribute("stroke-width");
-    path.setAttribute("tabindex", "0");
-    path.setAttribute("role", "button");
-    path.setAttribute("aria-label", name(line) + ", score " + signed(line[2]));
     path.before(hit);
     path.hit = hit;
-    for (const target of [path, hit]) {
-      target.addEventListener("mouseenter", () => light(path, line));
-      target.addEventListener("mouseleave", () => light(null));
-      target.addEventListener("click", (event) => { pin(path, line); event.stopPropagation(); });
-    }
-    path.addEventListener("focus", () => light(path, line));
-    path.addEventListener("blur", () => light(null));
-    path.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") { pin(path, line); event.preventDefault(); }
-    });
+    const prompt = state.prompt;
+    state.prompt = kind === "component" ? 0 : Number(kind.split("-")[1]);
+    reachable(path, name(line) + score, [path, hit], (full) => describeLine(line, full));
+    state.prompt = prompt;
   });
+  scenes[kind].boxes.forEach((box, i) => reachable(box, nodeName(made.nodes[i]), [box], (full) => describeNode(i, full)));
 }
 
-function light(path, line) {
-  document.querySelectorAll("path.on").forEach((other) => other.classList.remove("on"));
+function light(element, describe) {
+  document.querySelectorAll(".on").forEach((other) => other.classList.remove("on"));
   if (state.pinned) state.pinned[0].classList.add("on");
-  if (path) path.classList.add("on");
-  if (!state.pinned) describe(path && line, false);
+  if (element) element.classList.add("on");
+  if (state.pinned) return;
+  if (describe) say(describe, false); else say(null);
 }
 
-function pin(path, line) {
-  state.pinned = path && !(state.pinned && state.pinned[0] === path) ? [path, line] : null;
+function pin(element, describe) {
+  state.pinned = element && !(state.pinned && state.pinned[0] === element) ? [element, describe] : null;
   light(null);
-  if (state.pinned) describe(line, true);
+  if (state.pinned) say(describe, true);
 }
 
-function describe(line, full) {
+function say(describe, full) {
   const panel = find("detail");
   panel.replaceChildren();
-  if (!line) {
-    make("p", "Point at an edge, or reach it with Tab; click or Enter keeps it, Escape lets go.", panel, "hint");
-  } else {
-    const edge = data.edges[line[0]];
-    make("h2", name(line), panel);
-    make("p", "score " + signed(edge.s) + (line[1] < 0 ? "" : "; on the example prompt, at this position, " + signed(line[2])), panel);
-    const sides = make("div", null, panel, "sides");
-    if (!full) return;
-    if (edge.p.some((x) => x)) bars(edge.p, sides);
-    edge.h.filter((head) => data.patterns[head]).forEach((head) => heat(head, sides));
-  }
+  if (describe) describe(full);
+  else make("p", "Point at an edge or a node, or reach it with Tab; click or Enter keeps it, Escape lets go.", panel, "hint");
   report();
 }
 
-function bars(values, parent) {
-  const table = make("table", null, parent), most = Math.max(...values.map(Math.abs));
-  make("caption", "score by position, on the example prompt", table);
-  values.forEach((value, p) => {
-    if (Math.abs(value) < most * 0.02) return;
+function describeLine(line, full) {
+  const panel = find("detail"), edge = data.edges[line[0]];
+  make("h2", name(line), panel);
+  const interval = edge.i ? " " + between(...edge.i) : "";
+  const here = line[1] < 0 ? "" : "; on this prompt, at this position, " + signed(line[2]);
+  const side = edge.c === undefined ? "" : "; " + ["only in " + data.sides[0], "only in " + data.sides[1], "in both"][edge.c];
+  make("p", "score " + signed(edge.s) + interval + here + side, panel);
+  if (!full) return;
+  const sides = make("div", null, panel, "sides"), values = edge.p[state.prompt] || [];
+  if (values.some((x) => x)) bars("score by position, on this prompt", values.map((x, p) => [token(p), x]), sides);
+  edge.h.filter((head) => data.patterns[state.prompt][head]).forEach((head) => heat(head, sides));
+}
+
+function describeNode(i, full) {
+  const panel = find("detail"), now = scene(), key = now.nodes[i];
+  const shown = now.lines.filter((line, j) => now.paths[j].style.display !== "none");
+  const into = shown.filter((line) => line[6] === i), out = shown.filter((line) => line[5] === i);
+  make("h2", nodeName(key), panel);
+  make("p", into.length + (into.length === 1 ? " edge enters, " : " edges enter, ") + out.length + " leave" + (out.length === 1 ? "s" : ""), panel);
+  if (!full) return;
+  const direct = out.find((line) => data.edges[line[0]].r === "logits");
+  if (direct) make("p", "directly into the logits: " + signed(direct[2]), panel);
+  const sides = make("div", null, panel, "sides"), row = (line) => [name(line), line[2]];
+  if (into.length) bars("enters, strongest first", into.slice(0, 12).map(row), sides);
+  if (out.length) bars("leaves, strongest first", out.slice(0, 12).map(row), sides);
+  const head = key.startsWith("a") ? key.slice(1).split("@")[0] : null;
+  if (head && data.patterns[state.prompt][head]) {
+    const at = key.includes("@") ? Number(key.split("@")[1]) : tokens().length - 1;
+    attended(head, at, sides);
+    heat(head, sides);
+  }
+}
+
+function bars(caption, rows, parent) {
+  const table = make("table", null, parent), most = Math.max(...rows.map(([, x]) => Math.abs(x || 0))) || 1;
+  make("caption", caption, table);
+  for (const [label, value] of rows) {
+    if (Math.abs(value || 0) < most * 0.02 && value !== null) continue;
     const row = make("tr", null, table);
-    make("th", token(p), row);
+    make("th", label, row).title = label;
     const bar = make("span", null, make("td", null, row), value < 0 ? "bar minus" : "bar");
-    bar.style.width = (80 * Math.abs(value)) / most + "px";
+    bar.style.width = (80 * Math.abs(value || 0)) / most + "px";
     make("td", signed(value), row, "num");
-  });
+  }
+}
+
+function cells(head) {
+  const bytes = atob(data.patterns[state.prompt][head]), n = Math.round(Math.sqrt(bytes.length));
+  return [n, (q, k) => bytes.charCodeAt(q * n + k) / 255];
+}
+
+function attended(head, query, parent) {
+  const [n, cell] = cells(head);
+  const best = [...Array(Math.min(query + 1, n)).keys()].sort((a, b) => cell(query, b) - cell(query, a)).slice(0, 5);
+  bars("attends most from " + token(query) + " (" + query + ") to", best.map((k) => [token(k) + " (" + k + ")", cell(query, k)]), parent);
 }
 
 function heat(head, parent) {
-  const bytes = atob(data.patterns[head]), n = Math.round(Math.sqrt(bytes.length));
-  const figure = make("figure", null, parent), canvas = make("canvas", null, figure);
+  const [n, cell] = cells(head), figure = make("figure", null, parent), canvas = make("canvas", null, figure);
   const caption = make("figcaption", "attention of a" + head + ": rows are query positions", figure);
   const size = Math.max(2, Math.min(14, Math.floor(200 / n)));
   canvas.width = canvas.height = n * size;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", caption.textContent);
   const pen = canvas.getContext("2d");
-  for (let i = 0; i < n * n; i++) {
-    const share = bytes.charCodeAt(i) / 255, q = Math.floor(i / n), k = i % n;
+  for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) {
+    const share = cell(q, k);
     pen.fillStyle = k > q ? "#e8ebef" : "rgb(" + [35, 105, 176].map((c) => Math.round(255 - (255 - c) * share)).join() + ")";
     pen.fillRect(k * size, q * size, size - (size > 5 ? 1 : 0), size - (size > 5 ? 1 : 0));
   }
   canvas.addEventListener("mousemove", (event) => {
-    const k = Math.floor(event.offsetX / size), q = Math.floor(event.offsetY / size), i = q * n + k;
-    if (i < bytes.length && k < n) caption.textContent = token(q) + " → " + token(k) + ": " + (bytes.charCodeAt(i) / 255).toFixed(2);
+    const k = Math.floor(event.offsetX / size), q = Math.floor(event.offsetY / size);
+    if (q < n && k < n) caption.textContent = token(q) + " → " + token(k) + ": " + cell(q, k).toFixed(2);
   });
 }
 
+function filtered(line) {
+  const edge = data.edges[line[0]], off = state.off;
+  const sign = line[2] === null ? -1 : line[2] < 0 ? 1 : 0;
+  return off.has("signs" + sign) || off.has("ports" + edge.t) || off.has("circuits" + edge.c);
+}
+
+function faithfulness(n) {
+  if (!data.curve.length || state.kind !== "component") return "";
+  const near = data.curve.reduce((a, b) => (Math.abs(b[0] - n) < Math.abs(a[0] - n) ? b : a));
+  const bounds = near[2] === null || near[3] === null ? "" : " [" + near[2].toFixed(2) + ", " + near[3].toFixed(2) + "]";
+  return "faithfulness of the " + near[0] + " strongest: " + near[1].toFixed(2) + bounds;
+}
+
 function show() {
-  const scene = scenes[state.kind], considered = scene.lines.slice(0, scene.k), kept = new Set(alive(considered));
+  const now = scene(), considered = now.lines.slice(0, now.k), complete = alive(considered);
+  state.off = new Set([...document.querySelectorAll("[data-filter]:not(:checked)")].map((box) => box.dataset.filter + box.value));
+  const kept = new Set(complete.filter((line) => !filtered(line)));
   const nodes = new Set(), keys = new Set(), queries = new Set();
   const hide = (element, hidden) => { element.style.display = hidden ? "none" : ""; };
-  scene.lines.forEach((line, i) => {
-    hide(scene.paths[i], !kept.has(line));
-    hide(scene.paths[i].hit, !kept.has(line));
+  now.lines.forEach((line, i) => {
+    hide(now.paths[i], !kept.has(line));
+    hide(now.paths[i].hit, !kept.has(line));
     if (!kept.has(line)) return;
     nodes.add(line[5]).add(line[6]);
     queries.add(line[5]);
     if (line[7]) keys.add(line[6]);
   });
-  scene.boxes.forEach((box, i) => hide(box, !nodes.has(i)));
-  scene.arcs.forEach((arc, i) => hide(arc, !keys.has(scene.hops[i][0]) || !queries.has(scene.hops[i][1])));
-  for (const kind of Object.keys(scenes)) {
-    hide(find(kind), kind !== state.kind);
-    find("to-" + kind).setAttribute("aria-pressed", String(kind === state.kind));
-  }
+  now.boxes.forEach((box, i) => hide(box, !nodes.has(i)));
+  now.arcs.forEach((arc, i) => hide(arc, !keys.has(now.hops[i][0]) || !queries.has(now.hops[i][1])));
+  for (const kind of Object.keys(scenes)) hide(find(kind), kind !== sceneName());
+  for (const kind of ["component", "position"]) find("to-" + kind).setAttribute("aria-pressed", String(kind === state.kind));
   const slider = find("top");
-  slider.max = scene.lines.length;
-  slider.value = scene.k;
-  slider.disabled = !data.scored || scene.lines.length < 2;
-  const dead = considered.length - kept.size, what = state.kind === "component" ? " edges" : " pairs of edge and position";
-  find("count").textContent = kept.size + " of " + scene.known + what + (dead ? " (" + dead + (dead === 1 ? " dead end" : " dead ends") + " left out)" : "");
+  slider.max = now.lines.length;
+  slider.value = now.k;
+  slider.disabled = !data.scored || now.lines.length < 2;
+  const dead = considered.length - complete.length, what = state.kind === "component" ? " edges" : " pairs of edge and position";
+  const left = dead ? " (" + dead + (dead === 1 ? " dead end" : " dead ends") + " left out)" : "";
+  find("count").textContent = kept.size + " of " + now.known + what + left;
+  find("faith").textContent = faithfulness(considered.length);
   state.shown = kept.size;
   pin(null);
 }
@@ -156,12 +225,62 @@ function report() {
   parent.postMessage({ height: Math.ceil(document.body.getBoundingClientRect().height), edges: state.shown }, "*");
 }
 
-find("top").addEventListener("input", (event) => { scenes[state.kind].k = Number(event.target.value); show(); });
+// What is shown now as a picture of its own: without what is hidden, always on white.
+function still() {
+  const copy = scene().svg.cloneNode(true);
+  for (const element of [...copy.querySelectorAll("*")]) {
+    if (element.style.display === "none" || element.classList.contains("hit")) element.remove();
+    else for (const name of ["tabindex", "role", "aria-label", "style"]) element.removeAttribute(name);
+  }
+  return new XMLSerializer().serializeToString(copy);
+}
+
+function save(address, ending) {
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = (data.title.replace(/[^\w-]+/g, "-").replace(/^-+|-+$/g, "") || "circuit").slice(0, 60) + "-" + state.kind + ending;
+  document.body.append(link);
+  link.click();
+  link.remove();
+}
+
+function savePng(address) {
+  const picture = new Image(), box = scene().svg.viewBox.baseVal;
+  picture.onload = () => {
+    const canvas = document.createElement("canvas"), scale = Math.min(2, 8000 / box.width, 8000 / box.height);
+    canvas.width = Math.ceil(box.width * scale);
+    canvas.height = Math.ceil(box.height * scale);
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    save(canvas.toDataURL("image/png"), ".png");
+  };
+  picture.src = address;
+}
+
+const asAddress = () => "data:image/svg+xml;charset=utf-8," + encodeURIComponent(still());
+
+function paint(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  find("theme").setAttribute("aria-pressed", String(dark));
+}
+
+find("top").addEventListener("input", (event) => { scene().k = Number(event.target.value); show(); });
 for (const kind of ["component", "position"]) {
-  if (scenes[kind]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
+  if (kind === "component" || scenes["position-0"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
   else find("to-" + kind).disabled = true;
 }
+document.querySelectorAll("[data-filter]").forEach((box) => box.addEventListener("change", show));
+if (find("prompt")) {
+  find("prompt").addEventListener("change", (event) => {
+    state.prompt = Number(event.target.value);
+    if (!scene()) state.kind = "component";
+    show();
+  });
+}
+find("theme").addEventListener("click", () => paint(document.documentElement.dataset.theme !== "dark"));
+find("save-svg").addEventListener("click", () => save(asAddress(), ".svg"));
+find("save-png").addEventListener("click", () => savePng(asAddress()));
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") pin(null); });
 document.addEventListener("click", () => pin(null));
 addEventListener("resize", report);
+paint(matchMedia("(prefers-color-scheme: dark)").matches);
 show();

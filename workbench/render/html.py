@@ -6,6 +6,7 @@ the document as text; the page's Content-Security-Policy forbids every request.
 """
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 _PATTERN_CELLS = 400_000
-_UPGRADE = """(() => {
-  const source = %s, id = %s;
+_UPGRADE = """(async () => {
+  const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0)), id = %s;
+  const source = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   for (const box of document.querySelectorAll('[data-circuit="' + id + '"]:not([data-live])')) {
     box.dataset.live = "";
     const frame = document.createElement("iframe");
-    frame.setAttribute("sandbox", "allow-scripts");
+    frame.setAttribute("sandbox", "allow-scripts allow-downloads");
     frame.title = "interactive circuit";
     frame.style.cssText = "width:100%%;border:0;height:0";
     addEventListener("message", (event) => {
@@ -48,13 +50,14 @@ _UPGRADE = """(() => {
 def to_html(view: CircuitView) -> str:
     """A fragment of HTML: a still picture, and the script that makes it interactive. Same view, same text.
 
-    The reader chooses how many of the strongest edges to see, switches between the component and the position view,
-    and opens an edge (click, or Tab and Enter; Escape closes) to see its scores by position and its head's pattern.
+    The reader chooses how many of the strongest edges to see (with the faithfulness at that size beside it), by sign and by
+    port, in the component or the position view, on one of the prompts; opens an edge or a node (click, or Tab and Enter;
+    Escape closes) to see its scores, intervals, patterns, what enters and what leaves it; and saves what is shown.
     """
     source = frame_document(view)
     name = hashlib.sha256(source.encode()).hexdigest()[:12]
     still = base64.b64encode(to_svg(view).encode()).decode()
-    script = _UPGRADE % (script_json(source), script_json(name))
+    script = _UPGRADE % (script_json(packed(source)), script_json(name))
     picture = f'<img alt="{xml(view.title)}" style="max-width:100%;height:auto" src="data:image/svg+xml;base64,{still}">'
     return f'<div class="circuit" data-circuit="{name}">{picture}</div><script>{script}</script>'
 
@@ -91,6 +94,13 @@ def script_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
+def packed(text: str) -> str:
+    """Text as a browser's DecompressionStream unpacks it: gzip, base64, the same bytes everywhere."""
+    made = bytearray(gzip.compress(text.encode(), 9, mtime=0))
+    made[9] = 255  # the header names the operating system
+    return base64.b64encode(made).decode()
+
+
 @cache
 def asset(name: str) -> str:
     """The text of a file that lies beside this module."""
@@ -100,36 +110,67 @@ def asset(name: str) -> str:
 def frame_document(view: CircuitView) -> str:
     """The document inside the frame."""
     scenes, pictures = {}, ""
-    kinds: tuple[ViewKind, ...] = ("component", "position")
-    for kind in kinds:
-        if kind == "position" and not view.has_positions:
-            continue
-        lines = lines_of(view, kind)
-        start = cut(lines, view.top) if view.scored else len(lines)
-        most = len(lines) if kind == "component" else cut(lines, 2 * view.top)
-        kept = alive(lines[:most])
-        drawing = draw(view, kind, kept)
-        scenes[kind] = _scene(drawing, start=len(set(lines[:start]) & set(kept)), known=view.count(kind))
-        pictures += (
-            f'<div class="scene" id="{kind}"><div style="min-width:{drawing.width * 0.72:.0f}px">{drawing.svg}</div></div>'
-        )
+    prompts = [view, *view.more]
+    for number, one in enumerate(prompts):
+        kinds: list[ViewKind] = [*(["component"] if number == 0 else []), *(["position"] if one.has_positions else [])]
+        for kind in kinds:
+            lines = lines_of(one, kind)
+            start = cut(lines, one.top) if one.scored else len(lines)
+            most = len(lines) if kind == "component" else cut(lines, 2 * one.top)
+            kept = alive(lines[:most])
+            drawing = draw(one, kind, kept)
+            name = kind if kind == "component" else f"position-{number}"
+            scenes[name] = _scene(drawing, start=len(set(lines[:start]) & set(kept)), known=one.count(kind))
+            width = drawing.width * 0.72
+            pictures += f'<div class="scene" id="{name}"><div style="min-width:{width:.0f}px">{drawing.svg}</div></div>'
     data = {
         "scored": view.scored,
-        "tokens": [visible(token) for token in view.tokens],
-        "edges": [_edge(view, i) for i in range(len(view.edges))],
-        "patterns": _patterns(view),
+        "title": visible(view.title),
+        "prompts": [[visible(token) for token in one.tokens] for one in prompts],
+        "edges": [_edge(prompts, i) for i in range(len(view.edges))],
+        "patterns": [_patterns(one, _PATTERN_CELLS // len(prompts)) for one in prompts],
+        "curve": [[n, *(_round(value) for value in row)] for n, *row in view.curve],
+        "sides": [visible(name) for name in view.sides],
         "scenes": scenes,
     }
-    hint = "" if view.has_positions else ' title="scores by position are not known"'
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{xml(view.title)}</title>'
-        f"<style>{asset('frame.css')}</style></head><body><nav><span>"
-        f'<button id="to-component">component</button><button id="to-position"{hint}>position</button></span>'
-        '<label>edges <input id="top" type="range" min="1" step="1"></label>'
-        f'<output id="count" for="top"></output></nav>{pictures}<div id="detail" aria-live="polite"></div>'
+        f"<style>{asset('frame.css')}</style></head><body>{_controls(view)}{pictures}"
+        '<div id="detail" aria-live="polite"></div>'
         f'<script type="application/json" id="data">{script_json(data)}</script>'
         f"<script>{asset('circuit.js')}</script></body></html>"
     )
+
+
+def _controls(view: CircuitView) -> str:
+    hint = "" if view.has_positions else ' title="scores by position are not known"'
+    groups = {"ports": ["q", "k", "v", "other"]} if view.edges else {}
+    if view.sides:
+        groups = {"circuits": [f"only {view.sides[0]}", f"only {view.sides[1]}", "both"], **groups}
+    elif view.scored:
+        groups = {"signs": ["supports", "opposes"], **groups}
+    filters = ""
+    for name, labels in groups.items():
+        boxes = "".join(
+            f'<label><input type="checkbox" checked data-filter="{name}" value="{i}">{xml(visible(label))}</label>'
+            for i, label in enumerate(labels)
+        )
+        filters += f'<fieldset><legend>{name}</legend>{boxes}</fieldset>'
+    options = "".join(f'<option value="{i}">{i + 1}: {xml(_start_of(one))}</option>' for i, one in enumerate([view, *view.more]))
+    prompts = f'<label>prompt <select id="prompt">{options}</select></label>' if view.more else ""
+    return (
+        f'<nav aria-label="what is shown"><span><button id="to-component">component</button><button id="to-position"{hint}>'
+        'position</button></span><label>edges <input id="top" type="range" min="1" step="1"></label>'
+        f'<output id="count" for="top"></output><output id="faith" for="top"></output>{prompts}{filters}'
+        '<span class="tools"><button id="theme" aria-pressed="false">dark</button><button id="save-svg">SVG</button>'
+        '<button id="save-png">PNG</button></span></nav>'
+    )
+
+
+def _start_of(view: CircuitView) -> str:
+    """The end of a prompt, to tell it from others by."""
+    words = " ".join(visible(token).strip("·") for token in view.tokens)
+    return words if len(words) <= 48 else "…" + words[-47:]
 
 
 def _scene(drawing: Drawing, *, start: int, known: int) -> dict[str, Any]:
@@ -145,24 +186,38 @@ def _scene(drawing: Drawing, *, start: int, known: int) -> dict[str, Any]:
         return [line.edge, position, _round(line.weight), unit(line.unit), fed, at[line.start], at[line.end], shared]
 
     hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
-    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "start": start, "known": known}
+    keys = [node.key for node in drawing.nodes]
+    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "nodes": keys, "start": start, "known": known}
 
 
-def _edge(view: CircuitView, index: int) -> dict[str, Any]:
-    edge, reader = view.edges[index], parse_node(view.edges[index].reader)
+def _heads_read(view: CircuitView, index: int) -> list[str]:
+    """The heads whose attention an edge enters."""
+    reader = parse_node(view.edges[index].reader)
     heads = []
     if reader["head"] is not None:
         group = view.shape.n_heads // view.shape.n_kv_heads
         first = reader["head"] * group if reader["port"] in ("k", "v") else reader["head"]
         last = first + group if reader["port"] in ("k", "v") else first + 1
         heads = [f"{reader['layer']}.{head}" for head in range(first, last)]
-    return {"w": edge.writer, "r": edge.reader, "s": _round(edge.weight), "p": [_round(x) or 0 for x in edge.by_pos], "h": heads}
+    return heads
 
 
-def _patterns(view: CircuitView) -> dict[str, str]:
-    """Patterns as one byte per cell, heads of the strongest edges first, up to a fixed size."""
-    wanted = dict.fromkeys(head for i in range(len(view.edges)) for head in _edge(view, i)["h"])
-    kept, room = {}, _PATTERN_CELLS
+def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
+    edge = views[0].edges[index]
+    port = {"q": 0, "k": 1, "v": 2}.get(parse_node(edge.reader)["port"] or "", 3)
+    row: dict[str, Any] = {"w": edge.writer, "r": edge.reader, "s": _round(edge.weight), "h": _heads_read(views[0], index), "t": port}
+    row["p"] = [[_round(x) or 0 for x in view.edges[index].by_pos] for view in views]
+    if edge.interval is not None:
+        row["i"] = [_round(end) for end in edge.interval]
+    if edge.side:
+        row["c"] = ("a", "b", "both").index(edge.side)
+    return row
+
+
+def _patterns(view: CircuitView, room: int) -> dict[str, str]:
+    """Patterns as one byte per cell, heads of the strongest edges first, up to so many cells."""
+    wanted = dict.fromkeys(head for i in range(len(view.edges)) for head in _heads_read(view, i))
+    kept = {}
     for name in wanted:
         layer, head = (int(part) for part in name.split("."))
         pattern = view.patterns.get((layer, head))

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from workbench.render.view import CircuitView, Hop, Line, ViewKind, alive, cut, hops_of, lines_of, number, visible, xml
+from workbench.render.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number, visible, xml
 from workbench.sites import parse_node
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
@@ -23,9 +23,11 @@ _STYLE = (
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:#2369b0}"
     ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}.e{opacity:.78}"
+    ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}.cs{stroke:#a15c07;stroke-dasharray:2 4}"
     ".h{stroke:#6b4fa0;stroke-dasharray:.1 5}.b{fill:#f6f8fa}.g{stroke:#e5e9ef}.n .o{fill:none;stroke:#a3b3c7}"
 )
 _FONT = "Helvetica, Arial, sans-serif"
+_SIDES = {"a": "ca", "b": "cs", "both": "cb"}
 _EMPTY_RUN, _LONG_PROMPT, _LABEL = 3, 40, 14
 
 
@@ -151,7 +153,10 @@ def _wrap(pieces: Sequence[str], room: float) -> list[str]:
 
 def _legend(view: CircuitView, kind: ViewKind, strongest: float, hops: bool, width: float, y: float) -> tuple[str, float]:
     items: list[tuple[str, str, float]] = []
-    if strongest:
+    if view.sides:
+        first, second = (visible(name) for name in view.sides)
+        items += [("cb", "in both", 3.0), ("ca", f"only in {first}", 3.0), ("cs", f"only in {second}", 3.0)]
+    elif strongest:
         items.append(("p", "supports", 4.0))
         items.append(("m", "opposes", 4.0))
         items.append(("p", f"|score| = {strongest:.3g}", 6.0))
@@ -366,13 +371,19 @@ def _paths(view: CircuitView, lines: Sequence[Line], nodes: list[Node], at: dict
         x = dict(end.ports).get(line.port, end.x)
         path = _curve(start, end, x, np.delete(boxes, [a, b], axis=0), line.pos is not None)
         known = np.isfinite(line.weight) and strongest > 0
-        style = "z" if not known else "p" if line.weight >= 0 else "m"
-        width = max(0.7, 6 * abs(line.weight) / strongest) if known else 1.5
         edge = view.edges[line.edge]
+        style = _SIDES[edge.side] if edge.side else "z" if not known else "p" if line.weight >= 0 else "m"
+        width = max(0.7, 6 * abs(line.weight) / strongest) if known else 1.5
         where = "" if line.pos is None else f" at {line.pos}"
-        title = f"{edge.writer} → {edge.reader}{where}: {number(line.weight)}"
+        title = f"{edge.writer} → {edge.reader}{where}: {number(line.weight)}" + _side(view, edge)
         paths.append(f'<path class="e {style}" d="{path}" stroke-width="{_n(width)}"><title>{xml(title)}</title></path>')
     return paths
+
+
+def _side(view: CircuitView, edge: ViewEdge) -> str:
+    if not edge.side:
+        return ""
+    return ", in both" if edge.side == "both" else f", only in {view.sides[0 if edge.side == 'a' else 1]}"
 
 
 def _curve(start: Node, end: Node, x2: float, boxes: np.ndarray, aligned: bool) -> str:

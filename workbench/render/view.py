@@ -7,7 +7,7 @@ here, on names; where things lie on the page is decided in `svg`.
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from xml.sax.saxutils import escape
 
@@ -24,12 +24,21 @@ _MAX_HOPS, _MIN_ATTENTION, _MAX_LINES = 3, 0.05, 2000
 
 @dataclass(frozen=True)
 class ViewEdge:
-    """One edge of the circuit: its score (NaN without one) and its score at each position (empty when not known)."""
+    """One edge of the circuit.
+
+    Attributes:
+        weight: its score, NaN without one.
+        by_pos: its score at each position of the example prompt; empty when not known.
+        interval: of the score, or None.
+        side: where two circuits are compared, "a", "b" or "both"; otherwise empty.
+    """
 
     writer: str
     reader: str
     weight: float
     by_pos: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+    side: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +52,9 @@ class CircuitView:
         tokens: of one example prompt, or empty.
         patterns: (layer, head) → attention [query_pos, key_pos] on that prompt.
         top: about how many edges a still picture draws: the strongest ones that lie on complete paths.
+        curve: (edges, faithfulness, low, high) of circuits of the strongest edges.
+        more: the same circuit on other prompts, see `on_prompts`.
+        sides: the names of two circuits that are compared, see `compared`; otherwise empty.
     """
 
     edges: tuple[ViewEdge, ...]
@@ -52,6 +64,9 @@ class CircuitView:
     tokens: tuple[str, ...] = ()
     patterns: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
     top: int = 40
+    curve: tuple[tuple[int, float, float, float], ...] = ()
+    more: tuple["CircuitView", ...] = ()
+    sides: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -63,6 +78,8 @@ class CircuitView:
         position_scores: xr.DataArray | None = None,
         patterns: Mapping[tuple[int, int], np.ndarray] | None = None,
         faithfulness: tuple[float, float, float] | None = None,
+        intervals: xr.Dataset | None = None,
+        curve: xr.Dataset | None = None,
         top: int = 40,
     ) -> "CircuitView":
         """The view of a circuit; positions and neurons are collapsed into the plain graph.
@@ -72,6 +89,8 @@ class CircuitView:
             position_scores: (writer, reader, pos) scores of the edges on that prompt, NaN where there is no edge.
             patterns: (layer, head) → attention pattern [query_pos, key_pos] on that prompt.
             faithfulness: value, low, high.
+            intervals: `low` and `high` of the scores, (writer, reader), as `summary` gives them.
+            curve: of `faithfulness_curve`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number of edges.
             top: about how many edges to draw: the strongest ones that lie on complete paths.
         Raises:
             CircuitError: scores or patterns that do not fit the circuit or the tokens.
@@ -91,8 +110,11 @@ class CircuitView:
                     f"{length} tokens is needed. Select one example, as in pattern[example, head]."
                 )
             kept[int(layer), int(head)] = pattern[:length, :length] if length else pattern
+        bounds = {} if intervals is None else _intervals(circuit, intervals)
         edges = tuple(
-            ViewEdge(e.writer, e.reader, circuit.score(e), by_pos.get((e.writer, e.reader), ())) for e in circuit.edge_list
+            ViewEdge(e.writer, e.reader, circuit.score(e), by_pos.get(ends, ()), bounds.get(ends))
+            for e in circuit.edge_list
+            for ends in [(e.writer, e.reader)]
         )
         labels = tuple(tokens) if tokens is not None else tuple(str(p) for p in range(length))
         task = circuit.attrs.get("task")
@@ -104,7 +126,38 @@ class CircuitView:
             tokens=labels,
             patterns=kept,
             top=max(1, int(top)),
+            curve=() if curve is None else _curve(curve),
         )
+
+    @classmethod
+    def compared(cls, a: Circuit, b: Circuit, *, names: tuple[str, str] = ("A", "B"), title: str = "", top: int = 80) -> "CircuitView":
+        """Two circuits of one graph in one picture: which edges only the first has, which only the second, which both.
+
+        An edge of both has the score of the first. Raises `CircuitError` for circuits of different graphs.
+        """
+        a, b = a.collapsed, b.collapsed
+        both = cls.of(a | b, title=title or f"{names[0]} and {names[1]}", top=top)
+        first, second = ({(e.writer, e.reader) for e in each.edge_list} for each in (a, b))
+        scores = {(e.writer, e.reader): each.score(e) for each in (b, a) for e in each.edge_list}
+        edges = [
+            replace(e, weight=scores[e.writer, e.reader], side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second))
+            for e in both.edges
+        ]
+        edges.sort(key=lambda e: -abs(e.weight) if np.isfinite(e.weight) else 0.0)
+        counts = (len(first - second), len(second - first), len(first & second))
+        told = f"only in {names[0]} {counts[0]}", f"only in {names[1]} {counts[1]}", f"in both {counts[2]}"
+        return replace(both, edges=tuple(edges), sides=tuple(names), provenance=(*both.provenance, *told))
+
+    @classmethod
+    def on_prompts(cls, views: Sequence["CircuitView"]) -> "CircuitView":
+        """The views of one circuit on several prompts as one, which the interactive picture switches between."""
+        if not views:
+            raise CircuitError("on_prompts: give at least one view.")
+        ends = [(e.writer, e.reader) for e in views[0].edges]
+        for view in views[1:]:
+            if [(e.writer, e.reader) for e in view.edges] != ends:
+                raise CircuitError("on_prompts: the views are of different circuits. Make each with CircuitView.of(circuit, ...).")
+        return replace(views[0], more=tuple(replace(view, more=()) for view in views[1:]))
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -267,6 +320,33 @@ def _spell(character: str) -> str:
     if hidden or re.match(r"[\ufdd0-\ufdef]", character) or ord(character) & 0xFFFE == 0xFFFE:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def _side(in_a: bool, in_b: bool) -> str:
+    return "both" if in_a and in_b else "a" if in_a else "b"
+
+
+def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str], tuple[float, float]]:
+    missing = [name for name in ("low", "high") if name not in intervals]
+    if missing or set(intervals["low"].dims) != {"writer", "reader"}:
+        raise CircuitError("intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them.")
+    low, high = (intervals[name].transpose("writer", "reader").values for name in ("low", "high"))
+    if low.shape != circuit.graph.exists.shape:
+        raise CircuitError(f"intervals has the shape {low.shape}; the circuit's graph has {circuit.graph.exists.shape}.")
+    found = {}
+    for edge in circuit.edge_list:
+        at = circuit.graph.index(edge)
+        if np.isfinite(low[at]) and np.isfinite(high[at]):
+            found[edge.writer, edge.reader] = (float(low[at]), float(high[at]))
+    return found
+
+
+def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
+    missing = [name for name in ("n_edges", "faithfulness", "low", "high") if name not in curve.variables]
+    if missing:
+        raise CircuitError(f"curve lacks {', '.join(missing)}: give what faithfulness_curve returns.")
+    columns = [np.asarray(curve[name].values, dtype=float) for name in ("n_edges", "faithfulness", "low", "high")]
+    return tuple((int(n), float(f), float(a), float(b)) for n, f, a, b in sorted(zip(*columns, strict=True)))
 
 
 def _order(name: str) -> tuple[int, int, int]:
