@@ -1,40 +1,28 @@
-"""A report in a real browser that cannot reach the network: it draws, and complains of nothing."""
+"""Pages in a real browser without a network: they draw, do what they say, and complain of nothing."""
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
+from browsers import opened
 
-from workbench.render.html import page
+from workbench.render.html import page, to_html
 from workbench.render.panels import AttentionPanel
 from workbench.render.report import report
+from workbench.render.svg import CircuitView
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=8000 --dump-dom"
-).split()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")]
-
-
-def load(path: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document after its scripts ran, and the lines of the console."""
-    blocked = "--host-resolver-rules=MAP * ~NOTFOUND"
-    command = [str(BROWSER), *FLAGS, blocked, f"--user-data-dir={profile}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, errors="replace")
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+pytestmark = pytest.mark.slow
+SHOWN = "[...document.querySelectorAll('.scene')].filter((s) => !s.style.display).flatMap((s) => [...s.querySelectorAll('path.e:not(.y)')]).filter((p) => !p.style.display)"
 
 
 def test_an_error_would_be_seen(tmp_path):
     bad = page("bad", [("bad", "<script>missing_function()</script><img src='https://example.invalid/a.png'>")])
     (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
-    _, console = load(tmp_path / "bad.html", tmp_path / "profile")
-    assert any("missing_function is not defined" in line for line in console)
-    assert any("Content Security Policy" in line for line in console)
+    with opened(tmp_path / "bad.html") as seen:
+        assert any("missing_function is not defined" in line for line in seen.console)
+        assert any("Content Security Policy" in line for line in seen.console)
 
 
 @pytest.mark.parametrize("name", ["view", "hostile", "grouped_view", "large_view"])
@@ -46,51 +34,124 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     effects = xr.DataArray(np.linspace(-1, 1, 4 * n).reshape(4, n), dims=("layer", "pos"), name="effect")
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
-    document, console = load(path, tmp_path / "profile")
-    assert console == []
-    circuits = re.findall(r'<div class="circuit"[^>]*>', document)
-    assert len(circuits) == 2
-    assert all(int(re.search(r'data-edges="(\d+)"', tag)[1]) > 10 for tag in circuits), circuits
-    panels = re.split(r'<div class="panel"', document)[1:]
-    assert len(panels) == 2
-    assert all(text.count("<canvas") == 4 for text in panels), "three heads and the chosen one, large"
-    assert "drawn by a script" not in document
-    assert document.count('class="plot"') == 1
+    with opened(path) as seen:
+        seen.wait("document.querySelectorAll('.panel canvas').length === 8")
+        assert all(int(box.get_attribute("data-edges")) > 10 for box in seen.page.locator(".circuit").all())
+        assert seen.page.locator(".circuit iframe").count() == 2
+        assert seen.page.locator(".circuit img").first.evaluate("(img) => img.style.display") == "none"
+        assert seen.page.locator("img.plot").count() == 1
+        assert seen.console == []
+        assert [url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
 
 
-def test_edges_can_be_chosen_counted_and_opened_from_the_keyboard(view, tmp_path):
-    """Drives the frame's own document: slider, views, Enter and Escape."""
-    from workbench.render.html import frame_document
+@pytest.fixture
+def circuit_page(view, tmp_path):
+    """One circuit on two prompts with a faithfulness curve."""
+    other = replace(view, tokens=("Then", *view.tokens[1:]))
+    curve = ((5, 0.4, 0.3, 0.5), (20, 0.8, 0.7, 0.9), (60, 1.0, 0.9, 1.1))
+    path = tmp_path / "circuit.html"
+    both = replace(CircuitView.on_prompts([view, other]), curve=curve)
+    path.write_text(page("circuit", [("Circuit", to_html(both))]), encoding="utf-8")
+    return path
 
-    drive = """<script>
-      const say = (key, value) => { document.body.dataset[key] = value; };
-      const shown = () => [...document.querySelectorAll("#" + state.kind + " path.e:not(.y)")].filter((p) => !p.style.display);
-      const press = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-      say("start", shown().length);
-      const slider = document.getElementById("top");
-      slider.value = 10; slider.dispatchEvent(new Event("input"));
-      say("few", shown().length);
-      slider.value = 1000; slider.dispatchEvent(new Event("input"));
-      say("all", shown().length);
-      press(shown()[0], "Enter");
-      say("opened", document.querySelector("#detail h2").textContent);
-      say("label", shown()[0].getAttribute("aria-label"));
-      say("bars", document.querySelectorAll("#detail .bar").length);
-      press(document.body, "Escape");
-      say("closed", document.querySelectorAll("#detail h2").length);
-      document.getElementById("to-position").click();
-      say("positions", shown().length);
-      say("hidden", document.getElementById("component").style.display);
-    </script></body>"""
-    path = tmp_path / "frame.html"
-    path.write_text(frame_document(view).replace("</body>", drive), encoding="utf-8")
-    document, console = load(path, tmp_path / "profile")
-    assert console == []
-    said = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", document)[0]))
-    assert 0 < int(said["few"]) <= 10 < int(said["start"]) <= 40 <= int(said["all"]) == len(view.edges)
-    assert said["opened"] == f"{view.edges[0].writer} → {view.edges[0].reader}".replace("<", "&lt;").replace(">", "&gt;")
-    assert said["label"].startswith(said["opened"] + ", score ")
-    assert int(said["bars"]) > 0
-    assert said["closed"] == "0"
-    assert int(said["positions"]) > 0
-    assert said["hidden"] == "none"
+
+def test_edges_are_counted_filtered_and_opened(view, circuit_page):
+    with opened(circuit_page) as seen:
+        frame = seen.frame()
+        shown = lambda: frame.evaluate(SHOWN + ".length")  # noqa: E731
+        start = shown()
+        assert 0 < start <= 40
+        frame.locator("#top").fill("5")
+        assert 0 < shown() <= 5
+        assert frame.inner_text("#faith") == "faithfulness of the 5 strongest: 0.40 [0.30, 0.50]"
+        frame.locator("#top").fill(str(len(view.edges)))
+        assert shown() == len(view.edges)
+        assert frame.inner_text("#count") == f"{len(view.edges)} of {len(view.edges)} edges"
+        supporting = sum(edge.weight >= 0 for edge in view.edges)
+        frame.uncheck("[data-filter=signs][value='1']")
+        assert shown() == supporting
+        frame.check("[data-filter=signs][value='1']")
+        frame.uncheck("[data-filter=ports][value='3']")
+        assert shown() == sum("<" in edge.reader for edge in view.edges)
+        frame.check("[data-filter=ports][value='3']")
+        first = frame.evaluate_handle(SHOWN + "[0]").as_element()
+        name = f"{view.edges[0].writer} → {view.edges[0].reader}"
+        assert first.get_attribute("aria-label").startswith(name + ", score ")
+        first.focus()
+        seen.page.keyboard.press("Enter")
+        assert frame.inner_text("#detail h2") == name and frame.locator("#detail .bar").count() > 0
+        seen.page.keyboard.press("Escape")
+        assert "Point at an edge" in frame.inner_text("#detail")
+        assert seen.console == []
+
+
+def test_a_node_says_what_enters_and_leaves_it(view, circuit_page):
+    head = next(node for node in view.nodes if node.startswith("a"))
+    with opened(circuit_page) as seen:
+        frame = seen.frame()
+        frame.locator("#top").fill(str(len(view.edges)))
+        frame.locator(f"g.n[aria-label='{head}']").first.click()
+        said = frame.inner_text("#detail")
+        into = sum(edge.reader.split("<")[0] == head for edge in view.edges)
+        out = sum(edge.writer == head for edge in view.edges)
+        assert said.startswith(head) and f"{into} edge" in said and f"{out} leave" in said
+        assert "attends most from" in said and frame.locator("#detail canvas").count() == 1
+        assert seen.console == []
+
+
+def test_prompts_views_and_colours_are_switched(circuit_page):
+    with opened(circuit_page, dark=True) as seen:
+        frame = seen.frame()
+        assert frame.evaluate("document.documentElement.dataset.theme") == "dark"
+        frame.click("#theme")
+        assert frame.evaluate("document.documentElement.dataset.theme") == "light"
+        frame.click("#to-position")
+        assert frame.locator("#position-0").is_visible() and not frame.locator("#component").is_visible()
+        frame.select_option("#prompt", "1")
+        assert frame.locator("#position-1").is_visible() and "Then" in frame.inner_text("#position-1")
+        frame.click("#to-component")
+        assert frame.locator("#component").is_visible()
+        assert seen.console == []
+
+
+def test_what_is_shown_is_saved(circuit_page, tmp_path):
+    with opened(circuit_page) as seen:
+        frame = seen.frame()
+        frame.locator("#top").fill("8")
+        for button, name in (("#save-svg", "Indirect-object-component.svg"), ("#save-png", "Indirect-object-component.png")):
+            with seen.page.expect_download() as waiting:
+                frame.click(button)
+            assert waiting.value.suggested_filename == name
+            waiting.value.save_as(tmp_path / name)
+        shown = frame.evaluate(SHOWN + ".length")
+    root = ET.parse(tmp_path / "Indirect-object-component.svg").getroot()
+    paths = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if "e" in e.get("class", "").split() and "y" not in e.get("class", "").split()]
+    assert len(paths) == shown and "tabindex" not in (tmp_path / "Indirect-object-component.svg").read_text()
+    assert (tmp_path / "Indirect-object-component.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_two_circuits_are_told_apart(circuit_of, tmp_path):
+    a, b = circuit_of(n=40), circuit_of(n=20)
+    path = tmp_path / "compared.html"
+    path.write_text(page("compared", [("Both", to_html(CircuitView.compared(a, b, names=("<b>EAP</b>", "exact"))))]), encoding="utf-8")
+    with opened(path) as seen:
+        frame = seen.frame()
+        assert "only <b>EAP</b>" in frame.inner_text("nav")
+        frame.locator("#top").fill("1000")
+        frame.uncheck("[data-filter=circuits][value='0']")
+        assert frame.evaluate(SHOWN + ".length") == b.n_edges
+        assert seen.console == []
+
+
+@pytest.mark.parametrize("width", [480, 1400])
+def test_hostile_texts_appear_as_text_at_any_width(hostile, tmp_path, width):
+    tokens = (*hostile.tokens[:-1], "x" * 500)
+    path = report([("Circuit", replace(hostile, tokens=tokens))], tmp_path / "report.html", title=hostile.title)
+    with opened(path, width=width) as seen:
+        frame = seen.frame()
+        frame.click("#to-position")
+        text = frame.locator("#position-0").text_content()
+        assert "</script><img" in text and "\\x00" in text
+        assert frame.locator("img").count() == 0 and seen.page.locator("main img").count() == 1
+        assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert seen.console == []
