@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def made(folder: Path, gigabytes: float) -> DiskStore:
     )  # fmt: skip
     (folder / SHARDS).mkdir(parents=True)
     write_prompts(folder, prompts, lengths, None)
-    write_json(folder / PLAN, plan.to_dict() | {"checksums": {name: checksum(folder / name) for name in (PROMPTS, LABELS)}})
+    plan = replace(plan, checksums={name: checksum(folder / name) for name in (PROMPTS, LABELS)})
+    write_json(folder / PLAN, plan.to_dict())
     rows = torch.randn(BLOCK, WIDTH).bfloat16()
     for shard in range(len(plan.shards)):
         tensors = plan.tensors("resid_post", shard, lengths, lengths)

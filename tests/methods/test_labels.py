@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from families import untyped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from probing import labelled, store_of
@@ -191,3 +192,42 @@ def test_splits_that_cannot_be_are_refused():
 def test_tokens_are_those_at_the_rows():
     labels = Labels.per_prompt(STORE, {"c": [0, 1, 0]})
     assert torch.equal(torch.from_numpy(labels.tokens), torch.tensor([1, 4, 8]))
+
+
+def test_tensors_are_labels_like_lists():
+
+    labels = untyped(Labels.per_prompt.__func__)(
+        Labels, STORE, {"b": torch.arange(3) % 2, "c": torch.tensor([True, False, True])}
+    )
+    assert [concept.loss for concept in labels.concepts] == ["logistic", "logistic"]
+
+
+def test_tables_of_odd_columns_and_cells_are_refused(tmp_path):
+    def table(text, name="l.csv"):
+        (tmp_path / name).write_text(text)
+        read = Labels.from_csv if name.endswith("csv") else Labels.from_jsonl
+        return lambda: read(STORE, tmp_path / name)
+
+    refused(
+        "l.csv has a column without a name (an index? write it with index=False). Every column but prompt, pos, start and end "
+        "is a concept.", table(",prompt,pos,c\n0,0,0,a\n1,1,0,b\n"),
+    )  # fmt: skip
+    refused(
+        "l.csv has the column 'c' twice. Every column but prompt, pos, start and end is a concept.",
+        table("prompt,pos,c,c\n0,0,a,a\n1,0,b,b\n"),
+    )
+    refused(
+        "l.csv has both pos and start, end: give a position or a span, not both.", table("prompt,pos,start,end,c\n0,0,0,1,a\n")
+    )
+    for cell in ('{"prompt":[0],"pos":0,"c":"a"}', '{"prompt":1e400,"pos":0,"c":"a"}', '{"prompt":0,"pos":1e400,"c":"a"}'):
+        with pytest.raises(ProbeError):
+            table(cell + '\n{"prompt":1,"pos":0,"c":"b"}', "l.jsonl")()
+    refused(
+        "Concept 'c' has a list among its labels: bools, texts or numbers are needed.",
+        table('{"prompt":0,"pos":0,"c":[1]}\n{"prompt":1,"pos":0,"c":[2]}', "l.jsonl"),
+    )
+    refused(
+        "Concept 'c' has a number that is too large.",
+        table(f'{{"prompt":0,"pos":0,"c":{10**400}}}\n{{"prompt":1,"pos":0,"c":2}}', "l.jsonl"),
+    )
+    table('{"prompt":0,"pos":0,"c":"\\ud800"}\n{"prompt":1,"pos":0,"c":"b"}', "l.jsonl")()

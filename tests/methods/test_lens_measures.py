@@ -118,3 +118,26 @@ def test_the_mean_over_a_prompt_is_no_tokens_stream(tmp_path):
     means = wb.capture(model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep="mean", progress=False)
     with pytest.raises(StoreError, match="holds means over prompts, which are no token's"):
         wb.logit_lens(means, model, measure="entropy")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stores_of_another_precision_are_read_in_the_models_own(tmp_path, dtype):
+    model, pairs = model_of("gpt2"), make_pairs(MIXED)
+    full = wb.capture(model, pairs.clean, sites=["resid_post"])
+    half = wb.capture(model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", dtype=dtype, progress=False)
+    for how in ({"measure": "kl"}, {"targets": pairs.answers}):
+        a, b = (wb.logit_lens(store, model, **how) for store in (full, half))
+        assert float(abs(a - b).max()) < 0.1
+    wb.top_tokens(half, model, k=2)
+    lens = wb.fit_tuned_lens(half, model, epochs=1, test_share=0.4)
+    wb.logit_lens(half, model, measure="kl", lens=lens)
+
+
+def test_a_lens_of_another_model_or_stream_is_refused():
+    store = wb.capture(model_of("gpt2"), make_pairs(MIXED).clean, sites=["resid_pre", "resid_post"])
+    lens = wb.fit_tuned_lens(store, model_of("gpt2"), epochs=1, test_share=0.4)
+    other = wb.capture(model_of("gpt2", seed=1), make_pairs(MIXED).clean, sites=["resid_post"])
+    with pytest.raises(StoreError, match="The lens is of another model"):
+        wb.logit_lens(other, model_of("gpt2", seed=1), measure="kl", lens=lens)
+    with pytest.raises(StoreError, match="The lens translates resid_post, not resid_pre"):
+        wb.top_tokens(store, model_of("gpt2"), kind="resid_pre", lens=lens)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from families import untyped
 from probing import labelled, marginal, store_of, suppressors
 from sklearn.linear_model import LogisticRegression, Ridge
 from transformer_lens.tools.analysis.sparse_probing import sweep_sparse_probe
 
+from workbench.errors import ProbeError
 from workbench.methods.labels import Labels
 from workbench.methods.probe_fits import ProbeSettings
 from workbench.methods.probe_selectors import SELECTORS
@@ -228,3 +230,35 @@ def test_a_small_budget_streams_to_the_same_numbers(budget):
     for name in ("feature", "coefficient", "accuracy", "roc_auc_low"):
         np.testing.assert_allclose(little.results[name], much.results[name], atol=1e-9)
     np.testing.assert_allclose(little.baselines["accuracy"], much.baselines["accuracy"], atol=1e-9)
+
+
+def test_a_perfect_score_has_the_limits_of_so_many_groups():
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2 == 0
+    x = rng.normal(size=(40, 3)) * 0.01
+    x[:, 1] += np.where(y, 5, -5)
+    store, labels = labelled([x], {"c": y.tolist()})
+    cell = none(fit_probes(store, labels, k=[1], controls=[], held_out=np.arange(40) < 10), concept="c", k=1)
+    assert float(cell["accuracy"]) == 1
+    assert float(cell["accuracy_low"]) == pytest.approx(0.025 ** (1 / 10))
+    assert float(cell["accuracy_high"]) == 1
+
+
+def test_rows_held_out_by_hand_go_with_positions():
+    x, y, _ = marginal(0, n=240, features=10)
+    store, labels = labelled([x], {"c": y.tolist()}, lengths=[2] * 80 + [1] * 80)
+    held_out = labels.prompt % 3 == 0
+    both = fit_probes(store, labels, k=[2], pos=[0, 1], held_out=held_out, controls=[], resampled=0)
+    assert both.results["n"].squeeze().values.tolist() == [float((held_out & (labels.pos == at)).sum()) for at in (0, 1)]
+    with pytest.raises(ProbeError, match="marks the held-out of the 240 labelled rows"):
+        fit_probes(store, labels, k=[2], pos=[0, 1], held_out=held_out[:80], controls=[])
+
+
+def test_empty_lists_are_refused():
+    x, y, _ = marginal(0, n=60, features=5)
+    store, labels = labelled([x], {"c": y.tolist()})
+    for given in ({"layers": []}, {"pos": []}, {"selectors": []}, {"layers": 0}):
+        with pytest.raises(ProbeError, match="give a list of at least one"):
+            untyped(fit_probes)(store, labels, k=[1], **given)
+    with pytest.raises(ProbeError, match="budget=-1"):
+        fit_probes(store, labels, k=[1], budget=-1)

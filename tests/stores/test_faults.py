@@ -22,7 +22,7 @@ from workbench.engine.capture import capture
 from workbench.errors import OutputExists, StoreError, WorkbenchError
 from workbench.stores import format as files
 from workbench.stores.disk import DiskStore, open_store, read_plan, verify
-from workbench.stores.plan import record_name
+from workbench.stores.plan import content_sum, record_name
 
 SITES = ["z", "resid_post", "pattern"]
 LENGTHS = [random.Random(1).randint(1, 8) for _ in range(60)]
@@ -201,8 +201,9 @@ def test_prompts_that_were_changed_are_not_believed(copy):
     ],
 )
 def test_an_edited_plan_is_refused(copy, change, message):
-    plan = json.loads((copy / "store.json").read_text())
-    (copy / "store.json").write_text(json.dumps(plan | change))
+    plan = json.loads((copy / "store.json").read_text()) | change
+    del plan["checksum"]
+    (copy / "store.json").write_text(json.dumps(plan | {"checksum": content_sum(plan)}))
     with pytest.raises(StoreError, match=message):
         open_store(copy)
 
@@ -337,3 +338,31 @@ def test_workers_of_a_script_without_a_main_guard(tmp_path):
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == ["once", "39"], done.stderr
+
+
+def test_a_plan_that_was_changed_is_refused_everywhere(tmp_path):
+    model, store = model_of("gpt2"), tmp_path / "s"
+    capture(model, ragged([3, 5]), sites=["resid_post"], path=store, progress=False)
+    text = (store / "store.json").read_text()
+    for old, new in (
+        ('"resid_post[1]": "resid_post[1]"', '"resid_post[1]": "resid_post[0]"'),
+        ('"dtype": "float32"', '"dtype": "float16"'),
+    ):
+        assert old in text
+        (store / "store.json").write_text(text.replace(old, new))
+        for run in (lambda: open_store(str(store)), lambda: list(verify(store)), lambda: wb.repair(model, store)):
+            with pytest.raises(StoreError, match=r"store\.json' was changed since it was written"):
+                run()
+    (store / "store.json").write_text(text)
+    assert list(verify(store)) == []
+
+
+def test_a_folder_in_the_place_of_a_shard_is_named(tmp_path):
+    model, store = model_of("gpt2"), tmp_path / "s"
+    capture(model, ragged([3, 5]), sites=["resid_post"], path=store, progress=False)
+    shard = next((store / "shards").glob("*.safetensors"))
+    shard.unlink()
+    shard.mkdir()
+    assert [damage.why for damage in verify(store)] == ["a folder where a file was"]
+    with pytest.raises(StoreError, match="is a folder where a file of the store was"):
+        wb.repair(model, store)

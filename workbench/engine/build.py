@@ -76,6 +76,8 @@ class Request:
             return np.ones(len(lengths), dtype=np.int64), torch.full((len(lengths),), -1)
         if isinstance(self.keep, str) or not len(self.keep):
             raise StoreError(f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each prompt.")
+        if not isinstance(self.keep[0], str | int | Sequence):
+            raise StoreError(f"keep={self.keep!r}: positions are names or whole numbers.")
         if isinstance(self.keep[0], str | int):
             places = torch.stack([self.prompts.at(where).cpu() for where in self.keep])  # pyright: ignore[reportArgumentType]
             chosen = [sorted({p for p in column if p >= 0}) for column in places.T.tolist()]
@@ -104,7 +106,8 @@ class Request:
             widths[key[0]] = widths.get(key[0], 0) + int(np.prod(shapes[name_of(key)]))
         lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
         longest = int(lengths.max())
-        forward_budget = memory_budget(model_device(model), self.budget) * 3 // 4  # the rest is for the rows that are written
+        # the rest is for the rows that are written
+        forward_budget = max(1, memory_budget(model_device(model), self.budget) * 3 // 4)
         fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
         keep = self.keep if isinstance(self.keep, str) else _described(self.keep)
         return Plan(
@@ -185,10 +188,16 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
         )
     plan = read_plan(str(path))
     _same_model(model, plan, path)
-    for shard in {damage.shard for damage in damaged if damage.shard is not None}:
-        (path / record_name(shard)).unlink(missing_ok=True)
     prompts = DiskStore(str(path)).prompts
     todo = sorted({damage.shard for damage in damaged if damage.shard is not None})
+    folders = [damage.file for damage in damaged if Path(damage.file).is_dir()]
+    if folders:
+        raise StoreError(f"{folders[0]!r} is a folder where a file of the store was. Remove it, then repair the store.")
+    try:
+        for shard in todo:
+            (path / record_name(shard)).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     total = sum(plan.shards[shard][1] - plan.shards[shard][0] for shard in todo)
     with tqdm(total=total, desc="repair", unit="prompt", disable=None if progress else True, leave=False) as bar:
         write_shards(model, prompts, path, plan, todo, bar.update)

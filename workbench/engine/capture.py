@@ -158,6 +158,8 @@ def _request(
     keys = _keys_of(model, sites)
     if sites is None and keep != "all":
         keys = {key: own for key, own in keys.items() if key[0] != "pattern"}
+    if dtype is not None and dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise StoreError(f"capture: dtype={dtype!r}; rows are torch.float32, float64, bfloat16 or float16.")
     return Request(prompts, keys, keep, dtype, shard_bytes, budget, threads)
 
 

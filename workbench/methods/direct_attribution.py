@@ -167,7 +167,7 @@ def _read_of(model: Any, store: ActivationStore, targets: Tensor, minus: Tensor 
     for sign, name, given in ((1, "targets", targets), (-1, "minus", minus)):
         if given is None:
             continue
-        table = one_token(given, store, f"direct_attribution: {name}")[:, :, 0].cpu()
+        table = one_token(given, store, model, f"direct_attribution: {name}")[:, :, 0].cpu()
         share = (table >= 0).double() / (table >= 0).sum(1, keepdim=True)
         toward += sign * (weight[:, table.clamp(min=0)] * share).sum(2).T
         const += sign * (bias[table.clamp(min=0)] * share).sum(1)

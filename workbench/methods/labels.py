@@ -43,7 +43,12 @@ class Concept:
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> "Concept":
         """A concept of bools, strings or numbers. Raises `ProbeError` when a value is missing or all are the same."""
-        column = pd.Series(list(values), dtype=object)
+        column = pd.Series([_plain(value) for value in values], dtype=object)
+        odd = [v for v in column if not isinstance(v, bool | int | float | str) and v is not None]
+        if odd:
+            raise ProbeError(
+                f"Concept {name!r} has a {type(odd[0]).__name__} among its labels: bools, texts or numbers are needed."
+            )
         missing = column.isna() | (column == "")
         if missing.any():
             raise ProbeError(
@@ -56,7 +61,10 @@ class Concept:
         if column.nunique() < 2:
             raise ProbeError(f"Concept {name!r} is {column.iloc[0]!r} in every row: a probe needs at least two values.")
         if kinds == {"number"} and set(column) != {0, 1}:
-            numbers = column.to_numpy(dtype=float)
+            try:
+                numbers = column.to_numpy(dtype=float)
+            except OverflowError as error:
+                raise ProbeError(f"Concept {name!r} has a number that is too large.") from error
             if not np.isfinite(numbers).all():
                 raise ProbeError(
                     f"Concept {name!r} has an infinite value in row {int(np.flatnonzero(~np.isfinite(numbers))[0])}."
@@ -132,12 +140,14 @@ class Labels:
         cls, store: Any, concepts: Mapping[str, Sequence[Any]], *, pos: Position | Sequence[Position] = "END"
     ) -> "Labels":
         """One value of each concept for every prompt, read at one position or at each of several (where a prompt has it)."""
-        wanted = [pos] if isinstance(pos, str | int) else list(pos)
+        wanted = [pos] if isinstance(pos, str | int | np.integer) else list(pos)
         for name, values in concepts.items():
             if len(values) != len(store.prompts):
                 raise ProbeError(f"Concept {name!r} has {len(values)} labels for {len(store.prompts)} prompts: give one of each.")
         rows = [(i, int(at)) for where in wanted for i, at in enumerate(store.prompts.at(where)) if at >= 0]
         rows = list(dict.fromkeys(rows))
+        if not rows:
+            raise ProbeError(f"No prompt has a position {', '.join(map(repr, wanted))}.")
         spread = {name: [values[i] for i, _ in rows] for name, values in concepts.items()}
         return cls.of(store, spread, prompt=[i for i, _ in rows], pos=[at for _, at in rows])
 
@@ -157,6 +167,16 @@ class Labels:
 
         Cells of text that are all numbers are numbers, `true` and `false` are bools.
         """
+        names = [str(name).strip() for name in frame.columns]
+        unnamed = [name for name in names if not name or name.startswith("Unnamed: ")]
+        twice = [name for name in names if names.count(name) > 1]
+        if unnamed or twice:
+            what = (
+                "a column without a name (an index? write it with index=False)" if unnamed else f"the column {twice[0]!r} twice"
+            )
+            raise ProbeError(f"{source} has {what}. Every column but prompt, pos, start and end is a concept.")
+        if "pos" in names and {"start", "end"} & set(names):
+            raise ProbeError(f"{source} has both pos and start, end: give a position or a span, not both.")
         spans = "pos" not in frame.columns
         needed = ("prompt", "start", "end") if spans and "start" in frame.columns else ("prompt", "pos")
         missing = [name for name in needed if name not in frame.columns]
@@ -170,7 +190,8 @@ class Labels:
         concepts: dict[str, list[Any]] = {name: [] for name in known}
         prompt, pos = [], []
         for row, cells in enumerate(frame.to_dict("records")):
-            i = ids.get(cells["prompt"], _number(cells["prompt"]))
+            named = cells["prompt"]
+            i = ids.get(named, _number(named)) if isinstance(named, str) else _number(named)
             if not isinstance(i, int):
                 raise ProbeError(f"{source}, row {row}: there is no prompt {i!r}. Give its index or its id (store.prompts.ids).")
             for at in _places(cells, needed, f"{source}, row {row}"):
@@ -197,8 +218,12 @@ class Labels:
 
     def at(self, where: Position) -> "Labels":
         """The rows that lie at one index or named position."""
+        return self.select(self.rows_at(where))
+
+    def rows_at(self, where: Position) -> np.ndarray:
+        """[row]: whether a row lies at one index or named position."""
         places = self.prompts.at(where).numpy()
-        return self.select(self.pos == places[self.prompt])
+        return self.pos == places[self.prompt]
 
     @property
     def groups(self) -> np.ndarray:
@@ -232,25 +257,39 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
         text = Path(path).read_text(encoding="utf-8-sig")
         if kind == "jsonl":
             return pd.DataFrame(json_rows(text), dtype=object)
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        header, *cells = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        for number, row in enumerate(cells, start=1):
+            if row and len(row) != len(header):
+                raise ProbeError(f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}.")
+        rows = [row for row in cells if row]
     except FileNotFoundError as error:
         raise ProbeError(f"There is no file {str(path)!r}.") from error
     except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise ProbeError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
-    return pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows, columns=header, dtype=object)
+
+
+def _plain(value: Any) -> Any:
+    """A label as Python's own; a lone surrogate, which no array of texts can hold, is spelled out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
 def _number(cell: Any) -> Any:
     """A cell of a file as an integer where it is one."""
     try:
         return int(cell) if not isinstance(cell, str) and int(cell) == cell else int(str(cell))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return cell
 
 
 def _places(cells: Mapping[str, Any], needed: tuple[str, ...], where: str) -> Iterator[Position]:
     if "pos" in needed:
-        yield _number(cells["pos"])
+        at = _number(cells["pos"])
+        if not isinstance(at, int | str):
+            raise ProbeError(f"{where}: pos={at!r} is neither an index nor the name of a position.")
+        yield at
         return
     start, end = _number(cells["start"]), _number(cells["end"])
     if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:

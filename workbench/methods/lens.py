@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import PromptError, UnknownName
+from workbench.errors import PromptError, StoreError, UnknownName
 from workbench.methods.read_out import ReadOut, check_store, last_stream, needed, one_token, pieces, token_rows
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
@@ -72,9 +72,10 @@ def logit_lens(
     if minus is not None and targets is None:
         raise PromptError(f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it.")
     check_store(store, model, "logit_lens")
+    _check_lens(lens, store, kind)
     layers = needed(store, kind, "logit_lens")
     wanted = [
-        one_token(tokens, store, f"logit_lens: {name}")
+        one_token(tokens, store, model, f"logit_lens: {name}")
         for name, tokens in (("targets", targets), ("minus", minus))
         if tokens is not None
     ]
@@ -119,6 +120,7 @@ def top_tokens(
         Dataset (example, layer, pos, rank): `token` (its id, -1 where there is nothing) and `prob`.
     """
     check_store(store, model, "top_tokens")
+    _check_lens(lens, store, kind)
     layers = needed(store, kind, "top_tokens")
     read_out = ReadOut.of(model, vocabulary)
     size = Shape.of(model).d_vocab if read_out.tokens is None else len(read_out.tokens)
@@ -138,6 +140,14 @@ def top_tokens(
     dims = ("example", "layer", "pos", "rank")
     made = effect_array(probs, dims, coords, name="prob").to_dataset().assign(token=(dims, tokens.numpy()))
     return made.assign_attrs({"kind": "top_tokens", "site": kind} | _provenance(store, lens))
+
+
+def _check_lens(lens: Translate | None, store: ActivationStore, kind: str) -> None:
+    """Raise `StoreError` when a fitted lens is of another model or stream."""
+    if getattr(lens, "model", store.model) != store.model:
+        raise StoreError(f"The lens is of another model ({getattr(lens, 'model_name', '')}) than the store ({store.model_name}).")
+    if getattr(lens, "kind", kind) != kind:
+        raise StoreError(f"The lens translates {getattr(lens, 'kind', '')}, not {kind}: fit one with kind={kind!r}.")
 
 
 def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translate | None) -> Tensor:

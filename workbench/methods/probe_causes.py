@@ -1,7 +1,7 @@
 """Whether a model uses what a probe reads: its direction is taken out or swapped, and the behaviour measured.
 
 A probe that decodes shows that something can be read, not that the model reads it (Elazar et al., arXiv 2006.00995). The
-control is random directions of what the same activations hold beside the probe's direction.
+control is random directions drawn from the same activations, so that they are as large in them as the probe's may be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ from workbench.errors import ProbeError, UnknownName
 from workbench.methods.effects import effects
 from workbench.methods.probe_tables import cell_of
 from workbench.methods.probes import Probes
+from workbench.methods.read_out import check_store
 from workbench.results import versions
 from workbench.sites import KINDS, Position, Site, kind_named
 from workbench.statistics import check_level, check_seed, summary
@@ -61,15 +62,15 @@ def causal_check(
         kind: where the probes were fitted: a stream, or `z` when the selected features lie in one head.
         pos: the position that is edited; of probes that were fitted at several, those of this position.
         stores: (clean, corrupt) activations of the pairs with `kind`; captured unless given.
-        n_random: random directions, of as many dimensions as the probe has, drawn from the activations' covariance outside
-            the probe's directions (all that is there, where it is no more than that).
+        n_random: random directions, of as many dimensions as the probe has, drawn from the activations' covariance. Where
+            the activations hold nothing beside the probe's directions there is no other to draw, and `p` is NaN.
         least: share of |m(corrupt) - m(clean)| from which an effect counts.
         where: labels of the other axes of the probes: `k=4`, `selector=`, or `baseline="mass-mean"`.
 
     Returns:
         Dataset (layer, edit) of `effect` (change of the metric, clean run) with `low` and `high` over examples; `random`, the
         largest of the random directions' |mean effect|; `p`, the share of directions at least as strong; `used`: 1 where the
-        effect is at least `least`, its interval excludes 0, and no random direction is as strong. (layer): `accuracy` of the
+        effect is at least `least`, its interval excludes 0, and `p` is at most 1 - level. (layer): `accuracy` of the
         probe, with `_low` and `_high`; `whole`, the change when the whole activation at that place is swapped. Attribute
         `total`: m(corrupt) - m(clean).
 
@@ -80,13 +81,21 @@ def causal_check(
     """
     check_seed(seed)
     check_level(level)
-    if n_random < 1:
-        raise ProbeError(f"causal_check: n_random={n_random}; without random directions there is nothing to compare with.")
+    if (1 + n_random) * (1 - level) < 1 - 1e-9:
+        raise ProbeError(
+            f"causal_check: {n_random} random directions cannot show p <= {1 - level:.2g}: n_random={round(1 / (1 - level)) - 1} "
+            "or more can."
+        )
     kind_named(kind)
+    own, other = stores or capture_pairs(model, pairs, sites=[kind])
+    check_store(own, model, "causal_check")
+    if str(probes.results.attrs.get("model_fingerprint", own.model)) != own.model:
+        raise ProbeError(
+            f"causal_check: the probes are of another model ({probes.results.attrs.get('model')}) than {own.model_name}."
+        )
     table = probes.baselines if "baseline" in where and probes.baselines is not None else probes.results
     where |= {"pos": pos} if "pos" in table.dims else {}
     wanted = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
-    own, other = stores or capture_pairs(model, pairs, sites=[kind])
     rng = torch.Generator().manual_seed(seed)
     rest = ("layer", "edit")
     fields = {name: np.full((len(wanted), len(EDITS)), np.nan) for name in ("effect", "low", "high", "random", "p", "used")}
@@ -105,11 +114,12 @@ def causal_check(
         whole[row] = float(change(from_store(other)).mean())
         for column, inner in enumerate((mean(own, per="pos"), from_store(other))):
             found = summary(change(project(basis, inner)), level=level, seed=seed)
-            controls = np.array([abs(float(change(project(each, inner)).mean())) for each in drawn] or [0.0])
+            controls = np.array([abs(float(change(project(each, inner)).mean())) for each in drawn])
             effect, low, high = (float(found[name]) for name in ("mean", "low", "high"))
-            p = (1 + int((controls >= abs(effect)).sum())) / (1 + len(controls))
-            used = (low > 0 or high < 0) and abs(effect) > max(controls.max(), least * abs(total))
-            values = {"effect": effect, "low": low, "high": high, "random": controls.max(), "p": p, "used": float(used)}
+            p = (1 + int((controls >= abs(effect)).sum())) / (1 + len(controls)) if len(drawn) else float("nan")
+            used = (low > 0 or high < 0) and abs(effect) >= least * abs(total) and not p > 1 - level + 1e-9
+            most = controls.max() if len(drawn) else float("nan")
+            values = {"effect": effect, "low": low, "high": high, "random": most, "p": p, "used": float(used)}
             for name, value in values.items():
                 fields[name][row, column] = value
     made = xr.Dataset({n: (rest, v) for n, v in fields.items()}, coords={"layer": wanted, "edit": list(EDITS)})
@@ -155,7 +165,7 @@ def _basis(
 def _random(
     store: ActivationStore, site: Site, basis: Float[Tensor, "d rank"], n: int, rng: torch.Generator
 ) -> list[Float[Tensor, "d rank"]]:
-    """Random directions of the activations' covariance outside the basis; none where nothing is left there."""
+    """Random directions of the activations' covariance; none where it has nothing outside the basis."""
     assert site.pos is not None
     rows = store[site.kind, site.layer].at(site.pos).double().cpu()
     rows = rows if site.head is None else rows[:, site.head]
@@ -164,11 +174,10 @@ def _random(
     if size <= 1e-6 * float(rows.norm()):
         raise ProbeError(f"causal_check: the activations at {site} are the same in every prompt; there is nothing to decode.")
     known, _ = torch.linalg.qr(basis.double())
-    rest = rows - rows.mean(0)
-    rest = rest - (rest @ known) @ known.T
-    if float(rest.norm()) <= 1e-4 * size:
+    rows = rows - rows.mean(0)
+    if float((rows - (rows @ known) @ known.T).norm()) <= 1e-4 * size:
         return []
-    return [rest.T @ torch.randn(len(rest), basis.shape[1], generator=rng, dtype=torch.float64) for _ in range(n)]
+    return [rows.T @ torch.randn(len(rows), basis.shape[1], generator=rng, dtype=torch.float64) for _ in range(n)]
 
 
 def _accuracy(

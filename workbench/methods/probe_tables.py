@@ -43,8 +43,16 @@ class Judge:
             found[metric] = values[0]
             known = values[1:][np.isfinite(values[1:])]
             if len(known):
-                found[f"{metric}_low"], found[f"{metric}_high"] = np.percentile(known, self.tails)
+                low, high = np.percentile(known, self.tails)
+                if low == high and metric != "r2":
+                    low, high = self._exact(values[0], len(np.unique(self.groups[seen])))
+                found[f"{metric}_low"], found[f"{metric}_high"] = low, high
         return found
+
+    def _exact(self, value: float, n: int) -> tuple[float, float]:
+        """Where every resample scores the same: the binomial limits of n groups that are all right, or all wrong."""
+        reach = (self.tails[0] / 100) ** (1 / n)
+        return (reach, 1.0) if value == 1 else (0.0, 1 - reach) if value == 0 else (np.nan, np.nan)
 
 
 class Tables:

@@ -109,7 +109,7 @@ def fit_probes(
         code_length: also the online code length of the training labels (Voita and Titov, arXiv 2003.12298), in bits.
         test_share: of the rows, held out in whole prompts; equal prompts stay together.
         folds: judge by that many folds instead; the probe that is kept is then fitted on all rows.
-        held_out: the held-out rows themselves, [row] or [concept, row].
+        held_out: the held-out rows themselves, [row] or [concept, row] of the labels.
         resampled: bootstrap draws of held-out groups for the intervals; 0 leaves them NaN.
         budget: bytes that one site's reading and solving may take.
 
@@ -138,6 +138,11 @@ def fit_probes(
     check_level(level)
     if resampled < 0:
         raise ProbeError(f"resampled={resampled!r}: how many bootstrap draws, 0 for none.")
+    if budget < 1:
+        raise ProbeError(f"budget={budget!r}: bytes to work in are needed.")
+    for name, given_list in (("layers", layers), ("pos", pos), ("selectors", selectors), ("sites", sites)):
+        if given_list is not None and (isinstance(given_list, int) or not len(given_list)):
+            raise ProbeError(f"{name}={given_list!r}: give a list of at least one, or leave it out.")
     job = _job(store, labels, sites, layers, k, selectors, baselines, given)
     cast = controls_named(controls, draws)
     places = [None] if pos is None else list(pos)
@@ -154,7 +159,9 @@ def fit_probes(
     }
     tables = Tables(axes, labels.concepts, cast, job.ks, job.selectors, job.baselines)
     shapes = {}
-    turns = [(part, splits(part, test_share=test_share, folds=folds, held_out=held_out, seed=seed)) for part in parts]
+    held = [held_out if where is None or held_out is None else _held_at(held_out, labels, where) for where in places]
+    how: dict[str, Any] = {"test_share": test_share, "folds": folds, "seed": seed}
+    turns = [(part, splits(part, held_out=mask, **how)) for part, mask in zip(parts, held, strict=True)]
     for (kind, layer), (p, (part, masks)) in tqdm([*product(job.keys, enumerate(turns))], disable=not progress):
         activations = Activations(store[kind, layer], part.prompt, part.pos, budget)
         shapes[f"shape_{kind}"] = ",".join(map(str, activations.shape))
@@ -186,6 +193,14 @@ def fit_probes(
     }  # fmt: skip
     drop = [*(["kind"] if len(kinds) == 1 else []), *(["pos"] if pos is None else [])]
     return Probes(*tables.datasets(clean_attrs(facts | shapes | versions()), drop=drop))
+
+
+def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarray:
+    """Of a mask of all labelled rows, the part at one position."""
+    mask = np.asarray(held_out, dtype=bool)
+    if mask.ndim not in (1, 2) or mask.shape[-1] != len(labels):
+        raise ProbeError(f"held_out has shape {mask.shape}; it marks the held-out of the {len(labels)} labelled rows.")
+    return mask[..., labels.rows_at(where)]
 
 
 def _runs(masks: Sequence[np.ndarray], folds: int | None) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -73,7 +73,7 @@ class ReadOut:
 
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
-        rows = stream.to(model_device(self.model))[None]
+        rows = stream.to(self.model.W_U)[None]  # a store may hold another precision than the model's
         if self.tokens is None:
             logits = self.model.unembed(self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows)[0]
         else:
@@ -138,8 +138,13 @@ def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
         yield rows, view.data.part(rows.start, rows.stop)
 
 
-def one_token(targets: Tensor, store: ActivationStore, name: str) -> Tensor:
+def one_token(targets: Tensor, store: ActivationStore, model: Any, name: str) -> Tensor:
     """[example, alternative, 1] tokens, -1 where there is no alternative; `name` says in errors whose they are."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
+    size = Shape.of(model).d_vocab
+    if bool((targets >= size).any()):
+        raise PromptError(f"{name} has token {int(targets.max())}; the model's vocabulary has {size}.")
     table = targets[:, None, None] if targets.ndim == 1 else targets
     if table.ndim != 3 or len(table) != len(store.prompts):
         raise PromptError(

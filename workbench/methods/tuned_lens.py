@@ -57,7 +57,8 @@ class TunedLens:
         if layer not in self.layers:
             raise StoreError(f"This tuned lens has no translator for layer {layer}; it has layers {list(self.layers)}.")
         at = self.layers.index(layer)
-        weight, bias = (part[at].to(stream.device, stream.dtype) for part in (self.weight, self.bias))
+        stream = stream if stream.dtype == torch.float64 else stream.float()
+        weight, bias = (part[at].to(stream) for part in (self.weight, self.bias))
         return torch.addmm(bias, stream, weight)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -237,8 +238,7 @@ def _divergences(read_out: ReadOut, streams: Tensor, target: Tensor, weight: Ten
     """[layer, row]: KL (nats) from the last stream's distribution to that of every layer's translated stream."""
     with torch.no_grad():
         theirs = read_out(target).float().log_softmax(-1)
-    dtype = target.dtype
-    translated = torch.baddbmm(bias[:, None], streams.to(weight.device).float(), weight).to(dtype)
+    translated = torch.baddbmm(bias[:, None], streams.to(weight), weight)
     ours = read_out(translated.flatten(0, 1)).float().log_softmax(-1).view(*translated.shape[:2], -1)
     return (theirs.exp() * (theirs - ours)).sum(-1)
 

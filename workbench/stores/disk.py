@@ -208,7 +208,7 @@ def verify(folder: Path) -> Iterator[Damage]:
 
 
 def _wrong(path: Path, wanted: str, shard: int | None) -> Iterator[Damage]:
-    if not path.exists():
-        yield Damage(str(path), "missing", shard)
+    if not path.is_file():
+        yield Damage(str(path), "a folder where a file was" if path.is_dir() else "missing", shard)
     elif checksum(path) != wanted:
         yield Damage(str(path), "its bytes are not those that were written (checksum)", shard)

@@ -3,6 +3,7 @@
 Nothing in a plan depends on who does the work, so that one process, several, and one that resumes write the same bytes.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from workbench.errors import StoreError
 from workbench.sites import Key
@@ -109,7 +111,8 @@ class Plan:
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return content | {"checksum": content_sum(content)}
 
     @classmethod
     def from_dict(cls, content: Any, place: str) -> "Plan":
@@ -118,6 +121,8 @@ class Plan:
             raise StoreError(f"{place!r} is not the plan of a store.")
         if content.get("version") != VERSION:
             raise StoreError(f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}.")
+        if content.get("checksum") != content_sum({name: value for name, value in content.items() if name != "checksum"}):
+            raise StoreError(f"{place!r} was changed since it was written (checksum). Capture the prompts into a fresh folder.")
         try:
             plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
             numbers = all(isinstance(a, int) and isinstance(b, int) for a, b in plan.shards)
@@ -129,6 +134,11 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{place!r} is damaged: {error}. Build the store anew.") from error
         return plan
+
+
+def content_sum(content: Mapping[str, Any]) -> str:
+    """A hash of a plan's content, however it is laid out."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def cut(

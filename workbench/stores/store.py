@@ -140,6 +140,8 @@ class SiteView:
     def mean(self) -> Tensor:
         """[...]: the mean over all rows but BOS ones, summed in double precision."""
         self._no_pattern("mean")
+        if self.store.keep == "mean":
+            raise StoreError(f"{self!r} holds means over prompts: the mean over rows is not in it. Capture with keep='all'.")
         total, n = torch.zeros(self.data.row_shape, dtype=torch.float64), 0
         for rows, block in self.data.blocks(size=BLOCK, shuffle=False, seed=0):
             kept = self.index.positions[rows] != 0 if self.prompts.bos else torch.ones(len(rows), dtype=torch.bool)
