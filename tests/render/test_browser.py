@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from workbench.render.html import page
-from workbench.render.panels import AttentionPanel
+from workbench.render.panels import attention_panel
 from workbench.render.report import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -42,7 +42,7 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     view = request.getfixturevalue(name)
     n = len(view.tokens)
     heads = sorted(view.patterns)[:3]
-    panel = AttentionPanel(view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads])
+    panel = attention_panel(view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads])
     effects = xr.DataArray(np.linspace(-1, 1, 4 * n).reshape(4, n), dims=("layer", "pos"), name="effect")
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
