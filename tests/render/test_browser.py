@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from workbench.render.html import page
+from workbench.render.panel import Panel, script_html
 from workbench.render.panels import attention_panel
 from workbench.render.report import report
 
@@ -51,11 +52,54 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     circuits = re.findall(r'<div class="circuit"[^>]*>', document)
     assert len(circuits) == 2
     assert all(int(re.search(r'data-edges="(\d+)"', tag)[1]) > 10 for tag in circuits), circuits
-    panels = re.split(r'<div class="panel"', document)[1:]
+    panels = drawn_panels(document)
     assert len(panels) == 2
     assert all(text.count("<canvas") == 4 for text in panels), "three heads and the chosen one, large"
-    assert "drawn by a script" not in document
     assert document.count('class="plot"') == 1
+
+
+def drawn_panels(document: str) -> list[str]:
+    """What the script drew of each panel; the still picture before it is hidden."""
+    panels = re.split(r'<div class="panel"', document)[1:]
+    for text in panels:
+        assert re.match(r'[^>]*data-drawn[^>]*><(?:img|p) [^>]*style="[^"]*display: ?none', text), text[:200]
+    return [text.split('class="live"', 1)[1].split("<script", 1)[0] for text in panels]
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_every_component_draws_itself(hostile, panels_of, hostile_tokens, tmp_path):
+    attack = "<img src=x onerror=document.body.dataset.attacked=1>"
+    strings = (
+        [*hostile_tokens[:3], attack, *hostile_tokens[3:], "x" * 500, "\n", "'"] if hostile else [f" word{i}" for i in range(8)]
+    )
+    made = panels_of(strings)
+    whole = page("panels", [(one.component, one.html()) for one in made] + [("script", script_html())])
+    (tmp_path / "panels.html").write_text(whole, encoding="utf-8")
+    document, console = load(tmp_path / "panels.html", tmp_path / "profile")
+    assert console == []
+    drawn = dict(zip([one.component for one in made], drawn_panels(document), strict=True))
+    canvases = {name: text.count("<canvas") for name, text in drawn.items() if "<canvas" in text}
+    assert canvases == {"AttentionHeads": 3, "AttentionPattern": 1, "AttentionPatterns": 3}
+    assert "data-attacked" not in document
+    shown = "word3" if not hostile else attack.replace("<", "&lt;").replace(">", "&gt;")
+    for name, text in drawn.items():
+        assert name in ("AttentionHeads", "AttentionPattern", "Hello") or shown in text.replace("&nbsp;", " "), name
+        assert "<img" not in text
+
+
+def test_a_panel_alone_is_a_page_of_its_own(panels_of, tmp_path):
+    (tmp_path / "panel.html").write_text(str(panels_of(["a", " b", "c"])[3]), encoding="utf-8")
+    document, console = load(tmp_path / "panel.html", tmp_path / "profile")
+    assert console == []
+    assert drawn_panels(document)[0].count("<span") == 6
+
+
+def test_the_still_picture_stays_where_a_component_fails(tmp_path):
+    nothing = {name: [] for name in ("tokens", "topkVals", "topkIdxs", "bottomkVals", "bottomkIdxs")}
+    (tmp_path / "panel.html").write_text(str(Panel("TopkTokens", nothing, "<svg/>")), encoding="utf-8")
+    document, console = load(tmp_path / "panel.html", tmp_path / "profile")
+    assert console
+    assert re.search(r'data-drawn=""><img [^>]*style="max-width:100%;height:auto"', document)
 
 
 def test_edges_can_be_chosen_counted_and_opened_from_the_keyboard(view, tmp_path):

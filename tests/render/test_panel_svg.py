@@ -31,7 +31,6 @@ def test_attention_has_a_cell_and_a_number_for_each_weight():
         "·b (1) ← a (0): 1.00",
     ]
     assert [text for text in texts(svg) if "." in text] == ["a0.1", "1.00", ".25", ".75", "a3.4", "1.00", "1.00"]
-    assert "the colour alone" not in svg
 
 
 def test_weights_beyond_one_and_below_zero_are_drawn_in_red_and_blue():
@@ -52,7 +51,7 @@ def test_of_very_many_weights_the_largest_are_drawn():
 
 def test_tokens_carry_their_values_as_text():
     svg = tokens_svg([("row", ["a", " b"], [1.0, -0.5]), ("", ["c"], [0.0])], title="Tokens", note="nats")
-    assert [text for text in texts(svg)] == ["Tokens", "nats; red −1, white 0, blue +1", "row", "a", "+1", "·b", "−0.5", "c", "0"]
+    assert texts(svg) == ["Tokens", "nats; red −1, white 0, blue +1", "row", "a", "+1", "·b", "−0.5", "c", "0"]
     assert titles(svg) == ["a: +1", "·b: −0.5", "c: 0"]
     assert f'fill="{BLUE}"' in svg
 
@@ -101,7 +100,7 @@ def test_hostile_tokens_appear_as_text(draw, hostile_tokens):
         ),
     }[draw]()
     tags = {tag.tag.removeprefix(SVG) for tag in ElementTree.fromstring(svg).iter()}
-    assert tags == {"svg", "style", "rect", "text", "title"} | ({"g"} - {"g" if draw == "attention" else ""})
+    assert tags <= {"svg", "style", "rect", "text", "title", "g"}
     told = "\n".join(titles(svg))
     for text in strings:
         assert visible(text) in told
@@ -109,5 +108,5 @@ def test_hostile_tokens_appear_as_text(draw, hostile_tokens):
 
 
 def test_palette_is_centred_on_zero():
-    assert [shade(value, 2) for value in (-2, 0, 2)] == [RED, "#ffffff", BLUE]
-    assert shade(0, 0) == "#ffffff"
+    assert [shade(value, 2.0) for value in (-2.0, 0.0, 2.0)] == [RED, "#ffffff", BLUE]
+    assert shade(0.0, 0.0) == "#ffffff"

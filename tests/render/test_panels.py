@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from families import make_pairs, model_of
 
 from workbench.engine.capture import capture
@@ -58,31 +57,6 @@ def said(call, *args, **options) -> str:
     return str(error.value)
 
 
-def every_panel(strings: list[str]) -> list[Panel]:
-    """A panel of each component on these tokens."""
-    rng, n = np.random.default_rng(0), len(strings)
-    pattern = np.tril(rng.random((2, n, n)))
-    logits = torch.tensor(rng.normal(size=(n, n + 9)))
-    words, acts = strings + WORDS[:9], rng.normal(size=(n, 2, 3))
-    best = logits.softmax(-1).topk(3)
-    table = {
-        "token": (("layer", "pos", "rank"), best.indices.numpy()[None]),
-        "prob": (("layer", "pos", "rank"), best.values[None]),
-    }
-    return [
-        attention_panel(strings, pattern / pattern.sum(-1, keepdims=True), [strings[0], "a3.4"]),
-        Panel("AttentionPattern", {"attention": pattern[0], "tokens": strings}),
-        Panel("AttentionPatterns", {"attention": pattern, "tokens": strings}),
-        panels.tokens(strings, rng.normal(size=n)),
-        panels.tokens(strings, torch.tensor(rng.normal(size=(3, n))), labels=strings[:3], title=strings[0]),
-        Panel("Hello", {"name": strings[0]}),
-        panels.neurons(strings, acts),
-        panels.log_probs(strings, logits.log_softmax(-1), ids=range(n), decode=words, k=4),
-        panels.top_samples([strings, strings[:2]], [acts, acts[:2]]),
-        panels.top_tokens(xr.Dataset(table), words, strings=strings),
-    ]
-
-
 def test_panel_holds_its_numbers_and_names(pattern):
     text = attention_panel(["a", " b", "c"], pattern, ["a0.1", "a3.4"]).html()
     assert text == attention_panel(["a", " b", "c"], torch.tensor(pattern), ["a0.1", "a3.4"]).html()
@@ -96,9 +70,9 @@ def test_panel_holds_its_numbers_and_names(pattern):
     assert pushed(attention_panel(["a", "b", "c"], pattern[:, ::-1], ["x", "y"]).html())[2]["maskUpperTri"] is False
 
 
-def test_every_component_is_there_and_hostile_tokens_stay_text(hostile_tokens):
+def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostile_tokens):
     strings = [*hostile_tokens, "<img src=x onerror=alert(1)>", "x" * 500, "\n", "'"]
-    made = every_panel(strings)
+    made = panels_of(strings)
     assert {one.component for one in made} == set(COMPONENTS)
     for one in made:
         text = one.html()
@@ -172,9 +146,9 @@ def test_top_tokens_are_those_of_the_lens(captured):
     assert said(panels.top_tokens, lens, words, prompt=3) == "There is no prompt 3: the Dataset has examples 0 to 2."
     assert said(panels.top_tokens, lens, words[:1]).startswith("decode has no string for token ")
     assert said(panels.top_tokens, lens, words, strings=["a"]) == "1 token strings do not reach position 3 of the Dataset."
-    assert said(panels.top_tokens, lens["prob"], words) == (
+    assert said(panels.top_tokens, lens[["prob"]], words) == (
         "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; "
-        "this has a DataArray."
+        "this has variables prob."
     )
 
 
@@ -186,7 +160,7 @@ def test_log_probs_name_the_next_tokens_rank_and_what_was_likelier():
     assert props["correctTokenRank"] == [1, 0]
     np.testing.assert_allclose(props["correctTokenLogProb"], np.log([0.3, 0.7]), rtol=1e-4)
     np.testing.assert_allclose(np.exp(props["topKLogProbs"]), [[0.5, 0.3], [0.7, 0.2]], rtol=1e-4)
-    wanted = {"ids": [0, 1, 2], "decode": WORDS}
+    wanted = {"ids": [0, 1, 2], "decode": WORDS, "k": 3}
     assert said(panels.log_probs, ["x", "y", "z"], probs, **wanted) == (
         "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass logits.log_softmax(-1)."
     )
@@ -194,10 +168,10 @@ def test_log_probs_name_the_next_tokens_rank_and_what_was_likelier():
         "Log-probabilities of shape (3, 3) and ids of shape (3,) do not fit 2 tokens: [pos, token] = (2, ...) and "
         "[pos] = (2,), for two tokens or more, are needed."
     )
-    assert said(panels.log_probs, ["x", "y", "z"], probs.log(), ids=[0, 1, 3], decode=WORDS) == (
+    assert said(panels.log_probs, ["x", "y", "z"], probs.log(), ids=[0, 1, 3], decode=WORDS, k=2) == (
         "ids reach from 0 to 3; there are 3 log-probabilities."
     )
-    assert said(panels.log_probs, ["x", "y", "z"], probs.log(), **wanted) == (
+    assert said(panels.log_probs, ["x", "y", "z"], probs.log(), ids=[0, 1, 2], decode=WORDS) == (
         "k=10; ask for 1 to 3 guesses, as many tokens as there are."
     )
 

@@ -146,7 +146,7 @@ def top_k_svg(
 def shade(value: float, scale: float) -> str:
     """The colour of a value between −scale (red), 0 (white) and +scale (blue).
 
-    >>> shade(1, 1), shade(0, 1), shade(-2, 1)
+    >>> shade(1.0, 1.0), shade(0.0, 1.0), shade(-2.0, 1.0)
     ('#2369b0', '#ffffff', '#c2410c')
     """
     depth = min(abs(value) / scale, 1.0) if scale else 0.0
@@ -167,10 +167,10 @@ def shorten(text: str, most: int) -> str:
 def _guess(guess: Guess, rank: int, x: float, y: float, width: float, height: float) -> str:
     token, prob = guess
     full = visible(token)
-    ink = " w" if _dark(prob, 1) else ""
+    ink = " w" if _dark(prob, 1.0) else ""
     return (
         f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" '
-        f'height="{_n(height)}" fill="{shade(prob, 1)}"/><text class="k{ink}" x="{_n(x + 3)}" y="{_n(y + 12)}">'
+        f'height="{_n(height)}" fill="{shade(prob, 1.0)}"/><text class="k{ink}" x="{_n(x + 3)}" y="{_n(y + 12)}">'
         f'{xml(shorten(full, 14))}</text><text class="x r{ink}" x="{_n(x + width - 4)}" y="{_n(y + 12)}">{_plain(prob)}</text></g>'
     )
 
