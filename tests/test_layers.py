@@ -30,7 +30,7 @@ INSIDE = {
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
     "stores": "format index store plan disk".split(),
-    "render": "view svg html panels plots probe_plots report".split(),
+    "render": "view svg html panel_svg panel panels plots probe_plots report".split(),
 }
 
 

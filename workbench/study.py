@@ -25,7 +25,7 @@ from workbench.methods.effects import effects
 from workbench.methods.lens import logit_lens
 from workbench.models.load import model_name
 from workbench.outputs import check_output, replaced
-from workbench.render.panels import AttentionPanel
+from workbench.render.panels import attention_panel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
 from workbench.sites import grid
@@ -232,7 +232,7 @@ def _sections(
         sections.append(
             (
                 "Attention of the circuit's heads",
-                AttentionPanel(tokens, stacked, names),
+                attention_panel(tokens, stacked, names),
                 "The strongest heads of the circuit on the example prompt.",
             )
         )

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from workbench.discovery.circuit import Circuit
 from workbench.graph import Graph
+from workbench.render import panels
+from workbench.render.panel import Panel
 from workbench.render.svg import CircuitView
 from workbench.sites import Shape
 
@@ -65,6 +68,32 @@ def make_view(circuit: Circuit, tokens: list[str], **options) -> CircuitView:
     return CircuitView.of(circuit, tokens=tokens, position_scores=by_pos, patterns=patterns, **settings)
 
 
+def make_panels(strings: list[str]) -> list[Panel]:
+    """A panel of each component on these tokens; the fourth is likely everywhere."""
+    rng, n = np.random.default_rng(0), len(strings)
+    pattern = np.tril(rng.random((2, n, n)))
+    logits = torch.tensor(rng.normal(size=(n, n + 9)))
+    logits[:, min(3, n - 1)] += 9
+    words, acts = strings + [f" w{i}" for i in range(9)], rng.normal(size=(n, 2, 3))
+    best = logits.softmax(-1).topk(3)
+    table = {
+        "token": (("layer", "pos", "rank"), best.indices.numpy()[None]),
+        "prob": (("layer", "pos", "rank"), best.values[None]),
+    }
+    return [
+        panels.attention_panel(strings, pattern / pattern.sum(-1, keepdims=True), [strings[0], "a3.4"]),
+        Panel("AttentionPattern", {"attention": pattern[0], "tokens": strings}),
+        Panel("AttentionPatterns", {"attention": pattern, "tokens": strings}),
+        panels.tokens(strings, rng.normal(size=n)),
+        panels.tokens(strings, torch.tensor(rng.normal(size=(3, n))), labels=strings[:3], title=strings[0]),
+        Panel("Hello", {"name": strings[0]}),
+        panels.neurons(strings, acts),
+        panels.log_probs(strings, logits.log_softmax(-1), ids=range(n), decode=words, k=4),
+        panels.top_samples([strings, strings[:2]], [acts, acts[:2]]),
+        panels.top_tokens(xr.Dataset(table), words, strings=strings),
+    ]
+
+
 @pytest.fixture(scope="session")
 def circuit() -> Circuit:
     return make_circuit()
@@ -120,3 +149,9 @@ def view_of():
 def circuit_of():
     """The function that makes a circuit of random complete paths."""
     return make_circuit
+
+
+@pytest.fixture(scope="session")
+def panels_of():
+    """The function that makes a panel of each component."""
+    return make_panels

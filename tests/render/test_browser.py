@@ -9,7 +9,7 @@ import xarray as xr
 from browsers import opened
 
 from workbench.render.html import page, to_html
-from workbench.render.panels import AttentionPanel
+from workbench.render.panels import attention_panel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
 
@@ -30,12 +30,12 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     view = request.getfixturevalue(name)
     n = len(view.tokens)
     heads = sorted(view.patterns)[:3]
-    panel = AttentionPanel(view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads])
+    panel = attention_panel(view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads])
     effects = xr.DataArray(np.linspace(-1, 1, 4 * n).reshape(4, n), dims=("layer", "pos"), name="effect")
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
     with opened(path) as seen:
-        seen.wait("document.querySelectorAll('.panel canvas').length === 8")
+        seen.wait("document.querySelectorAll('.panel canvas').length === 8")  # three heads and the chosen one, large
         assert all(int(box.get_attribute("data-edges")) > 10 for box in seen.page.locator(".circuit").all())
         assert seen.page.locator(".circuit iframe").count() == 2
         assert seen.page.locator(".circuit img").first.evaluate("(img) => img.style.display") == "none"
@@ -152,6 +152,7 @@ def test_hostile_texts_appear_as_text_at_any_width(hostile, tmp_path, width):
         frame.click("#to-position")
         text = frame.locator("#position-0").text_content()
         assert "</script><img" in text and "\\x00" in text
-        assert frame.locator("img").count() == 0 and seen.page.locator("main img").count() == 1
+        assert frame.locator("img").count() == 0
+        assert seen.page.locator("main img").count() == 1
         assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert seen.console == []

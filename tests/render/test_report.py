@@ -9,14 +9,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import OutputExists, WorkbenchError
-from workbench.render.panels import AttentionPanel
+from workbench.render.panels import attention_panel
 from workbench.render.report import Html, report
 
 
 def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
     effects = xr.DataArray(np.eye(3), dims=("layer", "head"), name="effect", attrs={"model": "tiny", "seed": 11})
     curve = xr.Dataset({"faithfulness": ("size", [0.5, 1.0])}, coords={"size": [1, 2]})
-    panel = AttentionPanel(["a", "b"], np.eye(2)[None], ["a0.0"])
+    panel = attention_panel(["a", "b"], np.eye(2)[None], ["a0.0"])
     table = pd.DataFrame({"name": ["<b>x</b>", None], "value": [0.123456789, np.nan], "n": [12345, 2]})
     items = [
         ("text", "A < B\n\nsecond"),

@@ -14,7 +14,7 @@ from workbench.discovery.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
 from workbench.render.html import page, to_html
-from workbench.render.panels import AttentionPanel, bundle_html
+from workbench.render.panel import Panel, script_html
 from workbench.render.plots import figure_html, plot
 from workbench.render.svg import CircuitView
 from workbench.render.view import visible, xml
@@ -43,8 +43,8 @@ def report(
     """Write one HTML page that asks the network for nothing, whole or not at all; its path comes back.
 
     Args:
-        sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, an
-            `AttentionPanel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`, or a
+        sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a
+            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`, or a
             list of these.
         path: of the page.
         title, subtitle: plain text.
@@ -65,14 +65,14 @@ def report(
             text = "".join(_show(one, heading) for one in items)
         except WorkbenchError as error:
             raise WorkbenchError(f"Section {heading!r} of the report: {error}") from error
-        panels = panels or any(isinstance(one, AttentionPanel) for one in items)
+        panels = panels or any(isinstance(one, Panel) for one in items)
         for one in items:
             for key, value in _attrs(one).items():
                 facts.setdefault(key, []).append(value)
         drawn.append((heading, text + (f'<p class="caption">{xml(caption)}</p>' if caption else "")))
     if panels:
         heading, text = drawn[-1]
-        drawn[-1] = heading, text + bundle_html()
+        drawn[-1] = heading, text + script_html()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
         partial.write_text(page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8")
@@ -84,7 +84,7 @@ def _show(item: Any, heading: str) -> str:
         return item.text
     if isinstance(item, str):
         return "".join(f'<p class="text">{_paragraph(part)}</p>' for part in item.split("\n\n") if part.strip())
-    if isinstance(item, AttentionPanel):
+    if isinstance(item, Panel):
         return item.html()
     if isinstance(item, pd.DataFrame):
         return _table(item)

@@ -1,0 +1,217 @@
+"""A figure drawn by the script of circuitsvis: the one place that knows of it.
+
+circuitsvis puts 1.3 MB of script into every figure, asks the network whether it is there, and takes token text for HTML.
+So only its script file is used, mended where it does that, and never its Python: one compressed copy per page, unpacked by
+the browser, draws any number of panels. Until it has, and wherever scripts do not run, each panel is a still picture.
+"""
+
+import base64
+import gzip
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.render.html import page, script_json
+from workbench.render.panel_svg import BLUE, RED
+from workbench.render.view import visible, xml
+
+VERSION = "1.43.3"
+_SCRIPT = "circuitsvis/dist/cdn/iife.js"
+_MOST_BYTES = 16_000_000
+# What each component needs, and what it can do without.
+COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "AttentionHeads": (
+        ("attention", "tokens"),
+        ("attentionHeadNames", "maxValue", "minValue", "negativeColor", "positiveColor", "maskUpperTri"),
+    ),
+    "AttentionPattern": (
+        ("attention", "tokens"),
+        ("maxValue", "minValue", "negativeColor", "positiveColor", "showAxisLabels", "zoomed", "maskUpperTri"),
+    ),
+    "AttentionPatterns": (("attention", "tokens"), ("headLabels",)),
+    "ColoredTokens": (("tokens", "values"), ("maxValue", "minValue", "negativeColor", "positiveColor", "paddingBottom")),
+    "ColoredTokensMulti": (("tokens", "values"), ("labels", "positiveBounds", "negativeBounds")),
+    "Hello": (("name",), ()),
+    "TextNeuronActivations": (
+        ("tokens", "activations"),
+        ("firstDimensionName", "secondDimensionName", "firstDimensionLabels", "secondDimensionLabels"),
+    ),
+    "TokenLogProbs": (("prompt", "topKLogProbs", "topKTokens", "correctTokenRank", "correctTokenLogProb"), ()),
+    "TopkSamples": (
+        ("tokens", "activations"),
+        ("zerothDimensionName", "firstDimensionName", "zerothDimensionLabels", "firstDimensionLabels"),
+    ),
+    "TopkTokens": (
+        ("tokens", "topkVals", "topkIdxs", "bottomkVals", "bottomkIdxs"),
+        ("firstDimensionName", "thirdDimensionName", "sampleLabels", "firstDimensionLabels"),
+    ),
+}
+# What is mended in the script: (pattern, replacement, how often it is there).
+_MENDED = (
+    # token text becomes text and not HTML; spaces in it are spelled as characters and not as entities
+    (r"dangerouslySetInnerHTML:\{__html:([^{}]+)\}", r"children:\1", 5),
+    (r'"&nbsp;"', r'"\\xa0"', 3),
+    # tensors this small need no graphics card, and a browser without one complains
+    (r'\w+\.isBrowser\(\)&&(\w+\("webgl",)', r"false&&\1", 1),
+    # the colours of every other picture here
+    (r'="red",(\w+)="blue"', rf'="{RED}",\1="{BLUE}"', 1),
+    (r'positiveColor:"red"', f'positiveColor:"{BLUE}"', 1),
+    # a single sample shows all of its columns
+    (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),
+)
+# A classic script element: indirect eval and type=module would hide the bundle's global name. The still picture goes when
+# the component has drawn something, and comes back if the component fails.
+_UNPACK = """(async () => {
+  if (window.panelsUnpacked) return;
+  window.panelsUnpacked = true;
+  const bytes = Uint8Array.from(atob("%s"), (c) => c.charCodeAt(0));
+  const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  const script = document.createElement("script");
+  script.textContent = text;
+  document.head.append(script);
+  window.drawPanels = () => {
+    for (const [name, component, props] of (window.panels || []).splice(0)) {
+      for (const box of document.querySelectorAll('[data-panel="' + name + '"]:not([data-drawn])')) {
+        const still = box.firstElementChild, live = document.createElement("div");
+        box.dataset.drawn = "";
+        live.id = "panel-" + (window.panelsDrawn = (window.panelsDrawn || 0) + 1);
+        live.className = "live";
+        new MutationObserver(() => { still.style.display = live.childElementCount ? "none" : ""; })
+          .observe(live, { childList: true });
+        box.append(live);
+        CircuitsVis.render(live.id, CircuitsVis[component], props);
+      }
+    }
+  };
+  window.drawPanels();
+})();"""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One figure of circuitsvis and its still picture; draws itself in a notebook, and `str()` of it is a whole page.
+
+    Attributes:
+        component: one of the ten of circuitsvis, as in `COMPONENTS`.
+        props: what it draws. Text is made visible (`view.visible`), arrays become lists, numbers keep five digits.
+        still: SVG that is shown until the script has drawn the panel; "" for none.
+        title: of the picture, and of the page that `str()` makes.
+    Raises:
+        UnknownName: no such component.  WorkbenchError: other properties than it has, numbers that are not finite, or more
+            of them than a page can hold.
+
+    >>> Panel("Hello", {"name": "</script>"}).html().count("<script")
+    1
+    """
+
+    component: str
+    props: Mapping[str, Any]
+    still: str = ""
+    title: str = "Panel"
+
+    def __post_init__(self) -> None:
+        if self.component not in COMPONENTS:
+            raise UnknownName("component of circuitsvis", self.component, COMPONENTS)
+        needed, optional = COMPONENTS[self.component]
+        props = {name: _ready(value, name) for name, value in self.props.items() if value is not None}
+        missing, extra = [name for name in needed if name not in props], sorted(set(props) - {*needed, *optional})
+        if missing or extra:
+            wrong = [f"has no {', '.join(extra)}"] * bool(extra) + [f"needs {', '.join(missing)}"] * bool(missing)
+            raise WorkbenchError(
+                f"{self.component} {' and '.join(wrong)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
+            )
+        object.__setattr__(self, "props", props)
+        if len(self._text) > _MOST_BYTES:
+            raise WorkbenchError(
+                f"This {self.component} panel holds {len(self._text) / 1e6:.0f} MB, and a page up to {_MOST_BYTES / 1e6:.0f} MB: "
+                "choose fewer heads, layers, neurons or positions."
+            )
+
+    @cached_property
+    def _text(self) -> str:
+        return script_json(self.props)
+
+    def html(self) -> str:
+        """The panel without the script that draws it; a page holds `script_html()` once, before or after its panels."""
+        name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
+        if self.still:
+            packed = base64.b64encode(self.still.encode()).decode()
+            style = "max-width:100%;height:auto"
+            still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{packed}">'
+        else:
+            still = f"<p>{xml(self.title)}: drawn by a script.</p>"
+        push = f'(window.panels = window.panels || []).push(["{name}", "{self.component}", {self._text}]);'
+        return f'<div class="panel" data-panel="{name}">{still}</div><script>{push} if (window.drawPanels) drawPanels();</script>'
+
+    def _repr_html_(self) -> str:
+        return script_html() + self.html()
+
+    def __str__(self) -> str:
+        """A complete HTML document that asks the network for nothing."""
+        return page(self.title, [(self.component, self.html() + script_html())])
+
+
+def script_html() -> str:
+    """`bundle_html`, or where circuitsvis cannot be used a line that says why the panels are still pictures."""
+    try:
+        return bundle_html()
+    except WorkbenchError as error:
+        return f'<p class="caption">{xml(f"The panels are still pictures here. {error}")}</p>'
+
+
+@cache
+def bundle_html() -> str:
+    """The script that draws every panel of a page; once per page, about 480 kB.
+
+    Raises:
+        WorkbenchError: circuitsvis is not installed, or not the version this was written for.
+    """
+    try:
+        package = distribution("circuitsvis")
+    except PackageNotFoundError as error:
+        raise WorkbenchError(f"Panels that move need circuitsvis: pip install circuitsvis=={VERSION}.") from error
+    if package.version != VERSION:
+        raise WorkbenchError(
+            f"circuitsvis {package.version} is installed; panels are written for {VERSION}: pip install circuitsvis=={VERSION}."
+        )
+    with open(str(package.locate_file(_SCRIPT)), encoding="utf-8") as file:
+        # without its last line, the address of a source map that a browser's inspector would ask the network for
+        text = file.read().rpartition("//# sourceMappingURL=")[0]
+    for pattern, replacement, times in _MENDED:
+        text, found = re.subn(pattern, replacement, text)
+        if found != times:
+            raise WorkbenchError(
+                f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {found} times, not {times}): "
+                f"pip install --force-reinstall circuitsvis=={VERSION}."
+            )
+    packed = bytearray(gzip.compress(text.encode(), 9, mtime=0))
+    packed[9] = 255  # the header names the operating system; the same bytes everywhere
+    return f"<script>{_UNPACK % base64.b64encode(packed).decode()}</script>"
+
+
+def _ready(value: Any, name: str) -> Any:
+    """A property as JSON holds it: visible text, lists, finite numbers of five digits."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, torch.Tensor | np.ndarray | xr.DataArray):
+        value = value.detach().cpu().tolist() if isinstance(value, torch.Tensor) else np.asarray(value).tolist()
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            raise WorkbenchError(f"{name} has numbers that are not finite: leave them out of the panel.")
+        return float(f"{value:.5g}")
+    if isinstance(value, Sequence):
+        return [_ready(item, name) for item in value]
+    raise WorkbenchError(f"{name} has a {type(value).__name__}: a panel holds text, numbers, arrays and lists of these.")
