@@ -79,7 +79,8 @@ def test_edges_are_counted_filtered_and_opened(view, circuit_page):
         assert first.get_attribute("aria-label").startswith(name + ", score ")
         first.focus()
         seen.page.keyboard.press("Enter")
-        assert frame.inner_text("#detail h2") == name and frame.locator("#detail .bar").count() > 0
+        assert frame.inner_text("#detail h2") == name
+        assert frame.locator("#detail .bar").count() > 0
         seen.page.keyboard.press("Escape")
         assert "Point at an edge" in frame.inner_text("#detail")
         assert seen.console == []
@@ -94,8 +95,11 @@ def test_a_node_says_what_enters_and_leaves_it(view, circuit_page):
         said = frame.inner_text("#detail")
         into = sum(edge.reader.split("<")[0] == head for edge in view.edges)
         out = sum(edge.writer == head for edge in view.edges)
-        assert said.startswith(head) and f"{into} edge" in said and f"{out} leave" in said
-        assert "attends most from" in said and frame.locator("#detail canvas").count() == 1
+        assert said.startswith(head)
+        assert f"{into} edge" in said
+        assert f"{out} leave" in said
+        assert "attends most from" in said
+        assert frame.locator("#detail canvas").count() == 1
         assert seen.console == []
 
 
@@ -106,9 +110,11 @@ def test_prompts_views_and_colours_are_switched(circuit_page):
         frame.click("#theme")
         assert frame.evaluate("document.documentElement.dataset.theme") == "light"
         frame.click("#to-position")
-        assert frame.locator("#position-0").is_visible() and not frame.locator("#component").is_visible()
+        assert frame.locator("#position-0").is_visible()
+        assert not frame.locator("#component").is_visible()
         frame.select_option("#prompt", "1")
-        assert frame.locator("#position-1").is_visible() and "Then" in frame.inner_text("#position-1")
+        assert frame.locator("#position-1").is_visible()
+        assert "Then" in frame.inner_text("#position-1")
         frame.click("#to-component")
         assert frame.locator("#component").is_visible()
         assert seen.console == []
@@ -125,15 +131,22 @@ def test_what_is_shown_is_saved(circuit_page, tmp_path):
             waiting.value.save_as(tmp_path / name)
         shown = frame.evaluate(SHOWN + ".length")
     root = ET.parse(tmp_path / "Indirect-object-component.svg").getroot()
-    paths = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if "e" in e.get("class", "").split() and "y" not in e.get("class", "").split()]
-    assert len(paths) == shown and "tabindex" not in (tmp_path / "Indirect-object-component.svg").read_text()
+    paths = [
+        e
+        for e in root.iter("{http://www.w3.org/2000/svg}path")
+        if "e" in e.get("class", "").split() and "y" not in e.get("class", "").split()
+    ]
+    assert len(paths) == shown
+    assert "tabindex" not in (tmp_path / "Indirect-object-component.svg").read_text()
     assert (tmp_path / "Indirect-object-component.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_two_circuits_are_told_apart(circuit_of, tmp_path):
     a, b = circuit_of(n=40), circuit_of(n=20)
     path = tmp_path / "compared.html"
-    path.write_text(page("compared", [("Both", to_html(CircuitView.compared(a, b, names=("<b>EAP</b>", "exact"))))]), encoding="utf-8")
+    path.write_text(
+        page("compared", [("Both", to_html(CircuitView.compared(a, b, names=("<b>EAP</b>", "exact"))))]), encoding="utf-8"
+    )
     with opened(path) as seen:
         frame = seen.frame()
         assert "only <b>EAP</b>" in frame.inner_text("nav")
@@ -151,7 +164,8 @@ def test_hostile_texts_appear_as_text_at_any_width(hostile, tmp_path, width):
         frame = seen.frame()
         frame.click("#to-position")
         text = frame.locator("#position-0").text_content()
-        assert "</script><img" in text and "\\x00" in text
+        assert "</script><img" in text
+        assert "\\x00" in text
         assert frame.locator("img").count() == 0
         assert seen.page.locator("main img").count() == 1
         assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -155,7 +155,7 @@ def _controls(view: CircuitView) -> str:
             f'<label><input type="checkbox" checked data-filter="{name}" value="{i}">{xml(visible(label))}</label>'
             for i, label in enumerate(labels)
         )
-        filters += f'<fieldset><legend>{name}</legend>{boxes}</fieldset>'
+        filters += f"<fieldset><legend>{name}</legend>{boxes}</fieldset>"
     options = "".join(f'<option value="{i}">{i + 1}: {xml(_start_of(one))}</option>' for i, one in enumerate([view, *view.more]))
     prompts = f'<label>prompt <select id="prompt">{options}</select></label>' if view.more else ""
     return (
@@ -205,7 +205,13 @@ def _heads_read(view: CircuitView, index: int) -> list[str]:
 def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
     edge = views[0].edges[index]
     port = {"q": 0, "k": 1, "v": 2}.get(parse_node(edge.reader)["port"] or "", 3)
-    row: dict[str, Any] = {"w": edge.writer, "r": edge.reader, "s": _round(edge.weight), "h": _heads_read(views[0], index), "t": port}
+    row: dict[str, Any] = {
+        "w": edge.writer,
+        "r": edge.reader,
+        "s": _round(edge.weight),
+        "h": _heads_read(views[0], index),
+        "t": port,
+    }
     row["p"] = [[_round(x) or 0 for x in view.edges[index].by_pos] for view in views]
     if edge.interval is not None:
         row["i"] = [_round(end) for end in edge.interval]

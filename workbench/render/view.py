@@ -130,7 +130,9 @@ class CircuitView:
         )
 
     @classmethod
-    def compared(cls, a: Circuit, b: Circuit, *, names: tuple[str, str] = ("A", "B"), title: str = "", top: int = 80) -> "CircuitView":
+    def compared(
+        cls, a: Circuit, b: Circuit, *, names: tuple[str, str] = ("A", "B"), title: str = "", top: int = 80
+    ) -> "CircuitView":
         """Two circuits of one graph in one picture: which edges only the first has, which only the second, which both.
 
         An edge of both has the score of the first. Raises `CircuitError` for circuits of different graphs.
@@ -140,7 +142,9 @@ class CircuitView:
         first, second = ({(e.writer, e.reader) for e in each.edge_list} for each in (a, b))
         scores = {(e.writer, e.reader): each.score(e) for each in (b, a) for e in each.edge_list}
         edges = [
-            replace(e, weight=scores[e.writer, e.reader], side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second))
+            replace(
+                e, weight=scores[e.writer, e.reader], side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second)
+            )
             for e in both.edges
         ]
         edges.sort(key=lambda e: -abs(e.weight) if np.isfinite(e.weight) else 0.0)
@@ -156,7 +160,9 @@ class CircuitView:
         ends = [(e.writer, e.reader) for e in views[0].edges]
         for view in views[1:]:
             if [(e.writer, e.reader) for e in view.edges] != ends:
-                raise CircuitError("on_prompts: the views are of different circuits. Make each with CircuitView.of(circuit, ...).")
+                raise CircuitError(
+                    "on_prompts: the views are of different circuits. Make each with CircuitView.of(circuit, ...)."
+                )
         return replace(views[0], more=tuple(replace(view, more=()) for view in views[1:]))
 
     @property
