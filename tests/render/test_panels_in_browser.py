@@ -12,11 +12,14 @@ from workbench.render.panel import Panel, script_html
 pytestmark = pytest.mark.slow
 
 
-def load(path: Path) -> tuple[str, list[str]]:
-    """The document once its panels are drawn, and the lines of the console."""
+def load(path: Path, *, fails: bool = False) -> tuple[str, list[str]]:
+    """The document once its panels are drawn (or have failed), and the lines of the console."""
     with opened(path) as seen:
         seen.wait("[...document.querySelectorAll('[data-panel]')].every((box) => box.dataset.drawn !== undefined)")
-        seen.page.wait_for_timeout(300)
+        if fails:
+            seen.page.wait_for_timeout(500)
+        else:
+            seen.wait("[...document.querySelectorAll('[data-panel]')].every((box) => box.firstChild.style.display === 'none')")
         return seen.page.content(), seen.console
 
 
@@ -59,6 +62,6 @@ def test_a_panel_alone_is_a_page_of_its_own(panels_of, tmp_path):
 def test_the_still_picture_stays_where_a_component_fails(tmp_path):
     nothing = {name: [] for name in ("tokens", "topkVals", "topkIdxs", "bottomkVals", "bottomkIdxs")}
     (tmp_path / "panel.html").write_text(str(Panel("TopkTokens", nothing, "<svg/>")), encoding="utf-8")
-    document, console = load(tmp_path / "panel.html")
+    document, console = load(tmp_path / "panel.html", fails=True)
     assert console
     assert re.search(r'data-drawn=""><img [^>]*style="max-width:100%;height:auto"', document)
