@@ -8,7 +8,7 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging probing course cli_store cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging probing run_pages course cli_store cli_runs cli"
 ).split()
 INSIDE = {
     "tasks": (
@@ -30,7 +30,7 @@ INSIDE = {
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
     "stores": "format index store plan disk".split(),
-    "render": "view svg html panel_svg panel panels plots probe_plots report".split(),
+    "render": "view svg export html panel_svg panel panels plots probe_plots report".split(),
 }
 
 

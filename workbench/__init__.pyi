@@ -50,6 +50,7 @@ from .models.load import load_model as load_model
 from .models.load import model_fingerprint as model_fingerprint
 from .models.planted import Planted as Planted
 from .models.planted import planted as planted
+from .render.export import export as export
 from .render.plots import plot as plot
 from .render.report import report as report
 from .results import difference as difference

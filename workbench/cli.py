@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli_runs import diff_runs, probe_store, report_run
 from workbench.cli_store import store
 
 app = typer.Typer(
@@ -205,56 +206,6 @@ def measure(
             typer.echo(f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}")
 
 
-@app.command("probe")
-def probe_store(
-    path: Annotated[str, typer.Argument(metavar="STORE", help="A store on disk (workbench store build), or its URL.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file: prompt, pos (or start, end), and a column for each concept.")
-    ] = None,
-    concepts: Annotated[
-        str | None,
-        typer.Option(help="Instead: number, gender, indirect-object, country, or named positions, whose token is the class."),
-    ] = None,
-    at: Annotated[str | None, typer.Option(help="Where --concepts are read: END or SUBJECT,END; each by itself.")] = None,
-    sites: Annotated[str | None, typer.Option(help="Kinds with commas; by default resid_post and mlp_post.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers with commas; by default all.")] = None,
-    k: Annotated[str, typer.Option(help="Numbers of features, with commas.")] = "1,2,4,8,16",
-    selectors: Annotated[str, typer.Option(help="welch, mean-difference, mutual-information, l1, forward, add-prune.")] = "welch",
-    controls: Annotated[str, typer.Option(help="shuffle, random-features, control-task, or none.")] = "shuffle,random-features",
-    draws: Annotated[int, typer.Option(help="Draws of each control.")] = 3,
-    baselines: Annotated[str, typer.Option(help="Probes on all features: logistic, mass-mean, erased, or none.")] = "none",
-    code_length: Annotated[bool, typer.Option("--code-length", help="Online code length of the labels too, in bits.")] = False,
-    folds: Annotated[int | None, typer.Option(help="Judge by that many folds instead of one held-out part.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of splits, controls and intervals.")] = 0,
-    budget: Annotated[int, typer.Option(help="Working memory in MiB.")] = 1024,
-    out: Out = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Probe a store for concepts: accuracy by layer with controls (probes.nc), single neurons (neurons.nc), a page (probes.html)."""
-    import workbench as wb
-    from workbench.outputs import check_output, fresh_folder
-    from workbench.probing import FILES, labels_named, lines, numbers, options, probe, write
-
-    def names(text: str | None) -> list[str] | None:
-        return None if text is None else [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
-
-    where = None if at is None else [int(part) if part.strip().isdigit() else part.strip() for part in at.split(",")]
-    given = {
-        "sites": names(sites), "layers": numbers(layers, "--layers"), "k": numbers(k, "--k"), "selectors": names(selectors),
-        "controls": names(controls), "draws": draws, "baselines": names(baselines), "code_length": code_length, "folds": folds,
-        "seed": seed, "budget": budget * 2**20, "pos": where, "progress": sys.stderr.isatty(),
-    }  # fmt: skip
-    with nullcontext(out) if out is not None else fresh_folder("probe") as folder:
-        check_output(folder, FILES, overwrite=overwrite)
-        store = wb.open_store(path)
-        found = probe(store, labels_named(store, file=labels, concepts=names(concepts) or [], pos=where), **options(given))
-        for line in lines(found):
-            typer.echo(line)
-        command = shlex.join(["workbench", *sys.argv[1:]])
-        for written in write(found, folder, command=command, source=repr(store), overwrite=overwrite):
-            typer.echo(str(written))
-
-
 CircuitName = Annotated[str, typer.Argument(help="A circuit file, or a published circuit (workbench ls circuits).")]
 Positive = Annotated[str | None, typer.Option(help="What a positive score means in another tool's file: supports or opposes.")]
 ShapeOf = Annotated[
@@ -305,6 +256,8 @@ def evaluate_circuit(
 
 
 app.add_typer(store, name="store")
+for name, command in (("probe", probe_store), ("report", report_run), ("diff", diff_runs)):
+    app.command(name)(command)
 bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -38,6 +38,9 @@ from workbench.tasks.registry import load_task
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
 VALUES = ("from_store", "zero", "mean")
+WITH_INTERVALS = ("eap", "eap-ig-inputs", "clean-corrupt")
+"""Methods whose scores are means over prompts of one gradient run each: their intervals cost as much again."""
+SHOWN_PROMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Found:
     evaluation: xr.Dataset
     curve: xr.Dataset
     folder: Path
+    intervals: xr.Dataset | None = None
 
     @property
     def report(self) -> Path:
@@ -134,7 +138,8 @@ def discover(
                 "no effect to explain. Check the prompts, the answers and the metric."
             )
         step("report")
-        found = Found(circuit, scores, heads, patching, evaluation, curve, out)
+        intervals = _intervals(scores, model, train, other, measured)
+        found = Found(circuit, scores, heads, patching, evaluation, curve, out, intervals)
         lens = logit_lens(held[0], model, targets=heldout.answers, minus=heldout.wrong)
         sections = _sections(model, found, heldout, held, lens, measured, value)
         _write(found, lens, sections, command, overwrite)
@@ -157,6 +162,42 @@ def _prompts(
 def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
     """The value that stands in for what is outside a circuit, from the stores (clean, corrupt) of the prompts."""
     return value_named(name, own=stores[0], other=stores[1])
+
+
+def _intervals(scores: xr.DataArray, model: Any, pairs: PromptPairs, value: Value, metric: Metric) -> xr.Dataset | None:
+    """Intervals of the edges' scores over the prompts they come from; None where a method scores no single prompt."""
+    if scores.attrs.get("method") not in WITH_INTERVALS or set(scores.dims) != {"writer", "reader"}:
+        return None
+    how: dict[str, Any] = {"metric": metric, "method": str(scores.attrs["method"]), "progress": False}
+    return summary(score_edges(model, pairs, value=value, keep=("example",), **how), draws=200)
+
+
+def _view(
+    model: Any,
+    found: Found,
+    pairs: PromptPairs,
+    i: int,
+    stores: tuple[ActivationStore, ActivationStore],
+    heads: Sequence[tuple[int, int]],
+    metric: Metric,
+    value: str,
+) -> CircuitView:
+    """The circuit on one held-out prompt."""
+    best, example = found.evaluation.sel(circuit="held-out"), pairs.select([i])
+    # A distance to the clean run has no slope there, so positions are scored along the way.
+    how = "eap-ig-inputs" if metric.needs_reference else "eap"
+    other = _value(value, capture_pairs(model, example, progress=False))
+    one = score_edges(model, example, value=other, metric=metric, method=how, keep=("pos",), progress=False)
+    return CircuitView.of(
+        found.circuit,
+        title=f"{pairs.provenance.get('task', 'circuit')} in {model_name(model)}",
+        tokens=list(example.clean.strings[0]),
+        position_scores=one.transpose("writer", "reader", "pos"),
+        patterns={(layer, head): stores[0]["pattern", layer].prompt(i)[head].float().cpu().numpy() for layer, head in heads},
+        faithfulness=(float(best["faithfulness"]), float(best["low"]), float(best["high"])),
+        intervals=found.intervals,
+        curve=found.curve,
+    )
 
 
 def _evaluations(
@@ -200,22 +241,12 @@ def _sections(
     value: str,
 ) -> list[tuple[Any, ...]]:
     """The report, from the claim to the details."""
-    circuit, best = found.circuit, found.evaluation.sel(circuit="held-out")
-    example = pairs.select([0])
-    tokens = list(example.clean.strings[0])
-    clean, corrupt = capture_pairs(model, example, progress=False)
-    # A distance to the clean run has no slope there, so positions are scored along the way.
-    how = "eap-ig-inputs" if metric.needs_reference else "eap"
-    one = score_edges(
-        model, example, value=_value(value, (clean, corrupt)), metric=metric, method=how, keep=("pos",), progress=False
-    )
+    circuit, tokens = found.circuit, list(pairs.clean.strings[0])
     heads = _strongest_heads(circuit)
-    patterns = {(layer, head): stores[0]["pattern", layer].prompt(0)[head].float().cpu().numpy() for layer, head in heads}
-    faithful = (float(best["faithfulness"]), float(best["low"]), float(best["high"]))
-    view = CircuitView.of(
-        circuit, title=f"{pairs.provenance.get('task', 'circuit')} in {model_name(model)}", tokens=tokens,
-        position_scores=one.transpose("writer", "reader", "pos"), faithfulness=faithful, patterns=patterns,
-    )  # fmt: skip
+    view = CircuitView.on_prompts(
+        [_view(model, found, pairs, i, stores, heads, metric, value) for i in range(min(SHOWN_PROMPTS, len(pairs)))]
+    )
+    patterns = view.patterns
     names = [f"a{layer}.{head}" for layer, head in heads]
     unit = found.heads.attrs.get("unit", "")
     sections: list[tuple[Any, ...]] = [
