@@ -9,9 +9,11 @@ import xarray as xr
 from workbench.discovery.circuit import Circuit
 from workbench.errors import CircuitError
 from workbench.graph import Graph
-from workbench.render.svg import CircuitView, to_svg
+from workbench.render.svg import CircuitView, draw, to_svg
 from workbench.render.view import alive, cut, hops_of, lines_of, visible
 from workbench.sites import Shape
+
+TOKENS = ["<bos>", " When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
 
 KINDS = ("component", "position")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -188,3 +190,24 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
     with pytest.raises(CircuitError) as error:
         CircuitView.of(Circuit.full(ONE.shape), tokens=list("abc"), **change)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("shape", "n"),
+    [
+        (Shape(2, 4, 4, 64, 16, 128, 50, 64), 20),
+        (Shape(4, 8, 2, 128, 16, 512, 376, 64), 60),
+        (Shape(12, 12, 12, 768, 64, 3072, 50257, 1024), 200),
+        (Shape(32, 32, 8, 4096, 128, 11008, 32000, 2048), 120),
+    ],
+)
+@pytest.mark.parametrize("kind", ["component", "position"])
+def test_boxes_never_overlap_and_hold_their_labels(shape, n, kind, circuit_of, view_of):
+    view = view_of(circuit_of(shape, n), TOKENS, top=n)
+    nodes = draw(view, kind, alive(lines_of(view, kind)[: 2 * n])).nodes
+    assert len(nodes) > 5
+    for i, a in enumerate(nodes):
+        assert 5.4 * len(a.label) <= a.w, f"{a.label} is wider than its box"
+        for b in nodes[i + 1 :]:
+            apart = abs(a.x - b.x) >= (a.w + b.w) / 2 - 0.5 or abs(a.y - b.y) >= (a.h + b.h) / 2 - 0.5
+            assert apart, f"{a.key} and {b.key} overlap"

@@ -1,6 +1,7 @@
 """A circuit as a file for papers and slides: SVG always, PNG and PDF with the extra `pdf`."""
 
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.files import check_free, whole
@@ -36,7 +37,8 @@ def export(
                 f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
             ) from error
         convert = cairosvg.svg2png if ending == ".png" else cairosvg.svg2pdf
-        data = convert(bytestring=text.encode(), scale=scale if ending == ".png" else 1.0)
+        size: dict[str, Any] = {"scale": scale if ending == ".png" else 1.0}
+        data = convert(bytestring=text.encode(), **size) or b""
     with whole(path) as partial:
         partial.write_bytes(data)
     return path

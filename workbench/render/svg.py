@@ -226,8 +226,9 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
     w, gap, pitch, h = (41.0, 9.0, 62.0, 23.0) if compact else (46.0, 18.0, 78.0, 26.0)
     rows = _rows(heads, mlps, pitch, pitch * 0.62, view.shape.parallel)
     left, x, places = 34.0, 34.0 + gap, {}
+    shared = max([30.0, *(5.6 * len(name) + 4 for names in heads.values() for name in names if name.startswith("kv"))])
     for column in columns:
-        wide = w if column[1] else 30.0
+        wide = w if column[1] else shared
         places[column] = x + wide / 2
         x += wide + (gap if column[1] else 4)
     mlp_x = x + (w / 2 + (gap if columns else 0))
@@ -241,7 +242,7 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
         for name in sorted(names):
             kind = "k" if name.startswith("kv") else "a"
             column = _column(name, group)
-            wide = 30.0 if kind == "k" else w
+            wide = shared if kind == "k" else w
             nodes.append(_node(name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group))
     nodes += [Node(f"m{layer}", f"m{layer}", "m", mlp_x, rows.mlp[layer], w, h - 4) for layer in sorted(mlps)]
     return _shares(nodes, group), under, right + 64, rows.height
