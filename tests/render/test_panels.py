@@ -45,6 +45,11 @@ def pushed(text: str) -> tuple[str, str, dict]:
     return tuple(json.loads(found[1]))
 
 
+def untitled(picture: str) -> str:
+    """Without what only a pointer would show, which an <img> has none of."""
+    return re.sub("<title>[^<]*</title>", "", picture)
+
+
 def still_of(text: str) -> str:
     found = re.search(r"base64,([^\"]+)\"", text)
     assert found is not None
@@ -81,7 +86,7 @@ def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostil
         assert "\x00" not in text
         text.encode("utf-8")
         if one.still:
-            assert still_of(text) == one.still
+            assert still_of(text) == untitled(one.still)
             drawn = ElementTree.fromstring(one.still)
             assert {tag.tag.split("}")[1] for tag in drawn.iter()} <= {"svg", "style", "rect", "text", "title", "g"}
 
@@ -270,7 +275,7 @@ def test_another_version_of_circuitsvis_leaves_still_pictures(monkeypatch, fresh
     assert said(bundle_html) == message
     assert script_html() == f'<p class="caption">The panels are still pictures here. {message}</p>'
     one = attention_panel(["a", "b", "c"], pattern, ["a0.0", "a0.1"])
-    assert still_of(one._repr_html_()) == one.still
+    assert still_of(one._repr_html_()) == untitled(one.still)
 
 
 def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):

@@ -196,7 +196,11 @@ function show() {
   state.off = new Set([...document.querySelectorAll("[data-filter]:not(:checked)")].map((box) => box.dataset.filter + box.value));
   const kept = new Set(complete.filter((line) => !filtered(line)));
   const nodes = new Set(), keys = new Set(), queries = new Set();
-  const hide = (element, hidden) => { element.style.display = hidden ? "none" : ""; };
+  const hide = (element, hidden) => {  // only what changes is touched: a page of thousands of edges stays quick
+    if (element.gone === hidden) return;
+    element.gone = hidden;
+    element.style.display = hidden ? "none" : "";
+  };
   now.lines.forEach((line, i) => {
     hide(now.paths[i], !kept.has(line));
     hide(now.paths[i].hit, !kept.has(line));

@@ -144,7 +144,8 @@ class Panel:
         """The panel without the script that draws it; a page holds `script_html()` once, before or after its panels."""
         name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
         if self.still:
-            packed = base64.b64encode(self.still.encode()).decode()
+            shown = re.sub("<title>[^<]*</title>", "", self.still)  # no one can point at the cells of an <img>
+            packed = base64.b64encode(shown.encode()).decode()
             style = "max-width:100%;height:auto"
             still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{packed}">'
         else:
