@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli_runs import diff_runs, probe_store, report_run
+from workbench.cli_runs import Out, Overwrite, diff_runs, probe_store, report_run
 from workbench.cli_store import store
 
 app = typer.Typer(
@@ -77,8 +77,6 @@ MetricName = Annotated[
     str | None, typer.Option(help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs.")
 ]
 Budget = Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it costs, and run nothing.")]
 
 

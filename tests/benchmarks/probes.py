@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import Line, arguments, show
+from side_by_side import Line, arguments, show_cases
 from sklearn.linear_model import LogisticRegression
 from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe, sweep_sparse_probe
 
@@ -223,10 +223,8 @@ def main() -> None:
         "planted": planted,
         "memory": lambda: memory(1.0 if asked.quick else 4.0),
     }
-    for case, run in cases.items():
-        if asked.only in case:
-            for each in run():
-                show(each, asked.json)
+    for _ in show_cases(cases, asked):
+        pass
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Line, arguments, show
+from side_by_side import Line, arguments, show_cases
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "render"))
@@ -97,10 +97,8 @@ def figures() -> Sequence[Line]:
 def main() -> None:
     asked = arguments(__doc__)
     cases: dict[str, Callable[[], Sequence[Line]]] = {"sizes": sizes, "slider": slider, "figures": figures}
-    for case, run in cases.items():
-        if asked.only in case:
-            for each in run():
-                show(each, asked.json)
+    for _ in show_cases(cases, asked):
+        pass
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,6 +144,15 @@ def show(line: Line, as_json: bool) -> None:
     """Print a line at once."""
     fields = asdict(line)
     print(json.dumps(fields) if as_json else "  ".join(f"{key} {value}" for key, value in fields.items()), flush=True)
+
+
+def show_cases(cases: Mapping[str, Callable[[], Sequence[Line]]], asked: argparse.Namespace) -> Iterator[str]:
+    """Run the parts that are asked for and print their lines; the name of each part when it is done."""
+    for case, run in cases.items():
+        if asked.only in case:
+            for each in run():
+                show(each, asked.json)
+            yield case
 
 
 def facts() -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from side_by_side import Line, arguments, gpt2, show
+from side_by_side import Line, arguments, gpt2, show_cases
 
 import workbench as wb
 from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
@@ -307,12 +307,9 @@ def main() -> None:
             "capture GPT-2 small": lambda: [capturing(folder, "GPT-2-small shape", gpt2(), 1.25, 64, 64)],
             "memory": lambda: [memory(folder, 1.0 if asked.quick else 4.0)],
         }
-        for case, run in cases.items():
-            if asked.only in case:
-                for each in run():
-                    show(each, asked.json)
-                for path in folder.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for _ in show_cases(cases, asked):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

@@ -299,7 +299,6 @@ def _table(
     else:
         coords |= {"component": _names(shape, by)}
     coords |= {"pos": np.arange(longest)} if each else {}
-    facts = {"kind": "direct_attribution", "by": by, "position": str(pos), "model": store.model_name} | facts
-    facts |= {"model_fingerprint": store.model, "data_fingerprint": store.prompts.fingerprint}
+    facts = {"kind": "direct_attribution", "by": by, "position": str(pos)} | store.attrs | facts
     exact = store["resid_post", shape.n_layers - 1].dtype == torch.float64
     return effect_array(table if exact else table.float(), list(coords), coords, name="attribution", attrs=facts | versions())

@@ -3,8 +3,6 @@
 Values are binary (bool, 0 and 1, or two strings), one of several classes (strings) or numbers. Probes are fitted on these rows.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import pandas as pd
 from workbench.errors import ProbeError, UnknownName
 from workbench.sites import Position
 from workbench.tasks.concepts import values_of
-from workbench.tasks.pairs import Prompts, json_rows
+from workbench.tasks.pairs import Prompts, read_rows
 
 PLACES = ("prompt", "pos", "start", "end")
 """Columns that say where; all others are concepts. `pos`, or a span from `start` up to, without, `end`."""
@@ -253,20 +251,14 @@ class Labels:
 
 
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        if kind == "jsonl":
-            return pd.DataFrame(json_rows(text), dtype=object)
-        header, *cells = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
-        for number, row in enumerate(cells, start=1):
-            if row and len(row) != len(header):
-                raise ProbeError(f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}.")
-        rows = [row for row in cells if row]
-    except FileNotFoundError as error:
-        raise ProbeError(f"There is no file {str(path)!r}.") from error
-    except (ValueError, OSError, RecursionError, csv.Error) as error:
-        raise ProbeError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
-    return pd.DataFrame(rows, columns=header, dtype=object)
+    found = read_rows(path, kind, ProbeError)
+    if kind == "jsonl":
+        return pd.DataFrame(found, dtype=object)
+    header, *cells = found or [[]]
+    for number, row in enumerate(cells, start=1):
+        if row and len(row) != len(header):
+            raise ProbeError(f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}.")
+    return pd.DataFrame([row for row in cells if row], columns=header, dtype=object)
 
 
 def _plain(value: Any) -> Any:

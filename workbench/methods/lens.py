@@ -168,8 +168,7 @@ def _spread(logits: Float[Tensor, "row token"], reference: Float[Tensor, "row to
 
 
 def _provenance(store: ActivationStore, lens: Translate | None) -> dict[str, Any]:
-    facts = {"model": store.model_name, "model_fingerprint": store.model, "data_fingerprint": store.prompts.fingerprint}
-    return facts | {"lens": "logit" if lens is None else str(getattr(lens, "name", "own"))} | versions()
+    return store.attrs | {"lens": "logit" if lens is None else str(getattr(lens, "name", "own"))} | versions()
 
 
 def _with_tokens(made: xr.DataArray, store: ActivationStore) -> xr.DataArray:

@@ -185,5 +185,4 @@ def _attended(
 
 
 def _facts(store: ActivationStore, kind: str, **more: Any) -> dict[str, Any]:
-    own = {"kind": kind, "model": store.model_name, "model_fingerprint": store.model}
-    return own | {"data_fingerprint": store.prompts.fingerprint} | more | versions()
+    return {"kind": kind} | store.attrs | more | versions()

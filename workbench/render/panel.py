@@ -6,7 +6,6 @@ the browser, draws any number of panels. Until it has, and wherever scripts do n
 """
 
 import base64
-import gzip
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 import xarray as xr
 
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.render.html import page, script_json
+from workbench.render.html import packed, page, script_json
 from workbench.render.panel_svg import BLUE, RED
 from workbench.render.view import visible, xml
 
@@ -145,9 +144,9 @@ class Panel:
         name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
         if self.still:
             shown = re.sub("<title>[^<]*</title>", "", self.still)  # no one can point at the cells of an <img>
-            packed = base64.b64encode(shown.encode()).decode()
+            picture = base64.b64encode(shown.encode()).decode()
             style = "max-width:100%;height:auto"
-            still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{packed}">'
+            still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
         else:
             still = f"<p>{xml(self.title)}: drawn by a script.</p>"
         push = f'(window.panels = window.panels || []).push(["{name}", "{self.component}", {self._text}]);'
@@ -194,9 +193,7 @@ def bundle_html() -> str:
                 f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {found} times, not {times}): "
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
-    packed = bytearray(gzip.compress(text.encode(), 9, mtime=0))
-    packed[9] = 255  # the header names the operating system; the same bytes everywhere
-    return f"<script>{_UNPACK % base64.b64encode(packed).decode()}</script>"
+    return f"<script>{_UNPACK % packed(text)}</script>"
 
 
 def _ready(value: Any, name: str) -> Any:

@@ -239,6 +239,11 @@ class ActivationStore:
         """The index of the prompt with that id, or None."""
         return self._examples.get(prompt_id)
 
+    @property
+    def attrs(self) -> dict[str, str]:
+        """What every result that is read from it says about where it comes from."""
+        return {"model": self.model_name, "model_fingerprint": self.model, "data_fingerprint": self.prompts.fingerprint}
+
     def nbytes(self) -> int:
         """Bytes held, in memory or on disk; sites that share their activations count once."""
         sizes = {id(data): len(data) * data.dtype.itemsize * torch.Size(data.row_shape).numel() for data in self._data.values()}

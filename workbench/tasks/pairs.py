@@ -21,7 +21,7 @@ import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.errors import PromptError, UnknownName
+from workbench.errors import PromptError, UnknownName, WorkbenchError
 from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
 from workbench.results import versions
 from workbench.sites import Position
@@ -306,16 +306,21 @@ def json_rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(path: str | Path, kind: str) -> pd.DataFrame:
+def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> list[Any]:
+    """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first. Raises `refused` when it is neither."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if kind == "jsonl":
-            return pd.DataFrame(json_rows(text), dtype=object)
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        return json_rows(text) if kind == "jsonl" else list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except FileNotFoundError as error:
-        raise PromptError(f"There is no file {str(path)!r}.") from error
+        raise refused(f"There is no file {str(path)!r}.") from error
     except (ValueError, OSError, RecursionError, csv.Error) as error:
-        raise PromptError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
+        raise refused(f"{str(path)!r} cannot be read as {kind}: {error}") from error
+
+
+def _read(path: str | Path, kind: str) -> pd.DataFrame:
+    rows = read_rows(path, kind, PromptError)
+    if kind == "jsonl":
+        return pd.DataFrame(rows, dtype=object)
     header = rows[0] if rows else []
     twice = [name for name in header if header.count(name) > 1]
     if twice:
