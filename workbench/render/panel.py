@@ -67,8 +67,8 @@ _MENDED = (
     # a single sample shows all of its columns
     (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),
 )
-# A classic script element: indirect eval and type=module would hide the bundle's global name. The still picture goes when
-# the component has drawn something, and comes back if the component fails.
+# A classic script element: indirect eval and type=module would hide the bundle's global name. Panels are drawn one at a time,
+# those near the reader first. The still picture goes when the component has drawn something, and comes back if it fails.
 _UNPACK = """(async () => {
   if (window.panelsUnpacked) return;
   window.panelsUnpacked = true;
@@ -77,19 +77,37 @@ _UNPACK = """(async () => {
   const script = document.createElement("script");
   script.textContent = text;
   document.head.append(script);
+  const wanted = [], waiting = new Map();
+  const draw = (box) => {
+    const [component, props] = waiting.get(box), still = box.firstElementChild, live = document.createElement("div");
+    waiting.delete(box);
+    near.unobserve(box);
+    live.id = "panel-" + (window.panelsDrawn = (window.panelsDrawn || 0) + 1);
+    live.className = "live";
+    new MutationObserver(() => { still.style.display = live.childElementCount ? "none" : ""; })
+      .observe(live, { childList: true });
+    box.append(live);
+    CircuitsVis.render(live.id, CircuitsVis[component], props);
+  };
+  const drawNext = () => {
+    const box = wanted.shift() || waiting.keys().next().value;
+    if (box === undefined) return;
+    if (waiting.has(box)) draw(box);
+    setTimeout(drawNext);
+  };
+  const near = new IntersectionObserver((seen) => {
+    for (const one of seen) if (one.isIntersecting) wanted.push(one.target);
+  }, { rootMargin: "400px" });
   window.drawPanels = () => {
+    const idle = waiting.size === 0;
     for (const [name, component, props] of (window.panels || []).splice(0)) {
       for (const box of document.querySelectorAll('[data-panel="' + name + '"]:not([data-drawn])')) {
-        const still = box.firstElementChild, live = document.createElement("div");
         box.dataset.drawn = "";
-        live.id = "panel-" + (window.panelsDrawn = (window.panelsDrawn || 0) + 1);
-        live.className = "live";
-        new MutationObserver(() => { still.style.display = live.childElementCount ? "none" : ""; })
-          .observe(live, { childList: true });
-        box.append(live);
-        CircuitsVis.render(live.id, CircuitsVis[component], props);
+        waiting.set(box, [component, props]);
+        near.observe(box);
       }
     }
+    if (idle) setTimeout(drawNext);
   };
   window.drawPanels();
 })();"""
@@ -209,7 +227,8 @@ def _ready(value: Any, name: str) -> Any:
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             raise WorkbenchError(f"{name} has numbers that are not finite: leave them out of the panel.")
-        return float(f"{value:.5g}")
+        short = float(f"{value:.5g}")
+        return int(short) if short.is_integer() and abs(short) < 1e15 else short
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]
     raise WorkbenchError(f"{name} has a {type(value).__name__}: a panel holds text, numbers, arrays and lists of these.")

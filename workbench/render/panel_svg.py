@@ -1,7 +1,7 @@
 """Panels as still pictures: attention, coloured tokens and top-k tables as SVG text, always the same bytes.
 
-They show what the script of a panel shows, so that a page says the same without it. Blue is above 0 and red below; a
-number stands beside every colour, as text where it fits and as a `<title>` everywhere.
+They show what the script of a panel shows, so that a page says the same without it. Blue is above 0 and red below, and a
+number stands on every colour where it fits.
 """
 
 import unicodedata
@@ -20,10 +20,10 @@ Guess = tuple[str, float]
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}.v{font-size:9px;text-anchor:middle}"
     ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}.c{text-anchor:middle}.r{text-anchor:end}"
-    ".x{font-size:10px}.d{fill:#475569}.w{fill:#fff}.g{fill:none;stroke:#cbd5e1}.b{stroke:#cbd5e1;stroke-width:.7}"
+    ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}.b{stroke:#cbd5e1;stroke-width:.7}"
 )
 _WIDTH, _LETTER = 960.0, 7.3
-_CELLS, _GUESSES, _CHIPS = 12_000, 3000, 4000
+_CELLS, _GUESSES, _CHIPS, _SHADES = 12_000, 3000, 4000, 50
 
 
 def attention_svg(
@@ -45,29 +45,50 @@ def attention_svg(
     if strong.sum() > _CELLS:
         floor = float(np.partition(np.abs(pattern).ravel(), -_CELLS)[-_CELLS])
         strong &= np.abs(pattern) >= floor
-    body, scale = "", max(1.0, float(np.abs(pattern).max()))
+    shared, scale = "", max(1.0, float(np.abs(pattern).max()))
+    for i in range(0, n, every):
+        middle, full = _n((i + 0.5) * cell + 3.5), f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
+        shared += f'<text x="-5" y="{middle}">{xml(labels[i])}{full}</text>'
+        shared += f'<text transform="translate({middle} {_n(n * cell + 6)}) rotate(-90)">{xml(labels[i])}{full}</text>'
+    frame = f'<rect class="g" width="{_n(n * cell)}" height="{_n(n * cell)}"/>'
+    body = f'<defs><g id="axes">{frame}<g class="x r">{shared}</g></g></defs>'
     for h, name in enumerate(names):
-        x, y = (h % across) * wide + left, 62 + (h // across) * tall
-        body += f'<text class="t" x="{_n(x)}" y="{_n(y - 8)}">{xml(shorten(visible(name), 40))}</text>'
-        for q, k in zip(*np.nonzero(strong[h]), strict=True):
-            weight = float(pattern[h, q, k])
-            at = f'x="{_n(x + k * cell)}" y="{_n(y + q * cell)}" width="{_n(cell)}" height="{_n(cell)}"'
-            told = f"{labels[q]} ({q}) ← {labels[k]} ({k}): {_plain(weight)}"
-            body += f'<rect {at} fill="{shade(weight, scale)}"><title>{xml(told)}</title></rect>'
-            if cell >= 24:
-                ink = " w" if _dark(weight, scale) else ""
-                at = f'x="{_n(x + (k + 0.5) * cell)}" y="{_n(y + (q + 0.5) * cell + 3)}"'
-                body += f'<text class="v{ink}" {at}>{_brief(weight)}</text>'
-        body += f'<rect class="g" x="{_n(x)}" y="{_n(y)}" width="{_n(n * cell)}" height="{_n(n * cell)}"/>'
-        for i in range(0, n, every):
-            middle, full = (i + 0.5) * cell, f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
-            body += f'<text class="x r" x="{_n(x - 5)}" y="{_n(y + middle + 3.5)}">{xml(labels[i])}{full}</text>'
-            turn = f'transform="translate({_n(x + middle + 3.5)} {_n(y + n * cell + 6)}) rotate(-90)"'
-            body += f'<text class="x r" {turn}>{xml(labels[i])}{full}</text>'
+        place = f"{_n((h % across) * wide + left)} {_n(62 + (h // across) * tall)}"
+        cells = _cells(np.where(strong[h], pattern[h], 0.0), scale, cell)
+        head = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
+        body += f'<g transform="translate({place})">{head}{cells}<use href="#axes"/></g>'
     note = "rows: query, columns: key; white 0, blue 1"
     note += f"; the {int(strong.sum()):,} largest weights, from {floor:.3f}, are drawn" if floor else ""
     rows = (len(names) + across - 1) // across
     return _svg(max(430.0, wide * min(across, len(names))), 40 + rows * tall, title, note, body)
+
+
+def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) -> str:
+    """Squares on the colour of their weights, all of one colour as one path; where they fit, with numbers."""
+    squares: dict[str, str] = {}
+    for row, column in zip(*np.nonzero(weights), strict=True):
+        colour = shade(round(float(weights[row, column]) / scale * _SHADES) / _SHADES, 1.0)
+        squares[colour] = squares.get(colour, "") + f"M{column} {row}h1v1h-1z"
+    drawn = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in squares.items())
+    drawn = f'<g transform="scale({_n(cell)})">{drawn}</g>'
+    if cell < 24:
+        return drawn
+    for ink in (False, True):
+        rows = "".join(_numbers(line, ink, scale, cell, (row + 0.5) * cell + 3) for row, line in enumerate(weights))
+        drawn += f'<g class="{"o w" if ink else "o"}">{rows}</g>' if rows else ""
+    return drawn
+
+
+def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell: float, y: float) -> str:
+    """The numbers of a row that are written in white, or those that are not, as one text with a place for every letter."""
+    places, letters = [], ""
+    for column in np.flatnonzero(line):
+        weight = float(line[column])
+        if _dark(weight, scale) is white:
+            told = _brief(weight)
+            letters += told
+            places += [f"{(column + 0.5) * cell + (i - len(told) / 2) * 5:.0f}" for i in range(len(told))]
+    return f'<text x="{" ".join(places)}" y="{_n(y)}">{letters}</text>' if letters else ""
 
 
 def tokens_svg(lines: Sequence[tuple[str, Sequence[str], Sequence[float]]], *, title: str, note: str = "") -> str:

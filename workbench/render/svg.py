@@ -22,13 +22,14 @@ _STYLE = (
     ".l{font-size:10.5px;text-anchor:middle}.w{fill:#fff;font-weight:600}.q{font-size:7.5px;fill:#64748b;text-anchor:middle}"
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:#2369b0}"
-    ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}.e{opacity:.78}"
+    ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}.e{stroke-opacity:.78}"
     ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}.cs{stroke:#a15c07;stroke-dasharray:2 4}"
     ".h{stroke:#6b4fa0;stroke-dasharray:.1 5}.b{fill:#f6f8fa}.g{stroke:#e5e9ef}.n .o{fill:none;stroke:#a3b3c7}"
 )
 _FONT = "Helvetica, Arial, sans-serif"
 _SIDES = {"a": "ca", "b": "cs", "both": "cb"}
 _EMPTY_RUN, _LONG_PROMPT, _LABEL = 3, 40, 14
+_THICKEST, _DENSE = 6.0, 300
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,15 @@ def draw(view: CircuitView, kind: ViewKind, lines: Sequence[Line], *, note: str 
     at = {node.key: i for i, node in enumerate(nodes)}
     strongest = max((abs(line.weight) for line in lines if np.isfinite(line.weight)), default=0.0)
     heading, top = _heading(view, [*view.provenance, note], max(width, 430.0))
-    legend = _legend(view, kind, strongest, bool(hops), max(width, 430.0), height + 16)
-    body = [under, *_paths(view, lines, nodes, at, strongest), *(_hop(hop, nodes, at) for hop in hops), *map(_box, nodes)]
+    # thousands of lines are told apart, and painted in time, only where they are thin
+    thickest = max(_THICKEST / 2, _THICKEST * min(1.0, (_DENSE / len(lines)) ** 0.5))
+    legend = _legend(view, kind, strongest, thickest, bool(hops), max(width, 430.0), height + 16)
+    body = [
+        under,
+        *_paths(view, lines, nodes, at, strongest, thickest),
+        *(_hop(hop, nodes, at) for hop in hops),
+        *map(_box, nodes),
+    ]
     total = height + 16 + legend[1]
     text = _svg(
         max(width, 430.0),
@@ -151,7 +159,9 @@ def _wrap(pieces: Sequence[str], room: float) -> list[str]:
     return [row if len(row) <= room else row[: int(room) - 1] + "…" for row in rows]
 
 
-def _legend(view: CircuitView, kind: ViewKind, strongest: float, hops: bool, width: float, y: float) -> tuple[str, float]:
+def _legend(
+    view: CircuitView, kind: ViewKind, strongest: float, thickest: float, hops: bool, width: float, y: float
+) -> tuple[str, float]:
     items: list[tuple[str, str, float]] = []
     if view.sides:
         first, second = (visible(name) for name in view.sides)
@@ -159,8 +169,8 @@ def _legend(view: CircuitView, kind: ViewKind, strongest: float, hops: bool, wid
     elif strongest:
         items.append(("p", "supports", 4.0))
         items.append(("m", "opposes", 4.0))
-        items.append(("p", f"|score| = {strongest:.3g}", 6.0))
-        items.append(("p", f"{strongest / 4:.3g}", 1.5))
+        items.append(("p", f"|score| = {strongest:.3g}", thickest))
+        items.append(("p", f"{strongest / 4:.3g}", thickest / 4))
     else:
         items.append(("z", "edge (no scores)", 1.5))
     if hops:
@@ -363,7 +373,9 @@ def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> tup
     return text, (34 + 4.2 * longest if slanted else 38.0)
 
 
-def _paths(view: CircuitView, lines: Sequence[Line], nodes: list[Node], at: dict[str, int], strongest: float) -> list[str]:
+def _paths(
+    view: CircuitView, lines: Sequence[Line], nodes: list[Node], at: dict[str, int], strongest: float, thickest: float
+) -> list[str]:
     boxes = np.array([(n.x - n.w / 2 - 2, n.x + n.w / 2 + 2, n.y - n.h / 2 - 1, n.y + n.h / 2 + 1) for n in nodes])
     paths = []
     for line in lines:
@@ -374,7 +386,7 @@ def _paths(view: CircuitView, lines: Sequence[Line], nodes: list[Node], at: dict
         known = np.isfinite(line.weight) and strongest > 0
         edge = view.edges[line.edge]
         style = _SIDES[edge.side] if edge.side else "z" if not known else "p" if line.weight >= 0 else "m"
-        width = max(0.7, 6 * abs(line.weight) / strongest) if known else 1.5
+        width = max(0.5, thickest * abs(line.weight) / strongest) if known else 1.5
         where = "" if line.pos is None else f" at {line.pos}"
         title = f"{edge.writer} → {edge.reader}{where}: {number(line.weight)}" + _side(view, edge)
         paths.append(f'<path class="e {style}" d="{path}" stroke-width="{_n(width)}"><title>{xml(title)}</title></path>')
