@@ -17,9 +17,8 @@ import numpy as np
 from side_by_side import Line, arguments, show_cases
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "render"))
 from browsers import opened
-from conftest import TOKENS, make_circuit, make_view
+from pictures import TOKENS, make_circuit, make_view
 
 from workbench.render.html import page, to_html
 from workbench.render.panels import attention_panel

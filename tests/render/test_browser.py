@@ -4,14 +4,17 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from browsers import opened
+from pictures import make_circuit
 
 from workbench.render.html import page, to_html
 from workbench.render.panels import attention_panel
 from workbench.render.report import report
 from workbench.render.svg import CircuitView
+from workbench.sites import Shape
 
 pytestmark = pytest.mark.slow
 SHOWN = "[...document.querySelectorAll('.scene')].filter((s) => !s.style.display).flatMap((s) => [...s.querySelectorAll('path.e:not(.y)')]).filter((p) => !p.style.display)"
@@ -42,6 +45,85 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
         assert seen.page.locator("img.plot").count() == 1
         assert seen.console == []
         assert [url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+
+
+# The contrast of every text that is seen with what lies behind it, by WCAG 2's formula; a line per text below 4.5.
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = (colour) => colour.slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    const box = element.closest("g.n");
+    if (element.closest("svg")) {
+      const rect = box ? [...box.querySelectorAll("rect:not(.o)")].pop() : element.closest("svg").querySelector("rect");
+      if (rect) return parse(getComputedStyle(rect).fill);
+    }
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.getClientRects().length || element.disabled || element.closest("script,style,title")) continue;
+    const style = getComputedStyle(element), ink = parse(element.closest("svg") ? style.fill : style.color);
+    const [a, b] = [light(ink), light(behind(element))].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) poor.push(element.tagName + " " + element.className + " " + element.textContent.slice(0, 30) + ": " + ratio.toFixed(2));
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, tmp_path):
+    sections = [("Circuit", grouped_view), ("Table", pd.DataFrame({"a": ["b"], "n": [1.5]}), "A caption"), ("Text", "Words.")]
+    path = report(sections, tmp_path / "report.html", title="Contrast", subtitle="and keys", command="workbench discover")
+    with opened(path, dark=dark) as seen:
+        frame = seen.frame()
+        frame.locator("path.e").first.press("Enter")
+        frame.locator("#to-position").click()
+        assert frame.evaluate(CONTRAST) == []
+        assert seen.page.evaluate(CONTRAST) == []
+        frame.locator("#to-component").click()
+        order = frame.evaluate(
+            "[...document.querySelectorAll('button:enabled,input,select,[tabindex]')].filter((e) => e.getClientRects().length)"
+            ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
+        )
+        assert order[:3] == ["to-component", "to-position", "top"]
+        assert set(order[order.index("save-png") + 1 :]) == {"button"}
+        labels = frame.evaluate("[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))")
+        assert all(labels)
+        assert frame.evaluate(
+            "[...document.querySelectorAll('svg')].every((e) => e.getAttribute('role') && e.getAttribute('aria-label'))"
+        )
+        assert frame.locator("#detail").get_attribute("aria-live") == "polite"
+        for wanted in ("to-component", "to-position", "top"):
+            seen.page.keyboard.press("Tab") if wanted != "to-component" else frame.locator("#to-component").focus()
+            assert frame.evaluate("document.activeElement.id") == wanted
+        assert seen.console == []
+
+
+def test_many_edges_share_one_slider_over_two_pictures(tmp_path):
+    circuit = make_circuit(Shape(12, 12, 12, 768, 64, 3072, 50257, 1024), 400)
+    path = tmp_path / "many.html"
+    path.write_text(page("many", [("Circuit", to_html(CircuitView.of(circuit)))]), encoding="utf-8")
+    with opened(path) as seen:
+        frame, counts = seen.frame(), []
+        for share in (0.05, 0.2, 0.6, 1.0):
+            frame.evaluate(
+                "(share) => { const top = document.getElementById('top'); top.value = Math.round(top.max * share);"
+                "top.dispatchEvent(new Event('input')); }",
+                share,
+            )
+            assert frame.locator(".scene:visible").count() == 1
+            counts.append((frame.locator(".scene:visible").get_attribute("id"), frame.evaluate(f"{SHOWN}.length")))
+            assert frame.inner_text("#count").startswith(f"{counts[-1][1]} of ")
+        assert [name for name, _ in counts] == ["component-near", "component-near", "component", "component"]
+        assert [count for _, count in counts] == sorted(count for _, count in counts)
+        assert seen.console == []
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import xarray as xr
+from pictures import TOKENS, make_circuit
 
 from workbench.discovery.circuit import Circuit
 from workbench.errors import CircuitError
 from workbench.render.html import POLICY, asset, circuit_html, page, script_json, to_html
 from workbench.render.svg import CircuitView, to_svg
 from workbench.sites import Shape
-
-TOKENS = ["<bos>", " When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
 
 
 class Tags(HTMLParser):
@@ -63,6 +62,20 @@ def test_frame_holds_both_views_and_what_their_lines_mean(view):
         assert len(re.findall(r'<path class="h"', picture)) == len(scene["hops"])
         assert picture.count('<g class="n">') == 1 + max(max(line[5], line[6]) for line in scene["lines"])
         assert 0 < scene["start"] <= len(scene["lines"]) <= scene["known"]
+
+
+def test_the_strongest_of_many_edges_have_a_picture_of_their_own():
+    circuit = make_circuit(Shape(32, 32, 8, 4096, 128, 14336, 128000, 4096), 400)
+    frame, data = frame_of(to_html(CircuitView.of(circuit))), data_of(to_html(CircuitView.of(circuit)))
+    whole, near = data["scenes"]["component"], data["scenes"]["component-near"]
+    assert set(data["scenes"]) == {"component", "component-near"}
+    assert whole["start"] <= near["limit"] < len(whole["lines"])
+    considered = [line[:2] for line in whole["lines"][: near["limit"]]]
+    assert [line[:2] for line in near["lines"]] == [
+        place for place in considered if place in [line[:2] for line in near["lines"]]
+    ]
+    heights = [float(size) for size in re.findall(r'<svg [^>]*height="([\d.]+)"', frame)]
+    assert heights[1] < 0.8 * heights[0]
 
 
 def test_patterns_are_one_byte_per_cell(view):

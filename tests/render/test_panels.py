@@ -88,7 +88,17 @@ def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostil
         if one.still:
             assert still_of(text) == untitled(one.still)
             drawn = ElementTree.fromstring(one.still)
-            assert {tag.tag.split("}")[1] for tag in drawn.iter()} <= {"svg", "style", "rect", "text", "title", "g", "defs", "use", "path"}
+            assert {tag.tag.split("}")[1] for tag in drawn.iter()} <= {
+                "svg",
+                "style",
+                "rect",
+                "text",
+                "title",
+                "g",
+                "defs",
+                "use",
+                "path",
+            }
 
 
 def test_panels_draw_the_stores_patterns(captured):

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import xarray as xr
+from pictures import TOKENS
 
 from workbench.discovery.circuit import Circuit
 from workbench.errors import CircuitError
@@ -12,8 +13,6 @@ from workbench.graph import Graph
 from workbench.render.svg import CircuitView, draw, to_svg
 from workbench.render.view import alive, cut, hops_of, lines_of, visible
 from workbench.sites import Shape
-
-TOKENS = ["<bos>", " When", " Mary", " and", " John", " went", ",", " John", " gave", " to"]
 
 KINDS = ("component", "position")
 SVG = "{http://www.w3.org/2000/svg}"

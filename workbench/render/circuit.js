@@ -30,7 +30,9 @@ const between = (a, b) => "[" + signed(a) + ", " + signed(b) + "]";
 const tokens = () => data.prompts[state.prompt];
 const token = (p) => tokens()[p] === undefined ? String(p) : tokens()[p];
 const sceneName = () => (state.kind === "component" ? "component" : "position-" + state.prompt);
-const scene = () => scenes[sceneName()];
+const all = () => scenes[sceneName()];  // every line there is to show
+const drawnName = () => sceneName() + (scenes[sceneName() + "-near"] && all().k <= scenes[sceneName() + "-near"].limit ? "-near" : "");
+const scene = () => scenes[drawnName()];  // the picture that shows them
 
 function name(line) {
   const edge = data.edges[line[0]];
@@ -73,7 +75,7 @@ for (const kind of Object.keys(data.scenes)) {
     path.before(hit);
     path.hit = hit;
     const prompt = state.prompt;
-    state.prompt = kind === "component" ? 0 : Number(kind.split("-")[1]);
+    state.prompt = kind.startsWith("component") ? 0 : Number(kind.split("-")[1]);
     reachable(path, name(line) + score, [path, hit], (full) => describeLine(line, full));
     state.prompt = prompt;
   });
@@ -192,9 +194,9 @@ function faithfulness(n) {
 }
 
 function show() {
-  const now = scene(), considered = now.lines.slice(0, now.k), complete = alive(considered);
+  const now = scene(), whole = all(), considered = whole.lines.slice(0, whole.k), complete = alive(considered);
   state.off = new Set([...document.querySelectorAll("[data-filter]:not(:checked)")].map((box) => box.dataset.filter + box.value));
-  const kept = new Set(complete.filter((line) => !filtered(line)));
+  const place = (line) => line[0] + "@" + line[1], kept = new Set(complete.filter((line) => !filtered(line)).map(place));
   const nodes = new Set(), keys = new Set(), queries = new Set();
   const hide = (element, hidden) => {  // only what changes is touched: a page of thousands of edges stays quick
     if (element.gone === hidden) return;
@@ -202,24 +204,25 @@ function show() {
     element.style.display = hidden ? "none" : "";
   };
   now.lines.forEach((line, i) => {
-    hide(now.paths[i], !kept.has(line));
-    hide(now.paths[i].hit, !kept.has(line));
-    if (!kept.has(line)) return;
+    const gone = !kept.has(place(line));
+    hide(now.paths[i], gone);
+    hide(now.paths[i].hit, gone);
+    if (gone) return;
     nodes.add(line[5]).add(line[6]);
     queries.add(line[5]);
     if (line[7]) keys.add(line[6]);
   });
   now.boxes.forEach((box, i) => hide(box, !nodes.has(i)));
   now.arcs.forEach((arc, i) => hide(arc, !keys.has(now.hops[i][0]) || !queries.has(now.hops[i][1])));
-  for (const kind of Object.keys(scenes)) hide(find(kind), kind !== sceneName());
+  for (const kind of Object.keys(scenes)) hide(find(kind), kind !== drawnName());
   for (const kind of ["component", "position"]) find("to-" + kind).setAttribute("aria-pressed", String(kind === state.kind));
   const slider = find("top");
-  slider.max = now.lines.length;
-  slider.value = now.k;
-  slider.disabled = !data.scored || now.lines.length < 2;
+  slider.max = whole.lines.length;
+  slider.value = whole.k;
+  slider.disabled = !data.scored || whole.lines.length < 2;
   const dead = considered.length - complete.length, what = state.kind === "component" ? " edges" : " pairs of edge and position";
   const left = dead ? " (" + dead + (dead === 1 ? " dead end" : " dead ends") + " left out)" : "";
-  find("count").textContent = kept.size + " of " + now.known + what + left;
+  find("count").textContent = kept.size + " of " + whole.known + what + left;
   find("faith").textContent = faithfulness(considered.length);
   state.shown = kept.size;
   pin(null);
@@ -267,7 +270,7 @@ function paint(dark) {
   find("theme").setAttribute("aria-pressed", String(dark));
 }
 
-find("top").addEventListener("input", (event) => { scene().k = Number(event.target.value); show(); });
+find("top").addEventListener("input", (event) => { all().k = Number(event.target.value); show(); });
 for (const kind of ["component", "position"]) {
   if (kind === "component" || scenes["position-0"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
   else find("to-" + kind).disabled = true;
@@ -276,7 +279,7 @@ document.querySelectorAll("[data-filter]").forEach((box) => box.addEventListener
 if (find("prompt")) {
   find("prompt").addEventListener("change", (event) => {
     state.prompt = Number(event.target.value);
-    if (!scene()) state.kind = "component";
+    if (!all()) state.kind = "component";
     show();
   });
 }

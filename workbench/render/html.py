@@ -26,6 +26,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 _PATTERN_CELLS = 400_000
+_NEAR = 1.5  # the picture of the strongest edges reaches as far as so many times those shown at first
 _UPGRADE = """(async () => {
   const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0)), id = %s;
   const source = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -109,7 +110,8 @@ def asset(name: str) -> str:
 
 def frame_document(view: CircuitView) -> str:
     """The document inside the frame."""
-    scenes, pictures = {}, ""
+    scenes: dict[str, dict[str, Any]] = {}
+    pictures = ""
     prompts = [view, *view.more]
     for number, one in enumerate(prompts):
         kinds: list[ViewKind] = [*(["component"] if number == 0 else []), *(["position"] if one.has_positions else [])]
@@ -118,11 +120,19 @@ def frame_document(view: CircuitView) -> str:
             start = cut(lines, one.top) if one.scored else len(lines)
             most = len(lines) if kind == "component" else cut(lines, 2 * one.top)
             kept = alive(lines[:most])
-            drawing = draw(one, kind, kept)
             name = kind if kind == "component" else f"position-{number}"
-            scenes[name] = _scene(drawing, start=len(set(lines[:start]) & set(kept)), known=one.count(kind))
-            width = drawing.width * 0.72
-            pictures += f'<div class="scene" id="{name}"><div style="min-width:{width:.0f}px">{drawing.svg}</div></div>'
+            scenes[name] = {"start": len(set(lines[:start]) & set(kept)), "known": one.count(kind)}
+            drawn = {name: kept}
+            strongest = lines[: cut(lines, int(_NEAR * one.top))] if one.scored else lines
+            if kind == "component" and 2 * len(near := alive(strongest)) < len(kept):
+                # a picture of the strongest alone, without the room that the rest takes
+                drawn[f"{name}-near"] = near
+                scenes[f"{name}-near"] = {"limit": len(set(strongest) & set(kept))}
+            for name, some in drawn.items():
+                drawing = draw(one, kind, some)
+                scenes[name] |= _scene(drawing)
+                width = drawing.width * 0.72
+                pictures += f'<div class="scene" id="{name}"><div style="min-width:{width:.0f}px">{drawing.svg}</div></div>'
     data = {
         "scored": view.scored,
         "title": visible(view.title),
@@ -173,7 +183,7 @@ def _start_of(view: CircuitView) -> str:
     return words if len(words) <= 48 else "…" + words[-47:]
 
 
-def _scene(drawing: Drawing, *, start: int, known: int) -> dict[str, Any]:
+def _scene(drawing: Drawing) -> dict[str, Any]:
     units = {"input": 0, "logits": 1}
     at = {node.key: i for i, node in enumerate(drawing.nodes)}
 
@@ -187,7 +197,7 @@ def _scene(drawing: Drawing, *, start: int, known: int) -> dict[str, Any]:
 
     hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
     keys = [node.key for node in drawing.nodes]
-    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "nodes": keys, "start": start, "known": known}
+    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "nodes": keys}
 
 
 def _heads_read(view: CircuitView, index: int) -> list[str]:

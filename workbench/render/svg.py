@@ -19,7 +19,7 @@ __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
 
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:15px;font-weight:600}.s{font-size:11px;fill:#64748b}.a{font-size:11px}"
-    ".l{font-size:10.5px;text-anchor:middle}.w{fill:#fff;font-weight:600}.q{font-size:7.5px;fill:#64748b;text-anchor:middle}"
+    ".l{font-size:10.5px;text-anchor:middle}.w{fill:#fff;font-weight:600}.q{font-size:7.5px;fill:#475569;text-anchor:middle}"
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:#2369b0}"
     ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}.e{stroke-opacity:.78}"
