@@ -20,7 +20,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from workbench.errors import WorkbenchError
 from workbench.render.view import visible, xml
@@ -136,7 +137,7 @@ def label_axis(
 
 def _letter(axes: Axes) -> float:
     """About how many inches a letter of a label takes."""
-    return axes.xaxis.get_ticklabels(which="both")[0].get_fontsize() * 0.62 / 72
+    return float(axes.xaxis.get_ticklabels(which="both")[0].get_fontsize()) * 0.62 / 72
 
 
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> tuple[list[float], list[str]]:
@@ -179,7 +180,8 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
     figure = axes.figure
     lines = facts_of(result, figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6)
     if lines:
-        axes.text(0, 1.02, "\n".join(lines), transform=axes.transAxes, fontsize=8, color=GREY, va="bottom", in_layout=False)
+        place: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
+        axes.annotate("\n".join(lines), **place, fontsize=8, color=GREY, va="bottom").set_in_layout(False)
     axes.set_title(visible(title) if title else " " if lines else "", pad=8 + 12 * len(lines))
 
 
@@ -192,6 +194,18 @@ def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | 
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
 
+def styled(**more: Any) -> Any:
+    """The style of figures, and what else is given with `_` for `.`, while it is entered."""
+    style: dict[Any, Any] = STYLE | {name.replace("_", ".", 1): value for name, value in more.items()}
+    return matplotlib.rc_context(style)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers as they are, also on a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def light_grid(axes: Axes, which: str = "y") -> None:
     """Faint lines behind what is drawn."""
     axes.grid(axis=which, color="#e5e9ef")  # pyright: ignore[reportArgumentType]
@@ -201,7 +215,7 @@ def light_grid(axes: Axes, which: str = "y") -> None:
 def settled(figure: Figure) -> Figure:
     """The figure with its layout done once: laid out again at each drawing, it would creep, and its bytes with it."""
     layout = figure.get_layout_engine()
-    if layout is not None:
+    if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(w_pad=0.08)  # text is a little wider at other resolutions
     with _any_glyph():
         figure.draw_without_rendering()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -16,12 +15,13 @@ from workbench.render.canvas import (
     LEGEND,
     RED,
     SERIES,
-    STYLE,
     light_grid,
     noted,
+    plain_ticks,
     set_heading,
     settled,
     shorten,
+    styled,
 )
 from workbench.render.line_plots import bars, curve, draw_bars, side_by_side
 from workbench.render.view import visible
@@ -70,7 +70,7 @@ def minimality(found: xr.Dataset, title: str | None = None) -> Figure:
 
 def stability(found: xr.Dataset, title: str | None = None) -> Figure:
     """How much circuits found on resampled prompts agree, and how many edges each of them has."""
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(6.8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 2.4])
         jaccard = found["jaccard"].expand_dims(circuits=["resampled"])
@@ -91,12 +91,12 @@ def stability(found: xr.Dataset, title: str | None = None) -> Figure:
 def comparison(found: Comparison, title: str | None = None) -> Figure:
     """Edges that two circuits share and those of one alone, by what they enter and what writes them."""
     frame, colours = found.by_component, {"both": BLUE, "only a": SERIES[1], "only b": SERIES[2]}
-    sides = [side for side in ("reader", "writer") if (frame["side"] == side).any()] or ["reader"]
-    with matplotlib.rc_context(STYLE):
+    present = frame["side"].tolist()
+    sides = [side for side in ("reader", "writer") if side in present] or ["reader"]
+    heights = [max(1, present.count(side)) for side in sides]
+    with styled():
         figure = Figure(figsize=(7.2, 1.8 + 0.3 * max(3, len(frame))), layout="constrained")
-        grid = figure.subplots(
-            len(sides), 1, squeeze=False, sharex=True, height_ratios=[max(1, int((frame["side"] == s).sum())) for s in sides]
-        )
+        grid = figure.subplots(len(sides), 1, squeeze=False, sharex=True, height_ratios=heights)
         for axes, side in zip(grid[:, 0], sides, strict=True):
             part = frame[frame["side"] == side]
             parts = {"both": part["both"], "only a": part["a"] - part["both"], "only b": part["b"] - part["both"]}
@@ -123,7 +123,7 @@ def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
     p, supports = found["p"].values, found["supports"].values.astype(bool)
     alpha = float(found.attrs.get("alpha", 0.05))
     edges = _smallest(found)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(
             figsize=(7.2, 1.6 + 0.32 * len(names) + (0.9 + 0.19 * len(edges[0]) if edges else 0)), layout="constrained"
         )
@@ -171,6 +171,7 @@ def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> No
         axes.axhspan(row - 0.3, row + 0.3, linewidth=0, **GROUND)
     axes.axvline(alpha, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
+    plain_ticks(axes.xaxis)
     axes.set_xlim(min(0.5 * alpha, 0.7 * float(shown[known].min(initial=1.0))), 1.15)
     axes.set_ylim(len(p) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -182,7 +183,7 @@ def faithfulness(found: xr.Dataset, title: str | None = None) -> Figure:
     size = "size" if "size" in found.dims else str(found["faithfulness"].dims[-1])
     over = next((str(dim) for dim in found["faithfulness"].dims if dim != size), None)
     counted = "n_edges" in found and size in found["n_edges"].dims
-    bounds = {"low": "low", "high": "high"} if {"low", "high"} <= set(found) else {}
+    bounds: dict[str, Any] = {"low": "low", "high": "high"} if {"low", "high"} <= set(found) else {}
     found = (
         found.assign_attrs(note=f"{found.attrs['area_name']} {found.attrs['area']:.3f}")
         if {"area", "area_name"} <= set(found.attrs) and over is None

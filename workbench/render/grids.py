@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -15,7 +14,6 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.render.canvas import (
     GROUND,
-    STYLE,
     axes_of,
     label_axis,
     noted,
@@ -25,6 +23,7 @@ from workbench.render.canvas import (
     set_title,
     settled,
     shorten,
+    styled,
     word,
 )
 from workbench.render.view import visible
@@ -47,7 +46,7 @@ def cells(axes: Axes, values: np.ndarray, colours: dict[str, Any], texts: np.nda
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         box = None if np.isfinite(values[at]) or not texts[at] else {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
         colour = "white" if dark else "#1f2937"
-        axes.text(at[1], at[0], texts[at], ha="center", va="center", fontsize=size, color=colour, bbox=box, clip_on=True)
+        axes.text(at[1], at[0], str(texts[at]), ha="center", va="center", fontsize=size, color=colour, bbox=box, clip_on=True)
     return image
 
 
@@ -67,7 +66,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
     rows, columns = result.shape
     width = min(14, max(4.2, 1.9 + columns * (0.34 if columns <= 30 else 0.14)))
     height = min(12, max(2.4, 1.2 + rows * (0.3 if rows <= 30 else 0.19)))
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, np.asarray(result.values, dtype=float), palette(result))
@@ -97,9 +96,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     width, height = (min(5.0, max(0.95, size * step)) for size, step in ((columns, 0.18), (rows, 0.18)))
     across = _across(n, width, height, panels.across)
     down = -(-n // across)
-    with matplotlib.rc_context(
-        STYLE | {"axes.titlesize": 8.5, "axes.titleweight": "normal", "xtick.labelsize": 7, "ytick.labelsize": 7}
-    ):
+    with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
         figure = Figure(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         image = None
@@ -142,7 +139,7 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
     texts = np.where(np.isfinite(prob.values), texts, "")
     wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
@@ -158,15 +155,21 @@ def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") 
     Args:
         best: which end of the scale is good and dark.
     """
-    return tables([("", table, best)])
+    return tables([Part("", table, best)])
 
 
-def tables(
-    parts: Sequence[tuple[str, pd.DataFrame, Literal["high", "low"]]], *, title: str | None = None
-) -> Figure:  # fmt: skip
+class Part(NamedTuple):
+    """A table of numbers with its name, and which end of the scale is good and dark."""
+
+    name: str
+    table: pd.DataFrame
+    best: Literal["high", "low"]
+
+
+def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
     """Tables of numbers below each other, each with a name and coloured on its own from worst to best."""
     columns, rows = max(table.shape[1] for _, table, _ in parts), [table.shape[0] for _, table, _ in parts]
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained")
         grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[1 + 0.3 * n for n in rows])
         for axes, (name, table, best) in zip(grid[:, 0], parts, strict=True):

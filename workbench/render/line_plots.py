@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
 from workbench.render.canvas import (
@@ -19,15 +18,16 @@ from workbench.render.canvas import (
     LEGEND,
     RED,
     SERIES,
-    STYLE,
     axes_of,
     label_axis,
     light_grid,
     names_of,
     over_examples,
+    plain_ticks,
     set_title,
     settled,
     shorten,
+    styled,
     word,
 )
 from workbench.render.view import visible
@@ -66,7 +66,7 @@ def curve(
         raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
     lines = [dataset] if over is None else [dataset.isel({over: i}) for i in range(dataset.sizes[over])]
     labels = [""] if over is None else [visible(name) for name in names_of(dataset[y], over, None)[0]]
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         if reference is not None:
@@ -119,7 +119,7 @@ def bars(
     n = result.size if result.ndim == 2 else len(names)
     length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
     size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw_bars(axes, result, low, high, lying=lying)
@@ -127,12 +127,19 @@ def bars(
             (axes.axvline if lying else axes.axhline)(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         quantity = word(result.name or "value")
         (axes.set_xlabel if lying else axes.set_ylabel)(quantity)
-        label_axis(axes, "y" if lying else "x", result, dim, labels, inches=max(size) * 2, most=_LONGEST if lying else 16)
+        label_axis(
+            axes,
+            "y" if lying else "x",
+            result,
+            dim,
+            labels,
+            inches=size[lying] - (0.8 if lying else 1.2),
+            most=_LONGEST if lying else 16,
+        )
         if lying:
             axes.set_ylabel("")
         if result.ndim == 2:
-            legend = {"reverse": True} if lying else {}
-            axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND, **legend)
+            axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND)
         set_title(axes, result, title)
         return settled(figure)
 
@@ -157,7 +164,7 @@ def draw_bars(
     for i, (row, name) in enumerate(zip(values, names, strict=True)):
         places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
         signs = colours or [BLUE if value >= 0 else RED for value in row]
-        shades: Any = [signs[j] for j in np.flatnonzero(known[i])] if len(values) == 1 else SERIES[i % len(SERIES)]
+        shades: Any = [signs[j] for j in np.flatnonzero(known[i]).tolist()] if len(values) == 1 else SERIES[i % len(SERIES)]
         label = {"label": visible(shorten(name, 32))} if name else {}
         draw["bar"](places[known[i]], row[known[i]], width, color=shades, **label)
         if bounds is not None:
@@ -168,13 +175,6 @@ def draw_bars(
     if lying:
         axes.set_ylim(values.shape[1] - 0.4, -0.6)
     light_grid(axes, "x" if lying else "y")
-
-
-def draw_points(axes: Axes, dataset: xr.Dataset, names: Sequence[str], colours: Sequence[str]) -> None:
-    """Variables over one axis as dots with their intervals (NAME_low, NAME_high) beside a horizontal line each."""
-    for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        axes.hlines(row, float(dataset[f"{name}_low"]), float(dataset[f"{name}_high"]), color=colour, linewidth=2)
-        axes.plot([float(dataset[name])], [row], "o", color=colour)
 
 
 def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quantity: str) -> xr.Dataset:
@@ -199,5 +199,4 @@ def _scale(axes: Axes, places: np.ndarray, log: bool | None) -> None:
         return
     # 0 edges has no logarithm, and is worth showing
     axes.set_xscale("symlog", linthresh=positive.min()) if (places <= 0).any() else axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis)

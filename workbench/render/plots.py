@@ -21,7 +21,7 @@ from workbench.methods.probes import Probes
 from workbench.methods.tuned_lens import TunedLens
 from workbench.render import circuit_plots
 from workbench.render.canvas import noted, over_examples
-from workbench.render.grids import heatmaps, tables, token_table
+from workbench.render.grids import Part, heatmaps, tables, token_table
 from workbench.render.line_plots import bars, curve, side_by_side
 from workbench.render.probe_plots import causal_figure, probe_figures
 from workbench.render.view import CircuitView
@@ -32,7 +32,8 @@ STRONGEST = 24
 """So many cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
 TRAJECTORIES = ("logit_lens", "norms")
 """Kinds of results that are a line over layers, with a band over examples, when layers are their only axis."""
-Title, Labels = str | None, Sequence[str] | None
+Title = str | None
+Labels = Sequence[str] | None
 
 
 def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None = None) -> Any:
@@ -104,10 +105,10 @@ def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     found = summary(result) if result.sizes.get("example", 1) > 1 else None
     if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
         data = found if found is not None else over_examples(result).to_dataset(name="mean").assign_attrs(result.attrs)
-        ends = {"low": "low", "high": "high"} if found is not None else {}
+        ends: dict[str, Any] = {"low": "low", "high": "high"} if found is not None else {}
         return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title, **ends)
-    ends = {} if found is None else {"low": found["low"], "high": found["high"]}
-    return bars(result, title=title, labels=labels, **ends)
+    low, high = (None, None) if found is None else (found["low"], found["high"])
+    return bars(result, low=low, high=high, title=title, labels=labels)
 
 
 @drawn.register
@@ -141,13 +142,10 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
             result["score"].to_numpy(dtype=float), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
         )
         return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
-    parts = (
-        [part for name, best in BENCH.items() if name in columns for part in _pivots(result, name, best)]
-        if "method" in columns
-        else []
-    )
+    known = [name for name in BENCH if name in columns] if "method" in columns else []
+    parts = [part for name in known for part in _pivots(result, name, BENCH[name])]
     if not parts and result.size and all(pd.api.types.is_numeric_dtype(kind) for kind in result.dtypes):
-        parts = [("", result, "high")]
+        parts = [Part("", result, "high")]
     if not parts:
         raise WorkbenchError(
             f"A table with columns {', '.join(map(str, result.columns))} cannot be drawn: rows of the bench (model, task, method and "
@@ -160,26 +158,19 @@ BENCH: dict[str, Literal["high", "low"]] = {"edge_auroc": "high", "cpr": "high",
 """Columns of the bench that are drawn, and which end of them is good."""
 
 
-def _pivots(
-    rows: pd.DataFrame, column: str, best: Literal["high", "low"]
-) -> list[tuple[str, pd.DataFrame, Literal["high", "low"]]]:
+def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> list[Part]:
     """Cases x methods of one column, a table for each kind of value."""
-    case = [name for name in ("model", "task") if name in rows and rows[name].nunique() > 1] or [
-        n for n in ("task", "model") if n in rows
-    ][:1]
-    cases = (
-        rows[case].astype(str).apply(lambda row: " ".join(dict.fromkeys(row)).replace("planted-", ""), axis=1)
-        if case
-        else pd.Series("", rows.index)
-    )
-    values = list(dict.fromkeys(rows["value"])) if "value" in rows else [None]
+    named = [name for name in ("model", "task") if name in rows]
+    told = [name for name in named if len(set(rows[name])) > 1] or named[-1:]
+    cases = [" ".join(dict.fromkeys(map(str, row))).replace("planted-", "") for row in rows[told].to_numpy()]
+    values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
+    known = pd.DataFrame({"case": cases, "method": rows["method"], "of": values, "number": rows[column]}).dropna()
     made = []
-    for value in values:
-        part = rows.assign(case=cases)[(rows["value"] == value) if value is not None else slice(None)].dropna(subset=[column])
-        if len(part):
-            table = part.pivot_table(index="case", columns="method", values=column, sort=False)
-            many = f", {value} values" if len(values) > 1 else ""
-            made.append((f"{column.replace('_', ' ')}{many} ({best} is good)", table, best))
+    for value in dict.fromkeys(known["of"].tolist()):
+        part = pd.DataFrame(known[known["of"] == value])
+        table = part.pivot_table(index="case", columns="method", values="number", sort=False)
+        many = f", {value} values" if len(set(values)) > 1 else ""
+        made.append(Part(f"{column.replace('_', ' ')}{many} ({best} is good)", table, best))
     return made
 
 

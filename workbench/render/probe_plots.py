@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
-from workbench.render.canvas import GREY, LEGEND, SERIES, SHADES, STYLE, light_grid, set_heading, settled
+from workbench.render.canvas import GREY, LEGEND, SERIES, SHADES, light_grid, set_heading, settled, styled
 from workbench.render.grids import MOST_PANELS
 from workbench.render.line_plots import draw_bars
 from workbench.render.view import visible
@@ -34,7 +34,7 @@ def probe_figure(results: xr.Dataset, baselines: xr.Dataset | None, concept: str
     extra = [axis for axis in cell["accuracy"].dims if axis not in _INNER]
     if extra:
         raise WorkbenchError(f"A picture of probes is of one {', '.join(map(str, extra))}: select it first.")
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         _draw(axes, cell, None if baselines is None else baselines.sel(concept=concept), concept, measure)
@@ -55,7 +55,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
     shown = panels[:MOST_PANELS]
     across = 1 if len(shown) == 1 else 2 if len(shown) < 7 else 3
     down = -(-len(shown) // across)
-    with matplotlib.rc_context(STYLE | {"axes.titlesize": 9.5}):
+    with styled(axes_titlesize=9.5):
         figure = Figure(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         lines: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
                 dense = baselines.sel({axis: label for axis, label in place.items() if axis in baselines.dims})
             _draw(axes, results.sel(place), dense, str(place.get("concept", "")), None)
             words = [str(label) for axis, label in place.items() if results.sizes[axis] > 1 or axis == "concept"]
-            axes.set_title(visible(", ".join(words)))
+            axes.set_title(visible(", ".join(words)) if words else "")
             handles, names = axes.get_legend_handles_labels()
             lines |= {name: handle for name, handle in zip(names, handles, strict=True) if name not in lines}
         for axes in list(grid.flat)[len(shown) :]:
@@ -88,7 +88,7 @@ def causal_figure(found: xr.Dataset, *, title: str | None = None) -> Figure:
     found = (found if "layer" in found.dims else found.expand_dims("layer")).transpose("layer", "edit", ...)
     layers = found["layer"].values
     facts = {name: found.attrs[name] for name in ("concept", "site", "position") if name in found.attrs}
-    with matplotlib.rc_context(STYLE | {"axes.titlesize": 9.5}):
+    with styled(axes_titlesize=9.5):
         figure = Figure(figsize=(1.9 + len(edits) * max(2.2, 0.5 * len(layers)), 3.2), layout="constrained")
         grid = figure.subplots(1, len(edits), squeeze=False, sharey=True)
         for axes, edit in zip(grid[0], edits, strict=True):
