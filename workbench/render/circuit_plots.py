@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -98,12 +99,13 @@ def comparison(found: Comparison, title: str | None = None) -> Figure:
         figure = Figure(figsize=(7.2, 1.8 + 0.3 * max(3, len(frame))), layout="constrained")
         grid = figure.subplots(len(sides), 1, squeeze=False, sharex=True, height_ratios=heights)
         for axes, side in zip(grid[:, 0], sides, strict=True):
-            part = frame[frame["side"] == side]
-            parts = {"both": part["both"], "only a": part["a"] - part["both"], "only b": part["b"] - part["both"]}
+            part = pd.DataFrame(frame[frame["side"] == side])
+            a, b, both = (part[name].to_numpy() for name in ("a", "b", "both"))
+            parts = {"both": both, "only a": a - both, "only b": b - both}
             start, places = np.zeros(len(part)), np.arange(len(part))
             for name, counts in parts.items():
-                axes.barh(places, counts.to_numpy(), 0.7, left=start, color=colours[name], label=name)
-                start = start + counts.to_numpy()
+                axes.barh(places, counts, 0.7, left=start, color=colours[name], label=name)
+                start = start + counts
             axes.set_yticks(places, [str(name) for name in part["class"]])
             axes.set_ylim(len(part) - 0.4, -0.6)
             axes.set_ylabel("into" if side == "reader" else "out of")
