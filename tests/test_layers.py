@@ -30,7 +30,7 @@ INSIDE = {
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
     "stores": "format index store plan disk".split(),
-    "render": "view svg export html panel_svg panel panels plots probe_plots report".split(),
+    "render": "view svg export html panel_svg panel panels canvas grids line_plots circuit_plots probe_plots plots report".split(),
 }
 
 

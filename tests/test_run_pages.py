@@ -24,13 +24,14 @@ def runs(tmp_path):
         wb.save(grid, folder / "effects.nc")
         wb.save(xr.Dataset({"faithfulness": ("size", [0.2, 0.9 + shift]), "n_edges": ("size", [5, 50])}), folder / "curve.nc")
         wb.save(xr.DataArray(np.zeros((2, 2, 2, 2)), dims=("a", "b", "c", "d"), name="deep"), folder / "deep.nc")
+        wb.save(xr.Dataset({name: (("a", "b", "c"), np.zeros((2, 2, 2))) for name in "xy"}), folder / "wide.nc")
         pd.DataFrame({"edge": ["<b>x</b>"] * 70, "score": np.arange(70.0)}).to_parquet(folder / "edges.parquet")
     return tmp_path
 
 
 def test_a_run_is_shown_again_without_its_model(runs):
     text = report_run(runs / "a", runs / "page.html").read_text()
-    for heading in ("circuit.json", "effects.nc", "curve.nc", "deep.nc", "edges.parquet"):
+    for heading in ("circuit.json", "effects.nc", "curve.nc", "deep.nc", "wide.nc", "edges.parquet"):
         assert f"<h2>{heading}</h2>" in text
     assert "The first 60 of 70 rows." in text
     assert "<b>x</b>" not in text

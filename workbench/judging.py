@@ -18,7 +18,7 @@ from workbench.discovery.hypothesis_tests import circuit_tests
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import Value, value_named
 from workbench.outputs import replaced
-from workbench.render.plots import bench_figure
+from workbench.render.grids import bench_figure
 from workbench.render.report import report
 from workbench.sites import KINDS, Shape
 from workbench.statistics import interval_text

@@ -4,13 +4,17 @@ import warnings
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.plots import bars, curve, figure_html, heatmap, plot
+from workbench.render.canvas import figure_html
+from workbench.render.grids import heatmap
+from workbench.render.line_plots import bars, curve
+from workbench.render.plots import plot
 from workbench.render.svg import CircuitView
 
 
@@ -98,13 +102,24 @@ def test_plot_chooses(circuit):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
+        (xr.DataArray(1.0), "A single number cannot be drawn: keep an axis of the result, such as its examples."),
+        (xr.DataArray(["a"], dims="x"), "The array '' holds <U1, and numbers are drawn."),
         (
-            xr.DataArray(np.zeros((2, 2, 2)), dims=("layer", "head", "pos")),
-            "An array with axes layer, head, pos cannot be drawn: one or two besides example can. "
-            "Select or average the others, as in result.isel(layer=0) or result.mean('pos').",
+            xr.DataArray(np.zeros((2, 0, 2)), dims=("layer", "head", "pos")),
+            "There is nothing to draw: the result has sizes {'layer': 2, 'head': 0, 'pos': 2}.",
+        ),
+        ([1, 2], "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one."),
+        (
+            pd.DataFrame({"a": ["x"]}),
+            "A table with columns a cannot be drawn: rows of the bench (model, task, method and edge_auroc or cpr or cmd), scores of "
+            "measure(), or numbers alone can. Select columns, as in table[['cpr']].",
         ),
         (xr.Dataset({"a": 1, "b": 2}), "Which of a, b is to be drawn? Pass one: plot(result[NAME])."),
-        ("text", "A str cannot be drawn: a DataArray, a Dataset or a Circuit can."),
+        (
+            "text",
+            "A str cannot be drawn. These can: Circuit, CircuitView, Comparison, Probes, TunedLens, DataArray, Dataset, tuple, list, "
+            "DataFrame.",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(result, message):

@@ -18,6 +18,7 @@ from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import alternatives_mass, alternatives_mean, rank_of_best
+from workbench.tasks.pairs import TextEncoder
 
 TARGET_MEASURES = ("logit", "logprob", "prob", "rank")
 """Measures of target tokens."""
@@ -56,7 +57,8 @@ def logit_lens(
 
     Returns:
         DataArray (example, layer, pos); NaN beyond an example's length, and where a store does not keep the token. When
-        all prompts have the same token strings, the coordinate `token` names the positions.
+        all prompts have the same token strings, the coordinate `token` names the positions; otherwise `pos_token` does, prompt
+        by prompt.
 
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
@@ -117,7 +119,8 @@ def top_tokens(
     """The `k` likeliest tokens at every layer and position, by the logit lens or a lens of your own; see `logit_lens`.
 
     Returns:
-        Dataset (example, layer, pos, rank): `token` (its id, -1 where there is nothing) and `prob`.
+        Dataset (example, layer, pos, rank): `token` (its id, -1 where there is nothing) and `prob`. Where the model has a
+        tokenizer the coordinate `text` spells the tokens; `pos_token` (example, pos) are those of the prompts.
     """
     check_store(store, model, "top_tokens")
     _check_lens(lens, store, kind)
@@ -139,6 +142,9 @@ def top_tokens(
     coords: dict[str, Any] = {"example": np.arange(axes[0]), "layer": layers, "pos": np.arange(axes[2]), "rank": np.arange(k)}
     dims = ("example", "layer", "pos", "rank")
     made = effect_array(probs, dims, coords, name="prob").to_dataset().assign(token=(dims, tokens.numpy()))
+    if getattr(model, "tokenizer", None) is not None:
+        made = made.assign_coords(text=(dims, _spelled(tokens, model)))
+    made = made.assign_coords(pos_token=(("example", "pos"), _strings(store, axes[2])))
     return made.assign_attrs({"kind": "top_tokens", "site": kind} | _provenance(store, lens))
 
 
@@ -174,7 +180,24 @@ def _provenance(store: ActivationStore, lens: Translate | None) -> dict[str, Any
 def _with_tokens(made: xr.DataArray, store: ActivationStore) -> xr.DataArray:
     strings = set(store.prompts.strings)
     same = len(strings) == 1 and made.sizes["pos"] == len(store.prompts.strings[0])
-    return made.assign_coords(token=("pos", as_labels(store.prompts.strings[0]))) if same else made
+    if same:
+        return made.assign_coords(token=("pos", as_labels(store.prompts.strings[0])))
+    return made.assign_coords(pos_token=(("example", "pos"), _strings(store, made.sizes["pos"])))
+
+
+def _strings(store: ActivationStore, length: int) -> np.ndarray:
+    """[example, pos]: the token strings of the prompts, "" beyond their ends."""
+    made = np.full((len(store), length), "", dtype=object)
+    for row, strings in zip(made, store.prompts.strings, strict=True):
+        row[: len(strings)] = as_labels(strings[:length])
+    return made
+
+
+def _spelled(tokens: Int[Tensor, "example layer pos rank"], model: Any) -> np.ndarray:
+    """[example, layer, pos, rank]: the strings of token ids, "" for -1."""
+    ids, at = np.unique(tokens.numpy(), return_inverse=True)
+    known = TextEncoder(model).labels([[int(token) for token in ids if token >= 0]])[0]
+    return np.concatenate([[""] * int((ids < 0).sum()), as_labels(known)]).astype(object)[at].reshape(tokens.shape)
 
 
 def _measured(logits: Tensor, table: Tensor, measure: str) -> Tensor:

@@ -1,52 +1,50 @@
-"""The right matplotlib figure for a result: `heatmap`, `curve`, `bars`, and `plot`, which chooses.
+"""The right figure for a result: `plot` chooses by its type, its variables or its axes.
 
-Figures are made without pyplot and without a global theme. A palette that diverges is centred on 0; a cell that was not
-measured is hatched, never coloured as 0; positions carry their tokens; a curve shows its interval as a band.
+A type of your own is drawn once a function for it is registered: `drawn.register(Found)(lambda found, title, labels: ...)`.
 """
 
-import base64
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import singledispatch
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from workbench.discovery.circuit import Circuit
+from workbench.discovery.compare import Comparison
 from workbench.errors import WorkbenchError
-from workbench.render.view import CircuitView, visible, xml
+from workbench.methods.probes import Probes
+from workbench.methods.tuned_lens import TunedLens
+from workbench.render import circuit_plots
+from workbench.render.canvas import noted, over_examples
+from workbench.render.grids import Part, heatmaps, tables, token_table
+from workbench.render.line_plots import bars, curve, side_by_side
+from workbench.render.probe_plots import causal_figure, probe_figures
+from workbench.render.view import CircuitView
+from workbench.statistics import summary
 
-_WORDS = {
-    "pos": "position", "query_pos": "query position", "key_pos": "key position", "kv_head": "kv head", "size": "number of edges",
-    "n_edges": "number of edges", "k": "number of features",
-}  # fmt: skip
-_POSITIONS = ("pos", "query_pos", "key_pos")
-_SEQUENTIAL_WORDS = ("pattern", "probab", "accuracy", "rank", "norm", "nll", "kl_", "auroc", "count")
-SHADES = "Blues"
-_BLUE, _RED, _MOST_TICKS, _LABEL = "#2369b0", "#c2410c", 40, 16
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.edgecolor": "#64748b", "xtick.color": "#475569", "ytick.color": "#475569",
-    "axes.labelcolor": "#1f2937", "svg.fonttype": "none", "svg.hashsalt": "workbench", "hatch.linewidth": 0.6,
-    "text.parse_math": False,
-}  # fmt: skip
+MOST_BARS, MOST_NEURONS = 60, 64
+STRONGEST = 24
+"""So many cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
+TRAJECTORIES = ("logit_lens", "norms")
+"""Kinds of results that are a line over layers, with a band over examples, when layers are their only axis."""
+Title = str | None
+Labels = Sequence[str] | None
 
 
 def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None = None) -> Any:
-    """The figure that fits a result.
+    """The figure that fits a result, of whatever kind the functions of this package return.
 
     Args:
-        result: an array with one or two axes besides `example` (over which the mean is taken), a Dataset over one axis with
-            `mean` or `faithfulness`, `low` and `high` (drawn against `n_edges` where it has them), or a circuit.
-        title: of the figure; the result's name without it.
+        result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a heatmap, more a
+            panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`, `minimality`,
+            `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a `TunedLens`, what `compare`
+            or `measure` returns, rows of the bench, or a circuit. A Dataset with one axis besides its x is a line for each.
+        title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
         A matplotlib `Figure`; for a circuit its `CircuitView`, which `to_svg` and `to_html` draw.
@@ -56,271 +54,267 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
     >>> type(plot(xr.DataArray([[1.0, -1.0]], dims=("layer", "head")))).__name__
     'Figure'
     """
-    if isinstance(result, Circuit):
-        return CircuitView.of(result, title=title or "")
-    if isinstance(result, CircuitView):
-        return result
-    if isinstance(result, xr.Dataset):
-        return _plot_dataset(result, title, labels)
-    if isinstance(result, xr.DataArray):
-        result = _over_examples(result)
-        if result.ndim == 2:
-            return heatmap(result, title=title, labels=labels)
-        if result.ndim == 1:
-            return bars(result, title=title, labels=labels)
+    return drawn(result, title, labels)
+
+
+@singledispatch
+def drawn(result: Any, title: Title, labels: Labels) -> Any:
+    """The figure of a result by its type."""
+    known = ", ".join(kind.__name__ for kind in drawn.registry if kind is not object)
+    hint = " Draw what is computed from it, such as norms(store) or attention_to(store, ...)." if hasattr(result, "kinds") else ""
+    raise WorkbenchError(f"A {type(result).__name__} cannot be drawn. These can: {known}.{hint}")
+
+
+@drawn.register
+def _circuit(result: Circuit, title: Title, labels: Labels) -> CircuitView:
+    return CircuitView.of(result, title=title or "")
+
+
+@drawn.register
+def _view(result: CircuitView, title: Title, labels: Labels) -> CircuitView:
+    return result
+
+
+@drawn.register
+def _comparison(result: Comparison, title: Title, labels: Labels) -> Figure:
+    return circuit_plots.comparison(result, title)
+
+
+@drawn.register
+def _probes(result: Probes, title: Title, labels: Labels) -> Figure:
+    return probe_figures(result.results, result.baselines, title=title)
+
+
+@drawn.register
+def _tuned_lens(result: TunedLens, title: Title, labels: Labels) -> Figure:
+    return _lens_quality(result.heldout, title, labels)
+
+
+@drawn.register
+def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
+    if result.dtype.kind not in "bfiu":
+        raise WorkbenchError(f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn.")
+    if result.dims == ("example",):
+        return bars(result.rename(example="prompt"), title=title)
+    if not result.ndim:
+        raise WorkbenchError("A single number cannot be drawn: keep an axis of the result, such as its examples.")
+    result = _strongest(_by_layer_and_head(_without_single(_up_to_end(result))))
+    axes = [axis for axis in result.dims if axis != "example"]
+    if len(axes) > 1:
+        return heatmaps(result, title=title, labels=labels)
+    found = summary(result) if result.sizes.get("example", 1) > 1 else None
+    if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
+        data = found if found is not None else over_examples(result).to_dataset(name="mean").assign_attrs(result.attrs)
+        ends: dict[str, Any] = {"low": "low", "high": "high"} if found is not None else {}
+        return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title, **ends)
+    low, high = (None, None) if found is None else (found["low"], found["high"])
+    return bars(result, low=low, high=high, title=title, labels=labels)
+
+
+@drawn.register
+def _dataset(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    names = set(map(str, result.variables))
+    for needed, draw in DATASETS:
+        if needed <= names:
+            return draw(result, title, labels)
+    own = [str(name) for name in result.data_vars]
+    if len(own) == 1:
+        return _array(result[own[0]].assign_attrs(result.attrs | result[own[0]].attrs), title, labels)
+    raise WorkbenchError(f"Which of {', '.join(own) or 'no variables'} is to be drawn? Pass one: plot(result[NAME]).")
+
+
+@drawn.register(list)
+@drawn.register(tuple)
+def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
+    if not result or not all(is_dataclass(row) and not isinstance(row, type) for row in result):
         raise WorkbenchError(
-            f"An array with axes {_axes_of(result)} cannot be drawn: one or two besides example can. "
-            "Select or average the others, as in result.isel(layer=0) or result.mean('pos')."
+            "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one."
         )
-    raise WorkbenchError(f"A {type(result).__name__} cannot be drawn: a DataArray, a Dataset or a Circuit can.")
+    return _frame(pd.DataFrame([asdict(row) for row in result]), title, labels)
 
 
-def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
-    """A grid of coloured cells: rows are the first axis of the result, columns the second.
-
-    Red is negative and blue positive, white is 0; a result without negative numbers that is no effect (a pattern, a
-    probability) gets one colour. Layers grow upwards.
-
-    Raises:
-        WorkbenchError: the result does not have two axes besides `example`.
-    """
-    result = _over_examples(result)
-    if result.ndim != 2:
-        raise WorkbenchError(f"A heatmap needs two axes besides example; this result has {_axes_of(result)}.")
-    values = np.asarray(result.values, dtype=float)
-    values = np.where(np.isfinite(values), values, np.nan)
-    if not values.size:
-        raise WorkbenchError(f"There is nothing to draw: the result has sizes {dict(result.sizes)}.")
-    rows, columns = values.shape
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(min(14, max(4.2, 1.9 + columns * 0.34)), min(12, max(2.4, 1.2 + rows * 0.3))), layout="constrained"
+@drawn.register
+def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
+    """Scores of `measure`, rows of the bench, or a table of numbers alone."""
+    columns = set(map(str, result.columns))
+    if {"behaviour", "score", "n"} <= columns:
+        shown = xr.DataArray(
+            result["score"].to_numpy(dtype=float), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
         )
-        axes = figure.subplots()
-        axes.patch.set(facecolor="#e5e7eb", hatch="////", edgecolor="#b6bec9")
-        image = axes.imshow(values, aspect="auto", interpolation="nearest", **_palette(result, values))
-        if result.dims[0] == "layer":
-            axes.invert_yaxis()
-        _label_axis(axes, "y", result, str(result.dims[0]), labels)
-        _label_axis(axes, "x", result, str(result.dims[1]), labels)
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=visible(result.name or ""))
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        _set_title(axes, result, title)
-        return settled(figure)
-
-
-def curve(
-    dataset: xr.Dataset,
-    *,
-    x: str,
-    y: str,
-    low: str | None = None,
-    high: str | None = None,
-    title: str | None = None,
-    log: bool | None = None,
-    reference: float | None = None,
-) -> Figure:
-    """A line with its interval as a band.
-
-    Args:
-        x: axis or coordinate.  y: variable.  low, high: variables of the interval.
-        log: logarithmic x; by default for sizes that span more than a factor of 20.
-        reference: a level to mark with a dashed line, such as the faithfulness 1 of the whole model.
-    Raises:
-        WorkbenchError: a variable that the dataset lacks, or that has another axis than x.
-    """
-    for name in (x, y, low, high):
-        if name is not None and name not in dataset.variables:
-            raise WorkbenchError(f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}.")
-    if dataset[y].ndim != 1:
-        raise WorkbenchError(f"A curve needs one axis; {y!r} has {_axes_of(dataset[y])}.")
-    order = np.argsort(dataset[x].values, kind="stable")
-    places, middle = np.asarray(dataset[x].values, dtype=float)[order], np.asarray(dataset[y].values, dtype=float)[order]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
-        if reference is not None:
-            axes.axhline(reference, color="#64748b", linewidth=1, linestyle=(0, (4, 3)))
-        if low and high:
-            bounds = [np.asarray(dataset[name].values, dtype=float)[order] for name in (low, high)]
-            axes.fill_between(places, bounds[0], bounds[1], color=_BLUE, alpha=0.18, linewidth=0)
-        axes.plot(places, middle, color=_BLUE, marker="o", markersize=4, linewidth=1.8)
-        positive = places[places > 0]
-        if log if log is not None else len(positive) > 1 and positive.max() > 20 * positive.min():
-            # 0 edges has no logarithm, and is worth showing
-            axes.set_xscale("symlog", linthresh=positive.min()) if (places <= 0).any() else axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        share = x == "size" and bool((places <= 1).all())
-        axes.set_xlabel("share of edges" if share else _WORDS.get(x, visible(x.replace("_", " "))))
-        named = (
-            dataset[y].attrs.get("long_name") or (dataset.attrs.get("quantity") if y == "mean" else None) or y.replace("_", " ")
+        return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
+    known = [name for name in BENCH if name in columns] if "method" in columns else []
+    parts = [part for name in known for part in _pivots(result, name, BENCH[name])]
+    if not parts and result.size and all(pd.api.types.is_numeric_dtype(kind) for kind in result.dtypes):
+        parts = [Part("", result, "high")]
+    if not parts:
+        raise WorkbenchError(
+            f"A table with columns {', '.join(map(str, result.columns))} cannot be drawn: rows of the bench (model, task, method and "
+            f"{' or '.join(BENCH)}), scores of measure(), or numbers alone can. Select columns, as in table[['cpr']]."
         )
-        axes.set_ylabel(visible(named))
-        axes.grid(axis="y", color="#e5e9ef")
-        axes.set_axisbelow(True)
-        _set_title(axes, dataset, title)
-        return settled(figure)
+    return tables(parts, title=title)
 
 
-def bars(
-    result: xr.DataArray,
-    *,
-    low: xr.DataArray | None = None,
-    high: xr.DataArray | None = None,
-    title: str | None = None,
-    labels: Sequence[str] | None = None,
-) -> Figure:
-    """One bar per cell of a result with one axis besides `example`; a cell that was not measured is hatched.
+BENCH: dict[str, Literal["high", "low"]] = {"edge_auroc": "high", "cpr": "high", "cmd": "low"}
+"""Columns of the bench that are drawn, and which end of them is good."""
 
-    Args:
-        low, high: the interval of each cell, drawn as a line over its bar.
+
+def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> list[Part]:
+    """Cases x methods of one column, a table for each kind of value."""
+    named = [name for name in ("model", "task") if name in rows]
+    told = [name for name in named if len(set(rows[name])) > 1] or named[-1:]
+    cases = [" ".join(dict.fromkeys(map(str, row))).replace("planted-", "") for row in rows[told].to_numpy()]
+    values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
+    known = pd.DataFrame({"case": cases, "method": rows["method"], "of": values, "number": rows[column]}).dropna()
+    made = []
+    for value in dict.fromkeys(known["of"].tolist()):
+        part = pd.DataFrame(known[known["of"] == value])
+        table = part.pivot_table(index="case", columns="method", values="number", sort=False)
+        many = f", {value} values" if len(set(values)) > 1 else ""
+        made.append(Part(f"{column.replace('_', ' ')}{many} ({best} is good)", table, best))
+    return made
+
+
+def _summary(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """A mean with its interval over one axis, or the mean alone over several."""
+    y = next(name for name in ("mean", "value") if name in result.variables)
+    main, ends = result[y], [name for name in ("low", "high") if name in result.data_vars]
+    axis = str(main.dims[0]) if main.ndim else ""
+    named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
+    if (
+        main.ndim == 1
+        and axis in result.coords
+        and result[axis].dtype.kind in "iuf"
+        and axis not in ("head", "kv_head", "neuron", "feature")
+    ):
+        return curve(result, x=axis, y=y, title=title, **dict(zip(("low", "high"), ends, strict=False)))  # pyright: ignore[reportArgumentType]
+    if main.ndim == 1 and len(ends) == 2:
+        order = np.sort(_order(named)[:STRONGEST]) if len(named) > MOST_BARS else np.arange(len(named))
+        named = noted(named, f"the {len(order)} strongest of {len(named)}") if len(order) < len(named) else named
+        return bars(named[order], low=result["low"][order], high=result["high"][order], title=title, labels=labels)
+    return _array(named, title, labels)
+
+
+def _lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    data = side_by_side(result, ["logit", "tuned"], "lens", quantity="KL to the last layer (nats)")
+    return curve(data, x="layer", y="mean", low="low", high="high", over="lens", title=title)
+
+
+def _neuron_maps(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from chance."""
+    apart = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5").assign_attrs(result.attrs)
+    apart = apart if "concept" in apart.dims else apart.expand_dims("concept")
+    return _array(apart.transpose("layer", "neuron", "concept"), title, labels)
+
+
+def _top_tokens(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return token_table(result, title=title, labels=labels)
+
+
+def _of_circuits(draw: Callable[[xr.Dataset, Title], Figure]) -> Callable[[xr.Dataset, Title, Labels], Figure]:
+    return lambda result, title, labels: draw(result, title)
+
+
+DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figure]], ...] = (
+    (frozenset({"token", "prob", "layer", "pos"}), _top_tokens),
+    (frozenset({"accuracy", "k", "control_kind"}), lambda result, title, labels: probe_figures(result, None, title=title)),
+    (frozenset({"effect", "random", "used", "edit"}), lambda result, title, labels: causal_figure(result, title=title)),
+    (frozenset({"roc_auc", "coefficient", "neuron"}), _neuron_maps),
+    (frozenset({"tuned", "logit", "layer"}), _lens_quality),
+    (frozenset({"p", "statistic", "supports"}), _of_circuits(circuit_plots.verdicts)),
+    (frozenset({"jaccard", "low", "high", "n_edges"}), _of_circuits(circuit_plots.stability)),
+    (frozenset({"missed", "needed", "node"}), _of_circuits(circuit_plots.minimality)),
+    (frozenset({"faithfulness", "low", "high", "in_sample"}), _of_circuits(circuit_plots.evaluation)),
+    (frozenset({"faithfulness"}), _of_circuits(circuit_plots.faithfulness)),
+    (frozenset({"mean"}), _summary),
+    (frozenset({"value"}), _summary),
+)
+"""Which variables a Dataset has to have for which figure; the first that fits is drawn."""
+
+
+def _facts(result: xr.DataArray) -> dict[str, Any]:
+    """Attributes of a mean over examples for a curve."""
+    n = result.sizes.get("example", 1)
+    return dict(noted(result, f"mean of {n} examples" if n > 1 else "").attrs) | {"quantity": str(result.name or "value")}
+
+
+def _up_to_end(result: xr.DataArray) -> xr.DataArray:
+    """One prompt without the positions behind its end, whose tokens are ""."""
+    own = result.coords.get("pos_token")
+    if own is None or "pos" not in own.dims:
+        return result
+    there = np.flatnonzero((own.values != "").any(tuple(i for i, dim in enumerate(own.dims) if dim != "pos")))
+    return result.isel(pos=slice(0, int(there[-1]) + 1)) if len(there) else result
+
+
+def _without_single(result: xr.DataArray) -> xr.DataArray:
+    """The result without axes of one label, which become notes; one axis besides `example` stays."""
+    notes = []
+    for axis in [axis for axis in result.dims if axis != "example" and result.sizes[axis] == 1]:
+        if sum(dim != "example" for dim in result.dims) == 1:
+            break
+        notes.append(f"{axis} {result[axis].values[0]}" if axis in result.coords else f"{axis} 0")
+        result = result.isel({axis: 0}, drop=True)
+    return noted(result, *notes)
+
+
+def _by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
+    """An axis of heads `a3.4` and MLPs `m3` as two axes, layer and head with the MLP as the last one; other parts are notes.
+
+    So it is with more than one head, when no other axis than `example` and a few readers is beside it.
     """
-    result = _over_examples(result)
-    if result.ndim != 1:
-        raise WorkbenchError(f"Bars need one axis besides example; this result has {_axes_of(result)}.")
-    values = np.asarray(result.values, dtype=float)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(min(14, max(4.2, 1.4 + len(values) * 0.32)), 3.2), layout="constrained")
-        axes = figure.subplots()
-        known = np.isfinite(values)
-        places = np.arange(len(values))
-        axes.bar(places[known], values[known], color=[_BLUE if value >= 0 else _RED for value in values[known]], width=0.72)
-        if low is not None and high is not None:
-            axes.vlines(places[known], low.values[known], high.values[known], color="#334155", linewidth=1.3)
-        for place in places[~known]:
-            axes.axvspan(place - 0.4, place + 0.4, facecolor="#e5e7eb", edgecolor="#b6bec9", hatch="////", linewidth=0)
-        axes.axhline(0, color="#64748b", linewidth=0.8)
-        axes.set_ylabel(visible(result.name or "value"))
-        axes.grid(axis="y", color="#e5e9ef")
-        axes.set_axisbelow(True)
-        _label_axis(axes, "x", result, str(result.dims[0]), labels)
-        _set_title(axes, result, title)
-        return settled(figure)
+    dim = next((str(axis) for axis in result.dims if axis in ("writer", "component")), None)
+    others = [axis for axis in result.dims if axis not in ("example", dim)]
+    if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
+        return result
+    names = [str(name) for name in result[dim].values]
+    places = {i: re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name) for i, name in enumerate(names)}
+    rest = [i for i, place in places.items() if place is None]
+    heads = {int(place[2]) for place in places.values() if place and place[2]}
+    if len(heads) < 2 or any(names[i] not in ("input", "bias", "embed", "pos_embed") for i in rest):
+        return result
+    result = over_examples(result).transpose(*others, dim)
+    layers = sorted({int(place[1] or place[3]) for place in places.values() if place})
+    columns = [*map(str, sorted(heads)), *(["mlp"] if any(place and place[3] for place in places.values()) else [])]
+    table = np.full((*result.shape[:-1], len(layers), len(columns)), np.nan)
+    for i, place in places.items():
+        if place:
+            table[..., layers.index(int(place[1] or place[3])), columns.index(place[2] or "mlp")] = result.values[..., i]
+    coords = {axis: result[axis] for axis in others} | {"layer": layers, "head": np.array(columns, dtype=object)}
+    made = xr.DataArray(table, dims=(*others, "layer", "head"), coords=coords, name=result.name, attrs=result.attrs)
+    alone = [f"{names[i]} {float(result.values[i]):+.3g}" for i in rest] if not others else []
+    return noted(made, *alone)
 
 
-def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") -> Figure:
-    """A table of numbers, rows x columns, coloured from worst to best, each cell with its number.
+def _strongest(result: xr.DataArray) -> xr.DataArray:
+    """The strongest neurons, edges or paths where there are too many to show; the rest of the axes stays.
 
-    Args:
-        best: which end of the scale is good and dark.
+    Layers and neurons become one axis.
     """
-    values = table.to_numpy(dtype=float)
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    high = high if high > low else low + 1
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.4 + 0.8 * table.shape[1], 1.6 + 0.3 * table.shape[0]), layout="constrained")
-        axes = figure.subplots()
-        palette = "Blues" if best == "high" else "Blues_r"
-        axes.imshow(np.ma.masked_invalid(values), cmap=palette, vmin=low, vmax=high, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            share = (value - low) / (high - low)
-            dark = (share if best == "high" else 1 - share) > 0.6
-            text = f"{value:.3f}" if np.isfinite(value) else "not run"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        columns, rows = ([visible(str(name)) for name in names] for names in (table.columns, table.index))
-        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
-        axes.set_yticks(range(len(rows)), rows, fontsize=8)
-        axes.spines[:].set_visible(False)
-        return settled(figure)
+    if result.sizes.get("neuron", 0) > MOST_NEURONS or ("neuron" in result.dims and result.ndim - ("example" in result.dims) > 2):
+        if "layer" in result.dims:
+            names = np.array([f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values], dtype=object)
+            coords = [name for name, c in result.coords.items() if {"layer", "neuron"} & set(c.dims)]
+            result = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
+            result = result.rename(at="neuron").assign_coords(neuron=names)
+        return _cut(result, "neuron")
+    axes = [str(axis) for axis in result.dims if axis != "example"]
+    if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and axes[0] not in ("layer", "pos", "query_pos", "key_pos"):
+        if axes[0] == "edge" and {"writer", "reader"} <= set(result.coords):
+            names = [f"{w}->{r}" for w, r in zip(result["writer"].values, result["reader"].values, strict=True)]
+            result = result.drop_vars(("writer", "reader")).assign_coords(edge=np.array(names, dtype=object))
+        return _cut(result, axes[0])
+    return result
 
 
-def figure_html(figure: Figure, *, alt: str = "") -> str:
-    """The figure as an `<img>` with the SVG inside. Same figure, same bytes."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "workbench"}), _any_glyph():
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width = round(figure.get_figwidth() * 96)
-    return f'<img class="plot" alt="{xml(alt)}" width="{width}" src="data:image/svg+xml;base64,{data}">'
+def _cut(result: xr.DataArray, axis: str) -> xr.DataArray:
+    kept = result.isel({axis: _order(result.transpose(axis, ...))[:STRONGEST]})
+    n = result.sizes[axis]
+    kept = noted(kept, f"the {kept.sizes[axis]} strongest of {n:,} {axis}s") if n > kept.sizes[axis] else kept
+    dims = [dim for dim in kept.dims if dim not in ("example", axis)]
+    return kept.transpose(*(["example"] if "example" in kept.dims else []), axis, *dims)
 
 
-def _plot_dataset(result: xr.Dataset, title: str | None, labels: Sequence[str] | None) -> Figure:
-    names = [str(name) for name in result.data_vars]
-    y = next((name for name in ("mean", "faithfulness", "value") if name in names), names[0] if len(names) == 1 else None)
-    if y is None:
-        raise WorkbenchError(f"Which of {', '.join(names) or 'no variables'} is to be drawn? Pass one: plot(result[NAME]).")
-    main = result[y]
-    bounds = next(((a, b) for a, b in (("low", "high"), (f"{y}_low", f"{y}_high")) if a in names and b in names), (None, None))
-    is_scale = main.ndim == 1 and main.dims[0] in result.coords and main[main.dims[0]].dtype.kind in "iuf"
-    if not is_scale or main.dims[0] in ("head", "kv_head", "neuron", "feature"):
-        named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
-        if main.ndim == 1 and bounds[0] and bounds[1]:
-            return bars(named, low=result[bounds[0]], high=result[bounds[1]], title=title, labels=labels)
-        return plot(named, title=title, labels=labels)
-    whole = 1.0 if "faithful" in f"{y} {result.attrs.get('quantity', '')}" else None
-    x = "n_edges" if "n_edges" in names and result["n_edges"].dims == main.dims else str(main.dims[0])
-    return curve(result, x=x, y=y, low=bounds[0], high=bounds[1], title=title, reference=whole)
-
-
-def _over_examples(result: xr.DataArray) -> xr.DataArray:
-    return result.mean("example", skipna=True, keep_attrs=True) if "example" in result.dims else result
-
-
-def _axes_of(result: xr.DataArray) -> str:
-    return ", ".join(map(str, result.dims)) or "none"
-
-
-def _palette(result: xr.DataArray, values: np.ndarray) -> dict[str, Any]:
-    known = values[np.isfinite(values)]
-    word = str(result.name or "").lower() + " " + str(result.attrs.get("kind", "")) * (result.name is None)
-    if (known < 0).any() or not any(part in word for part in _SEQUENTIAL_WORDS):
-        return {"cmap": "RdBu", "norm": CenteredNorm(0, float(np.abs(known).max(initial=0)) or 1.0)}
-    return {"cmap": "Blues", "norm": Normalize(0, float(known.max(initial=0)) or 1.0)}
-
-
-def _label_axis(axes: Axes, which: str, result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> None:
-    """The axis word, and labels of the cells: tokens on positions where they are known, coordinates elsewhere."""
-    size, names = result.sizes[dim], None
-    if dim in _POSITIONS:
-        own = next((c for n, c in result.coords.items() if n in ("token", f"{dim}_token", "tokens") and c.dims == (dim,)), None)
-        names = [str(token) for token in own.values] if own is not None else list(labels) if labels is not None else None
-        if names is not None and len(names) < size:
-            raise WorkbenchError(f"There are {len(names)} labels for {size} positions.")
-    tokens = names is not None
-    if names is None:
-        names = [str(label) for label in (result[dim].values if dim in result.coords else range(size))]
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    step = 1 if size <= _MOST_TICKS else int(MaxNLocator(nbins=20, integer=True).tick_values(0, size)[1]) or 1
-    shown = [_shorten(visible(name)) for name in names[:size:step]]
-    tilted = which == "x" and any(len(label) > 3 for label in shown)
-    axis.set_ticks(range(0, size, step), shown, rotation=45 if tilted else 0, ha="right" if which == "y" or tilted else "center")
-    if tilted:
-        for label in axis.get_ticklabels():
-            label.set_rotation_mode("anchor")
-            label.set_verticalalignment("top")
-    axis.set_tick_params(length=0)
-    axis.set_label_text(_WORDS.get(dim, dim.replace("_", " ")) + (" (token)" if tokens else ""))
-
-
-def settled(figure: Figure) -> Figure:
-    """The figure with its layout done once: laid out again at each drawing, it would creep, and its bytes with it."""
-    with _any_glyph():
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
-
-
-@contextmanager
-def _any_glyph() -> Iterator[None]:
-    """Text stays text in SVG and is drawn with the reader's fonts, so a glyph missing from ours needs no warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-def _shorten(label: str) -> str:
-    return label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
-
-
-def _set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
-    facts = [
-        _shorten(visible(result.attrs[key])) for key in ("model", "task", "metric", "value", "method") if key in result.attrs
-    ]
-    head = visible(title) if title else ""
-    if facts:
-        axes.text(0, 1.02, " · ".join(facts), transform=axes.transAxes, fontsize=8, color="#64748b", va="bottom")
-    if head:
-        axes.set_title(head, pad=20 if facts else 8)
+def _order(result: xr.DataArray) -> np.ndarray:
+    """Cells of the first axis by the size of their mean over examples, of other axes the largest; strongest first."""
+    size = abs(over_examples(result)).fillna(0)
+    return np.argsort(-size.max([dim for dim in size.dims if dim != result.dims[0]]).values, kind="stable")

@@ -1,0 +1,277 @@
+"""`plot` draws what every public function returns: each is run on `tiny`, and its figure looked at."""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+import workbench as wb
+from workbench.discovery.bench import Row
+from workbench.errors import WorkbenchError
+from workbench.render.canvas import figure_html
+from workbench.render.grids import MOST_PANELS, heatmaps
+from workbench.render.view import CircuitView
+
+PICTURES = {
+    "acdc": "circuit", "learn_circuit": "circuit", "find_circuit": "circuit", "reference_circuit": "circuit", "read_circuit": "circuit",
+    "effects": "effects", "path_effects": "path_effects", "logit_lens": "logit_lens", "top_tokens": "top_tokens", "norms": "norms",
+    "attention_to": "attention_to", "head_scores": "head_scores", "copying_scores": "copying_scores", "measure": "measure",
+    "direct_attribution": "direct_attribution", "score_edges": "score_edges", "score_nodes": "score_nodes", "compare": "compare",
+    "evaluate": "evaluate", "minimality": "minimality", "stability": "stability", "circuit_tests": "circuit_tests",
+    "faithfulness_curve": "faithfulness_curve", "summary": "summary", "difference": "effects", "load": "effects",
+    "fit_probes": "fit_probes", "causal_check": "causal_check", "neuron_maps": "neuron_maps", "fit_tuned_lens": "fit_tuned_lens",
+}  # fmt: skip
+"""Every public function whose result has a picture, and the case below that shows it."""
+NO_RESULT = set(
+    "add capture capture_cost capture_pairs constant discover explain export from_store grid load_model load_task mean metric "
+    "model_fingerprint open_store planted planted_pairs plot project read_corpus repair report resample run save scale write_circuit "
+    "zero".split()
+)
+"""Those that return values, prompts, stores, models, files, plans, or a folder of results that are drawn one by one."""
+
+
+@pytest.fixture(scope="module")
+def lab():
+    model = wb.load_model("tiny")
+    pairs = wb.load_task("ioi", model, n=3)
+    clean, corrupt = wb.capture_pairs(model, pairs)
+    value = wb.from_store(corrupt)
+    scores = wb.score_edges(model, pairs, value=value, keep=("example",))
+    mean = scores.mean("example", keep_attrs=True)
+    made = {"model": model, "pairs": pairs, "clean": clean, "value": value, "scores": scores, "mean": mean}
+    return SimpleNamespace(**made, circuit=wb.find_circuit(mean, n_edges=40), more=wb.find_circuit(mean, n_edges=80))
+
+
+@pytest.fixture(scope="module")
+def probed(lab):
+    pairs = wb.load_task("agreement", lab.model, n=24)
+    stores = wb.capture_pairs(lab.model, pairs)
+    words = [lab.model.tokenizer.decode([int(a)]).strip() for a in pairs.answers[:, 0, 0]]
+    values = {"plural": [w in ("are", "were") for w in words], "past": [w in ("was", "were") for w in words]}
+    labels = wb.Labels.per_prompt(stores[0], values)
+    how = {"sites": ["resid_post"], "k": [1, 4], "baselines": ["mass-mean"], "resampled": 20}
+    return SimpleNamespace(pairs=pairs, stores=stores, labels=labels, probes=wb.fit_probes(stores[0], labels, **how))
+
+
+def words(figure: Figure) -> tuple[str, str]:
+    """The axis words of the panels, x and y, each of which stands at the rim only."""
+    return (
+        next(axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()),
+        next(axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()),
+    )
+
+
+def ticks(figure: Figure, which: str, panel: int = 0) -> list[str]:
+    return [label.get_text() for label in getattr(figure.axes[panel], f"get_{which}ticklabels")()]
+
+
+def images(figure: Figure) -> int:
+    return sum(bool(axes.images) for axes in figure.axes)
+
+
+def targets(lab) -> dict:
+    return {"targets": lab.pairs.answers, "minus": lab.pairs.wrong}
+
+
+ARRAYS = {
+    "effects": (
+        lambda lab: wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model), value=wb.zero()),
+        1,
+        ("head", "layer"),
+    ),
+    "effects by position": (
+        lambda lab: wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model, layer=[1, 2, 3], pos="each"), value=lab.value),
+        3,
+        ("position", "head"),
+    ),
+    "effects at named positions": (
+        lambda lab: wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model, pos=["S2", "END"]), value=lab.value),
+        2,
+        ("head", "layer"),
+    ),
+    "path_effects": (
+        lambda lab: wb.path_effects(lab.model, lab.pairs, senders="heads", value=lab.value, mlps="frozen"),
+        1,
+        ("head", "layer"),
+    ),
+    "path_effects into several": (
+        lambda lab: wb.path_effects(
+            lab.model, lab.pairs, senders="heads", receivers=["a3.1<q>", "logits"], value=lab.value, mlps="frozen"
+        ),
+        2,
+        ("head", "layer"),
+    ),
+    "logit_lens": (lambda lab: wb.logit_lens(lab.clean, lab.model, **targets(lab)), 1, ("position", "layer")),
+    "norms": (lambda lab: wb.norms(lab.clean), 1, ("position", "layer")),
+    "attention_to": (lambda lab: wb.attention_to(lab.clean, ["IO", "S1"]), 2, ("head", "layer")),
+    "head_scores": (lambda lab: wb.head_scores(lab.clean), 3, ("head", "layer")),
+    "copying_scores": (lambda lab: wb.copying_scores(lab.clean, lab.model), 1, ("head", "layer")),
+    "direct_attribution": (lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab)), 1, ("head", "layer")),
+    "direct_attribution of positions": (
+        lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="component", pos="each"),
+        1,
+        ("position", "component"),
+    ),
+    "direct_attribution of components": (
+        lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="component"),
+        0,
+        ("component", "attribution"),
+    ),
+    "direct_attribution of neurons": (
+        lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="neuron"),
+        0,
+        ("neuron", "attribution"),
+    ),
+    "score_edges": (lambda lab: lab.scores, 1, ("reader", "writer")),
+    "score_nodes": (lambda lab: wb.score_nodes(lab.model, lab.pairs, value=lab.value), 1, ("head", "layer")),
+    "summary": (
+        lambda lab: wb.summary(wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model), value=wb.zero())),
+        1,
+        ("head", "layer"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
+    make, panels, labels = ARRAYS[case]
+    figure = wb.plot(make(lab), title=case)
+    assert images(figure) == panels
+    assert words(figure) == labels
+
+
+CIRCUITS = {
+    "evaluate": (lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value=lab.value), ["faithfulness", "complement", "random", "incompleteness", "minimal"]),
+    "evaluate several": (lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value), None),
+    "evaluate on two values": (
+        lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value={"corrupt": lab.value, "zero": wb.zero()}, checks=["random"]),
+        ["faithfulness", "random"],
+    ),
+    "minimality": (lambda lab: wb.minimality(lab.circuit, lab.model, lab.pairs, value=lab.value), None),
+    "circuit_tests": (
+        lambda lab: wb.circuit_tests(lab.circuit, lab.model, lab.pairs, value=lab.value, draws=20),
+        ["equivalence", "independence", "minimality", "sufficiency", "partial necessity"],
+    ),
+    "compare": (lambda lab: wb.compare(lab.circuit, lab.more), ["q", "k", "v", "mlps", "logits"]),
+    "stability": (lambda lab: wb.stability(lab.scores, find=lambda s: wb.find_circuit(s, n_edges=50), draws=10), None),
+    "faithfulness_curve": (lambda lab: wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value), None),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:circuit_tests. nothing to test")
+@pytest.mark.parametrize("case", CIRCUITS)
+def test_what_is_found_about_circuits_has_a_picture(lab, case):
+    make, rows = CIRCUITS[case]
+    found = make(lab)
+    figure = wb.plot(found, title=case)
+    assert isinstance(figure, Figure)
+    if rows is not None:
+        assert rows in (ticks(figure, "x"), ticks(figure, "y"))
+    assert figure_html(figure) == figure_html(wb.plot(found, title=case))
+
+
+def test_circuits_are_views_and_curves_of_methods_are_lines_with_bands(lab):
+    assert isinstance(wb.plot(lab.circuit), CircuitView)
+    curves = [wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value, by=by) for by in ("signed", "magnitude")]
+    both = xr.concat(curves, "method", combine_attrs="drop_conflicts").assign_coords(method=["eap", "<b>"])
+    axes = wb.plot(both).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["eap", "<b>"]
+    assert len(axes.collections) == 2
+
+
+def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
+    figure = wb.plot(probed.probes)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["plural", "past"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "mass-mean, all features"
+    assert len(wb.plot(probed.probes.results).axes) == 2
+    assert len(wb.plot(probed.probes.results.sel(concept="past")).axes) == 1
+    how = {"concept": "plural", "kind": "resid_post", "stores": probed.stores, "baseline": "mass-mean", "layers": [1, 3]}
+    checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **how))
+    assert [axes.get_title(loc="left") for axes in checked.axes] == ["erase", "swap"]
+    assert ticks(checked, "x") == ["1", "3"]
+    neurons = wb.plot(wb.neuron_maps(probed.stores[0], probed.labels))
+    assert ticks(neurons, "x") == ["plural", "past"]
+    assert len(ticks(neurons, "y")) == 24
+    lens = wb.fit_tuned_lens(probed.stores[0], lab.model, epochs=1)
+    for result in (lens, lens.heldout):
+        axes = wb.plot(result).axes[0]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["logit", "tuned"]
+        assert axes.get_ylabel() == "KL to the last layer (nats)"
+
+
+def test_top_tokens_are_a_table_of_one_prompt(lab):
+    found = wb.top_tokens(lab.clean, lab.model, k=2)
+    figure = wb.plot(found)
+    strings = lab.pairs.clean.strings[0]
+    assert ticks(figure, "x") == [s.replace(" ", "·") for s in strings]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    n = len(strings)
+    best = lab.model.tokenizer.decode([int(found["token"][0, 0, n - 1, 0])]).strip()
+    assert texts[n - 1].strip("·") == best
+    assert texts[-1].startswith("tiny · example 0 of 3")
+    assert ticks(wb.plot(found.isel(example=1)), "x")[-1].strip("·") == lab.pairs.clean.strings[1][-1].strip()
+    hostile = wb.plot(found.assign_coords(text=(found["text"].dims, np.full(found["text"].shape, "\x00</svg>", dtype=object))))
+    assert hostile.axes[0].texts[0].get_text() == "\\x00</svg>"
+
+
+def test_a_lens_is_a_grid_with_the_tokens_of_one_prompt_or_a_line_with_a_band(lab):
+    lens = wb.logit_lens(lab.clean, lab.model, **targets(lab))
+    own = wb.plot(lens.isel(example=1))
+    assert [t.strip("·") for t in ticks(own, "x")] == [s.strip() for s in lab.pairs.clean.strings[1]]
+    assert own.axes[0].get_xlabel() == "position (token)"
+    line = wb.plot(lens.isel(pos=5)).axes[0]
+    assert (line.get_xlabel(), line.get_ylabel()) == ("layer", "logit")
+    np.testing.assert_allclose(line.lines[0].get_ydata(), lens.isel(pos=5).mean("example"), rtol=1e-5)
+    assert len(line.collections) == 1
+
+
+def test_patterns_get_a_panel_each_and_those_left_out_are_told():
+    values = np.random.default_rng(0).random((5, 12, 4, 4))
+    dims = ("layer", "head", "query_pos", "key_pos")
+    figure = wb.plot(xr.DataArray(values, dims=dims, name="pattern"), labels=["<bos>", " a", "</svg>", "\x00"])
+    assert images(figure) == MOST_PANELS
+    assert figure.axes[13].get_title(loc="left") == "a1.1"
+    assert ticks(figure, "x", 47) == ["<bos>", "·a", "</svg>", "\\x00"]
+    assert figure.get_supxlabel() == "the first 48 of 60 panels; 12 left out: select them, as in .isel()"
+    assert len({axes.images[0].norm for axes in figure.axes if axes.images and axes.get_title(loc="left")}) == 1
+    hole = xr.DataArray(values, dims=dims)[:1]
+    hole[0, 2, 1, 1] = np.nan
+    assert np.ma.getmaskarray(heatmaps(hole).axes[2].images[0].get_array()).sum() == 1
+
+
+def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
+    rows = [
+        Row(m, "t", "zero", way, x, x, x, x, x, 1.0, 1.0, 1)
+        for m, x in (("a", 0.5), ("b", float("nan")))
+        for way in ("eap", "exact")
+    ]
+    for given in (rows, pd.DataFrame([vars(row) for row in rows])):
+        figure = wb.plot(given)
+        assert [axes.get_title(loc="left") for axes in figure.axes] == [
+            f"{n} is good)" for n in ("edge auroc (high", "cpr (high", "cmd (low")
+        ]
+        assert ticks(figure, "x") == ["eap", "exact"]
+    numbers = wb.plot(pd.DataFrame({"x": [1.0, np.nan]}, index=["a", "b"]))
+    assert [text.get_text() for text in numbers.axes[0].texts] == ["1.000", "not run"]
+    scores = wb.measure(lab.model, n=4, progress=False)
+    assert ticks(wb.plot(scores), "x") == [score.behaviour for score in scores]
+
+
+def test_a_store_is_no_result_and_the_message_says_what_to_draw(lab):
+    with pytest.raises(
+        WorkbenchError, match=r"A .*Store cannot be drawn\. .* Draw what is computed from it, such as norms\(store\)"
+    ):
+        wb.plot(lab.clean)
+
+
+def test_no_public_function_is_forgotten():
+    functions = {name for name in wb.__all__ if inspect.isfunction(getattr(wb, name))}
+    assert functions == set(PICTURES) | NO_RESULT
+    shown = {case.split()[0] for case in (*ARRAYS, *CIRCUITS)}
+    here = inspect.getsource(inspect.getmodule(test_no_public_function_is_forgotten))
+    for name, case in PICTURES.items():
+        assert case in shown or case == "circuit" or f"wb.{case}(" in here, name
