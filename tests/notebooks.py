@@ -91,8 +91,8 @@ class Lab:
                 scheme = "dark" if dark else "light"
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
                 seen = Opened(context.new_page(), path=self.folder / name)
-                context.route(lambda url: not url.startswith(self.url), lambda route: route.abort())
-                page, ours = seen.page, (self.url, self.url.replace("http", "ws", 1), "data:", "blob:", "about:")
+                context.route(lambda url: not url.startswith(f"{self.url}/"), lambda route: route.abort())
+                page, ours = seen.page, (f"{self.url}/", f"{self.url}/".replace("http", "ws", 1), "data:", "blob:", "about:")
                 note = lambda asked: asked.url.startswith(ours) or seen.requests.append(asked.url)  # noqa: E731
                 page.on("request", note)
                 page.on("websocket", note)

@@ -67,6 +67,8 @@ def test_an_untrusted_notebook_shows_still_pictures(server):
         assert seen.page.evaluate("window.panels === undefined && window.panelsUnpacked === undefined")
         assert seen.page.locator(".circuit img").get_attribute("alt").startswith(HOSTILE)
         assert (seen.console, seen.requests) == ([], [])
+        seen.page.evaluate("fetch('https://example.invalid/a').catch(() => 0)")
+        assert seen.requests == ["https://example.invalid/a"]  # it would have been seen
 
 
 @pytest.mark.parametrize("dark", [False, True])
