@@ -115,7 +115,7 @@ def test_script_json_holds_nothing_that_ends_a_script():
 
 
 def test_circuit_draws_itself_in_a_notebook(circuit):
-    assert circuit._repr_html_() == circuit_html(circuit)
+    assert circuit._repr_html_() == circuit_html(circuit) == CircuitView.of(circuit)._repr_html_()
 
 
 @pytest.mark.parametrize("make", [Circuit.empty, Circuit.full])

@@ -289,5 +289,7 @@ find("save-png").addEventListener("click", () => savePng(asAddress()));
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") pin(null); });
 document.addEventListener("click", () => pin(null));
 addEventListener("resize", report);
-paint(matchMedia("(prefers-color-scheme: dark)").matches);
+const scheme = matchMedia("(prefers-color-scheme: dark)");  // a notebook's theme reaches its frames late, and may change
+scheme.addEventListener("change", () => paint(scheme.matches));
+paint(scheme.matches);
 show();

@@ -67,6 +67,11 @@ _MENDED = (
     # a single sample shows all of its columns
     (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),
 )
+# The components draw for white paper, as the still pictures do; the names with --jp are what a dark JupyterLab tints.
+_PAPER = (
+    "background:#fff;color:#1f2937;color-scheme:light;--jp-content-font-color1:#1f2937;--jp-ui-font-color1:#1f2937;"
+    "--jp-layout-color0:#fff;--jp-rendermime-table-row-background:#f5f5f5;--jp-rendermime-table-row-hover-background:#e0f2fe"
+)
 # A classic script element: indirect eval and type=module would hide the bundle's global name. Panels are drawn one at a time,
 # those near the reader first. The still picture goes when the component has drawn something, and comes back if it fails.
 _UNPACK = """(async () => {
@@ -84,6 +89,7 @@ _UNPACK = """(async () => {
     near.unobserve(box);
     live.id = "panel-" + (window.panelsDrawn = (window.panelsDrawn || 0) + 1);
     live.className = "live";
+    live.style.cssText = "%s";
     new MutationObserver(() => { still.style.display = live.childElementCount ? "none" : ""; })
       .observe(live, { childList: true });
     box.append(live);
@@ -92,8 +98,8 @@ _UNPACK = """(async () => {
   const drawNext = () => {
     const box = wanted.shift() || waiting.keys().next().value;
     if (box === undefined) return;
+    setTimeout(drawNext);  // first, so that a panel that fails leaves the others
     if (waiting.has(box)) draw(box);
-    setTimeout(drawNext);
   };
   const near = new IntersectionObserver((seen) => {
     for (const one of seen) if (one.isIntersecting) wanted.push(one.target);
@@ -211,7 +217,7 @@ def bundle_html() -> str:
                 f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {found} times, not {times}): "
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
-    return f"<script>{_UNPACK % packed(text)}</script>"
+    return f"<script>{_UNPACK % (packed(text), _PAPER)}</script>"
 
 
 def _ready(value: Any, name: str) -> Any:

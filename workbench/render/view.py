@@ -68,6 +68,11 @@ class CircuitView:
     more: tuple["CircuitView", ...] = ()
     sides: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        from workbench.render.html import to_html
+
+        return to_html(self)
+
     @classmethod
     def of(
         cls,
