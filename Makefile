@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test test-slow check bench wheel clean
+.PHONY: demo test test-slow check bench gallery wheel clean
 
 demo: $(STAMP)
 	$(BIN)/workbench discover ioi --model tiny
@@ -22,7 +22,10 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests/test_layers.py
 
 bench: $(STAMP)
-	for name in patching paths discovery stores probes; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+	for name in patching paths discovery stores probes render; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+
+gallery: $(STAMP)
+	$(BIN)/python docs/gallery.py --screenshots
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
