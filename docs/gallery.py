@@ -162,15 +162,14 @@ def screenshots(path: Path) -> None:
         ("narrow-dark", 480, True),
     ):
         with opened(path, width=width, height=1000, dark=dark) as seen:
-            for _ in range(seen.page.evaluate("Math.ceil(document.body.scrollHeight / 800)")):
-                seen.page.mouse.wheel(0, 800)
-                seen.page.wait_for_timeout(150)
-            seen.page.evaluate("scrollTo(0, 0)")
-            seen.page.wait_for_timeout(500)
-            seen.page.screenshot(path=path.with_name(f"gallery-{name}.png"), full_page=True)
             if name == "wide":
+                seen.page.wait_for_timeout(1500)
                 seen.page.screenshot(path=ROOT / "docs" / "gallery.png")
                 seen.page.pdf(path=path.with_name("gallery.pdf"), print_background=True)
+            # only what is in view is painted
+            seen.page.set_viewport_size({"width": width, "height": seen.page.evaluate("document.body.scrollHeight")})
+            seen.page.wait_for_timeout(3000)
+            seen.page.screenshot(path=path.with_name(f"gallery-{name}.png"))
 
 
 if __name__ == "__main__":

@@ -265,6 +265,8 @@ function savePng(address) {
 
 const asAddress = () => "data:image/svg+xml;charset=utf-8," + encodeURIComponent(still());
 
+const isDark = () => document.documentElement.dataset.theme === "dark";
+
 function paint(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   find("theme").setAttribute("aria-pressed", String(dark));
@@ -283,7 +285,7 @@ if (find("prompt")) {
     show();
   });
 }
-find("theme").addEventListener("click", () => paint(document.documentElement.dataset.theme !== "dark"));
+find("theme").addEventListener("click", () => paint(!isDark()));
 find("save-svg").addEventListener("click", () => save(asAddress(), ".svg"));
 find("save-png").addEventListener("click", () => savePng(asAddress()));
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") pin(null); });
@@ -292,4 +294,7 @@ addEventListener("resize", report);
 const scheme = matchMedia("(prefers-color-scheme: dark)");  // a notebook's theme reaches its frames late, and may change
 scheme.addEventListener("change", () => paint(scheme.matches));
 paint(scheme.matches);
+let before = false;  // paper is white
+addEventListener("beforeprint", () => { before = isDark(); paint(false); });
+addEventListener("afterprint", () => paint(before));
 show();

@@ -196,7 +196,7 @@ def _layers(lines: Sequence[Line]) -> tuple[dict[int, set[str]], set[int]]:
     """Names of live heads and kv heads by layer, and the layers with a live MLP."""
     heads: dict[int, set[str]] = {}
     mlps: set[int] = set()
-    for key in {k.split("@")[0] for line in lines for k in (line.start, line.end)}:
+    for key in sorted({k.split("@")[0] for line in lines for k in (line.start, line.end)}):
         if key.startswith("m"):
             mlps.add(int(key[1:]))
         elif key[0] in "ak":

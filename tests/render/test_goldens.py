@@ -1,0 +1,93 @@
+"""Pictures keep their structure: what is drawn, in which order, with which text; places and sizes may move.
+
+After a change that is meant, `python tests/render/test_goldens.py` writes the goldens anew; read the difference.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from pictures import HOSTILE, TOKENS, make_circuit, make_panels, make_view
+
+from workbench.render.svg import to_svg
+from workbench.render.view import CircuitView
+from workbench.sites import Shape
+
+FOLDER = Path(__file__).with_name("goldens")
+GROUPED = Shape(2, 4, 2, 32, 8, 64, 50, 16)
+
+
+def pictures() -> dict[str, str]:
+    """Circuits in both layouts, compared, without scores and empty; and the stills of panels."""
+    grouped, whole = make_circuit(GROUPED, 12), make_circuit(n=12)
+    made = {"unscored": CircuitView.of(make_circuit(n=12, scored=False)), "hostile": make_view(whole, HOSTILE, title=HOSTILE[0])}
+    made |= {"compared": CircuitView.compared(whole, make_circuit(n=20)), "empty": CircuitView.of(whole - whole)}
+    made |= {"grouped": make_view(grouped, TOKENS)}
+    drawn = {f"circuit-{name}": to_svg(view) for name, view in made.items()}
+    drawn |= {f"positions-{name}": to_svg(made[name], kind="position") for name in ("grouped", "hostile")}
+    stills = {panel.component: panel.still for panel in make_panels(TOKENS) if panel.still}
+    return drawn | {f"panel-{name}": still for name, still in stills.items()}
+
+
+def structure(svg: str) -> list[str]:
+    """A line for each element, indented as it is nested: tag, class, role, text; coordinates and styles are left out."""
+    lines: list[str] = []
+
+    def visit(element: ElementTree.Element, depth: int) -> None:
+        tag = element.tag.split("}")[1]
+        if tag == "style":
+            return
+        told = [tag, element.get("class") or "", element.get("role") or "", (element.text or "").strip()]
+        lines.append(" " * depth + " ".join(filter(None, told)))
+        for child in element:
+            visit(child, depth + 1)
+
+    visit(ElementTree.fromstring(svg), 0)
+    return lines
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_structure_is_the_golden_one(name):
+    assert structure(pictures()[name]) == json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_every_picture_has_a_golden():
+    assert sorted(path.stem for path in FOLDER.glob("*.json")) == sorted(pictures())
+
+
+PAGES = """
+import hashlib, sys
+sys.path[:0] = {paths}
+import numpy as np, xarray as xr
+from pathlib import Path
+from pictures import TOKENS, make_circuit, make_panels, make_view
+from workbench.render.report import report
+view, table = make_view(make_circuit(), TOKENS), xr.DataArray(np.eye(3), dims=("layer", "head"), name="effect")
+sections = [("Circuit", view), ("Panels", make_panels(TOKENS)), ("Table", table), ("Many", table.expand_dims(pos=4))]
+path = report(sections, Path({folder}) / "page.html", title="t", overwrite=True)
+print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def test_a_page_has_the_same_bytes_in_every_process(tmp_path):
+    paths = [str(FOLDER.parents[1]), str(FOLDER.parents[2])]
+    text = PAGES.format(paths=paths, folder=repr(str(tmp_path)))
+    made = {
+        subprocess.run(
+            [sys.executable, "-c", text], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(made) == 1
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for golden in FOLDER.glob("*.json"):
+        golden.unlink()
+    for picture, text in pictures().items():
+        (FOLDER / f"{picture}.json").write_text(json.dumps(structure(text), indent=0, ensure_ascii=True) + "\n", encoding="utf-8")
