@@ -41,7 +41,7 @@ def check_backend(backend: str, workers: int) -> None:
 def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
     # Started anew and not forked: a fork of a process whose threads hold locks can hang.
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        with _script_unseen():
+        with script_unseen():
             futures = [pool.submit(function, *job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -56,7 +56,7 @@ def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers:
 
 
 @contextmanager
-def _script_unseen() -> Iterator[None]:
+def script_unseen() -> Iterator[None]:
     """Processes started meanwhile do not run the user's script again; jobs are functions of modules and do not need it."""
     main = sys.modules["__main__"].__dict__
     kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}

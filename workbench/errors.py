@@ -7,10 +7,12 @@ WorkbenchError
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
+│   └── NotFinite        logits or a metric that are no numbers
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is none
+├── SweepError           a sweep's spec or folder that cannot be used
 └── OutputExists         something is already there and `overwrite=True` was not given
 """
 
@@ -53,6 +55,10 @@ class MetricError(WorkbenchError):
     """A metric that does not fit the prompts, or that returns the wrong shape."""
 
 
+class NotFinite(MetricError):
+    """Logits, or what a metric makes of them, that are not finite numbers."""
+
+
 class EditError(WorkbenchError):
     """An edit that did not run, or that would change nothing."""
 
@@ -67,6 +73,10 @@ class ProbeError(WorkbenchError):
 
 class CircuitError(WorkbenchError):
     """A circuit that does not fit the model, or a file that is not a circuit."""
+
+
+class SweepError(WorkbenchError):
+    """A sweep's spec or folder that cannot be used."""
 
 
 class OutputExists(WorkbenchError):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import MetricError, UnknownName
+from workbench.errors import MetricError, NotFinite, UnknownName
 from workbench.tasks.pairs import PromptPairs, Prompts
 
 Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
@@ -112,14 +112,14 @@ class Metric:
         """The measure of each example, in float32 (float64 stays).
 
         Raises:
-            MetricError: the logits are not finite, or the function does not return one number per example.
+            NotFinite: the logits or the metric.  MetricError: the function does not return one number per example.
         """
         if self.needs_reference and reference is None:
             raise MetricError(f"The metric {self.name!r} compares with the clean run: give its logits as reference.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
-            raise MetricError(
+            raise NotFinite(
                 f"The logits of example {bad} are not finite. Check the edit (a scale or a constant that is too large) "
                 "and the model's dtype."
             )
@@ -132,7 +132,7 @@ class Metric:
             )
         if not bool(torch.isfinite(measured).all()):
             bad = int((~torch.isfinite(measured)).nonzero()[0])
-            raise MetricError(f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.")
+            raise NotFinite(f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.")
         return measured
 
 

@@ -1,0 +1,187 @@
+"""Sweeps give the numbers of single calls, run every job once, and go on whatever happens."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.errors import OutputExists, SweepError
+from workbench.sweeps.log import LOCK, LOG, latest, read_log
+from workbench.sweeps.runner import run_sweep
+
+HEADS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3}
+TESTS = Path(__file__).parents[1]
+
+
+def run(spec, out, **more):
+    return run_sweep(spec, out=out, progress=False, device="cpu", **more)
+
+
+def lines(out: Path) -> dict[str, dict]:
+    return {row["what"]: row for row in latest(read_log(out)).values()}
+
+
+def test_rows_are_what_effects_gives(tmp_path):
+    model = wb.load_model("tiny", device="cpu")
+    pairs = wb.load_task("ioi", model, n=8)
+    clean, corrupt = wb.capture_pairs(model, pairs)
+    named = {"zero": wb.zero(), "mean": wb.mean(clean), "resample": wb.resample(clean, 0), "other": wb.from_store(corrupt)}
+    named |= {"constant:0.5": wb.constant(0.5), "scale:2": wb.scale(2.0)}
+    run({**HEADS, "n": 8, "values": list(named)}, tmp_path / "a")
+    rows = latest(read_log(tmp_path / "a")).values()
+    assert len(rows) == 6 * 32
+    for name, value in named.items():
+        table = wb.effects(model, pairs, sites=wb.grid("z", model), value=value)
+        for row in (row for row in rows if row["value"] == name):
+            site = wb.Site.parse(row["what"])
+            assert row["values"] == pytest.approx(table.sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5)
+
+
+def test_pairs_paths_and_positions_are_what_single_calls_give(tmp_path):
+    model = wb.load_model("tiny", device="cpu")
+    pairs = wb.load_task("ioi", model, n=3)
+    _, corrupt = wb.capture_pairs(model, pairs)
+    run({"preset": "pairwise-ablation", "sites": ["z[3.7]", "z[1.7]"], "tasks": ["ioi"], "n": 3}, tmp_path / "pairs")
+    both = wb.effects(model, pairs, sites=[("z[3.7]", "z[1.7]")], value=wb.zero()).values[:, 0]
+    assert set(lines(tmp_path / "pairs")) == {"z[3.7]", "z[1.7]", "z[3.7]+z[1.7]"}
+    assert lines(tmp_path / "pairs")["z[3.7]+z[1.7]"]["values"] == pytest.approx(both.tolist(), abs=1e-5)
+    run(
+        {"preset": "path-sweep", "senders": ["a1.7"], "receivers": ["a3.7<v>", "logits"], "tasks": ["ioi"], "n": 3},
+        tmp_path / "paths",
+    )
+    value = wb.from_store(corrupt)
+    path = wb.path_effects(model, pairs, senders=["a1.7"], receivers=["a3.7<v>"], value=value, mlps="recomputed").values
+    assert lines(tmp_path / "paths")["a1.7->a3.7<v>"]["values"] == pytest.approx(path.ravel().tolist(), abs=1e-5)
+    run({"preset": "position-sweep", "tasks": ["ioi"], "n": 3, "sites": ["resid_pre@END"]}, tmp_path / "pos")
+    there = wb.effects(model, pairs, sites=["resid_pre[2]@END"], value=value).values[:, 0]
+    assert lines(tmp_path / "pos")["resid_pre[2]@END"]["values"] == pytest.approx(there.tolist(), abs=1e-5)
+
+
+def test_the_optimal_constant_is_nearer_than_the_mean(tmp_path):
+    run({**HEADS, "sites": ["z[3.7]", "z[1.7]"], "values": ["mean", "optimal"]}, tmp_path)
+    away = {(row["value"], row["what"]): np.square(row["values"]).mean() for row in read_log(tmp_path)}
+    for site in ("z[3.7]", "z[1.7]"):
+        assert away["optimal", site] < away["mean", site]
+
+
+def test_cumulative_ablation_ends_with_everything_gone(tmp_path):
+    sites = [f"z[{layer}.{head}]" for layer in (0, 3) for head in (1, 7)]
+    run({"preset": "cumulative-ablation", "sites": sites, "tasks": ["ioi"], "n": 3}, tmp_path)
+    (row,) = read_log(tmp_path)
+    assert sorted(row["extra"]["order"]) == sorted(sites)
+    model = wb.load_model("tiny", device="cpu")
+    pairs = wb.load_task("ioi", model, n=3)
+    single = wb.effects(model, pairs, sites=sites, value=wb.zero()).mean("example").values
+    assert row["extra"]["order"][0] == sites[int(np.abs(single).argmin())]
+    whole = wb.effects(model, pairs, sites=[tuple(sites)], value=wb.zero()).values[:, 0]
+    assert row["values"] == pytest.approx(whole.tolist(), abs=1e-5)
+    assert row["extra"]["mean"][-1] == pytest.approx(whole.mean(), abs=1e-5)
+
+
+def test_a_finished_sweep_runs_nothing(tmp_path):
+    run(HEADS, tmp_path)
+    before = (tmp_path / LOG).read_bytes()
+    seen = []
+    run(HEADS, tmp_path, on_row=seen.append)
+    assert (tmp_path / LOG).read_bytes() == before
+    assert seen == []
+
+
+def test_limit_dry_run_and_extend(tmp_path):
+    cost = run(HEADS, tmp_path / "a", dry_run=True)
+    assert (cost.jobs, cost.done) == (32, 0)
+    assert not (tmp_path / "a").exists()
+    run(HEADS, tmp_path / "a", limit=5)
+    assert len(read_log(tmp_path / "a")) == 5
+    assert run(HEADS, tmp_path / "a", dry_run=True).done == 5
+    with pytest.raises(SweepError, match=r"holds another sweep: values: \['zero'\] there, \['zero', 'mean'\] here.*extend=True"):
+        run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a")
+    run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)
+    assert len(read_log(tmp_path / "a")) == len(latest(read_log(tmp_path / "a"))) == 64
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(OutputExists, match=r"is no sweep and not empty \(it has 'thesis.txt'\)"):
+        run(HEADS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "status", "error"),
+    [
+        ("raises", "failed", "ValueError: this metric does not like <b>anything</b>"),
+        ("nothing", "nan", None),
+        ("wrong_shape", "failed", "MetricError: "),
+        ("too_big", "memory", "OutOfMemoryError: "),
+    ],
+)
+def test_a_metric_that_misbehaves_is_recorded_and_the_rest_goes_on(metric, status, error, tmp_path):
+    spec = {**HEADS, "sites": ["z[1.1]", "z[3.7]"], "metrics": [f"sweeps.bad_metrics:{metric}", "logit_diff"]}
+    run(spec, tmp_path, retries=1)
+    rows = read_log(tmp_path)
+    bad = [row for row in rows if row["metric"] != "logit_diff"]
+    assert [row["status"] for row in rows if row["metric"] == "logit_diff"] == ["done"] * 2
+    assert {row["status"] for row in bad} == {status}
+    assert sorted(row["try"] for row in bad) == [1, 1, 2, 2]
+    if error:
+        assert all(row["error"].startswith(error) for row in bad)
+        assert "Traceback" in bad[0]["traceback"]
+
+
+def test_a_torn_last_line_is_run_again(tmp_path):
+    run(HEADS, tmp_path)
+    whole = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).write_bytes(whole[:-40])
+    assert len(read_log(tmp_path)) == 31
+    run(HEADS, tmp_path)
+    assert len(read_log(tmp_path)) == 32
+    assert sorted(lines(tmp_path)) == sorted({row["what"] for row in map(json.loads, whole.splitlines())})
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    run(HEADS, tmp_path)
+    content = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
+    (tmp_path / LOG).write_bytes(b"".join([*content[:2], b"{]\n", *content[3:]]))
+    with pytest.raises(SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; its job is run again."):
+        run(HEADS, tmp_path)
+
+
+def test_two_runners_do_not_share_a_folder(tmp_path):
+    import psutil
+
+    run(HEADS, tmp_path, limit=1)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        held = {"pid": other.pid, "host": os.uname().nodename, "since": "2026-01-02 03:04:05"}
+        held["born"] = psutil.Process(other.pid).create_time()
+        (tmp_path / LOCK).write_text(json.dumps(held))
+        with pytest.raises(SweepError, match=rf"Process {other.pid} has been running this sweep since 2026-01-02 03:04:05"):
+            run(HEADS, tmp_path)
+        assert len(read_log(tmp_path)) == 1
+    finally:
+        other.kill()
+        other.wait()
+    run(HEADS, tmp_path)
+    assert len(read_log(tmp_path)) == 32
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_wrong_numbers_are_refused(tmp_path):
+    for more, message in (({"limit": 0}, "limit=0"), ({"retries": -1}, "retries=-1"), ({"workers": 0}, "workers=0")):
+        with pytest.raises(wb.WorkbenchError, match=message):
+            run(HEADS, tmp_path / "a", **more)
+
+
+def test_a_tracker_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
+    def tracker(row):
+        raise RuntimeError("tracker is down")
+
+    run(HEADS, tmp_path, on_row=tracker)
+    assert len(read_log(tmp_path)) == 32
+    assert "tracker is down" in "".join(capsys.readouterr())

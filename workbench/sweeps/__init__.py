@@ -1,0 +1,1 @@
+"""Thousands of ablations, patches and discoveries as one resumable piece of work."""

@@ -1,0 +1,273 @@
+"""Running the jobs of one setting: what they share is computed once, and a job that fails does not take others with it."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.curves import faithfulness_curve
+from workbench.discovery.evaluation import evaluate
+from workbench.discovery.methods import find_by
+from workbench.discovery.scores import METHODS as SCORES
+from workbench.engine.edits import Value, add, constant, mean, resample, scale, zero
+from workbench.engine.edits import from_store as other_run
+from workbench.engine.reference_sweep import Runs
+from workbench.errors import NotFinite
+from workbench.methods.effects import effects
+from workbench.methods.paths import path_effects
+from workbench.models.load import one_fingerprint
+from workbench.sites import Shape, Site
+from workbench.statistics import bootstrap
+from workbench.sweeps.by_site import BySite, optimal
+from workbench.sweeps.jobs import JOIN, Job, Lab, Setting, metric_of, sites_of
+from workbench.tasks.continuations import expand
+from workbench.tasks.metrics import Metric
+
+Row = dict[str, Any]
+SEPARATE = ("circuits", "methods", "stability", "cumulative")
+"""Studies whose jobs have nothing to share but the model and the prompts: each is a batch of its own."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Everything that the jobs of a setting work with."""
+
+    lab: Lab
+    setting: Setting
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {"metric": self.metric, "progress": False}
+
+    @property
+    def metric(self) -> Metric:
+        return metric_of(self.setting.metric, self.lab.pairs(self.setting))
+
+    @property
+    def model(self) -> Any:
+        return self.lab.model(self.setting)
+
+    @property
+    def pairs(self) -> Any:
+        return self.lab.pairs(self.setting)
+
+    def base(self) -> list[float]:
+        """[example]: the metric of the run that is edited."""
+        rows = expand(self.model, self.pairs, self.metric)
+        runs = Runs(self.model, rows.pairs, self.setting.base, rows.metric)
+        return rows.combine(runs.measured.cpu().to(torch.float64)).tolist()
+
+    def value(self, sites: Sequence[Site] = ()) -> Value:
+        """What is written, by its name in the spec; `optimal` is fitted to each site."""
+        name, _, number = self.setting.value.partition(":")
+        if name == "optimal":
+            return optimal(self.model, self.pairs, sites, metric=self.metric, base=self.setting.base)
+        if name in ("constant", "scale"):
+            return {"constant": constant, "scale": scale}[name](float(number))
+        if name == "zero":
+            return zero()
+        own, other = self.lab.stores(self.setting)
+        return {
+            "mean": lambda: mean(own),
+            "resample": lambda: resample(own, self.setting.seed),
+            "other": lambda: other_run(other),
+        }[name]()
+
+
+def run_jobs(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
+    """A row for each job, in order; every job is of one setting.
+
+    Where a batch fails, its jobs are run one by one, so that only those at fault are recorded as failed.
+    """
+    try:
+        return _timed(lab, jobs)
+    except Exception as error:
+        if len(jobs) == 1:
+            return [_failure(jobs[0], error)]
+    middle = len(jobs) // 2
+    return run_jobs(lab, jobs[:middle]) + run_jobs(lab, jobs[middle:])
+
+
+def _timed(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
+    setting, start = jobs[0].setting, time.perf_counter()
+    with one_fingerprint():
+        rows = _STUDIES[setting.study](_Bench(lab, setting), jobs)
+    each, told = (time.perf_counter() - start) / len(jobs), asdict(setting)
+    return [
+        {"job": job.key, "status": _status(row), "seconds": round(each, 6), **told, "what": job.what, **row}
+        for job, row in zip(jobs, rows, strict=True)
+    ]
+
+
+def _failure(job: Job, error: Exception) -> Row:
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    told = "".join(traceback.format_exception(error))
+    status = "nan" if isinstance(error, NotFinite) else "memory" if memory else "failed"
+    about = {"job": job.key, "status": status, "seconds": 0.0, **asdict(job.setting), "what": job.what}
+    return about | {"values": [], "m_base": [], "error": f"{type(error).__name__}: {error}", "traceback": told[-8000:]}
+
+
+def _status(row: Row) -> str:
+    """`nan` where a job measured nothing, or something that is not a number though the base run is."""
+    numbers = [*row["values"], *(x for x in row.get("extra", {}).values() if isinstance(x, float))]
+    base_known = any(np.isfinite(row["m_base"])) if row["m_base"] else True
+    return "done" if base_known and (not numbers or any(np.isfinite(numbers))) else "nan"
+
+
+def _effects(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    elements = [tuple(Site.parse(text) for text in job.what.split(JOIN)) for job in jobs]
+    value = bench.value([site for element in elements for site in element])
+    return _edited(bench, elements, value)
+
+
+def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    """The mean difference of the two runs at a place, in multiples, added to the run that is edited."""
+    own, other = bench.lab.stores(bench.setting)
+    rows: list[Row] = []
+    for job in jobs:
+        text, _, strength = job.what.rpartition("*")
+        sites = tuple(Site.parse(part) for part in text.split(JOIN))
+        here, there = mean(own).bind(bench.model, bench.pairs.side(bench.setting.base)), mean(other)
+        way = {}
+        for site in sites:
+            shape = _unit(site, Shape.of(bench.model))
+            blank = torch.zeros(len(bench.pairs), 1, *shape)
+            apart = there.bind(bench.model, bench.pairs.side(bench.setting.base)).new(site, blank) - here.new(site, blank)
+            way[site] = add(apart.reshape(-1, *shape)[0] * float(strength))
+        rows += _edited(bench, [sites], BySite(way, "steering"))
+    return rows
+
+
+def _edited(bench: _Bench, elements: Sequence[tuple[Site, ...]], value: Value) -> list[Row]:
+    table = effects(bench.model, bench.pairs, sites=list(elements), value=value, base=bench.setting.base, **bench.how)
+    base = bench.base()
+    return [_row(column, base) for column in table.values.T.astype(float).tolist()]
+
+
+def _row(values: list[float], base: list[float], **extra: Any) -> Row:
+    return {"values": values, "m_base": base, "error": None, "extra": extra}
+
+
+def _paths(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    parts = [job.what.split("->") for job in jobs]
+    senders, readers = ([*dict.fromkeys(names)] for names in zip(*parts, strict=True))
+    table = path_effects(
+        bench.model, bench.pairs, senders=senders, receivers=readers, value=bench.value(), mlps="recomputed",
+        base=bench.setting.base, **bench.how,
+    )  # fmt: skip
+    base, values = bench.base(), table.transpose("example", "writer", "reader").values.astype(float)
+    return [_row(values[:, senders.index(a), readers.index(b)].tolist(), base) for a, b in parts]
+
+
+def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    """Sites taken out one after the other, each time the one that is missed least, until all are."""
+    rows = []
+    for job in jobs:
+        shape, side = Shape.of(bench.model), bench.setting.base
+        entries = [job.what] if "[" in job.what else job.what.split(JOIN)
+        left = [tuple(map(Site.parse, text.split(JOIN))) for e in entries for text in sites_of(e, shape, bench.pairs, side)]
+        if len(entries) == 1 and "[" in job.what:
+            left = [(site,) for element in left for site in element]
+        value = bench.value([site for element in left for site in element])
+        gone: tuple[Site, ...] = ()
+        steps: dict[str, list[Any]] = {"order": [], "mean": [], "low": [], "high": []}
+        last: list[float] = []
+        while left:
+            table = effects(
+                bench.model, bench.pairs, sites=[gone + each for each in left], value=value, base=side, **bench.how
+            ).values.astype(float)
+            best = int(np.nanargmin(np.abs(np.nanmean(table, 0))))
+            low, high = bootstrap(table[:, best : best + 1], lambda sample: np.nanmean(sample, 0), draws=200)
+            gone, last = gone + left[best], table[:, best].tolist()
+            steps["order"].append(JOIN.join(map(str, left.pop(best))))
+            for name, number in (("mean", np.nanmean(last)), ("low", low[0]), ("high", high[0])):
+                steps[name].append(float(number))
+        rows.append(_row(last, bench.base(), **steps))
+    return rows
+
+
+def _circuits(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    circuits = [Circuit.load(job.what) for job in jobs]
+    return [_judged(bench, circuit) for circuit in circuits]
+
+
+def _judged(bench: _Bench, circuit: Circuit, **extra: Any) -> Row:
+    """A circuit's faithfulness on the setting's prompts."""
+    result = evaluate(circuit, bench.model, bench.pairs, value=bench.value(), checks=(), **bench.how).isel(circuit=0)
+    numbers = {name: float(result[name]) for name in ("faithfulness", "low", "high")}
+    numbers["edges_in_circuit"] = int(circuit.n_edges)  # pyright: ignore[reportArgumentType]
+    return _row([], bench.base(), **numbers, **extra)
+
+
+def _found(bench: _Bench, job: Job) -> Any:
+    method, _, size = job.what.rpartition("@")
+    return find_by(
+        method, bench.model, bench.pairs, value=bench.value(), n_edges=None if method == "acdc" else int(size),
+        seed=bench.setting.seed, **bench.how,
+    )  # fmt: skip
+
+
+def _methods(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    """What methods find, judged on the prompts of the other split."""
+    rows = []
+    for job in jobs:
+        start = time.perf_counter()
+        found = _found(bench, job)
+        seconds = time.perf_counter() - start
+        held = _Heldout(bench.lab, bench.setting)
+        areas = {}
+        if job.what.rpartition("@")[0] in SCORES:
+            for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
+                curve = faithfulness_curve(found.scores, held.model, held.pairs, value=held.value(), by=by, **held.how)
+                areas[name] = float(curve.attrs["area"])
+        rows.append(_judged(held, found.circuit, find_seconds=seconds, **areas))
+    return rows
+
+
+def _stability(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+    """What a method finds on the prompts of a seed."""
+    rows = []
+    for job in jobs:
+        circuit = _found(bench, job).circuit
+        held = _Heldout(bench.lab, bench.setting)
+        rows.append(_judged(held, circuit, edges=[f"{edge.writer}->{edge.reader}" for edge in circuit.edge_list]))
+    return rows
+
+
+class _Heldout(_Bench):
+    """The same setting on the prompts of the other split."""
+
+    @property
+    def pairs(self) -> Any:
+        return self.lab.heldout(self.setting)
+
+    def value(self, sites: Sequence[Site] = ()) -> Value:
+        from workbench.engine.capture import capture_pairs
+
+        clean, corrupt = capture_pairs(self.model, self.pairs, progress=False)
+        own, other = (clean, corrupt) if self.setting.base == "clean" else (corrupt, clean)
+        made: Mapping[str, Callable[[], Value]] = {
+            "mean": lambda: mean(own), "resample": lambda: resample(own, self.setting.seed), "other": lambda: other_run(other)
+        }  # fmt: skip
+        return made[self.setting.value]() if self.setting.value in made else super().value(sites)
+
+
+def _unit(site: Site, shape: Shape) -> tuple[int, ...]:
+    """The shape of a site's activation at one position."""
+    if site.kind in ("mlp_pre", "mlp_post"):
+        return () if site.neuron is not None else (shape.d_mlp,)
+    if site.kind in ("z", "q", "k", "v"):
+        heads = shape.n_kv_heads if site.kind in ("k", "v") else shape.n_heads
+        return (shape.d_head,) if site.head is not None else (heads, shape.d_head)
+    return (shape.d_model,)
+
+
+_STUDIES: Mapping[str, Callable[[_Bench, Sequence[Job]], list[Row]]] = {
+    "effects": _effects, "pairs": _effects, "cumulative": _cumulative, "paths": _paths, "circuits": _circuits,
+    "methods": _methods, "stability": _stability, "steering": _steering,
+}  # fmt: skip

@@ -1,0 +1,249 @@
+"""The jobs of a sweep: which there are, what each depends on, and what several of them share."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from workbench.engine.capture import capture_pairs
+from workbench.errors import SweepError
+from workbench.graph import Graph
+from workbench.models.load import load_model, model_fingerprint
+from workbench.results import versions
+from workbench.sites import KINDS, Shape, Site, grid
+from workbench.stores.store import ActivationStore
+from workbench.sweeps.spec import SweepSpec, Task
+from workbench.tasks.metrics import Metric
+from workbench.tasks.metrics import metric as as_metric
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.registry import load_task
+
+MEANING = 1
+"""Raised when a change of the code makes the same job give another number, so that old rows are not taken for new ones."""
+JOIN = "+"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the jobs of a group have in common: the same prompts in the same model, edited by the same value, measured alike."""
+
+    study: str
+    model: str
+    checkpoint: int | None
+    task: str
+    split: str
+    variant: str | None
+    n: int
+    seed: int
+    base: str
+    metric: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One number, or one curve, to find.
+
+    Attributes:
+        what: a place or several joined by `+`, a path, a circuit's file, METHOD@EDGES, or SITE*STRENGTH.
+        key: hash of everything that determines its result: the setting, `what`, weights, prompts, metric, versions.
+    """
+
+    setting: Setting
+    what: str
+    key: str
+
+
+class Lab:
+    """Models, prompts and stores that jobs share; the latest of each is kept.
+
+    Args:
+        device: where models run; None picks a GPU if there is one.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def model(self, setting: Setting) -> Any:
+        name = setting.model if setting.checkpoint is None else f"{setting.model}@{setting.checkpoint}"
+        return self._latest("model", name, lambda: load_model(name, device=self.device))
+
+    def pairs(self, setting: Setting) -> PromptPairs:
+        about = (setting.model, setting.checkpoint, setting.task, setting.split, setting.variant, setting.n, setting.seed)
+        return self._latest("pairs", about, lambda: self._read(setting, self.model(setting)))
+
+    def heldout(self, setting: Setting) -> PromptPairs:
+        """The prompts of the other split."""
+        other = "heldout" if setting.split == "train" else "train"
+        return self._read(Setting(**{**asdict(setting), "split": other}), self.model(setting))
+
+    def stores(self, setting: Setting) -> tuple[ActivationStore, ActivationStore]:
+        """(the edited run's, the other run's) activations."""
+        pairs = self.pairs(setting)
+        clean, corrupt = self._latest(
+            "stores", pairs.fingerprint, lambda: capture_pairs(self.model(setting), pairs, progress=False)
+        )
+        return (clean, corrupt) if setting.base == "clean" else (corrupt, clean)
+
+    def _latest(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
+        if self._kept.get(what, (None, None))[0] != about:
+            self._kept.pop(what, None)  # first, so that two are never held at once
+            self._kept[what] = about, make()
+        return self._kept[what][1]
+
+    @staticmethod
+    def _read(setting: Setting, model: Any) -> PromptPairs:
+        path = Path(setting.task)
+        if path.suffix not in (".csv", ".jsonl"):
+            return load_task(setting.task, model, n=setting.n, seed=setting.seed, split=setting.split, variant=setting.variant)
+        read = PromptPairs.from_csv if path.suffix == ".csv" else PromptPairs.from_jsonl
+        half = read(model, path).split(seed=setting.seed)[setting.split == "heldout"]
+        return half.select(range(min(setting.n, len(half))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a spec, in groups that share a setting."""
+
+    spec: SweepSpec
+    groups: tuple[tuple[Setting, tuple[Job, ...]], ...]
+
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        return tuple(job for _, jobs in self.groups for job in jobs)
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+def plan(spec: SweepSpec, lab: Lab) -> Plan:
+    """Every job of a spec. Models and prompts are loaded, since what a job depends on is part of its key.
+
+    Raises:
+        SweepError: there is nothing to do, or a metric or circuit file that is not there.
+        UnknownName, SiteError, ...: as loading the models and tasks raises them.
+    """
+    groups, seen = [], set()
+    for setting in _settings(spec, lab):
+        pairs = lab.pairs(setting)
+        prefix = _hashed(setting, model_fingerprint(lab.model(setting)), pairs.fingerprint)
+        jobs = []
+        for what in _whats(spec, lab.model(setting), pairs):
+            key = prefix.copy()
+            key.update(_content(spec, what))
+            jobs.append(Job(setting, what, key.hexdigest()))
+        jobs = [job for job in jobs if job.key not in seen and not seen.add(job.key)]
+        groups.append((setting, tuple(jobs)))
+    if not any(jobs for _, jobs in groups):
+        raise SweepError("The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and receivers.")
+    return Plan(spec, tuple(groups))
+
+
+def metric_of(name: str, pairs: PromptPairs) -> Metric:
+    """The metric of a setting: a built-in name, or a function of a module, as in `mine:my_metric`."""
+    if ":" not in name:
+        return as_metric(name or pairs.metric)
+    module, _, function = name.partition(":")
+    try:
+        return as_metric(getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError) as error:
+        raise SweepError(
+            f"The metric {name!r} cannot be found: {error}. Write MODULE:FUNCTION of a module that can be imported from here."
+        ) from error
+
+
+def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:
+    for model in spec.models:
+        for step in spec.checkpoints or (None,):
+            for task in spec.tasks:
+                for seed in spec.seeds:
+                    first = _setting(spec, model, step, task, seed, "", spec.values[0])
+                    for metric in spec.metrics or (lab.pairs(first).metric,):
+                        metric_of(metric, lab.pairs(first))
+                        for value in spec.values:
+                            yield _setting(spec, model, step, task, seed, metric, value)
+
+
+def _setting(spec: SweepSpec, model: str, step: int | None, task: Task, seed: int, metric: str, value: str) -> Setting:
+    split, n = task.split or spec.split, task.n or spec.n
+    return Setting(spec.study, model, step, task.name, split, task.variant, n, seed, spec.base, metric, value)
+
+
+def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
+    """What the jobs of a setting are about, in order."""
+    shape = Shape.of(model)
+    if spec.study == "circuits":
+        return list(spec.circuits)
+    if spec.study in ("methods", "stability"):
+        return [f"{method}@{size}" for method in spec.methods for size in spec.n_edges]
+    if spec.study == "paths":
+        return _paths(spec, model)
+    if spec.study == "cumulative":
+        return [JOIN.join(_text(entry) for entry in spec.sites)]
+    elements = [element for entry in spec.sites for element in sites_of(entry, shape, pairs, spec.base)]
+    if spec.study == "steering":
+        return [f"{element}*{strength:g}" for element in elements for strength in spec.strengths]
+    if spec.study == "pairs":
+        return elements + [JOIN.join(pair) for pair in combinations(elements, 2)]
+    return elements
+
+
+def sites_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
+    """The places that an entry of `sites` stands for: one, several edited together, or all of a kind."""
+    if not isinstance(entry, str):
+        return [JOIN.join(str(Site.parse(text)) for text in entry)]
+    if "[" in entry or JOIN in entry:
+        return [JOIN.join(str(Site.parse(text)) for text in entry.split(JOIN))]
+    kind, _, place = entry.partition("@")
+    if kind not in KINDS:
+        Site.parse(entry)
+    pos: Any = "all" if not place else [int(place) if place.isdigit() else place]
+    if place == "each":
+        pos = list(range(int(pairs.side(base).lengths.max())))
+    return [str(site) for site in grid(kind, shape, pos=pos)]
+
+
+def _text(entry: str | Sequence[str]) -> str:
+    return entry if isinstance(entry, str) else JOIN.join(entry)
+
+
+def _paths(spec: SweepSpec, model: Any) -> list[str]:
+    graph = Graph.of(model)
+    senders: list[str] = []
+    for name in spec.senders:
+        kinds = {"heads": "a", "mlps": "m"}
+        senders += [w for w in graph.writers if w.startswith(kinds[name])] if name in kinds else [name]
+    return [f"{sender}->{reader}" for sender in senders for reader in spec.receivers]
+
+
+def _hashed(setting: Setting, model: str, data: str) -> Any:
+    """The hash of what a whole group depends on, to be completed by each job."""
+    about = asdict(setting) | {"model_fingerprint": model, "data_fingerprint": data, "meaning": MEANING}
+    about |= {"metric_source": _source(setting.metric), "transformer_lens": versions()["version_transformer_lens"]}
+    return xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
+
+
+@cache
+def _source(metric: str) -> str:
+    """A hash of the module that a metric of one's own is in: changed code is another job."""
+    if ":" not in metric:
+        return ""
+    file = importlib.import_module(metric.partition(":")[0]).__file__
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _content(spec: SweepSpec, what: str) -> bytes:
+    if spec.study != "circuits":
+        return what.encode()
+    try:
+        return Path(what).read_bytes()
+    except OSError as error:
+        raise SweepError(f"The circuit {what!r} cannot be read: {error.strerror}.") from error

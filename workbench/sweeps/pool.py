@@ -1,0 +1,167 @@
+"""Who runs the batches of a sweep: this process, processes beside it, or Ray actors. A worker that dies costs its batch a try."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from workbench.backends import check_backend, script_unseen
+from workbench.errors import WorkbenchError
+from workbench.sweeps.execute import Row, run_jobs
+from workbench.sweeps.jobs import Job, Lab
+
+Batch = Sequence[Job]
+_lab: Lab | None = None
+
+
+class Died(Exception):
+    """A worker was gone before its batch was done."""
+
+
+class Pool(Protocol):
+    """Runs batches; `results` yields each with its rows, or with the reason why there are none."""
+
+    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]: ...
+
+
+@contextmanager
+def pool(backend: str, workers: int, lab: Lab, *, address: str | None = None) -> Iterator[Pool]:
+    """The workers of a sweep, gone at the end.
+
+    Args:
+        lab: of this process, which with one local worker runs everything.
+        address: of a Ray cluster; None starts one here, or takes what `ray.init` was told before.
+    """
+    check_backend(backend, workers)
+    if backend == "ray":
+        with _cluster(workers, address) as ray:
+            yield _Actors(ray, workers, lab.device)
+    elif workers == 1:
+        yield _Here(lab)
+    else:
+        made = _Processes(workers, lab.device)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+class _Here:
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+        for batch in batches:
+            yield batch, run_jobs(self.lab, batch)
+
+
+def _start(device: str | None) -> None:
+    """In a worker: a lab of its own, and one thread, since workers share the machine."""
+    global _lab
+    import torch
+
+    torch.set_num_threads(1)
+    _lab = Lab(device)
+
+
+def _run(batch: Batch) -> list[Row]:
+    assert _lab is not None
+    return run_jobs(_lab, batch)
+
+
+class _Processes:
+    """Pools of one process each, so that one that dies takes no other with it."""
+
+    def __init__(self, workers: int, device: str | None) -> None:
+        self.device = device
+        with script_unseen():
+            self.idle = [self._new() for _ in range(workers)]
+        self.all = list(self.idle)
+
+    def _new(self) -> ProcessPoolExecutor:
+        # started anew and not forked: a fork of a process whose threads hold locks can hang
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,))
+
+    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+        waiting, running = list(reversed(batches)), dict[Future[list[Row]], tuple[ProcessPoolExecutor, Batch]]()
+        while waiting or running:
+            while waiting and self.idle:
+                worker, batch = self.idle.pop(), waiting.pop()
+                with script_unseen():
+                    running[worker.submit(_run, batch)] = worker, batch
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                worker, batch = running.pop(future)
+                try:
+                    rows: list[Row] | Died = future.result()
+                except BrokenProcessPool:
+                    worker.shutdown(wait=False)
+                    self.all.remove(worker)
+                    worker = self._new()
+                    self.all.append(worker)
+                    rows = Died("The worker process was killed, or ran out of memory.")
+                self.idle.append(worker)
+                yield batch, rows
+
+    def close(self) -> None:
+        for worker in self.all:
+            for process in list((worker._processes or {}).values()):  # pyright: ignore[reportPrivateUsage]
+                process.terminate()
+            worker.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _cluster(workers: int, address: str | None) -> Iterator[Any]:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise WorkbenchError("backend='ray' needs Ray: pip install 'interp-workbench[ray]'.") from error
+    mine = not ray.is_initialized()
+    if mine:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        start: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(log_to_driver=False, configure_logging=False, **start)
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+class _Actor:
+    """Holds models and stores on a worker of the cluster."""
+
+    def __init__(self, device: str | None) -> None:
+        _start(device)
+
+    def run(self, batch: Batch) -> list[Row]:
+        return _run(batch)
+
+
+class _Actors:
+    """Ray actors; one that dies, or whose machine does, is made anew by Ray, elsewhere if need be."""
+
+    def __init__(self, ray: Any, workers: int, device: str | None) -> None:
+        self.ray = ray
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
+        made = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
+        self.make: Callable[[], Any] = lambda: made.remote(device)
+        self.idle = [self.make() for _ in range(workers)]
+
+    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+        waiting, running = list(reversed(batches)), {}
+        while waiting or running:
+            while waiting and self.idle:
+                actor, batch = self.idle.pop(), waiting.pop()
+                running[actor.run.remote(batch)] = actor, batch
+            (done, *_), _ = self.ray.wait(list(running))
+            actor, batch = running.pop(done)
+            try:
+                rows: list[Row] | Died = self.ray.get(done)
+            except self.ray.exceptions.RayActorError as error:
+                rows = Died(f"The Ray actor died: {str(error).splitlines()[0]}")
+            self.idle.append(actor)
+            yield batch, rows
