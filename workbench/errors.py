@@ -11,6 +11,7 @@ WorkbenchError
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is none
+├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
 └── OutputExists         something is already there and `overwrite=True` was not given
 """
 
@@ -67,6 +68,10 @@ class ProbeError(WorkbenchError):
 
 class CircuitError(WorkbenchError):
     """A circuit that does not fit the model, or a file that is not a circuit."""
+
+
+class SweepError(WorkbenchError):
+    """A sweep that cannot be planned or run, or a folder that is none or is damaged."""
 
 
 class OutputExists(WorkbenchError):
