@@ -66,6 +66,10 @@ from .statistics import summary as summary
 from .stores.disk import open_store as open_store
 from .stores.store import ActivationStore as ActivationStore
 from .study import discover as discover
+from .sweeps.runner import run_sweep as run_sweep
+from .sweeps.spec import SweepSpec as SweepSpec
+from .sweeps.table import compare_sweeps as compare_sweeps
+from .sweeps.table import load_sweep as load_sweep
 from .tasks.corpus import read_corpus as read_corpus
 from .tasks.measure import measure as measure
 from .tasks.metrics import Metric as Metric

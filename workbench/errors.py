@@ -12,7 +12,7 @@ WorkbenchError
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is none
-├── SweepError           a sweep's spec or folder that cannot be used
+├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
 └── OutputExists         something is already there and `overwrite=True` was not given
 """
 
@@ -76,7 +76,7 @@ class CircuitError(WorkbenchError):
 
 
 class SweepError(WorkbenchError):
-    """A sweep's spec or folder that cannot be used."""
+    """A sweep that cannot be planned or run, or a folder that is none or is damaged."""
 
 
 class OutputExists(WorkbenchError):

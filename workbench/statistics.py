@@ -39,7 +39,7 @@ def summary(
         mean = _nanmean(values)
         squares = np.where(known, (values - mean) ** 2, 0).sum(0)
         se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
-    low, high = (np.where(n > 1, end, np.nan) for end in bootstrap(values, _nanmean, level=level, draws=draws, seed=seed))
+    low, high = (np.where(n > 1, end, np.nan) for end in mean_interval(values, level=level, draws=draws, seed=seed))
     fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
     fields |= {"p": sign_flip_p(values, draws=draws, seed=seed)} if p else {}
     coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
@@ -56,10 +56,35 @@ def bootstrap(
         unknown = np.full_like(np.asarray(statistic(values), dtype=float), np.nan)
         return unknown, unknown.copy()
     samples = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
+    return _percentiles(np.asarray(samples), level)
+
+
+def mean_interval(
+    values: Float[np.ndarray, "example *rest"], *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `bootstrap` gives for the mean without NaN cells: the same resamples, as one product of matrices."""
+    check_level(level)
+    n, rest = len(values), values.shape[1:]
+    if n < 2:
+        return np.full(rest, np.nan), np.full(rest, np.nan)
+    drawn = np.random.default_rng(check_seed(seed)).integers(0, n, (draws, n))
+    times = np.zeros((draws, n))
+    np.add.at(times, (np.arange(draws)[:, None], drawn), 1)
+    flat = values.reshape(n, -1)
+    known = np.isfinite(flat)
+    total = times @ np.where(known, flat, 0)
+    counts = times.sum(1, keepdims=True) if known.all() else times @ known.astype(float)
+    low, high = _percentiles(total / np.where(counts > 0, counts, np.nan), level)
+    return low.reshape(rest), high.reshape(rest)
+
+
+def _percentiles(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the central part of samples (axis 0) that `level` asks for; NaN samples are left out."""
     tail = (1 - level) / 2 * 100
+    percentile = np.nanpercentile if np.isnan(samples).any() else np.percentile
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        low, high = np.nanpercentile(np.asarray(samples), [tail, 100 - tail], axis=0)
+        low, high = percentile(samples, [tail, 100 - tail], axis=0)
     return np.asarray(low), np.asarray(high)
 
 

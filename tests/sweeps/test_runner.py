@@ -11,7 +11,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import OutputExists, SweepError
-from workbench.sweeps.log import LOCK, LOG, latest, read_log
+from workbench.sweeps.log import LOCK, LOG, last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 
 HEADS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3}
@@ -23,7 +23,7 @@ def run(spec, out, **more):
 
 
 def lines(out: Path) -> dict[str, dict]:
-    return {row["what"]: row for row in latest(read_log(out)).values()}
+    return {row["what"]: row for row in last_tries(read_log(out))}
 
 
 def test_rows_are_what_effects_gives(tmp_path):
@@ -33,7 +33,7 @@ def test_rows_are_what_effects_gives(tmp_path):
     named = {"zero": wb.zero(), "mean": wb.mean(clean), "resample": wb.resample(clean, 0), "other": wb.from_store(corrupt)}
     named |= {"constant:0.5": wb.constant(0.5), "scale:2": wb.scale(2.0)}
     run({**HEADS, "n": 8, "values": list(named)}, tmp_path / "a")
-    rows = latest(read_log(tmp_path / "a")).values()
+    rows = last_tries(read_log(tmp_path / "a"))
     assert len(rows) == 6 * 32
     for name, value in named.items():
         table = wb.effects(model, pairs, sites=wb.grid("z", model), value=value)
@@ -102,7 +102,7 @@ def test_limit_dry_run_and_extend(tmp_path):
     with pytest.raises(SweepError, match=r"holds another sweep: values: \['zero'\] there, \['zero', 'mean'\] here.*extend=True"):
         run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a")
     run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)
-    assert len(read_log(tmp_path / "a")) == len(latest(read_log(tmp_path / "a"))) == 64
+    assert len(read_log(tmp_path / "a")) == len(last_tries(read_log(tmp_path / "a"))) == 64
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
@@ -148,7 +148,7 @@ def test_a_damaged_line_is_named(tmp_path):
     run(HEADS, tmp_path)
     content = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*content[:2], b"{]\n", *content[3:]]))
-    with pytest.raises(SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; its job is run again."):
+    with pytest.raises(SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again."):
         run(HEADS, tmp_path)
 
 

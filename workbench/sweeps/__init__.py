@@ -1,1 +1,1 @@
-"""Thousands of ablations, patches and discoveries as one resumable piece of work."""
+"""Sweeps: one study over models, tasks, values, metrics and seeds, kept in a folder and read back as a table."""

@@ -1,7 +1,7 @@
-"""The folder of a sweep: its spec, a log to which every finished job is appended, and the lock of the one that writes.
+"""The folder of a sweep: `spec.json` says what was asked, `jobs.jsonl` holds one line for every try of a job.
 
 A batch is one write and one fsync, so that a killed run loses at most the batch it was in, and a line that was torn is cut off
-by the next run. Nothing is ever rewritten: of several lines of a job the last that succeeded counts.
+by the next run. Nothing is ever rewritten.
 """
 
 import json
@@ -20,55 +20,73 @@ from workbench.files import whole
 from workbench.sweeps.spec import SweepSpec, read_spec
 
 SPEC, LOG, TABLE, LOCK = "spec.json", "jobs.jsonl", "rows.parquet", "sweep.lock"
-Row = dict[str, Any]
+MEASURED = ("done", "nan")
+STATUSES = (*MEASURED, "failed", "memory")
+"""How a job ends: measured, measured with cells that are no number, raised, or ran out of memory."""
 
 
-def read_log(folder: Path) -> list[Row]:
-    """Every line of the log, in order; a last line that was torn is left out.
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """Every line of the log, in order. A last line that was torn off while it was written is ignored.
 
     Raises:
-        SweepError: a line that cannot be read, though others follow it.
+        SweepError: a line before the last one is damaged.
     """
-    path = folder / LOG
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    rows: list[Row] = []
-    for number, line in enumerate(lines[:-1], 1):
+    path = Path(folder) / LOG
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
+    records = []
+    for number, line in enumerate(lines[: last + 1]):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"job", "status"} <= set(row):
-                raise ValueError("it has no job and status")
-        except (ValueError, RecursionError) as error:
-            raise SweepError(
-                f"Line {number} of {str(path)!r} is damaged: {error}. Delete that line; its job is run again."
-            ) from error
-        rows.append(row)
-    return rows
+            records.append(_record(line))
+        except ValueError as error:
+            if number < last:
+                raise SweepError(
+                    f"Line {number + 1} of {str(path)!r} is damaged: {error}. Delete that line; `workbench sweep resume` runs "
+                    "its job again."
+                ) from error
+    return records
 
 
-def latest(rows: Iterable[Row]) -> dict[str, Row]:
-    """The line that counts of each job: the last that is done, else the last."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        if row["status"] == "done" or found.get(row["job"], row)["status"] != "done":
-            found[row["job"]] = row
+def _record(line: bytes) -> dict[str, Any]:
+    found = json.loads(line.decode())
+    if not isinstance(found, dict) or not isinstance(found.get("job"), str) or found.get("status") not in STATUSES:
+        raise ValueError(f"it is no object with a job and a status ({', '.join(STATUSES)})")
     return found
 
 
-def read_made(folder: Path) -> SweepSpec:
-    """The spec of the sweep in a folder.
+def last_tries(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The line that counts for each job: the last one that was measured, or else the last one."""
+    kept: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        before = kept.get(record["job"])
+        if before is None or record["status"] in MEASURED or before["status"] not in MEASURED:
+            kept[record["job"]] = record
+    return list(kept.values())
 
-    Raises:
-        SweepError: there is none, or it cannot be read.
-    """
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """What `spec.json` holds: `spec`, `jobs`, `made`, `versions`. Raises `SweepError` where the folder is no sweep's."""
+    folder = Path(folder)
     path = folder / SPEC
-    if not path.is_file():
+    if not folder.is_dir():
         raise SweepError(
-            f"{str(folder)!r} holds no sweep (it has no {SPEC}). Start one: workbench sweep run SPEC --out {folder}."
+            f"There is no folder {str(folder)!r}. Give the folder of a sweep, as `workbench sweep run --out` made it."
+        )
+    if not path.is_file():
+        held = sorted(each.name for each in folder.iterdir())[:8]
+        raise SweepError(
+            f"{str(folder)!r} is no folder of a sweep: it has no {SPEC}. It holds: {', '.join(held) or 'nothing'}. "
+            "Start one with `workbench sweep run --out FOLDER`."
         )
     try:
-        return read_spec(json.loads(path.read_text(encoding="utf-8"))["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"{str(path)!r} cannot be read: {error}.") from error
+        header = json.loads(path.read_bytes().decode())
+    except ValueError as error:
+        raise SweepError(f"{str(path)!r} cannot be read: {error}. Run the sweep anew into another folder.") from error
+    if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
+        raise SweepError(f"{str(path)!r} cannot be read: it has no object 'spec'. Run the sweep anew into another folder.")
+    return header
 
 
 def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bool) -> None:
@@ -83,7 +101,7 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
     except OSError as error:
         raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {error.strerror}. Choose another with --out.") from error
     if (folder / SPEC).exists():
-        before, now = read_made(folder).to_dict(), spec.to_dict()
+        before, now = read_spec(read_header(folder)["spec"]).to_dict(), spec.to_dict()
         changed = [f"{key}: {before[key]!r} there, {now[key]!r} here" for key in now if before[key] != now[key]]
         if changed and not extend:
             raise SweepError(
@@ -105,11 +123,16 @@ class Log:
         self.path = folder / LOG
         self.path.touch()
         content = self.path.read_bytes()
-        torn = len(content) - (content.rfind(b"\n") + 1)
-        if torn:
-            os.truncate(self.path, len(content) - torn)
+        kept = content[: content.rfind(b"\n") + 1]
+        last = kept[kept[:-1].rfind(b"\n") + 1 :]
+        try:
+            _record(last or b"{}")
+        except ValueError:
+            kept = kept[: len(kept) - len(last)] if last else kept
+        if len(kept) < len(content):
+            os.truncate(self.path, len(kept))
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(_finite(row), separators=(",", ":")) + "\n" for row in rows)
         with open(self.path, "ab") as file:
             file.write(text.encode())
@@ -117,7 +140,7 @@ class Log:
             os.fsync(file.fileno())
 
 
-def _finite(row: Row) -> Row:
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with null for what is not a number, which JSON cannot hold."""
 
     def plain(value: Any) -> Any:
@@ -126,7 +149,7 @@ def _finite(row: Row) -> Row:
         return [plain(each) for each in value] if isinstance(value, list) else value
 
     extra = {key: plain(value) for key, value in row.get("extra", {}).items()}
-    return row | {key: plain(row[key]) for key in ("values", "m_base") if key in row} | {"extra": extra}
+    return {**row} | {key: plain(row[key]) for key in ("values", "m_base") if key in row} | {"extra": extra}
 
 
 @contextmanager

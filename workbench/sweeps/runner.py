@@ -11,14 +11,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from workbench.errors import SweepError
+from workbench.files import whole
 from workbench.models.load import one_fingerprint
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, Row
 from workbench.sweeps.jobs import Job, Lab, Plan, plan
-from workbench.sweeps.log import Log, begin, latest, locked, read_log
+from workbench.sweeps.log import TABLE, Log, begin, last_tries, locked, read_log
 from workbench.sweeps.pool import Died, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
-from workbench.sweeps.table import Sweep, load_sweep, seal
+from workbench.sweeps.table import Sweep, load_sweep
 
 BATCH = 1024
 
@@ -91,12 +92,13 @@ def run_sweep(
     lab = Lab(device)
     planned = plan(asked, lab)
     if dry_run:
-        return _cost(planned, latest(read_log(folder)) if folder.is_dir() else {})
-    about = {"made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command}
+        return _cost(planned, _known(folder))
+    jobs = len({job.key for job in planned.jobs} | set(_known(folder)))
+    about = {"jobs": jobs, "made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command}
     with ExitStack() as stack:
         begin(folder, asked, about, extend=extend)
         stack.enter_context(locked(folder))
-        log, known = Log(folder), latest(read_log(folder))
+        log, known = Log(folder), _known(folder)
         left = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
         tries = {job.key: 0 for job in left}
         bar = stack.enter_context(
@@ -121,10 +123,16 @@ def run_sweep(
                 for row in rows if on_row else ():
                     _told(on_row, row)
             todo = again
-        known = latest(read_log(folder))
-        if all(job.key in known for job in planned.jobs):
-            seal(folder)
-    return load_sweep(folder)
+        sweep = load_sweep(folder)
+        if not sweep.status().remaining:
+            with whole(folder / TABLE) as partial:
+                sweep.rows.to_parquet(partial)
+    return sweep
+
+
+def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The line that counts of each job that has ended."""
+    return {row["job"]: row for row in last_tries(read_log(folder))}
 
 
 def _batches(jobs: Sequence[Job], workers: int) -> list[Sequence[Job]]:
@@ -154,7 +162,7 @@ def _told(on_row: Callable[[Row], None] | None, row: Row) -> None:
         tqdm.write("on_row failed:\n" + traceback.format_exc())
 
 
-def _cost(planned: Plan, known: Mapping[str, Row]) -> SweepCost:
+def _cost(planned: Plan, known: Mapping[str, Mapping[str, Any]]) -> SweepCost:
     done = {key for key, row in known.items() if row["status"] == "done"}
     told = []
     for setting, jobs in planned.groups:
