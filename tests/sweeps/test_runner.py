@@ -148,7 +148,9 @@ def test_a_damaged_line_is_named(tmp_path):
     run(HEADS, tmp_path)
     content = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*content[:2], b"{]\n", *content[3:]]))
-    with pytest.raises(SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again."):
+    with pytest.raises(
+        SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again."
+    ):
         run(HEADS, tmp_path)
 
 

@@ -1,0 +1,140 @@
+"""Runners, worker processes, Ray actors and Ray's workers are killed: every job has its row once, none lost, none twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workbench.sweeps.log import last_tries, read_log
+from workbench.sweeps.runner import run_sweep
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+SPEC = {
+    "preset": "head-ablation",
+    "sites": ["z", "attn_out", "mlp_out"],
+    "tasks": ["ioi"],
+    "n": 4,
+    "values": ["zero", "constant:0.5"],
+}
+SPEC |= {"seeds": [0, 1, 2, 3, 4]}
+JOBS = 2 * 5 * (32 + 4 + 4)
+SCRIPT = """
+import sys
+sys.path[:0] = {paths}
+from workbench.sweeps import runner
+runner.BATCH = 8
+if __name__ == "__main__":
+    runner.run_sweep({spec!r}, out={out!r}, progress=False, device="cpu", **{more!r})
+"""
+
+
+def started(out: Path, **more) -> subprocess.Popen:
+    paths = [str(TESTS), str(TESTS.parent)]
+    text = SCRIPT.format(paths=paths, spec=SPEC, out=str(out), more=more)
+    return subprocess.Popen([sys.executable, "-c", text], start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def content(out: Path) -> dict[str, list]:
+    return {row["job"]: row["values"] for row in last_tries(read_log(out))}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> dict[str, list]:
+    """What an undisturbed sweep finds."""
+    out = tmp_path_factory.mktemp("plain")
+    run_sweep(SPEC, out=out, progress=False, device="cpu")
+    assert len(read_log(out)) == JOBS
+    return content(out)
+
+
+def same(a: dict[str, list], b: dict[str, list]) -> bool:
+    return a.keys() == b.keys() and all(a[key] == pytest.approx(b[key], abs=1e-5) for key in a)
+
+
+def test_a_runner_killed_twenty_times_loses_and_repeats_nothing(plain, tmp_path):
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        runner, before = started(tmp_path / "a"), len(read_log(tmp_path / "a"))
+        target = before + rng.randrange(0, 16)
+        while runner.poll() is None and len(read_log(tmp_path / "a")) < target:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.05 if target > before else 2 + 6 * rng.random())
+        os.killpg(runner.pid, signal.SIGKILL)
+        runner.wait()
+        kills += 1
+        if rng.random() < 0.3:  # and the last line was torn
+            log = tmp_path / "a" / "jobs.jsonl"
+            if log.exists() and log.stat().st_size:
+                os.truncate(log, log.stat().st_size - rng.randrange(1, 60))
+    run_sweep(SPEC, out=tmp_path / "a", progress=False, device="cpu")
+    assert len(read_log(tmp_path / "a")) == JOBS
+    assert same(content(tmp_path / "a"), plain)
+
+
+def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(plain, tmp_path):
+    runner = started(tmp_path / "a")
+    while len(read_log(tmp_path / "a")) < 24:
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(20) != 0
+    assert not (tmp_path / "a" / "sweep.lock").exists()
+    run_sweep(SPEC, out=tmp_path / "a", progress=False, device="cpu")
+    assert len(read_log(tmp_path / "a")) == JOBS
+    assert same(content(tmp_path / "a"), plain)
+
+
+def test_worker_processes_give_the_same_rows_and_may_be_killed(plain, tmp_path):
+    runner = started(tmp_path / "a", workers=2)
+    while len(read_log(tmp_path / "a")) < 16:
+        time.sleep(0.02)
+    workers = [p for p in psutil.Process(runner.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    assert runner.wait(200) == 0
+    assert len(read_log(tmp_path / "a")) == JOBS
+    assert same(content(tmp_path / "a"), plain)
+
+
+def test_a_job_that_kills_its_worker_is_found_and_the_rest_goes_on(tmp_path):
+    spec = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "sites": ["z[1.1]", "z[3.7]"]}
+    spec |= {"metrics": ["sweeps.bad_metrics:kills", "logit_diff"]}
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"], before = path, os.environ.get("PYTHONPATH")
+    try:
+        run_sweep(spec, out=tmp_path, progress=False, workers=2, retries=0, device="cpu")
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    found = {(row["what"], row["metric"]): row for row in read_log(tmp_path)}
+    assert [row["status"] for (_, metric), row in found.items() if metric == "logit_diff"] == ["done", "done"]
+    killed = [row for (_, metric), row in found.items() if metric != "logit_diff"]
+    assert {row["status"] for row in killed} == {"failed"}
+    assert all("worker process was killed" in row["error"] for row in killed)
+
+
+def test_ray_gives_the_same_rows_and_its_actors_and_workers_may_be_killed(plain, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    runner = started(tmp_path / "a", backend="ray", workers=2)
+    killed = 0
+    while runner.poll() is None and killed < 3:
+        n = len(read_log(tmp_path / "a"))
+        if n >= 40 * (killed + 1):
+            actors = [
+                p for p in psutil.Process(runner.pid).children(recursive=True) if any("_Actor" in part for part in p.cmdline())
+            ]
+            if actors:
+                actors[killed % len(actors)].kill()
+                killed += 1
+        time.sleep(0.05)
+    assert runner.wait(300) == 0
+    assert killed == 3
+    assert len(read_log(tmp_path / "a")) == JOBS
+    assert same(content(tmp_path / "a"), plain)
+    assert json.loads((tmp_path / "a" / "spec.json").read_text())["jobs"] == JOBS
