@@ -32,6 +32,7 @@ def circuits(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
     circuit = wb.find_circuit(mean, n_edges=60)
     tested = wb.evaluate(circuit, model, pairs, value=value)
     curve = wb.faithfulness_curve(mean, model, pairs, value=value)
+    grown = wb.faithfulness_curve(circuit, model, pairs, value=value)
     views = []
     for i in range(PROMPTS):
         example = pairs.select([i])
@@ -45,7 +46,7 @@ def circuits(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
                 patterns={(layer, head): stores[0]["pattern", layer].prompt(i)[head].numpy() for layer, head in circuit.heads},
                 faithfulness=(float(tested.faithfulness[0]), float(tested.low[0]), float(tested.high[0])),
                 intervals=wb.summary(scores, draws=200),
-                curve=curve,
+                curve=grown,
             )
         )
     other = wb.find_circuit(wb.score_edges(model, pairs, value=value, method="exact"), n_edges=60)

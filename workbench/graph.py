@@ -105,10 +105,10 @@ class Graph:
         facts |= {} if self.positions is None else {"positions": list(self.positions)}
         return facts | ({"neurons": list(self.neurons)} if self.neurons else {})
 
-    @property
+    @cached_property
     def whole(self) -> "Graph":
         """The same graph without positions."""
-        return replace(self, positions=None)
+        return self if self.positions is None else replace(self, positions=None)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ SHOWN_PROMPTS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """What `discover` found, and where it was written."""
+    """What `discover` found, and where it was written; `grown` is the faithfulness of the circuit's strongest edges by number."""
 
     circuit: Circuit
     scores: xr.DataArray
@@ -55,6 +55,7 @@ class Found:
     curve: xr.Dataset
     folder: Path
     intervals: xr.Dataset | None = None
+    grown: xr.Dataset | None = None
 
     @property
     def report(self) -> Path:
@@ -139,7 +140,10 @@ def discover(
             )
         step("report")
         intervals = _intervals(scores, model, train, other, measured)
-        found = Found(circuit, scores, heads, patching, evaluation, curve, out, intervals)
+        scored = circuit.n_edges > 0 and circuit.scores is not None
+        how: dict[str, Any] = {"value": _value(value, held), "metric": measured, "progress": False}
+        grown = faithfulness_curve(circuit, model, heldout, **how) if scored else None
+        found = Found(circuit, scores, heads, patching, evaluation, curve, out, intervals, grown)
         lens = logit_lens(held[0], model, targets=heldout.answers, minus=heldout.wrong)
         sections = _sections(model, found, heldout, held, lens, measured, value)
         _write(found, lens, sections, command, overwrite)
@@ -196,7 +200,7 @@ def _view(
         patterns={(layer, head): stores[0]["pattern", layer].prompt(i)[head].float().cpu().numpy() for layer, head in heads},
         faithfulness=(float(best["faithfulness"]), float(best["low"]), float(best["high"])),
         intervals=found.intervals,
-        curve=found.curve,
+        curve=found.grown,
     )
 
 

@@ -106,6 +106,54 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
         assert seen.console == []
 
 
+def test_what_was_not_measured_is_said_and_lists_are_whole(view, tmp_path):
+    n = len(view.tokens)
+    edges = (*view.edges[:1], *(replace(edge, by_pos=(float("nan"), *edge.by_pos[1:])) for edge in view.edges[1:]))
+    curve = ((1, 0.5, 0.4, 0.6), (30, 0.9, 0.8, 1.0))
+    bare = replace(view, edges=edges, curve=curve, patterns={key: np.full((n, n), np.nan) for key in view.patterns})
+    path = tmp_path / "page.html"
+    path.write_text(page("page", [("Circuit", to_html(CircuitView.on_prompts([bare, replace(bare, tokens=("Other",) * n)])))]))
+    with opened(path) as seen:
+        frame = seen.frame()
+        frame.evaluate(
+            "() => { const top = document.getElementById('top'); top.value = 9; top.dispatchEvent(new Event('input')); }"
+        )
+        assert (
+            frame.inner_text("#faith")
+            == "faithfulness of the 1 strongest: 0.50 [0.40, 0.60], of the 30 strongest: 0.90 [0.80, 1.00]"
+        )
+        frame.evaluate(
+            "() => { const top = document.getElementById('top'); top.value = top.max; top.dispatchEvent(new Event('input')); }"
+        )
+        head = frame.locator("g.n:visible[aria-label^='a']").first
+        head.press("Enter")
+        title = frame.inner_text("#detail h2")
+        assert "not measured" in frame.inner_text("#detail")
+        frame.locator("#detail").click()
+        frame.locator("#theme").click()
+        frame.locator("#prompt").select_option("1")
+        assert frame.inner_text("#detail h2") == title  # what was opened stays open
+        assert frame.locator("#detail caption").count() >= 1
+        frame.locator("body").press("Escape")
+        assert "Point at" in frame.inner_text("#detail")
+        assert seen.console == []
+
+
+def test_positions_are_offered_where_a_prompt_has_them(view, tmp_path):
+    plain = replace(view, edges=tuple(replace(edge, by_pos=()) for edge in view.edges))
+    path = tmp_path / "page.html"
+    path.write_text(page("page", [("Circuit", to_html(CircuitView.on_prompts([view, plain])))]))
+    with opened(path) as seen:
+        frame = seen.frame()
+        frame.locator("#to-position").click()
+        frame.locator("#prompt").select_option("1")
+        assert frame.locator("#to-position").is_disabled()
+        assert frame.locator(".scene:visible").get_attribute("id") == "component"
+        frame.locator("#prompt").select_option("0")
+        assert frame.locator("#to-position").is_enabled()
+        assert seen.console == []
+
+
 def test_many_edges_share_one_slider_over_two_pictures(tmp_path):
     circuit = make_circuit(Shape(12, 12, 12, 768, 64, 3072, 50257, 1024), 400)
     path = tmp_path / "many.html"

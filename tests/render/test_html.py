@@ -84,7 +84,7 @@ def test_patterns_are_one_byte_per_cell(view):
     for name, text in packed.items():
         layer, head = map(int, name.split("."))
         cells = base64.b64decode(text)
-        assert [c / 255 for c in cells] == pytest.approx(view.patterns[layer, head].ravel().tolist(), abs=0.002)
+        assert [c / 254 for c in cells] == pytest.approx(view.patterns[layer, head].ravel().tolist(), abs=0.002)
 
 
 def test_key_and_value_edges_of_a_shared_head_name_every_query_head(grouped_view):
@@ -139,7 +139,7 @@ def test_assets_name_no_address_and_no_closing_tag():
     for name in ("circuit.js", "frame.css", "page.css"):
         text = asset(name)
         assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|</", text), name
-    assert len(asset("circuit.js")) < 15_000
+    assert len(asset("circuit.js")) < 18_000
 
 
 def test_sizes_stay_within_their_bars(view_of, circuit_of, large_view):
@@ -182,10 +182,18 @@ def test_prompts_and_intervals_and_the_curve_are_carried(circuit, view_of):
     curve = xr.Dataset(
         {name: ("size", [value, 1.0]) for name, value in (("faithfulness", 0.5), ("low", 0.4), ("high", np.nan))},
         coords={"n_edges": ("size", [10, 40])},
+        attrs={"ranked_by": "circuit"},
     )
     view = CircuitView.of(circuit, intervals=xr.Dataset({"low": score - 0.1, "high": score + 0.1}), curve=curve)
     data = data_of(to_html(view))
     assert data["curve"] == [[10, 0.5, 0.4, None], [40, 1.0, 1.0, 1.0]]
     assert data["edges"][0]["i"] == pytest.approx([data["edges"][0]["s"] - 0.1, data["edges"][0]["s"] + 0.1], abs=1e-3)
+    turned = xr.Dataset({"low": score - 0.1, "high": score + 0.1}).sortby("reader").isel(writer=slice(None, None, -1))
+    assert CircuitView.of(circuit, intervals=turned).edges == CircuitView.of(circuit, intervals=turned.sortby("writer")).edges
+    assert CircuitView.of(circuit, intervals=turned).edges[0].interval == view.edges[0].interval
+    with pytest.raises(CircuitError, match="intervals belongs to another graph"):
+        CircuitView.of(circuit, intervals=turned.isel(reader=slice(3)))
+    with pytest.raises(CircuitError, match="this curve is of others"):
+        CircuitView.of(circuit, curve=curve.assign_attrs(ranked_by="signed"))
     with pytest.raises(CircuitError, match="curve lacks n_edges"):
         CircuitView.of(circuit, curve=curve.drop_vars("n_edges"))

@@ -22,14 +22,14 @@ SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def faithfulness_curve(
-    scores: xr.DataArray,
+    scores: xr.DataArray | Circuit,
     model: Any,
     pairs: PromptPairs,
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     by: Literal["signed", "magnitude"] | str = "signed",
-    sizes: Sequence[float] = SIZES,
+    sizes: Sequence[Any] | None = None,
     level: float = 0.95,
     budget: int | None = None,
     progress: bool = True,
@@ -37,8 +37,10 @@ def faithfulness_curve(
     """Faithfulness of the best-scored edges at several circuit sizes, all in one batched evaluation.
 
     Args:
-        by: rank edges by their score ("signed") or by its size ("magnitude").
-        sizes: shares of the graph's edges; n = int(share * edges).
+        scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
+        by: rank edges by their score ("signed") or by its size ("magnitude"), as a circuit's always are.
+        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers of edges, by
+            default each up to 20, then about every twelfth more.
 
     Returns:
         Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before pruning), `n_pruned`;
@@ -47,19 +49,19 @@ def faithfulness_curve(
 
     Source: MIB, Mueller et al. 2504.13151.
     """
-    graph = graph_of(scores)
     if isinstance(value, Mapping):
         raise CircuitError("faithfulness_curve: a curve has one other value. Make one curve for each.")
+    how: dict[str, Any] = {"value": value, "metric": metric, "level": level, "budget": budget, "progress": progress}
+    if isinstance(scores, Circuit):
+        return _growth(scores, model, pairs, sizes, how)
+    graph, sizes = graph_of(scores), SIZES if sizes is None else sizes
     sizes = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]  # pyright: ignore[reportAssignmentType]
     if not sizes or not all(is_number(share) and 0 <= share <= 1 for share in sizes):
         raise CircuitError(f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one.")
     counts = [int(share * graph.n_edges) for share in sizes]
     circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
-    result = evaluate(
-        circuits, model, pairs, value=value, metric=metric, checks=(), level=level, budget=budget, progress=progress
-    )
-    data = {name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")}
-    data |= {"n_edges": ("size", np.array(counts)), "n_pruned": ("size", result["n_edges"].values)}
+    result = evaluate(circuits, model, pairs, checks=(), **how)
+    data = _by_size(result, counts)
     attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", "")}
     if tuple(sizes) == SIZES:
         table = np.concatenate([result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]).T
@@ -73,6 +75,28 @@ def faithfulness_curve(
             "area_name": "CPR" if by == "signed" else "CMD",
         }  # fmt: skip
     return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
+
+
+def _growth(circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[Any] | None, how: dict[str, Any]) -> xr.Dataset:
+    """The faithfulness of a circuit's n strongest edges, for growing n."""
+    edges = circuit.edge_list
+    if circuit.scores is None or not edges:
+        raise CircuitError("faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores.")
+    n = len(edges)
+    counts = (
+        sorted({*range(1, min(n, 20) + 1), *np.geomspace(min(n, 20), n, 12).astype(int).tolist(), n}) if sizes is None else sizes
+    )
+    if not all(type(k) is int and 1 <= k <= n for k in counts):
+        raise CircuitError(f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}.")
+    circuits = [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts]
+    result = evaluate(circuits, model, pairs, checks=(), **how)
+    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
+    return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
+
+
+def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
+    data: dict[str, Any] = {name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")}
+    return data | {"n_edges": ("size", np.array(counts)), "n_pruned": ("size", result["n_edges"].values)}
 
 
 def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = "signed") -> float:

@@ -25,6 +25,7 @@ function alive(lines) {
   }
 }
 
+const place = (line) => line[0] + "@" + line[1];
 const signed = (x) => (x === null ? "no score" : (x < 0 ? "−" : "+") + Math.abs(x).toPrecision(3));
 const between = (a, b) => "[" + signed(a) + ", " + signed(b) + "]";
 const tokens = () => data.prompts[state.prompt];
@@ -46,19 +47,20 @@ function nodeName(key) {
 }
 
 // A thing that can be pointed at, reached with Tab and kept: its element, its label, and what describes it.
-function reachable(element, label, targets, describe) {
+function reachable(element, label, targets, describe, what) {
+  element.describe = describe;
   element.setAttribute("tabindex", "0");
   element.setAttribute("role", "button");
   element.setAttribute("aria-label", label);
   for (const target of targets) {
     target.addEventListener("mouseenter", () => light(element, describe));
     target.addEventListener("mouseleave", () => light(null));
-    target.addEventListener("click", (event) => { pin(element, describe); event.stopPropagation(); });
+    target.addEventListener("click", (event) => { pin(element, describe, what); event.stopPropagation(); });
   }
   element.addEventListener("focus", () => light(element, describe));
   element.addEventListener("blur", () => light(null));
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { pin(element, describe); event.preventDefault(); }
+    if (event.key === "Enter" || event.key === " ") { pin(element, describe, what); event.preventDefault(); }
   });
 }
 
@@ -76,10 +78,10 @@ for (const kind of Object.keys(data.scenes)) {
     path.hit = hit;
     const prompt = state.prompt;
     state.prompt = kind.startsWith("component") ? 0 : Number(kind.split("-")[1]);
-    reachable(path, name(line) + score, [path, hit], (full) => describeLine(line, full));
+    reachable(path, name(line) + score, [path, hit], (full) => describeLine(line, full), { line: place(line) });
     state.prompt = prompt;
   });
-  scenes[kind].boxes.forEach((box, i) => reachable(box, nodeName(made.nodes[i]), [box], (full) => describeNode(i, full)));
+  scenes[kind].boxes.forEach((box, i) => reachable(box, nodeName(made.nodes[i]), [box], (full) => describeNode(i, full), { node: made.nodes[i] }));
 }
 
 function light(element, describe) {
@@ -90,8 +92,8 @@ function light(element, describe) {
   if (describe) say(describe, false); else say(null);
 }
 
-function pin(element, describe) {
-  state.pinned = element && !(state.pinned && state.pinned[0] === element) ? [element, describe] : null;
+function pin(element, describe, what) {
+  state.pinned = element && !(state.pinned && state.pinned[0] === element) ? [element, describe, what] : null;
   light(null);
   if (state.pinned) say(describe, true);
 }
@@ -113,7 +115,11 @@ function describeLine(line, full) {
   make("p", "score " + signed(edge.s) + interval + here + side, panel);
   if (!full) return;
   const sides = make("div", null, panel, "sides"), values = edge.p[state.prompt] || [];
-  if (values.some((x) => x)) bars("score by position, on this prompt", values.map((x, p) => [token(p), x]), sides);
+  if (values.some((x) => x !== 0)) {
+    const most = Math.max(...values.map((x) => Math.abs(x || 0)));
+    const rows = values.map((x, p) => [token(p) + " (" + p + ")", x]);
+    bars("score by position, on this prompt, from 2 % of the largest", rows.filter(([, x]) => x === null || (x && Math.abs(x) >= 0.02 * most)), sides);
+  }
   edge.h.filter((head) => data.patterns[state.prompt][head]).forEach((head) => heat(head, sides));
 }
 
@@ -124,41 +130,56 @@ function describeNode(i, full) {
   make("h2", nodeName(key), panel);
   make("p", into.length + (into.length === 1 ? " edge enters, " : " edges enter, ") + out.length + " leave" + (out.length === 1 ? "s" : ""), panel);
   if (!full) return;
-  const direct = out.find((line) => data.edges[line[0]].r === "logits");
+  const [name_, at_] = key.split("@");
+  const direct = all().lines.find((line) => {
+    const edge = data.edges[line[0]];
+    return edge.w === name_ && edge.r === "logits" && (at_ === undefined || line[1] === Number(at_));
+  });
   if (direct) make("p", "directly into the logits: " + signed(direct[2]), panel);
   const sides = make("div", null, panel, "sides"), row = (line) => [name(line), line[2]];
-  if (into.length) bars("enters, strongest first", into.slice(0, 12).map(row), sides);
-  if (out.length) bars("leaves, strongest first", out.slice(0, 12).map(row), sides);
+  if (into.length) bars("enters, strongest first", into.map(row), sides);
+  if (out.length) bars("leaves, strongest first", out.map(row), sides);
   const head = key.startsWith("a") ? key.slice(1).split("@")[0] : null;
   if (head && data.patterns[state.prompt][head]) {
-    const at = key.includes("@") ? Number(key.split("@")[1]) : tokens().length - 1;
+    const at = at_ === undefined ? cells(head)[0] - 1 : Number(at_);
     attended(head, at, sides);
     heat(head, sides);
   }
 }
 
+// Rows of (label, value), at most twelve of them; what is left out is said.
 function bars(caption, rows, parent) {
-  const table = make("table", null, parent), most = Math.max(...rows.map(([, x]) => Math.abs(x || 0))) || 1;
+  const table = make("table", null, parent), shown = rows.slice(0, 12);
+  const most = Math.max(...shown.map(([, x]) => Math.abs(x || 0))) || 1;
   make("caption", caption, table);
-  for (const [label, value] of rows) {
-    if (Math.abs(value || 0) < most * 0.02 && value !== null) continue;
+  for (const [label, value] of shown) {
     const row = make("tr", null, table);
     make("th", label, row).title = label;
     const bar = make("span", null, make("td", null, row), value < 0 ? "bar minus" : "bar");
     bar.style.width = (80 * Math.abs(value || 0)) / most + "px";
-    make("td", signed(value), row, "num");
+    make("td", value === null ? "not measured" : signed(value), row, "num");
   }
+  if (rows.length > shown.length) make("td", "and " + (rows.length - shown.length) + " more", make("tr", null, table)).colSpan = 3;
 }
 
+// A head's attention on the chosen prompt: how many tokens, and the weight of a cell, NaN where it was not measured.
 function cells(head) {
   const bytes = atob(data.patterns[state.prompt][head]), n = Math.round(Math.sqrt(bytes.length));
-  return [n, (q, k) => bytes.charCodeAt(q * n + k) / 255];
+  return [n, (q, k) => (bytes.charCodeAt(q * n + k) === 255 ? NaN : bytes.charCodeAt(q * n + k) / 254)];
 }
 
+const weight = (x) => (Number.isNaN(x) ? "not measured" : x.toFixed(2));
+
 function attended(head, query, parent) {
-  const [n, cell] = cells(head);
-  const best = [...Array(Math.min(query + 1, n)).keys()].sort((a, b) => cell(query, b) - cell(query, a)).slice(0, 5);
-  bars("attends most from " + token(query) + " (" + query + ") to", best.map((k) => [token(k) + " (" + k + ")", cell(query, k)]), parent);
+  const [n, cell] = cells(head), table = make("table", null, parent);
+  const known = [...Array(Math.min(query + 1, n)).keys()].filter((k) => !Number.isNaN(cell(query, k)));
+  make("caption", "attends most from " + token(query) + " (" + query + ") to" + (known.length ? "" : ": not measured"), table);
+  for (const k of known.sort((a, b) => cell(query, b) - cell(query, a)).slice(0, 5)) {
+    const row = make("tr", null, table);
+    make("th", token(k) + " (" + k + ")", row);
+    make("span", null, make("td", null, row), "bar").style.width = 80 * cell(query, k) + "px";
+    make("td", weight(cell(query, k)), row, "num");
+  }
 }
 
 function heat(head, parent) {
@@ -171,13 +192,24 @@ function heat(head, parent) {
   const pen = canvas.getContext("2d");
   for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) {
     const share = cell(q, k);
+    if (k <= q && Number.isNaN(share)) { hatch(pen, k * size, q * size, size); continue; }
     pen.fillStyle = k > q ? "#e8ebef" : "rgb(" + [35, 105, 176].map((c) => Math.round(255 - (255 - c) * share)).join() + ")";
     pen.fillRect(k * size, q * size, size - (size > 5 ? 1 : 0), size - (size > 5 ? 1 : 0));
   }
   canvas.addEventListener("mousemove", (event) => {
     const k = Math.floor(event.offsetX / size), q = Math.floor(event.offsetY / size);
-    if (q < n && k < n) caption.textContent = token(q) + " → " + token(k) + ": " + cell(q, k).toFixed(2);
+    if (q < n && k < n) caption.textContent = token(q) + " → " + token(k) + ": " + weight(cell(q, k));
   });
+}
+
+function hatch(pen, x, y, size) {
+  pen.fillStyle = "#e5e7eb";
+  pen.fillRect(x, y, size, size);
+  pen.strokeStyle = "#8b95a3";
+  pen.beginPath();
+  pen.moveTo(x, y + size);
+  pen.lineTo(x + size, y);
+  pen.stroke();
 }
 
 function filtered(line) {
@@ -188,15 +220,19 @@ function filtered(line) {
 
 function faithfulness(n) {
   if (!data.curve.length || state.kind !== "component") return "";
-  const near = data.curve.reduce((a, b) => (Math.abs(b[0] - n) < Math.abs(a[0] - n) ? b : a));
-  const bounds = near[2] === null || near[3] === null ? "" : " [" + near[2].toFixed(2) + ", " + near[3].toFixed(2) + "]";
-  return "faithfulness of the " + near[0] + " strongest: " + near[1].toFixed(2) + bounds;
+  const told = (row) => {
+    const bounds = row[2] === null || row[3] === null ? "" : " [" + row[2].toFixed(2) + ", " + row[3].toFixed(2) + "]";
+    return "of the " + row[0] + " strongest: " + row[1].toFixed(2) + bounds;
+  };
+  const below = data.curve.filter((row) => row[0] <= n).pop(), above = data.curve.find((row) => row[0] >= n);
+  const rows = below && below[0] === n ? [below] : [below, above].filter((row) => row);
+  return "faithfulness " + rows.map(told).join(", ");
 }
 
 function show() {
   const now = scene(), whole = all(), considered = whole.lines.slice(0, whole.k), complete = alive(considered);
   state.off = new Set([...document.querySelectorAll("[data-filter]:not(:checked)")].map((box) => box.dataset.filter + box.value));
-  const place = (line) => line[0] + "@" + line[1], kept = new Set(complete.filter((line) => !filtered(line)).map(place));
+  const kept = new Set(complete.filter((line) => !filtered(line)).map(place));
   const nodes = new Set(), keys = new Set(), queries = new Set();
   const hide = (element, hidden) => {  // only what changes is touched: a page of thousands of edges stays quick
     if (element.gone === hidden) return;
@@ -224,8 +260,18 @@ function show() {
   const left = dead ? " (" + dead + (dead === 1 ? " dead end" : " dead ends") + " left out)" : "";
   find("count").textContent = kept.size + " of " + whole.known + what + left;
   find("faith").textContent = faithfulness(considered.length);
+  find("to-position").disabled = !scenes["position-" + state.prompt];
   state.shown = kept.size;
-  pin(null);
+  repin(now);
+}
+
+// What was kept stays kept where it is still shown, on another prompt too.
+function repin(now) {
+  const kept = state.pinned && state.pinned[2];
+  const i = kept ? (kept.line ? now.lines.findIndex((line) => place(line) === kept.line) : now.nodes.indexOf(kept.node)) : -1;
+  const element = i < 0 ? null : kept.line ? now.paths[i] : now.boxes[i];
+  state.pinned = null;
+  pin(element && element.style.display !== "none" ? element : null, element && element.describe, kept);
 }
 
 function report() {
@@ -273,10 +319,7 @@ function paint(dark) {
 }
 
 find("top").addEventListener("input", (event) => { all().k = Number(event.target.value); show(); });
-for (const kind of ["component", "position"]) {
-  if (kind === "component" || scenes["position-0"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
-  else find("to-" + kind).disabled = true;
-}
+for (const kind of ["component", "position"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
 document.querySelectorAll("[data-filter]").forEach((box) => box.addEventListener("change", show));
 if (find("prompt")) {
   find("prompt").addEventListener("change", (event) => {
@@ -289,7 +332,7 @@ find("theme").addEventListener("click", () => paint(!isDark()));
 find("save-svg").addEventListener("click", () => save(asAddress(), ".svg"));
 find("save-png").addEventListener("click", () => savePng(asAddress()));
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") pin(null); });
-document.addEventListener("click", () => pin(null));
+document.addEventListener("click", (event) => { if (!event.target.closest("nav,#detail")) pin(null); });
 addEventListener("resize", report);
 const scheme = matchMedia("(prefers-color-scheme: dark)");  // a notebook's theme reaches its frames late, and may change
 scheme.addEventListener("change", () => paint(scheme.matches));

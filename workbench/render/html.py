@@ -222,7 +222,7 @@ def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
         "h": _heads_read(views[0], index),
         "t": port,
     }
-    row["p"] = [[_round(x) or 0 for x in view.edges[index].by_pos] for view in views]
+    row["p"] = [[_round(x) for x in view.edges[index].by_pos] for view in views]
     if edge.interval is not None:
         row["i"] = [_round(end) for end in edge.interval]
     if edge.side:
@@ -231,7 +231,7 @@ def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
 
 
 def _patterns(view: CircuitView, room: int) -> dict[str, str]:
-    """Patterns as one byte per cell, heads of the strongest edges first, up to so many cells."""
+    """Patterns as one byte per cell (254 is 1, 255 not measured), heads of the strongest edges first, up to so many cells."""
     wanted = dict.fromkeys(head for i in range(len(view.edges)) for head in _heads_read(view, i))
     kept = {}
     for name in wanted:
@@ -240,7 +240,7 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
         if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
             continue
         room -= pattern.size
-        cells = np.clip(np.nan_to_num(pattern) * 255 + 0.5, 0, 255).astype(np.uint8)
+        cells = np.where(np.isfinite(pattern), np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254), 255).astype(np.uint8)
         kept[name] = base64.b64encode(cells.tobytes()).decode()
     return kept
 

@@ -95,7 +95,7 @@ class CircuitView:
             patterns: (layer, head) → attention pattern [query_pos, key_pos] on that prompt.
             faithfulness: value, low, high.
             intervals: `low` and `high` of the scores, (writer, reader), as `summary` gives them.
-            curve: of `faithfulness_curve`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number of edges.
+            curve: `faithfulness_curve(circuit, ...)`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number of edges.
             top: about how many edges to draw: the strongest ones that lie on complete paths.
         Raises:
             CircuitError: scores or patterns that do not fit the circuit or the tokens.
@@ -104,6 +104,8 @@ class CircuitView:
         ('input', 'a0.0', 'm0', 'logits')
         """
         circuit = circuit.collapsed
+        if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
+            raise CircuitError("The circuit has scores that are infinite, which have no place among the others.")
         by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
         length = len(tokens) if tokens is not None else max((len(row) for row in by_pos.values()), default=0)
         kept = {}
@@ -290,7 +292,7 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
         places = [p for p in keys.get(name, ()) if (p < query if group == 1 else p <= query)]
         if pattern is None:
             continue
-        ranked = sorted((-float(pattern[query, p]), p) for p in places)[:_MAX_HOPS]
+        ranked = sorted((-float(pattern[query, p]), p) for p in places if np.isfinite(pattern[query, p]))[:_MAX_HOPS]
         for rank, (weight, p) in enumerate(ranked):
             if rank == 0 or -weight >= _MIN_ATTENTION:
                 hops.append(Hop(writer, f"{name}@{p}", f"{writer}@{query}", -weight))
@@ -339,11 +341,17 @@ def _side(in_a: bool, in_b: bool) -> str:
 
 def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str], tuple[float, float]]:
     missing = [name for name in ("low", "high") if name not in intervals]
-    if missing or set(intervals["low"].dims) != {"writer", "reader"}:
+    if missing or any(set(intervals[name].dims) != {"writer", "reader"} for name in ("low", "high")):
         raise CircuitError("intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them.")
-    low, high = (intervals[name].transpose("writer", "reader").values for name in ("low", "high"))
-    if low.shape != circuit.graph.exists.shape:
-        raise CircuitError(f"intervals has the shape {low.shape}; the circuit's graph has {circuit.graph.exists.shape}.")
+    tables = []
+    for name in ("low", "high"):
+        table = intervals[name]
+        for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
+            if axis not in table.coords or set(map(str, table[axis].values)) != set(names) or table.sizes[axis] != len(names):
+                raise CircuitError(f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}.")
+            table = table.sel({axis: list(names)})
+        tables.append(table.transpose("writer", "reader").values)
+    low, high = tables
     found = {}
     for edge in circuit.edge_list:
         at = circuit.graph.index(edge)
@@ -355,9 +363,15 @@ def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str],
 def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
     missing = [name for name in ("n_edges", "faithfulness", "low", "high") if name not in curve.variables]
     if missing:
-        raise CircuitError(f"curve lacks {', '.join(missing)}: give what faithfulness_curve returns.")
+        raise CircuitError(f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns.")
+    if curve.attrs.get("ranked_by") != "circuit":
+        raise CircuitError(
+            "The picture shows a circuit's own strongest edges, and this curve is of others: give what "
+            "faithfulness_curve(circuit, ...) returns, with the circuit in place of scores."
+        )
     columns = [np.asarray(curve[name].values, dtype=float) for name in ("n_edges", "faithfulness", "low", "high")]
-    return tuple((int(n), float(f), float(a), float(b)) for n, f, a, b in sorted(zip(*columns, strict=True)))
+    rows = sorted(row for row in zip(*columns, strict=True) if np.isfinite(row[1]))
+    return tuple((int(n), float(f), float(a), float(b)) for n, f, a, b in rows)
 
 
 def _order(name: str) -> tuple[int, int, int]:
