@@ -19,13 +19,14 @@ from workbench.discovery.compare import Comparison
 from workbench.errors import WorkbenchError
 from workbench.methods.probes import Probes
 from workbench.methods.tuned_lens import TunedLens
-from workbench.render import circuit_plots
+from workbench.render import circuit_plots, sweep_plots
 from workbench.render.canvas import noted, over_examples
 from workbench.render.grids import Part, heatmaps, tables, token_table
 from workbench.render.line_plots import bars, curve, side_by_side
 from workbench.render.probe_plots import causal_figure, probe_figures
 from workbench.render.view import CircuitView
 from workbench.statistics import summary
+from workbench.sweeps.table import Sweep
 
 MOST_BARS, MOST_NEURONS = 60, 64
 STRONGEST = 24
@@ -43,7 +44,7 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
         result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a heatmap, more a
             panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`, `minimality`,
             `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a `TunedLens`, what `compare`
-            or `measure` returns, rows of the bench, or a circuit. A Dataset with one axis besides its x is a line for each.
+            or `measure` returns, rows of the bench, a `Sweep`, or a circuit. A Dataset with one axis besides its x is a line for each.
         title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
@@ -88,6 +89,11 @@ def _probes(result: Probes, title: Title, labels: Labels) -> Figure:
 @drawn.register
 def _tuned_lens(result: TunedLens, title: Title, labels: Labels) -> Figure:
     return _lens_quality(result.heldout, title, labels)
+
+
+@drawn.register
+def _sweep(result: Sweep, title: Title, labels: Labels) -> Figure:
+    return sweep_plots.sweep_figure(result, title)
 
 
 @drawn.register
