@@ -81,6 +81,18 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
     return _assembled(panels[:MOST_PANELS], shown, title, across=across, one_scale="metric" not in settings)
 
 
+def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
+    """The largest differences between two sweeps, of `compare_sweeps`, with their intervals."""
+    flags = varying(table, [*SETTINGS, "seed", "step"])
+    shown = _strongest(table.rename(columns={"difference": "mean"}))
+    names = [", ".join([str(row["what"]), *(_setting(flag, row[flag]) for flag in flags)]) for row in shown.to_dict("records")]
+    apart = [f"{flag}: {b} minus {a}" for flag, (a, b) in table.attrs.get("apart", {}).items()]
+    left = f"the {len(shown)} largest of {len(table):,}" if len(shown) < len(table) else ""
+    facts = xr.Dataset(attrs={"note": " · ".join(each for each in (*apart, left) if each)})
+    panel = _bars(shown.assign(job=names), "job", "", "difference of effects")
+    return _assembled([panel], facts, title, across=1, one_scale=True)
+
+
 def _setting(flag: str, label: Any) -> str:
     named = "none" if pd.isna(label) else str(label)
     return named if flag in ("model", "task", "metric", "value") else f"{word(flag)} {named}"
