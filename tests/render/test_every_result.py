@@ -268,7 +268,7 @@ def test_sweeps_and_what_differs_between_two(tmp_path):
     b = write_sweep(tmp_path / "b", [record(f"z[0.{i}]", [2.0 * i, 1.0], model="tiny@1000") for i in range(3)])
     assert images(wb.plot(wb.load_sweep(a))) == 1
     axes = wb.plot(wb.compare_sweeps(a, b)).axes[0]
-    assert ticks(axes.figure, "y") == ["z[0.2]", "z[0.1]", "z[0.0]"]
+    assert ticks(axes.figure, "y") == ["z[0.0]", "z[0.1]", "z[0.2]"]
     assert axes.get_xlabel() == "difference of effects"
     assert axes.texts[0].get_text() == "model: tiny@1000 minus tiny"
 
