@@ -12,6 +12,7 @@ import typer
 
 from workbench.cli_runs import Out, Overwrite, diff_runs, probe_store, report_run
 from workbench.cli_store import store
+from workbench.cli_sweep import sweep
 
 app = typer.Typer(
     help="A mechanistic interpretability workbench around TransformerLens models.",
@@ -254,6 +255,7 @@ def evaluate_circuit(
 
 
 app.add_typer(store, name="store")
+app.add_typer(sweep, name="sweep")
 for name, command in (("probe", probe_store), ("report", report_run), ("diff", diff_runs)):
     app.command(name)(command)
 bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from fake_sweeps import record, write_sweep
 from matplotlib.figure import Figure
 
 import workbench as wb
@@ -24,6 +25,7 @@ PICTURES = {
     "evaluate": "evaluate", "minimality": "minimality", "stability": "stability", "circuit_tests": "circuit_tests",
     "faithfulness_curve": "faithfulness_curve", "summary": "summary", "difference": "effects", "load": "effects",
     "fit_probes": "fit_probes", "causal_check": "causal_check", "neuron_maps": "neuron_maps", "fit_tuned_lens": "fit_tuned_lens",
+    "load_sweep": "load_sweep", "compare_sweeps": "compare_sweeps",
 }  # fmt: skip
 """Every public function whose result has a picture, and the case below that shows it."""
 NO_RESULT = set(
@@ -259,6 +261,16 @@ def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
     assert [text.get_text() for text in numbers.axes[0].texts] == ["1.000", "not run"]
     scores = wb.measure(lab.model, n=4, progress=False)
     assert ticks(wb.plot(scores), "x") == [score.behaviour for score in scores]
+
+
+def test_sweeps_and_what_differs_between_two(tmp_path):
+    a = write_sweep(tmp_path / "a", [record(f"z[0.{i}]", [float(i), 1.0]) for i in range(3)])
+    b = write_sweep(tmp_path / "b", [record(f"z[0.{i}]", [2.0 * i, 1.0], model="tiny@1000") for i in range(3)])
+    assert images(wb.plot(wb.load_sweep(a))) == 1
+    axes = wb.plot(wb.compare_sweeps(a, b)).axes[0]
+    assert ticks(axes.figure, "y") == ["z[0.0]", "z[0.1]", "z[0.2]"]
+    assert axes.get_xlabel() == "difference of effects"
+    assert axes.texts[0].get_text() == "model: tiny@1000 minus tiny"
 
 
 def test_a_store_is_no_result_and_the_message_says_what_to_draw(lab):

@@ -117,7 +117,7 @@ def test_plot_chooses(circuit):
         (xr.Dataset({"a": 1, "b": 2}), "Which of a, b is to be drawn? Pass one: plot(result[NAME])."),
         (
             "text",
-            "A str cannot be drawn. These can: Circuit, CircuitView, Comparison, Probes, TunedLens, DataArray, Dataset, tuple, list, "
+            "A str cannot be drawn. These can: Circuit, CircuitView, Comparison, Probes, TunedLens, Sweep, DataArray, Dataset, tuple, list, "
             "DataFrame.",
         ),
     ],

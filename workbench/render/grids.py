@@ -70,7 +70,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, np.asarray(result.values, dtype=float), palette(result))
-        _label_cells(axes, result, labels, (width - 1.9, height - 1.2))
+        label_cells(axes, result, labels, (width - 1.9, height - 1.2))
         _bar(figure, image, axes, result)
         set_title(axes, result, title)
         return settled(figure)
@@ -94,7 +94,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
         result, names = result[:MOST_PANELS], names[:MOST_PANELS]
     n, rows, columns = result.shape
     width, height = (min(5.0, max(0.95, size * step)) for size, step in ((columns, 0.18), (rows, 0.18)))
-    across = _across(n, width, height, panels.across)
+    across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
     with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
         figure = Figure(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
@@ -105,7 +105,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
                 axes.set_axis_off()
                 continue
             image = cells(axes, np.asarray(result.values[i], dtype=float), colours)
-            _label_cells(axes, result[i], labels, (width, height))
+            label_cells(axes, result[i], labels, (width, height))
             axes.set_title(shorten(visible(names[i]), max(8, int(width * 13))), pad=3)
             if i % across:
                 axes.tick_params(labelleft=False)
@@ -143,7 +143,7 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
         figure = Figure(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
-        _label_cells(axes, prob, labels, (width, height))
+        label_cells(axes, prob, labels, (width, height))
         _bar(figure, image, axes, prob)
         set_title(axes, prob, title)
         return settled(figure)
@@ -218,7 +218,7 @@ def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:
     return ", ".join(f"{word(dim)} {label}" for dim, label in zip(dims, labels, strict=True))
 
 
-def _across(n: int, width: float, height: float, wanted: int | None) -> int:
+def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
     """How many panels stand side by side: as many as the last leading axis has, where they fit, or so that few gaps are left."""
     most = max(1, int(12.5 / (width + 0.15)))
     if wanted is not None and wanted <= most:
@@ -229,7 +229,8 @@ def _across(n: int, width: float, height: float, wanted: int | None) -> int:
     return min(range(1, min(most, n) + 1), key=lambda across: (-n % across) + 1.5 * abs(across - square))
 
 
-def _label_cells(axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]) -> None:
+def label_cells(axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]) -> None:
+    """Words and labels on both axes of an image of `cells`; layers grow upwards."""
     rows, columns = map(str, result.dims)
     if rows == "layer":
         axes.invert_yaxis()

@@ -76,9 +76,7 @@ def curve(
             order = np.argsort(line[x].values, kind="stable")
             at, *numbers = (np.asarray(line[n].values, dtype=float)[order] for n in (x, y, low, high) if n is not None)
             places, colour = np.concatenate([places, at]), SERIES[i % len(SERIES)]
-            if len(numbers) == 3:
-                axes.fill_between(at, numbers[1], numbers[2], color=colour, alpha=0.18, linewidth=0)
-            axes.plot(at, numbers[0], color=colour, marker="o", markersize=4, linewidth=1.8, label=label or None)
+            draw_line(axes, at, *numbers, colour=colour, label=label)
         if over is not None:
             axes.legend(title=word(over), title_fontsize=8, alignment="left", **LEGEND)
         _scale(axes, places, log)
@@ -91,6 +89,16 @@ def curve(
         light_grid(axes)
         set_title(axes, dataset, title)
         return settled(figure)
+
+
+def draw_line(
+    axes: Axes, at: np.ndarray, mean: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None, *, colour: str,
+    label: str = "",
+) -> None:  # fmt: skip
+    """A line with a mark at every number, and its interval as a band."""
+    if low is not None and high is not None:
+        axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(at, mean, color=colour, marker="o", markersize=4, linewidth=1.8, label=label or None)
 
 
 def bars(

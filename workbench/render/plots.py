@@ -19,13 +19,14 @@ from workbench.discovery.compare import Comparison
 from workbench.errors import WorkbenchError
 from workbench.methods.probes import Probes
 from workbench.methods.tuned_lens import TunedLens
-from workbench.render import circuit_plots
+from workbench.render import circuit_plots, sweep_plots
 from workbench.render.canvas import noted, over_examples
 from workbench.render.grids import Part, heatmaps, tables, token_table
 from workbench.render.line_plots import bars, curve, side_by_side
 from workbench.render.probe_plots import causal_figure, probe_figures
 from workbench.render.view import CircuitView
 from workbench.statistics import summary
+from workbench.sweeps.table import Sweep
 
 MOST_BARS, MOST_NEURONS = 60, 64
 STRONGEST = 24
@@ -43,7 +44,8 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
         result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a heatmap, more a
             panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`, `minimality`,
             `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a `TunedLens`, what `compare`
-            or `measure` returns, rows of the bench, or a circuit. A Dataset with one axis besides its x is a line for each.
+            or `measure` returns, rows of the bench, a `Sweep` or what `compare_sweeps` returns,
+            or a circuit. A Dataset with one axis besides its x is a line for each.
         title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
@@ -91,6 +93,11 @@ def _tuned_lens(result: TunedLens, title: Title, labels: Labels) -> Figure:
 
 
 @drawn.register
+def _sweep(result: Sweep, title: Title, labels: Labels) -> Figure:
+    return sweep_plots.sweep_figure(result, title)
+
+
+@drawn.register
 def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     if result.dtype.kind not in "bfiu":
         raise WorkbenchError(f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn.")
@@ -135,13 +142,15 @@ def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
 
 @drawn.register
 def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
-    """Scores of `measure`, rows of the bench, or a table of numbers alone."""
+    """Scores of `measure`, rows of the bench, what `compare_sweeps` returns, or a table of numbers alone."""
     columns = set(map(str, result.columns))
     if {"behaviour", "score", "n"} <= columns:
         shown = xr.DataArray(
             result["score"].to_numpy(dtype=float), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
         )
         return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
+    if {"what", "difference", "low", "high"} <= columns:
+        return sweep_plots.difference_figure(result, title)
     known = [name for name in BENCH if name in columns] if "method" in columns else []
     parts = [part for name in known for part in _pivots(result, name, BENCH[name])]
     if not parts and result.size and all(pd.api.types.is_numeric_dtype(kind) for kind in result.dtypes):

@@ -122,7 +122,8 @@ def axes_of(frame: pd.DataFrame) -> list[str]:
         if not axes or (names[0] == "layer" and not (_all(frame, "kind") and not varying(frame, ["kind"]))):
             continue
         if len(frame[[*axes, "what"]].drop_duplicates()) == len(frame[axes].drop_duplicates()):
-            return varying(frame, axes) or axes[:1]
+            told = varying(frame, axes)
+            return [axis for axis in axes if axis in told or axis in ("layer", "head", "neuron")] or axes[:1]
     return ["what"]
 
 
