@@ -16,6 +16,7 @@ from workbench.engine.capture import capture_pairs
 from workbench.errors import SweepError
 from workbench.graph import Graph
 from workbench.models.load import load_model, model_fingerprint
+from workbench.models.planted import planted
 from workbench.results import versions
 from workbench.sites import KINDS, Shape, Site, grid
 from workbench.stores.store import ActivationStore
@@ -23,6 +24,7 @@ from workbench.sweeps.spec import SweepSpec, Task
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.planted import planted_pairs
 from workbench.tasks.registry import load_task
 
 MEANING = 1
@@ -73,6 +75,8 @@ class Lab:
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def model(self, setting: Setting) -> Any:
+        if planted_one := _planted_name(setting.model):
+            return self._latest("model", setting.model, lambda: planted(planted_one)).model
         name = setting.model if setting.checkpoint is None else f"{setting.model}@{setting.checkpoint}"
         return self._latest("model", name, lambda: load_model(name, device=self.device))
 
@@ -102,6 +106,8 @@ class Lab:
     @staticmethod
     def _read(setting: Setting, model: Any) -> PromptPairs:
         path = Path(setting.task)
+        if name := _planted_name(setting.model):
+            return planted_pairs(planted(name), n=setting.n, seed=setting.seed, split=setting.split)
         if path.suffix not in (".csv", ".jsonl"):
             return load_task(setting.task, model, n=setting.n, seed=setting.seed, split=setting.split, variant=setting.variant)
         read = PromptPairs.from_csv if path.suffix == ".csv" else PromptPairs.from_jsonl
@@ -158,6 +164,11 @@ def metric_of(name: str, pairs: PromptPairs) -> Metric:
         raise SweepError(
             f"The metric {name!r} cannot be found: {error}. Write MODULE:FUNCTION of a module that can be imported from here."
         ) from error
+
+
+def _planted_name(model: str) -> str | None:
+    """The variant of a model whose weights were set by hand, as in `planted-backup`; its task is its own."""
+    return model.removeprefix("planted-") if model.startswith("planted-") else None
 
 
 def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:

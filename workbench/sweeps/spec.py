@@ -58,7 +58,7 @@ class SweepSpec(_Frozen):
     """The whole of a sweep, as one immutable object.
 
     Attributes:
-        models: names or directories, as `load_model` takes them.
+        models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own prompts (task: planted).
         checkpoints: training steps of an embedded model; empty for the trained one.
         tasks: names, files, or `Task`s.  n, split: of those that do not say.
         study: "effects" of single places; "pairs" of two together, for synergy; "cumulative", least important first; "paths";
