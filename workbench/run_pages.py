@@ -173,7 +173,7 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> tuple[A
     columns = [list(map(str, frame.columns)) for frame in frames]
     if set(columns[0]) != set(columns[1]):
         return f"The columns differ: {', '.join(columns[0])} in {names[0]}, {', '.join(columns[1])} in {names[1]}.", ""
-    frames[1] = frames[1][list(frames[0].columns)]
+    frames[1] = pd.DataFrame(frames[1][list(frames[0].columns)])
     keys = [_keys(frame) for frame in frames]
     alone = [
         [i for i, key in enumerate(mine) if key not in theirs]

@@ -60,6 +60,12 @@ def shorten(label: str, most: int = LABEL) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
+def legend_name(name: object, most: int = 32) -> str:
+    """A series in a legend, which matplotlib would leave out if its name began with `_`."""
+    shown = shorten(visible(name), most)
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def axes_of(result: xr.DataArray) -> str:
     """The axes of a result for a message."""
     return ", ".join(map(str, result.dims)) or "none"
@@ -71,14 +77,27 @@ def noted(result: xr.DataArray, *notes: str) -> xr.DataArray:
     return result.assign_attrs(note=" · ".join(found)) if found else result
 
 
+def check_filled(result: xr.DataArray) -> None:
+    """Raises `WorkbenchError` for a result without a cell, whose figure would be blank."""
+    if not result.size:
+        raise WorkbenchError(f"There is nothing to draw: the result has sizes {dict(result.sizes)}.")
+
+
+def mean_note(result: xr.DataArray) -> str:
+    """Of how many examples the cells are means; those not measured have no part in one."""
+    counts = np.unique(result.count("example"))
+    counts = counts[counts > 0] if counts.any() else np.array([result.sizes["example"]])
+    return f"mean of {counts[0]} examples" if len(counts) == 1 else f"mean of {counts[0]} to {counts[-1]} examples"
+
+
 def over_examples(result: xr.DataArray) -> xr.DataArray:
     """The mean over `example`, with a note that it is one; of a single example the numbers and the tokens themselves."""
     if "example" not in result.dims:
         return result
-    n = result.sizes["example"]
-    if n == 1:
+    if result.sizes["example"] == 1:
         return result.isel(example=0)
-    return noted(result.mean("example", skipna=True, keep_attrs=True), f"mean of {n} examples")
+    check_filled(result)
+    return noted(result.mean("example", skipna=True, keep_attrs=True), mean_note(result))
 
 
 def palette(result: xr.DataArray) -> dict[str, Any]:
@@ -132,7 +151,7 @@ def label_axis(
             label.set_rotation_mode("anchor")
             label.set_verticalalignment("top")
     axis.set_tick_params(length=0)
-    axis.set_label_text(WORDS.get(dim, dim.replace("_", " ")) + (" (token)" if tokens else ""))
+    axis.set_label_text(word(dim) + (" (token)" if tokens else ""))
 
 
 def _letter(axes: Axes) -> float:

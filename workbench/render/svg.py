@@ -9,9 +9,11 @@ it, so that an edge into it is drawn, and counted, once.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 
+from workbench.errors import UnknownName
 from workbench.render.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number, visible, xml
 from workbench.sites import parse_node
 
@@ -75,7 +77,12 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
     >>> from workbench.sites import Shape
     >>> to_svg(CircuitView.of(Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16))))[:4]
     '<svg'
+
+    Raises:
+        UnknownName: another kind of view.
     """
+    if kind not in get_args(ViewKind):
+        raise UnknownName("kind of view", kind, get_args(ViewKind))
     lines = lines_of(view, kind)
     n = cut(lines, view.top) if view.scored else len(lines)
     kept = alive(lines[:n])
