@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from workbench.errors import WorkbenchError
 from workbench.render.canvas import figure_html, over_examples
@@ -239,3 +240,16 @@ def test_results_that_lack_an_axis_or_numbers_are_refused(result, message):
     with pytest.raises(WorkbenchError) as error:
         plot(result)
     assert str(error.value) == message
+
+
+def test_long_titles_and_labels_stay_in_the_figure():
+    result = effects().drop_vars("token")
+    for data in (result, result.expand_dims(head=3)):
+        figure = plot(data, labels=["a", "b", "c", "x" * 500], title="T" * 500)
+        title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+        assert title.endswith("…")
+        assert title.count("\n") == 2
+        assert max(len(label.get_text()) for axes in figure.axes for label in axes.get_xticklabels()) <= 16
+        box = next(words for words in figure.findobj(Text) if words.get_text() == title).get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1

@@ -194,20 +194,26 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     return [line for line in lines if line]
 
 
+def title_lines(title: str, width: float) -> str:
+    """The title in up to three lines of so many inches, cut with an ellipsis after them."""
+    return "\n".join(textwrap.wrap(visible(title), max(16, int(width * 8)), max_lines=3, placeholder="…"))
+
+
 def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of one panel, above the facts."""
     figure = axes.figure
-    lines = facts_of(result, figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6)
+    width = figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6
+    lines = facts_of(result, width)
     if lines:
         place: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
         axes.annotate("\n".join(lines), **place, fontsize=8, color=GREY, va="bottom").set_in_layout(False)
-    axes.set_title(visible(title) if title else " " if lines else "", pad=8 + 12 * len(lines))
+    axes.set_title(title_lines(title, width) if title else " " if lines else "", pad=8 + 12 * len(lines))
 
 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of several panels; the facts stand at its foot."""
     if title:
-        figure.suptitle(visible(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(title_lines(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11, fontweight="bold")
     lines = facts_of(result, figure.get_figwidth())
     if lines:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)

@@ -3,6 +3,7 @@
 import re
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from workbench.discovery.circuit import Circuit
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
@@ -52,8 +53,9 @@ def export(
                 f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
             ) from error
         source = text.encode()
+        size: dict[str, Any] = {"scale": scale}
         png = ending == ".png"
-        data = cairosvg.svg2png(bytestring=source, scale=scale) if png else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
+        data = cairosvg.svg2png(bytestring=source, **size) if png else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
     with whole(path) as partial:
         partial.write_bytes(data or b"")
     return path

@@ -185,13 +185,12 @@ def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
             texts = np.array([[f"{value:.3f}" if np.isfinite(value) else "not run" for value in row] for row in values])
             norm = Normalize(low, high if high > low else low + 1)
             cells(axes, values, {"cmap": "Blues" if best == "high" else "Blues_r", "norm": norm}, texts)
-            across, down = ([visible(str(name)) for name in names] for names in (table.columns, table.index))
+            across, down = ([shorten(visible(name), 32) for name in names] for names in (table.columns, table.index))
             axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
             axes.set_yticks(range(len(down)), down, fontsize=8)
             axes.tick_params(length=0)
             axes.set_title(visible(name) if name else "", fontsize=9.5)
-        if title:
-            figure.suptitle(visible(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        set_heading(figure, xr.Dataset(), title)
         return settled(figure)
 
 
