@@ -1,6 +1,6 @@
 """Ablate every head of `tiny` in every behaviour, three ways: `README.md` holds the heads that matter most.
 
-    python circuits/ablations/study.py [OUT]
+python circuits/ablations/study.py [OUT]
 """
 
 import sys

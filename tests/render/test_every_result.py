@@ -31,7 +31,7 @@ PICTURES = {
 NO_RESULT = set(
     "add capture capture_cost capture_pairs constant discover explain export from_store grid load_model load_task mean metric "
     "model_fingerprint open_store planted planted_pairs plot project read_corpus repair report resample run save scale write_circuit "
-    "zero".split()
+    "run_sweep zero".split()
 )
 """Those that return values, prompts, stores, models, files, plans, or a folder of results that are drawn one by one."""
 

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import workbench as wb
-from workbench.errors import OutputExists, UnknownName, WorkbenchError
-from workbench.render.svg import to_svg
+from workbench.errors import CircuitError, OutputExists, UnknownName, WorkbenchError
+from workbench.render.svg import CircuitView, to_svg
 
 
 def test_svg_is_the_picture_itself(view, tmp_path):
@@ -34,4 +34,38 @@ def test_other_endings_and_a_missing_library_are_named(view, tmp_path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
     with pytest.raises(WorkbenchError, match=r"pip install 'interp-workbench\[pdf\]'"):
         wb.export(view, tmp_path / "c.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pdf_is_the_same_bytes_at_another_time(view, tmp_path):
+    pytest.importorskip("cairosvg")
+    first = wb.export(view, tmp_path / "a.pdf").read_bytes()
+    assert b"/CreationDate (D:20000101" in first
+    assert wb.export(view, tmp_path / "b.pdf").read_bytes() == first
+
+
+def test_a_circuit_is_exported_as_its_view(circuit, tmp_path):
+    assert wb.export(circuit, tmp_path / "c.svg").read_text() == to_svg(CircuitView.of(circuit))
+    with pytest.raises(WorkbenchError, match=r"^A str cannot be exported: a Circuit or a CircuitView can\.$"):
+        wb.export("circuit", tmp_path / "d.svg")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), "x", True])
+def test_a_scale_is_a_positive_number(view, tmp_path, scale):
+    with pytest.raises(WorkbenchError) as error:
+        wb.export(view, tmp_path / "c.png", scale=scale)
+    told = f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture."
+    assert str(error.value) == told
+
+
+def test_a_kind_that_cannot_be_drawn_is_refused(view, circuit, tmp_path):
+    for call in (lambda: to_svg(view, kind="positions"), lambda: wb.export(view, tmp_path / "a.svg", kind="positions")):
+        with pytest.raises(UnknownName) as error:
+            call()
+        assert str(error.value) == ("There is no kind of view 'positions'. Did you mean 'position'? Known: component, position.")
+    with pytest.raises(CircuitError) as error:
+        wb.export(circuit, tmp_path / "a.svg", kind="position")
+    assert str(error.value) == (
+        "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or export kind='component'."
+    )
     assert list(tmp_path.iterdir()) == []

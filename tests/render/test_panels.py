@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from families import make_pairs, model_of
 
 from workbench.engine.capture import capture
@@ -293,4 +294,54 @@ def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):
     assert said(bundle_html) == (
         "The script of circuitsvis 1.43.3 is not the published one (no such thing is there 0 times, not 1): "
         "pip install --force-reinstall circuitsvis==1.43.3."
+    )
+
+
+@pytest.mark.parametrize(
+    ("component", "props", "message"),
+    [
+        (
+            "AttentionHeads",
+            {"attention": np.eye(2)[None], "tokens": ["a", "b", "c"]},
+            "attention (1, 2, 2); tokens (3,). Needed: attention [head, token, token]; tokens [token].",
+        ),
+        (
+            "AttentionHeads",
+            {"attention": np.eye(2), "tokens": ["a", "b"]},
+            "attention (2, 2); tokens (2,). Needed: attention [head, token, token]; tokens [token].",
+        ),
+        (
+            "AttentionPattern",
+            {"attention": [[1], [1, 0]], "tokens": ["a", "b"]},
+            "attention uneven; tokens (2,). Needed: attention [token, token]; tokens [token].",
+        ),
+        (
+            "ColoredTokens",
+            {"values": [1.0], "tokens": ["a", "b"]},
+            "values (1,); tokens (2,). Needed: values [token]; tokens [token].",
+        ),
+    ],
+)
+def test_the_shapes_of_a_raw_panel_fit_each_other(component, props, message):
+    assert said(Panel, component, props) == f"The shapes of {component} do not fit each other: {message}"
+
+
+def test_names_counts_and_ids_of_panels(pattern):
+    assert attention_panel(["a", "b", "c"], pattern, [0, 1]).props["attentionHeadNames"] == ["0", "1"]
+    table = np.log(np.full((2, 4), 0.25))
+    asked = {"ids": [0, 1], "decode": WORDS}
+    assert (
+        said(panels.log_probs, ["a", "b"], table, **asked, k=1.5) == "k=1.5; ask for 1 to 4 guesses, as many tokens as there are."
+    )
+    assert said(panels.log_probs, ["a", "b"], table, ids=[0.7, 1], decode=WORDS) == (
+        "ids are token ids, and not all of them are whole numbers."
+    )
+    assert said(panels.top_samples, [["a"]], [np.ones((1, 1, 1))], k=1.5) == "k=1.5; ask for one prompt or more."
+
+
+def test_a_probability_that_is_no_number_is_refused():
+    sizes = ("layer", "pos", "rank")
+    lens = xr.Dataset({"token": (sizes, np.zeros((1, 1, 1), int)), "prob": (sizes, np.full((1, 1, 1), np.nan))})
+    assert said(panels.top_tokens, lens, WORDS) == (
+        "The probabilities are not all finite: leave out the positions that were not measured."
     )

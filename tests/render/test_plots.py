@@ -9,9 +9,10 @@ import pytest
 import xarray as xr
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from workbench.errors import WorkbenchError
-from workbench.render.canvas import figure_html
+from workbench.render.canvas import figure_html, over_examples
 from workbench.render.grids import heatmap
 from workbench.render.line_plots import bars, curve
 from workbench.render.plots import plot
@@ -145,3 +146,110 @@ def test_figures_are_the_same_bytes_without_a_global_theme(hostile_tokens):
     assert dict(matplotlib.rcParams) == before
     assert "<script" not in text
     assert text.count("<") == 1
+
+
+def none(*names: str, dim: str = "x") -> xr.Dataset:
+    return xr.Dataset({name: (dim, np.zeros(0)) for name in names})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        xr.DataArray(np.zeros(0), dims="layer"),
+        xr.DataArray(np.zeros((0, 3)), dims=("example", "layer")),
+        none("mean", "low", "high"),
+        none("faithfulness", "n_edges", dim="size"),
+        none("missed", "needed", "low", "high", dim="node").assign_coords(node=np.zeros(0, dtype=object)),
+        none("p", "statistic", "supports", dim="test"),
+        none("faithfulness", "low", "high", "in_sample", dim="circuit"),
+        none("effect", "random", "used", dim="layer").expand_dims(edit=["erase"]),
+        none("n_edges", dim="draw").assign(jaccard=1.0, low=1.0, high=1.0),
+        pd.DataFrame({"behaviour": [], "score": [], "n": []}),
+    ],
+)
+def test_an_empty_result_is_no_blank_picture(result):
+    with pytest.raises(
+        WorkbenchError, match=r"^There is nothing to draw: the (result has sizes \{.*: 0.*\}|table has no rows)\.$"
+    ):
+        plot(result)
+
+
+def test_a_curve_shows_where_it_was_not_measured():
+    data = xr.Dataset({"mean": ("layer", [np.nan, 0.5, np.nan, 1.0, np.nan])}, coords={"layer": range(5)})
+    axes = plot(data).axes[0]
+    assert [(patch.get_x(), patch.get_width()) for patch in axes.patches] == [(0, 0.5), (1.5, 1.0), (3.5, 0.5)]
+    assert all(patch.get_hatch() for patch in axes.patches)
+    assert axes.get_xlim()[0] <= 0
+    assert axes.get_xlim()[1] >= 4
+    both = xr.Dataset({"mean": (("method", "layer"), [[1.0, np.nan], [np.nan, np.nan]])}, coords={"layer": [0, 1]})
+    axes = curve(both.assign_coords(method=["a", "b"]), x="layer", y="mean", over="method").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b (not measured)"]
+    with pytest.raises(WorkbenchError, match=r"^There is nothing to draw: no cell of 'mean' was measured\.$"):
+        plot(data * np.nan)
+
+
+def test_a_mean_says_of_how_many_examples_it_is():
+    values = np.ones((5, 3))
+    values[1:, 1] = np.nan
+    values[:, 2] = np.nan
+    result = xr.DataArray(values, dims=("example", "layer"))
+    assert over_examples(result).attrs["note"] == "mean of 1 to 5 examples"
+    assert over_examples(result[:, :1]).attrs["note"] == "mean of 5 examples"
+    assert over_examples(result[:, 1:]).attrs["note"] == "mean of 1 examples"
+    lens = result.assign_attrs(kind="logit_lens").rename("logit_lens")
+    assert any("mean of 1 to 5 examples" in text.get_text() for text in plot(lens).axes[0].texts)
+
+
+def test_the_name_of_an_axis_is_spelled_out():
+    text = plot(xr.DataArray(np.eye(2), dims=("a\x00b", "layer"))).axes[0].get_ylabel()
+    assert text == "a\\x00b"
+
+
+def test_a_circuit_takes_a_title_and_no_labels(circuit):
+    assert plot(CircuitView.of(circuit), title="MINE").title == plot(circuit, title="MINE").title == "MINE"
+    for result in (circuit, CircuitView.of(circuit)):
+        with pytest.raises(WorkbenchError) as error:
+            plot(result, labels=["a"])
+        assert str(error.value) == "A circuit has no axis that labels belong to: pass tokens= to CircuitView.of."
+
+
+def test_every_series_stands_in_the_legend():
+    data = xr.DataArray(np.ones((2, 3)), dims=("method", "layer"), coords={"method": ["_own", "eap"], "layer": range(3)})
+    for figure in (bars(data), curve(data.to_dataset(name="mean"), x="layer", y="mean", over="method")):
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _own", "eap"]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            xr.Dataset({"faithfulness": 0.5}),
+            "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes.",
+        ),
+        (
+            xr.Dataset({"prob": ("pos", [0.5]), "token": ("pos", [1])}, coords={"pos": [0], "layer": 1}),
+            "A table of tokens needs the axes layer and pos; this result has pos. Select with lists, as in .isel(layer=[0]).",
+        ),
+        (
+            pd.DataFrame({"task": ["t"], "method": ["m"], "cpr": ["high"]}),
+            "The column 'cpr' cannot be drawn, as it holds more than numbers: could not convert string to float: 'high'.",
+        ),
+    ],
+)
+def test_results_that_lack_an_axis_or_numbers_are_refused(result, message):
+    with pytest.raises(WorkbenchError) as error:
+        plot(result)
+    assert str(error.value) == message
+
+
+def test_long_titles_and_labels_stay_in_the_figure():
+    result = effects().drop_vars("token")
+    for data in (result, result.expand_dims(head=3)):
+        figure = plot(data, labels=["a", "b", "c", "x" * 500], title="T" * 500)
+        title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+        assert title.endswith("…")
+        assert title.count("\n") == 2
+        assert max(len(label.get_text()) for axes in figure.axes for label in axes.get_xticklabels()) <= 16
+        box = next(words for words in figure.findobj(Text) if words.get_text() == title).get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1

@@ -78,3 +78,32 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
     )
     assert "two" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ([("a", "b", "cap", "FOURTH")], "tuple of 4"),
+        ([("a",)], "tuple of 1"),
+        ([None], "NoneType"),
+        ([("a", "b", 3)], "tuple of 3"),
+        ("ab", "str"),
+        ({"a": "b"}, "dict"),
+    ],
+)
+def test_what_is_no_section_is_refused(sections, told, tmp_path):
+    with pytest.raises(WorkbenchError) as error:
+        report(sections, tmp_path / "r.html", title="t")
+    assert str(error.value) == (
+        f"A report has a list of sections, (heading, item) or (heading, item, caption) each, and no {told}."
+    )
+
+
+def test_a_page_of_nothing_is_refused(tmp_path, circuit):
+    with pytest.raises(WorkbenchError, match=r"and no Circuit\.$"):
+        report([circuit], tmp_path / "r.html", title="t")
+    with pytest.raises(WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"):
+        report([], tmp_path / "r.html", title="t")
+    with pytest.raises(WorkbenchError, match=r"^A report needs a title, and None is no text\.$"):
+        report([("a", "b")], tmp_path / "r.html", title=None)  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.iterdir())

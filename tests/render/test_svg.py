@@ -210,3 +210,30 @@ def test_boxes_never_overlap_and_hold_their_labels(shape, n, kind, circuit_of, v
         for b in nodes[i + 1 :]:
             apart = abs(a.x - b.x) >= (a.w + b.w) / 2 - 0.5 or abs(a.y - b.y) >= (a.h + b.h) / 2 - 0.5
             assert apart, f"{a.key} and {b.key} overlap"
+
+
+@pytest.mark.parametrize("token", ["W" * 14, "@" * 14, "x" * 500, "漢" * 14, "i"])
+def test_labels_of_tokens_neither_overlap_nor_begin_outside(token, circuit, view_of):
+    text = to_svg(view_of(circuit, [token] * 6), kind="position")
+    labels = [e for e in drawn(text, "a") if (e.find(f"{SVG}title") is not None)]
+    assert len(labels) == 6
+    if token == "i":
+        assert not any(e.get("transform") for e in labels)
+        return
+    wide = {"W": 0.944, "@": 1.015, "x": 0.5, "漢": 1.0}[token[0]] * 11 * 14
+    for label in labels:
+        x, y = map(float, label.get("transform").split("(")[1].split(")")[0].split(" "))
+        assert x - 0.766 * wide > 0
+    top = float(parse(text).get("height"))
+    assert y + 0.643 * wide < top
+
+
+def test_long_titles_and_names_are_cut_where_they_can_be_seen(circuit):
+    for letter, em in (("T", 0.66), ("W", 1.0), ("i", 0.28)):
+        title = next(e for e in drawn(to_svg(CircuitView.of(circuit, title=letter * 5000)), "t"))
+        assert title.text.endswith("…")
+        assert len(title.text) * em * 15 < float(parse(to_svg(CircuitView.of(circuit))).get("width")) - 16
+    text = to_svg(CircuitView.compared(circuit, circuit, names=("A" * 500, "B" * 500)))
+    legend = [e.text for e in parse(text).iter(f"{SVG}text") if (e.text or "").startswith("only in A")]
+    assert legend[-1].endswith("…")
+    assert len(legend[-1]) < 40

@@ -60,6 +60,12 @@ def shorten(label: str, most: int = LABEL) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
+def legend_name(name: object, most: int = 32) -> str:
+    """A series in a legend, which matplotlib would leave out if its name began with `_`."""
+    shown = shorten(visible(name), most)
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def axes_of(result: xr.DataArray) -> str:
     """The axes of a result for a message."""
     return ", ".join(map(str, result.dims)) or "none"
@@ -71,14 +77,27 @@ def noted(result: xr.DataArray, *notes: str) -> xr.DataArray:
     return result.assign_attrs(note=" · ".join(found)) if found else result
 
 
+def check_filled(result: xr.DataArray) -> None:
+    """Raises `WorkbenchError` for a result without a cell, whose figure would be blank."""
+    if not result.size:
+        raise WorkbenchError(f"There is nothing to draw: the result has sizes {dict(result.sizes)}.")
+
+
+def mean_note(result: xr.DataArray) -> str:
+    """Of how many examples the cells are means; those not measured have no part in one."""
+    counts = np.unique(result.count("example"))
+    counts = counts[counts > 0] if counts.any() else np.array([result.sizes["example"]])
+    return f"mean of {counts[0]} examples" if len(counts) == 1 else f"mean of {counts[0]} to {counts[-1]} examples"
+
+
 def over_examples(result: xr.DataArray) -> xr.DataArray:
     """The mean over `example`, with a note that it is one; of a single example the numbers and the tokens themselves."""
     if "example" not in result.dims:
         return result
-    n = result.sizes["example"]
-    if n == 1:
+    if result.sizes["example"] == 1:
         return result.isel(example=0)
-    return noted(result.mean("example", skipna=True, keep_attrs=True), f"mean of {n} examples")
+    check_filled(result)
+    return noted(result.mean("example", skipna=True, keep_attrs=True), mean_note(result))
 
 
 def palette(result: xr.DataArray) -> dict[str, Any]:
@@ -132,7 +151,7 @@ def label_axis(
             label.set_rotation_mode("anchor")
             label.set_verticalalignment("top")
     axis.set_tick_params(length=0)
-    axis.set_label_text(WORDS.get(dim, dim.replace("_", " ")) + (" (token)" if tokens else ""))
+    axis.set_label_text(word(dim) + (" (token)" if tokens else ""))
 
 
 def _letter(axes: Axes) -> float:
@@ -175,20 +194,26 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     return [line for line in lines if line]
 
 
+def title_lines(title: str, width: float) -> str:
+    """The title in up to three lines of so many inches, cut with an ellipsis after them."""
+    return "\n".join(textwrap.wrap(visible(title), max(16, int(width * 8)), max_lines=3, placeholder="…"))
+
+
 def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of one panel, above the facts."""
     figure = axes.figure
-    lines = facts_of(result, figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6)
+    width = figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6
+    lines = facts_of(result, width)
     if lines:
         place: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
         axes.annotate("\n".join(lines), **place, fontsize=8, color=GREY, va="bottom").set_in_layout(False)
-    axes.set_title(visible(title) if title else " " if lines else "", pad=8 + 12 * len(lines))
+    axes.set_title(title_lines(title, width) if title else " " if lines else "", pad=8 + 12 * len(lines))
 
 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of several panels; the facts stand at its foot."""
     if title:
-        figure.suptitle(visible(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(title_lines(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11, fontweight="bold")
     lines = facts_of(result, figure.get_figwidth())
     if lines:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.discovery.compare import Comparison
+from workbench.errors import WorkbenchError
 from workbench.render.canvas import (
     BLUE,
     GREY,
@@ -182,6 +183,8 @@ def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> No
 
 def faithfulness(found: xr.Dataset, title: str | None = None) -> Figure:
     """Faithfulness against circuit size, a line for each label of a further axis, such as `method`."""
+    if not found["faithfulness"].ndim:
+        raise WorkbenchError("A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes.")
     size = "size" if "size" in found.dims else str(found["faithfulness"].dims[-1])
     over = next((str(dim) for dim in found["faithfulness"].dims if dim != size), None)
     counted = "n_edges" in found and size in found["n_edges"].dims

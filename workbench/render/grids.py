@@ -15,6 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.render.canvas import (
     GROUND,
     axes_of,
+    check_filled,
     label_axis,
     noted,
     over_examples,
@@ -62,7 +63,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
     result = over_examples(result)
     if result.ndim != 2:
         raise WorkbenchError(f"A heatmap needs two axes besides example; this result has {axes_of(result)}.")
-    _check_filled(result)
+    check_filled(result)
     rows, columns = result.shape
     width = min(14, max(4.2, 1.9 + columns * (0.34 if columns <= 30 else 0.14)))
     height = min(12, max(2.4, 1.2 + rows * (0.3 if rows <= 30 else 0.19)))
@@ -84,7 +85,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     result = over_examples(result)
     if result.ndim < 3:
         return heatmap(result, title=title, labels=labels)
-    _check_filled(result)
+    check_filled(result)
     panels = _Panels.of(result)
     result, names = panels.values, panels.names
     colours = palette(result)
@@ -125,6 +126,11 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
         result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are shown.
     """
     best = result.isel(rank=0) if "rank" in result.dims else result
+    if {*best["prob"].dims} - {"example"} != {"layer", "pos"}:
+        raise WorkbenchError(
+            f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. Select with lists, as in "
+            ".isel(layer=[0])."
+        )
     note = ""
     if "example" in best.dims:
         n, shown = best.sizes["example"], best["example"].values[0] if "example" in best.coords else 0
@@ -179,13 +185,12 @@ def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
             texts = np.array([[f"{value:.3f}" if np.isfinite(value) else "not run" for value in row] for row in values])
             norm = Normalize(low, high if high > low else low + 1)
             cells(axes, values, {"cmap": "Blues" if best == "high" else "Blues_r", "norm": norm}, texts)
-            across, down = ([visible(str(name)) for name in names] for names in (table.columns, table.index))
+            across, down = ([shorten(visible(name), 32) for name in names] for names in (table.columns, table.index))
             axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
             axes.set_yticks(range(len(down)), down, fontsize=8)
             axes.tick_params(length=0)
             axes.set_title(visible(name) if name else "", fontsize=9.5)
-        if title:
-            figure.suptitle(visible(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        set_heading(figure, xr.Dataset(), title)
         return settled(figure)
 
 
@@ -241,8 +246,3 @@ def label_cells(axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, 
 def _bar(figure: Figure, image: Any, axes: Any, result: xr.DataArray) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(result.name) if result.name else "")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-
-
-def _check_filled(result: xr.DataArray) -> None:
-    if not result.size:
-        raise WorkbenchError(f"There is nothing to draw: the result has sizes {dict(result.sizes)}.")

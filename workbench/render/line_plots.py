@@ -19,14 +19,15 @@ from workbench.render.canvas import (
     RED,
     SERIES,
     axes_of,
+    check_filled,
     label_axis,
+    legend_name,
     light_grid,
     names_of,
     over_examples,
     plain_ticks,
     set_title,
     settled,
-    shorten,
     styled,
     word,
 )
@@ -56,7 +57,9 @@ def curve(
         log: logarithmic x; by default for sizes that span more than a factor of 20.
         reference: a level to mark with a dashed line, such as the faithfulness 1 of the whole model.
     Raises:
-        WorkbenchError: a variable that the dataset lacks, or that has other axes than x and `over`.
+        WorkbenchError: a variable that the dataset lacks, that has other axes than x and `over`, or that was not measured.
+
+    Where no line was measured, x is hatched; a line has a gap where it alone was not.
     """
     for name in (x, y, low, high, over):
         if name is not None and name not in dataset.variables and name not in dataset.dims:
@@ -64,19 +67,23 @@ def curve(
     if dataset[y].ndim != 1 + (over is not None):
         needs = "one axis" if over is None else f"two axes, of which {over!r} is one"
         raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
+    if not bool(np.isfinite(dataset[y]).any()):
+        raise WorkbenchError(f"There is nothing to draw: no cell of {y!r} was measured.")
     lines = [dataset] if over is None else [dataset.isel({over: i}) for i in range(dataset.sizes[over])]
-    labels = [""] if over is None else [visible(name) for name in names_of(dataset[y], over, None)[0]]
+    labels = [""] if over is None else [legend_name(name) for name in names_of(dataset[y], over, None)[0]]
     with styled():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         if reference is not None:
             axes.axhline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        places = np.zeros(0)
+        places, known = np.zeros(0), np.zeros(0, dtype=bool)
         for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
             order = np.argsort(line[x].values, kind="stable")
             at, *numbers = (np.asarray(line[n].values, dtype=float)[order] for n in (x, y, low, high) if n is not None)
-            places, colour = np.concatenate([places, at]), SERIES[i % len(SERIES)]
-            draw_line(axes, at, *numbers, colour=colour, label=label)
+            measured, colour = np.isfinite(numbers[0]), SERIES[i % len(SERIES)]
+            places, known = np.concatenate([places, at]), np.concatenate([known, measured])
+            draw_line(axes, at, *numbers, colour=colour, label=label if measured.any() else f"{label} (not measured)")
+        _hatch(axes, places, known)
         if over is not None:
             axes.legend(title=word(over), title_fontsize=8, alignment="left", **LEGEND)
         _scale(axes, places, log)
@@ -121,6 +128,7 @@ def bars(
     result = over_examples(result)
     if result.ndim not in (1, 2):
         raise WorkbenchError(f"Bars need one axis besides example, or two; this result has {axes_of(result)}.")
+    check_filled(result)
     dim = str(result.dims[-1])
     names, _ = names_of(result, dim, labels)
     lying = dim not in ("pos", "query_pos", "key_pos") and max((len(visible(name)) for name in names), default=0) > _LONG
@@ -173,7 +181,7 @@ def draw_bars(
         places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
         signs = colours or [BLUE if value >= 0 else RED for value in row]
         shades: Any = [signs[j] for j in np.flatnonzero(known[i]).tolist()] if len(values) == 1 else SERIES[i % len(SERIES)]
-        label = {"label": visible(shorten(name, 32))} if name else {}
+        label = {"label": legend_name(name)} if name else {}
         draw["bar"](places[known[i]], row[known[i]], width, color=shades, **label)
         if bounds is not None:
             draw["line"](places[known[i]], *(end[i][known[i]] for end in bounds), color=INK, linewidth=1.3)
@@ -198,6 +206,15 @@ def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quanti
     }
     label = np.array([name.replace("_", " ") for name in names], dtype=object)
     return xr.Dataset(made, attrs=dataset.attrs | {"quantity": quantity}).assign_coords({axis: label})
+
+
+def _hatch(axes: Axes, places: np.ndarray, known: np.ndarray) -> None:
+    """Hatches x around the places where nothing is known, up to the middle between a place and the next."""
+    every = np.unique(places)
+    middle = (every[1:] + every[:-1]) / 2
+    for place, left, right in zip(every, [every[0], *middle], [*middle, every[-1]], strict=True):
+        if not known[places == place].any():
+            axes.axvspan(left, right, linewidth=0, **GROUND)
 
 
 def _scale(axes: Axes, places: np.ndarray, log: bool | None) -> None:

@@ -54,6 +54,17 @@ COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("firstDimensionName", "thirdDimensionName", "sampleLabels", "firstDimensionLabels"),
     ),
 }
+# The axes of what must fit together; a name stands for one size.
+_AXES: Mapping[str, Mapping[str, str]] = {
+    "AttentionHeads": {"attention": "head token token", "tokens": "token", "attentionHeadNames": "head"},
+    "AttentionPattern": {"attention": "token token", "tokens": "token"},
+    "AttentionPatterns": {"attention": "head token token", "tokens": "token", "headLabels": "head"},
+    "ColoredTokens": {"values": "token", "tokens": "token"},
+    "ColoredTokensMulti": {"values": "token row", "tokens": "token", "labels": "row"},
+    "TokenLogProbs": {
+        "topKLogProbs": "token k", "topKTokens": "token k", "correctTokenRank": "token", "correctTokenLogProb": "token",
+    },
+}  # fmt: skip
 # What is mended in the script: (pattern, replacement, how often it is there).
 _MENDED = (
     # token text becomes text and not HTML; spaces in it are spelled as characters and not as entities
@@ -129,8 +140,8 @@ class Panel:
         still: SVG that is shown until the script has drawn the panel; "" for none.
         title: of the picture, and of the page that `str()` makes.
     Raises:
-        UnknownName: no such component.  WorkbenchError: other properties than it has, numbers that are not finite, or more
-            of them than a page can hold.
+        UnknownName: no such component.  WorkbenchError: other properties than it has, shapes that do not fit each other,
+            numbers that are not finite, or more of them than a page can hold.
 
     >>> Panel("Hello", {"name": "</script>"}).html().count("<script")
     1
@@ -152,6 +163,7 @@ class Panel:
             raise WorkbenchError(
                 f"{self.component} {' and '.join(wrong)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
             )
+        _check_shapes(self.component, props)
         object.__setattr__(self, "props", props)
         if len(self._text) > _MOST_BYTES:
             raise WorkbenchError(
@@ -218,6 +230,26 @@ def bundle_html() -> str:
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
     return f"<script>{_UNPACK % (packed(text), _PAPER)}</script>"
+
+
+def _check_shapes(component: str, props: Mapping[str, Any]) -> None:
+    sizes: dict[str, int] = {}
+    axes = {name: words.split() for name, words in _AXES.get(component, {}).items() if name in props}
+    shapes = {name: _shape(props[name]) for name in axes}
+    for name, words in axes.items():
+        shape = shapes[name]
+        if len(shape) != len(words) or any(sizes.setdefault(word, size) != size for word, size in zip(words, shape, strict=True)):
+            needed = "; ".join(f"{name} [{', '.join(words)}]" for name, words in axes.items())
+            given = "; ".join(f"{name} {shape or 'uneven'}" for name, shape in shapes.items())
+            raise WorkbenchError(f"The shapes of {component} do not fit each other: {given}. Needed: {needed}.")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """The lengths of lists in lists, () where they are uneven."""
+    try:
+        return np.shape(value)
+    except ValueError:
+        return ()
 
 
 def _ready(value: Any, name: str) -> Any:

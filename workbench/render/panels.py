@@ -72,7 +72,7 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
-    values = _array(pattern, "the attention pattern")
+    values, names = _array(pattern, "the attention pattern"), list(map(str, names))
     if values.shape != (len(names), len(tokens), len(tokens)):
         raise WorkbenchError(
             f"A pattern of shape {values.shape} does not fit {len(names)} heads and {len(tokens)} tokens: "
@@ -85,7 +85,7 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
     scale, title = max(1.0, float(np.abs(values).max())), "Attention of " + ", ".join(names)
     props = {
         "attention": np.round(values, 4),
-        "attentionHeadNames": list(names),
+        "attentionHeadNames": names,
         "maskUpperTri": not np.triu(values, 1).any(),
         "maxValue": scale,
         "minValue": -scale,
@@ -163,7 +163,7 @@ def top_tokens(
         raise WorkbenchError(f"{len(strings)} token strings do not reach position {max(places)} of the Dataset.")
     columns = [str(p) if strings is None else f"{p} {visible(strings[p])}" for p in places]
     layers = [f"layer {layer}" for layer in (lens["layer"].values if "layer" in lens.coords else range(len(ids)))]
-    ids, probs, word = ids[:, measured].astype(int), probs[:, measured].astype(float), _words(decode)
+    ids, probs, word = ids[:, measured].astype(int), _finite(probs[:, measured], "The probabilities"), _words(decode)
     known = [list(dict.fromkeys(table.ravel().tolist())) for table in ids]
     index = [np.vectorize({token: i for i, token in enumerate(row)}.get)(table) for row, table in zip(known, ids, strict=True)]
     nothing = [[[]] for _ in layers]
@@ -201,7 +201,10 @@ def log_probs(
         WorkbenchError: shapes that do not fit each other, or numbers that are no log-probabilities.
     """
     strings, table = _strings(strings), _array(logprobs, "the log-probabilities")
-    numbers = _array(ids, "ids").astype(int)
+    numbers = _array(ids, "ids")
+    if not np.array_equal(numbers, numbers.round()):
+        raise WorkbenchError("ids are token ids, and not all of them are whole numbers.")
+    numbers = numbers.astype(int)
     n = len(strings)
     if table.ndim != 2 or len(table) != n or numbers.shape != (n,) or n < 2:
         raise WorkbenchError(
@@ -210,7 +213,7 @@ def log_probs(
         )
     if numbers.min() < 0 or numbers.max() >= table.shape[1]:
         raise WorkbenchError(f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} log-probabilities.")
-    if not 1 <= k <= table.shape[1]:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
         raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
     with np.errstate(over="ignore"):
         sums = np.exp(table).sum(1)
@@ -292,7 +295,7 @@ def top_samples(
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
     prompts, tables, labels = _activations(strings, activations, layers, names)
-    if k < 1:
+    if not isinstance(k, int | np.integer) or k < 1:
         raise WorkbenchError(f"k={k}; ask for one prompt or more.")
     peaks = np.stack([table.max(0) for table in tables])
     order = np.argsort(-peaks, axis=0, kind="stable")[:k]

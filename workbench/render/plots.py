@@ -5,7 +5,7 @@ A type of your own is drawn once a function for it is registered: `drawn.registe
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import singledispatch
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.methods.probes import Probes
 from workbench.methods.tuned_lens import TunedLens
 from workbench.render import circuit_plots, sweep_plots
-from workbench.render.canvas import noted, over_examples
+from workbench.render.canvas import check_filled, mean_note, noted, over_examples
 from workbench.render.grids import Part, heatmaps, tables, token_table
 from workbench.render.line_plots import bars, curve, side_by_side
 from workbench.render.probe_plots import causal_figure, probe_figures
@@ -69,12 +69,14 @@ def drawn(result: Any, title: Title, labels: Labels) -> Any:
 
 @drawn.register
 def _circuit(result: Circuit, title: Title, labels: Labels) -> CircuitView:
-    return CircuitView.of(result, title=title or "")
+    return _view(CircuitView.of(result), title, labels)
 
 
 @drawn.register
 def _view(result: CircuitView, title: Title, labels: Labels) -> CircuitView:
-    return result
+    if labels is not None:
+        raise WorkbenchError("A circuit has no axis that labels belong to: pass tokens= to CircuitView.of.")
+    return replace(result, title=title) if title else result
 
 
 @drawn.register
@@ -101,6 +103,8 @@ def _sweep(result: Sweep, title: Title, labels: Labels) -> Figure:
 def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     if result.dtype.kind not in "bfiu":
         raise WorkbenchError(f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn.")
+    if result.ndim:
+        check_filled(result)
     if result.dims == ("example",):
         return bars(result.rename(example="prompt"), title=title)
     if not result.ndim:
@@ -123,6 +127,8 @@ def _dataset(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     names = set(map(str, result.variables))
     for needed, draw in DATASETS:
         if needed <= names:
+            for name in needed:
+                check_filled(result[name])
             return draw(result, title, labels)
     own = [str(name) for name in result.data_vars]
     if len(own) == 1:
@@ -144,9 +150,11 @@ def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
 def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
     """Scores of `measure`, rows of the bench, what `compare_sweeps` returns, or a table of numbers alone."""
     columns = set(map(str, result.columns))
+    if not len(result):
+        raise WorkbenchError("There is nothing to draw: the table has no rows.")
     if {"behaviour", "score", "n"} <= columns:
         shown = xr.DataArray(
-            result["score"].to_numpy(dtype=float), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
+            _numbers(result, "score"), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
         )
         return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
     if {"what", "difference", "low", "high"} <= columns:
@@ -167,13 +175,20 @@ BENCH: dict[str, Literal["high", "low"]] = {"edge_auroc": "high", "cpr": "high",
 """Columns of the bench that are drawn, and which end of them is good."""
 
 
+def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
+    try:
+        return table[column].to_numpy(dtype=float)
+    except (TypeError, ValueError) as error:
+        raise WorkbenchError(f"The column {column!r} cannot be drawn, as it holds more than numbers: {error}.") from error
+
+
 def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> list[Part]:
     """Cases x methods of one column, a table for each kind of value."""
     named = [name for name in ("model", "task") if name in rows]
     told = [name for name in named if len(set(rows[name])) > 1] or named[-1:]
     cases = [" ".join(dict.fromkeys(map(str, row))).replace("planted-", "") for row in rows[told].to_numpy()]
     values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
-    known = pd.DataFrame({"case": cases, "method": rows["method"], "of": values, "number": rows[column]}).dropna()
+    known = pd.DataFrame({"case": cases, "method": rows["method"], "of": values, "number": _numbers(rows, column)}).dropna()
     made = []
     for value in dict.fromkeys(known["of"].tolist()):
         part = pd.DataFrame(known[known["of"] == value])
@@ -242,8 +257,8 @@ DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figu
 
 def _facts(result: xr.DataArray) -> dict[str, Any]:
     """Attributes of a mean over examples for a curve."""
-    n = result.sizes.get("example", 1)
-    return dict(noted(result, f"mean of {n} examples" if n > 1 else "").attrs) | {"quantity": str(result.name or "value")}
+    note = mean_note(result) if result.sizes.get("example", 1) > 1 else ""
+    return dict(noted(result, note).attrs) | {"quantity": str(result.name or "value")}
 
 
 def _up_to_end(result: xr.DataArray) -> xr.DataArray:

@@ -52,8 +52,11 @@ def report(
         command: what made the run, shown at the end with the versions and the facts that the results carry.
         overwrite: replace a file that is there.
     Raises:
-        OutputExists: something is at `path`.  WorkbenchError: an item that cannot be shown.
+        OutputExists: something is at `path`.  WorkbenchError: no title or section, or an item that cannot be shown.
     """
+    if not isinstance(title, str):
+        raise WorkbenchError(f"A report needs a title, and {title!r} is no text.")
+    _check_sections(sections)
     path = Path(path)
     check_free(path, overwrite=overwrite)
     drawn: list[tuple[str, str]] = []
@@ -78,6 +81,25 @@ def report(
     with whole(path) as partial:
         partial.write_text(page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8")
     return path
+
+
+def _check_sections(sections: Any) -> None:
+    good = isinstance(sections, Sequence) and not isinstance(sections, str)
+    wrong = [one for one in sections if not _is_section(one)] if good else [sections]
+    if wrong:
+        raise WorkbenchError(
+            f"A report has a list of sections, (heading, item) or (heading, item, caption) each, and no {_told(wrong[0])}."
+        )
+    if not sections:
+        raise WorkbenchError("A report needs a section: (heading, item) or (heading, item, caption).")
+
+
+def _is_section(one: Any) -> bool:
+    return isinstance(one, tuple | list) and len(one) in (2, 3) and all(isinstance(text, str) for text in (one[0], *one[2:]))
+
+
+def _told(section: Any) -> str:
+    return f"{type(section).__name__} of {len(section)}" if isinstance(section, tuple | list) else type(section).__name__
 
 
 def _show(item: Any, heading: str) -> str:

@@ -6,12 +6,16 @@ Information flows upwards. With grouped-query attention a kv head has a box of i
 it, so that an edge into it is drawn, and counted, once.
 """
 
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import get_args
 
 import numpy as np
 
+from workbench.errors import UnknownName
 from workbench.render.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number, visible, xml
 from workbench.sites import parse_node
 
@@ -28,7 +32,7 @@ _STYLE = (
 )
 _FONT = "Helvetica, Arial, sans-serif"
 _SIDES = {"a": "ca", "b": "cs", "both": "cb"}
-_EMPTY_RUN, _LONG_PROMPT, _LABEL = 3, 40, 14
+_EMPTY_RUN, _LONG_PROMPT, _LABEL, _SIDE = 3, 40, 14, 160.0
 _THICKEST, _DENSE = 6.0, 300
 
 
@@ -75,7 +79,12 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
     >>> from workbench.sites import Shape
     >>> to_svg(CircuitView.of(Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16))))[:4]
     '<svg'
+
+    Raises:
+        UnknownName: another kind of view.
     """
+    if kind not in get_args(ViewKind):
+        raise UnknownName("kind of view", kind, get_args(ViewKind))
     lines = lines_of(view, kind)
     n = cut(lines, view.top) if view.scored else len(lines)
     kept = alive(lines[:n])
@@ -134,29 +143,50 @@ def _message(view: CircuitView, kind: ViewKind) -> str:
 
 def _heading(view: CircuitView, pieces: Sequence[str], width: float) -> tuple[str, float]:
     """Title and provenance, wrapped to the width, and the height they take."""
-    rows = _wrap([view.title], (width - 32) / 8) if view.title else []
+    rows = _wrap([view.title], width - 32, 16.0) if view.title else []
     text, y = "", 10.0
     for row in rows:
         y += 18
         text += f'<text class="t" x="16" y="{_n(y)}">{xml(row)}</text>'
-    for row in _wrap([piece for piece in pieces if piece], (width - 32) / 5.6):
+    for row in _wrap([piece for piece in pieces if piece], width - 32, 11.0):
         y += 15
         text += f'<text class="s" x="16" y="{_n(y)}">{xml(row)}</text>'
     return text, y + 10
 
 
-def _wrap(pieces: Sequence[str], room: float) -> list[str]:
+def _wrap(pieces: Sequence[str], room: float, size: float) -> list[str]:
+    """Pieces in rows of so many pixels, cut with an ellipsis where one word is longer."""
     rows: list[str] = []
     for i, piece in enumerate(pieces):
         words = visible(piece).split(" ")
         for j, word in enumerate(words):
             glue = " · " if j == 0 and i else " "
-            fresh = not rows or len(rows[-1]) + len(glue) + (len(piece) if j == 0 and len(piece) < room / 2 else len(word)) > room
-            if fresh:
+            whole = visible(piece) if j == 0 and _width(piece, size) < room / 2 else word
+            if not rows or _width(rows[-1] + glue + whole, size) > room:
                 rows.append(word)
             else:
                 rows[-1] += glue + word
-    return [row if len(row) <= room else row[: int(room) - 1] + "…" for row in rows]
+    return [_cut(row, room, size) for row in rows]
+
+
+def _width(text: str, size: float) -> float:
+    """About how many pixels a text takes in the font of the pictures, rather more than fewer."""
+    return size * sum(map(_em, text))
+
+
+def _em(character: str) -> float:
+    if unicodedata.combining(character):
+        return 0.0
+    if character in "WM@m%…" or unicodedata.east_asian_width(character) in "WF":
+        return 1.0 if character.isascii() else 1.25
+    return 0.36 if character in " iljtfI.,:;'|!()[]·" else 0.74 if character.isupper() else 0.63
+
+
+def _cut(text: str, room: float, size: float) -> str:
+    """The text, cut with an ellipsis where it takes more than so many pixels."""
+    if _width(text, size) <= room:
+        return text
+    return text[: bisect_right(list(accumulate(map(_em, text))), room / size - _em("…"))] + "…"
 
 
 def _legend(
@@ -164,7 +194,7 @@ def _legend(
 ) -> tuple[str, float]:
     items: list[tuple[str, str, float]] = []
     if view.sides:
-        first, second = (visible(name) for name in view.sides)
+        first, second = (_cut(visible(name), _SIDE, 11.0) for name in view.sides)
         items += [("cb", "in both", 3.0), ("ca", f"only in {first}", 3.0), ("cs", f"only in {second}", 3.0)]
     elif strongest:
         items.append(("p", "supports", 4.0))
@@ -180,7 +210,7 @@ def _legend(
         items.append(("", shared if kind == "component" else "kv: shared key-value head", 0.0))
     x, row, text = 16.0, 0, ""
     for style, label, thick in items:
-        size = (36 if style else 0) + 5.7 * len(label) + 18
+        size = (36 if style else 0) + _width(label, 11.0) + 18
         if x > 16 and x + size > width - 8:
             x, row = 16.0, row + 1
         line = y + 17 * row
@@ -306,7 +336,8 @@ def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], st
     used = {_pos(key) for key in keys}
     centres, right = _token_columns(view, cells, used, w + 5)
     ports, nodes = _ports(lines), []
-    label_text, label_height = _token_labels(view, centres, rows.bottom)
+    label_text, label_height, left = _token_labels(view, centres, rows.bottom)
+    centres, right = {p: x + left for p, x in centres.items()}, right + left
     under = _bands(rows, 34.0, right, h / 2 + 6)
     for centre in centres.values():
         under += f'<path class="g" d="M{_n(centre)} 16V{_n(rows.bottom)}"/>'
@@ -353,24 +384,29 @@ def _token_columns(view: CircuitView, cells: dict, used: set[int], pitch: float)
     return centres, x
 
 
-def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> tuple[str, float]:
-    """Token and index under each column: level where all of them fit, slanted otherwise."""
+def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> tuple[str, float, float]:
+    """Token and index under each column: level where all of them fit, slanted otherwise.
+
+    Also the height they take, and how far to the right the columns have to move so that none begins left of the picture.
+    """
     shown = {p: visible(view.tokens[p]) if p < len(view.tokens) else str(p) for p in centres}
     places = sorted(centres.values())
     room = min((b - a for a, b in pairwise(places)), default=60.0)
-    slanted = any(6.2 * min(len(label), _LABEL) > room for label in shown.values())
+    shorts = {p: label if len(label) <= _LABEL else label[: _LABEL - 1] + "…" for p, label in shown.items()}
+    widths = {p: _width(short, 11.0) for p, short in shorts.items()}
+    slanted = max(widths.values()) + 3 > room
+    left = max(0.0, *(4 + 0.77 * widths[p] - x for p, x in centres.items())) if slanted else 0.0
     text = ""
-    for p, x in centres.items():
-        short = shown[p] if len(shown[p]) <= _LABEL else shown[p][: _LABEL - 1] + "…"
+    for p, centre in centres.items():
+        x = centre + left
         title = f"<title>{xml(shown[p])} at position {p}</title>"
         text += f'<text class="q" x="{_n(x)}" y="{_n(y + 17)}">{p}</text>'
         if slanted:
             place = f'transform="translate({_n(x + 4)} {_n(y + 26)}) rotate(-40)" text-anchor="end"'
         else:
             place = f'x="{_n(x)}" y="{_n(y + 31)}" text-anchor="middle"'
-        text += f'<text class="a" {place}>{xml(short)}{title}</text>'
-    longest = min(_LABEL, max(map(len, shown.values())))
-    return text, (34 + 4.2 * longest if slanted else 38.0)
+        text += f'<text class="a" {place}>{xml(shorts[p])}{title}</text>'
+    return text, (34 + 0.65 * max(widths.values()) if slanted else 38.0), left
 
 
 def _paths(
