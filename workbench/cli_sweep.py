@@ -19,6 +19,8 @@ Spec = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; by default one is started here.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Run at most so many jobs now.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
 
@@ -145,6 +147,8 @@ def run(
     base: Annotated[str | None, _field("base")] = None,
     backend: Backend = "local",
     workers: Workers = 1,
+    device: Device = None,
+    address: Address = None,
     limit: Limit = None,
     retries: Retries = 1,
     extend: Annotated[bool, typer.Option("--extend", help="Add these jobs to the sweep in the folder.")] = False,
@@ -165,7 +169,8 @@ def run(
         if out is not None
         else fresh_folder(f"sweep-{spec.stem if spec else preset or study or 'own'}") as folder
     ):
-        _run(asked, folder, as_json, dry_run, backend=backend, workers=workers, limit=limit, retries=retries, extend=extend)
+        where: dict[str, Any] = {"backend": backend, "workers": workers, "device": device, "address": address}
+        _run(asked, folder, as_json, dry_run, limit=limit, retries=retries, extend=extend, **where)
 
 
 @sweep.command()
@@ -173,6 +178,8 @@ def resume(
     folder: Place,
     backend: Backend = "local",
     workers: Workers = 1,
+    device: Device = None,
+    address: Address = None,
     limit: Limit = None,
     retries: Retries = 1,
     as_json: Json = False,
@@ -182,7 +189,8 @@ def resume(
     from workbench.sweeps.table import load_sweep
 
     spec = read_spec(dict(load_sweep(folder).spec))
-    _run(spec, folder, as_json, backend=backend, workers=workers, limit=limit, retries=retries)
+    where: dict[str, Any] = {"backend": backend, "workers": workers, "device": device, "address": address}
+    _run(spec, folder, as_json, limit=limit, retries=retries, **where)
 
 
 @sweep.command()

@@ -14,7 +14,8 @@ HEAD = """# Heads that matter
 `python circuits/ablations/study.py` ablates every head of `tiny` on 32 held-out prompts of every behaviour, writing zeros, the mean
 and another prompt's activation in its place, with three seeds. For each behaviour: the head that is missed most under each
 ablation, the mean effect on the task's metric with its 95 % interval over prompts, and its share of the unablated metric. Where the
-three columns disagree, the first question is what an ablation means, not which head matters.
+three columns disagree, the first question is what an ablation means, not which head matters. Not measured: some prompt has no other
+of its length to take an activation from.
 
 | behaviour | zero | mean | resample |
 |---|---|---|---|

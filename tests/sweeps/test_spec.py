@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from workbench.cli_sweep import spec_of
 from workbench.errors import SweepError, UnknownName
 from workbench.sweeps.jobs import Lab, plan
 from workbench.sweeps.spec import PRESETS, SweepSpec, read_spec
@@ -31,6 +32,15 @@ def test_python_yaml_and_json_give_the_same_jobs(tmp_path, lab):
     assert all(spec == made[0] for spec in made)
     assert len({tuple(keys(spec, lab)) for spec in made}) == 1
     assert len(keys(made[0], lab)) == len(set(keys(made[0], lab))) == 2 * 2 * 32
+
+
+def test_the_command_line_gives_the_same_jobs(tmp_path, lab):
+    fields = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "values": ["zero", "constant:0.5"], "seeds": [0, 1]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**fields, "seeds": [5]}))
+    options = {"preset": "head-ablation", "tasks": "ioi", "n": 3, "values": "zero,constant:0.5", "seeds": "0,1"}
+    expected = keys(read_spec(fields), lab)
+    assert keys(spec_of(None, options), lab) == expected
+    assert keys(spec_of(tmp_path / "a.yaml", {"seeds": "0,1"}), lab) == expected
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
         raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {error.strerror}. Choose another with --out.") from error
     if (folder / SPEC).exists():
         before, now = read_spec(read_header(folder)["spec"]).to_dict(), spec.to_dict()
-        changed = [f"{key}: {before[key]!r} there, {now[key]!r} here" for key in now if before[key] != now[key]]
+        changed = [f"{key}: {_difference(before[key], now[key])}" for key in now if before[key] != now[key]]
         if changed and not extend:
             raise SweepError(
                 f"{str(folder)!r} holds another sweep: {'; '.join(changed)}. Choose another folder, or pass extend=True "
@@ -114,6 +114,13 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
         raise OutputExists(f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder.")
     with whole(folder / SPEC) as partial:
         partial.write_text(json.dumps({"spec": spec.to_dict(), **about}, indent=1) + "\n", encoding="utf-8")
+
+
+def _difference(before: Any, now: Any) -> str:
+    """What is there and not here, and the other way round; of lists only the entries that differ."""
+    if isinstance(before, list) and isinstance(now, list):
+        before, now = [each for each in before if each not in now], [each for each in now if each not in before]
+    return f"{before} there, {now} here"
 
 
 class Log:
