@@ -174,6 +174,28 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sites": ["z[9.9]"]}, "this model has layers 0 to 3"),
+        ({"sites": ["zz"]}, "There is no kind of site 'zz'"),
+        ({"tasks": ["iio"]}, "There is no task 'iio'. Did you mean 'ioi'"),
+        ({"metrics": ["logit_dif"]}, "There is no metric 'logit_dif'"),
+        ({"metrics": ["nowhere:metric"]}, "The metric 'nowhere:metric' cannot be found: No module named 'nowhere'"),
+        ({"models": ["tinny"]}, "tinny"),
+        ({"preset": "method-comparison", "methods": ["epa"]}, "There is no method of discovery 'epa'. Did you mean 'eap'"),
+        ({"preset": "path-sweep", "senders": ["a9.9"]}, "this model has layers 0 to 3"),
+        ({"preset": "path-sweep", "receivers": ["input"]}, "input"),
+        ({"preset": "circuit-evaluation", "circuits": ["none.json"]}, "The circuit 'none.json' cannot be read"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_the_model_lacks_is_refused_before_anything_is_written(change, message, tmp_path):
+    with pytest.raises(wb.WorkbenchError, match=message):
+        run({**HEADS, **change}, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_wrong_numbers_are_refused(tmp_path):
     for more, message in (({"limit": 0}, "limit=0"), ({"retries": -1}, "retries=-1"), ({"workers": 0}, "workers=0")):
         with pytest.raises(wb.WorkbenchError, match=message):

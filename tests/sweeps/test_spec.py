@@ -79,6 +79,11 @@ def test_every_preset_has_jobs(preset, lab):
         ({**FIELDS, "n": "many"}, SweepError, "n: Input should be a valid integer.*not 'many'"),
         ({**FIELDS, "seeds": [1, 1]}, SweepError, "seeds has entries that are there twice"),
         ({"study": "paths", "tasks": ["ioi"]}, SweepError, "the study 'paths' needs senders"),
+        (
+            {**FIELDS, "preset": "path-sweep", "values": ["optimal"]},
+            SweepError,
+            "'optimal' is fitted to sites, which the study 'paths'",
+        ),
         ([], SweepError, "A sweep is a mapping of fields"),
         ("nowhere.yaml", SweepError, "'nowhere.yaml' cannot be read: No such file or directory"),
     ],

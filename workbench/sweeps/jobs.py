@@ -12,8 +12,10 @@ from typing import Any
 
 import xxhash
 
+from workbench.discovery.methods import METHODS
 from workbench.engine.capture import capture_pairs
-from workbench.errors import SweepError
+from workbench.engine.nodes import readers, writer
+from workbench.errors import SweepError, UnknownName
 from workbench.graph import Graph
 from workbench.models.load import load_model, model_fingerprint
 from workbench.models.planted import planted
@@ -194,10 +196,15 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
     if spec.study == "circuits":
         return list(spec.circuits)
     if spec.study in ("methods", "stability"):
+        for method in spec.methods:
+            if method not in METHODS:
+                raise UnknownName("method of discovery", method, METHODS)
         return [f"{method}@{size}" for method in spec.methods for size in spec.n_edges]
     if spec.study == "paths":
         return _paths(spec, model)
     if spec.study == "cumulative":
+        for entry in spec.sites:
+            sites_of(entry, shape, pairs, spec.base)
         return [JOIN.join(_text(entry) for entry in spec.sites)]
     elements = [element for entry in spec.sites for element in sites_of(entry, shape, pairs, spec.base)]
     if spec.study == "steering":
@@ -210,9 +217,9 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
 def sites_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
     """The places that an entry of `sites` stands for: one, several edited together, or all of a kind."""
     if not isinstance(entry, str):
-        return [JOIN.join(str(Site.parse(text)) for text in entry)]
+        return [JOIN.join(str(Site.parse(text).check(shape)) for text in entry)]
     if "[" in entry or JOIN in entry:
-        return [JOIN.join(str(Site.parse(text)) for text in entry.split(JOIN))]
+        return [JOIN.join(str(Site.parse(text).check(shape)) for text in entry.split(JOIN))]
     kind, _, place = entry.partition("@")
     if kind not in KINDS:
         Site.parse(entry)
@@ -232,6 +239,10 @@ def _paths(spec: SweepSpec, model: Any) -> list[str]:
     for name in spec.senders:
         kinds = {"heads": "a", "mlps": "m"}
         senders += [w for w in graph.writers if w.startswith(kinds[name])] if name in kinds else [name]
+    for sender in senders:
+        writer(sender, graph.shape)
+    for reader in spec.receivers:
+        readers(reader, graph.shape)
     return [f"{sender}->{reader}" for sender in senders for reader in spec.receivers]
 
 

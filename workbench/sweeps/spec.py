@@ -29,6 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 VALUES = ("zero", "mean", "resample", "other", "optimal")
 NUMBERED = ("constant", "scale")
+FITTED = ("effects", "pairs", "cumulative")
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
@@ -127,6 +128,10 @@ class SweepSpec(_Frozen):
         for name in _NEEDED[self.study]:
             if not getattr(self, name):
                 raise ValueError(f"the study {self.study!r} needs {name}")
+        if "optimal" in self.values and self.study not in FITTED:
+            raise ValueError(
+                f"the value 'optimal' is fitted to sites, which the study {self.study!r} has not; {', '.join(FITTED)} have"
+            )
         for name in ("models", "checkpoints", "tasks", "sites", "circuits", "methods", "n_edges", "values", "metrics", "seeds"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
