@@ -55,7 +55,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
     "evaluate": {**NO_SEEDS, "level": (0, 1, 2, True, "a", None, float("nan")), "checks": (("complet",), (None,), "all")},
     "minimality": {**NO_SEEDS, "level": (0, 1, 2, True, "a", None, float("nan"))},
     "faithfulness_curve": {
-        "level": (0, 2, "a", None), "by": ("size", None), "sizes": ([], [2.0], [-1], ["a"], [True], None, "ab", 7),
+        "level": (0, 2, "a", None), "by": ("size", None), "sizes": ([], [2.0], [-1], ["a"], [True], "ab", 7),
     },
 }  # fmt: skip
 found: dict[str, str] = {}
