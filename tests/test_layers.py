@@ -29,7 +29,7 @@ INSIDE = {
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
-    "sweeps": "spec log by_site jobs execute pool places rows contrasts table runner".split(),
+    "sweeps": "spec log by_site places jobs execute pool rows contrasts table runner".split(),
     "stores": "format index store plan disk".split(),
     "render": "view svg export html panel_svg panel panels canvas grids line_plots circuit_plots probe_plots sweep_plots plots report".split(),
 }

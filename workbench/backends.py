@@ -68,7 +68,13 @@ def script_unseen() -> Iterator[None]:
         main.update(kept)
 
 
-def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
+@contextmanager
+def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
+    """The module `ray`, connected: to the cluster it is in already, to one at an address, or to one started here for the while.
+
+    Raises:
+        WorkbenchError: Ray is not installed.
+    """
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -76,16 +82,22 @@ def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: i
     mine = not ray.is_initialized()
     if mine:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        start: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(log_to_driver=False, configure_logging=False, **start)
     try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _ray(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
+    with ray_cluster(workers) as ray:
         remote = ray.remote(num_cpus=1, max_retries=0)(function)
         waiting = [remote.remote(*job) for job in jobs]
         while waiting:
             done, waiting = ray.wait(waiting)
             try:
                 yield from ray.get(done)
-            except ray.exceptions.RayTaskError as error:  # pyright: ignore[reportAttributeAccessIssue]
+            except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, WorkbenchError) else error from error
-    finally:
-        if mine:
-            ray.shutdown()

@@ -83,6 +83,13 @@ def test_cumulative_ablation_ends_with_everything_gone(tmp_path):
     assert row["extra"]["mean"][-1] == pytest.approx(whole.mean(), abs=1e-5)
 
 
+def test_cumulative_ablation_takes_kinds_and_single_sites_together(tmp_path):
+    run({"preset": "cumulative-ablation", "sites": ["attn_out", "z[3.7]"], "tasks": ["ioi"], "n": 3}, tmp_path)
+    (row,) = read_log(tmp_path)
+    assert row["status"] == "done"
+    assert sorted(row["extra"]["order"]) == ["attn_out[0]", "attn_out[1]", "attn_out[2]", "attn_out[3]", "z[3.7]"]
+
+
 def test_a_finished_sweep_runs_nothing(tmp_path):
     run(HEADS, tmp_path)
     before = (tmp_path / LOG).read_bytes()

@@ -163,7 +163,7 @@ def _asked(
 
 def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
     """Every sender into every receiver."""
-    asked = _elements(_senders(senders, shape), "senders")
+    asked = _elements(senders_named(senders, shape), "senders")
     sent = [_distinct([writer(name, shape) for name in names]) for names in asked]
     received = _elements("logits" if receivers is None else receivers, "receivers")
     routes = []
@@ -173,7 +173,8 @@ def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple
     return routes, {"writer": [" + ".join(names) for names in asked], "reader": [" + ".join(names) for names in received]}
 
 
-def _senders(given: Nodes | None, shape: Shape) -> Nodes:
+def senders_named(given: Nodes | None, shape: Shape) -> Nodes:
+    """The writers that "heads", "mlps" or None stand for; anything else as it is."""
     known = list(Graph(shape).writers)
     if given is None:
         return known

@@ -130,10 +130,10 @@ function describeNode(i, full) {
   make("h2", nodeName(key), panel);
   make("p", into.length + (into.length === 1 ? " edge enters, " : " edges enter, ") + out.length + " leave" + (out.length === 1 ? "s" : ""), panel);
   if (!full) return;
-  const [name_, at_] = key.split("@");
+  const [node, where] = key.split("@");
   const direct = all().lines.find((line) => {
     const edge = data.edges[line[0]];
-    return edge.w === name_ && edge.r === "logits" && (at_ === undefined || line[1] === Number(at_));
+    return edge.w === node && edge.r === "logits" && (where === undefined || line[1] === Number(where));
   });
   if (direct) make("p", "directly into the logits: " + signed(direct[2]), panel);
   const sides = make("div", null, panel, "sides"), row = (line) => [name(line), line[2]];
@@ -141,7 +141,7 @@ function describeNode(i, full) {
   if (out.length) bars("leaves, strongest first", out.map(row), sides);
   const head = key.startsWith("a") ? key.slice(1).split("@")[0] : null;
   if (head && data.patterns[state.prompt][head]) {
-    const at = at_ === undefined ? cells(head)[0] - 1 : Number(at_);
+    const at = where === undefined ? cells(head)[0] - 1 : Number(where);
     attended(head, at, sides);
     heat(head, sides);
   }

@@ -72,7 +72,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         axes = figure.subplots()
         image = cells(axes, np.asarray(result.values, dtype=float), palette(result))
         label_cells(axes, result, labels, (width - 1.9, height - 1.2))
-        _bar(figure, image, axes, result)
+        colour_bar(figure, image, axes, result.name)
         set_title(axes, result, title)
         return settled(figure)
 
@@ -114,7 +114,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
             if i + across < n:
                 axes.tick_params(labelbottom=False)
                 axes.set_xlabel("")
-        _bar(figure, image, list(grid.flat), result)
+        colour_bar(figure, image, list(grid.flat), result.name)
         set_heading(figure, result, title)
         return settled(figure)
 
@@ -150,7 +150,7 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
         axes = figure.subplots()
         image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
         label_cells(axes, prob, labels, (width, height))
-        _bar(figure, image, axes, prob)
+        colour_bar(figure, image, axes, prob.name)
         set_title(axes, prob, title)
         return settled(figure)
 
@@ -243,6 +243,7 @@ def label_cells(axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, 
     label_axis(axes, "x", result, columns, labels, inches=max(inches[0], 0.4))
 
 
-def _bar(figure: Figure, image: Any, axes: Any, result: xr.DataArray) -> None:
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(result.name) if result.name else "")
+def colour_bar(figure: Figure, image: Any, axes: Any, name: object) -> None:
+    """The scale of an image, beside the axes it is for."""
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(name) if name else "")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

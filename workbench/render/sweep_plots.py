@@ -27,7 +27,7 @@ from workbench.render.canvas import (
     styled,
     word,
 )
-from workbench.render.grids import cells, columns_of, label_cells
+from workbench.render.grids import cells, colour_bar, columns_of, label_cells
 from workbench.render.line_plots import draw_bars, draw_line
 from workbench.render.view import visible
 from workbench.sites import Site
@@ -299,8 +299,7 @@ def _assembled(panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *
         for axes in grid[n:]:
             axes.set_axis_off()
         for axes, image, panel in images[:1] if one_scale else images:
-            bar = figure.colorbar(image, ax=grid if one_scale else axes, fraction=0.05, pad=0.02, label=panel.quantity)
-            bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+            colour_bar(figure, image, grid if one_scale else axes, panel.quantity)
         if one_scale and not images:
             _share(grid[:n])
         handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))

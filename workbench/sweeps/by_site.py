@@ -1,7 +1,7 @@
 """Values that differ from site to site: the constants that harm least, and steering vectors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class BySite(Value):
     """Another value for each site."""
 
     values: Mapping[Site, Value]
-    name: str = field(default="by_site")
+    name: str = "by_site"
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         return _BySiteBound(self, prompts, self.values)
@@ -78,16 +78,14 @@ def optimal(
     target = runs.measured.detach()
     unique = [*dict.fromkeys(sites)]
     store = capture(model, runs.prompts, sites=sorted({f"{s.kind}[{s.layer}]" for s in unique}), progress=False)
-    fitted: dict[Site, Value] = {}
+    means, fitted = mean(store).bind(model, runs.prompts), dict[Site, Value]()
     for first in range(0, len(unique), copies):
         part = unique[first : first + copies]
-        fitted |= _fit(runs, part, mean(store).bind(model, runs.prompts), target, steps, rate, store)
+        fitted |= _fit(runs, part, means, target, steps, rate)
     return BySite(fitted, "optimal")
 
 
-def _fit(
-    runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float, store: Any
-) -> dict[Site, Value]:
+def _fit(runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float) -> dict[Site, Value]:
     n, model = len(runs.prompts), runs.model
     recorded = forward(model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]).recorded
     start, spread = [], []

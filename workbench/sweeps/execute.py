@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from workbench.models.load import one_fingerprint
 from workbench.sites import Shape, Site
 from workbench.statistics import bootstrap
 from workbench.sweeps.by_site import BySite, optimal
-from workbench.sweeps.jobs import JOIN, Job, Lab, Setting, metric_of, sites_of
+from workbench.sweeps.jobs import Job, Lab, Setting, elements_of, metric_of
+from workbench.sweeps.places import JOIN, sites_of
 from workbench.tasks.continuations import expand
 from workbench.tasks.metrics import Metric
 
@@ -56,6 +57,11 @@ class _Bench:
     def pairs(self) -> Any:
         return self.lab.pairs(self.setting)
 
+    @property
+    def heldout(self) -> "_Bench":
+        """The same with the prompts of the other split."""
+        return _Bench(self.lab, replace(self.setting, split="heldout" if self.setting.split == "train" else "train"))
+
     def base(self) -> list[float]:
         """[example]: the metric of the run that is edited."""
         rows = expand(self.model, self.pairs, self.metric)
@@ -82,7 +88,7 @@ class _Bench:
 def run_jobs(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     """A row for each job, in order; every job is of one setting.
 
-    Where a batch fails, its jobs are run one by one, so that only those at fault are recorded as failed.
+    Where a batch fails its halves are run, and theirs, so that only the jobs at fault are recorded as failed.
     """
     try:
         return _timed(lab, jobs)
@@ -106,10 +112,15 @@ def _timed(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
 
 def _failure(job: Job, error: Exception) -> Row:
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
-    told = "".join(traceback.format_exception(error))
     status = "nan" if isinstance(error, NotFinite) else "memory" if memory else "failed"
+    told = "".join(traceback.format_exception(error))[-8000:]
+    return unmeasured(job, status, f"{type(error).__name__}: {error}", told)
+
+
+def unmeasured(job: Job, status: str, error: str, told: str | None = None) -> Row:
+    """The row of a job that gave no numbers, with the reason and its traceback."""
     about = {"job": job.key, "status": status, "seconds": 0.0, **asdict(job.setting), "what": job.what}
-    return about | {"values": [], "m_base": [], "error": f"{type(error).__name__}: {error}", "traceback": told[-8000:]}
+    return about | {"values": [], "m_base": [], "error": error, "traceback": told}
 
 
 def _status(row: Row) -> str:
@@ -119,28 +130,35 @@ def _status(row: Row) -> str:
     return "done" if base_known and (not numbers or any(np.isfinite(numbers))) else "nan"
 
 
+def _together(what: str) -> tuple[Site, ...]:
+    """The sites that are edited together."""
+    return tuple(map(Site.parse, sites_of(what)))
+
+
 def _effects(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
-    elements = [tuple(Site.parse(text) for text in job.what.split(JOIN)) for job in jobs]
+    elements = [_together(job.what) for job in jobs]
     value = bench.value([site for element in elements for site in element])
     return _edited(bench, elements, value)
 
 
 def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     """The mean difference of the two runs at a place, in multiples, added to the run that is edited."""
-    own, other = bench.lab.stores(bench.setting)
-    rows: list[Row] = []
+    prompts, shape = bench.pairs.side(bench.setting.base), Shape.of(bench.model)
+    here, there = (mean(store).bind(bench.model, prompts) for store in bench.lab.stores(bench.setting))
+    asked: dict[float, dict[Job, tuple[Site, ...]]] = {}
     for job in jobs:
         text, _, strength = job.what.rpartition("*")
-        sites = tuple(Site.parse(part) for part in text.split(JOIN))
-        here, there = mean(own).bind(bench.model, bench.pairs.side(bench.setting.base)), mean(other)
+        asked.setdefault(float(strength), {})[job] = _together(text)
+    rows: dict[Job, Row] = {}
+    for strength, elements in asked.items():
         way = {}
-        for site in sites:
-            shape = _unit(site, Shape.of(bench.model))
-            blank = torch.zeros(len(bench.pairs), 1, *shape)
-            apart = there.bind(bench.model, bench.pairs.side(bench.setting.base)).new(site, blank) - here.new(site, blank)
-            way[site] = add(apart.reshape(-1, *shape)[0] * float(strength))
-        rows += _edited(bench, [sites], BySite(way, "steering"))
-    return rows
+        for site in dict.fromkeys(site for element in elements.values() for site in element):
+            unit = _unit(site, shape)
+            blank = torch.zeros(len(prompts), 1, *unit)
+            apart = there.new(site, blank) - here.new(site, blank)
+            way[site] = add(apart.reshape(-1, *unit)[0] * strength)
+        rows |= zip(elements, _edited(bench, [*elements.values()], BySite(way, "steering")), strict=True)
+    return [rows[job] for job in jobs]
 
 
 def _edited(bench: _Bench, elements: Sequence[tuple[Site, ...]], value: Value) -> list[Row]:
@@ -169,10 +187,8 @@ def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     rows = []
     for job in jobs:
         shape, side = Shape.of(bench.model), bench.setting.base
-        entries = [job.what] if "[" in job.what else job.what.split(JOIN)
-        left = [tuple(map(Site.parse, text.split(JOIN))) for e in entries for text in sites_of(e, shape, bench.pairs, side)]
-        if len(entries) == 1 and "[" in job.what:
-            left = [(site,) for element in left for site in element]
+        every = [text for entry in sites_of(job.what) for text in elements_of(entry, shape, bench.pairs, side)]
+        left = [_together(text) for text in every]
         value = bench.value([site for element in left for site in element])
         gone: tuple[Site, ...] = ()
         steps: dict[str, list[Any]] = {"order": [], "mean": [], "low": [], "high": []}
@@ -219,7 +235,7 @@ def _methods(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
         start = time.perf_counter()
         found = _found(bench, job)
         seconds = time.perf_counter() - start
-        held = _Heldout(bench.lab, bench.setting)
+        held = bench.heldout
         areas = {}
         if job.what.rpartition("@")[0] in SCORES:
             for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
@@ -234,27 +250,9 @@ def _stability(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     rows = []
     for job in jobs:
         circuit = _found(bench, job).circuit
-        held = _Heldout(bench.lab, bench.setting)
+        held = bench.heldout
         rows.append(_judged(held, circuit, edges=[f"{edge.writer}->{edge.reader}" for edge in circuit.edge_list]))
     return rows
-
-
-class _Heldout(_Bench):
-    """The same setting on the prompts of the other split."""
-
-    @property
-    def pairs(self) -> Any:
-        return self.lab.heldout(self.setting)
-
-    def value(self, sites: Sequence[Site] = ()) -> Value:
-        from workbench.engine.capture import capture_pairs
-
-        clean, corrupt = capture_pairs(self.model, self.pairs, progress=False)
-        own, other = (clean, corrupt) if self.setting.base == "clean" else (corrupt, clean)
-        made: Mapping[str, Callable[[], Value]] = {
-            "mean": lambda: mean(own), "resample": lambda: resample(own, self.setting.seed), "other": lambda: other_run(other)
-        }  # fmt: skip
-        return made[self.setting.value]() if self.setting.value in made else super().value(sites)
 
 
 def _unit(site: Site, shape: Shape) -> tuple[int, ...]:

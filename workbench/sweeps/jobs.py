@@ -16,12 +16,13 @@ from workbench.discovery.methods import METHODS
 from workbench.engine.capture import capture_pairs
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
-from workbench.graph import Graph
+from workbench.methods.paths import senders_named
 from workbench.models.load import load_model, model_fingerprint
 from workbench.models.planted import planted
 from workbench.results import versions
 from workbench.sites import KINDS, Shape, Site, grid
 from workbench.stores.store import ActivationStore
+from workbench.sweeps.places import JOIN
 from workbench.sweeps.spec import SweepSpec, Task
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
@@ -31,7 +32,6 @@ from workbench.tasks.registry import load_task
 
 MEANING = 1
 """Raised when a change of the code makes the same job give another number, so that old rows are not taken for new ones."""
-JOIN = "+"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Job:
 
 
 class Lab:
-    """Models, prompts and stores that jobs share; the latest of each is kept.
+    """Models, prompts and stores that jobs share; the latest of each is kept, prompts and stores of each split.
 
     Args:
         device: where models run; None picks a GPU if there is one.
@@ -84,18 +84,13 @@ class Lab:
 
     def pairs(self, setting: Setting) -> PromptPairs:
         about = (setting.model, setting.checkpoint, setting.task, setting.split, setting.variant, setting.n, setting.seed)
-        return self._latest("pairs", about, lambda: self._read(setting, self.model(setting)))
-
-    def heldout(self, setting: Setting) -> PromptPairs:
-        """The prompts of the other split."""
-        other = "heldout" if setting.split == "train" else "train"
-        return self._read(Setting(**{**asdict(setting), "split": other}), self.model(setting))
+        return self._latest(f"{setting.split} pairs", about, lambda: self._read(setting, self.model(setting)))
 
     def stores(self, setting: Setting) -> tuple[ActivationStore, ActivationStore]:
         """(the edited run's, the other run's) activations."""
         pairs = self.pairs(setting)
         clean, corrupt = self._latest(
-            "stores", pairs.fingerprint, lambda: capture_pairs(self.model(setting), pairs, progress=False)
+            f"{setting.split} stores", pairs.fingerprint, lambda: capture_pairs(self.model(setting), pairs, progress=False)
         )
         return (clean, corrupt) if setting.base == "clean" else (corrupt, clean)
 
@@ -201,12 +196,12 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
                 raise UnknownName("method of discovery", method, METHODS)
         return [f"{method}@{size}" for method in spec.methods for size in spec.n_edges]
     if spec.study == "paths":
-        return _paths(spec, model)
+        return _paths(spec, shape)
     if spec.study == "cumulative":
         for entry in spec.sites:
-            sites_of(entry, shape, pairs, spec.base)
+            elements_of(entry, shape, pairs, spec.base)
         return [JOIN.join(_text(entry) for entry in spec.sites)]
-    elements = [element for entry in spec.sites for element in sites_of(entry, shape, pairs, spec.base)]
+    elements = [element for entry in spec.sites for element in elements_of(entry, shape, pairs, spec.base)]
     if spec.study == "steering":
         return [f"{element}*{strength:g}" for element in elements for strength in spec.strengths]
     if spec.study == "pairs":
@@ -214,7 +209,7 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
     return elements
 
 
-def sites_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
+def elements_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
     """The places that an entry of `sites` stands for: one, several edited together, or all of a kind."""
     if not isinstance(entry, str):
         return [JOIN.join(str(Site.parse(text).check(shape)) for text in entry)]
@@ -233,16 +228,15 @@ def _text(entry: str | Sequence[str]) -> str:
     return entry if isinstance(entry, str) else JOIN.join(entry)
 
 
-def _paths(spec: SweepSpec, model: Any) -> list[str]:
-    graph = Graph.of(model)
+def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
     senders: list[str] = []
     for name in spec.senders:
-        kinds = {"heads": "a", "mlps": "m"}
-        senders += [w for w in graph.writers if w.startswith(kinds[name])] if name in kinds else [name]
+        named = senders_named(name, shape)
+        senders += [name] if named == name else list(map(str, named))
     for sender in senders:
-        writer(sender, graph.shape)
+        writer(sender, shape)
     for reader in spec.receivers:
-        readers(reader, graph.shape)
+        readers(reader, shape)
     return [f"{sender}->{reader}" for sender in senders for reader in spec.receivers]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.sites import Edge, Site
 
+JOIN = "+"
 PLACE = ("kind", "layer", "head", "neuron", "pos")
 
 
@@ -26,7 +27,7 @@ def place_of(study: str, what: str) -> dict[str, Any]:
 
 def sites_of(what: str) -> list[str]:
     """The sites that are edited together."""
-    return what.split("+")
+    return what.split(JOIN)
 
 
 def _sites(what: str) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def _steering(what: str) -> dict[str, Any]:
 def _path(what: str) -> dict[str, Any]:
     """The ends of a path; of an edge also its position."""
     nodes = what.partition("@")[0].split("->")
-    edge = Edge.parse(what) if len(nodes) == 2 and "+" not in what else None
+    edge = Edge.parse(what) if len(nodes) == 2 and JOIN not in what else None
     found = {"writer": nodes[0], "reader": nodes[-1]}
     return found if edge is None or edge.pos is None else found | {"pos": edge.pos}
 

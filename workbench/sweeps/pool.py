@@ -1,15 +1,13 @@
 """Who runs the batches of a sweep: this process, processes beside it, or Ray actors. A worker that dies costs its batch a try."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, Protocol
 
-from workbench.backends import check_backend, script_unseen
-from workbench.errors import WorkbenchError
+from workbench.backends import check_backend, ray_cluster, script_unseen
 from workbench.sweeps.execute import Row, run_jobs
 from workbench.sweeps.jobs import Job, Lab
 
@@ -37,7 +35,7 @@ def pool(backend: str, workers: int, lab: Lab, *, address: str | None = None) ->
     """
     check_backend(backend, workers)
     if backend == "ray":
-        with _cluster(workers, address) as ray:
+        with ray_cluster(workers, address=address) as ray:
             yield _Actors(ray, workers, lab.device)
     elif workers == 1:
         yield _Here(lab)
@@ -113,24 +111,6 @@ class _Processes:
             worker.shutdown(wait=False, cancel_futures=True)
 
 
-@contextmanager
-def _cluster(workers: int, address: str | None) -> Iterator[Any]:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise WorkbenchError("backend='ray' needs Ray: pip install 'interp-workbench[ray]'.") from error
-    mine = not ray.is_initialized()
-    if mine:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        start: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, configure_logging=False, **start)
-    try:
-        yield ray
-    finally:
-        if mine:
-            ray.shutdown()
-
-
 class _Actor:
     """Holds models and stores on a worker of the cluster."""
 
@@ -148,8 +128,7 @@ class _Actors:
         self.ray = ray
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
         made = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
-        self.make: Callable[[], Any] = lambda: made.remote(device)
-        self.idle = [self.make() for _ in range(workers)]
+        self.idle = [made.remote(device) for _ in range(workers)]
 
     def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
         waiting, running = list(reversed(batches)), {}

@@ -4,7 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from workbench.errors import SweepError
 from workbench.files import whole
 from workbench.models.load import one_fingerprint
 from workbench.results import versions
-from workbench.sweeps.execute import SEPARATE, Row
+from workbench.sweeps.execute import SEPARATE, Row, unmeasured
 from workbench.sweeps.jobs import Job, Lab, Plan, plan
 from workbench.sweeps.log import TABLE, Log, begin, last_tries, locked, read_log
 from workbench.sweeps.pool import Died, pool
@@ -112,7 +112,7 @@ def run_sweep(
                 if isinstance(outcome, Died) and len(batch) > 1:  # halves show which job it was
                     again += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
                     continue
-                rows = [_lost(job, outcome) for job in batch] if isinstance(outcome, Died) else outcome
+                rows = [unmeasured(job, "failed", str(outcome)) for job in batch] if isinstance(outcome, Died) else outcome
                 for row in rows:
                     tries[row["job"]] += 1
                     row["try"] = tries[row["job"]]
@@ -146,11 +146,6 @@ def _batches(jobs: Sequence[Job], workers: int) -> list[Sequence[Job]]:
         step = 1 if setting.study in SEPARATE else size
         made += [group[i : i + step] for i in range(0, len(group), step)]
     return made
-
-
-def _lost(job: Job, reason: object) -> Row:
-    about = {"job": job.key, "status": "failed", "seconds": 0.0, **asdict(job.setting), "what": job.what}
-    return about | {"values": [], "m_base": [], "error": str(reason), "traceback": None}
 
 
 def _told(on_row: Callable[[Row], None] | None, row: Row) -> None:
