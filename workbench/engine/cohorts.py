@@ -39,6 +39,21 @@ class Element:
     def keys(self) -> list[Key]:
         return [site.key for site, _ in self.edits]
 
+    def later(self, shape: Shape) -> list[Key]:
+        """The activations that are edited after it has joined."""
+        if len(self.edits) < 2:
+            return []
+        first = self.joins(shape)
+        return [site.key for site, _ in self.edits if _moment(site, shape) > first]
+
+    @property
+    def layer_edit(self) -> tuple[Site, Bound] | None:
+        """Of a run with one edit, of one head or neuron: the edit of the whole layer that writes the same to it, if there is one."""
+        (site, bound), *more = self.edits
+        if more or site.unit is None or site.kind not in ("z", "mlp_post") or not bound.value.unitwise:
+            return None
+        return Site(site.kind, site.layer, pos=site.pos), bound
+
 
 def _moment(site: Site, shape: Shape) -> tuple[int, int]:
     if site.layer is None:
@@ -113,10 +128,16 @@ class _Starts:
 
     def __init__(self, prompts: Prompts, shape: Shape, read: Tensor | None) -> None:
         self.prompts, self.shape, self.read = prompts, shape, read
-        self.firsts: dict[tuple[int, object, object, bool], Tensor] = {}
+        self.known: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def of(self, element: Element) -> tuple[int, ...]:
         """[example]: the first token that can differ in what is read, `NEVER` where none can."""
+        where = tuple((site.key, site.pos, site.key_pos, bound) for site, bound in element.edits)
+        if where not in self.known:
+            self.known[where] = self._first(element)
+        return self.known[where]
+
+    def _first(self, element: Element) -> tuple[int, ...]:
         first = torch.stack([self._site(site, bound) for site, bound in element.edits])
         missing = torch.stack([~bound.has(site) for site, bound in element.edits]).any(0)
         return tuple(first.amin(0).masked_fill(missing, NEVER).tolist())

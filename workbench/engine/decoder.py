@@ -187,6 +187,21 @@ class Decoder:
         width = self.shape.d_head
         return change.flatten(-2) @ out.weight if unit is None else change @ out.weight[unit * width : (unit + 1) * width]
 
+    def written_by_each(self, kind: str, layer: int | None, change: Tensor, units: Int[Tensor, "run"]) -> Tensor:
+        """What changes of one head or neuron each add to the stream, [run, ..., d_model].
+
+        Args:
+            change: of z [run, ..., d_head] or mlp_post [run, ...].
+        """
+        assert layer is not None
+        block = self.layers[layer]
+        out = block.o if kind == "z" else block.mlp_out
+        assert out is not None
+        if kind == "mlp_post":
+            return change.unsqueeze(-1) * out.weight[units].view(-1, *[1] * (change.ndim - 1), out.weight.shape[-1])
+        weight = out.weight.view(-1, self.shape.d_head, out.weight.shape[-1])[units]
+        return (change.flatten(1, -2) @ weight).view(*change.shape[:-1], -1)
+
     def token_flops(self) -> int:
         """Floating-point operations of one token in one block, without attention's scores."""
         shape = self.shape

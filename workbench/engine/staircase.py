@@ -12,8 +12,9 @@ from torch import Tensor
 
 from workbench.engine.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
 from workbench.engine.decoder import Decoder, EditPattern
-from workbench.engine.unedited import ALWAYS, Base, Departure, edited_rows, pattern_edit
-from workbench.sites import Key
+from workbench.engine.edits import Bound
+from workbench.engine.unedited import ALWAYS, Base, Departure, at, edited_rows, pattern_edit, units_depart
+from workbench.sites import Key, Site
 from workbench.tasks.pairs import Prompts
 
 TILE = 2**25
@@ -83,9 +84,9 @@ class Walk:
             for j in rows.cohort.elements:
                 moment = (0, BEFORE) if keep is not None else elements[j].joins(self.shape)
                 self.joining.setdefault(moment, []).append((rows, j))
-        self.waiting: list[tuple[Rows, int, Tensor]] = []
+        self.waiting: list[tuple[Rows, list[int], Tensor]] = []
         self.same: dict[tuple[int, int], Tensor] = {}
-        self.edited = {site.key for element in elements for site, _ in element.edits}
+        self.edited = {key for element in elements for key in element.later(self.shape)}
 
     @torch.no_grad()
     def run(self) -> list[Outcome]:
@@ -193,7 +194,7 @@ class Walk:
         joining, read = self.joining.pop((layer, BEFORE), []), layer == self.shape.n_layers
         for rows, j in joining:
             if self.keep is not None:
-                self.waiting.append((rows, j, self._embedded(rows)))
+                self.waiting.append((rows, [j], self._embedded(rows)))
                 continue
             element = self.elements[j]
             here = (("resid_post", layer - 1), ("resid_pre", layer))
@@ -204,21 +205,33 @@ class Walk:
 
     def _depart(self, layer: int, half: int, *, read: bool) -> None:
         """Runs whose first edits are inside this block: in its attention or in its MLP."""
-        joining = self.joining.pop((layer, half), [])
         after = half == MLP or self.shape.parallel
-        for rows, j in joining:
+        before = ("resid_post", layer) if after else ("resid_mid", layer)
+        alike: dict[tuple[Rows, Site, Bound], list[int]] = {}
+        for rows, j in self.joining.pop((layer, half), []):
             element = self.elements[j]
+            layer_edit = element.layer_edit
+            if layer_edit is not None:
+                alike.setdefault((rows, *layer_edit), []).append(j)
+                continue
             kinds = KINDS_OF[MLP] + KINDS_OF[ATTENTION] if after else KINDS_OF[half]
             first = [key for key in dict.fromkeys(element.keys) if key[1] == layer and key[0] in kinds]
             run = Departure(self.base, element, rows.cohort, first, read=read)
 
             def stream(run: Departure = run) -> Tensor:
-                before = run.rows(self.base.whole(("resid_post", layer) if after else ("resid_mid", layer)))
                 change = run.attention(layer) + (run.mlp(layer) if after else 0.0)
-                value = before + change
+                value = run.rows(self.base.whole(before)) + change
                 return value if after else run.mid(layer, value, first=isinstance(change, float))
 
             self._wait(rows, j, run, stream)
+        for (rows, site, bound), elements in alike.items():
+            units = [self.elements[j].edits[0][0].unit for j in elements]
+            change, same = units_depart(self.base, site, bound, units, rows.cohort, read=read)
+            differ = (~same.all(1)).nonzero().flatten().tolist()
+            elements = [elements[k] for k in differ]
+            self.same |= {(id(rows), j): same[k] for j, k in zip(elements, differ, strict=True)}
+            change = change if len(elements) == len(same) else change[differ]
+            self.waiting.append((rows, elements, change.add_(at(self.base.whole(before), rows.cohort, read=read))))
         self._append(read=read)
 
     def _wait(self, rows: Rows, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
@@ -229,7 +242,7 @@ class Walk:
             return
         if not later:
             self.same[id(rows), j] = same
-        self.waiting.append((rows, j, stream()))
+        self.waiting.append((rows, [j], stream()))
 
     def _changes(self, rows: Rows, j: int, key: Key) -> bool:
         """Whether edits of an activation write anything new into the unedited run."""
@@ -242,9 +255,9 @@ class Walk:
             return
         pieces = [[part] for part in self._split(self.x, read=read)]
         where = {id(rows): mine for rows, mine in zip(self.rows, pieces, strict=True)}
-        for rows, j, value in self.waiting:
+        for rows, elements, value in self.waiting:
             where[id(rows)].append(value.reshape(-1, value.shape[-1]))
-            rows.elements.append(j)
+            rows.elements.extend(elements)
         self.x = torch.cat([piece for mine in pieces for piece in mine])
         self.waiting = []
 

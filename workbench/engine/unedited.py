@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.engine.cohorts import Cohort, Element
@@ -114,6 +114,21 @@ def pattern_edit(base: Base, layer: int, cohort: Cohort, elements: Sequence[Elem
         return torch.stack(list(rows))
 
     return change
+
+
+def units_depart(
+    base: Base, site: Site, bound: Bound, units: Sequence[int], cohort: Cohort, *, read: bool
+) -> tuple[Float[Tensor, "run example pos d_model"], Bool[Tensor, "run example"]]:
+    """Runs that leave together, each with one head or neuron edited as an edit of the whole layer `site` would.
+
+    Returns:
+        What each adds to the stream, and whether it writes, bit by bit, what is there already.
+    """
+    before, after = base.whole(site.key), base.edited(site.key, [(site, bound)])
+    which = torch.tensor(units, device=before.device)
+    same = (after == before)[cohort.examples.to(before.device)].movedim(2, 0).flatten(2).all(2)[which].cpu()
+    change = (at(after, cohort, read=read) - at(before, cohort, read=read))[:, :, which].movedim(2, 0)
+    return base.decoder.written_by_each(*site.key, change, which), same
 
 
 class Departure:

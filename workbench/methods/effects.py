@@ -26,7 +26,7 @@ from workbench.errors import EditError, MetricError, SiteError, UnknownName
 from workbench.methods.gradients import atp_star, gradient, integrated
 from workbench.models.load import one_fingerprint
 from workbench.results import effect_array
-from workbench.sites import Grid, Site
+from workbench.sites import Grid, Shape, Site
 from workbench.tasks.continuations import Expansion, expand
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
@@ -113,8 +113,12 @@ def effects(
     else:
         sweep, _ = _sweep(runs, elements, bound)
         table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
+    has: dict[Any, Tensor] = {}
     for j, element in enumerate(elements):
-        table[~torch.stack([bound.has(site) for site in element]).all(0), j] = float("nan")
+        where = tuple((site.kind, site.pos, site.key_pos) for site in element)
+        if where not in has:
+            has[where] = torch.stack([bound.has(site) for site in element]).all(0)
+        table[~has[where], j] = float("nan")
     table = rows.combine(table)
     if normalized:
         table = table / _apart(rows.combine(runs.distance()))[:, None]
@@ -182,11 +186,13 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> tuple[list[tuple[Si
         dims, coords = ("site",), {"site": [" + ".join(map(str, element)) for element in elements]}
     if not elements or not all(elements):
         raise SiteError("effects: sites is empty. Name at least one site, as in sites=grid('z', model).")
-    for element in elements:
-        for site in element:
-            site.check(model)
-            if not (isinstance(sites, Grid) and _unseen(site)):
-                check_positions(site, prompts)
+    shape, seen = Shape.of(model), set()
+    for site in (site for element in elements for site in element):
+        site.check(shape)
+        where = site.kind, site.pos, site.key_pos
+        if where not in seen and not (isinstance(sites, Grid) and _unseen(site)):
+            seen.add(where)
+            check_positions(site, prompts)
     return elements, dims, coords
 
 
