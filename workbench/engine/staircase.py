@@ -225,7 +225,7 @@ class Walk:
 
             self._wait(rows, j, run, stream)
         for (rows, site, bound), elements in alike.items():
-            units = [self.elements[j].edits[0][0].unit for j in elements]
+            units = [site.unit for j in elements for site, _ in self.elements[j].edits]
             change, same = units_depart(self.base, site, bound, units, rows.cohort, read=read)
             differ = (~same.all(1)).nonzero().flatten().tolist()
             elements = [elements[k] for k in differ]

@@ -117,7 +117,7 @@ def pattern_edit(base: Base, layer: int, cohort: Cohort, elements: Sequence[Elem
 
 
 def units_depart(
-    base: Base, site: Site, bound: Bound, units: Sequence[int], cohort: Cohort, *, read: bool
+    base: Base, site: Site, bound: Bound, units: Sequence[int | None], cohort: Cohort, *, read: bool
 ) -> tuple[Float[Tensor, "run example pos d_model"], Bool[Tensor, "run example"]]:
     """Runs that leave together, each with one head or neuron edited as an edit of the whole layer `site` would.
 
