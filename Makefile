@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test test-slow check bench gallery wheel clean
+.PHONY: demo test test-slow check bench gallery notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/workbench discover ioi --model tiny
@@ -26,6 +26,9 @@ bench: $(STAMP)
 
 gallery: $(STAMP)
 	$(BIN)/python docs/gallery.py --screenshots
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/make.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

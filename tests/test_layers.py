@@ -8,7 +8,7 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging probing run_pages sweep_pages course cli_store cli_runs cli_sweep cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study tables judging probing run_pages sweep_pages course cli_store cli_runs cli_sweep cli_course cli"
 ).split()
 INSIDE = {
     "tasks": (
@@ -29,6 +29,7 @@ INSIDE = {
         "components circuit compare formats reference contexts scores ground_truth random_circuits search masks acdc methods checks "
         "evaluation curves hypothesis_tests bench behaviours"
     ).split(),
+    "course": "lessons exercises bench first_look residual_stream attribution ablations heads patching paths discovery reality probes training capstone running".split(),
     "sweeps": "spec log by_site places jobs execute pool rows contrasts table runner".split(),
     "stores": "format index store plan disk".split(),
     "render": "view svg export html panel_svg panel panels canvas grids line_plots circuit_plots probe_plots sweep_plots plots report".split(),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli_course import course
 from workbench.cli_runs import Out, Overwrite, diff_runs, probe_store, report_run
 from workbench.cli_store import store
 from workbench.cli_sweep import sweep
@@ -256,6 +257,7 @@ def evaluate_circuit(
 
 app.add_typer(store, name="store")
 app.add_typer(sweep, name="sweep")
+app.add_typer(course, name="course")
 for name, command in (("probe", probe_store), ("report", report_run), ("diff", diff_runs)):
     app.command(name)(command)
 bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)

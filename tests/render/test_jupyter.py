@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from nbformat import v4
-from notebooks import lab, run_all
 
+from notebooks import lab, run_all
 from workbench.render.plots import plot
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,176 @@
+"""Exercises and how an answer is checked: a checker says what is wrong with an answer, never what would be right.
+
+A checker is a function of the answer alone. It works out what it needs from the models and prompts of the course, so that nothing
+of the student's enters the comparison. It raises `Wrong` with what the answer lacks, or returns a remark on a right one.
+"""
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from workbench.course.lessons import LESSONS, Lesson
+from workbench.errors import UnknownName, WorkbenchError
+
+Difficulty = Literal["easy", "medium", "hard"]
+
+
+class Wrong(WorkbenchError):
+    """An answer that is not right (yet). A notebook shows its message without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise of a lesson.
+
+    Attributes:
+        name: lesson and number, as "4.2".
+        asked: what the answer is, in one sentence; shown while there is none.
+        checker: answer → a remark; raises `Wrong`.
+    """
+
+    name: str
+    title: str
+    difficulty: Difficulty
+    asked: str
+    checker: Callable[[Any], str]
+
+
+_found: dict[str, Exercise] = {}
+
+
+def exercise(name: str, title: str, difficulty: Difficulty, asked: str) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
+    """Make a function the checker of an exercise."""
+
+    def put(checker: Callable[[Any], str]) -> Callable[[Any], str]:
+        _found[name] = Exercise(name, title, difficulty, asked, checker)
+        return checker
+
+    return put
+
+
+def exercises(lesson: Lesson) -> list[Exercise]:
+    """Those of a lesson, in order."""
+    import_module(f"workbench.course.{lesson.module}")
+    return [found for name, found in sorted(_found.items()) if name.split(".")[0] == str(lesson.number)]
+
+
+def find(name: str) -> Exercise:
+    """The exercise of a name such as "4.2"."""
+    near = [lesson for lesson in LESSONS if str(lesson.number) == str(name).split(".")[0]]
+    by_name = {each.name: each for lesson in near or LESSONS for each in exercises(lesson)}
+    if name not in by_name:
+        raise UnknownName("exercise", name, by_name)
+    return by_name[name]
+
+
+def check(name: str, answer: Any) -> None:
+    """Say whether an answer to an exercise is right.
+
+    Args:
+        name: of the exercise, as "4.2".
+        answer: a number, text, table or function, as the exercise asks; `...` stands for an answer still to be given.
+    Raises:
+        Wrong: it is not, and why; the right answer is not told.
+
+    >>> check("1.2", "resid_post[0]")
+    Traceback (most recent call last):
+    ...
+    workbench.course.exercises.Wrong: Exercise 1.2: 'resid_post[0]' is not a whole number.
+    """
+    asked = find(name)
+    if _open(answer):
+        raise Wrong(f"Exercise {name} is not answered yet. Wanted: {asked.asked}")
+    try:
+        remark = asked.checker(answer)
+    except Wrong as wrong:
+        raise Wrong(f"Exercise {name}: {wrong}") from None
+    print(f"Exercise {name}: right. {remark}")
+
+
+def _open(answer: Any) -> bool:
+    """Whether there is no answer in it, or one with gaps."""
+    if isinstance(answer, Mapping):
+        return any(map(_open, answer.values()))
+    if isinstance(answer, list | tuple | set):
+        return any(map(_open, answer))
+    return answer is ... or answer is None
+
+
+# What answers may look like.
+
+
+def number(answer: Any) -> float:
+    """A finite number, from Python, numpy, torch or xarray."""
+    if isinstance(answer, torch.Tensor | np.ndarray) or hasattr(answer, "values"):
+        values = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
+        if values.size != 1:
+            raise Wrong(f"one number is wanted, and this has the shape {values.shape}.")
+        answer = values.reshape(()).item()
+    if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
+        raise Wrong(f"{answer!r} is not a number.")
+    if not np.isfinite(float(answer)):
+        raise Wrong(f"{answer!r} is not finite: something was divided by zero or not measured.")
+    return float(answer)
+
+
+def whole_number(answer: Any) -> int:
+    """A whole number."""
+    try:
+        value = number(answer)
+    except Wrong:
+        raise Wrong(f"{answer!r} is not a whole number.") from None
+    if value != int(value):
+        raise Wrong(f"{answer!r} is not a whole number.")
+    return int(value)
+
+
+def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
+    """An array of this shape, of finite numbers.
+
+    Args:
+        axes: the names of the axes, for the message: "example, layer".
+    """
+    values = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
+    if values.dtype.kind not in "fiub":
+        raise Wrong(f"an array of numbers [{axes}] is wanted, not {type(answer).__name__}.")
+    if values.shape != tuple(shape):
+        raise Wrong(f"an array [{axes}] of shape {tuple(shape)} is wanted, and this has the shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise Wrong(f"{int((~np.isfinite(values)).sum())} of its cells are not numbers.")
+    return values.astype(float)
+
+
+def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
+    """Some of a list of known names.
+
+    Args:
+        what: one of them is called so in the message: "head".
+    """
+    given = [answer] if isinstance(answer, str) else list(answer) if isinstance(answer, list | tuple | set | frozenset) else None
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise Wrong(f"names such as {known[0]!r} are wanted, not {answer!r}.")
+    for name in given:
+        if name not in known:
+            raise Wrong(f"{name!r} is no {what}. They are written like {known[0]!r}.")
+    return set(given)
+
+
+def called(function: Any, *args: Any, **more: Any) -> Any:
+    """What a student's function returns."""
+    if not callable(function):
+        raise Wrong(f"a function is wanted, not {type(function).__name__}.")
+    try:
+        made = function(*args, **more)
+    except Exception as error:
+        raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
+    if _open(made):
+        raise Wrong("your function returns nothing yet.")
+    return made
