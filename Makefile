@@ -22,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests/test_layers.py
 
 bench: $(STAMP)
-	for name in patching paths discovery stores probes render; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+	for name in patching paths discovery stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
 
 gallery: $(STAMP)
 	$(BIN)/python docs/gallery.py --screenshots

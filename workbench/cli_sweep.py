@@ -242,8 +242,7 @@ def report(
     from workbench.sweep_pages import report_sweep
     from workbench.sweeps.table import load_sweep
 
-    command = shlex.join(["workbench", *sys.argv[1:]])
-    page = report_sweep(load_sweep(folder), out or folder / "report.html", command=command, overwrite=overwrite)
+    page = report_sweep(load_sweep(folder), out or folder / "report.html", overwrite=overwrite)
     typer.echo(json.dumps({"report": str(page)}) if as_json else str(page))
 
 

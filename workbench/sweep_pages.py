@@ -17,8 +17,8 @@ ROWS = 30
 _NUMBERS = ("n_seeds", "n_examples", "mean", "low", "high", "p", "q", "share")
 
 
-def report_sweep(sweep: Sweep, path: str | Path, *, command: str | None = None, overwrite: bool = False) -> Path:
-    """A page of a sweep, finished or not.
+def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> Path:
+    """A page of a sweep, finished or not; its footer names the command that ran the sweep.
 
     Raises:
         OutputExists: the page is there already.
@@ -36,7 +36,7 @@ def report_sweep(sweep: Sweep, path: str | Path, *, command: str | None = None, 
     spec = pd.DataFrame([(name, value if isinstance(value, str) else json.dumps(value)) for name, value in asked.items()])
     sections.append(("Asked", spec.set_axis(["field", "value"], axis=1) if len(spec) else "Nothing is known.", ""))
     title = f"Sweep {sweep.folder.resolve().name}"
-    return report(sections, path, title=title, subtitle=str(status), command=command, overwrite=overwrite)
+    return report(sections, path, title=title, subtitle=str(status), command=sweep.command, overwrite=overwrite)
 
 
 def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:

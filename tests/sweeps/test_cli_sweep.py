@@ -1,5 +1,6 @@
 """`workbench sweep`, its exit codes and its JSON, and the pictures and pages of folders written by hand."""
 
+import html
 import json
 import re
 import sys
@@ -155,6 +156,33 @@ def test_a_report_shows_hostile_text_as_text(tmp_path):
     assert all(f"<h2>{name}</h2>" in re.sub(r"<h2[^>]*>", "<h2>", page) for name in ("Picture", "Strongest", "Failures", "Asked"))
     assert call("report", folder).exception.args[0].endswith("pass overwrite=True to replace it.")
     assert call("report", folder, "--overwrite").exit_code == 0
+
+
+def test_a_report_names_what_ran_the_sweep_and_not_itself(tmp_path, monkeypatch):
+    spec = {"preset": "head-ablation", "sites": ["z[1.1]"], "tasks": ["ioi"], "n": 2}
+    monkeypatch.setattr(sys, "argv", ["workbench", "sweep", "report", "folder"])
+
+    def made_by(name):
+        folder = tmp_path / name
+        assert call("report", folder, "--overwrite").exit_code == 0
+        return html.unescape(re.search(r"Made by</p><pre>(.*?)</pre>", (folder / "report.html").read_text(), re.DOTALL)[1])
+
+    def run(name, **more):
+        wb.run_sweep(spec | more.pop("change", {}), out=tmp_path / name, progress=False, device="cpu", **more)
+
+    run("shell", command="workbench sweep run <b>.yaml")
+    run("shell", command="workbench sweep resume")
+    assert made_by("shell") == "workbench sweep run <b>.yaml"
+    run("shell", command="workbench sweep run two.yaml --extend", change={"n": 3}, extend=True)
+    assert made_by("shell") == "workbench sweep run <b>.yaml\nworkbench sweep run two.yaml --extend"
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    run("prompt")
+    assert made_by("prompt") == "Python"
+    main.__file__ = "a b.py"
+    monkeypatch.setattr(sys, "argv", ["a b.py", "--fast"])
+    run("script")
+    assert made_by("script") == "python 'a b.py' --fast"
 
 
 @pytest.mark.parametrize("records", [[], [record("z[0.0]", status="failed", error="E: no")]])

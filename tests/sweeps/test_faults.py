@@ -1,4 +1,4 @@
-"""Runners, worker processes, Ray actors and Ray's workers are killed: every job has its row once, none lost, none twice."""
+"""Runners, worker processes, Ray actors and machines of Ray are killed: every job has its row once, none lost, none twice."""
 
 import json
 import os
@@ -40,6 +40,24 @@ def started(out: Path, **more) -> subprocess.Popen:
     paths = [str(TESTS), str(TESTS.parent)]
     text = SCRIPT.format(paths=paths, spec=SPEC, out=str(out), more=more)
     return subprocess.Popen([sys.executable, "-c", text], start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def actors_below(pid: int) -> list[psutil.Process]:
+    """The processes of Ray actors that a process or its children started."""
+    found = psutil.Process(pid).children(recursive=True)
+    return [process for process in found if any("_Actor" in part for part in process.cmdline())]
+
+
+def actors_on(node) -> list[psutil.Process]:
+    """Those on a node of a `ray.cluster_utils.Cluster`."""
+    return actors_below(node.all_processes["raylet"][0].process.pid)
+
+
+def reached(runner: subprocess.Popen, out: Path, lines: int) -> None:
+    """Wait until the log of a runner has so many lines."""
+    while len(read_log(out)) < lines:
+        assert runner.poll() is None, "the runner ended before its time"
+        time.sleep(0.02)
 
 
 def content(out: Path) -> dict[str, list]:
@@ -119,22 +137,47 @@ def test_a_job_that_kills_its_worker_is_found_and_the_rest_goes_on(tmp_path):
     assert all("worker process was killed" in row["error"] for row in killed)
 
 
-def test_ray_gives_the_same_rows_and_its_actors_and_workers_may_be_killed(plain, tmp_path):
+def test_ray_gives_the_same_rows_and_its_actors_may_be_killed(plain, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     runner = started(tmp_path / "a", backend="ray", workers=2)
     killed = 0
     while runner.poll() is None and killed < 3:
         n = len(read_log(tmp_path / "a"))
-        if n >= 40 * (killed + 1):
-            actors = [
-                p for p in psutil.Process(runner.pid).children(recursive=True) if any("_Actor" in part for part in p.cmdline())
-            ]
-            if actors:
-                actors[killed % len(actors)].kill()
-                killed += 1
+        if n >= 40 * (killed + 1) and (actors := actors_below(runner.pid)):
+            actors[killed % len(actors)].kill()
+            killed += 1
         time.sleep(0.05)
     assert runner.wait(300) == 0
     assert killed == 3
     assert len(read_log(tmp_path / "a")) == JOBS
     assert same(content(tmp_path / "a"), plain)
     assert json.loads((tmp_path / "a" / "spec.json").read_text())["jobs"] == JOBS
+
+
+@pytest.fixture(params=[1, 0], ids=["a machine to spare", "none to spare"])
+def cluster(request, monkeypatch):
+    """A Ray cluster of a head with so many CPUs and two workers with one each."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": request.param, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def test_a_machine_of_a_ray_cluster_and_then_an_actor_on_another_may_be_lost(plain, tmp_path, cluster):
+    runner = started(tmp_path / "a", backend="ray", workers=2, address=cluster.address)
+    reached(runner, tmp_path / "a", 40)
+    cluster.remove_node(next(node for node in cluster.worker_nodes if actors_on(node)), allow_graceful=False)
+    reached(runner, tmp_path / "a", 120)
+    actors_below(os.getpid())[0].kill()
+    assert runner.wait(300) == 0
+    rows = read_log(tmp_path / "a")
+    assert len(rows) == JOBS
+    assert {(row["status"], row["try"]) for row in rows} == {("done", 1)}, "no job is blamed for a machine"
+    assert same(content(tmp_path / "a"), plain)

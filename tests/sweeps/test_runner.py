@@ -42,6 +42,30 @@ def test_rows_are_what_effects_gives(tmp_path):
             assert row["values"] == pytest.approx(table.sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5)
 
 
+def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
+    steps = [1500, 2500]
+    run({**HEADS, "checkpoints": steps}, tmp_path / "steps")
+    rows = read_log(tmp_path / "steps")
+    assert [sum(row["checkpoint"] == step for row in rows) for step in steps] == [32, 32]
+    tables = []
+    for step in steps:
+        model = wb.load_model(f"tiny@{step}", device="cpu")
+        tables.append(wb.effects(model, wb.load_task("ioi", model, n=3), sites=wb.grid("z", model), value=wb.zero()))
+        for row in (row for row in rows if row["checkpoint"] == step):
+            site = wb.Site.parse(row["what"])
+            assert row["values"] == pytest.approx(tables[-1].sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5)
+    assert abs(tables[0] - tables[1]).max() > 0.1, "the two checkpoints differ"
+    sweep = wb.load_sweep(tmp_path / "steps")
+    assert sweep.rows["checkpoint"].value_counts().to_dict() == dict.fromkeys(steps, 32)
+    summary = sweep.summary()
+    assert summary.groupby("checkpoint")["n_jobs"].sum().to_dict() == dict.fromkeys(steps, 32)
+    assert sweep.summary(["checkpoint"])["mean"].tolist() == pytest.approx([float(table.mean()) for table in tables], abs=1e-5)
+    assert sweep.arrays()["mean"].sizes == {"checkpoint": 2, "layer": 4, "head": 8}
+    trained = run(HEADS, tmp_path / "trained").rows
+    assert trained["checkpoint"].isna().all()
+    assert len({*sweep.rows["job"], *trained["job"]}) == 3 * 32
+
+
 def test_pairs_paths_and_positions_are_what_single_calls_give(tmp_path):
     model = wb.load_model("tiny", device="cpu")
     pairs = wb.load_task("ioi", model, n=3)

@@ -225,8 +225,8 @@ class Walk:
 
             self._wait(rows, j, run, stream)
         for (rows, site, bound), elements in alike.items():
-            units = [site.unit for j in elements for site, _ in self.elements[j].edits]
-            change, same = units_depart(self.base, site, bound, units, rows.cohort, read=read)
+            sites = [site for j in elements for site, _ in self.elements[j].edits]
+            change, same = units_depart(self.base, (site, bound), sites, rows.cohort, read=read)
             differ = (~same.all(1)).nonzero().flatten().tolist()
             elements = [elements[k] for k in differ]
             self.same |= {(id(rows), j): same[k] for j, k in zip(elements, differ, strict=True)}

@@ -10,6 +10,7 @@ from torch import Tensor
 from workbench.engine.cohorts import Cohort, Element
 from workbench.engine.decoder import Decoder, EditPattern
 from workbench.engine.edits import Bound, apply_edit
+from workbench.errors import WorkbenchError
 from workbench.sites import Key, Site
 from workbench.tasks.pairs import Prompts
 
@@ -117,18 +118,26 @@ def pattern_edit(base: Base, layer: int, cohort: Cohort, elements: Sequence[Elem
 
 
 def units_depart(
-    base: Base, site: Site, bound: Bound, units: Sequence[int | None], cohort: Cohort, *, read: bool
+    base: Base, edit: tuple[Site, Bound], sites: Sequence[Site], cohort: Cohort, *, read: bool
 ) -> tuple[Float[Tensor, "run example pos d_model"], Bool[Tensor, "run example"]]:
-    """Runs that leave together, each with one head or neuron edited as an edit of the whole layer `site` would.
+    """Runs that leave together, each with one head or neuron edited as an edit of its whole layer would.
 
+    Args:
+        edit: of the whole layer.
+        sites: the head or neuron of each run.
     Returns:
         What each adds to the stream, and whether it writes, bit by bit, what is there already.
     """
-    before, after = base.whole(site.key), base.edited(site.key, [(site, bound)])
-    which = torch.tensor(units, device=before.device)
-    same = (after == before)[cohort.examples.to(before.device)].movedim(2, 0).flatten(2).all(2)[which].cpu()
-    change = (at(after, cohort, read=read) - at(before, cohort, read=read))[:, :, which].movedim(2, 0)
-    return base.decoder.written_by_each(*site.key, change, which), same
+    (layer, bound), before = edit, base.whole(edit[0].key)
+    try:
+        after = base.edited(layer.key, [edit])
+    except WorkbenchError:
+        base.edited(layer.key, [(sites[0], bound)])  # its message names what was asked for
+        raise
+    units = torch.tensor([site.unit for site in sites], device=before.device)
+    same = (after == before)[cohort.examples.to(before.device)].movedim(2, 0).flatten(2).all(2)[units].cpu()
+    change = (at(after, cohort, read=read) - at(before, cohort, read=read))[:, :, units].movedim(2, 0)
+    return base.decoder.written_by_each(*layer.key, change, units), same
 
 
 class Departure:

@@ -67,7 +67,7 @@ def last_tries(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
-    """What `spec.json` holds: `spec`, `jobs`, `made`, `versions`. Raises `SweepError` where the folder is no sweep's."""
+    """What `spec.json` holds: `spec`, `jobs`, `made`, `versions`, `command`. Raises `SweepError` where the folder is no sweep's."""
     folder = Path(folder)
     path = folder / SPEC
     if not folder.is_dir():
@@ -101,7 +101,8 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
     except OSError as error:
         raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {error.strerror}. Choose another with --out.") from error
     if (folder / SPEC).exists():
-        before, now = read_spec(read_header(folder)["spec"]).to_dict(), spec.to_dict()
+        header = read_header(folder)
+        before, now = read_spec(header["spec"]).to_dict(), spec.to_dict()
         changed = [f"{key}: {_difference(before[key], now[key])}" for key in now if before[key] != now[key]]
         if changed and not extend:
             raise SweepError(
@@ -110,6 +111,7 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
             )
         if not changed:
             return
+        about = {**about, "command": "\n".join(filter(None, (header.get("command"), about.get("command"))))}
     elif others := [path.name for path in folder.iterdir() if path.name != LOCK]:
         raise OutputExists(f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder.")
     with whole(folder / SPEC) as partial:

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from typing import Any, Protocol
 
 from workbench.backends import check_backend, ray_cluster, script_unseen
+from workbench.errors import WorkbenchError
 from workbench.sweeps.execute import Row, run_jobs
 from workbench.sweeps.jobs import Job, Lab
 
@@ -117,30 +118,55 @@ class _Actor:
     def __init__(self, device: str | None) -> None:
         _start(device)
 
+    def ready(self) -> None:
+        """Returns once there is a process that takes batches."""
+
     def run(self, batch: Batch) -> list[Row]:
         return _run(batch)
 
 
 class _Actors:
-    """Ray actors; one that dies, or whose machine does, is made anew by Ray, elsewhere if need be."""
+    """Ray actors; one that dies, or whose machine does, is made anew by Ray, elsewhere if need be.
+
+    Only one that has said that it is there is given a batch: Ray may take half a minute to see that a machine is gone, and an actor
+    for which no machine is left waits for one.
+    """
 
     def __init__(self, ray: Any, workers: int, device: str | None) -> None:
         self.ray = ray
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
         made = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
-        self.idle = [made.remote(device) for _ in range(workers)]
+        self.idle, self.starting = [], dict[Any, Any]()
+        for _ in range(workers):
+            self._await(made.remote(device))
+
+    def _await(self, actor: Any) -> None:
+        self.starting[actor.ready.options(max_task_retries=-1).remote()] = actor
+
+    def _started(self, ready: Any) -> Any:
+        try:
+            self.ray.get(ready)
+        except self.ray.exceptions.RayActorError as error:
+            why = str(error).strip().splitlines()[-1]
+            raise WorkbenchError(f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench.") from error
+        return self.starting.pop(ready)
 
     def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
         waiting, running = list(reversed(batches)), {}
+        lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError)
         while waiting or running:
             while waiting and self.idle:
                 actor, batch = self.idle.pop(), waiting.pop()
                 running[actor.run.remote(batch)] = actor, batch
-            (done, *_), _ = self.ray.wait(list(running))
+            (done, *_), _ = self.ray.wait([*running, *self.starting])
+            if done in self.starting:
+                self.idle.append(self._started(done))
+                continue
             actor, batch = running.pop(done)
             try:
                 rows: list[Row] | Died = self.ray.get(done)
-            except self.ray.exceptions.RayActorError as error:
+                self.idle.append(actor)
+            except lost as error:
                 rows = Died(f"The Ray actor died: {str(error).splitlines()[0]}")
-            self.idle.append(actor)
+                self._await(actor)
             yield batch, rows

@@ -1,5 +1,7 @@
 """`run_sweep`: every job of a spec once, whatever happens on the way."""
 
+import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +77,7 @@ def run_sweep(
         extend: add the jobs of another spec to a folder.
         retries: how often a job that failed, here or in an earlier run, is tried again by this call.
         on_row: is given each row as it comes, for a tracker of experiments.
-        command: what made the sweep, for its report.
+        command: what makes the sweep, for its report; by default the script that runs, or "Python" where there is none.
     Raises:
         SweepError: the folder holds another sweep, another process runs it, or the spec does not fit.
 
@@ -94,9 +96,9 @@ def run_sweep(
     if dry_run:
         return _cost(planned, _known(folder))
     jobs = len({job.key for job in planned.jobs} | set(_known(folder)))
-    about = {"jobs": jobs, "made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command}
+    made = {"made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command or _script()}
     with ExitStack() as stack:
-        begin(folder, asked, about, extend=extend)
+        begin(folder, asked, {"jobs": jobs, **made}, extend=extend)
         stack.enter_context(locked(folder))
         log, known = Log(folder), _known(folder)
         left = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
@@ -128,6 +130,11 @@ def run_sweep(
             with whole(folder / TABLE) as partial:
                 sweep.rows.to_parquet(partial)
     return sweep
+
+
+def _script() -> str:
+    """The command line of the script that runs; a notebook or a prompt has none."""
+    return shlex.join(["python", *sys.argv]) if hasattr(sys.modules["__main__"], "__file__") else "Python"
 
 
 def _known(folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -80,12 +80,14 @@ class Sweep:
         spec: what was asked.
         jobs: how many jobs there are; fewer may have ended.
         records: the line of the log that counts for each job.
+        command: what made it, a line for each spec that the folder was extended by; None where that was not kept.
     """
 
     folder: Path
     spec: Mapping[str, Any]
     jobs: int
     records: tuple[Mapping[str, Any], ...]
+    command: str | None = None
 
     def __repr__(self) -> str:
         flags = {flag: sorted({str(record.get(flag)) for record in self.records}) for flag in FLAGS if flag not in ("n", "what")}
@@ -247,8 +249,14 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     header = read_header(path)
     records = last_tries(read_log(path))
-    jobs = header.get("jobs")
-    return Sweep(Path(path), header["spec"], jobs if isinstance(jobs, int) else len(records), tuple(records))
+    jobs, command = header.get("jobs"), header.get("command")
+    return Sweep(
+        Path(path),
+        header["spec"],
+        jobs if isinstance(jobs, int) else len(records),
+        tuple(records),
+        command if isinstance(command, str) else None,
+    )
 
 
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
