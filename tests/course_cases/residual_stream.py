@@ -32,7 +32,7 @@ CASES = {
         [
             (lambda: lens(lambda reached: reached[1:]), "what is reached after each layer"),
             (lambda: -lens(np.diff), "signs"),
-            (lambda: lens(np.diff) + [0, 0, 1], "layer 3 is off"),
+            (lambda: lens(np.diff) + np.array([0, 0, 1]), "layer 3 is off"),
         ],
     ),
 }
