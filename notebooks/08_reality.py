@@ -26,7 +26,7 @@ import workbench as wb
 from workbench.course import check
 
 model = wb.load_model("tiny")
-pairs = wb.load_task("ioi", model, n=64)
+pairs = wb.load_task("ioi", model, n=32)
 _, corrupt = wb.capture_pairs(model, pairs, progress=False)
 scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), progress=False)
 circuit = wb.find_circuit(scores, n_edges=40)
@@ -36,10 +36,10 @@ circuit
 # ## Faithful, on which prompts?
 #
 # The edges were chosen because they did well on `pairs`. Some of that is luck, and luck does not carry over. So a circuit is judged on
-# prompts that it was not found on, and with an interval: 64 prompts are a sample too.
+# prompts that it was not found on, and with an interval: 32 prompts are a sample too.
 
 # %%
-heldout = wb.load_task("ioi", model, n=64, split="heldout")
+heldout = wb.load_task("ioi", model, n=32, split="heldout")
 _, other = wb.capture_pairs(model, heldout, progress=False)
 seen = wb.evaluate(circuit, model, pairs, value=wb.from_store(corrupt), checks=(), progress=False).isel(circuit=0)
 print(f"found on: {float(seen.faithfulness):.3f} [{float(seen.low):.3f}, {float(seen.high):.3f}]")

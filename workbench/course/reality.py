@@ -20,20 +20,20 @@ from workbench.tasks.planted import planted_pairs
 
 CLAIMED = ("input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits")
 """Of `planted("backup-negative")`: faithful on every prompt, and not what the model works by."""
-N = 64
+N, SMALL = 64, 32
 
 
 @lru_cache(maxsize=1)
 def _found() -> Circuit:
-    _, corrupt = bench.stores("ioi", N)
-    scores = score_edges(bench.model(), bench.pairs("ioi", N), value=from_store(corrupt), progress=False)
+    _, corrupt = bench.stores("ioi", SMALL)
+    scores = score_edges(bench.model(), bench.pairs("ioi", SMALL), value=from_store(corrupt), progress=False)
     return find_circuit(scores, n_edges=40)
 
 
 @lru_cache(maxsize=4)
 def _of_tiny(split: str, *checks: str) -> Any:
-    _, corrupt = bench.stores("ioi", N, split=split)
-    pairs = bench.pairs("ioi", N, split=split)
+    _, corrupt = bench.stores("ioi", SMALL, split=split)
+    pairs = bench.pairs("ioi", SMALL, split=split)
     return evaluate(_found(), bench.model(), pairs, value=from_store(corrupt), checks=checks, progress=False).isel(circuit=0)
 
 
@@ -84,7 +84,7 @@ def _heldout(answer: Any) -> str:
         raise Wrong("this is the mean of each prompt's ratio; faithfulness is the ratio of the means.")
     for name, value in given.items():
         if not _near(value, float(held[name]), 0.01):
-            raise Wrong(f"{name!r} is not that of the {N} held-out prompts with the corrupt run as the other value.")
+            raise Wrong(f"{name!r} is not that of the {SMALL} held-out prompts with the corrupt run as the other value.")
     return "The interval lies above 1: the circuit leaves out edges that work against the answer. Above 1 is not better than 1."
 
 
