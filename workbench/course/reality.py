@@ -78,12 +78,12 @@ def _near(given: float, right: float, within: float = 0.005) -> bool:
 def _heldout(answer: Any) -> str:
     given = _numbers(answer, ("faithfulness", "low", "high"))
     train, held = _of_tiny("train"), _of_tiny("heldout")
-    if _near(given["faithfulness"], float(train.faithfulness)) and not _near(given["faithfulness"], float(held.faithfulness)):
+    if all(_near(given[name], float(train[name]), 0.001) for name in given):
         raise Wrong("these are the prompts that the circuit was found on.")
     if _near(given["faithfulness"], float(held.mean_of_ratios), 0.001):
         raise Wrong("this is the mean of each prompt's ratio; faithfulness is the ratio of the means.")
     for name, value in given.items():
-        if not _near(value, float(held[name]), 0.01):
+        if not _near(value, float(held[name]), 0.001):
             raise Wrong(f"{name!r} is not that of the {SMALL} held-out prompts with the corrupt run as the other value.")
     return "The interval lies above 1: the circuit leaves out edges that work against the answer. Above 1 is not better than 1."
 
