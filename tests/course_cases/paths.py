@@ -1,0 +1,96 @@
+"""Lesson 6."""
+
+import torch
+
+import workbench as wb
+from workbench.course import bench
+
+
+def ends(hooks=()):
+    """Logit differences of the clean run."""
+    pairs, rows = bench.pairs("ioi", 64), torch.arange(64)
+    with torch.no_grad():
+        end = bench.model().run_with_hooks(pairs.clean.tokens, fwd_hooks=[*hooks])[rows, pairs.clean.lengths - 1]
+    return end[rows, pairs.answers[:, 0, 0]] - end[rows, pairs.wrong[:, 0, 0]]
+
+
+def direct(layer, head, *, heads=True, mlps=True):
+    """With hooks: the head corrupt, what comes after it held."""
+    model, pairs = bench.model(), bench.pairs("ioi", 64)
+    with torch.no_grad():
+        _, clean = model.run_with_cache(pairs.clean.tokens)
+        _, corrupt = model.run_with_cache(pairs.corrupt.tokens)
+
+    def held(activation, hook):
+        return clean[hook.name]
+
+    def put(activation, hook):
+        activation = clean[hook.name].clone()
+        activation[:, :, head] = corrupt[hook.name][:, :, head]
+        return activation
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", put)]
+    hooks += [(f"blocks.{after}.attn.hook_z", held) for after in range(layer + 1, 4) if heads]
+    hooks += [(f"blocks.{after}.hook_mlp_out", held) for after in range(layer, 4) if mlps]
+    return ends(hooks) - ends()
+
+
+def share():
+    return direct(3, 7).mean() / direct(3, 7, heads=False, mlps=False).mean()
+
+
+def feeders():
+    """By ablating the heads and looking at what the target's q, k and v inputs lose."""
+    made = wb.planted("compositions", seed=3, n=24)
+    target = made.heads["target"]
+    edges = [edge.split("->") for edge in made.edges["corrupt"]]
+    return {port: writer for writer, reader in edges for port in "qkv" if reader == f"{target}<{port}>" and writer != "input"}
+
+
+CASES = {
+    "6.1": (
+        share,
+        [
+            (1.0, "the whole effect"),
+            (lambda: direct(3, 7).mean(), "in logits"),
+            (lambda: 1 - share(), "all other ways"),
+            (lambda: 1 / share(), "turn the fraction round"),
+        ],
+    ),
+    "6.2": (
+        lambda: lambda layer, head: direct(layer, head),
+        [
+            (lambda: lambda layer, head: -direct(layer, head), "sign"),
+            (lambda: lambda layer, head: direct(layer, head, heads=False, mlps=False), "total effect"),
+            (lambda: lambda layer, head: direct(layer, head, mlps=False), "MLPs still react"),
+            (lambda: lambda layer, head: direct(layer, head) * 0, "nothing changes"),
+            (lambda: lambda layer, head: direct(layer, head).mean(), "shape (64,) is wanted"),
+        ],
+    ),
+    "6.3": (
+        lambda: "a3.7<v>@S2",
+        [
+            ("a3.7<q>@END", "one input carries more"),
+            ("a3.7<v>@END", "one input carries more"),
+            ("a3.7<v>", "write the position"),
+            ("a3.7@S2", "is not an input of head a3.7"),
+        ],
+    ),
+    "6.4": (
+        feeders,
+        [
+            (lambda: feeders() | {"q": feeders()["k"]}, "does not feed the q"),
+            (lambda: feeders() | {"v": wb.planted("compositions", seed=3, n=24).heads["target"]}, "the head that is fed"),
+            ({"q": "a0.1"}, 'keys "q", "k" and "v"'),
+        ],
+    ),
+    "6.5": (
+        lambda: "input->m0->a3.7<v>->m3->logits",
+        [
+            ("input->m0->a3.7<v>->logits", "passes 2 nodes"),
+            ("m0->a3.7<v>->m3->logits", "from input to logits"),
+            ("input->m0->a3.7<q>->m3->logits", "A third is wanted"),
+            ("input->m0->a3.9<v>->m3->logits", "Exercise 6.5"),
+        ],
+    ),
+}

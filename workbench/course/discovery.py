@@ -1,0 +1,129 @@
+"""Checkers of lesson 7: scores of edges and circuits, against models whose edges are known."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from workbench.course.exercises import Wrong, called, exercise, names, number, table
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.ground_truth import edge_auroc
+from workbench.discovery.scores import score_edges
+from workbench.engine.capture import capture_pairs
+from workbench.engine.edits import from_store
+from workbench.models.planted import Planted, planted
+from workbench.sites import Edge
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.planted import planted_pairs
+
+N = 24
+HIDDEN = ("backup", 5)
+"""Name and seed of the model whose circuit is to be found."""
+
+
+@lru_cache(maxsize=4)
+def _case(name: str, seed: int = 0) -> tuple[Planted, PromptPairs, Any]:
+    made = planted(name, seed=seed, n=N)
+    pairs = planted_pairs(made)
+    return made, pairs, capture_pairs(made.model, pairs, progress=False)
+
+
+@lru_cache(maxsize=8)
+def _scores(name: str, method: str) -> Any:
+    made, pairs, stores = _case(name)
+    return score_edges(made.model, pairs, value=from_store(stores[1]), method=method, progress=False)
+
+
+def _edges(name: str, seed: int = 0) -> list[str]:
+    """Every edge of a model's graph."""
+    return [str(edge) for edge in Circuit.full(_case(name, seed)[0].model).edge_list]
+
+
+def _score(scores: Any, edge: str) -> float:
+    writer, reader = edge.split("->")
+    return float(scores.sel(writer=writer, reader=reader))
+
+
+@exercise("7.1", "A ranking in one number", "easy", "a function of two arrays [edge] (scores, true or not) to one number.")
+def _auroc(answer: Any) -> str:
+    rng = np.random.default_rng(7)
+    true = rng.random(60) < 0.3
+    plain = rng.normal(size=60) + true
+    tied = np.where(rng.random(60) < 0.6, 0.0, plain)
+    for scores, kind in ((plain, "without ties"), (tied, "with ties")):
+        right = edge_auroc(scores, true, by="signed")
+        got = number(called(answer, scores, true))
+        if np.isclose(got, right, atol=1e-6):
+            continue
+        if np.isclose(got, edge_auroc(scores, true), atol=1e-6):
+            raise Wrong("you rank by size. Rank by the scores as they are given.")
+        if np.isclose(got, 1 - right, atol=1e-6):
+            raise Wrong("yours is the chance that a false edge is above a true one.")
+        if kind == "with ties":
+            raise Wrong("it is right where no two scores are equal. A tie counts half.")
+        raise Wrong("on sixty random scores it is off. Compare every true edge with every false one.")
+    return "0.5 is a ranking at random, 1 has every true edge above every false one."
+
+
+@exercise(
+    "7.2", "EAP by hand", "medium", "an array [head] of two or more scores: of a head's edge to the logits, layer by layer."
+)
+def _by_hand(answer: Any) -> str:
+    made, _, _ = _case("induction")
+    heads = [f"a{layer}.{head}" for layer in range(made.model.cfg.n_layers) for head in range(made.model.cfg.n_heads)]
+    right = np.array([_score(_scores("induction", "eap"), f"{head}->logits") for head in heads])
+    got = table(answer, (len(heads),), "head")
+    if np.allclose(got, right, atol=1e-3):
+        return "The logits are linear in what the last stream holds, so for these edges the estimate is exact."
+    if np.allclose(got, -right, atol=1e-3):
+        raise Wrong("the signs are turned round: clean minus corrupt, times the gradient.")
+    if np.allclose(got, right * N, atol=1e-2):
+        raise Wrong("you sum over the prompts; the mean is wanted.")
+    raise Wrong(f"{int((~np.isclose(got, right, atol=1e-3)).sum())} of {len(heads)} are off.")
+
+
+@exercise("7.3", "What has no slope", "easy", "a list of edges, as ['a0.0->a1.0<q>'].")
+def _flat(answer: Any) -> str:
+    truth = _case("induction")[0].edges["corrupt"]
+    given = names(answer, _edges("induction"), "edge of this model")
+    scores = _scores("induction", "eap")
+    missed = {edge for edge in truth if abs(_score(scores, edge)) < 1e-6}
+    for edge in sorted(given):
+        if edge not in truth:
+            raise Wrong(f"{edge} is not a true edge: nothing that differs between the prompts runs along it.")
+        if edge not in missed:
+            raise Wrong(f"{edge} is a true edge, and EAP sees it.")
+    if given != missed:
+        raise Wrong(f"{len(missed - given)} more true edges have the score 0.")
+    return "Each decides where a head looks. A saturated softmax has no slope, so its inputs have no gradient."
+
+
+@exercise("7.4", "What the pair cannot show", "medium", "a list of edges, as ['a0.0->a1.0<q>'].")
+def _shared(answer: Any) -> str:
+    made, _, _ = _case("induction")
+    given = names(answer, _edges("induction"), "edge of this model")
+    right = made.edges["zero"] - made.edges["corrupt"]
+    for edge in sorted(given):
+        if edge in made.edges["corrupt"]:
+            raise Wrong(f"{edge} carries a difference between the prompts: corrupt values do see it.")
+        if edge not in right:
+            raise Wrong(f"{edge} is not used at all: zeroing it changes nothing.")
+    if given != right:
+        raise Wrong(f"{len(right - given)} more edges are used and carry the same in both prompts.")
+    return "They read positions, and those are the same in both prompts. True edges are true for a kind of value."
+
+
+@exercise("7.5", "A circuit of your own", "hard", "a circuit, or a list of edges.")
+def _own(answer: Any) -> str:
+    made, _, _ = _case(*HIDDEN)
+    if isinstance(answer, Circuit):
+        answer = [str(edge) for edge in answer.edge_list]
+    elif isinstance(answer, Iterable) and not isinstance(answer, str):
+        answer = [str(edge) if isinstance(edge, Edge) else edge for edge in answer]
+    given = names(answer, _edges(*HIDDEN), "edge of this model")
+    truth = made.edges["corrupt"]
+    missing, false = len(truth - given), len(given - truth)
+    if missing or false:
+        raise Wrong(f"{missing} true edges are missing and {false} of yours are false.")
+    return f"All {len(truth)} edges, the backup's among them, which no single removal shows."
