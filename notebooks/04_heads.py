@@ -19,6 +19,7 @@
 my_prediction = ""
 
 # %%
+# %matplotlib inline
 import numpy as np
 import torch
 import xarray as xr
@@ -108,7 +109,7 @@ check("4.2", induction_score)
 # it works, the induction scores of layer 1 must fall when the previous-token head is ablated, and not when another head of layer 0 is.
 
 # %%
-previous = scores["induction"].sel(score="previous", layer=0).mean("example").argmax().item()
+previous = scores["induction"].sel(score="previous", layer=0).mean("example").values.argmax()
 keys = (some.clean.at("END"), some.clean.at("ITEM"))
 rows = torch.arange(len(some))
 for head in range(4):

@@ -57,7 +57,7 @@ def _previous(answer: Any) -> str:
     (name,) = given
     if scores[name] < max(scores.values()):
         raise Wrong(f"{name} pays {scores[name]:.0%} of its attention to the token before. Another one pays far more.")
-    return f"It pays {scores[name]:.0%} of its attention to the token before; no other head pays even half of its own."
+    return f"It pays {scores[name]:.0%} of its attention to the token before; no other head pays even half as much."
 
 
 def _drawn() -> list[tuple[torch.Tensor, torch.Tensor]]:
