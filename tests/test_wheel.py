@@ -19,6 +19,8 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for carried in (
         "_data/models/tiny/model.safetensors",
+        "_data/models/induction/config.json",
+        "_data/models/shortcut/tokenizer.json",
         "_circuits/README.md",
         "_circuits/reference/ioi.json",
         "render/circuit.js",

@@ -82,7 +82,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     message = (
-        "'someone/some-model' is not an embedded model (tiny) nor a local directory, and the Hugging Face Hub cannot be "
+        "'someone/some-model' is not an embedded model (induction, shortcut, tiny) nor a local directory, and the Hugging Face Hub cannot be "
         "reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, tokenizer.json) and "
         "pass its path, or use load_model('tiny')."
     )
@@ -92,7 +92,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("source", ["./nothing/here", "/no/such/dir", "~/x", ""])
 def test_a_directory_that_is_not_there_is_named(source: str):
-    with pytest.raises(ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: tiny.")):
+    with pytest.raises(ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: induction, shortcut, tiny.")):
         wb.load_model(source)
 
 

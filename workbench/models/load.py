@@ -5,6 +5,7 @@ own numerics (no weight folding), so that everything TransformerLens can do with
 """
 
 import hashlib
+import json
 import socket
 import struct
 import weakref
@@ -47,8 +48,8 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     """A `TransformerBridge` in eval mode.
 
     Args:
-        source: an embedded name ("tiny", or "tiny@1500" for a training step), a local Hugging Face directory, a Hub
-            name ("gpt2"), or a bridge, which is put into eval mode and, where asked, moved.
+        source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local Hugging Face
+            directory, a Hub name ("gpt2"), or a bridge, which is put into eval mode and, where asked, moved.
         device: where it runs; None picks a GPU if there is one (a bridge stays where it is).
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
@@ -85,11 +86,11 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     return model.eval()
 
 
-def native_model(name: str, *, weights: Mapping[str, torch.Tensor], **settings: Any) -> Any:
+def native_model(name: str, *, weights: Mapping[str, torch.Tensor], tokenizer: Any = None, **settings: Any) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 
     Args:
-        weights: by parameter name, as in `layers.0.attn.q.weight`; the norms' keep their ones and zeros.
+        weights: by parameter name, as in `layers.0.attn.q.weight`; norms that are not among them keep their ones and zeros.
         settings: of `TransformerBridgeConfig`.
     """
     from transformer_lens.config import TransformerBridgeConfig
@@ -97,9 +98,10 @@ def native_model(name: str, *, weights: Mapping[str, torch.Tensor], **settings: 
 
     boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
     with torch.random.fork_rng(devices=[]):
-        model = boot(TransformerBridgeConfig(seed=0, **settings)).eval()
+        model = boot(TransformerBridgeConfig(seed=0, **settings), tokenizer=tokenizer).eval()
     own = {key.replace("._original_component", ""): value for key, value in model.original_model.named_parameters()}
-    wrong = sorted(set(weights) ^ {key for key in own if not key.split(".")[-2].startswith("ln")})
+    norms = {key for key in own if key.split(".")[-2].startswith("ln")}
+    wrong = sorted((set(weights) - norms) ^ (set(own) - norms))
     if wrong:
         raise ModelError(f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many.")
     for key, value in weights.items():
@@ -211,6 +213,8 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        if _is_native(source):
+            return _native_from(Path(source)).to(device, dtype or torch.float32, print_details=False)
         weights = None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
         model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype or torch.float32, hf_model=weights)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, SafetensorError) as error:
@@ -223,6 +227,21 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
         if bars:
             logging.enable_progress_bar()
     return model
+
+
+def _is_native(source: str) -> bool:
+    """Whether it is the directory of a model of TransformerLens' own kind (`data/models/train_induction.py` writes such)."""
+    config = Path(source) / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
+
+
+def _native_from(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del settings["model_type"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return native_model(folder.name, weights=load_file(folder / "model.safetensors"), tokenizer=tokenizer, **settings)
 
 
 def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
@@ -284,5 +303,5 @@ def _check_reachable(source: str) -> None:
     raise ModelError(
         f"{source!r} is not an embedded model ({', '.join(zoo.names())}) nor a local directory, and the Hugging Face Hub "
         "cannot be reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, "
-        f"tokenizer.json) and pass its path, or use load_model({(zoo.names() or ['tiny'])[0]!r})."
+        "tokenizer.json) and pass its path, or use load_model('tiny')."
     )
