@@ -60,7 +60,7 @@ def test_an_edit_is_the_projection_done_by_hand(planted):
         assert float(found["effect"].sel(layer=1, edit=edit)) == pytest.approx(float(effect.mean()), abs=1e-6)
 
 
-def test_in_tiny_number_decodes_everywhere_and_is_used_where_it_is_read():
+def test_in_these_prompts_number_decodes_in_every_layer_and_is_used_in_the_last():
     model = wb.load_model("tiny")
     pairs = wb.load_task("agreement", model, n=40)
     stores = wb.capture_pairs(model, pairs, sites=["resid_post"])

@@ -474,3 +474,9 @@ def test_a_metric_says_which_vocabulary_rows_it_reads():
     assert rows is not None
     assert rows.tolist() == [0, 1, 3]
     assert wb.metric("nll").rows(pairs) is None
+
+
+def test_positions_do_not_count_from_the_end():
+    with pytest.raises(PromptError) as error:
+        Prompts.of([[0, 1, 2]]).at(-1)
+    assert str(error.value) == "Position -1: positions count from 0. The last token of every prompt is 'END' where it is named."

@@ -50,6 +50,15 @@ _TICK = 0.17
 """Inches that a tick label takes across its line."""
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself, whether or not a backend of pyplot is there."""
+
+    def _repr_png_(self) -> bytes:
+        made = io.BytesIO()
+        self.savefig(made, format="png", dpi=110)
+        return made.getvalue()
+
+
 def word(name: object) -> str:
     """What an axis or a variable is called in a figure."""
     return WORDS.get(str(name), visible(str(name).replace("_", " ")))

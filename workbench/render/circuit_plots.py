@@ -17,6 +17,7 @@ from workbench.render.canvas import (
     LEGEND,
     RED,
     SERIES,
+    Picture,
     light_grid,
     noted,
     plain_ticks,
@@ -73,7 +74,7 @@ def minimality(found: xr.Dataset, title: str | None = None) -> Figure:
 def stability(found: xr.Dataset, title: str | None = None) -> Figure:
     """How much circuits found on resampled prompts agree, and how many edges each of them has."""
     with styled():
-        figure = Figure(figsize=(6.8, 3.2), layout="constrained")
+        figure = Picture(figsize=(6.8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 2.4])
         jaccard = found["jaccard"].expand_dims(circuits=["resampled"])
         draw_bars(left, jaccard, found["low"].expand_dims("circuits"), found["high"].expand_dims("circuits"))
@@ -97,7 +98,7 @@ def comparison(found: Comparison, title: str | None = None) -> Figure:
     sides = [side for side in ("reader", "writer") if side in present] or ["reader"]
     heights = [max(1, present.count(side)) for side in sides]
     with styled():
-        figure = Figure(figsize=(7.2, 1.8 + 0.3 * max(3, len(frame))), layout="constrained")
+        figure = Picture(figsize=(7.2, 1.8 + 0.3 * max(3, len(frame))), layout="constrained")
         grid = figure.subplots(len(sides), 1, squeeze=False, sharex=True, height_ratios=heights)
         for axes, side in zip(grid[:, 0], sides, strict=True):
             part = pd.DataFrame(frame[frame["side"] == side])
@@ -127,7 +128,7 @@ def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
     alpha = float(found.attrs.get("alpha", 0.05))
     edges = _smallest(found)
     with styled():
-        figure = Figure(
+        figure = Picture(
             figsize=(7.2, 1.6 + 0.32 * len(names) + (0.9 + 0.19 * len(edges[0]) if edges else 0)), layout="constrained"
         )
         grid = figure.subplots(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.render.canvas import (
     GROUND,
+    Picture,
     axes_of,
     check_filled,
     label_axis,
@@ -68,7 +69,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
     width = min(14, max(4.2, 1.9 + columns * (0.34 if columns <= 30 else 0.14)))
     height = min(12, max(2.4, 1.2 + rows * (0.3 if rows <= 30 else 0.19)))
     with styled():
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, np.asarray(result.values, dtype=float), palette(result))
         label_cells(axes, result, labels, (width - 1.9, height - 1.2))
@@ -98,7 +99,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
     with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
-        figure = Figure(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
+        figure = Picture(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         image = None
         for i, axes in enumerate(grid.flat):
@@ -146,7 +147,7 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
     wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
     with styled():
-        figure = Figure(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
+        figure = Picture(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
         label_cells(axes, prob, labels, (width, height))
@@ -176,7 +177,7 @@ def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
     """Tables of numbers below each other, each with a name and coloured on its own from worst to best."""
     columns, rows = max(table.shape[1] for _, table, _ in parts), [table.shape[0] for _, table, _ in parts]
     with styled():
-        figure = Figure(figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained")
+        figure = Picture(figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained")
         grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[1 + 0.3 * n for n in rows])
         for axes, (name, table, best) in zip(grid[:, 0], parts, strict=True):
             values = table.to_numpy(dtype=float)

@@ -18,6 +18,7 @@ from workbench.render.canvas import (
     LEGEND,
     RED,
     SERIES,
+    Picture,
     axes_of,
     check_filled,
     label_axis,
@@ -72,7 +73,7 @@ def curve(
     lines = [dataset] if over is None else [dataset.isel({over: i}) for i in range(dataset.sizes[over])]
     labels = [""] if over is None else [legend_name(name) for name in names_of(dataset[y], over, None)[0]]
     with styled():
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        figure = Picture(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         if reference is not None:
             axes.axhline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -136,7 +137,7 @@ def bars(
     length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
     size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
     with styled():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Picture(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw_bars(axes, result, low, high, lying=lying)
         if reference is not None:

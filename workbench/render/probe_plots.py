@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
-from workbench.render.canvas import GREY, LEGEND, SERIES, SHADES, light_grid, set_heading, settled, styled
+from workbench.render.canvas import GREY, LEGEND, SERIES, SHADES, Picture, light_grid, set_heading, settled, styled
 from workbench.render.grids import MOST_PANELS
 from workbench.render.line_plots import draw_bars
 from workbench.render.view import visible
@@ -35,7 +35,7 @@ def probe_figure(results: xr.Dataset, baselines: xr.Dataset | None, concept: str
     if extra:
         raise WorkbenchError(f"A picture of probes is of one {', '.join(map(str, extra))}: select it first.")
     with styled():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Picture(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         _draw(axes, cell, None if baselines is None else baselines.sel(concept=concept), concept, measure)
         axes.set_title(visible(concept))
@@ -56,7 +56,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
     across = 1 if len(shown) == 1 else 2 if len(shown) < 7 else 3
     down = -(-len(shown) // across)
     with styled(axes_titlesize=9.5):
-        figure = Figure(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
+        figure = Picture(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         lines: dict[str, Any] = {}
         for axes, place in zip(grid.flat, shown, strict=False):
@@ -89,7 +89,7 @@ def causal_figure(found: xr.Dataset, *, title: str | None = None) -> Figure:
     layers = found["layer"].values
     facts = {name: found.attrs[name] for name in ("concept", "site", "position") if name in found.attrs}
     with styled(axes_titlesize=9.5):
-        figure = Figure(figsize=(1.9 + len(edits) * max(2.2, 0.5 * len(layers)), 3.2), layout="constrained")
+        figure = Picture(figsize=(1.9 + len(edits) * max(2.2, 0.5 * len(layers)), 3.2), layout="constrained")
         grid = figure.subplots(1, len(edits), squeeze=False, sharey=True)
         for axes, edit in zip(grid[0], edits, strict=True):
             cell = found.sel(edit=edit)

@@ -17,6 +17,7 @@ from workbench.render.canvas import (
     BLUE,
     GREY,
     SERIES,
+    Picture,
     label_axis,
     light_grid,
     plain_ticks,
@@ -292,7 +293,7 @@ def _assembled(panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *
     down = -(-n // across)
     small = {"axes_titlesize": 9, "axes_titleweight": "normal"} if n > 1 else {}
     with styled(xtick_labelsize=7.5, ytick_labelsize=7.5, **small):
-        figure = Figure(figsize=(max(4.4, 1.2 + across * (width + 0.7)), 1.1 + down * (height + 0.75)), layout="constrained")
+        figure = Picture(figsize=(max(4.4, 1.2 + across * (width + 0.7)), 1.1 + down * (height + 0.75)), layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         images = [(axes, panel.draw(axes), panel) for axes, panel in zip(grid, panels, strict=False)]
         images = [found for found in images if found[1] is not None]

@@ -97,6 +97,10 @@ class Prompts:
         """The position of that index or name in each example, -1 where it has none."""
         if isinstance(where, str) and where not in self.positions:
             raise UnknownName("named position", where, self.positions)
+        if isinstance(where, int) and where < 0:
+            raise PromptError(
+                f"Position {where}: positions count from 0. The last token of every prompt is 'END' where it is named."
+            )
         places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
         return places.where((places >= 0) & (places < self.lengths), -1)
 
