@@ -72,8 +72,8 @@ check("7.1", auroc)
 # For an edge into the logits the gradient is known without a backward pass: this model has no norms, so the logit difference is a product
 # of the last stream with the difference of two columns of `model.W_U` [d_model, vocab].
 #
-# **Exercise 7.2** (medium). Work out the EAP score of every head's edge to the logits, layer by layer: what the head writes at the last token
-# (`store["z", layer].at(-1)` [example, head, d_head], times `model.W_O[layer]` [head, d_head, d_model]), clean minus corrupt, times that
+# **Exercise 7.2** (medium). Work out the EAP score of every head's edge to the logits, layer by layer: what the head writes at the last token, 7
+# (`store["z", layer].at(7)` [example, head, d_head], times `model.W_O[layer]` [head, d_head, d_model]), clean minus corrupt, times that
 # direction, as a mean over the prompts.
 
 # %%
@@ -81,7 +81,7 @@ check("7.1", auroc)
 columns = model.W_U.T[prompts.answers[:, 0, 0]] - model.W_U.T[prompts.wrong[:, 0, 0]]
 by_hand = []
 for layer in range(model.cfg.n_layers):
-    moved = clean["z", layer].at(-1) - corrupt["z", layer].at(-1)
+    moved = clean["z", layer].at(7) - corrupt["z", layer].at(7)
     written = np.einsum("ehd,hdm->ehm", moved, model.W_O[layer].detach())
     by_hand.extend(np.einsum("ehm,em->h", written, columns.detach()) / len(prompts))
 # STUDENT

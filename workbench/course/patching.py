@@ -44,7 +44,7 @@ def gate(name: str) -> tuple[Any, PromptPairs]:
     sides = [
         Prompts.of([[words.index(word) for word in row] for row in rows], strings=rows, bos=True) for rows in (clean, corrupt)
     ]
-    return made.model, PromptPairs(*sides, made.answers[keep], made.wrong[keep], {"task": f"gate-{name}"})
+    return made.model, PromptPairs(sides[0], sides[1], made.answers[keep], made.wrong[keep], {"task": f"gate-{name}"})
 
 
 def _without(row: list[str], words: tuple[str, ...]) -> list[str]:
