@@ -206,12 +206,12 @@ def _report(answer: Any) -> str:
     if not isinstance(given, str | Path) or not Path(given).is_file():
         raise Wrong(f"report: there is no file {str(given)!r}.")
     page = Path(given).read_text(encoding="utf-8", errors="replace")
-    circuit, _, measured = _study(answer)
+    _, _, measured = _study(answer)
     headings = [re.sub("<[^>]*>", "", found).strip() for found in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)]
     missing = [name for name in SECTIONS if not any(name.lower() in heading.lower() for heading in headings)]
     if missing:
         raise Wrong(f"report: no section is called {', '.join(missing)}.")
-    if str(circuit.edge_list[0]) not in page.replace("&gt;", ">").replace("&lt;", "<") and "<svg" not in page:
+    if 'data-circuit="' not in page:
         raise Wrong("report: the circuit is not drawn.")
     text = re.sub("<[^>]*>", " ", re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)).replace("−", "-")
     for name in ("faithfulness", "low", "high"):
@@ -219,7 +219,7 @@ def _report(answer: Any) -> str:
         if not any(form in text for form in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):
             what = "the faithfulness" if name == "faithfulness" else "the end of its interval"
             raise Wrong(f"report: {what} on the held-out prompts ({name}) is not told, to two digits.")
-    limits = text[text.rindex("Limits") :].split()
-    if len(limits) < 20:
+    limits = re.search(r"<h2>[^<]*Limits.*?</h2>(.*?)</section>", page, re.DOTALL | re.IGNORECASE)
+    if limits is None or len(re.sub("<[^>]*>", " ", limits[1]).split()) < 20:
         raise Wrong("report: under Limits there are only a few words. What would change your mind?")
     return "Give the page to somebody who has not seen the notebook, and ask what they believe now."
