@@ -75,7 +75,7 @@ assert (accuracy.sel(control="none", k=16) == 1).all()
 wb.plot(probes)
 
 # %% [markdown]
-# That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random features, each with the range
+# That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random features (16 of them), each with the range
 # of its ten draws.
 #
 # **Exercise 9.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k? Give chosen minus the mean of

@@ -1,0 +1,225 @@
+"""Checkers of lesson 11: the rubric of a study, measured again from its prompts and its circuit."""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.course import bench
+from workbench.course.exercises import Wrong, exercise, names, number
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.evaluation import evaluate
+from workbench.engine.capture import capture_pairs
+from workbench.engine.edits import Value, from_store, zero
+from workbench.errors import WorkbenchError
+from workbench.graph import Graph
+from workbench.sites import Shape
+from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.registry import TASKS
+
+LEAST, MOST = 24, 200
+"""Pairs of a set."""
+SMALL = 0.05
+"""Largest circuit, as a share of the model's edges."""
+FAITHFUL = 0.8
+MISSED = 0.1
+"""Faithfulness that a needed component costs when it goes."""
+SECTIONS = ("Question", "Prompts", "Circuit", "Controls", "Limits")
+
+
+@lru_cache(maxsize=4)
+def _other(pairs: PromptPairs) -> Value:
+    """What the corrupt run of these prompts holds."""
+    return from_store(capture_pairs(bench.model(), pairs, progress=False)[1])
+
+
+@lru_cache(maxsize=16)
+def _measured(circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, checks: tuple[str, ...] = ()) -> xr.Dataset:
+    """Of the course's own: circuits on prompts."""
+    try:
+        chosen = zero() if value == "zero" else _other(pairs)
+        return evaluate(list(circuits), bench.model(), pairs, value=chosen, checks=checks, progress=False)
+    except (WorkbenchError, IndexError, RuntimeError) as error:
+        raise Wrong(f"this cannot be measured on tiny: {error}") from error
+
+
+def _given(answer: Any, *keys: str) -> list[Any]:
+    if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
+        raise Wrong(f"a dict with the keys {', '.join(keys)} is wanted.")
+    return [answer[key] for key in keys]
+
+
+def _pairs(answer: Any, name: str) -> PromptPairs:
+    if not isinstance(answer, PromptPairs):
+        raise Wrong(f"{name}: PromptPairs are wanted (PromptPairs.from_csv, from_dataframe), not {type(answer).__name__}.")
+    if not LEAST <= len(answer) <= MOST:
+        raise Wrong(f"{name}: {LEAST} to {MOST} pairs are wanted, and there are {len(answer)}.")
+    return answer
+
+
+def _study(answer: Any) -> tuple[Circuit, PromptPairs, xr.Dataset]:
+    """The circuit, the held-out prompts, and the one on the other."""
+    circuit, heldout = _given(answer, "circuit", "heldout")
+    if not isinstance(circuit, Circuit):
+        raise Wrong(f"circuit: a Circuit is wanted (find_circuit, acdc, learn_circuit), not {type(circuit).__name__}.")
+    if circuit.graph != Graph(Shape.of(bench.model())):
+        raise Wrong("circuit: its graph is not the plain one of tiny. One with positions or neurons has .collapsed.")
+    heldout = _pairs(heldout, "heldout")
+    return circuit, heldout, _measured((circuit,), heldout, "corrupt")
+
+
+def _close(given: Any, right: float, tolerance: float) -> bool:
+    return abs(number(given) - right) <= tolerance
+
+
+@exercise("11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.')
+def _prompts(answer: Any) -> str:
+    sets = {
+        name: _pairs(given, name) for name, given in zip(("found", "heldout"), _given(answer, "found", "heldout"), strict=True)
+    }
+    shared = set.intersection(*({*pairs.clean.ids, *pairs.corrupt.ids} for pairs in sets.values()))
+    if shared:
+        raise Wrong(f"{len(shared)} prompts are in both sets, clean or corrupt. PromptPairs.split keeps them apart.")
+    for name, pairs in sets.items():
+        if pairs.provenance.get("task") in TASKS:
+            raise Wrong(f"{name}: these are the prompts of the task {pairs.provenance['task']!r}. Write some of your own.")
+        if not pairs.equal_lengths:
+            raise Wrong(f"{name}: in some pairs clean and corrupt differ in length, so that no circuit can be run.")
+        if len(set(pairs.clean.ids)) < len(pairs):
+            raise Wrong(f"{name}: some clean prompts are there twice.")
+        counts = np.unique(pairs.answers[:, 0, 0].numpy(), return_counts=True)[1]
+        if counts.max() > 0.7 * len(pairs):
+            raise Wrong(
+                f"{name}: one word is right in {counts.max() / len(pairs):.0%} of the pairs. A model that always says it would pass."
+            )
+        changed = (pairs.clean.tokens != pairs.corrupt.tokens).sum(1) / pairs.clean.lengths
+        if changed.mean() > 1 / 3:
+            raise Wrong(f"{name}: the corrupt prompts change {changed.mean():.0%} of the tokens; what made the difference then?")
+        found = _measured((Circuit.empty(bench.model()),), pairs, "corrupt")
+        right = float((found["m_full"] > 0).mean())
+        if right < 0.9:
+            raise Wrong(
+                f"{name}: tiny prefers the right answer in {right:.0%} of the pairs. There is no behaviour to explain yet."
+            )
+        if float(found["m_empty"].mean()) > 0.5 * float(found["m_full"].mean()):
+            raise Wrong(
+                f"{name}: the corrupt prompts keep more than half of the logit difference. Change what the answer hangs on."
+            )
+    return f"{len(sets['found'])} pairs to look at and {len(sets['heldout'])} to judge by."
+
+
+@exercise(
+    "11.2",
+    "Circuit and score",
+    "medium",
+    '{"circuit", "heldout", "faithfulness", "low", "high"}: three numbers on held-out prompts.',
+)
+def _score(answer: Any) -> str:
+    given = [number(value) for value in _given(answer, "faithfulness", "low", "high")]
+    circuit, heldout, measured = _study(answer)
+    seen = np.mean([prompt in circuit.prompt_ids for prompt in heldout.clean.ids])
+    if seen:
+        raise Wrong(f"the circuit was found on {seen:.0%} of the held-out prompts, so nothing is held out.")
+    share = circuit.n_edges / circuit.graph.n_edges
+    if share > SMALL:
+        raise Wrong(f"the circuit has {share:.0%} of all edges; at most {SMALL:.0%} make an explanation here.")
+    score, low, high = (float(measured[name][0]) for name in ("faithfulness", "low", "high"))
+    if score < FAITHFUL:
+        raise Wrong(
+            f"on the held-out prompts the circuit keeps less than {FAITHFUL:.0%} of the behaviour. More edges, or better ones?"
+        )
+    if _close(given[0], 100 * score, 1):
+        raise Wrong("the score is in percent; 1 is the whole behaviour.")
+    if not _close(given[0], score, 0.01):
+        raise Wrong(
+            f"measured again with this circuit and these prompts, faithfulness is not {given[0]:.3g}. Held-out prompts, corrupt values?"
+        )
+    if not given[1] <= given[0] <= given[2]:
+        raise Wrong("the score is not between low and high.")
+    if given[1] == given[2]:
+        raise Wrong("an interval without width says that another sample of prompts would give the same number.")
+    if not (_close(given[1], low, 0.03) and _close(given[2], high, 0.03)):
+        raise Wrong("the interval is not the 95 % bootstrap interval over the held-out prompts.")
+    return f"{circuit.n_edges} edges, and {len(heldout)} prompts that had no say in them."
+
+
+@exercise("11.3", "Controls", "medium", '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.')
+def _controls(answer: Any) -> str:
+    given = {
+        name: number(value)
+        for name, value in zip(("random", "complement", "zero"), _given(answer, "random", "complement", "zero"), strict=True)
+    }
+    circuit, heldout, measured = _study(answer)
+    score = float(measured["faithfulness"][0])
+    checked = _measured((circuit,), heldout, "corrupt", ("random", "complement"))
+    right = {"random": float(checked["random"][0]), "complement": float(checked["complement"][0])}
+    right["zero"] = float(_measured((circuit,), heldout, "zero")["faithfulness"][0])
+    said = {
+        "random": "the mean faithfulness of random circuits with as many edges",
+        "complement": "the faithfulness of all edges but the circuit's",
+        "zero": "the circuit's faithfulness when what is left out is set to zero",
+    }
+    for name, tolerance in (("random", 0.1), ("complement", 0.02), ("zero", 0.02)):
+        if not _close(given[name], right[name], tolerance):
+            same = " That is the circuit's own score, with corrupt values." if _close(given[name], score, 0.02) else ""
+            raise Wrong(
+                f"{name}: wanted is {said[name]}, measured on the held-out prompts, and it is not {given[name]:.3g}.{same}"
+            )
+    if right["random"] > score - 0.2:
+        raise Wrong("random circuits do nearly as well as yours: the score says nothing about these edges.")
+    agree = "agree" if abs(right["zero"] - score) < 0.2 else "disagree: say in your report what that means"
+    return f"Zero and corrupt values {agree}."
+
+
+@exercise("11.4", "What is needed", "hard", '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].')
+def _needed(answer: Any) -> str:
+    (given,) = _given(answer, "needed")
+    circuit, _, measured = _study(answer)
+    members = [name for name in circuit.nodes if name not in ("input", "logits")]
+    if not members:
+        raise Wrong("the circuit has no head and no MLP.")
+    chosen = names(given, members, "head or MLP of the circuit")
+    without = tuple(_without(circuit, name) for name in members)
+    lost = float(measured["faithfulness"][0]) - _measured(without, answer["heldout"], "corrupt")["faithfulness"].values
+    for name, cost in zip(members, lost, strict=True):
+        if name in chosen and cost < MISSED - 0.01:
+            raise Wrong(f"without {name} the circuit's faithfulness falls by {cost:.2f} only.")
+    left = sum(cost > MISSED + 0.01 and name not in chosen for name, cost in zip(members, lost, strict=True))
+    if left:
+        raise Wrong(f"{left} more cost {MISSED} or more when they go.")
+    return f"{len(chosen)} of {len(members)} components; the others help little by themselves."
+
+
+def _without(circuit: Circuit, name: str) -> Circuit:
+    """The circuit without a component, whose edges then carry corrupt values."""
+    keep = [edge for edge in map(str, circuit.edge_list) if name not in re.split("->|<", edge)]
+    return Circuit.of(circuit.graph, keep)
+
+
+@exercise("11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.')
+def _report(answer: Any) -> str:
+    (given,) = _given(answer, "report")
+    if not isinstance(given, str | Path) or not Path(given).is_file():
+        raise Wrong(f"report: there is no file {str(given)!r}.")
+    page = Path(given).read_text(encoding="utf-8", errors="replace")
+    _, _, measured = _study(answer)
+    headings = [re.sub("<[^>]*>", "", found).strip() for found in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)]
+    missing = [name for name in SECTIONS if not any(name.lower() in heading.lower() for heading in headings)]
+    if missing:
+        raise Wrong(f"report: no section is called {', '.join(missing)}.")
+    if 'data-circuit="' not in page:
+        raise Wrong("report: the circuit is not drawn.")
+    text = re.sub("<[^>]*>", " ", re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)).replace("−", "-")
+    for name in ("faithfulness", "low", "high"):
+        value = float(measured[name][0])
+        if not any(form in text for form in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):
+            what = "the faithfulness" if name == "faithfulness" else "the end of its interval"
+            raise Wrong(f"report: {what} on the held-out prompts ({name}) is not told, to two digits.")
+    limits = re.search(r"<h2>[^<]*Limits.*?</h2>(.*?)</section>", page, re.DOTALL | re.IGNORECASE)
+    if limits is None or len(re.sub("<[^>]*>", " ", limits[1]).split()) < 20:
+        raise Wrong("report: under Limits there are only a few words. What would change your mind?")
+    return "Give the page to somebody who has not seen the notebook, and ask what they believe now."
