@@ -19,7 +19,6 @@
 my_prediction = ""
 
 # %%
-# %matplotlib inline
 import numpy as np
 import torch
 import xarray as xr

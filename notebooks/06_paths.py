@@ -24,7 +24,6 @@
 my_prediction = ""
 
 # %%
-# %matplotlib inline
 import numpy as np
 import torch
 

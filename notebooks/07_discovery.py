@@ -22,7 +22,6 @@
 my_prediction = ""
 
 # %%
-# %matplotlib inline
 import numpy as np
 import pandas as pd
 

@@ -18,7 +18,6 @@
 my_prediction = ""
 
 # %%
-# %matplotlib inline
 import numpy as np
 import torch
 

@@ -17,7 +17,6 @@
 my_prediction = ""
 
 # %%
-# %matplotlib inline
 import numpy as np
 import torch
 import xarray as xr

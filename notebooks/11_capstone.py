@@ -23,7 +23,6 @@
 # alone. The solutions study the first: *after two distractors, does the verb still follow the first noun, and through which components?*
 
 # %%
-# %matplotlib inline
 import random
 import tempfile
 from pathlib import Path
