@@ -200,12 +200,15 @@ others = np.flatnonzero(distance != 12)[:64]
 elsewhere = {
     name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
 }
-table = [[wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example").values for where in (at_own, elsewhere)]
-         for name in at_own]  # fmt: skip
-coords = {"model": list(at_own), "distance": ["12", "other"], "layer": [0, 1], "head": range(4)}
-picture = xr.DataArray(np.array(table), dims=list(coords), coords=coords, name="induction score")
-assert picture.sel(model="induction").max(("layer", "head")).min() > 0.9
-assert picture.sel(model="shortcut", distance="other").max() < 0.3
+panel_of = {
+    f"{short}, {at}": wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example")
+    for name, short in (("induction", "ind."), ("shortcut", "short."))
+    for at, where in (("12", at_own), ("other", elsewhere))
+}
+picture = xr.concat([*panel_of.values()], dim="at").assign_coords({"at": list(panel_of)}).rename("induction score")
+best_of = dict(zip(panel_of, picture.max(("layer", "head")).values, strict=True))
+assert min(best_of["ind., 12"], best_of["ind., other"], best_of["short., 12"]) > 0.9
+assert best_of["short., other"] < 0.3
 wb.plot(picture)
 
 # %% [markdown]
