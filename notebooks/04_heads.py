@@ -200,16 +200,13 @@ others = np.flatnonzero(distance != 12)[:64]
 elsewhere = {
     name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
 }
-panel_of = {
-    f"{short}, {at}": wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example")
-    for name, short in (("induction", "ind."), ("shortcut", "short."))
-    for at, where in (("12", at_own), ("other", elsewhere))
-}
-picture = xr.concat([*panel_of.values()], dim="at").assign_coords({"at": list(panel_of)}).rename("induction score")
-best_of = dict(zip(panel_of, picture.max(("layer", "head")).values, strict=True))
-assert min(best_of["ind., 12"], best_of["ind., other"], best_of["short., 12"]) > 0.9
-assert best_of["short., other"] < 0.3
-wb.plot(picture)
+for name in at_own:
+    both = [wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example") for where in (at_own, elsewhere)]
+    picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"]).rename("induction score")
+    display(wb.plot(picture, title=f"{name}, d: distance"))
+    best_at = dict(zip(("12", "other"), picture.max(("layer", "head")).values, strict=True))
+    assert best_at["12"] > 0.9
+    assert best_at["other"] > 0.9 if name == "induction" else best_at["other"] < 0.3
 
 # %% [markdown]
 # **Exercise 4.5** (hard). Another test keeps the distance. Write a function that changes *one* word of a prompt of distance 12 (a list of
