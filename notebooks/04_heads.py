@@ -199,13 +199,13 @@ others = np.flatnonzero(distance != 12)[:64]
 elsewhere = {
     name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
 }
-table = [[wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example").values for where in (at_own, elsewhere)]
-         for name in at_own]  # fmt: skip
-coords = {"model": list(at_own), "distance": ["12", "other"], "layer": [0, 1], "head": range(4)}
-picture = xr.DataArray(np.array(table), dims=list(coords), coords=coords, name="induction score")
-assert picture.sel(model="induction").max(("layer", "head")).min() > 0.9
-assert picture.sel(model="shortcut", distance="other").max() < 0.3
-wb.plot(picture)
+for name in at_own:
+    both = [wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example") for where in (at_own, elsewhere)]
+    picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"]).rename("induction score")
+    display(wb.plot(picture, title=f"{name}, d: distance"))
+    best_at = dict(zip(("12", "other"), picture.max(("layer", "head")).values, strict=True))
+    assert best_at["12"] > 0.9
+    assert best_at["other"] > 0.9 if name == "induction" else best_at["other"] < 0.3
 
 # %% [markdown]
 # **Exercise 4.5** (hard). Another test keeps the distance. Write a function that changes *one* word of a prompt of distance 12 (a list of

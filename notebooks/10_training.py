@@ -120,7 +120,7 @@ def circuit_of(model, pairs=few):
     return wb.find_circuit(scores, n_edges=40), scores
 
 
-circuit, _ = circuit_of(final)
+circuit, scores_after = circuit_of(final)
 heldout = wb.load_task("induction", final, n=32, split="heldout")
 circuit
 
@@ -157,7 +157,6 @@ check("10.3", overlap)
 
 # %%
 before, scores_before = circuit_of(models[1850])
-_, scores_after = circuit_of(final)
 print("heads at 1850:", *(f"a{layer}.{head}" for layer, head in before.heads))
 print("heads at the end:", *(f"a{layer}.{head}" for layer, head in circuit.heads))
 sums = [float(scores.values[circuit.edges].sum()) for scores in (scores_before, scores_after)]

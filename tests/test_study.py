@@ -135,7 +135,10 @@ def test_own_prompts_from_a_csv(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["discover", "ioi", "--model", "tinny/x/y"], "There is no model directory 'tinny/x/y'. Embedded models: induction, shortcut, tiny."),
+        (
+            ["discover", "ioi", "--model", "tinny/x/y"],
+            "There is no model directory 'tinny/x/y'. Embedded models: induction, shortcut, tiny.",
+        ),
         (
             ["discover", "io"],
             "There is no task 'io'. Did you mean 'ioi'? Known: agreement, binding, capitals, greater_than, induction, ioi, pronoun.",

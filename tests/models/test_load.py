@@ -92,7 +92,9 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("source", ["./nothing/here", "/no/such/dir", "~/x", ""])
 def test_a_directory_that_is_not_there_is_named(source: str):
-    with pytest.raises(ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: induction, shortcut, tiny.")):
+    with pytest.raises(
+        ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: induction, shortcut, tiny.")
+    ):
         wb.load_model(source)
 
 
