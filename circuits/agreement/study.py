@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from workbench.studied import Bench, Prediction, Role, Study, main
+from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied_pages import main
 
 
 def tests(bench: Bench) -> list[Prediction]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench.studied import Bench, Prediction, Role, Study, layer_of, main
+from workbench.studied import Bench, Prediction, Role, Study, layer_of
+from workbench.studied_pages import main
 
 
 def asked(bench: Bench, *, owner: bool, thing: bool) -> np.ndarray:
@@ -64,8 +65,8 @@ def tests(bench: Bench) -> list[Prediction]:
         found.append(
             Prediction(
                 f"{name} exchanged",
-                f"{name} looks from a colour at its owner (at least 0.3, below the movers) and tells the movers' keys: outputs exchanged "
-                "between the two colours do what moving the attention by hand does.",
+                "Heads below the movers that look from a colour at its owner (at least 0.3) tell the movers' keys: their outputs "
+                "exchanged between the two colours do what moving the attention by hand does.",
                 predicted=float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean()),
                 edit=lambda: bench.change(bench.exchanged("z", tellers, "COLOUR", "OTHER")),
             )

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from workbench.engine.edits import from_store
-from workbench.studied import Bench, Prediction, Role, Study, main
+from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied_pages import main
 
 
 def tests(bench: Bench) -> list[Prediction]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studied import Bench, Prediction, Role, Study, main
+from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied_pages import main
 from workbench.tasks.pairs import PromptPairs
 
 
@@ -38,7 +39,7 @@ def tests(bench: Bench) -> list[Prediction]:
             found.append(
                 Prediction(
                     f"{name} readers at END only",
-                    f"{' '.join(group)} act at END, where the answer is due: swapped there alone, the output does what it does swapped everywhere.",
+                    f"{' '.join(group)}: acting at END, where the answer is due; swapped there alone, outputs do what they do swapped everywhere.",
                     predicted=float(bench.swapped([f"z[{head[1:]}]" for head in group]).mean()),
                     edit=lambda group=group: bench.swapped([f"z[{head[1:]}]@END" for head in group]),
                 )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.studied import Bench, Prediction, Role, Study, layer_of, main
+from workbench.studied import Bench, Prediction, Role, Study, layer_of
+from workbench.studied_pages import main
 
 FIRST = 1
 """Position of the list's first word, which is never the one to copy nor the one before it."""
@@ -41,8 +42,8 @@ def tests(bench: Bench) -> list[Prediction]:
         found.append(
             Prediction(
                 f"{name} exchanged",
-                f"{name} looks at the token before (score at least 0.5, below the copiers) and tells their keys: its outputs exchanged "
-                "between the two places do what moving the attention by hand does.",
+                "Heads below the copiers that look at the token before (score at least 0.5) tell the copiers' keys: their outputs "
+                "exchanged between the two places do what moving the attention by hand does.",
                 predicted=moved,
                 edit=lambda: bench.change(bench.exchanged("z", pointers, FIRST, "ITEM")),
             )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studied import Bench, Prediction, Role, Study, main
+from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied_pages import main
 from workbench.tasks.grammar import FEMALE
 from workbench.tasks.pairs import PromptPairs, Prompts
 
