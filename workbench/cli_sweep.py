@@ -51,12 +51,12 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "sites": (_together, "z is every head, resid_pre@each each position, z[1.2], z[1.2]+z[2.0] both together."),
     "senders": (_names, "Of paths."),
     "receivers": (_names, "Of paths."),
-    "circuits": (_names, "Circuit files or published circuits."),
+    "circuits": (_names, "Circuit files."),
     "methods": (_names, "Methods that find circuits (workbench ls methods)."),
     "n-edges": (_numbers(int), "Sizes of circuits."),
     "strengths": (_numbers(float), "Of steering."),
     "values": (_names, "zero, mean, resample, constant:X, optimal, other, scale:X."),
-    "metrics": (_names, "By default the task's."),
+    "metrics": (_names, "By default the task's; MODULE:FUNCTION of a module that is installed or lies here."),
     "seeds": (_numbers(int), "Of prompts, and of resample."),
     "base": (str, "Which run is edited: clean or corrupt."),
 }
@@ -116,6 +116,8 @@ def _run(spec: Any, out: Path, as_json: bool, dry_run: bool = False, **options: 
     from workbench.sweeps.runner import run_sweep
 
     command = shlex.join(["workbench", *sys.argv[1:]])
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that nothing here hides an installed module
     found = run_sweep(spec, out=out, dry_run=dry_run, progress=sys.stderr.isatty() and not as_json, command=command, **options)
     if dry_run:
         typer.echo(json.dumps(asdict(found), default=str) if as_json else str(found))

@@ -102,8 +102,10 @@ class Sweep:
 
     @property
     def _tile(self) -> int:
-        most = 2**22 if self.decoder.device.type == "cpu" else 2**25  # what stays in a processor's cache is faster
-        return max(2**16, min(most, self.runs.memory // 8))
+        # A tile that a processor's cache holds is faster, unless it is small beside the weights that every tile reads again.
+        shape, item = self.decoder.shape, self.decoder.embed.element_size()
+        cached = max(2**22, 4 * shape.d_model * shape.d_mlp * item) if self.decoder.device.type == "cpu" else 2**25
+        return max(2**16, min(2**25, cached, self.runs.memory // 8))
 
     @property
     def _kept(self) -> int:

@@ -77,7 +77,7 @@ def optimal(
     runs.check()
     target = runs.measured.detach()
     unique = [*dict.fromkeys(sites)]
-    store = capture(model, runs.prompts, sites=sorted({f"{s.kind}[{s.layer}]" for s in unique}), progress=False)
+    store = capture(model, runs.prompts, sites=sorted({Site(*site.key) for site in unique}, key=str), progress=False)
     means, fitted = mean(store).bind(model, runs.prompts), dict[Site, Value]()
     for first in range(0, len(unique), copies):
         part = unique[first : first + copies]

@@ -77,7 +77,7 @@ class _Bench:
             return {"constant": constant, "scale": scale}[name](float(number))
         if name == "zero":
             return zero()
-        own, other = self.lab.stores(self.setting)
+        own, other = self.lab.stores(self.setting, sites)
         return {
             "mean": lambda: mean(own),
             "resample": lambda: resample(own, self.setting.seed),
@@ -144,11 +144,12 @@ def _effects(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
 def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     """The mean difference of the two runs at a place, in multiples, added to the run that is edited."""
     prompts, shape = bench.pairs.side(bench.setting.base), Shape.of(bench.model)
-    here, there = (mean(store).bind(bench.model, prompts) for store in bench.lab.stores(bench.setting))
     asked: dict[float, dict[Job, tuple[Site, ...]]] = {}
     for job in jobs:
         text, _, strength = job.what.rpartition("*")
         asked.setdefault(float(strength), {})[job] = _together(text)
+    sites = [site for elements in asked.values() for element in elements.values() for site in element]
+    here, there = (mean(store).bind(bench.model, prompts) for store in bench.lab.stores(bench.setting, sites))
     rows: dict[Job, Row] = {}
     for strength, elements in asked.items():
         way = {}

@@ -13,20 +13,20 @@ from typing import Any
 import xxhash
 
 from workbench.discovery.methods import METHODS
-from workbench.engine.capture import capture_pairs
+from workbench.engine.capture import PAIR_KINDS, capture_pairs
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
 from workbench.methods.paths import senders_named
 from workbench.models.load import load_model, model_fingerprint
 from workbench.models.planted import planted
 from workbench.results import versions
-from workbench.sites import KINDS, Shape, Site, grid
+from workbench.sites import KINDS, Position, Shape, Site, grid
 from workbench.stores.store import ActivationStore
 from workbench.sweeps.places import JOIN
 from workbench.sweeps.spec import SweepSpec, Task
 from workbench.tasks.metrics import Metric
 from workbench.tasks.metrics import metric as as_metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.tasks.pairs import PromptPairs, Prompts
 from workbench.tasks.planted import planted_pairs
 from workbench.tasks.registry import load_task
 
@@ -86,11 +86,15 @@ class Lab:
         about = (setting.model, setting.checkpoint, setting.task, setting.split, setting.variant, setting.n, setting.seed)
         return self._latest(f"{setting.split} pairs", about, lambda: self._read(setting, self.model(setting)))
 
-    def stores(self, setting: Setting) -> tuple[ActivationStore, ActivationStore]:
-        """(the edited run's, the other run's) activations."""
+    def stores(self, setting: Setting, sites: Sequence[Site] = ()) -> tuple[ActivationStore, ActivationStore]:
+        """(the edited run's, the other run's) activations; those of `sites` alone where one is of a kind seldom kept."""
         pairs = self.pairs(setting)
+        seldom = any(site.kind not in PAIR_KINDS for site in sites)
+        keys = sorted({Site(*site.key) for site in sites}, key=str) if seldom else None
         clean, corrupt = self._latest(
-            f"{setting.split} stores", pairs.fingerprint, lambda: capture_pairs(self.model(setting), pairs, progress=False)
+            f"{setting.split} stores",
+            (pairs.fingerprint, keys),
+            lambda: capture_pairs(self.model(setting), pairs, sites=keys, progress=False),
         )
         return (clean, corrupt) if setting.base == "clean" else (corrupt, clean)
 
@@ -130,6 +134,8 @@ class Plan:
 def plan(spec: SweepSpec, lab: Lab) -> Plan:
     """Every job of a spec. Models and prompts are loaded, since what a job depends on is part of its key.
 
+    A path whose sender comes after its receiver is no job.
+
     Raises:
         SweepError: there is nothing to do, or a metric or circuit file that is not there.
         UnknownName, SiteError, ...: as loading the models and tasks raises them.
@@ -157,7 +163,7 @@ def metric_of(name: str, pairs: PromptPairs) -> Metric:
     module, _, function = name.partition(":")
     try:
         return as_metric(getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is run, and may raise anything
         raise SweepError(
             f"The metric {name!r} cannot be found: {error}. Write MODULE:FUNCTION of a module that can be imported from here."
         ) from error
@@ -172,6 +178,11 @@ def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:
     for model in spec.models:
         for step in spec.checkpoints or (None,):
             for task in spec.tasks:
+                if _planted_name(model) and (task.name != "planted" or task.variant or step is not None):
+                    raise SweepError(
+                        f"The model {model!r} brings its own prompts and has no checkpoints: write tasks: [planted], without "
+                        "variant and checkpoints."
+                    )
                 for seed in spec.seeds:
                     first = _setting(spec, model, step, task, seed, "", spec.values[0])
                     for metric in spec.metrics or (lab.pairs(first).metric,):
@@ -211,17 +222,29 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
 
 def elements_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
     """The places that an entry of `sites` stands for: one, several edited together, or all of a kind."""
-    if not isinstance(entry, str):
-        return [JOIN.join(str(Site.parse(text).check(shape)) for text in entry)]
-    if "[" in entry or JOIN in entry:
-        return [JOIN.join(str(Site.parse(text).check(shape)) for text in entry.split(JOIN))]
-    kind, _, place = entry.partition("@")
-    if kind not in KINDS:
+    prompts = pairs.side(base)
+    if not isinstance(entry, str) or "[" in entry or JOIN in entry:
+        sites = [Site.parse(text).check(shape) for text in (entry.split(JOIN) if isinstance(entry, str) else entry)]
+        for site in sites:
+            _check_place(site.pos, entry, prompts)
+        return [JOIN.join(map(str, sites))]
+    kind, at, place = entry.partition("@")
+    if kind not in KINDS or (at and not place):
         Site.parse(entry)
     pos: Any = "all" if not place else [int(place) if place.isdigit() else place]
     if place == "each":
-        pos = list(range(int(pairs.side(base).lengths.max())))
+        pos = list(range(int(prompts.lengths.max())))
+    elif place:
+        _check_place(pos[0], entry, prompts)
     return [str(site) for site in grid(kind, shape, pos=pos)]
+
+
+def _check_place(pos: Position | None, entry: Any, prompts: Prompts) -> None:
+    """Raise unless some prompt has that position."""
+    if pos is not None and bool((prompts.at(pos) < 0).all()):
+        raise SweepError(
+            f"The site {_text(entry)!r}: no prompt has that position; the longest has {int(prompts.lengths.max())} tokens."
+        )
 
 
 def _text(entry: str | Sequence[str]) -> str:
@@ -233,11 +256,14 @@ def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
     for name in spec.senders:
         named = senders_named(name, shape)
         senders += [name] if named == name else list(map(str, named))
-    for sender in senders:
-        writer(sender, shape)
-    for reader in spec.receivers:
-        readers(reader, shape)
-    return [f"{sender}->{reader}" for sender in senders for reader in spec.receivers]
+    writers = {sender: writer(sender, shape) for sender in senders}
+    read = {receiver: readers(receiver, shape) for receiver in spec.receivers}
+    return [
+        f"{sender}->{receiver}"
+        for sender in senders
+        for receiver in spec.receivers
+        if any(writers[sender].reaches(reader) for reader in read[receiver])
+    ]
 
 
 def _hashed(setting: Setting, model: str, data: str) -> Any:

@@ -19,6 +19,7 @@ from workbench.errors import OutputExists, SweepError
 from workbench.files import whole
 from workbench.sweeps.spec import SweepSpec, read_spec
 
+FLAGS = ("study", "model", "checkpoint", "task", "split", "variant", "n", "seed", "base", "metric", "value", "what")
 SPEC, LOG, TABLE, LOCK = "spec.json", "jobs.jsonl", "rows.parquet", "sweep.lock"
 MEASURED = ("done", "nan")
 STATUSES = (*MEASURED, "failed", "memory")
@@ -53,7 +54,19 @@ def _record(line: bytes) -> dict[str, Any]:
     found = json.loads(line.decode())
     if not isinstance(found, dict) or not isinstance(found.get("job"), str) or found.get("status") not in STATUSES:
         raise ValueError(f"it is no object with a job and a status ({', '.join(STATUSES)})")
+    for name in ("values", "m_base"):
+        if not _numbers(found.get(name, [])):
+            raise ValueError(f"{name!r} is no list of numbers")
+    for flag in FLAGS:
+        if not isinstance(found.get(flag), int | None if flag in ("checkpoint", "n", "seed") else str | None):
+            raise ValueError(f"{flag!r} is {found[flag]!r}")
+    if not isinstance(found.get("extra", {}), dict):
+        raise ValueError("'extra' is no object")
     return found
+
+
+def _numbers(found: Any) -> bool:
+    return isinstance(found, list) and set(map(type, found)) <= {int, float, type(None)}
 
 
 def last_tries(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -89,17 +102,25 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     return header
 
 
+def claim(folder: Path) -> None:
+    """Make the folder. Raises `OutputExists` where it is a file, or holds other things."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = [path.name for path in folder.iterdir()]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {why}. Choose another with --out.") from error
+    others = [name for name in held if not name.startswith((SPEC, LOCK))]  # of a runner that has just begun, or was killed then
+    if others and SPEC not in held:
+        raise OutputExists(f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder.")
+
+
 def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bool) -> None:
-    """Make the folder, or check that it holds this sweep.
+    """Write the spec into a folder that this process has locked, or check that it is there.
 
     Raises:
         SweepError: it holds another one, and `extend` is not set; the message says what differs.
-        OutputExists: it is a file, or holds other things.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {error.strerror}. Choose another with --out.") from error
     if (folder / SPEC).exists():
         header = read_header(folder)
         before, now = read_spec(header["spec"]).to_dict(), spec.to_dict()
@@ -112,8 +133,6 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
         if not changed:
             return
         about = {**about, "command": "\n".join(filter(None, (header.get("command"), about.get("command"))))}
-    elif others := [path.name for path in folder.iterdir() if path.name != LOCK]:
-        raise OutputExists(f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder.")
     with whole(folder / SPEC) as partial:
         partial.write_text(json.dumps({"spec": spec.to_dict(), **about}, indent=1) + "\n", encoding="utf-8")
 
@@ -142,9 +161,9 @@ class Log:
             os.truncate(self.path, len(kept))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(_finite(row), separators=(",", ":")) + "\n" for row in rows)
+        text = "".join(json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
         with open(self.path, "ab") as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="replace"))  # half a surrogate pair can be in a message, and in no table
             file.flush()
             os.fsync(file.fileno())
 
@@ -194,7 +213,7 @@ def _take_over(path: Path) -> None:
     """Remove a lock whose process is gone; raise if it lives, or lives on another machine."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        pid, host, since, born = held["pid"], held["host"], held["since"], held["born"]
+        pid, host, since, born = int(held["pid"]), held["host"], held["since"], held["born"]
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError):
@@ -225,5 +244,5 @@ def _born(pid: int) -> float | None:
     """When a process started, which tells it from a later one of the same number; None if there is none."""
     try:
         return psutil.Process(pid).create_time()
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return None

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.sites import Edge, Site
+from workbench.sites import Site
 
 JOIN = "+"
 PLACE = ("kind", "layer", "head", "neuron", "pos")
@@ -43,10 +43,10 @@ def _steering(what: str) -> dict[str, Any]:
 
 def _path(what: str) -> dict[str, Any]:
     """The ends of a path; of an edge also its position."""
-    nodes = what.partition("@")[0].split("->")
-    edge = Edge.parse(what) if len(nodes) == 2 and JOIN not in what else None
-    found = {"writer": nodes[0], "reader": nodes[-1]}
-    return found if edge is None or edge.pos is None else found | {"pos": edge.pos}
+    nodes = what.split("->")
+    reader, _, pos = nodes[-1].partition("@")
+    found = {"writer": nodes[0], "reader": reader} if len(nodes) > 1 else {}
+    return found | {"pos": int(pos) if pos.isdigit() else pos} if len(nodes) == 2 and pos else found
 
 
 def _method(what: str) -> dict[str, Any]:

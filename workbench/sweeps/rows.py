@@ -9,10 +9,10 @@ import xarray as xr
 
 from workbench.results import as_labels
 from workbench.statistics import benjamini_hochberg, summary
+from workbench.sweeps.log import FLAGS
 from workbench.sweeps.places import PLACE, place_of
 
 Record = Mapping[str, Any]
-FLAGS = ("study", "model", "checkpoint", "task", "split", "variant", "n", "seed", "base", "metric", "value", "what")
 PROMPTS = ("task", "split", "variant", "n", "seed")
 """Jobs that agree in these ran on the same examples."""
 FAMILY = ("study", "model", "checkpoint", "task", "metric", "value", "seed")
@@ -36,6 +36,8 @@ def rows_of(records: Sequence[Record]) -> pd.DataFrame:
         frame[name] = frame[name].astype("Int64")
     for name in frame.columns.intersection(["mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd"]):
         frame[name] = frame[name].astype(float)
+    if len({type(pos) for pos in frame["pos"].dropna()}) > 1:  # a column of a file has one type
+        frame["pos"] = frame["pos"].map(str, na_action="ignore")
     frame = frame.assign(q=corrected(frame, FAMILY), share=share(frame))
     last = ["q", "m_base", "share", "seconds", "error"]
     return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from workbench.models.load import one_fingerprint
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, Row, unmeasured
 from workbench.sweeps.jobs import Job, Lab, Plan, plan
-from workbench.sweeps.log import TABLE, Log, begin, last_tries, locked, read_log
+from workbench.sweeps.log import FLAGS, SPEC, TABLE, Log, begin, claim, last_tries, locked, read_header, read_log
 from workbench.sweeps.pool import Died, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
@@ -95,12 +95,16 @@ def run_sweep(
     planned = plan(asked, lab)
     if dry_run:
         return _cost(planned, _known(folder))
-    jobs = len({job.key for job in planned.jobs} | set(_known(folder)))
     made = {"made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command or _script()}
     with ExitStack() as stack:
-        begin(folder, asked, {"jobs": jobs, **made}, extend=extend)
+        claim(folder)
         stack.enter_context(locked(folder))
-        log, known = Log(folder), _known(folder)
+        known = _known(folder)
+        _check_meaning(folder, planned, known)
+        if extend:
+            _check_left(folder, asked, planned, known, lab)
+        begin(folder, asked, {"jobs": len({job.key for job in planned.jobs} | set(known)), **made}, extend=extend)
+        log = Log(folder)
         left = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
         tries = {job.key: 0 for job in left}
         bar = stack.enter_context(
@@ -140,6 +144,27 @@ def _script() -> str:
 def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The line that counts of each job that has ended."""
     return {row["job"]: row for row in last_tries(read_log(folder))}
+
+
+def _check_meaning(folder: Path, planned: Plan, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise where the folder holds a planned job with another key: its rows would stand beside the new ones as one thing."""
+    keys: dict[tuple[Any, ...], str] = {(*asdict(job.setting).values(), job.what): job.key for job in planned.jobs}
+    stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
+    if stale:
+        raise SweepError(
+            f"{str(folder)!r} holds {len(stale)} of these jobs, such as {stale[0].get('what')}, of other weights, prompts, code of the "
+            "metric, circuits or versions. Choose another folder."
+        )
+
+
+def _check_left(folder: Path, asked: SweepSpec, planned: Plan, known: Mapping[str, Mapping[str, Any]], lab: Lab) -> None:
+    """Raise where jobs of the spec in the folder have not run and the new one does not ask for them: nothing would any more."""
+    before = read_spec(read_header(folder)["spec"]) if (folder / SPEC).exists() else asked
+    if before != asked and (left := {job.key for job in plan(before, lab).jobs} - {job.key for job in planned.jobs} - set(known)):
+        raise SweepError(
+            f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run them first "
+            "(`workbench sweep resume`), or ask for them too."
+        )
 
 
 def _batches(jobs: Sequence[Job], workers: int) -> list[Sequence[Job]]:

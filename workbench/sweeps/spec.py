@@ -4,12 +4,13 @@ A spec is the product of models, checkpoints, tasks, seeds, values and metrics w
 of one study. Presets are names for common studies: they stand for fields, and are gone once the spec is read.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from workbench.errors import SweepError, UnknownName
 
@@ -30,6 +31,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 VALUES = ("zero", "mean", "resample", "other", "optimal")
 NUMBERED = ("constant", "scale")
 FITTED = ("effects", "pairs", "cumulative")
+FROM_CLEAN = ("circuits", "methods", "stability")
+"""Studies of circuits, which are runs of clean prompts."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
@@ -84,28 +88,30 @@ class SweepSpec(_Frozen):
     tasks: tuple[Task, ...] = Field(min_length=1)
     n: int = Field(default=32, ge=1)
     split: Literal["train", "heldout"] = "train"
-    sites: tuple[str | tuple[str, ...], ...] = ()
+    sites: tuple[str | Annotated[tuple[str, ...], Field(min_length=1)], ...] = ()
     senders: tuple[str, ...] = ()
     receivers: tuple[str, ...] = ()
     circuits: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    n_edges: tuple[int, ...] = (30,)
-    strengths: tuple[float, ...] = ()
+    n_edges: tuple[Count, ...] = (30,)
+    strengths: tuple[FiniteFloat, ...] = ()
     values: tuple[str, ...] = Field(default=("zero",), min_length=1)
     metrics: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Count, ...] = Field(default=(0,), min_length=1)
     base: Literal["clean", "corrupt"] = "clean"
 
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, given: Any) -> Any:
         """The fields a preset stands for; what is given beside it wins."""
-        if not isinstance(given, Mapping) or given.get("preset") is None:
+        if not isinstance(given, Mapping) or "preset" not in given:
             return given
-        rest = {key: value for key, value in given.items() if key != "preset"}
-        if given["preset"] not in PRESETS:
-            raise UnknownName("preset of sweeps", given["preset"], PRESETS)
-        return {**PRESETS[given["preset"]], **rest}
+        preset, rest = given["preset"], {key: value for key, value in given.items() if key != "preset"}
+        if preset is None:
+            return rest
+        if preset not in [*PRESETS]:
+            raise UnknownName("preset of sweeps", preset, PRESETS)
+        return {**PRESETS[preset], **rest}
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -118,7 +124,8 @@ class SweepSpec(_Frozen):
         for value in values:
             name, _, number = value.partition(":")
             if name in NUMBERED:
-                float(number)
+                if not math.isfinite(float(number)):
+                    raise ValueError(f"{value} is not finite")
             elif value not in VALUES:
                 raise UnknownName("value of sweeps", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)])
         return values
@@ -132,6 +139,8 @@ class SweepSpec(_Frozen):
             raise ValueError(
                 f"the value 'optimal' is fitted to sites, which the study {self.study!r} has not; {', '.join(FITTED)} have"
             )
+        if self.base == "corrupt" and self.study in FROM_CLEAN:
+            raise ValueError(f"the study {self.study!r} runs clean prompts; leave out base")
         for name in ("models", "checkpoints", "tasks", "sites", "circuits", "methods", "n_edges", "values", "metrics", "seeds"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
@@ -144,7 +153,7 @@ class SweepSpec(_Frozen):
 
 
 def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: Any) -> SweepSpec:
-    """A spec from a YAML or JSON file, a mapping, or a spec; `changes` win over what is there.
+    """A spec from a YAML or JSON file, a mapping, or a spec; `changes` win over what is there, a preset with all it stands for.
 
     Raises:
         SweepError: no such file, or a field that does not fit.  UnknownName: an unknown field, preset or value.
@@ -155,7 +164,8 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
     if not isinstance(given, Mapping):
         raise SweepError(f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(given).__name__}.")
     try:
-        return SweepSpec.model_validate({**given, **changes})
+        stood_for = PRESETS.get(str(changes.get("preset")), {})
+        return SweepSpec.model_validate({key: value for key, value in given.items() if key not in stood_for} | changes)
     except ValidationError as error:
         raise _explained(error) from error
 

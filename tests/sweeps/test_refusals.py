@@ -1,0 +1,204 @@
+"""What a sweep refuses before it runs, what it leaves as it is, and what it survives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_sweeps import record, write_sweep
+
+import workbench as wb
+from workbench.errors import OutputExists, SweepError, UnknownName
+from workbench.sweeps.jobs import Lab, plan
+from workbench.sweeps.log import LOCK, LOG, SPEC, TABLE, read_log
+from workbench.sweeps.places import place_of
+from workbench.sweeps.runner import run_sweep
+from workbench.sweeps.spec import read_spec
+from workbench.sweeps.table import load_sweep
+
+HEADS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "sites": ["z[1.1]", "z[3.7]"]}
+STEERING = {"preset": "steering", "tasks": ["ioi"], "n": 3}
+METRIC = """
+import workbench as wb
+score = wb.metric(lambda logits: {factor} * logits.max(-1).values, positions="END")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return Lab("cpu")
+
+
+def run(spec, out, **more):
+    return run_sweep(spec, out=out, progress=False, device="cpu", **more)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**HEADS, "values": ["constant:nan"]}, "The sweep's values: constant:nan is not finite"),
+        ({**HEADS, "values": ["scale:inf"]}, "The sweep's values: scale:inf is not finite"),
+        ({**STEERING, "strengths": [1.0, float("nan")]}, "strengths.1: Input should be a finite number, not 'nan'"),
+        ({**HEADS, "sites": ["z[1.1]", []]}, "The sweep's sites.1"),
+        ({**HEADS, "seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
+        ({**HEADS, "seeds": [2**70]}, "seeds.0: Input should be less than"),
+        ({"preset": "method-comparison", "tasks": ["ioi"], "n_edges": [-3]}, "n_edges.0: Input should be greater than or equal to 0"),
+        (
+            {"preset": "method-comparison", "tasks": ["ioi"], "base": "corrupt"},
+            "the study 'methods' runs clean prompts; leave out base",
+        ),
+        ({**HEADS, "preset": []}, "There is no preset of sweeps"),
+        ({**HEADS, "preset": None}, "study: it is missing"),
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_a_spec_that_could_only_fail_is_refused(fields, message):
+    with pytest.raises((SweepError, UnknownName), match=message):
+        read_spec(fields)
+
+
+def test_a_preset_beside_a_file_replaces_what_it_stands_for(tmp_path):
+    (tmp_path / "a.yaml").write_text("study: effects\nsites: [z]\ntasks: [ioi]\nn: 5\n")
+    read = read_spec(tmp_path / "a.yaml", preset="layer-ablation")
+    assert (read.sites, read.n) == (("attn_out", "mlp_out"), 5)
+    assert read_spec(tmp_path / "a.yaml", preset="layer-ablation", sites=["z[1.1]"]).sites == ("z[1.1]",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sites": ["z@NOPE"]}, "There is no named position 'NOPE'"),
+        ({"sites": ["z[1.1]@NOPE"]}, "There is no named position 'NOPE'"),
+        ({"sites": ["resid_pre@99"]}, "The site 'resid_pre@99': no prompt has that position; the longest has 15 tokens"),
+        ({"sites": ["z@"]}, "z@"),
+        ({"models": ["planted-ioi"], "sites": ["z"]}, "The model 'planted-ioi' brings its own prompts and has no checkpoints"),
+        ({"models": ["planted-ioi"], "sites": ["z"], "tasks": ["planted"], "checkpoints": [500]}, "has no checkpoints"),
+        ({"metrics": [":f"]}, "The metric ':f' cannot be found: Empty module name"),
+        ({"metrics": [".a:f"]}, "The metric '.a:f' cannot be found"),
+    ],
+    ids=str,
+)
+def test_what_the_model_or_the_prompts_lack_is_refused(change, message, lab):
+    with pytest.raises(wb.WorkbenchError, match=message):
+        plan(read_spec({**HEADS, **change}), lab)
+
+
+def test_a_metric_whose_module_raises_is_named(lab, tmp_path, monkeypatch):
+    (tmp_path / "raising.py").write_text("raise RuntimeError('boom')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SweepError, match="The metric 'raising:f' cannot be found: boom"):
+        plan(read_spec({**HEADS, "metrics": ["raising:f"]}), lab)
+
+
+def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path):
+    (tmp_path / "mine.py").write_text(METRIC.format(factor=1))
+    spec = "run --preset head-ablation --tasks ioi -n 3 --sites z[1.1] --metrics mine:score --dry-run".split()
+    script = "import sys; sys.path.remove(''); from workbench.cli import main; main()"  # as the installed command has it
+    env = os.environ | {"PYTHONPATH": str(Path(wb.__file__).parents[1])}
+    command = [sys.executable, "-c", script, "sweep", *spec]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.splitlines()[:1]) == (0, ["1 jobs, 0 done, 1 left"]), ran.stderr
+
+
+def test_paths_that_cannot_be_are_no_jobs(lab):
+    jobs = plan(read_spec({"preset": "path-sweep", "tasks": ["ioi"], "n": 3, "receivers": ["a2.7", "m2"]}), lab).jobs
+    whats = [job.what for job in jobs]
+    assert whats.count("a1.0->a2.7") == whats.count("a2.0->m2") == 1
+    assert not {"a2.0->a2.7", "a3.0->a2.7", "a3.0->m2"} & set(whats)
+    assert place_of("paths", "a1.0->a2.7") == {"writer": "a1.0", "reader": "a2.7"}
+
+
+def test_kinds_that_are_seldom_kept_take_every_value(tmp_path):
+    spec = {**HEADS, "sites": ["resid_mid[1]", "mlp_pre[1]", "logits"], "values": ["mean", "other"]}
+    sweep = run(spec, tmp_path / "a", retries=0)
+    assert sweep.status().ok
+    model = wb.load_model("tiny", device="cpu")
+    pairs = wb.load_task("ioi", model, n=3)
+    clean, _ = wb.capture_pairs(model, pairs, sites=["resid_mid"])
+    expected = wb.effects(model, pairs, sites=["resid_mid[1]"], value=wb.mean(clean)).values[:, 0]
+    found = next(row for row in sweep.records if (row["what"], row["value"]) == ("resid_mid[1]", "mean"))
+    assert found["values"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert run({**STEERING, "sites": ["resid_mid"], "strengths": [1.0]}, tmp_path / "b", retries=0).status().ok
+    assert run({**HEADS, "sites": ["embed", "pos_embed"], "values": ["optimal"]}, tmp_path / "c", retries=0).status().ok
+
+
+def test_names_and_indices_of_positions_fit_one_table(tmp_path):
+    sweep = run({**HEADS, "sites": ["resid_pre[1]@END", "resid_pre[1]@2"]}, tmp_path)
+    assert sweep.rows["pos"].tolist() == ["END", "2"]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / TABLE), sweep.rows)
+    assert sweep.arrays().sizes["pos"] == 2
+
+
+def test_half_a_surrogate_pair_in_a_message_harms_nothing(tmp_path, monkeypatch):
+    (tmp_path / "halved.py").write_text(
+        "import workbench as wb\n@lambda f: wb.metric(f, positions='END')\ndef score(logits):\n    raise ValueError('x\\ud800')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sweep = run({**HEADS, "metrics": ["halved:score"]}, tmp_path / "a", retries=0)
+    assert set(sweep.status().failed["error"]) == {"ValueError: x?"}
+    assert (tmp_path / "a" / TABLE).is_file()
+
+
+def test_rows_of_another_metric_of_the_same_name_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    spec, out = {**HEADS, "metrics": ["remade:score"]}, tmp_path / "a"
+    script = f"from workbench.sweeps.runner import run_sweep; run_sweep({spec!r}, out={str(out)!r}, progress=False, device='cpu')"
+    (tmp_path / "remade.py").write_text(METRIC.format(factor=1))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", script], check=True, env=env)
+    before = (out / LOG).read_bytes()
+    (tmp_path / "remade.py").write_text(METRIC.format(factor=-2))
+    with pytest.raises(
+        SweepError,
+        match=r"holds 2 of these jobs, such as z\[1.1\], of other weights, prompts, code of the metric, circuits or versions",
+    ):
+        run(spec, out)
+    assert (out / LOG).read_bytes() == before
+
+
+def test_extending_leaves_no_job_behind(tmp_path):
+    run(HEADS, tmp_path, limit=1)
+    with pytest.raises(SweepError, match=r"1 jobs of the sweep in .* have not run, and are not among these. Run them first"):
+        run({**HEADS, "values": ["mean"]}, tmp_path, extend=True)
+    run(HEADS, tmp_path)
+    assert run({**HEADS, "values": ["mean"]}, tmp_path, extend=True).status().counts["done"] == 4
+
+
+def test_a_folder_that_is_run_elsewhere_is_left_as_it_is(tmp_path):
+    import psutil
+
+    run(HEADS, tmp_path)
+    before = (tmp_path / SPEC).read_bytes()
+    held = {"pid": os.getppid(), "host": os.uname().nodename, "since": "now", "born": psutil.Process(os.getppid()).create_time()}
+    (tmp_path / LOCK).write_text(json.dumps(held))
+    with pytest.raises(SweepError, match="has been running this sweep since now"):
+        run({**HEADS, "values": ["mean"]}, tmp_path, extend=True)
+    assert (tmp_path / SPEC).read_bytes() == before
+
+
+def test_a_runner_killed_at_its_start_does_not_block_the_folder(tmp_path):
+    (tmp_path / f"{SPEC}.123.partial").write_text("{")
+    (tmp_path / LOCK).write_text(json.dumps({"pid": -1, "host": os.uname().nodename, "since": "then", "born": 1.0}))
+    assert run(HEADS, tmp_path).status().counts["done"] == 2
+
+
+def test_a_path_that_is_none_is_refused():
+    with pytest.raises(OutputExists, match="cannot be a sweep's folder: embedded null byte"):
+        run(HEADS, "a\0b")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"values": "abc"}, {"values": [[1.0]]}, {"m_base": "q"}, {"n": "many"}, {"model": ["tiny"]}, {"extra": 5}],
+    ids=str,
+)
+def test_a_line_with_other_types_is_named(damage, tmp_path):
+    folder = write_sweep(tmp_path, [record("z[0.0]", [1.0]) | damage, record("z[0.1]", [np.pi])])
+    with pytest.raises(SweepError, match=f"Line 1 of .* is damaged: '{next(iter(damage))}' "):
+        read_log(folder)
+    with pytest.raises(SweepError, match="Line 1 of"):
+        load_sweep(folder)
