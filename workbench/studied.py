@@ -36,6 +36,8 @@ from workbench.tasks.registry import TASKS, load_task
 
 SMALL = 5000
 """Up to so many edges, completeness and minimality are measured too."""
+SHARED = 0.2
+"""A circuit that surely keeps more than this of another task is not particular to its own."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Number:
         return cls(name, float(np.nanmean(values)), float(low), float(high), note)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +328,7 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
         Number.of("metric of the model", row["m_full"].values, f"{bench.metric}, clean run"),
         Number.of("metric of the corrupt run", row["m_empty"].values, "of no edge at all"),
         Number.of("metric of the circuit", row["m_circuit"].values, "everything else as in the corrupt run"),
-        _faithful("faithfulness", row, "share of the behaviour that the circuit keeps"),
+        _faithful("faithfulness", row, "share of the difference between clean and corrupt runs that the circuit keeps"),
         *(_faithful(f"faithfulness, {name} values", kinds.sel(ablation=name), f"{name} instead of corrupt") for name in values),
         Number("stability", float(agree["jaccard"]), float(agree["low"]), float(agree["high"]), "Jaccard, resampled prompts"),
     ]
@@ -335,8 +337,8 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
         _faithful("complement", row, "the model without the circuit's edges", "complement"),
     ]
     lost = [
-        f"{1 - float(row['faithfulness']):.1%} of the behaviour (interval of what is kept: {shown[3]}).",
-        f"The behaviour from nothing: with zeros outside the circuit {shown[4]} of it is kept, with means {shown[5]}. A circuit found "
+        f"{1 - float(row['faithfulness']):.1%} of the difference (interval of what is kept: {shown[3]}).",
+        f"The behaviour from nothing: with zeros outside the circuit {shown[4]} is kept, with means {shown[5]}. A circuit found "
         "against corrupt prompts explains the difference between the two prompts.",
     ]
     if small:
@@ -344,7 +346,9 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
             _faithful("incompleteness", row, f"largest with {row['incompleteness_set'].values} out", "incompleteness")
         )
         unneeded = str(row["unneeded"].values) or "none"
-        lost.append(f"Components that no test of minimality misses: {unneeded} ({float(row['minimal']):.0%} are missed).")
+        lost.append(
+            f"Components that the test of minimality finds unneeded: {unneeded} ({float(row['minimal']):.0%} are needed)."
+        )
     for task in TASKS:
         if task != bench.study.task:
             try:
@@ -352,6 +356,10 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
                 controls.append(_faithful(f"on {task}", bench.kept(other), "the same circuit on another task"))
             except (UnsuitableTask, PromptError, MetricError):
                 continue
+    shared = [number for number in controls if number.name.startswith("on ") and number.low > SHARED]
+    if shared:
+        kept = ", ".join(f"{number.mean:.3f} {number.name}" for number in shared)
+        lost.append(f"What is particular to this behaviour: the same edges keep {kept}.")
     return shown, controls, lost
 
 

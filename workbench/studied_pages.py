@@ -22,6 +22,7 @@ from workbench.studied import Bench, Number, Prediction, Study, evidence, tested
 
 FILES = ("circuit.json", "README.md", "circuit.svg")
 _ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
+_VERDICT = re.compile(r"\| (holds|\*\*fails\*\*) \|")
 
 
 def page(bench: Bench, command: str) -> str:
@@ -32,15 +33,19 @@ def page(bench: Bench, command: str) -> str:
     held = sum(each.holds(number.mean) for each, number in results)
     faithful, by_chance = shown[3], controls[0]
     lost += [f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured." for p, n in results if not p.holds(n.mean)]
+    failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
     verdict = (
-        f"{held} of {len(results)} predictions held." if results else f"Not tested: {why or 'this study makes no prediction'}."
+        f"{held} of {len(results)} predictions held{failed}."
+        if results
+        else f"Not tested: {why or 'this study makes no prediction'}."
     )
     example = [" ".join(side.strings[0]) for side in (bench.pairs.clean, bench.pairs.corrupt)]
     rules = [f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles]
     parts = [
-        f"# {study.title} in `{name}`\n\n`{command}` made this page: what follows was measured.\n",
-        f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the behaviour on "
-        f"{len(bench.pairs)} held-out prompts; random circuits of that size keep {by_chance}.\n",
+        f"# {study.title} in `{name}`\n\nMade by `{command}`, which measured every number here.\n",
+        f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the difference in "
+        f"{bench.metric} between the clean and the corrupt run, on {len(bench.pairs)} held-out prompts; random circuits of that size "
+        f"keep {by_chance}.\n",
         f"**Account, to be tested.** {study.account} **{verdict}**\n",
         "![the circuit](circuit.svg)\n",
         f"    clean    {example[0]}\n    corrupt  {example[1]}\n",
@@ -101,13 +106,17 @@ def _traced(bench: Bench) -> str:
     )
 
 
+_PREDICTED = (
+    "Each prediction was computed before its edit was run; the account, its rules and the criteria were written after looking at "
+    "`tiny`. A criterion is on the mean: where it holds, the interval need not contain the prediction.\n\n"
+)
+
+
 def _predictions(results: Sequence[tuple[Prediction, Number]]) -> str:
     rows = [
         (p.name, n, f"{p.predicted:.3f}", p.criterion, "holds" if p.holds(n.mean) else "**fails**", p.claim) for p, n in results
     ]
-    return "Each prediction was computed before its edit was run.\n\n" + _table(
-        ("", "measured", "predicted", "criterion", "verdict", "what it tries"), rows
-    )
+    return _PREDICTED + _table(("", "measured", "predicted", "criterion", "verdict", "what it tries"), rows)
 
 
 def _reference(bench: Bench) -> str:
@@ -130,6 +139,27 @@ def _reference(bench: Bench) -> str:
 def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
     """Name → (mean, low, high) of every row of a study's README that begins with a number with its interval."""
     return {name: (float(a), float(b), float(c)) for name, a, b, c in _ROW.findall(readme)}
+
+
+def table(circuits: Path) -> str:
+    """The studies in a folder of circuits side by side, a row for each, from their committed files."""
+    head = "study|edges|faithfulness|complement|random circuits|stability|most of another task|predictions held".split("|")
+    folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
+    return _table(head, [_line(folder) for folder in folders])
+
+
+def _line(folder: Path) -> tuple[str, ...]:
+    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
+    known = {name: Number(name, *three) for name, three in numbers(readme).items()}
+    other = max((number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean)
+    verdicts = _VERDICT.findall(readme)
+    return (
+        f"[{folder.name}]({folder.name}/README.md)",
+        f"{circuit.n_edges} of {circuit.graph.n_edges}",
+        *(str(known[name]) for name in ("faithfulness", "complement", "random circuits", "stability")),
+        f"{other.mean:z.3f} {other.name}",
+        f"{verdicts.count('holds')} of {len(verdicts)}",
+    )
 
 
 # ---- the command
@@ -161,7 +191,7 @@ def differences(folder: Path, other: Path) -> list[str]:
         _, low, high = known[name]
         if not low - 0.002 <= again[name][0] <= high + 0.002:
             found.append(f"{name}: {again[name][0]:.3f}, and the README says [{low:.3f}, {high:.3f}]")
-    verdicts = [re.findall(r"\| (holds|\*\*fails\*\*) \|", text) for text in texts]
+    verdicts = [_VERDICT.findall(text) for text in texts]
     return found + ([] if verdicts[0] == verdicts[1] else ["the verdicts on the predictions differ"])
 
 

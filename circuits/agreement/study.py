@@ -27,8 +27,8 @@ def tests(bench: Bench) -> list[Prediction]:
 STUDY = Study(
     task="agreement",
     title="Agreement",
-    account="From END some heads look at the subject and read its number there; another looks at the subject or away from it, "
-    "depending on the number, and says it that way.",
+    account="From END some heads look at the subject and read its number there; another says it by where it "
+    "looks, which the number changes.",
     roles=[
         Role("reader", at_least={"SUBJECT": 0.5, "copying": 0.3}),
         Role("switch", at_least={"SUBJECT": 0.2}, at_most={"copying": 0.2}),
@@ -36,6 +36,7 @@ STUDY = Study(
     tests=tests,
     watched="switch",
     method="atp-star",
+    limits=["Where a switch looks for each number: only that its attention carries it was tried."],
 )
 
 if __name__ == "__main__":

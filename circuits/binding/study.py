@@ -47,7 +47,7 @@ def tests(bench: Bench) -> list[Prediction]:
         ),
         Prediction(
             "ask for the other owner",
-            "A colour stands before its thing and cannot know it, so only the owner can select it: with the other owner in the "
+            "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the "
             "question (and the thing as it was) the answer flips.",
             predicted=-2 * base,
             edit=lambda: asked(bench, owner=True, thing=False),
@@ -65,8 +65,8 @@ def tests(bench: Bench) -> list[Prediction]:
         found.append(
             Prediction(
                 f"{name} exchanged",
-                "Heads below the movers that look from a colour at its owner (at least 0.3) tell the movers' keys: their outputs "
-                "exchanged between the two colours do what moving the attention by hand does.",
+                "Heads below the movers that look from a colour at its owner (at least 0.3) carry what movers find it by: their "
+                "outputs exchanged between the two colours do what moving the attention by hand does.",
                 predicted=float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean()),
                 edit=lambda: bench.change(bench.exchanged("z", tellers, "COLOUR", "OTHER")),
             )
@@ -78,10 +78,14 @@ STUDY = Study(
     task="binding",
     title="Attribute binding",
     account="From END several heads of the last layer look at the colour that belongs to the owner in the question and write it. "
-    "They find it by its key, which carries the owner that was named before it, not the thing that comes after it.",
+    "They find it by the owner that was named before it, not by the thing that comes after it.",
     roles=[Role("mover", at_least={"COLOUR": 0.5, "copying": 0.3})],
     tests=tests,
     watched="mover",
+    limits=[
+        "How movers find COLOUR: both prompts share it, so it is in no edge of the circuit; the path table and the last tests look "
+        "for it outside, and the exchange of outputs does not tell keys from values.",
+    ],
     method="eap-ig-activations",
 )
 

@@ -25,7 +25,7 @@ def tests(bench: Bench) -> list[Prediction]:
         ),
         Prediction(
             "share that names the other capital",
-            "At END the country comes through these heads alone: with the other country's outputs there, the other country's "
+            "These heads suffice at END: with the other country's outputs there, the other country's "
             "capital is the first choice of the whole vocabulary.",
             predicted=1.0,
             edit=lambda: bench.change({f"{site}@END": from_store(bench.corrupt) for site in outputs}, read=other_capital),
@@ -36,11 +36,11 @@ def tests(bench: Bench) -> list[Prediction]:
 STUDY = Study(
     task="capitals",
     title="Capitals",
-    account="From END heads of the middle layers look at the country and bring it there; the MLPs behind them turn it into its capital.",
+    account="From END heads of the middle layers look at the country and bring it there; it reaches the logits mostly through the MLPs behind them.",
     roles=[Role("reader", at_least={"COUNTRY": 0.5})],
     tests=tests,
     method="ig-activations",
-    limits=["Where the fact is kept: MLPs were taken whole."],
+    limits=["Where the fact is kept: MLPs were taken whole, and no test tries them."],
 )
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ def tests(bench: Bench) -> list[Prediction]:
 STUDY = Study(
     task="greater_than",
     title="Greater-than",
-    account="From END heads look at YEAR and bring it there; MLPs turn it into the years that are larger.",
+    account="From END heads look at YEAR and bring it there; it reaches the logits mostly through the MLPs.",
     roles=[Role("year reader", at_least={"YEAR": 0.5})],
     tests=tests,
     watched="year reader",
-    limits=["How the MLPs compare: their neurons were not looked into."],
+    limits=["How the MLPs make larger years of it: they were taken whole, and no test tries them."],
     method="eap-ig-activations",
     reference="greater_than",
 )

@@ -55,10 +55,14 @@ STUDY = Study(
     task="induction",
     title="Induction",
     account="From END several heads of the last layer look at ITEM, the word behind the earlier copy of the last word, and write it. "
-    "Their keys say what came before a word; a head that looks one token back would have to supply that.",
+    "What tells their keys which word came before is not settled: heads that look one token back are tried.",
     roles=[Role("copier", at_least={"ITEM": 0.5, "copying": 0.3})],
     tests=tests,
     watched="copier",
+    limits=[
+        "How copiers find ITEM: both prompts share it, so it is in no edge of the circuit; the path table and the exchange of outputs "
+        "look for it outside.",
+    ],
 )
 
 if __name__ == "__main__":

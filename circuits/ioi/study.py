@@ -15,7 +15,7 @@ def tests(bench: Bench) -> list[Prediction]:
     return [
         Prediction(
             "look at IO instead of S2",
-            "A suppressor writes against the name it looks at, wherever that stands: to make it look at IO does what the "
+            "A suppressor writes against the name it looks at, be it at IO: to make it look there does what the "
             "corrupt run's output, with that name at S2, does.",
             predicted=swap,
             edit=lambda: bench.change(bench.attending(heads, to="IO", instead_of="S2")),
@@ -39,7 +39,7 @@ STUDY = Study(
     task="ioi",
     title="Indirect objects",
     account="From END a head looks at S2, the name that gives, and writes against it; the name that is left wins. "
-    "No head of the circuit needs to copy the indirect object.",
+    "No head of the circuit copies the indirect object.",
     roles=[
         Role("suppressor", at_least={"S2": 0.4}, at_most={"copying": -0.2}),
         Role("mover", at_least={"IO": 0.4, "copying": 0.2}),

@@ -46,7 +46,7 @@ def tests(bench: Bench) -> list[Prediction]:
         ),
         Prediction(
             "share kept with another name of the same gender",
-            "What counts is the gender and not the name: outputs from a prompt with another name of that gender change nothing.",
+            "What counts is the gender and not the name: outputs from a prompt with another name of that gender keep the answer, on average.",
             predicted=1.0,
             edit=kept,
         ),
@@ -56,7 +56,7 @@ def tests(bench: Bench) -> list[Prediction]:
 STUDY = Study(
     task="pronoun",
     title="Pronouns",
-    account="From END several heads of the last layer look at the name and bring its gender, which the last MLP turns into a pronoun.",
+    account="From END several heads of the last layer look at the name and bring its gender; they and the last MLP write the pronoun.",
     roles=[Role("reader", at_least={"NAME": 0.3, "copying": 0.2})],
     tests=tests,
     method="eap-ig-activations",
