@@ -69,7 +69,7 @@ def _edit(answer: Any) -> str:
         if not np.allclose(np.delete(made, 6, 2), np.delete(z.numpy(), 6, 2)):
             raise Wrong("other heads are changed too. The axes of z are [example, pos, head, d_head].")
         if not np.allclose(made, wanted, atol=1e-6):
-            what = "a number" if isinstance(value, float) else f"a value of shape {tuple(value.shape)}"
+            what = f"a value of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "a number"
             raise Wrong(f"with {what} the head does not hold the value afterwards, at every position.")
     return "One function for all ablations: they differ in the value alone."
 

@@ -1,0 +1,156 @@
+"""The studied circuits: complete, true to their pages, and made anew by their scripts with the same edges."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import workbench as wb
+from workbench import resources
+from workbench.discovery.circuit import Circuit
+from workbench.errors import OutputExists
+from workbench.studied import Bench, Prediction, Role
+from workbench.studied_pages import FILES, differences, main, numbers, table, write
+from workbench.tasks import grammar
+from workbench.tasks.registry import TASKS
+
+CIRCUITS = resources.circuits()
+NAMES = ("agreement", "binding", "facts", "greater_than", "induction", "ioi", "pronoun")
+TOLD = ("ioi", "induction", "binding", "agreement")
+"""Studies that must try their account by several edits."""
+
+
+def study_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"study_of_{name}", CIRCUITS / name / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return wb.load_model("tiny", device="cpu")
+
+
+def test_every_task_has_a_study_and_every_study_is_listed():
+    assert sorted(path.parent.name for path in CIRCUITS.glob("*/circuit.json")) == list(NAMES)
+    assert {study_of(name).STUDY.task for name in NAMES} == set(TASKS)
+    assert table(CIRCUITS) in (CIRCUITS / "README.md").read_text(encoding="utf-8"), "run: python circuits/table.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_is_complete_and_its_page_keeps_what_it_says(name: str, tiny):
+    folder = CIRCUITS / name
+    assert all((folder / file).is_file() for file in (*FILES, "study.py"))
+    readme, circuit = (folder / "README.md").read_text(encoding="utf-8"), Circuit.load(folder / "circuit.json")
+    known, study = numbers(readme), study_of(name).STUDY
+    assert {"faithfulness", "random circuits", "complement", "incompleteness", "stability"} <= known.keys()
+    assert all(low <= mean <= high for mean, low, high in known.values())
+    assert f"{circuit.n_edges} of the {circuit.graph.n_edges} edges" in readme
+    assert readme.count("| holds |") + readme.count("| **fails** |") >= (3 if name in TOLD[:3] else 2)
+
+    heldout = wb.load_task(study.task, tiny, n=study.n, split="heldout")
+    value = wb.from_store(wb.capture_pairs(tiny, heldout, progress=False)[1])
+    kept = wb.evaluate(circuit, tiny, heldout, value=value, metric=heldout.metric, checks=(), progress=False)
+    mean, low, high = known["faithfulness"]
+    assert low <= float(kept["faithfulness"][0]) <= high
+    assert abs(float(kept["faithfulness"][0]) - mean) < 0.005
+    assert float(kept["in_sample"][0]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_made_anew_has_the_same_edges_and_numbers(name: str, tiny, tmp_path):
+    write(study_of(name).STUDY, tiny, tmp_path / name, command="test")
+    assert differences(CIRCUITS / name, tmp_path / name) == []
+
+
+def test_differences_are_named(tmp_path):
+    folder = CIRCUITS / "ioi"
+    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
+    (circuit - circuit.restricted(writers="m3")).save(tmp_path / "circuit.json")
+    mean = f"{numbers(readme)['faithfulness'][0]:.3f}"
+    (tmp_path / "README.md").write_text(
+        readme.replace(f"| faithfulness | {mean}", "| faithfulness | 0.100").replace("holds", "x", 1)
+    )
+    found = differences(folder, tmp_path)
+    assert found[0] == "edges differ: m3->logits"
+    assert any(line.startswith("faithfulness: 0.100, and the README says [") for line in found)
+
+
+def test_exchanging_keys_of_last_layer_heads_is_exchanging_attention(tiny):
+    bench = Bench.of(study_of("induction").STUDY, tiny, n=6)
+    heads, last = bench.of_role("copier"), bench.change({})
+    assert abs(last).max() == 0
+    by_hand = bench.change(bench.attending(heads, to=1, instead_of="ITEM"))
+    assert by_hand == pytest.approx(bench.change(bench.exchanged("k", heads, 1, "ITEM")), abs=1e-3)
+    assert by_hand.mean() < -1
+    assert bench.on(bench.pairs.corrupt) == pytest.approx(bench.change({"resid_pre[0]": wb.from_store(bench.corrupt)}), abs=1e-3)
+
+
+def test_a_prediction_holds_near_its_number_or_above_its_bar():
+    near = Prediction("near", "", -4.0, lambda: None, within=0.25)  # pyright: ignore[reportArgumentType]
+    assert [near.holds(x) for x in (-3.0, -5.0, -2.9, 4.0)] == [True, True, False, False]
+    above = Prediction("above", "", 1.0, lambda: None, at_least=0.9)  # pyright: ignore[reportArgumentType]
+    assert [above.holds(x) for x in (0.9, 0.89)] == [True, False]
+    assert str(Role("mover", at_least={"IO": 0.4}, at_most={"copying": -0.2})) == "IO at least 0.4, copying at most -0.2"
+
+
+def test_what_is_committed_is_not_written_over(monkeypatch, capsys, tiny):
+    study = study_of("ioi").STUDY
+    for given, said in (
+        (["--model", "other"], "Only tiny with the study's own prompts is written to its folder: give --out DIR."),
+        (
+            ["--model", "other", "--out", str(CIRCUITS / "ioi")],
+            "The committed files are about tiny with the study's own prompts: give another --out, no --check.",
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", ["study.py", *given])
+        with pytest.raises(SystemExit):
+            main(study, CIRCUITS / "ioi")
+        assert capsys.readouterr().err.strip() == said
+    with pytest.raises(OutputExists):
+        write(study, tiny, CIRCUITS / "ioi", command="test")
+
+
+def gpt2_like(folder: Path) -> Path:
+    """A directory with a GPT-2 of the small one's layers and heads, but of random weights and few dimensions."""
+    words = [" " + word for word in grammar.vocabulary()[2:] if word.isalpha()]
+    words += [*grammar.YEARS] * 2 + [" " + century for century in grammar.CENTURIES] * 10
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = ["<|endoftext|>"], pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        words * 20, trainers.BpeTrainer(vocab_size=1500, special_tokens=special, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[0])
+    fast.save_pretrained(folder)
+    config = GPT2Config(n_layer=12, n_head=12, n_embd=24, vocab_size=len(fast), n_positions=64, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ioi", "greater_than", "induction"])
+def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(name: str, monkeypatch, tmp_path, capsys):
+    folder, before = gpt2_like(tmp_path / "model"), (CIRCUITS / name / "README.md").read_bytes()
+    given = ["--model", str(folder), "--out", str(tmp_path / "out"), "--n", "3"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        main(study_of(name).STUDY, CIRCUITS / name)
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ("## Beside the published circuit" in readme) == (name != "induction")
+    assert "in `model`" in readme
+    assert "faithfulness" in numbers(readme)
+    assert Circuit.load(tmp_path / "out" / "circuit.json").n_edges > 0
+    assert (CIRCUITS / name / "README.md").read_bytes() == before

@@ -1,0 +1,230 @@
+"""A study as a folder: its page, made of what was measured; and `main`, the command of every `circuits/*/study.py`."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from workbench.discovery.circuit import Circuit
+from workbench.discovery.compare import compare
+from workbench.discovery.reference import reference_circuit
+from workbench.errors import CircuitError, WorkbenchError
+from workbench.models.load import load_model, model_name, one_fingerprint
+from workbench.outputs import check_output, replaced
+from workbench.render.export import export
+from workbench.render.svg import CircuitView
+from workbench.studied import Bench, Number, Prediction, Study, evidence, tested
+
+FILES = ("circuit.json", "README.md", "circuit.svg")
+_ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
+_VERDICT = re.compile(r"\| (holds|\*\*fails\*\*) \|")
+
+
+def page(bench: Bench, command: str) -> str:
+    """The README, made of what is measured here."""
+    study, circuit, name = bench.study, bench.circuit, model_name(bench.model)
+    shown, controls, lost = evidence(bench)
+    results, why = tested(bench)
+    held = sum(each.holds(number.mean) for each, number in results)
+    faithful, by_chance = shown[3], controls[0]
+    lost += [f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured." for p, n in results if not p.holds(n.mean)]
+    failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
+    verdict = (
+        f"{held} of {len(results)} predictions held{failed}."
+        if results
+        else f"Not tested: {why or 'this study makes no prediction'}."
+    )
+    example = [" ".join(side.strings[0]) for side in (bench.pairs.clean, bench.pairs.corrupt)]
+    rules = [f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles]
+    parts = [
+        f"# {study.title} in `{name}`\n\nMade by `{command}`, which measured every number here.\n",
+        f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the difference in "
+        f"{bench.metric} between the clean and the corrupt run, on {len(bench.pairs)} held-out prompts; random circuits of that size "
+        f"keep {by_chance}.\n",
+        f"**Account, to be tested.** {study.account} **{verdict}**\n",
+        "![the circuit](circuit.svg)\n",
+        f"    clean    {example[0]}\n    corrupt  {example[1]}\n",
+        "Edges, strongest first: " + " ".join(f"`{edge}`" for edge in circuit.edge_list) + "\n"
+        if circuit.n_edges <= 60 else "Its edges are in `circuit.json`.\n",
+        f"## Method\n\n{study.method} scores on {len(bench.train)} training prompts; the fewest best-scored edges that keep "
+        f"{study.share:.0%} there, dead ends pruned. Outside the circuit everything has the corrupt prompt's value. All numbers below "
+        f"are means over held-out prompts with 95 % bootstrap intervals; seed 0, metric {bench.metric}.\n",
+        "## Evidence\n\n" + _table(("", "value", ""), [(n.name, n, n.note) for n in shown]),
+        "## Controls\n\n" + _table(("", "faithfulness", ""), [(n.name, n, n.note) for n in controls]),
+        "## Components\n\n" + "Each one's output swapped for the corrupt run's alone; what it adds directly to right minus wrong "
+        "logits; where heads look from END; whether they write what they look at (copying, -1 to 1).\n\n" + _components(bench),
+        "Roles are rules: " + " ".join(rules) + "\n" if rules else "",
+        _traced(bench),
+        "## Tests of the account\n\n" + (_predictions(results) if results else verdict + "\n"),
+        _reference(bench),
+        "## Not explained\n\n" + "".join(f"* {line}\n" for line in [*lost, *_SHARED, *study.limits]),
+    ]  # fmt: skip
+    return "\n".join(part for part in parts if part)
+
+
+_SHARED = (
+    "Whatever clean and corrupt prompts share: an edge that carries only that is used by the model and invisible here.",
+    "Whether other edges would do as well: the search gives one circuit, and `stability` says how it depends on the prompts.",
+)
+
+
+def _heads(bench: Bench, role: str) -> list[str]:
+    return [name for name, given in bench.roles.items() if given == role]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def _components(bench: Bench) -> str:
+    rows, measured = [], bench.measured
+    places = [name for name in bench.pairs.clean.positions if name != "END"]
+    for name in bench.parts:
+        row = bench.heads.loc[name].to_dict()
+        each = [Number.of("", measured[c].sel(component=name).values) if c in measured else "-" for c in ("swapped", "direct")]
+        seen = sorted((-row[place], place) for place in places if not np.isnan(row[place]))
+        where = ", ".join(f"{place} {-share:.2f}" for share, place in seen[:2])
+        copying = "-" if np.isnan(row["copying"]) else f"{row['copying']:.2f}"
+        rows.append((name, *each, where or "-", copying, bench.roles.get(name, "")))
+    return _table(("", f"swapped ({bench.metric})", "direct (logits)", "from END to", "copying", "role"), rows)
+
+
+def _traced(bench: Bench) -> str:
+    heads = _heads(bench, bench.study.watched)
+    if not heads:
+        return ""
+    rows = [(n.name, n, "") for port in "qk" for n in bench.senders(heads, port)]
+    return (
+        f"## What tells {' '.join(heads)} where to look\n\nDirect paths into their queries and keys with the sender's mean over tokens "
+        f"in its place: the three that change the metric most, for each.\n\n" + _table(("", bench.metric, ""), rows)
+    )
+
+
+_PREDICTED = (
+    "Each prediction was computed before its edit was run; the account, its rules and the criteria were written after looking at "
+    "`tiny`. A criterion is on the mean: where it holds, the interval need not contain the prediction.\n\n"
+)
+
+
+def _predictions(results: Sequence[tuple[Prediction, Number]]) -> str:
+    rows = [
+        (p.name, n, f"{p.predicted:.3f}", p.criterion, "holds" if p.holds(n.mean) else "**fails**", p.claim) for p, n in results
+    ]
+    return _PREDICTED + _table(("", "measured", "predicted", "criterion", "verdict", "what it tries"), rows)
+
+
+def _reference(bench: Bench) -> str:
+    """How far the circuit agrees with a published one, for a model that it can be compared on."""
+    if bench.study.reference is None:
+        return ""
+    published = reference_circuit(bench.study.reference)
+    try:
+        found = compare(published, bench.circuit)
+    except CircuitError:
+        return ""
+    heads = [(row["role"], row["a"], row["both"], row["missing"] or "none") for row in found.by_role.to_dict("records")]
+    return (
+        f"## Beside the published circuit\n\nOf {published.n_edges} edges published, {found.both.n_edges} are among the "
+        f"{bench.circuit.n_edges} found: precision {found.recall:.3f}, recall {found.precision:.3f}, Jaccard {found.jaccard:.3f}; "
+        f"nodes {found.node_jaccard:.3f}.\n\n" + _table(("role", "published", "found", "missing"), heads)
+    )
+
+
+def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
+    """Name → (mean, low, high) of every row of a study's README that begins with a number with its interval."""
+    return {name: (float(a), float(b), float(c)) for name, a, b, c in _ROW.findall(readme)}
+
+
+def table(circuits: Path) -> str:
+    """The studies in a folder of circuits side by side, a row for each, from their committed files."""
+    head = "study|edges|faithfulness|complement|random circuits|stability|most of another task|predictions held".split("|")
+    folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
+    return _table(head, [_line(folder) for folder in folders])
+
+
+def _line(folder: Path) -> tuple[str, ...]:
+    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
+    known = {name: Number(name, *three) for name, three in numbers(readme).items()}
+    other = max((number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean)
+    verdicts = _VERDICT.findall(readme)
+    return (
+        f"[{folder.name}]({folder.name}/README.md)",
+        f"{circuit.n_edges} of {circuit.graph.n_edges}",
+        *(str(known[name]) for name in ("faithfulness", "complement", "random circuits", "stability")),
+        f"{other.mean:z.3f} {other.name}",
+        f"{verdicts.count('holds')} of {len(verdicts)}",
+    )
+
+
+# ---- the command
+
+
+@one_fingerprint()
+def write(study: Study, model: Any, out: Path, *, command: str, n: int | None = None, overwrite: bool = False) -> Bench:
+    """Study a model, and write `circuit.json`, `README.md` and `circuit.svg`, all or none."""
+    check_output(out, FILES, overwrite=overwrite)
+    bench = Bench.of(study, model, n=n)
+    text = page(bench, command)
+    faithful = numbers(text).get("faithfulness")
+    with replaced(out, FILES, overwrite=overwrite) as partial:
+        bench.circuit.save(partial / "circuit.json")
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        view = CircuitView.of(bench.circuit, title=f"{study.task} in {model_name(model)}", faithfulness=faithful)
+        export(view, partial / "circuit.svg")
+    return bench
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """How a recomputed study differs from a committed one: other edges, numbers outside its intervals, other verdicts."""
+    ours, theirs = (Circuit.load(each / "circuit.json") for each in (folder, other))
+    found = [] if ours == theirs else [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
+    texts = [(each / "README.md").read_text(encoding="utf-8") for each in (folder, other)]
+    known, again = map(numbers, texts)
+    found += [f"{name} is in one README only" for name in sorted(known.keys() ^ again.keys())]
+    for name in known.keys() & again.keys():
+        _, low, high = known[name]
+        if not low - 0.002 <= again[name][0] <= high + 0.002:
+            found.append(f"{name}: {again[name][0]:.3f}, and the README says [{low:.3f}, {high:.3f}]")
+    verdicts = [_VERDICT.findall(text) for text in texts]
+    return found + ([] if verdicts[0] == verdicts[1] else ["the verdicts on the predictions differ"])
+
+
+def main(study: Study, folder: Path) -> None:
+    """The command line of a study: `study.py [--model tiny] [--out DIR] [--n N] [--check] [--overwrite]`."""
+
+    def command(
+        model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
+        out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),  # noqa: B008
+        n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
+        check: bool = typer.Option(False, help="Compute it anew and compare with the committed files; write nothing."),
+        overwrite: bool = typer.Option(False, help="Replace what is in --out."),
+    ) -> None:
+        own = model == "tiny" and n is None
+        if out is None and not own and not check:
+            raise WorkbenchError("Only tiny with the study's own prompts is written to its folder: give --out DIR.")
+        if not own and (check or (out is not None and out.resolve() == folder.resolve())):
+            raise WorkbenchError(
+                "The committed files are about tiny with the study's own prompts: give another --out, no --check."
+            )
+        asked = f"python circuits/{folder.name}/study.py" + ("" if own else f" --model {Path(model).name} --n {n or study.n}")
+        if check:
+            with tempfile.TemporaryDirectory() as place:
+                write(study, load_model(model), Path(place) / folder.name, command=asked, n=n)
+                found = differences(folder, Path(place) / folder.name)
+            print("\n".join(found) or f"{folder.name}: the edges are the same, and every number is within its interval")
+            raise typer.Exit(bool(found))
+        target = folder if out is None else out
+        write(study, load_model(model), target, command=asked, n=n, overwrite=overwrite or out is None)
+        print(target / "README.md")
+
+    try:
+        typer.run(command)
+    except WorkbenchError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from error
