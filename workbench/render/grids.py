@@ -98,6 +98,9 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     width, height = (min(5.0, max(0.95, size * step)) for size, step in ((columns, 0.18), (rows, 0.18)))
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
+    room = max(8, int(width * 13))
+    if any(len(name) > room for name in names) and all(name.count(" ") == 1 for name in names):
+        names = [name.partition(" ")[2] for name in names]  # "reader a3.7<q>" without the axis says more than its beginning
     with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
         figure = Picture(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
@@ -108,7 +111,7 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
                 continue
             image = cells(axes, np.asarray(result.values[i], dtype=float), colours)
             label_cells(axes, result[i], labels, (width, height))
-            axes.set_title(shorten(visible(names[i]), max(8, int(width * 13))), pad=3)
+            axes.set_title(shorten(visible(names[i]), room), pad=3)
             if i % across:
                 axes.tick_params(labelleft=False)
                 axes.set_ylabel("")
