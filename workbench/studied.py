@@ -278,6 +278,15 @@ class Bench:
         how: dict[str, Any] = {"value": from_store(corrupt), "metric": self.metric, "progress": False}
         return effects(self.model, pairs or self.pairs, sites=[tuple(sites)], **how).values[:, 0]
 
+    def only_values(self, heads: Sequence[str], place: str, claim: str, *, who: str = "") -> Prediction:
+        """That swapping the heads' values at a place does what swapping their outputs does: they differ by what they read."""
+        return Prediction(
+            f"{who}only the values at {place}",
+            claim,
+            predicted=float(self.swapped(outputs(heads)).mean()),
+            edit=lambda: self.swapped([f"v[{head[1:]}]@{place}" for head in heads]),
+        )
+
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Number]:
         """What matters most on direct paths into these heads' queries or keys, its mean over tokens in its place."""
         into = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
@@ -295,6 +304,11 @@ class Bench:
         other = from_store(capture_pairs(self.model, pairs, progress=False)[1])
         how: dict[str, Any] = {"value": other, "metric": pairs.metric, "checks": (), "progress": False}
         return evaluate(self.circuit, self.model, pairs, **how).isel(circuit=0)
+
+
+def outputs(heads: Sequence[str]) -> list[str]:
+    """The sites of what heads write: `a3.7` → `z[3.7]`."""
+    return [f"z[{head[1:]}]" for head in heads]
 
 
 def layer_of(head: str) -> int:

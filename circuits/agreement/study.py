@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied import Bench, Prediction, Role, Study, outputs
 from workbench.studied_pages import main
 
 
 def tests(bench: Bench) -> list[Prediction]:
     readers, switches = bench.of_role("reader"), bench.of_role("switch")
     return [
-        Prediction(
-            "readers: only the values at SUBJECT",
+        bench.only_values(
+            readers,
+            "SUBJECT",
             "Readers bring the number by what they read at the subject, not by where they look.",
-            predicted=float(bench.swapped([f"z[{head[1:]}]" for head in readers]).mean()),
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@SUBJECT" for head in readers]),
+            who="readers: ",
         ),
         Prediction(
             "switches: only where they look",
             "A switch brings the number by where it looks: its attention from END alone does what its whole output does.",
-            predicted=float(bench.swapped([f"z[{head[1:]}]" for head in switches]).mean()),
+            predicted=float(bench.swapped(outputs(switches)).mean()),
             edit=lambda: bench.swapped([f"pattern[{head[1:]}]@END" for head in switches]),
         ),
     ]

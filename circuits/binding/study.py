@@ -36,15 +36,9 @@ def owner_heads(bench: Bench, *, below: int) -> list[str]:
 
 def tests(bench: Bench) -> list[Prediction]:
     heads = bench.of_role("mover")
-    outputs = [f"z[{head[1:]}]" for head in heads]
-    swap, base = float(bench.swapped(outputs).mean()), float(bench.base.mean())
+    base = float(bench.base.mean())
     found = [
-        Prediction(
-            "only the values at COLOUR",
-            "What differs between the runs is the colour read at COLOUR, not where movers look.",
-            predicted=swap,
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@COLOUR" for head in heads]),
-        ),
+        bench.only_values(heads, "COLOUR", "What differs between the runs is the colour read at COLOUR, not where movers look."),
         Prediction(
             "ask for the other owner",
             "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the "

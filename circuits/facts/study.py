@@ -5,30 +5,24 @@ from pathlib import Path
 import torch
 
 from workbench.engine.edits import from_store
-from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied import Bench, Prediction, Role, Study, outputs
 from workbench.studied_pages import main
 
 
 def tests(bench: Bench) -> list[Prediction]:
     heads = bench.of_role("reader")
-    outputs = [f"z[{head[1:]}]" for head in heads]
 
     def other_capital(logits: torch.Tensor) -> torch.Tensor:
         return (logits.argmax(-1) == bench.pairs.wrong[:, 0, 0]).float()
 
     return [
-        Prediction(
-            "only the values at COUNTRY",
-            "Readers bring the country by what they read at it, not by where they look.",
-            predicted=float(bench.swapped(outputs).mean()),
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@COUNTRY" for head in heads]),
-        ),
+        bench.only_values(heads, "COUNTRY", "Readers bring the country by what they read at it, not by where they look."),
         Prediction(
             "share that names the other capital",
             "These heads suffice at END: with the other country's outputs there, the other country's "
             "capital is the first choice of the whole vocabulary.",
             predicted=1.0,
-            edit=lambda: bench.change({f"{site}@END": from_store(bench.corrupt) for site in outputs}, read=other_capital),
+            edit=lambda: bench.change({f"{site}@END": from_store(bench.corrupt) for site in outputs(heads)}, read=other_capital),
         ),
     ]
 

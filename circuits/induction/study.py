@@ -30,12 +30,7 @@ def tests(bench: Bench) -> list[Prediction]:
             predicted=-float(bench.change({}, read=first_over_item).mean()),
             edit=lambda: bench.change(look_away, read=first_over_item),
         ),
-        Prediction(
-            "only the values at ITEM",
-            "What differs between the runs is the word read at ITEM, not where copiers look.",
-            predicted=float(bench.swapped([f"z[{head[1:]}]" for head in heads]).mean()),
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@ITEM" for head in heads]),
-        ),
+        bench.only_values(heads, "ITEM", "What differs between the runs is the word read at ITEM, not where copiers look."),
     ]
     if pointers:
         name = " ".join(pointers)

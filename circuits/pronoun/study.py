@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studied import Bench, Prediction, Role, Study
+from workbench.studied import Bench, Prediction, Role, Study, outputs
 from workbench.studied_pages import main
 from workbench.tasks.grammar import FEMALE
 from workbench.tasks.pairs import PromptPairs, Prompts
@@ -31,19 +31,13 @@ def _suits(names: list[int], female: list[bool], i: int, j: int) -> bool:
 
 def tests(bench: Bench) -> list[Prediction]:
     heads = bench.of_role("reader")
-    outputs = [f"z[{head[1:]}]" for head in heads]
     base = float(bench.base.mean())
 
     def kept() -> np.ndarray:
-        return 1 + bench.swapped(outputs, pairs=same_gender(bench)) / base
+        return 1 + bench.swapped(outputs(heads), pairs=same_gender(bench)) / base
 
     return [
-        Prediction(
-            "only the values at NAME",
-            "Readers bring the gender by what they read at the name, not by where they look.",
-            predicted=float(bench.swapped(outputs).mean()),
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@NAME" for head in heads]),
-        ),
+        bench.only_values(heads, "NAME", "Readers bring the gender by what they read at the name, not by where they look."),
         Prediction(
             "share kept with another name of the same gender",
             "What counts is the gender and not the name: outputs from a prompt with another name of that gender keep the answer, on average.",

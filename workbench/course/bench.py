@@ -16,6 +16,11 @@ def model(name: str = "tiny") -> Any:
     return load_model(name)
 
 
+def heads(made: Any) -> list[str]:
+    """The names of a model's heads, as `a3.7`, layer by layer."""
+    return [f"a{layer}.{head}" for layer in range(made.cfg.n_layers) for head in range(made.cfg.n_heads)]
+
+
 @lru_cache(maxsize=16)
 def pairs(task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None) -> PromptPairs:
     """Prompts of a task."""

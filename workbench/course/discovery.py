@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.course import bench
 from workbench.course.exercises import Wrong, called, exercise, names, number, table
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.ground_truth import edge_auroc
@@ -71,7 +72,7 @@ def _auroc(answer: Any) -> str:
 )
 def _by_hand(answer: Any) -> str:
     made, _, _ = _case("induction")
-    heads = [f"a{layer}.{head}" for layer in range(made.model.cfg.n_layers) for head in range(made.model.cfg.n_heads)]
+    heads = bench.heads(made.model)
     right = np.array([_score(_scores("induction", "eap"), f"{head}->logits") for head in heads])
     got = table(answer, (len(heads),), "head")
     if np.allclose(got, right, atol=1e-3):

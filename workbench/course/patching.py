@@ -172,8 +172,7 @@ def _carried(name: str, heads: tuple[str, ...], base: str) -> float:
 
 
 def _heads(name: str) -> list[str]:
-    shape = gate(name)[0].cfg
-    return [f"a{layer}.{head}" for layer in range(shape.n_layers) for head in range(shape.n_heads)]
+    return bench.heads(gate(name)[0])
 
 
 @exercise(
