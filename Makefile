@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/workbench discover ioi --model tiny
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -rs

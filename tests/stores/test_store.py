@@ -69,7 +69,6 @@ def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):
         ("END", (3, 5, 0, 4)),
         ("X", (1, 4, None, 0)),
         (7, (None,) * 4),
-        (-1, (None,) * 4),
     ):
         got = view.at(where)
         for i, place in enumerate(places):
@@ -81,6 +80,8 @@ def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):
     with pytest.raises(UnknownName) as error:
         view.at("S2")
     assert str(error.value) == "There is no named position 'S2'. Known: END, X."
+    with pytest.raises(PromptError, match="Position -1: positions count from 0"):
+        view.at(-1)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 100])

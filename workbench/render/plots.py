@@ -49,12 +49,12 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
         title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
-        A matplotlib `Figure`; for a circuit its `CircuitView`, which `to_svg` and `to_html` draw.
+        A matplotlib `Figure` that notebooks show by themselves; for a circuit its `CircuitView`, which `to_svg` and `to_html` draw.
     Raises:
         WorkbenchError: nothing here draws it.
 
     >>> type(plot(xr.DataArray([[1.0, -1.0]], dims=("layer", "head")))).__name__
-    'Figure'
+    'Picture'
     """
     return drawn(result, title, labels)
 
