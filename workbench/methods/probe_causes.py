@@ -72,7 +72,8 @@ def causal_check(
         largest of the random directions' |mean effect|; `p`, the share of directions at least as strong; `used`: 1 where the
         effect is at least `least`, its interval excludes 0, and `p` is at most 1 - level. (layer): `accuracy` of the
         probe, with `_low` and `_high`; `whole`, the change when the whole activation at that place is swapped. Attribute
-        `total`: m(corrupt) - m(clean).
+        `total`: m(corrupt) - m(clean). All of it is about the probe's direction: another probe of the same concept, as
+        accurate, can have one that the model uses where it does not use this one.
 
     Raises:
         ProbeError: features in several heads of `z`, or a probe that is zero.
