@@ -1,6 +1,7 @@
 """The studied circuits: complete, true to their pages, and made anew by their scripts with the same edges."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +151,10 @@ def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(n
     assert ended.value.code in (0, None), capsys.readouterr().err
     readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("## Beside the published circuit" in readme) == (name != "induction")
+    shared = re.search(r"Of (\d+) edges published, (\d+) are among the (\d+) found: precision ([\d.]+), recall ([\d.]+)", readme)
+    if shared:
+        published, both, found, precision, recall = map(float, shared.groups())
+        assert (precision, recall) == (pytest.approx(both / found, abs=1e-3), pytest.approx(both / published, abs=1e-3))
     assert "in `model`" in readme
     assert "faithfulness" in numbers(readme)
     assert Circuit.load(tmp_path / "out" / "circuit.json").n_edges > 0

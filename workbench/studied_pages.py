@@ -131,7 +131,7 @@ def _reference(bench: Bench) -> str:
     heads = [(row["role"], row["a"], row["both"], row["missing"] or "none") for row in found.by_role.to_dict("records")]
     return (
         f"## Beside the published circuit\n\nOf {published.n_edges} edges published, {found.both.n_edges} are among the "
-        f"{bench.circuit.n_edges} found: precision {found.recall:.3f}, recall {found.precision:.3f}, Jaccard {found.jaccard:.3f}; "
+        f"{bench.circuit.n_edges} found: precision {found.precision:.3f}, recall {found.recall:.3f}, Jaccard {found.jaccard:.3f}; "
         f"nodes {found.node_jaccard:.3f}.\n\n" + _table(("role", "published", "found", "missing"), heads)
     )
 
