@@ -168,7 +168,7 @@ def test_what_is_read_one_back_and_the_rest_are_the_whole(tiny):
     assert back.keys() == rest.keys() == whole.keys()
     for site, value in whole.items():
         here = bench.clean["z", 0].at(site.split("@")[1] if site.endswith("ITEM") else study.FIRST)[:, int(site[4])]
-        assert torch.allclose(back[site].value + rest[site].value, here + value.value, atol=1e-5)
+        assert torch.allclose(back[site].content + rest[site].content, here + value.content, atol=1e-5)
 
 
 def test_exchanging_keys_of_last_layer_heads_is_exchanging_attention(tiny):
