@@ -153,7 +153,11 @@ def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
 
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each, from their committed files."""
-    head = "study|edges|faithfulness|complement|random circuits|other heads|stability|most of another task|predictions held".split("|")
+    head = (
+        "study|edges|faithfulness|complement|random circuits|other heads|stability|most of another task|predictions held".split(
+            "|"
+        )
+    )
     folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
     return _table(head, [_line(folder) for folder in folders])
 
