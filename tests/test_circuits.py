@@ -1,10 +1,13 @@
 """The studied circuits: complete, true to their pages, and made anew by their scripts with the same edges."""
 
 import importlib.util
+import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import workbench as wb
 from workbench import resources
 from workbench.discovery.circuit import Circuit
-from workbench.errors import OutputExists
+from workbench.errors import OutputExists, PromptError
 from workbench.studied import Bench, Prediction, Role
 from workbench.studied_pages import FILES, differences, main, numbers, table, write
 from workbench.tasks import grammar
@@ -51,7 +54,7 @@ def test_a_study_is_complete_and_its_page_keeps_what_it_says(name: str, tiny):
     assert all((folder / file).is_file() for file in (*FILES, "study.py"))
     readme, circuit = (folder / "README.md").read_text(encoding="utf-8"), Circuit.load(folder / "circuit.json")
     known, study = numbers(readme), study_of(name).STUDY
-    assert {"faithfulness", "random circuits", "complement", "incompleteness", "stability"} <= known.keys()
+    assert {"faithfulness", "random circuits", "other heads", "complement", "incompleteness", "stability"} <= known.keys()
     assert all(low <= mean <= high for mean, low, high in known.values())
     assert f"{circuit.n_edges} of the {circuit.graph.n_edges} edges" in readme
     assert readme.count("| holds |") + readme.count("| **fails** |") >= (3 if name in TOLD[:3] else 2)
@@ -68,21 +71,104 @@ def test_a_study_is_complete_and_its_page_keeps_what_it_says(name: str, tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_made_anew_has_the_same_edges_and_numbers(name: str, tiny, tmp_path):
-    write(study_of(name).STUDY, tiny, tmp_path / name, command="test")
+    write(study_of(name).STUDY, tiny, tmp_path / name, command=f"python circuits/{name}/study.py")
     assert differences(CIRCUITS / name, tmp_path / name) == []
+
+
+ALTERED = {
+    "README.md": {
+        r"\| faithfulness \| -?[\d.]+": "| faithfulness | 0.100",
+        r"keep -?[\d.]+ \[": "keep 0.100 [",
+        r"\d+ of the 1519": "1 of the 1519",
+        r"writes against": "writes for",
+        r"`m0->a3.7<v>` ": "",
+        r"within 25%": "within 90%",
+        r"\d of \d predictions": "9 of 9 predictions",
+        r"\| holds \|": "| **fails** |",
+        r"\n\| complement.*": "",
+        r"(\| a3.7 \|.*?\|.*?\]) \| S2 0.\d\d": r"\1 | S2 0.01",
+        r"(\| faithfulness \| -?[\d.]+) \[.*?\]": r"\1 [-9.000, 9.000]",
+        r"\* [\d.]+% of the difference": "* 0.1% of the difference",
+    },
+    "circuit.json": {
+        r'"a3.7->m3"': '"a3.6->m3"',
+        r'"m0->a3.7<v>": [\d.]+': '"m0->a3.7<v>": 99.0',
+        r"suppressor": "mover",
+        r'"method": ".*?"': '"method": "exact"',
+    },
+    "circuit.svg": {r">a3\.7<": ">a3.6<"},
+}
+
+
+@pytest.mark.parametrize(("file", "pattern", "instead"), [(f, p, i) for f, given in ALTERED.items() for p, i in given.items()])
+def test_whatever_is_altered_in_a_study_is_found(file: str, pattern: str, instead: str, tmp_path):
+    folder = tmp_path / "ioi"
+    shutil.copytree(CIRCUITS / "ioi", folder)
+    assert differences(folder, CIRCUITS / "ioi") == []
+    text = (folder / file).read_text(encoding="utf-8")
+    altered = re.sub(pattern, instead, text, count=1)
+    assert altered != text
+    (folder / file).write_text(altered, encoding="utf-8")
+    assert differences(folder, CIRCUITS / "ioi") != []
+    assert differences(CIRCUITS / "ioi", folder) != []
 
 
 def test_differences_are_named(tmp_path):
     folder = CIRCUITS / "ioi"
     circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
     (circuit - circuit.restricted(writers="m3")).save(tmp_path / "circuit.json")
-    mean = f"{numbers(readme)['faithfulness'][0]:.3f}"
+    shutil.copy(folder / "circuit.svg", tmp_path)
+    mean, low, high = numbers(readme)["faithfulness"]
     (tmp_path / "README.md").write_text(
-        readme.replace(f"| faithfulness | {mean}", "| faithfulness | 0.100").replace("holds", "x", 1)
+        readme.replace(f"| faithfulness | {mean:.3f}", "| faithfulness | 0.100").replace("| holds |", "| x |", 1)
     )
-    found = differences(folder, tmp_path)
-    assert found[0] == "edges differ: m3->logits"
-    assert any(line.startswith("faithfulness: 0.100, and the README says [") for line in found)
+    first = re.findall(r"^\| ([^|]+) \|.*\| holds \|", readme, re.MULTILINE)[0]
+    assert differences(folder, tmp_path) == [
+        "edges differ: m3->logits",
+        f"faithfulness: 0.100, and the README says {mean:.3f} [{low:.3f}, {high:.3f}]",
+        f"{first}: the README says other words",
+    ]
+
+
+def test_an_altered_study_fails_its_check(monkeypatch, capsys, tmp_path):
+    def altered(study, model, out, **_):
+        shutil.copytree(CIRCUITS / "ioi", out)
+        readme = out / "README.md"
+        readme.write_text(readme.read_text(encoding="utf-8").replace("writes against", "writes for"), encoding="utf-8")
+
+    monkeypatch.setattr("workbench.studied_pages.write", altered)
+    monkeypatch.setattr(sys, "argv", ["study.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        main(study_of("ioi").STUDY, CIRCUITS / "ioi")
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith("**Account, to be tested.** From END a he ...: the README says other words")
+
+
+def test_a_single_prompt_is_refused(tiny):
+    with pytest.raises(PromptError, match=r"^n=1: a study needs at least two prompts, because one has no interval\.$"):
+        Bench.of(study_of("ioi").STUDY, tiny, n=1)
+
+
+def test_what_is_passed_on_by_an_exchange_is_what_it_makes(tiny):
+    bench = Bench.of(study_of("binding").STUDY, tiny, n=6)
+    heads, places = bench.of_role("mover"), ("COLOUR", "OTHER")
+    unchanged = bench.passed_on("k", heads, {}, places)
+    assert bench.change(unchanged) == pytest.approx(np.zeros(6), abs=1e-3)
+    keys = bench.exchanged("k", heads, *places)
+    assert bench.change(bench.passed_on("k", heads, keys, places)) == pytest.approx(bench.change(keys), abs=1e-3)
+    assert bench.change(bench.passed_on("v", heads, keys, places)) == pytest.approx(np.zeros(6), abs=1e-3)
+    assert bench.change(keys).mean() < -1
+
+
+def test_what_is_read_one_back_and_the_rest_are_the_whole(tiny):
+    study = study_of("induction")
+    bench = Bench.of(study.STUDY, tiny, n=6)
+    back, rest = (study.read_one_back(bench, below=1, rest=rest) for rest in (False, True))
+    whole = bench.exchanged("z", [f"a0.{head}" for head in range(8)], study.FIRST, "ITEM")
+    assert back.keys() == rest.keys() == whole.keys()
+    for site, value in whole.items():
+        here = bench.clean["z", 0].at(site.split("@")[1] if site.endswith("ITEM") else study.FIRST)[:, int(site[4])]
+        assert torch.allclose(back[site].content + rest[site].content, here + value.content, atol=1e-5)
 
 
 def test_exchanging_keys_of_last_layer_heads_is_exchanging_attention(tiny):
@@ -111,6 +197,7 @@ def test_what_is_committed_is_not_written_over(monkeypatch, capsys, tiny):
             ["--model", "other", "--out", str(CIRCUITS / "ioi")],
             "The committed files are about tiny with the study's own prompts: give another --out, no --check.",
         ),
+        (["--check", "--out", "elsewhere"], "--check writes nothing: leave out --out and --overwrite."),
     ):
         monkeypatch.setattr(sys, "argv", ["study.py", *given])
         with pytest.raises(SystemExit):
@@ -142,15 +229,21 @@ def gpt2_like(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ioi", "greater_than", "induction"])
 def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(name: str, monkeypatch, tmp_path, capsys):
-    folder, before = gpt2_like(tmp_path / "model"), (CIRCUITS / name / "README.md").read_bytes()
-    given = ["--model", str(folder), "--out", str(tmp_path / "out"), "--n", "3"]
+    folder, before = gpt2_like(tmp_path / "a `model`"), (CIRCUITS / name / "README.md").read_bytes()
+    given = ["--model", ".", "--out", str(tmp_path / "out"), "--n", "3"]
     monkeypatch.setattr(sys, "argv", ["study.py", *given])
+    monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as ended:
         main(study_of(name).STUDY, CIRCUITS / name)
     assert ended.value.code in (0, None), capsys.readouterr().err
     readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("## Beside the published circuit" in readme) == (name != "induction")
-    assert "in `model`" in readme
+    shared = re.search(r"Of (\d+) edges published, (\d+) are among the (\d+) found: precision ([\d.]+), recall ([\d.]+)", readme)
+    if shared:
+        published, both, found, precision, recall = map(float, shared.groups())
+        assert (precision, recall) == (pytest.approx(both / found, abs=1e-3), pytest.approx(both / published, abs=1e-3))
+    assert "in `a 'model'`" in readme
+    assert f"`python circuits/{name}/study.py --model 'a 'model'' --n 3`" in readme
     assert "faithfulness" in numbers(readme)
     assert Circuit.load(tmp_path / "out" / "circuit.json").n_edges > 0
     assert (CIRCUITS / name / "README.md").read_bytes() == before

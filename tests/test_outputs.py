@@ -60,3 +60,14 @@ def test_special_files_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputExists, match="is a device or a pipe and not a file"):
         check_free(tmp_path / "pipe", overwrite=True)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(OutputExists) as caught, replaced(tmp_path / "run", ["page.html"], overwrite=False):
+        pass
+    assert str(caught.value) == f"The folder {str(tmp_path)!r} cannot be written to: No space left on device."
+    assert not any(tmp_path.iterdir())

@@ -59,9 +59,12 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
 @contextmanager
 def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
     """A folder beside the target to write the files into: they are moved in place at the end, so a stopped run leaves nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
+    except OSError as error:
+        raise OutputExists(f"The folder {str(out.parent)!r} cannot be written to: {error.strerror}.") from error
     try:
         yield partial
         check_output(out, files, overwrite=overwrite)

@@ -14,9 +14,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.discovery.checks import RANDOM_CIRCUITS
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.curves import stability
 from workbench.discovery.evaluation import evaluate
+from workbench.discovery.random_circuits import relocated
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
@@ -154,8 +156,10 @@ class Bench:
 
     @classmethod
     def of(cls, study: Study, model: Any, *, n: int | None = None, seed: int = 0) -> "Bench":
-        """Find the circuit on training prompts, and make ready what it is tested on."""
+        """Find the circuit on training prompts, and make ready what it is tested on. Raises `PromptError` for a single prompt."""
         n = study.n if n is None else n
+        if n == 1:
+            raise PromptError("n=1: a study needs at least two prompts, because one has no interval.")
         train, held = (load_task(study.task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
         own: dict[str, Any] = {"value": from_store(capture_pairs(model, train, progress=False)[1]), "metric": train.metric}
         each = score_edges(model, train, method=study.method, keep=("example",), seed=seed, progress=False, **own)
@@ -272,6 +276,19 @@ class Bench:
             edits |= {f"{kind}[{layer}.{head // group}]@{here}": constant(rows[there]) for here, there in ((a, b), (b, a))}
         return edits
 
+    def passed_on(self, kind: str, heads: Sequence[str], edits: Mapping[Any, Any], places: Sequence[str | int]) -> dict[Any, Any]:
+        """Edits: what heads have at these places (`k`, `v`) is what it would be under other edits, which reach nothing else."""
+        group = Shape.of(self.model).group if kind in "kv" else 1
+        wanted = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
+        with torch.no_grad():
+            recorded = run(self.model, self.pairs.clean, edits=edits, other=self.pairs.corrupt, record=wanted).recorded
+        rows, made = torch.arange(len(self.pairs)), {}
+        for layer, head in map(_numbers, heads):
+            for place in places:
+                there = recorded[kind, layer][rows, self.pairs.clean.at(place), head // group]  # pyright: ignore[reportArgumentType]
+                made[f"{kind}[{layer}.{head // group}]@{place}"] = constant(there)
+        return made
+
     def swapped(self, sites: Sequence[str], *, pairs: PromptPairs | None = None) -> np.ndarray:
         """[example]: the metric's change when all of these sites have the corrupt run's values, of other pairs if given."""
         corrupt = self.corrupt if pairs is None else capture_pairs(self.model, pairs, progress=False)[1]
@@ -322,6 +339,18 @@ def _numbers(head: str) -> tuple[int, int]:
     return int(layer), int(number)
 
 
+def other_heads(bench: Bench) -> Number:
+    """What circuits of the same shape keep whose edges go through other heads of the same layers."""
+    circuit, value = bench.circuit, from_store(bench.corrupt)
+    masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
+    drawn = [Circuit.of(circuit.graph, edges) for edges in masks]
+    kept = evaluate(drawn, bench.model, bench.pairs, value=value, metric=bench.metric, checks=(), progress=False)
+    spread = kept["faithfulness"].values
+    low, high = np.percentile(spread, [2.5, 97.5])
+    note = f"the same edges through other heads of each layer; central 95 % of {len(drawn)} draws"
+    return Number("other heads", float(spread.mean()), float(low), float(high), note)
+
+
 def _faithful(name: str, row: xr.Dataset, note: str = "", field: str = "faithfulness") -> Number:
     ends = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
     return Number(name, float(row[field]), float(row[ends[0]]), float(row[ends[1]]), note)
@@ -349,9 +378,10 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
     controls = [
         _faithful("random circuits", row, "as many edges, on whole paths; central 95 % of 20 draws", "random"),
         _faithful("complement", row, "the model without the circuit's edges", "complement"),
+        other_heads(bench),
     ]
     lost = [
-        f"{1 - float(row['faithfulness']):.1%} of the difference (interval of what is kept: {shown[3]}).",
+        f"{1 - float(row['faithfulness']):z.1%} of the difference (interval of what is kept: {shown[3]}).",
         f"The behaviour from nothing: with zeros outside the circuit {shown[4]} is kept, with means {shown[5]}. A circuit found "
         "against corrupt prompts explains the difference between the two prompts.",
     ]
@@ -370,6 +400,15 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
                 controls.append(_faithful(f"on {task}", bench.kept(other), "the same circuit on another task"))
             except (UnsuitableTask, PromptError, MetricError):
                 continue
+    if shown[0].low <= shown[1].high:
+        lost.insert(
+            0,
+            f"Whether there is anything to explain: the clean run, {shown[0]}, is not surely above the corrupt one, {shown[1]}.",
+        )
+    if controls[2].high >= shown[3].low:
+        lost.append(
+            f"Which heads it has to be: the same edges through other heads of the layers keep up to {controls[2].high:.3f}."
+        )
     shared = [number for number in controls if number.name.startswith("on ") and number.low > SHARED]
     if shared:
         kept = ", ".join(f"{number.mean:.3f} {number.name}" for number in shared)

@@ -1,6 +1,7 @@
 """A study as a folder: its page, made of what was measured; and `main`, the command of every `circuits/*/study.py`."""
 
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,20 +19,24 @@ from workbench.models.load import load_model, model_name, one_fingerprint
 from workbench.outputs import check_output, replaced
 from workbench.render.export import export
 from workbench.render.svg import CircuitView
+from workbench.render.view import visible
 from workbench.studied import Bench, Number, Prediction, Study, evidence, tested
 
 FILES = ("circuit.json", "README.md", "circuit.svg")
 _ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
+_INTERVAL = re.compile(r"(-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]")
+_DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
 _VERDICT = re.compile(r"\| (holds|\*\*fails\*\*) \|")
 
 
 def page(bench: Bench, command: str) -> str:
     """The README, made of what is measured here."""
-    study, circuit, name = bench.study, bench.circuit, model_name(bench.model)
+    study, circuit, name = bench.study, bench.circuit, _in_code(model_name(bench.model))
     shown, controls, lost = evidence(bench)
     results, why = tested(bench)
     held = sum(each.holds(number.mean) for each, number in results)
-    faithful, by_chance = shown[3], controls[0]
+    faithful, by_chance, elsewhere = shown[3], controls[0], controls[2]
+    unsure = "" if shown[0].low > shown[1].high else f" **`{name}` does not surely do this**: see what is not explained."
     lost += [f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured." for p, n in results if not p.holds(n.mean)]
     failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
     verdict = (
@@ -39,13 +44,13 @@ def page(bench: Bench, command: str) -> str:
         if results
         else f"Not tested: {why or 'this study makes no prediction'}."
     )
-    example = [" ".join(side.strings[0]) for side in (bench.pairs.clean, bench.pairs.corrupt)]
+    example = [" ".join(map(visible, side.strings[0])) for side in (bench.pairs.clean, bench.pairs.corrupt)]
     rules = [f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles]
     parts = [
-        f"# {study.title} in `{name}`\n\nMade by `{command}`, which measured every number here.\n",
+        f"# {study.title} in `{name}`\n\nMade by `{_in_code(command)}`, which measured every number here.\n",
         f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the difference in "
         f"{bench.metric} between the clean and the corrupt run, on {len(bench.pairs)} held-out prompts; random circuits of that size "
-        f"keep {by_chance}.\n",
+        f"keep {by_chance}, the same edges through other heads of each layer {elsewhere}.{unsure}\n",
         f"**Account, to be tested.** {study.account} **{verdict}**\n",
         "![the circuit](circuit.svg)\n",
         f"    clean    {example[0]}\n    corrupt  {example[1]}\n",
@@ -71,6 +76,11 @@ _SHARED = (
     "Whatever clean and corrupt prompts share: an edge that carries only that is used by the model and invisible here.",
     "Whether other edges would do as well: the search gives one circuit, and `stability` says how it depends on the prompts.",
 )
+
+
+def _in_code(text: str) -> str:
+    """A text of one line that does not end the backticks around it."""
+    return visible(text).replace("`", "'")
 
 
 def _heads(bench: Bench, role: str) -> list[str]:
@@ -131,7 +141,7 @@ def _reference(bench: Bench) -> str:
     heads = [(row["role"], row["a"], row["both"], row["missing"] or "none") for row in found.by_role.to_dict("records")]
     return (
         f"## Beside the published circuit\n\nOf {published.n_edges} edges published, {found.both.n_edges} are among the "
-        f"{bench.circuit.n_edges} found: precision {found.recall:.3f}, recall {found.precision:.3f}, Jaccard {found.jaccard:.3f}; "
+        f"{bench.circuit.n_edges} found: precision {found.precision:.3f}, recall {found.recall:.3f}, Jaccard {found.jaccard:.3f}; "
         f"nodes {found.node_jaccard:.3f}.\n\n" + _table(("role", "published", "found", "missing"), heads)
     )
 
@@ -143,7 +153,11 @@ def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
 
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each, from their committed files."""
-    head = "study|edges|faithfulness|complement|random circuits|stability|most of another task|predictions held".split("|")
+    head = (
+        "study|edges|faithfulness|complement|random circuits|other heads|stability|most of another task|predictions held".split(
+            "|"
+        )
+    )
     folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
     return _table(head, [_line(folder) for folder in folders])
 
@@ -156,8 +170,8 @@ def _line(folder: Path) -> tuple[str, ...]:
     return (
         f"[{folder.name}]({folder.name}/README.md)",
         f"{circuit.n_edges} of {circuit.graph.n_edges}",
-        *(str(known[name]) for name in ("faithfulness", "complement", "random circuits", "stability")),
-        f"{other.mean:z.3f} {other.name}",
+        *(str(known[name]) for name in ("faithfulness", "complement", "random circuits", "other heads", "stability")),
+        f"{other} {other.name}",
         f"{verdicts.count('holds')} of {len(verdicts)}",
     )
 
@@ -181,18 +195,64 @@ def write(study: Study, model: Any, out: Path, *, command: str, n: int | None = 
 
 
 def differences(folder: Path, other: Path) -> list[str]:
-    """How a recomputed study differs from a committed one: other edges, numbers outside its intervals, other verdicts."""
-    ours, theirs = (Circuit.load(each / "circuit.json") for each in (folder, other))
-    found = [] if ours == theirs else [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
+    """How a recomputed study differs from a committed one, whose every edge, number and word counts.
+
+    Means have to lie in each other's intervals, and their ends and all other decimals near each other, because another
+    machine rounds otherwise; everything else has to be the same.
+    """
+    found = _other_circuit(*(Circuit.load(each / "circuit.json") for each in (folder, other)))
     texts = [(each / "README.md").read_text(encoding="utf-8") for each in (folder, other)]
     known, again = map(numbers, texts)
     found += [f"{name} is in one README only" for name in sorted(known.keys() ^ again.keys())]
-    for name in known.keys() & again.keys():
-        _, low, high = known[name]
-        if not low - 0.002 <= again[name][0] <= high + 0.002:
-            found.append(f"{name}: {again[name][0]:.3f}, and the README says [{low:.3f}, {high:.3f}]")
-    verdicts = [_VERDICT.findall(text) for text in texts]
-    return found + ([] if verdicts[0] == verdicts[1] else ["the verdicts on the predictions differ"])
+    lines = [text.splitlines() for text in texts]
+    if len(lines[0]) != len(lines[1]):
+        found.append(f"the README has {len(lines[0])} lines, and {len(lines[1])} when made anew")
+    else:
+        found += [said for ours, theirs in zip(*lines, strict=True) if (said := _other_line(ours, theirs))]
+    pictures = [_DECIMAL.sub("", (each / "circuit.svg").read_text(encoding="utf-8")) for each in (folder, other)]
+    return found + ([] if pictures[0] == pictures[1] else ["circuit.svg shows something else"])
+
+
+def _other_circuit(ours: Circuit, theirs: Circuit) -> list[str]:
+    if ours != theirs:
+        return [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
+    found = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
+    scores = [np.zeros(0) if each.scores is None else each.scores[each.edges] for each in (ours, theirs)]
+    if scores[0].shape != scores[1].shape or not np.allclose(*scores, rtol=0.01, atol=1e-4):
+        found.append("the scores in circuit.json differ")
+    facts = [{k: v for k, v in each.attrs.items() if not k.startswith("version_")} for each in (ours, theirs)]
+    odd = sorted(key for key in facts[0].keys() | facts[1].keys() if facts[0].get(key) != facts[1].get(key))
+    odd += ["prompt_ids"] if ours.prompt_ids != theirs.prompt_ids else []
+    return found + ([f"circuit.json differs in {', '.join(odd)}"] if odd else [])
+
+
+def _other_line(ours: str, theirs: str) -> str:
+    """How a line of a README differs from the one made anew, or nothing."""
+    name = ours.split("|")[1].strip() if ours.startswith("| ") else f"{ours[:40]} ..."
+    for (a, *ends), (b, *others) in zip(_intervals(ours), _intervals(theirs), strict=False):
+        width = max(ends[1] - ends[0], others[1] - others[0])
+        if not all(low - 0.002 <= mean <= high + 0.002 for mean in (a, b) for low, high in (ends, others)):
+            return f"{name}: {b:.3f}, and the README says {a:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+        if not np.allclose(ends, others, rtol=0, atol=0.002 + width / 10):
+            return f"{name}: [{others[0]:.3f}, {others[1]:.3f}], and the README says [{ends[0]:.3f}, {ends[1]:.3f}]"
+    rest = [_INTERVAL.sub("", line) for line in (ours, theirs)]
+    if _DECIMAL.sub("", rest[0]) != _DECIMAL.sub("", rest[1]):
+        return f"{name}: the README says other words"
+    near = all(map(_near, *map(_DECIMAL.findall, rest)))
+    return "" if near else f"{name}: the README says other numbers"
+
+
+def _near(ours: str, theirs: str) -> bool:
+    """Whether two decimals are within 1 % and their last digit."""
+    return abs(float(ours) - float(theirs)) <= 0.01 * abs(float(ours)) + 1.5 * 10 ** -len(ours.partition(".")[2])
+
+
+def _intervals(line: str) -> list[tuple[float, float, float]]:
+    return [(float(mean), float(low), float(high)) for mean, low, high in _INTERVAL.findall(line)]
+
+
+def _asked(study: str, *options: str) -> str:
+    return shlex.join(["python", f"circuits/{study}/study.py", *options])
 
 
 def main(study: Study, folder: Path) -> None:
@@ -206,21 +266,24 @@ def main(study: Study, folder: Path) -> None:
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
         own = model == "tiny" and n is None
+        if check and (out is not None or overwrite):
+            raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
         if out is None and not own and not check:
             raise WorkbenchError("Only tiny with the study's own prompts is written to its folder: give --out DIR.")
         if not own and (check or (out is not None and out.resolve() == folder.resolve())):
             raise WorkbenchError(
                 "The committed files are about tiny with the study's own prompts: give another --out, no --check."
             )
-        asked = f"python circuits/{folder.name}/study.py" + ("" if own else f" --model {Path(model).name} --n {n or study.n}")
         if check:
             with tempfile.TemporaryDirectory() as place:
-                write(study, load_model(model), Path(place) / folder.name, command=asked, n=n)
+                write(study, load_model(model), Path(place) / folder.name, command=_asked(folder.name), n=n)
                 found = differences(folder, Path(place) / folder.name)
             print("\n".join(found) or f"{folder.name}: the edges are the same, and every number is within its interval")
             raise typer.Exit(bool(found))
         target = folder if out is None else out
-        write(study, load_model(model), target, command=asked, n=n, overwrite=overwrite or out is None)
+        loaded = load_model(model)
+        asked = _asked(folder.name, *(() if own else ("--model", model_name(loaded), "--n", str(n or study.n))))
+        write(study, loaded, target, command=asked, n=n, overwrite=overwrite or out is None)
         print(target / "README.md")
 
     try:

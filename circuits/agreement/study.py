@@ -2,8 +2,23 @@
 
 from pathlib import Path
 
-from workbench.studied import Bench, Prediction, Role, Study, outputs
+import numpy as np
+import torch
+
+from workbench.studied import Bench, Prediction, Role, Study, layer_of, outputs
 from workbench.studied_pages import main
+from workbench.tasks.grammar import NOUNS
+
+
+def to_singular(bench: Bench, heads: list[str]) -> np.ndarray:
+    """[example]: how much more of their attention at END heads give to the subject of the prompt where it is a singular."""
+    end, at, rows = bench.pairs.clean.at("END"), bench.pairs.clean.at("SUBJECT"), torch.arange(len(bench.pairs))
+    singular = [bench.pairs.clean.strings[i][place].strip() in NOUNS for i, place in enumerate(at.tolist())]
+    given = [
+        torch.stack([store["pattern", layer_of(head)].padded()[rows, int(head.split(".")[1]), end, at] for head in heads]).mean(0)
+        for store in (bench.clean, bench.corrupt)
+    ]
+    return np.where(singular, 1, -1) * (given[0] - given[1]).double().numpy()
 
 
 def tests(bench: Bench) -> list[Prediction]:
@@ -21,6 +36,13 @@ def tests(bench: Bench) -> list[Prediction]:
             predicted=float(bench.swapped(outputs(switches)).mean()),
             edit=lambda: bench.swapped([f"pattern[{head[1:]}]@END" for head in switches]),
         ),
+        Prediction(
+            "switches: attention to a singular more than to a plural",
+            "It looks at a singular subject and away from a plural one. This is measured without an edit.",
+            predicted=0.5,
+            edit=lambda: to_singular(bench, switches),
+            at_least=0.5,
+        ),
     ]
 
 
@@ -28,7 +50,7 @@ STUDY = Study(
     task="agreement",
     title="Agreement",
     account="From END some heads look at the subject and read its number there; another says it by where it "
-    "looks, which the number changes.",
+    "looks: at a singular, and not at a plural.",
     roles=[
         Role("reader", at_least={"SUBJECT": 0.5, "copying": 0.3}),
         Role("switch", at_least={"SUBJECT": 0.2}, at_most={"copying": 0.2}),
@@ -36,7 +58,7 @@ STUDY = Study(
     tests=tests,
     watched="switch",
     method="atp-star",
-    limits=["Where a switch looks for each number: only that its attention carries it was tried."],
+    limits=["What a switch looks at instead of a plural, and how a key says which number its noun has."],
 )
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench.sites import Shape
 from workbench.studied import Bench, Prediction, Role, Study, layer_of
 from workbench.studied_pages import main
 
@@ -55,16 +56,31 @@ def tests(bench: Bench) -> list[Prediction]:
     ]
     tellers = owner_heads(bench, below=min(map(layer_of, heads)))
     if tellers:
-        name = " ".join(tellers)
-        found.append(
+        name, moved = " ".join(tellers), float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean())
+        exchange = bench.exchanged("z", tellers, "COLOUR", "OTHER")
+        rest = [f"a{i}.{j}" for i in range(min(map(layer_of, heads))) for j in range(Shape.of(bench.model).n_heads)]
+        others = bench.exchanged("z", [head for head in rest if head not in tellers], "COLOUR", "OTHER")
+        found += [
             Prediction(
                 f"{name} exchanged",
                 "Heads below the movers that look from a colour at its owner (at least 0.3) carry what movers find it by: their "
                 "outputs exchanged between the two colours do what moving the attention by hand does.",
-                predicted=float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean()),
-                edit=lambda: bench.change(bench.exchanged("z", tellers, "COLOUR", "OTHER")),
-            )
-        )
+                predicted=moved,
+                edit=lambda: bench.change(exchange),
+            ),
+            Prediction(
+                "of that exchange the movers' keys",
+                "They tell the movers' keys: of all that the exchange changes, the movers' keys at the two colours do it alone.",
+                predicted=moved,
+                edit=lambda: bench.change(bench.passed_on("k", heads, exchange, ("COLOUR", "OTHER"))),
+            ),
+            Prediction(
+                "share kept with all other heads below exchanged",
+                "A control: the heads below the movers that do not look at the owner, exchanged together, leave the answer.",
+                predicted=1.0,
+                edit=lambda: 1 + bench.change(others) / base,
+            ),
+        ]
     return found
 
 
@@ -78,7 +94,7 @@ STUDY = Study(
     watched="mover",
     limits=[
         "How movers find COLOUR: both prompts share it, so it is in no edge of the circuit; the path table and the last tests look "
-        "for it outside, and the exchange of outputs does not tell keys from values.",
+        "for it outside. How the owner in the question comes to the movers' queries at END was not tried.",
     ],
     method="eap-ig-activations",
 )

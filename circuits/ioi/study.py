@@ -46,7 +46,10 @@ STUDY = Study(
     ],
     tests=tests,
     watched="suppressor",
-    limits=["Why names are preferred to all other words: both prompts share it, so it is in no edge of the circuit."],
+    limits=[
+        "Why the two names are preferred to all other words, other names among them: both prompts share it, so it is in no edge of "
+        "the circuit. Of three names, which one is left was not tried."
+    ],
     reference="ioi",
 )
 

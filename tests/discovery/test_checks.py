@@ -9,6 +9,7 @@ from families import make_pairs, model_of, pairs_and_stores
 import workbench as wb
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import CHECKS, evaluate, minimality
+from workbench.discovery.random_circuits import relocated
 from workbench.engine.edits import from_store, mean, zero
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.graph import Graph
@@ -133,6 +134,27 @@ def test_random_circuits_of_the_same_size_are_the_baseline():
     )
     assert first.identical(again)
     assert float(first.random[0]) != float(other.random[0])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_relocated_circuits_have_the_same_shape_through_other_heads(family):
+    graph = Graph.of(model_of(family))
+    edges = graph.prune(graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.5))
+    assert np.array_equal(relocated(graph, graph.exists, draws=2), np.stack([graph.exists] * 2))
+    drawn = relocated(graph, edges, draws=5)
+    assert np.array_equal(drawn, graph.prune(drawn)), "what was on a way from the input to the logits still is"
+    assert (drawn.sum((1, 2)) == edges.sum()).all()
+    kept = [i for i, name in enumerate(graph.writers) if not name.startswith("a")]
+    assert (drawn[:, kept, -1] == edges[kept, -1]).all()
+    for head in (i for i, name in enumerate(graph.writers) if name.startswith("a0.")):
+        one = np.zeros_like(edges)
+        one[head, -1] = True
+        moved = relocated(graph, one, draws=5)
+        assert not moved[:, head].any()
+        assert {graph.writers[w][:3] for w in moved.any((0, 2)).nonzero()[0]} == {"a0."}
+    assert np.array_equal(drawn, relocated(graph, edges, draws=5))
+    other = relocated(graph, edges, draws=5, seed=1)
+    assert np.array_equal(drawn, other) == (family == "llama"), "two groups can change places in one way only"
 
 
 def big(made):

@@ -49,6 +49,45 @@ def random_circuits(
     return out
 
 
+def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -> np.ndarray:
+    """bool [draw, (pos,) writer, reader]: circuits of the same shape, where in each layer no head is itself.
+
+    Every head's edges go to another head of its layer, drawn at random; under grouped queries a group goes to another
+    group. A layer with a single group keeps it. MLPs stay. This says whether it matters which heads the circuit has.
+
+    >>> from workbench.sites import Shape
+    >>> graph = Graph.of(Shape(1, 2, 2, 32, 16, 128, 100, 64))
+    >>> edges = np.array([[writer == "a0.1" and reader == "logits" for reader in graph.readers] for writer in graph.writers])
+    >>> [graph.writers[w] for w in relocated(graph, edges, draws=1)[0].any(-1).nonzero()[0]]
+    ['a0.0']
+    """
+    shape, rng = graph.shape, np.random.default_rng(seed)
+    out = np.zeros((draws, *graph.exists.shape), dtype=bool)
+    for moved in out:
+        heads, groups = {}, {}
+        for layer in range(shape.n_layers):
+            for old, new in enumerate(_elsewhere(shape.n_kv_heads, rng)):
+                groups[f"a{layer}.{old}"] = f"a{layer}.{new}"
+                for i in range(shape.group):
+                    heads[f"a{layer}.{old * shape.group + i}"] = f"a{layer}.{new * shape.group + i}"
+        writers = [graph.writers.index(heads.get(name, name)) for name in graph.writers]
+        readers = []
+        for name in graph.readers:
+            head, bracket, port = name.partition("<")
+            where = heads if port == "q>" else groups
+            readers.append(graph.readers.index(where.get(head, head) + bracket + port))
+        moved[..., np.array(writers)[:, None], np.array(readers)] = circuit
+    return out
+
+
+def _elsewhere(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0 ... n - 1 that leaves nothing in its place, where there is one."""
+    order = rng.permutation(n)
+    while n > 1 and (order == np.arange(n)).any():
+        order = rng.permutation(n)
+    return order
+
+
 def add_path(
     graph: Graph, circuit: np.ndarray, rng: np.random.Generator, *, allowed: np.ndarray | None = None, most: int | None = None
 ) -> np.ndarray:

@@ -253,7 +253,8 @@ def _bands(rows: _Rows, left: float, right: float, half: float) -> str:
         top = rows.mlp[layer] - half
         text += f'<rect class="b" x="{_n(left)}" y="{_n(top)}" width="{_n(right - left)}" height="{_n(y + half - top)}" rx="5"/>'
         text += f'<text class="s" x="8" y="{_n((top + y + half) / 2 + 4)}">L{layer}</text>'
-        text += f'<text class="s" x="12" y="{_n(y + half + 15)}">⋮</text>' if layer > before + 1 else ""
+        if layer > before + 1:  # circles, because a font may lack the sign
+            text += "".join(f'<circle class="s" cx="14" cy="{_n(y + half + 8 + 3.5 * i)}" r="1"/>' for i in range(3))
         before = layer
     return text
 
