@@ -8,7 +8,7 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 ORDER = (
-    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study studied studied_pages tables judging probing run_pages sweep_pages course cli_store cli_runs cli_sweep cli_course cli"
+    "errors files resources sites graph results statistics models tasks stores backends engine methods discovery sweeps render outputs study studied studied_pages tables judging probing run_pages sweep_pages course cli_options cli_store cli_runs cli_sweep cli_course cli"
 ).split()
 INSIDE = {
     "tasks": (

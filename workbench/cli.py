@@ -1,7 +1,6 @@
 """The `workbench` command: a thin skin over the functions. Errors are one message and exit code 2."""
 
 import json
-import shlex
 import signal
 import sys
 from contextlib import nullcontext
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli_course import course
-from workbench.cli_runs import Out, Overwrite, diff_runs, probe_store, report_run
+from workbench.cli_options import Out, Overwrite, command_line
+from workbench.cli_runs import diff_runs, probe_store, report_run
 from workbench.cli_store import store
 from workbench.cli_sweep import sweep
 
@@ -60,7 +60,7 @@ def discover(
         typer.echo(f"{task} in {model}: {many} to find the circuit on, as many to test it on, seed {seed}")
         found = wb.discover(
             loaded, own(loaded, task) if own else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
-            value=value, method=method, n_edges=edges, command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite,
+            value=value, method=method, n_edges=edges, command=command_line(), overwrite=overwrite,
         )  # fmt: skip
     best = found.evaluation.sel(circuit="held-out")
     typer.echo(f"circuit: {found.circuit!r}")
@@ -288,7 +288,7 @@ def circuits(
                 typer.echo(json_line(row))
         if not as_json:
             typer.echo(overview(rows).to_string(index=False, na_rep=""))
-        for path in write_bench(rows, folder, shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite):
+        for path in write_bench(rows, folder, command_line(), overwrite=overwrite):
             typer.echo(str(path), err=as_json)
 
 
@@ -321,7 +321,7 @@ def behaviours(
                 typer.echo(line)
         if not as_json:
             typer.echo(behaviours_table(rows).to_string(index=False))
-        for path in write_behaviours(rows, folder, shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite):
+        for path in write_behaviours(rows, folder, command_line(), overwrite=overwrite):
             typer.echo(str(path), err=as_json)
 
 

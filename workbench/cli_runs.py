@@ -1,6 +1,5 @@
 """`workbench probe`, `report` and `diff`: what runs left, probed, shown again, and compared."""
 
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
+from workbench.cli_options import Out, Overwrite, command_line
+
 Page = Annotated[Path | None, typer.Option(help="The page; by default in the run's folder, or in this one.")]
 
 
@@ -57,8 +56,7 @@ def probe_store(
         found = probe(store, labels_named(store, file=labels, concepts=names(concepts) or [], pos=where), **options(given))
         for line in lines(found):
             typer.echo(line)
-        command = shlex.join(["workbench", *sys.argv[1:]])
-        for written in write(found, folder, command=command, source=repr(store), overwrite=overwrite):
+        for written in write(found, folder, command=command_line(), source=repr(store), overwrite=overwrite):
             typer.echo(str(written))
 
 
@@ -70,7 +68,7 @@ def report_run(
     """Show a run's folder again as one page: its circuit, results and tables. Needs no model."""
     from workbench.run_pages import report_run as write
 
-    typer.echo(str(write(run, out or run / "run.html", command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite)))
+    typer.echo(str(write(run, out or run / "run.html", command=command_line(), overwrite=overwrite)))
 
 
 def diff_runs(
@@ -83,4 +81,4 @@ def diff_runs(
     from workbench.run_pages import report_difference as write
 
     place = out or Path(f"{a.name}-{b.name}.html")
-    typer.echo(str(write(a, b, place, command=shlex.join(["workbench", *sys.argv[1:]]), overwrite=overwrite)))
+    typer.echo(str(write(a, b, place, command=command_line(), overwrite=overwrite)))

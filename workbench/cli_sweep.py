@@ -1,7 +1,6 @@
 """`workbench sweep`: run, status, resume, table, report, validate. Exit code 1: a job failed; 2: what was asked is wrong."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli_options import Json, command_line
+
 sweep = typer.Typer(help="Many experiments as one table.", no_args_is_help=True)
 Place = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]
 Spec = Annotated[
     Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
@@ -115,10 +115,11 @@ def _tell(folder: Path, status: Any) -> None:
 def _run(spec: Any, out: Path, as_json: bool, dry_run: bool = False, **options: Any) -> None:
     from workbench.sweeps.runner import run_sweep
 
-    command = shlex.join(["workbench", *sys.argv[1:]])
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that nothing here hides an installed module
-    found = run_sweep(spec, out=out, dry_run=dry_run, progress=sys.stderr.isatty() and not as_json, command=command, **options)
+    found = run_sweep(
+        spec, out=out, dry_run=dry_run, progress=sys.stderr.isatty() and not as_json, command=command_line(), **options
+    )
     if dry_run:
         typer.echo(json.dumps(asdict(found), default=str) if as_json else str(found))
     else:

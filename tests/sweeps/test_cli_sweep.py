@@ -26,7 +26,9 @@ BAD = [*GOOD, record("z[2.0]", status="failed", error="ValueError: \x1b[31mno"),
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["workbench", *(typed := ["sweep", *map(str, arguments)])])
+        return CliRunner().invoke(app, typed)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def test_every_option_becomes_a_field(calls, tmp_path):
     }  # fmt: skip
     wanted = {"backend": "local", "workers": 2, "limit": None, "retries": 1, "extend": True, "progress": False}
     assert options | wanted == options
-    assert options["command"].startswith("workbench ")
+    assert options["command"].startswith("workbench sweep run --preset head-ablation ")
 
 
 def test_options_replace_the_fields_of_a_file(calls, tmp_path):
