@@ -230,6 +230,7 @@ def test_tiny_meets_every_bar(tmp_path):
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the optional model stories260K is not there")
+@pytest.mark.slow
 def test_a_real_llama_model_and_its_known_head(tmp_path):
     done = command("discover", "pronoun", "--model", str(STORIES), "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

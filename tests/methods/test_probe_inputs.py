@@ -76,8 +76,8 @@ def test_labels_of_other_prompts_and_numbers_that_are_not_finite_are_refused():
 
 
 def test_a_budget_that_cannot_hold_one_probe_is_refused():
-    store, labels = labelled([np.zeros((40000, 3))], {"c": [0, 1] * 20000})
-    with pytest.raises(ProbeError, match=r"^A probe of 3 features and 40000 rows takes \d+ MiB, more than budget=1000 leaves\."):
+    store, labels = labelled([np.zeros((4000, 3))], {"c": [0, 1] * 2000})
+    with pytest.raises(ProbeError, match=r"^A probe of 3 features and 4000 rows takes \d+ MiB, more than budget=1000 leaves\."):
         fit_probes(store, labels, k=[3], budget=1000)
 
 

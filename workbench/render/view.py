@@ -309,13 +309,12 @@ def visible(text: object) -> str:
     inner = shown.strip(" ")
     left = len(shown) - len(shown.lstrip(" "))
     shown = "·" * left + inner + "·" * (len(shown) - left - len(inner)) if inner else "·" * len(shown)
-    return "".join(_spell(c) for c in shown) or "∅"
+    return _spelled(shown) or "∅"
 
 
 def xml(text: object) -> str:
     """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
-    spelled = "".join(_spell(c) for c in str(text))
-    return escape(spelled, {'"': "&quot;", "'": "&#39;"})
+    return escape(_spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
 
 
 def number(value: float) -> str:
@@ -325,6 +324,10 @@ def number(value: float) -> str:
     '+0.412'
     """
     return "no score" if not np.isfinite(value) else f"{value:+.3g}".replace("-", "−")
+
+
+def _spelled(text: str) -> str:
+    return text if text.isascii() and text.isprintable() else "".join(map(_spell, text))
 
 
 def _spell(character: str) -> str:
