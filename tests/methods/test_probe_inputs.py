@@ -76,9 +76,9 @@ def test_labels_of_other_prompts_and_numbers_that_are_not_finite_are_refused():
 
 
 def test_a_budget_that_cannot_hold_one_probe_is_refused():
-    store, labels = labelled([np.zeros((4000, 3))], {"c": [0, 1] * 2000})
-    with pytest.raises(ProbeError, match=r"^A probe of 3 features and 4000 rows takes \d+ MiB, more than budget=1000 leaves\."):
-        fit_probes(store, labels, k=[3], budget=1000)
+    store, labels = labelled([np.zeros((6000, 3))], {"c": [0, 1] * 3000})
+    with pytest.raises(ProbeError, match=r"^A probe of 3 features and 6000 rows takes \d+ MiB, more than budget=262144 leaves\."):
+        fit_probes(store, labels, k=[3], budget=2**18)
 
 
 def test_a_direction_needs_one_cell():
