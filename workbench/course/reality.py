@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, exercise, names, number
+from workbench.course.exercises import Wrong, exercise, names, number, shown
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
@@ -125,7 +125,7 @@ def _evidence(answer: Any) -> str:
             raise Wrong(f"{name!r} is not that of the claimed circuit on {N} held-out prompts of planted('backup-negative').")
     head = answer.get("head")
     if not isinstance(head, str) or head not in heads:
-        raise Wrong(f"'head' is {head!r}; heads of this model are written like 'a0.0'.")
+        raise Wrong(f"'head' is {shown(head)}; heads of this model are written like 'a0.0'.")
     if any(head in (edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in CLAIMED):
         raise Wrong(f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted.")
     if not _near(given["effect"], heads[head], 0.02):
