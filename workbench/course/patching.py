@@ -130,7 +130,7 @@ def _place(answer: Any) -> str:
     if not isinstance(answer, str | Site):
         raise Wrong(f"a site as text is wanted, such as 'z[0.3]@S1', not {shown(answer)}.")
     try:
-        site = Site.parse(str(answer).replace(" ", ""))
+        site = Site.parse(str(answer).replace(" ", "")[:40])
     except WorkbenchError as error:
         raise Wrong(str(error)) from None
     if site.kind != "z" or site.head is None:

@@ -83,7 +83,7 @@ def _into(answer: Any) -> str:
         raise Wrong(f"a reader as text is wanted, such as 'a2.0<k>@S1', not {shown(answer)}.")
     reader, _, place = answer.replace(" ", "").partition("@")
     if reader not in [f"a3.7<{port}>" for port in PORTS]:
-        raise Wrong(f"{reader!r} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>.")
+        raise Wrong(f"{shown(reader)} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>.")
     if place not in PLACES:
         raise Wrong(f"write the position after an @, one of {', '.join(PLACES)}.")
     change = {f"a3.7<{port}>@{at}": float(_path(f"m0->a3.7<{port}>@{at}->logits", "recomputed").mean())

@@ -68,7 +68,7 @@ def _advantage(answer: Any) -> str:
     right = chosen - random
     got = table(answer, (len(KS),), "k")
     if np.allclose(got, right, atol=6e-3):
-        return "With sixteen features of 128, any sixteen will do: large k says little about which features carry a concept."
+        return "With sixteen features of 128, any sixteen do nearly as well: large k says little about which features carry a concept."
     if np.allclose(got, chosen, atol=1e-4):
         raise Wrong("these are the accuracies of the chosen features. What do as many random ones reach?")
     if np.allclose(got, -right, atol=1e-4):
