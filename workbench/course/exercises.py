@@ -5,7 +5,6 @@ of the student's enters the comparison. It raises `Wrong` with what the answer l
 """
 
 import numbers
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -150,9 +149,13 @@ def number(answer: Any) -> float:
         answer = values.reshape(()).item()
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
         raise Wrong(f"{shown(answer)} is not a number.")
-    if not abs(answer) < sys.float_info.max:
+    try:
+        value = float(answer)
+    except OverflowError:
+        value = float("inf")
+    if not np.isfinite(value):
         raise Wrong(f"{shown(answer)} is not finite: something was divided by zero or not measured.")
-    return float(answer)
+    return value
 
 
 def whole_number(answer: Any) -> int:

@@ -105,7 +105,7 @@ def _run(made: Any, folder: Path, seconds: int) -> tuple[Mapping[str, tuple[bool
             cell.outputs = []
     # After each cell, one that asks what was noted so far: what is known before a kernel ends is not lost.
     asking = [nbformat.v4.new_code_cell(_NOTED) for _ in made.cells]
-    both = nbformat.from_dict({**made, "cells": []})
+    both: Any = nbformat.from_dict({**made, "cells": []})
     both.cells = [cell for pair in zip(made.cells, asking, strict=True) for cell in pair]
     at = [0]
     runner = NotebookClient(
