@@ -228,7 +228,7 @@ assert share["with"] > 0.95
 assert share["without"] < 0.5
 
 # %% [markdown]
-# * `tiny` was trained on the sentences that it is asked about. Doing them well does not show that it would handle others.
+# * `tiny` was trained on sentences of the same few forms. Doing them well does not show that it would handle others.
 #
 # **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al., *Interpretability in the
 # Wild: a Circuit for Indirect Object Identification in GPT-2 small*, arXiv 2211.00593; Jain and Wallace, *Attention is not Explanation*,

@@ -92,7 +92,8 @@ assert np.isclose(table.sel(ablation="zero", layer=3, head=7), by_hand, atol=1e-
 wb.plot(table)
 
 # %% [markdown]
-# That is the picture to remember: the same model, prompts and metric, and four different maps. All agree on a3.7, and on little else.
+# That is the picture to remember: the same model, prompts and metric, and four different maps. All agree on a3.7 and a0.1, and on little
+# else.
 
 # %%
 for name in found:
@@ -104,7 +105,9 @@ for name in found:
             for (layer, head), value in zip(order.site.values[:5], order.values[:5], strict=True)
         ],
     )
-assert table.sel(ablation="zero", layer=1, head=7) > 3
+assert (table.sel(layer=3, head=7) < -7).all()
+assert (table.sel(layer=0, head=1) < -2.5).all()
+assert table.sel(ablation="zero", layer=1, head=7) == table.sel(ablation="zero").max() > 3
 assert abs(table.sel(ablation="resample", layer=1, head=7)) < 0.3
 
 # %% [markdown]
@@ -141,10 +144,12 @@ print({name: round(float(table.sel(ablation=name, layer=1, head=4)), 2) for name
 assert table.sel(ablation="mean", layer=1, head=4) < -2.5
 assert table.sel(ablation="mean per position", layer=1, head=4) > -1
 assert abs(table.sel(ablation="resample", layer=1, head=4)) < 0.1
+at = {(int(length), int(place)) for length, place in zip(pairs.clean.lengths, pairs.clean.positions["S2"], strict=True)}
+assert len(at) == len({length for length, _ in at})  # one place of S2 for each length
 
 # %% [markdown]
-# IOI needs a1.4, and resampling cannot see it: the other prompt has the same sentence around other names. Neither is wrong. Zero says that
-# it is used, resampling that it is not used to tell names apart.
+# IOI needs a1.4, and resampling cannot see it: the other prompt is as long, and has S2 and END at the same places. Neither is wrong. Zero
+# says that it is used, resampling that it is not used to tell names apart.
 #
 # ## Off-distribution
 #

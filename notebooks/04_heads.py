@@ -5,7 +5,7 @@
 #
 # **Time** 50 minutes. **Prerequisites** lessons 0 and 3.
 #
-# `induction` and `shortcut` are attention-only models of two layers and four heads, trained alike: random words, among them a list that
+# `induction` and `shortcut` are attention-only models of two layers with four heads each, trained alike: random words, among them a list that
 # comes twice, and the list's next word is to be given. In training, the *distance* from a word to its repetition varied for `induction`
 # (2 to 20) and was always 12 for `shortcut`.
 
@@ -175,8 +175,19 @@ assert min(best.values()) > 0.9
 
 # %% [markdown]
 # But the head of `shortcut` is in layer 0, where no earlier head can have told the keys what came before them. It attends eleven places
-# back, wherever it is: at distance 12 this is the same.
-#
+# back, whatever is there: at distance 12 this is the same. On prompts of other distances:
+
+# %%
+others = np.flatnonzero(distance != 12)[:64]
+elsewhere = {
+    name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
+}
+patterns = [elsewhere["shortcut"]["pattern", 0].prompt(i)[1] for i in range(len(others))]
+back = np.mean([float(pattern[-1, -12]) for pattern in patterns if len(pattern) > 13])
+print(f"from END, a0.1 pays {back:.0%} of its attention to the word eleven places back")
+assert back > 0.9
+
+# %% [markdown]
 # **Exercise 4.4** (medium). The test is to vary the distance. What is the accuracy (the answer is the first choice) of the two models,
 # `induction` first, on the prompts of `pairs` of distance 10, 11, 12, 13 and 14?
 
@@ -195,10 +206,6 @@ check("4.4", accuracy)
 # The picture to remember: induction scores of all heads, of both models, at the distance of the shortcut's training and at others.
 
 # %%
-others = np.flatnonzero(distance != 12)[:64]
-elsewhere = {
-    name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
-}
 for name in at_own:
     both = [wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example") for where in (at_own, elsewhere)]
     picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"]).rename("induction score")

@@ -249,9 +249,9 @@ def share_restored(task, site, variant=None):
     return float(wb.effects(model, prompts, sites=[site], value=wb.from_store(sides[0]), **how).mean())
 
 
-for task in ("ioi", "capitals", "agreement", "pronoun"):
+for task in ("ioi", "induction", "greater_than", "agreement", "pronoun", "capitals", "binding"):
     shares = share_restored(task, "mlp_out[0]"), share_restored(task, "z[3.7]")
-    print(f"{task:10} mlp_out[0] {shares[0]:.2f}   z[3.7] {shares[1]:.2f}")
+    print(f"{task:12} mlp_out[0] {shares[0]:.2f}   z[3.7] {shares[1]:.2f}")
     assert shares[0] > 0.9
     assert (shares[1] > 0.5) == (task == "ioi")
 
@@ -275,12 +275,17 @@ assert query["zero"] < -5
 # %%
 swap, abc = share_restored("ioi", "z[3.7]"), share_restored("ioi", "z[3.7]", "abc")
 print(f"z[3.7] restores {swap:.2f} of the swapped pair's difference, {abc:.2f} of the other's")
+third = wb.load_task("ioi", model, n=64, variant="abc")
+last = wb.run(model, third.corrupt).logits[rows, third.corrupt.lengths - 1]
+between = float((last[rows, third.answers[:, 0, 0]] - last[rows, third.wrong[:, 0, 0]]).mean())
+print(f"mean logit difference of the other corrupt prompts: {between:+.2f}")
+assert abs(between) < 0.5
 assert swap > 0.7
 assert abc < 0.5
 
 # %% [markdown]
-# * **The metric.** Probabilities saturate: a head that restores a tenth of the logit difference restores nothing of the probability
-#   difference. Logit differences do not see a patch that raises or lowers both names alike.
+# * **The metric.** Probabilities saturate: a head that restores a tenth of the logit difference restores next to nothing of the
+#   probability difference. Logit differences do not see a patch that raises or lowers both names alike.
 
 # %%
 for metric in ("logit_diff", "prob_diff"):

@@ -164,13 +164,15 @@ assert table.loc["eap"].idxmin() == "induction"
 assert table.loc["exact"].idxmin() == "backup"
 assert table.loc["learn-edges"].idxmin() == "backup"
 assert table.loc["acdc"].idxmin() == "negative"
+assert table.loc["acdc", "backup"] < 0.9
 assert (table.loc["eap-ig-inputs"] == 1).all()
 
 # %% [markdown]
 # * **EAP on `induction`**: no slope where attention is saturated.
 # * **exact on `backup`**: two ways to the answer cover for each other, and no single edge of the second is missed.
 # * **masks on `backup`**: whichever of the two ways stays open keeps the output, so the other may be closed.
-# * **ACDC on `negative`**: an edge that works against the answer costs nothing when it goes; the search drops it.
+# * **ACDC on `negative`**: an edge that works against the answer costs nothing when it goes; the search drops it. On `backup` it is hardly
+#   better: one of two ways may go at no cost.
 #
 # **Exercise 7.5** (hard). Find the circuit of `wb.planted("backup", seed=5, n=24)` for corrupt values, six edges, without looking at
 # `.edges`. A method of `score_edges` that was not used so far also scores edges where one of the strongest is taken out. Answer with a

@@ -9,6 +9,9 @@
 # is, carrying another run's value. With $m$ the mean metric,
 # $$\text{faithfulness} = \frac{m(\text{circuit}) - m(\text{empty})}{m(\text{model}) - m(\text{empty})}$$
 # where the empty circuit has every edge cut: 0 is no better than nothing, 1 is what the whole model does.
+#
+# An edge is written `writer->reader`. Writers are the `input` (the embedding), heads such as `a1.4` and MLPs such as `m1`; a head reads
+# three times, for its queries `a1.4<q>`, its keys `a1.4<k>` and its values `a1.4<v>`; the last reader is `logits`.
 
 # %% [markdown]
 # ## Predict first
@@ -64,7 +67,8 @@ check("8.1", answer)
 # * `complement`: of everything *but* the circuit. If the rest does it too, the circuit is one of several ways.
 # * `incompleteness`: parts are knocked out of the circuit and out of the model alike. If the circuit is what the model works by, both
 #   change in the same way; this is the largest difference that was found.
-# * `minimal`: the share of its heads and MLPs that are missed when they go, and `unneeded`, the others.
+# * `minimal`: the share of its heads and MLPs that are missed when they go, by more than 1 % of the metric, and `unneeded`, the others by
+#   name.
 
 # %%
 held = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), progress=False).isel(circuit=0)
@@ -145,8 +149,9 @@ assert float(worst) < 0.25
 claimed
 
 # %% [markdown]
-# That is the picture to remember: a clean story, faithful on every prompt. A claim about edges says something about everything it leaves
-# out as well: the rest can do nothing, and taking out a head that is not in the circuit changes nothing. Both can be tried.
+# That is the picture to remember: a clean story, within a tenth of the model on every prompt. A claim about edges says something about
+# everything it leaves out as well: the rest can do nothing, and taking out a head that is not in the circuit changes nothing. Both can be
+# tried.
 #
 # **Exercise 8.4** (hard). Gather the evidence, as a dict: `faithfulness`, `low`, `high` and `complement` of `claimed` on `wired_pairs`; the
 # name of a `head` outside the circuit that should not matter if the claim were true, and does; and its `effect`, the mean change of the

@@ -65,7 +65,7 @@ learnt = {name: next(step for step in models if accuracy.sel(behaviour=name, ste
 check("10.1", learnt)
 
 # %% [markdown]
-# Indirect objects go from almost nothing to most prompts within 100 steps. Induction looks as sudden in accuracy; its logit difference
+# Indirect objects go from few prompts to most of them within 100 steps. Induction looks as sudden in accuracy; its logit difference
 # has been growing for a thousand steps by then. Accuracy counts only what is already the first of 378 words.
 
 # %%
@@ -75,6 +75,7 @@ wb.plot(logit_diff)
 growing = logit_diff.sel(behaviour="induction", step=[500, 1000, 1250, 1500, 1750, 1850, 1900, 2000, 2250]).values
 assert (np.diff(growing) > 0).all()
 assert accuracy.sel(behaviour="induction", step=1500) < 0.05
+assert accuracy.sel(behaviour="ioi", step=1750) < 0.2 < 0.7 < accuracy.sel(behaviour="ioi", step=1850)
 
 # %% [markdown]
 # ## Heads

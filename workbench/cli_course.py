@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli_options import Json
+
 course = typer.Typer(help="Lessons and their exercises.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
 @course.command("list")
@@ -35,11 +36,12 @@ def list_(as_json: Json = False) -> None:
 def check(
     notebook: Annotated[Path, typer.Argument(help="A notebook with answers; it is run, and stays as it is.")],
     as_json: Json = False,
+    seconds: Annotated[int, typer.Option(min=1, help="Longest that one cell may take.")] = 600,
 ) -> None:
     """Run a notebook and say which exercises are right."""
     from workbench.course.running import run_notebook
 
-    ran = run_notebook(notebook)
+    ran = run_notebook(notebook, seconds=seconds)
     if as_json:
         print(json.dumps(asdict(ran)))
     else:
@@ -47,7 +49,8 @@ def check(
             print(f"{result.exercise}  {result.state:8}{result.message}")
         for cell, error in ran.broken.items():
             print(f"cell {cell}  failed  {error}")
-        right = sum(result.state == "right" for result in ran.results)
-        print(f"{right} of {len(ran.results)} exercises right")
-    if ran.broken or not ran.results or any(result.state != "right" for result in ran.results):
+        print(
+            f"{ran.right} of {len(ran.results)} exercises right" if ran.results else "No cell checks an exercise of the course."
+        )
+    if not ran.done:
         raise typer.Exit(1)

@@ -57,6 +57,7 @@ CASES = {
             (lambda: lambda patched, clean, corrupt: patched.mean() / clean.mean(), "count from there"),
             (lambda: lambda patched, clean, corrupt: (patched - corrupt).mean(), "in logits"),
             (lambda: lambda patched, clean, corrupt: (patched - corrupt) / (clean - corrupt), "one number is wanted"),
+            (lambda: lambda patched, clean, corrupt: np.median((patched - corrupt) / (clean - corrupt)), "in between it is not"),
             (lambda: lambda patched, clean, corrupt: 0.5, "for the corrupt run itself yours is 0.5"),
         ],
     ),
@@ -68,6 +69,7 @@ CASES = {
             ("z[7.7]@END", "not in this model"),
             ("mlp_out[3]@END", "not a head's z"),
             ("a3.7", "not a site"),
+            ("y[3.7]@END", "no kind of site 'y'"),
         ],
     ),
     "5.4": (

@@ -53,6 +53,7 @@ CASES = {
         [
             (1.0, "the whole effect"),
             (lambda: direct(3, 7).mean(), "in logits"),
+            (lambda: (direct(3, 7) / direct(3, 7, heads=False, mlps=False)).mean(), "each prompt's share"),
             (lambda: 1 - share(), "all other ways"),
             (lambda: 1 / share(), "turn the fraction round"),
         ],
@@ -89,7 +90,7 @@ CASES = {
         [
             ("input->m0->a3.7<v>->logits", "passes 2 nodes"),
             ("m0->a3.7<v>->m3->logits", "from input to logits"),
-            ("input->m0->a3.7<q>->m3->logits", "A third is wanted"),
+            ("input->m0->a3.7<q>->m3->logits", "30 % are wanted"),
             ("input->m0->a3.9<v>->m3->logits", "Exercise 6.5"),
         ],
     ),

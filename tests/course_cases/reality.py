@@ -29,8 +29,8 @@ def three():
 
 
 @lru_cache
-def claim():
-    made = wb.planted("backup-negative", n=64, split="heldout")
+def claim(split="heldout"):
+    made = wb.planted("backup-negative", n=64, split=split)
     pairs = wb.planted_pairs(made)
     _, other = wb.capture_pairs(made.model, pairs, progress=False)
     edges = ["input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits"]
@@ -88,6 +88,9 @@ CASES = {
             (lambda: evidence(head="a0.2"), "is in the circuit"),
             (lambda: evidence(head="a0.0", effect=claim()[2][1]), "as the claim predicts"),
             (lambda: evidence(effect=0.0), "'effect' is not that"),
+            (lambda: evidence(effect=claim("train")[2][0]), "'effect' is not that"),
+            (lambda: evidence(**claim("train")[0]), "the other split"),
+            (lambda: evidence(faithfulness=1.0, low=0.99, high=1.01), "'faithfulness' is not that"),
             (lambda: evidence(complement=0.0), "'complement' is not that"),
         ],
     ),

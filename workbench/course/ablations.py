@@ -58,7 +58,7 @@ def _edit(answer: Any) -> str:
     for value in (0.0, other[0, 0, 0], other[:, :, 6]):
         before, wanted = z.clone(), z.clone()
         wanted[:, :, 6] = value
-        got = called(answer, before, 6, value)
+        got = called(answer, before, 6, value, copied=False)
         if got is before or not torch.equal(before, z):
             raise Wrong(
                 "your function changes the tensor that it is given. Copy it first: that tensor may be a cache that others read."
@@ -90,7 +90,7 @@ def _disagree(answer: Any) -> str:
 @exercise("3.3", "What is constant", "medium", "an array [layer, head] of shares between 0 and 1.")
 def _shares(answer: Any) -> str:
     wanted, got = _constant(), table(answer, (4, 8), "layer, head")
-    if np.allclose(got, wanted["right"], atol=2e-3):
+    if np.allclose(got, wanted["right"], atol=6e-3):
         return f"{int((got > 0.9).sum())} heads of layer 0 write more than 90% of the same thing everywhere."
     said = {
         "bos": "you counted <bos>, where many heads write something of its own. Leave position 0 out.",
@@ -105,14 +105,14 @@ def _shares(answer: Any) -> str:
     if not ((got >= 0) & (got <= 1.001)).all():
         raise Wrong("a share lies between 0 and 1.")
     raise Wrong(
-        f"{int((~np.isclose(got, wanted['right'], atol=2e-3)).sum())} of the 32 shares are off. Average over all tokens of all prompts."
+        f"{int((~np.isclose(got, wanted['right'], atol=6e-3)).sum())} of the 32 shares are off. Average over all tokens of all prompts."
     )
 
 
 @exercise("3.4", "Heads that cover for each other", "hard", "a number of logits, negative where together is worse.")
 def _synergy(answer: Any) -> str:
     got, (together, singly) = number(answer), _together()
-    if np.isclose(got, together - singly, atol=0.02):
+    if np.isclose(got, together - singly, atol=0.05):
         return f"Zeroed one at a time they cost {-singly:.1f} in all, together {-together:.1f}."
     for value, said in {
         together: "this is the effect of the five together. What of it do the single effects not account for?",

@@ -1,6 +1,5 @@
 """Checkers of lesson 7: scores of edges and circuits, against models whose edges are known."""
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -75,13 +74,13 @@ def _by_hand(answer: Any) -> str:
     heads = bench.heads(made.model)
     right = np.array([_score(_scores("induction", "eap"), f"{head}->logits") for head in heads])
     got = table(answer, (len(heads),), "head")
-    if np.allclose(got, right, atol=1e-3):
+    if np.allclose(got, right, atol=6e-3):
         return "The logits are linear in what the last stream holds, so for these edges the estimate is exact."
     if np.allclose(got, -right, atol=1e-3):
         raise Wrong("the signs are turned round: clean minus corrupt, times the gradient.")
     if np.allclose(got, right * N, atol=1e-2):
         raise Wrong("you sum over the prompts; the mean is wanted.")
-    raise Wrong(f"{int((~np.isclose(got, right, atol=1e-3)).sum())} of {len(heads)} are off.")
+    raise Wrong(f"{int((~np.isclose(got, right, atol=6e-3)).sum())} of {len(heads)} are off.")
 
 
 @exercise("7.3", "What has no slope", "easy", "a list of edges, as ['a0.0->a1.0<q>'].")
@@ -120,7 +119,7 @@ def _own(answer: Any) -> str:
     made, _, _ = _case(*HIDDEN)
     if isinstance(answer, Circuit):
         answer = [str(edge) for edge in answer.edge_list]
-    elif isinstance(answer, Iterable) and not isinstance(answer, str):
+    elif isinstance(answer, list | tuple | set | frozenset):
         answer = [str(edge) if isinstance(edge, Edge) else edge for edge in answer]
     given = names(answer, _edges(*HIDDEN), "edge of this model")
     truth = made.edges["corrupt"]

@@ -5,7 +5,8 @@ of the student's enters the comparison. It raises `Wrong` with what the answer l
 """
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -44,6 +45,8 @@ class Exercise:
 
 
 _found: dict[str, Exercise] = {}
+told: list[tuple[str, bool, str]] = []
+"""What `check` said in this process: exercise, whether it was right, message. `course check` reads it, not what a cell prints."""
 
 
 def exercise(name: str, title: str, difficulty: Difficulty, asked: str) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
@@ -86,13 +89,22 @@ def check(name: str, answer: Any) -> None:
     workbench.course.exercises.Wrong: Exercise 1.2: 'resid_post[0]' is not a whole number.
     """
     asked = find(name)
-    if _open(answer):
-        raise Wrong(f"Exercise {name} is not answered yet. Wanted: {asked.asked}")
     try:
-        remark = asked.checker(answer)
+        remark = _checked(asked, answer)
     except Wrong as wrong:
-        raise Wrong(f"Exercise {name}: {wrong}") from None
+        told.append((name, False, str(wrong)))
+        raise
+    told.append((name, True, remark))
     print(f"Exercise {name}: right. {remark}")
+
+
+def _checked(asked: Exercise, answer: Any) -> str:
+    if _open(answer):
+        raise Wrong(f"Exercise {asked.name} is not answered yet. Wanted: {asked.asked}")
+    try:
+        return asked.checker(answer)
+    except Wrong as wrong:
+        raise Wrong(f"Exercise {asked.name}: {wrong}") from None
 
 
 def _open(answer: Any) -> bool:
@@ -107,18 +119,43 @@ def _open(answer: Any) -> bool:
 # What answers may look like.
 
 
+def shown(answer: Any) -> str:
+    """An answer in a message: on one line, and cut where it is long."""
+    text = " ".join(repr(answer).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _plain(answer: Any) -> Any:
+    """Tensors as arrays, in lists too."""
+    if isinstance(answer, torch.Tensor):
+        dense = answer.detach().cpu().to_dense()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    return [_plain(each) for each in answer] if isinstance(answer, list | tuple) else answer
+
+
+def _array(answer: Any) -> np.ndarray:
+    try:
+        return np.asarray(_plain(answer))
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"this makes no array, as its rows are not of one length or not of one kind: {shown(answer)}.") from None
+
+
 def number(answer: Any) -> float:
     """A finite number, from Python, numpy, torch or xarray."""
-    if isinstance(answer, torch.Tensor | np.ndarray) or hasattr(answer, "values"):
-        values = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
+    if hasattr(answer, "__array__"):
+        values = _array(answer)
         if values.size != 1:
             raise Wrong(f"one number is wanted, and this has the shape {values.shape}.")
         answer = values.reshape(()).item()
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
-        raise Wrong(f"{answer!r} is not a number.")
-    if not np.isfinite(float(answer)):
-        raise Wrong(f"{answer!r} is not finite: something was divided by zero or not measured.")
-    return float(answer)
+        raise Wrong(f"{shown(answer)} is not a number.")
+    try:
+        value = float(answer)
+    except OverflowError:
+        value = float("inf")
+    if not np.isfinite(value):
+        raise Wrong(f"{shown(answer)} is not finite: something was divided by zero or not measured.")
+    return value
 
 
 def whole_number(answer: Any) -> int:
@@ -126,9 +163,9 @@ def whole_number(answer: Any) -> int:
     try:
         value = number(answer)
     except Wrong:
-        raise Wrong(f"{answer!r} is not a whole number.") from None
+        raise Wrong(f"{shown(answer)} is not a whole number.") from None
     if value != int(value):
-        raise Wrong(f"{answer!r} is not a whole number.")
+        raise Wrong(f"{shown(answer)} is not a whole number.")
     return int(value)
 
 
@@ -138,7 +175,7 @@ def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
     Args:
         axes: the names of the axes, for the message: "example, layer".
     """
-    values = np.asarray(answer.detach().cpu() if isinstance(answer, torch.Tensor) else answer)
+    values = _array(answer)
     if values.dtype.kind not in "fiub":
         raise Wrong(f"an array of numbers [{axes}] is wanted, not {type(answer).__name__}.")
     if values.shape != tuple(shape):
@@ -149,27 +186,33 @@ def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
 
 
 def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
-    """Some of a list of known names.
+    """Some of a list of known names: one text, with commas between them, or a collection of any kind.
 
     Args:
         what: one of them is called so in the message: "head".
     """
-    given = [answer] if isinstance(answer, str) else list(answer) if isinstance(answer, list | tuple | set | frozenset) else None
-    if given is None or not all(isinstance(name, str) for name in given):
-        raise Wrong(f"names such as {known[0]!r} are wanted, not {answer!r}.")
-    for name in given:
-        if name not in known:
-            raise Wrong(f"{name!r} is no {what}. They are written like {known[0]!r}.")
-    return set(given)
+    listed = _array(answer).tolist() if hasattr(answer, "__array__") else answer
+    given = listed.split(",") if isinstance(listed, str) else listed
+    if not isinstance(given, Collection) or isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise Wrong(f"names such as {known[0]!r} are wanted, not {shown(answer)}.")
+    found = {name.strip() for name in given}
+    for name in sorted(found - set(known)):
+        raise Wrong(f"{shown(name)} is no {what}. They are written like {known[0]!r}.")
+    return found
 
 
-def called(function: Any, *args: Any, **more: Any) -> Any:
-    """What a student's function returns."""
+def called(function: Any, *args: Any, copied: bool = True) -> Any:
+    """What a student's function returns.
+
+    Args:
+        copied: it is given copies of arrays, so that what it changes in them changes no comparison.
+    """
     if not callable(function):
         raise Wrong(f"a function is wanted, not {type(function).__name__}.")
+    given = [deepcopy(arg) for arg in args] if copied else args
     try:
-        made = function(*args, **more)
-    except Exception as error:
+        made = function(*given)
+    except (Exception, SystemExit) as error:
         raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
     if _open(made):
         raise Wrong("your function returns nothing yet.")

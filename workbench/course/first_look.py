@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, table
+from workbench.course.exercises import Wrong, called, exercise, names, number, shown, table
 from workbench.methods.summaries import attention_to
 
 N = 64
@@ -46,7 +46,7 @@ def _next(answer: Any) -> str:
             raise Wrong(
                 f"after {text!r} your word is the one that the model says without <bos> in front, which it never trained on."
             )
-        raise Wrong(f"after {text!r} the model puts another word than {got!r}.")
+        raise Wrong(f"after {text!r} the model puts another word than {shown(got)}.")
     return "One position holds one prediction: that of the token after it."
 
 
@@ -70,6 +70,8 @@ def _probability(answer: Any) -> str:
             raise Wrong(said)
     if not 0 <= got <= 1:
         raise Wrong(f"{got:.4g} is no probability.")
+    if np.isclose(got, right, atol=6e-3):
+        raise Wrong(f"{got:.4g} is near it. Give it as it is computed, or with three digits.")
     raise Wrong(f"{got:.4g} is not it. Read the last position, at the number of the token 'Anna'.")
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, table
+from workbench.course.exercises import Wrong, called, exercise, names, number, shown, table
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import from_store
-from workbench.errors import SiteError, UnknownName
+from workbench.errors import UnknownName, WorkbenchError
 from workbench.methods.effects import effects
 from workbench.models.planted import planted
 from workbench.sites import Site, grid
@@ -22,7 +22,6 @@ N = 64
 WHOLE = 0.9
 
 
-@lru_cache(maxsize=2)
 def gate(name: str) -> tuple[Any, PromptPairs]:
     """A planted model and prompts on which two of its heads work as a gate.
 
@@ -119,16 +118,20 @@ def _recovery(answer: Any) -> str:
         if np.isclose(got, wrong, rtol=1e-4):
             raise Wrong(said)
     ends = [float(number(called(answer, run, clean, corrupt))) for run in (corrupt, clean)]
+    if np.allclose(ends, (0, 1), atol=1e-4):
+        raise Wrong(
+            "at both ends yours is right, in between it is not. Does every prompt count, by how far its two runs are apart?"
+        )
     raise Wrong(f"for the corrupt run itself yours is {ends[0]:.3g}, for the clean run {ends[1]:.3g}; what should they be?")
 
 
 @exercise("5.3", "A head and its place", "medium", "one site of a head at one position, as 'z[0.3]@S1'.")
 def _place(answer: Any) -> str:
     if not isinstance(answer, str | Site):
-        raise Wrong(f"a site as text is wanted, such as 'z[0.3]@S1', not {answer!r}.")
+        raise Wrong(f"a site as text is wanted, such as 'z[0.3]@S1', not {shown(answer)}.")
     try:
-        site = Site.parse(str(answer))
-    except SiteError as error:
+        site = Site.parse(str(answer).replace(" ", "")[:40])
+    except WorkbenchError as error:
         raise Wrong(str(error)) from None
     if site.kind != "z" or site.head is None:
         raise Wrong(f"{site} is not a head's z.")
@@ -157,14 +160,20 @@ def _shares() -> dict[tuple[int, int, str], float]:
 
 
 @lru_cache(maxsize=2)
+def _gate(name: str) -> tuple[Any, PromptPairs]:
+    """A gate of the checkers' own, which no cell of a notebook holds."""
+    return gate(name)
+
+
+@lru_cache(maxsize=2)
 def _gate_stores(name: str) -> tuple[ActivationStore, ActivationStore]:
-    return capture_pairs(*gate(name), progress=False)
+    return capture_pairs(*_gate(name), progress=False)
 
 
 @lru_cache(maxsize=64)
 def _carried(name: str, heads: tuple[str, ...], base: str) -> float:
     """The share of the difference between a gate's runs that moves with these heads."""
-    model, pairs = gate(name)
+    model, pairs = _gate(name)
     value = from_store(_gate_stores(name)[0 if base == "corrupt" else 1])
     site = tuple(f"z[{head[1:]}]" for head in heads)
     made = effects(model, pairs, sites=[site], value=value, base=base, normalized=True, progress=False)
@@ -172,7 +181,7 @@ def _carried(name: str, heads: tuple[str, ...], base: str) -> float:
 
 
 def _heads(name: str) -> list[str]:
-    return bench.heads(gate(name)[0])
+    return bench.heads(_gate(name)[0])
 
 
 @exercise(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, number, table
+from workbench.course.exercises import Wrong, called, exercise, number, shown, table
 from workbench.engine.edits import from_store
 from workbench.errors import WorkbenchError
 from workbench.methods.effects import effects
@@ -37,10 +37,13 @@ def _total(site: str) -> np.ndarray:
 
 @exercise("6.1", "The direct share", "easy", "one number: the share of the head's total effect that its direct path has.")
 def _share(answer: Any) -> str:
-    direct, total = float(_path("a3.7->logits").mean()), float(_total("z[3.7]").mean())
+    each, whole = _path("a3.7->logits"), _total("z[3.7]")
+    direct, total = float(each.mean()), float(whole.mean())
     got = number(answer)
-    if np.isclose(got, direct / total, atol=2e-3):
+    if np.isclose(got, direct / total, atol=3e-3):
         return "The rest goes through the last MLP, which amplifies what the head writes."
+    if np.isclose(got, (each / whole).mean(), atol=3e-3):
+        raise Wrong("this is the mean of each prompt's share. Take the two means first, then one ratio.")
     if np.isclose(got, 1, atol=2e-3):
         raise Wrong("with recomputed MLPs the path is the whole effect. What is meant is the edge alone.")
     if np.isclose(got, direct, atol=2e-2):
@@ -77,10 +80,10 @@ def _by_hand(answer: Any) -> str:
 @exercise("6.3", "Into the mover", "medium", "a reader at one position, as 'a2.0<k>@S1'.")
 def _into(answer: Any) -> str:
     if not isinstance(answer, str):
-        raise Wrong(f"a reader as text is wanted, such as 'a2.0<k>@S1', not {answer!r}.")
+        raise Wrong(f"a reader as text is wanted, such as 'a2.0<k>@S1', not {shown(answer)}.")
     reader, _, place = answer.replace(" ", "").partition("@")
     if reader not in [f"a3.7<{port}>" for port in PORTS]:
-        raise Wrong(f"{reader!r} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>.")
+        raise Wrong(f"{shown(reader)} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>.")
     if place not in PLACES:
         raise Wrong(f"write the position after an @, one of {', '.join(PLACES)}.")
     change = {f"a3.7<{port}>@{at}": float(_path(f"m0->a3.7<{port}>@{at}->logits", "recomputed").mean())
@@ -99,7 +102,7 @@ def _composition(answer: Any) -> str:
     right = {port: heads[f"feed-{port}"] for port in PORTS}
     for port, head in answer.items():
         if not isinstance(head, str):
-            raise Wrong(f"under {port!r} the name of a head is wanted, such as 'a0.0', not {head!r}.")
+            raise Wrong(f"under {port!r} the name of a head is wanted, such as 'a0.0', not {shown(head)}.")
         if head == heads["target"]:
             raise Wrong(f"{head} is the head that is fed.")
         if head != right[port]:
@@ -110,7 +113,7 @@ def _composition(answer: Any) -> str:
 @exercise("6.5", "A long path", "hard", "one path as text, as 'input->a0.0->a2.0<k>->logits', with three nodes in between.")
 def _long(answer: Any) -> str:
     if not isinstance(answer, str):
-        raise Wrong(f"a path as text is wanted, not {answer!r}.")
+        raise Wrong(f"a path as text is wanted, not {shown(answer)}.")
     nodes = [node.strip() for node in answer.split("->")]
     if nodes[0] != "input" or nodes[-1] != "logits":
         raise Wrong("the path must lead from input to logits.")
@@ -121,7 +124,7 @@ def _long(answer: Any) -> str:
     except WorkbenchError as error:
         raise Wrong(str(error)) from None
     if share < 0.3:
-        raise Wrong(f"it carries {share:.0%} of the difference between the runs. A third is wanted.")
+        raise Wrong(f"it carries {share:.0%} of the difference between the runs. 30 % are wanted.")
     return f"It carries {share:.0%} by itself, with every other head and MLP held."
 
 

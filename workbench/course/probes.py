@@ -67,8 +67,8 @@ def _advantage(answer: Any) -> str:
     )
     right = chosen - random
     got = table(answer, (len(KS),), "k")
-    if np.allclose(got, right, atol=1e-4):
-        return "With sixteen features of 128, any sixteen will do: large k says little about which features carry a concept."
+    if np.allclose(got, right, atol=6e-3):
+        return "With sixteen features of 128, any sixteen do nearly as well: large k says little about which features carry a concept."
     if np.allclose(got, chosen, atol=1e-4):
         raise Wrong("these are the accuracies of the chosen features. What do as many random ones reach?")
     if np.allclose(got, -right, atol=1e-4):
@@ -77,7 +77,7 @@ def _advantage(answer: Any) -> str:
         raise Wrong(
             "that is the distance to shuffled labels. They keep the features and lose the concept; wanted is the reverse."
         )
-    off = [str(k) for k, wrong in zip(KS, ~np.isclose(got, right, atol=1e-4), strict=True) if wrong]
+    off = [str(k) for k, wrong in zip(KS, ~np.isclose(got, right, atol=6e-3), strict=True) if wrong]
     raise Wrong(f"k={', '.join(off)}: off. Layer 2, and the mean over all draws of random features.")
 
 
@@ -118,7 +118,7 @@ def _swapped(answer: Any) -> str:
     direction = torch.randn(7, generator=rng, dtype=torch.float64) * 3
     unit = direction / direction.norm()
     right = (x + ((other - x) @ unit)[:, None] * unit).numpy()
-    got = table(called(answer, x.clone(), other.clone(), direction.clone()), (5, 7), "example, d")
+    got = table(called(answer, x, other, direction), (5, 7), "example, d")
     if np.allclose(got, right, atol=1e-6):
         return "Along the direction it is the other run, everywhere else this one."
     if np.allclose(got, x + ((other - x) @ direction)[:, None] * direction, atol=1e-6):

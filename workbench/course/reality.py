@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, exercise, names, number
+from workbench.course.exercises import Wrong, exercise, names, number, shown
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
@@ -46,10 +46,10 @@ def _of_backup() -> Any:
     return evaluate(circuit, made.model, planted_pairs(made), value=zero(), checks=checks, progress=False).isel(circuit=0)
 
 
-@lru_cache(maxsize=1)
-def _of_claim() -> tuple[Any, dict[str, float]]:
-    """The claimed circuit on held-out prompts, and the effect of ablating each head."""
-    made = planted("backup-negative", n=N, split="heldout")
+@lru_cache(maxsize=2)
+def _of_claim(split: Literal["train", "heldout"]) -> tuple[Any, dict[str, float]]:
+    """The claimed circuit on some prompts, and the effect of ablating each head."""
+    made = planted("backup-negative", n=N, split=split)
     pairs = planted_pairs(made)
     _, corrupt = capture_pairs(made.model, pairs, progress=False)
     circuit = Circuit.of(Graph.of(made.model), CLAIMED)
@@ -95,7 +95,7 @@ def _unneeded(answer: Any) -> str:
     inside = sorted({edge.writer for edge in _found().edge_list if edge.writer != "input"})
     given = names(answer, inside, "component of the circuit")
     if given == right:
-        return "Taking them out of the circuit changes nothing, so that they are in it is no evidence for them."
+        return "Taking them out of the circuit changes it by less than 1 %, so that they are in it is no evidence for them."
     if given - right:
         raise Wrong(f"{sorted(given - right)[0]} is missed by more than 1 % when it goes.")
     raise Wrong("those are not needed, and they are not the only ones.")
@@ -111,7 +111,7 @@ def _backup(answer: Any) -> str:
     for name, value in given.items():
         if not _near(value, float(right[name])):
             raise Wrong(f"{name!r} is off. Evaluate the three edges on the {N} prompts, with wb.zero() as the other value.")
-    return "Faithful, minimal, and half of the story: what is left without the circuit answers just as well."
+    return "Faithful, and half of the story: what is left without the circuit answers just as well."
 
 
 @exercise(
@@ -119,16 +119,20 @@ def _backup(answer: Any) -> str:
 )
 def _evidence(answer: Any) -> str:
     given = _numbers(answer, ("faithfulness", "low", "high", "complement", "effect"))
-    judged, heads = _of_claim()
-    for name in ("faithfulness", "low", "high", "complement"):
-        if not _near(given[name], float(judged[name]), 0.02):
+    (judged, heads), (train, _) = _of_claim("heldout"), _of_claim("train")
+    scores = ("faithfulness", "low", "high", "complement")
+    for name in scores:
+        if not _near(given[name], float(judged[name]), 0.002):
             raise Wrong(f"{name!r} is not that of the claimed circuit on {N} held-out prompts of planted('backup-negative').")
+    away = [sum(abs(given[name] - float(found[name])) for name in scores) for found in (judged, train)]
+    if away[1] < away[0]:
+        raise Wrong("these are the scores on the prompts of the other split; `wired_pairs` are held out.")
     head = answer.get("head")
     if not isinstance(head, str) or head not in heads:
-        raise Wrong(f"'head' is {head!r}; heads of this model are written like 'a0.0'.")
+        raise Wrong(f"'head' is {shown(head)}; heads of this model are written like 'a0.0'.")
     if any(head in (edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in CLAIMED):
         raise Wrong(f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted.")
-    if not _near(given["effect"], heads[head], 0.02):
+    if not _near(given["effect"], heads[head], 0.001):
         raise Wrong(
             f"'effect' is not that of writing the corrupt run's z at {head}, in logits, averaged over the held-out prompts."
         )
