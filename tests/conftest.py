@@ -4,6 +4,7 @@ import os
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes and kernels that tests start
 
 import torch
 

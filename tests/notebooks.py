@@ -161,6 +161,7 @@ def run_all(made: Lab, name: str, *, pictures: Path | None = None, seconds: floa
         page.wait_for_timeout(1000)  # scripts draw
         seen.command("docmanager:save")
         taken = [] if pictures is None else _pictures(page, pictures, Path(name).stem)
+        page.evaluate(f"async () => {{ await {_NOTEBOOK}.sessionContext.shutdown(); }}")
         cells = json.loads((made.folder / name).read_text(encoding="utf-8"))["cells"]
         return Ran(cells, errors_of(cells), taken, list(seen.requests), list(seen.console))
 

@@ -67,6 +67,6 @@ CASES = {
     ),
     "0.4": (
         most_to_s2,
-        [("a3.1", "another head gives it more"), ("3.7", "no head of tiny"), (["a3.1", "a2.1"], "you name 2")],
+        [("a3.1", "another head gives it more"), ("3.7", "no head of tiny"), (["a3.1", "a2.1"], "these are 2")],
     ),
 }

@@ -58,7 +58,7 @@ def replaced(place):
 CASES = {
     "4.1": (
         lambda: "a0.1",
-        [("a1.1", "Another one pays far more"), ("a2.5", "no head of this model"), (["a0.1", "a0.2"], "one head is wanted")],
+        [("a1.1", "Another one pays far more"), ("a2.5", "no head of this model"), (["a0.1", "a0.2"], "and these are")],
     ),
     "4.2": (
         lambda: induction_score,
@@ -76,7 +76,7 @@ CASES = {
         [
             (lambda: [*above("induction", 0.5), "a3.2"], "a duplicate-token head"),
             (lambda: [*above("induction", 0.5), "a0.0"], "of its attention to words that followed"),
-            (lambda: above("induction", 0.9), "there are more"),
+            (lambda: above("induction", 0.9), "at least one is missing"),
             (["a4.0"], "no head of this model"),
         ],
     ),

@@ -78,8 +78,8 @@ CASES = {
             (gates(**{"or": {"sufficient": ["a1.1", "a2.1"], "necessary": []}}), "a2.1 is not sufficient"),
             (gates(**{"or": {"sufficient": ["a1.1"], "necessary": ["a1.1"]}}), "a1.1 is not necessary"),
             (gates(**{"and": {"sufficient": [], "necessary": ["a1.0"]}}), "1 necessary more"),
-            (gates(**{"and": {"sufficient": []}}), 'keys "sufficient" and "necessary"'),
-            ({"and": {}}, 'keys "and" and "or"'),
+            (gates(**{"and": {"sufficient": []}}), "keys 'sufficient', 'necessary'"),
+            ({"and": {}}, "keys 'and', 'or'"),
         ],
     ),
     "5.5": (

@@ -82,7 +82,7 @@ CASES = {
         [
             (lambda: feeders() | {"q": feeders()["k"]}, "does not feed the q"),
             (lambda: feeders() | {"v": wb.planted("compositions", seed=3, n=24).heads["target"]}, "the head that is fed"),
-            ({"q": "a0.1"}, 'keys "q", "k" and "v"'),
+            ({"q": "a0.1"}, "keys 'q', 'k', 'v'"),
         ],
     ),
     "6.5": (

@@ -99,7 +99,7 @@ CASES = {
             ({"used": "a1.0", "decoy": "a1.0"}, "look at the logit difference"),
             ({"used": "a1.0", "decoy": "a1.1"}, "can be read in 2"),
             ({"used": "1.0", "decoy": "a1.2"}, "no head of the last layer"),
-            ({"used": ["a1.0", "a1.2"], "decoy": "a1.2"}, "one head is wanted"),
+            ({"used": ["a1.0", "a1.2"], "decoy": "a1.2"}, "and these are"),
             ({"used": "a1.0"}, "keys"),
         ],
     ),

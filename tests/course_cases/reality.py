@@ -61,7 +61,7 @@ CASES = {
             (lambda: numbers(tiny("train"), *INTERVAL), "prompts that the circuit was found on"),
             (lambda: {**numbers(tiny("heldout"), *INTERVAL), "low": 0.5}, "'low' is not that"),
             (lambda: {**numbers(tiny("heldout"), *INTERVAL), "faithfulness": float(tiny("heldout").mean_of_ratios)}, "mean of each prompt's ratio"),
-            ({"faithfulness": 1.2}, "'low', 'high' is missing"),
+            ({"faithfulness": 1.2}, "without a value: 'low', 'high'"),
         ],
     ),
     "8.2": (

@@ -1,7 +1,6 @@
 """Checkers of lesson 11: the rubric of a study, measured again from its prompts and its circuit."""
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, exercise, names, number
+from workbench.course.exercises import Wrong, exercise, fields, names, number
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.engine.capture import capture_pairs
@@ -45,12 +44,6 @@ def _measured(circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, che
         return evaluate(list(circuits), bench.model(), pairs, value=chosen, checks=checks, progress=False)
     except (WorkbenchError, IndexError, RuntimeError) as error:
         raise Wrong(f"this cannot be measured on tiny: {error}") from error
-
-
-def _given(answer: Any, *keys: str) -> list[Any]:
-    if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
-        raise Wrong(f"a dict with the keys {', '.join(keys)} is wanted.")
-    return [answer[key] for key in keys]
 
 
 def _pairs(answer: Any, name: str) -> PromptPairs:
@@ -88,7 +81,7 @@ def _judged(name: str, pairs: PromptPairs) -> None:
 
 def _study(answer: Any) -> tuple[Circuit, PromptPairs, xr.Dataset]:
     """The circuit, the held-out prompts, and the one on the other."""
-    circuit, heldout = _given(answer, "circuit", "heldout")
+    circuit, heldout = fields(answer, ("circuit", "heldout")).values()
     if not isinstance(circuit, Circuit):
         raise Wrong(f"circuit: a Circuit is wanted (find_circuit, acdc, learn_circuit), not {type(circuit).__name__}.")
     if circuit.graph != Graph(Shape.of(bench.model())):
@@ -104,9 +97,7 @@ def _close(given: Any, right: float, tolerance: float) -> bool:
 
 @exercise("11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.')
 def _prompts(answer: Any) -> str:
-    sets = {
-        name: _pairs(given, name) for name, given in zip(("found", "heldout"), _given(answer, "found", "heldout"), strict=True)
-    }
+    sets = {name: _pairs(given, name) for name, given in fields(answer, ("found", "heldout")).items()}
     shared = set.intersection(*({*pairs.clean.ids, *pairs.corrupt.ids} for pairs in sets.values()))
     if shared:
         raise Wrong(f"{len(shared)} prompts are in both sets, clean or corrupt. PromptPairs.split keeps them apart.")
@@ -122,7 +113,7 @@ def _prompts(answer: Any) -> str:
     '{"circuit", "heldout", "faithfulness", "low", "high"}: three numbers on held-out prompts.',
 )
 def _score(answer: Any) -> str:
-    given = [number(value) for value in _given(answer, "faithfulness", "low", "high")]
+    given = [number(value) for value in fields(answer, ("faithfulness", "low", "high")).values()]
     circuit, heldout, measured = _study(answer)
     sides = zip(heldout.clean.ids, heldout.corrupt.ids, strict=True)
     seen = np.mean([not circuit.prompt_ids.isdisjoint(pair) for pair in sides])
@@ -158,10 +149,7 @@ def _score(answer: Any) -> str:
 
 @exercise("11.3", "Controls", "medium", '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.')
 def _controls(answer: Any) -> str:
-    given = {
-        name: number(value)
-        for name, value in zip(("random", "complement", "zero"), _given(answer, "random", "complement", "zero"), strict=True)
-    }
+    given = {name: number(value) for name, value in fields(answer, ("random", "complement", "zero")).items()}
     circuit, heldout, measured = _study(answer)
     score = float(measured["faithfulness"][0])
     checked = _measured((circuit,), heldout, "corrupt", ("random", "complement"))
@@ -188,7 +176,7 @@ def _controls(answer: Any) -> str:
 
 @exercise("11.4", "What is needed", "hard", '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].')
 def _needed(answer: Any) -> str:
-    (given,) = _given(answer, "needed")
+    given = fields(answer, ["needed"])["needed"]
     circuit, _, measured = _study(answer)
     members = [name for name in circuit.nodes if name not in ("input", "logits")]
     if not members:
@@ -213,7 +201,7 @@ def _without(circuit: Circuit, name: str) -> Circuit:
 
 @exercise("11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.')
 def _report(answer: Any) -> str:
-    (given,) = _given(answer, "report")
+    given = fields(answer, ["report"])["report"]
     if not isinstance(given, str | Path) or not Path(given).is_file():
         raise Wrong(f"report: there is no file {str(given)!r}.")
     page = Path(given).read_text(encoding="utf-8", errors="replace")

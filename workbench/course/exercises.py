@@ -201,6 +201,37 @@ def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
     return found
 
 
+def one_name(answer: Any, known: Sequence[str], what: str) -> str:
+    """One of a list of known names, alone or in a collection."""
+    given = names(answer, known, what)
+    if len(given) != 1:
+        raise Wrong(f"one {what} is wanted, and these are {len(given)}.")
+    return given.pop()
+
+
+def all_names(given: set[str], why_not: Mapping[str, str]) -> None:
+    """Raise `Wrong` for a name with a reason against it, or where one without is missing.
+
+    Args:
+        why_not: of every known name; empty where there is none.
+    """
+    for name in sorted(given):
+        if why_not[name]:
+            raise Wrong(f"{name} {why_not[name]}")
+    if len(given) < list(why_not.values()).count(""):
+        raise Wrong(f"{len(given)} of them so far, all right; at least one is missing.")
+
+
+def fields(answer: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """What a dict has under these keys; others do not matter."""
+    wanted = f"a dict with the keys {', '.join(map(repr, keys))} is wanted"
+    if not isinstance(answer, Mapping):
+        raise Wrong(f"{wanted}, not {shown(answer)}.")
+    if missing := [repr(key) for key in keys if key not in answer]:
+        raise Wrong(f"{wanted}; without a value: {', '.join(missing)}.")
+    return {key: answer[key] for key in keys}
+
+
 def called(function: Any, *args: Any, copied: bool = True) -> Any:
     """What a student's function returns.
 

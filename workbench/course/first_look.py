@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, shown, table
+from workbench.course.exercises import Wrong, called, exercise, number, one_name, shown, table
 from workbench.methods.summaries import attention_to
 
 N = 64
@@ -18,7 +18,6 @@ TEXTS = (
     "Tim asked about Ireland , so the teacher said its capital is",
     "Yesterday the doctors behind the cat",
 )
-HEADS = [f"a{layer}.{head}" for layer in range(4) for head in range(8)]
 
 
 def _logits(text: str, *, bos: bool = True) -> torch.Tensor:
@@ -106,11 +105,9 @@ def _differences(answer: Any) -> str:
 def _looks(answer: Any) -> str:
     clean, _ = bench.stores("ioi", N)
     seen = attention_to(clean, ["S2"]).mean("example").values[..., 0].ravel()
-    given = names(answer, HEADS, "head of tiny")
-    if len(given) != 1:
-        raise Wrong(f"one head is wanted, and you name {len(given)}.")
-    (name,) = given
-    share = seen[HEADS.index(name)]
+    heads = bench.heads(bench.model())
+    name = one_name(answer, heads, "head of tiny")
+    share = seen[heads.index(name)]
     if share < seen.max():
         raise Wrong(f"from END, {name} gives S2 {share:.0%} of its attention on average; another head gives it more.")
     return f"It gives S2 {share:.0%} of its attention; the next head gives it {np.sort(seen)[-2]:.0%}."

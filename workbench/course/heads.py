@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, shown, table
+from workbench.course.exercises import Wrong, all_names, called, exercise, names, number, one_name, shown, table
 from workbench.methods.summaries import head_scores
 
 N = 600
@@ -51,10 +51,7 @@ def _accuracies() -> np.ndarray:
 @exercise("4.1", "Looking one back", "easy", "the name of a head, as in 'a1.2'.")
 def _previous(answer: Any) -> str:
     scores = _scores("induction", "previous")
-    given = names(answer, [*scores], "head of this model")
-    if len(given) != 1:
-        raise Wrong(f"one head is wanted, and these are {len(given)}.")
-    (name,) = given
+    name = one_name(answer, [*scores], "head of this model")
     if scores[name] < max(scores.values()):
         raise Wrong(f"{name} pays {scores[name]:.0%} of its attention to the token before. Another one pays far more.")
     return f"It pays {scores[name]:.0%} of its attention to the token before; no other head pays even half as much."
@@ -113,14 +110,16 @@ def _score(answer: Any) -> str:
 @exercise("4.3", "Induction heads of tiny", "easy", "a list of names of heads, as in ['a0.1', 'a0.2'].")
 def _heads(answer: Any) -> str:
     scores, copies = _scores("tiny", "induction"), _scores("tiny", "duplicate")
-    right = {name for name, score in scores.items() if score > 0.5}
-    given = names(answer, [*scores], "head of this model")
-    for name in sorted(given - right):
-        if copies[name] > 0.5:
-            raise Wrong(f"{name} attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head.")
-        raise Wrong(f"{name} pays {scores[name]:.0%} of its attention to words that followed an earlier copy.")
-    if given != right:
-        raise Wrong(f"these are {len(given)} of those above one half; there are more.")
+    why_not = {
+        name: f"pays {score:.0%} of its attention to words that followed an earlier copy." for name, score in scores.items()
+    }
+    why_not |= {
+        name: "attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head."
+        for name, score in copies.items()
+        if score > 0.5
+    }
+    why_not |= {name: "" for name, score in scores.items() if score > 0.5}
+    all_names(names(answer, [*scores], "head of this model"), why_not)
     return "They are all in one layer, behind the heads that look one back."
 
 

@@ -1,6 +1,5 @@
 """Checkers of lesson 5: activation patching, in both directions."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, shown, table
+from workbench.course.exercises import Wrong, called, exercise, fields, names, number, shown, table
 from workbench.engine.capture import capture_pairs
 from workbench.engine.edits import from_store
 from workbench.errors import UnknownName, WorkbenchError
@@ -188,11 +187,8 @@ def _heads(name: str) -> list[str]:
     "5.4", "Sufficient, necessary", "medium", 'a table {"and": {"sufficient": [heads], "necessary": [heads]}, "or": the same}.'
 )
 def _kinds(answer: Any) -> str:
-    if not isinstance(answer, Mapping) or set(answer) != {"and", "or"}:
-        raise Wrong('a dictionary with the keys "and" and "or" is wanted.')
-    for gate_name, kinds in answer.items():
-        if not isinstance(kinds, Mapping) or set(kinds) != {"sufficient", "necessary"}:
-            raise Wrong(f'under "{gate_name}" a dictionary with the keys "sufficient" and "necessary" is wanted.')
+    for gate_name, told in fields(answer, ("and", "or")).items():
+        kinds = fields(told, ("sufficient", "necessary"))
         for kind, base, does in (
             ("sufficient", "corrupt", "denoised alone, restores"),
             ("necessary", "clean", "noised alone, takes"),

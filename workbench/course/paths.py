@@ -1,13 +1,12 @@
 """Checkers of lesson 6: path patching, and which input of a head matters."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, number, shown, table
+from workbench.course.exercises import Wrong, called, exercise, fields, number, one_name, shown, table
 from workbench.engine.edits import from_store
 from workbench.errors import WorkbenchError
 from workbench.methods.effects import effects
@@ -96,13 +95,11 @@ def _into(answer: Any) -> str:
 
 @exercise("6.4", "Composition", "medium", 'a table {"q": head, "k": head, "v": head}.')
 def _composition(answer: Any) -> str:
-    heads = planted("compositions", seed=3, n=24).heads
-    if not isinstance(answer, Mapping) or set(answer) != set(PORTS):
-        raise Wrong('a dictionary with the keys "q", "k" and "v" is wanted.')
+    made = planted("compositions", seed=3, n=24)
+    heads = made.heads
     right = {port: heads[f"feed-{port}"] for port in PORTS}
-    for port, head in answer.items():
-        if not isinstance(head, str):
-            raise Wrong(f"under {port!r} the name of a head is wanted, such as 'a0.0', not {shown(head)}.")
+    for port, given in fields(answer, PORTS).items():
+        head = one_name(given, bench.heads(made.model), "head of this model")
         if head == heads["target"]:
             raise Wrong(f"{head} is the head that is fed.")
         if head != right[port]:

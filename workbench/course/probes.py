@@ -1,6 +1,5 @@
 """Checkers of lesson 9: what a sparse probe reads, and whether the model reads it too."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, table
+from workbench.course.exercises import Wrong, called, exercise, fields, one_name, table
 from workbench.engine.capture import capture_pairs
 from workbench.methods.labels import Labels
 from workbench.methods.probes import Probes, fit_probes
@@ -152,14 +151,9 @@ def _planted() -> tuple[Planted, dict[str, float]]:
 @exercise("9.5", "Used or merely decodable", "hard", '{"used": a head such as "a1.1", "decoy": another}.')
 def _verdicts(answer: Any) -> str:
     made, decoded = _planted()
-    if not isinstance(answer, Mapping) or set(answer) != {"used", "decoy"}:
-        raise Wrong("a dict with the keys 'used' and 'decoy' is wanted.")
     into = {str(edge).split("->")[0] for edge in made.edges["corrupt"] if str(edge).endswith("->logits")}
-    for role in ("used", "decoy"):
-        given = names(answer[role], [*decoded], "head of the last layer")
-        if len(given) != 1:
-            raise Wrong(f"one head is wanted as {role!r}, not {len(given)}.")
-        (head,) = given
+    for role, given in fields(answer, ("used", "decoy")).items():
+        head = one_name(given, [*decoded], "head of the last layer")
         if decoded[head] < 0.9:
             raise Wrong(f"{role}: in {head} the answer can be read in {decoded[head]:.0%} of the prompts only.")
         if role == "used" and head not in into:

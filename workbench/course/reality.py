@@ -1,11 +1,10 @@
 """Checkers of lesson 8: what speaks for a circuit and what against it."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, exercise, names, number, shown
+from workbench.course.exercises import Wrong, exercise, fields, names, number, one_name
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
@@ -62,12 +61,7 @@ def _of_claim(split: Literal["train", "heldout"]) -> tuple[Any, dict[str, float]
 def _numbers(answer: Any, wanted: tuple[str, ...]) -> dict[str, float]:
     if isinstance(answer, str | bool):
         raise Wrong("that is a verdict. Give the numbers that it rests on.")
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"a dict with {', '.join(map(repr, wanted))} is wanted, not {type(answer).__name__}.")
-    missing = [name for name in wanted if name not in answer]
-    if missing:
-        raise Wrong(f"{', '.join(map(repr, missing))} is missing.")
-    return {name: number(answer[name]) for name in wanted}
+    return {name: number(given) for name, given in fields(answer, wanted).items()}
 
 
 def _near(given: float, right: float, within: float = 0.005) -> bool:
@@ -127,9 +121,7 @@ def _evidence(answer: Any) -> str:
     away = [sum(abs(given[name] - float(found[name])) for name in scores) for found in (judged, train)]
     if away[1] < away[0]:
         raise Wrong("these are the scores on the prompts of the other split; `wired_pairs` are held out.")
-    head = answer.get("head")
-    if not isinstance(head, str) or head not in heads:
-        raise Wrong(f"'head' is {shown(head)}; heads of this model are written like 'a0.0'.")
+    head = one_name(fields(answer, ["head"])["head"], [*heads], "head of this model")
     if any(head in (edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in CLAIMED):
         raise Wrong(f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted.")
     if not _near(given["effect"], heads[head], 0.001):

@@ -1,6 +1,5 @@
 """Checkers of lesson 10: the checkpoints of `tiny`, and the circuit of its end measured at them."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, exercise, number, table, whole_number
+from workbench.course.exercises import Wrong, exercise, fields, number, table, whole_number
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.evaluation import evaluate
 from workbench.discovery.scores import score_edges
@@ -56,10 +55,8 @@ def _measured() -> dict[str, np.ndarray]:
 
 @exercise("10.1", "When is it learnt", "easy", "a dict from each of the four behaviours to a training step.")
 def _when(answer: Any) -> str:
-    if not isinstance(answer, Mapping) or set(answer) != set(BEHAVIOURS):
-        raise Wrong(f"a dict with the keys {', '.join(BEHAVIOURS)} is wanted.")
     steps = zoo.steps("tiny")
-    for task, given in answer.items():
+    for task, given in fields(answer, BEHAVIOURS).items():
         step = whole_number(given)
         if step not in steps:
             raise Wrong(f"there is no checkpoint of step {step}. There are {', '.join(map(str, steps))}.")
