@@ -416,7 +416,7 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
     return shown, controls, lost
 
 
-def tested(bench: Bench) -> tuple[list[tuple[Prediction, Number]], str]:
+def tried(bench: Bench) -> tuple[list[tuple[Prediction, Number]], str]:
     """The predictions with what was measured, all of them made before any is run; or why nothing was tested."""
     try:
         predictions = bench.study.tests(bench)

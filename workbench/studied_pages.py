@@ -20,7 +20,7 @@ from workbench.outputs import check_output, replaced
 from workbench.render.export import export
 from workbench.render.svg import CircuitView
 from workbench.render.view import visible
-from workbench.studied import Bench, Number, Prediction, Study, evidence, tested
+from workbench.studied import Bench, Number, Prediction, Study, evidence, tried
 
 FILES = ("circuit.json", "README.md", "circuit.svg")
 _ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
@@ -33,7 +33,7 @@ def page(bench: Bench, command: str) -> str:
     """The README, made of what is measured here."""
     study, circuit, name = bench.study, bench.circuit, _in_code(model_name(bench.model))
     shown, controls, lost = evidence(bench)
-    results, why = tested(bench)
+    results, why = tried(bench)
     held = sum(each.holds(number.mean) for each, number in results)
     faithful, by_chance, elsewhere = shown[3], controls[0], controls[2]
     unsure = "" if shown[0].low > shown[1].high else f" **`{name}` does not surely do this**: see what is not explained."
