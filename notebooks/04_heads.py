@@ -208,8 +208,8 @@ check("4.4", accuracy)
 # %%
 for name in at_own:
     both = [wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example") for where in (at_own, elsewhere)]
-    picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"]).rename("induction score")
-    display(wb.plot(picture, title=f"{name}, d: distance"))
+    picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"])
+    display(wb.plot(picture, title=f"{name}: induction score, d: distance"))
     best_at = dict(zip(("12", "other"), picture.max(("layer", "head")).values, strict=True))
     assert best_at["12"] > 0.9
     assert best_at["other"] > 0.9 if name == "induction" else best_at["other"] < 0.3
