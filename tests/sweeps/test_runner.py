@@ -228,9 +228,9 @@ def test_what_the_model_lacks_is_refused_before_anything_is_written(change, mess
 
 
 def test_wrong_numbers_are_refused(tmp_path):
-    for more, message in (({"limit": 0}, "limit=0"), ({"retries": -1}, "retries=-1"), ({"workers": 0}, "workers=0")):
-        with pytest.raises(wb.WorkbenchError, match=message):
-            run(HEADS, tmp_path / "a", **more)
+    for name, value in (("limit", 0), ("limit", "3"), ("limit", 1.5), ("retries", -1), ("workers", 0)):
+        with pytest.raises(wb.WorkbenchError, match=f"{name}={value!r}"):
+            run(HEADS, tmp_path / "a", **{name: value})
 
 
 def test_a_tracker_that_fails_does_not_stop_the_sweep(tmp_path, capsys):

@@ -87,8 +87,8 @@ def run_sweep(
     32
     """
     asked, folder = read_spec(spec), Path(out)
-    if limit is not None and limit < 1:
-        raise SweepError(f"limit={limit}: at least one job is needed; leave it out for all of them.")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise SweepError(f"limit={limit!r}: at least one job is needed; leave it out for all of them.")
     if retries < 0:
         raise SweepError(f"retries={retries}: 0 for none, or a number of further tries.")
     lab = Lab(device)
