@@ -151,7 +151,7 @@ assert len(set(strongest.tolist())) > 20
 swapped = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.from_store(corrupt), progress=False).mean("example")
 direct = mean.sel(component=[f"a{at}.{head}" for at in range(4) for head in range(8)]).values.reshape(4, 8)
 both = xr.concat([swapped.copy(data=-direct), swapped], xr.DataArray(["-written", "swapped"], dims="what", name="what"))
-wb.plot(both)
+wb.plot(both.drop_attrs(), title="What heads write, with a minus, and what swapping them does")
 
 # %% [markdown]
 # **Exercise 2.4** (hard). Which heads write less than 0.3 in size, for or against, and yet lower the logit difference by more than 0.5 when

@@ -87,7 +87,8 @@ found = {
     name: wb.effects(model, pairs, sites=wb.grid("z", model), value=value, progress=False).mean("example")
     for name, value in values.items()
 }
-table = xr.concat(list(found.values()), xr.DataArray(list(found), dims="ablation", name="ablation"))
+kinds = xr.DataArray(list(found), dims="ablation", name="ablation")
+table = xr.concat(list(found.values()), kinds, combine_attrs="drop_conflicts")
 assert np.isclose(table.sel(ablation="zero", layer=3, head=7), by_hand, atol=1e-3)
 wb.plot(table)
 
