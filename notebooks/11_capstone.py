@@ -190,7 +190,9 @@ check("11.4", part("circuit", "heldout", "needed"))
 ioi = wb.load_task("ioi", model, n=32)
 ioi_value = wb.from_store(wb.capture_pairs(model, ioi, progress=False)[1])
 example = wb.find_circuit(wb.score_edges(model, ioi, value=ioi_value, progress=False), n_edges=12)
-page = wb.report([("Circuit", example, "Twelve edges, not evaluated.")], folder / "example.html", title="Indirect objects")
+page = wb.report(
+    [("Circuit", example, f"{example.n_edges} edges, not evaluated.")], folder / "example.html", title="Indirect objects"
+)
 print(page.name, page.stat().st_size // 1024, "KiB")
 wb.plot(example)
 

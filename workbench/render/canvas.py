@@ -153,7 +153,7 @@ def label_axis(
     shown = [shorten(visible(name), most) for name in names]
     long = max(map(len, shown), default=0)
     cell = (inches or size * _TICK * 2) / max(1, len(shown))
-    tilted = which == "x" and long * _letter(axes) > cell
+    tilted = which == "x" and (long + 1) * _letter(axes) > cell  # a letter between neighbours
     axis.set_ticks(places, shown, rotation=45 if tilted else 0, ha="right" if which == "y" or tilted else "center")
     if tilted:
         for label in axis.get_ticklabels():
