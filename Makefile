@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -rs --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m slow -rs
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
