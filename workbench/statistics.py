@@ -56,7 +56,7 @@ def bootstrap(
         unknown = np.full_like(np.asarray(statistic(values), dtype=float), np.nan)
         return unknown, unknown.copy()
     samples = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
-    return _percentiles(np.asarray(samples), level)
+    return central(np.asarray(samples), level)
 
 
 def mean_interval(
@@ -74,11 +74,11 @@ def mean_interval(
     known = np.isfinite(flat)
     total = times @ np.where(known, flat, 0)
     counts = times.sum(1, keepdims=True) if known.all() else times @ known.astype(float)
-    low, high = _percentiles(total / np.where(counts > 0, counts, np.nan), level)
+    low, high = central(total / np.where(counts > 0, counts, np.nan), level)
     return low.reshape(rest), high.reshape(rest)
 
 
-def _percentiles(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the central part of samples (axis 0) that `level` asks for; NaN samples are left out."""
     tail = (1 - level) / 2 * 100
     percentile = np.nanpercentile if np.isnan(samples).any() else np.percentile

@@ -30,7 +30,7 @@ from workbench.methods.effects import effects
 from workbench.methods.paths import path_effects
 from workbench.methods.summaries import attention_to, copying_scores, head_scores
 from workbench.sites import Shape
-from workbench.statistics import mean_interval
+from workbench.statistics import central, mean_interval
 from workbench.stores.store import ActivationStore
 from workbench.tasks.metrics import metric as as_metric
 from workbench.tasks.pairs import PromptPairs, Prompts
@@ -131,6 +131,10 @@ class Number:
         low, high = mean_interval(np.asarray(values, dtype=float))
         return cls(name, float(np.nanmean(values)), float(low), float(high), note)
 
+    def above(self, other: "Number") -> bool:
+        """Whether its whole interval is."""
+        return self.low > other.high
+
     def __str__(self) -> str:
         return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
@@ -196,7 +200,7 @@ class Bench:
         if self.pairs.answers.shape[2] == self.pairs.wrong.shape[2] == 1:
             found["direct"] = direct_attribution(self.clean, self.model, targets=self.pairs.answers, minus=self.pairs.wrong)
         others = {str(name): table for name, table in self._attended().items()}
-        return found | {name: self._by_head(table) for name, table in others.items()}
+        return found | {name: self.by_head(table) for name, table in others.items()}
 
     def _attended(self) -> dict[Any, xr.DataArray]:
         names = [name for name in self.pairs.clean.positions if name != "END"]
@@ -209,7 +213,7 @@ class Bench:
         )
 
     @staticmethod
-    def _by_head(table: xr.DataArray) -> xr.DataArray:
+    def by_head(table: xr.DataArray) -> xr.DataArray:
         """(example, layer, head) as (example, component)."""
         flat = table.stack(component=("layer", "head")).transpose("example", "component")
         names = [f"a{layer}.{head}" for layer, head in flat["component"].values]
@@ -295,13 +299,15 @@ class Bench:
         how: dict[str, Any] = {"value": from_store(corrupt), "metric": self.metric, "progress": False}
         return effects(self.model, pairs or self.pairs, sites=[tuple(sites)], **how).values[:, 0]
 
-    def only_values(self, heads: Sequence[str], place: str, claim: str, *, who: str = "") -> Prediction:
+    def only_values(
+        self, heads: Sequence[str], place: str, claim: str, *, who: str = "", pairs: PromptPairs | None = None
+    ) -> Prediction:
         """That swapping the heads' values at a place does what swapping their outputs does: they differ by what they read."""
         return Prediction(
             f"{who}only the values at {place}",
             claim,
-            predicted=float(self.swapped(outputs(heads)).mean()),
-            edit=lambda: self.swapped([f"v[{head[1:]}]@{place}" for head in heads]),
+            predicted=float(self.swapped(outputs(heads), pairs=pairs).mean()),
+            edit=lambda: self.swapped([f"v[{head[1:]}]@{place}" for head in heads], pairs=pairs),
         )
 
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Number]:
@@ -346,7 +352,7 @@ def other_heads(bench: Bench) -> Number:
     drawn = [Circuit.of(circuit.graph, edges) for edges in masks]
     kept = evaluate(drawn, bench.model, bench.pairs, value=value, metric=bench.metric, checks=(), progress=False)
     spread = kept["faithfulness"].values
-    low, high = np.percentile(spread, [2.5, 97.5])
+    low, high = central(spread, 0.95)
     note = f"the same edges through other heads of each layer; central 95 % of {len(drawn)} draws"
     return Number("other heads", float(spread.mean()), float(low), float(high), note)
 
@@ -400,7 +406,7 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
                 controls.append(_faithful(f"on {task}", bench.kept(other), "the same circuit on another task"))
             except (UnsuitableTask, PromptError, MetricError):
                 continue
-    if shown[0].low <= shown[1].high:
+    if not shown[0].above(shown[1]):
         lost.insert(
             0,
             f"Whether there is anything to explain: the clean run, {shown[0]}, is not surely above the corrupt one, {shown[1]}.",

@@ -22,6 +22,7 @@ from workbench.render.svg import CircuitView
 from workbench.render.view import visible
 from workbench.studied import Bench, Number, Prediction, Study, evidence, tried
 
+_SCORES = ("faithfulness", "complement", "random circuits", "other heads", "stability")
 FILES = ("circuit.json", "README.md", "circuit.svg")
 _ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
 _INTERVAL = re.compile(r"(-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]")
@@ -36,7 +37,7 @@ def page(bench: Bench, command: str) -> str:
     results, why = tried(bench)
     held = sum(each.holds(number.mean) for each, number in results)
     faithful, by_chance, elsewhere = shown[3], controls[0], controls[2]
-    unsure = "" if shown[0].low > shown[1].high else f" **`{name}` does not surely do this**: see what is not explained."
+    unsure = "" if shown[0].above(shown[1]) else f" **`{name}` does not surely do this**: see what is not explained."
     lost += [f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured." for p, n in results if not p.holds(n.mean)]
     failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
     verdict = (
@@ -153,11 +154,7 @@ def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
 
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each, from their committed files."""
-    head = (
-        "study|edges|faithfulness|complement|random circuits|other heads|stability|most of another task|predictions held".split(
-            "|"
-        )
-    )
+    head = ("study", "edges", *_SCORES, "most of another task", "predictions held")
     folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
     return _table(head, [_line(folder) for folder in folders])
 
@@ -170,7 +167,7 @@ def _line(folder: Path) -> tuple[str, ...]:
     return (
         f"[{folder.name}]({folder.name}/README.md)",
         f"{circuit.n_edges} of {circuit.graph.n_edges}",
-        *(str(known[name]) for name in ("faithfulness", "complement", "random circuits", "other heads", "stability")),
+        *(str(known[name]) for name in _SCORES),
         f"{other} {other.name}",
         f"{verdicts.count('holds')} of {len(verdicts)}",
     )

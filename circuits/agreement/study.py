@@ -3,22 +3,22 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from workbench.studied import Bench, Prediction, Role, Study, layer_of, outputs
+from workbench.methods.summaries import attention_to
+from workbench.studied import Bench, Prediction, Role, Study, outputs
 from workbench.studied_pages import main
 from workbench.tasks.grammar import NOUNS
 
 
 def to_singular(bench: Bench, heads: list[str]) -> np.ndarray:
     """[example]: how much more of their attention at END heads give to the subject of the prompt where it is a singular."""
-    end, at, rows = bench.pairs.clean.at("END"), bench.pairs.clean.at("SUBJECT"), torch.arange(len(bench.pairs))
-    singular = [bench.pairs.clean.strings[i][place].strip() in NOUNS for i, place in enumerate(at.tolist())]
-    given = [
-        torch.stack([store["pattern", layer_of(head)].padded()[rows, int(head.split(".")[1]), end, at] for head in heads]).mean(0)
+    words, places = bench.pairs.clean.strings, bench.pairs.clean.at("SUBJECT").tolist()
+    singular = [row[place].strip() in NOUNS for row, place in zip(words, places, strict=True)]
+    clean, corrupt = (
+        bench.by_head(attention_to(store, ["SUBJECT"]).isel(key_pos=0)).sel(component=heads).mean("component").values
         for store in (bench.clean, bench.corrupt)
-    ]
-    return np.where(singular, 1, -1) * (given[0] - given[1]).double().numpy()
+    )
+    return np.where(singular, 1, -1) * (clean - corrupt).astype(float)
 
 
 def tests(bench: Bench) -> list[Prediction]:

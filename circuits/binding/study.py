@@ -54,11 +54,12 @@ def tests(bench: Bench) -> list[Prediction]:
             edit=lambda: 1 + asked(bench, owner=False, thing=True) / base,
         ),
     ]
-    tellers = owner_heads(bench, below=min(map(layer_of, heads)))
+    below = min(map(layer_of, heads))
+    tellers = owner_heads(bench, below=below)
     if tellers:
         name, moved = " ".join(tellers), float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean())
         exchange = bench.exchanged("z", tellers, "COLOUR", "OTHER")
-        rest = [f"a{i}.{j}" for i in range(min(map(layer_of, heads))) for j in range(Shape.of(bench.model).n_heads)]
+        rest = [f"a{i}.{j}" for i in range(below) for j in range(Shape.of(bench.model).n_heads)]
         others = bench.exchanged("z", [head for head in rest if head not in tellers], "COLOUR", "OTHER")
         found += [
             Prediction(

@@ -37,11 +37,12 @@ def tests(bench: Bench) -> list[Prediction]:
             predicted=float(bench.kept(bench.pairs)["faithfulness"]),
             edit=lambda: between_years(bench),
         ),
-        Prediction(
-            "between other years only the values at YEAR",
+        bench.only_values(
+            heads,
+            "YEAR",
             "Between two such years, readers bring the year by what they read at it, not by where they look.",
-            predicted=float(bench.swapped(outputs(heads), pairs=others).mean()),
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@YEAR" for head in heads], pairs=others),
+            who="between other years ",
+            pairs=others,
         ),
     ]
     for name, group in (("late", late), ("first-layer", early)):

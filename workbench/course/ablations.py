@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, all_names, called, exercise, names, number, table
+from workbench.course.exercises import TWO_DIGITS, Wrong, all_names, called, exercise, names, number, table
 from workbench.engine.edits import resample, zero
 from workbench.methods.effects import effects
 from workbench.sites import Site, grid
@@ -86,7 +86,7 @@ def _disagree(answer: Any) -> str:
 @exercise("3.3", "What is constant", "medium", "an array [layer, head] of shares between 0 and 1.")
 def _shares(answer: Any) -> str:
     wanted, got = _constant(), table(answer, (4, 8), "layer, head")
-    if np.allclose(got, wanted["right"], atol=6e-3):
+    if np.allclose(got, wanted["right"], atol=TWO_DIGITS):
         return f"{int((got > 0.9).sum())} heads of layer 0 write more than 90% of the same thing everywhere."
     said = {
         "bos": "you counted <bos>, where many heads write something of its own. Leave position 0 out.",
@@ -101,7 +101,7 @@ def _shares(answer: Any) -> str:
     if not ((got >= 0) & (got <= 1.001)).all():
         raise Wrong("a share lies between 0 and 1.")
     raise Wrong(
-        f"{int((~np.isclose(got, wanted['right'], atol=6e-3)).sum())} of the 32 shares are off. Average over all tokens of all prompts."
+        f"{int((~np.isclose(got, wanted['right'], atol=TWO_DIGITS)).sum())} of the 32 shares are off. Average over all tokens of all prompts."
     )
 
 

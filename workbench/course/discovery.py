@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, names, number, table
+from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, names, number, table
 from workbench.discovery.circuit import Circuit
 from workbench.discovery.ground_truth import edge_auroc
 from workbench.discovery.scores import score_edges
@@ -74,13 +74,13 @@ def _by_hand(answer: Any) -> str:
     heads = bench.heads(made.model)
     right = np.array([_score(_scores("induction", "eap"), f"{head}->logits") for head in heads])
     got = table(answer, (len(heads),), "head")
-    if np.allclose(got, right, atol=6e-3):
+    if np.allclose(got, right, atol=TWO_DIGITS):
         return "The logits are linear in what the last stream holds, so for these edges the estimate is exact."
     if np.allclose(got, -right, atol=1e-3):
         raise Wrong("the signs are turned round: clean minus corrupt, times the gradient.")
     if np.allclose(got, right * N, atol=1e-2):
         raise Wrong("you sum over the prompts; the mean is wanted.")
-    raise Wrong(f"{int((~np.isclose(got, right, atol=6e-3)).sum())} of {len(heads)} are off.")
+    raise Wrong(f"{int((~np.isclose(got, right, atol=TWO_DIGITS)).sum())} of {len(heads)} are off.")
 
 
 @exercise("7.3", "What has no slope", "easy", "a list of edges, as ['a0.0->a1.0<q>'].")

@@ -44,6 +44,8 @@ class Exercise:
     checker: Callable[[Any], str]
 
 
+TWO_DIGITS = 6e-3
+"""How far a number may be off that was rounded to two digits after the point."""
 _found: dict[str, Exercise] = {}
 told: list[tuple[str, bool, str]] = []
 """What `check` said in this process: exercise, whether it was right, message. `course check` reads it, not what a cell prints."""

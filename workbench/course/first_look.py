@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, number, one_name, shown, table
+from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, number, one_name, shown, table
 from workbench.methods.summaries import attention_to
 
 N = 64
@@ -69,7 +69,7 @@ def _probability(answer: Any) -> str:
             raise Wrong(said)
     if not 0 <= got <= 1:
         raise Wrong(f"{got:.4g} is no probability.")
-    if np.isclose(got, right, atol=6e-3):
+    if np.isclose(got, right, atol=TWO_DIGITS):
         raise Wrong(f"{got:.4g} is near it. Give it as it is computed, or with three digits.")
     raise Wrong(f"{got:.4g} is not it. Read the last position, at the number of the token 'Anna'.")
 

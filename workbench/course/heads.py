@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, all_names, called, exercise, names, number, one_name, shown, table
+from workbench.course.exercises import TWO_DIGITS, Wrong, all_names, called, exercise, names, number, one_name, shown, table
 from workbench.methods.summaries import head_scores
 
 N = 600
@@ -110,15 +110,14 @@ def _score(answer: Any) -> str:
 @exercise("4.3", "Induction heads of tiny", "easy", "a list of names of heads, as in ['a0.1', 'a0.2'].")
 def _heads(answer: Any) -> str:
     scores, copies = _scores("tiny", "induction"), _scores("tiny", "duplicate")
-    why_not = {
-        name: f"pays {score:.0%} of its attention to words that followed an earlier copy." for name, score in scores.items()
-    }
-    why_not |= {
-        name: "attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head."
-        for name, score in copies.items()
-        if score > 0.5
-    }
-    why_not |= {name: "" for name, score in scores.items() if score > 0.5}
+    why_not = {}
+    for name, score in scores.items():
+        if score > 0.5:
+            why_not[name] = ""
+        elif copies[name] > 0.5:
+            why_not[name] = "attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head."
+        else:
+            why_not[name] = f"pays {score:.0%} of its attention to words that followed an earlier copy."
     all_names(names(answer, [*scores], "head of this model"), why_not)
     return "They are all in one layer, behind the heads that look one back."
 
@@ -129,7 +128,7 @@ def _heads(answer: Any) -> str:
 def _vary(answer: Any) -> str:
     right = _accuracies()
     got = table(answer, right.shape, "model, distance")
-    if np.allclose(got, right, atol=6e-3):
+    if np.allclose(got, right, atol=TWO_DIGITS):
         return "One step off and the shortcut copies the wrong word: it never looked at the words it matched."
     if np.allclose(got, right[::-1], atol=1e-3):
         raise Wrong("the models are in the wrong order: `induction` first.")
@@ -137,7 +136,7 @@ def _vary(answer: Any) -> str:
         raise Wrong("these are percentages. Wanted are shares between 0 and 1.")
     if np.allclose(got, 1 - right, atol=1e-3):
         raise Wrong("these are shares of wrong answers.")
-    off = [str(DISTANCES[i]) for i in np.flatnonzero(~np.isclose(got, right, atol=6e-3).all(0))]
+    off = [str(DISTANCES[i]) for i in np.flatnonzero(~np.isclose(got, right, atol=TWO_DIGITS).all(0))]
     raise Wrong(
         f"at the distance {' and '.join(off)} you are off. Count a prompt as right where the answer is the first choice of all words, "
         f"read at its own END, over all {N} prompts."

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, fields, one_name, table
+from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, fields, one_name, table
 from workbench.engine.capture import capture_pairs
 from workbench.methods.labels import Labels
 from workbench.methods.probes import Probes, fit_probes
@@ -66,7 +66,7 @@ def _advantage(answer: Any) -> str:
     )
     right = chosen - random
     got = table(answer, (len(KS),), "k")
-    if np.allclose(got, right, atol=6e-3):
+    if np.allclose(got, right, atol=TWO_DIGITS):
         return "With sixteen features of 128, any sixteen do nearly as well: large k says little about which features carry a concept."
     if np.allclose(got, chosen, atol=1e-4):
         raise Wrong("these are the accuracies of the chosen features. What do as many random ones reach?")
@@ -76,7 +76,7 @@ def _advantage(answer: Any) -> str:
         raise Wrong(
             "that is the distance to shuffled labels. They keep the features and lose the concept; wanted is the reverse."
         )
-    off = [str(k) for k, wrong in zip(KS, ~np.isclose(got, right, atol=6e-3), strict=True) if wrong]
+    off = [str(k) for k, wrong in zip(KS, ~np.isclose(got, right, atol=TWO_DIGITS), strict=True) if wrong]
     raise Wrong(f"k={', '.join(off)}: off. Layer 2, and the mean over all draws of random features.")
 
 

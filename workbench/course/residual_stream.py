@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workbench.course import bench
-from workbench.course.exercises import Wrong, called, exercise, table, whole_number
+from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, table, whole_number
 from workbench.methods.lens import logit_lens
 
 N = 64
@@ -62,11 +62,11 @@ def _added(answer: Any) -> str:
     reached = _logit_differences()
     right = np.diff(reached)
     got = table(answer, (3,), "layer")
-    if np.allclose(got, right, atol=6e-3):
+    if np.allclose(got, right, atol=TWO_DIGITS):
         return "Nearly all of it comes last: whatever earlier layers do for it, at END the unembedding does not read it yet."
     if np.allclose(got, reached[1:], atol=1e-3):
         raise Wrong("this is what is reached after each layer. Wanted is what each one adds to what was there before it.")
     if np.allclose(got, -right, atol=1e-3):
         raise Wrong("the signs are turned round: what is added is after minus before.")
-    off = [str(layer + 1) for layer in np.flatnonzero(~np.isclose(got, right, atol=6e-3))]
+    off = [str(layer + 1) for layer in np.flatnonzero(~np.isclose(got, right, atol=TWO_DIGITS))]
     raise Wrong(f"layer {' and '.join(off)} is off. Average over the {N} prompts, each read at its own END.")

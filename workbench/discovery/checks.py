@@ -15,7 +15,7 @@ from workbench.discovery.circuit import Circuit
 from workbench.discovery.random_circuits import random_circuits
 from workbench.engine.circuits import Circuits
 from workbench.graph import Graph
-from workbench.statistics import bootstrap, ratio_of_means
+from workbench.statistics import bootstrap, central, ratio_of_means
 
 RANDOM_SETS = 10
 RANDOM_CIRCUITS = 20
@@ -54,8 +54,7 @@ class Checked:
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
         measured = self.runs.measure(self.graph.prune(masks))
         spread = ratio_of_means(measured.T, self.runs.full[:, None], self.empty[:, None])
-        tail = (1 - self.level) / 2 * 100
-        low, high = np.percentile(spread, [tail, 100 - tail])
+        low, high = central(spread, self.level)
         return {"random": float(spread.mean()), "random_low": float(low), "random_high": float(high)}
 
     def completeness(self) -> tuple[dict[str, float], dict[str, str]]:

@@ -14,7 +14,7 @@ from workbench.discovery.search import RANKINGS, find_circuit, graph_of, is_numb
 from workbench.engine.edits import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
+from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
 from workbench.tasks.metrics import Metric
 from workbench.tasks.pairs import PromptPairs
 
@@ -155,7 +155,6 @@ def stability(
     found = [one.edges for one in found]
     both = [(float((a & b).sum()), float((a | b).sum())) for a, b in pairwise(found)]
     each = np.array([shared / either if either else 1.0 for shared, either in both])
-    tail = (1 - level) / 2 * 100
-    low, high = np.percentile(each, [tail, 100 - tail])
+    low, high = central(each, level)
     data = {"jaccard": each.mean(), "low": low, "high": high, "n_edges": ("draw", np.array([int(e.sum()) for e in found]))}
     return xr.Dataset(data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level}))
