@@ -13,7 +13,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -rs
+	$(BIN)/python -m pytest -m slow -rs --numprocesses auto --dist worksteal tests/course
+	$(BIN)/python -m pytest -m slow -rs --ignore tests/course
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
