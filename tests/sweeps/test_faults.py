@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,17 +30,20 @@ JOBS = 2 * 5 * (32 + 4 + 4)
 SCRIPT = """
 import sys
 sys.path[:0] = {paths}
-from workbench.sweeps import runner
+from workbench.sweeps import pool, runner
 runner.BATCH = 8
+pool.PATIENCE = 5.0
 if __name__ == "__main__":
     runner.run_sweep({spec!r}, out={out!r}, progress=False, device="cpu", **{more!r})
 """
 
 
-def started(out: Path, **more) -> subprocess.Popen:
+def started(out: Path, stderr=None, **more) -> subprocess.Popen:
     paths = [str(TESTS), str(TESTS.parent)]
     text = SCRIPT.format(paths=paths, spec=SPEC, out=str(out), more=more)
-    return subprocess.Popen([sys.executable, "-c", text], start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", text], start_new_session=True, stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def actors_below(pid: int) -> list[psutil.Process]:
@@ -62,6 +66,12 @@ def reached(runner: subprocess.Popen, out: Path, lines: int) -> None:
 
 def content(out: Path) -> dict[str, list]:
     return {row["job"]: row["values"] for row in last_tries(read_log(out))}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Workers find the package and the modules of these tests."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +134,7 @@ def test_worker_processes_give_the_same_rows_and_may_be_killed(plain, tmp_path):
 def test_a_job_that_kills_its_worker_is_found_and_the_rest_goes_on(tmp_path):
     spec = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "sites": ["z[1.1]", "z[3.7]"]}
     spec |= {"metrics": ["sweeps.bad_metrics:kills", "logit_diff"]}
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    os.environ["PYTHONPATH"], before = path, os.environ.get("PYTHONPATH")
-    try:
-        run_sweep(spec, out=tmp_path, progress=False, workers=2, retries=0, device="cpu")
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    run_sweep(spec, out=tmp_path, progress=False, workers=2, retries=0, device="cpu")
     found = {(row["what"], row["metric"]): row for row in read_log(tmp_path)}
     assert [row["status"] for (_, metric), row in found.items() if metric == "logit_diff"] == ["done", "done"]
     killed = [row for (_, metric), row in found.items() if metric != "logit_diff"]
@@ -154,20 +159,31 @@ def test_ray_gives_the_same_rows_and_its_actors_may_be_killed(plain, tmp_path):
     assert json.loads((tmp_path / "a" / "spec.json").read_text())["jobs"] == JOBS
 
 
-@pytest.fixture(params=[1, 0], ids=["a machine to spare", "none to spare"])
-def cluster(request, monkeypatch):
-    """A Ray cluster of a head with so many CPUs and two workers with one each."""
+@contextmanager
+def ray_machines(head: int, workers: int):
+    """A Ray cluster of a head with so many CPUs and so many workers with one each."""
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": request.param, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
     try:
-        for _ in range(2):
+        for _ in range(workers):
             made.add_node(num_cpus=1)
         yield made
     finally:
         made.shutdown()
+
+
+@pytest.fixture(params=[1, 0], ids=["a machine to spare", "none to spare"])
+def cluster(request):
+    with ray_machines(request.param, 2) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster_of_none():
+    with ray_machines(0, 0) as made:
+        yield made
 
 
 def test_a_machine_of_a_ray_cluster_and_then_an_actor_on_another_may_be_lost(plain, tmp_path, cluster):
@@ -180,4 +196,16 @@ def test_a_machine_of_a_ray_cluster_and_then_an_actor_on_another_may_be_lost(pla
     rows = read_log(tmp_path / "a")
     assert len(rows) == JOBS
     assert {(row["status"], row["try"]) for row in rows} == {("done", 1)}, "no job is blamed for a machine"
+    assert same(content(tmp_path / "a"), plain)
+
+
+def test_a_cluster_without_a_machine_is_said_to_be_awaited(plain, tmp_path, cluster_of_none):
+    """One that joins later runs the sweep."""
+    with open(tmp_path / "said", "w") as said:
+        runner = started(tmp_path / "a", stderr=said, backend="ray", workers=1, address=cluster_of_none.address)
+    while "No Ray actor has been there for 5 s: the sweep waits for 1," not in (tmp_path / "said").read_text():
+        assert runner.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.2)
+    cluster_of_none.add_node(num_cpus=1)
+    assert runner.wait(300) == 0
     assert same(content(tmp_path / "a"), plain)

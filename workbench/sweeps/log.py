@@ -60,9 +60,22 @@ def _record(line: bytes) -> dict[str, Any]:
     for flag in FLAGS:
         if not isinstance(found.get(flag), int | None if flag in ("checkpoint", "n", "seed") else str | None):
             raise ValueError(f"{flag!r} is {found[flag]!r}")
-    if not isinstance(found.get("extra", {}), dict):
-        raise ValueError("'extra' is no object")
+    _check_extra(found.get("extra", {}))
     return found
+
+
+def _check_extra(extra: Any) -> None:
+    """Raise `ValueError` where what a job reports beside its values is nothing that a study writes."""
+    if not isinstance(extra, dict):
+        raise ValueError("'extra' is no object")
+    for name, value in extra.items():
+        if name in ("edges", "order"):
+            if not isinstance(value, list) or not set(map(type, value)) <= {str}:
+                raise ValueError(f"{name!r} in 'extra' is no list of names")
+        elif not _numbers(value if "order" in extra else [value]):
+            raise ValueError(f"{name!r} in 'extra' is {value!r}")
+    if "order" in extra and {len(extra.get(name, [])) for name in ("mean", "low", "high")} != {len(extra["order"])}:
+        raise ValueError("'extra' has not one mean, low and high for each step of 'order'")
 
 
 def _numbers(found: Any) -> bool:

@@ -1,5 +1,6 @@
 """Who runs the batches of a sweep: this process, processes beside it, or Ray actors. A worker that dies costs its batch a try."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,8 @@ from workbench.sweeps.execute import Row, run_jobs
 from workbench.sweeps.jobs import Job, Lab
 
 Batch = Sequence[Job]
+PATIENCE = 60.0
+"""Seconds without any Ray actor after which a warning says so, and again after as many more."""
 _lab: Lab | None = None
 
 
@@ -151,6 +154,21 @@ class _Actors:
             raise WorkbenchError(f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench.") from error
         return self.starting.pop(ready)
 
+    def _next(self, running: Sequence[Any]) -> Any:
+        """The first that is done: a batch, or an actor's start."""
+        while True:
+            done, _ = self.ray.wait([*running, *self.starting], timeout=PATIENCE)
+            if done:
+                return done[0]
+            if not running:
+                have = self.ray.cluster_resources().get("CPU", 0)
+                warnings.warn(
+                    f"No Ray actor has been there for {PATIENCE:.0f} s: the sweep waits for {len(self.starting)}, each with a CPU "
+                    f"(and a GPU if there is one), and the cluster has {have:g} CPUs, others' work included. Add a machine, or "
+                    "stop with Ctrl-C: what is done is kept.",
+                    stacklevel=2,
+                )
+
     def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
         waiting, running = list(reversed(batches)), {}
         lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError)
@@ -158,7 +176,7 @@ class _Actors:
             while waiting and self.idle:
                 actor, batch = self.idle.pop(), waiting.pop()
                 running[actor.run.remote(batch)] = actor, batch
-            (done, *_), _ = self.ray.wait([*running, *self.starting])
+            done = self._next([*running])
             if done in self.starting:
                 self.idle.append(self._started(done))
                 continue

@@ -47,8 +47,7 @@ def _reported(record: Record) -> list[dict[str, Any]]:
     """What a job reports itself, in place of the mean over its examples: the steps of a cumulative one, a faithfulness."""
     extra = record.get("extra") or {}
     if "order" in extra:
-        means, lows, highs = (extra.get(name) or [] for name in ("mean", "low", "high"))
-        steps = zip(extra["order"], means, lows, highs, strict=True)
+        steps = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
         made = [
             {"step": i + 1, "added": added, **place_of("effects", str(added)), "mean": mean, "low": low, "high": high}
             for i, (added, mean, low, high) in enumerate(steps)
