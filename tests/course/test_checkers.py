@@ -21,9 +21,11 @@ CASES = {
 }
 """By module, by exercise: a function that makes the right answer, and wrong answers with a part of what is said of them."""
 ALL = [(name, case) for cases in CASES.values() for name, case in cases.items()]
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
 NONSENSE = [
     ..., None, [], {}, "", "no such thing", float("nan"), -1, object(), print, True, 10**400, [[1, 2], [3]], np.array(1), torch.ones(5),
-    torch.eye(3).to_sparse(), torch.ones(64, dtype=torch.bfloat16), lambda *given: [1, [2]], lambda *given: 10**400, "x" * 5000,
+    torch.eye(3).to_sparse(), torch.ones(64, dtype=torch.bfloat16), lambda *given: [1, [2]], lambda *given: 10**400, "x" * 5000, ENDLESS,
 ]  # fmt: skip
 
 

@@ -101,12 +101,14 @@ def check(name: str, answer: Any) -> None:
 
 
 def _checked(asked: Exercise, answer: Any) -> str:
-    if _open(answer):
-        raise Wrong(f"Exercise {asked.name} is not answered yet. Wanted: {asked.asked}")
     try:
-        return asked.checker(answer)
+        if not _open(answer):
+            return asked.checker(answer)
     except Wrong as wrong:
         raise Wrong(f"Exercise {asked.name}: {wrong}") from None
+    except RecursionError:
+        raise Wrong(f"Exercise {asked.name}: this holds itself, or calls itself without end.") from None
+    raise Wrong(f"Exercise {asked.name} is not answered yet. Wanted: {asked.asked}")
 
 
 def _open(answer: Any) -> bool:

@@ -15,7 +15,7 @@ from workbench.sweeps.jobs import Job, Lab
 
 Batch = Sequence[Job]
 PATIENCE = 60.0
-"""Seconds without any Ray actor after which a warning says so, and again after as many more."""
+"""Seconds without any Ray actor after which a warning says so."""
 _lab: Lab | None = None
 
 
