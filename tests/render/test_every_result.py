@@ -245,6 +245,14 @@ def test_patterns_get_a_panel_each_and_those_left_out_are_told():
     assert np.ma.getmaskarray(heatmaps(hole).axes[2].images[0].get_array()).sum() == 1
 
 
+def test_names_of_panels_drop_their_axis_where_they_would_be_cut():
+    names = ["zero", "mean per position"]
+    table = xr.DataArray(np.ones((2, 4, 8)), dims=("ablation", "layer", "head"), coords={"ablation": names})
+    assert [axes.get_title(loc="left") for axes in wb.plot(table).axes[:2]] == names
+    short = wb.plot(table.assign_coords(ablation=["zero", "mean"]))
+    assert [axes.get_title(loc="left") for axes in short.axes[:2]] == ["ablation zero", "ablation mean"]
+
+
 def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
     rows = [
         Row(m, "t", "zero", way, x, x, x, x, x, 1.0, 1.0, 1)

@@ -99,8 +99,8 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
     room = max(8, int(width * 13))
-    if any(len(name) > room for name in names) and all(name.count(" ") == 1 for name in names):
-        names = [name.partition(" ")[2] for name in names]  # "reader a3.7<q>" without the axis says more than its beginning
+    if any(len(name) > room for name in names):  # "reader a3.7<q>" without the axis says more than its beginning
+        names = [name.removeprefix(panels.axis) for name in names]
     with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
         figure = Picture(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
@@ -200,11 +200,17 @@ def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
 
 @dataclass(frozen=True)
 class _Panels:
-    """A result as (panel, row, column), what each panel is called, and how many stand side by side, if that is given."""
+    """A result as (panel, row, column), and what each panel is called.
+
+    Attributes:
+        across: how many stand side by side, if that is given.
+        axis: how every name begins, where one axis makes them.
+    """
 
     values: xr.DataArray
     names: list[str]
     across: int | None
+    axis: str = ""
 
     @classmethod
     def of(cls, result: xr.DataArray) -> "_Panels":
@@ -218,7 +224,9 @@ class _Panels:
             [str(label) for label in (result[dim].values if dim in result.coords else range(result.sizes[dim]))] for dim in lead
         ]
         names = [_panel_name(lead, at) for at in np.array(np.meshgrid(*each, indexing="ij")).reshape(len(lead), -1).T.tolist()]
-        return cls(stacked, names, result.sizes[lead[-1]] if len(lead) > 1 else None)
+        if len(lead) == 1:
+            return cls(stacked, names, None, f"{word(lead[0])} ")
+        return cls(stacked, names, result.sizes[lead[-1]])
 
 
 def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:
