@@ -1,14 +1,14 @@
 """Graphs, scores and circuits at random, for the tests of circuits."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
-import xarray as xr
+from families import make_pairs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from workbench.discovery.circuit import Circuit
+from workbench.discovery.scores import labelled
 from workbench.graph import Graph
 from workbench.sites import Shape
 
@@ -17,13 +17,11 @@ files = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 
 def scores_of(graph, values=None, *, seed=0, **attrs):
-    """Edge scores as `score_edges` makes them."""
+    """Edge scores of a graph as `score_edges` labels them."""
     values = np.random.default_rng(seed).normal(size=graph.exists.shape) if values is None else values
-    values = np.where(graph.exists, values, np.nan)
-    attrs = {"graph": json.dumps(asdict(graph.shape)), "metric": "logit_diff", "prompt_ids": "p q", "kind": "edge_scores"} | attrs
-    return xr.DataArray(
-        values, dims=("writer", "reader"), coords={"writer": list(graph.writers), "reader": list(graph.readers)}, attrs=attrs
-    )
+    attrs = {"graph": json.dumps(graph.to_dict()), "metric": "logit_diff"} | attrs
+    table = values if graph.positions is not None else values[None]
+    return labelled(table[None], graph, make_pairs(), (), attrs)
 
 
 FINE = {

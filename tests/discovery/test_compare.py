@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_graphs import random_circuit
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -20,11 +21,6 @@ SMALL = Shape(2, 2, 2, 8, 4, 3, 9, 9)
 GRAPHS = [Graph(SMALL), Graph.of(SMALL, positions="END"), Graph.of(SMALL, neurons=[0])]
 A = ["input->a0.0<v>", "a0.0->m1", "m1->logits", "input->logits"]
 B = ["input->a0.0<q>", "input->a0.0<v>", "a0.0->m1", "m1->logits"]
-
-
-def random_circuit(graph, seed, share):
-    rng = np.random.default_rng(seed)
-    return Circuit.of(graph, graph.exists & (rng.random(graph.exists.shape) < share))
 
 
 def test_two_circuits_are_compared_by_hand():

@@ -1,11 +1,12 @@
 """Circuits from scores: every way to choose, on hand-made scores and on a planted model whose edges are known."""
 
 import json
-from functools import cache
+from functools import cache, partial
 
 import networkx as nx
 import numpy as np
 import pytest
+import random_graphs
 import xarray as xr
 from families import make_pairs, model_of, pairs_and_stores
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.discovery.circuit import Circuit
-from workbench.discovery.scores import labelled, score_edges, score_nodes
+from workbench.discovery.scores import score_edges, score_nodes
 from workbench.discovery.search import find_circuit
 from workbench.engine.edits import from_store, mean, zero
 from workbench.errors import CircuitError, UnknownName
@@ -27,12 +28,7 @@ GRAPHS = [
 ]  # fmt: skip
 
 
-def scores_of(graph, values=None, *, seed=0, **attrs):
-    """Edge scores of a graph as `score_edges` labels them."""
-    values = np.random.default_rng(seed).normal(size=graph.exists.shape) if values is None else values
-    attrs = {"graph": json.dumps(graph.to_dict()), "metric": "logit_diff", "value": "from_store"} | attrs
-    table = values if graph.positions is not None else values[None]
-    return labelled(table[None], graph, make_pairs(), (), attrs)
+scores_of = partial(random_graphs.scores_of, value="from_store")
 
 
 def node_scores(graph, values, **attrs):

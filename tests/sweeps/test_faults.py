@@ -28,8 +28,6 @@ SPEC = {
 SPEC |= {"seeds": [0, 1, 2, 3, 4]}
 JOBS = 2 * 5 * (32 + 4 + 4)
 SCRIPT = """
-import sys
-sys.path[:0] = {paths}
 from workbench.sweeps import pool, runner
 runner.BATCH = 8
 pool.PATIENCE = 5.0
@@ -39,8 +37,7 @@ if __name__ == "__main__":
 
 
 def started(out: Path, stderr=None, **more) -> subprocess.Popen:
-    paths = [str(TESTS), str(TESTS.parent)]
-    text = SCRIPT.format(paths=paths, spec=SPEC, out=str(out), more=more)
+    text = SCRIPT.format(spec=SPEC, out=str(out), more=more)
     return subprocess.Popen(
         [sys.executable, "-c", text], start_new_session=True, stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -70,8 +67,8 @@ def content(out: Path) -> dict[str, list]:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Workers find the package and the modules of these tests."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    """Runners and their workers find the package and the modules of these tests."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]), prepend=os.pathsep)
 
 
 @pytest.fixture(scope="module")

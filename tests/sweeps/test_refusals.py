@@ -191,24 +191,18 @@ def test_a_path_that_is_none_is_refused():
         run(HEADS, "a\0b")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *({"values": "abc"}, {"values": [[1.0]]}, {"m_base": "q"}, {"n": "many"}, {"model": ["tiny"]}, {"extra": 5}),
-        *(
-            {"extra": {"edges": 5}},
-            {"extra": {"edges": [["a"]]}},
-            {"extra": {"faithfulness": "high"}},
-            {"extra": {"order": "ab"}},
-        ),
-        {"extra": {"order": ["z[0.0]"], "mean": [1.0], "low": [0.0]}},
-        {"extra": {"order": ["z[0.0]"], "mean": 1.0, "low": [0.0], "high": [1.0]}},
-    ],
-    ids=str,
-)
+DAMAGES = [
+    {"values": "abc"}, {"values": [[1.0]]}, {"m_base": "q"}, {"n": "many"}, {"model": ["tiny"]}, {"extra": 5},
+    {"extra": {"edges": 5}}, {"extra": {"edges": [["a"]]}}, {"extra": {"faithfulness": "high"}}, {"extra": {"order": "ab"}},
+    {"extra": {"order": ["z[0.0]"], "mean": [1.0], "low": [0.0]}},
+    {"extra": {"order": ["z[0.0]"], "mean": 1.0, "low": [0.0], "high": [1.0]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
 def test_a_line_with_other_types_is_named(damage, tmp_path):
     folder = write_sweep(tmp_path, [record("z[0.0]", [1.0]) | damage, record("z[0.1]", [np.pi])])
-    with pytest.raises(SweepError, match=f"Line 1 of .* is damaged: .*'{next(iter(damage))}' "):
+    with pytest.raises(SweepError, match=f"Line 1 of .* is damaged: '{next(iter(damage))}' "):
         read_log(folder)
     with pytest.raises(SweepError, match="Line 1 of"):
         load_sweep(folder)

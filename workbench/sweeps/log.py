@@ -70,10 +70,11 @@ def _check_extra(extra: Any) -> None:
         raise ValueError("'extra' is no object")
     for name, value in extra.items():
         if name in ("edges", "order"):
-            if not isinstance(value, list) or not set(map(type, value)) <= {str}:
-                raise ValueError(f"{name!r} in 'extra' is no list of names")
-        elif not _numbers(value if "order" in extra else [value]):
-            raise ValueError(f"{name!r} in 'extra' is {value!r}")
+            fits = isinstance(value, list) and set(map(type, value)) <= {str}
+        else:
+            fits = _numbers(value if "order" in extra else [value])
+        if not fits:
+            raise ValueError(f"'extra' has another kind of {name!r} than a study writes")
     if "order" in extra and {len(extra.get(name, [])) for name in ("mean", "low", "high")} != {len(extra["order"])}:
         raise ValueError("'extra' has not one mean, low and high for each step of 'order'")
 

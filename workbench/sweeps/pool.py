@@ -1,7 +1,7 @@
 """Who runs the batches of a sweep: this process, processes beside it, or Ray actors. A worker that dies costs its batch a try."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -154,7 +154,7 @@ class _Actors:
             raise WorkbenchError(f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench.") from error
         return self.starting.pop(ready)
 
-    def _next(self, running: Sequence[Any]) -> Any:
+    def _next(self, running: Collection[Any]) -> Any:
         """The first that is done: a batch, or an actor's start."""
         while True:
             done, _ = self.ray.wait([*running, *self.starting], timeout=PATIENCE)
@@ -176,7 +176,7 @@ class _Actors:
             while waiting and self.idle:
                 actor, batch = self.idle.pop(), waiting.pop()
                 running[actor.run.remote(batch)] = actor, batch
-            done = self._next([*running])
+            done = self._next(running)
             if done in self.starting:
                 self.idle.append(self._started(done))
                 continue
