@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from workbench.studied_pages import table
+from workbench.studies.readme import table
 
 HERE = Path(__file__).parent
 

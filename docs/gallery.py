@@ -17,7 +17,7 @@ import workbench as wb
 from workbench.render import panels
 from workbench.render.panel import Panel
 from workbench.render.report import Section, report
-from workbench.render.view import CircuitView
+from workbench.render.circuit.view import CircuitView
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "build" / "gallery.html"

@@ -6,7 +6,7 @@ python docs/picture.py
 from pathlib import Path
 
 import workbench as wb
-from workbench.render.svg import CircuitView, to_svg
+from workbench.render.circuit.svg import CircuitView, to_svg
 
 if __name__ == "__main__":
     model = wb.load_model("tiny", device="cpu")

@@ -27,7 +27,7 @@ import pandas as pd
 
 import workbench as wb
 from workbench.course import check
-from workbench.discovery.ground_truth import edge_auroc
+from workbench.evaluation.ground_truth import edge_auroc
 from workbench.discovery.methods import find_by
 
 

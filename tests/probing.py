@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from workbench.methods.labels import Labels
+from workbench.probes.labels import Labels
 from workbench.stores.store import ActivationStore
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 
 def store_of(layers, *, kind="mlp_post", lengths=None):

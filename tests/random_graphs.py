@@ -7,9 +7,9 @@ from families import make_pairs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.discovery.scores import labelled
-from workbench.graph import Graph
+from workbench.circuit.graph import Graph
 from workbench.sites import Shape
 
 FULL, GROUPED = Shape(2, 2, 2, 32, 16, 128, 50, 32), Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False)

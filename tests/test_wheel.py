@@ -38,7 +38,7 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
         sys.executable,
         "-P",
         "-c",
-        "import workbench.cli as c; print(c.__file__); c.main()",
+        "import workbench.cli.app as c; print(c.__file__); c.main()",
         "discover",
         "ioi",
         "--n",

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.engine.edits import Value
+from workbench.engine.values import Value
 from workbench.sites import Shape, Site
-from workbench.tasks.metrics import metric as as_metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.metrics.metric import metric as as_metric
+from workbench.prompts.pairs import PromptPairs
 
 NODE = re.compile(r"input|logits|a(?P<layer>\d+)\.(?P<head>\d+)(<(?P<port>[qkv])>)?|m(?P<mlp>\d+)(:(?P<neuron>\d+))?")
 Names = str | tuple[str, ...]

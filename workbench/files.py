@@ -6,6 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.errors import OutputExists
+import glob
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+import psutil
+from workbench.errors import OutputExists
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -28,3 +38,84 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
+    """Raise `OutputExists` when the results cannot be written there, or would replace another run unasked."""
+    try:
+        parents = [place for place in (out, *out.parents) if place.exists() or place.is_symlink()]
+        if parents and not parents[0].is_dir():
+            raise OutputExists(f"{str(parents[0])!r} is not a folder; an output folder is needed.")
+        if parents and not os.access(parents[0], os.W_OK):
+            raise OutputExists(f"The folder {str(parents[0])!r} cannot be written to.")
+        there = [name for name in files if (out / name).exists()]
+        folders = [name for name in there if (out / name).is_dir()]
+    except OSError as error:
+        raise OutputExists(f"{str(out)[:80]!r} cannot be an output folder: {error.strerror}.") from error
+    if folders:
+        raise OutputExists(
+            f"{str(out / folders[0])!r} is a folder where a file must be written. Choose another folder with --out."
+        )
+    if there and not overwrite:
+        raise OutputExists(
+            f"{str(out)!r} holds another run; this would overwrite {', '.join(there)}. "
+            "Choose another folder with --out, or pass --overwrite (overwrite=True)."
+        )
+
+
+@contextmanager
+def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
+    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing comes of it."""
+    number = 1
+    while True:
+        folder = root / f"{name}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        yield folder
+    finally:
+        for place in (folder, root):
+            if not any(place.iterdir()):
+                place.rmdir()
+
+
+@contextmanager
+def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside the target to write the files into: they are moved in place at the end, so a stopped run leaves nothing."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
+    except OSError as error:
+        raise OutputExists(f"The folder {str(out.parent)!r} cannot be written to: {error.strerror}.") from error
+    try:
+        yield partial
+        check_output(out, files, overwrite=overwrite)
+        out.mkdir(exist_ok=True)
+        for name in files:  # all of the old run first: stopped here, the folder lacks files, and does not mix two runs
+            (out / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(partial / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what runs of this machine into this folder left beside it when they were killed."""
+    start = _prefix(out, "")
+    for left in out.parent.glob(f"{glob.escape(start)}*{_SUFFIX}"):
+        owner = left.name.removeprefix(start).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+_SUFFIX = ".workbench-partial"
+
+
+def _prefix(out: Path, process: int | str) -> str:
+    """How the names of unfinished folders begin: they say whose they are."""
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    return f".{out.name}.{host}." + (f"{process}-" if process else "")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.methods.summaries import attention_to
-from workbench.studied import Bench, Prediction, Role, Study, outputs
-from workbench.studied_pages import main
+from workbench.lenses.head_scores import attention_to
+from workbench.studies.study import Bench, Prediction, Role, Study, outputs
+from workbench.studies.readme import main
 from workbench.tasks.grammar import NOUNS
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from workbench.sites import Shape
-from workbench.studied import Bench, Prediction, Role, Study, layer_of
-from workbench.studied_pages import main
+from workbench.studies.study import Bench, Prediction, Role, Study, layer_of
+from workbench.studies.readme import main
 
 
 def asked(bench: Bench, *, owner: bool, thing: bool) -> np.ndarray:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from workbench.engine.edits import from_store
-from workbench.studied import Bench, Prediction, Role, Study, outputs
-from workbench.studied_pages import main
+from workbench.engine.values import from_store
+from workbench.studies.study import Bench, Prediction, Role, Study, outputs
+from workbench.studies.readme import main
 
 
 def tests(bench: Bench) -> list[Prediction]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studied import Bench, Prediction, Role, Study, outputs
-from workbench.studied_pages import main
-from workbench.tasks.pairs import PromptPairs
+from workbench.studies.study import Bench, Prediction, Role, Study, outputs
+from workbench.studies.readme import main
+from workbench.prompts.pairs import PromptPairs
 
 
 def other_years(bench: Bench) -> PromptPairs:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from workbench.engine.edits import constant
+from workbench.engine.values import constant
 from workbench.sites import Shape
-from workbench.studied import Bench, Prediction, Role, Study, layer_of
-from workbench.studied_pages import main
+from workbench.studies.study import Bench, Prediction, Role, Study, layer_of
+from workbench.studies.readme import main
 
 FIRST = 1
 """Position of the list's first word, which is never the one to copy nor the one before it."""

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from workbench.studied import Bench, Prediction, Role, Study
-from workbench.studied_pages import main
+from workbench.studies.study import Bench, Prediction, Role, Study
+from workbench.studies.readme import main
 from workbench.tasks.registry import load_task
 
 

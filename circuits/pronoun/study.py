@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studied import Bench, Prediction, Role, Study, outputs
-from workbench.studied_pages import main
+from workbench.studies.study import Bench, Prediction, Role, Study, outputs
+from workbench.studies.readme import main
 from workbench.tasks.grammar import FEMALE
-from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs, Prompts
 
 
 def same_gender(bench: Bench) -> PromptPairs:

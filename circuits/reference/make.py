@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from workbench.discovery.circuit import Circuit
-from workbench.graph import Graph
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.sites import Shape
 
 GPT2_SMALL = Shape(12, 12, 12, 768, 64, 3072, 50257, 1024)

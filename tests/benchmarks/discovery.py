@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformer_lens.tools.analysis import attribution_patching as peer
 
 import workbench as wb
-from workbench.graph import Graph
-from workbench.tasks.pairs import PromptPairs
+from workbench.circuit.graph import Graph
+from workbench.prompts.pairs import PromptPairs
 
 CHANGED = (2, 4, 10)
 KINDS = ["embed", "resid_pre", "z", "mlp_out"]

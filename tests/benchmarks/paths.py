@@ -20,7 +20,7 @@ from transformer_lens import patching
 from transformer_lens.patching import get_act_patch_direct_path_all_sources
 
 import workbench as wb
-from workbench.tasks.pairs import PromptPairs
+from workbench.prompts.pairs import PromptPairs
 
 CHANGED = (2, 4, 10)
 KINDS = ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]

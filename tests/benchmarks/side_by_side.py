@@ -18,7 +18,7 @@ import transformers
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import workbench as wb
-from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs, Prompts
 
 N_PROMPTS, LENGTH = 8, 15
 

@@ -28,7 +28,7 @@ import workbench as wb
 from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
 from workbench.stores.format import checksum, write_json, writing
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, Plan, cut, file_name
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 WIDTH, LAYERS, LENGTH = 768, 12, 64
 BLOCK = 4096

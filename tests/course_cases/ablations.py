@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 
 
 def edited(z, head, value):

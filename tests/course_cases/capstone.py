@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.tasks.grammar import COLOURS, OBJECTS
 
 

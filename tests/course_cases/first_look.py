@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.first_look import PROMPT
 
 

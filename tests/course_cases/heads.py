@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import bench
-from workbench.methods.summaries import HEAD_SCORES
+from workbench.course import fixtures as bench
+from workbench.lenses.head_scores import HEAD_SCORES
 
 
 def induction_score(pattern, tokens, *, score="induction", mean=True, over=None):

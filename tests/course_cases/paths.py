@@ -3,7 +3,7 @@
 import torch
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 
 
 def ends(hooks=()):

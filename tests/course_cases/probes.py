@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 
 
 @lru_cache

@@ -3,7 +3,7 @@
 import numpy as np
 
 import workbench as wb
-from workbench.course import bench
+from workbench.course import fixtures as bench
 
 
 def lens(values):

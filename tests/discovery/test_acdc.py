@@ -6,15 +6,15 @@ import torch
 from families import model_of, pairs_and_stores
 
 from workbench.discovery.acdc import acdc
-from workbench.discovery.circuit import Circuit
-from workbench.discovery.evaluation import evaluate
+from workbench.circuit.circuit import Circuit
+from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.scores import score_edges
-from workbench.engine.circuit_run import circuit_logits
-from workbench.engine.edits import from_store, zero
-from workbench.engine.reference import forward
+from workbench.engine.hooked.circuits import circuit_logits
+from workbench.engine.values import from_store, zero
+from workbench.engine.hooked.forward import forward
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.graph import Graph
-from workbench.tasks.metrics import metric as as_metric
+from workbench.circuit.graph import Graph
+from workbench.metrics.metric import metric as as_metric
 
 DOUBLE = torch.float64
 

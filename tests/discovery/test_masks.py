@@ -10,10 +10,10 @@ from families import model_of, pairs_and_stores
 import workbench as wb
 from workbench.discovery.masks import _Gates, learn_circuit
 from workbench.engine.circuits import Circuits
-from workbench.engine.edits import from_store, mean, scale, zero
+from workbench.engine.values import from_store, mean, scale, zero
 from workbench.errors import CircuitError, MetricError
-from workbench.graph import Graph
-from workbench.tasks.metrics import metric as as_metric
+from workbench.circuit.graph import Graph
+from workbench.metrics.metric import metric as as_metric
 
 
 def runs_of(family, value, *, metric="logit_diff", positions=None, dtype=torch.float64, lengths=(6, 6, 6)):

@@ -19,14 +19,14 @@ import workbench.engine.circuits as circuits_module
 from workbench.discovery.scores import score_edges, score_nodes
 from workbench.engine.capture import capture_pairs
 from workbench.engine.circuits import Circuits
-from workbench.engine.edits import from_store, mean, zero
-from workbench.graph import Graph
-from workbench.methods.effects import effects
-from workbench.methods.paths import path_effects
-from workbench.models.planted import planted
-from workbench.tasks.metrics import metric
-from workbench.tasks.pairs import PromptPairs
-from workbench.tasks.planted import planted_pairs
+from workbench.engine.values import from_store, mean, zero
+from workbench.circuit.graph import Graph
+from workbench.interventions.effects import effects
+from workbench.interventions.paths import path_effects
+from workbench.planted_models.planted import planted
+from workbench.metrics.metric import metric
+from workbench.prompts.pairs import PromptPairs
+from workbench.planted_models.pairs import planted_pairs
 
 LINEAR = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt")
 """Methods whose scores are sums of products, position by position."""

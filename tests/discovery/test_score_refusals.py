@@ -9,7 +9,7 @@ from families import (
 )
 
 from workbench.discovery.scores import METHODS, score_edges
-from workbench.engine.edits import from_store, zero
+from workbench.engine.values import from_store, zero
 from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
 
 

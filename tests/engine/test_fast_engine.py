@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from workbench.engine import families as readers
+from workbench.engine.fast import families as readers
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import add, constant, from_store, mean, project, resample, scale, zero
-from workbench.engine.reference_sweep import Runs
+from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
+from workbench.engine.hooked.sweep import Runs
 from workbench.engine.run import run
 from workbench.errors import EditError, PromptError, StoreError
-from workbench.methods import effects as asking
-from workbench.methods.effects import effects, explain_effects
+from workbench.interventions import effects as asking
+from workbench.interventions.effects import effects, explain_effects
 from workbench.sites import KINDS, Shape, Site, grid
-from workbench.tasks.continuations import expand
-from workbench.tasks.metrics import metric
-from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.metrics.continuations import expand
+from workbench.metrics.metric import metric
+from workbench.prompts.pairs import PromptPairs, Prompts
 
 CLAIMED = ("gpt2", "llama", "neox", "native", "qwen2", *NATIVES)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from families import FAMILIES, NATIVES, build, make_pairs, max_difference, model_of, native, untyped
 
-from workbench.engine.edits import add, constant, scale, zero
-from workbench.engine.reference import Write, forward
+from workbench.engine.values import add, constant, scale, zero
+from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.run import as_prompts, run
 from workbench.errors import EditError, ModelError, PromptError, SiteError, UnknownName
 from workbench.sites import KINDS, Shape, Site
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 ALL = FAMILIES + NATIVES
 

@@ -10,7 +10,7 @@ import torch
 import workbench as wb
 from workbench import resources
 from workbench.errors import ModelError
-from workbench.methods import effects as asking
+from workbench.interventions import effects as asking
 from workbench.models.load import model_name, model_source
 
 FOLDER = resources.data() / "models"

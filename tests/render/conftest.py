@@ -3,8 +3,8 @@
 import pytest
 from pictures import HOSTILE, TOKENS, make_circuit, make_panels, make_view
 
-from workbench.discovery.circuit import Circuit
-from workbench.render.svg import CircuitView
+from workbench.circuit.circuit import Circuit
+from workbench.render.circuit.svg import CircuitView
 from workbench.sites import Shape
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import CircuitError, OutputExists, UnknownName, WorkbenchError
-from workbench.render.svg import CircuitView, to_svg
+from workbench.render.circuit.svg import CircuitView, to_svg
 
 
 def test_svg_is_the_picture_itself(view, tmp_path):

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from pictures import HOSTILE, TOKENS, make_circuit, make_panels, make_view
 
-from workbench.render.svg import to_svg
-from workbench.render.view import CircuitView
+from workbench.render.circuit.svg import to_svg
+from workbench.render.circuit.view import CircuitView
 from workbench.sites import Shape
 
 FOLDER = Path(__file__).with_name("goldens")

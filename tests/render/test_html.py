@@ -12,10 +12,10 @@ import pytest
 import xarray as xr
 from pictures import TOKENS, make_circuit
 
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
-from workbench.render.html import POLICY, asset, circuit_html, page, script_json, to_html
-from workbench.render.svg import CircuitView, to_svg
+from workbench.render.circuit.html import POLICY, asset, circuit_html, page, script_json, to_html
+from workbench.render.circuit.svg import CircuitView, to_svg
 from workbench.sites import Shape
 
 

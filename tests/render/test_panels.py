@@ -14,7 +14,7 @@ from families import make_pairs, model_of
 
 from workbench.engine.capture import capture
 from workbench.errors import SiteError, StoreError, UnknownName, WorkbenchError
-from workbench.methods.lens import top_tokens
+from workbench.lenses.logit_lens import top_tokens
 from workbench.render import panel, panels
 from workbench.render.panel import COMPONENTS, Panel, bundle_html, script_html
 from workbench.render.panels import attention_panel

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browsers import opened
 
-from workbench.render.html import page
+from workbench.render.circuit.html import page
 from workbench.render.panel import Panel, script_html
 
 pytestmark = pytest.mark.slow

@@ -7,11 +7,11 @@ import pytest
 import xarray as xr
 from pictures import TOKENS
 
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
-from workbench.graph import Graph
-from workbench.render.svg import CircuitView, draw, to_svg
-from workbench.render.view import alive, cut, hops_of, lines_of, visible
+from workbench.circuit.graph import Graph
+from workbench.render.circuit.svg import CircuitView, draw, to_svg
+from workbench.render.circuit.view import alive, cut, hops_of, lines_of, visible
 from workbench.sites import Shape
 
 KINDS = ("component", "position")

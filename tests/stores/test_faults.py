@@ -17,7 +17,7 @@ import torch
 from families import model_of, ragged
 
 import workbench as wb
-from workbench.engine import build
+from workbench.engine import capture_to_disk as build
 from workbench.engine.capture import capture
 from workbench.errors import OutputExists, StoreError, WorkbenchError
 from workbench.stores import format as files

@@ -17,9 +17,9 @@ from pictures import HOSTILE
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli import app
+from workbench.cli.app import app
 from workbench.errors import SweepError, WorkbenchError
-from workbench.sweep_pages import report_sweep, strongest
+from workbench.workflows.sweep import report_sweep, strongest
 
 GOOD = [record(f"z[{layer}.{head}]", [-layer + 0.1, -layer - 0.1, -float(layer)]) for layer in range(2) for head in range(3)]
 BAD = [*GOOD, record("z[2.0]", status="failed", error="ValueError: \x1b[31mno"), record("z[2.1]", [None, 1.0], status="nan")]

@@ -97,7 +97,7 @@ def test_a_metric_whose_module_raises_is_named(lab, tmp_path, monkeypatch):
 def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path):
     (tmp_path / "mine.py").write_text(METRIC.format(factor=1))
     spec = "run --preset head-ablation --tasks ioi -n 3 --sites z[1.1] --metrics mine:score --dry-run".split()
-    script = "import sys; sys.path.remove(''); from workbench.cli import main; main()"  # as the installed command has it
+    script = "import sys; sys.path.remove(''); from workbench.cli.app import main; main()"  # as the installed command has it
     env = os.environ | {"PYTHONPATH": str(Path(wb.__file__).parents[1])}
     command = [sys.executable, "-c", script, "sweep", *spec]
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)

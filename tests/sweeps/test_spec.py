@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from workbench.cli_sweep import spec_of
+from workbench.cli.sweep import spec_of
 from workbench.errors import SweepError, UnknownName
 from workbench.sweeps.jobs import Lab, plan
 from workbench.sweeps.spec import PRESETS, SweepSpec, read_spec

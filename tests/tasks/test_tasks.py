@@ -13,7 +13,7 @@ import workbench as wb
 from workbench.errors import MetricError, PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import load_model
 from workbench.tasks import grammar
-from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs, Prompts
 from workbench.tasks.registry import TASKS, load_task
 
 
@@ -212,7 +212,7 @@ def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters,
 
 
 def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):
-    from workbench.tasks.speakers import TextSpeaker
+    from workbench.tasks.vocabularies import TextSpeaker
 
     monkeypatch.setattr(TextSpeaker, "size", lambda self, word: sum(map(ord, word)) if word.isalpha() else 1)
     with pytest.raises(UnsuitableTask) as caught:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, all_names, called, exercise, names, number, table
-from workbench.engine.edits import resample, zero
-from workbench.methods.effects import effects
+from workbench.engine.values import resample, zero
+from workbench.interventions.effects import effects
 from workbench.sites import Site, grid
 
 N = 64

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, all_names, called, exercise, names, table, whole_number
-from workbench.engine.edits import from_store
-from workbench.methods.direct_attribution import direct_attribution
-from workbench.methods.effects import effects
-from workbench.methods.lens import logit_lens
+from workbench.engine.values import from_store
+from workbench.lenses.direct_attribution import direct_attribution
+from workbench.interventions.effects import effects
+from workbench.lenses.logit_lens import logit_lens
 from workbench.sites import grid
 
 N = 64

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, names, number, table
-from workbench.discovery.circuit import Circuit
-from workbench.discovery.ground_truth import edge_auroc
+from workbench.circuit.circuit import Circuit
+from workbench.evaluation.ground_truth import edge_auroc
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import from_store
-from workbench.models.planted import Planted, planted
+from workbench.engine.values import from_store
+from workbench.planted_models.planted import Planted, planted
 from workbench.sites import Edge
-from workbench.tasks.pairs import PromptPairs
-from workbench.tasks.planted import planted_pairs
+from workbench.prompts.pairs import PromptPairs
+from workbench.planted_models.pairs import planted_pairs
 
 N = 24
 HIDDEN = ("backup", 5)

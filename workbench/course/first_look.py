@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, number, one_name, shown, table
-from workbench.methods.summaries import attention_to
+from workbench.lenses.head_scores import attention_to
 
 N = 64
 PROMPT = "When Anna and Tom went to the park , Tom gave a ball to"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, all_names, called, exercise, names, number, one_name, shown, table
-from workbench.methods.summaries import head_scores
+from workbench.lenses.head_scores import head_scores
 
 N = 600
 OWN = 12

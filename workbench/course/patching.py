@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, called, exercise, fields, names, number, shown, table
 from workbench.engine.capture import capture_pairs
-from workbench.engine.edits import from_store
+from workbench.engine.values import from_store
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.methods.effects import effects
-from workbench.models.planted import planted
+from workbench.interventions.effects import effects
+from workbench.planted_models.planted import planted
 from workbench.sites import Site, grid
 from workbench.stores.store import ActivationStore
-from workbench.tasks.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs, Prompts
 
 N = 64
 WHOLE = 0.9

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, called, exercise, fields, number, one_name, shown, table
-from workbench.engine.edits import from_store
+from workbench.engine.values import from_store
 from workbench.errors import WorkbenchError
-from workbench.methods.effects import effects
-from workbench.methods.paths import path_effects
-from workbench.models.planted import planted
+from workbench.interventions.effects import effects
+from workbench.interventions.paths import path_effects
+from workbench.planted_models.planted import planted
 
 N = 64
 PORTS = ("q", "k", "v")

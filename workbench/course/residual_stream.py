@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.course import bench
+from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, table, whole_number
-from workbench.methods.lens import logit_lens
+from workbench.lenses.logit_lens import logit_lens
 
 N = 64
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from workbench.discovery import scores as score_methods
 from workbench.discovery.acdc import acdc
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.discovery.masks import learn_circuit
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
-from workbench.engine.edits import Value
+from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.tasks.metrics import Metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.metrics.metric import Metric
+from workbench.prompts.pairs import PromptPairs
 
 SEARCHES = {
     "acdc": "edges left out one after the other, from the logits down (Conmy et al. 2304.14997); it decides the size",

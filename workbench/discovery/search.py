@@ -9,16 +9,16 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
-from workbench.engine.edits import Value, from_store, zero
+from workbench.engine.values import Value, from_store, zero
 from workbench.errors import CircuitError, SiteError, UnknownName
-from workbench.graph import Graph
+from workbench.circuit.graph import Graph
 from workbench.statistics import ratio_of_means
-from workbench.tasks.metrics import BUILT_IN, Metric
-from workbench.tasks.metrics import metric as as_metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.metrics.metric import BUILT_IN, Metric
+from workbench.metrics.metric import metric as as_metric
+from workbench.prompts.pairs import PromptPairs
 
 RANKINGS = ("signed", "magnitude")
 STRATEGIES = ("top", "greedy")

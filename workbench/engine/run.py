@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.engine.edits import Bound, Places, Value, apply_edit, check_value
-from workbench.engine.reference import Run, Write, forward
+from workbench.engine.values import Bound, Places, Value, apply_edit, check_value
+from workbench.engine.hooked.forward import Run, Write, forward
 from workbench.errors import EditError, PromptError
 from workbench.sites import Key, Shape, Site
-from workbench.tasks.pairs import PromptPairs, Prompts, TextEncoder
+from workbench.prompts.pairs import PromptPairs, Prompts, TextEncoder
 
 SiteLike = Site | str
 

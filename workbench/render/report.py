@@ -10,15 +10,15 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from workbench.discovery.circuit import Circuit
+from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
-from workbench.render.canvas import figure_html
-from workbench.render.html import page, to_html
+from workbench.render.figures.canvas import figure_html
+from workbench.render.circuit.html import page, to_html
 from workbench.render.panel import Panel, script_html
 from workbench.render.plots import plot
-from workbench.render.svg import CircuitView
-from workbench.render.view import visible, xml
+from workbench.render.circuit.svg import CircuitView
+from workbench.render.circuit.view import visible, xml
 from workbench.results import versions
 
 Section = tuple[str, Any] | tuple[str, Any, str]

@@ -21,7 +21,7 @@ from workbench.stores.format import StoredFile, checksum, read_json, write_json,
 from workbench.stores.index import Packed
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, Plan, file_name, key_of, record_name
 from workbench.stores.store import ActivationStore
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
 

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from workbench.errors import StoreError
 from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.stores.index import Packed, RowIndex
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 BLOCK = 4096
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from workbench.errors import PromptError, UnknownName
 from workbench.tasks.grammar import FEMALE, MALE, NOUNS, plural
-from workbench.tasks.pairs import Prompts
+from workbench.prompts.pairs import Prompts
 
 _PLURALS = {plural(noun) for noun in NOUNS}
 

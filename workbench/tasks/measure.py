@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from workbench.errors import PromptError, UnsuitableTask
 from workbench.models.load import check_eval, model_device
-from workbench.tasks.continuations import expand
-from workbench.tasks.metrics import alternatives_logprob, metric
-from workbench.tasks.pairs import PromptPairs
+from workbench.metrics.continuations import expand
+from workbench.metrics.metric import alternatives_logprob, metric
+from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
 
 BATCH = 256

@@ -14,8 +14,8 @@ from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import model_name
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
-from workbench.tasks.pairs import PromptPairs, TextEncoder, padded_answers
-from workbench.tasks.speakers import TextSpeaker, WordSpeaker
+from workbench.prompts.pairs import PromptPairs, TextEncoder, padded_answers
+from workbench.tasks.vocabularies import TextSpeaker, WordSpeaker
 
 _PATIENCE = 20_000
 Split = Literal["train", "heldout"] | str

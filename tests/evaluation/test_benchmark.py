@@ -1,0 +1,169 @@
+"""The benches, and the commands that judge circuits: rows that mean what they say, whole files or none."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import workbench as wb
+from workbench.cli.app import app
+from workbench.evaluation.behaviours import areas_table, behaviours_table, smallest_circuits
+from workbench.evaluation.benchmark import bench_circuits, json_line, overview
+from workbench.evaluation.curves import faithfulness_curve
+from workbench.evaluation.ground_truth import edge_auroc, precision_at_true_size
+from workbench.engine.capture import capture_pairs
+from workbench.engine.values import from_store
+from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
+from workbench.workflows.evaluate import BENCH_FILES, write_bench
+from workbench.planted_models.pairs import planted_pairs
+
+FIELDS = ["model", "task", "method", "edge_auroc", "edge_auroc_mib", "precision", "cpr", "cmd", "seconds", "peak_mb"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(bench_circuits(quick=True, methods=["eap", "random"], models=["planted-induction", "tiny"], progress=False))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return wb.load_model("tiny")
+
+
+def run(*call: str):
+    return CliRunner().invoke(app, list(call), catch_exceptions=False)
+
+
+def test_a_row_is_what_the_parts_say_one_by_one():
+    (row,) = bench_circuits(quick=True, methods=["eap"], models=["planted-induction"], seed=3, progress=False)
+    made = wb.planted("induction", seed=3, n=24)
+    train, heldout = planted_pairs(made), planted_pairs(made, n=24, split="heldout")
+    other, held = (from_store(capture_pairs(made.model, pairs, progress=False)[1]) for pairs in (train, heldout))
+    scores = wb.score_edges(made.model, train, value=other, progress=False)
+    truth = made.edges["corrupt"]
+    assert row.edge_auroc == edge_auroc(scores, truth)
+    assert row.precision == precision_at_true_size(scores, truth)
+    for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
+        curve = faithfulness_curve(scores, made.model, heldout, value=held, by=by, progress=False)
+        assert getattr(row, name) == pytest.approx(curve.attrs["area"], abs=1e-6)
+    assert row.forwards > 0
+    assert row.seconds > 0
+    assert not row.error
+
+
+def test_rows_of_tiny_have_no_known_edges_and_the_table_says_so(rows):
+    tiny = [row for row in rows if row.model == "tiny"]
+    assert {row.task for row in tiny} == {"ioi", "induction", "agreement"}
+    assert all(math.isnan(row.edge_auroc) and math.isnan(row.precision) and np.isfinite(row.cpr) for row in tiny)
+    for row in rows:
+        line = json.loads(json_line(row))
+        assert set(FIELDS) <= set(line)
+        assert (line["edge_auroc"] is None) == (row.model == "tiny")
+    table = overview(rows).set_index(["value", "method"])
+    assert table.loc[("corrupt", "eap"), "mean AUROC"] > table.loc[("corrupt", "random"), "mean AUROC"]
+    assert math.isnan(table.loc[("tiny", "eap"), "mean AUROC"])
+
+
+def test_the_page_and_the_table_hold_every_row(rows, tmp_path):
+    table, page = write_bench(rows, tmp_path / "bench", "workbench bench circuits")
+    assert pd.read_parquet(table)["method"].tolist() == [row.method for row in rows]
+    text = page.read_text()
+    assert all(row.model.removeprefix("planted-") in text for row in rows)
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    with pytest.raises(OutputExists):
+        write_bench(rows, tmp_path / "bench", "again")
+
+
+def test_what_the_bench_does_not_have_is_named():
+    for asked in ({"methods": ["eaap"]}, {"models": ["planted-nothing"]}):
+        with pytest.raises(UnknownName, match=r"eap|planted-"):
+            next(bench_circuits(progress=False, **asked))
+
+
+def test_the_command_prints_a_line_a_row_and_writes_both_files(tmp_path):
+    call = ("bench", "circuits", "--quick", "--model", "planted-induction", "--method", "eap", "--out", str(tmp_path / "b"))
+    done = run(*call, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(line["model"], line["method"]) for line in lines] == [("planted-induction", "eap")]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(BENCH_FILES)
+    with pytest.raises(OutputExists):
+        run(*call)
+
+
+@pytest.fixture(scope="module")
+def behaviours(tiny):
+    return [
+        row
+        for found in smallest_circuits(tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=16, progress=False)
+        for row in found
+    ]
+
+
+def test_the_smallest_circuit_suffices_and_one_edge_less_does_not(tiny, behaviours):
+    pairs = wb.load_task("ioi", tiny, n=16)
+    other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
+    for row in behaviours:
+        scores = wb.score_edges(tiny, pairs, value=other, method=row.method, progress=False)
+        sizes = [wb.find_circuit(scores, n_edges=n) for n in (row.n_edges, row.n_edges - 1)]
+        kept = wb.evaluate(sizes, tiny, pairs, value=other, checks=(), progress=False)["faithfulness"].values
+        assert kept[0] >= row.share > kept[1]
+        assert row.low <= row.faithfulness <= row.high
+        assert 0 < row.jaccard <= 1
+        assert row.n_pruned <= row.n_edges
+    assert {row.n_edges for row in behaviours if row.smallest} == {min(row.n_edges for row in behaviours)}
+    assert behaviours_table(behaviours)["behaviour"].tolist() == ["ioi"]
+    assert len(areas_table(behaviours)) == 2
+
+
+def test_what_behaviours_cannot_be_asked(tiny):
+    for error, asked in (
+        (UnknownName, {"tasks": ["iio"]}),
+        (UnknownName, {"methods": ["acdc"]}),
+        (CircuitError, {"share": 0.0}),
+        (CircuitError, {"share": 1.0}),
+        (CircuitError, {"share": float("nan")}),
+        (PromptError, {"n": 1}),
+    ):
+        with pytest.raises(error):
+            next(smallest_circuits(tiny, progress=False, **asked))
+
+
+def test_behaviours_as_a_command(tmp_path):
+    call = ("bench", "behaviours", "--task", "ioi", "--method", "eap", "--n", "8", "--json", "--out", str(tmp_path / "b"))
+    (line,) = [json.loads(text) for text in run(*call).stdout.splitlines() if text.startswith("{")]
+    assert line["task"] == "ioi"
+    assert line["smallest"] is True
+    assert line["n_edges"] > 0
+    assert pd.read_parquet(tmp_path / "b" / "behaviours.parquet")["cmd"].iloc[0] == pytest.approx(line["cmd"], abs=1e-4)
+    assert "ioi" in Path(tmp_path / "b" / "behaviours.html").read_text()
+
+
+def test_evaluate_and_compare_as_commands(tiny, tmp_path):
+    pairs = wb.load_task("ioi", tiny, n=8)
+    other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
+    scores = wb.score_edges(tiny, pairs, value=other, progress=False)
+    files = [str(wb.find_circuit(scores, n_edges=n).save(tmp_path / f"{n}.json")) for n in (10, 30)]
+    done = run("evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "8", "--tests", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["value"] for line in found if "faithfulness" in line] == ["from_store", "zero"]
+    assert {line["test"] for line in found if "test" in line} == {
+        "sufficiency",
+        "partial_necessity",
+        "minimality",
+        "equivalence",
+        "independence",
+    }
+    heldout = wb.load_task("ioi", tiny, n=8, split="heldout")
+    held = from_store(capture_pairs(tiny, heldout, progress=False)[1])
+    same = wb.evaluate(wb.Circuit.load(files[1]), tiny, heldout, value=held, checks=(), progress=False)
+    assert found[0]["faithfulness"] == pytest.approx(float(same["faithfulness"].squeeze()), abs=1e-5)
+    shown = json.loads(run("compare", *files, "--json").stdout)
+    small, large = (wb.Circuit.load(name) for name in files)
+    assert shown["jaccard"] == pytest.approx((small & large).n_edges / (small | large).n_edges)
+    for asked in (("evaluate", str(tmp_path / "no.json"), "--task", "ioi"), ("evaluate", "ioi", "--task", "ioi", "--n", "4")):
+        with pytest.raises(CircuitError):
+            run(*asked)

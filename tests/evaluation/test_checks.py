@@ -1,0 +1,257 @@
+"""What speaks against a circuit: complement, completeness, minimality, random circuits, each with its positive control."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from families import make_pairs, model_of, pairs_and_stores
+
+import workbench as wb
+from workbench.circuit.circuit import Circuit
+from workbench.evaluation.evaluate import CHECKS, evaluate, minimality
+from workbench.circuit.random import relocated
+from workbench.engine.values import from_store, mean, zero
+from workbench.errors import CircuitError, UnknownName, WorkbenchError
+from workbench.circuit.graph import Graph
+
+
+@cache
+def planted(name, kind="corrupt"):
+    """A planted model, its pairs, the other value, and its true circuit."""
+    made = wb.planted(name, n=8)
+    pairs = wb.planted_pairs(made)
+    value = zero() if kind == "zero" else from_store(wb.capture_pairs(made.model, pairs)[1])
+    return made, pairs, value, Circuit.of(Graph.of(made.model), made.edges[kind])
+
+
+def test_the_rest_of_everything_is_nothing_and_of_nothing_everything():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    result = evaluate([Circuit.full(model), Circuit.empty(model)], model, pairs, value=from_store(corrupt), checks=["complement"])
+    for name in ("complement", "complement_low", "complement_high"):
+        assert np.allclose(result[name], [0, 1], atol=1e-5), name
+    graph = Graph.of(model)
+    edges = graph.prune(graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.5))
+    some, rest = Circuit.of(graph, edges), Circuit.of(graph, graph.exists & ~edges)
+    both = evaluate([some, rest], model, pairs, value=from_store(corrupt), checks=["complement"])
+    assert abs(float(both.complement[0] - both.faithfulness[1])) < 1e-6
+
+
+def test_intervals_contain_the_estimates():
+    model, lengths = model_of("gpt2"), (6,) * 8
+    pairs, _, corrupt = pairs_and_stores("gpt2", lengths)
+    graph = Graph.of(model)
+    some = Circuit.of(graph, graph.exists & (np.random.default_rng(1).random(graph.exists.shape) < 0.7))
+    result = evaluate(some, model, pairs, value=from_store(corrupt)).isel(circuit=0)
+    for name in ("complement", "random", "incompleteness"):
+        assert float(result[f"{name}_low"]) <= float(result[name]) <= float(result[f"{name}_high"]), name
+        assert float(result[f"{name}_low"]) < float(result[f"{name}_high"]), name
+    wide, narrow = (
+        evaluate(some, model, pairs, value=from_store(corrupt), checks=["random"], level=level).isel(circuit=0)
+        for level in (0.95, 0.5)
+    )
+    assert float(wide.random_high - wide.random_low) >= float(narrow.random_high - narrow.random_low)
+    each = minimality(some, model, pairs, value=from_store(corrupt))
+    assert (each.low <= each.missed + 1e-12).all()
+    assert (each.missed <= each.high + 1e-12).all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "native-attn-only"])
+def test_the_whole_model_is_complete(family):
+    model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
+    for value in (from_store(corrupt), mean(clean)):
+        result = evaluate(Circuit.full(model), model, pairs, value=value, checks=["completeness"])
+        assert result.incompleteness.values.tolist() == [0]
+        assert result.incompleteness_set.values.tolist() == ["none"]
+
+
+def test_a_circuit_without_the_backup_head_is_faithful_and_incomplete():
+    """When the main head is silent its backup answers, in the model and not in the circuit."""
+    made, pairs, value, true = planted("backup", "zero")
+    main, backup = made.heads["main"], made.heads["backup"]
+    graph = Graph.of(made.model)
+    less = Circuit.of(graph, [edge for edge in true.edge_list if backup not in str(edge)])
+    checks = ["completeness"]
+    whole = evaluate(true, made.model, pairs, value=value, checks=checks).isel(circuit=0)
+    found = evaluate(less, made.model, pairs, value=value, checks=checks).isel(circuit=0)
+    assert abs(float(found.faithfulness) - 1) < 0.01
+    assert float(whole.incompleteness) < 0.01
+    assert float(found.incompleteness) > 0.9
+    assert str(found.incompleteness_set.values) == main
+    without_main = Circuit.of_nodes(graph, [name for name in graph.writers if name not in ("input", main)])
+    expected = evaluate(without_main, made.model, pairs, value=value, checks=())["faithfulness"]
+    assert abs(float(found.incompleteness) - float(expected[0])) < 1e-5, "F(C without the main head) is 0"
+
+
+def test_an_idle_head_is_not_needed_and_the_true_ones_are():
+    made, pairs, value, true = planted("induction")
+    graph = Graph.of(made.model)
+    idle = next(name for name in graph.writers if name.startswith("a0") and name not in made.heads.values())
+    more = Circuit.of(graph, [*true.edge_list, f"input->{idle}<v>", f"{idle}->logits"])
+    for circuit, unneeded, share in ((true, "", 1.0), (more, idle, 2 / 3)):
+        result = evaluate(circuit, made.model, pairs, value=value, checks=["minimality"]).isel(circuit=0)
+        assert str(result.unneeded.values) == unneeded
+        assert abs(float(result.minimal) - share) < 1e-9
+    each = minimality(more, made.model, pairs, value=value)
+    assert each.sizes == {"node": 3}
+    assert each.needed.sel(node=idle) == 0
+    assert each.missed.sel(node=idle) < 1e-4
+    for head in made.heads.values():
+        assert each.needed.sel(node=head) == 1
+        assert each.missed.sel(node=head) > 0.5
+    assert each.attrs["kind"] == "minimality"
+
+
+def test_a_backup_head_is_missed_beyond_the_head_it_stands_in_for():
+    made, pairs, value, true = planted("backup", "zero")
+    each = minimality(true, made.model, pairs, value=value)
+    main, backup = made.heads["main"], made.heads["backup"]
+    assert each.needed.values.all()
+    assert main in str(each["without"].sel(node=backup).values).split(", ")
+
+
+def test_nothing_has_no_components_to_miss():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    assert minimality(Circuit.empty(model), model, pairs, value=from_store(corrupt)).sizes == {"node": 0}
+    result = evaluate(Circuit.empty(model), model, pairs, value=from_store(corrupt)).isel(circuit=0)
+    assert np.isnan(result.minimal)
+    assert str(result.unneeded.values) == ""
+    assert abs(float(result.random)) < 1e-5
+    assert float(result.incompleteness) > 0.99, "the model does something, the circuit nothing"
+
+
+def test_random_circuits_of_the_same_size_are_the_baseline():
+    made, pairs, value, true = planted("induction")
+    result = evaluate(true, made.model, pairs, value=value, checks=["random"]).isel(circuit=0)
+    assert abs(float(result.faithfulness) - 1) < 1e-4
+    assert float(result.random) < 0.2
+    full = evaluate(Circuit.full(made.model), made.model, pairs, value=value, checks=["random"]).isel(circuit=0)
+    assert abs(float(full.random) - 1) < 1e-4
+    first, again, other = (
+        evaluate(
+            Circuit.full(made.model) if seed is None else big(made), made.model, pairs, value=value, checks=["random"], seed=seed
+        )
+        for seed in (0, 0, 1)
+    )
+    assert first.identical(again)
+    assert float(first.random[0]) != float(other.random[0])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_relocated_circuits_have_the_same_shape_through_other_heads(family):
+    graph = Graph.of(model_of(family))
+    edges = graph.prune(graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.5))
+    assert np.array_equal(relocated(graph, graph.exists, draws=2), np.stack([graph.exists] * 2))
+    drawn = relocated(graph, edges, draws=5)
+    assert np.array_equal(drawn, graph.prune(drawn)), "what was on a way from the input to the logits still is"
+    assert (drawn.sum((1, 2)) == edges.sum()).all()
+    kept = [i for i, name in enumerate(graph.writers) if not name.startswith("a")]
+    assert (drawn[:, kept, -1] == edges[kept, -1]).all()
+    for head in (i for i, name in enumerate(graph.writers) if name.startswith("a0.")):
+        one = np.zeros_like(edges)
+        one[head, -1] = True
+        moved = relocated(graph, one, draws=5)
+        assert not moved[:, head].any()
+        assert {graph.writers[w][:3] for w in moved.any((0, 2)).nonzero()[0]} == {"a0."}
+    assert np.array_equal(drawn, relocated(graph, edges, draws=5))
+    other = relocated(graph, edges, draws=5, seed=1)
+    assert np.array_equal(drawn, other) == (family == "llama"), "two groups can change places in one way only"
+
+
+def big(made):
+    graph = Graph.of(made.model)
+    return Circuit.of(graph, graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.9))
+
+
+def test_ablations_side_by_side_are_those_of_separate_calls(tmp_path):
+    model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    graph = Graph.of(model)
+    some = Circuit.of(graph, graph.exists & (np.random.default_rng(2).random(graph.exists.shape) < 0.6))
+    values = {"corrupt": from_store(corrupt), "zero": zero(), "mean": mean(clean)}
+    both = evaluate(some, model, pairs, value=values)
+    assert both["ablation"].values.tolist() == list(values)
+    for name, value in values.items():
+        alone = evaluate(some, model, pairs, value=value)
+        part = both.sel(ablation=name, drop=True)
+        for field in alone:
+            assert alone[field].dims == part[field].dims, field
+            assert (alone[field].values == part[field].values).all(), field
+    assert both.attrs["value"] == "from_store, zero, mean(dataset)"
+    for result in (
+        both,
+        evaluate([some, some], model, pairs, value=zero(), checks=CHECKS),
+        minimality(some, model, pairs, value=zero()),
+    ):
+        path = wb.save(result, tmp_path / "r.nc", overwrite=True)
+        loaded = wb.load(path)
+        assert loaded.identical(result) or (loaded.equals(result) and loaded.attrs == result.attrs)
+        for field in result:
+            assert loaded[field].values.tolist() == result[field].values.tolist(), field
+
+
+def test_a_metric_that_does_not_differ_gives_nan_everywhere():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+
+    def same(logits):
+        return logits[:, 0, 0] * 0 + 1
+
+    result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), metric=same)
+    for name in ("faithfulness", "low", "high", "mean_of_ratios", "complement", "random", "incompleteness"):
+        assert result[name].isnull().all(), name
+
+
+def test_positions_and_neurons_are_checked_too():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    for graph in (Graph.of(model, positions=[2, "END"]), Graph.of(model, neurons=[1])):
+        whole = Circuit.of(graph, graph.exists)
+        result = evaluate(whole, model, pairs, value=from_store(corrupt), checks=["complement", "random"]).isel(circuit=0)
+        assert np.allclose([result.faithfulness, result.complement, result.random], [1, 0, 1], atol=1e-4)
+    graph = Graph.of(model, positions=[2, "END"])
+    whole = evaluate(
+        Circuit.of(graph, graph.exists), model, pairs, value=from_store(corrupt), checks=["completeness", "minimality"]
+    )
+    plain = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), checks=["completeness", "minimality"])
+    assert float(whole.incompleteness[0]) == 0
+    assert float(whole.minimal[0]) == float(plain.minimal[0])
+
+
+def refused(error_type, *given, call=evaluate, **how):
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    with pytest.raises(error_type) as error:
+        call(*(given or (Circuit.full(model),)), model, pairs, **({"value": from_store(corrupt)} | how))
+    return str(error.value)
+
+
+def test_what_cannot_be_checked_is_refused():
+    graph = Graph.of(model_of("gpt2"))
+    placed = Graph.of(model_of("gpt2"), positions=[2])
+    assert refused(UnknownName, checks=["minimal"]) == (
+        "There is no check of a circuit 'minimal'. Did you mean 'minimality'? Known: complement, completeness, minimality, random."
+    )
+    assert refused(CircuitError, value={}) == "evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}."
+    mixed = [Circuit.full(graph), Circuit.of(placed, placed.exists)]
+    assert refused(CircuitError, mixed) == (f"evaluate: circuits of one graph run together; these have {graph} and {placed}.")
+    for call in (evaluate, minimality):
+        for level in (0.0, 1.0, -1.0, float("nan")):
+            assert refused(WorkbenchError, call=call, level=level) == (
+                f"level={level}: the coverage of an interval lies between 0 and 1, as in 0.95."
+            )
+        assert refused(WorkbenchError, call=call, seed=-1) == "seed=-1: a whole number from 0 up is needed."
+        for budget in (0, -5, True):
+            assert refused(WorkbenchError, call=call, budget=budget) == (
+                f"budget={budget}: bytes of working memory are a whole number from 1 up, or None."
+            )
+
+
+def test_positions_that_no_prompt_has_are_refused():
+    model = model_of("gpt2")
+    for place, kind, message in (
+        (20, WorkbenchError, "No prompt has the position 20 of the graph: the longest has 6 tokens."),
+        ("S2", UnknownName, "There is no named position 'S2'. Known: END."),
+    ):
+        graph = Graph.of(model, positions=[place])
+        assert refused(kind, Circuit.of(graph, graph.exists)) == message
+        for call in (wb.score_edges, wb.acdc, wb.learn_circuit):
+            more = {"n_edges": 3} if call is wb.learn_circuit else {"threshold": 1.0} if call is wb.acdc else {}
+            with pytest.raises(kind) as error:
+                call(model, make_pairs(), value=zero(), positions=[place], **more)
+            assert str(error.value) == message

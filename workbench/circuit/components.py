@@ -1,0 +1,89 @@
+"""What writers and readers are called: their component, its class and its role.
+
+A component is `input`, a head, an MLP or one of its neurons, or `logits`. A key or value that query heads share belongs
+to each of those heads.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Literal
+
+from workbench.errors import CircuitError, UnknownName
+from workbench.circuit.graph import Graph
+from workbench.sites import parse_node
+
+Classes = Literal["reader", "writer", "layer", "role"]
+MOST_NODES = 20_000
+
+
+def components(graph: Graph, node: str) -> tuple[str, ...]:
+    """The components that a writer or reader belongs to: one, or the query heads that share a key or value."""
+    part = parse_node(node)
+    if part["port"] in ("k", "v"):
+        first = part["head"] * graph.shape.group
+        return tuple(f"a{part['layer']}.{head}" for head in range(first, first + graph.shape.group))
+    return (node.split("<")[0],)
+
+
+def mlp_of(name: str) -> str:
+    """The MLP of a neuron; every other name as it is."""
+    return name.split(":")[0]
+
+
+def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
+    """The role of a writer or reader: its label, or else `input`, `logits`, `mlps` or `other heads`."""
+    found = [labels[part] for part in components(graph, node) if part in labels]
+    return found[0] if found else {"a": "other heads", "m": "mlps"}.get(node[0], node)
+
+
+def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str, by: Classes | str) -> str:
+    """The class of an edge: by what it enters, by what writes it, by the layer it enters, or by the roles of both ends."""
+    part = parse_node(reader)
+    if by == "reader":
+        return str(part["port"] or ("mlps" if part["mlp"] is not None else "logits"))
+    if by == "writer":
+        return {"a": "heads", "m": "mlps"}.get(writer[0], writer)
+    if by == "layer":
+        layer = part["layer"] if part["layer"] is not None else part["mlp"]
+        return "logits" if layer is None else f"layer {layer}"
+    if by == "role":
+        return f"{role(graph, labels, writer)} -> {role(graph, labels, reader)}"
+    raise UnknownName("way to part a circuit", by, ("reader", "writer", "layer", "role"))
+
+
+def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:
+    """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its role."""
+    parts = components(graph, node)
+    known = {node, *parts, *map(mlp_of, parts), *(labels[part] for part in parts if part in labels)}
+    known |= {"heads"} if node.startswith("a") else {"mlps"} if node.startswith("m") else set()
+    return known | ({node[-2]} if node.endswith(">") else set())
+
+
+def check_known(wanted: Collection[str], known: Collection[str], what: str, hint: str) -> None:
+    """Raise `CircuitError` for the first name that is not known."""
+    unknown = sorted(str(name) for name in wanted if name not in known)
+    if unknown:
+        raise CircuitError(f"This circuit's graph has no {what} {unknown[0]!r}. {hint}")
+
+
+def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels, if they give texts to components of the graph."""
+    check_known(labels, {*graph.writers, "logits"}, "node", "Labels name components: a9.6, m3.")
+    if not all(isinstance(label, str) for label in labels.values()):
+        raise CircuitError("Labels map the names of components to texts.")
+    return dict(labels)
+
+
+def check_size(graph: Graph) -> None:
+    """Raise `CircuitError` when a graph that a file promises is too large, before anything of its size is made."""
+    shape = graph.shape
+    nodes = shape.n_layers * (shape.n_heads + 1) + len(graph.neurons) * shape.d_mlp
+    if nodes * len(graph.positions or "-") > MOST_NODES:
+        raise CircuitError(f"A graph of {nodes} nodes is too large for a circuit file: it may have {MOST_NODES}.")
+
+
+def differences(a: Graph, b: Graph, other: str) -> str:
+    """What tells two graphs apart, in words; `other` names the second."""
+    ours, theirs = ({**asdict(graph), **asdict(graph.shape)} for graph in (a, b))
+    names = [name for name in ours if name != "shape" and ours[name] != theirs[name]]
+    return ", ".join(f"{name} {ours[name]} ({other}: {theirs[name]})" for name in names)

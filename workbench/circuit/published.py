@@ -1,0 +1,25 @@
+"""Circuits from papers, as data: `circuits/reference/` holds them, with their sources and the roles of their nodes."""
+
+from workbench import resources
+from workbench.circuit.circuit import Circuit
+from workbench.errors import UnknownName
+
+
+def reference_names() -> list[str]:
+    """The circuits there are."""
+    return sorted(path.stem for path in (resources.circuits() / "reference").glob("*.json"))
+
+
+def reference_circuit(name: str) -> Circuit:
+    """A published circuit, on the graph of its own model: `ioi`, `greater_than` or `docstring`.
+
+    `labels` are the roles of its nodes, `attrs` its source and what had to be assumed; circuits/reference/README.md says
+    more. It has no scores.
+
+    >>> ioi = reference_circuit("ioi")
+    >>> ioi.labels["a9.9"], len(ioi.heads)
+    ('name mover', 26)
+    """
+    if name not in reference_names():
+        raise UnknownName("reference circuit", name, reference_names())
+    return Circuit.load(resources.circuits() / "reference" / f"{name}.json")

@@ -1,0 +1,145 @@
+"""Random circuits of a given size: what a circuit must beat.
+
+Random edges are a weak opponent: hardly any of them lie on a way from the input to the logits, and after pruning such a
+circuit is mostly empty. Random *paths* are the hard one: pruning leaves all of their edges, so that a circuit that beats
+them beats something that runs.
+"""
+
+import numpy as np
+
+from workbench.errors import CircuitError
+from workbench.circuit.graph import Graph
+
+TRIES = 10
+"""How often a path that is too long for what is left is drawn again."""
+
+
+def random_circuits(
+    graph: Graph, n_edges: int, *, draws: int, seed: int = 0, paths: bool = False, within: np.ndarray | None = None
+) -> np.ndarray:
+    """bool [draw, (pos,) writer, reader]: random circuits of a size, before pruning.
+
+    Args:
+        n_edges: of each circuit. With `paths`, at most: a few less where no edge can be added to what is there.
+        paths: False: sets of edges, all as likely. True: complete ways from the logits back to `input` are drawn (each reader
+            gets a uniform writer; a head its query, and its key or value), as long as they fit; the rest are random edges
+            between what is live by then. `prune` leaves all of it.
+        within: bool [(pos,) writer, reader], the edges to draw from; None: all.
+
+    Raises:
+        CircuitError: a size that these edges do not have.
+
+    >>> from workbench.sites import Shape
+    >>> graph = Graph.of(Shape(2, 4, 4, 32, 8, 128, 100, 64))
+    >>> random_circuits(graph, 12, draws=5).sum((1, 2)).tolist()
+    [12, 12, 12, 12, 12]
+    """
+    allowed = graph.exists if within is None else within & graph.exists
+    if not 0 <= n_edges <= allowed.sum():
+        raise CircuitError(f"random_circuits: n_edges={n_edges}; there are {allowed.sum()} edges to draw from.")
+    rng = np.random.default_rng(seed)
+    out = np.zeros((draws, *graph.exists.shape), dtype=bool)
+    for circuit in out:
+        if n_edges == allowed.sum():
+            circuit[:] = allowed
+        elif paths:
+            _grow(graph, allowed, n_edges, rng, circuit)
+        else:
+            circuit[_some(allowed, n_edges, rng)] = True
+    return out
+
+
+def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -> np.ndarray:
+    """bool [draw, (pos,) writer, reader]: circuits of the same shape, where in each layer no head is itself.
+
+    Every head's edges go to another head of its layer, drawn at random; under grouped queries a group goes to another
+    group. A layer with a single group keeps it. MLPs stay. This says whether it matters which heads the circuit has.
+
+    >>> from workbench.sites import Shape
+    >>> graph = Graph.of(Shape(1, 2, 2, 32, 16, 128, 100, 64))
+    >>> edges = np.array([[writer == "a0.1" and reader == "logits" for reader in graph.readers] for writer in graph.writers])
+    >>> [graph.writers[w] for w in relocated(graph, edges, draws=1)[0].any(-1).nonzero()[0]]
+    ['a0.0']
+    """
+    shape, rng = graph.shape, np.random.default_rng(seed)
+    out = np.zeros((draws, *graph.exists.shape), dtype=bool)
+    for moved in out:
+        heads, groups = {}, {}
+        for layer in range(shape.n_layers):
+            for old, new in enumerate(_elsewhere(shape.n_kv_heads, rng)):
+                groups[f"a{layer}.{old}"] = f"a{layer}.{new}"
+                for i in range(shape.group):
+                    heads[f"a{layer}.{old * shape.group + i}"] = f"a{layer}.{new * shape.group + i}"
+        writers = [graph.writers.index(heads.get(name, name)) for name in graph.writers]
+        readers = []
+        for name in graph.readers:
+            head, bracket, port = name.partition("<")
+            where = heads if port == "q>" else groups
+            readers.append(graph.readers.index(where.get(head, head) + bracket + port))
+        moved[..., np.array(writers)[:, None], np.array(readers)] = circuit
+    return out
+
+
+def _elsewhere(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0 ... n - 1 that leaves nothing in its place, where there is one."""
+    order = rng.permutation(n)
+    while n > 1 and (order == np.arange(n)).any():
+        order = rng.permutation(n)
+    return order
+
+
+def add_path(
+    graph: Graph, circuit: np.ndarray, rng: np.random.Generator, *, allowed: np.ndarray | None = None, most: int | None = None
+) -> np.ndarray:
+    """The circuit with one more complete way from `input` to the logits; unchanged where the draw did not lead to one.
+
+    Components that are already in the circuit are ends of the way: what they need is there.
+
+    Args:
+        allowed: the edges to draw from; None: all.
+        most: how many edges the result may have; None: any number.
+    """
+    allowed = graph.exists if allowed is None else allowed
+    most = graph.n_edges if most is None else most
+    split, made = (edges.reshape(-1, *edges.shape[-2:]).copy() for edges in (allowed, circuit))  # [pos, writer, reader]
+    count, todo = int(made.sum()), [(int(rng.integers(len(split))), len(graph.readers) - 1)]
+    while todo:
+        pos, reader = todo.pop()
+        writers = np.flatnonzero(split[pos, :, reader])
+        count += 1
+        if not len(writers) or count + len(todo) > most:
+            return circuit
+        writer = int(rng.choice(writers))
+        if made[pos, writer, reader]:
+            count -= 1
+        live = writer == 0 or made[pos, writer].any()
+        made[pos, writer, reader] = True
+        if not live:
+            fed = np.flatnonzero(graph.feeds[:, writer])
+            others = [int(r) for r in fed if graph.readers[r].endswith(("<k>", "<v>"))]
+            todo += [(pos, int(r)) for r in fed if int(r) not in others]
+            todo += [(int(rng.integers(len(split))), int(rng.choice(others)))] if others else []
+    whole = made.reshape(circuit.shape)
+    # A key may have been drawn at a position that its query does not see.
+    return whole if graph.positions is None or (graph.prune(whole) == whole).all() else circuit
+
+
+def _grow(graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray) -> None:
+    tries = 0
+    while circuit.sum() < n_edges and tries < TRIES:
+        more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)
+        tries = 0 if more.sum() > circuit.sum() else tries + 1
+        circuit[:] = more
+    live = circuit.any()
+    writers = np.asarray(circuit.any(-1))
+    writers[..., 0] = live
+    readers = np.asarray(graph.feeds[:, writers.reshape(-1, len(graph.writers)).any(0)].any(1))
+    readers[-1] = live
+    room = allowed & writers[..., None] & readers & ~circuit
+    circuit[_some(room, min(n_edges - int(circuit.sum()), int(room.sum())), rng)] = True
+    circuit[:] = graph.prune(circuit)
+
+
+def _some(edges: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The places of n of the edges."""
+    return tuple(np.argwhere(edges)[rng.permutation(int(edges.sum()))[:n]].T)

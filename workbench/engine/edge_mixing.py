@@ -1,0 +1,59 @@
+"""What readers see when each edge carries one value or the other: a weighted sum of what writers wrote, never a loop."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import PromptError
+from workbench.circuit.graph import REST, Graph
+from workbench.prompts.pairs import Prompts
+
+
+def mixed(
+    written: Float[Tensor, "circuit_or_one writer example pos d_model"],
+    weight: Float[Tensor, "circuit *pos_class writer reader"],
+    classes: Int[Tensor, "example pos"] | None,
+) -> Float[Tensor, "circuit reader example pos d_model"]:
+    """The sum over writers of what each wrote, times the weight of its edge.
+
+    Args:
+        written: of every circuit, or one for all of them.
+        classes: the position class of every token, where weights differ between them.
+    """
+    if classes is not None:
+        return torch.einsum("cbpuv,cubpd->cvbpd", weight[:, classes], written)
+    circuits, n, readers = weight.shape
+    _, _, *tokens = written.shape
+    if len(written) == 1:
+        return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(circuits, readers, *tokens)
+    return (weight.transpose(1, 2) @ written.flatten(2)).view(circuits, readers, *tokens)
+
+
+def check_classes(graph: Graph, prompts: Prompts) -> None:
+    """Raise `PromptError` when no prompt has one of the graph's positions, `UnknownName` when none has such a name."""
+    places = graph.positions or ()
+    if places and REST in prompts.positions:
+        raise PromptError(
+            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its positions: rename it."
+        )
+    for place in places[:-1]:
+        if not bool((prompts.at(place) >= 0).any()):
+            longest = int(prompts.lengths.max())
+            raise PromptError(f"No prompt has the position {place!r} of the graph: the longest has {longest} tokens.")
+
+
+def token_classes(graph: Graph, prompts: Prompts) -> Int[Tensor, "example pos"] | None:
+    """The position class of every token, an index into `graph.positions`; None for a graph without positions.
+
+    Raises:
+        UnknownName: the prompts have no position of such a name.
+    """
+    if graph.positions is None:
+        return None
+    rest = len(graph.positions) - 1
+    classes = torch.full(prompts.tokens.shape, rest)
+    for number in reversed(range(rest)):
+        where = prompts.at(graph.positions[number])
+        has = (where >= 0).nonzero().flatten()
+        classes[has, where[has]] = number
+    return classes

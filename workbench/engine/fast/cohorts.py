@@ -1,0 +1,160 @@
+"""Which rows an edited run needs: from the first token that can differ, at the first layer that can.
+
+A run that is edited at some place equals the unedited run before that token and below that layer (attention is causal).
+Runs that begin at the same token of the same examples form a `Cohort`, whose attention is one product.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workbench.engine.values import Bound
+from workbench.sites import Key, Shape, Site
+from workbench.prompts.pairs import Prompts
+
+BEFORE, ATTENTION, MLP = 0, 1, 2
+KINDS_OF = {ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"), MLP: ("mlp_pre", "mlp_post", "mlp_out")}
+_HALF = {kind: half for half, kinds in KINDS_OF.items() for kind in kinds}
+_STREAM = ("embed", "pos_embed", "resid_pre", "k", "v")
+NEVER = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class Element:
+    """One edited run: sites edited together, each with what is written there."""
+
+    edits: tuple[tuple[Site, Bound], ...]
+
+    def at(self, kind: str, layer: int | None) -> list[tuple[Site, Bound]]:
+        """The edits of one activation, in their order."""
+        return [(site, bound) for site, bound in self.edits if site.key == (kind, layer)]
+
+    def joins(self, shape: Shape) -> tuple[int, int]:
+        """(layer, half of the block) from which it differs from the unedited run."""
+        return min(_moment(site, shape) for site, _ in self.edits)
+
+    @property
+    def keys(self) -> list[Key]:
+        return [site.key for site, _ in self.edits]
+
+    def later(self, shape: Shape) -> list[Key]:
+        """The activations that are edited after it has joined."""
+        if len(self.edits) < 2:
+            return []
+        first = self.joins(shape)
+        return [site.key for site, _ in self.edits if _moment(site, shape) > first]
+
+    @property
+    def layer_edit(self) -> tuple[Site, Bound] | None:
+        """Of a run with one edit, of one head or neuron: the edit of the whole layer that writes the same to it, if there is one."""
+        (site, bound), *more = self.edits
+        if more or site.unit is None or site.kind not in ("z", "mlp_post") or not bound.value.unitwise:
+            return None
+        return Site(site.kind, site.layer, pos=site.pos), bound
+
+
+def _moment(site: Site, shape: Shape) -> tuple[int, int]:
+    if site.layer is None:
+        return (0, BEFORE)
+    if site.kind == "resid_post":
+        return (site.layer + 1, BEFORE)
+    return (site.layer, _HALF.get(site.kind, BEFORE))
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Runs that differ from the same token `start` on, in the same examples of the same `length`.
+
+    Attributes:
+        examples: [example]: their indices in the batch.
+        read: [example]: the one position whose logits are read, or None for all of them.
+        elements: indices of the runs.
+    """
+
+    start: int
+    length: int
+    examples: Tensor
+    read: Tensor | None
+    elements: list[int] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of one of its runs."""
+        return len(self.examples) * (self.length - self.start)
+
+    @property
+    def n_read(self) -> int:
+        """Tokens of one of its runs that the last block still needs after its keys and values."""
+        return self.n_tokens if self.read is None else len(self.examples)
+
+    def positions(self, *, read: bool) -> Tensor:
+        """[example, pos]: the places of its tokens, or of those that are read."""
+        if read and self.read is not None:
+            return self.read[:, None]
+        return torch.arange(self.start, self.length).expand(len(self.examples), -1)
+
+
+def cohorts(elements: Sequence[Element], prompts: Prompts, shape: Shape, read: Tensor | None) -> list[Cohort]:
+    """The rows of every element, grouped; what provably changes nothing is in none of them.
+
+    Args:
+        read: [example]: the position whose logits are read, or None when all are.
+    """
+    found: dict[tuple[int, ...], Cohort] = {}
+    parts: dict[tuple[int, ...], list[Cohort]] = {}
+    starts = _Starts(prompts, shape, read)
+    for j, element in enumerate(elements):
+        first = starts.of(element)
+        if first not in parts:
+            parts[first] = []
+            lengths = prompts.lengths.tolist()
+            groups: dict[tuple[int, int], list[int]] = {}
+            for i, start in enumerate(first):
+                if start != NEVER:
+                    groups.setdefault((start, lengths[i]), []).append(i)
+            for (start, length), members in groups.items():
+                chosen = torch.tensor(members)
+                cohort = Cohort(start, length, chosen, None if read is None else read[chosen])
+                parts[first].append(found.setdefault((start, length, *members), cohort))
+        for cohort in parts[first]:
+            cohort.elements.append(j)
+    return list(found.values())
+
+
+class _Starts:
+    """Where each element begins to differ, example by example."""
+
+    def __init__(self, prompts: Prompts, shape: Shape, read: Tensor | None) -> None:
+        self.prompts, self.shape, self.read = prompts, shape, read
+        self.known: dict[tuple[object, ...], tuple[int, ...]] = {}
+
+    def of(self, element: Element) -> tuple[int, ...]:
+        """[example]: the first token that can differ in what is read, `NEVER` where none can."""
+        where = tuple((site.key, site.pos, site.key_pos, bound) for site, bound in element.edits)
+        if where not in self.known:
+            self.known[where] = self._first(element)
+        return self.known[where]
+
+    def _first(self, element: Element) -> tuple[int, ...]:
+        first = torch.stack([self._site(site, bound) for site, bound in element.edits])
+        missing = torch.stack([~bound.has(site) for site, bound in element.edits]).any(0)
+        return tuple(first.amin(0).masked_fill(missing, NEVER).tolist())
+
+    def _site(self, site: Site, bound: Bound) -> Tensor:
+        first = bound.first_change(site).clone()
+        first[first >= self.prompts.lengths] = NEVER
+        if self.read is None:
+            return first
+        if site.layer == self.shape.n_layers - 1 and site.kind not in _STREAM:
+            # After the last block's keys and values only the position that is read matters.
+            first = (
+                torch.where(first <= self.read, self.read, NEVER) if site.pos is None else first.where(first == self.read, NEVER)
+            )
+        return first.masked_fill(first > self.read, NEVER)
+
+
+def widest(cohorts: Iterable[Cohort]) -> int:
+    """Tokens of all rows together."""
+    return sum(cohort.n_tokens * len(cohort.elements) for cohort in cohorts)

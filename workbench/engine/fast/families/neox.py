@@ -1,0 +1,17 @@
+"""GPT-NeoX and Pythia: parallel (or sequential) blocks with two norms, partial rotary positions."""
+
+from typing import Any
+
+from workbench.engine.fast.decoder import Decoder
+from workbench.engine.fast.families import reading
+
+ARCHITECTURES = ("GPTNeoXForCausalLM",)
+
+
+def read(model: Any, length: int) -> Decoder:
+    """The decoder."""
+    layers = tuple(
+        reading.layer(block, scale=reading.inner(block.attn).scaling, act=reading.activation(reading.inner(block.mlp).act))
+        for block in model.blocks
+    )
+    return reading.decoder(model, "neox", layers, rotary=reading.rotary_tables(model, length))

@@ -1,0 +1,139 @@
+"""The pieces of a block that a reader's input passes through: its norm, and its projection into q, k or v.
+
+The circuit run and edge attribution rebuild every reader's input themselves, so that they work on models whose split
+inputs TransformerLens refuses (native ones, grouped-query attention).
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.engine.hooked.forward import forward
+from workbench.errors import ModelError
+from workbench.sites import Shape
+
+Norm = Callable[[Tensor], Tensor]
+_add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block's readers.
+
+    Attributes:
+        attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
+        weights: port → [head or kv head, d_model, d_head] of q, k and v.
+        biases: port → [head or kv head, d_head], zeros where the model has none.
+        w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
+        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that have one.
+        mlp_stream: the hook whose value is the MLP's input before its norm.
+    """
+
+    attn_norm: Norm
+    mlp_norm: Norm | None
+    weights: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    w_out: Float[Tensor, "head d_head d_model"]
+    b_out: Float[Tensor, "d_model"]
+    attn_post: Norm | None
+    mlp_stream: str
+
+    @classmethod
+    def of(cls, model: Any, layer: int) -> "Block":
+        """The readers of a block."""
+        block = model.blocks[layer]
+        children = dict(block.named_children())
+        attn = block.attn
+        weights = {port: getattr(attn, f"W_{port.upper()}").detach() for port in "qkv"}
+        biases = {}
+        for port, weight in weights.items():
+            bias = getattr(attn, f"b_{port.upper()}", None)
+            biases[port] = (
+                weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias.detach().view(weight.shape[0], -1)
+            )
+        attn_norm, b_out = _norm(children.get("ln1")), getattr(attn, "b_O", None)
+        own_mlp_norm = "ln2" in children
+        return cls(
+            attn_norm=attn_norm,
+            mlp_norm=(_norm(children["ln2"]) if own_mlp_norm else attn_norm) if "mlp" in children else None,
+            weights=weights,
+            biases=biases,
+            w_out=attn.W_O.detach(),
+            b_out=attn.W_O.new_zeros(attn.W_O.shape[-1]) if b_out is None else b_out.detach(),
+            attn_post=_norm(children["ln1_post"]) if "ln1_post" in children else None,
+            mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
+        )
+
+    def project(self, normed: Float[Tensor, "example pos head d_model"], port: str) -> Float[Tensor, "example pos head d_head"]:
+        """q, k or v of every head from the normed input of each."""
+        weight, bias = self.weights[port], self.biases[port]
+        return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
+
+
+@torch.no_grad()
+def check_parts_add_up(model: Any) -> None:
+    """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its MLP's output.
+
+    Checked once per model, on four tokens: models differ in what they do between a part and the stream.
+    """
+    if model in _add_up:
+        return
+    shape = Shape.of(model)
+    kinds = ["resid_pre", "resid_post", "z", *([] if shape.attn_only else ["mlp_out"])]
+    record = [(kind, layer) for layer in range(shape.n_layers) for kind in kinds]
+    tokens = torch.arange(4)[None] % shape.d_vocab
+    kept = forward(model, tokens[:, : shape.n_ctx], record=record).recorded
+    for layer in range(shape.n_layers):
+        block = Block.of(model, layer)
+        added = kept["resid_post", layer] - kept["resid_pre", layer]
+        written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
+        written = written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
+        written = written if shape.attn_only else written + kept["mlp_out", layer]
+        bias = (added - written).float()  # b_O, the same at every position
+        spread = float((bias - bias.mean((0, 1))).abs().max())
+        rough = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        rounding = 8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())  # of a block that adds nothing
+        if spread > rough * float(added.abs().max()) + rounding:
+            raise ModelError(
+                f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: it scales or norms "
+                f"them on the way (difference {spread:.2g}). Edges and circuits of such models are not supported yet; "
+                "effects(...) works on them."
+            )
+    _add_up.add(model)
+
+
+def final_norm(model: Any) -> Norm:
+    """The norm before the unembedding."""
+    return _norm(dict(model.named_children()).get("ln_final"))
+
+
+def norm_of(model: Any, layer: int, name: str) -> Norm | None:
+    """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
+    found = dict(model.blocks[layer].named_children()).get(name)
+    return None if found is None else _norm(found)
+
+
+def pull_back(norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]) -> Tensor:
+    """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
+
+    Args:
+        stream: the input; it is broadcast to the readers that share it.
+        slope: the gradient after the norm, of each reader.
+    """
+    with torch.enable_grad():
+        entry = stream.detach().expand(slope.shape).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
+    return gradient
+
+
+def _norm(part: Any) -> Norm:
+    """The wrapped norm itself, without the bridge's hooks; identity where a model has none."""
+    if part is None:
+        return lambda stream: stream
+    inner = getattr(part, "original_component", None)
+    return inner if inner is not None else part

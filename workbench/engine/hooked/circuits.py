@@ -1,0 +1,195 @@
+"""The run of a circuit: every reader sees the current value of the writers on its circuit edges and the other value of
+the rest. `in_v += sum over edges (u, v) not in the circuit of (z'_u - z~_u)`.
+
+With corrupt values the empty circuit is the corrupt run and the full circuit the clean run, exactly. Many circuits
+run in one batch; edges are a masked product of writers and readers, never a loop.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.engine.values import Bound
+from workbench.engine.edge_mixing import mixed, token_classes
+from workbench.engine.hooked.block import Block, Norm, check_parts_add_up, final_norm
+from workbench.engine.hooked.forward import Change, forward, rows_per_forward
+from workbench.engine.run import stacked
+from workbench.errors import ModelError
+from workbench.circuit.graph import Graph
+from workbench.models.load import model_device
+from workbench.sites import KINDS, Shape, Site
+
+
+def circuit_logits(
+    model: Any, graph: Graph, keep: Float[Tensor, "circuit *pos_class writer reader"], bound: Bound
+) -> Float[Tensor, "circuit example pos vocab"]:
+    """The logits of every circuit on the prompts that `bound` was made for.
+
+    Args:
+        keep: 1 where the edge is in the circuit, 0 where it is not, or something between; pruned ones are expected.
+            Gradients flow to it where it asks for them.
+        bound: the other value z', bound to the prompts.
+
+    Raises:
+        ModelError: a graph of neurons, which the fast engine alone runs; a model whose parts do not add up.
+    """
+    check_hooks_suffice(model, graph)
+    walk = _Walk(model, graph, keep, bound)
+    tokens = stacked(bound.prompts.tokens, len(keep))
+    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
+    return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
+
+
+def check_hooks_suffice(model: Any, graph: Graph) -> None:
+    """Raise `ModelError` for what hooks cannot run: a graph of neurons, a model whose parts do not add up."""
+    check_parts_add_up(model)
+    if graph.neurons:
+        raise ModelError(
+            "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "
+            "Graph.of(model), and a value that does not depend on what is there."
+        )
+
+
+def circuits_per_forward(model: Any, graph: Graph, length: int, *, budget: int | None = None) -> int:
+    """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the model's own."""
+    shape = Shape.of(model)
+    kept = (len(graph.writers) + 6 * shape.n_heads) * shape.d_model
+    return rows_per_forward(model, length, budget=budget, extra=kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """What some writers of a block change: z' - z~ [circuit, writer, example, pos, d_model].
+
+    Attributes:
+        post: the norm that their sum passes before it is added, with that sum [circuit, 1, example, pos, d_model].
+    """
+
+    change: Tensor
+    post: tuple[Norm, Tensor] | None = None
+
+
+class _Walk:
+    """The hooks of one circuit run. Writers' differences z' - z~ are collected as the run reaches them."""
+
+    def __init__(self, model: Any, graph: Graph, keep: Tensor, bound: Bound) -> None:
+        self.model, self.graph, self.bound, self.n = model, graph, bound, len(keep)
+        self.shape, device = graph.shape, model_device(model)
+        exists = torch.from_numpy(graph.exists).to(keep)
+        self.cut = (exists * (1 - keep)).to(device, next(model.parameters()).dtype)
+        classes = token_classes(graph, bound.prompts)
+        self.classes = None if classes is None else classes.to(device)
+        self.differences: list[_Written] = []
+        self.reader = graph.reader_index
+        self.inputs: dict[str, Tensor] = {}
+
+    def hooks(self) -> dict[str, Change]:
+        hooks: dict[str, Change] = {}
+        for layer in range(self.shape.n_layers):
+            self._add_block(hooks, layer)
+        last = KINDS["resid_post"].hook.format(layer=self.shape.n_layers - 1)
+        hooks[last] = self._keep("logits")
+        hooks["unembed.hook_in"] = self._write_logits()
+        return hooks
+
+    def _add_block(self, hooks: dict[str, Change], layer: int) -> None:
+        block = Block.of(self.model, layer)
+        hooks[Site("resid_pre", layer).hook] = self._enter(layer, block)
+        for port in "qkv":
+            hooks[Site(port, layer).hook] = self._write_port(layer, port)
+        hooks[Site("z", layer).hook] = self._write_heads(layer, block)
+        if block.mlp_norm is None:
+            return
+        if block.mlp_stream != Site("resid_pre", layer).hook:
+            hooks[block.mlp_stream] = self._keep(f"m{layer}")
+        hooks[f"blocks.{layer}.mlp.hook_in"] = self._write_mlp(layer, block)
+        hooks[Site("mlp_out", layer).hook] = self._collect(Site("mlp_out", layer))
+
+    def _enter(self, layer: int, block: Block) -> Change:
+        """The stream arrives: from it and the differences so far, q, k and v of every head are made."""
+
+        def change(stream: Tensor) -> Tensor:
+            if layer == 0:
+                self._collected(Site("resid_pre", 0), stream)
+            heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
+            first = self.reader[f"a{layer}.0<q>"]
+            normed = block.attn_norm(self._rebuilt(stream, slice(first, first + sum(heads))))
+            for port, part in zip("qkv", normed.split(heads, 2), strict=True):
+                self.inputs[f"{port}{layer}"] = block.project(part, port)
+            self.inputs[f"m{layer}"] = stream
+            return stream
+
+        return change
+
+    def _write_port(self, layer: int, port: str) -> Change:
+        return lambda value: self.inputs.pop(f"{port}{layer}").view_as(value)
+
+    def _write_heads(self, layer: int, block: Block) -> Change:
+        def change(z: Tensor) -> Tensor:
+            weight = block.w_out.to(z.dtype)
+            written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
+            post = None
+            if block.attn_post is not None:
+                whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
+                post = block.attn_post, self._apart(whole[:, :, None])
+            self.differences.append(_Written(self._apart(written), post))
+            return z
+
+        return change
+
+    def _write_mlp(self, layer: int, block: Block) -> Change:
+        def change(value: Tensor) -> Tensor:
+            at = self.reader[f"m{layer}"]
+            rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(at, at + 1))
+            assert block.mlp_norm is not None
+            return block.mlp_norm(rebuilt)[:, :, 0].view_as(value)
+
+        return change
+
+    def _write_logits(self) -> Change:
+        def change(value: Tensor) -> Tensor:
+            at = self.reader["logits"]
+            rebuilt = self._rebuilt(self.inputs.pop("logits"), slice(at, at + 1))
+            return final_norm(self.model)(rebuilt)[:, :, 0].view_as(value)
+
+        return change
+
+    def _keep(self, name: str) -> Change:
+        def change(stream: Tensor) -> Tensor:
+            self.inputs[name] = stream
+            return stream
+
+        return change
+
+    def _collect(self, site: Site) -> Change:
+        def change(value: Tensor) -> Tensor:
+            self._collected(site, value)
+            return value
+
+        return change
+
+    def _collected(self, site: Site, value: Tensor) -> None:
+        """Append z' - z~ of a writer that writes into the stream as it is."""
+        self.differences.append(_Written(self._apart(self._changed(site, value)[:, :, None])))
+
+    def _changed(self, site: Site, current: Tensor) -> Tensor:
+        return torch.cat([self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))])
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """[circuit, writer, example, pos, d_model] of [row, pos, writer, d_model]."""
+        return rows.view(self.n, -1, *rows.shape[1:]).movedim(3, 1)
+
+    def _rebuilt(self, stream: Tensor, readers: slice) -> Tensor:
+        """[row, pos, reader, d_model]: the stream with the other value on every edge that is cut."""
+        at, change = 0, torch.zeros((), dtype=stream.dtype, device=stream.device)
+        for written in self.differences:
+            writers = slice(at, at + written.change.shape[1])
+            moved = mixed(written.change, self.cut[..., writers, readers], self.classes)
+            if written.post is not None:
+                norm, whole = written.post
+                moved = norm(whole + moved) - norm(whole)
+            at, change = writers.stop, change + moved
+        return stream[:, :, None] + change.movedim(1, 3).flatten(0, 1)

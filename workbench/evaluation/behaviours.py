@@ -1,0 +1,161 @@
+"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be trusted there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench.evaluation.curves import faithfulness_curve, stability
+from workbench.evaluation.evaluate import evaluate
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.engine.capture import capture_pairs
+from workbench.engine.values import from_store
+from workbench.errors import CircuitError, PromptError, UnknownName
+from workbench.models.load import model_name
+from workbench.tasks.registry import TASKS, load_task
+
+METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What one method finds for one behaviour. Everything but the choice of edges is measured on held-out prompts.
+
+    Attributes:
+        n_edges: the fewest best-scored edges that keep `share` of the behaviour on the prompts of the search.
+        n_pruned: of them, those that are no dead ends.
+        faithfulness, low, high: of that circuit.
+        at_1, at_1_low, at_1_high: faithfulness of the best-scored 1 % of the edges.
+        cpr, cmd: with their intervals.
+        jaccard, jaccard_low, jaccard_high: agreement of circuits of that size found on resampled prompts.
+        smallest: whether no method needs fewer edges on the prompts of the search.
+    """
+
+    model: str
+    task: str
+    method: str
+    share: float
+    n_edges: int
+    n_pruned: int
+    faithfulness: float
+    low: float
+    high: float
+    at_1: float
+    at_1_low: float
+    at_1_high: float
+    cpr: float
+    cpr_low: float
+    cpr_high: float
+    cmd: float
+    cmd_low: float
+    cmd_high: float
+    jaccard: float
+    jaccard_low: float
+    jaccard_high: float
+    smallest: bool = False
+
+
+def smallest_circuits(
+    model: Any,
+    *,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] = METHODS,
+    share: float = 0.9,
+    n: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[list[Behaviour]]:
+    """For one task after the other, a row for each method, in the order of `methods`.
+
+    Args:
+        tasks: None takes every task.
+        methods: of `METHODS`.
+        share: of the behaviour that the circuit has to keep.
+        n: prompts of the search, and as many held-out ones to measure on.
+
+    Raises:
+        UnknownName, CircuitError, PromptError: see the messages.
+    """
+    wanted = list(TASKS) if tasks is None else list(tasks)
+    for what, given, known in (("task", wanted, TASKS), ("method", methods, METHODS)):
+        wrong = [name for name in given if name not in known]
+        if wrong:
+            raise UnknownName(what, wrong[0], known)
+    if not 0 < share < 1:
+        raise CircuitError(f"smallest_circuits: share={share}; it is a share of the behaviour, between 0 and 1.")
+    if type(n) is not int or n < 2:
+        raise PromptError(f"smallest_circuits: n={n}; intervals need at least two prompts.")
+    with tqdm(total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False) as bar:
+        for task in wanted:
+            train, heldout = (load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
+            other, held = (from_store(capture_pairs(model, pairs, progress=False)[1]) for pairs in (train, heldout))
+            rows = []
+            for method in methods:
+                rows.append(_row(model, task, method, share, train, other, heldout, held, seed))
+                bar.update()
+            yield _marked(rows)
+
+
+def _row(
+    model: Any, task: str, method: str, share: float, train: Any, other: Any, heldout: Any, held: Any, seed: int
+) -> Behaviour:
+    metric = TASKS[task].metric
+    own: dict[str, Any] = {"value": other, "metric": metric}
+    apart: dict[str, Any] = {"value": held, "metric": metric, "progress": False}
+    each = score_edges(model, train, method=method, keep=("example",), seed=seed, progress=False, **own)
+    scores = each.mean("example", skipna=False, keep_attrs=True)
+    circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train, **own)
+    size = circuit.n_requested
+    kept = evaluate(circuit, model, heldout, checks=(), **apart).squeeze()
+    agree = stability(each, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
+    signed, sized = (faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude"))
+    intervals: dict[str, Any] = {
+        "faithfulness": kept["faithfulness"], "low": kept["low"], "high": kept["high"],
+        "jaccard": agree["jaccard"], "jaccard_low": agree["low"], "jaccard_high": agree["high"],
+    }  # fmt: skip
+    for end, name in (("", "faithfulness"), ("_low", "low"), ("_high", "high")):
+        intervals |= {f"at_1{end}": signed[name].sel(size=0.01)}
+        intervals |= {f"cpr{end}": signed.attrs[f"area{end}"], f"cmd{end}": sized.attrs[f"area{end}"]}
+    numbers: dict[str, Any] = {name: float(number) for name, number in intervals.items()}
+    return Behaviour(model_name(model), task, method, share, size, circuit.n_edges, **numbers)
+
+
+def _marked(rows: list[Behaviour]) -> list[Behaviour]:
+    """The rows, those with the fewest edges marked."""
+    fewest = min(row.n_edges for row in rows)
+    return [replace(row, smallest=row.n_edges == fewest) for row in rows]
+
+
+def behaviours_table(rows: Sequence[Behaviour]) -> pd.DataFrame:
+    """The smallest circuit of each behaviour; of several as small, the one with the least CMD."""
+    best: dict[str, Behaviour] = {}
+    for row in rows:
+        if row.smallest and (row.task not in best or row.cmd < best[row.task].cmd):
+            best[row.task] = row
+    return pd.DataFrame(
+        {
+            "behaviour": row.task, "method": row.method, "edges": row.n_edges, "pruned": row.n_pruned,
+            "faithfulness": _interval(row.faithfulness, row.low, row.high),
+            "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
+        }
+        for row in best.values()
+    )  # fmt: skip
+
+
+def areas_table(rows: Sequence[Behaviour]) -> pd.DataFrame:
+    """Every method on every behaviour: size, faithfulness at 1 % of the edges, CPR and CMD."""
+    return pd.DataFrame(
+        {
+            "behaviour": row.task, "method": row.method, "edges": row.n_edges,
+            "at 1 %": _interval(row.at_1, row.at_1_low, row.at_1_high), "CPR": _interval(row.cpr, row.cpr_low, row.cpr_high),
+            "CMD": _interval(row.cmd, row.cmd_low, row.cmd_high), "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
+        }
+        for row in rows
+    )  # fmt: skip
+
+
+def _interval(middle: float, low: float, high: float) -> str:
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"

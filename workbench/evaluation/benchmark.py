@@ -1,0 +1,210 @@
+"""The bench: every method on every model whose circuit is known by construction, and on the tasks of `tiny`.
+
+Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of scores, on the
+edges that the kind of value can see. Everywhere: CPR and CMD on held-out prompts, seconds, peak memory, passes.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from tqdm.auto import tqdm
+
+from workbench.evaluation.curves import faithfulness_curve
+from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
+from workbench.discovery.methods import METHODS, find_by
+from workbench.engine.capture import capture_pairs
+from workbench.engine.values import Value, from_store, zero
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.models.load import load_model
+from workbench.planted_models.planted import VARIANTS, planted
+from workbench.prompts.pairs import PromptPairs
+from workbench.planted_models.pairs import planted_pairs
+from workbench.tasks.registry import TASKS, load_task
+
+SLOW = {"exact": 48, "conditional": 8}
+"""Prompts of `tiny` that the methods that try every edge get; the others get `PROMPTS`. With `quick`, 12 everywhere."""
+PROMPTS = 64
+OPTIONS: dict[str, dict[str, Any]] = {"learn-edges": {"steps": 200}, "learn-nodes": {"steps": 200}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one model and task. What was not measured is NaN.
+
+    Attributes:
+        value: the other value, "corrupt" or "zero"; the true edges are those that it can see.
+        edge_auroc, edge_auroc_mib, precision: against known edges, scores ranked by size.
+        cpr, cmd: on held-out prompts.
+        seconds, peak_mb, forwards: of finding the scores; peak_mb is the growth of the process.
+    """
+
+    model: str
+    task: str
+    value: str
+    method: str
+    edge_auroc: float
+    edge_auroc_mib: float
+    precision: float
+    cpr: float
+    cmd: float
+    seconds: float
+    peak_mb: float
+    forwards: int
+    error: str = ""
+
+
+def bench_circuits(
+    *,
+    quick: bool = False,
+    methods: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[Row]:
+    """Rows as they come.
+
+    Args:
+        quick: fewer prompts, the planted models with corrupt values only, and of `tiny` three tasks without the methods that
+            try every edge.
+        methods, models: some of them; models are "tiny" and "planted-NAME".
+
+    Raises:
+        UnknownName: a method or a model that there is not.
+    """
+    chosen = list(METHODS) if methods is None else list(methods)
+    names = ["tiny", *(f"planted-{name}" for name in VARIANTS)]
+    wanted = names if models is None else list(models)
+    for what, given, known in (("method of discovery", chosen, METHODS), ("model of the bench", wanted, names)):
+        wrong = [name for name in given if name not in known]
+        if wrong:
+            raise UnknownName(what, wrong[0], known)
+    cases = list(_cases(wanted, quick, seed))
+    with tqdm(total=len(cases) * len(chosen), desc="bench", unit="row", disable=None if progress else True, leave=False) as bar:
+        for case in cases:
+            for method in chosen:
+                if not (quick and case.truth is None and method in SLOW):
+                    yield _row(case, method, quick, seed)
+                bar.update()
+
+
+@dataclass(frozen=True)
+class _Case:
+    model: Any
+    name: str
+    task: str
+    value: str
+    metric: str
+    train: PromptPairs
+    heldout: PromptPairs
+    truth: frozenset[str] | None
+
+
+def _cases(names: Sequence[str], quick: bool, seed: int) -> Iterator[_Case]:
+    n = 24 if quick else 32
+    for name in names:
+        if name == "tiny":
+            model = load_model("tiny")
+            for task in ("ioi", "induction", "agreement") if quick else TASKS:
+                train, heldout = (
+                    load_task(task, model, n=32 if quick else PROMPTS, seed=seed, split=s) for s in ("train", "heldout")
+                )
+                yield _Case(model, "tiny", task, "corrupt", TASKS[task].metric, train, heldout, None)
+            continue
+        made = planted(name.removeprefix("planted-"), seed=seed, n=n)
+        train, heldout = planted_pairs(made), planted_pairs(made, n=n, split="heldout")
+        for value in ("corrupt",) if quick else ("corrupt", "zero"):
+            yield _Case(made.model, name, name, value, "logit_diff", train, heldout, made.edges[value])
+
+
+def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
+    train = case.train
+    if method in SLOW and (quick or case.truth is None):
+        train = train.select(range(min(12 if quick else SLOW[method], len(train))))
+    nothing = float("nan")
+    own, held = (_value(case, pairs) for pairs in (train, case.heldout))
+    more = OPTIONS.get(method, {}) | ({"steps": 60} if quick and method.startswith("learn") else {})
+    try:
+        with _watched() as used:
+            found = find_by(method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more)
+    except WorkbenchError as error:
+        return Row(case.name, case.task, case.value, method, *[nothing] * 7, forwards=0, error=str(error))
+
+    def area(by: str) -> float:
+        curve = faithfulness_curve(found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False)
+        return float(curve.attrs["area"])
+
+    known = {"edge_auroc": edge_auroc, "edge_auroc_mib": edge_auroc_mib, "precision": precision_at_true_size}
+    truth = {name: nothing if case.truth is None else f(found.scores, case.truth) for name, f in known.items()}
+    return Row(
+        case.name, case.task, case.value, method, truth["edge_auroc"], truth["edge_auroc_mib"], truth["precision"],
+        area("signed"), area("magnitude"), used["seconds"], used["peak_mb"], found.forwards,
+    )  # fmt: skip
+
+
+def _value(case: _Case, pairs: PromptPairs) -> Value:
+    return zero() if case.value == "zero" else from_store(capture_pairs(case.model, pairs, progress=False)[1])
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Seconds, and how much the process grew at most, looked at every few milliseconds."""
+    process, used, done = psutil.Process(), {"seconds": 0.0, "peak_mb": 0.0}, threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            used["peak_mb"] = max(used["peak_mb"], (process.memory_info().rss - before) / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    start = time.perf_counter()
+    thread.start()
+    try:
+        yield used
+    finally:
+        used["seconds"] = time.perf_counter() - start
+        done.set()
+        thread.join()
+
+
+def json_line(row: Any) -> str:
+    """A row as one JSON object; what was not measured is null."""
+    fields = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in asdict(row).items()}
+    return json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()})
+
+
+def overview(rows: Sequence[Row]) -> pd.DataFrame:
+    """Each method over the planted models: mean and worst AUROC, precision; and over `tiny` mean CPR and CMD."""
+    frame = pd.DataFrame([asdict(row) for row in rows])
+    lines = []
+    planted_rows = pd.DataFrame(frame[frame["model"] != "tiny"])
+    for value, method in dict.fromkeys(zip(planted_rows["value"], planted_rows["method"], strict=True)):
+        part = pd.DataFrame(planted_rows[(planted_rows["value"] == value) & (planted_rows["method"] == method)])
+        ranked = part.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
+        lines.append(
+            {
+                "value": value, "method": method, "models": len(part), "mean AUROC": part["edge_auroc"].mean(),
+                "worst AUROC": part["edge_auroc"].min(), "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
+                "mean AUROC (MIB)": part["edge_auroc_mib"].mean(), "mean precision": part["precision"].mean(),
+                "mean CPR": part["cpr"].mean(), "mean CMD": part["cmd"].mean(), "seconds": part["seconds"].sum(),
+            }
+        )  # fmt: skip
+    for method, part in frame[frame["model"] == "tiny"].groupby("method", sort=False):
+        lines.append(
+            {"value": "tiny", "method": method, "models": len(part), "mean CPR": part["cpr"].mean(), "mean CMD": part["cmd"].mean(),
+             "seconds": part["seconds"].sum()}
+        )  # fmt: skip
+    return pd.DataFrame(lines).round(3)
+
+
+def save_rows(rows: Sequence[Row], path: Path) -> None:
+    """All rows as a table, parquet."""
+    pd.DataFrame([asdict(row) for row in rows]).to_parquet(path)

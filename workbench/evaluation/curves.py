@@ -1,0 +1,160 @@
+"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are drawn again."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from workbench.circuit.circuit import Circuit
+from workbench.evaluation.evaluate import evaluate
+from workbench.discovery.search import RANKINGS, find_circuit, graph_of, is_number
+from workbench.engine.values import Value
+from workbench.errors import CircuitError, UnknownName
+from workbench.results import clean_attrs
+from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
+from workbench.metrics.metric import Metric
+from workbench.prompts.pairs import PromptPairs
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def faithfulness_curve(
+    scores: xr.DataArray | Circuit,
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    value: Value,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    by: Literal["signed", "magnitude"] | str = "signed",
+    sizes: Sequence[Any] | None = None,
+    level: float = 0.95,
+    budget: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Faithfulness of the best-scored edges at several circuit sizes, all in one batched evaluation.
+
+    Args:
+        scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
+        by: rank edges by their score ("signed") or by its size ("magnitude"), as a circuit's always are.
+        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers of edges, by
+            default each up to 20, then about every twelfth more.
+
+    Returns:
+        Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before pruning), `n_pruned`;
+        attrs `area` is CPR (by="signed") or CMD (by="magnitude") when the sizes are MIB's ten, with its interval
+        `area_low`, `area_high`.
+
+    Source: MIB, Mueller et al. 2504.13151.
+    """
+    if isinstance(value, Mapping):
+        raise CircuitError("faithfulness_curve: a curve has one other value. Make one curve for each.")
+    how: dict[str, Any] = {"value": value, "metric": metric, "level": level, "budget": budget, "progress": progress}
+    if isinstance(scores, Circuit):
+        return _growth(scores, model, pairs, sizes, how)
+    graph, sizes = graph_of(scores), SIZES if sizes is None else sizes
+    sizes = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]  # pyright: ignore[reportAssignmentType]
+    if not sizes or not all(is_number(share) and 0 <= share <= 1 for share in sizes):
+        raise CircuitError(f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one.")
+    counts = [int(share * graph.n_edges) for share in sizes]
+    circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
+    result = evaluate(circuits, model, pairs, checks=(), **how)
+    data = _by_size(result, counts)
+    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", "")}
+    if tuple(sizes) == SIZES:
+        table = np.concatenate([result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]).T
+
+        def area_of(sample: np.ndarray) -> np.ndarray:
+            return np.array([area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), sizes, by=by)])
+
+        low, high = bootstrap(table, area_of, level=level, draws=400)
+        attrs |= {
+            "area": area(result["faithfulness"].values, sizes, by=by), "area_low": float(low[0]), "area_high": float(high[0]),
+            "area_name": "CPR" if by == "signed" else "CMD",
+        }  # fmt: skip
+    return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
+
+
+def _growth(circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[Any] | None, how: dict[str, Any]) -> xr.Dataset:
+    """The faithfulness of a circuit's n strongest edges, for growing n."""
+    edges = circuit.edge_list
+    if circuit.scores is None or not edges:
+        raise CircuitError("faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores.")
+    n = len(edges)
+    counts = (
+        sorted({*range(1, min(n, 20) + 1), *np.geomspace(min(n, 20), n, 12).astype(int).tolist(), n}) if sizes is None else sizes
+    )
+    if not all(type(k) is int and 1 <= k <= n for k in counts):
+        raise CircuitError(f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}.")
+    circuits = [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts]
+    result = evaluate(circuits, model, pairs, checks=(), **how)
+    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
+    return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
+
+
+def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
+    data: dict[str, Any] = {name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")}
+    return data | {"n_edges": ("size", np.array(counts)), "n_pruned": ("size", result["n_edges"].values)}
+
+
+def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = "signed") -> float:
+    """CPR, the integral of f over sizes (by="signed"), or CMD, that of |1 - f| (by="magnitude"); trapezoids, no point at 0.
+
+    >>> round(area(np.ones(10)), 9), area(np.ones(10), by="magnitude")
+    (0.999, 0.0)
+    """
+    if by not in RANKINGS:
+        raise UnknownName("way to rank edges", by, RANKINGS)
+    height = faithfulness if by == "signed" else np.abs(1 - faithfulness)
+    return float(np.trapezoid(height, np.asarray(sizes)))
+
+
+def stability(
+    scores: xr.DataArray,
+    *,
+    find: Callable[[xr.DataArray], Circuit],
+    draws: int = 50,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much circuits found on resampled prompts agree: the Jaccard index of the edges of two of them, after pruning.
+
+    Args:
+        scores: with an axis `example`, from `score_edges(..., keep=("example",))`.
+        find: from mean scores to a circuit, as in `lambda s: wb.find_circuit(s, n_edges=100)`.
+        draws: resamples of the prompts, compared in neighbouring pairs.
+
+    Returns:
+        Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over (draw,)
+        `n_edges`. Two empty circuits agree wholly.
+
+    Raises:
+        CircuitError: scores without examples, or too few draws.
+    """
+    if "example" not in getattr(scores, "dims", ()):
+        raise CircuitError("stability: scores of every prompt are needed: score_edges(..., keep=('example',)).")
+    if not scores.sizes["example"]:
+        raise CircuitError("stability: there is no prompt to draw again.")
+    check_level(level)
+    check_seed(seed)
+    if type(draws) is not int or draws < 2:
+        raise CircuitError(f"stability: draws={draws}; at least two circuits are compared.")
+    rng = np.random.default_rng(seed)
+    n = scores.sizes["example"]
+    found = []
+    for _ in range(draws):
+        sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
+        made = find(sample)
+        if not isinstance(made, Circuit):
+            raise CircuitError(f"stability: find= must return a Circuit, and it returned {type(made).__name__}.")
+        found.append(made)
+    if any(one.graph != found[0].graph for one in found):
+        raise CircuitError("stability: find= returned circuits of different graphs, which share no edges to compare.")
+    found = [one.edges for one in found]
+    both = [(float((a & b).sum()), float((a | b).sum())) for a, b in pairwise(found)]
+    each = np.array([shared / either if either else 1.0 for shared, either in both])
+    low, high = central(each, level)
+    data = {"jaccard": each.mean(), "low": low, "high": high, "n_edges": ("draw", np.array([int(e.sum()) for e in found]))}
+    return xr.Dataset(data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level}))

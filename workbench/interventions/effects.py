@@ -1,0 +1,201 @@
+"""The effect of editing sites, one at a time: patching, ablation, steering and attribution are values and methods.
+
+`effect = m(edited) - m(base)`, per example: ablating a supporting site is negative.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.engine.fast.cohorts import Element
+from workbench.engine.continuations import bind
+from workbench.engine.values import Bound, Value, check_value
+from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.hooked.sweep import ReferenceSweep, Runs
+from workbench.engine.run import as_sites, check_positions
+from workbench.engine.fast.sweep import Sweep
+from workbench.engine.fast.base_run import Base
+from workbench.errors import EditError, MetricError, SiteError, UnknownName
+from workbench.interventions.gradients import atp_star, gradient, integrated
+from workbench.models.load import one_fingerprint
+from workbench.results import effect_array
+from workbench.sites import Grid, Shape, Site
+from workbench.metrics.continuations import Expansion, expand
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
+from workbench.prompts.pairs import PromptPairs, Prompts
+
+METHODS = ("exact", "gradient", "integrated", "atp-star")
+Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
+
+
+@one_fingerprint()
+def effects(
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    sites: Sites,
+    value: Value,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    base: Literal["clean", "corrupt"] | str = "clean",
+    method: Literal["exact", "gradient", "integrated", "atp-star"] | str = "exact",
+    steps: int = 32,
+    normalized: bool = False,
+    budget: int | None = None,
+    readout: torch.dtype | None = None,
+    progress: bool = True,
+) -> xr.DataArray:
+    """How the metric changes when the run `base` is edited at each site in turn: m(edited) - m(base).
+
+    `base="clean"` with `value=from_store(corrupt)` is noising, `base="corrupt"` with `from_store(clean)` denoising.
+
+    Args:
+        sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
+        value: what is written there.
+        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. `sequence_logprob_diff` reads
+            answers of several tokens, each in a run of its own; edits touch the prompt's positions only.
+        method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all;
+            "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one kind and layer moving
+            together: over a full cut of the graph the effects then add up to m(all edited) - m(base), and
+            attrs["completeness_gap"] says by how much they do not.
+            "atp-star" is the gradient with attention recomputed for q and k and with layers dropped (2403.00745).
+        steps: midpoints on that way.
+        normalized: divide by m(other run) - m(base) of each example: 1 is full recovery.
+        budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in pieces.
+        readout: precision of the final norm and the unembedding, as torch.float32 for a bfloat16 model.
+        progress: whether to show a bar; `explain` says beforehand what an exact call will take.
+
+    Returns:
+        DataArray (example, *axes of the grid) or (example, site). Cells beyond the length of an example, at a named
+        position that it lacks, or at a key that the query does not see, are NaN.
+
+    Raises:
+        SiteError, MetricError, StoreError, PromptError, EditError: see the messages; nothing is left behind.
+
+    Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution patching,
+    Syed et al. 2310.10348.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero()).dims
+    ('example', 'layer', 'head')
+    """
+    if method not in METHODS:
+        raise UnknownName("method of effects", method, METHODS)
+    if steps < 1:
+        raise EditError(f"effects: steps={steps}; the way from a to e(a) needs at least one point.")
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    if method != "exact":
+        runs.metric.check_attributable(base)
+    elements, dims, coords, bound = _asked(runs, rows, sites, value)
+    more: dict[str, Any] = {}
+    if method == "gradient":
+        table = gradient(runs, elements, bound, progress=progress)
+    elif method == "atp-star":
+        if not rows.plain:
+            raise MetricError(
+                f"atp-star takes sizes prompt by prompt, which answers of several tokens ({rows.metric.name}) do not allow."
+            )
+        table = atp_star(runs, elements, bound, progress=progress)
+    elif method == "integrated":
+        table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
+        names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
+        more = {"steps": steps, "completeness_gap": max(names.values(), key=abs), "completeness_gaps": json.dumps(names)}
+    else:
+        sweep, _ = _sweep(runs, elements, bound)
+        table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
+    has: dict[Any, Tensor] = {}
+    for j, element in enumerate(elements):
+        where = tuple((site.kind, site.pos, site.key_pos) for site in element)
+        if where not in has:
+            has[where] = torch.stack([bound.has(site) for site in element]).all(0)
+        table[~has[where], j] = float("nan")
+    table = rows.combine(table)
+    if normalized:
+        table = table / _apart(rows.combine(runs.distance()))[:, None]
+    asked = as_metric(metric)
+    kind = sites.kind if isinstance(sites, Grid) else "sites"
+    attrs = pairs.attrs(model) | {
+        "kind": "effects", "sites": kind, "value": value.describe(), "metric": asked.name,
+        "unit": "share" if normalized else asked.unit, "method": method, "base": base, "normalized": normalized, **more,
+    }  # fmt: skip
+    shape = (len(pairs), *(len(labels) for labels in coords.values()))
+    coords = {"example": np.arange(len(pairs)), **coords}
+    return effect_array(table.reshape(shape), ("example", *dims), coords, name="effect", attrs=attrs)
+
+
+def explain_effects(runs: Runs, rows: Expansion, sites: Sites, value: Value) -> Plan:
+    """What `effects` will do and cost."""
+    elements, _, _, bound = _asked(runs, rows, sites, value)
+    sweep, why = _sweep(runs, elements, bound)
+    return Plan.of(sweep, why)
+
+
+def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+    """m(other run) - m(base), NaN with a warning where it is ~0."""
+    flat = gap.abs() < 1e-6
+    if bool(flat.any()):
+        text = f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
+        warnings.warn(text, stacklevel=3)
+    return gap.masked_fill(flat, float("nan"))
+
+
+def _asked(
+    runs: Runs, rows: Expansion, sites: Sites, value: Any
+) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
+    """The elements with their axes, and the value bound to the prompts; everything that can be wrong is checked."""
+    runs.check()
+    check_value(value)
+    elements, dims, coords = _elements(sites, runs.model, rows.asked.side(runs.side))
+    if any(site.pos is None for element in elements for site in element):
+        rows.asked.check_equal_lengths("Whole-sequence edits need equal lengths; edit named positions instead (pos=['END']).")
+    return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)
+
+
+def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[Sweep | ReferenceSweep, str]:
+    """The edited runs on the engine that can take them, and why that one."""
+
+    def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
+        part = bound if len(examples) == len(runs.prompts) else bound.select(examples)
+        return [Element(tuple((site, part) for site in element)) for element in elements]
+
+    keys = frozenset(site.key for element in elements for site in element)
+    decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
+    if decoder is None:
+        return ReferenceSweep(runs, make, len(elements)), why
+    return Sweep(decoder, runs, keys, make, len(elements)), why
+
+
+def _elements(sites: Sites, model: Any, prompts: Prompts) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any]]:
+    if isinstance(sites, Grid):
+        spelled = sites.at_length(int(prompts.lengths.max()))
+        elements: list[tuple[Site, ...]] = [(site,) for site in spelled]
+        dims, coords = tuple(spelled.coords), {axis: np.asarray(labels) for axis, labels in spelled.coords.items()}
+    else:
+        given = [sites] if isinstance(sites, Site | str) else list(sites)
+        elements = [as_sites(element) for element in given]
+        dims, coords = ("site",), {"site": [" + ".join(map(str, element)) for element in elements]}
+    if not elements or not all(elements):
+        raise SiteError("effects: sites is empty. Name at least one site, as in sites=grid('z', model).")
+    shape, seen = Shape.of(model), set()
+    for site in (site for element in elements for site in element):
+        site.check(shape)
+        where = site.kind, site.pos, site.key_pos
+        if where not in seen and not (isinstance(sites, Grid) and _unseen(site)):
+            seen.add(where)
+            check_positions(site, prompts)
+    return elements, dims, coords
+
+
+def _unseen(site: Site) -> bool:
+    """Whether it is a cell of a grid of patterns whose query does not see the key."""
+    return isinstance(site.pos, int) and isinstance(site.key_pos, int) and site.key_pos > site.pos

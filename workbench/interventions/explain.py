@@ -1,0 +1,55 @@
+"""What a call will do and cost, before it is made."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from workbench.engine.values import Value
+from workbench.engine.select import Plan
+from workbench.engine.hooked.sweep import Runs
+from workbench.interventions.effects import Sites, explain_effects
+from workbench.interventions.paths import Nodes, explain_paths
+from workbench.models.load import one_fingerprint
+from workbench.metrics.continuations import expand
+from workbench.metrics.metric import Metric
+from workbench.prompts.pairs import PromptPairs
+
+
+@one_fingerprint()
+def explain(
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    value: Value,
+    sites: Sites | None = None,
+    senders: Nodes | None = None,
+    receivers: Nodes | None = None,
+    paths: str | Sequence[str] | None = None,
+    mlps: Literal["frozen", "recomputed"] | str = "frozen",
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    base: Literal["clean", "corrupt"] | str = "clean",
+    budget: int | None = None,
+    readout: torch.dtype | None = None,
+) -> Plan:
+    """The plan of `effects(..., sites=)` or, without sites, of `path_effects(..., senders=, receivers=, paths=)`.
+
+    It says which engine takes the call and why, how many edited prompts are run and how many skipped as provably zero,
+    the FLOPs and token-layers of it, and the peak memory under the budget. Nothing is run, but for the check that the
+    fast engine makes when a model is first used.
+
+    Raises:
+        What the call itself would.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> wb.explain(model, pairs, sites=wb.grid("z", model), value=wb.zero()).path
+    'staircase'
+    """
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    if sites is not None:
+        return explain_effects(runs, rows, sites, value)
+    return explain_paths(runs, rows, senders, receivers, paths, value, mlps)

@@ -1,0 +1,274 @@
+"""Path patching: what reaches a reader from a writer along one path, and what that does to the metric.
+
+The base run, with the inputs of some readers set to what they would be had the senders written another value and
+everything else but, if wanted, the MLPs on the way stayed as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.engine.fast.cohorts import Element
+from workbench.engine.continuations import bind
+from workbench.engine.values import Bound, Places, Value, check_value
+from workbench.engine.hooked.paths import HookedPaths
+from workbench.engine.nodes import Reader, Writer, middle, readers, writer
+from workbench.engine.fast.paths import PathSweep, Route
+from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.hooked.sweep import ReferenceSweep, Runs
+from workbench.engine.fast.base_run import Base
+from workbench.errors import SiteError, StoreError, UnknownName
+from workbench.circuit.graph import Graph
+from workbench.models.load import model_fingerprint, one_fingerprint
+from workbench.results import effect_array
+from workbench.sites import Shape
+from workbench.stores.store import ActivationStore
+from workbench.metrics.continuations import Expansion, expand
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
+from workbench.prompts.pairs import PromptPairs, Prompts
+
+MLPS = ("frozen", "recomputed")
+Nodes = str | Sequence[str | tuple[str, ...]]
+
+
+@one_fingerprint()
+def path_effects(
+    model: Any,
+    pairs: PromptPairs,
+    *,
+    senders: Nodes | None = None,
+    receivers: Nodes | None = None,
+    paths: str | Sequence[str] | None = None,
+    value: Value,
+    mlps: Literal["frozen", "recomputed"] | str,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    base: Literal["clean", "corrupt"] | str = "clean",
+    store: ActivationStore | None = None,
+    budget: int | None = None,
+    readout: torch.dtype | None = None,
+    progress: bool = True,
+) -> xr.DataArray:
+    """How the metric changes when only a path carries another value: m(patched) - m(base), per example.
+
+    The receivers' inputs are set to what they would be if the senders wrote the other value while all other heads wrote
+    what they do in the base run; then the base run goes on from there, everything else free. Exact, norms included.
+
+    Args:
+        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all of these but
+            neurons. A sequence is a sweep; an element that is a tuple of names is patched together.
+        receivers: readers: `a9.6<q>`, `a5.2<k>` (a kv head), `m3`, `m3:113`, `logits` (the default), each at every position or
+            at one, `a9.6<q>@END`. A bare head is its three readers. A sequence is a sweep, a tuple is a set.
+        paths: whole paths instead, as in `input->a2.2->a5.5<k>->a9.9<q>->logits`. An arrow is a direct edge;
+            `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with the changed input
+            minus its output in the base run.
+        value: what the senders write, as in `effects`; heads write z . W_O.
+        mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed" from what
+            reaches them, as in the IOI paper. Both are in the literature, and give different numbers.
+        store: the base run's activations, where they are known: they are not computed again.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value at the prompt's
+            positions only, and what comes of it is followed everywhere.
+
+    Returns:
+        DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver, or an
+        example lacks the position.
+
+    Raises:
+        SiteError: no such node or path.  UnknownName: `mlps`.  StoreError: `store` is of another run.
+        MetricError, PromptError, EditError: as in `effects`.
+
+    Source: Wang et al. 2211.00593; Goldowsky-Dill et al. 2304.05969.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> made = wb.path_effects(model, pairs, senders="heads", receivers="logits", value=wb.zero(), mlps="frozen")
+    >>> made.dims, made.shape
+    (('example', 'writer', 'reader'), (4, 32, 1))
+    """
+    rows = expand(model, pairs, metric)
+    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    routes, coords, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
+    if store is not None and not rows.plain:
+        raise StoreError(
+            f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no store of prompts holds. "
+            "Leave out store=."
+        )
+    sweep, _ = _sweep(runs, routes, bound, mlps, store)
+    table = rows.combine(sweep.run(progress=progress, what="paths"))
+    for route in routes:
+        absent = _absent(route, pairs.side(base))
+        if absent is None or bool(absent.any()):
+            table[slice(None) if absent is None else absent, route.column] = float("nan")
+    asked = as_metric(metric)
+    attrs = pairs.attrs(model) | {
+        "kind": "paths", "value": value.describe(), "metric": asked.name, "unit": asked.unit, "mlps": mlps,
+        "base": base, "engine": sweep.engine,
+    }  # fmt: skip
+    shape = (len(pairs), *(len(names) for names in coords.values()))
+    labels = {"example": np.arange(len(pairs)), **{axis: np.asarray(names) for axis, names in coords.items()}}
+    return effect_array(table.reshape(shape), tuple(labels), labels, name="effect", attrs=attrs)
+
+
+def explain_paths(
+    runs: Runs,
+    rows: Expansion,
+    senders: Nodes | None,
+    receivers: Nodes | None,
+    paths: str | Sequence[str] | None,
+    value: Value,
+    mlps: str,
+) -> Plan:
+    """What `path_effects` will do and cost."""
+    routes, _, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
+    return Plan.of(*_sweep(runs, routes, bound, mlps, None))
+
+
+def _asked(
+    runs: Runs,
+    rows: Expansion,
+    senders: Nodes | None,
+    receivers: Nodes | None,
+    paths: str | Sequence[str] | None,
+    value: Any,
+    mlps: str,
+) -> tuple[list[Route], dict[str, list[str]], Bound]:
+    """The routes, the axes of their columns and the bound value; everything that can be wrong is checked."""
+    runs.check()
+    check_value(value)
+    if mlps not in MLPS:
+        raise UnknownName("treatment of MLPs on the way", mlps, MLPS)
+    shape = Shape.of(runs.model)
+    if paths is not None and (senders is not None or receivers is not None):
+        raise SiteError("path_effects: give senders and receivers, or whole paths, not both.")
+    if paths is None:
+        routes, coords = _grid(shape, senders, receivers)
+    else:
+        given = [paths] if isinstance(paths, str) else list(paths)
+        routes, coords = [_path(text, shape, column) for column, text in enumerate(given)], {"path": given}
+        if not given:
+            raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
+    prompts = rows.asked.side(runs.side)
+    for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
+        if not bool((prompts.at(place) >= 0).any()):
+            raise SiteError(f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens.")
+    rows.asked.check_equal_lengths("Paths need equal lengths within a pair.")
+    return routes, coords, bind(runs.model, rows, value, side=runs.side)
+
+
+def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
+    """Every sender into every receiver."""
+    asked = _elements(senders_named(senders, shape), "senders")
+    sent = [_distinct([writer(name, shape) for name in names]) for names in asked]
+    received = _elements("logits" if receivers is None else receivers, "receivers")
+    routes = []
+    for column, (writers, names) in enumerate(product(sent, received)):
+        reached = _reached(writers, [reader for name in names for reader in readers(name, shape)])
+        routes.append(Route(writers, (), reached, column))
+    return routes, {"writer": [" + ".join(names) for names in asked], "reader": [" + ".join(names) for names in received]}
+
+
+def senders_named(given: Nodes | None, shape: Shape) -> Nodes:
+    """The writers that "heads", "mlps" or None stand for; anything else as it is."""
+    known = list(Graph(shape).writers)
+    if given is None:
+        return known
+    if isinstance(given, str) and given in ("heads", "mlps"):
+        return [name for name in known if name.startswith(given[0].replace("h", "a"))]
+    return given
+
+
+def _elements(given: Nodes, what: str) -> list[tuple[str, ...]]:
+    if isinstance(given, tuple):
+        listed: list[Any] = [given] if all(isinstance(each, str) for each in given) else list(given)
+    else:
+        listed = [given] if isinstance(given, str) else list(given)
+    made = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
+    if not made or not all(made):
+        raise SiteError(f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'.")
+    return made
+
+
+def _path(text: str, shape: Shape, column: int) -> Route:
+    """The route of a path's string form."""
+    names = [name.strip() for name in text.split("->")]
+    if len(names) < 2 or not all(names):
+        raise SiteError(f"{text!r} is not a path. Write WRITER->...->READER, as in input->a2.2->a5.5<k>->a9.9<q>->logits.")
+    senders, last = (writer(names[0], shape),), readers(names[-1], shape)
+    middles = [middle(name, shape) for name in names[1:-1]]
+    writers = [senders, *(written for _, written in middles)]
+    for i, (sent, read) in enumerate(zip(writers, [*(read for read, _ in middles), last], strict=True)):
+        if not any(each.reaches(reader) for each in sent for reader in read):
+            raise SiteError(
+                f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come before it."
+            )
+    return Route(senders, tuple(middles), _reached(writers[-1], last), column)
+
+
+def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
+    """Each writer once, and no neuron of an MLP that is set as a whole."""
+    whole = {each.site.layer for each in writers if each.is_mlp}
+    return tuple(dict.fromkeys(each for each in writers if each.site.kind != "mlp_post" or each.site.layer not in whole))
+
+
+def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
+    """The readers that come after a writer, each once; where the logits' input is set, nothing else matters."""
+    found = dict.fromkeys(reader for reader in read if any(each.reaches(reader) for each in writers))
+    end = [reader for reader in found if reader.port == "logits" and reader.pos is None]
+    return tuple(end) or tuple(reader for reader in found if reader.pos is None or reader.whole not in found)
+
+
+def _readers(route: Route) -> Iterator[Reader]:
+    for read, _ in route.middles:
+        yield from read
+    yield from route.receivers
+
+
+def _absent(route: Route, prompts: Prompts) -> Tensor | None:
+    """[example]: whether an example lacks a position of the route; None where nothing goes along it."""
+    if not route.receivers:
+        return None
+    missing = [~Places.of(reader.site, prompts).has for reader in _readers(route)]
+    return torch.stack(missing).any(0)
+
+
+def _sweep(
+    runs: Runs, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
+) -> tuple[PathSweep | ReferenceSweep, str]:
+    """The patched paths on the engine that can take them, and why that one."""
+    recompute = mlps == "recomputed"
+
+    def chosen(examples: Sequence[int]) -> Bound:
+        return bound if len(examples) == len(runs.prompts) else bound.select(examples)
+
+    def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
+        hooked = HookedPaths(runs.model, chosen(examples), recompute=recompute)
+        return [hooked.element(route) if route.receivers else Element(()) for route in routes]
+
+    if store is not None:
+        _check_store(store, runs)
+    decoder, why = fast_decoder(runs.model, runs.longest)
+    if decoder is None:
+        return ReferenceSweep(runs, make, len(routes)), why
+    keys = frozenset(reader.site.key for route in routes for reader in route.receivers if not route.into_logits)
+    alike: dict[Any, list[Route]] = {}
+    for route in routes:
+        alike.setdefault((route.middles, route.receivers), []).append(route)
+    ordered = tuple(route for group in alike.values() for route in group)
+    settings = {"bind": chosen, "recompute": recompute, "store": store}
+    return PathSweep(decoder, runs, keys, make, len(routes), ordered, **settings), why
+
+
+def _check_store(store: ActivationStore, runs: Runs) -> None:
+    if store.model != model_fingerprint(runs.model):
+        raise StoreError(f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one.")
+    for i, prompt_id in enumerate(runs.prompts.ids):
+        if store.example(prompt_id) is None:
+            raise StoreError(
+                f"path_effects: the store does not hold prompt {i} of the {runs.side} run. Pass the store of the run that is patched."
+            )

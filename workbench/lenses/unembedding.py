@@ -1,0 +1,159 @@
+"""From the residual stream to logits: the model's own final norm and unembedding, for the whole vocabulary or a part."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.engine.hooked.block import Norm, final_norm
+from workbench.engine.hooked.forward import forward, memory_budget
+from workbench.errors import ModelError, PromptError, StoreError
+from workbench.models.load import model_device, model_fingerprint, model_name
+from workbench.sites import Shape
+from workbench.stores.store import ActivationStore, SiteView
+
+CHUNK = 2**14
+
+
+@dataclass(frozen=True, eq=False)
+class ReadOut:
+    """What the model would say of a vector in its residual stream. Made by `of`, which checks it against the model.
+
+    Attributes:
+        tokens: [token] those of the vocabulary that are read, or None for all.
+    """
+
+    model: Any
+    tokens: Int[Tensor, "token"] | None = None
+
+    @classmethod
+    def of(cls, model: Any, tokens: Sequence[int] | Tensor | None = None) -> "ReadOut":
+        """Raises `ModelError` when norm and unembedding of the last stream are not the model's logits (four tokens)."""
+        made = cls(model, None if tokens is None else cls._checked(model, tokens))
+        shape = Shape.of(model)
+        last = ("resid_post", shape.n_layers - 1)
+        result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
+        logits = result.logits[0]
+        stream = result.recorded[last][0]
+        for read, wanted in ((cls(model), logits), (made, logits if made.tokens is None else logits[:, made.tokens])):
+            worst = float((read(stream).detach() - wanted).abs().max())
+            if worst > 1e-3 * float(logits.abs().max()):
+                raise ModelError(
+                    f"The logits of this model are not its final norm and unembedding (difference {worst:.2g}): it scales "
+                    "them afterwards, so the logit lens would not end in its own output."
+                )
+        return made
+
+    @staticmethod
+    def _checked(model: Any, tokens: Sequence[int] | Tensor) -> Tensor:
+        chosen, size = torch.as_tensor(tokens).to(model_device(model)), Shape.of(model).d_vocab
+        if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
+            raise PromptError(f"A vocabulary is a list of at least one token id, not {str(tokens)[:60]}.")
+        if int(chosen.min()) < 0 or int(chosen.max()) >= size or len(chosen.unique()) < len(chosen):
+            raise PromptError(f"A vocabulary names token ids from 0 to {size - 1}, each once; not {str(tokens)[:60]}.")
+        return chosen
+
+    @cached_property
+    def norm(self) -> Norm:
+        return final_norm(self.model)
+
+    @cached_property
+    def bias(self) -> Float[Tensor, "vocab"]:
+        """What the unembedding gives for zero."""
+        weight = self.model.W_U
+        return self.model.unembed(weight.new_zeros(1, 1, len(weight)))[0, 0].detach()
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        return self.model.W_U.detach()[:, self.tokens], self.bias[self.tokens]
+
+    def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
+        """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
+        rows = stream.to(self.model.W_U)[None]  # a store may hold another precision than the model's
+        if self.tokens is None:
+            logits = self.model.unembed(self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows)[0]
+        else:
+            weight, bias = self._columns
+            logits = (self.norm(rows)[0] @ weight) + bias
+        cap = getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def rows_at_once(self, budget: int | None, *, copies: int = 4) -> int:
+        """How many residual vectors can be read out under a memory budget, keeping `copies` numbers for each logit."""
+        width = Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
+        budget = memory_budget(model_device(self.model), budget)
+        size = 4 * (copies * width + 4 * Shape.of(self.model).d_model)
+        return max(1, min(CHUNK, int(budget // size)))
+
+    def index(self, table: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
+        """Where tokens stand among those that are read; -1 stays. Raises `PromptError` for one that is not among them."""
+        if self.tokens is None:
+            return table
+        places = torch.full((Shape.of(self.model).d_vocab,), -1)
+        places[self.tokens.cpu()] = torch.arange(len(self.tokens))
+        found = places[table.cpu().clamp(min=0)].where(table.cpu() >= 0, -1)
+        missing = table.cpu()[(found < 0) & (table.cpu() >= 0)]
+        if len(missing):
+            raise PromptError(f"Target token {int(missing[0])} is not in vocabulary=, which has {len(self.tokens)} tokens.")
+        return found
+
+
+def check_store(store: ActivationStore, model: Any, what: str) -> None:
+    """Raise `StoreError` when a store is of another model."""
+    if store.model != model_fingerprint(model):
+        raise StoreError(f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}.")
+
+
+def needed(store: ActivationStore, kind: str, what: str, *, layers: Sequence[int] | None = None) -> list[int]:
+    """The layers of a kind in a store (or those asked for). Raises `StoreError` when there are none or one is missing."""
+    there = store.layers(kind)
+    if not there:
+        raise StoreError(f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}].")
+    missing = [layer for layer in layers or () if layer not in there]
+    if missing:
+        raise StoreError(f"{what} needs {kind}[{missing[0]}]; the store holds layers {there} of it.")
+    return there if layers is None else list(layers)
+
+
+def last_stream(store: ActivationStore, last: int, what: str) -> SiteView:
+    """The last layer's `resid_post`, of which the logits are read. Raises `StoreError` where the store lacks it."""
+    return store["resid_post", needed(store, "resid_post", what, layers=[last])[0]]
+
+
+def token_rows(view: SiteView) -> tuple[Tensor, Tensor]:
+    """The prompt and the position of every row. Raises `StoreError` for means over prompts, which lie at no position."""
+    if bool((view.row_positions < 0).any()):
+        raise StoreError(f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions.")
+    return view.row_prompts, view.row_positions
+
+
+def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive rows of a site, up to `size` at a time, and which they are."""
+    for start in range(0, len(view), size):
+        rows = slice(start, min(start + size, len(view)))
+        yield rows, view.data.part(rows.start, rows.stop)
+
+
+def one_token(targets: Tensor, store: ActivationStore, model: Any, name: str) -> Tensor:
+    """[example, alternative, 1] tokens, -1 where there is no alternative; `name` says in errors whose they are."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
+    size = Shape.of(model).d_vocab
+    if bool((targets >= size).any()):
+        raise PromptError(f"{name} has token {int(targets.max())}; the model's vocabulary has {size}.")
+    table = targets[:, None, None] if targets.ndim == 1 else targets
+    if table.ndim != 3 or len(table) != len(store.prompts):
+        raise PromptError(
+            f"{name} has shape {tuple(targets.shape)}; it needs [example] or [example, alternative, token] "
+            f"for {len(store.prompts)} prompts."
+        )
+    if bool(((table >= 0).sum(-1) > 1).any()):
+        raise PromptError(f"{name} has continuations of several tokens; it reads one token.")
+    without = ((table >= 0).flatten(1).sum(1) == 0).nonzero()
+    if len(without):
+        raise PromptError(f"{name} has no token for example {int(without[0])}.")
+    return table[:, :, :1]

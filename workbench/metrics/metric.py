@@ -1,0 +1,273 @@
+"""How an outcome is measured, per example. Metrics are frozen objects that are not bound to prompts.
+
+A metric is called with the logits it reads, the pairs they belong to, and the logits of the unedited clean run
+(`reference`). The built-in ones read the last position (`END`) and get `[example, vocab]`; a callable of your own gets
+`[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`, `[example, vocab]`.
+
+`sequence_logprob` and `sequence_logprob_diff` read answers of several tokens. The tokens of an answer are read behind
+each other, so every answer is a run of its own: `tasks.continuations` makes those runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import MetricError, NotFinite, UnknownName
+from workbench.prompts.pairs import PromptPairs, Prompts
+
+Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named measure of a run.
+
+    Attributes:
+        function: `(logits, pairs, reference) -> [example]`.
+        positions: "END" (logits are [example, vocab]), "all" ([example, pos, vocab]; equal lengths only) or "continuation"
+            ([example, step, vocab] from `END` to the last position).
+        needs: which of the pairs' tables it reads, `answers` and `wrong`: at least one alternative, and unless it reads a
+            continuation, one token each.
+        whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
+        needs_reference: whether it compares with the clean run. It is then flat there: nothing can be attributed to it.
+        higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
+        rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be measured
+            together; otherwise the function is called once per run, with every example.
+        unit: of the result.
+    """
+
+    name: str
+    function: Function
+    positions: Literal["END", "all", "continuation"] | str = "END"
+    needs: tuple[Literal["answers", "wrong"], ...] = ()
+    whole_vocabulary: bool = True
+    needs_reference: bool = False
+    higher_is_better: bool = True
+    unit: str = ""
+    rowwise: bool = False
+
+    @property
+    def continued(self) -> bool:
+        """Whether it reads answers of several tokens, a run for each."""
+        return self.positions == "continuation"
+
+    def rows(self, pairs: PromptPairs) -> Tensor | None:
+        """The vocabulary rows it reads, or None for all of them."""
+        if self.whole_vocabulary:
+            return None
+        tokens = torch.cat([getattr(pairs, table).flatten() for table in self.needs])
+        return torch.unique(tokens[tokens >= 0])
+
+    def check(self, pairs: PromptPairs) -> None:
+        """Raise `MetricError` when these prompts cannot be measured with it."""
+        if self.positions == "all" and not (bool((pairs.clean.lengths == pairs.clean.lengths[0]).all()) and pairs.equal_lengths):
+            raise MetricError(
+                f"The metric {self.name!r} reads every position, and these prompts differ in length. "
+                "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads the last position."
+            )
+        for table in self.needs:
+            self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
+
+    def check_attributable(self, base: str = "clean") -> None:
+        """Raise `MetricError` when its gradient at that run says nothing: it compares the clean run with itself."""
+        if self.needs_reference and base == "clean":
+            raise MetricError(
+                f"The metric {self.name!r} compares with the clean run, so its gradient there is zero and every score would be "
+                "noise. Use logit_diff, prob_diff or nll, or the exact method."
+            )
+
+    def _check_table(self, word: str, table: Tensor) -> None:
+        long = (table >= 0).sum(-1) > 1
+        if bool(long.any()) and not self.continued:
+            example = int(long.any(-1).nonzero()[0])
+            tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
+            raise MetricError(
+                f"The metric {self.name!r} reads one token, and the {word} of example {example} has {len(tokens)} "
+                f"(ids {tokens}). Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
+            )
+        none = (table >= 0).flatten(1).sum(1) == 0
+        if bool(none.any()):
+            example = int(none.nonzero()[0])
+            raise MetricError(f"The metric {self.name!r} needs the {word} of every example; example {example} has none.")
+
+    def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
+        """The part of the logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
+        places = self.places(prompts)
+        if places is None:
+            return logits
+        rows = torch.arange(len(prompts), device=logits.device)
+        return logits[rows.view(-1, *[1] * (places.ndim - 1)), places.to(logits.device)]
+
+    def places(self, prompts: Prompts) -> Int[Tensor, "example *step"] | None:
+        """The positions that it reads: [example], or [example, step] of a continuation; None for all."""
+        if self.positions == "all":
+            return None
+        return prompts.from_end() if self.continued else prompts.at("END")
+
+    def __call__(self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None) -> Float[Tensor, "example"]:
+        """The measure of each example, in float32 (float64 stays).
+
+        Raises:
+            NotFinite: the logits or the metric.  MetricError: the function does not return one number per example.
+        """
+        if self.needs_reference and reference is None:
+            raise MetricError(f"The metric {self.name!r} compares with the clean run: give its logits as reference.")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not bool(torch.isfinite(logits).all()):
+            bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
+            raise NotFinite(
+                f"The logits of example {bad} are not finite. Check the edit (a scale or a constant that is too large) "
+                "and the model's dtype."
+            )
+        measured = self.function(logits, pairs, reference)
+        if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
+            shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
+            raise MetricError(
+                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must return one number per "
+                "example, a tensor of shape [example]; averaging is yours to do afterwards."
+            )
+        if not bool(torch.isfinite(measured).all()):
+            bad = int((~torch.isfinite(measured)).nonzero()[0])
+            raise NotFinite(f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.")
+        return measured
+
+
+def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None) -> Metric:
+    """A metric from a name, a metric, or a function of your own `logits -> [example]`.
+
+    Args:
+        positions: what a function gets: "all" [example, pos, vocab] (the default) or "END" [example, vocab].
+
+    Raises:
+        UnknownName: no metric of that name.  MetricError: `positions` with a metric that has its own.
+
+    >>> metric("logit_diff").unit
+    'logits'
+    """
+    if positions not in (None, "END", "all"):
+        raise UnknownName("choice of positions", positions, ("END", "all"))
+    if positions is not None and not (callable(given) and not isinstance(given, Metric)):
+        raise MetricError(f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs.")
+    if isinstance(given, Metric):
+        return given
+    if callable(given):
+        name = getattr(given, "__name__", type(given).__name__)
+        return Metric(name, lambda logits, pairs, reference: given(logits), positions=positions or "all")
+    if given not in BUILT_IN:
+        raise UnknownName("metric", given, BUILT_IN)
+    return BUILT_IN[given]
+
+
+def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The values at the first token of every alternative, and which of them are real."""
+    tokens = table[:, :, 0].to(logits.device)
+    if int(tokens.max()) >= logits.shape[1]:
+        raise MetricError(f"Token id {int(tokens.max())} is outside the vocabulary of {logits.shape[1]}.")
+    return logits.gather(1, tokens.clamp(min=0)), tokens >= 0
+
+
+def alternatives_mean(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table` [example, alternative, token]."""
+    values, real = _at(logits, table)
+    return (values * real).sum(1) / real.sum(1)
+
+
+def alternatives_mass(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the probability of any of the alternatives."""
+    values, real = _at(logits.softmax(-1), table)
+    return (values * real).sum(1)
+
+
+def best_alternative(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the highest logit among the alternatives."""
+    values, real = _at(logits, table)
+    return values.masked_fill(~real, float("-inf")).max(1).values
+
+
+def alternatives_logprob(
+    logits: Float[Tensor, "example step vocab"], table: Int[Tensor, "example alternative token"]
+) -> Float[Tensor, "example alternative"]:
+    """The summed log-probability of the tokens of each alternative, read step by step; 0 for those that are not real.
+
+    Raises:
+        MetricError: more tokens than steps, or an id outside the vocabulary.
+    """
+    longest = int((table >= 0).sum(-1).max())
+    if longest > logits.shape[1]:
+        raise MetricError(
+            f"Answers have up to {longest} tokens and the runs go on for {logits.shape[1]}: answers of several tokens need runs "
+            "of their own, workbench.metrics.continuations.expand(model, pairs, metric)."
+        )
+    if int(table.max()) >= logits.shape[2]:
+        raise MetricError(f"Token id {int(table.max())} is outside the vocabulary of {logits.shape[2]}.")
+    tokens = table[:, :, :longest].to(logits.device)
+    steps = logits[:, :longest].log_softmax(-1)
+    found = steps.transpose(1, 2).gather(1, tokens.clamp(min=0))
+    return (found * (tokens >= 0)).sum(-1)
+
+
+def _sequence(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: the mean of the alternatives' log-probabilities."""
+    real = (table >= 0).any(-1).to(logits.device)
+    return alternatives_logprob(logits, table).sum(1) / real.sum(1)
+
+
+def _sequence_logprob(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _sequence(logits, pairs.answers)
+
+
+def _sequence_logprob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return _sequence(logits, pairs.answers) - _sequence(logits, pairs.wrong)
+
+
+def _logit_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return alternatives_mean(logits, pairs.answers) - alternatives_mean(logits, pairs.wrong)
+
+
+def _prob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return alternatives_mass(logits, pairs.answers) - alternatives_mass(logits, pairs.wrong)
+
+
+def _kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    expected, got = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
+    return (expected.exp() * (expected - got)).sum(-1)
+
+
+def _nll(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    values, real = _at(logits.log_softmax(-1), pairs.answers)
+    return -values.masked_fill(~real, float("-inf")).logsumexp(1)
+
+
+def rank_of_best(logits: Tensor, table: Tensor) -> Tensor:
+    """[example]: how many tokens of the vocabulary are ahead of the best alternative."""
+    return (logits > best_alternative(logits, table)[:, None]).sum(1).to(logits.dtype)
+
+
+def _rank(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return rank_of_best(logits, pairs.answers)
+
+
+def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
+    return (best_alternative(logits, pairs.answers) > best_alternative(logits, pairs.wrong)).to(logits.dtype)
+
+
+BUILT_IN: dict[str, Metric] = {
+    made.name: made
+    for made in (
+        Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits", rowwise=True),
+        Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability", rowwise=True),
+        Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats", rowwise=True),
+        Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats", rowwise=True),
+        Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top", rowwise=True),
+        Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share", rowwise=True),
+        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=("answers",), unit="nats", rowwise=True),
+        Metric(
+            "sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=("answers", "wrong"), unit="nats", rowwise=True
+        ),
+    )
+}

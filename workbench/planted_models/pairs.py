@@ -1,0 +1,36 @@
+"""The prompts of a planted model as pairs, so that everything that takes pairs takes them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from workbench.planted_models.planted import Planted
+from workbench.prompts.pairs import PromptPairs, Prompts
+
+
+def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, split: str = "train") -> PromptPairs:
+    """Clean and corrupt prompts of a planted model, with its words as labels.
+
+    Args:
+        n: None: the prompts that the model came with; otherwise so many others, drawn with `seed` and `split`. Clean
+            prompts of the split "heldout" never occur in "train".
+
+    Raises:
+        ModelError: there are not so many different prompts.  UnknownName: `split`.
+
+    >>> import workbench as wb
+    >>> made = wb.planted("induction", n=4)
+    >>> pairs, heldout = wb.planted_pairs(made), wb.planted_pairs(made, n=8, split="heldout")
+    >>> len(pairs), len(heldout), pairs.clean.strings[0][0]
+    (4, 8, 'BOS')
+    """
+    used = planted if n is None else planted.drawn(n, seed=seed, split=split)
+    provenance = {
+        "task": f"planted-{used.name}", "variant": used.name, "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
+    }  # fmt: skip
+    return PromptPairs(_prompts(used.clean, used.words), _prompts(used.corrupt, used.words), used.answers, used.wrong, provenance)
+
+
+def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:
+    rows = tokens.tolist()
+    return Prompts.of(rows, strings=[[str(words[token]) for token in row] for row in rows], bos=True)

@@ -1,0 +1,241 @@
+"""Transformers whose weights are set by hand, so that the edges they use are known: the yardstick for finding circuits.
+
+Ground truth is relative to the counterfactual. An edge that carries only what the clean and the corrupt run share (a
+previous-token head reads positions) is used, and yet no corrupt patching can see it. So there are two true sets.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.errors import ModelError, UnknownName
+from workbench.planted_models import recipes
+from workbench.planted_models.blueprint import Setting
+from workbench.planted_models.recipes import Recipe
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe, how it is embedded, and which methods that makes it hard for."""
+
+    recipe: Callable[[int, float], Recipe]
+    setting: Setting
+    hard: str
+
+
+VARIANTS: dict[str, Variant] = {
+    "induction": Variant(
+        recipes.induction,
+        Setting(),
+        "Saturated attention: gradients into q and k vanish, so EAP misses all that decides where the heads look.",
+    ),
+    "induction-noisy": Variant(
+        recipes.induction,
+        Setting(gain=10, noise=0.006, decoys=5, extra=1),
+        "Every edge has some effect: rankings must tell small from large, and loud decoys have the largest activations.",
+    ),
+    "induction-ln": Variant(
+        recipes.induction,
+        Setting(norm="LN", gain=14, noise=0.002, decoys=5, neurons=4),
+        "Layer norms: whatever adds to the stream's length reaches every reader; MLPs that do nothing for the answer.",
+    ),
+    "ioi": Variant(
+        recipes.ioi,
+        Setting(gain=14, decoys=6),
+        "Four layers; two signals add up, so zeroing either alone changes little; three hard heads decide by q and k alone.",
+    ),
+    "ioi-noisy": Variant(
+        recipes.ioi,
+        Setting(gain=14, noise=0.006, decoys=6),
+        "As ioi, with small effects at most false edges: signed EAP ranks true edges of gradient zero among them.",
+    ),
+    "ioi-ln-gqa": Variant(
+        recipes.ioi,
+        Setting(norm="LN", group=2, gain=14, noise=0.002, decoys=7, neurons=4),
+        "As ioi, with norms, and kv heads shared with decoys: a method that splits k and v by query head fails.",
+    ),
+    "lookup": Variant(
+        recipes.lookup,
+        Setting(decoys=4, neurons=6, extra=1),
+        "A cell of a table: the gradient sees the neuron that is on; the one that the other run turns on is flat.",
+    ),
+    "lookup-noisy": Variant(
+        recipes.lookup,
+        Setting(gain=10, noise=0.005, decoys=4, neurons=6, extra=1),
+        "As lookup, with soft attention and small effects at most false edges.",
+    ),
+    "conjunction": Variant(
+        recipes.conjunction,
+        Setting(decoys=4, neurons=4, extra=1),
+        "An AND: where it is off, one input alone does nothing, and gradients there are exactly zero.",
+    ),
+    "conjunction-rms": Variant(
+        recipes.conjunction,
+        Setting(norm="RMS", gain=10, noise=0.002, decoys=4, neurons=4, extra=1),
+        "As conjunction, with RMS norms and noise.",
+    ),
+    "backup": Variant(
+        recipes.backup,
+        Setting(gain=16, decoys=4, extra=1),
+        "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: the backup covers for it.",
+    ),
+    "backup-gqa": Variant(
+        recipes.backup,
+        Setting(group=2, gain=10, noise=0.004, decoys=6),
+        "As backup, with kv heads that decoys share, and false edges whose effects exceed those of the redundant ones.",
+    ),
+    "negative": Variant(
+        recipes.negative,
+        Setting(gain=12),
+        "True edges that oppose: a signed ranking puts the negative head last of all, magnitude finds it.",
+    ),
+    "backup-negative": Variant(
+        recipes.backup_negative,
+        Setting(gain=9, noise=0.003, decoys=5),
+        "Both at once: redundant edges without effect, opposing ones with a large one, noise between them.",
+    ),
+    "q-composition": Variant(
+        recipes.q_composition,
+        Setting(gain=16, decoys=4),
+        "The feeder matters through the target's saturated q alone: EAP scores the feeder and all before it zero.",
+    ),
+    "v-composition": Variant(
+        recipes.v_composition,
+        Setting(decoys=4),
+        "What is moved is linear, where the target looks is saturated: gradients find one half of it.",
+    ),
+    "compositions": Variant(
+        recipes.compositions,
+        Setting(gain=14, decoys=4),
+        "Three feeders of one head, each through one port: scores of nodes cannot tell three edges of nine.",
+    ),
+    "compositions-gqa": Variant(
+        recipes.compositions,
+        Setting(gain=11, group=2, noise=0.004, decoys=6),
+        "As compositions, with noise and kv heads that decoys share.",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model whose circuit is known by construction, and prompts that it solves.
+
+    Attributes:
+        name: the variant; the model is called `planted-NAME`.
+        clean, corrupt: [example, pos] token ids; every prompt begins with BOS, all have one length.
+        answers, wrong: [example, 1, 1] the next token after the clean and after the corrupt prompt.
+        edges: the true edges by kind of value: "corrupt" (they carry what differs between the runs), "zero" (they carry
+            anything that is used).
+        redundant: sets of true edges that matter together, though one of them alone may not.
+        heads: role → place, as in "previous" → "a0.3".
+        words: the vocabulary, by token id.
+        seed: of the model; `prompt_seed` and `split` of the prompts: those of different splits are disjoint.
+    """
+
+    name: str
+    model: Any
+    clean: Int[Tensor, "example pos"]
+    corrupt: Int[Tensor, "example pos"]
+    answers: Int[Tensor, "example 1 1"]
+    wrong: Int[Tensor, "example 1 1"]
+    edges: Mapping[str, frozenset[str]]
+    redundant: tuple[frozenset[str], ...]
+    heads: Mapping[str, str]
+    words: tuple[str, ...]
+    recipe: Recipe
+    setting: Setting
+    seed: int
+    prompt_seed: int
+    split: str
+
+    def drawn(self, n: int, *, seed: int = 0, split: Split | str = "train") -> "Planted":
+        """The same model with other prompts.
+
+        Raises:
+            ModelError: there are not so many different prompts.  UnknownName: `split`.
+        """
+        tensors = _prompts(self.name, self.recipe, self.words, n, seed, split)
+        return replace(self, **tensors, prompt_seed=seed, split=split)
+
+
+def planted(
+    name: str,
+    *,
+    size: int = 10,
+    seed: int = 0,
+    decoys: int | None = None,
+    noise: float | None = None,
+    extra: int | None = None,
+    n: int = 32,
+    prompt_seed: int = 0,
+    split: Split | str = "train",
+) -> Planted:
+    """A planted model with its prompts and its true edges.
+
+    Args:
+        name: one of `VARIANTS`, whose entries say what each is hard for.
+        size: how many words the circuit works on (6 to 12): the width of its subspaces.
+        seed: of the places of heads and layers, of the basis of the residual stream, of decoys and noise.
+        decoys: heads beside the circuit; None: as many as the variant has.
+        noise: standard deviation of the noise on every weight; None: the variant's.
+        extra: layers beyond those that the circuit needs; None: the variant's.
+        n: pairs of prompts. `prompt_seed` and `split` choose them: "heldout" ones never occur in "train".
+
+    Raises:
+        UnknownName: no such variant or split.  ModelError: a size out of range, or more prompts than there are.
+
+    >>> made = planted("induction", n=4)
+    >>> made.clean.shape, len(made.edges["corrupt"]), len(made.edges["zero"])
+    (torch.Size([4, 8]), 5, 7)
+    """
+    if name not in VARIANTS:
+        raise UnknownName("planted model", name, VARIANTS)
+    if not 6 <= size <= 12:
+        raise ModelError(f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words.")
+    variant = VARIANTS[name]
+    given = {"decoys": decoys, "noise": noise, "extra": extra}
+    setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})
+    recipe = variant.recipe(size, setting.gain)
+    words = tuple(recipe.plan.words)
+    built = recipe.plan.build(name, setting, seed=seed)
+    shared = frozenset(built.edge(text) for text in recipe.shared)
+    if not shared <= built.wired:
+        raise ModelError(f"The recipe of {name!r} shares edges that nothing runs along: {sorted(shared - built.wired)}.")
+    sets = tuple(frozenset(built.edge(text) for text in texts) for texts in recipe.redundant)
+    return Planted(
+        name, built.model, **_prompts(name, recipe, words, n, prompt_seed, split),
+        edges={"corrupt": built.wired - shared, "zero": built.wired}, redundant=sets, heads=built.heads, words=words,
+        recipe=recipe, setting=setting, seed=seed, prompt_seed=prompt_seed, split=split,
+    )  # fmt: skip
+
+
+def _prompts(name: str, recipe: Recipe, words: tuple[str, ...], n: int, seed: int, split: str) -> dict[str, Tensor]:
+    """Different clean prompts of one split, the kinds of corruption in turn."""
+    if split not in ("train", "heldout"):
+        raise UnknownName("split", split, ("train", "heldout"))
+    rng = random.Random(f"prompts {name} {seed} {split}")
+    found: dict[tuple[str, ...], recipes.Example] = {}
+    for _ in range(100 * n):
+        example = recipe.draw(rng, len(found) % recipe.kinds)
+        side = "heldout" if zlib.crc32(" ".join(example.clean).encode()) % 3 == 0 else "train"
+        if side == split and len(found) < n:
+            found.setdefault(example.clean, example)
+    if len(found) < n or n < 1:
+        raise ModelError(f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(found)}.")
+    ids = {word: i for i, word in enumerate(words)}
+    examples = found.values()
+    return {
+        "clean": torch.tensor([[ids[word] for word in ("BOS", *example.clean)] for example in examples]),
+        "corrupt": torch.tensor([[ids[word] for word in ("BOS", *example.corrupt)] for example in examples]),
+        "answers": torch.tensor([[[ids[example.answer]]] for example in examples]),
+        "wrong": torch.tensor([[[ids[example.wrong]]] for example in examples]),
+    }

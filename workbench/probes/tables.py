@@ -1,0 +1,190 @@
+"""The labelled arrays that probes are written into, cell by cell: every cell is NaN until it is measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+
+from workbench.errors import ProbeError, UnknownName
+from workbench.probes.labels import Concept
+from workbench.probes.baselines import Dense
+from workbench.probes.controls import Batch, Control
+from workbench.probes.fits import Fits
+from workbench.probes.metrics import METRICS, resamples, scores
+from workbench.results import as_labels
+
+MEASURES = (*METRICS, *(f"{metric}_{end}" for metric in METRICS for end in ("low", "high")))
+Cell = tuple[int, ...]
+
+
+class Judge:
+    """Scores of predictions with intervals over resampled groups; cells judged on the same rows share the resamples."""
+
+    def __init__(self, groups: Int[np.ndarray, "row"], resampled: int, level: float, seed: int) -> None:
+        self.groups, self.resampled, self.seed = groups, resampled, seed
+        self.tails = [(1 - level) / 2 * 100, (1 + level) / 2 * 100]
+        self._weights: dict[bytes, np.ndarray] = {}
+
+    def __call__(
+        self,
+        logits: Float[np.ndarray, "output row"],
+        codes: Float[np.ndarray, "row"],
+        seen: Bool[np.ndarray, "row"],
+        n_classes: int,
+    ) -> dict[str, float]:
+        """Every measure of one probe's held-out rows (`seen`)."""
+        key = seen.tobytes()
+        if key not in self._weights:
+            self._weights[key] = resamples(self.groups[seen], self.resampled, self.seed)
+        found: dict[str, float] = {}
+        for metric, values in scores(logits[:, seen], codes[seen], self._weights[key], n_classes).items():
+            found[metric] = values[0]
+            known = values[1:][np.isfinite(values[1:])]
+            if len(known):
+                low, high = np.percentile(known, self.tails)
+                if low == high and metric != "r2":
+                    low, high = self._exact(values[0], len(np.unique(self.groups[seen])))
+                found[f"{metric}_low"], found[f"{metric}_high"] = low, high
+        return found
+
+    def _exact(self, value: float, n: int) -> tuple[float, float]:
+        """Where every resample scores the same: the binomial limits of n groups that are all right, or all wrong."""
+        reach = (self.tails[0] / 100) ** (1 / n)
+        return (reach, 1.0) if value == 1 else (0.0, 1 - reach) if value == 0 else (np.nan, np.nan)
+
+
+class Tables:
+    """Results of sparse probes and of baselines as they come in.
+
+    Args:
+        axes: the outer axes, `kind`, `layer`, `pos` and `concept`, with their labels.
+    """
+
+    def __init__(
+        self, axes: Mapping[str, Sequence[Any]], concepts: Sequence[Concept], controls: Sequence[Control], ks: Sequence[int],
+        selectors: Sequence[str], baselines: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.concepts = concepts
+        names = as_labels([control.name for control in controls])
+        self.control = {"control": names, "control_kind": ("control", as_labels([control.kind for control in controls]))}
+        self.outputs = max(len(c.classes) if len(c.classes) > 2 else 1 for c in concepts)
+        outer = {axis: list(given) for axis, given in axes.items()}
+        self.sparse = _Table({**outer, "k": list(ks), "selector": list(selectors), "control": list(names)})
+        self.dense = _Table({**outer, "baseline": list(baselines), "control": list(names)})
+        for name in (*MEASURES, "converged", "decrement", "iterations", "n", "n_train", "code_length"):
+            self.sparse.add(name)
+        for name in (*MEASURES, "converged", "n", "n_train"):
+            self.dense.add(name)
+        self.sparse.add("feature", slot=max(ks))
+        self.sparse.add("coefficient", output=self.outputs, slot=max(ks))
+        self.sparse.add("intercept", output=self.outputs)
+        self.dense.add("intercept", output=self.outputs)
+
+    def put(
+        self, outer: Cell, k: int, selector: int, batch: Batch, kept: Fits, logits: np.ndarray, codes: np.ndarray, judge: Judge
+    ) -> None:
+        """All columns of a batch: the kept probes, and how good the held-out predictions [column, output, row] are."""
+        features, slopes, level = kept.features.numpy(), kept.coefficients.numpy(), kept.intercept.numpy()
+        for c, (concept, control) in enumerate(batch.cells):
+            cell = (*outer, concept, k, selector, control)
+            self.sparse.put(cell, self._measured(batch, c, logits[c], codes[c], judge))
+            solver = {name: float(getattr(kept, name)[c]) for name in ("converged", "decrement", "iterations")}
+            self.sparse.put(cell, solver | {"n_train": float(batch.columns.train[c].sum())})
+            width, outputs = features.shape[1], slopes.shape[1]
+            self.sparse.values["feature"][cell][:width] = features[c]
+            self.sparse.values["coefficient"][cell][:outputs, :width] = slopes[c]
+            self.sparse.values["intercept"][cell][:outputs] = level[c]
+
+    def put_lengths(self, outer: Cell, selector: int, batch: Batch, lengths: Float[np.ndarray, "k column"]) -> None:
+        """Code lengths in bits."""
+        for c, (concept, control) in enumerate(batch.cells):
+            for k, length in enumerate(lengths[:, c]):
+                self.sparse.put((*outer, concept, k, selector, control), {"code_length": float(length)})
+
+    def put_dense(
+        self, outer: Cell, baseline: int, batch: Batch, kept: Dense, logits: np.ndarray, codes: np.ndarray, judge: Judge
+    ) -> None:
+        """All columns of a batch; the direction of the probes on true labels is kept too."""
+        for c, (concept, control) in enumerate(batch.cells):
+            cell = (*outer, concept, baseline, control)
+            train = float(batch.columns.train[c].sum())
+            self.dense.put(cell, self._measured(batch, c, logits[c], codes[c], judge) | {"n_train": train})
+            self.dense.put(cell, {"converged": float(kept.converged[c])})
+            self.dense.values["intercept"][cell][: kept.intercept.shape[1]] = kept.intercept[c].numpy()
+            if self.control["control"][control] == "none":
+                direction = kept.direction[c].numpy()
+                self.dense.widen("direction", self.outputs, direction.shape[1])
+                self.dense.values["direction"][cell[:-1]][: len(direction), : direction.shape[1]] = direction
+
+    def _measured(self, batch: Batch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge) -> dict[str, float]:
+        seen = np.isfinite(codes)
+        if not np.isfinite(logits[:, seen]).all():
+            return {"n": float(seen.sum())}
+        return {**judge(logits, codes, seen, batch.columns.n_classes), "n": float(seen.sum())}
+
+    def datasets(self, attrs: Mapping[str, Any], *, drop: Sequence[str]) -> tuple[xr.Dataset, xr.Dataset | None]:
+        """The sparse and the dense results, without the outer axes to drop (each of one label)."""
+        classes = np.full((len(self.concepts), self.outputs), "", dtype=object)
+        for row, concept in zip(classes, self.concepts, strict=True):
+            shown = concept.classes[1:] if len(concept.classes) == 2 else concept.classes
+            row[: len(shown)] = as_labels(shown)
+        coords = {**self.control, "class_name": (("concept", "output"), classes)}
+        made = []
+        for table in (self.sparse, self.dense) if len(self.dense.axes["baseline"]) else (self.sparse,):
+            made.append(table.dataset().assign_coords(coords).assign_attrs(attrs).isel(dict.fromkeys(drop, 0), drop=True))
+        return made[0], made[1] if len(made) == 2 else None
+
+
+class _Table:
+    def __init__(self, axes: Mapping[str, list[Any]]) -> None:
+        self.axes = dict(axes)
+        self.shape = tuple(map(len, axes.values()))
+        self.values: dict[str, np.ndarray] = {}
+        self.dims: dict[str, tuple[str, ...]] = {}
+
+    def add(self, name: str, **inner: int) -> None:
+        self.values[name] = np.full((*self.shape, *inner.values()), np.nan)
+        self.dims[name] = (*self.axes, *inner)
+        if name == "feature":
+            self.values[name] = np.full(self.values[name].shape, -1)
+
+    def widen(self, name: str, outputs: int, features: int) -> None:
+        """Room for directions of that many features; control is not an axis of them."""
+        old = self.values.get(name)
+        if old is None or old.shape[-1] < features:
+            self.values[name] = np.full((*self.shape[:-1], outputs, features), np.nan)
+            self.dims[name] = (*list(self.axes)[:-1], "output", "feature")
+            if old is not None:
+                self.values[name][..., : old.shape[-1]] = old
+
+    def put(self, cell: Cell, measured: Mapping[str, float]) -> None:
+        for name, value in measured.items():
+            self.values[name][cell] = value
+
+    def dataset(self) -> xr.Dataset:
+        coords = {
+            axis: as_labels(given) if isinstance(given[0], str) else given for axis, given in self.axes.items() if len(given)
+        }
+        return xr.Dataset({name: (self.dims[name], values) for name, values in self.values.items()}, coords=coords)
+
+
+def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
+    """The one cell that these labels name. Raises `UnknownName` for a label that does not exist, `ProbeError` for an open axis."""
+    inner = ("output", "slot", "feature")
+    for axis, label in where.items():
+        if axis not in table.dims:
+            raise UnknownName("axis of these probes", axis, map(str, table.dims))
+        known: list[Any] = table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
+        asked = str(label) if axis == "pos" else label
+        if asked not in known:
+            raise UnknownName(str(axis), label, map(str, known))
+        table = table.isel({axis: known.index(asked)})
+    open_axes = {str(axis): size for axis, size in table.sizes.items() if axis not in inner or axis == "output"}
+    for axis, size in open_axes.items():
+        if size > 1 and not (axis == "output" and str(table["class_name"].values[1]) == ""):
+            named = table[axis].values.tolist() if axis in table.coords else list(range(size))
+            raise ProbeError(f"Which {axis}? There are {', '.join(map(str, named))}: give {axis}=.")
+        table = table.isel({axis: 0})
+    return table

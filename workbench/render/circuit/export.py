@@ -1,0 +1,66 @@
+"""A circuit as a file for papers and slides: SVG always, PNG and PDF with the extra `pdf`."""
+
+import re
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from workbench.circuit.circuit import Circuit
+from workbench.errors import CircuitError, UnknownName, WorkbenchError
+from workbench.files import check_free, whole
+from workbench.render.circuit.svg import to_svg
+from workbench.render.circuit.view import CircuitView, ViewKind
+
+ENDINGS = (".svg", ".png", ".pdf")
+
+
+def export(
+    view: CircuitView | Circuit, path: str | Path, *, kind: ViewKind = "component", scale: float = 2.0, overwrite: bool = False
+) -> Path:
+    """Write one view of a circuit to a .svg, .png or .pdf file, whole or not at all; its path comes back.
+
+    Same view, same bytes.
+
+    Args:
+        view: or a circuit, whose view without positions is drawn.
+        scale: pixels of a PNG for each unit of the picture.
+    Raises:
+        UnknownName: another ending, or kind of view.  OutputExists: the file is there.  CircuitError: scores by position are
+            not known.  WorkbenchError: a scale that is no positive number, or CairoSVG is not installed.
+    """
+    view = CircuitView.of(view) if isinstance(view, Circuit) else view
+    if not isinstance(view, CircuitView):
+        raise WorkbenchError(f"A {type(view).__name__} cannot be exported: a Circuit or a CircuitView can.")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (isfinite(scale) and scale > 0):
+        raise WorkbenchError(f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture.")
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UnknownName("kind of picture file", ending or path.name, ENDINGS)
+    check_free(path, overwrite=overwrite)
+    text = to_svg(view, kind=kind)
+    if kind == "position" and not view.has_positions:
+        raise CircuitError(
+            "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or export kind='component'."
+        )
+    if ending == ".svg":
+        data = text.encode()
+    else:
+        try:
+            import cairosvg  # pyright: ignore[reportMissingImports]
+        except (ImportError, OSError) as error:
+            raise WorkbenchError(
+                f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
+            ) from error
+        source = text.encode()
+        size: dict[str, Any] = {"scale": scale}
+        png = ending == ".png"
+        data = cairosvg.svg2png(bytestring=source, **size) if png else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
+    with whole(path) as partial:
+        partial.write_bytes(data or b"")
+    return path
+
+
+def _undated(pdf: bytes) -> bytes:
+    """The PDF without the time at which it was written; as long as before, so that its table of offsets holds."""
+    return re.sub(rb"/CreationDate \(D:[^)]*\)", lambda found: b"/CreationDate (D:20000101000000Z)".ljust(len(found[0])), pdf)

@@ -1,0 +1,190 @@
+"""How a task's sentences become the tokens of a model, and which words of the grammar its vocabulary can use.
+
+For `tiny` a word is a token. A subword vocabulary gets ordinary text, and words of equal token count that stand in for
+each other: of one token where there are enough of them, else of the token count that most have.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from workbench.errors import UnsuitableTask
+from workbench.tasks.grammar import CENTURIES, YEARS, Lexicon, Sentence, joiner, render
+from workbench.tasks.induction import LONGEST_GAP, LONGEST_LIST
+from workbench.prompts.pairs import Prompts, TextEncoder
+
+FEW_YEARS, MOST_SHOWN = 20, 12
+
+
+class WordSpeaker:
+    """Sentences as word-level tokens: one word, one token."""
+
+    def __init__(self, encode: TextEncoder) -> None:
+        self.encode, self.ids = encode, encode.tokenizer.get_vocab()
+
+    def lexicon(self, task: str, needs: Sequence[str]) -> tuple[Lexicon, str]:
+        """The words, and those left out."""
+        return Lexicon(), ""
+
+    def length(self, sentence: Sentence) -> int:
+        """Tokens of a prompt, without BOS."""
+        return len(sentence.words)
+
+    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
+        """The prompts with their named positions."""
+        offset = int(self.encode.bos)
+        rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
+        positions = [{name: at + offset for name, at in s.positions.items()} for s in sentences]
+        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
+
+    def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
+        """The tokens of words that follow a prompt."""
+        return [[self.ids[word]] for word in words]
+
+
+class TextSpeaker:
+    """Sentences as ordinary text for a subword vocabulary."""
+
+    def __init__(self, encode: TextEncoder) -> None:
+        self.encode = encode
+
+    def lexicon(self, task: str, needs: Sequence[str]) -> tuple[Lexicon, str]:
+        """The words that a task may use, and those left out.
+
+        Args:
+            needs: which of them matter (keys of `CHOICES`).
+
+        Raises:
+            UnsuitableTask: too few are left.
+        """
+        chosen: dict[str, Any] = {}
+        for need in needs:
+            chosen |= CHOICES[need](self)
+        lexicon, whole = Lexicon(**chosen), Lexicon()
+        left = [word for part in chosen for word in _missing(getattr(whole, part), getattr(lexicon, part))]
+        if not all(chosen.values()):
+            least = ", ".join(part for part, words in chosen.items() if not words)
+            shown = " ".join(left[:MOST_SHOWN]) + (f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else "")
+            raise UnsuitableTask(
+                f"The task {task!r} needs words of equal token count ({least}), and this vocabulary has too few "
+                f"(dropped {shown}). Bring your own prompts with PromptPairs.from_csv."
+            )
+        return lexicon, " ".join(left)
+
+    def length(self, sentence: Sentence) -> int:
+        """Tokens of a prompt, without BOS."""
+        return len(self.encode.plain(render(sentence.words)[0]))
+
+    def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
+        """The prompts; a word's named position is that of its last token."""
+        rows, positions = [], []
+        for i, sentence in enumerate(sentences):
+            text, spans = render(sentence.words)
+            tokens = self.encode.spans(text)
+            offset = int(self.encode.bos)
+            ends = [max(t for t, (start, _) in enumerate(tokens) if start < end) for _, end in spans]
+            rows.append(self.encode.prompt(text, where=f"Prompt {i}"))
+            positions.append({name: ends[at] + offset for name, at in sentence.positions.items()})
+        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
+
+    def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
+        """The tokens of words that follow a prompt."""
+        text, last = render(sentence.words)[0], sentence.words[-1]
+        return [self.encode.continuation(text, word, joiner=joiner(last, word), where=f"Answer {word!r}") for word in words]
+
+    def size(self, word: str) -> int:
+        """Tokens of a word within a sentence."""
+        return len(self.encode.continuation("and", word, joiner=" ", where=f"Word {word!r}"))
+
+    # What `CHOICES` lists: fields of the lexicon with the words that suit; empty where there are too few.
+
+    def names(self) -> dict[str, Any]:
+        """Names that are answers: all of one token count."""
+        whole = Lexicon()
+        kept = self._alike(whole.names, least=4)
+        return {"female": _within(whole.female, kept), "male": _within(whole.male, kept)} if kept else {"female": (), "male": ()}
+
+    def people(self) -> dict[str, Any]:
+        """Names with one of the other gender of the same token count."""
+        whole = Lexicon()
+        shared = {self.size(name) for name in whole.female} & {self.size(name) for name in whole.male}
+        kept = [name for name in whole.names if self.size(name) in shared]
+        return {"female": _within(whole.female, kept), "male": _within(whole.male, kept)}
+
+    def pronouns(self) -> dict[str, Any]:
+        """Pairs of pronouns, of one token each where there is such a pair."""
+        she, he, she_first, he_first = Lexicon().pronouns
+        return {"pronouns": tuple(word for pair in self._short([(she, he), (she_first, he_first)]) for word in pair)}
+
+    def items(self) -> dict[str, Any]:
+        """Words of one token count, as many as the longest list holds."""
+        return {"items": self._alike(Lexicon().items, least=LONGEST_LIST + LONGEST_GAP + 1)}
+
+    def nouns(self) -> dict[str, Any]:
+        """A singular with a plural of the same token count: its own, or that of another noun which has none either."""
+        whole = Lexicon().nouns
+        own = [pair for pair in whole if self.size(pair[0]) == self.size(pair[1])]
+        others = [pair for pair in whole if pair not in own]
+        plurals = [plural for _, plural in others]
+        for singular, _ in others:
+            fitting = [plural for plural in plurals if self.size(plural) == self.size(singular)]
+            if fitting:
+                own.append((singular, fitting[0]))
+                plurals.remove(fitting[0])
+        return {"nouns": tuple(own) if len(own) >= 4 else ()}
+
+    def verbs(self) -> dict[str, Any]:
+        """Singular and plural, of one token each where there is such a pair."""
+        return {"verbs": tuple(self._short(Lexicon().verbs))}
+
+    def years(self) -> dict[str, Any]:
+        """Years that split behind their century, all of one token count."""
+        sizes = {(century, year): self._year(century, year) for century in CENTURIES for year in YEARS}
+        for size in sorted({size for size in sizes.values() if size}):
+            kept = {c: tuple(year for year in YEARS if sizes[c, year] == size) for c in CENTURIES}
+            kept = {c: years for c, years in kept.items() if "01" in years and len(years) >= FEW_YEARS}
+            if kept:
+                return {"years": kept}
+        return {"years": {}}
+
+    def _year(self, century: str, year: str) -> int:
+        """Tokens of a year behind its century; 0 where the two are not apart."""
+        before, together = (self.encode.plain(f"the year {digits}") for digits in (century, century + year))
+        return len(together) - len(before) if together[: len(before)] == before else 0
+
+    def _short(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The pairs of one token each; all of them if there are none."""
+        listed = list(pairs)
+        return [pair for pair in listed if all(self.size(word) == 1 for word in pair)] or listed
+
+    def _alike(self, words: Sequence[str], *, least: int) -> tuple[str, ...]:
+        """The words of one token if there are enough, else those of the commonest token count if they are enough."""
+        sizes = {word: self.size(word) for word in words}
+        counts = Counter(sizes.values())
+        size = 1 if counts[1] >= least else max(counts, key=lambda n: (counts[n], -n))
+        return tuple(word for word in words if sizes[word] == size) if counts[size] >= least else ()
+
+
+CHOICES: Mapping[str, Callable[[TextSpeaker], dict[str, Any]]] = {
+    choice.__name__: choice
+    for choice in (
+        TextSpeaker.names, TextSpeaker.people, TextSpeaker.pronouns, TextSpeaker.items, TextSpeaker.nouns,
+        TextSpeaker.verbs, TextSpeaker.years,
+    )
+}  # fmt: skip
+
+
+def _within(words: Sequence[str], kept: Iterable[str]) -> tuple[str, ...]:
+    allowed = set(kept)
+    return tuple(word for word in words if word in allowed)
+
+
+def _missing(whole: Any, kept: Any) -> list[str]:
+    """The words of a field of the lexicon that were left out."""
+    return list(dict.fromkeys(word for word in _listed(whole) if word not in set(_listed(kept))))
+
+
+def _listed(words: Any) -> list[str]:
+    if isinstance(words, Mapping):
+        return [century + year for century, years in words.items() for year in years]
+    return [each for word in words for each in ([word] if isinstance(word, str) else word)]
