@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from workbench.studies.readme import table
+from workbench.studies.table import table
 
 HERE = Path(__file__).parent
 

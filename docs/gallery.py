@@ -15,9 +15,9 @@ import numpy as np
 
 import workbench as wb
 from workbench.render import panels
+from workbench.render.circuit.view import CircuitView
 from workbench.render.panel import Panel
 from workbench.render.report import Section, report
-from workbench.render.circuit.view import CircuitView
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "build" / "gallery.html"

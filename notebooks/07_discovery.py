@@ -27,8 +27,8 @@ import pandas as pd
 
 import workbench as wb
 from workbench.course import check
-from workbench.evaluation.ground_truth import edge_auroc
 from workbench.discovery.methods import find_by
+from workbench.evaluation.ground_truth import edge_auroc
 
 
 def case(name, seed=0):

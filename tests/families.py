@@ -14,12 +14,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture_pairs
 from workbench.engine.hooked.circuits import circuit_logits
 from workbench.engine.values import Bound
-from workbench.circuit.graph import Graph
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 N_LAYERS, N_HEADS, N_KV_HEADS, D_MODEL, D_HEAD, N_CTX, D_VOCAB = 2, 4, 2, 32, 8, 32, 50
 FAMILIES = ("gpt2", "llama", "neox", "native")

@@ -7,8 +7,8 @@ import xarray as xr
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.render import panels
-from workbench.render.panel import Panel
 from workbench.render.circuit.svg import CircuitView
+from workbench.render.panel import Panel
 from workbench.sites import Shape
 
 SMALL = Shape(4, 8, 8, 128, 16, 512, 376, 64)

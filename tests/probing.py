@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from workbench.probes.labels import Labels
+from workbench.prompts.prompts import Prompts
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import Prompts
 
 
 def store_of(layers, *, kind="mlp_post", lengths=None):

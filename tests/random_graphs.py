@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from workbench.circuit.circuit import Circuit
-from workbench.discovery.scores import labelled
 from workbench.circuit.graph import Graph
+from workbench.discovery.scores import labelled
 from workbench.sites import Shape
 
 FULL, GROUPED = Shape(2, 2, 2, 32, 16, 128, 50, 32), Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False)

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from workbench.errors import OutputExists
-from workbench.files import check_free
-from workbench.files import replaced
+from workbench.files import check_free, replaced
 
 FILES = ("a.txt", "report.html")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from workbench.engine.values import Value
-from workbench.sites import Shape, Site
 from workbench.metrics.metric import metric as as_metric
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Shape, Site
 
 NODE = re.compile(r"input|logits|a(?P<layer>\d+)\.(?P<head>\d+)(<(?P<port>[qkv])>)?|m(?P<mlp>\d+)(:(?P<neuron>\d+))?")
 Names = str | tuple[str, ...]

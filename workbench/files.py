@@ -1,11 +1,5 @@
 """Files are written whole or not at all, and nothing that exists is replaced unasked."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from workbench.errors import OutputExists
 import glob
 import os
 import shutil
@@ -14,7 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
 import psutil
+
 from workbench.errors import OutputExists
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from workbench.lenses.head_scores import attention_to
-from workbench.studies.study import Bench, Prediction, Role, Study, outputs
-from workbench.studies.readme import main
+from workbench.studies.bench import Bench, outputs
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 from workbench.tasks.grammar import NOUNS
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from workbench.sites import Shape
-from workbench.studies.study import Bench, Prediction, Role, Study, layer_of
-from workbench.studies.readme import main
+from workbench.studies.bench import Bench, layer_of
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 
 
 def asked(bench: Bench, *, owner: bool, thing: bool) -> np.ndarray:

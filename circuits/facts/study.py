@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from workbench.engine.values import from_store
-from workbench.studies.study import Bench, Prediction, Role, Study, outputs
-from workbench.studies.readme import main
+from workbench.studies.bench import Bench, outputs
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 
 
 def tests(bench: Bench) -> list[Prediction]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studies.study import Bench, Prediction, Role, Study, outputs
-from workbench.studies.readme import main
 from workbench.prompts.pairs import PromptPairs
+from workbench.studies.bench import Bench, outputs
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 
 
 def other_years(bench: Bench) -> PromptPairs:

@@ -7,8 +7,9 @@ import torch
 
 from workbench.engine.values import constant
 from workbench.sites import Shape
-from workbench.studies.study import Bench, Prediction, Role, Study, layer_of
-from workbench.studies.readme import main
+from workbench.studies.bench import Bench, layer_of
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 
 FIRST = 1
 """Position of the list's first word, which is never the one to copy nor the one before it."""

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from workbench.studies.study import Bench, Prediction, Role, Study
-from workbench.studies.readme import main
+from workbench.studies.bench import Bench
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 from workbench.tasks.registry import load_task
 
 

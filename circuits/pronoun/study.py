@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.studies.study import Bench, Prediction, Role, Study, outputs
-from workbench.studies.readme import main
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.studies.bench import Bench, outputs
+from workbench.studies.command import main
+from workbench.studies.study import Prediction, Role, Study
 from workbench.tasks.grammar import FEMALE
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 
 def same_gender(bench: Bench) -> PromptPairs:

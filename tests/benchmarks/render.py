@@ -21,9 +21,9 @@ from browsers import opened
 from pictures import TOKENS, make_circuit, make_view
 
 from workbench.render.circuit.html import page, to_html
+from workbench.render.circuit.svg import CircuitView, to_svg
 from workbench.render.panels import attention_panel
 from workbench.render.report import report
-from workbench.render.circuit.svg import CircuitView, to_svg
 from workbench.sites import Shape
 
 GPT2 = Shape(12, 12, 12, 768, 64, 3072, 50257, 1024)

@@ -18,7 +18,8 @@ import transformers
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import workbench as wb
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 N_PROMPTS, LENGTH = 8, 15
 

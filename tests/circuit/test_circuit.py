@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from random_graphs import FINE, FULL, GROUPED, graphs, random_circuit, scores_of, seeds, shares
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import from_store
 from workbench.errors import CircuitError, SiteError, UnknownName
-from workbench.circuit.graph import Graph
 from workbench.sites import Shape
 
 # ---- objects

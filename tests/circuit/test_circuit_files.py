@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from random_graphs import FULL, SHAPES, files, graphs, random_circuit, scores_of, seeds, shares, sizes
 
 from workbench.circuit.circuit import FORMAT, Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.search import find_circuit
 from workbench.errors import CircuitError, OutputExists
-from workbench.circuit.graph import Graph
 
 
 @given(

@@ -10,11 +10,11 @@ from random_graphs import random_circuit
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli.app import app
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import compare
-from workbench.errors import CircuitError
 from workbench.circuit.graph import Graph
+from workbench.cli.app import app
+from workbench.errors import CircuitError
 from workbench.sites import Shape
 
 SMALL = Shape(2, 2, 2, 8, 4, 3, 9, 9)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli.app import app
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.formats import FORMATS
-from workbench.errors import CircuitError, OutputExists, UnknownName
 from workbench.circuit.graph import Graph
+from workbench.cli.app import app
+from workbench.errors import CircuitError, OutputExists, UnknownName
 from workbench.sites import Shape
 
 SMALL = Shape(1, 2, 2, 8, 4, 32, 50257, 1024)

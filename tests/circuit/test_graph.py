@@ -9,8 +9,8 @@ from families import FAMILIES, NATIVES, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.errors import SiteError
 from workbench.circuit.graph import REST, Graph
+from workbench.errors import SiteError
 from workbench.sites import Edge, Shape
 
 

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench import resources
-from workbench.cli.app import app
 from workbench.circuit.published import reference_names
+from workbench.cli.app import app
 from workbench.errors import UnknownName
 from workbench.sites import Shape
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from families import model_of, pairs_and_stores
 
-from workbench.discovery.acdc import acdc
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
+from workbench.circuit.graph import Graph
+from workbench.discovery.acdc import acdc
 from workbench.discovery.scores import score_edges
 from workbench.engine.hooked.circuits import circuit_logits
-from workbench.engine.values import from_store, zero
 from workbench.engine.hooked.forward import forward
+from workbench.engine.values import from_store, zero
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.circuit.graph import Graph
+from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import metric as as_metric
 
 DOUBLE = torch.float64

@@ -8,11 +8,11 @@ import torch
 from families import model_of, pairs_and_stores
 
 import workbench as wb
+from workbench.circuit.graph import Graph
 from workbench.discovery.masks import _Gates, learn_circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import from_store, mean, scale, zero
 from workbench.errors import CircuitError, MetricError
-from workbench.circuit.graph import Graph
 from workbench.metrics.metric import metric as as_metric
 
 

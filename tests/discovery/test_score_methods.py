@@ -16,17 +16,17 @@ from families import (
 from sklearn.metrics import roc_auc_score
 
 import workbench.engine.circuits as circuits_module
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges, score_nodes
 from workbench.engine.capture import capture_pairs
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import from_store, mean, zero
-from workbench.circuit.graph import Graph
 from workbench.interventions.effects import effects
 from workbench.interventions.paths import path_effects
-from workbench.planted_models.planted import planted
 from workbench.metrics.metric import metric
-from workbench.prompts.pairs import PromptPairs
 from workbench.planted_models.pairs import planted_pairs
+from workbench.planted_models.planted import planted
+from workbench.prompts.pairs import PromptPairs
 
 LINEAR = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt")
 """Methods whose scores are sums of products, position by position."""

@@ -20,14 +20,15 @@ from families import (
 )
 from transformer_lens.tools.analysis import attribution_patching as peer
 
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Bound, Value, add, constant, from_store, mean, resample, zero
 from workbench.errors import CircuitError, EditError, MetricError, ModelError, PromptError, UnknownName
-from workbench.circuit.graph import Graph
 from workbench.interventions.effects import effects
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 ALL = FAMILIES + NATIVES + VARIANTS
 

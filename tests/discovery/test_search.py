@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges, score_nodes
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import from_store, mean, zero
 from workbench.errors import CircuitError, UnknownName
-from workbench.circuit.graph import Graph
 from workbench.sites import Shape
 
 PLAIN, GROUPED = Shape(2, 2, 2, 8, 4, 3, 9, 9), Shape(2, 4, 2, 8, 4, 3, 9, 9)

@@ -22,18 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench.engine.circuits as circuits_module
-from workbench.engine.capture import capture_pairs
-from workbench.engine.hooked.circuits import circuit_logits
-from workbench.engine.fast.circuits import CircuitWalk
-from workbench.engine.circuits import Circuits
-from workbench.engine.values import add, from_store, mean, resample, zero
-from workbench.engine.hooked.block import Block
-from workbench.engine.select import fast_decoder
-from workbench.errors import ModelError, UnknownName
 from workbench.circuit.graph import Graph
+from workbench.engine.capture import capture_pairs
+from workbench.engine.circuits import Circuits
+from workbench.engine.fast.circuits import CircuitWalk
+from workbench.engine.hooked.block import Block
+from workbench.engine.hooked.circuits import circuit_logits
+from workbench.engine.select import fast_decoder
+from workbench.engine.values import add, from_store, mean, resample, zero
+from workbench.errors import ModelError, UnknownName
 from workbench.interventions.paths import path_effects
 from workbench.metrics.metric import metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 ON_WALK = ("gpt2", "llama", "neox", "native", "native-no-norm", "native-attn-only", "qwen2")
 LENGTHS = (5, 6, 5, 6)

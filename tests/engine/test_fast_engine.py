@@ -14,18 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from workbench.engine.fast import families as readers
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
-from workbench.engine.hooked.sweep import Runs
+from workbench.engine.fast import families as readers
 from workbench.engine.run import run
+from workbench.engine.runs import Runs
+from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
 from workbench.errors import EditError, PromptError, StoreError
 from workbench.interventions import effects as asking
 from workbench.interventions.effects import effects, explain_effects
-from workbench.sites import KINDS, Shape, Site, grid
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.sites import KINDS, Shape, Site, grid
 
 CLAIMED = ("gpt2", "llama", "neox", "native", "qwen2", *NATIVES)
 

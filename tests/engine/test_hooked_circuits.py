@@ -21,10 +21,10 @@ from families import (
 from torch import Tensor
 from transformer_lens.tools.analysis import attribution_patching as peer
 
+from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture, capture_pairs
 from workbench.engine.values import add, constant, from_store, mean, resample, scale, zero
 from workbench.errors import ModelError
-from workbench.circuit.graph import Graph
 from workbench.interventions.effects import effects
 
 ALL = FAMILIES + NATIVES + VARIANTS

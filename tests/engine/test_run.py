@@ -6,12 +6,13 @@ import pytest
 import torch
 from families import FAMILIES, NATIVES, build, make_pairs, max_difference, model_of, native, untyped
 
-from workbench.engine.values import add, constant, scale, zero
 from workbench.engine.hooked.forward import Write, forward
-from workbench.engine.run import as_prompts, run
+from workbench.engine.inputs import as_prompts
+from workbench.engine.run import run
+from workbench.engine.values import add, constant, scale, zero
 from workbench.errors import EditError, ModelError, PromptError, SiteError, UnknownName
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Shape, Site
-from workbench.prompts.pairs import Prompts
 
 ALL = FAMILIES + NATIVES
 

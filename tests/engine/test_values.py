@@ -7,13 +7,14 @@ import torch
 from families import FAMILIES, build, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
 
 from workbench.engine.capture import capture, capture_pairs
-from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
 from workbench.engine.run import run
+from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
 from workbench.errors import EditError, MetricError, StoreError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.models.load import model_fingerprint
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Site, grid
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 MIXED = (4, 6, 5)
 

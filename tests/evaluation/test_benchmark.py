@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli.app import app
+from workbench.engine.capture import capture_pairs
+from workbench.engine.values import from_store
+from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
 from workbench.evaluation.behaviours import areas_table, behaviours_table, smallest_circuits
 from workbench.evaluation.benchmark import bench_circuits, json_line, overview
 from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.ground_truth import edge_auroc, precision_at_true_size
-from workbench.engine.capture import capture_pairs
-from workbench.engine.values import from_store
-from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
-from workbench.workflows.evaluate import BENCH_FILES, write_bench
 from workbench.planted_models.pairs import planted_pairs
+from workbench.workflows.bench import BENCH_FILES, write_bench
 
 FIELDS = ["model", "task", "method", "edge_auroc", "edge_auroc_mib", "precision", "cpr", "cmd", "seconds", "peak_mb"]
 

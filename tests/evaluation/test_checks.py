@@ -8,11 +8,11 @@ from families import make_pairs, model_of, pairs_and_stores
 
 import workbench as wb
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import CHECKS, evaluate, minimality
+from workbench.circuit.graph import Graph
 from workbench.circuit.random import relocated
 from workbench.engine.values import from_store, mean, zero
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
-from workbench.circuit.graph import Graph
+from workbench.evaluation.evaluate import CHECKS, evaluate, minimality
 
 
 @cache

@@ -8,12 +8,12 @@ import xarray as xr
 from families import model_of, pairs_and_stores
 
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.curves import SIZES, area, faithfulness_curve, stability
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import from_store, zero
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
-from workbench.circuit.graph import Graph
+from workbench.evaluation.curves import SIZES, area, faithfulness_curve, stability
 from workbench.results import load, save
 
 

@@ -9,16 +9,17 @@ import torch
 from families import FAMILIES, NATIVES, build, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, untyped
 
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.curves import SIZES, faithfulness_curve
-from workbench.evaluation.evaluate import evaluate
+from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store, mean, resample, zero
 from workbench.errors import CircuitError, ModelError, PromptError
-from workbench.circuit.graph import Graph
+from workbench.evaluation.curves import SIZES, faithfulness_curve
+from workbench.evaluation.evaluate import evaluate
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 ALL = FAMILIES + NATIVES
 EIGHT = (6, 4, 6, 5, 6, 6, 4, 6)

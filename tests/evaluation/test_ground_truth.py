@@ -6,8 +6,8 @@ from families import untyped
 from sklearn.metrics import roc_auc_score
 
 import workbench as wb
-from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.errors import CircuitError, SiteError, UnknownName
+from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 
 
 def test_both_areas_by_hand():

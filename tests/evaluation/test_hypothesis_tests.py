@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 import workbench as wb
-from workbench.evaluation.hypothesis_tests import REJECTION_SUPPORTS, TESTS, circuit_tests
 from workbench.circuit.random import add_path, random_circuits
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
+from workbench.evaluation.hypothesis_tests import REJECTION_SUPPORTS, TESTS, circuit_tests
 from workbench.sites import Shape
 
 SEEDS = range(20)

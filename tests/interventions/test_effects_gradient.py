@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES, NATIVES, logit_difference, max_difference, model_of, pairs_and_stores
 
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import add, constant, from_store, project, scale, zero
 from workbench.engine.run import run
+from workbench.engine.values import add, constant, from_store, project, scale, zero
 from workbench.errors import MetricError
 from workbench.interventions.effects import effects
 from workbench.sites import Shape, Site, grid

@@ -22,8 +22,9 @@ from workbench.engine.capture import capture, capture_pairs
 from workbench.engine.values import from_store, zero
 from workbench.errors import EditError, ModelError, PromptError, SiteError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Grid, Shape, Site, grid
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 ALL = FAMILIES + NATIVES
 MIXED = (4, 6, 5)

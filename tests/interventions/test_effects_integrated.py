@@ -6,8 +6,8 @@ import pytest
 import torch
 from families import FAMILIES, make_pairs, max_difference, model_of, pairs_and_stores, untyped
 
-from workbench.engine.values import add, from_store, scale, zero
 from workbench.engine.hooked.forward import Write, forward
+from workbench.engine.values import add, from_store, scale, zero
 from workbench.errors import EditError, MetricError
 from workbench.interventions.effects import effects
 from workbench.sites import Site, grid

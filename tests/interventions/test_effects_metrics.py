@@ -10,9 +10,9 @@ from workbench.engine.capture import capture_pairs
 from workbench.engine.values import constant, from_store, scale, zero
 from workbench.errors import EditError, MetricError, UnknownName
 from workbench.interventions.effects import effects
-from workbench.sites import grid
 from workbench.metrics.metric import Metric, metric
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import grid
 
 
 def patched_logits(model, pairs, cache):

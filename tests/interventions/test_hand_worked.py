@@ -14,13 +14,14 @@ import torch
 from families import native
 
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import constant, from_store, zero
 from workbench.engine.run import run
+from workbench.engine.values import constant, from_store, zero
+from workbench.evaluation.evaluate import evaluate
 from workbench.interventions.effects import effects
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 CLEAN, CORRUPT = [0, 1], [2, 1]
 

@@ -13,12 +13,13 @@ from three_runs import ThreeRuns, asked
 from torch.utils.flop_counter import FlopCounterMode
 
 import workbench as wb
+from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import constant, from_store, mean, resample, scale, zero
 from workbench.errors import EditError, MetricError, PromptError, SiteError, StoreError, UnknownName
-from workbench.circuit.graph import Graph
 from workbench.interventions.paths import path_effects
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 ALL = (*FAMILIES, "native-attn-only", "native-no-norm", "qwen2", "gptj", "granite")
 SETTINGS = ("frozen", "recomputed")

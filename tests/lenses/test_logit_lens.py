@@ -7,7 +7,7 @@ from families import FAMILIES, NATIVES, VARIANTS, make_pairs, max_difference, mo
 from workbench.engine.capture import capture
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.lenses.logit_lens import logit_lens
-from workbench.prompts.pairs import Prompts
+from workbench.prompts.prompts import Prompts
 
 MIXED = (4, 6, 5)
 

@@ -18,10 +18,10 @@ from workbench.errors import MetricError, PromptError, SiteError, StoreError
 from workbench.interventions.effects import effects
 from workbench.interventions.explain import explain
 from workbench.interventions.paths import path_effects
-from workbench.sites import grid
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric, metric
 from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.sites import grid
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
 ANSWERS = [[[3, 4], [5]], [[7, 8, 9], [7, 8, 2]], [[2]]]

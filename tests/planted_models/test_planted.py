@@ -11,8 +11,8 @@ import torch
 import workbench as wb
 from workbench.errors import ModelError, UnknownName
 from workbench.models.load import model_name
-from workbench.planted_models.planted import VARIANTS
 from workbench.planted_models.blueprint import Blueprint, Setting, one_hot
+from workbench.planted_models.planted import VARIANTS
 
 KINDS = ("corrupt", "zero")
 NOISY = [name for name, variant in VARIANTS.items() if variant.setting.noise]

@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from transformer_lens.tools.analysis.sparse_probing import sweep_sparse_probe
 
 from workbench.errors import ProbeError
-from workbench.probes.labels import Labels
-from workbench.probes.fits import ProbeSettings
-from workbench.probes.selectors import SELECTORS
 from workbench.probes.fit import fit_probes
+from workbench.probes.fits import ProbeSettings
+from workbench.probes.labels import Labels
+from workbench.probes.selectors import SELECTORS
 
 RAW = ProbeSettings(standardize=False)
 ALONE = {"controls": [], "resampled": 0}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from probing import labelled, store_of
 
 from workbench.errors import ProbeError, UnknownName
-from workbench.probes.labels import Labels
 from workbench.probes.controls import controls_named, splits
 from workbench.probes.data import by_type, check_split, deal, shuffled
-from workbench.prompts.pairs import Prompts
+from workbench.probes.labels import Labels
+from workbench.prompts.prompts import Prompts
 
 STORE = store_of([np.zeros((9, 2))], lengths=[2, 3, 4])
 

@@ -7,9 +7,9 @@ import pytest
 from probing import labelled, store_of
 
 from workbench.errors import ProbeError, StoreError, UnknownName
-from workbench.probes.neurons import neuron_maps
-from workbench.probes.fits import ProbeSettings
 from workbench.probes.fit import fit_probes
+from workbench.probes.fits import ProbeSettings
+from workbench.probes.neurons import neuron_maps
 
 X = np.random.default_rng(0).normal(size=(60, 5))
 Y = (X[:, 0] > 0).tolist()

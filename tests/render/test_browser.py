@@ -11,9 +11,9 @@ from browsers import opened
 from pictures import make_circuit
 
 from workbench.render.circuit.html import page, to_html
+from workbench.render.circuit.svg import CircuitView
 from workbench.render.panels import attention_panel
 from workbench.render.report import report
-from workbench.render.circuit.svg import CircuitView
 from workbench.sites import Shape
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ from fake_sweeps import record, write_sweep
 from matplotlib.figure import Figure
 
 import workbench as wb
-from workbench.evaluation.benchmark import Row
 from workbench.errors import WorkbenchError
+from workbench.evaluation.benchmark import Row
+from workbench.render.circuit.view import CircuitView
 from workbench.render.figures.canvas import figure_html
 from workbench.render.figures.grids import MOST_PANELS, heatmaps
-from workbench.render.circuit.view import CircuitView
 
 PICTURES = {
     "acdc": "circuit", "learn_circuit": "circuit", "find_circuit": "circuit", "reference_circuit": "circuit", "read_circuit": "circuit",

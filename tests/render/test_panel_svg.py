@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.render.panel_svg import BLUE, RED, attention_svg, shade, tokens_svg, top_k_svg
-from workbench.render.circuit.view import visible
+from workbench.text import visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from workbench.errors import WorkbenchError
+from workbench.render.circuit.svg import CircuitView
 from workbench.render.figures.canvas import figure_html, over_examples
 from workbench.render.figures.grids import heatmap
 from workbench.render.figures.line_plots import bars, curve
 from workbench.render.plots import plot
-from workbench.render.circuit.svg import CircuitView
 
 
 def effects(name: str = "effect") -> xr.DataArray:

@@ -8,11 +8,12 @@ import xarray as xr
 from pictures import TOKENS
 
 from workbench.circuit.circuit import Circuit
-from workbench.errors import CircuitError
 from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError
 from workbench.render.circuit.svg import CircuitView, draw, to_svg
-from workbench.render.circuit.view import alive, cut, hops_of, lines_of, visible
+from workbench.render.circuit.view import alive, cut, hops_of, lines_of
 from workbench.sites import Shape
+from workbench.text import visible
 
 KINDS = ("component", "position")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,8 +7,8 @@ from families import D_MODEL, FAMILIES, NATIVES, make_pairs, max_difference, mod
 from workbench.engine.capture import PAIR_KINDS, capture, capture_pairs
 from workbench.errors import PromptError, SiteError, StoreError, UnknownName
 from workbench.models.load import model_fingerprint
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Shape
-from workbench.prompts.pairs import Prompts
 
 MIXED = (4, 6, 1, 5)
 ROWS = sum(MIXED)

@@ -17,8 +17,11 @@ import workbench as wb
 from workbench import resources
 from workbench.circuit.circuit import Circuit
 from workbench.errors import OutputExists, PromptError
-from workbench.studies.study import Bench, Prediction, Role
-from workbench.studies.readme import FILES, differences, main, numbers, table, write
+from workbench.studies.bench import Bench
+from workbench.studies.check import differences
+from workbench.studies.command import FILES, main, write
+from workbench.studies.study import Prediction, Role
+from workbench.studies.table import numbers, table
 from workbench.tasks import grammar
 from workbench.tasks.registry import TASKS
 

@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import workbench as wb
 from workbench.errors import MetricError, PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import load_model
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.tasks import grammar
-from workbench.prompts.pairs import PromptPairs, Prompts
 from workbench.tasks.registry import TASKS, load_task
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from workbench.cli import app as cli
 from workbench.circuit.circuit import Circuit
+from workbench.cli import app as cli
 from workbench.errors import OutputExists
 from workbench.files import fresh_folder
 from workbench.workflows.discover import FILES

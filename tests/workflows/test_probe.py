@@ -11,8 +11,8 @@ import workbench as wb
 from workbench.cli.app import app
 from workbench.errors import PromptError, UnknownName
 from workbench.probes.labels import Labels
-from workbench.workflows.probe import best_table, neuron_table, probe
 from workbench.tasks.concepts import values_of
+from workbench.workflows.probe import best_table, neuron_table, probe
 
 
 def ran(*arguments):

@@ -7,11 +7,11 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli.app import app
 from workbench.circuit.circuit import Circuit
+from workbench.cli.app import app
 from workbench.errors import OutputExists, WorkbenchError
-from workbench.workflows.runs import report_difference, report_run
 from workbench.sites import Shape
+from workbench.workflows.runs import report_difference, report_run
 
 
 @pytest.fixture

@@ -18,10 +18,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.circuit.components import Classes, check_known, check_labels, check_size, components, differences, edge_class, mlp_of, selectors
+from workbench.circuit.components import (
+    Classes,
+    check_known,
+    check_labels,
+    check_size,
+    components,
+    differences,
+    edge_class,
+    mlp_of,
+    selectors,
+)
+from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError, SiteError
 from workbench.files import check_free, whole
-from workbench.circuit.graph import Graph
 from workbench.results import clean_attrs
 from workbench.sites import Edge, Position, parse_node
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.components import differences, edge_class
-from workbench.errors import CircuitError
 from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError
 
 _CLASSES: tuple[Literal["reader", "writer"], ...] = ("reader", "writer")
 

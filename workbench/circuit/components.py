@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Literal
 
-from workbench.errors import CircuitError, UnknownName
 from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError, UnknownName
 from workbench.sites import parse_node
 
 Classes = Literal["reader", "writer", "layer", "role"]

@@ -25,9 +25,9 @@ import torch
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.components import check_size
+from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.files import check_free, whole
-from workbench.circuit.graph import Graph
 from workbench.sites import Shape
 
 Positive = Literal["supports", "opposes"]

@@ -7,8 +7,8 @@ them beats something that runs.
 
 import numpy as np
 
-from workbench.errors import CircuitError
 from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError
 
 TRIES = 10
 """How often a path that is too long for what is left is drawn again."""

@@ -102,7 +102,7 @@ def _finish(found: Any, as_json: bool) -> None:
 
 
 def _tell(folder: Path, status: Any) -> None:
-    from workbench.render.circuit.view import visible
+    from workbench.text import visible
 
     typer.echo(f"{folder}: {status}")
     for row in status.to_dict()["failures"]:
@@ -214,9 +214,9 @@ def table(
 ) -> None:
     """The rows of a sweep as a file or as JSON, or the strongest ones as text."""
     from workbench.files import check_free, whole
-    from workbench.render.circuit.view import visible
-    from workbench.workflows.sweep import strongest
     from workbench.sweeps.table import load_sweep
+    from workbench.text import visible
+    from workbench.workflows.sweep import strongest
 
     found = load_sweep(folder)
     files = [(path, name) for path, name in ((csv, "to_csv"), (parquet, "to_parquet")) if path is not None]
@@ -242,8 +242,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """A page with the sweep's picture, its strongest rows, its failures and what was asked."""
-    from workbench.workflows.sweep import report_sweep
     from workbench.sweeps.table import load_sweep
+    from workbench.workflows.sweep import report_sweep
 
     page = report_sweep(load_sweep(folder), out or folder / "report.html", overwrite=overwrite)
     typer.echo(json.dumps({"report": str(page)}) if as_json else str(page))

@@ -9,8 +9,8 @@ import torch
 from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, all_names, called, exercise, names, table, whole_number
 from workbench.engine.values import from_store
-from workbench.lenses.direct_attribution import direct_attribution
 from workbench.interventions.effects import effects
+from workbench.lenses.direct_attribution import direct_attribution
 from workbench.lenses.logit_lens import logit_lens
 from workbench.sites import grid
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, exercise, fields, names, number
-from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import WorkbenchError
-from workbench.circuit.graph import Graph
-from workbench.sites import Shape
+from workbench.evaluation.evaluate import evaluate
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Shape
 from workbench.tasks.registry import TASKS
 
 LEAST, MOST = 24, 200

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from workbench.circuit.circuit import Circuit
 from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, names, number, table
-from workbench.circuit.circuit import Circuit
-from workbench.evaluation.ground_truth import edge_auroc
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store
-from workbench.planted_models.planted import Planted, planted
-from workbench.sites import Edge
-from workbench.prompts.pairs import PromptPairs
+from workbench.evaluation.ground_truth import edge_auroc
 from workbench.planted_models.pairs import planted_pairs
+from workbench.planted_models.planted import Planted, planted
+from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Edge
 
 N = 24
 HIDDEN = ("backup", 5)

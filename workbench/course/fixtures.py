@@ -5,8 +5,8 @@ from typing import Any
 
 from workbench.engine.capture import capture_pairs
 from workbench.models.load import load_model
-from workbench.stores.store import ActivationStore
 from workbench.prompts.pairs import PromptPairs
+from workbench.stores.store import ActivationStore
 from workbench.tasks.registry import load_task
 
 

@@ -13,9 +13,10 @@ from workbench.engine.values import from_store
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.planted_models.planted import planted
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Site, grid
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 N = 64
 WHOLE = 0.9

@@ -9,12 +9,12 @@ import torch
 from workbench.course import fixtures as bench
 from workbench.course.exercises import TWO_DIGITS, Wrong, called, exercise, fields, one_name, table
 from workbench.engine.capture import capture_pairs
-from workbench.probes.labels import Labels
-from workbench.probes.fit import Probes, fit_probes
+from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import Planted, planted
+from workbench.probes.fit import Probes, fit_probes
+from workbench.probes.labels import Labels
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
-from workbench.planted_models.pairs import planted_pairs
 
 N = 200
 KS = (1, 2, 4, 8, 16)

@@ -3,19 +3,19 @@
 from functools import lru_cache
 from typing import Any, Literal
 
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, exercise, fields, names, number, one_name
-from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store, zero
-from workbench.circuit.graph import Graph
+from workbench.evaluation.evaluate import evaluate
 from workbench.interventions.effects import effects
+from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import planted
 from workbench.sites import grid
-from workbench.planted_models.pairs import planted_pairs
 
 CLAIMED = ("input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits")
 """Of `planted("backup-negative")`: faithful on every prompt, and not what the model works by."""

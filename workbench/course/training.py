@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.circuit.circuit import Circuit
 from workbench.course import fixtures as bench
 from workbench.course.exercises import Wrong, exercise, fields, number, table, whole_number
-from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store
+from workbench.evaluation.evaluate import evaluate
 from workbench.models import zoo
 
 BEHAVIOURS = ("agreement", "capitals", "ioi", "induction")

@@ -13,17 +13,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.search import graph_of, is_number, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.circuit.graph import Graph
-from workbench.models.load import one_fingerprint
-from workbench.sites import Position
-from workbench.statistics import check_seed
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.load import one_fingerprint
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Position
+from workbench.statistics import check_seed
 
 ORDERS = ("late-first", "early-first", "random", "scores")
 MOST_AT_ONCE = 64

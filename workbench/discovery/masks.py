@@ -15,17 +15,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.search import is_number
 from workbench.engine.circuits import Batch, Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.circuit.graph import Graph
-from workbench.models.load import one_fingerprint
-from workbench.sites import Position
-from workbench.statistics import check_seed
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.load import one_fingerprint
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Position
+from workbench.statistics import check_seed
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
 GATED = ("edges", "nodes")

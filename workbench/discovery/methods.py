@@ -7,9 +7,9 @@ from typing import Any
 import xarray as xr
 from torch import Tensor
 
+from workbench.circuit.circuit import Circuit
 from workbench.discovery import scores as score_methods
 from workbench.discovery.acdc import acdc
-from workbench.circuit.circuit import Circuit
 from workbench.discovery.masks import learn_circuit
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit

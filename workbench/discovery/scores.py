@@ -12,24 +12,24 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.discovery.exact import conditional_scores, exact_scores
-from workbench.engine.gradients.atp_star import atp_star_table
-from workbench.engine.circuits import Batch, Circuits
-from workbench.engine.gradients.edge_gradients import EdgeTable, Sources
-from workbench.engine.values import Value, check_value
-from workbench.engine.gradients.runs import Runs, groups, shares
-from workbench.engine.hooked.forward import memory_budget, rows_per_forward
-from workbench.engine.gradients.reader_gradients import Maps
-from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
 from workbench.circuit.graph import Graph
+from workbench.discovery.exact import conditional_scores, exact_scores
+from workbench.engine.circuits import Batch, Circuits
+from workbench.engine.gradients.atp_star import atp_star_table
+from workbench.engine.gradients.edge_gradients import EdgeTable, Sources
+from workbench.engine.gradients.reader_gradients import Maps
+from workbench.engine.gradients.runs import Runs, groups, shares
+from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.engine.values import Value, check_value
+from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import model_device, one_fingerprint
+from workbench.prompts.pairs import PromptPairs
 from workbench.results import effect_array
 from workbench.sites import Position, Site
 from workbench.statistics import check_seed
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs
 
 METHODS: dict[str, str] = {
     "exact": "every edge takes the other value alone",

@@ -10,15 +10,15 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import CircuitError, SiteError, UnknownName
-from workbench.circuit.graph import Graph
-from workbench.statistics import ratio_of_means
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.prompts.pairs import PromptPairs
+from workbench.statistics import ratio_of_means
 
 RANKINGS = ("signed", "magnitude")
 STRATEGIES = ("top", "greedy")

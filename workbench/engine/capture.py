@@ -9,15 +9,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.engine.capture_to_disk import Cost, Keep, Request, build_store
-from workbench.engine.hooked.forward import forward, rows_per_forward
-from workbench.engine.run import as_prompts
+from workbench.engine.hooked.forward import forward
+from workbench.engine.inputs import as_prompts
+from workbench.engine.memory import rows_per_forward
 from workbench.errors import SiteError, StoreError
 from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
+from workbench.prompts.corpus import read_corpus
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
-from workbench.prompts.corpus import read_corpus
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
 

@@ -15,15 +15,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.backends import check_backend, run_jobs
-from workbench.engine.hooked.forward import forward, memory_budget, rows_per_forward
+from workbench.engine.hooked.forward import forward
+from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
 from workbench.models.load import load_model, model_device, model_fingerprint, model_name, model_source, tokenizer_fingerprint
+from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position
 from workbench.stores.disk import DiskStore, exists, finish_shard, open_store, read_plan, verify, write_prompts
 from workbench.stores.format import checksum, write_json, writing
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, Plan, cut, file_name, key_of, name_of, record_name
-from workbench.prompts.pairs import Prompts
 
 WRITING = 1e9
 """Bytes a second that a disk is taken to write, for estimates."""

@@ -11,23 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.hooked.circuits import check_hooks_suffice, circuit_logits, circuits_per_forward
-from workbench.engine.fast.circuits import CircuitWalk
-from workbench.engine.continuations import bind
-from workbench.engine.fast.decoder import Decoder
-from workbench.engine.values import Bound, Value, check_value
-from workbench.engine.edge_mixing import check_classes
-from workbench.engine.select import fast_decoder
-from workbench.engine.fast.readout import Readout
-from workbench.engine.hooked.forward import forward, memory_budget, rows_per_forward
-from workbench.engine.run import check_pairs
-from workbench.errors import CircuitError
 from workbench.circuit.graph import Graph
-from workbench.models.load import check_eval, model_device
-from workbench.sites import Shape
+from workbench.engine.continuations import bind
+from workbench.engine.edge_mixing import check_classes
+from workbench.engine.fast.circuits import CircuitWalk
+from workbench.engine.fast.decoder import Decoder
+from workbench.engine.fast.readout import Readout
+from workbench.engine.hooked.circuits import check_hooks_suffice, circuit_logits, circuits_per_forward
+from workbench.engine.hooked.forward import forward
+from workbench.engine.inputs import check_pairs
+from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.engine.select import fast_decoder
+from workbench.engine.values import Bound, Value, check_value
+from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.load import check_eval, model_device
 from workbench.prompts.pairs import PromptPairs
+from workbench.sites import Shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from workbench.engine.values import Bound, Value
-from workbench.sites import KINDS, Site
 from workbench.metrics.continuations import Expansion
-from workbench.prompts.pairs import Prompts
+from workbench.prompts.prompts import Prompts
+from workbench.sites import KINDS, Site
 
 
 def bind(model: Any, rows: Expansion, value: Value, *, side: str = "clean") -> Bound:

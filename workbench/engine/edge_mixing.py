@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import PromptError
 from workbench.circuit.graph import REST, Graph
-from workbench.prompts.pairs import Prompts
+from workbench.errors import PromptError
+from workbench.prompts.prompts import Prompts
 
 
 def mixed(

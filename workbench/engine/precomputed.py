@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.values import Bound, Places, Value
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
-from workbench.prompts.pairs import Prompts
 
 
 class Given(Bound):

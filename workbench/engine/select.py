@@ -14,17 +14,19 @@ from typing import Any
 import torch
 
 from workbench.engine.fast import families
+from workbench.engine.fast.base_run import needed
 from workbench.engine.fast.cohorts import Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.values import Value, add, scale
-from workbench.engine.hooked.forward import forward
-from workbench.engine.hooked.sweep import Cost, ReferenceSweep, forward_flops
-from workbench.engine.run import Edit, stacked
 from workbench.engine.fast.staircase import Walk, unedited
 from workbench.engine.fast.sweep import Sweep
-from workbench.engine.fast.base_run import needed
+from workbench.engine.hooked.forward import forward
+from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.inputs import stacked
+from workbench.engine.run import Edit
+from workbench.engine.runs import Cost, forward_flops
+from workbench.engine.values import Value, add, scale
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Shape, Site
-from workbench.prompts.pairs import Prompts
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _verdicts: "weakref.WeakKeyDictionary[Any, dict[Any, str | None]]" = weakref.WeakKeyDictionary()

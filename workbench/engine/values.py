@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workbench.errors import EditError, PromptError, StoreError, UnknownName
 from workbench.models.load import model_fingerprint, model_name
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, Site
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import Prompts
 
 _OWN_TOKEN = ("embed", "pos_embed")
 _FIRST_LAYER = (("resid_pre", 0), ("q", 0), ("k", 0), ("v", 0))

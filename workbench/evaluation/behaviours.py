@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.evaluation.curves import faithfulness_curve, stability
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store
 from workbench.errors import CircuitError, PromptError, UnknownName
+from workbench.evaluation.curves import faithfulness_curve, stability
+from workbench.evaluation.evaluate import evaluate
 from workbench.models.load import model_name
 from workbench.tasks.registry import TASKS, load_task
 

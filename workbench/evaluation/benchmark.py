@@ -18,16 +18,16 @@ import pandas as pd
 import psutil
 from tqdm.auto import tqdm
 
-from workbench.evaluation.curves import faithfulness_curve
-from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.discovery.methods import METHODS, find_by
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.evaluation.curves import faithfulness_curve
+from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.models.load import load_model
+from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import VARIANTS, planted
 from workbench.prompts.pairs import PromptPairs
-from workbench.planted_models.pairs import planted_pairs
 from workbench.tasks.registry import TASKS, load_task
 
 SLOW = {"exact": 48, "conditional": 8}

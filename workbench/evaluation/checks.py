@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits
 from workbench.engine.circuits import Circuits
-from workbench.circuit.graph import Graph
 from workbench.statistics import bootstrap, central, ratio_of_means
 
 RANDOM_SETS = 10

@@ -9,14 +9,14 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.search import RANKINGS, find_circuit, graph_of, is_number
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
+from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
 from workbench.prompts.pairs import PromptPairs
+from workbench.results import clean_attrs
+from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

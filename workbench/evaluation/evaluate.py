@@ -10,17 +10,17 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from workbench.evaluation.checks import Checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.models.load import one_fingerprint
-from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
+from workbench.evaluation.checks import Checked
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.load import one_fingerprint
 from workbench.prompts.pairs import PromptPairs
+from workbench.results import clean_attrs
+from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 

@@ -13,8 +13,8 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from workbench.errors import CircuitError, UnknownName
 from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError, UnknownName
 from workbench.sites import Edge
 
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -23,11 +23,11 @@ from workbench.circuit.random import add_path, random_circuits
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
-from workbench.results import clean_attrs
-from workbench.statistics import bonferroni, hsic, hsic_p
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.prompts.pairs import PromptPairs
+from workbench.results import clean_attrs
+from workbench.statistics import bonferroni, hsic, hsic_p
 
 QUANTILE = 0.9
 """Of `minimality`: an edge must matter more than this share of random ones (q* of the published code)."""

@@ -14,23 +14,25 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.engine.fast.cohorts import Element
 from workbench.engine.continuations import bind
-from workbench.engine.values import Bound, Value, check_value
-from workbench.engine.select import Plan, fast_decoder
-from workbench.engine.hooked.sweep import ReferenceSweep, Runs
-from workbench.engine.run import as_sites, check_positions
-from workbench.engine.fast.sweep import Sweep
 from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.cohorts import Element
+from workbench.engine.fast.sweep import Sweep
+from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.inputs import as_sites, check_positions
+from workbench.engine.runs import Runs
+from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.values import Bound, Value, check_value
 from workbench.errors import EditError, MetricError, SiteError, UnknownName
 from workbench.interventions.gradients import atp_star, gradient, integrated
-from workbench.models.load import one_fingerprint
-from workbench.results import effect_array
-from workbench.sites import Grid, Shape, Site
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.models.load import one_fingerprint
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.results import effect_array
+from workbench.sites import Grid, Shape, Site
 
 METHODS = ("exact", "gradient", "integrated", "atp-star")
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from workbench.engine.values import Value
+from workbench.engine.runs import Runs
 from workbench.engine.select import Plan
-from workbench.engine.hooked.sweep import Runs
+from workbench.engine.values import Value
 from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
-from workbench.models.load import one_fingerprint
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.load import one_fingerprint
 from workbench.prompts.pairs import PromptPairs
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.engine.hooked.forward import Write, forward, slopes_of
+from workbench.engine.memory import rows_per_forward
+from workbench.engine.runs import Runs
 from workbench.engine.values import Bound, Places, apply_edit
-from workbench.engine.hooked.forward import Write, forward, rows_per_forward, slopes_of
-from workbench.engine.hooked.sweep import Runs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
-from workbench.prompts.pairs import Prompts
 
 Elements = Sequence[tuple[Site, ...]]
 

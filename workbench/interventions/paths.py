@@ -13,25 +13,27 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.engine.fast.cohorts import Element
-from workbench.engine.continuations import bind
-from workbench.engine.values import Bound, Places, Value, check_value
-from workbench.engine.hooked.paths import HookedPaths
-from workbench.engine.nodes import Reader, Writer, middle, readers, writer
-from workbench.engine.fast.paths import PathSweep, Route
-from workbench.engine.select import Plan, fast_decoder
-from workbench.engine.hooked.sweep import ReferenceSweep, Runs
-from workbench.engine.fast.base_run import Base
-from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.circuit.graph import Graph
-from workbench.models.load import model_fingerprint, one_fingerprint
-from workbench.results import effect_array
-from workbench.sites import Shape
-from workbench.stores.store import ActivationStore
+from workbench.engine.continuations import bind
+from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.cohorts import Element
+from workbench.engine.fast.paths import PathSweep, Route
+from workbench.engine.hooked.paths import HookedPaths
+from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.nodes import Reader, Writer, middle, readers, writer
+from workbench.engine.runs import Runs
+from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.values import Bound, Places, Value, check_value
+from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.models.load import model_fingerprint, one_fingerprint
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.results import effect_array
+from workbench.sites import Shape
+from workbench.stores.store import ActivationStore
 
 MLPS = ("frozen", "recomputed")
 Nodes = str | Sequence[str | tuple[str, ...]]

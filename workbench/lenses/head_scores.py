@@ -13,10 +13,10 @@ from workbench.engine.hooked.block import Block, final_norm
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.direct_attribution import FrozenNorm
 from workbench.lenses.unembedding import check_store, needed, pieces, token_rows
+from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import Prompts
 
 CHUNK = 4096
 

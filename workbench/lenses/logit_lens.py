@@ -14,11 +14,11 @@ from torch import Tensor
 
 from workbench.errors import PromptError, StoreError, UnknownName
 from workbench.lenses.unembedding import ReadOut, check_store, last_stream, needed, one_token, pieces, token_rows
+from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
+from workbench.prompts.encoder import TextEncoder
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
-from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
-from workbench.prompts.pairs import TextEncoder
 
 TARGET_MEASURES = ("logit", "logprob", "prob", "rank")
 """Measures of target tokens."""

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.engine.hooked.block import Norm, final_norm
-from workbench.engine.hooked.forward import forward, memory_budget
+from workbench.engine.hooked.forward import forward
+from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError, StoreError
 from workbench.models.load import model_device, model_fingerprint, model_name
 from workbench.sites import Shape

@@ -19,10 +19,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from workbench.errors import MetricError, PromptError
-from workbench.sites import Shape
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs, Prompts, padded_answers
+from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.prompts import Prompts
+from workbench.sites import Shape
 
 ROW_METRIC = "sequence_logprob"
 

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import MetricError, NotFinite, UnknownName
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
 

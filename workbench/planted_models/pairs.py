@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from workbench.planted_models.planted import Planted
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 
 def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, split: str = "train") -> PromptPairs:

@@ -15,20 +15,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.engine.capture import capture_pairs
+from workbench.engine.runs import Runs
 from workbench.engine.values import Value, from_store, mean, project
-from workbench.engine.hooked.sweep import Runs
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
-from workbench.probes.tables import cell_of
-from workbench.probes.fit import Probes
 from workbench.lenses.unembedding import check_store
+from workbench.metrics.continuations import expand
+from workbench.metrics.metric import Metric
+from workbench.probes.fit import Probes
+from workbench.probes.tables import cell_of
+from workbench.prompts.pairs import PromptPairs
 from workbench.results import versions
 from workbench.sites import KINDS, Position, Site, kind_named
 from workbench.statistics import check_level, check_seed, summary
 from workbench.stores.store import ActivationStore
-from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric
-from workbench.prompts.pairs import PromptPairs
 
 EDITS = ("erase", "swap")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.errors import ProbeError, UnknownName
-from workbench.probes.labels import Concept, Labels
 from workbench.probes.data import Columns, by_type, check_split, deal, shuffled
+from workbench.probes.labels import Concept, Labels
 
 CONTROLS = ("shuffle", "random-features", "control-task")
 """`shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k features drawn

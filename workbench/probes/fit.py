@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError, StoreError, UnknownName
-from workbench.probes.labels import Labels
 from workbench.probes.baselines import BASELINES
 from workbench.probes.controls import batches, code_blocks, control_types, controls_named, splits
 from workbench.probes.data import Activations, Columns
 from workbench.probes.fits import Fits, ProbeSettings, fit, padded_rows
+from workbench.probes.labels import Labels
 from workbench.probes.metrics import bits
 from workbench.probes.selectors import SELECTORS, Selector
 from workbench.probes.tables import Judge, Tables, cell_of

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ProbeError, UnknownName
+from workbench.prompts.prompts import Prompts
+from workbench.prompts.tables import read_rows
 from workbench.sites import Position
 from workbench.tasks.concepts import values_of
-from workbench.prompts.pairs import Prompts, read_rows
 
 PLACES = ("prompt", "pos", "start", "end")
 """Columns that say where; all others are concepts. `pos`, or a span from `start` up to, without, `end`."""

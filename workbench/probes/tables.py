@@ -8,10 +8,10 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from workbench.errors import ProbeError, UnknownName
-from workbench.probes.labels import Concept
 from workbench.probes.baselines import Dense
 from workbench.probes.controls import Batch, Control
 from workbench.probes.fits import Fits
+from workbench.probes.labels import Concept
 from workbench.probes.metrics import METRICS, resamples, scores
 from workbench.results import as_labels
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from workbench.errors import PromptError, UnknownName
-from workbench.prompts.pairs import Prompts, TextEncoder
+from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.prompts import Prompts
 
 LONG = ("split", "truncate", "error")
 TOKEN_COLUMNS = ("tokens", "input_ids")

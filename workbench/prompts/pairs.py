@@ -4,11 +4,8 @@ Sequences are padded on the right and never by a tokenizer. Positions count the 
 `S2`) are given per example, so that templates of different length mix.
 """
 
-import csv
-import io
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,113 +18,12 @@ import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.errors import PromptError, UnknownName, WorkbenchError
-from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
+from workbench.errors import PromptError, UnknownName
+from workbench.models.load import model_fingerprint, model_name
+from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.prompts import Prompts
+from workbench.prompts.tables import read_rows
 from workbench.results import versions
-from workbench.sites import Position
-
-PAD = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Token sequences of one run.
-
-    Attributes:
-        tokens: [example, pos], padded on the right.
-        lengths: [example], real tokens of each, BOS included.
-        positions: name → [example] position, -1 where an example has none of that name. `END` is always there.
-        strings: the token strings of each example, for labels.
-        bos: whether every sequence begins with the BOS token.
-    """
-
-    tokens: Int[Tensor, "example pos"]
-    lengths: Int[Tensor, "example"]
-    positions: Mapping[str, Int[Tensor, "example"]]
-    strings: tuple[tuple[str, ...], ...]
-    bos: bool
-
-    @classmethod
-    def of(
-        cls,
-        rows: Sequence[Sequence[int]],
-        *,
-        strings: Sequence[Sequence[str]] | None = None,
-        positions: Sequence[Mapping[str, int]] | None = None,
-        bos: bool = False,
-    ) -> "Prompts":
-        """Prompts from lists of token ids. Raises `PromptError` for no prompts or an empty one (row named)."""
-        if not rows:
-            raise PromptError("There are no prompts: give at least one.")
-        for i, row in enumerate(rows):
-            if len(row) == 0:
-                raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
-        for what, given in (("strings", strings), ("positions", positions)):
-            if given is not None and len(given) != len(rows):
-                raise PromptError(f"There are {len(given)} {what} for {len(rows)} prompts: give one of each.")
-        for i, (row, where) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
-            outside = [f"{name}={place}" for name, place in where.items() if not 0 <= place < len(row)]
-            if outside:
-                raise PromptError(f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside.")
-            if any(int(token) != token for token in row):
-                raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.as_tensor(row)
-        names = dict.fromkeys(name for given in positions or () for name in given)
-        where = {name: torch.tensor([given.get(name, -1) for given in positions or ()]) for name in names}
-        named = where.get("END", torch.full_like(lengths, -1))
-        where["END"] = named.where(named >= 0, lengths - 1)
-        labels = strings if strings is not None else [[str(int(token)) for token in row] for row in rows]
-        return cls(tokens, lengths, where, tuple(tuple(label) for label in labels), bos)
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """A hash of the unpadded token ids of each prompt: its identity everywhere."""
-        rows = (self.tokens[i, : int(n)].cpu().numpy().astype("<i8") for i, n in enumerate(self.lengths))
-        return tuple(xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of all prompts in their order."""
-        return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
-
-    def at(self, where: Position) -> Int[Tensor, "example"]:
-        """The position of that index or name in each example, -1 where it has none."""
-        if isinstance(where, str) and where not in self.positions:
-            raise UnknownName("named position", where, self.positions)
-        if isinstance(where, int) and where < 0:
-            raise PromptError(
-                f"Position {where}: positions count from 0. The last token of every prompt is 'END' where it is named."
-            )
-        places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
-        return places.where((places >= 0) & (places < self.lengths), -1)
-
-    def from_end(self) -> Int[Tensor, "example step"]:
-        """Every position from `END` to the last one, padded with the last one."""
-        end = self.at("END")
-        steps = torch.arange(int((self.lengths - end).max()))
-        return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
-
-    def select(self, indices: Sequence[int] | slice) -> "Prompts":
-        """Some of the prompts, padded no further than the longest of them."""
-        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
-        if not chosen:
-            raise PromptError("Nothing is selected: name at least one example.")
-        rows = torch.as_tensor(chosen, dtype=torch.long)
-        lengths = self.lengths[rows]
-        longest = int(lengths.max())
-        return Prompts(
-            self.tokens[rows, :longest],
-            lengths,
-            {name: where[rows] for name, where in self.positions.items()},
-            tuple(self.strings[i] for i in chosen),
-            self.bos,
-        )
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,26 +197,6 @@ class PromptPairs:
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
 
 
-def json_rows(text: str) -> list[dict[str, Any]]:
-    """One JSON object a line. Raises `ValueError` for anything else."""
-    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is a {type(row).__name__}, not an object")
-    return rows
-
-
-def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> list[Any]:
-    """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first. Raises `refused` when it is neither."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return json_rows(text) if kind == "jsonl" else list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError as error:
-        raise refused(f"There is no file {str(path)!r}.") from error
-    except (ValueError, OSError, RecursionError, csv.Error) as error:
-        raise refused(f"{str(path)!r} cannot be read as {kind}: {error}") from error
-
-
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
     rows = read_rows(path, kind, PromptError)
     if kind == "jsonl":
@@ -347,63 +223,3 @@ def padded_answers(alternatives: Sequence[Sequence[Sequence[int]]]) -> Int[Tenso
         for j, tokens in enumerate(example):
             table[i, j, : len(tokens)] = torch.as_tensor(tokens)
     return table
-
-
-class TextEncoder:
-    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the place."""
-
-    def __init__(self, model: Any) -> None:
-        self.tokenizer: Any = getattr(model, "tokenizer", None)
-        if self.tokenizer is None:
-            raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
-        self.context = int(model.cfg.n_ctx)
-        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
-        self.fingerprint = tokenizer_fingerprint(model)
-
-    def plain(self, text: str) -> list[int]:
-        """The tokens of a text, without BOS and unchecked."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters that each token of `plain(text)` covers."""
-        return list(self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping)
-
-    def prompt(self, text: str, *, where: str) -> list[int]:
-        """The tokens of a prompt, with BOS where the model wants it."""
-        tokens = self.plain(text)
-        self._check_known(text, tokens, where)
-        tokens = [self.tokenizer.bos_token_id, *tokens] if self.bos else tokens
-        if len(tokens) > self.context:
-            raise PromptError(f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}.")
-        return tokens
-
-    def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
-        """The tokens that follow the prompt when both are tokenised together."""
-        joined = prompt + ("" if text[:1].isspace() or prompt[-1:].isspace() else joiner) + text
-        before, together = self.plain(prompt), self.plain(joined)
-        if together[: len(before)] != before or len(together) <= len(before):
-            raise PromptError(
-                f"{where}: {text!r} melts into the end of the prompt when they are tokenised together. "
-                "Put the space at the other side, or end the prompt at a word boundary."
-            )
-        self._check_known(joined, together, where)
-        return together[len(before) :]
-
-    def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
-        """Readable token strings, with the space that a token begins with."""
-        return [[self._label(int(token)) for token in row] for row in rows]
-
-    def _label(self, token: int) -> str:
-        raw = self.tokenizer.convert_ids_to_tokens(token)
-        return " " + raw[1:] if raw.startswith("\u2581") else self.tokenizer.decode([token])
-
-    def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown not in tokens or self.tokenizer.unk_token == self.tokenizer.bos_token:
-            return
-        spans = self.spans(text)
-        words = [text[slice(*spans[i])] for i, token in enumerate(tokens) if token == unknown]
-        listed = ", ".join(map(repr, dict.fromkeys(words)))
-        raise PromptError(
-            f"{where}: the vocabulary has no {listed}. Use words that the model knows (model.tokenizer.get_vocab())."
-        )

@@ -11,7 +11,8 @@ from itertools import accumulate
 import numpy as np
 from jaxtyping import Float
 
-from workbench.render.circuit.view import number, visible, xml
+from workbench.render.circuit.view import number
+from workbench.text import visible, xml
 
 __all__ = ["BLUE", "RED", "attention_svg", "shade", "shorten", "tokens_svg", "top_k_svg"]
 

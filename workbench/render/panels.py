@@ -13,9 +13,9 @@ import xarray as xr
 from workbench.errors import SiteError, StoreError, WorkbenchError
 from workbench.render.panel import Panel
 from workbench.render.panel_svg import BLUE, RED, attention_svg, shorten, tokens_svg, top_k_svg
-from workbench.render.circuit.view import visible
 from workbench.sites import parse_node
 from workbench.stores.store import ActivationStore
+from workbench.text import visible
 
 __all__ = ["Panel", "attention", "attention_panel", "log_probs", "neurons", "tokens", "top_samples", "top_tokens"]
 

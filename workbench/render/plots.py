@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
-from workbench.probes.fit import Probes
 from workbench.lenses.tuned_lens import TunedLens
+from workbench.probes.fit import Probes
+from workbench.render.circuit.view import CircuitView
 from workbench.render.figures import circuit_plots, sweep_plots
 from workbench.render.figures.canvas import check_filled, mean_note, noted, over_examples
 from workbench.render.figures.grids import Part, heatmaps, tables, token_table
 from workbench.render.figures.line_plots import bars, curve, side_by_side
 from workbench.render.figures.probe_plots import causal_figure, probe_figures
-from workbench.render.circuit.view import CircuitView
 from workbench.statistics import summary
 from workbench.sweeps.table import Sweep
 

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
-from workbench.render.figures.canvas import figure_html
 from workbench.render.circuit.html import page, to_html
+from workbench.render.circuit.svg import CircuitView
+from workbench.render.figures.canvas import figure_html
 from workbench.render.panel import Panel, script_html
 from workbench.render.plots import plot
-from workbench.render.circuit.svg import CircuitView
-from workbench.render.circuit.view import visible, xml
 from workbench.results import versions
+from workbench.text import visible, xml
 
 Section = tuple[str, Any] | tuple[str, Any, str]
 _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "seed")

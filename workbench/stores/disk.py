@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from workbench.errors import StoreError
+from workbench.prompts.prompts import Prompts
 from workbench.stores.format import StoredFile, checksum, read_json, write_json, writing
 from workbench.stores.index import Packed
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, Plan, file_name, key_of, record_name
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import Prompts
 
 CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from workbench.errors import StoreError
+from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.stores.index import Packed, RowIndex
-from workbench.prompts.pairs import Prompts
 
 BLOCK = 4096
 

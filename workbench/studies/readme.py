@@ -1,33 +1,18 @@
 """A study as a folder: its page, made of what was measured; and `main`, the command of every `circuits/*/study.py`."""
 
-import re
-import shlex
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
-from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import compare
 from workbench.circuit.published import reference_circuit
-from workbench.errors import CircuitError, WorkbenchError
-from workbench.models.load import load_model, model_name, one_fingerprint
-from workbench.files import check_output, replaced
-from workbench.render.circuit.export import export
-from workbench.render.circuit.svg import CircuitView
-from workbench.render.circuit.view import visible
-from workbench.studies.study import Bench, Number, Prediction, Study, evidence, tried
-
-_SCORES = ("faithfulness", "complement", "random circuits", "other heads", "stability")
-FILES = ("circuit.json", "README.md", "circuit.svg")
-_ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
-_INTERVAL = re.compile(r"(-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]")
-_DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
-_VERDICT = re.compile(r"\| (holds|\*\*fails\*\*) \|")
+from workbench.errors import CircuitError
+from workbench.models.load import model_name
+from workbench.studies.bench import Bench
+from workbench.studies.evidence import evidence, tried
+from workbench.studies.study import Number, Prediction
+from workbench.text import visible
 
 
 def page(bench: Bench, command: str) -> str:
@@ -147,144 +132,4 @@ def _reference(bench: Bench) -> str:
     )
 
 
-def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
-    """Name → (mean, low, high) of every row of a study's README that begins with a number with its interval."""
-    return {name: (float(a), float(b), float(c)) for name, a, b, c in _ROW.findall(readme)}
-
-
-def table(circuits: Path) -> str:
-    """The studies in a folder of circuits side by side, a row for each, from their committed files."""
-    head = ("study", "edges", *_SCORES, "most of another task", "predictions held")
-    folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
-    return _table(head, [_line(folder) for folder in folders])
-
-
-def _line(folder: Path) -> tuple[str, ...]:
-    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
-    known = {name: Number(name, *three) for name, three in numbers(readme).items()}
-    other = max((number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean)
-    verdicts = _VERDICT.findall(readme)
-    return (
-        f"[{folder.name}]({folder.name}/README.md)",
-        f"{circuit.n_edges} of {circuit.graph.n_edges}",
-        *(str(known[name]) for name in _SCORES),
-        f"{other} {other.name}",
-        f"{verdicts.count('holds')} of {len(verdicts)}",
-    )
-
-
 # ---- the command
-
-
-@one_fingerprint()
-def write(study: Study, model: Any, out: Path, *, command: str, n: int | None = None, overwrite: bool = False) -> Bench:
-    """Study a model, and write `circuit.json`, `README.md` and `circuit.svg`, all or none."""
-    check_output(out, FILES, overwrite=overwrite)
-    bench = Bench.of(study, model, n=n)
-    text = page(bench, command)
-    faithful = numbers(text).get("faithfulness")
-    with replaced(out, FILES, overwrite=overwrite) as partial:
-        bench.circuit.save(partial / "circuit.json")
-        (partial / "README.md").write_text(text, encoding="utf-8")
-        view = CircuitView.of(bench.circuit, title=f"{study.task} in {model_name(model)}", faithfulness=faithful)
-        export(view, partial / "circuit.svg")
-    return bench
-
-
-def differences(folder: Path, other: Path) -> list[str]:
-    """How a recomputed study differs from a committed one, whose every edge, number and word counts.
-
-    Means have to lie in each other's intervals, and their ends and all other decimals near each other, because another
-    machine rounds otherwise; everything else has to be the same.
-    """
-    found = _other_circuit(*(Circuit.load(each / "circuit.json") for each in (folder, other)))
-    texts = [(each / "README.md").read_text(encoding="utf-8") for each in (folder, other)]
-    known, again = map(numbers, texts)
-    found += [f"{name} is in one README only" for name in sorted(known.keys() ^ again.keys())]
-    lines = [text.splitlines() for text in texts]
-    if len(lines[0]) != len(lines[1]):
-        found.append(f"the README has {len(lines[0])} lines, and {len(lines[1])} when made anew")
-    else:
-        found += [said for ours, theirs in zip(*lines, strict=True) if (said := _other_line(ours, theirs))]
-    pictures = [_DECIMAL.sub("", (each / "circuit.svg").read_text(encoding="utf-8")) for each in (folder, other)]
-    return found + ([] if pictures[0] == pictures[1] else ["circuit.svg shows something else"])
-
-
-def _other_circuit(ours: Circuit, theirs: Circuit) -> list[str]:
-    if ours != theirs:
-        return [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
-    found = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
-    scores = [np.zeros(0) if each.scores is None else each.scores[each.edges] for each in (ours, theirs)]
-    if scores[0].shape != scores[1].shape or not np.allclose(*scores, rtol=0.01, atol=1e-4):
-        found.append("the scores in circuit.json differ")
-    facts = [{k: v for k, v in each.attrs.items() if not k.startswith("version_")} for each in (ours, theirs)]
-    odd = sorted(key for key in facts[0].keys() | facts[1].keys() if facts[0].get(key) != facts[1].get(key))
-    odd += ["prompt_ids"] if ours.prompt_ids != theirs.prompt_ids else []
-    return found + ([f"circuit.json differs in {', '.join(odd)}"] if odd else [])
-
-
-def _other_line(ours: str, theirs: str) -> str:
-    """How a line of a README differs from the one made anew, or nothing."""
-    name = ours.split("|")[1].strip() if ours.startswith("| ") else f"{ours[:40]} ..."
-    for (a, *ends), (b, *others) in zip(_intervals(ours), _intervals(theirs), strict=False):
-        width = max(ends[1] - ends[0], others[1] - others[0])
-        if not all(low - 0.002 <= mean <= high + 0.002 for mean in (a, b) for low, high in (ends, others)):
-            return f"{name}: {b:.3f}, and the README says {a:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
-        if not np.allclose(ends, others, rtol=0, atol=0.002 + width / 10):
-            return f"{name}: [{others[0]:.3f}, {others[1]:.3f}], and the README says [{ends[0]:.3f}, {ends[1]:.3f}]"
-    rest = [_INTERVAL.sub("", line) for line in (ours, theirs)]
-    if _DECIMAL.sub("", rest[0]) != _DECIMAL.sub("", rest[1]):
-        return f"{name}: the README says other words"
-    near = all(map(_near, *map(_DECIMAL.findall, rest)))
-    return "" if near else f"{name}: the README says other numbers"
-
-
-def _near(ours: str, theirs: str) -> bool:
-    """Whether two decimals are within 1 % and their last digit."""
-    return abs(float(ours) - float(theirs)) <= 0.01 * abs(float(ours)) + 1.5 * 10 ** -len(ours.partition(".")[2])
-
-
-def _intervals(line: str) -> list[tuple[float, float, float]]:
-    return [(float(mean), float(low), float(high)) for mean, low, high in _INTERVAL.findall(line)]
-
-
-def _asked(study: str, *options: str) -> str:
-    return shlex.join(["python", f"circuits/{study}/study.py", *options])
-
-
-def main(study: Study, folder: Path) -> None:
-    """The command line of a study: `study.py [--model tiny] [--out DIR] [--n N] [--check] [--overwrite]`."""
-
-    def command(
-        model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),  # noqa: B008
-        n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
-        check: bool = typer.Option(False, help="Compute it anew and compare with the committed files; write nothing."),
-        overwrite: bool = typer.Option(False, help="Replace what is in --out."),
-    ) -> None:
-        own = model == "tiny" and n is None
-        if check and (out is not None or overwrite):
-            raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
-        if out is None and not own and not check:
-            raise WorkbenchError("Only tiny with the study's own prompts is written to its folder: give --out DIR.")
-        if not own and (check or (out is not None and out.resolve() == folder.resolve())):
-            raise WorkbenchError(
-                "The committed files are about tiny with the study's own prompts: give another --out, no --check."
-            )
-        if check:
-            with tempfile.TemporaryDirectory() as place:
-                write(study, load_model(model), Path(place) / folder.name, command=_asked(folder.name), n=n)
-                found = differences(folder, Path(place) / folder.name)
-            print("\n".join(found) or f"{folder.name}: the edges are the same, and every number is within its interval")
-            raise typer.Exit(bool(found))
-        target = folder if out is None else out
-        loaded = load_model(model)
-        asked = _asked(folder.name, *(() if own else ("--model", model_name(loaded), "--n", str(n or study.n))))
-        write(study, loaded, target, command=asked, n=n, overwrite=overwrite or out is None)
-        print(target / "README.md")
-
-    try:
-        typer.run(command)
-    except WorkbenchError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from error

@@ -10,24 +10,24 @@ import numpy as np
 import torch
 
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.curves import faithfulness_curve
-from workbench.evaluation.evaluate import evaluate
 from workbench.discovery.methods import find_by
 from workbench.discovery.scores import METHODS as SCORES
+from workbench.engine.runs import Runs
 from workbench.engine.values import Value, add, constant, mean, resample, scale, zero
 from workbench.engine.values import from_store as other_run
-from workbench.engine.hooked.sweep import Runs
 from workbench.errors import NotFinite
+from workbench.evaluation.curves import faithfulness_curve
+from workbench.evaluation.evaluate import evaluate
 from workbench.interventions.effects import effects
 from workbench.interventions.paths import path_effects
+from workbench.metrics.continuations import expand
+from workbench.metrics.metric import Metric
 from workbench.models.load import one_fingerprint
 from workbench.sites import Shape, Site
 from workbench.statistics import bootstrap
-from workbench.sweeps.site_values import BySite, optimal
 from workbench.sweeps.jobs import Job, Lab, Setting, elements_of, metric_of
 from workbench.sweeps.places import JOIN, sites_of
-from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric
+from workbench.sweeps.site_values import BySite, optimal
 
 Row = dict[str, Any]
 SEPARATE = ("circuits", "methods", "stability", "cumulative")

@@ -17,17 +17,18 @@ from workbench.engine.capture import PAIR_KINDS, capture_pairs
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
 from workbench.interventions.paths import senders_named
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import load_model, model_fingerprint
+from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import planted
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import KINDS, Position, Shape, Site, grid
 from workbench.stores.store import ActivationStore
 from workbench.sweeps.places import JOIN
 from workbench.sweeps.spec import SweepSpec, Task
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs, Prompts
-from workbench.planted_models.pairs import planted_pairs
 from workbench.tasks.registry import load_task
 
 MEANING = 1

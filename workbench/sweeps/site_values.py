@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from workbench.engine.capture import capture
-from workbench.engine.values import Bound, Constant, Value, mean
 from workbench.engine.hooked.forward import forward
-from workbench.engine.hooked.sweep import Runs
-from workbench.engine.run import Edit, stacked
+from workbench.engine.inputs import stacked
+from workbench.engine.run import Edit
+from workbench.engine.runs import Runs
+from workbench.engine.values import Bound, Constant, Value, mean
 from workbench.errors import EditError, MetricError
-from workbench.sites import Site
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.sites import Site
 
 
 @dataclass(frozen=True, eq=False)

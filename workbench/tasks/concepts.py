@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench.errors import PromptError, UnknownName
+from workbench.prompts.prompts import Prompts
 from workbench.tasks.grammar import FEMALE, MALE, NOUNS, plural
-from workbench.prompts.pairs import Prompts
 
 _PLURALS = {plural(noun) for noun in NOUNS}
 

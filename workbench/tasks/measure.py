@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.errors import PromptError, UnsuitableTask
-from workbench.models.load import check_eval, model_device
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import alternatives_logprob, metric
+from workbench.models.load import check_eval, model_device
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
 

@@ -7,14 +7,16 @@ several tokens `provenance["metric"]` is one that reads them.
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import model_name
+from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.pairs import PromptPairs, padded_answers
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
-from workbench.prompts.pairs import PromptPairs, TextEncoder, padded_answers
 from workbench.tasks.vocabularies import TextSpeaker, WordSpeaker
 
 _PATIENCE = 20_000
@@ -146,3 +148,12 @@ def _distinct_pairs(
     raise PromptError(
         f"The task {task.name!r} has only {len(found)} distinct {split} prompts for this model; n={n} were asked for."
     )
+
+
+_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+
+
+def pairs_of(task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None) -> PromptPairs:
+    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a task's)."""
+    read = _READERS.get(Path(task).suffix.lower())
+    return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.errors import UnsuitableTask
+from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.prompts import Prompts
 from workbench.tasks.grammar import CENTURIES, YEARS, Lexicon, Sentence, joiner, render
 from workbench.tasks.induction import LONGEST_GAP, LONGEST_LIST
-from workbench.prompts.pairs import Prompts, TextEncoder
 
 FEW_YEARS, MOST_SHOWN = 20, 12
 

@@ -11,29 +11,29 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from workbench import results
-from workbench.evaluation.checks import RANDOM_CIRCUITS
 from workbench.circuit.circuit import Circuit
-from workbench.evaluation.curves import faithfulness_curve
-from workbench.evaluation.evaluate import evaluate
+from workbench.circuit.graph import Graph
 from workbench.discovery.methods import METHODS, find_by
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, value_named, zero
 from workbench.errors import CircuitError, MetricError, PromptError, UnknownName
-from workbench.circuit.graph import Graph
+from workbench.evaluation.checks import RANDOM_CIRCUITS
+from workbench.evaluation.curves import faithfulness_curve
+from workbench.evaluation.evaluate import evaluate
+from workbench.files import check_output, replaced
 from workbench.interventions.effects import effects
 from workbench.lenses.logit_lens import logit_lens
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import model_name
-from workbench.files import check_output, replaced
+from workbench.prompts.pairs import PromptPairs
+from workbench.render.circuit.svg import CircuitView
 from workbench.render.panels import attention_panel
 from workbench.render.report import report
-from workbench.render.circuit.svg import CircuitView
 from workbench.sites import grid
 from workbench.statistics import interval_text, summary
 from workbench.stores.store import ActivationStore
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
-from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import load_task
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")

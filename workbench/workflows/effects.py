@@ -11,18 +11,18 @@ import xarray as xr
 
 from workbench import results
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import Value, value_named, zero
 from workbench.engine.select import Plan
+from workbench.engine.values import Value, value_named, zero
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.files import check_output, replaced
 from workbench.interventions.effects import effects
 from workbench.interventions.explain import explain
 from workbench.interventions.paths import path_effects
-from workbench.files import check_output, replaced
+from workbench.prompts.pairs import PromptPairs
 from workbench.render.plots import plot
 from workbench.sites import KINDS, Shape, grid, kind_named
 from workbench.statistics import summary
-from workbench.prompts.pairs import PromptPairs
-from workbench.tasks.registry import find_task, load_task
+from workbench.tasks.registry import _READERS, find_task, pairs_of
 
 VALUES = ("from_store", "zero", "mean", "resample")
 
@@ -85,15 +85,6 @@ class Question:
         clean, corrupt = capture_pairs(model, pairs, sites=kinds, budget=self.budget)
         own, other = (clean, corrupt) if self.base == "clean" else (corrupt, clean)
         return value_named(self.value, own=own, other=other, seed=self.seed)
-
-
-_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
-
-
-def pairs_of(task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None) -> PromptPairs:
-    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a task's)."""
-    read = _READERS.get(Path(task).suffix.lower())
-    return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)
 
 
 def write(result: xr.DataArray, folder: Path, name: str, *, overwrite: bool = False) -> tuple[Path, Path]:

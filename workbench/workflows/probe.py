@@ -12,10 +12,10 @@ import xarray as xr
 
 from workbench import results
 from workbench.errors import ProbeError
+from workbench.files import check_output, replaced
+from workbench.probes.fit import Probes, fit_probes
 from workbench.probes.labels import Labels
 from workbench.probes.neurons import neuron_maps
-from workbench.probes.fit import Probes, fit_probes
-from workbench.files import check_output, replaced
 from workbench.render.figures.probe_plots import probe_figure
 from workbench.render.report import report
 from workbench.sites import Position

@@ -16,9 +16,9 @@ from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import compare
 from workbench.errors import CircuitError, WorkbenchError
+from workbench.render.circuit.view import CircuitView
 from workbench.render.plots import plot
 from workbench.render.report import report
-from workbench.render.circuit.view import CircuitView
 
 ROWS = 60
 Section = tuple[str, Any, str]

@@ -11,8 +11,8 @@ from workbench.engine.fast.cohorts import Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
 from workbench.engine.values import Bound, apply_edit
 from workbench.errors import WorkbenchError
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
-from workbench.prompts.pairs import Prompts
 
 Edits = Sequence[tuple[Site, Bound]]
 _NEEDS = {

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.engine.fast.decoder import Decoder, Linear
-from workbench.engine.values import Bound
-from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.fast.staircase import unedited
-from workbench.engine.fast.base_run import Base
 from workbench.circuit.graph import Graph
+from workbench.engine.edge_mixing import mixed, token_classes
+from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.decoder import Decoder, Linear
+from workbench.engine.fast.staircase import unedited
+from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
 

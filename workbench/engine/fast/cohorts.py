@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.values import Bound
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
-from workbench.prompts.pairs import Prompts
 
 BEFORE, ATTENTION, MLP = 0, 1, 2
 KINDS_OF = {ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"), MLP: ("mlp_pre", "mlp_post", "mlp_out")}

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workbench.engine.fast.base_run import Base, needed
 from workbench.engine.fast.cohorts import Cohort, Element
-from workbench.engine.values import Bound
-from workbench.engine.precomputed import Given
 from workbench.engine.fast.direct_edges import Hops, Message
-from workbench.engine.nodes import Reader, Writer
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import Outcome, unedited
 from workbench.engine.fast.sweep import Sweep
-from workbench.engine.fast.base_run import Base, needed
+from workbench.engine.nodes import Reader, Writer
+from workbench.engine.precomputed import Given
+from workbench.engine.values import Bound
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 from workbench.stores.store import ActivationStore
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 
 @dataclass(frozen=True)

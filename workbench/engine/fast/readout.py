@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.engine.fast.base_run import Base
 from workbench.engine.fast.decoder import Decoder, Linear
 from workbench.engine.fast.staircase import Outcome
-from workbench.engine.fast.base_run import Base
 from workbench.metrics.metric import Metric
-from workbench.prompts.pairs import PromptPairs, Prompts
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 
 
 class Readout:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workbench.engine.fast.base_run import ALWAYS, Base, Departure, at, edited_rows, pattern_edit, units_depart
 from workbench.engine.fast.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
 from workbench.engine.values import Bound
-from workbench.engine.fast.base_run import ALWAYS, Base, Departure, at, edited_rows, pattern_edit, units_depart
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
-from workbench.prompts.pairs import Prompts
 
 TILE = 2**25
 """Bytes that the widest intermediate values (MLP neurons, attention scores) take at a time, if no other number is given."""

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.engine.fast.base_run import Base, needed
 from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.values import apply_edit
 from workbench.engine.fast.readout import Readout
-from workbench.engine.hooked.sweep import Cost, MakeElements, Runs
 from workbench.engine.fast.staircase import Outcome, Walk, unedited
-from workbench.engine.fast.base_run import Base, needed
+from workbench.engine.runs import Cost, MakeElements, Runs
+from workbench.engine.values import apply_edit
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key
-from workbench.prompts.pairs import PromptPairs, Prompts
 
 
 @dataclass(frozen=True)

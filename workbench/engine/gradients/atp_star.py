@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.gradients.edge_gradients import EdgeTable
-from workbench.engine.gradients.runs import Runs
 from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
+from workbench.engine.gradients.runs import Runs
 
 
 def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, room: int) -> tuple[Tensor, int]:

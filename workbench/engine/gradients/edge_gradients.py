@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.engine.fast.circuits import written_by
+from workbench.circuit.graph import Graph
 from workbench.engine.circuits import Batch
 from workbench.engine.edge_mixing import token_classes
+from workbench.engine.fast.circuits import written_by
+from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
 from workbench.engine.hooked.block import Block
 from workbench.engine.hooked.forward import forward
-from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
-from workbench.circuit.graph import Graph
 from workbench.sites import Key, Site
 
 Piece = tuple[slice, Callable[[], Tensor]]

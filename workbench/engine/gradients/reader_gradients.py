@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.circuit.graph import Graph
+from workbench.engine.fast.base_run import Base
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.values import Bound
 from workbench.engine.hooked.block import Block, final_norm, pull_back
 from workbench.engine.hooked.forward import Write, forward, slopes_of
-from workbench.engine.fast.base_run import Base
-from workbench.circuit.graph import Graph
+from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
 Norm = Callable[[Tensor], Tensor]

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.circuit.graph import Graph
 from workbench.engine.circuits import Batch
 from workbench.engine.gradients.edge_gradients import Sources
-from workbench.engine.hooked.forward import Write
 from workbench.engine.gradients.reader_gradients import Run, decoder_run, hooked_run
-from workbench.circuit.graph import Graph
-from workbench.sites import Key, Site
+from workbench.engine.hooked.forward import Write
 from workbench.metrics.metric import Metric
+from workbench.sites import Key, Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import EditError, MetricError, SiteError, WorkbenchError
+from workbench.errors import EditError, MetricError, SiteError
 from workbench.models.load import check_eval, model_device
-from workbench.sites import KINDS, Key, Shape
+from workbench.sites import KINDS, Key
 
 Change = Callable[[Tensor], Tensor]
 
@@ -186,28 +186,3 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
         )
     found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
     return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}
-
-
-def memory_budget(device: torch.device, budget: int | None) -> int:
-    """Bytes of working memory: as given, else 1 GiB on a CPU and half of the free memory of a GPU."""
-    if budget is not None:
-        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-            raise WorkbenchError(f"budget={budget!r}: bytes of working memory are a whole number from 1 up, or None.")
-        return budget
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
-
-
-def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0) -> int:
-    """How many prompts of this length fit into one forward pass under a memory budget; at least one.
-
-    Args:
-        budget: bytes; None takes 1 GiB on a CPU and half of the free memory of a GPU.
-        extra: numbers per token that the caller keeps beside the model's own.
-    """
-    shape = Shape.of(model)
-    budget = memory_budget(model_device(model), budget)
-    per_token = extra + 3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model + 4 * shape.n_heads * length
-    if gradients:
-        per_token += shape.n_layers * (4 * shape.d_mlp + 16 * shape.d_model + 4 * shape.n_heads * length)
-    itemsize = next(model.parameters()).element_size()
-    return max(1, int(budget // (per_token * length * itemsize)))

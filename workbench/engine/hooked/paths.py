@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from workbench.engine.fast.cohorts import Element
-from workbench.engine.values import Bound, Places, apply_edit
-from workbench.engine.precomputed import Given
-from workbench.engine.nodes import Reader, Writer
 from workbench.engine.fast.paths import Route
 from workbench.engine.hooked.forward import Write, forward
+from workbench.engine.nodes import Reader, Writer
+from workbench.engine.precomputed import Given
 from workbench.engine.run import Edit
+from workbench.engine.values import Bound, Places, apply_edit
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
-from workbench.prompts.pairs import Prompts
 
 Values = Mapping[Site, Tensor]
 

@@ -1,8 +1,7 @@
 """The same work as `sweep` on the reference path: full forward passes with hooks, several edited runs in each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,140 +9,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.engine.fast.cohorts import Element
+from workbench.engine.hooked.forward import forward
+from workbench.engine.run import Edit
+from workbench.engine.runs import Cost, MakeElements, Runs, forward_flops
 from workbench.engine.values import Bound
-from workbench.engine.fast.families.reading import child, norm
-from workbench.engine.hooked.forward import Write, forward, memory_budget, rows_per_forward
-from workbench.engine.run import Edit, check_context, stacked
-from workbench.engine.fast.base_run import Base
-from workbench.models.load import check_eval, model_device
+from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
-from workbench.metrics.metric import Metric
-from workbench.prompts.pairs import PromptPairs, Prompts
-
-MakeElements = Callable[[Base | None, Sequence[int]], Sequence[Element]]
-"""(unedited run of a batch, its examples) → the edited runs of the batch; None where their sites suffice, or on hooks."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What edited runs take.
-
-    Attributes:
-        runs: edited prompts that are run.  skipped: those that provably change nothing.
-        walks: through the layers, of many runs each (on the reference path: forwards of all prompts).
-        token_layers: tokens times blocks that are computed, the unedited run included.
-        flops: floating-point operations of their matrix products.  peak_bytes: of working memory at a time, about.
-    """
-
-    runs: int = 0
-    skipped: int = 0
-    walks: int = 0
-    token_layers: float = 0
-    flops: float = 0
-    peak_bytes: int = 0
-
-    def plus(self, other: "Cost") -> "Cost":
-        """Both, one after the other."""
-        summed = ("runs", "skipped", "walks", "token_layers", "flops")
-        numbers = {name: getattr(self, name) + getattr(other, name) for name in summed}
-        return Cost(**numbers, peak_bytes=max(self.peak_bytes, other.peak_bytes))
-
-
-def forward_flops(shape: Shape) -> int:
-    """Floating-point operations of one token in a whole forward pass, without attention's scores (MLPs counted ungated)."""
-    heads = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
-    return 2 * (shape.n_layers * (heads + 2 * shape.d_model * shape.d_mlp) + shape.d_model * shape.d_vocab)
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Unedited and edited runs of one side of some pairs, measured.
-
-    Attributes:
-        side: "clean" or "corrupt".
-        budget: bytes that one forward pass may use.
-        dtype: of the final norm and the unembedding; None for the model's own.
-    """
-
-    model: Any
-    pairs: PromptPairs
-    side: str
-    metric: Metric
-    budget: int | None = None
-    dtype: torch.dtype | None = None
-
-    def check(self) -> None:
-        """Raise for a model in train mode, prompts over the context, and pairs that the metric cannot read."""
-        check_eval(self.model)
-        self.metric.check(self.pairs)
-        check_context(self.model, self.prompts)
-        check_context(self.model, self.other)
-
-    @cached_property
-    def memory(self) -> int:
-        """Bytes of working memory: as given, else 1 GiB on a CPU and half of the free memory of a GPU."""
-        return memory_budget(model_device(self.model), self.budget)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt of either side."""
-        return int(max(self.prompts.lengths.max(), self.other.lengths.max()))
-
-    @property
-    def prompts(self) -> Prompts:
-        return self.pairs.side(self.side)
-
-    @property
-    def other(self) -> Prompts:
-        return self.pairs.side("corrupt" if self.side == "clean" else "clean")
-
-    @cached_property
-    def per_forward(self) -> int:
-        """How many prompts one forward pass holds."""
-        return rows_per_forward(self.model, int(self.prompts.lengths.max()), budget=self.budget)
-
-    @cached_property
-    def reference(self) -> Tensor | None:
-        """What the metric reads of the unedited clean run, where it compares with it."""
-        if not self.metric.needs_reference:
-            return None
-        parts = (self.pairs.clean.select(examples) for examples in self.batches())
-        return torch.cat([self.metric.read(self.logits(part), part) for part in parts])
-
-    @cached_property
-    def measured(self) -> Tensor:
-        """[example]: the metric of the unedited run."""
-        return self.plain(self.prompts)
-
-    def batches(self) -> list[range]:
-        n = len(self.prompts)
-        return [range(first, min(first + self.per_forward, n)) for first in range(0, n, self.per_forward)]
-
-    def logits(self, prompts: Prompts, copies: int = 1, writes: Sequence[Write] = ()) -> Tensor:
-        """[copy * example, pos, vocab] of a forward pass, in the precision asked for."""
-        tokens, shape = stacked(prompts.tokens, copies), Shape.of(self.model)
-        if self.dtype is None:
-            return forward(self.model, tokens, writes=writes).logits
-        last = ("resid_post", shape.n_layers - 1)
-        stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
-        unembed, final = child(self.model, "unembed"), norm(dict(self.model.named_children()).get("ln_final"))
-        bias = None if unembed.bias is None else unembed.bias.detach().to(self.dtype)
-        with torch.no_grad():
-            return torch.nn.functional.linear(final(stream), unembed.weight.detach().to(self.dtype), bias)
-
-    def measure(self, logits: Tensor, prompts: Prompts, examples: Sequence[int]) -> Tensor:
-        """[example]: the metric of logits [example, pos, vocab] of these examples."""
-        reference = None if self.reference is None else self.reference[list(examples)]
-        return self.metric(self.metric.read(logits, prompts), self.pairs.select(examples), reference)
-
-    def plain(self, prompts: Prompts) -> Tensor:
-        """[example]: the metric of unedited prompts."""
-        parts = ((examples, prompts.select(examples)) for examples in self.batches())
-        return torch.cat([self.measure(self.logits(part), part, examples) for examples, part in parts])
-
-    def distance(self) -> Tensor:
-        """[example]: m(other run) - m(base)."""
-        return (self.plain(self.other) - self.measured).cpu()
 
 
 @dataclass(frozen=True)

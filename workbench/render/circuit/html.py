@@ -18,8 +18,9 @@ import numpy as np
 
 from workbench.circuit.circuit import Circuit
 from workbench.render.circuit.svg import CircuitView, Drawing, draw, to_svg
-from workbench.render.circuit.view import Line, ViewKind, alive, cut, lines_of, visible, xml
+from workbench.render.circuit.view import Line, ViewKind, alive, cut, lines_of
 from workbench.sites import parse_node
+from workbench.text import visible, xml
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "

@@ -16,8 +16,9 @@ from typing import get_args
 import numpy as np
 
 from workbench.errors import UnknownName
-from workbench.render.circuit.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number, visible, xml
+from workbench.render.circuit.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number
 from workbench.sites import parse_node
+from workbench.text import visible, xml
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
 

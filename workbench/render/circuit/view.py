@@ -4,12 +4,9 @@ A *line* is an edge (component view) or an edge at one position (position view).
 here, on names; where things lie on the page is decided in `svg`.
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 import numpy as np
 import xarray as xr
@@ -299,24 +296,6 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
     return hops
 
 
-def visible(text: object) -> str:
-    r"""The text with every character that cannot be seen, or that XML forbids, spelled out; outer spaces become `·`.
-
-    >>> visible(" Mary\n\x00")
-    '·Mary\\n\\x00'
-    """
-    shown = str(text)
-    inner = shown.strip(" ")
-    left = len(shown) - len(shown.lstrip(" "))
-    shown = "·" * left + inner + "·" * (len(shown) - left - len(inner)) if inner else "·" * len(shown)
-    return _spelled(shown) or "∅"
-
-
-def xml(text: object) -> str:
-    """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
-    return escape(_spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
-
-
 def number(value: float) -> str:
     """A score to three significant digits, with its sign.
 
@@ -324,18 +303,6 @@ def number(value: float) -> str:
     '+0.412'
     """
     return "no score" if not np.isfinite(value) else f"{value:+.3g}".replace("-", "−")
-
-
-def _spelled(text: str) -> str:
-    return text if text.isascii() and text.isprintable() else "".join(map(_spell, text))
-
-
-def _spell(character: str) -> str:
-    category = unicodedata.category(character)
-    hidden = category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200c\u200d")
-    if hidden or re.match(r"[\ufdd0-\ufdef]", character) or ord(character) & 0xFFFE == 0xFFFE:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
 
 
 def _side(in_a: bool, in_b: bool) -> str:

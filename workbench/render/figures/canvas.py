@@ -24,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from workbench.errors import WorkbenchError
-from workbench.render.circuit.view import visible, xml
+from workbench.text import visible, xml
 
 WORDS = {
     "pos": "position", "query_pos": "query position", "key_pos": "key position", "kv_head": "kv head", "size": "number of edges",

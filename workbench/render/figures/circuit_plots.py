@@ -10,10 +10,25 @@ from matplotlib.figure import Figure
 
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import BLUE, GREY, GROUND, LEGEND, RED, SERIES, Picture, light_grid, noted, plain_ticks, set_heading, settled, shorten, styled
+from workbench.render.figures.canvas import (
+    BLUE,
+    GREY,
+    GROUND,
+    LEGEND,
+    RED,
+    SERIES,
+    Picture,
+    light_grid,
+    noted,
+    plain_ticks,
+    set_heading,
+    settled,
+    shorten,
+    styled,
+)
 from workbench.render.figures.line_plots import bars, curve, draw_bars, side_by_side
-from workbench.render.circuit.view import visible
 from workbench.statistics import interval_text
+from workbench.text import visible
 
 CHECKS = ("faithfulness", "complement", "random", "incompleteness")
 MOST_EDGES = 24

@@ -12,8 +12,23 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import GROUND, Picture, axes_of, check_filled, label_axis, noted, over_examples, palette, set_heading, set_title, settled, shorten, styled, word
-from workbench.render.circuit.view import visible
+from workbench.render.figures.canvas import (
+    GROUND,
+    Picture,
+    axes_of,
+    check_filled,
+    label_axis,
+    noted,
+    over_examples,
+    palette,
+    set_heading,
+    set_title,
+    settled,
+    shorten,
+    styled,
+    word,
+)
+from workbench.text import visible
 
 MOST_PANELS = 48
 """Of `heatmaps`; a note says how many were left out."""

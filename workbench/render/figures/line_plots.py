@@ -10,8 +10,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import BLUE, GREY, GROUND, INK, LEGEND, RED, SERIES, Picture, axes_of, check_filled, label_axis, legend_name, light_grid, names_of, over_examples, plain_ticks, set_title, settled, styled, word
-from workbench.render.circuit.view import visible
+from workbench.render.figures.canvas import (
+    BLUE,
+    GREY,
+    GROUND,
+    INK,
+    LEGEND,
+    RED,
+    SERIES,
+    Picture,
+    axes_of,
+    check_filled,
+    label_axis,
+    legend_name,
+    light_grid,
+    names_of,
+    over_examples,
+    plain_ticks,
+    set_title,
+    settled,
+    styled,
+    word,
+)
+from workbench.text import visible
 
 _LONG, _LONGEST = 12, 44
 """Names of more characters lie beside horizontal bars, cut at the second number."""

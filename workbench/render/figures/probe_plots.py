@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.render.figures.canvas import GREY, LEGEND, SERIES, SHADES, Picture, light_grid, set_heading, settled, styled
 from workbench.render.figures.grids import MOST_PANELS
 from workbench.render.figures.line_plots import draw_bars
-from workbench.render.circuit.view import visible
+from workbench.text import visible
 
 CONTROLS = {"shuffle": ("shuffled labels", GREY), "random-features": ("random features", "#b45309"), "control-task": ("control task", "#7c3aed")}  # fmt: skip
 BASELINES = ("#0f766e", "#be185d", "#4d7c0f")

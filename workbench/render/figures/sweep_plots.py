@@ -13,13 +13,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import BLUE, GREY, SERIES, Picture, label_axis, light_grid, plain_ticks, set_heading, set_title, settled, shorten, styled, word
+from workbench.render.figures.canvas import (
+    BLUE,
+    GREY,
+    SERIES,
+    Picture,
+    label_axis,
+    light_grid,
+    plain_ticks,
+    set_heading,
+    set_title,
+    settled,
+    shorten,
+    styled,
+    word,
+)
 from workbench.render.figures.grids import cells, colour_bar, columns_of, label_cells
 from workbench.render.figures.line_plots import draw_bars, draw_line
-from workbench.render.circuit.view import visible
 from workbench.sites import Site
 from workbench.sweeps.rows import axes_of, groups, labelled, varying
 from workbench.sweeps.table import Sweep
+from workbench.text import visible
 
 SETTINGS = ("metric", "model", "checkpoint", "task", "split", "variant", "base", "value")
 """Flags that get a panel each where they vary."""

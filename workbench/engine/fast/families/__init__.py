@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from workbench.engine.bridge import Unsupported
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import gpt2, llama, native, neox
-from workbench.engine.fast.families.reading import Unsupported
 
 _READERS = {name: family.read for family in (gpt2, llama, neox, native) for name in family.ARCHITECTURES}
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
 from workbench.sites import Shape
@@ -13,11 +14,11 @@ def read(model: Any, length: int) -> Decoder:
     """The decoder. Raises `Unsupported` for variants that compute attention in another order."""
     config = model.original_model.config
     if getattr(config, "reorder_and_upcast_attn", False):
-        raise reading.Unsupported("its attention is reordered and upcast")
+        raise bridge.Unsupported("its attention is reordered and upcast")
     scale = Shape.of(model).d_head ** -0.5
     inverse = getattr(config, "scale_attn_by_inverse_layer_idx", False)
     layers = (
-        reading.layer(block, scale=scale / (i + 1 if inverse else 1), act=reading.activation(reading.inner(block.mlp).act))
+        reading.layer(block, scale=scale / (i + 1 if inverse else 1), act=bridge.activation(bridge.inner(block.mlp).act))
         for i, block in enumerate(model.blocks)
     )
     return reading.decoder(model, "gpt2", tuple(layers))

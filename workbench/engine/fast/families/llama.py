@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
 
@@ -14,7 +15,7 @@ def read(model: Any, length: int) -> Decoder:
     """The decoder; with a sliding window it holds for prompts that fit into the window."""
     config = model.original_model.config
     layers = tuple(
-        reading.layer(block, scale=reading.inner(block.attn).scaling, act=reading.activation(reading.inner(block.mlp).act_fn))
+        reading.layer(block, scale=bridge.inner(block.attn).scaling, act=bridge.activation(bridge.inner(block.mlp).act_fn))
         for block in model.blocks
     )
     return reading.decoder(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder, Rotary
 from workbench.engine.fast.families import reading
 
@@ -12,17 +13,17 @@ def read(model: Any, length: int) -> Decoder:
     """The decoder. Raises `Unsupported` for soft-capping, attention that is not causal, and norms inside MLPs."""
     cfg = model.cfg
     if float(cfg.attn_scores_soft_cap) > 0 or float(cfg.output_logits_soft_cap) > 0:
-        raise reading.Unsupported("it caps scores or logits softly")
-    attn = reading.inner(model.blocks[0].attn)
+        raise bridge.Unsupported("it caps scores or logits softly")
+    attn = bridge.inner(model.blocks[0].attn)
     if not attn.causal:
-        raise reading.Unsupported("its attention is not causal")
+        raise bridge.Unsupported("its attention is not causal")
     layers = []
     for block in model.blocks:
-        mlp = None if cfg.attn_only else reading.inner(block.mlp)
+        mlp = None if cfg.attn_only else bridge.inner(block.mlp)
         if getattr(mlp, "ln", None) is not None:
-            raise reading.Unsupported("it norms inside its MLPs")
-        act = reading.activation(mlp.act if mlp is not None else _no_activation)
-        layers.append(reading.layer(block, scale=1 / reading.inner(block.attn).scale, act=act))
+            raise bridge.Unsupported("it norms inside its MLPs")
+        act = bridge.activation(mlp.act if mlp is not None else _no_activation)
+        layers.append(reading.layer(block, scale=1 / bridge.inner(block.attn).scale, act=act))
     rotary = None
     if attn.rotary is not None:
         rotary = Rotary(attn.rotary.cos_cached, attn.rotary.sin_cached, adjacent=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
 
@@ -11,7 +12,7 @@ ARCHITECTURES = ("GPTNeoXForCausalLM",)
 def read(model: Any, length: int) -> Decoder:
     """The decoder."""
     layers = tuple(
-        reading.layer(block, scale=reading.inner(block.attn).scaling, act=reading.activation(reading.inner(block.mlp).act))
+        reading.layer(block, scale=bridge.inner(block.attn).scaling, act=bridge.activation(bridge.inner(block.mlp).act))
         for block in model.blocks
     )
     return reading.decoder(model, "neox", layers, rotary=reading.rotary_tables(model, length))

@@ -1,0 +1,67 @@
+"""Commands."""
+
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import Device, ModelName, Out, Overwrite, Pairs, command_line
+
+
+def circuits(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and cases; a few minutes on two cores.")] = False,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model, tiny or planted-NAME; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of models, prompts and methods.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Every method on every planted model and on the tasks of tiny: a table (bench.parquet) and a page (bench.html)."""
+    from workbench.evaluation.benchmark import bench_circuits, json_line, overview
+    from workbench.files import check_output, fresh_folder
+    from workbench.workflows.bench import BENCH_FILES, write_bench
+
+    with nullcontext(out) if out is not None else fresh_folder("bench") as folder:
+        check_output(folder, BENCH_FILES, overwrite=overwrite)
+        rows = []
+        for row in bench_circuits(quick=quick, methods=method, models=model, seed=seed):
+            rows.append(row)
+            if as_json:
+                typer.echo(json_line(row))
+        if not as_json:
+            typer.echo(overview(rows).to_string(index=False, na_rep=""))
+        for path in write_bench(rows, folder, command_line(), overwrite=overwrite):
+            typer.echo(str(path), err=as_json)
+
+
+def behaviours(
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method of scores; may be repeated.")] = None,
+    model: ModelName = "tiny",
+    share: Annotated[float, typer.Option(help="Share of the behaviour that a circuit has to keep.")] = 0.9,
+    n: Pairs = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
+    device: Device = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The smallest circuit of every behaviour of a model: a table (behaviours.parquet) and a page (behaviours.html)."""
+    import workbench as wb
+    from workbench.evaluation.behaviours import METHODS, behaviours_table, smallest_circuits
+    from workbench.evaluation.benchmark import json_line
+    from workbench.files import check_output, fresh_folder
+    from workbench.workflows.bench import BEHAVIOUR_FILES, write_behaviours
+
+    with nullcontext(out) if out is not None else fresh_folder("behaviours") as folder:
+        check_output(folder, BEHAVIOUR_FILES, overwrite=overwrite)
+        loaded, rows = wb.load_model(model, device=device), []
+        for found in smallest_circuits(loaded, tasks=task, methods=method or METHODS, share=share, n=n, seed=seed):
+            rows += found
+            for line in map(json_line, found) if as_json else ():
+                typer.echo(line)
+        if not as_json:
+            typer.echo(behaviours_table(rows).to_string(index=False))
+        for path in write_behaviours(rows, folder, command_line(), overwrite=overwrite):
+            typer.echo(str(path), err=as_json)

@@ -1,0 +1,79 @@
+"""Commands."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import Device
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="Embedded name, local Hugging Face directory, or Hub name.")],
+    n: Annotated[int, typer.Option(help="Held-out prompts per behaviour.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    device: Device = None,
+) -> None:
+    """Print a model's score on held-out prompts of every task."""
+    import workbench as wb
+
+    for score in wb.measure(wb.load_model(model, device=device), n=n, seed=seed):
+        if as_json:
+            value = None if score.skipped else score.score
+            typer.echo(json.dumps({"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}))
+        if score.skipped:
+            typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
+        elif as_json:
+            continue
+        else:
+            verdict = "ok" if score.score >= score.bar else "below"
+            typer.echo(f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}")
+
+
+def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
+    """List what there is: tasks, models, methods or published circuits."""
+    from workbench.errors import UnknownName
+
+    listings = {"tasks": _tasks, "models": _models, "methods": _methods, "circuits": _circuits}
+    if what not in listings:
+        raise UnknownName("thing to list", what, listings)
+    for line in listings[what]():
+        typer.echo(line)
+
+
+def _tasks() -> list[str]:
+    from workbench.tasks.registry import TASKS
+
+    return [f"{t.name:13} {t.description} Variants: {', '.join(t.variants)}." for t in TASKS.values()]
+
+
+def _models() -> list[str]:
+    from workbench.models import zoo
+
+    lines = []
+    for name in zoo.names():
+        steps = ", ".join(f"{name}@{step}" for step in zoo.steps(name))
+        lines.append(f"{name:13} embedded" + (f"; training steps: {steps}" if steps else ""))
+    return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]
+
+
+def _methods() -> list[str]:
+    from workbench.discovery.methods import METHODS
+    from workbench.interventions import effects
+    from workbench.metrics.metric import BUILT_IN
+    from workbench.workflows.discover import VALUES
+
+    return [
+        *(f"{name:19} {what}" for name, what in METHODS.items()),
+        f"effects       {', '.join(effects.METHODS)}",
+        f"--value       {', '.join(VALUES)}",
+        f"metrics       {', '.join(BUILT_IN)}",
+    ]
+
+
+def _circuits() -> list[str]:
+    from workbench.circuit.published import reference_circuit, reference_names
+
+    found = {name: reference_circuit(name) for name in reference_names()}
+    return [f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}." for name, one in found.items()]

@@ -1,0 +1,67 @@
+"""Text to tokens."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from workbench.errors import PromptError
+from workbench.models.load import tokenizer_fingerprint
+
+
+class TextEncoder:
+    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the place."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokenizer: Any = getattr(model, "tokenizer", None)
+        if self.tokenizer is None:
+            raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
+        self.context = int(model.cfg.n_ctx)
+        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
+        self.fingerprint = tokenizer_fingerprint(model)
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS and unchecked."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters that each token of `plain(text)` covers."""
+        return list(self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping)
+
+    def prompt(self, text: str, *, where: str) -> list[int]:
+        """The tokens of a prompt, with BOS where the model wants it."""
+        tokens = self.plain(text)
+        self._check_known(text, tokens, where)
+        tokens = [self.tokenizer.bos_token_id, *tokens] if self.bos else tokens
+        if len(tokens) > self.context:
+            raise PromptError(f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}.")
+        return tokens
+
+    def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
+        """The tokens that follow the prompt when both are tokenised together."""
+        joined = prompt + ("" if text[:1].isspace() or prompt[-1:].isspace() else joiner) + text
+        before, together = self.plain(prompt), self.plain(joined)
+        if together[: len(before)] != before or len(together) <= len(before):
+            raise PromptError(
+                f"{where}: {text!r} melts into the end of the prompt when they are tokenised together. "
+                "Put the space at the other side, or end the prompt at a word boundary."
+            )
+        self._check_known(joined, together, where)
+        return together[len(before) :]
+
+    def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
+        """Readable token strings, with the space that a token begins with."""
+        return [[self._label(int(token)) for token in row] for row in rows]
+
+    def _label(self, token: int) -> str:
+        raw = self.tokenizer.convert_ids_to_tokens(token)
+        return " " + raw[1:] if raw.startswith("\u2581") else self.tokenizer.decode([token])
+
+    def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in tokens or self.tokenizer.unk_token == self.tokenizer.bos_token:
+            return
+        spans = self.spans(text)
+        words = [text[slice(*spans[i])] for i, token in enumerate(tokens) if token == unknown]
+        listed = ", ".join(map(repr, dict.fromkeys(words)))
+        raise PromptError(
+            f"{where}: the vocabulary has no {listed}. Use words that the model knows (model.tokenizer.get_vocab())."
+        )

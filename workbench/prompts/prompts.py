@@ -1,0 +1,116 @@
+"""Prompts: padded token tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import xxhash
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.errors import PromptError, UnknownName
+from workbench.sites import Position
+
+PAD = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Token sequences of one run.
+
+    Attributes:
+        tokens: [example, pos], padded on the right.
+        lengths: [example], real tokens of each, BOS included.
+        positions: name → [example] position, -1 where an example has none of that name. `END` is always there.
+        strings: the token strings of each example, for labels.
+        bos: whether every sequence begins with the BOS token.
+    """
+
+    tokens: Int[Tensor, "example pos"]
+    lengths: Int[Tensor, "example"]
+    positions: Mapping[str, Int[Tensor, "example"]]
+    strings: tuple[tuple[str, ...], ...]
+    bos: bool
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        *,
+        strings: Sequence[Sequence[str]] | None = None,
+        positions: Sequence[Mapping[str, int]] | None = None,
+        bos: bool = False,
+    ) -> "Prompts":
+        """Prompts from lists of token ids. Raises `PromptError` for no prompts or an empty one (row named)."""
+        if not rows:
+            raise PromptError("There are no prompts: give at least one.")
+        for i, row in enumerate(rows):
+            if len(row) == 0:
+                raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
+        for what, given in (("strings", strings), ("positions", positions)):
+            if given is not None and len(given) != len(rows):
+                raise PromptError(f"There are {len(given)} {what} for {len(rows)} prompts: give one of each.")
+        for i, (row, where) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
+            outside = [f"{name}={place}" for name, place in where.items() if not 0 <= place < len(row)]
+            if outside:
+                raise PromptError(f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside.")
+            if any(int(token) != token for token in row):
+                raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.as_tensor(row)
+        names = dict.fromkeys(name for given in positions or () for name in given)
+        where = {name: torch.tensor([given.get(name, -1) for given in positions or ()]) for name in names}
+        named = where.get("END", torch.full_like(lengths, -1))
+        where["END"] = named.where(named >= 0, lengths - 1)
+        labels = strings if strings is not None else [[str(int(token)) for token in row] for row in rows]
+        return cls(tokens, lengths, where, tuple(tuple(label) for label in labels), bos)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """A hash of the unpadded token ids of each prompt: its identity everywhere."""
+        rows = (self.tokens[i, : int(n)].cpu().numpy().astype("<i8") for i, n in enumerate(self.lengths))
+        return tuple(xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all prompts in their order."""
+        return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
+
+    def at(self, where: Position) -> Int[Tensor, "example"]:
+        """The position of that index or name in each example, -1 where it has none."""
+        if isinstance(where, str) and where not in self.positions:
+            raise UnknownName("named position", where, self.positions)
+        if isinstance(where, int) and where < 0:
+            raise PromptError(
+                f"Position {where}: positions count from 0. The last token of every prompt is 'END' where it is named."
+            )
+        places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
+        return places.where((places >= 0) & (places < self.lengths), -1)
+
+    def from_end(self) -> Int[Tensor, "example step"]:
+        """Every position from `END` to the last one, padded with the last one."""
+        end = self.at("END")
+        steps = torch.arange(int((self.lengths - end).max()))
+        return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
+
+    def select(self, indices: Sequence[int] | slice) -> "Prompts":
+        """Some of the prompts, padded no further than the longest of them."""
+        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        if not chosen:
+            raise PromptError("Nothing is selected: name at least one example.")
+        rows = torch.as_tensor(chosen, dtype=torch.long)
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        return Prompts(
+            self.tokens[rows, :longest],
+            lengths,
+            {name: where[rows] for name, where in self.positions.items()},
+            tuple(self.strings[i] for i in chosen),
+            self.bos,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)

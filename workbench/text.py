@@ -1,0 +1,35 @@
+"""Words on a screen or a page: escaped, and with every invisible character spelled out."""
+
+import re
+import unicodedata
+from xml.sax.saxutils import escape
+
+
+def visible(text: object) -> str:
+    r"""The text with every character that cannot be seen, or that XML forbids, spelled out; outer spaces become `·`.
+
+    >>> visible(" Mary\n\x00")
+    '·Mary\\n\\x00'
+    """
+    shown = str(text)
+    inner = shown.strip(" ")
+    left = len(shown) - len(shown.lstrip(" "))
+    shown = "·" * left + inner + "·" * (len(shown) - left - len(inner)) if inner else "·" * len(shown)
+    return _spelled(shown) or "∅"
+
+
+def xml(text: object) -> str:
+    """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
+    return escape(_spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+
+
+def _spelled(text: str) -> str:
+    return text if text.isascii() and text.isprintable() else "".join(map(_spell, text))
+
+
+def _spell(character: str) -> str:
+    category = unicodedata.category(character)
+    hidden = category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200c\u200d")
+    if hidden or re.match(r"[\ufdd0-\ufdef]", character) or ord(character) & 0xFFFE == 0xFFFE:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
