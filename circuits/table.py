@@ -10,4 +10,6 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     readme = HERE / "README.md"
     text, rows = readme.read_text(encoding="utf-8"), table(HERE)
-    readme.write_text(re.sub(r"(?:^\|.*\n)+", lambda _: rows, text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    readme.write_text(
+        re.sub(r"(?:^\|.*\n)+", lambda _: rows, text, count=1, flags=re.MULTILINE), encoding="utf-8"
+    )

@@ -43,32 +43,50 @@ def circuits(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
                 title="Indirect objects in tiny",
                 tokens=list(example.clean.strings[0]),
                 position_scores=wb.score_edges(model, example, value=other, keep=("pos",)),
-                patterns={(layer, head): stores[0]["pattern", layer].prompt(i)[head].numpy() for layer, head in circuit.heads},
+                patterns={
+                    (layer, head): stores[0]["pattern", layer].prompt(i)[head].numpy()
+                    for layer, head in circuit.heads
+                },
                 faithfulness=(float(tested.faithfulness[0]), float(tested.low[0]), float(tested.high[0])),
                 intervals=wb.summary(scores, draws=200),
                 curve=grown,
             )
         )
     other = wb.find_circuit(wb.score_edges(model, pairs, value=value, method="exact"), n_edges=60)
-    compared = CircuitView.compared(circuit, other, names=("eap-ig-inputs", "exact"), title="Two methods on one behaviour")
+    compared = CircuitView.compared(
+        circuit, other, names=("eap-ig-inputs", "exact"), title="Two methods on one behaviour"
+    )
     planted = wb.planted("backup")
     prompts = wb.planted_pairs(planted)
     corrupt = wb.from_store(wb.capture_pairs(planted.model, prompts)[1])
     found = wb.find_circuit(
-        wb.score_edges(planted.model, prompts, value=corrupt, method="conditional"), n_edges=len(planted.edges["corrupt"])
+        wb.score_edges(planted.model, prompts, value=corrupt, method="conditional"),
+        n_edges=len(planted.edges["corrupt"]),
     )
     truth = wb.Circuit.of(found.graph, planted.edges["corrupt"])
     return [
-        ("A circuit", CircuitView.on_prompts(views), "Drag the slider, open an edge or a node, change the prompt."),
+        (
+            "A circuit",
+            CircuitView.on_prompts(views),
+            "Drag the slider, open an edge or a node, change the prompt.",
+        ),
         ("Two circuits", compared, "Solid: in both; dashed and dotted: only in one."),
         (
             "Found and true",
-            CircuitView.compared(truth, found, names=("true", "found"), title="A planted model with a backup head"),
+            CircuitView.compared(
+                truth, found, names=("true", "found"), title="A planted model with a backup head"
+            ),
             "The model's weights were set by hand, so that its circuit is known.",
         ),
         ("Faithfulness by size", curve),
-        ("Whether edges are needed", wb.evaluate(circuit, model, pairs, value={"corrupt": value, "zero": wb.zero()})),
-        ("Edges that all prompts agree on", wb.stability(scores, find=lambda s: wb.find_circuit(s, n_edges=30), draws=20)),
+        (
+            "Whether edges are needed",
+            wb.evaluate(circuit, model, pairs, value={"corrupt": value, "zero": wb.zero()}),
+        ),
+        (
+            "Edges that all prompts agree on",
+            wb.stability(scores, find=lambda s: wb.find_circuit(s, n_edges=30), draws=20),
+        ),
     ]
 
 
@@ -81,11 +99,19 @@ def tables(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
         ("Ablating heads", wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero())),
         (
             "Patching the residual stream",
-            wb.effects(model, pairs, sites=wb.grid("resid_pre", model, pos=places), value=wb.from_store(clean), base="corrupt"),
+            wb.effects(
+                model,
+                pairs,
+                sites=wb.grid("resid_pre", model, pos=places),
+                value=wb.from_store(clean),
+                base="corrupt",
+            ),
         ),
         (
             "Paths from heads",
-            wb.path_effects(model, pairs, senders="heads", receivers=["a3.7<v>", "logits"], value=value, mlps="recomputed"),
+            wb.path_effects(
+                model, pairs, senders="heads", receivers=["a3.7<v>", "logits"], value=value, mlps="recomputed"
+            ),
         ),
         ("Logit lens, one prompt", wb.logit_lens(clean, model, **targets).isel(example=0)),
         ("Logit lens over layers", wb.logit_lens(clean, model, **targets).isel(pos=-1)),
@@ -103,7 +129,14 @@ def probes(model: Any) -> list[Section]:
     labels = wb.Labels.of_concepts(stores[0], ["number"], pos=["SUBJECT", "END"])
     fitted = wb.fit_probes(stores[0], labels, pos=["SUBJECT", "END"], k=[1, 4, 16], baselines=["mass-mean"])
     used = wb.causal_check(
-        fitted, model, pairs, concept="number", kind="resid_post", stores=stores, baseline="mass-mean", pos="END"
+        fitted,
+        model,
+        pairs,
+        concept="number",
+        kind="resid_post",
+        stores=stores,
+        baseline="mass-mean",
+        pos="END",
     )
     return [("Probes", wb.plot(fitted)), ("Read, or used?", wb.plot(used))]
 
@@ -113,7 +146,10 @@ def moving(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
     clean = stores[0]
     strings = list(pairs.clean.strings[0])
     acts = np.stack([clean["mlp_post", layer].prompt(0)[:, :4].numpy() for layer in (1, 2)], axis=1)
-    many = [np.stack([clean["mlp_post", layer].prompt(i)[:, :4].numpy() for layer in (1, 2)], axis=1) for i in range(PROMPTS)]
+    many = [
+        np.stack([clean["mlp_post", layer].prompt(i)[:, :4].numpy() for layer in (1, 2)], axis=1)
+        for i in range(PROMPTS)
+    ]
     pattern = clean["pattern", 3].prompt(0)[:2].numpy()
     top = wb.top_tokens(clean, model, k=5)
     norms = wb.norms(clean).isel(example=0, pos=slice(len(strings)))
@@ -124,10 +160,21 @@ def moving(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
         ("Attention, side by side", Panel("AttentionPatterns", {"attention": pattern, "tokens": strings})),
         ("One pattern", Panel("AttentionPattern", {"attention": pattern[0], "tokens": strings})),
         ("Tokens", panels.tokens(strings, norms.isel(layer=-1).values, title="Norm of the residual stream")),
-        ("Tokens, several rows", panels.tokens(strings, norms.values, labels=[f"layer {i}" for i in norms.layer.values])),
+        (
+            "Tokens, several rows",
+            panels.tokens(strings, norms.values, labels=[f"layer {i}" for i in norms.layer.values]),
+        ),
         ("Neurons", panels.neurons(strings, acts, layers=[1, 2])),
-        ("Top samples", panels.top_samples([list(s) for s in pairs.clean.strings[:PROMPTS]], many, layers=[1, 2])),
-        ("Next tokens", panels.log_probs(strings, logprobs, ids=ids, decode=lambda token: model.tokenizer.decode([token]))),
+        (
+            "Top samples",
+            panels.top_samples([list(s) for s in pairs.clean.strings[:PROMPTS]], many, layers=[1, 2]),
+        ),
+        (
+            "Next tokens",
+            panels.log_probs(
+                strings, logprobs, ids=ids, decode=lambda token: model.tokenizer.decode([token])
+            ),
+        ),
         (
             "Likeliest tokens, layer by layer",
             panels.top_tokens(top, lambda token: model.tokenizer.decode([token]), strings=strings),
@@ -168,7 +215,9 @@ def screenshots(path: Path) -> None:
                 seen.page.screenshot(path=ROOT / "docs" / "gallery.png")
                 seen.page.pdf(path=path.with_name("gallery.pdf"), print_background=True)
             # only what is in view is painted
-            seen.page.set_viewport_size({"width": width, "height": seen.page.evaluate("document.body.scrollHeight")})
+            seen.page.set_viewport_size(
+                {"width": width, "height": seen.page.evaluate("document.body.scrollHeight")}
+            )
             seen.page.wait_for_timeout(3000)
             seen.page.screenshot(path=path.with_name(f"gallery-{name}.png"))
 

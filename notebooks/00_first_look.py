@@ -221,8 +221,13 @@ assert abs(lost) < 0.1
 assert model.to_str_tokens("When Anna and Thomas went")[4] == "<unk>"
 ends, whole = pairs.clean.lengths - 1, pairs.clean.tokens
 with torch.no_grad():
-    first = {"with": model(whole)[torch.arange(64), ends], "without": model(whole[:, 1:])[torch.arange(64), ends - 1]}
-share = {name: float((each.argmax(-1) == pairs.answers[:, 0, 0]).float().mean()) for name, each in first.items()}
+    first = {
+        "with": model(whole)[torch.arange(64), ends],
+        "without": model(whole[:, 1:])[torch.arange(64), ends - 1],
+    }
+share = {
+    name: float((each.argmax(-1) == pairs.answers[:, 0, 0]).float().mean()) for name, each in first.items()
+}
 print({f"right {name} <bos>": f"{value:.0%}" for name, value in share.items()})
 assert share["with"] > 0.95
 assert share["without"] < 0.5

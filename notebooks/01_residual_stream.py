@@ -103,7 +103,9 @@ check("1.3", added)
 #   block turns into that one: unread is not absent. The tuned lens fits a translation for each layer, to the final logits of whole prompts.
 
 # %%
-train = wb.capture(model, wb.load_task("ioi", model, n=300, seed=1).clean, sites=["resid_post"], progress=False)
+train = wb.capture(
+    model, wb.load_task("ioi", model, n=300, seed=1).clean, sites=["resid_post"], progress=False
+)
 tuned = wb.fit_tuned_lens(train, model, progress=False)
 kl = {name: wb.logit_lens(clean, model, measure="kl", lens=which).mean(("example", "pos")).values for name, which in
       {"logit lens": None, "tuned lens": tuned}.items()}  # fmt: skip

@@ -80,7 +80,12 @@ wb.plot(parts, title="What each part writes at END")
 # %%
 mean = parts.mean("example")
 strong = mean.sortby(mean, ascending=False)[:4]
-print({str(name): round(float(value), 2) for name, value in zip(strong.component.values, strong.values, strict=True)})
+print(
+    {
+        str(name): round(float(value), 2)
+        for name, value in zip(strong.component.values, strong.values, strict=True)
+    }
+)
 assert list(strong.component.values[:2]) == ["m3", "a3.7"]
 assert strong.values[0] > 0.5 * mean.sum()
 
@@ -90,7 +95,9 @@ assert strong.values[0] > 0.5 * mean.sum()
 
 # %%
 # SOLUTION
-table = wb.direct_attribution(clean, model, targets=pairs.answers, minus=pairs.wrong, by="component").mean("example")
+table = wb.direct_attribution(clean, model, targets=pairs.answers, minus=pairs.wrong, by="component").mean(
+    "example"
+)
 layers = [float(table.sel(component=[f"a{layer}", f"m{layer}"]).sum()) for layer in range(4)]
 # STUDENT
 # layers = ...
@@ -106,7 +113,8 @@ lens = wb.logit_lens(clean, model, targets=pairs.answers, minus=pairs.wrong)
 read = lens.values[np.arange(64), :, pairs.clean.lengths - 1].mean(0)
 print("lens, layer after layer:", np.diff(read).round(2))
 by_layer = [
-    float(sum(mean.sel(component=c) for c in mean.component.values if str(c)[:2] in (f"a{at}", f"m{at}"))) for at in range(4)
+    float(sum(mean.sel(component=c) for c in mean.component.values if str(c)[:2] in (f"a{at}", f"m{at}")))
+    for at in range(4)
 ]
 print("attribution, layers 1 to 3:", np.round(by_layer[1:], 2))
 
@@ -148,9 +156,13 @@ assert len(set(strongest.tolist())) > 20
 # output by that of the corrupt prompt and run the rest anew: the change is the head's *total effect* (lesson 5 is about such swaps).
 
 # %%
-swapped = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.from_store(corrupt), progress=False).mean("example")
+swapped = wb.effects(
+    model, pairs, sites=wb.grid("z", model), value=wb.from_store(corrupt), progress=False
+).mean("example")
 direct = mean.sel(component=[f"a{at}.{head}" for at in range(4) for head in range(8)]).values.reshape(4, 8)
-both = xr.concat([swapped.copy(data=-direct), swapped], xr.DataArray(["-written", "swapped"], dims="what", name="what"))
+both = xr.concat(
+    [swapped.copy(data=-direct), swapped], xr.DataArray(["-written", "swapped"], dims="what", name="what")
+)
 wb.plot(both.drop_attrs(), title="What heads write, with a minus, and what swapping them does")
 
 # %% [markdown]
@@ -159,7 +171,10 @@ wb.plot(both.drop_attrs(), title="What heads write, with a minus, and what swapp
 
 # %%
 # SOLUTION
-missed = [f"a{at}.{head}" for at, head in zip(*np.nonzero((np.abs(direct) < 0.3) & (swapped.values < -0.5)), strict=True)]
+missed = [
+    f"a{at}.{head}"
+    for at, head in zip(*np.nonzero((np.abs(direct) < 0.3) & (swapped.values < -0.5)), strict=True)
+]
 # STUDENT
 # missed = ...
 # END
@@ -170,9 +185,13 @@ check("2.4", missed)
 # swapped, keep m3's new output, and read it as `direct_attribution` does:
 
 # %%
-theirs = wb.direct_attribution(corrupt, model, targets=pairs.answers, minus=pairs.wrong, by="head").mean("example")
+theirs = wb.direct_attribution(corrupt, model, targets=pairs.answers, minus=pairs.wrong, by="head").mean(
+    "example"
+)
 own, total = float((theirs - mean).sel(component="a3.7")), float(swapped.sel(layer=3, head=7))
-run = wb.run(model, pairs.clean, edits={"z[3.7]": wb.from_store(corrupt)}, record=["mlp_out[3]"], other=pairs.corrupt)
+run = wb.run(
+    model, pairs.clean, edits={"z[3.7]": wb.from_store(corrupt)}, record=["mlp_out[3]"], other=pairs.corrupt
+)
 new = run.recorded["mlp_out", 3][torch.arange(64), pairs.clean.lengths - 1]
 change = new - clean["mlp_out", 3].at("END")
 with torch.no_grad():
@@ -203,7 +222,9 @@ assert abs(float(lost.mean()) - float(mean.sel(component="m3"))) > 0.2
 
 # %%
 each = {
-    name: float(wb.direct_attribution(clean, model, targets=targets, by="head").mean("example").sel(component="a3.7"))
+    name: float(
+        wb.direct_attribution(clean, model, targets=targets, by="head").mean("example").sel(component="a3.7")
+    )
     for name, targets in {"right": pairs.answers, "wrong": pairs.wrong}.items()
 }
 print({name: round(value, 2) for name, value in each.items()})
@@ -215,7 +236,9 @@ assert each["wrong"] < -3
 #   for both names and hardly tells them apart:
 
 # %%
-m1 = float(wb.direct_attribution(clean, model, targets=pairs.answers, by="head").mean("example").sel(component="m1"))
+m1 = float(
+    wb.direct_attribution(clean, model, targets=pairs.answers, by="head").mean("example").sel(component="m1")
+)
 print(f"m1: right name {m1:+.2f}, difference {float(mean.sel(component='m1')):+.2f}")
 assert m1 > 4 * abs(float(mean.sel(component="m1")))
 

@@ -98,7 +98,11 @@ wb.plot(table)
 
 # %%
 for name in found:
-    order = table.sel(ablation=name).stack(site=("layer", "head")).sortby(table.sel(ablation=name).stack(site=("layer", "head")))
+    order = (
+        table.sel(ablation=name)
+        .stack(site=("layer", "head"))
+        .sortby(table.sel(ablation=name).stack(site=("layer", "head")))
+    )
     print(
         f"{name:18}",
         [
@@ -145,7 +149,10 @@ print({name: round(float(table.sel(ablation=name, layer=1, head=4)), 2) for name
 assert table.sel(ablation="mean", layer=1, head=4) < -2.5
 assert table.sel(ablation="mean per position", layer=1, head=4) > -1
 assert abs(table.sel(ablation="resample", layer=1, head=4)) < 0.1
-at = {(int(length), int(place)) for length, place in zip(pairs.clean.lengths, pairs.clean.positions["S2"], strict=True)}
+at = {
+    (int(length), int(place))
+    for length, place in zip(pairs.clean.lengths, pairs.clean.positions["S2"], strict=True)
+}
 assert len(at) == len({length for length, _ in at})  # one place of S2 for each length
 
 # %% [markdown]
@@ -205,7 +212,9 @@ own, other = wb.capture_pairs(made.model, tasks, progress=False)
 main, backup = (wb.Site.parse(f"z[{made.heads[role][1:]}]") for role in ("main", "backup"))
 for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(other)}.items():
     cells = (
-        wb.effects(made.model, tasks, sites=[main, backup, (main, backup)], value=value, progress=False).mean("example").values
+        wb.effects(made.model, tasks, sites=[main, backup, (main, backup)], value=value, progress=False)
+        .mean("example")
+        .values
     )
     print(name, dict(zip(("main", "backup", "both"), cells.round(2).tolist(), strict=True)))
     assert abs(cells[1]) < 0.01
@@ -225,7 +234,11 @@ for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(other)}.items():
 # SOLUTION
 induction = wb.load_task("induction", model, n=64)
 five = [wb.Site("z", 3, head) for head in (0, 3, 4, 5, 6)]
-cells = wb.effects(model, induction, sites=[*five, tuple(five)], value=wb.zero(), progress=False).mean("example").values
+cells = (
+    wb.effects(model, induction, sites=[*five, tuple(five)], value=wb.zero(), progress=False)
+    .mean("example")
+    .values
+)
 synergy = cells[-1] - cells[:-1].sum()
 # STUDENT
 # synergy = ...
@@ -240,8 +253,15 @@ check("3.4", synergy)
 # * One resampling is one draw of other prompts. With another seed some cells are quite different; average several.
 
 # %%
-again = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.resample(clean, seed=1), progress=False).mean("example")
-print({seed: round(float(each.sel(layer=3, head=3)), 2) for seed, each in {0: found["resample"], 1: again}.items()})
+again = wb.effects(
+    model, pairs, sites=wb.grid("z", model), value=wb.resample(clean, seed=1), progress=False
+).mean("example")
+print(
+    {
+        seed: round(float(each.sel(layer=3, head=3)), 2)
+        for seed, each in {0: found["resample"], 1: again}.items()
+    }
+)
 assert abs(again - found["resample"]).max() > 0.5
 
 # %% [markdown]

@@ -62,7 +62,10 @@ for name in ("induction", "shortcut"):
 
 # %%
 some = pairs.select(range(64))
-stores = {name: wb.capture(model, some.clean, sites=["pattern", "v"], progress=False) for name, model in models.items()}
+stores = {
+    name: wb.capture(model, some.clean, sites=["pattern", "v"], progress=False)
+    for name, model in models.items()
+}
 scores = {name: wb.head_scores(store) for name, store in stores.items()}
 wb.plot(scores["induction"].transpose("example", "score", "layer", "head"), title="induction")
 
@@ -146,7 +149,9 @@ copying = wb.copying_scores(stores["tiny"], models["tiny"]).mean("example").valu
 best = scores["tiny"].mean("example")
 for layer, head in np.argwhere(best.max("score").values > 0.5):
     kind = str(best.score.values[best.values[layer, head].argmax()])
-    print(f"a{layer}.{head}  {kind:10} {best.values[layer, head].max():.2f}   copying {copying[layer, head]:+.2f}")
+    print(
+        f"a{layer}.{head}  {kind:10} {best.values[layer, head].max():.2f}   copying {copying[layer, head]:+.2f}"
+    )
 induction_heads = best.sel(score="induction").values > 0.5
 assert copying[induction_heads].max() > 0.9
 assert copying[induction_heads].min() < 0.5
@@ -169,7 +174,10 @@ panels.attention(at_own["shortcut"], heads=["a0.1"])
 # From the second list on they attend alike: both to the word after the earlier copy. The score cannot tell them apart either.
 
 # %%
-best = {name: wb.head_scores(store, scores=["induction"]).mean("example").max().item() for name, store in at_own.items()}
+best = {
+    name: wb.head_scores(store, scores=["induction"]).mean("example").max().item()
+    for name, store in at_own.items()
+}
 print(best)
 assert min(best.values()) > 0.9
 
@@ -180,7 +188,8 @@ assert min(best.values()) > 0.9
 # %%
 others = np.flatnonzero(distance != 12)[:64]
 elsewhere = {
-    name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False) for name in at_own
+    name: wb.capture(models[name], pairs.select(others.tolist()).clean, sites=["pattern"], progress=False)
+    for name in at_own
 }
 patterns = [elsewhere["shortcut"]["pattern", 0].prompt(i)[1] for i in range(len(others))]
 back = np.mean([float(pattern[-1, -12]) for pattern in patterns if len(pattern) > 13])
@@ -195,7 +204,9 @@ assert back > 0.9
 # SOLUTION
 accuracy = np.zeros((2, 5))
 for i, name in enumerate(("induction", "shortcut")):
-    right = (first_choices(models[name], pairs.clean.tokens, pairs.clean.lengths) == pairs.answers[:, 0, 0]).numpy()
+    right = (
+        first_choices(models[name], pairs.clean.tokens, pairs.clean.lengths) == pairs.answers[:, 0, 0]
+    ).numpy()
     accuracy[i] = [right[distance == at].mean() for at in range(10, 15)]
 # STUDENT
 # accuracy = ...
@@ -207,7 +218,10 @@ check("4.4", accuracy)
 
 # %%
 for name in at_own:
-    both = [wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example") for where in (at_own, elsewhere)]
+    both = [
+        wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example")
+        for where in (at_own, elsewhere)
+    ]
     picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"])
     display(wb.plot(picture, title=f"{name}: induction score, d: distance"))
     best_at = dict(zip(("12", "other"), picture.max(("layer", "head")).values, strict=True))
@@ -244,8 +258,14 @@ check("4.5", change)
 clean, corrupt = wb.capture_pairs(models["induction"], some, progress=False)
 site = [f"z[0.{previous}]"]
 zero = wb.effects(models["induction"], some, sites=site, value=wb.zero(), progress=False).mean().item()
-swap = wb.effects(models["induction"], some, sites=site, value=wb.from_store(corrupt), progress=False).mean().item()
-print(f"logit difference without the previous-token head: {zero:+.1f}; with its value from the corrupt prompt: {swap:+.1f}")
+swap = (
+    wb.effects(models["induction"], some, sites=site, value=wb.from_store(corrupt), progress=False)
+    .mean()
+    .item()
+)
+print(
+    f"logit difference without the previous-token head: {zero:+.1f}; with its value from the corrupt prompt: {swap:+.1f}"
+)
 assert zero < -3
 assert abs(swap) < 0.5
 

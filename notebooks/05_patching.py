@@ -132,12 +132,20 @@ assert at[1][3] < 0.2
 # %%
 heads = wb.grid("z", model)
 restored = (
-    wb.effects(model, pairs, sites=heads, value=wb.from_store(clean), base="corrupt", progress=False).mean("example") / distance
+    wb.effects(model, pairs, sites=heads, value=wb.from_store(clean), base="corrupt", progress=False).mean(
+        "example"
+    )
+    / distance
 )
-taken = -wb.effects(model, pairs, sites=heads, value=wb.from_store(corrupt), progress=False).mean("example") / distance
+taken = (
+    -wb.effects(model, pairs, sites=heads, value=wb.from_store(corrupt), progress=False).mean("example")
+    / distance
+)
 for name, share in (("denoising restores", restored), ("noising takes", taken)):
     layer, head = np.unravel_index(share.values.argmax(), share.shape)
-    print(f"{name} most with a{layer}.{head}: {float(share.max()):.2f}; heads over one half: {int((share > 0.5).sum())}")
+    print(
+        f"{name} most with a{layer}.{head}: {float(share.max()):.2f}; heads over one half: {int((share > 0.5).sum())}"
+    )
 assert int((restored > 0.5).sum()) == int((taken > 0.5).sum()) == 1
 assert restored.values.argmax() == taken.values.argmax()
 wb.plot(restored.assign_attrs(unit="share"), title="Share restored by a clean head")
@@ -223,7 +231,9 @@ from itertools import combinations
 planted, prompts = gate("or")
 _, without = wb.capture_pairs(planted, prompts, progress=False)
 sets = list(combinations([str(one) for one in wb.grid("z", planted)], 2))
-share = wb.effects(planted, prompts, sites=sets, value=wb.from_store(without), normalized=True, progress=False).mean("example")
+share = wb.effects(
+    planted, prompts, sites=sets, value=wb.from_store(without), normalized=True, progress=False
+).mean("example")
 together = ["a" + one[2:-1] for one in sets[int(share.values.argmax())]]
 # STUDENT
 # together = ...
@@ -300,9 +310,9 @@ for metric in ("logit_diff", "prob_diff"):
 # %%
 best = [f"z[{layer}.{head}]" for layer, head in ((3, 7), (0, 1), (2, 1), (3, 4), (1, 0))]
 shares = (
-    wb.effects(model, pairs, sites=[*best, tuple(best)], value=wb.from_store(clean), base="corrupt", progress=False).mean(
-        "example"
-    )
+    wb.effects(
+        model, pairs, sites=[*best, tuple(best)], value=wb.from_store(clean), base="corrupt", progress=False
+    ).mean("example")
     / distance
 )
 print(f"sum of five heads {float(shares[:-1].sum()):.2f}, all five together {float(shares[-1]):.2f}")

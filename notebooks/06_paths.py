@@ -44,7 +44,9 @@ def change(paths, mlps="frozen", value=other):
 
 total = wb.effects(model, pairs, sites=wb.grid("z", model), value=other, progress=False).mean("example")
 whole = float(wb.effects(model, pairs, sites=["resid_pre[0]"], value=other, progress=False).mean())
-print(f"corrupting the whole input changes the logit difference by {whole:.2f}; corrupting a3.7, by {float(total[3, 7]):.2f}")
+print(
+    f"corrupting the whole input changes the logit difference by {whole:.2f}; corrupting a3.7, by {float(total[3, 7]):.2f}"
+)
 
 # %% [markdown]
 # ## From a head to the logits
@@ -128,7 +130,9 @@ assert min(through, key=through.get) == "a0.1->m0->logits"
 # %%
 senders = ["input", "m0", "m1", "m2", "a0.1", "a1.0", "a2.1", "a2.6", "a2.7"]
 readers = ["a3.7<q>", "a3.7<k>", "a3.7<v>"]
-into = wb.path_effects(model, pairs, senders=senders, receivers=readers, value=other, mlps="frozen", progress=False)
+into = wb.path_effects(
+    model, pairs, senders=senders, receivers=readers, value=other, mlps="frozen", progress=False
+)
 wb.plot(into, title="Into a3.7: queries, keys, values")
 
 # %% [markdown]
@@ -164,7 +168,9 @@ print({str(at): round(float(looks.sel(key_pos=at)), 2) for at in looks.key_pos.v
 assert float(looks.sel(key_pos="S2")) > 0.5
 
 for name, target in (("IO", pairs.answers), ("S2", pairs.wrong)):
-    written = wb.direct_attribution(clean, model, targets=target, by="head").mean("example").sel(component="a3.7")
+    written = (
+        wb.direct_attribution(clean, model, targets=target, by="head").mean("example").sel(component="a3.7")
+    )
     print(f"a3.7 writes {float(written):.2f} to the logit of {name}")
     assert (float(written) < -3) == (name == "S2")
 

@@ -181,7 +181,9 @@ assert (table.loc["eap-ig-inputs"] == 1).all()
 # %%
 # SOLUTION
 hidden, rows, sides = case("backup", seed=5)
-conditional = wb.score_edges(hidden.model, rows, value=wb.from_store(sides[1]), method="conditional", progress=False)
+conditional = wb.score_edges(
+    hidden.model, rows, value=wb.from_store(sides[1]), method="conditional", progress=False
+)
 circuit = wb.find_circuit(conditional, n_edges=6)
 # STUDENT
 # circuit = ...
@@ -198,7 +200,9 @@ check("7.5", circuit)
 planted, rows, sides = case("conjunction")
 value = wb.from_store(sides[1])
 for steps in (1, 2):
-    each = wb.score_edges(planted.model, rows, value=value, method="eap-ig-inputs", steps=steps, progress=False)
+    each = wb.score_edges(
+        planted.model, rows, value=value, method="eap-ig-inputs", steps=steps, progress=False
+    )
     print(f"{steps} steps: AUROC {edge_auroc(each, planted.edges['corrupt']):.3f}")
     assert (edge_auroc(each, planted.edges["corrupt"]) == 1) == (steps == 2)
 

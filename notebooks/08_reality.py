@@ -44,7 +44,9 @@ circuit
 # %%
 heldout = wb.load_task("ioi", model, n=32, split="heldout")
 _, other = wb.capture_pairs(model, heldout, progress=False)
-seen = wb.evaluate(circuit, model, pairs, value=wb.from_store(corrupt), checks=(), progress=False).isel(circuit=0)
+seen = wb.evaluate(circuit, model, pairs, value=wb.from_store(corrupt), checks=(), progress=False).isel(
+    circuit=0
+)
 print(f"found on: {float(seen.faithfulness):.3f} [{float(seen.low):.3f}, {float(seen.high):.3f}]")
 print(f"share of these prompts that it was found on: {float(seen.in_sample):.0%}")
 
@@ -53,7 +55,9 @@ print(f"share of these prompts that it was found on: {float(seen.in_sample):.0%}
 
 # %%
 # SOLUTION
-judged = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), checks=(), progress=False).isel(circuit=0)
+judged = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), checks=(), progress=False).isel(
+    circuit=0
+)
 answer = {name: float(judged[name]) for name in ("faithfulness", "low", "high")}
 # STUDENT
 # answer = {"faithfulness": ..., "low": ..., "high": ...}
@@ -73,7 +77,9 @@ check("8.1", answer)
 # %%
 held = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), progress=False).isel(circuit=0)
 for name in ("random", "complement", "incompleteness"):
-    print(f"{name}: {float(held[name]):.3f} [{float(held[name + '_low']):.3f}, {float(held[name + '_high']):.3f}]")
+    print(
+        f"{name}: {float(held[name]):.3f} [{float(held[name + '_low']):.3f}, {float(held[name + '_high']):.3f}]"
+    )
 print("largest difference when these are knocked out:", held.incompleteness_set.values)
 assert abs(float(held.random)) < 0.05
 assert abs(float(held.complement)) < 0.05
@@ -105,10 +111,14 @@ backup_pairs = wb.planted_pairs(made)
 main = made.heads["main"]
 three = wb.Circuit.of(wb.Graph.of(made.model), [f"input->{main}<k>", f"input->{main}<v>", f"{main}->logits"])
 result = wb.evaluate(three, made.model, backup_pairs, value=wb.zero(), checks=(), progress=False)
-single = wb.effects(made.model, backup_pairs, sites=wb.grid("z", made.model), value=wb.zero(), progress=False).mean("example")
+single = wb.effects(
+    made.model, backup_pairs, sites=wb.grid("z", made.model), value=wb.zero(), progress=False
+).mean("example")
 print(made.heads)
 print(f"faithfulness of the first head's three edges: {float(result.faithfulness[0]):.3f}")
-print(f"largest effect of zeroing a single head: {float(np.abs(single).max()):.4f} of {float(result.m_full.mean()):.2f}")
+print(
+    f"largest effect of zeroing a single head: {float(np.abs(single).max()):.4f} of {float(result.m_full.mean()):.2f}"
+)
 assert float(result.faithfulness[0]) > 0.99
 assert float(np.abs(single).max()) < 0.01
 
@@ -135,15 +145,19 @@ check("8.3", answer)
 wired = wb.planted("backup-negative", n=64, split="heldout")
 wired_pairs = wb.planted_pairs(wired)
 _, wired_other = wb.capture_pairs(wired.model, wired_pairs, progress=False)
-claimed = wb.Circuit.of(wb.Graph.of(wired.model), ["input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits"])
-value = wb.from_store(wired_other)
-first = wb.evaluate(claimed, wired.model, wired_pairs, value=value, checks=("random", "minimality"), progress=False).isel(
-    circuit=0
+claimed = wb.Circuit.of(
+    wb.Graph.of(wired.model), ["input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits"]
 )
+value = wb.from_store(wired_other)
+first = wb.evaluate(
+    claimed, wired.model, wired_pairs, value=value, checks=("random", "minimality"), progress=False
+).isel(circuit=0)
 print(f"faithfulness {float(first.faithfulness):.3f} [{float(first.low):.3f}, {float(first.high):.3f}]")
 print(f"random circuits {float(first.random):.2f}, components that are needed {float(first.minimal):.0%}")
 worst = np.abs(first.m_circuit - first.m_full).max()
-print(f"largest difference from the model on a single prompt: {float(worst):.2f} of {float(first.m_full.mean()):.2f} logits")
+print(
+    f"largest difference from the model on a single prompt: {float(worst):.2f} of {float(first.m_full.mean()):.2f} logits"
+)
 assert abs(float(first.faithfulness) - 1) < 0.01
 assert float(worst) < 0.25
 claimed
@@ -159,10 +173,19 @@ claimed
 
 # %%
 # SOLUTION
-full = wb.evaluate(claimed, wired.model, wired_pairs, value=value, checks="complement", progress=False).isel(circuit=0)
-heads = wb.effects(wired.model, wired_pairs, sites=wb.grid("z", wired.model), value=value, progress=False).mean("example")
+full = wb.evaluate(claimed, wired.model, wired_pairs, value=value, checks="complement", progress=False).isel(
+    circuit=0
+)
+heads = wb.effects(
+    wired.model, wired_pairs, sites=wb.grid("z", wired.model), value=value, progress=False
+).mean("example")
 inside = {edge.writer for edge in claimed.edge_list}
-outside = {f"a{i}.{j}": float(heads[i, j]) for i in range(3) for j in range(heads.shape[1]) if f"a{i}.{j}" not in inside}
+outside = {
+    f"a{i}.{j}": float(heads[i, j])
+    for i in range(3)
+    for j in range(heads.shape[1])
+    if f"a{i}.{j}" not in inside
+}
 head = max(outside, key=lambda name: abs(outside[name]))
 answer = {name: float(full[name]) for name in ("faithfulness", "low", "high", "complement")}
 answer |= {"head": head, "effect": outside[head]}
@@ -179,8 +202,12 @@ check("8.4", answer)
 truth = wb.Circuit.of(wb.Graph.of(wired.model), wired.edges["corrupt"])
 print(wired.heads)
 print("edges that are used and left out:", sorted(str(edge) for edge in (truth - claimed).edge_list))
-both = wb.evaluate(truth, wired.model, wired_pairs, value=value, checks="complement", progress=False).isel(circuit=0)
-print(f"the true circuit: faithfulness {float(both.faithfulness):.3f}, complement {float(both.complement):.3f}")
+both = wb.evaluate(truth, wired.model, wired_pairs, value=value, checks="complement", progress=False).isel(
+    circuit=0
+)
+print(
+    f"the true circuit: faithfulness {float(both.faithfulness):.3f}, complement {float(both.complement):.3f}"
+)
 assert abs(float(both.complement)) < 0.01
 
 # %% [markdown]
@@ -190,7 +217,9 @@ assert abs(float(both.complement)) < 0.01
 #   difference worth the name.
 
 # %%
-some = wb.evaluate(claimed, wired.model, wired_pairs, value=value, checks=("completeness",), progress=False).isel(circuit=0)
+some = wb.evaluate(
+    claimed, wired.model, wired_pairs, value=value, checks=("completeness",), progress=False
+).isel(circuit=0)
 print(f"incompleteness of the four edges: {float(some.incompleteness):.3f}")
 assert float(some.incompleteness) < 0.05
 

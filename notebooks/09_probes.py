@@ -108,7 +108,10 @@ theirs = wb.Labels.of_concepts(corrupt, ["number"], pos="END").concept("number")
 moved = []
 for layer in range(4):
     intercept = float(probes.results["intercept"].sel(layer=layer, k=16, control="none").squeeze())
-    logit = corrupt["resid_post", layer].at("END").double() @ probes.direction("number", layer=layer, k=16) + intercept
+    logit = (
+        corrupt["resid_post", layer].at("END").double() @ probes.direction("number", layer=layer, k=16)
+        + intercept
+    )
     moved.append(np.mean((logit > 0).numpy() == theirs))
 # STUDENT
 # moved = ...
@@ -121,7 +124,12 @@ check("9.3", moved)
 # %%
 at_end = np.array([strings[-1].endswith("s") for strings in pairs.clean.strings])
 subject = labels.concept("number").codes == 0
-print("classes:", labels.concept("number").classes, "- subject and last noun have the same number:", np.mean(at_end == subject))
+print(
+    "classes:",
+    labels.concept("number").classes,
+    "- subject and last noun have the same number:",
+    np.mean(at_end == subject),
+)
 assert (at_end != subject).all()
 
 # %% [markdown]
@@ -134,13 +142,17 @@ sides = (pairs.clean, pairs.corrupt)
 mixed = wb.Prompts.of(
     [side.tokens[i, : side.lengths[i]].tolist() for side in sides for i in range(200)],
     strings=pairs.clean.strings + pairs.corrupt.strings,
-    positions=[{name: int(at[i]) for name, at in side.positions.items()} for side in sides for i in range(200)],
+    positions=[
+        {name: int(at[i]) for name, at in side.positions.items()} for side in sides for i in range(200)
+    ],
     bos=True,
 )
 store = wb.capture(model, mixed, sites=["resid_post"], progress=False)
 held_out = np.arange(400) % 200 < 60  # a clean prompt and its corrupt one stay on the same side
 fair_labels = wb.Labels.of_concepts(store, ["number"])
-fair = wb.fit_probes(store, fair_labels, k=[4, 16, 64], controls=[], baselines=["mass-mean"], held_out=held_out)
+fair = wb.fit_probes(
+    store, fair_labels, k=[4, 16, 64], controls=[], baselines=["mass-mean"], held_out=held_out
+)
 fair_accuracy = fair.results["accuracy"].squeeze()
 print("mixed prompts, [layer, k=4, 16, 64]:\n", fair_accuracy.values.round(2))
 assert fair_accuracy.sel(k=4, layer=[0, 1]).max() < 0.75
@@ -185,7 +197,9 @@ how = {"concept": "number", "kind": "resid_post", "stores": stores, "n_random": 
 found = {
     "layer 1, clean prompts, k=16": wb.causal_check(probes, model, few, layers=[1], k=16, **how),
     "layer 3, mixed prompts, k=4": wb.causal_check(fair, model, few, layers=[3], k=4, **how),
-    "layer 3, mixed prompts, mass-mean": wb.causal_check(fair, model, few, layers=[3], baseline="mass-mean", **how),
+    "layer 3, mixed prompts, mass-mean": wb.causal_check(
+        fair, model, few, layers=[3], baseline="mass-mean", **how
+    ),
 }
 for name, checked in found.items():
     one = checked.isel(layer=0).sel(edit="swap")
@@ -206,7 +220,10 @@ assert [float(checked["used"].sel(edit="swap").squeeze()) for checked in found.v
 
 # %%
 assert abs(float(found["layer 1, clean prompts, k=16"]["whole"][0])) < 0.1 * 26
-sparse, dense = fair.direction("number", layer=3, k=4), fair.direction("number", layer=3, baseline="mass-mean")
+sparse, dense = (
+    fair.direction("number", layer=3, k=4),
+    fair.direction("number", layer=3, baseline="mass-mean"),
+)
 cosine = float(torch.nn.functional.cosine_similarity(sparse.flatten(), dense.flatten().double(), dim=0))
 print(f"cosine between the two directions of layer 3: {cosine:.2f}")
 assert abs(cosine) < 0.5
@@ -222,14 +239,18 @@ wb.plot(found["layer 3, mixed prompts, mass-mean"])
 made = wb.planted("induction", n=120)
 planted = wb.planted_pairs(made)
 runs = wb.capture_pairs(made.model, planted, progress=False)
-answers = wb.Labels.per_prompt(runs[0], {"answer": [f"w{token}" for token in planted.answers[:, 0, 0].tolist()]})
+answers = wb.Labels.per_prompt(
+    runs[0], {"answer": [f"w{token}" for token in planted.answers[:, 0, 0].tolist()]}
+)
 width = wb.Shape.of(made.model).d_head
 
 
 def probed(head):
     """A probe of layer 1 that is given the features of one head."""
     features = {("z", 1): list(range(head * width, (head + 1) * width))}
-    return wb.fit_probes(runs[0], answers, sites=["z"], layers=[1], k=[width], selectors=["given"], given=features, controls=[])
+    return wb.fit_probes(
+        runs[0], answers, sites=["z"], layers=[1], k=[width], selectors=["given"], given=features, controls=[]
+    )
 
 
 print("can be read in head 0:", float(probed(0).results["accuracy"].squeeze()))
@@ -242,7 +263,9 @@ print("can be read in head 0:", float(probed(0).results["accuracy"].squeeze()))
 # SOLUTION
 verdicts = {"used": "", "decoy": ""}
 for head in range(3):
-    checked = wb.causal_check(probed(head), made.model, planted, concept="answer", kind="z", stores=runs).isel(layer=0)
+    checked = wb.causal_check(
+        probed(head), made.model, planted, concept="answer", kind="z", stores=runs
+    ).isel(layer=0)
     if float(checked["accuracy"]) > 0.9:
         verdicts["used" if float(checked["used"].sel(edit="swap")) else "decoy"] = f"a1.{head}"
 # STUDENT
@@ -263,7 +286,11 @@ check("9.5", verdicts)
 
 # %%
 whole = wb.effects(
-    model, few, sites=["resid_post[1]@SUBJECT", "resid_post[1]@END"], value=wb.from_store(stores[1]), progress=False
+    model,
+    few,
+    sites=["resid_post[1]@SUBJECT", "resid_post[1]@END"],
+    value=wb.from_store(stores[1]),
+    progress=False,
 )
 print("whole activation of layer 1 swapped, at SUBJECT and at END:", whole.mean("example").values.round(1))
 assert abs(whole.mean("example").values[0]) > 10 * abs(whole.mean("example").values[1])

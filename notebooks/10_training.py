@@ -58,7 +58,9 @@ wb.plot(accuracy)
 
 # %%
 # SOLUTION
-learnt = {name: next(step for step in models if accuracy.sel(behaviour=name, step=step) > 0.7) for name in tasks}
+learnt = {
+    name: next(step for step in models if accuracy.sel(behaviour=name, step=step) > 0.7) for name in tasks
+}
 # STUDENT
 # learnt = {"agreement": ..., "capitals": ..., "ioi": ..., "induction": ...}
 # END
@@ -72,7 +74,9 @@ check("10.1", learnt)
 wb.plot(logit_diff)
 
 # %%
-growing = logit_diff.sel(behaviour="induction", step=[500, 1000, 1250, 1500, 1750, 1850, 1900, 2000, 2250]).values
+growing = logit_diff.sel(
+    behaviour="induction", step=[500, 1000, 1250, 1500, 1750, 1850, 1900, 2000, 2250]
+).values
 assert (np.diff(growing) > 0).all()
 assert accuracy.sel(behaviour="induction", step=1500) < 0.05
 assert accuracy.sel(behaviour="ioi", step=1750) < 0.2 < 0.7 < accuracy.sel(behaviour="ioi", step=1850)
@@ -94,7 +98,11 @@ kinds = {}
 for kind in last.score.values:
     layer, head = np.unravel_index(last.sel(score=kind).values.argmax(), (4, 8))
     kinds[f"{kind} a{layer}.{head}"] = heads.sel(layer=layer, head=head, score=kind, drop=True).values
-wb.plot(xr.DataArray(np.array(list(kinds.values())), {"head": list(kinds), "step": list(models)}, name="attention"))
+wb.plot(
+    xr.DataArray(
+        np.array(list(kinds.values())), {"head": list(kinds), "step": list(models)}, name="attention"
+    )
+)
 
 # %% [markdown]
 # The induction head attends to the right word before the model says it. The best previous-token head of the end comes *after* the
@@ -117,7 +125,9 @@ assert previous[steps.index(2250)] < 0.5 < accuracy.sel(behaviour="induction", s
 # %%
 def circuit_of(model, pairs=few):
     _, corrupt = wb.capture_pairs(model, pairs, progress=False)
-    scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), method="eap-ig-inputs", progress=False)
+    scores = wb.score_edges(
+        model, pairs, value=wb.from_store(corrupt), method="eap-ig-inputs", progress=False
+    )
     return wb.find_circuit(scores, n_edges=40), scores
 
 
@@ -134,7 +144,9 @@ circuit
 faithful = []
 for step in (1500, 1850, 2250):
     _, corrupt = wb.capture_pairs(models[step], heldout, progress=False)
-    found = wb.evaluate(circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False)
+    found = wb.evaluate(
+        circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False
+    )
     faithful.append(float(found["faithfulness"][0]))
 # STUDENT
 # faithful = ...
@@ -178,7 +190,9 @@ assert sums[1] > 4 * sums[0]
 # %%
 for step in (1500, 8000):
     _, corrupt = wb.capture_pairs(models[step], heldout, progress=False)
-    found = wb.evaluate(circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False)
+    found = wb.evaluate(
+        circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False
+    )
     whole = float((found["m_full"] - found["m_empty"]).mean())
     print(f"step {step}: faithfulness {float(found['faithfulness'][0]):.2f} of {whole:.1f} logits")
 

@@ -44,7 +44,13 @@ def part(*keys):
 
 
 print(
-    "words:", ", ".join(grammar.NOUNS[:6]), "...", ", ".join(grammar.PREPOSITIONS), "...", ", ".join(grammar.COLOURS[:4]), "..."
+    "words:",
+    ", ".join(grammar.NOUNS[:6]),
+    "...",
+    ", ".join(grammar.PREPOSITIONS),
+    "...",
+    ", ".join(grammar.COLOURS[:4]),
+    "...",
 )
 
 # %% [markdown]
@@ -97,11 +103,14 @@ while len(table) < 128:
     sides = []
     for first in (many[0], not many[0]):
         one, two_, three = (
-            grammar.plural(noun) if several else noun for noun, several in zip(nouns, [first, *many[1:]], strict=True)
+            grammar.plural(noun) if several else noun
+            for noun, several in zip(nouns, [first, *many[1:]], strict=True)
         )
         sides.append(f"The {one} {preps[0]} the {two_} {preps[1]} the {three}")
     table[sides[0]] = (*sides, *(("are", "is") if many[0] else ("is", "are")))
-pd.DataFrame(table.values(), columns=["clean", "corrupt", "answer", "wrong"]).to_csv(folder / "distractors.csv", index=False)
+pd.DataFrame(table.values(), columns=["clean", "corrupt", "answer", "wrong"]).to_csv(
+    folder / "distractors.csv", index=False
+)
 everything = wb.PromptPairs.from_csv(model, folder / "distractors.csv")
 found, heldout = everything.split(share=0.5, seed=0)
 study |= {"found": found, "heldout": heldout}
@@ -120,7 +129,9 @@ check("11.1", part("found", "heldout"))
 
 # %%
 # SOLUTION
-value, other = (wb.from_store(wb.capture_pairs(model, pairs, progress=False)[1]) for pairs in (found, heldout))
+value, other = (
+    wb.from_store(wb.capture_pairs(model, pairs, progress=False)[1]) for pairs in (found, heldout)
+)
 scores = wb.score_edges(model, found, value=value, method="eap-ig-inputs", progress=False)
 circuit = wb.find_circuit(scores, n_edges=20)
 on_found = wb.evaluate(circuit, model, found, value=value, checks=(), progress=False)
@@ -171,8 +182,12 @@ def without(name):
 
 
 members = [name for name in circuit.nodes if name not in ("input", "logits")]
-reduced = wb.evaluate([without(name) for name in members], model, heldout, value=other, checks=(), progress=False)
-cost = pd.Series(numbers["faithfulness"] - reduced["faithfulness"].values, index=members).sort_values(ascending=False)
+reduced = wb.evaluate(
+    [without(name) for name in members], model, heldout, value=other, checks=(), progress=False
+)
+cost = pd.Series(numbers["faithfulness"] - reduced["faithfulness"].values, index=members).sort_values(
+    ascending=False
+)
 study["needed"] = cost.index[cost >= 0.1].tolist()
 print(cost.round(3).to_dict())
 # STUDENT
@@ -191,7 +206,9 @@ ioi = wb.load_task("ioi", model, n=32)
 ioi_value = wb.from_store(wb.capture_pairs(model, ioi, progress=False)[1])
 example = wb.find_circuit(wb.score_edges(model, ioi, value=ioi_value, progress=False), n_edges=12)
 page = wb.report(
-    [("Circuit", example, f"{example.n_edges} edges, not evaluated.")], folder / "example.html", title="Indirect objects"
+    [("Circuit", example, f"{example.n_edges} edges, not evaluated.")],
+    folder / "example.html",
+    title="Indirect objects",
 )
 print(page.name, page.stat().st_size // 1024, "KiB")
 wb.plot(example)
@@ -233,13 +250,20 @@ check("11.5", part("circuit", "heldout", "report"))
 swap, abc = (wb.load_task("ioi", model, n=32, variant=variant) for variant in ("swap", "abc"))
 circuits = [
     wb.find_circuit(
-        wb.score_edges(model, pairs, value=wb.from_store(wb.capture_pairs(model, pairs, progress=False)[1]), progress=False),
+        wb.score_edges(
+            model,
+            pairs,
+            value=wb.from_store(wb.capture_pairs(model, pairs, progress=False)[1]),
+            progress=False,
+        ),
         n_edges=30,
     )
     for pairs in (swap, abc)
 ]
 shared = len((circuits[0] & circuits[1]).edge_list)
-print("edges for the swapped name:", len(circuits[0]), "for a third name:", len(circuits[1]), "shared:", shared)
+print(
+    "edges for the swapped name:", len(circuits[0]), "for a third name:", len(circuits[1]), "shared:", shared
+)
 assert shared < min(map(len, circuits))
 
 # %% [markdown]

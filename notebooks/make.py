@@ -15,7 +15,9 @@ import jupytext
 import nbformat
 
 HERE = Path(__file__).parent
-_REGION = re.compile(r"^# SOLUTION\n(?P<solution>.*?)^# STUDENT\n(?P<student>.*?)^# END\n", re.MULTILINE | re.DOTALL)
+_REGION = re.compile(
+    r"^# SOLUTION\n(?P<solution>.*?)^# STUDENT\n(?P<student>.*?)^# END\n", re.MULTILINE | re.DOTALL
+)
 _COMMENT = re.compile(r"^# ?", re.MULTILINE)
 _KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -27,7 +29,9 @@ def sources() -> list[Path]:
 
 def text_of(source: str, *, solution: bool) -> str:
     """The text of one of the two versions of a source."""
-    made = _REGION.sub(lambda found: found["solution"] if solution else _COMMENT.sub("", found["student"]), source)
+    made = _REGION.sub(
+        lambda found: found["solution"] if solution else _COMMENT.sub("", found["student"]), source
+    )
     left = re.search(r"^# (SOLUTION|STUDENT|END)$", made, re.MULTILINE)
     if left:
         raise ValueError(f"A region is not complete: {left[0]!r} is left in the text.")

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 
 
 @dataclass
@@ -44,15 +52,21 @@ def opened(path: Path, *, width: int = 1400, height: int = 900, dark: bool = Fal
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
         try:
             scheme = "dark" if dark else "light"
-            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+            )
             page = context.new_page()
             seen = Seen(page)
             page.on("console", lambda message: seen.console.append(message.text))
             page.on("pageerror", lambda error: seen.console.append(str(error)))
-            page.on("dialog", lambda dialog: (seen.console.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+            page.on(
+                "dialog", lambda dialog: (seen.console.append(f"dialog: {dialog.message}"), dialog.dismiss())
+            )
             page.on("request", lambda request: seen.requests.append(request.url))
             page.goto(path.as_uri())
-            seen.wait("[...document.querySelectorAll('.circuit')].every((box) => box.dataset.edges !== undefined)")
+            seen.wait(
+                "[...document.querySelectorAll('.circuit')].every((box) => box.dataset.edges !== undefined)"
+            )
             yield seen
         finally:
             browser.close()

@@ -25,13 +25,22 @@ def record(what: str, values: Any = (), **more: Any) -> dict[str, Any]:
     return {"job": f"{zlib.crc32(repr([made[flag] for flag in (*SETTING, 'what')]).encode()):016x}"} | made
 
 
-def write_sweep(folder: Path, records: Any, *, jobs: int | None = None, spec: Any = None, tail: str = "") -> Path:
+def write_sweep(
+    folder: Path, records: Any, *, jobs: int | None = None, spec: Any = None, tail: str = ""
+) -> Path:
     """A folder with spec.json and jobs.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = (
-        {"study": records[0]["study"] if records else "effects", "models": ["tiny"], "tasks": ["ioi"]} if spec is None else spec
+        {"study": records[0]["study"] if records else "effects", "models": ["tiny"], "tasks": ["ioi"]}
+        if spec is None
+        else spec
     )
-    header = {"spec": spec, "jobs": len(records) if jobs is None else jobs, "made": "2025-01-01T00:00:00", "versions": {}}
+    header = {
+        "spec": spec,
+        "jobs": len(records) if jobs is None else jobs,
+        "made": "2025-01-01T00:00:00",
+        "versions": {},
+    }
     (folder / "spec.json").write_text(json.dumps(header))
     (folder / "jobs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records) + tail)
     return folder

@@ -34,7 +34,9 @@ def build(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _bare(family).eval()
-        noise = 0.1 if family.endswith("no-norm") else 0.2  # without a norm, activations would grow to hundreds
+        noise = (
+            0.1 if family.endswith("no-norm") else 0.2
+        )  # without a norm, activations would grow to hundreds
         for parameter in model.parameters():
             parameter.data = parameter.data + noise * torch.randn_like(parameter)
     return model if dtype == torch.float32 else model.to(dtype)
@@ -51,7 +53,14 @@ def native(**settings: Any) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    usual = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": D_HEAD, "n_ctx": N_CTX, "d_vocab": D_VOCAB}
+    usual = {
+        "n_layers": N_LAYERS,
+        "n_heads": N_HEADS,
+        "d_model": D_MODEL,
+        "d_head": D_HEAD,
+        "n_ctx": N_CTX,
+        "d_vocab": D_VOCAB,
+    }
     usual |= {"act_fn": "relu", "normalization_type": "LN", "seed": 0}
     return TransformerBridge.boot_native(TransformerBridgeConfig(**(usual | settings))).eval()
 
@@ -63,20 +72,37 @@ def _bare(family: str) -> Any:
     if family.startswith("native"):
         norm = None if family.endswith("no-norm") else "LN"
         return native(normalization_type=norm, attn_only="attn-only" in family)
-    common = {"num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS, "hidden_size": D_MODEL, "intermediate_size": 48}
+    common = {
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "hidden_size": D_MODEL,
+        "intermediate_size": 48,
+    }
     common |= {"vocab_size": D_VOCAB, "max_position_embeddings": N_CTX}
-    short = {"n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "vocab_size": D_VOCAB, "n_positions": N_CTX}
+    short = {
+        "n_layer": N_LAYERS,
+        "n_head": N_HEADS,
+        "n_embd": D_MODEL,
+        "vocab_size": D_VOCAB,
+        "n_positions": N_CTX,
+    }
     short |= {"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0}
     if family == "gpt2":
         config, kind = transformers.GPT2Config(**short), transformers.GPT2LMHeadModel
     elif family == "llama":
-        config, kind = transformers.LlamaConfig(**common, num_key_value_heads=N_KV_HEADS), transformers.LlamaForCausalLM
+        config, kind = (
+            transformers.LlamaConfig(**common, num_key_value_heads=N_KV_HEADS),
+            transformers.LlamaForCausalLM,
+        )
     elif family == "neox":
         config, kind = transformers.GPTNeoXConfig(**common), transformers.GPTNeoXForCausalLM
     elif family == "gptj":
         config, kind = transformers.GPTJConfig(**short, rotary_dim=4), transformers.GPTJForCausalLM
     elif family == "qwen2":
-        config, kind = transformers.Qwen2Config(**common, num_key_value_heads=N_KV_HEADS), transformers.Qwen2ForCausalLM
+        config, kind = (
+            transformers.Qwen2Config(**common, num_key_value_heads=N_KV_HEADS),
+            transformers.Qwen2ForCausalLM,
+        )
     elif family == "gemma2":  # grouped queries, and norms behind attention and the MLP
         config = transformers.Gemma2Config(**common, num_key_value_heads=N_KV_HEADS, head_dim=D_HEAD)
         kind = transformers.Gemma2ForCausalLM
@@ -103,7 +129,9 @@ def make_pairs(
         clean.append(row.tolist())
         corrupt.append(other.tolist())
     answers = torch.randint(0, D_VOCAB, (len(lengths), 1, 1), generator=generator)
-    return PromptPairs(Prompts.of(clean, bos=bos), Prompts.of(corrupt, bos=bos), answers, (answers + 1) % D_VOCAB)
+    return PromptPairs(
+        Prompts.of(clean, bos=bos), Prompts.of(corrupt, bos=bos), answers, (answers + 1) % D_VOCAB
+    )
 
 
 def ragged(lengths: list[int] | tuple[int, ...], *, seed: int = 0, bos: bool = False) -> Prompts:
@@ -122,7 +150,9 @@ def pairs_and_stores(
     return pairs, *capture_pairs(model_of(family, dtype), pairs)
 
 
-def run_circuits(model: Any, circuits: np.ndarray | Tensor, bound: Bound, graph: Graph | None = None) -> Tensor:
+def run_circuits(
+    model: Any, circuits: np.ndarray | Tensor, bound: Bound, graph: Graph | None = None
+) -> Tensor:
     """[circuit, example, pos, vocab]: the logits of circuits of the model's graph, on hooks."""
     return circuit_logits(model, graph or Graph.of(model), torch.as_tensor(circuits).float(), bound)
 
@@ -148,7 +178,10 @@ def logit_difference(logits: Tensor, pairs: PromptPairs) -> Tensor:
 
 def max_difference(a: Any, b: Any) -> float:
     """The largest |a - b|; NaN cells must be at the same places."""
-    a, b = (torch.as_tensor(each.values if isinstance(each, xr.DataArray) else each).detach().double() for each in (a, b))
+    a, b = (
+        torch.as_tensor(each.values if isinstance(each, xr.DataArray) else each).detach().double()
+        for each in (a, b)
+    )
     assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
     assert torch.equal(a.isnan(), b.isnan()), "NaN cells differ"
     return float((a - b).nan_to_num().abs().max()) if a.numel() else 0.0

@@ -23,7 +23,12 @@ _SILENT = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "extensionmanager-extension/plugin": {"enabled": False},
 }
-_QUIET = ("--no-browser", "--expose-app-in-browser", "--LabApp.extension_manager=readonly", "--LabApp.news_url=None")
+_QUIET = (
+    "--no-browser",
+    "--expose-app-in-browser",
+    "--LabApp.extension_manager=readonly",
+    "--LabApp.news_url=None",
+)
 _THERE = "!!document.querySelector('.jp-NotebookPanel .jp-Notebook .jp-Cell')"
 _NOTEBOOK = "jupyterapp.shell.currentWidget.context"
 
@@ -69,7 +74,11 @@ class Lab:
 
     def set(self, plugin: str, settings: Mapping[str, Any]) -> None:
         """What the Settings Editor would write for a plugin of JupyterLab's own."""
-        file = Path(self.environment["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        file = (
+            Path(self.environment["JUPYTERLAB_SETTINGS_DIR"])
+            / "@jupyterlab"
+            / f"{plugin}.jupyterlab-settings"
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings), encoding="utf-8")
 
@@ -79,7 +88,9 @@ class Lab:
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
 
     @contextmanager
-    def opened(self, name: str, *, width: int = 1400, height: int = 1000, dark: bool = False) -> Iterator[Opened]:
+    def opened(
+        self, name: str, *, width: int = 1400, height: int = 1000, dark: bool = False
+    ) -> Iterator[Opened]:
         """A notebook of the folder in a browser, once its cells are there."""
         from playwright.sync_api import sync_playwright
 
@@ -89,16 +100,26 @@ class Lab:
             browser = driver.chromium.launch(executable_path=BROWSER, args=flags)
             try:
                 scheme = "dark" if dark else "light"
-                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+                context = browser.new_context(
+                    viewport={"width": width, "height": height}, color_scheme=scheme
+                )
                 seen = Opened(context.new_page(), path=self.folder / name)
                 context.route(lambda url: not url.startswith(f"{self.url}/"), lambda route: route.abort())
-                page, ours = seen.page, (f"{self.url}/", f"{self.url}/".replace("http", "ws", 1), "data:", "blob:", "about:")
+                page, ours = (
+                    seen.page,
+                    (f"{self.url}/", f"{self.url}/".replace("http", "ws", 1), "data:", "blob:", "about:"),
+                )
                 note = lambda asked: asked.url.startswith(ours) or seen.requests.append(asked.url)  # noqa: E731
                 page.on("request", note)
                 page.on("websocket", note)
-                page.on("console", lambda message: message.type == "error" and seen.console.append(message.text))
+                page.on(
+                    "console", lambda message: message.type == "error" and seen.console.append(message.text)
+                )
                 page.on("pageerror", lambda error: seen.console.append(str(error)))
-                page.on("dialog", lambda dialog: (seen.console.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+                page.on(
+                    "dialog",
+                    lambda dialog: (seen.console.append(f"dialog: {dialog.message}"), dialog.dismiss()),
+                )
                 page.goto(f"{self.url}/lab/tree/{name}?reset&token={self.token}")
                 seen.wait("window.jupyterapp !== undefined")
                 page.evaluate("async () => { await jupyterapp.restored; }")
@@ -123,13 +144,20 @@ def lab(folder: Path) -> Iterator[Lab]:
     places |= {"IPYTHONDIR": str(own / "ipython"), "JUPYTER_TOKEN": token, "HOME": str(own)}
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     environment = os.environ | places | {"PYTHONPATH": os.pathsep.join(paths), "TQDM_DISABLE": "1"}
-    where = ("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.allow_root=True")
+    where = (
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.allow_root=True",
+    )
     command = [sys.executable, "-m", "jupyterlab", *_QUIET, *where, f"--ServerApp.root_dir={folder}"]
     made = Lab(folder, f"http://127.0.0.1:{port}", token, environment)
     for plugin, settings in _SILENT.items():
         made.set(plugin, settings)
     with open(own / "log.txt", "wb") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
         try:
             _wait_for(made, server, own / "log.txt")
             yield made
@@ -141,7 +169,9 @@ def lab(folder: Path) -> Iterator[Lab]:
                 server.kill()
 
 
-def run_all(made: Lab, name: str, *, pictures: Path | None = None, seconds: float = 600, **window: Any) -> Ran:
+def run_all(
+    made: Lab, name: str, *, pictures: Path | None = None, seconds: float = 600, **window: Any
+) -> Ran:
     """What a notebook of the folder holds after "run all cells", saved in place, and a picture of each cell if asked.
 
     Raises:
@@ -153,7 +183,10 @@ def run_all(made: Lab, name: str, *, pictures: Path | None = None, seconds: floa
         page.evaluate(
             "() => { window.ran = false; jupyterapp.commands.execute('notebook:run-all-cells').then(() => { ran = true; }); }"
         )
-        end, idle = time.monotonic() + seconds, f"ran && {_NOTEBOOK}.sessionContext.session.kernel.status === 'idle'"
+        end, idle = (
+            time.monotonic() + seconds,
+            f"ran && {_NOTEBOOK}.sessionContext.session.kernel.status === 'idle'",
+        )
         while not page.evaluate(idle):
             if time.monotonic() > end:
                 raise TimeoutError(f"{name} is still running after {seconds:g} s.")

@@ -25,7 +25,15 @@ HOSTILE = [
     "&amp;<b>",
     " ",
 ]
-ATTRS = {"model": "tiny", "task": "ioi", "metric": "logit_diff", "value": "from_store", "method": "eap", "n": 64, "seed": 7}
+ATTRS = {
+    "model": "tiny",
+    "task": "ioi",
+    "metric": "logit_diff",
+    "value": "from_store",
+    "method": "eap",
+    "n": 64,
+    "seed": 7,
+}
 
 
 def make_circuit(shape: Shape = SMALL, n: int = 40, *, scored: bool = True) -> Circuit:
@@ -60,7 +68,9 @@ def make_view(circuit: Circuit, tokens: list[str], **options) -> CircuitView:
     parts = rng.dirichlet(np.full(n, 0.1), size=graph.exists.shape)
     scores = np.where(circuit.edges[..., None], circuit.scores[..., None] * parts, np.nan)
     by_pos = xr.DataArray(
-        scores, dims=("writer", "reader", "pos"), coords={"writer": list(graph.writers), "reader": list(graph.readers)}
+        scores,
+        dims=("writer", "reader", "pos"),
+        coords={"writer": list(graph.writers), "reader": list(graph.readers)},
     )
     patterns = {head: np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None] for head in circuit.heads}
     settings = {"title": "Indirect object", "faithfulness": (0.87, 0.81, 0.92)} | options

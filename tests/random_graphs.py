@@ -12,7 +12,10 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.scores import labelled
 from workbench.sites import Shape
 
-FULL, GROUPED = Shape(2, 2, 2, 32, 16, 128, 50, 32), Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False)
+FULL, GROUPED = (
+    Shape(2, 2, 2, 32, 16, 128, 50, 32),
+    Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False),
+)
 files = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -37,9 +40,16 @@ def random_circuit(graph, seed, share=0.3, *, scored=False, pruned=True):
     rng = np.random.default_rng(seed)
     edges = graph.exists & (rng.random(graph.exists.shape) < share)
     scores = np.where(graph.exists, rng.normal(size=edges.shape), np.nan) if scored else None
-    return Circuit.of(graph, edges, scores=scores) if pruned else Circuit(graph, edges, scores, int(edges.sum()))
+    return (
+        Circuit.of(graph, edges, scores=scores) if pruned else Circuit(graph, edges, scores, int(edges.sum()))
+    )
 
 
-SHAPES = [FULL, GROUPED, Shape(1, 2, 2, 8, 4, 0, 9, 9, attn_only=True), Shape(2, 2, 2, 8, 4, 16, 9, 9, parallel=True)]
+SHAPES = [
+    FULL,
+    GROUPED,
+    Shape(1, 2, 2, 8, 4, 0, 9, 9, attn_only=True),
+    Shape(2, 2, 2, 8, 4, 16, 9, 9, parallel=True),
+]
 sizes = st.floats(allow_nan=False, allow_infinity=False)
 graphs, seeds, shares = st.sampled_from(GRAPHS), st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4, 1.0])

@@ -45,7 +45,11 @@ def imports(path: Path) -> set[str]:
                 full = f"{node.module}.{alias.name}".removeprefix("workbench.")
                 names.add(full if full in MODULES else (node.module or "").removeprefix("workbench."))
         if isinstance(node, ast.Import):
-            names |= {alias.name.removeprefix("workbench.") for alias in node.names if alias.name.startswith("workbench.")}
+            names |= {
+                alias.name.removeprefix("workbench.")
+                for alias in node.names
+                if alias.name.startswith("workbench.")
+            }
     return names & set(MODULES)
 
 
@@ -61,7 +65,8 @@ def test_a_folder_imports_only_from_folders_above_it():
         f"{name} imports {imported}"
         for name, used in IMPORTS.items()
         for imported in used
-        if FOLDERS.index(imported.split(".")[0]) > FOLDERS.index(name.split(".")[0]) and (name, imported) not in DRAWS_ITSELF
+        if FOLDERS.index(imported.split(".")[0]) > FOLDERS.index(name.split(".")[0])
+        and (name, imported) not in DRAWS_ITSELF
     ]
     assert wrong == []
 

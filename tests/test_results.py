@@ -21,7 +21,11 @@ def test_bfloat16_and_gradients_become_plain_float32():
 
 
 def test_attributes_are_numbers_and_text():
-    assert results.clean_attrs({"a": True, "b": None, "c": 1.5, "d": ("x",)}) == {"a": 1, "c": 1.5, "d": "('x',)"}
+    assert results.clean_attrs({"a": True, "b": None, "c": 1.5, "d": ("x",)}) == {
+        "a": 1,
+        "c": 1.5,
+        "d": "('x',)",
+    }
 
 
 @given(st.lists(st.text(st.characters(blacklist_categories=()), max_size=6), min_size=1, max_size=4))

@@ -31,14 +31,36 @@ def test_a_site_survives_its_string_form(site: Site):
 
 @pytest.mark.parametrize(
     "text",
-    ["z[9.6]", "z[9.6]@END", "resid_pre[4]@3", "mlp_post[2:113]", "pattern[5.2]@7<-3", "pattern[5.2]@<-S2", "embed@0", "logits"],
+    [
+        "z[9.6]",
+        "z[9.6]@END",
+        "resid_pre[4]@3",
+        "mlp_post[2:113]",
+        "pattern[5.2]@7<-3",
+        "pattern[5.2]@<-S2",
+        "embed@0",
+        "logits",
+    ],
 )
 def test_the_documented_forms_parse(text: str):
     assert str(Site.parse(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "z", "z[", "z[1.2]]", "z[01.2]", "z[-1.0]", "z[1.2]@", "z[1.2]@-1", "embed[0]", "z[1:3]", "logits<-2"]
+    "text",
+    [
+        "",
+        "z",
+        "z[",
+        "z[1.2]]",
+        "z[01.2]",
+        "z[-1.0]",
+        "z[1.2]@",
+        "z[1.2]@-1",
+        "embed[0]",
+        "z[1:3]",
+        "logits<-2",
+    ],
 )
 def test_what_is_no_site_is_refused(text: str):
     with pytest.raises(SiteError):
@@ -65,10 +87,13 @@ def test_a_site_that_the_model_lacks_says_what_it_has(text: str, message: str):
 
 
 def test_with_grouped_queries_k_has_kv_heads():
-    with pytest.raises(SiteError, match=re.escape("Site 'k[0.4]': this model has kv heads 0 to 3 in a layer.")):
+    with pytest.raises(
+        SiteError, match=re.escape("Site 'k[0.4]': this model has kv heads 0 to 3 in a layer.")
+    ):
         Site.parse("k[0.4]").check(GQA)
     with pytest.raises(
-        SiteError, match=re.escape("this model has no pos_embed, because its positions are not learned embeddings.")
+        SiteError,
+        match=re.escape("this model has no pos_embed, because its positions are not learned embeddings."),
     ):
         Site.parse("pos_embed").check(GQA)
     assert grid("k", GQA).dims == ("layer", "kv_head")
@@ -102,7 +127,8 @@ def test_a_grid_of_nothing_is_an_error(arguments: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["a9.9->a10.7<q>", "m3->logits", "input->a0.1<k>", "m3:113->m4:7", "a1.2->m3@END", "input->logits@0"]
+    "text",
+    ["a9.9->a10.7<q>", "m3->logits", "input->a0.1<k>", "m3:113->m4:7", "a1.2->m3@END", "input->logits@0"],
 )
 def test_edges_survive_their_string_form(text: str):
     assert str(Edge.parse(text)) == text
@@ -115,7 +141,10 @@ def test_edges_survive_their_string_form(text: str):
         ("logits->m3", "'logits' is not a writer. Writers: input, a9.6, m3, m3:113."),
         ("a1.2<q>->m3", "'a1.2<q>' is not a writer. Writers: input, a9.6, m3, m3:113."),
         ("m3->input", "'input' is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits."),
-        ("m3>m4", "'m3>m4' is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END."),
+        (
+            "m3>m4",
+            "'m3>m4' is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END.",
+        ),
         ("x3->m4", "'x3' is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits."),
     ],
 )

@@ -8,7 +8,16 @@ import xarray as xr
 from scipy.stats import permutation_test
 from transformer_lens.patching import PatchingResult
 
-from workbench.statistics import benjamini_hochberg, bonferroni, bootstrap, hsic, hsic_p, interval_text, sign_flip_p, summary
+from workbench.statistics import (
+    benjamini_hochberg,
+    bonferroni,
+    bootstrap,
+    hsic,
+    hsic_p,
+    interval_text,
+    sign_flip_p,
+    summary,
+)
 
 
 def test_sign_flips_by_hand():
@@ -24,7 +33,12 @@ def test_sign_flips_are_those_of_transformer_lens(n):
     effects = np.random.default_rng(n).normal(0.5, 1, (n, 4, 3))
     values = torch.tensor(effects).movedim(0, -1)
     theirs = PatchingResult(
-        values, ["layer", "head"], pd.DataFrame(), ["metric"], False, baseline=torch.zeros(n, dtype=values.dtype)
+        values,
+        ["layer", "head"],
+        pd.DataFrame(),
+        ["metric"],
+        False,
+        baseline=torch.zeros(n, dtype=values.dtype),
     )
     assert np.allclose(sign_flip_p(effects), theirs.permutation_pvalue().numpy(), atol=1e-12)
 
@@ -69,7 +83,9 @@ def test_a_summary_has_p_values_where_they_are_asked_for():
 def test_under_the_null_p_is_below_alpha_no_more_than_alpha_of_the_time():
     rng = np.random.default_rng(0)
     assert 0.03 < (sign_flip_p(rng.normal(size=(20, 1000)), draws=499) <= 0.05).mean() < 0.07
-    independent = [hsic_p(rng.normal(size=20), rng.normal(size=20), draws=99, seed=i) <= 0.05 for i in range(200)]
+    independent = [
+        hsic_p(rng.normal(size=20), rng.normal(size=20), draws=99, seed=i) <= 0.05 for i in range(200)
+    ]
     assert 0.01 < np.mean(independent) < 0.1
 
 

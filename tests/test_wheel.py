@@ -31,7 +31,9 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
     assert {name.split("/")[0] for name in names} <= {"workbench", "interp_workbench-0.1.0.dist-info"}
     site = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+        timeout=300,
     )
     environment = os.environ | {"PYTHONPATH": str(site), "TQDM_DISABLE": "1"}
     call = [

@@ -18,18 +18,43 @@ from workbench.metrics.metric import metric as as_metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape, Site
 
-NODE = re.compile(r"input|logits|a(?P<layer>\d+)\.(?P<head>\d+)(<(?P<port>[qkv])>)?|m(?P<mlp>\d+)(:(?P<neuron>\d+))?")
+NODE = re.compile(
+    r"input|logits|a(?P<layer>\d+)\.(?P<head>\d+)(<(?P<port>[qkv])>)?|m(?P<mlp>\d+)(:(?P<neuron>\d+))?"
+)
 Names = str | tuple[str, ...]
 
 SENDERS = ["input", "a0.1", "a1.2", ("a0.0", "a0.3"), ("input", "a1.0")]
 MLP_SENDERS = ["m0", "m1", "m0:7", "m1:3", ("m0", "a1.3"), ("a0.2", "m0:3", "m1:11")]
-RECEIVERS = ["logits", "a0.1<v>", "a1.1<q>", "a1.0<k>", "a1.1<v>", "a1.3", "a1.2<q>@END", "a1.1<k>@3", "logits@END"]
+RECEIVERS = [
+    "logits",
+    "a0.1<v>",
+    "a1.1<q>",
+    "a1.0<k>",
+    "a1.1<v>",
+    "a1.3",
+    "a1.2<q>@END",
+    "a1.1<k>@3",
+    "logits@END",
+]
 RECEIVERS += [("a1.0<q>", "a1.1<k>", "logits"), ("a1.0@2", "a0.1<q>@END"), ("a0.3", "a1.0<v>@3")]
 MLP_RECEIVERS = ["m0", "m1", "m1:5", "m1@END", "m0:4@2", ("m0:2", "m1:3@3", "a1.0<q>")]
-PATHS = ["a0.2->a1.1<q>@END->logits", "input->a0.1<k>->a1.0<v>->logits", "input->a0.0<v>->a1.1<k>->logits@END", "a1.2->logits"]
+PATHS = [
+    "a0.2->a1.1<q>@END->logits",
+    "input->a0.1<k>->a1.0<v>->logits",
+    "input->a0.0<v>->a1.1<k>->logits@END",
+    "a1.2->logits",
+]
 PATHS += ["input->a0.0<k>@2->a1.1", "a0.1->a1.0<k>@3", "input->logits", "input->a0.0<v>@2->a1.1<v>@3->logits"]
-PATHS += ["input->a0.2->a1.3->logits", "input->a0.3->a1.1<v>"]  # a grouped head reads its group's k and v, and sends on alone
-MLP_PATHS = ["input->m0->a1.0<q>->logits", "m0:3->a1.1<v>->logits", "input->m0:7@2->m1", "input->m0:7->m1:5->logits"]
+PATHS += [
+    "input->a0.2->a1.3->logits",
+    "input->a0.3->a1.1<v>",
+]  # a grouped head reads its group's k and v, and sends on alone
+MLP_PATHS = [
+    "input->m0->a1.0<q>->logits",
+    "m0:3->a1.1<v>->logits",
+    "input->m0:7@2->m1",
+    "input->m0:7->m1:5->logits",
+]
 SEQUENTIAL_PATHS = ["a0.1->m0->logits", "input->a1.2<q>->m1", "input->a0.2->m0:3->a1.1<v>->m1@END->logits"]
 
 
@@ -59,21 +84,33 @@ class ThreeRuns:
         base: str = "clean",
     ) -> None:
         assert mlps in ("frozen", "recomputed")
-        self.model, self.pairs, self.mlps, self.metric, self.shape = model, pairs, mlps, as_metric(metric), Shape.of(model)
-        self.prompts, other = (pairs.clean, pairs.corrupt) if base == "clean" else (pairs.corrupt, pairs.clean)
+        self.model, self.pairs, self.mlps, self.metric, self.shape = (
+            model,
+            pairs,
+            mlps,
+            as_metric(metric),
+            Shape.of(model),
+        )
+        self.prompts, other = (
+            (pairs.clean, pairs.corrupt) if base == "clean" else (pairs.corrupt, pairs.clean)
+        )
         self.bound = value.bind(model, self.prompts, other)
         self.seen: dict[tuple[str, ...], dict[str, Tensor]] = {}
         self.hooks = ["blocks.0.hook_resid_pre", "unembed.hook_in"]
         for layer in range(self.shape.n_layers):
             self.hooks += [f"blocks.{layer}.attn.hook_{port}" for port in "qkvz"]
             if not self.shape.attn_only:
-                self.hooks += [f"blocks.{layer}.{name}" for name in ("mlp.hook_in", "mlp.hook_post", "hook_mlp_out")]
+                self.hooks += [
+                    f"blocks.{layer}.{name}" for name in ("mlp.hook_in", "mlp.hook_post", "hook_mlp_out")
+                ]
         self.base_logits, self.base, _ = self.run({})
         with torch.no_grad():
             self.reference = self.metric.read(model(pairs.clean.tokens), pairs.clean)
         self.measured = self.measure(self.base_logits)
 
-    def run(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def run(
+        self, changes: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """The base run with these hooks changed: its logits, what arrived at every hook, and what left it."""
         arrived: dict[str, Tensor] = {}
         left: dict[str, Tensor] = {}
@@ -154,7 +191,9 @@ class ThreeRuns:
             found.append(Reading(f"blocks.{node['layer']}.attn.hook_{port}", head, where))
         return found
 
-    def run_receiving(self, readings: Sequence[Reading], seen: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run_receiving(
+        self, readings: Sequence[Reading], seen: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The base run in which these readers read what was seen, the rest free (step 3): its logits, and what left each hook."""
         changes = {}
         for hook in {reading.hook for reading in readings}:
@@ -207,7 +246,9 @@ class ThreeRuns:
 
     def table(self, senders: Sequence[Names], receivers: Sequence[Names]) -> Tensor:
         """[example, writer, reader]."""
-        return torch.stack([torch.stack([self.effect(one, into) for into in receivers], -1) for one in senders], -2)
+        return torch.stack(
+            [torch.stack([self.effect(one, into) for into in receivers], -1) for one in senders], -2
+        )
 
     def path(self, text: str) -> Tensor:
         """[example]: the effect along a path `writer->reader->...->reader`."""
@@ -239,7 +280,9 @@ class ThreeRuns:
 
     def _absent(self, readings: Sequence[Reading]) -> Tensor:
         """[example]: whether it lacks a position of one of them."""
-        return torch.tensor([any(not self.places(reading.where)[i] for reading in readings) for i in range(len(self.prompts))])
+        return torch.tensor(
+            [any(not self.places(reading.where)[i] for reading in readings) for i in range(len(self.prompts))]
+        )
 
 
 def asked(model: Any) -> tuple[list[Names], list[Names], list[str]]:
@@ -247,7 +290,11 @@ def asked(model: Any) -> tuple[list[Names], list[Names], list[str]]:
     shape = Shape.of(model)
     if shape.attn_only:
         return SENDERS, RECEIVERS, PATHS
-    return SENDERS + MLP_SENDERS, RECEIVERS + MLP_RECEIVERS, PATHS + MLP_PATHS + ([] if shape.parallel else SEQUENTIAL_PATHS)
+    return (
+        SENDERS + MLP_SENDERS,
+        RECEIVERS + MLP_RECEIVERS,
+        PATHS + MLP_PATHS + ([] if shape.parallel else SEQUENTIAL_PATHS),
+    )
 
 
 def _with(value: Tensor, neurons: Mapping[int, Tensor]) -> Tensor:

@@ -82,7 +82,9 @@ def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
     mine = not ray.is_initialized()
     if mine:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        start: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        start: dict[str, Any] = (
+            {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        )
         ray.init(log_to_driver=False, configure_logging=False, **start)
     try:
         yield ray

@@ -21,7 +21,9 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
         raise OutputExists(f"{str(path)!r} is a device or a pipe and not a file. Choose another path.")
     if path.exists() and not overwrite:
-        raise OutputExists(f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it.")
+        raise OutputExists(
+            f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+        )
 
 
 @contextmanager
@@ -86,12 +88,16 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         _remove_leftovers(out)
         partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
     except OSError as error:
-        raise OutputExists(f"The folder {str(out.parent)!r} cannot be written to: {error.strerror}.") from error
+        raise OutputExists(
+            f"The folder {str(out.parent)!r} cannot be written to: {error.strerror}."
+        ) from error
     try:
         yield partial
         check_output(out, files, overwrite=overwrite)
         out.mkdir(exist_ok=True)
-        for name in files:  # all of the old run first: stopped here, the folder lacks files, and does not mix two runs
+        for name in (
+            files
+        ):  # all of the old run first: stopped here, the folder lacks files, and does not mix two runs
             (out / name).unlink(missing_ok=True)
         for name in files:
             os.replace(partial / name, out / name)

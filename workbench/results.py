@@ -82,12 +82,17 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
         dataset = result.to_dataset(name=result.name or "values").assign_attrs(_array=result.name or "values")
     else:
         dataset = result
-    encoded = dataset.assign_coords({n: _map_text(c, _escape) for n, c in dataset.coords.items() if _is_text(c.values)})
+    encoded = dataset.assign_coords(
+        {n: _map_text(c, _escape) for n, c in dataset.coords.items() if _is_text(c.values)}
+    )
     encoded.attrs = {
-        key: _escape(value) if isinstance(value, str) else value for key, value in clean_attrs(dataset.attrs).items()
+        key: _escape(value) if isinstance(value, str) else value
+        for key, value in clean_attrs(dataset.attrs).items()
     }
     for name in encoded.variables:
-        encoded[name].attrs = {k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()}
+        encoded[name].attrs = {
+            k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()
+        }
     with whole(path) as partial:
         encoded.to_netcdf(partial, engine="h5netcdf")
     return path
@@ -103,18 +108,24 @@ def load(path: str | Path) -> Any:
             dataset = opened.load()
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
-    dataset = dataset.assign_coords({n: _map_text(c, _unescape) for n, c in dataset.coords.items() if _is_text(c.values)})
+    dataset = dataset.assign_coords(
+        {n: _map_text(c, _unescape) for n, c in dataset.coords.items() if _is_text(c.values)}
+    )
     for variable in (dataset, *(dataset[name] for name in dataset.variables)):
         variable.attrs = {k: _unescape(v) if isinstance(v, str) else v for k, v in variable.attrs.items()}
     name = dataset.attrs.pop("_array", None)
     if name is not None and name not in dataset:
-        raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: it promises {name!r} and does not hold it.")
+        raise WorkbenchError(
+            f"{str(path)!r} cannot be read as a netCDF result: it promises {name!r} and does not hold it."
+        )
     return dataset[name] if name else dataset
 
 
 def _is_text(labels: Any) -> bool:
     values = np.asarray(labels)
-    return values.dtype.kind in "UT" or (values.dtype == object and all(isinstance(v, str) for v in values.flat))
+    return values.dtype.kind in "UT" or (
+        values.dtype == object and all(isinstance(v, str) for v in values.flat)
+    )
 
 
 def as_labels(texts: Any) -> np.ndarray:

@@ -92,7 +92,9 @@ class Shape:
         for name in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             number = getattr(self, name)
             if type(number) is not int or number < 1:
-                raise SiteError(f"A model of {name}={number!r} is not possible: it must be a positive integer.")
+                raise SiteError(
+                    f"A model of {name}={number!r} is not possible: it must be a positive integer."
+                )
         if self.n_heads % self.n_kv_heads:
             raise SiteError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads equally.")
 
@@ -103,7 +105,9 @@ class Shape:
             return model
         cfg = getattr(model, "cfg", None)
         if cfg is None or getattr(cfg, "n_layers", None) is None:
-            raise SiteError(f"A model or a Shape was expected, not {type(model).__name__}. Load one with wb.load_model(...).")
+            raise SiteError(
+                f"A model or a Shape was expected, not {type(model).__name__}. Load one with wb.load_model(...)."
+            )
         attn_only = bool(getattr(cfg, "attn_only", False))
         return cls(
             n_layers=cfg.n_layers,
@@ -173,11 +177,19 @@ class Site:
             need = f"needs a layer, as in {kind.name}[0]" if kind.per_layer else "belongs to no layer"
             raise SiteError(f"Site {str(self)!r}: {kind.name} {need}.")
         if self.head is not None and kind.unit not in ("head", "kv_head"):
-            raise SiteError(f"Site {str(self)!r}: {kind.name} has no heads. Kinds with heads: q, k, v, z, pattern.")
+            raise SiteError(
+                f"Site {str(self)!r}: {kind.name} has no heads. Kinds with heads: q, k, v, z, pattern."
+            )
         if self.neuron is not None and kind.unit != "neuron":
-            raise SiteError(f"Site {str(self)!r}: {kind.name} has no neurons. Kinds with neurons: mlp_pre, mlp_post.")
+            raise SiteError(
+                f"Site {str(self)!r}: {kind.name} has no neurons. Kinds with neurons: mlp_pre, mlp_post."
+            )
         numbers = {"layer": self.layer, "head": self.head, "neuron": self.neuron}
-        wrong = [name for name, number in numbers.items() if number is not None and (type(number) is not int or number < 0)]
+        wrong = [
+            name
+            for name, number in numbers.items()
+            if number is not None and (type(number) is not int or number < 0)
+        ]
         if wrong:
             raise SiteError(f"Site {str(self)!r}: {wrong[0]} must be a whole number from 0 up.")
         if self.key_pos is not None and kind.name != "pattern":
@@ -193,12 +205,16 @@ class Site:
                 "if one position is meant: z[9.6]@END, mlp_post[2:113], pattern[5.2]@7<-3."
             )
         found = match.groupdict()
-        parts: dict[str, Any] = {name: _position(text) for name, text in found.items() if text is not None and name != "kind"}
+        parts: dict[str, Any] = {
+            name: _position(text) for name, text in found.items() if text is not None and name != "kind"
+        }
         return cls(found["kind"], **parts)
 
     def __str__(self) -> str:
         inside = "" if self.layer is None else str(self.layer)
-        inside += f".{self.head}" if self.head is not None else f":{self.neuron}" if self.neuron is not None else ""
+        inside += (
+            f".{self.head}" if self.head is not None else f":{self.neuron}" if self.neuron is not None else ""
+        )
         where = "" if self.pos is None else str(self.pos)
         where += "" if self.key_pos is None else f"<-{self.key_pos}"
         return self.kind + (f"[{inside}]" if inside else "") + (f"@{where}" if where else "")
@@ -231,7 +247,9 @@ class Site:
             raise SiteError(f"Site {str(self)!r}: this model has layers 0 to {shape.n_layers - 1}.")
         if self.unit is not None and not 0 <= self.unit < shape.units(kind):
             word = str(kind.unit).replace("_", " ")
-            raise SiteError(f"Site {str(self)!r}: this model has {word}s 0 to {shape.units(kind) - 1} in a layer.")
+            raise SiteError(
+                f"Site {str(self)!r}: this model has {word}s 0 to {shape.units(kind) - 1} in a layer."
+            )
         return self
 
 
@@ -261,7 +279,9 @@ class Grid:
         if self.units is not None:
             coords[str(KINDS[self.kind].unit)] = self.units
         if self.pos == "each":
-            raise SiteError("This grid covers each position of prompts not yet known: call .at_length(n) first.")
+            raise SiteError(
+                "This grid covers each position of prompts not yet known: call .at_length(n) first."
+            )
         if self.pos != "all":
             coords["query_pos" if self.kind == "pattern" else "pos"] = self.pos
         if self.key_pos is not None:
@@ -274,13 +294,19 @@ class Grid:
 
     def at_length(self, length: int) -> "Grid":
         """The same grid with `pos="each"` spelled out for prompts of up to `length` tokens."""
-        return Grid(self.kind, self.layers, self.units, tuple(range(length)), self.key_pos) if self.pos == "each" else self
+        return (
+            Grid(self.kind, self.layers, self.units, tuple(range(length)), self.key_pos)
+            if self.pos == "each"
+            else self
+        )
 
     def __iter__(self) -> Iterator[Site]:
         names = {"layer": "layer", "head": "head", "kv_head": "head", "neuron": "neuron"}
         names |= {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
         for values in product(*self.coords.values()):
-            given: dict[str, Any] = {names[axis]: value for axis, value in zip(self.coords, values, strict=True)}
+            given: dict[str, Any] = {
+                names[axis]: value for axis, value in zip(self.coords, values, strict=True)
+            }
             yield Site(self.kind, **given)
 
     def __len__(self) -> int:
@@ -325,7 +351,9 @@ def grid(
     made = Grid(kind, layers, units, where, None if key_pos is None else _positions(key_pos))  # pyright: ignore[reportArgumentType]
     sites = list(made.at_length(1))
     if not sites:
-        raise SiteError(f"grid({kind!r}) is empty: name at least one layer, head, neuron and position, or leave them out.")
+        raise SiteError(
+            f"grid({kind!r}) is empty: name at least one layer, head, neuron and position, or leave them out."
+        )
     for site in sites:
         site.check(shape)
     return made
@@ -370,9 +398,13 @@ class Edge:
         if writer["port"] or writer["name"] == "logits":
             raise SiteError(f"{self.writer!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
         if reader["name"] == "input":
-            raise SiteError(f"{self.reader!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits.")
+            raise SiteError(
+                f"{self.reader!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits."
+            )
         if reader["head"] is not None and not reader["port"]:
-            raise SiteError(f"{self.reader!r} is three readers: write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>.")
+            raise SiteError(
+                f"{self.reader!r} is three readers: write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Edge":
@@ -380,7 +412,9 @@ class Edge:
         body, _, where = text.strip().partition("@")
         writer, arrow, reader = body.partition("->")
         if not arrow or ("@" in text and not re.fullmatch(_POSITION, where, re.ASCII)):
-            raise SiteError(f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END.")
+            raise SiteError(
+                f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END."
+            )
         return cls(writer, reader, _position(where) if where else None)
 
     def __str__(self) -> str:
@@ -396,4 +430,6 @@ def parse_node(text: str) -> dict[str, Any]:
     if match is None or (match["port"] and match["head"] is None):
         raise SiteError(f"{text!r} is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits.")
     parts = match.groupdict()
-    return {key: int(value) if value is not None and value.isdigit() else value for key, value in parts.items()}
+    return {
+        key: int(value) if value is not None and value.isdigit() else value for key, value in parts.items()
+    }

@@ -17,7 +17,13 @@ EXACT = 12
 
 
 def summary(
-    result: xr.DataArray, *, over: str = "example", level: float = 0.95, draws: int = 1000, seed: int = 0, p: bool = False
+    result: xr.DataArray,
+    *,
+    over: str = "example",
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+    p: bool = False,
 ) -> xr.Dataset:
     """Mean, standard error, percentile bootstrap interval and count over one axis; NaN cells are left out.
 
@@ -39,15 +45,24 @@ def summary(
         mean = _nanmean(values)
         squares = np.where(known, (values - mean) ** 2, 0).sum(0)
         se = np.sqrt(squares / np.where(n > 1, n - 1, np.nan) / n)
-    low, high = (np.where(n > 1, end, np.nan) for end in mean_interval(values, level=level, draws=draws, seed=seed))
+    low, high = (
+        np.where(n > 1, end, np.nan) for end in mean_interval(values, level=level, draws=draws, seed=seed)
+    )
     fields = {"mean": mean, "se": se, "low": low, "high": high, "n": n}
     fields |= {"p": sign_flip_p(values, draws=draws, seed=seed)} if p else {}
     coords = {name: coord for name, coord in result.coords.items() if over not in coord.dims}
-    return xr.Dataset({k: (rest, v) for k, v in fields.items()}, coords=coords, attrs=result.attrs | {"level": level})
+    return xr.Dataset(
+        {k: (rest, v) for k, v in fields.items()}, coords=coords, attrs=result.attrs | {"level": level}
+    )
 
 
 def bootstrap(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, draws: int = 1000, seed: int = 0
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together. NaN for one row."""
     check_level(level)
@@ -88,7 +103,9 @@ def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(low), np.asarray(high)
 
 
-def sign_flip_p(values: Float[np.ndarray, "example *rest"], *, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def sign_flip_p(
+    values: Float[np.ndarray, "example *rest"], *, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
     """[*rest]: two-sided permutation p-value of the mean over examples; NaN cells are left out.
 
     Null: every value is as likely to have the other sign. p = share of patterns of signs with |mean| at least the observed
@@ -139,7 +156,9 @@ def hsic(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"]) -> fl
     return float((_centred(_kernel(x)) * _kernel(y)).sum() / (len(x) - 1) ** 2)
 
 
-def hsic_p(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"], *, draws: int = 1000, seed: int = 0) -> float:
+def hsic_p(
+    x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"], *, draws: int = 1000, seed: int = 0
+) -> float:
     """p-value of independence: (hits + 1) / (draws + 1) of the permutations of y with an HSIC at least the observed one."""
     first, second = _centred(_kernel(x)), _kernel(y)
     rng = np.random.default_rng(seed)
@@ -168,7 +187,9 @@ def interval_text(low: float, high: float, form: str = ".3f") -> str:
 def check_level(level: float) -> float:
     """The coverage of an interval, if it is one. Raises `WorkbenchError` otherwise."""
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise WorkbenchError(f"level={level!r}: the coverage of an interval lies between 0 and 1, as in 0.95.")
+        raise WorkbenchError(
+            f"level={level!r}: the coverage of an interval lies between 0 and 1, as in 0.95."
+        )
     return level
 
 

@@ -34,7 +34,9 @@ def main() -> None:
                 cells.append("not measured")
                 continue
             row = part.loc[part["mean"].idxmin()]
-            cells.append(f"{row['what']} {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['share']:.0%})")
+            cells.append(
+                f"{row['what']} {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['share']:.0%})"
+            )
         lines.append("| " + " | ".join(cells) + " |\n")
     (HERE / "README.md").write_text(HEAD + "".join(lines), encoding="utf-8")
     print(HERE / "README.md")

@@ -16,7 +16,10 @@ def to_singular(bench: Bench, heads: list[str]) -> np.ndarray:
     words, places = bench.pairs.clean.strings, bench.pairs.clean.at("SUBJECT").tolist()
     singular = [row[place].strip() in NOUNS for row, place in zip(words, places, strict=True)]
     clean, corrupt = (
-        bench.by_head(attention_to(store, ["SUBJECT"]).isel(key_pos=0)).sel(component=heads).mean("component").values
+        bench.by_head(attention_to(store, ["SUBJECT"]).isel(key_pos=0))
+        .sel(component=heads)
+        .mean("component")
+        .values
         for store in (bench.clean, bench.corrupt)
     )
     return np.where(singular, 1, -1) * (clean - corrupt).astype(float)

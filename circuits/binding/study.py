@@ -40,7 +40,11 @@ def tests(bench: Bench) -> list[Prediction]:
     heads = bench.of_role("mover")
     base = float(bench.base.mean())
     found = [
-        bench.only_values(heads, "COLOUR", "What differs between the runs is the colour read at COLOUR, not where movers look."),
+        bench.only_values(
+            heads,
+            "COLOUR",
+            "What differs between the runs is the colour read at COLOUR, not where movers look.",
+        ),
         Prediction(
             "ask for the other owner",
             "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the "
@@ -58,7 +62,10 @@ def tests(bench: Bench) -> list[Prediction]:
     below = min(map(layer_of, heads))
     tellers = owner_heads(bench, below=below)
     if tellers:
-        name, moved = " ".join(tellers), float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean())
+        name, moved = (
+            " ".join(tellers),
+            float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean()),
+        )
         exchange = bench.exchanged("z", tellers, "COLOUR", "OTHER")
         rest = [f"a{i}.{j}" for i in range(below) for j in range(Shape.of(bench.model).n_heads)]
         others = bench.exchanged("z", [head for head in rest if head not in tellers], "COLOUR", "OTHER")

@@ -17,13 +17,17 @@ def tests(bench: Bench) -> list[Prediction]:
         return (logits.argmax(-1) == bench.pairs.wrong[:, 0, 0]).float()
 
     return [
-        bench.only_values(heads, "COUNTRY", "Readers bring the country by what they read at it, not by where they look."),
+        bench.only_values(
+            heads, "COUNTRY", "Readers bring the country by what they read at it, not by where they look."
+        ),
         Prediction(
             "share that names the other capital",
             "These heads suffice at END: with the other country's outputs there, the other country's "
             "capital is the first choice of the whole vocabulary.",
             predicted=1.0,
-            edit=lambda: bench.change({f"{site}@END": from_store(bench.corrupt) for site in outputs(heads)}, read=other_capital),
+            edit=lambda: bench.change(
+                {f"{site}@END": from_store(bench.corrupt) for site in outputs(heads)}, read=other_capital
+            ),
         ),
     ]
 

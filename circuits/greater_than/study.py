@@ -13,10 +13,14 @@ from workbench.studies.study import Prediction, Role, Study
 def other_years(bench: Bench) -> PromptPairs:
     """The clean prompts, each beside one with a year half of the years away."""
     n = len(bench.pairs)
-    order = sorted(range(n), key=lambda i: bench.pairs.clean.tokens[i, bench.pairs.clean.at("YEAR")[i]].item())
+    order = sorted(
+        range(n), key=lambda i: bench.pairs.clean.tokens[i, bench.pairs.clean.at("YEAR")[i]].item()
+    )
     later = [order[(order.index(i) + n // 2) % n] for i in range(n)]
     others = bench.pairs.clean.select(later)
-    return PromptPairs(bench.pairs.clean, others, bench.pairs.answers, bench.pairs.wrong, bench.pairs.provenance)
+    return PromptPairs(
+        bench.pairs.clean, others, bench.pairs.answers, bench.pairs.wrong, bench.pairs.provenance
+    )
 
 
 def between_years(bench: Bench) -> np.ndarray:

@@ -22,7 +22,10 @@ def read_one_back(bench: Bench, *, below: int, rest: bool) -> dict[Any, Any]:
     for layer in range(below):
         pattern, v, z = (bench.clean[kind, layer].padded() for kind in ("pattern", "v", "z"))
         for head in range(shape.n_heads):
-            back = {w: pattern[rows, head, at, at - 1, None] * v[rows, at - 1, head // shape.group] for w, at in places.items()}
+            back = {
+                w: pattern[rows, head, at, at - 1, None] * v[rows, at - 1, head // shape.group]
+                for w, at in places.items()
+            }
             others = {where: z[rows, at, head] - back[where] for where, at in places.items()}
             for here, there in ((FIRST, "ITEM"), ("ITEM", FIRST)):
                 made = back[here] + others[there] if rest else back[there] + others[here]
@@ -38,7 +41,11 @@ def tests(bench: Bench) -> list[Prediction]:
         return logits[rows, first] - logits[rows, item]
 
     look_away = bench.attending(heads, to=FIRST, instead_of="ITEM")
-    moved, base, below = float(bench.change(look_away).mean()), float(bench.base.mean()), min(map(layer_of, heads))
+    moved, base, below = (
+        float(bench.change(look_away).mean()),
+        float(bench.base.mean()),
+        min(map(layer_of, heads)),
+    )
     previous = bench.measured["previous"].mean("example").to_series()
     pointers = [str(name) for name, score in previous.items() if score >= 0.5 and layer_of(str(name)) < below]
     found = [
@@ -49,7 +56,9 @@ def tests(bench: Bench) -> list[Prediction]:
             predicted=-float(bench.change({}, read=first_over_item).mean()),
             edit=lambda: bench.change(look_away, read=first_over_item),
         ),
-        bench.only_values(heads, "ITEM", "What differs between the runs is the word read at ITEM, not where copiers look."),
+        bench.only_values(
+            heads, "ITEM", "What differs between the runs is the word read at ITEM, not where copiers look."
+        ),
     ]
     if pointers:
         name = " ".join(pointers)

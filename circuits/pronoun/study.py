@@ -19,7 +19,11 @@ def same_gender(bench: Bench) -> PromptPairs:
     female = [clean.strings[i][at[i]].strip() in FEMALE for i in range(len(clean))]
     rows = []
     for i in range(len(clean)):
-        donor = next(names[j % len(clean)] for j in range(i + 1, i + len(clean)) if _suits(names, female, i, j % len(clean)))
+        donor = next(
+            names[j % len(clean)]
+            for j in range(i + 1, i + len(clean))
+            if _suits(names, female, i, j % len(clean))
+        )
         row = clean.tokens[i, : int(clean.lengths[i])].tolist()
         rows.append([*row[: at[i]], donor, *row[at[i] + 1 :]])
     where = [{name: int(places[i]) for name, places in clean.positions.items()} for i in range(len(clean))]
@@ -39,7 +43,9 @@ def tests(bench: Bench) -> list[Prediction]:
         return 1 + bench.swapped(outputs(heads), pairs=same_gender(bench)) / base
 
     return [
-        bench.only_values(heads, "NAME", "Readers bring the gender by what they read at the name, not by where they look."),
+        bench.only_values(
+            heads, "NAME", "Readers bring the gender by what they read at the name, not by where they look."
+        ),
         Prediction(
             "share kept with another name of the same gender",
             "What counts is the gender and not the name: outputs from a prompt with another name of that gender keep the answer, on average.",

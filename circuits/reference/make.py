@@ -60,7 +60,9 @@ def greater_than() -> Circuit:
     low, high = [f"m{layer}" for layer in range(4)], [f"m{layer}" for layer in range(8, 12)]
     edges = between(graph, ["input"], [*early, *low]) | between(graph, ["a0.1"], low)
     edges |= between(graph, [*early, *low], late) | between(graph, low, low)
-    edges |= between(graph, late, high) | between(graph, high, high) | between(graph, [*late, *high], ["logits"])
+    edges |= (
+        between(graph, late, high) | between(graph, high, high) | between(graph, [*late, *high], ["logits"])
+    )
     labels = dict.fromkeys(early, "start-year head") | dict.fromkeys(low, "early MLP")
     labels |= dict.fromkeys(late, "year attention head") | dict.fromkeys(high, "late MLP")
     return circuit(
@@ -74,7 +76,9 @@ def greater_than() -> Circuit:
 
 def docstring() -> Circuit:
     graph, last = Graph(ATTN_ONLY_4L), heads("3.0 3.6")
-    edges = between(graph, ["a0.5"], ["a1.4"], "v") | between(graph, ["a0.5", "input"], ["a2.0", "a1.2"], "qk")
+    edges = between(graph, ["a0.5"], ["a1.4"], "v") | between(
+        graph, ["a0.5", "input"], ["a2.0", "a1.2"], "qk"
+    )
     edges |= between(graph, ["a1.4"], ["a2.0"], "v") | between(graph, ["a1.4"], last, "q")
     edges |= between(graph, ["a0.5", "input"], last, "v") | between(graph, ["a2.0", "a1.2"], last, "k")
     edges |= between(graph, last, ["logits"]) | between(graph, ["input"], ["a0.5"], "v")
@@ -89,7 +93,9 @@ def docstring() -> Circuit:
 
 
 def circuit(graph: Graph, edges: Iterable[str], labels: dict[str, str], **attrs: str) -> Circuit:
-    found = Circuit.of(graph, edges, labels=labels, attrs={**attrs, "method": "published", "accessed": ACCESSED})
+    found = Circuit.of(
+        graph, edges, labels=labels, attrs={**attrs, "method": "published", "accessed": ACCESSED}
+    )
     assert found.n_edges == found.n_requested, "every edge lies on a path from the input to the logits"
     return found
 

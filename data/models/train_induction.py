@@ -61,7 +61,9 @@ know.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=("induction", "shortcut"))
     parser.add_argument("--distances", type=int, nargs=2, required=True, metavar=("LOW", "HIGH"))
     parser.add_argument("--steps", type=int, default=1000)
@@ -83,8 +85,13 @@ def main() -> None:
     scores = [accuracy(model, d, d, n=500, reserved=True) for d in measured]
     folder = args.out / args.name
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().contiguous() for name, weight in model.named_parameters()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "native", **SETTINGS}, indent=2) + "\n", encoding="utf-8")
+    save_file(
+        {name: weight.detach().contiguous() for name, weight in model.named_parameters()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "native", **SETTINGS}, indent=2) + "\n", encoding="utf-8"
+    )
     tokenizer().save_pretrained(folder)
     card = CARD.format(
         name=args.name, context=LENGTH + 1, words=len(WORDS), parameters=sum(weight.numel() for weight in model.parameters()),
@@ -100,9 +107,12 @@ def main() -> None:
 
 def train(model: NativeModel, args: argparse.Namespace) -> list[tuple[int, float]]:
     """Held-out accuracies on the way."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / args.steps)))
+        optimiser,
+        lambda step: min(1, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / args.steps))),
     )
     history = []
     for step in range(args.steps + 1):
@@ -131,7 +141,9 @@ def rows(n: int, low: int, high: int, *, reserved: bool) -> tuple[torch.Tensor, 
     words = words.gather(1, torch.where(again, place - distance, place))
     known = again & (place > start + distance)
     first = words.gather(1, torch.cat([start, start + 1], 1)).tolist()
-    kept = torch.tensor([is_reserved("induction", [WORDS[word] for word in pair]) == reserved for pair in first])
+    kept = torch.tensor(
+        [is_reserved("induction", [WORDS[word] for word in pair]) == reserved for pair in first]
+    )
     return torch.cat([torch.full((n, 1), ID[BOS]), words], 1)[kept], known[kept]
 
 

@@ -37,7 +37,9 @@ def scored(model: Any, given: PromptPairs, **asked: Any) -> Callable[[], torch.T
     """Our edge scores [writer, reader] as a call."""
     _, corrupt = wb.capture_pairs(model, given, sites=KINDS, progress=False)
     value = wb.from_store(corrupt)
-    return lambda: torch.from_numpy(wb.score_edges(model, given, value=value, progress=False, **asked).values).nan_to_num()
+    return lambda: torch.from_numpy(
+        wb.score_edges(model, given, value=value, progress=False, **asked).values
+    ).nan_to_num()
 
 
 def attribution(model: Any, case: str) -> Line:
@@ -49,7 +51,9 @@ def attribution(model: Any, case: str) -> Line:
     kept: list[Any] = []
 
     def theirs() -> torch.Tensor:
-        kept[:] = [peer.attribution_patch(model, one.corrupt.tokens, one.clean.tokens, measured, config=config)]
+        kept[:] = [
+            peer.attribution_patch(model, one.corrupt.tokens, one.clean.tokens, measured, config=config)
+        ]
         return torch.zeros(())
 
     ours = scored(model, one)
@@ -60,7 +64,9 @@ def attribution(model: Any, case: str) -> Line:
     for (writer, reader), score in kept[0].edge_scores.items():
         table[writers[own_name(writer)], readers[own_name(reader)]] -= score
     made = ours()
-    return dataclasses.replace(line, max_abs_diff=float((made - table.float()).abs().max() / made.abs().max()))
+    return dataclasses.replace(
+        line, max_abs_diff=float((made - table.float()).abs().max() / made.abs().max())
+    )
 
 
 def batched(model: Any, case: str) -> Line:
@@ -68,7 +74,11 @@ def batched(model: Any, case: str) -> Line:
     given = pairs(model, CHANGED)
     each = [scored(model, given.select([i])) for i in range(len(given))]
     return compare(
-        case, "our own loop over prompts", 1.8, scored(model, given), lambda: torch.stack([one() for one in each]).mean(0)
+        case,
+        "our own loop over prompts",
+        1.8,
+        scored(model, given),
+        lambda: torch.stack([one() for one in each]).mean(0),
     )
 
 
@@ -90,7 +100,18 @@ def memory(model: Any, case: str) -> Line:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     peak = int(changes.cumsum(0).max())
-    return Line(case, f"{peak / 2**20:.0f} MiB of {BUDGET / 2**20:.0f}", 1, round(BUDGET / peak, 2), 0, 0, difference, 0, 0, 0)
+    return Line(
+        case,
+        f"{peak / 2**20:.0f} MiB of {BUDGET / 2**20:.0f}",
+        1,
+        round(BUDGET / peak, 2),
+        0,
+        0,
+        difference,
+        0,
+        0,
+        0,
+    )
 
 
 def faithful(model: Any, case: str) -> Line:
@@ -99,9 +120,15 @@ def faithful(model: Any, case: str) -> Line:
     _, corrupt = wb.capture_pairs(model, one, sites=KINDS, progress=False)
     value, measured = wb.from_store(corrupt), logit_difference(one)
     circuit = wb.find_circuit(wb.score_edges(model, one, value=value, progress=False), n_edges=200)
-    ours = lambda: torch.tensor(wb.evaluate(circuit, model, one, value=value, checks=(), progress=False)["faithfulness"].values)  # noqa: E731
+    ours = lambda: torch.tensor(
+        wb.evaluate(circuit, model, one, value=value, checks=(), progress=False)["faithfulness"].values
+    )  # noqa: E731
     found = peer.attribution_patch(
-        model, one.corrupt.tokens, one.clean.tokens, measured, config=peer.EdgeAttributionConfig(granularity="edge")
+        model,
+        one.corrupt.tokens,
+        one.clean.tokens,
+        measured,
+        config=peer.EdgeAttributionConfig(granularity="edge"),
     )
     names = {(edge.writer, edge.reader) for edge in circuit.edge_list}
     kept = [edge for edge in found.edge_scores if (own_name(edge[0]), own_name(edge[1])) in names]
@@ -120,7 +147,9 @@ def curve(model: Any, case: str, n: int) -> Line:
     _, corrupt = wb.capture_pairs(model, given, sites=KINDS, progress=False)
     value = wb.from_store(corrupt)
     scores = wb.score_edges(model, given.select(range(8)), value=value, progress=False)
-    ours = lambda: torch.tensor(wb.faithfulness_curve(scores, model, given, value=value, progress=False)["faithfulness"].values)  # noqa: E731
+    ours = lambda: torch.tensor(
+        wb.faithfulness_curve(scores, model, given, value=value, progress=False)["faithfulness"].values
+    )  # noqa: E731
     one, sample = given.clean.tokens[:1], 30
 
     def theirs() -> torch.Tensor:
@@ -130,7 +159,15 @@ def curve(model: Any, case: str, n: int) -> Line:
         return ours_once
 
     ours_once = ours()
-    line = compare(case, f"{n} x 10 x 3 plain forward passes ({sample} timed)", 1, ours, theirs, repeats=1, peer_repeats=3)
+    line = compare(
+        case,
+        f"{n} x 10 x 3 plain forward passes ({sample} timed)",
+        1,
+        ours,
+        theirs,
+        repeats=1,
+        peer_repeats=3,
+    )
     times = n * 30 / sample
     return dataclasses.replace(line, peer_s=round(line.peer_s * times, 2), ratio=round(line.ratio * times, 2))
 
@@ -145,7 +182,13 @@ def acdc(case: str) -> Line:
         wb.acdc(model, given, value=value, at_once=at_once, progress=False).edges.astype(np.float32)
     )
     line = compare(
-        case, "one edge at a time; the ratio is 120 s / ours", 1, lambda: found(64), lambda: found(1), repeats=1, peer_repeats=1
+        case,
+        "one edge at a time; the ratio is 120 s / ours",
+        1,
+        lambda: found(64),
+        lambda: found(1),
+        repeats=1,
+        peer_repeats=1,
     )
     return dataclasses.replace(line, ratio=round(120 / line.ours_s, 1))
 

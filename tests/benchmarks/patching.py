@@ -41,7 +41,9 @@ def sweep(
         base = measured(model(tokens))
 
     def ours() -> torch.Tensor:
-        made = wb.effects(model, given, sites=sites, value=value, base="corrupt", metric=metric, progress=False)
+        made = wb.effects(
+            model, given, sites=sites, value=value, base="corrupt", metric=metric, progress=False
+        )
         return torch.from_numpy(made.mean("example").values)
 
     def theirs() -> torch.Tensor:
@@ -57,14 +59,18 @@ def sweep(
     return compare(case, peer, bar, ours, theirs, plan, peer_repeats=peer_repeats)
 
 
-def _some_layers(model: Any, tokens: Any, cache: Any, measured: Callable, kind: str, layers: int) -> torch.Tensor:
+def _some_layers(
+    model: Any, tokens: Any, cache: Any, measured: Callable, kind: str, layers: int
+) -> torch.Tensor:
     """The peer's generic sweep over the first layers."""
     positions = range(tokens.shape[1]) if kind == "resid_pre" else range(model.cfg.n_heads)
     names = ["layer", "pos"] if kind == "resid_pre" else ["layer", "head"]
     import pandas as pd
 
     frame = pd.DataFrame([(layer, place) for layer in range(layers) for place in positions], columns=names)
-    setter = patching.layer_pos_patch_setter if kind == "resid_pre" else patching.layer_head_vector_patch_setter
+    setter = (
+        patching.layer_pos_patch_setter if kind == "resid_pre" else patching.layer_head_vector_patch_setter
+    )
     found = patching.generic_activation_patch(model, tokens, cache, measured, setter, kind, index_df=frame)
     return found.view(layers, -1)
 
@@ -101,12 +107,18 @@ def main() -> None:
             show(own_metric(big, kind, changed, case, bar / 2, peer_repeats=again), args.json)
 
 
-def own_metric(model: Any, kind: str, changed: tuple[int, ...], case: str, bar: float, *, peer_repeats: int) -> Line:
+def own_metric(
+    model: Any, kind: str, changed: tuple[int, ...], case: str, bar: float, *, peer_repeats: int
+) -> Line:
     """The same sweeps with a metric that is handed the whole vocabulary."""
     given = pairs(model, changed)
     clean, _ = wb.capture_pairs(model, given, sites=[kind], progress=False)
     pos, function, name = PEERS[kind]
-    sites, value, metric = wb.grid(kind, model, pos=pos), wb.from_store(clean), wb.metric(last_logits, positions="END")
+    sites, value, metric = (
+        wb.grid(kind, model, pos=pos),
+        wb.from_store(clean),
+        wb.metric(last_logits, positions="END"),
+    )
     with torch.no_grad():
         _, cache = model.run_with_cache(given.clean.tokens)
 
@@ -116,7 +128,9 @@ def own_metric(model: Any, kind: str, changed: tuple[int, ...], case: str, bar: 
         base = measured(model(given.corrupt.tokens))
 
     def ours() -> torch.Tensor:
-        made = wb.effects(model, given, sites=sites, value=value, base="corrupt", metric=metric, progress=False)
+        made = wb.effects(
+            model, given, sites=sites, value=value, base="corrupt", metric=metric, progress=False
+        )
         return torch.from_numpy(made.mean("example").values)
 
     def theirs() -> torch.Tensor:

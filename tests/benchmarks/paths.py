@@ -29,7 +29,11 @@ N_PAIRS = 24
 
 
 def textbook(
-    model: Any, given: PromptPairs, senders: Sequence[tuple[int, int]], receivers: Sequence[tuple[int, int]] | None, mlps: str
+    model: Any,
+    given: PromptPairs,
+    senders: Sequence[tuple[int, int]],
+    receivers: Sequence[tuple[int, int]] | None,
+    mlps: str,
 ) -> Callable[[], torch.Tensor]:
     """The three-run method with hooks: base run corrupt, senders at their clean value; receivers are q of heads, or logits."""
     tokens, measured = given.corrupt.tokens, logit_difference(given)
@@ -37,7 +41,9 @@ def textbook(
         _, clean = model.run_with_cache(given.clean.tokens)
         logits, corrupt = model.run_with_cache(tokens)
         base = measured(logits)
-    z, out = ([f"blocks.{i}.{name}" for i in range(model.cfg.n_layers)] for name in ("attn.hook_z", "hook_mlp_out"))
+    z, out = (
+        [f"blocks.{i}.{name}" for i in range(model.cfg.n_layers)] for name in ("attn.hook_z", "hook_mlp_out")
+    )
     queries = [] if receivers is None else sorted({f"blocks.{layer}.attn.hook_q" for layer, _ in receivers})
 
     def patched(layer: int, head: int) -> torch.Tensor:
@@ -52,7 +58,9 @@ def textbook(
             kept[name] = value.clone()
 
         frozen = z if mlps == "recomputed" else [*z, *out]
-        hooks = [(name, partial(still, name=name)) for name in frozen] + [(name, partial(keep, name=name)) for name in queries]
+        hooks = [(name, partial(still, name=name)) for name in frozen] + [
+            (name, partial(keep, name=name)) for name in queries
+        ]
         shown = model.run_with_hooks(tokens, fwd_hooks=hooks)
         if receivers is None:
             return measured(shown)
@@ -64,7 +72,9 @@ def textbook(
                     new[:, :, which] = kept[name][:, :, which]
             return new
 
-        return measured(model.run_with_hooks(tokens, fwd_hooks=[(name, partial(write, name=name)) for name in queries]))
+        return measured(
+            model.run_with_hooks(tokens, fwd_hooks=[(name, partial(write, name=name)) for name in queries])
+        )
 
     def run() -> torch.Tensor:
         with torch.no_grad():
@@ -74,7 +84,12 @@ def textbook(
 
 
 def into(
-    model: Any, case: str, bar: float, senders: Sequence[tuple[int, int]], receivers: Sequence[tuple[int, int]] | None, mlps: str
+    model: Any,
+    case: str,
+    bar: float,
+    senders: Sequence[tuple[int, int]],
+    receivers: Sequence[tuple[int, int]] | None,
+    mlps: str,
 ) -> Line:
     """Senders into a set of heads' queries, or into the logits."""
     given = pairs(model, CHANGED)
@@ -84,12 +99,20 @@ def into(
     value = wb.from_store(clean)
 
     def ours() -> torch.Tensor:
-        made = wb.path_effects(model, given, **asked, value=value, base="corrupt", store=corrupt, progress=False)
+        made = wb.path_effects(
+            model, given, **asked, value=value, base="corrupt", store=corrupt, progress=False
+        )
         return torch.from_numpy(made.mean("example").values)[:, 0]
 
     plan = wb.explain(model, given, **asked, value=value, base="corrupt")
     return compare(
-        case, "three runs with hooks", bar, ours, textbook(model, given, senders, receivers, mlps), plan, peer_repeats=1
+        case,
+        "three runs with hooks",
+        bar,
+        ours,
+        textbook(model, given, senders, receivers, mlps),
+        plan,
+        peer_repeats=1,
     )
 
 
@@ -106,14 +129,20 @@ def all_pairs(model: Any, case: str, bar: float) -> Line:
     asked = {"senders": names, "receivers": [f"{name}<q>" for name in names], "mlps": "frozen"}
 
     def ours() -> torch.Tensor:
-        made = wb.path_effects(model, given, **asked, value=value, base="corrupt", store=corrupt, progress=False)
+        made = wb.path_effects(
+            model, given, **asked, value=value, base="corrupt", store=corrupt, progress=False
+        )
         return torch.from_numpy(made.mean("example").values)
 
-    later = torch.tensor([[b // len(heads) > a // len(heads) for b in range(len(names))] for a in range(len(names))])
+    later = torch.tensor(
+        [[b // len(heads) > a // len(heads) for b in range(len(names))] for a in range(len(names))]
+    )
 
     def theirs() -> torch.Tensor:
         with torch.no_grad():
-            found = get_act_patch_direct_path_all_sources(model, given.corrupt.tokens, *caches, measured, verbose=False)
+            found = get_act_patch_direct_path_all_sources(
+                model, given.corrupt.tokens, *caches, measured, verbose=False
+            )
         return (found.view(len(names), len(names)) - base).masked_fill(~later, 0)
 
     plan = wb.explain(model, given, **asked, value=value, base="corrupt")
@@ -133,7 +162,14 @@ def some_pairs(model: Any, case: str, bar: float, sample: Sequence[tuple[int, in
 
     def ours() -> torch.Tensor:
         made = wb.path_effects(
-            model, given, paths=paths, value=value, mlps="frozen", base="corrupt", store=corrupt, progress=False
+            model,
+            given,
+            paths=paths,
+            value=value,
+            mlps="frozen",
+            base="corrupt",
+            store=corrupt,
+            progress=False,
         )
         return torch.from_numpy(made.mean("example").values)
 
@@ -141,7 +177,11 @@ def some_pairs(model: Any, case: str, bar: float, sample: Sequence[tuple[int, in
         name = f"blocks.{layer}.attn.hook_z"
         change = (caches[0][name] - caches[1][name])[:, :, head] @ model.blocks[layer].attn.W_O[head]
         hook = patching._make_direct_path_hook(change, other, [])
-        return measured(model.run_with_hooks(given.corrupt.tokens, fwd_hooks=[(f"blocks.{later}.attn.hook_q_input", hook)]))
+        return measured(
+            model.run_with_hooks(
+                given.corrupt.tokens, fwd_hooks=[(f"blocks.{later}.attn.hook_q_input", hook)]
+            )
+        )
 
     def theirs() -> torch.Tensor:
         with torch.no_grad(), patching._split_qkv_input(model):
@@ -161,14 +201,23 @@ def main() -> None:
     later = [(*a, *b) for a in everything for b in everything if b[0] > a[0]]
     sample = random.Random(0).sample(later, N_PAIRS)
     cases: list[tuple[str, Callable[[str], Line]]] = [
-        (f"into 4 queries, {len(senders)} senders, MLPs frozen", lambda case: into(big, case, 17, senders, RECEIVERS, "frozen")),
+        (
+            f"into 4 queries, {len(senders)} senders, MLPs frozen",
+            lambda case: into(big, case, 17, senders, RECEIVERS, "frozen"),
+        ),
         (
             f"into 4 queries, {len(senders)} senders, MLPs recomputed, for information",
             lambda case: into(big, case, 0, senders[:: 4 if args.quick else 1], RECEIVERS, "recomputed"),
         ),
-        ("into logits, 144 heads, MLPs frozen", lambda case: into(big, case, 2000, everything, None, "frozen")),
+        (
+            "into logits, 144 heads, MLPs frozen",
+            lambda case: into(big, case, 2000, everything, None, "frozen"),
+        ),
         ("small model, all head to head q pairs", lambda case: all_pairs(small, case, 12)),
-        (f"{len(sample)} of {len(later):,} head to head q pairs, drawn at random", lambda case: some_pairs(big, case, 7, sample)),
+        (
+            f"{len(sample)} of {len(later):,} head to head q pairs, drawn at random",
+            lambda case: some_pairs(big, case, 7, sample),
+        ),
     ]
     for case, run in cases:
         if args.only in case:

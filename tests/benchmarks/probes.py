@@ -34,7 +34,9 @@ RAW = wb.ProbeSettings(l2=L2, standardize=False)
 PLAIN: dict[str, Any] = {"selectors": ["mean-difference"], "settings": RAW, "resampled": 0}
 
 
-def line(case: str, peer: str, bar: float, ratio: float, ours: float, theirs: float, difference: float = 0.0) -> Line:
+def line(
+    case: str, peer: str, bar: float, ratio: float, ours: float, theirs: float, difference: float = 0.0
+) -> Line:
     return Line(case, peer, bar, round(ratio, 3), round(ours, 4), round(theirs, 4), difference, 0.0, 0.0, 0.0)
 
 
@@ -55,7 +57,9 @@ def held_out(concepts: dict[str, list[bool]]) -> np.ndarray:
     """[concept, row]: the rows that the peer holds out of each concept."""
     masks = []
     for truth in concepts.values():
-        test = fit_sparse_probe(torch.zeros(len(truth), 1), torch.tensor(truth), k=1, l2_strength=L2).test_indices
+        test = fit_sparse_probe(
+            torch.zeros(len(truth), 1), torch.tensor(truth), k=1, l2_strength=L2
+        ).test_indices
         masks.append(np.isin(np.arange(len(truth)), test.numpy()))
     return np.stack(masks)
 
@@ -82,7 +86,9 @@ def sweeps(sample: int, controls: int) -> Sequence[Line]:
         name, x = list(concepts)[c], torch.from_numpy(layers[layer])
         truth = torch.tensor(concepts[name])
         nulls = {"n_random_subsets": controls, "n_label_shuffles": controls}
-        took, peer = timed(lambda x=x, truth=truth, nulls=nulls: sweep_sparse_probe(x, truth, ks=KS, l2_strength=L2, **nulls))
+        took, peer = timed(
+            lambda x=x, truth=truth, nulls=nulls: sweep_sparse_probe(x, truth, ks=KS, l2_strength=L2, **nulls)
+        )
         spent += took
         cell = table.sel(layer=layer, concept=name)
         for found in peer.results:
@@ -98,7 +104,15 @@ def sweeps(sample: int, controls: int) -> Sequence[Line]:
         what += f", {controls} + {controls} null controls"
     bar = 10 if controls else 9
     lines = [
-        line(what, f"TransformerLens sweep_sparse_probe ({sample} of 120)", bar, spent * scale / ours, ours, spent * scale, worst)
+        line(
+            what,
+            f"TransformerLens sweep_sparse_probe ({sample} of 120)",
+            bar,
+            spent * scale / ours,
+            ours,
+            spent * scale,
+            worst,
+        )
     ]
     if not controls:
         peer = f"scikit-learn, one fit after the other ({sample} of 120)"
@@ -119,7 +133,9 @@ def scikit(x: np.ndarray, truth: np.ndarray, mask: np.ndarray, cell: Any) -> flo
     took = time.perf_counter() - start
     for k, accuracy in right.items():
         if abs(accuracy - float(cell["accuracy"].sel(k=k))) > 2 / mask.sum():
-            raise AssertionError(f"k={k}: scikit-learn's accuracy is {accuracy}, ours {float(cell['accuracy'].sel(k=k))}")
+            raise AssertionError(
+                f"k={k}: scikit-learn's accuracy is {accuracy}, ours {float(cell['accuracy'].sel(k=k))}"
+            )
     return took
 
 
@@ -135,7 +151,10 @@ def every_neuron(sample: int) -> Sequence[Line]:
     one = torch.tensor(truth)
 
     def loop() -> list[Any]:
-        return [fit_sparse_probe(torch.from_numpy(layers[at][:, n : n + 1]), one, k=1, l2_strength=L2) for at, n in neurons]
+        return [
+            fit_sparse_probe(torch.from_numpy(layers[at][:, n : n + 1]), one, k=1, l2_strength=L2)
+            for at, n in neurons
+        ]
 
     spent, peers = timed(loop)
     worst = 0.0
@@ -145,7 +164,9 @@ def every_neuron(sample: int) -> Sequence[Line]:
         worst = max(worst, abs(float(cell["coefficient"]) - float(peer.coefficients[0])))
     theirs = spent * LAYERS * NEURONS / sample
     case = f"k=1 probes of all {LAYERS * NEURONS:,} neurons, 2000 examples"
-    return [line(case, f"a loop of fit_sparse_probe ({sample} timed)", 100, theirs / ours, ours, theirs, worst)]
+    return [
+        line(case, f"a loop of fit_sparse_probe ({sample} timed)", 100, theirs / ours, ours, theirs, worst)
+    ]
 
 
 def planted() -> Sequence[Line]:
@@ -166,7 +187,14 @@ def planted() -> Sequence[Line]:
             spent += took
         share = float(np.mean(shares))
         lines.append(
-            line(f"add-prune finds planted {case}", "the planted neurons; the ratio is the share found", bar, share, spent / 5, 0)
+            line(
+                f"add-prune finds planted {case}",
+                "the planted neurons; the ratio is the share found",
+                bar,
+                share,
+                spent / 5,
+                0,
+            )
         )
     return lines
 
@@ -207,9 +235,13 @@ def memory(gigabytes: float) -> Sequence[Line]:
     with tempfile.TemporaryDirectory() as name:
         store = made(Path(name) / "store", gigabytes)
         code = MEMORY.format(here=str(Path(__file__).parent), place=store.path)
-        took, done = timed(lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True))
+        took, done = timed(
+            lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        )
     size, rows, peak = map(int, done.stdout.split())
-    case = f"peak memory of probing {rows:,} rows of {size / 1e9:.1f} GB at most 1 GiB: {peak / 2**20:.0f} MiB"
+    case = (
+        f"peak memory of probing {rows:,} rows of {size / 1e9:.1f} GB at most 1 GiB: {peak / 2**20:.0f} MiB"
+    )
     return [line(case, "the default budget", 1, 2**30 / max(peak, 1), took, 0)]
 
 

@@ -41,7 +41,18 @@ STEP = """async () => {
 
 
 def at_most(case: str, limit: float, measured: float, unit: str) -> Line:
-    return Line(f"{case}: {measured:.4g} of {limit:.4g} {unit}", "the limit", 1, round(limit / measured, 3), 0, 0, 0, 0, 0, 0)
+    return Line(
+        f"{case}: {measured:.4g} of {limit:.4g} {unit}",
+        "the limit",
+        1,
+        round(limit / measured, 3),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def sizes() -> Sequence[Line]:
@@ -54,13 +65,22 @@ def sizes() -> Sequence[Line]:
     many = make_view(make_circuit(GPT2, 2000), TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         alone = report([("Circuit", eight)], Path(folder) / "a.html", title="t").stat().st_size
-        beside = report([("Circuit", eight), ("Attention", panel)], Path(folder) / "b.html", title="t").stat().st_size
+        beside = (
+            report([("Circuit", eight), ("Attention", panel)], Path(folder) / "b.html", title="t")
+            .stat()
+            .st_size
+        )
     return [
         at_most("page of 137 edges and 8 patterns", 120, alone / 1000, "kB"),
         at_most("the same with circuitsvis", 620, beside / 1000, "kB"),
         at_most("200 edges of GPT-2-small shape with patterns", 350, len(to_html(large)) / 1000, "kB"),
         at_most("2,000 edges of GPT-2-small shape", 1200, len(to_html(many)) / 1000, "kB"),
-        at_most("still picture of 60 edges", 90, len(to_svg(CircuitView.of(make_circuit(n=60), top=60))) / 1000, "kB"),
+        at_most(
+            "still picture of 60 edges",
+            90,
+            len(to_svg(CircuitView.of(make_circuit(n=60), top=60))) / 1000,
+            "kB",
+        ),
     ]
 
 
@@ -80,13 +100,19 @@ def figures() -> Sequence[Line]:
     view = make_view(make_circuit(n=40), TOKENS)
     heads = sorted(view.patterns)[:4]
     pattern = np.stack([view.patterns[head] for head in heads])
-    panels = [attention_panel([f"{word}{i}" for word in TOKENS], pattern, [f"a{a}.{b}" for a, b in heads]) for i in range(20)]
+    panels = [
+        attention_panel([f"{word}{i}" for word in TOKENS], pattern, [f"a{a}.{b}" for a, b in heads])
+        for i in range(20)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = report([("Panels", panels)], Path(folder) / "twenty.html", title="twenty")
         size = path.stat().st_size
         with opened(path) as seen:
             drawn = {}
-            for part, which in (("those in view", "box.getBoundingClientRect().top < innerHeight"), ("all", "true")):
+            for part, which in (
+                ("those in view", "box.getBoundingClientRect().top < innerHeight"),
+                ("all", "true"),
+            ):
                 seen.wait(
                     f"[...document.querySelectorAll('[data-panel]')].filter((box) => {which})"
                     ".every((box) => box.querySelector('canvas') && box.firstChild.style.display === 'none')"
@@ -94,7 +120,10 @@ def figures() -> Sequence[Line]:
                 drawn[part] = seen.page.evaluate("performance.now()") / 1000
     return [
         at_most("20 figures of circuitsvis on one page", 800, size / 1000, "kB"),
-        *(at_most(f"20 figures drawn, {part}", 1.5, seconds, "s (polled every 0.05 s)") for part, seconds in drawn.items()),
+        *(
+            at_most(f"20 figures drawn, {part}", 1.5, seconds, "s (polled every 0.05 s)")
+            for part, seconds in drawn.items()
+        ),
     ]
 
 

@@ -42,7 +42,9 @@ def arguments(doc: str | None) -> argparse.Namespace:
     """--quick, --json, and --only a part of a case's name."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="the peer once instead of three times, and stated samples of the longest sweeps"
+        "--quick",
+        action="store_true",
+        help="the peer once instead of three times, and stated samples of the longest sweeps",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--only", default="", help="cases whose name contains this")
@@ -54,7 +56,9 @@ def gpt2(**settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = transformers.GPT2Config(**settings)
-        return build_bridge_from_module(transformers.GPT2LMHeadModel(config).eval(), "GPT2LMHeadModel", hf_config=config).eval()
+        return build_bridge_from_module(
+            transformers.GPT2LMHeadModel(config).eval(), "GPT2LMHeadModel", hf_config=config
+        ).eval()
 
 
 def small_model() -> Any:
@@ -71,7 +75,9 @@ def pairs(model: Any, changed: Sequence[int]) -> PromptPairs:
     for pos in changed:
         corrupt[:, pos] = (clean[:, pos] + torch.randint(1, vocab, (N_PROMPTS,), generator=generator)) % vocab
     answers = torch.randint(0, vocab, (N_PROMPTS, 1, 1), generator=generator)
-    return PromptPairs(Prompts.of(clean.tolist()), Prompts.of(corrupt.tolist()), answers, (answers + 1) % vocab)
+    return PromptPairs(
+        Prompts.of(clean.tolist()), Prompts.of(corrupt.tolist()), answers, (answers + 1) % vocab
+    )
 
 
 def logit_difference(given: PromptPairs) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -123,7 +129,11 @@ def at_most(line: Line, limit: float) -> Line:
     return Line(
         **(
             asdict(line)
-            | {"case": f"{line.case}: bound_ratio at most {limit}", "bar": 1, "ratio": round(limit / line.bound_ratio, 2)}
+            | {
+                "case": f"{line.case}: bound_ratio at most {limit}",
+                "bar": 1,
+                "ratio": round(limit / line.bound_ratio, 2),
+            }
         )
     )
 
@@ -144,7 +154,10 @@ def product_rate() -> float:
 def show(line: Line, as_json: bool) -> None:
     """Print a line at once."""
     fields = asdict(line)
-    print(json.dumps(fields) if as_json else "  ".join(f"{key} {value}" for key, value in fields.items()), flush=True)
+    print(
+        json.dumps(fields) if as_json else "  ".join(f"{key} {value}" for key, value in fields.items()),
+        flush=True,
+    )
 
 
 def show_cases(cases: Mapping[str, Callable[[], Sequence[Line]]], asked: argparse.Namespace) -> Iterator[str]:

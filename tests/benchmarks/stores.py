@@ -34,7 +34,9 @@ WIDTH, LAYERS, LENGTH = 768, 12, 64
 BLOCK = 4096
 
 
-def line(case: str, peer: str, bar: float, ratio: float, ours: float, theirs: float, difference: float = 0.0) -> Line:
+def line(
+    case: str, peer: str, bar: float, ratio: float, ours: float, theirs: float, difference: float = 0.0
+) -> Line:
     return Line(case, peer, bar, round(ratio, 3), round(ours, 4), round(theirs, 4), difference, 0.0, 0.0, 0.0)
 
 
@@ -102,7 +104,9 @@ def reading(store: DiskStore, folder: Path) -> Sequence[Line]:
     plain_file = folder / "plain"
     rows = view.packed
     plain_file.write_bytes(rows.view(torch.uint8).numpy().tobytes())
-    plain = torch.from_file(str(plain_file), shared=False, size=rows.numel(), dtype=torch.bfloat16).view(rows.shape)
+    plain = torch.from_file(str(plain_file), shared=False, size=rows.numel(), dtype=torch.bfloat16).view(
+        rows.shape
+    )
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:20_000]
     prompts, places = view.row_prompts[chosen], view.row_positions[chosen]
 
@@ -120,7 +124,13 @@ def reading(store: DiskStore, folder: Path) -> Sequence[Line]:
     for case, bar, ours, theirs, share in (
         ("shuffled blocks", 0.6, blocks, plain_blocks, 1.0),
         ("a whole column", 0.8, lambda: view.columns([3]), lambda: plain[:, 3:4].clone(), 1 / WIDTH),
-        ("20,000 random rows", 0.35, lambda: view.rows(prompt=prompts, pos=places), lambda: plain[chosen], 20_000 / len(rows)),
+        (
+            "20,000 random rows",
+            0.35,
+            lambda: view.rows(prompt=prompts, pos=places),
+            lambda: plain[chosen],
+            20_000 / len(rows),
+        ),
     ):
         a, b = cpu(ours, theirs)
         megabytes = rows.numel() * 2 * share / 1e6
@@ -168,7 +178,12 @@ def written(folder: Path, gigabytes: float) -> Line:
             path.unlink()
     a, b = statistics.median(ours), statistics.median(theirs)
     return line(
-        f"writing {8 * times * rows.numel() * 2 / 1e9:.1f} GB with checksums", "the same bytes raw, with fsync", 0.5, b / a, a, b
+        f"writing {8 * times * rows.numel() * 2 / 1e9:.1f} GB with checksums",
+        "the same bytes raw, with fsync",
+        0.5,
+        b / a,
+        a,
+        b,
     )
 
 
@@ -230,7 +245,11 @@ def capturing(folder: Path, name: str, model: Any, limit: float, n: int, length:
         store = wb.capture(model, prompts, sites=sites, path=place, progress=False)
         ours.append(time.perf_counter() - start)
         assert isinstance(store, DiskStore)
-        batches = [b for shard in range(len(store.plan.shards)) for b in store.plan.batches(shard, prompts.lengths.numpy())]
+        batches = [
+            b
+            for shard in range(len(store.plan.shards))
+            for b in store.plan.batches(shard, prompts.lengths.numpy())
+        ]
         start = time.perf_counter()
         with torch.no_grad():
             for batch in batches:
@@ -281,7 +300,9 @@ print(store.nbytes(), peak[0] - before)
 def memory(folder: Path, gigabytes: float) -> Line:
     """Growth of a process that captures and reads a store, against the default budget of 1 GiB."""
     n = int(gigabytes * 1e9 / (60 * 4 * (4 * 1024 + 4 * 5 * 256)))
-    code = MEMORY.format(here=str(Path(__file__).parent), n=n, warm=str(folder / "warm"), place=str(folder / "large"))
+    code = MEMORY.format(
+        here=str(Path(__file__).parent), n=n, warm=str(folder / "warm"), place=str(folder / "large")
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     size, peak = map(int, done.stdout.split())
     return line(
@@ -303,7 +324,9 @@ def main() -> None:
             "reading": lambda: in_one_thread(lambda: reading(made(folder / "read", size), folder)),
             "opening": lambda: opening(made(folder / "open", 2.0)),
             "writing": lambda: [written(folder, size)],
-            "capture tiny": lambda: [capturing(folder, "tiny", wb.load_model("tiny", device="cpu"), 1.6, 1024, 24)],
+            "capture tiny": lambda: [
+                capturing(folder, "tiny", wb.load_model("tiny", device="cpu"), 1.6, 1024, 24)
+            ],
             "capture GPT-2 small": lambda: [capturing(folder, "GPT-2-small shape", gpt2(), 1.25, 64, 64)],
             "memory": lambda: [memory(folder, 1.0 if asked.quick else 4.0)],
         }

@@ -70,7 +70,10 @@ def measured() -> Costs:
         begin(Path(folder) / "sweep", asked, {"jobs": len(jobs)}, extend=False)
         log = Log(Path(folder) / "sweep")
         writing, _ = timed(
-            lambda: [log.append([{**row, "try": 1} for row in rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
+            lambda: [
+                log.append([{**row, "try": 1} for row in rows[i : i + BATCH]])
+                for i in range(0, len(rows), BATCH)
+            ]
         )
         reading, _ = timed(lambda: load_sweep(Path(folder) / "sweep").rows.to_parquet(Path(folder) / TABLE))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -102,7 +105,9 @@ def projected(costs: Costs, *, jobs: int, workers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=10**6)
@@ -113,7 +118,9 @@ def main() -> None:
         print(json.dumps({"costs": vars(costs), "seconds": made}))
         return
     for name, seconds in vars(costs).items():
-        print(f"{name:10} {seconds:8.2f} s" if name == "start" else f"{name:10} {seconds * 1000:8.3f} ms a job")
+        print(
+            f"{name:10} {seconds:8.2f} s" if name == "start" else f"{name:10} {seconds * 1000:8.3f} ms a job"
+        )
     print(f"\n{asked.jobs:,} jobs on {asked.workers} workers")
     for name, seconds in made.items():
         print(f"{name:16} {seconds:10,.0f} s")

@@ -30,7 +30,18 @@ VALUES = ["zero", "mean", "resample"]
 
 
 def limit(case: str, most: float, measured: float, unit: str) -> Line:
-    return Line(f"{case}: {measured:.4g} of {most:.4g} {unit}", "the limit", 1, round(most / measured, 3), 0, 0, 0, 0, 0, 0)
+    return Line(
+        f"{case}: {measured:.4g} of {most:.4g} {unit}",
+        "the limit",
+        1,
+        round(most / measured, 3),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def spec() -> dict[str, Any]:
@@ -52,7 +63,9 @@ def hook(site: Site, content: torch.Tensor) -> Callable[..., torch.Tensor]:
 NAMES = {"z": "blocks.{}.attn.hook_z", "mlp_post": "blocks.{}.mlp.hook_post"}
 
 
-def loop(model: Any, given: Any, jobs: Sequence[tuple[str, str]], measured: Callable, contents: Any) -> list[float]:
+def loop(
+    model: Any, given: Any, jobs: Sequence[tuple[str, str]], measured: Callable, contents: Any
+) -> list[float]:
     """The peer: one forward pass with a hook per job."""
     made = []
     with torch.no_grad():
@@ -60,7 +73,9 @@ def loop(model: Any, given: Any, jobs: Sequence[tuple[str, str]], measured: Call
         for what, value in jobs:
             site = Site.parse(what)
             hooks = [(NAMES[site.kind].format(site.layer), hook(site, contents(site, value)))]
-            made.append(float((measured(model.run_with_hooks(given.clean.tokens, fwd_hooks=hooks)) - base).mean()))
+            made.append(
+                float((measured(model.run_with_hooks(given.clean.tokens, fwd_hooks=hooks)) - base).mean())
+            )
     return made
 
 
@@ -79,7 +94,9 @@ def heads_and_neurons() -> Sequence[Line]:
             times.append(time.perf_counter() - start)
         rows = {(row["what"], row["value"]): row for row in last_tries(read_log(out))}
         kept = {row["job"]: row for row in last_tries(read_log(out))}
-        with unittest.mock.patch.object(pool, "run_jobs", lambda lab, jobs: [dict(kept[job.key]) for job in jobs]):
+        with unittest.mock.patch.object(
+            pool, "run_jobs", lambda lab, jobs: [dict(kept[job.key]) for job in jobs]
+        ):
             start = time.perf_counter()
             run_sweep(asked, out=Path(folder) / "kept", progress=False)
             beside = time.perf_counter() - start
@@ -92,8 +109,13 @@ def heads_and_neurons() -> Sequence[Line]:
     def measured(logits: torch.Tensor) -> torch.Tensor:
         return logits[rows_at, end, right] - logits[rows_at, end, wrong]
 
-    bound = {"mean": wb.mean(own).bind(model, given.clean), "resample": wb.resample(own, 0).bind(model, given.clean)}
-    recorded = wb.run(model, given.clean, record=[f"{kind}[{layer}]" for kind in NAMES for layer in range(4)]).recorded
+    bound = {
+        "mean": wb.mean(own).bind(model, given.clean),
+        "resample": wb.resample(own, 0).bind(model, given.clean),
+    }
+    recorded = wb.run(
+        model, given.clean, record=[f"{kind}[{layer}]" for kind in NAMES for layer in range(4)]
+    ).recorded
 
     def contents(site: Site, value: str) -> Any:
         part = recorded[site.kind, site.layer][:, :, site.neuron if site.neuron is not None else site.head]
@@ -104,7 +126,9 @@ def heads_and_neurons() -> Sequence[Line]:
     start = time.perf_counter()
     theirs = loop(model, given, keys, measured, contents)
     peer = (time.perf_counter() - start) / len(keys) * len(rows)
-    gap = max(abs(statistics.fmean(rows[key]["values"]) - found) for key, found in zip(keys, theirs, strict=True))
+    gap = max(
+        abs(statistics.fmean(rows[key]["values"]) - found) for key, found in zip(keys, theirs, strict=True)
+    )
     ours = min(times)
     return [
         Line(f"{len(rows):,} jobs on tiny, heads and neurons", "run_with_hooks per job", 8, round(peer / ours, 2), round(ours, 3),
@@ -132,7 +156,10 @@ def gpt2_heads() -> Sequence[Line]:
     """Zero ablation of every head of GPT-2-small shape."""
     model = gpt2()
     given = pairs(model, (2, 4, 10))
-    lab, asked = _Given(model, given), read_spec({"preset": "head-ablation", "tasks": ["none"], "metrics": ["logit_diff"]})
+    lab, asked = (
+        _Given(model, given),
+        read_spec({"preset": "head-ablation", "tasks": ["none"], "metrics": ["logit_diff"]}),
+    )
     (_, jobs), *_ = plan(asked, lab).groups
     execute.run_jobs(lab, jobs)
     start = time.perf_counter()
@@ -157,12 +184,21 @@ def ray() -> Sequence[Line]:
     asked = spec()
     with tempfile.TemporaryDirectory() as folder:
         taken = {}
-        for name, more in {"local": {}, "processes": {"workers": 2}, "ray": {"workers": 2, "backend": "ray"}}.items():
+        for name, more in {
+            "local": {},
+            "processes": {"workers": 2},
+            "ray": {"workers": 2, "backend": "ray"},
+        }.items():
             start = time.perf_counter()
             run_sweep(asked, out=Path(folder) / name, progress=False, **more)
             taken[name] = time.perf_counter() - start
-        found = {name: {row["job"]: row["values"] for row in last_tries(read_log(Path(folder) / name))} for name in taken}
-    gap = max(abs(a - b) for key, row in found["local"].items() for a, b in zip(row, found["ray"][key], strict=True))
+        found = {
+            name: {row["job"]: row["values"] for row in last_tries(read_log(Path(folder) / name))}
+            for name in taken
+        }
+    gap = max(
+        abs(a - b) for key, row in found["local"].items() for a, b in zip(row, found["ray"][key], strict=True)
+    )
     assert found["ray"].keys() == found["local"].keys() == found["processes"].keys()
     return [
         Line(f"{case}, the same jobs", "one process", 0, round(taken["local"] / taken[case], 2), round(taken[case], 2),

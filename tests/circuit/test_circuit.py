@@ -61,11 +61,23 @@ def test_full_and_empty_circuits_hold_all_and_none():
 def test_edges_are_listed_strongest_first():
     graph = Graph(FULL)
     scores = np.zeros(graph.exists.shape)
-    strength = {"input->logits": 0.5, "m1->logits": -3.0, "m0->logits": 2.0, "input->m0": 1.0, "input->m1": 0.1}
+    strength = {
+        "input->logits": 0.5,
+        "m1->logits": -3.0,
+        "m0->logits": 2.0,
+        "input->m0": 1.0,
+        "input->m1": 0.1,
+    }
     for edge, score in strength.items():
         scores[graph.index(edge)] = score
     circuit = Circuit.of(graph, list(strength), scores=scores)
-    assert list(map(str, circuit.edge_list)) == ["m1->logits", "m0->logits", "input->m0", "input->logits", "input->m1"]
+    assert list(map(str, circuit.edge_list)) == [
+        "m1->logits",
+        "m0->logits",
+        "input->m0",
+        "input->logits",
+        "input->m1",
+    ]
     assert circuit.score("m1->logits") == -3
 
 
@@ -83,7 +95,10 @@ def test_the_best_edges_are_chosen_and_dead_ends_pruned(seed, share, by, shape):
     graph = Graph(shape)
     scores = scores_of(graph, seed=seed)
     n = int(share * graph.n_edges)
-    rank = {(u, v): abs(scores.values[u, v]) if by == "magnitude" else scores.values[u, v] for u, v in np.argwhere(graph.exists)}
+    rank = {
+        (u, v): abs(scores.values[u, v]) if by == "magnitude" else scores.values[u, v]
+        for u, v in np.argwhere(graph.exists)
+    }
     best = sorted(rank, key=rank.__getitem__, reverse=True)[:n]
     expected = np.zeros_like(graph.exists)
     for edge in best:
@@ -143,12 +158,18 @@ def test_what_cannot_be_cut_is_refused():
         assert str(error.value) == f"find_circuit: n_edges={wrong}; this graph has {n} edges."
     with pytest.raises(UnknownName) as unknown:
         untyped(find_circuit)(scores, n_edges=3, by="size")
-    assert str(unknown.value) == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
+    assert (
+        str(unknown.value)
+        == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
+    )
     broken = scores.copy()
     broken[0, 0] = np.nan
     with pytest.raises(CircuitError) as error:
         find_circuit(broken, n_edges=3)
-    assert str(error.value) == "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+    assert (
+        str(error.value)
+        == "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+    )
     with pytest.raises(CircuitError) as error:
         find_circuit(xr.DataArray(np.zeros((2, 2)), dims=("layer", "head")), n_edges=1)
     assert str(error.value).startswith("Edge scores have dims (writer, reader), not ('layer', 'head').")
@@ -188,8 +209,16 @@ def test_circuits_are_sets_of_edges(graph, seed, share):
 
 def test_a_union_keeps_what_both_say():
     graph = Graph(FULL)
-    a = Circuit.of(graph, ["input->logits"], attrs={"task": "ioi", "seed": 1}, prompt_ids=["p"], labels={"a0.0": "first"})
-    b = Circuit.of(graph, ["input->m0", "m0->logits"], attrs={"task": "ioi", "seed": 2}, prompt_ids=["q"], labels={"a0.0": "x"})
+    a = Circuit.of(
+        graph, ["input->logits"], attrs={"task": "ioi", "seed": 1}, prompt_ids=["p"], labels={"a0.0": "first"}
+    )
+    b = Circuit.of(
+        graph,
+        ["input->m0", "m0->logits"],
+        attrs={"task": "ioi", "seed": 2},
+        prompt_ids=["q"],
+        labels={"a0.0": "x"},
+    )
     both = a | b
     assert (both.attrs, both.prompt_ids, both.labels) == ({"task": "ioi"}, {"p", "q"}, {"a0.0": "first"})
     assert both.scores is None
@@ -268,7 +297,14 @@ def test_the_circuit_of_nodes_has_every_edge_between_them():
     assert circuit.nodes == ("input", "a1.0", "m1", "logits")
     assert (circuit.heads, circuit.mlps) == ([(1, 0)], [1])
     assert Circuit.of_nodes(graph, []).n_edges == 1
-    assert Circuit.of_nodes(FINE["both"], ["m0:2", "m1"]).nodes == ("input", "m0:2", "m1:0", "m1:1", "m1:2", "logits")
+    assert Circuit.of_nodes(FINE["both"], ["m0:2", "m1"]).nodes == (
+        "input",
+        "m0:2",
+        "m1:0",
+        "m1:1",
+        "m1:2",
+        "logits",
+    )
     assert Circuit.of_nodes(Graph(GROUPED), Graph(GROUPED).writers) == Circuit.full(GROUPED)
     with pytest.raises(CircuitError) as error:
         Circuit.of_nodes(graph, ["a5.0"])
@@ -343,7 +379,14 @@ def test_a_circuit_becomes_a_table():
     assert list(frame.columns) == ["edge", "writer", "reader", "pos", "port", "score"]
     assert frame.to_dict("records") == [
         {"edge": "a0.2->logits@3", "writer": "a0.2", "reader": "logits", "pos": 3, "port": "", "score": -2.0},
-        {"edge": "input->a0.1<v>@S2", "writer": "input", "reader": "a0.1<v>", "pos": "S2", "port": "v", "score": 0.5},
+        {
+            "edge": "input->a0.1<v>@S2",
+            "writer": "input",
+            "reader": "a0.1<v>",
+            "pos": "S2",
+            "port": "v",
+            "score": 0.5,
+        },
     ]
     assert len(Circuit.empty(graph).to_frame()) == 0
 
@@ -362,7 +405,9 @@ def test_a_circuit_becomes_a_multigraph_with_the_same_paths(graph, seed):
 
 
 def test_the_multigraph_says_what_each_edge_is():
-    circuit = Circuit.of(Graph(GROUPED), ["input->a1.1<k>", "a1.2->logits", "a1.3->logits"], labels={"a1.3": "mover"})
+    circuit = Circuit.of(
+        Graph(GROUPED), ["input->a1.1<k>", "a1.2->logits", "a1.3->logits"], labels={"a1.3": "mover"}
+    )
     network = circuit.to_networkx()
     assert network.nodes["a1.3"] == {"kind": "head", "role": "mover"}
     shared = {(u, v): facts for u, v, facts in network.edges(data=True) if u == "input"}

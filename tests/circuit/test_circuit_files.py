@@ -27,18 +27,28 @@ from workbench.errors import CircuitError, OutputExists
 def test_a_saved_circuit_loads_as_it_was(tmp_path, shape, seed, share, score, attrs, prompt_ids):
     graph, generator = Graph(shape), np.random.default_rng(seed)
     edges = graph.exists & (generator.random(graph.exists.shape) < share)
-    scores = None if score is None else np.where(graph.exists, generator.uniform(-1, 1, edges.shape) * score, np.nan)
+    scores = (
+        None
+        if score is None
+        else np.where(graph.exists, generator.uniform(-1, 1, edges.shape) * score, np.nan)
+    )
     circuit = Circuit.of(graph, edges, scores=scores, attrs=attrs, prompt_ids=prompt_ids)
     loaded = Circuit.load(circuit.save(tmp_path / "a.circuit.json", overwrite=True))
     assert loaded == circuit
     assert hash(loaded) == hash(circuit)
-    assert (loaded.graph, loaded.n_requested, loaded.prompt_ids) == (circuit.graph, circuit.n_requested, circuit.prompt_ids)
+    assert (loaded.graph, loaded.n_requested, loaded.prompt_ids) == (
+        circuit.graph,
+        circuit.n_requested,
+        circuit.prompt_ids,
+    )
     assert loaded.attrs == circuit.attrs
     assert loaded.edge_list == circuit.edge_list
     if circuit.scores is None or not circuit.n_edges:
         assert loaded.scores is None
     else:
-        assert [loaded.score(edge) for edge in loaded.edge_list] == [circuit.score(edge) for edge in circuit.edge_list]
+        assert [loaded.score(edge) for edge in loaded.edge_list] == [
+            circuit.score(edge) for edge in circuit.edge_list
+        ]
     assert [path.name for path in tmp_path.iterdir()] == ["a.circuit.json"]
 
 
@@ -56,7 +66,10 @@ def test_an_existing_file_is_not_replaced_unasked(tmp_path):
     path.write_text("mine")
     with pytest.raises(OutputExists) as error:
         circuit.save(path)
-    assert str(error.value) == f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    assert (
+        str(error.value)
+        == f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    )
     assert path.read_text() == "mine"
     assert Circuit.load(circuit.save(path, overwrite=True)) == circuit
 
@@ -77,13 +90,17 @@ def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
     assert re.fullmatch(
-        re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ") + r"\d+\.", str(error.value)
+        re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ") + r"\d+\.",
+        str(error.value),
     )
     document["edges"] = edges | {"m1->m0": 1.0}
     path.write_text(json.dumps(document))
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
-    assert str(error.value) == f"{str(path)!r} is not a usable circuit file: Edge 'm1->m0': m1 does not come before m0."
+    assert (
+        str(error.value)
+        == f"{str(path)!r} is not a usable circuit file: Edge 'm1->m0': m1 does not come before m0."
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +110,10 @@ def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
         ('{"format": "acdc"}', f"is not a circuit file: its format is not {FORMAT!r}."),
         (json.dumps({"format": FORMAT}), "is not a usable circuit file: 'shape'"),
         ("", "is not a usable circuit file: Expecting value: line 1 column 1 (char 0)"),
-        ("\udcff", "is not a usable circuit file: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (
+            "\udcff",
+            "is not a usable circuit file: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        ),
     ],
 )
 def test_what_is_no_circuit_file_is_refused(tmp_path, content, ending):
@@ -147,7 +167,11 @@ def test_a_tampered_shape_is_refused_or_still_has_every_edge(tmp_path, key, wron
     document["shape"][key] = wrong
     path.write_text(json.dumps(document))
     found = load_or_refuse(path)
-    assert found.n_edges == document["n_edges"] if isinstance(found, Circuit) else found.startswith(repr(str(path)))
+    assert (
+        found.n_edges == document["n_edges"]
+        if isinstance(found, Circuit)
+        else found.startswith(repr(str(path)))
+    )
 
 
 def test_a_tampered_score_is_refused(tmp_path):
@@ -175,10 +199,14 @@ def test_circuits_of_every_graph_are_saved_and_loaded(tmp_path, graph, seed, sha
     assert loaded == circuit
     assert (loaded.graph, loaded.edge_list, loaded.nodes) == (graph, circuit.edge_list, circuit.nodes)
     if scored:
-        assert [loaded.score(edge) for edge in loaded.edge_list] == [circuit.score(edge) for edge in circuit.edge_list]
+        assert [loaded.score(edge) for edge in loaded.edge_list] == [
+            circuit.score(edge) for edge in circuit.edge_list
+        ]
     assert loaded.collapsed == circuit.collapsed
     if pruned:
-        assert circuit.collapsed.pruned == circuit.collapsed, "a path of the fine graph is one of the plain graph"
+        assert circuit.collapsed.pruned == circuit.collapsed, (
+            "a path of the fine graph is one of the plain graph"
+        )
 
 
 def test_labels_name_nodes_of_the_graph_and_are_saved(tmp_path):
@@ -200,4 +228,6 @@ def test_a_file_that_promises_an_enormous_graph_is_refused_at_once(tmp_path):
     path.write_text(json.dumps(document))
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
-    assert str(error.value) == "A graph of 3000000000 nodes is too large for a circuit file: it may have 20000."
+    assert (
+        str(error.value) == "A graph of 3000000000 nodes is too large for a circuit file: it may have 20000."
+    )

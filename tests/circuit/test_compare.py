@@ -62,7 +62,9 @@ def test_agreement_is_that_of_sets(graph, seed, left, right):
     a, b = random_circuit(graph, seed, left), random_circuit(graph, seed + 1, right)
     ours, theirs = set(a.edge_list), set(b.edge_list)
     found, turned = compare(a, b), compare(b, a)
-    assert found.jaccard == turned.jaccard == (len(ours & theirs) / len(ours | theirs) if ours | theirs else 1)
+    assert (
+        found.jaccard == turned.jaccard == (len(ours & theirs) / len(ours | theirs) if ours | theirs else 1)
+    )
     np.testing.assert_equal((found.precision, found.recall), (turned.recall, turned.precision))
     assert np.isnan(found.precision) == (not theirs)
     assert compare(a, a).jaccard == compare(a, a).node_jaccard == 1
@@ -101,9 +103,13 @@ def test_the_command_compares_files_and_published_circuits(tmp_path):
     path = str(wb.reference_circuit("ioi").restricted(writers="heads").save(tmp_path / "heads.json"))
     runner = CliRunner()
     text = runner.invoke(app, ["compare", "ioi", path], catch_exceptions=False).stdout
-    assert text.startswith("edges: a 962, b 260, both 260; Jaccard 0.270, precision of b 1.000, recall of a 0.270\n")
+    assert text.startswith(
+        "edges: a 962, b 260, both 260; Jaccard 0.270, precision of b 1.000, recall of a 0.270\n"
+    )
     assert "name mover" in text
-    document = json.loads(runner.invoke(app, ["compare", "ioi", path, "--json"], catch_exceptions=False).stdout)
+    document = json.loads(
+        runner.invoke(app, ["compare", "ioi", path, "--json"], catch_exceptions=False).stdout
+    )
     assert (document["edges"], document["recall"]) == ({"a": 962, "b": 260, "both": 260}, 260 / 962)
     assert len(document["only_a"]["edges"]) == 702
     with pytest.raises(wb.WorkbenchError) as error:

@@ -31,7 +31,11 @@ files = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 def small_json():
     """One layer of two heads: input→a0.1<v>→m0→logits is the circuit; a0.0 is out."""
     edges = {f"input->{target}": {"score": 0.0, "in_graph": False} for target in TARGETS}
-    edges |= {f"{source}->{target}": {"score": 0.0, "in_graph": False} for source in SOURCES[1:3] for target in ("m0", "logits")}
+    edges |= {
+        f"{source}->{target}": {"score": 0.0, "in_graph": False}
+        for source in SOURCES[1:3]
+        for target in ("m0", "logits")
+    }
     edges |= {"m0->logits": {"score": 2.5, "in_graph": True}}
     edges["input->a0.h1<v>"] = {"score": -0.5, "in_graph": True}
     edges["a0.h1->m0"] = {"score": 1, "in_graph": True}
@@ -90,7 +94,10 @@ def test_a_file_written_by_hand_is_read(small):
 def test_the_meaning_of_scores_is_required(small):
     with pytest.raises(CircuitError) as error:
         wb.read_circuit(small)
-    title = {".json": "a circuit of EAP-IG or MIB in JSON", ".pt": "a circuit of EAP-IG or MIB in torch's format"}[small.suffix]
+    title = {
+        ".json": "a circuit of EAP-IG or MIB in JSON",
+        ".pt": "a circuit of EAP-IG or MIB in torch's format",
+    }[small.suffix]
     assert str(error.value) == (
         f"{str(small)!r} is {title}, which does not say what a positive score means. "
         'Pass positive="supports" or positive="opposes".'
@@ -191,7 +198,11 @@ def test_a_shared_key_is_theirs_for_every_head(tmp_path):
 
 @pytest.mark.parametrize("name", ["c.json", "c.pt"])
 def test_dimensions_of_outputs_are_kept_and_counted(tmp_path, name):
-    document, keep = (small_pt(), [True] * 2 + [False] * 6) if name.endswith("pt") else (small_json(), [True] * 2 + [False] * 6)
+    document, keep = (
+        (small_pt(), [True] * 2 + [False] * 6)
+        if name.endswith("pt")
+        else (small_json(), [True] * 2 + [False] * 6)
+    )
     if name.endswith("pt"):
         document["neurons_in_graph"] = torch.tensor([[True] * 8, [False] * 8, keep, [True] * 8])
     else:
@@ -204,7 +215,9 @@ def test_dimensions_of_outputs_are_kept_and_counted(tmp_path, name):
     again = wb.write_circuit(circuit, tmp_path / f"again-{name}", format=circuit.attrs["source_format"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert wb.read_circuit(again, positive="supports", shape=SMALL).output_neurons == circuit.output_neurons
+        assert (
+            wb.read_circuit(again, positive="supports", shape=SMALL).output_neurons == circuit.output_neurons
+        )
 
 
 BROKEN = {
@@ -213,7 +226,10 @@ BROKEN = {
     "no layers": (lambda d: d["cfg"].update(n_layers=0), "cfg says n_layers = 0."),
     "layers are text": (lambda d: d["cfg"].update(n_layers="1"), "cfg says n_layers = '1'."),
     "parallel": (lambda d: d["cfg"].update(parallel_attn_mlp=None), "cfg says parallel_attn_mlp = None."),
-    "width": (lambda d: d["cfg"].update(d_model=7), "d_model 7 is no multiple of 2 heads. Pass shape= (a model or Shape)."),
+    "width": (
+        lambda d: d["cfg"].update(d_model=7),
+        "d_model 7 is no multiple of 2 heads. Pass shape= (a model or Shape).",
+    ),
     "no cfg": (lambda d: d.pop("cfg"), "it lacks cfg."),
     "cfg is a list": (lambda d: d.update(cfg=[1]), "cfg is a list, not a dictionary."),
 }
@@ -250,9 +266,13 @@ BROKEN_PT = BROKEN | {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "kind"), [*((name, ".json") for name in BROKEN_JSON), *((name, ".pt") for name in BROKEN_PT)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, ".json") for name in BROKEN_JSON), *((name, ".pt") for name in BROKEN_PT)]
+)
 def test_a_malformed_file_is_refused_by_name(tmp_path, name, kind):
-    document, (spoil, message) = (small_pt(), BROKEN_PT[name]) if kind == ".pt" else (small_json(), BROKEN_JSON[name])
+    document, (spoil, message) = (
+        (small_pt(), BROKEN_PT[name]) if kind == ".pt" else (small_json(), BROKEN_JSON[name])
+    )
     spoil(document)
     path = write(tmp_path / f"c{kind}", document)
     with pytest.raises(CircuitError) as error:
@@ -278,7 +298,9 @@ def test_nothing_in_a_torch_file_is_executed(tmp_path, content):
     write(path, given.get(content, small_pt()))
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"{}"}.get(content, whole))
-    with pytest.raises(CircuitError, match="is not usable as a circuit of EAP-IG or MIB in torch's format: ") as error:
+    with pytest.raises(
+        CircuitError, match="is not usable as a circuit of EAP-IG or MIB in torch's format: "
+    ) as error:
         wb.read_circuit(path, positive="supports")
     assert not trace.exists()
     if content == "list":
@@ -312,8 +334,13 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     fine = Circuit.full(Graph.of(SMALL, positions="END"))
     with pytest.raises(CircuitError) as error:
         wb.write_circuit(fine, tmp_path / "c.pt")
-    assert str(error.value) == "write_circuit: eap-pt holds no positions and no neurons of MLPs. Write circuit.collapsed."
-    with pytest.raises(CircuitError, match=r"'c.xyz' has no suffix of a circuit file \(.json, .pt\)\. Name its format\."):
+    assert (
+        str(error.value)
+        == "write_circuit: eap-pt holds no positions and no neurons of MLPs. Write circuit.collapsed."
+    )
+    with pytest.raises(
+        CircuitError, match=r"'c.xyz' has no suffix of a circuit file \(.json, .pt\)\. Name its format\."
+    ):
         wb.write_circuit(fine, tmp_path / "c.xyz")
     with pytest.raises(UnknownName, match=r"There is no circuit format 'eap-jsn'\. Did you mean 'eap-json'"):
         wb.write_circuit(fine, tmp_path / "c.json", format="eap-jsn")

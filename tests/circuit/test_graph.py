@@ -33,7 +33,9 @@ shapes = st.builds(
 def edge_sets(draw):
     graph = Graph(draw(shapes))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return graph, graph.exists & (generator.random(graph.exists.shape) < draw(st.sampled_from([0.02, 0.1, 0.3, 0.7])))
+    return graph, graph.exists & (
+        generator.random(graph.exists.shape) < draw(st.sampled_from([0.02, 0.1, 0.3, 0.7]))
+    )
 
 
 def test_gpt2_small_has_158_nodes_and_32491_edges():
@@ -72,7 +74,8 @@ def test_writers_and_readers_are_in_graph_order():
 
 
 @pytest.mark.parametrize(
-    ("family", "edges"), [("gpt2", 110), ("llama", 82), ("neox", 102), ("native", 110), ("native-attn-only", 81)]
+    ("family", "edges"),
+    [("gpt2", 110), ("llama", 82), ("neox", 102), ("native", 110), ("native-attn-only", 81)],
 )
 def test_models_have_the_graph_of_their_shape(family, edges):
     assert Graph.of(model_of(family)).n_edges == edges
@@ -158,7 +161,14 @@ def test_the_full_graph_is_not_pruned_and_edges_that_do_not_exist_never_come_in(
 def test_a_query_head_lives_by_its_own_query_or_by_its_groups_key_or_value():
     graph = Graph(shape_of(1, 4, 2, attn_only=True))
     edges = np.zeros_like(graph.exists)
-    for edge in ("input->a0.1<v>", "a0.2->logits", "a0.1->logits", "input->a0.0<q>", "a0.0->logits", "input->a0.3<q>"):
+    for edge in (
+        "input->a0.1<v>",
+        "a0.2->logits",
+        "a0.1->logits",
+        "input->a0.0<q>",
+        "a0.0->logits",
+        "input->a0.3<q>",
+    ):
         edges[graph.index(edge)] = True
     kept = {f"{graph.writers[u]}->{graph.readers[v]}" for u, v in np.argwhere(graph.prune(edges))}
     # heads 2 and 3 share kv head 1; head 1 gets nothing, head 3 is read by nobody
@@ -185,7 +195,9 @@ def test_positions_multiply_the_edges_and_neurons_split_the_mlps():
     # 3·1 into a0.0; 3·2 into the neurons; 3·5 into a1.0; 6 into m1; 7 into the logits
     assert split.n_edges == 3 + 6 + 15 + 6 + 7
     assert (split.n_nodes, split.neurons) == (8, (0,))
-    assert not split.exists[split.writer_index["m0:0"], split.reader_index["m0:1"]], "neurons of a layer do not feed each other"
+    assert not split.exists[split.writer_index["m0:0"], split.reader_index["m0:1"]], (
+        "neurons of a layer do not feed each other"
+    )
     # 3·1, 3·2, 3·5, 3·6, 9
     assert Graph.of(small, neurons=True).n_edges == 3 + 6 + 15 + 18 + 9
     assert Graph.of(small, neurons=True, positions=0).n_edges == 2 * 51
@@ -197,13 +209,22 @@ def test_positions_are_given_in_any_form_and_named_once():
     shape = shape_of()
     assert Graph.of(shape, positions="END").positions == ("END", REST)
     assert Graph.of(shape, positions=3) == Graph.of(shape, positions=np.array([3, 3]))
-    assert Graph.of(shape, positions=Graph.of(shape, positions=[2, "END"]).positions).positions == (2, "END", REST)
+    assert Graph.of(shape, positions=Graph.of(shape, positions=[2, "END"]).positions).positions == (
+        2,
+        "END",
+        REST,
+    )
     assert Graph.of(shape, positions=None) == Graph.of(shape, neurons=[]) == Graph(shape)
-    assert Graph.of(shape, neurons=[1, 0, 1]) == Graph.of(shape, neurons=True) == Graph.of(shape, neurons=np.array([0, 1]))
+    assert (
+        Graph.of(shape, neurons=[1, 0, 1])
+        == Graph.of(shape, neurons=True)
+        == Graph.of(shape, neurons=np.array([0, 1]))
+    )
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"positions": [3, "END"]}, {"neurons": [1]}, {"positions": "S2", "neurons": True}, {"neurons": [0]}]
+    "more",
+    [{}, {"positions": [3, "END"]}, {"neurons": [1]}, {"positions": "S2", "neurons": True}, {"neurons": [0]}],
 )
 def test_a_graph_survives_json(more):
     graph = Graph.of(shape_of(n_kv_heads=2), **more)
@@ -213,7 +234,9 @@ def test_a_graph_survives_json(more):
     assert ("positions" in facts, "neurons" in facts) == ("positions" in more, "neurons" in more)
 
 
-@pytest.mark.parametrize("wrong", [{"positions": []}, {"positions": ["END"]}, {"positions": [True, REST]}, {"neurons": [1.0]}])
+@pytest.mark.parametrize(
+    "wrong", [{"positions": []}, {"positions": ["END"]}, {"positions": [True, REST]}, {"neurons": [1.0]}]
+)
 def test_facts_of_no_graph_are_refused(wrong):
     with pytest.raises(SiteError):
         Graph.from_dict(Graph(shape_of()).to_dict() | wrong)
@@ -223,7 +246,10 @@ def test_facts_of_no_graph_are_refused(wrong):
 def test_what_is_no_position_is_refused(wrong):
     with pytest.raises(SiteError) as error:
         Graph.of(shape_of(), positions=[wrong])
-    assert str(error.value) == f"{wrong!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+    assert (
+        str(error.value)
+        == f"{wrong!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+    )
 
 
 def test_a_graph_of_nothing_but_the_rest_is_refused():
@@ -236,11 +262,15 @@ def test_a_graph_of_nothing_but_the_rest_is_refused():
     for odd in ((3,), (REST, 3), (3, 3, REST)):
         with pytest.raises(SiteError) as error:
             Graph(shape_of(), odd)
-        assert str(error.value) == f"The positions {odd} of a graph must differ and end with 'rest': use Graph.of(...)."
+        assert (
+            str(error.value)
+            == f"The positions {odd} of a graph must differ and end with 'rest': use Graph.of(...)."
+        )
 
 
 @pytest.mark.parametrize(
-    ("wrong", "shown"), [([2], "(2,)"), ([-1], "(-1,)"), ("0", "('0',)"), ([0.5], "(0.5,)"), (None, "(None,)")]
+    ("wrong", "shown"),
+    [([2], "(2,)"), ([-1], "(-1,)"), ("0", "('0',)"), ([0.5], "(0.5,)"), (None, "(None,)")],
 )
 def test_neurons_of_a_layer_that_is_none_are_refused(wrong, shown):
     with pytest.raises(SiteError) as error:
@@ -272,13 +302,24 @@ def finer_edge_sets(draw):
     """Edges of graphs with positions and neurons of small models."""
     shape = draw(shapes)
     shape = Shape(
-        shape.n_layers, shape.n_heads, shape.n_kv_heads, 8, 4, 2, 9, 9, parallel=shape.parallel, attn_only=shape.attn_only
+        shape.n_layers,
+        shape.n_heads,
+        shape.n_kv_heads,
+        8,
+        4,
+        2,
+        9,
+        9,
+        parallel=shape.parallel,
+        attn_only=shape.attn_only,
     )
     places = draw(st.lists(st.sampled_from([0, 1, 3, "S2", "END"]), min_size=1, max_size=3, unique=True))
     layers = [] if shape.attn_only else draw(st.lists(st.integers(0, shape.n_layers - 1), unique=True))
     graph = Graph.of(shape, positions=places, neurons=layers)
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return graph, graph.exists & (generator.random(graph.exists.shape) < draw(st.sampled_from([0.02, 0.1, 0.3])))
+    return graph, graph.exists & (
+        generator.random(graph.exists.shape) < draw(st.sampled_from([0.02, 0.1, 0.3]))
+    )
 
 
 def placed_paths(graph, edges):
@@ -291,7 +332,9 @@ def placed_paths(graph, edges):
         built.add_edge("start", ("writer", "input", q))
         built.add_edge(("reader", "logits", q), "end")
         seen = [
-            k for k, key in enumerate(graph.positions) if not (isinstance(key, int) and isinstance(query, int) and key > query)
+            k
+            for k, key in enumerate(graph.positions)
+            if not (isinstance(key, int) and isinstance(query, int) and key > query)
         ]
         for writer in graph.writers[1:]:
             if writer.startswith("m"):
@@ -301,7 +344,9 @@ def placed_paths(graph, edges):
             built.add_edge(("reader", f"a{layer}.{head}<q>", q), ("writer", writer, q))
             for k in seen:
                 for port in "kv":
-                    built.add_edge(("reader", f"a{layer}.{int(head) // group}<{port}>", k), ("writer", writer, q))
+                    built.add_edge(
+                        ("reader", f"a{layer}.{int(head) // group}<{port}>", k), ("writer", writer, q)
+                    )
     return built
 
 
@@ -314,7 +359,11 @@ def test_pruning_with_positions_keeps_exactly_the_edges_on_a_path(drawn):
     reached, useful = nx.descendants(built, "start"), nx.ancestors(built, "end")
     expected = np.zeros_like(edges)
     for p, u, v in np.argwhere(edges):
-        expected[p, u, v] = ("writer", graph.writers[u], p) in reached and ("reader", graph.readers[v], p) in useful
+        expected[p, u, v] = ("writer", graph.writers[u], p) in reached and (
+            "reader",
+            graph.readers[v],
+            p,
+        ) in useful
     assert (pruned == expected).all()
     batch = graph.prune(np.stack([edges, graph.exists, pruned]))
     assert (batch == np.stack([pruned, graph.exists, pruned])).all()
@@ -338,7 +387,11 @@ def test_the_edges_between_components_are_those_whose_ends_are_inside(drawn, see
         found = graph.between(writers)
         group = graph.shape.n_heads // graph.shape.n_kv_heads
         for inside, edges in zip(writers, found, strict=True):
-            names = {"input", "logits", *(name for name, mine in zip(graph.writers, inside, strict=True) if mine)}
+            names = {
+                "input",
+                "logits",
+                *(name for name, mine in zip(graph.writers, inside, strict=True) if mine),
+            }
             expected = np.zeros_like(graph.exists)
             for edge in graph.edges():
                 reader, port = edge.reader.split("<")[0], edge.reader[-2] if "<" in edge.reader else ""

@@ -35,10 +35,15 @@ def test_each_loads_on_its_own_graph_and_has_a_source():
         assert wb.compare(circuit, circuit).jaccard == 1
     gpt2 = Shape(12, 12, 12, 768, 64, 3072, 50257, 1024)
     assert wb.reference_circuit("ioi").graph.shape == wb.reference_circuit("greater_than").graph.shape == gpt2
-    assert wb.reference_circuit("docstring").graph.shape == Shape(4, 8, 8, 512, 64, 0, 48262, 1024, attn_only=True)
+    assert wb.reference_circuit("docstring").graph.shape == Shape(
+        4, 8, 8, 512, 64, 0, 48262, 1024, attn_only=True
+    )
     with pytest.raises(UnknownName) as error:
         wb.reference_circuit("iou")
-    assert str(error.value) == "There is no reference circuit 'iou'. Did you mean 'ioi'? Known: docstring, greater_than, ioi."
+    assert (
+        str(error.value)
+        == "There is no reference circuit 'iou'. Did you mean 'ioi'? Known: docstring, greater_than, ioi."
+    )
 
 
 def test_the_files_are_what_the_script_writes():
@@ -51,7 +56,10 @@ def test_the_files_are_what_the_script_writes():
 
 def test_indirect_object_identification_has_the_heads_and_connections_of_the_paper():
     circuit = wb.reference_circuit("ioi")
-    assert {role: {head for head in circuit.heads if circuit.labels[f"a{head[0]}.{head[1]}"] == role} for role in IOI} == IOI
+    assert {
+        role: {head for head in circuit.heads if circuit.labels[f"a{head[0]}.{head[1]}"] == role}
+        for role in IOI
+    } == IOI
     assert circuit.mlps == list(range(12))
     bare = circuit.restricted(where=lambda edge: "m" not in edge.writer[0] + edge.reader[0])
     ports = {}
@@ -86,7 +94,13 @@ def test_docstring_has_the_listed_edges_and_one_more():
         "a0.5->a1.2<q> a0.5->a1.2<k> input->a1.2<q> input->a1.2<k>"
     ).split()
     for head in ("a3.0", "a3.6"):
-        listed += [f"a1.4->{head}<q>", f"a0.5->{head}<v>", f"input->{head}<v>", f"a2.0->{head}<k>", f"a1.2->{head}<k>"]
+        listed += [
+            f"a1.4->{head}<q>",
+            f"a0.5->{head}<v>",
+            f"input->{head}<v>",
+            f"a2.0->{head}<k>",
+            f"a1.2->{head}<k>",
+        ]
         listed += [f"{head}->logits"]
     circuit = wb.reference_circuit("docstring")
     assert {str(edge) for edge in circuit.edge_list} == {*listed, "input->a0.5<v>"}

@@ -48,7 +48,9 @@ def test_wrong_answers_are_told_what_is_wrong(name, case):
     assert len(case[1]) >= 2
     for wrong, said in case[1]:
         with pytest.raises(Wrong, match=re.escape(said)) as caught:
-            check(name, wrong() if callable(wrong) and getattr(wrong, "__name__", "") == "<lambda>" else wrong)
+            check(
+                name, wrong() if callable(wrong) and getattr(wrong, "__name__", "") == "<lambda>" else wrong
+            )
         assert str(caught.value).startswith(f"Exercise {name}")
 
 
@@ -62,15 +64,33 @@ def test_nonsense_is_refused(name, case, answer):
 
 def test_numbers_are_taken_from_every_kind_of_array():
     one, rows = torch.tensor(2.5, requires_grad=True), torch.ones(3, 2, requires_grad=True)
-    assert [number(each) for each in (2.5, np.float32(2.5), np.array([2.5]), one, one.bfloat16(), xr.DataArray(2.5))] == [2.5] * 6
-    for each in (rows, [*rows], [[*row] for row in rows], rows.to_sparse(), rows.tolist(), xr.DataArray(np.ones((3, 2)))):
+    assert [
+        number(each)
+        for each in (2.5, np.float32(2.5), np.array([2.5]), one, one.bfloat16(), xr.DataArray(2.5))
+    ] == [2.5] * 6
+    for each in (
+        rows,
+        [*rows],
+        [[*row] for row in rows],
+        rows.to_sparse(),
+        rows.tolist(),
+        xr.DataArray(np.ones((3, 2))),
+    ):
         assert table(each, (3, 2), "row, column").tolist() == [[1, 1]] * 3
     assert table(pd.Series([1, 2]), (2,), "row").tolist() == [1, 2]
 
 
 def test_names_are_taken_from_every_kind_of_collection():
     known, given = ["a0.0", "a0.1", "a0.2"], ["a0.1", "a0.2"]
-    kinds = (given, tuple(given), {*given}, dict.fromkeys(given).keys(), np.array(given), pd.Index(given), xr.DataArray(given))
+    kinds = (
+        given,
+        tuple(given),
+        {*given},
+        dict.fromkeys(given).keys(),
+        np.array(given),
+        pd.Index(given),
+        xr.DataArray(given),
+    )
     for each in (*kinds, "a0.1, a0.2", np.array("a0.1,a0.2")):
         assert names(each, known, "head") == {*given}
     for wrong in ({"a0.1": 1}, np.ones(2), ["a0.1", 3], b"a0.1"):

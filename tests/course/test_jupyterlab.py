@@ -20,5 +20,9 @@ def test_lessons_run_in_jupyterlab(tmp_path):
             ran = run_all(server, f"{lesson.file}.ipynb", pictures=tmp_path / lesson.module, seconds=300)
             assert ran.errors == [], lesson.title
             assert ran.requests == [], lesson.title
-            shown = [kind for cell in ran.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
-            assert {"image/png", "text/html", "image/svg+xml"} & set(shown), f"{lesson.title} shows no picture"
+            shown = [
+                kind for cell in ran.cells for out in cell.get("outputs", []) for kind in out.get("data", {})
+            ]
+            assert {"image/png", "text/html", "image/svg+xml"} & set(shown), (
+                f"{lesson.title} shows no picture"
+            )

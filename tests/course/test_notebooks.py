@@ -65,9 +65,9 @@ def test_students_do_not_find_the_solutions():
 def test_the_solutions_run(lesson):
     ran = run_notebook(make["places"](source(lesson))[True])
     assert ran.broken == {}
-    assert [(result.exercise, result.state) for result in ran.results] == [(each.name, "right") for each in exercises(lesson)], (
-        ran
-    )
+    assert [(result.exercise, result.state) for result in ran.results] == [
+        (each.name, "right") for each in exercises(lesson)
+    ], ran
 
 
 @pytest.mark.slow
@@ -79,6 +79,8 @@ def test_a_students_version_fails_at_its_exercises_only(lesson):
     for result, each in zip(ran.results, exercises(lesson), strict=True):
         assert (result.exercise, result.state) == (each.name, "wrong")
     outputs = [
-        cell.get("outputs") for cell in json.loads(place.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+        cell.get("outputs")
+        for cell in json.loads(place.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
     ]
     assert not any(outputs)

@@ -54,7 +54,10 @@ def test_what_a_cell_prints_is_no_answer(handed_in):
 def test_of_an_exercise_that_is_checked_twice_the_last_counts(handed_in):
     assert said(run_notebook(handed_in(RIGHT, WRONG)))["1.2"][0] == "wrong"
     assert said(run_notebook(handed_in(WRONG, RIGHT)))["1.2"][0] == "right"
-    assert said(run_notebook(handed_in("from workbench import course as c", 'c.check("1.2", 3)')))["1.2"][0] == "right"
+    assert (
+        said(run_notebook(handed_in("from workbench import course as c", 'c.check("1.2", 3)')))["1.2"][0]
+        == "right"
+    )
 
 
 @pytest.mark.slow
@@ -105,4 +108,7 @@ def test_a_path_that_is_no_file(path):
 def test_the_command_says_so_too(handed_in):
     result = CliRunner().invoke(app, ["course", "check", str(handed_in("1 / 0"))])
     assert result.exit_code == 1
-    assert result.stdout == "cell 1  failed  ZeroDivisionError: division by zero\nNo cell checks an exercise of the course.\n"
+    assert (
+        result.stdout
+        == "cell 1  failed  ZeroDivisionError: division by zero\nNo cell checks an exercise of the course.\n"
+    )

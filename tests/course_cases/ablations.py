@@ -8,7 +8,9 @@ from workbench.course import fixtures as bench
 
 
 def edited(z, head, value):
-    return torch.stack([torch.zeros_like(z[:, :, h]) + value if h == head else z[:, :, h] for h in range(z.shape[2])], 2)
+    return torch.stack(
+        [torch.zeros_like(z[:, :, h]) + value if h == head else z[:, :, h] for h in range(z.shape[2])], 2
+    )
 
 
 def in_place(z, head, value):
@@ -40,7 +42,9 @@ def shares(*, start=1, power=2):
     made = np.zeros((4, 8))
     for layer in range(4):
         rows = np.concatenate([np.asarray(clean["z", layer].prompt(i))[start:] for i in range(64)])
-        made[layer] = np.linalg.norm(rows.mean(0), axis=-1) ** power / (np.linalg.norm(rows, axis=-1) ** power).mean(0)
+        made[layer] = np.linalg.norm(rows.mean(0), axis=-1) ** power / (
+            np.linalg.norm(rows, axis=-1) ** power
+        ).mean(0)
     return made
 
 

@@ -7,7 +7,9 @@ import workbench as wb
 from workbench.course import fixtures as bench
 
 
-def by_hand(part, final, answers, wrong, *, scale=True, centre=True, own=False, sign=1, bias=False, weight=True):
+def by_hand(
+    part, final, answers, wrong, *, scale=True, centre=True, own=False, sign=1, bias=False, weight=True
+):
     model = bench.model()
     direction = model.W_U[:, answers].T - model.W_U[:, wrong].T
     part = part - part.mean(1, keepdim=True) if centre else part
@@ -19,13 +21,18 @@ def by_hand(part, final, answers, wrong, *, scale=True, centre=True, own=False, 
 
 def attribution(by):
     pairs, (clean, _) = bench.pairs("ioi", 64), bench.stores("ioi", 64)
-    return wb.direct_attribution(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong, by=by).mean("example")
+    return wb.direct_attribution(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong, by=by).mean(
+        "example"
+    )
 
 
 def layers(parts="am"):
     made = attribution("head")
     starts = made.component.values.astype(str)
-    return [sum(float(made[i]) for i, name in enumerate(starts) if name[0] in parts and name[1] == str(at)) for at in range(4)]
+    return [
+        sum(float(made[i]) for i, name in enumerate(starts) if name[0] in parts and name[1] == str(at))
+        for at in range(4)
+    ]
 
 
 def lens():
@@ -46,7 +53,9 @@ def missed():
     found = []
     for site in wb.grid("z", model):
         name = f"a{site.layer}.{site.head}"
-        swapped = wb.effects(model, bench.pairs("ioi", 64), sites=[site], value=wb.from_store(corrupt), progress=False)
+        swapped = wb.effects(
+            model, bench.pairs("ioi", 64), sites=[site], value=wb.from_store(corrupt), progress=False
+        )
         if abs(direct.sel(component=name)) < 0.3 and swapped.mean() < -0.5:
             found.append(name)
     return found
@@ -62,7 +71,10 @@ CASES = {
             (lambda: lambda *given: by_hand(*given, sign=-1), "signs"),
             (lambda: lambda *given: by_hand(*given, bias=True), "the norm's bias"),
             (lambda: lambda *given: by_hand(*given, weight=False), "weight is missing"),
-            (lambda: lambda part, final, answers, wrong: by_hand(final, final, answers, wrong), "the whole stream"),
+            (
+                lambda: lambda part, final, answers, wrong: by_hand(final, final, answers, wrong),
+                "the whole stream",
+            ),
             (lambda: lambda part, final, answers, wrong: part, "shape (6,) is wanted"),
         ],
     ),

@@ -22,7 +22,9 @@ def sets():
         c, d = rng.sample(COLOURS, 2)
         told = "the {} is {} and the {} is {} . the {} is"
         rows.append((told.format(a, c, b, d, a), told.format(a, d, b, c, a), c, d))
-    pairs = wb.PromptPairs.from_dataframe(bench.model(), pd.DataFrame(rows, columns=["clean", "corrupt", "answer", "wrong"]))
+    pairs = wb.PromptPairs.from_dataframe(
+        bench.model(), pd.DataFrame(rows, columns=["clean", "corrupt", "answer", "wrong"])
+    )
     return pairs.select(range(48)), pairs.select(range(48, 96))
 
 
@@ -32,12 +34,16 @@ def study():
     other = [wb.from_store(wb.capture_pairs(bench.model(), pairs, progress=False)[1]) for pairs in sets()]
     scores = wb.score_edges(bench.model(), found, value=other[0], progress=False)
     circuit = wb.find_circuit(scores, n_edges=30)
-    made = wb.evaluate(circuit, bench.model(), heldout, value=other[1], checks=("random", "complement"), progress=False)
+    made = wb.evaluate(
+        circuit, bench.model(), heldout, value=other[1], checks=("random", "complement"), progress=False
+    )
     zero = wb.evaluate(circuit, bench.model(), heldout, value=wb.zero(), checks=(), progress=False)
     numbers = {name: float(made[name][0]) for name in ("faithfulness", "low", "high", "random", "complement")}
     members = [name for name in circuit.nodes if name not in ("input", "logits")]
     rest = [circuit - circuit.restricted(readers=name) - circuit.restricted(writers=name) for name in members]
-    left = wb.evaluate(rest, bench.model(), heldout, value=other[1], checks=(), progress=False)["m_circuit"].mean("example")
+    left = wb.evaluate(rest, bench.model(), heldout, value=other[1], checks=(), progress=False)[
+        "m_circuit"
+    ].mean("example")
     full, empty = float(made["m_full"].mean()), float(made["m_empty"].mean())
     cost = dict(zip(members, numbers["faithfulness"] - (left.values - empty) / (full - empty), strict=True))
     needed = [name for name in members if cost[name] >= 0.1]
@@ -67,7 +73,13 @@ def needed(chosen):
 def page(*, without="", limits="word " * 30, told=None):
     made = study()
     told = told or "{faithfulness:.3f}, {low:.3f} to {high:.3f}".format(**made)
-    items = {"Question": "What?", "Prompts": "These.", "Circuit": made["circuit"], "Controls": told, "Limits": limits}
+    items = {
+        "Question": "What?",
+        "Prompts": "These.",
+        "Circuit": made["circuit"],
+        "Controls": told,
+        "Limits": limits,
+    }
     sections = [(name, item) for name, item in items.items() if name != without]
     path = wb.report(sections, Path(tempfile.mkdtemp()) / "page.html", title="Study")
     return part("circuit", "heldout", report=path)
@@ -89,7 +101,11 @@ CASES = {
             (lambda: prompts(found=study()["found"].select(range(8))), "24 to 200 pairs"),
             (lambda: prompts(found=same_answer()), "one word is right"),
             (
-                lambda: prompts(found=replace(study()["found"], answers=study()["found"].wrong, wrong=study()["found"].answers)),
+                lambda: prompts(
+                    found=replace(
+                        study()["found"], answers=study()["found"].wrong, wrong=study()["found"].answers
+                    )
+                ),
                 "no behaviour",
             ),
             (lambda: prompts(found=study()["found"].select([0] * 12 + [*range(12, 24)])), "there twice"),

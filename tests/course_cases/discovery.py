@@ -45,7 +45,10 @@ CASES = {
         [
             (lambda: lambda scores, true: 1 - roc_auc_score(true, scores), "a false edge is above"),
             (lambda: lambda scores, true: roc_auc_score(true, np.abs(scores)), "by size"),
-            (lambda: lambda scores, true: (scores[true][:, None] > scores[~true]).mean(), "A tie counts half"),
+            (
+                lambda: lambda scores, true: (scores[true][:, None] > scores[~true]).mean(),
+                "A tie counts half",
+            ),
             (lambda: lambda scores, true: 0.5, "on sixty random scores"),
         ],
     ),
@@ -79,7 +82,10 @@ CASES = {
         lambda: circuit("conditional"),
         [
             (lambda: circuit("exact"), "true edges are missing"),
-            (lambda: [str(edge) for edge in circuit("conditional").edge_list][:-1], "1 true edges are missing and 0"),
+            (
+                lambda: [str(edge) for edge in circuit("conditional").edge_list][:-1],
+                "1 true edges are missing and 0",
+            ),
             (["a0.0"], "is no edge of this model"),
         ],
     ),

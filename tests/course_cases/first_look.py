@@ -20,7 +20,9 @@ def probability(turn=torch.Tensor.softmax, dim=-1, name="Anna"):
 def differences(*, last=False, sign=1):
     model, pairs = bench.model(), bench.pairs("ioi", 64)
     made = []
-    for tokens, length, right, wrong in zip(pairs.clean.tokens, pairs.clean.lengths, pairs.answers, pairs.wrong, strict=True):
+    for tokens, length, right, wrong in zip(
+        pairs.clean.tokens, pairs.clean.lengths, pairs.answers, pairs.wrong, strict=True
+    ):
         logits = model(tokens[None] if last else tokens[None, :length])[0, -1].detach()
         made.append(sign * float(logits[right[0, 0]] - logits[wrong[0, 0]]))
     return made
@@ -29,7 +31,10 @@ def differences(*, last=False, sign=1):
 def most_to_s2():
     clean, _ = bench.stores("ioi", 64)
     s2, end = clean.prompts.at("S2"), clean.prompts.at("END")
-    seen = [torch.stack([clean["pattern", layer].prompt(i)[:, end[i], s2[i]] for i in range(64)]).mean(0) for layer in range(4)]
+    seen = [
+        torch.stack([clean["pattern", layer].prompt(i)[:, end[i], s2[i]] for i in range(64)]).mean(0)
+        for layer in range(4)
+    ]
     return "a{}.{}".format(*np.unravel_index(int(torch.stack(seen).argmax()), (4, 8)))
 
 
@@ -38,7 +43,10 @@ CASES = {
         lambda: word,
         [
             (lambda: lambda text: word(text, at=0), "after the first token"),
-            (lambda: lambda text: bench.model()(bench.model().to_tokens(text))[0, -1].argmax(), "a token's number"),
+            (
+                lambda: lambda text: bench.model()(bench.model().to_tokens(text))[0, -1].argmax(),
+                "a token's number",
+            ),
             (lambda: lambda text: "Anna", "another word than 'Anna'"),
             (lambda: lambda text: word(text, prepend_bos=False), "without <bos>"),
             (lambda: lambda text: [word(text)], "a list, not a word"),
@@ -67,6 +75,10 @@ CASES = {
     ),
     "0.4": (
         most_to_s2,
-        [("a3.1", "another head gives it more"), ("3.7", "no head of tiny"), (["a3.1", "a2.1"], "these are 2")],
+        [
+            ("a3.1", "another head gives it more"),
+            ("3.7", "no head of tiny"),
+            (["a3.1", "a2.1"], "these are 2"),
+        ],
     ),
 }

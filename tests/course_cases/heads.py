@@ -28,7 +28,9 @@ def last_copy_only(pattern, tokens):
 
 def above(score, bound):
     clean, _ = bench.stores("induction", 64)
-    mean = wb.head_scores(clean)[..., ["previous", "duplicate", "induction"].index(score)].mean("example").values
+    mean = (
+        wb.head_scores(clean)[..., ["previous", "duplicate", "induction"].index(score)].mean("example").values
+    )
     return [f"a{layer}.{head}" for layer, head in np.argwhere(mean > bound)]
 
 
@@ -42,7 +44,11 @@ def accuracies():
         first = []
         for i in range(600):
             prompt = pairs.clean.tokens[i : i + 1, : int(pairs.clean.lengths[i])]
-            first.append(int(model(prompt)[0, -1].argmax()) == int(pairs.answers[i, 0, 0]) if 10 <= distance[i] <= 14 else False)
+            first.append(
+                int(model(prompt)[0, -1].argmax()) == int(pairs.answers[i, 0, 0])
+                if 10 <= distance[i] <= 14
+                else False
+            )
         table.append([np.mean(np.array(first)[distance == at]) for at in range(10, 15)])
     return np.array(table)
 
@@ -58,7 +64,11 @@ def replaced(place):
 CASES = {
     "4.1": (
         lambda: "a0.1",
-        [("a1.1", "Another one pays far more"), ("a2.5", "no head of this model"), (["a0.1", "a0.2"], "and these are")],
+        [
+            ("a1.1", "Another one pays far more"),
+            ("a2.5", "no head of this model"),
+            (["a0.1", "a0.2"], "and these are"),
+        ],
     ),
     "4.2": (
         lambda: induction_score,

@@ -49,15 +49,24 @@ CASES = {
     "5.2": (
         lambda: lambda patched, clean, corrupt: (sum(patched) - sum(corrupt)) / (sum(clean) - sum(corrupt)),
         [
-            (lambda: lambda patched, clean, corrupt: np.mean((patched - corrupt) / (clean - corrupt)), "divide first"),
+            (
+                lambda: lambda patched, clean, corrupt: np.mean((patched - corrupt) / (clean - corrupt)),
+                "divide first",
+            ),
             (
                 lambda: lambda patched, clean, corrupt: (patched - clean).mean() / (corrupt - clean).mean(),
                 "at the clean run yours is 0",
             ),
             (lambda: lambda patched, clean, corrupt: patched.mean() / clean.mean(), "count from there"),
             (lambda: lambda patched, clean, corrupt: (patched - corrupt).mean(), "in logits"),
-            (lambda: lambda patched, clean, corrupt: (patched - corrupt) / (clean - corrupt), "one number is wanted"),
-            (lambda: lambda patched, clean, corrupt: np.median((patched - corrupt) / (clean - corrupt)), "in between it is not"),
+            (
+                lambda: lambda patched, clean, corrupt: (patched - corrupt) / (clean - corrupt),
+                "one number is wanted",
+            ),
+            (
+                lambda: lambda patched, clean, corrupt: np.median((patched - corrupt) / (clean - corrupt)),
+                "in between it is not",
+            ),
             (lambda: lambda patched, clean, corrupt: 0.5, "for the corrupt run itself yours is 0.5"),
         ],
     ),

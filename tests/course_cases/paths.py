@@ -10,7 +10,9 @@ def ends(hooks=()):
     """Logit differences of the clean run."""
     pairs, rows = bench.pairs("ioi", 64), torch.arange(64)
     with torch.no_grad():
-        end = bench.model().run_with_hooks(pairs.clean.tokens, fwd_hooks=[*hooks])[rows, pairs.clean.lengths - 1]
+        end = bench.model().run_with_hooks(pairs.clean.tokens, fwd_hooks=[*hooks])[
+            rows, pairs.clean.lengths - 1
+        ]
     return end[rows, pairs.answers[:, 0, 0]] - end[rows, pairs.wrong[:, 0, 0]]
 
 
@@ -44,7 +46,12 @@ def feeders():
     made = wb.planted("compositions", seed=3, n=24)
     target = made.heads["target"]
     edges = [edge.split("->") for edge in made.edges["corrupt"]]
-    return {port: writer for writer, reader in edges for port in "qkv" if reader == f"{target}<{port}>" and writer != "input"}
+    return {
+        port: writer
+        for writer, reader in edges
+        for port in "qkv"
+        if reader == f"{target}<{port}>" and writer != "input"
+    }
 
 
 CASES = {
@@ -81,7 +88,10 @@ CASES = {
         feeders,
         [
             (lambda: feeders() | {"q": feeders()["k"]}, "does not feed the q"),
-            (lambda: feeders() | {"v": wb.planted("compositions", seed=3, n=24).heads["target"]}, "the head that is fed"),
+            (
+                lambda: feeders() | {"v": wb.planted("compositions", seed=3, n=24).heads["target"]},
+                "the head that is fed",
+            ),
             ({"q": "a0.1"}, "keys 'q', 'k', 'v'"),
         ],
     ),

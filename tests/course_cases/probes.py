@@ -11,7 +11,9 @@ from workbench.course import fixtures as bench
 
 @lru_cache(maxsize=1)
 def fitted():
-    stores = wb.capture_pairs(bench.model(), bench.pairs("agreement", 200), sites=["resid_post"], progress=False)
+    stores = wb.capture_pairs(
+        bench.model(), bench.pairs("agreement", 200), sites=["resid_post"], progress=False
+    )
     labels = wb.Labels.of_concepts(stores[0], ["number"], pos="END")
     return stores, wb.fit_probes(stores[0], labels, k=[1, 2, 4, 8, 16], draws=10)
 
@@ -57,9 +59,15 @@ CASES = {
         lambda: welch,
         [
             (lambda: lambda x, labels: welch(x, labels, absolute=False), "negative"),
-            (lambda: lambda x, labels: (x[labels].mean(0) - x[~labels].mean(0)).abs(), "gaps between the means"),
+            (
+                lambda: lambda x, labels: (x[labels].mean(0) - x[~labels].mean(0)).abs(),
+                "gaps between the means",
+            ),
             (lambda: lambda x, labels: welch(x, labels, counts=False), "counts of the two classes"),
-            (lambda: lambda x, labels: (x[labels].mean(0) - x[~labels].mean(0)).abs() / x.std(0), "spread within each class"),
+            (
+                lambda: lambda x, labels: (x[labels].mean(0) - x[~labels].mean(0)).abs() / x.std(0),
+                "spread within each class",
+            ),
             (lambda: lambda x, labels: x.mean(), "shape (6,) is wanted"),
         ],
     ),
@@ -84,12 +92,18 @@ CASES = {
     "9.4": (
         lambda: swapped,
         [
-            (lambda: lambda x, other, direction: x + ((other - x) @ direction)[:, None] * direction, "not of length 1"),
+            (
+                lambda: lambda x, other, direction: x + ((other - x) @ direction)[:, None] * direction,
+                "not of length 1",
+            ),
             (lambda: lambda x, other, direction: swapped(x, 0 * x, direction), "taken out"),
             (lambda: lambda x, other, direction: other, "everything is swapped"),
             (lambda: lambda x, other, direction: 2 * x + swapped(0 * x, other, direction) - x, "still there"),
             (lambda: lambda x, other, direction: x, "along the direction it is not"),
-            (lambda: lambda x, other, direction: swapped(x, other, direction)[:, :3], "shape (5, 7) is wanted"),
+            (
+                lambda: lambda x, other, direction: swapped(x, other, direction)[:, :3],
+                "shape (5, 7) is wanted",
+            ),
         ],
     ),
     "9.5": (

@@ -10,10 +10,14 @@ from workbench.course import fixtures as bench
 def tiny(split):
     model, train = bench.model(), bench.pairs("ioi", 32)
     _, corrupt = wb.capture_pairs(model, train, progress=False)
-    circuit = wb.find_circuit(wb.score_edges(model, train, value=wb.from_store(corrupt), progress=False), n_edges=40)
+    circuit = wb.find_circuit(
+        wb.score_edges(model, train, value=wb.from_store(corrupt), progress=False), n_edges=40
+    )
     pairs = bench.pairs("ioi", 32, split=split)
     _, other = wb.capture_pairs(model, pairs, progress=False)
-    return wb.evaluate(circuit, model, pairs, value=wb.from_store(other), checks="minimality", progress=False).isel(circuit=0)
+    return wb.evaluate(
+        circuit, model, pairs, value=wb.from_store(other), checks="minimality", progress=False
+    ).isel(circuit=0)
 
 
 def numbers(result, *names):
@@ -24,8 +28,12 @@ def numbers(result, *names):
 def three():
     made = wb.planted("backup", n=64)
     head = made.heads["main"]
-    circuit = wb.Circuit.of(wb.Graph.of(made.model), [f"input->{head}<k>", f"input->{head}<v>", f"{head}->logits"])
-    return wb.evaluate(circuit, made.model, wb.planted_pairs(made), value=wb.zero(), progress=False).isel(circuit=0)
+    circuit = wb.Circuit.of(
+        wb.Graph.of(made.model), [f"input->{head}<k>", f"input->{head}<v>", f"{head}->logits"]
+    )
+    return wb.evaluate(circuit, made.model, wb.planted_pairs(made), value=wb.zero(), progress=False).isel(
+        circuit=0
+    )
 
 
 @lru_cache
@@ -36,7 +44,12 @@ def claim(split="heldout"):
     edges = ["input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits"]
     value = wb.from_store(other)
     result = wb.evaluate(
-        wb.Circuit.of(wb.Graph.of(made.model), edges), made.model, pairs, value=value, checks="complement", progress=False
+        wb.Circuit.of(wb.Graph.of(made.model), edges),
+        made.model,
+        pairs,
+        value=value,
+        checks="complement",
+        progress=False,
     )
     effect = wb.effects(
         made.model, pairs, sites=[f"z[{made.heads['negative'][1:]}]", "z[0.0]"], value=value, progress=False

@@ -17,10 +17,20 @@ CASES = {
     "1.1": (
         lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None]))[:, 0],
         [
-            (lambda: lambda stream: bench.model().unembed(stream[:, None])[:, 0], "those of the stream as it is"),
-            (lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None])), "shape (5, 378) is wanted"),
             (
-                lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None]))[:, 0].softmax(-1),
+                lambda: lambda stream: bench.model().unembed(stream[:, None])[:, 0],
+                "those of the stream as it is",
+            ),
+            (
+                lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None])),
+                "shape (5, 378) is wanted",
+            ),
+            (
+                lambda: (
+                    lambda stream: (
+                        bench.model().unembed(bench.model().ln_final(stream[:, None]))[:, 0].softmax(-1)
+                    )
+                ),
                 "probabilities",
             ),
             (lambda: lambda stream: ..., "returns nothing yet"),

@@ -14,7 +14,9 @@ def circuit(name):
     model = wb.load_model(name)
     pairs = wb.load_task("induction", model, n=32)
     _, corrupt = wb.capture_pairs(model, pairs, progress=False)
-    scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), method="eap-ig-inputs", progress=False)
+    scores = wb.score_edges(
+        model, pairs, value=wb.from_store(corrupt), method="eap-ig-inputs", progress=False
+    )
     return wb.find_circuit(scores, n_edges=40)
 
 
@@ -25,7 +27,11 @@ def measured(names=("tiny@1500", "tiny@1850", "tiny@2250")):
         model = wb.load_model(name)
         pairs = wb.load_task("induction", model, n=32, split="heldout")
         _, corrupt = wb.capture_pairs(model, pairs, progress=False)
-        found.append(wb.evaluate(circuit("tiny"), model, pairs, value=wb.from_store(corrupt), checks=(), progress=False))
+        found.append(
+            wb.evaluate(
+                circuit("tiny"), model, pairs, value=wb.from_store(corrupt), checks=(), progress=False
+            )
+        )
     return found
 
 
@@ -61,7 +67,10 @@ CASES = {
         lambda: len(edges("tiny") & edges("tiny@1850")) / len(edges("tiny") | edges("tiny@1850")),
         [
             (lambda: len(edges("tiny") & edges("tiny@1850")), "number of common edges"),
-            (lambda: len(edges("tiny") & edges("tiny@1850")) / len(edges("tiny")), "share of one circuit's edges"),
+            (
+                lambda: len(edges("tiny") & edges("tiny@1850")) / len(edges("tiny")),
+                "share of one circuit's edges",
+            ),
             (0.99, "the overlap is another"),
             (7, "is no share"),
         ],

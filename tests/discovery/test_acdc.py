@@ -19,7 +19,9 @@ from workbench.metrics.metric import metric as as_metric
 DOUBLE = torch.float64
 
 
-def one_at_a_time(model, pairs, value, threshold, *, metric="kl", order="late-first", scores=None, positions=None, seed=0):
+def one_at_a_time(
+    model, pairs, value, threshold, *, metric="kl", order="late-first", scores=None, positions=None, seed=0
+):
     """The edges that are left, each tried alone by a full run with hooks."""
     graph, measure = Graph.of(model, positions=positions), as_metric(metric)
     bound, sign = value.bind(model, pairs.clean, pairs.corrupt), -1 if measure.higher_is_better else 1
@@ -64,7 +66,9 @@ def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
     model = model_of(family, DOUBLE)
     pairs, _, corrupt = pairs_and_stores(family, (5, 5), DOUBLE)
     value, how = from_store(corrupt), dict(how)
-    ends = evaluate(Circuit.empty(model), model, pairs, value=value, metric=how.get("metric", "kl"), checks=())
+    ends = evaluate(
+        Circuit.empty(model), model, pairs, value=value, metric=how.get("metric", "kl"), checks=()
+    )
     threshold = 0.02 * abs(float((ends.m_empty - ends.m_full).mean()))
     if how.get("order") == "scores":
         how["scores"] = score_edges(model, pairs, value=value)
@@ -119,7 +123,10 @@ def test_no_threshold_is_one_per_cent_of_what_there_is_to_lose():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     found = acdc(model, pairs, value=from_store(corrupt), metric="logit_diff")
     with torch.no_grad():
-        clean, other = (as_metric("logit_diff")(model(side.tokens)[:, -1], pairs).mean() for side in (pairs.clean, pairs.corrupt))
+        clean, other = (
+            as_metric("logit_diff")(model(side.tokens)[:, -1], pairs).mean()
+            for side in (pairs.clean, pairs.corrupt)
+        )
     assert abs(found.attrs["threshold"] - 0.01 * float(abs(clean - other))) < 1e-6
     assert found.prompt_ids == {*pairs.clean.ids, *pairs.corrupt.ids}
     assert found.attrs["higher_is_better"] == 1
@@ -141,7 +148,10 @@ def test_what_cannot_be_tried_is_refused():
     goes = "acdc: scores= goes with order='scores', and that order needs it."
     assert refused(CircuitError, order="scores") == refused(CircuitError, scores=scores) == goes
     for at_once in (0, -1, True):
-        assert refused(CircuitError, at_once=at_once) == f"acdc: at_once={at_once}; at least one edge is tried at a time."
+        assert (
+            refused(CircuitError, at_once=at_once)
+            == f"acdc: at_once={at_once}; at least one edge is tried at a time."
+        )
     for threshold in (-1.0, float("nan"), float("inf")):
         assert refused(CircuitError, threshold=threshold) == (
             f"acdc: threshold={threshold}; it is a cost, so a finite number from 0 up."

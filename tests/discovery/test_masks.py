@@ -19,9 +19,12 @@ from workbench.metrics.metric import metric as as_metric
 def runs_of(family, value, *, metric="logit_diff", positions=None, dtype=torch.float64, lengths=(6, 6, 6)):
     model = model_of(family, dtype)
     pairs, clean, corrupt = pairs_and_stores(family, lengths, dtype)
-    made = {"from_store": lambda: from_store(corrupt), "zero": zero, "mean": lambda: mean(clean), "scale": lambda: scale(0.5)}[
-        value
-    ]()
+    made = {
+        "from_store": lambda: from_store(corrupt),
+        "zero": zero,
+        "mean": lambda: mean(clean),
+        "scale": lambda: scale(0.5),
+    }[value]()
     graph = Graph.of(model, positions=positions)
     return Circuits(model, graph, pairs, value=made, metric=as_metric(metric))
 
@@ -40,7 +43,12 @@ def runs_of(family, value, *, metric="logit_diff", positions=None, dtype=torch.f
 def test_open_and_closed_gates_are_a_circuit(family, value, positions):
     runs = runs_of(family, value, positions=positions)
     graph = runs.graph
-    masks = np.stack([graph.prune(graph.exists & (np.random.default_rng(s).random(graph.exists.shape) < 0.6)) for s in range(3)])
+    masks = np.stack(
+        [
+            graph.prune(graph.exists & (np.random.default_rng(s).random(graph.exists.shape) < 0.6))
+            for s in range(3)
+        ]
+    )
     masks = np.concatenate([masks, graph.exists[None], graph.exists[None] & False])
     expected = runs.measure(masks)
     (batch,) = runs.batches()
@@ -54,7 +62,9 @@ def test_open_and_closed_gates_are_a_circuit(family, value, positions):
 def test_the_gradient_of_a_weight_is_the_slope_of_the_metric(family, positions, metric):
     runs = runs_of(family, "from_store", metric=metric, positions=positions)
     graph, generator = runs.graph, np.random.default_rng(0)
-    keep = torch.from_numpy(np.where(graph.exists, generator.uniform(0.2, 0.8, graph.exists.shape), 0))[None].requires_grad_()
+    keep = torch.from_numpy(np.where(graph.exists, generator.uniform(0.2, 0.8, graph.exists.shape), 0))[
+        None
+    ].requires_grad_()
     (batch,) = runs.batches()
     # The norms of a llama work in float32, whatever the model's dtype.
     size, allowed = (5e-3, 1e-4) if family == "llama" else (1e-5, 1e-6)
@@ -117,7 +127,9 @@ def planted(name):
     return made, pairs, from_store(wb.capture_pairs(made.model, pairs)[1])
 
 
-@pytest.mark.parametrize(("name", "metric"), [("induction", "kl"), ("induction", "logit_diff"), ("v-composition", "kl")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [("induction", "kl"), ("induction", "logit_diff"), ("v-composition", "kl")]
+)
 def test_planted_edges_are_found(name, metric):
     made, pairs, value = planted(name)
     true = made.edges["corrupt"]
@@ -153,12 +165,15 @@ def test_the_share_of_open_gates_comes_to_the_target():
 def test_the_same_seed_gives_the_same_circuit():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     first, again, other = (
-        learn_circuit(model, pairs, value=from_store(corrupt), n_edges=30, steps=5, seed=seed) for seed in (1, 1, 2)
+        learn_circuit(model, pairs, value=from_store(corrupt), n_edges=30, steps=5, seed=seed)
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert np.array_equal(first.scores, again.scores, equal_nan=True)
     assert not np.array_equal(first.scores, other.scores, equal_nan=True)
-    positions = learn_circuit(model, pairs, value=from_store(corrupt), n_edges=30, steps=2, positions=[2, "END"])
+    positions = learn_circuit(
+        model, pairs, value=from_store(corrupt), n_edges=30, steps=2, positions=[2, "END"]
+    )
     assert positions.graph == Graph.of(model, positions=[2, "END"])
 
 
@@ -173,16 +188,25 @@ def test_what_cannot_be_learned_is_refused():
     one = "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
     assert refused(CircuitError) == refused(CircuitError, n_edges=3, n_nodes=3) == one
     for wrong in (0, -1, 111, True):
-        assert refused(CircuitError, n_edges=wrong) == f"learn_circuit: n_edges={wrong}; this graph has 110 edges."
+        assert (
+            refused(CircuitError, n_edges=wrong)
+            == f"learn_circuit: n_edges={wrong}; this graph has 110 edges."
+        )
     for wrong in (0, 11, True):
-        assert refused(CircuitError, n_nodes=wrong) == f"learn_circuit: n_nodes={wrong}; this graph has 10 nodes."
+        assert (
+            refused(CircuitError, n_nodes=wrong)
+            == f"learn_circuit: n_nodes={wrong}; this graph has 10 nodes."
+        )
     for name in ("steps", "batch"):
         for wrong in (0, -1, True):
             assert refused(CircuitError, n_edges=3, **{name: wrong}) == (
                 f"learn_circuit: {name}={wrong}; a whole number from 1 up is needed."
             )
     for wrong in (0.0, -0.1, float("nan"), float("inf")):
-        assert refused(CircuitError, n_edges=3, lr=wrong) == f"learn_circuit: lr={wrong}; a finite number above 0 is needed."
+        assert (
+            refused(CircuitError, n_edges=3, lr=wrong)
+            == f"learn_circuit: lr={wrong}; a finite number above 0 is needed."
+        )
 
     def same(logits):
         return logits[:, 0, 0] * 0

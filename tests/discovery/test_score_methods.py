@@ -42,7 +42,9 @@ def uniform_attention(n_layers=2, dtype=torch.float64):
     model = native(n_layers=n_layers, attn_only=True, normalization_type=None)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+            )
         for layer in range(n_layers):
             port = dict(model.named_parameters())
             stem = f"layers.{layer}._original_component.attn._original_component.q._original_component"
@@ -66,7 +68,13 @@ def test_exact_scores_are_the_negated_effects_of_single_edges(family, value):
     graph = Graph.of(model)
     scores = score_edges(model, pairs, value=made, method="exact", keep=("example",), progress=False)
     paths = path_effects(
-        model, pairs, senders=list(graph.writers), receivers=list(graph.readers), value=made, mlps="frozen", progress=False
+        model,
+        pairs,
+        senders=list(graph.writers),
+        receivers=list(graph.readers),
+        value=made,
+        mlps="frozen",
+        progress=False,
     )
     assert scores.dims == ("example", "writer", "reader")
     there = graph.exists
@@ -85,10 +93,14 @@ def test_where_all_is_linear_every_method_is_exact(n_layers):
     exact = scored(model, pairs, corrupt, "exact")
     size = float(abs(exact).max())
     assert size > 0.1
-    assert (abs(exact).sum("writer").values > 1e-6 * size).sum() > len(exact.reader) // 3, "values and the logits matter"
+    assert (abs(exact).sum("writer").values > 1e-6 * size).sum() > len(exact.reader) // 3, (
+        "values and the logits matter"
+    )
     for method in LINEAR:
         found, expected = scored(model, pairs, corrupt, method), exact
-        if method == "eap-ig-activations":  # what is set passes no gradient on, so edges before it miss a part
+        if (
+            method == "eap-ig-activations"
+        ):  # what is set passes no gradient on, so edges before it miss a part
             found, expected = (each.sel(reader="logits") for each in (found, exact))
         assert max_difference(found, expected) < 1e-9 * size, method
     with_sizes = scored(model, pairs, corrupt, "atp-star")
@@ -101,11 +113,15 @@ def test_where_all_is_linear_every_method_is_exact(n_layers):
 
 
 @pytest.mark.parametrize(
-    ("family", "value"), [("gpt2", "from_store"), ("llama", "zero"), ("gptj", "from_store"), ("gemma2", "zero")]
+    ("family", "value"),
+    [("gpt2", "from_store"), ("llama", "zero"), ("gptj", "from_store"), ("gemma2", "zero")],
 )
 def test_the_grids_meet_eap_and_both_ends(family, value):
     """One step from the right is the clean run, one from the left the other end; clean-corrupt is their mean."""
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, (5, 6, 5), torch.float64),
+    )
     made = from_store(corrupt) if value == "from_store" else zero()
 
     def of(method, **more):
@@ -119,24 +135,37 @@ def test_the_grids_meet_eap_and_both_ends(family, value):
     assert max_difference(left, eap) > 1e-3 * size
     # four from the right and four from the left share three of their points
     four = {grid: of("eap-ig-inputs", steps=4, grid=grid) for grid in ("right", "left")}
-    assert max_difference(4 * four["right"] - eap, 4 * four["left"] - left) < 1e-6 * 4 * max(size, float(abs(left).max()))
+    assert max_difference(4 * four["right"] - eap, 4 * four["left"] - left) < 1e-6 * 4 * max(
+        size, float(abs(left).max())
+    )
     # midpoints of two are the odd quarters
     odd = 4 * four["left"] - left - 2 * of("eap-ig-inputs", steps=2, grid="left") + left
-    assert max_difference(of("eap-ig-inputs", steps=2) * 2, odd) < 1e-6 * 4 * max(size, float(abs(left).max()))
+    assert max_difference(of("eap-ig-inputs", steps=2) * 2, odd) < 1e-6 * 4 * max(
+        size, float(abs(left).max())
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "native", "gptj", "gemma2"])
 def test_integrated_edges_of_the_input_sum_to_the_whole_change(family):
     """Between the two embeddings the gradient of the stream is the sum over all its readers: completeness."""
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, dtype=torch.float64),
+    )
     with torch.no_grad():
         ends = [logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
     scores = scored(model, pairs, corrupt, "eap-ig-inputs", steps=64, keep=("example",))
     whole = scores.sel(writer="input").sum("reader")
     size = float((ends[0] - ends[1]).abs().max())
-    assert max_difference(whole, ends[0] - ends[1]) < (5e-2 if family == "native" else 2e-3) * size  # relu has corners
-    few = scored(model, pairs, corrupt, "eap-ig-inputs", steps=1, grid="right", keep=("example",)).sel(writer="input")
-    assert max_difference(few.sum("reader"), ends[0] - ends[1]) > 2e-2 * size, "the gradient at one end says something else"
+    assert (
+        max_difference(whole, ends[0] - ends[1]) < (5e-2 if family == "native" else 2e-3) * size
+    )  # relu has corners
+    few = scored(model, pairs, corrupt, "eap-ig-inputs", steps=1, grid="right", keep=("example",)).sel(
+        writer="input"
+    )
+    assert max_difference(few.sum("reader"), ends[0] - ends[1]) > 2e-2 * size, (
+        "the gradient at one end says something else"
+    )
 
 
 @pytest.mark.parametrize("method", [*LINEAR, "atp-star", "exact"])
@@ -148,8 +177,12 @@ def test_a_linear_readout_gives_edges_into_the_logits_their_exact_scores(method)
     cut = graph.exists.copy()
     cut[:, -1] = False
     runs = Circuits(model, graph, pairs, value=value, metric=metric("logit_diff"))
-    assert abs(float(into.sum()) - float((runs.full - runs.measure(cut[None])[0]).mean())) < 1e-9 * float(abs(into).max())
-    direct = path_effects(model, pairs, senders=list(graph.writers), receivers=["logits"], value=value, mlps="frozen")
+    assert abs(float(into.sum()) - float((runs.full - runs.measure(cut[None])[0]).mean())) < 1e-9 * float(
+        abs(into).max()
+    )
+    direct = path_effects(
+        model, pairs, senders=list(graph.writers), receivers=["logits"], value=value, mlps="frozen"
+    )
     assert max_difference(into, -direct[:, :, 0].mean("example")) < 1e-9
 
 
@@ -169,7 +202,9 @@ def hooked_slopes(model, pairs, group, between):
         return hook
 
     n_layers = model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_{at}" for layer in range(n_layers) for at in ("q_input", "k_input", "v_input")]
+    names = [
+        f"blocks.{layer}.hook_{at}" for layer in range(n_layers) for at in ("q_input", "k_input", "v_input")
+    ]
     names.append(f"blocks.{n_layers - 1}.hook_resid_post")
     names += [f"blocks.{layer}.ln2.hook_in" for layer in range(n_layers)]
     hooks = [(name, keep(name)) for name in names]
@@ -179,7 +214,10 @@ def hooked_slopes(model, pairs, group, between):
         logits = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=hooks)
         logit_difference(logits, pairs).sum().backward()
     model.zero_grad()
-    return {name: torch.zeros_like(value) if value.grad is None else value.grad.detach() for name, value in kept.items()}
+    return {
+        name: torch.zeros_like(value) if value.grad is None else value.grad.detach()
+        for name, value in kept.items()
+    }
 
 
 def split_model(family):
@@ -191,17 +229,25 @@ def split_model(family):
 @pytest.mark.parametrize("method", STEPPED)
 def test_methods_along_a_way_equal_a_loop_written_with_hooks(method):
     family, steps = "gpt2", 3
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, dtype=torch.float64),
+    )
     graph, oracle = Graph.of(model), split_model(family)
     groups = {"input": "blocks.0.hook_resid_pre"}
     for layer in range(2):
         groups |= {f"a{layer}": f"blocks.{layer}.attn.hook_z", f"m{layer}": f"blocks.{layer}.hook_mlp_out"}
-    values = {name: [asked(model, side.tokens, {}, at) for side in (pairs.clean, pairs.corrupt)] for name, at in groups.items()}
+    values = {
+        name: [asked(model, side.tokens, {}, at) for side in (pairs.clean, pairs.corrupt)]
+        for name, at in groups.items()
+    }
     change = {}
     for name, (clean, other) in values.items():
         if name.startswith("a"):
             for head in range(4):
-                change[f"{name}.{head}"] = (clean - other)[:, :, head] @ model.blocks[int(name[1])].attn.W_O[head].detach()
+                change[f"{name}.{head}"] = (clean - other)[:, :, head] @ model.blocks[int(name[1])].attn.W_O[
+                    head
+                ].detach()
         else:
             change[name] = clean - other
 
@@ -244,7 +290,10 @@ def on_hooks(monkeypatch):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, monkeypatch):
-    model, (pairs, clean, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 5), torch.float64)
+    model, (pairs, clean, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, (5, 6, 5), torch.float64),
+    )
     long = torch.arange(1, 13).view(3, 2, 2)
     several = PromptPairs(pairs.clean, pairs.corrupt, long, long.flip(0))
     asks = [
@@ -258,13 +307,18 @@ def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, mo
     for (each, more), got in zip(asks, fast, strict=True):
         slow = score_edges(model, each, method=method, steps=2, progress=False, **more)
         assert slow.attrs["engine"] == "hooks"
-        assert max_difference(got, slow) < (1e-5 if family == "llama" else 1e-9) * float(abs(slow).max()), more
+        assert max_difference(got, slow) < (1e-5 if family == "llama" else 1e-9) * float(abs(slow).max()), (
+            more
+        )
 
 
 @pytest.mark.parametrize("reader", ["m1", "logits", "a1.2<q>", "a1.1<k>", "a1.0<v>"])
 def test_gemma_scores_are_the_slopes_of_what_its_norms_make_of_each_change(reader):
     """A head's edge carries what the norm behind attention makes of its change; finite differences at the reader."""
-    model, (pairs, _, corrupt) = model_of("gemma2", torch.float64), pairs_and_stores("gemma2", dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of("gemma2", torch.float64),
+        pairs_and_stores("gemma2", dtype=torch.float64),
+    )
     tokens, other = pairs.clean.tokens, pairs.corrupt.tokens
     at = {"z": "blocks.0.attn.hook_z", "m0": "blocks.0.hook_mlp_out", "input": "blocks.0.hook_resid_pre"}
     clean = {name: asked(model, tokens, {}, hook) for name, hook in at.items()}
@@ -275,7 +329,9 @@ def test_gemma_scores_are_the_slopes_of_what_its_norms_make_of_each_change(reade
         z[:, :, head] = corrupted["z"][:, :, head]
         after = [asked(model, tokens, {at["z"]: each}, "blocks.0.ln2.hook_in") for each in (clean["z"], z)]
         changes[f"a0.{head}"] = after[0] - after[1]
-    entry = {"m1": "blocks.1.ln2.hook_in", "logits": "ln_final.hook_in"}.get(reader, "blocks.1.hook_resid_pre")
+    entry = {"m1": "blocks.1.ln2.hook_in", "logits": "ln_final.hook_in"}.get(
+        reader, "blocks.1.hook_resid_pre"
+    )
     before, step = asked(model, tokens, {}, entry), 3e-3
 
     def measured(moved):
@@ -301,7 +357,10 @@ def test_gemma_scores_are_the_slopes_of_what_its_norms_make_of_each_change(reade
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_positions_and_kept_axes_sum_to_the_plain_scores(family, method):
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (5, 6, 4), torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, (5, 6, 4), torch.float64),
+    )
     plain = scored(model, pairs, corrupt, method, steps=2)
     size = float(abs(plain).max())
     classes = scored(model, pairs, corrupt, method, steps=2, positions=[2, "END"])
@@ -321,7 +380,10 @@ def test_positions_and_kept_axes_sum_to_the_plain_scores(family, method):
 @pytest.mark.parametrize("method", ["exact", "conditional", "atp-star"])
 def test_methods_that_are_not_linear_take_positions_apart_as_well(method):
     """An edge at every token of one class and of none else is the edge itself."""
-    model, (pairs, _, corrupt) = model_of("gpt2", torch.float64), pairs_and_stores("gpt2", dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of("gpt2", torch.float64),
+        pairs_and_stores("gpt2", dtype=torch.float64),
+    )
     pairs, graph = pairs.select([0, 1]), Graph.of(model)
     whole = scored(model, pairs, corrupt, method)
     apart = scored(model, pairs, corrupt, method, positions=[2])
@@ -337,7 +399,10 @@ def test_methods_that_are_not_linear_take_positions_apart_as_well(method):
 @pytest.mark.parametrize("family", ["llama", "neox"])
 @pytest.mark.parametrize("method", LINEAR)
 def test_neurons_sum_to_the_edges_of_their_mlps(family, method):
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, dtype=torch.float64),
+    )
     plain = scored(model, pairs, corrupt, method, steps=2)
     for layers in (True, 1):
         fine = scored(model, pairs, corrupt, method, steps=2, neurons=layers)
@@ -354,11 +419,16 @@ def test_neurons_sum_to_the_edges_of_their_mlps(family, method):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
 def test_edges_out_of_a_writer_sum_to_the_scores_of_nodes(family):
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, dtype=torch.float64),
+    )
     sums = score_nodes(model, pairs, value=from_store(corrupt), method="eap", progress=False)
     gradient = score_nodes(model, pairs, value=from_store(corrupt), method="gradient", progress=False)
     assert max_difference(sums, gradient) < 1e-6 * float(abs(sums).max())
-    exact = score_nodes(model, pairs, value=from_store(corrupt), method="exact", keep=("example",), progress=False)
+    exact = score_nodes(
+        model, pairs, value=from_store(corrupt), method="exact", keep=("example",), progress=False
+    )
     node = effects(model, pairs, sites=["z[1.2]"], value=from_store(corrupt), progress=False)[:, 0]
     assert max_difference(exact.sel(writer="a1.2"), -node) < 1e-9
 
@@ -381,12 +451,16 @@ def known(name, **more):
 
 
 @pytest.mark.parametrize(
-    ("name", "feeder", "target", "port"), [("q-composition", "fetch", "target", "q"), ("induction", "previous", "induction", "k")]
+    ("name", "feeder", "target", "port"),
+    [("q-composition", "fetch", "target", "q"), ("induction", "previous", "induction", "k")],
 )
 def test_atp_star_sees_what_a_saturated_softmax_hides_from_the_gradient(name, feeder, target, port):
     made, pairs, corrupt, graph, _ = known(name)
     edge = graph.index(f"{made.heads[feeder]}->{made.heads[target]}<{port}>")
-    exact, eap, star = (float(scored(made.model, pairs, corrupt, method).values[edge]) for method in ("exact", "eap", "atp-star"))
+    exact, eap, star = (
+        float(scored(made.model, pairs, corrupt, method).values[edge])
+        for method in ("exact", "eap", "atp-star")
+    )
     assert exact > 1
     assert abs(eap) < 1e-3 * exact
     assert abs(star - exact) < 1e-3 * exact
@@ -399,10 +473,13 @@ def test_atp_star_is_exact_where_attention_alone_is_not_linear():
         pairs = make_pairs((6, 5, 6), changed=(1, 3))
         _, corrupt = capture_pairs(model, pairs)
         exact, star = (scored(model, pairs, corrupt, method) for method in ("exact", "atp-star"))
-        last = [name for name in exact.reader.values if name.startswith(f"a{n_layers - 1}.") or name == "logits"]
+        last = [
+            name for name in exact.reader.values if name.startswith(f"a{n_layers - 1}.") or name == "logits"
+        ]
         size = float(abs(exact).max())
         exact_last, star_last = (
-            scored(model, pairs, corrupt, method, keep=("example",)).sel(reader=last) for method in ("exact", "atp-star")
+            scored(model, pairs, corrupt, method, keep=("example",)).sel(reader=last)
+            for method in ("exact", "atp-star")
         )
         assert max_difference(star_last, exact_last) < 1e-9 * float(abs(exact_last).max())
         if n_layers == 1:
@@ -443,9 +520,14 @@ def test_random_scores_are_noise_of_a_seed():
 
 @pytest.mark.parametrize("method", ["eap", "exact", "eap-ig-inputs"])
 def test_normalized_scores_are_shares_of_what_full_and_empty_differ_by(method):
-    model, (pairs, _, corrupt) = model_of("gpt2", torch.float64), pairs_and_stores("gpt2", dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of("gpt2", torch.float64),
+        pairs_and_stores("gpt2", dtype=torch.float64),
+    )
     with torch.no_grad():
-        ends = [float(logit_difference(model(side.tokens), pairs).mean()) for side in (pairs.clean, pairs.corrupt)]
+        ends = [
+            float(logit_difference(model(side.tokens), pairs).mean()) for side in (pairs.clean, pairs.corrupt)
+        ]
     shares = scored(model, pairs, corrupt, method, normalized=True)
     assert max_difference(shares * (ends[0] - ends[1]), scored(model, pairs, corrupt, method)) < 1e-9
     assert (shares.attrs["unit"], shares.attrs["normalized"]) == ("share", 1)
@@ -459,9 +541,14 @@ def test_sources_in_blocks_give_the_same_scores(family, method):
     model, pairs = model_of(family, torch.float64), make_pairs((6, 5), seed=2)
     clean, _ = capture_pairs(model, pairs)
     value = mean(clean)
-    for more in ({"keep": ("example",)}, {"neurons": 1} if method == "eap" and family != "gptj" else {"positions": [1]}):
+    for more in (
+        {"keep": ("example",)},
+        {"neurons": 1} if method == "eap" and family != "gptj" else {"positions": [1]},
+    ):
         usual, small = (
-            score_edges(model, pairs, value=value, method=method, steps=2, budget=budget, progress=False, **more)
+            score_edges(
+                model, pairs, value=value, method=method, steps=2, budget=budget, progress=False, **more
+            )
             for budget in (None, 60_000)
         )
         assert usual.attrs["source_blocks"] == 1

@@ -29,7 +29,11 @@ def test_unknown_words_are_named():
         method="eap-ig",
     )
     refused(UnknownName, "There is no grid of steps 'middle'. Known: left, midpoint, right.", grid="middle")
-    refused(UnknownName, "There is no axis to keep 'position'. Did you mean 'pos'? Known: example, pos.", keep=("position",))
+    refused(
+        UnknownName,
+        "There is no axis to keep 'position'. Did you mean 'pos'? Known: example, pos.",
+        keep=("position",),
+    )
     for steps in (0, -1, 2.0, True):
         text = f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
         refused(WorkbenchError, text, steps=steps, method="eap-ig-inputs")

@@ -76,7 +76,11 @@ def test_eap_equals_transformer_lens_with_the_sides_and_the_sign_turned(family):
         one = pairs.select([i])
         config = peer.EdgeAttributionConfig(granularity="edge")
         result = peer.attribution_patch(
-            model, one.corrupt.tokens, one.clean.tokens, lambda logits, one=one: logit_difference(logits, one)[0], config=config
+            model,
+            one.corrupt.tokens,
+            one.clean.tokens,
+            lambda logits, one=one: logit_difference(logits, one)[0],
+            config=config,
         )
         for (writer, reader), score in result.edge_scores.items():
             at = graph.index(f"{own_name(writer)}->{own_name(reader)}")
@@ -117,7 +121,10 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
     graph = Graph.of(model)
     every = np.argwhere(graph.exists)
     chosen = every[np.random.default_rng(1).permutation(len(every))[:30]]
-    ends = [graph.index(edge) for edge in ("input->logits", "input->a0.0<v>", "a0.1->a1.1<k>", "a0.2->a1.0<v>", "a1.3->logits")]
+    ends = [
+        graph.index(edge)
+        for edge in ("input->logits", "input->a0.0<v>", "a0.1->a1.1<k>", "a0.2->a1.0<v>", "a1.3->logits")
+    ]
     edges = np.concatenate([chosen, np.array(ends)])
     epsilon, tolerance = (3e-3, 1e-3) if family in ("llama", "qwen2", "gptj") else (1e-4, 1e-6)
     expected = finite_differences(model, pairs, made, edges, epsilon)
@@ -128,7 +135,10 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
 
 @pytest.mark.parametrize("family", ALL)
 def test_kept_axes_sum_over_positions_and_average_over_examples(family):
-    model, (pairs, _, corrupt) = model_of(family, torch.float64), pairs_and_stores(family, (4, 6, 5), torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of(family, torch.float64),
+        pairs_and_stores(family, (4, 6, 5), torch.float64),
+    )
     plain = score_edges(model, pairs, value=from_store(corrupt))
     largest = float(abs(plain).max())
     assert plain.dims == ("writer", "reader")
@@ -170,7 +180,10 @@ def test_the_memory_budget_and_the_order_of_examples_do_not_change_a_score(famil
     usual = score_edges(model, pairs, value=made, keep=("example",))
     largest = float(abs(usual).max())
     for budget in (1, 400_000):
-        assert max_difference(score_edges(model, pairs, value=made, keep=("example",), budget=budget), usual) < 1e-5 * largest
+        assert (
+            max_difference(score_edges(model, pairs, value=made, keep=("example",), budget=budget), usual)
+            < 1e-5 * largest
+        )
     order = [3, 1, 4, 0, 2]
     mixed = score_edges(model, pairs.select(order), value=made, keep=("example",))
     assert max_difference(mixed, usual[order]) < 1e-5 * largest
@@ -200,7 +213,9 @@ def test_scores_follow_the_metric(metric):
         answer, wrong = log[rows, pairs.answers[:, 0, 0]], log[rows, pairs.wrong[:, 0, 0]]
         return {"logit_diff": answer - wrong, "prob_diff": answer.exp() - wrong.exp(), "nll": -answer}[metric]
 
-    edges = np.array([Graph.of(model).index(edge) for edge in ("input->m0", "a0.1->a1.1<v>", "m0->logits", "m1->logits")])
+    edges = np.array(
+        [Graph.of(model).index(edge) for edge in ("input->m0", "a0.1->a1.1<v>", "m0->logits", "m1->logits")]
+    )
     expected = finite_differences(model, pairs, from_store(corrupt), edges, 1e-4, measure)
     assert max_difference(scores.values[tuple(edges.T)], expected) < 1e-7
     assert scores.attrs["metric"] == metric
@@ -228,11 +243,21 @@ def test_scores_of_a_value_that_changes_nothing_are_zero():
 def test_scores_say_where_they_come_from():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     scores = score_edges(model, pairs, value=from_store(corrupt))
-    attrs = {"kind": "edge_scores", "method": "eap", "value": "from_store", "metric": "logit_diff", "unit": "logits", "n": 3}
+    attrs = {
+        "kind": "edge_scores",
+        "method": "eap",
+        "value": "from_store",
+        "metric": "logit_diff",
+        "unit": "logits",
+        "n": 3,
+    }
     attrs |= {"model_fingerprint": corrupt.model, "data_fingerprint": pairs.fingerprint}
     assert {key: scores.attrs[key] for key in attrs} == attrs
     assert scores.attrs["prompt_ids"].split() == [*pairs.clean.ids, *pairs.corrupt.ids]
-    assert all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in scores.attrs.values())
+    assert all(
+        isinstance(value, str | int | float) and not isinstance(value, bool)
+        for value in scores.attrs.values()
+    )
 
 
 def test_a_gradient_run_leaves_no_trace_on_the_model():
@@ -259,8 +284,13 @@ def test_what_cannot_be_scored_is_refused():
     assert str(unknown.value) == "There is no axis to keep 'layer'. Known: example, pos."
     with pytest.raises(EditError) as edit:
         untyped(score_edges)(model, pairs, value=corrupt)
-    assert str(edit.value) == "value is ActivationStore, not a value such as zero(), mean(store) or from_store(store)."
-    uneven = PromptPairs(Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]]))
+    assert (
+        str(edit.value)
+        == "value is ActivationStore, not a value such as zero(), mean(store) or from_store(store)."
+    )
+    uneven = PromptPairs(
+        Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
+    )
     with pytest.raises(PromptError) as error:
         score_edges(model, uneven, value=zero())
     assert str(error.value) == (
@@ -271,7 +301,9 @@ def test_what_cannot_be_scored_is_refused():
     fresh = native().train()
     with pytest.raises(ModelError) as train:
         score_edges(fresh, pairs, value=zero())
-    assert str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    assert (
+        str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    )
 
 
 def test_models_that_scale_what_their_heads_write_are_refused_rather_than_scored_wrongly():

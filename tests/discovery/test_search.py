@@ -33,7 +33,9 @@ scores_of = partial(random_graphs.scores_of, value="from_store")
 
 def node_scores(graph, values, **attrs):
     attrs = {"graph": json.dumps(graph.to_dict())} | attrs
-    return xr.DataArray(np.asarray(values, dtype=float), dims="writer", coords={"writer": list(graph.writers)}, attrs=attrs)
+    return xr.DataArray(
+        np.asarray(values, dtype=float), dims="writer", coords={"writer": list(graph.writers)}, attrs=attrs
+    )
 
 
 # ---- top, threshold, magnitude
@@ -46,7 +48,10 @@ def test_the_best_edges_are_those_of_a_sorted_list(graph, by, better):
     scores = scores_of(graph, seed=better, higher_is_better=better)
     values = np.random.default_rng(better).normal(size=graph.exists.shape) * (1 if better else -1)
     values = values.astype(scores.dtype)
-    key = {edge: abs(values[graph.index(edge)]) if by == "magnitude" else values[graph.index(edge)] for edge in graph.edges()}
+    key = {
+        edge: abs(values[graph.index(edge)]) if by == "magnitude" else values[graph.index(edge)]
+        for edge in graph.edges()
+    }
     best = sorted(key, key=lambda edge: -key[edge])[:40]
     found = find_circuit(scores, n_edges=40, by=by)
     assert found == Circuit.of(graph, best)
@@ -54,7 +59,9 @@ def test_the_best_edges_are_those_of_a_sorted_list(graph, by, better):
     assert find_circuit(scores, threshold=float(key[best[-1]]), by=by) == found
     assert found.attrs["ranked_by"] == by
     for edge in found.edge_list:
-        assert found.score(edge) == values[graph.index(edge)], "scores are turned so that positive supports the behaviour"
+        assert found.score(edge) == values[graph.index(edge)], (
+            "scores are turned so that positive supports the behaviour"
+        )
 
 
 def test_no_edge_all_edges_and_a_threshold_beyond_all():
@@ -69,9 +76,13 @@ def test_no_edge_all_edges_and_a_threshold_beyond_all():
 # ---- greedy
 
 
-@given(st.integers(0, 2**32), st.sampled_from(GRAPHS), st.floats(0, 1), st.sampled_from(["signed", "magnitude"]))
+@given(
+    st.integers(0, 2**32), st.sampled_from(GRAPHS), st.floats(0, 1), st.sampled_from(["signed", "magnitude"])
+)
 @settings(max_examples=12, deadline=None)
-def test_greedy_takes_the_best_edge_into_what_is_there_and_every_edge_reaches_the_logits(seed, graph, share, by):
+def test_greedy_takes_the_best_edge_into_what_is_there_and_every_edge_reaches_the_logits(
+    seed, graph, share, by
+):
     scores = scores_of(graph, seed=seed)
     n = min(int(share * graph.n_edges), 25)
     values = np.abs(scores_table(scores, graph)) if by == "magnitude" else scores_table(scores, graph)
@@ -94,7 +105,9 @@ def test_greedy_takes_the_best_edge_into_what_is_there_and_every_edge_reaches_th
 
 def scores_table(scores, graph):
     table = np.full(graph.exists.shape, np.nan)
-    table[graph.exists] = scores.values[graph.exists] if scores.dims[-1] != "edge" else scores.values.reshape(-1)
+    table[graph.exists] = (
+        scores.values[graph.exists] if scores.dims[-1] != "edge" else scores.values.reshape(-1)
+    )
     return table
 
 
@@ -112,7 +125,13 @@ def fed_by(graph, writer):
 def test_greedy_passes_by_what_is_strong_and_leads_nowhere():
     graph = Graph(PLAIN)
     values = np.zeros(graph.exists.shape)
-    for edge, score in {"input->m0": 9, "m0->a1.0<k>": 8, "a1.1->logits": 3, "input->a1.1<v>": 2, "a1.0->logits": -5}.items():
+    for edge, score in {
+        "input->m0": 9,
+        "m0->a1.0<k>": 8,
+        "a1.1->logits": 3,
+        "input->a1.1<v>": 2,
+        "a1.0->logits": -5,
+    }.items():
         values[graph.index(edge)] = score
     scores = scores_of(graph, values)
     assert find_circuit(scores, n_edges=2).n_edges == 0, "dead ends alone"
@@ -128,7 +147,9 @@ def test_a_circuit_of_nodes_is_every_edge_between_the_best_of_them():
     values = np.zeros(len(graph.writers))
     for node, score in {"input": 99, "a0.1": 3, "m1": -4, "a1.2": 2}.items():
         values[graph.writer_index[node]] = score
-    signed, size = (find_circuit(node_scores(graph, values), n_nodes=2, by=by) for by in ("signed", "magnitude"))
+    signed, size = (
+        find_circuit(node_scores(graph, values), n_nodes=2, by=by) for by in ("signed", "magnitude")
+    )
     assert signed == Circuit.of_nodes(graph, ["a0.1", "a1.2"])
     assert size == Circuit.of_nodes(graph, ["a0.1", "m1"])
     lower = find_circuit(node_scores(graph, -values, higher_is_better=0), n_nodes=2)
@@ -183,18 +204,29 @@ def test_the_smallest_faithful_size_is_found_where_faithfulness_grows(first, str
         assert found.n_requested == len(made.edges["corrupt"]) + first
         assert found.n_requested == 5 + first
     given = find_circuit(
-        scores, min_faithfulness=0.9, model=made.model, pairs=pairs, strategy=strategy, value=value, metric="logit_diff"
+        scores,
+        min_faithfulness=0.9,
+        model=made.model,
+        pairs=pairs,
+        strategy=strategy,
+        value=value,
+        metric="logit_diff",
     )
     assert given == found
 
 
 def test_what_is_asked_decides_the_size():
     made, pairs, _ = planted()
-    assert find_circuit(planted_scores(0), min_faithfulness=-1.0, model=made.model, pairs=pairs).n_requested == 1
+    assert (
+        find_circuit(planted_scores(0), min_faithfulness=-1.0, model=made.model, pairs=pairs).n_requested == 1
+    )
     with pytest.raises(CircuitError) as error:
         find_circuit(planted_scores(0), min_faithfulness=1.5, model=made.model, pairs=pairs)
     n = Graph.of(made.model).n_edges
-    assert str(error.value) == f"find_circuit: even all {n} edges do not reach min_faithfulness=1.5 on these prompts."
+    assert (
+        str(error.value)
+        == f"find_circuit: even all {n} edges do not reach min_faithfulness=1.5 on these prompts."
+    )
 
 
 # ---- what is refused
@@ -210,7 +242,10 @@ def test_ways_to_choose_that_do_not_go_together():
     scores, graph = scores_of(Graph(PLAIN)), Graph(PLAIN)
     ways = "n_edges=, threshold=, n_nodes=, min_faithfulness="
     assert refused(scores) == f"find_circuit: give exactly one of {ways}; given: none."
-    assert refused(scores, n_edges=3, n_nodes=2) == f"find_circuit: give exactly one of {ways}; given: n_edges, n_nodes."
+    assert (
+        refused(scores, n_edges=3, n_nodes=2)
+        == f"find_circuit: give exactly one of {ways}; given: n_edges, n_nodes."
+    )
     assert refused(scores, threshold=1.0, strategy="greedy") == (
         "find_circuit: a threshold says which edges, so there is nothing to grow: use n_edges= with greedy."
     )
@@ -226,7 +261,10 @@ def test_ways_to_choose_that_do_not_go_together():
 def test_counts_that_are_none(wrong):
     graph = Graph(PLAIN)
     n = graph.n_edges
-    assert refused(scores_of(graph), n_edges=wrong) == f"find_circuit: n_edges={wrong}; this graph has {n} edges."
+    assert (
+        refused(scores_of(graph), n_edges=wrong)
+        == f"find_circuit: n_edges={wrong}; this graph has {n} edges."
+    )
     nodes = node_scores(graph, np.ones(len(graph.writers)))
     assert refused(nodes, n_nodes=wrong) == f"find_circuit: n_nodes={wrong}; this graph has 6 heads and MLPs."
 
@@ -234,16 +272,24 @@ def test_counts_that_are_none(wrong):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_numbers_that_are_none(wrong):
     made, pairs, _ = planted()
-    assert refused(scores_of(Graph(PLAIN)), threshold=wrong) == f"find_circuit: threshold={wrong} is not a finite number."
+    assert (
+        refused(scores_of(Graph(PLAIN)), threshold=wrong)
+        == f"find_circuit: threshold={wrong} is not a finite number."
+    )
     how = {"min_faithfulness": wrong, "model": made.model, "pairs": pairs}
-    assert refused(planted_scores(0), **how) == f"find_circuit: min_faithfulness={wrong} is not a finite number."
+    assert (
+        refused(planted_scores(0), **how) == f"find_circuit: min_faithfulness={wrong} is not a finite number."
+    )
 
 
 def test_what_are_no_scores():
     scores, graph = scores_of(Graph(PLAIN)), Graph(PLAIN)
     make = "Make them with wb.score_edges(...); average kept axes first."
     assert refused(scores.astype(complex), n_edges=2) == "Scores are real numbers, not complex128."
-    assert refused(scores.T, n_edges=2) == f"Edge scores have dims (writer, reader), not ('reader', 'writer'). {make}"
+    assert (
+        refused(scores.T, n_edges=2)
+        == f"Edge scores have dims (writer, reader), not ('reader', 'writer'). {make}"
+    )
     whole = f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
     for part in (scores[1:], scores[::-1], scores[:, ::-1], scores.drop_vars("writer")):
         assert refused(part, n_edges=2) == whole
@@ -289,7 +335,8 @@ def test_sizes_cannot_be_searched_without_what_measures_them():
     made, pairs, _ = planted()
     scores, model = planted_scores(0), made.model
     assert (
-        refused(scores, min_faithfulness=0.9) == "find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on."
+        refused(scores, min_faithfulness=0.9)
+        == "find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on."
     )
     for other in ("llama", "native-attn-only"):
         assert refused(scores, min_faithfulness=0.9, model=model_of(other), pairs=make_pairs()) == (
@@ -303,7 +350,10 @@ def test_sizes_cannot_be_searched_without_what_measures_them():
     assert refused(own, min_faithfulness=0.9, model=model, pairs=pairs) == (
         "find_circuit: the scores were made with a metric of your own ('mine'): pass metric=."
     )
-    assert find_circuit(own, min_faithfulness=0.9, model=model, pairs=pairs, metric="logit_diff").n_requested == 5
+    assert (
+        find_circuit(own, min_faithfulness=0.9, model=model, pairs=pairs, metric="logit_diff").n_requested
+        == 5
+    )
 
 
 def test_scores_of_zeros_and_means_are_measured_with_them():
@@ -312,4 +362,7 @@ def test_scores_of_zeros_and_means_are_measured_with_them():
     found = find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs)
     assert found == find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs, value=zero())
     averaged = score_edges(model, pairs, value=mean(clean))
-    assert find_circuit(averaged, min_faithfulness=0.5, model=model, pairs=pairs, value=mean(clean)).n_requested > 0
+    assert (
+        find_circuit(averaged, min_faithfulness=0.5, model=model, pairs=pairs, value=mean(clean)).n_requested
+        > 0
+    )

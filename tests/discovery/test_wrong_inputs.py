@@ -13,7 +13,9 @@ def test_every_wrong_input_is_refused_with_a_message():
         "TQDM_DISABLE": "1",
         "PYTHONPATH": os.pathsep.join((str(script.parents[2]), os.environ.get("PYTHONPATH", ""))),
     }
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) > 250

@@ -61,7 +61,12 @@ def stores_of(model, ids, pairs):
 
 def value_of(name, model, pairs):
     clean, corrupt = stores_of(model, pairs.clean.ids, pairs)
-    return {"from_store": from_store(corrupt), "zero": zero(), "mean": mean(clean), "resample": resample(clean, seed=2)}[name]
+    return {
+        "from_store": from_store(corrupt),
+        "zero": zero(),
+        "mean": mean(clean),
+        "resample": resample(clean, seed=2),
+    }[name]
 
 
 def masks_of(graph, densities=DENSITIES, *, seed=0, pruned=False):
@@ -87,7 +92,9 @@ def walked_logits(model, graph, keep, bound):
 def far(got, expected, prompts, start=0):
     """The largest difference of two tables of logits at real tokens, in units of the largest logit or of 1."""
     real = (torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None])[:, start:]
-    return max_difference(got[:, real], expected[:, :, start:][:, real]) / max(1.0, float(expected.abs().max()))
+    return max_difference(got[:, real], expected[:, :, start:][:, real]) / max(
+        1.0, float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("family", ON_WALK)
@@ -164,12 +171,16 @@ def test_weights_of_edges_have_the_gradient_of_hooks_and_of_finite_differences(f
     runs = Circuits(model, graph, pairs, value=value, metric=metric("logit_diff"))
     (batch,) = runs.batches()
     random = np.random.default_rng(1)
-    keep = torch.from_numpy(graph.exists * random.uniform(0.1, 0.9, (2, *graph.exists.shape))).requires_grad_()
+    keep = torch.from_numpy(
+        graph.exists * random.uniform(0.1, 0.9, (2, *graph.exists.shape))
+    ).requires_grad_()
     weight = torch.tensor(random.standard_normal((2, len(pairs))))
 
     fast = runs.soft(keep, batch)
     (slope,) = torch.autograd.grad((fast * weight).sum(), keep)
-    on_hooks = torch.stack([batch.hooked(runs.metric, each) for each in circuit_logits(model, graph, keep, batch.bound)])
+    on_hooks = torch.stack(
+        [batch.hooked(runs.metric, each) for each in circuit_logits(model, graph, keep, batch.bound)]
+    )
     (expected,) = torch.autograd.grad((on_hooks * weight).sum(), keep)
     assert max_difference(fast, on_hooks) < 1e-9
     exists = torch.from_numpy(graph.exists).expand_as(slope)
@@ -206,7 +217,10 @@ def test_circuits_of_all_neurons_of_mlps_are_circuits_of_those_mlps(family, laye
     model, pairs = model_of(family, torch.float64), named_pairs()
     values = ["from_store", "mean", *(["zero"] if family in ("llama", "qwen2") else [])]
     for positions in (None, (2, "S")):
-        graph, fine = Graph.of(model, positions=positions), Graph.of(model, positions=positions, neurons=layers)
+        graph, fine = (
+            Graph.of(model, positions=positions),
+            Graph.of(model, positions=positions, neurons=layers),
+        )
         masks = masks_of(graph, [0.0, 0.5, 0.8, 1.0], seed=3)
         for name in values:
             bound = value_of(name, model, pairs).bind(model, pairs.clean, pairs.corrupt)
@@ -226,7 +240,9 @@ def test_an_edge_of_a_neuron_taken_out_alone_is_its_path_effect(family):
         mask = graph.exists.copy()
         mask[graph.index(edge)] = False
         sender, receiver = edge.split("->")
-        path = path_effects(model, pairs, senders=[sender], receivers=[receiver], value=value, mlps="frozen")[:, 0, 0]
+        path = path_effects(model, pairs, senders=[sender], receivers=[receiver], value=value, mlps="frozen")[
+            :, 0, 0
+        ]
         assert max_difference(runs.measure(mask[None])[0] - runs.full, path) < 1e-9, edge
         found.append(float(abs(path).max()))
     assert sum(size > 1e-7 for size in found) >= 3, "neurons that are off change nothing"
@@ -295,7 +311,8 @@ def spread(logits):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "native-attn-only"])
 @pytest.mark.parametrize(
-    "name", ["logit_diff", "prob_diff", "kl", "nll", "rank", "all", "sequence_logprob", "sequence_logprob_diff"]
+    "name",
+    ["logit_diff", "prob_diff", "kl", "nll", "rank", "all", "sequence_logprob", "sequence_logprob_diff"],
 )
 def test_metrics_of_the_walk_equal_those_of_hooks(family, name, monkeypatch):
     model, pairs = model_of(family, torch.float64), named_pairs((6, 6, 6, 6) if name == "all" else LENGTHS)
@@ -326,7 +343,11 @@ def test_the_ends_of_answers_of_several_tokens_are_those_answers_behind_either_p
     model = model_of("gpt2", torch.float64)
     pairs = several_tokens(make_pairs((5, 5, 5)))
     runs = Circuits(
-        model, Graph.of(model), pairs, value=value_of("from_store", model, pairs), metric=metric("sequence_logprob_diff")
+        model,
+        Graph.of(model),
+        pairs,
+        value=value_of("from_store", model, pairs),
+        metric=metric("sequence_logprob_diff"),
     )
     empty, full = runs.measure(masks_of(runs.graph, [0.0, 1.0]))
 
@@ -355,7 +376,9 @@ def test_the_ends_of_answers_of_several_tokens_are_those_answers_behind_either_p
 def test_gemma_ends_are_the_clean_and_the_corrupt_run():
     model, graph = model_of("gemma2"), Graph.of(model_of("gemma2"))
     pairs, _, corrupt = pairs_and_stores("gemma2", (4, 6, 5))
-    logits = run_circuits(model, masks_of(graph, [0.0, 1.0]), from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(
+        model, masks_of(graph, [0.0, 1.0]), from_store(corrupt).bind(model, pairs.clean, pairs.corrupt)
+    )
     with torch.no_grad():
         ends = torch.stack([model(side.tokens) for side in (pairs.corrupt, pairs.clean)])
     assert far(logits, ends, pairs.clean) < 1e-5
@@ -370,7 +393,10 @@ def test_gemma_ends_are_the_clean_and_the_corrupt_run():
 @pytest.mark.parametrize("reader", ["m1", "logits", "a1.2<q>", "a1.1<k>", "a1.0<v>"])
 def test_edges_of_gemma_taken_out_are_what_hand_written_hooks_say(cut, reader):
     """What the heads of a layer write is normed as a sum: the change is that of the normed sum."""
-    model, (pairs, _, corrupt) = model_of("gemma2", torch.float64), pairs_and_stores("gemma2", dtype=torch.float64)
+    model, (pairs, _, corrupt) = (
+        model_of("gemma2", torch.float64),
+        pairs_and_stores("gemma2", dtype=torch.float64),
+    )
     graph, tokens = Graph.of(model), pairs.clean.tokens
     z_hook = "blocks.0.attn.hook_z"
     z, z_other = (asked(model, side.tokens, {}, z_hook).clone() for side in (pairs.clean, pairs.corrupt))
@@ -379,14 +405,18 @@ def test_edges_of_gemma_taken_out_are_what_hand_written_hooks_say(cut, reader):
     new_z[:, :, heads] = z_other[:, :, heads]
 
     def added_by_attention(z):
-        inside, outside = (asked(model, tokens, {z_hook: z}, f"blocks.0.{at}") for at in ("hook_resid_pre", "ln2.hook_in"))
+        inside, outside = (
+            asked(model, tokens, {z_hook: z}, f"blocks.0.{at}") for at in ("hook_resid_pre", "ln2.hook_in")
+        )
         return outside - inside
 
     change = added_by_attention(new_z) - added_by_attention(z)
     for name, hook in (("m0", "blocks.0.hook_mlp_out"), ("input", "blocks.0.hook_resid_pre")):
         if name in cut:
             change = change + asked(model, pairs.corrupt.tokens, {}, hook) - asked(model, tokens, {}, hook)
-    entry = {"m1": "blocks.1.ln2.hook_in", "logits": "ln_final.hook_in"}.get(reader, "blocks.1.hook_resid_pre")
+    entry = {"m1": "blocks.1.ln2.hook_in", "logits": "ln_final.hook_in"}.get(
+        reader, "blocks.1.hook_resid_pre"
+    )
     moved = {entry: asked(model, tokens, {}, entry) + change}
     if reader.startswith("a"):
         port, head = f"blocks.1.attn.hook_{reader[-2]}", int(reader[3])
@@ -425,20 +455,30 @@ def test_neurons_on_hooks_and_unknown_positions_are_refused():
     )
     graph = Graph.of(model_of("gpt2"), positions=["S2"])
     with pytest.raises(UnknownName) as unknown:
-        Circuits(model_of("gpt2"), graph, pairs, value=zero(), metric=metric("logit_diff")).measure(graph.exists[None])
+        Circuits(model_of("gpt2"), graph, pairs, value=zero(), metric=metric("logit_diff")).measure(
+            graph.exists[None]
+        )
     assert str(unknown.value) == "There is no named position 'S2'. Known: END."
 
 
 def test_models_whose_parts_do_not_add_up_are_refused_before_anything_runs():
     with pytest.raises(ModelError, match=r"^Block 0 does not add the plain sum of its heads"):
-        Circuits(model_of("granite"), Graph.of(model_of("granite")), make_pairs(), value=zero(), metric=metric("logit_diff"))
+        Circuits(
+            model_of("granite"),
+            Graph.of(model_of("granite")),
+            make_pairs(),
+            value=zero(),
+            metric=metric("logit_diff"),
+        )
 
 
 def test_train_mode_is_refused():
     model = build("native").train()
     with pytest.raises(ModelError) as error:
         untyped(Circuits)(model, Graph.of(model), make_pairs(), value=zero(), metric=metric("logit_diff"))
-    assert str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    assert (
+        str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    )
 
 
 def test_logit_difference_by_hand_is_the_metric():

@@ -9,7 +9,18 @@ from itertools import combinations
 import pytest
 import torch
 import transformers
-from families import D_HEAD, D_MODEL, D_VOCAB, NATIVES, build, make_pairs, max_difference, model_of, native, pairs_and_stores
+from families import (
+    D_HEAD,
+    D_MODEL,
+    D_VOCAB,
+    NATIVES,
+    build,
+    make_pairs,
+    max_difference,
+    model_of,
+    native,
+    pairs_and_stores,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
@@ -54,7 +65,10 @@ def kinds_of(model):
 
 
 METRICS = {name: name for name in ("logit_diff", "kl", "nll")}
-METRICS |= {"all": lambda logits: logits.std((1, 2)), "END": metric(lambda logits: logits[:, 3] * logits[:, 7], positions="END")}
+METRICS |= {
+    "all": lambda logits: logits.std((1, 2)),
+    "END": metric(lambda logits: logits[:, 3] * logits[:, 7], positions="END"),
+}
 VALUES = {
     "from_store": lambda own, other, vector: from_store(other),
     "from_store(own)": lambda own, other, vector: from_store(own, allow_self=True),
@@ -69,7 +83,9 @@ VALUES = {
     "constant number": lambda own, other, vector: constant(0.3),
     "constant vector": lambda own, other, vector: constant(vector),
     "add vector": lambda own, other, vector: add(vector),
-    "project vectors": lambda own, other, vector: project(torch.stack([vector, vector.flip(0)], 1), from_store(other)),
+    "project vectors": lambda own, other, vector: project(
+        torch.stack([vector, vector.flip(0)], 1), from_store(other)
+    ),
     "project vector": lambda own, other, vector: project(vector, zero()),
 }
 STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -87,20 +103,31 @@ def fits(kind, value, width):
 def prompts_of(draw, *, one_length):
     """The (rows of tokens, named positions) of 1 to 4 clean and corrupt prompts; END may lie before the last token."""
     n, length, token = draw(st.integers(1, 4)), st.integers(1, 9), st.integers(0, D_VOCAB - 1)
-    lengths = [draw(length)] * n if one_length or draw(st.booleans()) else draw(st.lists(length, min_size=n, max_size=n))
+    lengths = (
+        [draw(length)] * n
+        if one_length or draw(st.booleans())
+        else draw(st.lists(length, min_size=n, max_size=n))
+    )
     clean = [draw(st.lists(token, min_size=size, max_size=size)) for size in lengths]
     if one_length or draw(st.integers(0, 3)):
         corrupt = [[draw(st.just(old) | token) for old in row] for row in clean]
     else:
         corrupt = draw(st.lists(st.lists(token, min_size=1, max_size=9), min_size=n, max_size=n))
     places = st.fixed_dictionaries({"X": st.integers(0, 8)}, optional={"END": st.integers(0, 8)})
-    names = [[{name: at for name, at in draw(places).items() if at < len(row)} for row in rows] for rows in (clean, corrupt)]
-    return [(rows, [{"X": 0} | given[0], *given[1:]]) for rows, given in zip((clean, corrupt), names, strict=True)]
+    names = [
+        [{name: at for name, at in draw(places).items() if at < len(row)} for row in rows]
+        for rows in (clean, corrupt)
+    ]
+    return [
+        (rows, [{"X": 0} | given[0], *given[1:]]) for rows, given in zip((clean, corrupt), names, strict=True)
+    ]
 
 
 def pairs_of(*sides):
     answers = torch.tensor([[[sum(row) % D_VOCAB]] for row in sides[0][0]])
-    return PromptPairs(*(Prompts.of(rows, positions=names) for rows, names in sides), answers, (answers + 1) % D_VOCAB)
+    return PromptPairs(
+        *(Prompts.of(rows, positions=names) for rows, names in sides), answers, (answers + 1) % D_VOCAB
+    )
 
 
 @st.composite
@@ -118,7 +145,9 @@ def sites_of(draw, shape, kinds, places):
 def calls(draw):
     """(family, dtype), prompts, elements, (value, width), metric and base of a call of `effects`."""
     family, dtype = draw(st.sampled_from(CLAIMED)), draw(st.sampled_from([torch.float32, torch.float64]))
-    measure, value, base = (draw(st.sampled_from(each)) for each in (list(METRICS), list(VALUES), ("clean", "corrupt")))
+    measure, value, base = (
+        draw(st.sampled_from(each)) for each in (list(METRICS), list(VALUES), ("clean", "corrupt"))
+    )
     prompts = draw(prompts_of(one_length=measure == "all"))
     width = draw(st.sampled_from(list(WIDTHS)))
     kinds = [kind for kind in kinds_of(model_of(family)) if fits(kind, value, width)]
@@ -157,7 +186,11 @@ def test_any_edit_has_the_effect_that_it_has_on_hooks(call):
 
 def test_a_value_that_does_not_fit_is_refused_where_nothing_would_be_run_too():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    for site, value in (("z[1.2]@0", constant(torch.zeros(7))), ("pattern[1]@0", mean(corrupt)), ("z[1.2]@0", add(torch.nan))):
+    for site, value in (
+        ("z[1.2]@0", constant(torch.zeros(7))),
+        ("pattern[1]@0", mean(corrupt)),
+        ("z[1.2]@0", add(torch.nan)),
+    ):
         for make in (on_hooks, effects):
             with pytest.raises(EditError):
                 make(model, pairs, sites=site, value=value)
@@ -194,7 +227,9 @@ def bridged(kind, settings, **more):
     name = f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return noisy(build_bridge_from_module(getattr(transformers, name)(config), name, hf_config=config).eval())
+        return noisy(
+            build_bridge_from_module(getattr(transformers, name)(config), name, hf_config=config).eval()
+        )
 
 
 def changed(change):
@@ -226,9 +261,18 @@ REFUSED = {
     "capped scores": (lambda: native(attn_scores_soft_cap=5.0), "it caps scores or logits softly"),
     "capped logits": (lambda: native(output_logits_soft_cap=5.0), "it caps scores or logits softly"),
     "not causal": (lambda: native(attention_dir="bidirectional"), "its attention is not causal"),
-    "folded": (lambda: changed(lambda model: model.enable_compatibility_mode()), "its weights are folded (compatibility mode)"),
-    "hooked": (lambda: changed(lambda model: model.add_hook(*HALVED)), "hooks are installed on it (embed.hook_out, hook_embed)"),
-    "windowed": (lambda: mistral(sliding_window=5), "a prompt of 6 tokens is longer than its sliding window of 5"),
+    "folded": (
+        lambda: changed(lambda model: model.enable_compatibility_mode()),
+        "its weights are folded (compatibility mode)",
+    ),
+    "hooked": (
+        lambda: changed(lambda model: model.add_hook(*HALVED)),
+        "hooks are installed on it (embed.hook_out, hook_embed)",
+    ),
+    "windowed": (
+        lambda: mistral(sliding_window=5),
+        "a prompt of 6 tokens is longer than its sliding window of 5",
+    ),
 }
 
 
@@ -237,8 +281,18 @@ def one_of_each(model):
     shape, sites = Shape.of(model), []
     for kind in kinds_of(model):
         layer = {"layer": 0} if KINDS[kind].per_layer else {}
-        unit = {} if not KINDS[kind].unit else {"neuron": 5} if KINDS[kind].unit == "neuron" else {"head": shape.n_kv_heads - 1}
-        sites += [Site(kind, **layer), Site(kind, **layer, **unit, pos=1), Site(kind, **layer, **unit, pos="END")]
+        unit = (
+            {}
+            if not KINDS[kind].unit
+            else {"neuron": 5}
+            if KINDS[kind].unit == "neuron"
+            else {"head": shape.n_kv_heads - 1}
+        )
+        sites += [
+            Site(kind, **layer),
+            Site(kind, **layer, **unit, pos=1),
+            Site(kind, **layer, **unit, pos="END"),
+        ]
     return sites
 
 
@@ -260,7 +314,9 @@ def test_what_the_fast_engine_does_not_claim_runs_on_hooks_and_the_plan_says_why
     got = effects(model, pairs, sites=sites, value=value)
     assert got.attrs["engine"] == "reference"
     assert max_difference(got, on_hooks(model, pairs, sites=sites, value=value)) == 0
-    plan = explain_effects(Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, value)
+    plan = explain_effects(
+        Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, value
+    )
     assert (plan.path, plan.why) == ("reference", f"the model runs on hooks because {reason}")
 
 
@@ -280,9 +336,15 @@ def with_layer(decoder, **parts):
 
 
 DAMAGE = {
-    "mlp_out": ("gpt2", lambda decoder: with_layer(decoder, mlp_out=bent(decoder.layers[1].mlp_out, "weight"))),
+    "mlp_out": (
+        "gpt2",
+        lambda decoder: with_layer(decoder, mlp_out=bent(decoder.layers[1].mlp_out, "weight")),
+    ),
     "q": ("gpt2", lambda decoder: with_layer(decoder, q=bent(decoder.layers[1].q, "weight"))),
-    "final norm": ("native", lambda decoder: replace(decoder, final_norm=lambda x: 1.01 * decoder.final_norm(x))),
+    "final norm": (
+        "native",
+        lambda decoder: replace(decoder, final_norm=lambda x: 1.01 * decoder.final_norm(x)),
+    ),
     "rotary": ("llama", lambda decoder: replace(decoder, rotary=bent(decoder.rotary, "sin"))),
     "rotary NaN": ("llama", lambda decoder: replace(decoder, rotary=bent(decoder.rotary, "sin", torch.nan))),
     "not even runnable": ("neox", lambda decoder: with_layer(decoder, v=decoder.unembed)),
@@ -298,11 +360,11 @@ def test_a_family_that_is_read_wrongly_is_caught_at_first_use_and_stays_on_hooks
     with pytest.warns(UserWarning, match="^The fast engine ") as caught:
         first = effects(model, pairs, **asked)
     kinds, name, number = "|".join(kinds_of(model)), type(model.original_model).__name__, r"(nan|\d[\d.e+-]*)"
-    differs = (
-        rf"and the reference disagree on {name}: after an edit of ({kinds}) \(\2.*\) logits of size {number} differ by {number}\."
-    )
+    differs = rf"and the reference disagree on {name}: after an edit of ({kinds}) \(\2.*\) logits of size {number} differ by {number}\."
     fails = rf"cannot run {name}: RuntimeError: .*\."
-    said = rf"The fast engine ({differs}|{fails}) The reference path is used for this model: exact, and slower\."
+    said = (
+        rf"The fast engine ({differs}|{fails}) The reference path is used for this model: exact, and slower\."
+    )
     assert len(caught) == 1
     assert re.fullmatch(said, str(caught[0].message), re.DOTALL)
     with warnings.catch_warnings(action="error"):
@@ -326,7 +388,15 @@ def test_weights_that_change_after_the_first_use_are_seen(family, replaced):
     assert max_difference(after, expected) < 1e-5 < 1e-2 < max_difference(after, before)
 
 
-SWEPT = ["embed", "resid_pre[1]@2", "z[0.1]", "z[1.3]@END", ("k[0.1]@2", "mlp_out[1]"), "pattern[1.2]@END<-1", "mlp_post[0:7]"]
+SWEPT = [
+    "embed",
+    "resid_pre[1]@2",
+    "z[0.1]",
+    "z[1.3]@END",
+    ("k[0.1]@2", "mlp_out[1]"),
+    "pattern[1.2]@END<-1",
+    "mlp_post[0:7]",
+]
 SWEPT += [("embed@0", "z[1.0]")]  # the first of them writes what is there
 
 
@@ -366,13 +436,18 @@ def test_what_provably_changes_nothing_is_not_run(kind):
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2", (6, 6, 4))
     sites = [Site(kind, layer, pos=pos) for layer in (0, 1) for pos in range(6)]
     cost = explain_effects(
-        Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, from_store(corrupt)
+        Runs(model, pairs, "clean", metric("logit_diff")),
+        expand(model, pairs, "logit_diff"),
+        sites,
+        from_store(corrupt),
     ).cost
     # The prompts differ at position 2 alone: before block 0 only that place carries a difference, behind its attention all
     # later ones do, and behind that of block 1 only the last one is read. Of 12 cells of an example 5, 5 and 3 are run.
     assert (cost.runs, cost.skipped) == (13, 36 - 13)
     assert cost.walks == 2, "one of the unedited run, one of the others"
-    for cells, length in zip(effects(model, pairs, sites=sites, value=from_store(corrupt)).values, (6, 6, 4), strict=True):
+    for cells, length in zip(
+        effects(model, pairs, sites=sites, value=from_store(corrupt)).values, (6, 6, 4), strict=True
+    ):
         later = range(2, length)
         ran = [2, *(6 + pos for pos in later)] if kind == "resid_pre" else [*later, 6 + length - 1]
         assert torch.from_numpy(cells).nan_to_num().nonzero().flatten().tolist() == ran
@@ -382,7 +457,9 @@ def test_what_provably_changes_nothing_is_not_run(kind):
 def test_the_plan_adds_up_the_work_of_its_walks():
     model, pairs = model_of("gpt2"), make_pairs((6, 6))
     runs = Runs(model, pairs, "clean", metric("logit_diff"), 2**20)
-    plan = explain_effects(runs, expand(model, pairs, "logit_diff"), ["resid_post[1]@END", "mlp_out[1]@0"], zero())
+    plan = explain_effects(
+        runs, expand(model, pairs, "logit_diff"), ["resid_post[1]@END", "mlp_out[1]@0"], zero()
+    )
     # The stream after the last block costs nothing to change, and position 0 there is never read.
     block, scores = 2 * (4 * 32 * 32 + 2 * 32 * 128), 4 * 32 * 6
     assert (plan.cost.runs, plan.cost.skipped, plan.cost.flops) == (2, 2, 2 * 6 * 2 * (block + scores))
@@ -402,8 +479,14 @@ def test_an_edit_that_writes_what_is_there_is_exactly_zero(together, value):
     pairs = make_pairs((4, 6, 5))
     for model in map(model_of, CLAIMED):
         _, store = capture_pairs(model, pairs, sites=kinds_of(model))
-        sites = [("z[0.0]", "z[1.1]@END"), ("embed", "resid_pre[1]@1", "v[1.0]")] if together else one_of_each(model)
-        effect = effects(model, pairs, sites=sites, value=VALUES[value](store, None, None), metric="kl", base="corrupt")
+        sites = (
+            [("z[0.0]", "z[1.1]@END"), ("embed", "resid_pre[1]@1", "v[1.0]")]
+            if together
+            else one_of_each(model)
+        )
+        effect = effects(
+            model, pairs, sites=sites, value=VALUES[value](store, None, None), metric="kl", base="corrupt"
+        )
         assert [str(site) for site in effect.site.values[(effect != 0).any("example")]] == []
 
 
@@ -433,9 +516,14 @@ BIG = {
 @pytest.mark.parametrize("name", BIG)
 def test_a_sweep_stays_within_its_budget(name, budget):
     kind, where, measure, lengths = BIG[name]
-    model, pairs = bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000), make_pairs(lengths * (64 // len(lengths)))
+    model, pairs = (
+        bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000),
+        make_pairs(lengths * (64 // len(lengths))),
+    )
     runs = Runs(model, pairs, "clean", metric(measure), budget)
-    elements, _, _, bound = asking._asked(runs, expand(model, pairs, measure), grid(kind, model, **where), zero())
+    elements, _, _, bound = asking._asked(
+        runs, expand(model, pairs, measure), grid(kind, model, **where), zero()
+    )
     sweep, _ = asking._sweep(runs, elements, bound)
     assert sweep.engine == "staircase"
     assert sweep.cost().walks > 2, "more than the unedited run and one chunk"
@@ -444,7 +532,10 @@ def test_a_sweep_stays_within_its_budget(name, budget):
 
 def test_a_bfloat16_model_is_fast_and_a_float32_readout_brings_it_nearer_to_float32():
     model, exact = build("gpt2", dtype=torch.bfloat16), build("gpt2", dtype=torch.bfloat16).to(torch.float32)
-    pairs, asked = make_pairs((9,) * 64), {"sites": grid("mlp_out", model, layer=1), "value": scale(0.5), "metric": "nll"}
+    pairs, asked = (
+        make_pairs((9,) * 64),
+        {"sites": grid("mlp_out", model, layer=1), "value": scale(0.5), "metric": "nll"},
+    )
     expected = effects(exact, pairs, **asked)
     plain, wide = (effects(model, pairs, **asked, readout=dtype) for dtype in (None, torch.float32))
     assert plain.attrs["engine"] == wide.attrs["engine"] == "staircase"

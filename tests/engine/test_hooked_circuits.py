@@ -62,7 +62,9 @@ def plain_outputs(model: Any, tokens: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def slow_circuit_logits(model: Any, tokens: Tensor, circuit: np.ndarray, other: Mapping[str, Tensor]) -> Tensor:
+def slow_circuit_logits(
+    model: Any, tokens: Tensor, circuit: np.ndarray, other: Mapping[str, Tensor]
+) -> Tensor:
     """[example, pos, vocab] of one circuit; `other` is every writer's other output."""
     graph = Graph.of(model)
     shape = graph.shape
@@ -80,9 +82,16 @@ def slow_circuit_logits(model: Any, tokens: Tensor, circuit: np.ndarray, other: 
         ports = {}
         for port, heads in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
             hook = f"blocks.{layer}.attn.hook_{port}"
-            inputs = [{f"blocks.{layer}.hook_resid_pre": seen_by(f"a{layer}.{head}<{port}>")} for head in range(heads)]
-            ports[hook] = torch.stack([asked(model, tokens, write, hook)[:, :, head] for head, write in enumerate(inputs)], 2)
-        outputs, bias = head_outputs(model, tokens, layer, asked(model, tokens, ports, f"blocks.{layer}.attn.hook_z"))
+            inputs = [
+                {f"blocks.{layer}.hook_resid_pre": seen_by(f"a{layer}.{head}<{port}>")}
+                for head in range(heads)
+            ]
+            ports[hook] = torch.stack(
+                [asked(model, tokens, write, hook)[:, :, head] for head, write in enumerate(inputs)], 2
+            )
+        outputs, bias = head_outputs(
+            model, tokens, layer, asked(model, tokens, ports, f"blocks.{layer}.attn.hook_z")
+        )
         written |= {f"a{layer}.{head}": output for head, output in enumerate(outputs)}
         if not shape.attn_only:
             biases = biases if shape.parallel else biases + bias
@@ -90,7 +99,9 @@ def slow_circuit_logits(model: Any, tokens: Tensor, circuit: np.ndarray, other: 
             write = {f"blocks.{layer}.{entry}": seen_by(f"m{layer}")}
             written[f"m{layer}"] = asked(model, tokens, write, f"blocks.{layer}.hook_mlp_out")
         biases = biases + bias if shape.parallel or shape.attn_only else biases
-    return asked(model, tokens, {f"blocks.{shape.n_layers - 1}.hook_resid_post": seen_by("logits")}, "unembed.hook_out")
+    return asked(
+        model, tokens, {f"blocks.{shape.n_layers - 1}.hook_resid_post": seen_by("logits")}, "unembed.hook_out"
+    )
 
 
 # ---- the tests
@@ -123,7 +134,10 @@ def test_random_circuits_equal_a_loop_over_their_edges(family, value):
         made, other = zero(), dict.fromkeys(graph.writers, torch.zeros(3, 6, 32))
     else:
         made = mean(clean)
-        other = {name: output.mean((0, 1)).expand(3, 6, 32) for name, output in plain_outputs(model, tokens).items()}
+        other = {
+            name: output.mean((0, 1)).expand(3, 6, 32)
+            for name, output in plain_outputs(model, tokens).items()
+        }
     masks = random_circuits(graph, 2, seed=len(family))
     logits = run_circuits(model, masks, made.bind(model, pairs.clean, pairs.corrupt))
     for circuit, got in zip(masks, logits, strict=True):
@@ -207,7 +221,9 @@ def test_examples_of_mixed_length_equal_each_alone(family):
 def test_the_clean_run_as_the_other_value_changes_nothing(family):
     model, (pairs, clean, _) = model_of(family), pairs_and_stores(family)
     masks = random_circuits(Graph.of(model), 2)
-    logits = run_circuits(model, masks, from_store(clean, allow_self=True).bind(model, pairs.clean, pairs.corrupt))
+    logits = run_circuits(
+        model, masks, from_store(clean, allow_self=True).bind(model, pairs.clean, pairs.corrupt)
+    )
     with torch.no_grad():
         plain = model(pairs.clean.tokens)
     assert max(max_difference(each, plain) for each in logits) < 1e-5
@@ -251,5 +267,9 @@ def test_a_circuit_run_leaves_the_model_as_it_was():
     _, corrupt = capture_pairs(model, pairs)
     with torch.no_grad():
         before = model(pairs.clean.tokens)
-        run_circuits(model, random_circuits(Graph.of(model), 1), from_store(corrupt).bind(model, pairs.clean, pairs.corrupt))
+        run_circuits(
+            model,
+            random_circuits(Graph.of(model), 1),
+            from_store(corrupt).bind(model, pairs.clean, pairs.corrupt),
+        )
         assert torch.equal(model(pairs.clean.tokens), before)

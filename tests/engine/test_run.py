@@ -34,7 +34,9 @@ def test_what_is_recorded_is_what_transformer_lens_caches(family):
     model, prompts = model_of(family), make_pairs().clean
     shape = Shape.of(model)
     kinds = [kind for kind in KINDS if not shape.lacks(KINDS[kind])]
-    sites = [Site(kind, layer) for kind in kinds for layer in (range(2) if KINDS[kind].per_layer else (None,))]
+    sites = [
+        Site(kind, layer) for kind in kinds for layer in (range(2) if KINDS[kind].per_layer else (None,))
+    ]
     recorded = run(model, prompts, record=sites).recorded
     with torch.no_grad():
         logits, cache = model.run_with_cache(prompts.tokens)
@@ -44,14 +46,30 @@ def test_what_is_recorded_is_what_transformer_lens_caches(family):
             assert torch.equal(value, logits)
         elif site.kind == "resid_mid":
             assert (
-                max_difference(value, cache[f"blocks.{site.layer}.hook_resid_pre"] + cache[f"blocks.{site.layer}.hook_attn_out"])
+                max_difference(
+                    value,
+                    cache[f"blocks.{site.layer}.hook_resid_pre"]
+                    + cache[f"blocks.{site.layer}.hook_attn_out"],
+                )
                 < 1e-5
             )
         else:
             assert torch.equal(value, cache[site.hook]), str(site)
         axes = KINDS[site.kind].axes
-        sizes = {"example": 3, "pos": 6, "query_pos": 6, "key_pos": 6, "head": shape.n_heads, "kv_head": shape.n_kv_heads}
-        sizes |= {"d_model": shape.d_model, "d_head": shape.d_head, "neuron": shape.d_mlp, "vocab": shape.d_vocab}
+        sizes = {
+            "example": 3,
+            "pos": 6,
+            "query_pos": 6,
+            "key_pos": 6,
+            "head": shape.n_heads,
+            "kv_head": shape.n_kv_heads,
+        }
+        sizes |= {
+            "d_model": shape.d_model,
+            "d_head": shape.d_head,
+            "neuron": shape.d_mlp,
+            "vocab": shape.d_vocab,
+        }
         assert tuple(value.shape) == tuple(sizes[axis] for axis in axes), str(site)
 
 
@@ -59,7 +77,17 @@ def test_what_is_recorded_is_what_transformer_lens_caches(family):
 def test_an_edit_equals_a_hook_installed_by_hand(family):
     model, prompts = model_of(family), make_pairs().clean
     shape = Shape.of(model)
-    sites = ["embed", "resid_pre[1]", "resid_post[0]", "attn_out[0]", "q[1.2]", "k[1.1]", "v[0.0]", "z[1.3]", "pattern[0.1]"]
+    sites = [
+        "embed",
+        "resid_pre[1]",
+        "resid_post[0]",
+        "attn_out[0]",
+        "q[1.2]",
+        "k[1.1]",
+        "v[0.0]",
+        "z[1.3]",
+        "pattern[0.1]",
+    ]
     sites += [] if shape.attn_only else ["mlp_out[0]", "mlp_pre[1:3]", "mlp_post[0:5]"]
     for text in sites:
         site = Site.parse(text)
@@ -68,7 +96,8 @@ def test_an_edit_equals_a_hook_installed_by_hand(family):
             value = value.clone()
             axes = KINDS[site.kind].axes
             index = tuple(
-                site.unit if axis in ("head", "kv_head", "neuron") and site.unit is not None else slice(None) for axis in axes
+                site.unit if axis in ("head", "kv_head", "neuron") and site.unit is not None else slice(None)
+                for axis in axes
             )
             value[index] = value[index] * 0.5
             return value
@@ -100,15 +129,23 @@ def test_a_tuple_of_sites_takes_one_value():
 def test_what_is_recorded_is_the_value_after_the_edits():
     model, prompts = model_of("gpt2"), make_pairs().clean
     recorded = run(
-        model, prompts, edits={"z[0.1]": constant(2.0)}, record=["z[0]", "attn_out[0]", "resid_mid[0]", "resid_pre[0]"]
+        model,
+        prompts,
+        edits={"z[0.1]": constant(2.0)},
+        record=["z[0]", "attn_out[0]", "resid_mid[0]", "resid_pre[0]"],
     ).recorded
     assert (recorded["z", 0][:, :, 1] == 2).all()
     assert max_difference(recorded["resid_mid", 0], recorded["resid_pre", 0] + recorded["attn_out", 0]) < 1e-6
     later = run(
-        model, prompts, edits={"resid_mid[0]": constant(1.0)}, record=["resid_mid[0]", "resid_pre[1]", "mlp_out[0]"]
+        model,
+        prompts,
+        edits={"resid_mid[0]": constant(1.0)},
+        record=["resid_mid[0]", "resid_pre[1]", "mlp_out[0]"],
     ).recorded
     assert max_difference(later["resid_mid", 0], torch.ones(3, 6, 32)) < 1e-5
-    assert max_difference(later["resid_pre", 1], 1 + later["mlp_out", 0]) < 1e-5, "both the MLP and the stream see the edit"
+    assert max_difference(later["resid_pre", 1], 1 + later["mlp_out", 0]) < 1e-5, (
+        "both the MLP and the stream see the edit"
+    )
 
 
 def test_an_edit_whose_hook_does_not_fire_is_an_error():
@@ -131,7 +168,10 @@ def test_a_change_of_shape_is_an_error():
     model, prompts = model_of("gpt2"), make_pairs().clean
     with pytest.raises(EditError) as error:
         forward(model, prompts.tokens, writes=[Write("z", 0, lambda value: value[:, :, :3])])
-    assert str(error.value) == "An edit at blocks.0.attn.hook_z returned shape (3, 6, 3, 8) for an activation of (3, 6, 4, 8)."
+    assert (
+        str(error.value)
+        == "An edit at blocks.0.attn.hook_z returned shape (3, 6, 3, 8) for an activation of (3, 6, 4, 8)."
+    )
 
 
 def test_train_mode_is_refused_also_for_native_models_which_start_in_it():
@@ -139,7 +179,10 @@ def test_train_mode_is_refused_also_for_native_models_which_start_in_it():
         model.train()
         with pytest.raises(ModelError) as error:
             run(model, [[1, 2, 3]])
-        assert str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+        assert (
+            str(error.value)
+            == "The model is in train mode, so its numbers are random. Call model.eval() first."
+        )
 
 
 def test_tokens_may_be_lists_tensors_or_prompts():

@@ -22,9 +22,9 @@ MIXED = (4, 6, 5)
 def after(model, prompts, site, value, *, other=None):
     """The whole activation of the site's kind and layer in the edited run."""
     site = Site.parse(site)
-    return run(model, prompts, edits={site: value}, record=[Site(site.kind, site.layer)], other=other).recorded[
-        site.kind, site.layer
-    ]
+    return run(
+        model, prompts, edits={site: value}, record=[Site(site.kind, site.layer)], other=other
+    ).recorded[site.kind, site.layer]
 
 
 def before(model, prompts, kind, layer):
@@ -87,12 +87,16 @@ def test_values_that_act_on_the_current_activation_see_the_edits_before_them():
     edits = {"z[0.0]": scale(2.0), "z[0]": add(1.0)}
     got = run(model, prompts, edits=edits, record=["z[0]"]).recorded["z", 0]
     assert max_difference(got[:, :, 0], 2 * z + 1) < 1e-6
-    later = run(model, prompts, edits={"resid_pre[0]": zero(), "z[1.0]": scale(3.0)}, record=["z[1]"]).recorded["z", 1]
+    later = run(
+        model, prompts, edits={"resid_pre[0]": zero(), "z[1.0]": scale(3.0)}, record=["z[1]"]
+    ).recorded["z", 1]
     plain = run(model, prompts, edits={"resid_pre[0]": zero()}, record=["z[1]"]).recorded["z", 1]
     assert max_difference(later[:, :, 0], 3 * plain[:, :, 0]) < 1e-6
 
 
-@pytest.mark.parametrize("content", [torch.zeros(7), torch.zeros(5, 8), [1.0, 2.0]], ids=["width", "positions", "list"])
+@pytest.mark.parametrize(
+    "content", [torch.zeros(7), torch.zeros(5, 8), [1.0, 2.0]], ids=["width", "positions", "list"]
+)
 def test_a_constant_that_does_not_fit_is_an_error_that_names_the_site(content):
     model, prompts = model_of("gpt2"), make_pairs().clean
     with pytest.raises(EditError) as error:
@@ -111,21 +115,37 @@ def test_the_mean_over_the_dataset_leaves_bos_rows_out(family, bos):
     got = after(model, pairs.clean, "z[1.2]", mean(store))
     assert max_difference(got[:, :, 2], expected.expand(3, 6, 8)) < 1e-6
     whole = torch.cat([store["resid_pre", 1].prompt(i)[int(bos) :] for i in range(3)]).mean(0)
-    assert max_difference(after(model, pairs.clean, "resid_pre[1]@1", mean(store))[:, 1], whole.expand(3, 32)) < 1e-6
+    assert (
+        max_difference(after(model, pairs.clean, "resid_pre[1]@1", mean(store))[:, 1], whole.expand(3, 32))
+        < 1e-6
+    )
     with_neurons = capture(model, pairs.corrupt, sites=["mlp_post"])
     neuron = torch.cat([with_neurons["mlp_post", 0].prompt(i)[int(bos) :, 5] for i in range(3)]).mean()
-    assert max_difference(after(model, pairs.clean, "mlp_post[0:5]", mean(with_neurons))[:, :, 5], neuron.expand(3, 6)) < 1e-6
+    assert (
+        max_difference(
+            after(model, pairs.clean, "mlp_post[0:5]", mean(with_neurons))[:, :, 5], neuron.expand(3, 6)
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_mean_per_position_is_taken_at_the_same_index_or_name(family):
     model, pairs = model_of(family), make_pairs(MIXED)
     store = capture(model, pairs.corrupt)
-    by_index = [torch.stack([store["z", 1].prompt(i)[at, 2] for i in range(3) if at < MIXED[i]]).mean(0) for at in range(6)]
+    by_index = [
+        torch.stack([store["z", 1].prompt(i)[at, 2] for i in range(3) if at < MIXED[i]]).mean(0)
+        for at in range(6)
+    ]
     got = after(model, pairs.clean, "z[1.2]", mean(store, per="pos"))[:, :, 2]
     inside = torch.arange(6)[None] < pairs.clean.lengths[:, None]
     assert max_difference(got[inside], torch.stack(by_index).expand(3, 6, 8)[inside]) < 1e-6
-    assert max_difference(after(model, pairs.clean, "z[1.2]@3", mean(store, per="pos"))[:, 3, 2], by_index[3].expand(3, 8)) < 1e-6
+    assert (
+        max_difference(
+            after(model, pairs.clean, "z[1.2]@3", mean(store, per="pos"))[:, 3, 2], by_index[3].expand(3, 8)
+        )
+        < 1e-6
+    )
     ends = torch.stack([store["z", 1].prompt(i)[-1, 2] for i in range(3)]).mean(0)
     got = after(model, pairs.clean, "z[1.2]@END", mean(store, per="pos"))
     assert max_difference(got[torch.arange(3), pairs.clean.lengths - 1, 2], ends.expand(3, 8)) < 1e-6
@@ -134,7 +154,9 @@ def test_the_mean_per_position_is_taken_at_the_same_index_or_name(family):
 def test_the_mean_of_an_attention_pattern_is_refused():
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(EditError) as error:
-        run(model, pairs.clean, edits={"pattern[0.0]": mean(capture(model, pairs.corrupt, sites=["pattern"]))})
+        run(
+            model, pairs.clean, edits={"pattern[0.0]": mean(capture(model, pairs.corrupt, sites=["pattern"]))}
+        )
     assert str(error.value) == (
         "A mean attention pattern is not defined for prompts of different length: use from_store or constant."
     )
@@ -206,12 +228,19 @@ def test_a_projection_exchanges_the_part_within_the_subspace_only(family):
     for basis in (torch.randn(8), torch.randn(8, 1), torch.randn(8, 3)):
         onto = torch.linalg.qr(basis.reshape(8, -1))[0]
         expected = here + (there - here) @ onto @ onto.T
-        got = after(model, pairs.clean, "z[1.2]", project(basis, from_store(corrupt)), other=pairs.corrupt)[:, :, 2]
+        got = after(model, pairs.clean, "z[1.2]", project(basis, from_store(corrupt)), other=pairs.corrupt)[
+            :, :, 2
+        ]
         assert max_difference(got, expected) < 1e-5
     whole = project(torch.eye(8), from_store(corrupt))
-    assert max_difference(after(model, pairs.clean, "z[1.2]", whole, other=pairs.corrupt)[:, :, 2], there) < 1e-6
+    assert (
+        max_difference(after(model, pairs.clean, "z[1.2]", whole, other=pairs.corrupt)[:, :, 2], there) < 1e-6
+    )
     exchanged = effects(model, pairs, sites=grid("z", model), value=whole)
-    assert max_difference(exchanged, effects(model, pairs, sites=grid("z", model), value=from_store(corrupt))) < 1e-5
+    assert (
+        max_difference(exchanged, effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)))
+        < 1e-5
+    )
     removed = after(model, pairs.clean, "z[1.2]", project(torch.eye(8)[:, :2], zero()))[:, :, 2]
     assert max_difference(removed, torch.cat([torch.zeros(3, 6, 2), here[..., 2:]], -1)) < 1e-6
 
@@ -230,7 +259,9 @@ def test_projecting_on_nothing_is_an_error():
         run(model, prompts, edits={"z[1.2]": project(torch.zeros(8), zero())})
 
 
-@pytest.mark.parametrize("basis", [torch.ones(7), torch.ones(7, 2), torch.ones(32)], ids=["short", "matrix", "long"])
+@pytest.mark.parametrize(
+    "basis", [torch.ones(7), torch.ones(7, 2), torch.ones(32)], ids=["short", "matrix", "long"]
+)
 def test_a_basis_of_another_width_is_an_error_that_names_the_site(basis):
     model, prompts = model_of("gpt2"), make_pairs().clean
     with pytest.raises(EditError, match=re.escape("does not fit z[1.2], whose value has shape (3, 6, 8)")):
@@ -262,7 +293,9 @@ def test_named_positions_line_up_within_pairs_of_different_length(family):
             effects(model, pairs, sites=[f"{kind}[1]@X", f"{kind}[1]@END"], value=from_store(store))  # fmt: skip
         got = got.values.reshape(2, 2)
         hook = Site(kind, 1).hook
-        for i, (row, other, at, there) in enumerate(zip(clean_rows, corrupt_rows, (1, 2), (4, 0), strict=True)):
+        for i, (row, other, at, there) in enumerate(
+            zip(clean_rows, corrupt_rows, (1, 2), (4, 0), strict=True)
+        ):
             for column, (here, source) in enumerate(((at, there), (len(row) - 1, len(other) - 1))):
                 taken = store[kind, 1].prompt(i)[source]
 
@@ -278,7 +311,11 @@ def test_named_positions_line_up_within_pairs_of_different_length(family):
                     plain = model(torch.tensor([row]))[0, -1]
                     patched = model.run_with_hooks(torch.tensor([row]), fwd_hooks=[(hook, patch)])[0, -1]
                 change = patched - plain
-                assert abs(float(got[i, column]) - float(change[i + 1] - change[i + 3])) < 1e-5, (kind, i, column)
+                assert abs(float(got[i, column]) - float(change[i + 1] - change[i + 3])) < 1e-5, (
+                    kind,
+                    i,
+                    column,
+                )
 
 
 def test_a_position_that_a_prompt_lacks_is_not_edited_elsewhere_instead():
@@ -295,7 +332,9 @@ def test_another_checkpoint_of_the_same_shape_may_be_patched_in(family):
     model, other = model_of(family), model_of(family, seed=1)
     pairs, _, _ = pairs_and_stores(family)
     foreign = capture(other, pairs.clean, sites=["z", "resid_pre"])
-    got = effects(model, pairs, sites=grid("z", model), value=from_store(foreign, other_model=True, allow_self=True))
+    got = effects(
+        model, pairs, sites=grid("z", model), value=from_store(foreign, other_model=True, allow_self=True)
+    )
     assert float(abs(got).min()) > 0
 
     def patch(z, hook):
@@ -304,7 +343,9 @@ def test_another_checkpoint_of_the_same_shape_may_be_patched_in(family):
         return z
 
     with torch.no_grad():
-        change = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=[("blocks.1.attn.hook_z", patch)]) - model(pairs.clean.tokens)
+        change = model.run_with_hooks(
+            pairs.clean.tokens, fwd_hooks=[("blocks.1.attn.hook_z", patch)]
+        ) - model(pairs.clean.tokens)
     rows = torch.arange(3)
     expected = change[rows, -1, pairs.answers[:, 0, 0]] - change[rows, -1, pairs.wrong[:, 0, 0]]
     assert max_difference(got.sel(layer=1, head=3), expected) < 1e-5
@@ -314,9 +355,7 @@ def test_a_store_of_another_model_is_refused_by_name():
     model, other = model_of("gpt2"), model_of("gpt2", seed=1)
     pairs = make_pairs()
     foreign = capture(other, pairs.corrupt)
-    names = (
-        f"the store is of the model external ({model_fingerprint(other)[:8]}), not of external ({model_fingerprint(model)[:8]})."
-    )
+    names = f"the store is of the model external ({model_fingerprint(other)[:8]}), not of external ({model_fingerprint(model)[:8]})."
     hint = " For another checkpoint of the same shape pass other_model=True."
     for value, what, ending in (
         (from_store(foreign), "from_store", hint),
@@ -362,7 +401,10 @@ def test_a_store_that_lacks_the_kind_says_how_to_capture_it():
         with pytest.raises(StoreError) as error:
             effects(model, pairs, sites=site, value=from_store(corrupt))
         kind = site.split("[")[0]
-        assert str(error.value) == f"The store does not hold {site}; {here}. Capture it with sites=[..., {kind!r}]."
+        assert (
+            str(error.value)
+            == f"The store does not hold {site}; {here}. Capture it with sites=[..., {kind!r}]."
+        )
 
 
 def test_an_edit_that_is_no_value_or_that_no_prompt_has_is_refused():

@@ -21,12 +21,27 @@ from workbench.evaluation.ground_truth import edge_auroc, precision_at_true_size
 from workbench.planted_models.pairs import planted_pairs
 from workbench.workflows.bench import BENCH_FILES, write_bench
 
-FIELDS = ["model", "task", "method", "edge_auroc", "edge_auroc_mib", "precision", "cpr", "cmd", "seconds", "peak_mb"]
+FIELDS = [
+    "model",
+    "task",
+    "method",
+    "edge_auroc",
+    "edge_auroc_mib",
+    "precision",
+    "cpr",
+    "cmd",
+    "seconds",
+    "peak_mb",
+]
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return list(bench_circuits(quick=True, methods=["eap", "random"], models=["planted-induction", "tiny"], progress=False))
+    return list(
+        bench_circuits(
+            quick=True, methods=["eap", "random"], models=["planted-induction", "tiny"], progress=False
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +57,9 @@ def test_a_row_is_what_the_parts_say_one_by_one():
     (row,) = bench_circuits(quick=True, methods=["eap"], models=["planted-induction"], seed=3, progress=False)
     made = wb.planted("induction", seed=3, n=24)
     train, heldout = planted_pairs(made), planted_pairs(made, n=24, split="heldout")
-    other, held = (from_store(capture_pairs(made.model, pairs, progress=False)[1]) for pairs in (train, heldout))
+    other, held = (
+        from_store(capture_pairs(made.model, pairs, progress=False)[1]) for pairs in (train, heldout)
+    )
     scores = wb.score_edges(made.model, train, value=other, progress=False)
     truth = made.edges["corrupt"]
     assert row.edge_auroc == edge_auroc(scores, truth)
@@ -58,7 +75,9 @@ def test_a_row_is_what_the_parts_say_one_by_one():
 def test_rows_of_tiny_have_no_known_edges_and_the_table_says_so(rows):
     tiny = [row for row in rows if row.model == "tiny"]
     assert {row.task for row in tiny} == {"ioi", "induction", "agreement"}
-    assert all(math.isnan(row.edge_auroc) and math.isnan(row.precision) and np.isfinite(row.cpr) for row in tiny)
+    assert all(
+        math.isnan(row.edge_auroc) and math.isnan(row.precision) and np.isfinite(row.cpr) for row in tiny
+    )
     for row in rows:
         line = json.loads(json_line(row))
         assert set(FIELDS) <= set(line)
@@ -85,7 +104,17 @@ def test_what_the_bench_does_not_have_is_named():
 
 
 def test_the_command_prints_a_line_a_row_and_writes_both_files(tmp_path):
-    call = ("bench", "circuits", "--quick", "--model", "planted-induction", "--method", "eap", "--out", str(tmp_path / "b"))
+    call = (
+        "bench",
+        "circuits",
+        "--quick",
+        "--model",
+        "planted-induction",
+        "--method",
+        "eap",
+        "--out",
+        str(tmp_path / "b"),
+    )
     done = run(*call, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [(line["model"], line["method"]) for line in lines] == [("planted-induction", "eap")]
@@ -98,7 +127,9 @@ def test_the_command_prints_a_line_a_row_and_writes_both_files(tmp_path):
 def behaviours(tiny):
     return [
         row
-        for found in smallest_circuits(tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=16, progress=False)
+        for found in smallest_circuits(
+            tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=16, progress=False
+        )
         for row in found
     ]
 
@@ -133,12 +164,26 @@ def test_what_behaviours_cannot_be_asked(tiny):
 
 
 def test_behaviours_as_a_command(tmp_path):
-    call = ("bench", "behaviours", "--task", "ioi", "--method", "eap", "--n", "8", "--json", "--out", str(tmp_path / "b"))
+    call = (
+        "bench",
+        "behaviours",
+        "--task",
+        "ioi",
+        "--method",
+        "eap",
+        "--n",
+        "8",
+        "--json",
+        "--out",
+        str(tmp_path / "b"),
+    )
     (line,) = [json.loads(text) for text in run(*call).stdout.splitlines() if text.startswith("{")]
     assert line["task"] == "ioi"
     assert line["smallest"] is True
     assert line["n_edges"] > 0
-    assert pd.read_parquet(tmp_path / "b" / "behaviours.parquet")["cmd"].iloc[0] == pytest.approx(line["cmd"], abs=1e-4)
+    assert pd.read_parquet(tmp_path / "b" / "behaviours.parquet")["cmd"].iloc[0] == pytest.approx(
+        line["cmd"], abs=1e-4
+    )
     assert "ioi" in Path(tmp_path / "b" / "behaviours.html").read_text()
 
 
@@ -147,7 +192,9 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
     other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
     scores = wb.score_edges(tiny, pairs, value=other, progress=False)
     files = [str(wb.find_circuit(scores, n_edges=n).save(tmp_path / f"{n}.json")) for n in (10, 30)]
-    done = run("evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "8", "--tests", "--json")
+    done = run(
+        "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "8", "--tests", "--json"
+    )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["value"] for line in found if "faithfulness" in line] == ["from_store", "zero"]
     assert {line["test"] for line in found if "test" in line} == {
@@ -164,6 +211,9 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
     shown = json.loads(run("compare", *files, "--json").stdout)
     small, large = (wb.Circuit.load(name) for name in files)
     assert shown["jaccard"] == pytest.approx((small & large).n_edges / (small | large).n_edges)
-    for asked in (("evaluate", str(tmp_path / "no.json"), "--task", "ioi"), ("evaluate", "ioi", "--task", "ioi", "--n", "4")):
+    for asked in (
+        ("evaluate", str(tmp_path / "no.json"), "--task", "ioi"),
+        ("evaluate", "ioi", "--task", "ioi", "--n", "4"),
+    ):
         with pytest.raises(CircuitError):
             run(*asked)

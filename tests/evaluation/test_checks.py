@@ -26,7 +26,13 @@ def planted(name, kind="corrupt"):
 
 def test_the_rest_of_everything_is_nothing_and_of_nothing_everything():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    result = evaluate([Circuit.full(model), Circuit.empty(model)], model, pairs, value=from_store(corrupt), checks=["complement"])
+    result = evaluate(
+        [Circuit.full(model), Circuit.empty(model)],
+        model,
+        pairs,
+        value=from_store(corrupt),
+        checks=["complement"],
+    )
     for name in ("complement", "complement_low", "complement_high"):
         assert np.allclose(result[name], [0, 1], atol=1e-5), name
     graph = Graph.of(model)
@@ -46,7 +52,9 @@ def test_intervals_contain_the_estimates():
         assert float(result[f"{name}_low"]) <= float(result[name]) <= float(result[f"{name}_high"]), name
         assert float(result[f"{name}_low"]) < float(result[f"{name}_high"]), name
     wide, narrow = (
-        evaluate(some, model, pairs, value=from_store(corrupt), checks=["random"], level=level).isel(circuit=0)
+        evaluate(some, model, pairs, value=from_store(corrupt), checks=["random"], level=level).isel(
+            circuit=0
+        )
         for level in (0.95, 0.5)
     )
     assert float(wide.random_high - wide.random_low) >= float(narrow.random_high - narrow.random_low)
@@ -124,11 +132,18 @@ def test_random_circuits_of_the_same_size_are_the_baseline():
     result = evaluate(true, made.model, pairs, value=value, checks=["random"]).isel(circuit=0)
     assert abs(float(result.faithfulness) - 1) < 1e-4
     assert float(result.random) < 0.2
-    full = evaluate(Circuit.full(made.model), made.model, pairs, value=value, checks=["random"]).isel(circuit=0)
+    full = evaluate(Circuit.full(made.model), made.model, pairs, value=value, checks=["random"]).isel(
+        circuit=0
+    )
     assert abs(float(full.random) - 1) < 1e-4
     first, again, other = (
         evaluate(
-            Circuit.full(made.model) if seed is None else big(made), made.model, pairs, value=value, checks=["random"], seed=seed
+            Circuit.full(made.model) if seed is None else big(made),
+            made.model,
+            pairs,
+            value=value,
+            checks=["random"],
+            seed=seed,
         )
         for seed in (0, 0, 1)
     )
@@ -142,7 +157,9 @@ def test_relocated_circuits_have_the_same_shape_through_other_heads(family):
     edges = graph.prune(graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.5))
     assert np.array_equal(relocated(graph, graph.exists, draws=2), np.stack([graph.exists] * 2))
     drawn = relocated(graph, edges, draws=5)
-    assert np.array_equal(drawn, graph.prune(drawn)), "what was on a way from the input to the logits still is"
+    assert np.array_equal(drawn, graph.prune(drawn)), (
+        "what was on a way from the input to the logits still is"
+    )
     assert (drawn.sum((1, 2)) == edges.sum()).all()
     kept = [i for i, name in enumerate(graph.writers) if not name.startswith("a")]
     assert (drawn[:, kept, -1] == edges[kept, -1]).all()
@@ -203,13 +220,21 @@ def test_positions_and_neurons_are_checked_too():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     for graph in (Graph.of(model, positions=[2, "END"]), Graph.of(model, neurons=[1])):
         whole = Circuit.of(graph, graph.exists)
-        result = evaluate(whole, model, pairs, value=from_store(corrupt), checks=["complement", "random"]).isel(circuit=0)
+        result = evaluate(
+            whole, model, pairs, value=from_store(corrupt), checks=["complement", "random"]
+        ).isel(circuit=0)
         assert np.allclose([result.faithfulness, result.complement, result.random], [1, 0, 1], atol=1e-4)
     graph = Graph.of(model, positions=[2, "END"])
     whole = evaluate(
-        Circuit.of(graph, graph.exists), model, pairs, value=from_store(corrupt), checks=["completeness", "minimality"]
+        Circuit.of(graph, graph.exists),
+        model,
+        pairs,
+        value=from_store(corrupt),
+        checks=["completeness", "minimality"],
     )
-    plain = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), checks=["completeness", "minimality"])
+    plain = evaluate(
+        Circuit.full(model), model, pairs, value=from_store(corrupt), checks=["completeness", "minimality"]
+    )
     assert float(whole.incompleteness[0]) == 0
     assert float(whole.minimal[0]) == float(plain.minimal[0])
 
@@ -227,9 +252,14 @@ def test_what_cannot_be_checked_is_refused():
     assert refused(UnknownName, checks=["minimal"]) == (
         "There is no check of a circuit 'minimal'. Did you mean 'minimality'? Known: complement, completeness, minimality, random."
     )
-    assert refused(CircuitError, value={}) == "evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}."
+    assert (
+        refused(CircuitError, value={})
+        == "evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}."
+    )
     mixed = [Circuit.full(graph), Circuit.of(placed, placed.exists)]
-    assert refused(CircuitError, mixed) == (f"evaluate: circuits of one graph run together; these have {graph} and {placed}.")
+    assert refused(CircuitError, mixed) == (
+        f"evaluate: circuits of one graph run together; these have {graph} and {placed}."
+    )
     for call in (evaluate, minimality):
         for level in (0.0, 1.0, -1.0, float("nan")):
             assert refused(WorkbenchError, call=call, level=level) == (
@@ -251,7 +281,9 @@ def test_positions_that_no_prompt_has_are_refused():
         graph = Graph.of(model, positions=[place])
         assert refused(kind, Circuit.of(graph, graph.exists)) == message
         for call in (wb.score_edges, wb.acdc, wb.learn_circuit):
-            more = {"n_edges": 3} if call is wb.learn_circuit else {"threshold": 1.0} if call is wb.acdc else {}
+            more = (
+                {"n_edges": 3} if call is wb.learn_circuit else {"threshold": 1.0} if call is wb.acdc else {}
+            )
             with pytest.raises(kind) as error:
                 call(model, make_pairs(), value=zero(), positions=[place], **more)
             assert str(error.value) == message

@@ -28,7 +28,10 @@ def test_areas_of_known_curves():
     assert np.isnan(area(np.full(10, np.nan)))
     with pytest.raises(UnknownName) as error:
         area(np.ones(10), by="size")
-    assert str(error.value) == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
+    assert (
+        str(error.value)
+        == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
+    )
 
 
 @pytest.mark.parametrize("by", ["signed", "magnitude"])
@@ -102,8 +105,13 @@ def test_prompts_that_are_alike_give_one_circuit():
     one = np.random.default_rng(0).normal(size=graph.exists.shape)
     found = stability(kept_scores(np.stack([one] * 5)), find=ten, draws=6)
     assert (float(found.jaccard), float(found.low), float(found.high)) == (1, 1, 1)
-    assert found.n_edges.values.tolist() == [ten(kept_scores(one[None]).mean("example", keep_attrs=True)).n_edges] * 6
-    none = stability(kept_scores(np.stack([one] * 5)), find=lambda scores: find_circuit(scores, n_edges=0), draws=3)
+    assert (
+        found.n_edges.values.tolist()
+        == [ten(kept_scores(one[None]).mean("example", keep_attrs=True)).n_edges] * 6
+    )
+    none = stability(
+        kept_scores(np.stack([one] * 5)), find=lambda scores: find_circuit(scores, n_edges=0), draws=3
+    )
     assert float(none.jaccard) == 1, "two empty circuits agree"
 
 
@@ -126,7 +134,10 @@ def test_what_has_no_stability_is_refused():
             stability(given, **({"find": ten, "draws": 3} | how))
         return str(error.value)
 
-    assert refused(scores[0]) == "stability: scores of every prompt are needed: score_edges(..., keep=('example',))."
+    assert (
+        refused(scores[0])
+        == "stability: scores of every prompt are needed: score_edges(..., keep=('example',))."
+    )
     assert refused(scores[:0]) == "stability: there is no prompt to draw again."
     for draws in (0, 1, -2, True):
         assert refused(draws=draws) == f"stability: draws={draws}; at least two circuits are compared."
@@ -137,7 +148,10 @@ def test_what_has_no_stability_is_refused():
     assert refused(find=lambda scores: next(turns)) == (
         "stability: find= returned circuits of different graphs, which share no edges to compare."
     )
-    assert refused(find=lambda scores: ten(scores).edges) == "stability: find= must return a Circuit, and it returned ndarray."
+    assert (
+        refused(find=lambda scores: ten(scores).edges)
+        == "stability: find= must return a Circuit, and it returned ndarray."
+    )
     broken = scores.copy()
     broken[0, 0, 0] = np.nan
     assert (

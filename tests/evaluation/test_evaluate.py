@@ -6,7 +6,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, NATIVES, build, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    NATIVES,
+    build,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    untyped,
+)
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
@@ -64,7 +74,10 @@ def test_the_parts_are_what_their_definitions_say(family):
 def test_the_interval_holds_the_estimate_and_widens_with_its_level():
     model = model_of("gpt2")
     pairs, _, corrupt = pairs_and_stores("gpt2", EIGHT)
-    wide, narrow = (evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), level=level) for level in (0.95, 0.5))
+    wide, narrow = (
+        evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), level=level)
+        for level in (0.95, 0.5)
+    )
     for result in (wide, narrow):
         assert (result.low < result.high).all()
     assert (wide.low <= wide.faithfulness).all()
@@ -76,7 +89,9 @@ def test_the_interval_holds_the_estimate_and_widens_with_its_level():
     assert wide.identical(again), "the bootstrap is seeded"
 
 
-@pytest.mark.parametrize(("family", "metric"), [*((family, "logit_diff") for family in FAMILIES), ("gpt2", "kl")])
+@pytest.mark.parametrize(
+    ("family", "metric"), [*((family, "logit_diff") for family in FAMILIES), ("gpt2", "kl")]
+)
 def test_several_circuits_equal_one_at_a_time(family, metric):
     model, lengths = model_of(family), (6, 4, 6, 5)
     pairs, clean, corrupt = pairs_and_stores(family, lengths)
@@ -101,7 +116,8 @@ def test_resampled_values_do_not_depend_on_the_memory_budget():
     model, pairs = model_of("gpt2"), make_pairs((6,) * 6)
     clean, _ = capture_pairs(model, pairs)
     usual, parts = (
-        evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget) for budget in (None, 1)
+        evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget)
+        for budget in (None, 1)
     )
     assert max_difference(parts.m_circuit, usual.m_circuit) < 1e-5
 
@@ -133,7 +149,9 @@ def test_prompts_that_a_circuit_was_found_on_are_counted():
     found, plain = find_circuit(scores, n_edges=40), some_circuits(model, 1)[0]
     result = evaluate([found, plain], model, pairs, value=from_store(corrupt))
     assert result.in_sample.values.tolist() == [0.75, 0]
-    assert evaluate(found, model, pairs.select([0, 1]), value=from_store(corrupt)).in_sample.values.tolist() == [0]
+    assert evaluate(
+        found, model, pairs.select([0, 1]), value=from_store(corrupt)
+    ).in_sample.values.tolist() == [0]
 
 
 def test_a_saved_circuit_is_as_faithful_as_before(tmp_path):
@@ -152,7 +170,11 @@ def test_a_curve_is_the_faithfulness_of_the_best_edges_at_each_size(by):
     curve = faithfulness_curve(scores, model, pairs, value=from_store(corrupt), by=by)
     n = Graph.of(model).n_edges
     assert curve["size"].values.tolist() == list(SIZES)
-    assert curve.n_edges.values.tolist() == [int(share * n) for share in SIZES] == [0, 0, 0, 1, 2, 5, 11, 22, 55, 110]
+    assert (
+        curve.n_edges.values.tolist()
+        == [int(share * n) for share in SIZES]
+        == [0, 0, 0, 1, 2, 5, 11, 22, 55, 110]
+    )
     circuits = [find_circuit(scores, n_edges=int(share * n), by=by) for share in SIZES]
     assert curve.n_pruned.values.tolist() == [circuit.n_edges for circuit in circuits]
     plain = evaluate(circuits, model, pairs, value=from_store(corrupt))
@@ -160,7 +182,9 @@ def test_a_curve_is_the_faithfulness_of_the_best_edges_at_each_size(by):
         assert np.allclose(curve[name], plain[name], atol=1e-5)
     assert abs(float(curve.faithfulness[-1]) - 1) < 1e-3
     heights = curve.faithfulness.values if by == "signed" else abs(1 - curve.faithfulness.values)
-    area = sum((b - a) * (x + y) / 2 for a, b, x, y in zip(SIZES, SIZES[1:], heights, heights[1:], strict=False))
+    area = sum(
+        (b - a) * (x + y) / 2 for a, b, x, y in zip(SIZES, SIZES[1:], heights, heights[1:], strict=False)
+    )
     assert abs(curve.attrs["area"] - area) < 1e-9
     assert curve.attrs["area_name"] == {"signed": "CPR", "magnitude": "CMD"}[by]
     assert curve.attrs["ranked_by"] == by
@@ -178,7 +202,9 @@ def test_a_curve_over_other_sizes_claims_no_standard_area():
 def test_a_circuit_of_another_graph_is_refused():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     with pytest.raises(CircuitError) as error:
-        evaluate([Circuit.full(model), Circuit.full(model_of("gpt2"))], model, pairs, value=from_store(corrupt))
+        evaluate(
+            [Circuit.full(model), Circuit.full(model_of("gpt2"))], model, pairs, value=from_store(corrupt)
+        )
     assert str(error.value) == (
         "This circuit is for another graph: 2 layers of 4 heads, 12 nodes, 110 edges; "
         "the model has 2 layers of 4 heads (2 kv), 12 nodes, 82 edges. They differ in n_kv_heads 4 (model: 2), "
@@ -195,7 +221,9 @@ def test_what_cannot_be_evaluated_is_refused():
         with pytest.raises(CircuitError) as error:
             untyped(evaluate)(nothing, model, pairs, value=from_store(corrupt))
         assert str(error.value) == "evaluate: give a Circuit or a non-empty list of them."
-    uneven = PromptPairs(Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]]))
+    uneven = PromptPairs(
+        Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
+    )
     with pytest.raises(PromptError) as error:
         evaluate(Circuit.full(model), model, uneven, value=zero())
     assert str(error.value) == (
@@ -204,7 +232,9 @@ def test_what_cannot_be_evaluated_is_refused():
     trained = build("gpt2").train()
     with pytest.raises(ModelError) as train:
         evaluate(Circuit.full(trained), trained, pairs, value=zero())
-    assert str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    assert (
+        str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    )
 
 
 def test_results_say_where_they_come_from():
@@ -213,5 +243,8 @@ def test_results_say_where_they_come_from():
     attrs = {"kind": "evaluation", "metric": "logit_diff", "unit": "logits", "value": "from_store", "n": 3}
     attrs |= {"model_fingerprint": corrupt.model, "data_fingerprint": pairs.fingerprint}
     assert {key: result.attrs[key] for key in attrs} == attrs
-    assert all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in result.attrs.values())
+    assert all(
+        isinstance(value, str | int | float) and not isinstance(value, bool)
+        for value in result.attrs.values()
+    )
     assert json.loads(json.dumps(asdict(Shape.of(model)))) == asdict(Graph.of(model).shape)

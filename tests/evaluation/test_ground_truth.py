@@ -87,7 +87,9 @@ def test_scores_of_a_model_against_names_of_edges(more):
 
 
 def test_a_metric_that_is_better_when_lower_is_turned_around():
-    scores = wb.score_edges(wb.planted("lookup", n=8).model, wb.planted_pairs(wb.planted("lookup", n=8)), value=wb.zero())
+    scores = wb.score_edges(
+        wb.planted("lookup", n=8).model, wb.planted_pairs(wb.planted("lookup", n=8)), value=wb.zero()
+    )
     true = wb.planted("lookup", n=8).edges["zero"]
     turned = (-scores).assign_attrs(scores.attrs | {"higher_is_better": 0})
     assert edge_auroc(turned, true, by="signed") == edge_auroc(scores, true, by="signed")
@@ -96,12 +98,17 @@ def test_a_metric_that_is_better_when_lower_is_turned_around():
 def test_what_cannot_be_scored_is_said():
     scores, true = np.arange(4.0), np.array([True, False, False, False])
     with pytest.raises(
-        UnknownName, match=r"^There is no way to rank edges 'size'\. Did you mean 'signed'\? Known: magnitude, signed\.$"
+        UnknownName,
+        match=r"^There is no way to rank edges 'size'\. Did you mean 'signed'\? Known: magnitude, signed\.$",
     ):
         edge_auroc(scores, true, by="size")
-    with pytest.raises(CircuitError, match=r"^4 of 4 edges are true: there must be true and false ones to tell apart\.$"):
+    with pytest.raises(
+        CircuitError, match=r"^4 of 4 edges are true: there must be true and false ones to tell apart\.$"
+    ):
         edge_auroc(scores, np.ones(4, dtype=bool))
-    with pytest.raises(CircuitError, match=r"^True edges of shape \(3,\) do not fit scores of shape \(4,\)\.$"):
+    with pytest.raises(
+        CircuitError, match=r"^True edges of shape \(3,\) do not fit scores of shape \(4,\)\.$"
+    ):
         untyped(edge_auroc)(scores, true[:3])
     with pytest.raises(CircuitError, match=r"^Names of edges need scores from wb\.score_edges\(\.\.\.\); with an array give a boolean array like it\.$"):  # fmt: skip
         untyped(edge_auroc)(scores, {"input->logits"})

@@ -42,7 +42,9 @@ def outcomes(name: str, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     for circuit in (true, random):
         rest = [test for test in TESTS if test != "independence"]
         one = circuit_tests(circuit, made.model, pairs, value=wb.zero(), tests=rest, draws=39, seed=seed)
-        two = circuit_tests(circuit, made.model, sometimes_wrong(pairs), value=wb.zero(), tests=["independence"], seed=seed)
+        two = circuit_tests(
+            circuit, made.model, sometimes_wrong(pairs), value=wb.zero(), tests=["independence"], seed=seed
+        )
         both.append(one.assign(independence=two["supports"][0]))
     return both[0], both[1]
 
@@ -71,7 +73,12 @@ def test_random_paths_are_not_as_faithful_nor_minimal(planted_one):
     ):
         circuit = wb.Circuit.of(true.graph, edges)
         found = circuit_tests(
-            circuit, made.model, pairs, value=wb.zero(), tests=["equivalence", "minimality", "sufficiency"], draws=39
+            circuit,
+            made.model,
+            pairs,
+            value=wb.zero(),
+            tests=["equivalence", "minimality", "sufficiency"],
+            draws=39,
         )
         assert not found["supports"].any()
         assert found["edge_p"].min() * circuit.n_edges < 0.05
@@ -90,7 +97,9 @@ def test_a_needless_edge_is_named(planted_one):
 
 def test_the_full_and_the_empty_circuit(planted_one):
     made, pairs, _ = planted_one
-    full = circuit_tests(wb.Circuit.full(made.model), made.model, pairs, value=wb.zero(), tests=["equivalence", "sufficiency"])
+    full = circuit_tests(
+        wb.Circuit.full(made.model), made.model, pairs, value=wb.zero(), tests=["equivalence", "sufficiency"]
+    )
     assert full["statistic"].sel(test="equivalence") == 0.5  # every example ties
     assert full["p"].sel(test="equivalence") == 1
     assert full["p"].sel(test="sufficiency") > 0.9  # most random circuits of its size are itself
@@ -106,7 +115,9 @@ def test_a_tolerance_accepts_what_noise_shifts_to_one_side():
     made = wb.planted("induction-ln", n=24)
     circuit, pairs = wb.Circuit.of(wb.Graph.of(made.model), made.edges["zero"]), wb.planted_pairs(made)
     strict, loose = (
-        circuit_tests(circuit, made.model, pairs, value=wb.zero(), tests=["equivalence"], tolerance=tolerance, eps=0.05)
+        circuit_tests(
+            circuit, made.model, pairs, value=wb.zero(), tests=["equivalence"], tolerance=tolerance, eps=0.05
+        )
         for tolerance in (0.0, 0.1)
     )
     assert strict["statistic"][0] > 0.6
@@ -192,17 +203,24 @@ def test_what_cannot_be_tested_is_said(planted_one):
     def ask(circuit=true, **more):
         return circuit_tests(circuit, made.model, pairs, value=wb.zero(), **more)
 
-    with pytest.raises(UnknownName, match=r"^There is no test of circuits 'minimal'\. Did you mean 'minimality'"):
+    with pytest.raises(
+        UnknownName, match=r"^There is no test of circuits 'minimal'\. Did you mean 'minimality'"
+    ):
         ask(tests=["minimal"])
-    with pytest.raises(UnknownName, match=r"^There is no kind of random circuit 'path'\. Did you mean 'paths'"):
+    with pytest.raises(
+        UnknownName, match=r"^There is no kind of random circuit 'path'\. Did you mean 'paths'"
+    ):
         ask(null="path")
     with pytest.raises(WorkbenchError, match=r"^circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0\.5, tolerance >= 0, draws >= 1; not tests=\['equivalence'\], alpha=0\.05, eps=0\.5, tolerance=0\.0, draws=99\.$"):  # fmt: skip
         ask(tests=["equivalence"], eps=0.5)
     with pytest.raises(
-        WorkbenchError, match=r"^circuit_tests: with draws=19 no p-value is below 0\.05, and alpha=0\.05: draw more\.$"
+        WorkbenchError,
+        match=r"^circuit_tests: with draws=19 no p-value is below 0\.05, and alpha=0\.05: draw more\.$",
     ):
         ask(draws=19)
     with pytest.raises(CircuitError, match=r"^This circuit is for another graph"):
         ask(wb.Circuit.full(GRAPHS["plain"].shape))
-    with pytest.raises(CircuitError, match=r"^random_circuits: n_edges=1000; there are 52 edges to draw from\.$"):
+    with pytest.raises(
+        CircuitError, match=r"^random_circuits: n_edges=1000; there are 52 edges to draw from\.$"
+    ):
         random_circuits(true.graph, 1000, draws=1)

@@ -30,12 +30,16 @@ SWEEPS = [
 def oracle(sweep, model, tokens, cache, pairs):
     """[example, ...]: metric of the patched runs minus that of the unpatched one."""
     with torch.no_grad():
-        result = sweep(model, tokens, cache, lambda logits: logit_difference(logits, pairs), reduce="none", baseline=True)
+        result = sweep(
+            model, tokens, cache, lambda logits: logit_difference(logits, pairs), reduce="none", baseline=True
+        )
     return result.effect().movedim(-1, 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("kind", "pos", "sweep", "axes"), SWEEPS, ids=[f"{kind}-{pos}" for kind, pos, _, _ in SWEEPS])
+@pytest.mark.parametrize(
+    ("kind", "pos", "sweep", "axes"), SWEEPS, ids=[f"{kind}-{pos}" for kind, pos, _, _ in SWEEPS]
+)
 def test_denoising_effects_equal_transformer_lens(family, kind, pos, sweep, axes):
     model = model_of(family)
     pairs, clean, _ = pairs_and_stores(family)
@@ -43,7 +47,11 @@ def test_denoising_effects_equal_transformer_lens(family, kind, pos, sweep, axes
         _, cache = model.run_with_cache(pairs.clean.tokens)
     expected = oracle(sweep, model, pairs.corrupt.tokens, cache, pairs)
     got = effects(model, pairs, sites=grid(kind, model, pos=pos), value=from_store(clean), base="corrupt")
-    words = {"head": "kv_head" if kind in "kv" else "head", "pos": "query_pos" if kind == "pattern" else "pos", "layer": "layer"}
+    words = {
+        "head": "kv_head" if kind in "kv" else "head",
+        "pos": "query_pos" if kind == "pattern" else "pos",
+        "layer": "layer",
+    }
     got = got.transpose("example", *(words[axis] for axis in axes))
     assert max_difference(got, expected) < 1e-5
     assert float(expected.abs().max()) > 1e-3, "the oracle must have something to say"
@@ -75,9 +83,15 @@ def test_single_pattern_entries_equal_transformer_lens():
     pairs, clean, _ = pairs_and_stores("gpt2")
     with torch.no_grad():
         _, cache = model.run_with_cache(pairs.clean.tokens)
-    expected = oracle(patching.get_act_patch_attn_head_pattern_dest_src_pos, model, pairs.corrupt.tokens, cache, pairs)
+    expected = oracle(
+        patching.get_act_patch_attn_head_pattern_dest_src_pos, model, pairs.corrupt.tokens, cache, pairs
+    )
     got = effects(
-        model, pairs, sites=grid("pattern", model, pos="each", key_pos=range(6)), value=from_store(clean), base="corrupt"
+        model,
+        pairs,
+        sites=grid("pattern", model, pos="each", key_pos=range(6)),
+        value=from_store(clean),
+        base="corrupt",
     )
     assert got.dims == ("example", "layer", "head", "query_pos", "key_pos")
     seen = torch.ones(6, 6).tril().bool()

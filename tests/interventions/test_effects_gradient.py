@@ -24,7 +24,9 @@ def slopes(model, pairs, sites, directions, epsilon):
     """[example, site]: (m(a + e d) - m(a - e d)) / 2e for each site and its direction [example, ...]."""
     columns = []
     for site, direction in zip(sites, directions, strict=True):
-        ends = [run(model, pairs.clean, edits={site: add(sign * epsilon * direction)}).logits for sign in (1, -1)]
+        ends = [
+            run(model, pairs.clean, edits={site: add(sign * epsilon * direction)}).logits for sign in (1, -1)
+        ]
         columns.append((logit_difference(ends[0], pairs) - logit_difference(ends[1], pairs)) / (2 * epsilon))
     return torch.stack(columns, 1)
 
@@ -34,17 +36,38 @@ def part(store, site):
     whole = store[site.kind, site.layer].padded()
     if site.kind == "pattern":
         return whole if site.head is None else whole[:, site.head]
-    whole = whole if site.unit is None else whole[..., site.unit] if site.kind.startswith("mlp_p") else whole[:, :, site.unit]
+    whole = (
+        whole
+        if site.unit is None
+        else whole[..., site.unit]
+        if site.kind.startswith("mlp_p")
+        else whole[:, :, site.unit]
+    )
     return whole if site.pos is None else whole[:, site.pos]
 
 
 def sites_of(model):
     shape = Shape.of(model)
-    sites = [Site("z", 0, 1), Site("z", 1, 3), Site("z", 0, 2, pos=2), Site("resid_pre", 1), Site("resid_pre", 0, pos=2)]
-    sites += [Site("pattern", 1, 0), Site("pattern", 0, 3), Site("q", 1, 2), Site("k", 1, 1), Site("v", 0, 1), Site("v", 1, 0)]
+    sites = [
+        Site("z", 0, 1),
+        Site("z", 1, 3),
+        Site("z", 0, 2, pos=2),
+        Site("resid_pre", 1),
+        Site("resid_pre", 0, pos=2),
+    ]
+    sites += [
+        Site("pattern", 1, 0),
+        Site("pattern", 0, 3),
+        Site("q", 1, 2),
+        Site("k", 1, 1),
+        Site("v", 0, 1),
+        Site("v", 1, 0),
+    ]
     sites += [Site("attn_out", 0), Site("embed"), Site("resid_post", 0, pos=5)]
     sites += (
-        [] if shape.attn_only else [Site("mlp_post", 0), Site("mlp_post", 0, neuron=3), Site("mlp_out", 1), Site("mlp_pre", 0)]
+        []
+        if shape.attn_only
+        else [Site("mlp_post", 0), Site("mlp_post", 0, neuron=3), Site("mlp_out", 1), Site("mlp_pre", 0)]
     )
     sites += [] if shape.attn_only or shape.parallel else [Site("resid_mid", 0)]
     return sites
@@ -97,7 +120,9 @@ def test_a_small_step_has_equal_exact_and_first_order_effects(family):
     pairs, _, _ = pairs_and_stores(family, dtype=torch.float64)
     sites = grid("z", model, pos="each")
     value = add(1e-4 * torch.linspace(-1, 1, 8, dtype=torch.float64))
-    exact, first_order = (effects(model, pairs, sites=sites, value=value, method=method) for method in ("exact", "gradient"))
+    exact, first_order = (
+        effects(model, pairs, sites=sites, value=value, method=method) for method in ("exact", "gradient")
+    )
     assert max_difference(exact, first_order) < (2e-6 if family == "llama" else 1e-7)
     assert float(abs(exact).max()) > 1e-5
 
@@ -107,7 +132,12 @@ def test_the_gradient_follows_the_metric(metric):
     model = model_of("gpt2", torch.float64)
     pairs, _, _ = pairs_and_stores("gpt2", dtype=torch.float64)
     direction = 1e-5 * torch.linspace(-1, 1, 8, dtype=torch.float64)
-    options = {"sites": grid("z", model, layer=1), "value": add(direction), "metric": metric, "base": "corrupt"}
+    options = {
+        "sites": grid("z", model, layer=1),
+        "value": add(direction),
+        "metric": metric,
+        "base": "corrupt",
+    }
     exact, first_order = (effects(model, pairs, **options, method=method) for method in ("exact", "gradient"))
     assert max_difference(exact, first_order) < 1e-8
     assert float(abs(exact).max()) > 1e-7
@@ -116,7 +146,9 @@ def test_the_gradient_follows_the_metric(metric):
 def test_the_divergence_from_the_clean_run_has_no_gradient_there():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     with pytest.raises(MetricError) as error:
-        effects(model, pairs, sites=grid("z", model), value=from_store(corrupt), metric="kl", method="gradient")
+        effects(
+            model, pairs, sites=grid("z", model), value=from_store(corrupt), metric="kl", method="gradient"
+        )
     assert str(error.value) == (
         "The metric 'kl' compares with the clean run, so its gradient there is zero and every score would be noise. "
         "Use logit_diff, prob_diff or nll, or the exact method."

@@ -33,7 +33,9 @@ MIXED = (4, 6, 5)
 def distance(model, pairs):
     """[example]: m(corrupt run) - m(clean run)."""
     with torch.no_grad():
-        return logit_difference(model(pairs.corrupt.tokens), pairs) - logit_difference(model(pairs.clean.tokens), pairs)
+        return logit_difference(model(pairs.corrupt.tokens), pairs) - logit_difference(
+            model(pairs.clean.tokens), pairs
+        )
 
 
 def kinds_of(model):
@@ -81,7 +83,9 @@ def test_patching_the_inputs_of_attention_all_at_once_equals_patching_its_output
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
     shape = Shape.of(model)
     qkv = tuple(site for kind in "qkv" for site in every_head(kind, shape) if site.layer == 1)
-    pattern_and_v = tuple(site for kind in ("pattern", "v") for site in every_head(kind, shape) if site.layer == 1)
+    pattern_and_v = tuple(
+        site for kind in ("pattern", "v") for site in every_head(kind, shape) if site.layer == 1
+    )
     z = tuple(site for site in every_head("z", shape) if site.layer == 1)
     effect = effects(model, pairs, sites=[qkv, pattern_and_v, z, "attn_out[1]"], value=from_store(corrupt))
     for column in range(3):
@@ -96,7 +100,12 @@ def test_self_patching_every_kind_is_exactly_zero(family):
     for kind in kinds:
         neurons = {"neuron": [0, 3]} if KINDS[kind].unit == "neuron" else {}
         for pos in ("all", "each"):
-            effect = effects(model, pairs, sites=grid(kind, model, pos=pos, **neurons), value=from_store(clean, allow_self=True))
+            effect = effects(
+                model,
+                pairs,
+                sites=grid(kind, model, pos=pos, **neurons),
+                value=from_store(clean, allow_self=True),
+            )
             assert (effect == 0).all(), (kind, pos)
 
 
@@ -127,7 +136,9 @@ def test_self_patching_without_asking_for_it_is_an_error(family):
 @pytest.mark.parametrize("family", SEQUENTIAL)
 def test_resid_mid_is_the_stream_before_the_block_plus_its_attention(family):
     model, pairs = model_of(family), make_pairs()
-    clean, corrupt = capture_pairs(model, pairs, sites=["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"])
+    clean, corrupt = capture_pairs(
+        model, pairs, sites=["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    )
     for layer in range(2):
         before, added = corrupt["resid_pre", layer].packed, corrupt["attn_out", layer].packed
         assert max_difference(corrupt["resid_mid", layer].packed, before + added) < 1e-6
@@ -144,7 +155,9 @@ def test_resid_mid_is_the_stream_before_the_block_plus_its_attention(family):
 
 
 def test_models_that_lack_a_kind_say_why():
-    asked = {("neox", "resid_mid"): "its attention and MLP run in parallel, so there is no stream between them"}
+    asked = {
+        ("neox", "resid_mid"): "its attention and MLP run in parallel, so there is no stream between them"
+    }
     asked |= {("llama", "pos_embed"): "its positions are not learned embeddings"}
     asked |= {("native-attn-only", "mlp_out"): "it has no MLPs"}
     for (family, kind), reason in asked.items():
@@ -155,7 +168,12 @@ def test_models_that_lack_a_kind_say_why():
         assert str(error.value) == f"Site {str(site)!r}: this model has no {kind}, because {reason}."
 
 
-SWEPT = [("z", "all", "from_store"), ("resid_pre", "each", "zero"), ("pattern", "all", "from_store"), ("k", ["END", 1], "zero")]
+SWEPT = [
+    ("z", "all", "from_store"),
+    ("resid_pre", "each", "zero"),
+    ("pattern", "all", "from_store"),
+    ("k", ["END", 1], "zero"),
+]
 
 
 def sweep(model, pairs, stores, kind, pos, value, **options):
@@ -185,7 +203,11 @@ def test_the_memory_budget_does_not_change_a_number(family):
     model, pairs = model_of(family), make_pairs((4, 6, 4, 6, 6), seed=4)
     stores = capture_pairs(model, pairs)
     for method in ("exact", "gradient"):
-        for sites in (("z", "all", "from_store"), ("resid_pre", [2, "END"], "zero"), ("pattern", ["END"], "from_store")):
+        for sites in (
+            ("z", "all", "from_store"),
+            ("resid_pre", [2, "END"], "zero"),
+            ("pattern", ["END"], "from_store"),
+        ):
             usual = sweep(model, pairs, stores, *sites, method=method)
             for budget in (1, 100_000):  # one prompt per pass; some
                 parts = sweep(model, pairs, stores, *sites, method=method, budget=budget)
@@ -235,8 +257,19 @@ def test_positions_are_the_same_in_both_runs_so_that_their_embeddings_carry_noth
 def test_one_store_of_both_sides_gives_the_other_side_of_each_pair(base):
     model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     both = capture(model, torch.cat([pairs.corrupt.tokens, pairs.clean.tokens]))
-    expected = effects(model, pairs, sites=grid("z", model), value=from_store(corrupt if base == "clean" else clean), base=base)
-    assert max_difference(effects(model, pairs, sites=grid("z", model), value=from_store(both), base=base), expected) < 1e-6
+    expected = effects(
+        model,
+        pairs,
+        sites=grid("z", model),
+        value=from_store(corrupt if base == "clean" else clean),
+        base=base,
+    )
+    assert (
+        max_difference(
+            effects(model, pairs, sites=grid("z", model), value=from_store(both), base=base), expected
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -259,15 +292,24 @@ def test_one_example_of_one_token_is_enough(family):
     model, pairs = model_of(family), make_pairs((1,), changed=(0,))
     _, corrupt = capture_pairs(model, pairs)
     for method in ("exact", "gradient"):
-        effect = effects(model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(corrupt), method=method)
+        effect = effects(
+            model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(corrupt), method=method
+        )
         assert effect.shape == (1, 2, 1)
         assert effect.notnull().all()
-    assert max_difference(effects(model, pairs, sites="embed", value=from_store(corrupt))[:, 0], distance(model, pairs)) < 1e-6
+    assert (
+        max_difference(
+            effects(model, pairs, sites="embed", value=from_store(corrupt))[:, 0], distance(model, pairs)
+        )
+        < 1e-6
+    )
 
 
 def test_the_last_token_is_the_end_of_prompts_that_name_no_other():
     model, rows = model_of("gpt2"), make_pairs((6, 6))
-    clean, corrupt = (Prompts.of(side.tokens.tolist(), positions=[{"END": 3}, {}]) for side in (rows.clean, rows.corrupt))
+    clean, corrupt = (
+        Prompts.of(side.tokens.tolist(), positions=[{"END": 3}, {}]) for side in (rows.clean, rows.corrupt)
+    )
     pairs = PromptPairs(clean, corrupt, rows.answers, rows.wrong)
     effect = effects(model, pairs, sites="embed", value=from_store(capture_pairs(model, pairs)[1]))
     with torch.no_grad():
@@ -289,7 +331,13 @@ def test_an_edit_that_would_write_what_is_there_is_not_run():
     effects(model, pairs, sites=grid("z", model), value=from_store(clean, allow_self=True), metric=counted)
     assert measured == [3], "the base run alone"
     measured.clear()
-    effects(model, pairs, sites=grid("resid_pre", model, layer=0, pos="each"), value=from_store(corrupt), metric=counted)
+    effects(
+        model,
+        pairs,
+        sites=grid("resid_pre", model, layer=0, pos="each"),
+        value=from_store(corrupt),
+        metric=counted,
+    )
     assert measured == [3, 3], "the base run, and the one position where the prompts differ"
 
 
@@ -314,7 +362,10 @@ def test_grids_come_back_with_their_axes_and_labels():
 
 def test_a_grid_equals_the_list_of_its_sites():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    for sites in (grid("mlp_post", model, neuron=[1, 9], pos="each"), grid("z", model, head=[2, 0], pos=[5, 2])):
+    for sites in (
+        grid("mlp_post", model, neuron=[1, 9], pos="each"),
+        grid("z", model, head=[2, 0], pos=[5, 2]),
+    ):
         listed = list(sites.at_length(6))
         assert len(listed) == len(sites.at_length(6))
         by_grid = effects(model, pairs, sites=sites, value=from_store(corrupt))
@@ -339,22 +390,33 @@ def test_neurons_at_positions_and_whole_neurons_are_different_sites():
 def test_cells_beyond_an_example_and_at_positions_it_lacks_are_nan():
     model, plain = model_of("gpt2"), make_pairs(MIXED)
     names = [{"X": 1}, {"X": 3}, {}]
-    rows = [[side.tokens[i, : int(n)].tolist() for i, n in enumerate(side.lengths)] for side in (plain.clean, plain.corrupt)]
+    rows = [
+        [side.tokens[i, : int(n)].tolist() for i, n in enumerate(side.lengths)]
+        for side in (plain.clean, plain.corrupt)
+    ]
     clean, corrupt = (Prompts.of(each, positions=names) for each in rows)
     pairs = PromptPairs(clean, corrupt, plain.answers, plain.wrong)
     _, store = capture_pairs(model, pairs)
     for method in ("exact", "gradient"):
-        effect = effects(model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(store), method=method)
+        effect = effects(
+            model, pairs, sites=grid("resid_pre", model, pos="each"), value=from_store(store), method=method
+        )
         assert effect.shape == (3, 2, 6)
         for i, length in enumerate(MIXED):
             assert effect[i, :, :length].notnull().all()
             assert effect[i, :, length:].isnull().all()
-        named = effects(model, pairs, sites=["resid_pre[1]@X", "resid_pre[1]@END"], value=from_store(store), method=method)
+        named = effects(
+            model, pairs, sites=["resid_pre[1]@X", "resid_pre[1]@END"], value=from_store(store), method=method
+        )
         assert named.isnull().values.tolist() == [[False, False], [False, False], [True, False]]
         for i, at in ((0, 1), (1, 3)):
             assert max_difference(named[i, 0], effect[i, 1, at]) < 1e-6
             assert max_difference(named[i, 1], effect[i, 1, MIXED[i] - 1]) < 1e-6
-        assert effects(model, pairs, sites=[("z[0.0]", "z[1.1]@X")], value=from_store(store), method=method).isnull()[2].all()
+        assert (
+            effects(model, pairs, sites=[("z[0.0]", "z[1.1]@X")], value=from_store(store), method=method)
+            .isnull()[2]
+            .all()
+        )
 
 
 def test_a_named_position_that_only_the_other_side_lacks_gives_nan():
@@ -373,7 +435,14 @@ def test_normalized_effects_are_shares_of_the_way_to_the_other_run(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
     for base, store in (("clean", corrupt), ("corrupt", clean)):
         plain = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), base=base)
-        shares = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), base=base, normalized=True)
+        shares = effects(
+            model,
+            pairs,
+            sites=["resid_pre[0]", "z[1.0]"],
+            value=from_store(store),
+            base=base,
+            normalized=True,
+        )
         assert max_difference(shares[:, 0], torch.ones(3)) < 1e-4
         sign = 1 if base == "clean" else -1
         assert max_difference(shares[:, 1], plain[:, 1] / (sign * distance(model, pairs).numpy())) < 1e-4
@@ -384,10 +453,16 @@ def test_normalized_effects_are_shares_of_the_way_to_the_other_run(family):
 def test_normalizing_pairs_that_do_not_differ_gives_nan_and_a_warning():
     model, pairs = model_of("gpt2"), make_pairs()
     same = pairs.clean.tokens.tolist()
-    pairs = PromptPairs(pairs.clean, Prompts.of([same[0], *pairs.corrupt.tokens[1:].tolist()]), pairs.answers, pairs.wrong)
+    pairs = PromptPairs(
+        pairs.clean, Prompts.of([same[0], *pairs.corrupt.tokens[1:].tolist()]), pairs.answers, pairs.wrong
+    )
     _, store = capture_pairs(model, pairs)
-    with pytest.warns(UserWarning, match=re.escape("1 of 3 examples do not differ between the runs: their cells are NaN.")):
-        effect = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), normalized=True)
+    with pytest.warns(
+        UserWarning, match=re.escape("1 of 3 examples do not differ between the runs: their cells are NaN.")
+    ):
+        effect = effects(
+            model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), normalized=True
+        )
     assert effect.isnull().values.tolist() == [[True, True], [False, False], [False, False]]
 
 
@@ -397,7 +472,9 @@ def test_train_mode_is_refused():
     model.train()
     with pytest.raises(ModelError) as error:
         effects(model, pairs, sites=grid("z", model), value=from_store(corrupt))
-    assert str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    assert (
+        str(error.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
+    )
 
 
 def test_pairs_of_unequal_length_take_edits_at_named_positions_only():
@@ -432,7 +509,9 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
     )
     with pytest.raises(SiteError) as error:
         effects(model, pairs, sites=[], value=value)
-    assert str(error.value) == "effects: sites is empty. Name at least one site, as in sites=grid('z', model)."
+    assert (
+        str(error.value) == "effects: sites is empty. Name at least one site, as in sites=grid('z', model)."
+    )
     with pytest.raises(SiteError) as error:
         effects(model, pairs, sites="z[0.4]", value=value)
     assert str(error.value) == "Site 'z[0.4]': this model has heads 0 to 3 in a layer."
@@ -459,7 +538,9 @@ def test_prompts_that_the_model_cannot_read_are_refused():
     with pytest.raises(PromptError) as error:
         effects(model, pairs, sites="z[0.0]", value=zero())
     assert str(error.value) == "Prompt 0 has 40 tokens; the model's context holds 32."
-    foreign = PromptPairs(Prompts.of([[1, D_VOCAB]]), Prompts.of([[1, 2]]), torch.tensor([[[1]]]), torch.tensor([[[2]]]))
+    foreign = PromptPairs(
+        Prompts.of([[1, D_VOCAB]]), Prompts.of([[1, 2]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
+    )
     with pytest.raises(PromptError) as error:
         effects(model, foreign, sites="z[0.0]", value=zero())
     assert str(error.value) == "Token id 50 is outside the model's vocabulary of 50."
@@ -468,5 +549,8 @@ def test_prompts_that_the_model_cannot_read_are_refused():
 def test_an_empty_grid_is_refused_where_it_is_made():
     with pytest.raises(SiteError) as error:
         grid("z", model_of("gpt2"), layer=[])
-    assert str(error.value) == "grid('z') is empty: name at least one layer, head, neuron and position, or leave them out."
+    assert (
+        str(error.value)
+        == "grid('z') is empty: name at least one layer, head, neuron and position, or leave them out."
+    )
     assert isinstance(grid("z", model_of("gpt2")), Grid)

@@ -25,7 +25,9 @@ def test_effects_over_a_full_cut_add_up_to_the_whole_change(family):
     assert max_difference(made.sum("pos").values[:, 0], whole.values[:, 0]) < 1e-3 * size
     assert abs(made.attrs["completeness_gap"]) < 1e-3 * size
     gradient = effects(model, pairs, sites=cut, value=from_store(corrupt), method="gradient")
-    assert max_difference(gradient.sum("pos").values[:, 0], whole.values[:, 0]) > 1e-2 * size  # one step does not do it
+    assert (
+        max_difference(gradient.sum("pos").values[:, 0], whole.values[:, 0]) > 1e-2 * size
+    )  # one step does not do it
 
 
 def test_the_gap_is_reported_for_every_layer_and_counts_overlapping_sites_twice():
@@ -53,7 +55,9 @@ def test_it_is_the_mean_slope_at_midpoints_times_the_change():
     rows = torch.arange(len(pairs))
     for step in range(5):
         point = (start + (step + 0.5) / 5 * change).requires_grad_()
-        logits = forward(model, pairs.clean.tokens, writes=[Write(*key, lambda _, p=point: p)], gradients=True).logits[:, -1]
+        logits = forward(
+            model, pairs.clean.tokens, writes=[Write(*key, lambda _, p=point: p)], gradients=True
+        ).logits[:, -1]
         measured = logits[rows, pairs.answers[:, 0, 0]] - logits[rows, pairs.wrong[:, 0, 0]]
         (slope,) = torch.autograd.grad(measured.sum(), point)
         total += (slope * change).flatten(1).sum(1) / 5

@@ -68,7 +68,9 @@ def test_a_function_gets_the_logits_of_every_position(method):
         shapes.append(tuple(logits.shape))
         return logits[:, 3, 7] - logits[:, 4, 9]
 
-    got = effects(model, pairs, sites=["z[1.2]", "z[1.1]"], value=from_store(corrupt), metric=by_position, method=method)
+    got = effects(
+        model, pairs, sites=["z[1.2]", "z[1.1]"], value=from_store(corrupt), metric=by_position, method=method
+    )
     assert set(shapes) == {(3, 6, 50)}
     assert got.attrs["metric"] == "by_position"
     if method == "exact":
@@ -86,7 +88,13 @@ def test_a_wrapped_function_gets_the_last_position_of_prompts_of_any_length():
         seen.append(tuple(logits.shape))
         return logits[:, 0]
 
-    got = effects(model, pairs, sites="resid_pre[0]", value=from_store(corrupt), metric=metric(first_token, positions="END"))
+    got = effects(
+        model,
+        pairs,
+        sites="resid_pre[0]",
+        value=from_store(corrupt),
+        metric=metric(first_token, positions="END"),
+    )
     assert set(seen) == {(3, 50)}
     with torch.no_grad():
         for i, length in enumerate((4, 6, 5)):
@@ -132,7 +140,10 @@ def test_a_value_that_is_not_a_number_is_refused(value):
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(EditError) as error:
         effects(model, pairs, sites="mlp_out[1]", value=value)
-    assert str(error.value) == f"{value.describe()} is not a number at mlp_out[1], so nothing after it would be either."
+    assert (
+        str(error.value)
+        == f"{value.describe()} is not a number at mlp_out[1], so nothing after it would be either."
+    )
 
 
 def test_logits_that_are_not_finite_are_an_error_and_not_a_number():
@@ -187,9 +198,16 @@ def test_sets_of_answers_are_averaged():
 
 def test_a_metric_object_is_used_as_it_is():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    made = Metric("twice", lambda logits, pairs, reference: 2 * logit_difference(logits[:, None], pairs), unit="half logits")
+    made = Metric(
+        "twice",
+        lambda logits, pairs, reference: 2 * logit_difference(logits[:, None], pairs),
+        unit="half logits",
+    )
     got = effects(model, pairs, sites=grid("z", model), value=from_store(corrupt), metric=made)
-    assert max_difference(got, 2 * effects(model, pairs, sites=grid("z", model), value=from_store(corrupt))) < 1e-5
+    assert (
+        max_difference(got, 2 * effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)))
+        < 1e-5
+    )
     assert (got.attrs["metric"], got.attrs["unit"]) == ("twice", "half logits")
 
 
@@ -197,7 +215,14 @@ def test_results_say_where_they_come_from():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     got = effects(model, pairs, sites=grid("z", model), value=from_store(corrupt), method="gradient")
     attrs = {"kind": "effects", "sites": "z", "value": "from_store", "metric": "logit_diff", "unit": "logits"}
-    attrs |= {"method": "gradient", "base": "clean", "model_fingerprint": corrupt.model, "data_fingerprint": pairs.fingerprint}
+    attrs |= {
+        "method": "gradient",
+        "base": "clean",
+        "model_fingerprint": corrupt.model,
+        "data_fingerprint": pairs.fingerprint,
+    }
     assert {key: got.attrs[key] for key in attrs} == attrs
-    assert all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in got.attrs.values())
+    assert all(
+        isinstance(value, str | int | float) and not isinstance(value, bool) for value in got.attrs.values()
+    )
     assert got.dtype == "float32"

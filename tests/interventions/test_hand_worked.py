@@ -28,11 +28,15 @@ CLEAN, CORRUPT = [0, 1], [2, 1]
 
 @pytest.fixture(scope="module")
 def worked():
-    model = native(n_layers=1, n_heads=2, d_model=4, d_head=2, d_mlp=2, n_ctx=4, d_vocab=4, normalization_type=None)
+    model = native(
+        n_layers=1, n_heads=2, d_model=4, d_head=2, d_mlp=2, n_ctx=4, d_vocab=4, normalization_type=None
+    )
     weights = {
         "tok_embed": 2 * torch.eye(4),
         "attn._original_component.v": torch.eye(4),
-        "attn._original_component.o": torch.tensor([[0, 0, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]).T,
+        "attn._original_component.o": torch.tensor(
+            [[0, 0, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
+        ).T,
         "fc_in": torch.tensor([[0, 1, 0, 1], [1, 0, 0, -1]]),
         "fc_out": torch.tensor([[2, 0], [0, 5], [0, 0], [0, 0]]),
         "head": torch.eye(4),
@@ -43,7 +47,9 @@ def worked():
             for part, weight in weights.items():
                 if f"{part}._original_component.weight" in name:
                     parameter.copy_(weight)
-    pairs = PromptPairs(Prompts.of([CLEAN]), Prompts.of([CORRUPT]), torch.tensor([[[0]]]), torch.tensor([[[1]]]))
+    pairs = PromptPairs(
+        Prompts.of([CLEAN]), Prompts.of([CORRUPT]), torch.tensor([[[0]]]), torch.tensor([[[1]]])
+    )
     kinds = ["resid_pre", "resid_mid", "attn_out", "mlp_out", "v", "z", "pattern", "mlp_post"]
     return model, pairs, *capture_pairs(model, pairs, sites=kinds)
 
@@ -121,13 +127,23 @@ def test_edge_scores_are_as_on_paper(worked):
     model, pairs, _, corrupt = worked
     scores = score_edges(model, pairs, value=from_store(corrupt))
     paper = {
-        ("input", "a0.0<v>"): 2,  # (2,0,-2,0) at the first token; half of dimension 0 reaches dimension 3, doubled
+        (
+            "input",
+            "a0.0<v>",
+        ): 2,  # (2,0,-2,0) at the first token; half of dimension 0 reaches dimension 3, doubled
         ("input", "a0.1<v>"): -1,
         ("a0.0", "m0"): 2,
         ("a0.1", "logits"): -1,
         ("m0", "logits"): 7,  # (2,-5)
     }
-    zeros = [("input", "a0.0<q>"), ("input", "a0.1<k>"), ("input", "m0"), ("input", "logits"), ("a0.1", "m0"), ("a0.0", "logits")]
+    zeros = [
+        ("input", "a0.0<q>"),
+        ("input", "a0.1<k>"),
+        ("input", "m0"),
+        ("input", "logits"),
+        ("a0.1", "m0"),
+        ("a0.0", "logits"),
+    ]
     for writer, reader in paper:
         assert float(scores.sel(writer=writer, reader=reader)) == paper[writer, reader]
     for writer, reader in zeros:
@@ -141,7 +157,9 @@ def test_a_circuit_is_as_on_paper(worked):
     """Without a0.1 the metric is 5: middle (1,2,1,1), neurons 3 0, end (0,2,0,0) + (0,0,1,0) + (1,0,0,0) + (6,0,0,0)."""
     model, pairs, _, corrupt = worked
     circuit = Circuit.of(Circuit.full(model).graph, ["input->a0.0<v>", "a0.0->m0", "m0->logits"])
-    result = evaluate([circuit, Circuit.full(model), Circuit.empty(model)], model, pairs, value=from_store(corrupt))
+    result = evaluate(
+        [circuit, Circuit.full(model), Circuit.empty(model)], model, pairs, value=from_store(corrupt)
+    )
     assert result.m_circuit[:, 0].values.tolist() == [5, 4, -2]
     assert (float(result.m_full[0]), float(result.m_empty[0])) == (4, -2)
     assert np.allclose(result.faithfulness.values, [7 / 6, 1, 0])

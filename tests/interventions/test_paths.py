@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 import transformer_lens.patching as patching
-from families import FAMILIES, logit_difference, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    logit_difference,
+    make_pairs,
+    max_difference,
+    model_of,
+    native,
+    pairs_and_stores,
+    untyped,
+)
 from three_runs import ThreeRuns, asked
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,8 +36,15 @@ MIXED = (4, 6, 5)
 
 
 def value_named(name, own, other):
-    makers = {"mean": lambda: mean(own), "mean(pos)": lambda: mean(other, per="pos"), "zero": zero, "scale": lambda: scale(0.5)}
-    return (makers | {"resample": lambda: resample(own, seed=1), "from_store": lambda: from_store(other)})[name]()
+    makers = {
+        "mean": lambda: mean(own),
+        "mean(pos)": lambda: mean(other, per="pos"),
+        "zero": zero,
+        "scale": lambda: scale(0.5),
+    }
+    return (makers | {"resample": lambda: resample(own, seed=1), "from_store": lambda: from_store(other)})[
+        name
+    ]()
 
 
 def worst_at_end(logits):
@@ -45,7 +61,9 @@ def gap(family, *, mlps, thin=1, dtype=torch.float32, lengths=(6, 6, 6), value="
     given |= {"value": value_named(value, *stores), "mlps": mlps}
     cells = [(j, k) for j in range(len(senders)) for k in range(len(receivers)) if (j + k) % 4 == 0]
     plain = ThreeRuns(model, pairs, **given)
-    expected = [plain.effect(senders[j], receivers[k]) for j, k in cells] + [plain.path(path) for path in paths]
+    expected = [plain.effect(senders[j], receivers[k]) for j, k in cells] + [
+        plain.path(path) for path in paths
+    ]
     swept = path_effects(model, pairs, senders=senders, receivers=receivers, **given)
     along = path_effects(model, pairs, paths=paths, **given)
     assert swept.dtype == along.dtype == ("float64" if dtype == torch.float64 else "float32")
@@ -59,13 +77,21 @@ def test_equal_to_three_plain_runs(family, mlps):
     assert gap(family, mlps=mlps, thin=1 if family in FAMILIES else 3) < 1e-5
 
 
-VALUES, LENGTHS = ("zero", "mean", "mean(pos)", "resample", "scale"), (3, 6, 5)  # the first example has no position 3
+VALUES, LENGTHS = (
+    ("zero", "mean", "mean(pos)", "resample", "scale"),
+    (3, 6, 5),
+)  # the first example has no position 3
 VARIED = [(family, {"value": value, "thin": 3}) for family in ("gpt2", "llama") for value in VALUES]
 VARIED += [("qwen2", {"metric": "kl", "thin": 2}), ("neox", {"metric": "kl", "base": "corrupt", "thin": 2})]
 VARIED += [(family, {"metric": worst_at_end, "base": "corrupt", "thin": 2}) for family in ("gpt2", "llama")]
-VARIED += [("neox", {"metric": worst_at_end, "thin": 2}), ("qwen2", {"metric": "prob_diff", "base": "corrupt", "thin": 2})]
+VARIED += [
+    ("neox", {"metric": worst_at_end, "thin": 2}),
+    ("qwen2", {"metric": "prob_diff", "base": "corrupt", "thin": 2}),
+]
 VARIED += [(family, {"lengths": LENGTHS, "thin": 2}) for family in ("gpt2", "llama", "native")]
-VARIED += [(family, {"dtype": torch.float64, "thin": 2}) for family in ("gpt2", "neox", "native", "native-attn-only")]
+VARIED += [
+    (family, {"dtype": torch.float64, "thin": 2}) for family in ("gpt2", "neox", "native", "native-attn-only")
+]
 VARIED += [("gptj", {"lengths": LENGTHS, "thin": 4}), ("native-no-norm", {"dtype": torch.float64, "thin": 2})]
 
 
@@ -82,11 +108,18 @@ def test_on_hooks_it_is_the_same(mlps, monkeypatch):
     assert gap("llama", mlps=mlps, lengths=MIXED, thin=3) < 1e-5
 
 
-HERE = {"receivers": [("a1.0@2", "logits@END"), ("a1.0", "logits@2"), ("m1", "logits@3")], "senders": ["input", ("a0.1", "a1.2")]}
+HERE = {
+    "receivers": [("a1.0@2", "logits@END"), ("a1.0", "logits@2"), ("m1", "logits@3")],
+    "senders": ["input", ("a0.1", "a1.2")],
+}
 TWICE = {"senders": [("a0.1", "a0.1"), ("m0", "m0:3"), ("m0:3", "m0:3")], "receivers": ["logits", "a1.0<k>"]}
 INTO = [("a1.0<q>", "a1.0<q>@3"), ("a1.0", "a1.1"), ("m1@2", "m1:5"), ("logits", "logits@END")]
 SHAPED = {"value": constant(torch.eye(8)[:6]), "senders": ["a0.1"], "receivers": ["logits", "a1.0<k>"]}
-ODD = {"logits elsewhere": HERE, "logits somewhere": HERE | {"metric": worst_at_end}, "of [pos, d_head]": SHAPED}
+ODD = {
+    "logits elsewhere": HERE,
+    "logits somewhere": HERE | {"metric": worst_at_end},
+    "of [pos, d_head]": SHAPED,
+}
 ODD |= {"sent twice": TWICE, "read twice": {"senders": ["a0.1"], "receivers": INTO}}
 
 
@@ -103,9 +136,15 @@ def test_sets_and_values_of_odd_kinds(family, odd, mlps):
 @pytest.mark.parametrize("mlps", SETTINGS)
 def test_positions_are_found_by_name_where_an_example_has_them(mlps):
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama", (4, 6, 6))
-    sides = [replace(side, positions={**side.positions, "S": torch.tensor([-1, 2, 3])}) for side in (pairs.clean, pairs.corrupt)]
+    sides = [
+        replace(side, positions={**side.positions, "S": torch.tensor([-1, 2, 3])})
+        for side in (pairs.clean, pairs.corrupt)
+    ]
     named = replace(pairs, clean=sides[0], corrupt=sides[1])
-    receivers, paths = ["a1.1<k>@S", ("a1.0<q>", "a1.1<v>@S"), "a1.0<v>"], ["input->a0.1<k>@S->a1.2<q>->logits"]
+    receivers, paths = (
+        ["a1.1<k>@S", ("a1.0<q>", "a1.1<v>@S"), "a1.0<v>"],
+        ["input->a0.1<k>@S->a1.2<q>->logits"],
+    )
     given = {"value": from_store(corrupt), "mlps": mlps}
     plain = ThreeRuns(model, named, **given)
     got = path_effects(model, named, senders=["input", "a0.1"], receivers=receivers, **given)
@@ -116,7 +155,9 @@ def test_positions_are_found_by_name_where_an_example_has_them(mlps):
     assert along.isnull().values.tolist() == [[True], [False], [False]]
 
 
-@pytest.mark.parametrize(("family", "component"), [("gpt2", "q"), ("gpt2", "k"), ("gpt2", "v"), ("neox", "v"), ("llama", "q")])
+@pytest.mark.parametrize(
+    ("family", "component"), [("gpt2", "q"), ("gpt2", "k"), ("gpt2", "v"), ("neox", "v"), ("llama", "q")]
+)
 def test_direct_paths_between_heads_equal_transformer_lens(family, component):
     """It patches the corrupt run towards the clean one, returns the metric itself, and 0 where nothing was measured."""
     model, (pairs, clean, _) = model_of(family), pairs_and_stores(family)
@@ -125,7 +166,10 @@ def test_direct_paths_between_heads_equal_transformer_lens(family, component):
     got = path_effects(model, pairs, senders="heads", receivers=readers, **given).values
     measured = ~np.isnan(got)
     assert measured.sum() == 3 * 4 * 4
-    sweep, settings = patching.get_act_patch_direct_path_all_sources, {"component": component, "verbose": False}
+    sweep, settings = (
+        patching.get_act_patch_direct_path_all_sources,
+        {"component": component, "verbose": False},
+    )
     with torch.no_grad():
         base, sides = ThreeRuns(model, pairs, **given).measured, (pairs.clean, pairs.corrupt)
         caches = [model.run_with_cache(side.tokens)[1] for side in sides]
@@ -145,7 +189,9 @@ def test_a_head_reaches_the_logits_as_written_out(family):
     got, plain = path_effects(model, pairs, senders="heads", **given), ThreeRuns(model, pairs, **given)
     for j, head in enumerate(str(name) for name in got.writer.values):
         layer, h = int(head[1]), int(head[3])
-        change = (corrupt["z", layer].padded() - clean["z", layer].padded())[:, :, h] @ model.blocks[layer].attn.W_O[h].detach()
+        change = (corrupt["z", layer].padded() - clean["z", layer].padded())[:, :, h] @ model.blocks[
+            layer
+        ].attn.W_O[h].detach()
         with torch.no_grad():
             logits = model.unembed(model.ln_final(clean["resid_post", 1].padded() + change))
         expected = logit_difference(logits, pairs) - plain.measured
@@ -163,7 +209,9 @@ def test_without_a_final_norm_the_direct_effects_of_all_writers_add_up(family, m
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
     got = path_effects(model, pairs, value=from_store(corrupt), mlps=mlps)
     with torch.no_grad():
-        total = logit_difference(model(pairs.corrupt.tokens), pairs) - logit_difference(model(pairs.clean.tokens), pairs)
+        total = logit_difference(model(pairs.corrupt.tokens), pairs) - logit_difference(
+            model(pairs.clean.tokens), pairs
+        )
     assert got.writer.values.tolist() == list(Graph.of(model).writers)
     away = max_difference(got.sum(("writer", "reader")), total)
     assert away < 1e-5 if adds_up else away > 1e-2
@@ -181,13 +229,17 @@ def worked():
         clean   "d a b a", previous "d d a b": input a, a0.0 2b, a1.0 attends to position 2: 4b, a1.1 2d + a + b:  2a 7b   5
         corrupt "d c b a", previous "d d c b": input a, a0.0 2b, a1.0 d + c + b + a,          a1.1 2d + c + b:  2a 4b   2
     """
-    model = native(n_heads=2, d_model=12, d_head=4, n_ctx=4, d_vocab=4, normalization_type=None, attn_only=True)
+    model = native(
+        n_heads=2, d_model=12, d_head=4, n_ctx=4, d_vocab=4, normalization_type=None, attn_only=True
+    )
     token, place, previous = torch.eye(12).split(4)
     nothing = torch.zeros(4, 12)
     weights = {
         "tok_embed": token,
         "pos": place,
-        "layers.0.attn.q": torch.cat([1000 * place.roll(-1, 0) * torch.tensor([[1], [1], [1], [0]]), nothing]),
+        "layers.0.attn.q": torch.cat(
+            [1000 * place.roll(-1, 0) * torch.tensor([[1], [1], [1], [0]]), nothing]
+        ),
         "layers.0.attn.k": torch.cat([place, nothing]),
         "layers.0.attn.v": torch.cat([token, nothing]),
         "layers.0.attn.o": torch.cat([previous, nothing]).T,
@@ -200,8 +252,12 @@ def worked():
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.zero_()
-            parameter += weights.get(name.replace("._original_component", "").removesuffix(".weight"), torch.zeros(()))
-    pairs = PromptPairs(Prompts.of([[3, 0, 1, 0]]), Prompts.of([[3, 2, 1, 0]]), torch.tensor([[[1]]]), torch.tensor([[[0]]]))
+            parameter += weights.get(
+                name.replace("._original_component", "").removesuffix(".weight"), torch.zeros(())
+            )
+    pairs = PromptPairs(
+        Prompts.of([[3, 0, 1, 0]]), Prompts.of([[3, 2, 1, 0]]), torch.tensor([[[1]]]), torch.tensor([[[0]]])
+    )
     return model, pairs, *capture_pairs(model, pairs)
 
 
@@ -226,7 +282,10 @@ def test_senders_and_receivers_are_as_on_paper(worked):
         ("input", "a1.0<v>"): 0,  # position 1 is not attended to
         (both, "a1.0"): -4,  # a + b + c + d for 4b
         (both, ("a1.0", "a1.1")): -3,  # all that differs: the corrupt run
-        (both, ("a1.0", "a1.1", "logits")): 0,  # the logits' input too, as it is while the heads of layer 1 are frozen
+        (
+            both,
+            ("a1.0", "a1.1", "logits"),
+        ): 0,  # the logits' input too, as it is while the heads of layer 1 are frozen
         ((*both, "a1.0", "a1.1"), "logits"): -3,
         ("input", "a0.0<v>"): -4,  # a1.0<k> and a1.1<v>, as all beyond it is free
         ("input", "a0.0<q>"): 0,  # positions are the same
@@ -276,7 +335,9 @@ def test_paths_of_several_steps_are_as_on_paper(worked):
         assert np.abs(got[0].values - list(paper.values())).max() < 1e-5
 
 
-@pytest.mark.parametrize(("family", "own", "mlps"), [*product(["gpt2", "llama", "neox"], ["store", "scale"], SETTINGS)])
+@pytest.mark.parametrize(
+    ("family", "own", "mlps"), [*product(["gpt2", "llama", "neox"], ["store", "scale"], SETTINGS)]
+)
 def test_sending_the_base_value_is_exactly_zero(family, own, mlps):
     model, (pairs, clean, _) = model_of(family), pairs_and_stores(family)
     senders, receivers, paths = asked(model)
@@ -293,7 +354,9 @@ def test_everything_into_everything_is_the_other_run(family, mlps):
     graph = Graph.of(model)
     bare = (*graph.writers[1:], "logits")
     receivers = [graph.readers, bare, "logits", tuple(name for name in bare if name != "logits")]
-    got = path_effects(model, pairs, senders=[graph.writers], receivers=receivers, value=from_store(corrupt), mlps=mlps)
+    got = path_effects(
+        model, pairs, senders=[graph.writers], receivers=receivers, value=from_store(corrupt), mlps=mlps
+    )
     rows, ends = torch.arange(3), pairs.clean.lengths - 1
     with torch.no_grad():
         runs = [model(side.tokens)[rows, ends] for side in (pairs.clean, pairs.corrupt)]
@@ -318,7 +381,10 @@ def test_sweeps_order_and_batches_change_nothing(family, mlps):
         assert max_difference(path_effects(model, pairs, paths=paths[k], **given)[:, 0], along[:, k]) < 2e-6
     for order in ([2, 0, 1], [1], [0]):  # in other company, and padded to another length
         assert max_difference(path_effects(model, pairs.select(order), **grid), swept[order]) < 2e-6
-        assert max_difference(path_effects(model, pairs.select(order), paths=paths, **given), along[order]) < 2e-6
+        assert (
+            max_difference(path_effects(model, pairs.select(order), paths=paths, **given), along[order])
+            < 2e-6
+        )
     for budget in (1, 200_000):
         assert max_difference(path_effects(model, pairs, budget=budget, **grid), swept) < 2e-6
         assert max_difference(path_effects(model, pairs, paths=paths, budget=budget, **given), along) < 2e-6
@@ -329,7 +395,9 @@ def test_sweeps_order_and_batches_change_nothing(family, mlps):
 def test_a_path_of_one_arrow_is_a_sender_and_a_receiver(family, mlps):
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
     given = {"value": from_store(corrupt), "mlps": mlps}
-    swept = path_effects(model, pairs, senders=["input", "a0.1", "m0"], receivers=["a1.2<q>", "a1.3", "m1@END"], **given)
+    swept = path_effects(
+        model, pairs, senders=["input", "a0.1", "m0"], receivers=["a1.2<q>", "a1.3", "m1@END"], **given
+    )
     paths = [f"{writer}->{reader}" for writer in swept.writer.values for reader in swept.reader.values]
     along = path_effects(model, pairs, paths=paths, **given)
     assert (along.dims, along.path.values.tolist()) == (("example", "path"), paths)
@@ -349,11 +417,24 @@ def test_names_of_groups_and_what_results_say():
         assert got.writer.values.tolist() == names
         assert got.reader.values.tolist() == ["logits"]
         assert max_difference(got, every.sel(writer=names)) < 2e-6
-    joined = path_effects(model, pairs, senders=[("a0.1", "m0:3"), "input"], receivers=[("a1.1", "logits@END"), "m1"], **given)
+    joined = path_effects(
+        model, pairs, senders=[("a0.1", "m0:3"), "input"], receivers=[("a1.1", "logits@END"), "m1"], **given
+    )
     assert joined.writer.values.tolist() == ["a0.1 + m0:3", "input"]
     assert joined.reader.values.tolist() == ["a1.1 + logits@END", "m1"]
-    expected = {"kind": "paths", "mlps": "recomputed", "metric": "kl", "value": "from_store", "base": "clean", "unit": "nats"}
-    expected |= {"n": 3, "data_fingerprint": pairs.fingerprint, "model_fingerprint": wb.model_fingerprint(model)}
+    expected = {
+        "kind": "paths",
+        "mlps": "recomputed",
+        "metric": "kl",
+        "value": "from_store",
+        "base": "clean",
+        "unit": "nats",
+    }
+    expected |= {
+        "n": 3,
+        "data_fingerprint": pairs.fingerprint,
+        "model_fingerprint": wb.model_fingerprint(model),
+    }
     for result in (every, joined, path_effects(model, pairs, paths="input->a0.1->logits", **given)):
         assert {key: result.attrs[key] for key in expected} == expected
 
@@ -377,7 +458,10 @@ def test_a_store_of_the_base_run_gives_the_same_numbers(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family, MIXED)
     senders, receivers, paths = (part[::2] for part in asked(model))
     shuffled, _ = capture_pairs(model, pairs.select([2, 0, 1]))
-    for mlps, base, value, store in (("frozen", "clean", corrupt, shuffled), ("recomputed", "corrupt", clean, corrupt)):
+    for mlps, base, value, store in (
+        ("frozen", "clean", corrupt, shuffled),
+        ("recomputed", "corrupt", clean, corrupt),
+    ):
         given = {"value": from_store(value), "mlps": mlps, "base": base}
         for what in ({"senders": senders[::2], "receivers": receivers}, {"paths": paths}):
             fresh = path_effects(model, pairs, **what, **given)
@@ -401,10 +485,25 @@ def test_with_a_store_nothing_is_run_to_reach_the_logits(family):
     assert work(lambda: path_effects(model, pairs, store=clean, **given)) < 0.1 * one_run
 
 
-CROOKED = {"a0.1": "a0.1", "a0.1->": "a0.1->", "logits->a1.0": "logits", "input->logits->m1": "logits", "m0->input": "input"}
-CROOKED |= {"input->a1.7->logits": "a1.7", "a1.0->a0.1<q>->logits": "a1.0->a0.1<q>", "input->a0.1->a0.2->m1": "a0.1->a0.2"}
-WRONG = [(SiteError, name, {"senders": [("m1", name)]}) for name in "a9.9 a0.4 m0:999 head9 a0.1<q> logits a0.1@3".split()]
-WRONG += [(SiteError, name, {"receivers": [("m1", name)]}) for name in "input a7.0<q> a1.0<z> a1.0<q>@-1 m2".split()]
+CROOKED = {
+    "a0.1": "a0.1",
+    "a0.1->": "a0.1->",
+    "logits->a1.0": "logits",
+    "input->logits->m1": "logits",
+    "m0->input": "input",
+}
+CROOKED |= {
+    "input->a1.7->logits": "a1.7",
+    "a1.0->a0.1<q>->logits": "a1.0->a0.1<q>",
+    "input->a0.1->a0.2->m1": "a0.1->a0.2",
+}
+WRONG = [
+    (SiteError, name, {"senders": [("m1", name)]})
+    for name in "a9.9 a0.4 m0:999 head9 a0.1<q> logits a0.1@3".split()
+]
+WRONG += [
+    (SiteError, name, {"receivers": [("m1", name)]}) for name in "input a7.0<q> a1.0<z> a1.0<q>@-1 m2".split()
+]
 WRONG += [(SiteError, named, {"paths": ["input->logits", path]}) for path, named in CROOKED.items()]
 WRONG += [(SiteError, what, {what: nothing}) for what in ("senders", "receivers") for nothing in ([], [()])]
 WRONG += [(SiteError, "paths", {"paths": []}), (SiteError, "17", {"receivers": "a1.0<q>@17"})]
@@ -423,8 +522,14 @@ def test_what_cannot_be_asked_is_named(error, named, given):
 
 def test_what_a_model_or_the_pairs_lack_is_named():
     given, pairs = {"value": zero(), "mlps": "frozen"}, make_pairs()
-    lacking = [("llama", "a0.2<k>", {"receivers": "a0.2<k>"}), ("neox", "a0.1->m0", {"paths": "a0.1->m0->logits"})]
-    lacking += [("native-attn-only", "m0", {"receivers": "m0"}), ("native-attn-only", "senders", {"senders": "mlps"})]
+    lacking = [
+        ("llama", "a0.2<k>", {"receivers": "a0.2<k>"}),
+        ("neox", "a0.1->m0", {"paths": "a0.1->m0->logits"}),
+    ]
+    lacking += [
+        ("native-attn-only", "m0", {"receivers": "m0"}),
+        ("native-attn-only", "senders", {"senders": "mlps"}),
+    ]
     for family, named, nodes in lacking:
         with pytest.raises(SiteError, match=re.escape(named)):
             path_effects(model_of(family), pairs, **nodes, **given)
@@ -440,7 +545,11 @@ def test_what_a_model_or_the_pairs_lack_is_named():
 def test_a_store_that_is_not_of_the_base_run_is_refused():
     model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     given = {"value": from_store(corrupt), "mlps": "frozen"}
-    others = pairs_and_stores("gpt2", MIXED)[1], pairs_and_stores("native")[1], capture_pairs(model, pairs, sites=["z"])[0]
+    others = (
+        pairs_and_stores("gpt2", MIXED)[1],
+        pairs_and_stores("native")[1],
+        capture_pairs(model, pairs, sites=["z"])[0],
+    )
     for store, named in zip((corrupt, *others), ("prompt 0", "prompt 0", "model", "resid_post"), strict=True):
         with pytest.raises(StoreError, match=named):
             path_effects(model, pairs, store=store, **given)

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    NATIVES,
+    VARIANTS,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    untyped,
+)
 
 import workbench as wb
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
@@ -85,7 +94,10 @@ def test_named_positions_embeddings_and_small_budgets():
     kinds = ["embed", "pos_embed", "resid_post", "attn_out", "mlp_out"]
     split = wb.capture(model, pairs.clean, sites=kinds)
     parts = wb.direct_attribution(split, model, targets=pairs.answers, by="component")
-    assert max_difference(parts.sel(component="input"), torch.from_numpy(ends.sel(component="input").values)) < 1e-5
+    assert (
+        max_difference(parts.sel(component="input"), torch.from_numpy(ends.sel(component="input").values))
+        < 1e-5
+    )
 
 
 def test_what_cannot_be_attributed_is_refused():
@@ -98,7 +110,9 @@ def test_what_cannot_be_attributed_is_refused():
     with pytest.raises(PromptError, match="direct_attribution: targets has shape"):
         wb.direct_attribution(clean, model, targets=pairs.answers[:1])
     bare = wb.capture(model, pairs.clean, sites=["resid_post"])
-    with pytest.raises(StoreError, match=r"direct_attribution\(by='head'\) needs z; the store holds resid_post\."):
+    with pytest.raises(
+        StoreError, match=r"direct_attribution\(by='head'\) needs z; the store holds resid_post\."
+    ):
         wb.direct_attribution(bare, model, targets=pairs.answers)
     scaled, _, store = stored("granite")
     with pytest.raises(ModelError, match="logits of this model are not its final norm and unembedding"):

@@ -16,7 +16,10 @@ def test_norms_are_lengths_of_vectors(kind):
     found = wb.norms(store, kind=kind)
     for i, length in enumerate([3, 6, 1]):
         for layer in range(2):
-            assert max_difference(found[i, layer, :length], store[kind, layer].prompt(i).flatten(1).norm(dim=1)) < 1e-5
+            assert (
+                max_difference(found[i, layer, :length], store[kind, layer].prompt(i).flatten(1).norm(dim=1))
+                < 1e-5
+            )
         assert found[i, :, length:].isnull().all()
 
 
@@ -40,7 +43,11 @@ def written_out(tokens, pattern, score, bos):
     sums = []
     for q in range(len(tokens)):
         earlier = [j for j in range(q) if tokens[j] == tokens[q]]
-        keys = {"previous": [q - 1], "duplicate": earlier, "induction": [j + 1 for j in earlier if j + 1 < q]}[score]
+        keys = {
+            "previous": [q - 1],
+            "duplicate": earlier,
+            "induction": [j + 1 for j in earlier if j + 1 < q],
+        }[score]
         keys = [k for k in keys if k >= (1 if bos else 0)]
         if keys and not (bos and q == 0):
             sums.append(sum(float(pattern[q, k]) for k in keys))
@@ -72,7 +79,9 @@ def test_tiny_has_heads_of_each_kind():
     copying = wb.copying_scores(clean, model).mean("example")
     best = scores.sel(score="induction").stack(at=("layer", "head"))
     best = best.sortby(best, ascending=False)["at"].values[:4]
-    assert all(float(copying.sel(layer=layer, head=head)) > 0.6 for layer, head in best), "induction heads copy"
+    assert all(float(copying.sel(layer=layer, head=head)) > 0.6 for layer, head in best), (
+        "induction heads copy"
+    )
     assert float(copying.min()) < -0.9, "and one head writes against what it sees"
 
 

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    NATIVES,
+    VARIANTS,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    untyped,
+)
 
 import workbench as wb
 from workbench.errors import PromptError, StoreError
@@ -45,7 +54,10 @@ def test_a_part_of_the_vocabulary_is_the_whole_one_cut(family):
     for i, length in enumerate(MIXED):
         at = int((some == pairs.answers[i, 0, 0]).nonzero())
         assert max_difference(got[i, 1, :length], logits[i, :length].log_softmax(-1)[:, at]) < 1e-5
-        assert (rank[i, 1, :length].values == (logits[i, :length] > logits[i, :length, at : at + 1]).sum(-1).numpy()).all()
+        assert (
+            rank[i, 1, :length].values
+            == (logits[i, :length] > logits[i, :length, at : at + 1]).sum(-1).numpy()
+        ).all()
 
 
 def test_chunks_do_not_change_a_number():
@@ -74,7 +86,9 @@ def test_top_tokens_are_the_likeliest_of_the_model():
 def test_a_store_of_some_positions_is_read_where_it_has_rows(tmp_path):
     model, pairs = model_of("gpt2"), make_pairs(MIXED)
     whole = wb.capture(model, pairs.clean, sites=["resid_post"])
-    some = wb.capture(model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep=["END"], progress=False)
+    some = wb.capture(
+        model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep=["END"], progress=False
+    )
     full, part = (wb.logit_lens(s, model, targets=pairs.answers) for s in (whole, some))
     for i, length in enumerate(MIXED):
         assert max_difference(part[i, :, length - 1], torch.from_numpy(full[i, :, length - 1].values)) < 1e-5
@@ -85,8 +99,16 @@ def test_what_does_not_go_together_is_refused():
     pairs, clean, _ = pairs_and_stores("gpt2")
     model = model_of("gpt2")
     wrong = [
-        ({"measure": "logit"}, PromptError, "logit_lens: measure='logit' needs targets=, tokens per example."),
-        ({"measure": "kl", "targets": pairs.answers}, PromptError, "logit_lens: measure='kl' has no targets."),
+        (
+            {"measure": "logit"},
+            PromptError,
+            "logit_lens: measure='logit' needs targets=, tokens per example.",
+        ),
+        (
+            {"measure": "kl", "targets": pairs.answers},
+            PromptError,
+            "logit_lens: measure='kl' has no targets.",
+        ),
         (
             {"measure": "kl", "minus": pairs.wrong},
             PromptError,
@@ -97,7 +119,11 @@ def test_what_does_not_go_together_is_refused():
             PromptError,
             "A vocabulary names token ids from 0 to 49, each once; not [3, 50].",
         ),
-        ({"measure": "entropy", "vocabulary": []}, PromptError, "A vocabulary is a list of at least one token id, not []."),
+        (
+            {"measure": "entropy", "vocabulary": []},
+            PromptError,
+            "A vocabulary is a list of at least one token id, not [].",
+        ),
     ]
     for given, kind, message in wrong:
         with pytest.raises(kind) as raised:
@@ -109,13 +135,17 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(PromptError, match=r"top_tokens: k=51; ask for 1 to 50"):
         wb.top_tokens(clean, model, k=51)
     low = wb.capture(model, pairs.clean, sites=["resid_post[0]"])
-    with pytest.raises(StoreError, match=r"measure='kl' needs resid_post\[1\]; the store holds layers \[0\] of it"):
+    with pytest.raises(
+        StoreError, match=r"measure='kl' needs resid_post\[1\]; the store holds layers \[0\] of it"
+    ):
         wb.logit_lens(low, model, measure="kl")
 
 
 def test_the_mean_over_a_prompt_is_no_tokens_stream(tmp_path):
     model, pairs = model_of("gpt2"), make_pairs(MIXED)
-    means = wb.capture(model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep="mean", progress=False)
+    means = wb.capture(
+        model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep="mean", progress=False
+    )
     with pytest.raises(StoreError, match="holds means over prompts, which are no token's"):
         wb.logit_lens(means, model, measure="entropy")
 
@@ -124,7 +154,9 @@ def test_the_mean_over_a_prompt_is_no_tokens_stream(tmp_path):
 def test_stores_of_another_precision_are_read_in_the_models_own(tmp_path, dtype):
     model, pairs = model_of("gpt2"), make_pairs(MIXED)
     full = wb.capture(model, pairs.clean, sites=["resid_post"])
-    half = wb.capture(model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", dtype=dtype, progress=False)
+    half = wb.capture(
+        model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", dtype=dtype, progress=False
+    )
     for how in ({"measure": "kl"}, {"targets": pairs.answers}):
         a, b = (wb.logit_lens(store, model, **how) for store in (full, half))
         assert float(abs(a - b).max()) < 0.1

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, VARIANTS, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from families import (
+    FAMILIES,
+    NATIVES,
+    VARIANTS,
+    make_pairs,
+    max_difference,
+    model_of,
+    pairs_and_stores,
+    untyped,
+)
 
 from workbench.engine.capture import capture
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
@@ -52,7 +61,9 @@ def test_every_layer_is_the_final_norm_and_unembedding_of_its_stream(family, mea
     store = capture(model, pairs.clean, sites=["resid_pre", "resid_post"])
     for kind in ("resid_post", "resid_pre"):
         got = logit_lens(store, model, targets=pairs.answers, measure=measure, kind=kind)
-        against = logit_lens(store, model, targets=pairs.answers, minus=pairs.wrong, measure=measure, kind=kind)
+        against = logit_lens(
+            store, model, targets=pairs.answers, minus=pairs.wrong, measure=measure, kind=kind
+        )
         for i, length in enumerate(MIXED):
             for layer in range(2):
                 every = scored(read_out(model, store[kind, layer].prompt(i)), measure)
@@ -119,7 +130,10 @@ def test_what_the_lens_cannot_read_is_refused():
     assert str(error.value) == f"logit_lens: the store is of the model external ({foreign}), not of external."
     with pytest.raises(StoreError) as error:
         logit_lens(capture(model, pairs.clean, sites=["z"]), model, targets=pairs.answers)
-    assert str(error.value) == "logit_lens needs resid_post; the store holds z. Capture it with sites=[..., 'resid_post']."
+    assert (
+        str(error.value)
+        == "logit_lens needs resid_post; the store holds z. Capture it with sites=[..., 'resid_post']."
+    )
     with pytest.raises(UnknownName) as unknown:
         untyped(logit_lens)(clean, model, targets=pairs.answers, measure="logits")
     assert str(unknown.value) == (

@@ -22,7 +22,9 @@ def prompts_of(model, n, split="train"):
 
 def test_it_beats_the_logit_lens_at_every_middle_layer_of_tiny(tmp_path):
     model = wb.load_model("tiny")
-    store = wb.capture(model, prompts_of(model, 60), sites=["resid_post"], path=tmp_path / "s", progress=False)
+    store = wb.capture(
+        model, prompts_of(model, 60), sites=["resid_post"], path=tmp_path / "s", progress=False
+    )
     lens = wb.fit_tuned_lens(store, model, epochs=10)
     assert lens.layers == (0, 1, 2)
     table = lens.heldout
@@ -45,8 +47,12 @@ def test_prompts_held_out_are_those_reported_and_numbers_repeat():
     first, again = (wb.fit_tuned_lens(store, model, epochs=2, seed=3) for _ in range(2))
     assert torch.equal(first.weight, again.weight)
     assert first.heldout.equals(again.heldout)
-    doubled = wb.Prompts.of([row for row in [[0, 5, 6], [0, 7, 8], [0, 9, 4], [0, 3, 2], [0, 1, 1]] for _ in range(6)], bos=True)
-    lens = wb.fit_tuned_lens(wb.capture(model, doubled, sites=["resid_post"]), model, epochs=1, test_share=0.4)
+    doubled = wb.Prompts.of(
+        [row for row in [[0, 5, 6], [0, 7, 8], [0, 9, 4], [0, 3, 2], [0, 1, 1]] for _ in range(6)], bos=True
+    )
+    lens = wb.fit_tuned_lens(
+        wb.capture(model, doubled, sites=["resid_post"]), model, epochs=1, test_share=0.4
+    )
     assert lens.heldout.attrs["n_prompts"] == 12, "equal prompts are held out together"
     assert lens.heldout.attrs["n_rows"] == 24, "BOS rows are left out"
 
@@ -90,7 +96,14 @@ def test_files_that_are_no_tuned_lens(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other")
     with pytest.raises(StoreError, match="its format is None"):
         wb.TunedLens.load(tmp_path / "other")
-    facts = {"layers": [0, 1], "heldout": {}, "attrs": {}, "kind": "resid_post", "model": "", "model_name": ""}
+    facts = {
+        "layers": [0, 1],
+        "heldout": {},
+        "attrs": {},
+        "kind": "resid_post",
+        "model": "",
+        "model_name": "",
+    }
     meta = {"format": "interp-workbench tuned lens 1", "facts": json.dumps(facts)}
     save_file({"weight": torch.zeros(1, 4, 4), "bias": torch.zeros(1, 4)}, tmp_path / "short", metadata=meta)
     with pytest.raises(StoreError, match="do not fit"):

@@ -42,11 +42,15 @@ def by_hand(model, pairs, hooks=lambda i, length: []) -> torch.Tensor:
 
         def logprob(tokens: list[int], i: int = i, prompt: list[int] = prompt) -> torch.Tensor:
             with torch.no_grad():
-                logits = model.run_with_hooks(torch.tensor([[*prompt, *tokens]]), fwd_hooks=hooks(i, len(prompt)))[0]
+                logits = model.run_with_hooks(
+                    torch.tensor([[*prompt, *tokens]]), fwd_hooks=hooks(i, len(prompt))
+                )[0]
             return sum(logits[len(prompt) - 1 + k].log_softmax(-1)[token] for k, token in enumerate(tokens))
 
         right, wrong = (
-            torch.stack([logprob([t for t in tokens if t >= 0]) for tokens in table[i].tolist() if tokens[0] >= 0]).mean()
+            torch.stack(
+                [logprob([t for t in tokens if t >= 0]) for tokens in table[i].tolist() if tokens[0] >= 0]
+            ).mean()
             for table in (pairs.answers, pairs.wrong)
         )
         measured.append(right - wrong)
@@ -76,16 +80,21 @@ def edit_z(store, layer: int, head: int, at: int | None = None):
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 @pytest.mark.parametrize(
     ("family", "dtype", "tolerance"),
-    [(f, torch.float32, 1e-5) for f in ("gpt2", "llama", "neox")] + [(f, torch.float64, 1e-10) for f in ("gpt2", "neox")],
+    [(f, torch.float32, 1e-5) for f in ("gpt2", "llama", "neox")]
+    + [(f, torch.float64, 1e-10) for f in ("gpt2", "neox")],
 )
-def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, dtype, tolerance, engine, monkeypatch):
+def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(
+    family, dtype, tolerance, engine, monkeypatch
+):
     if engine == "hooks":
         on_hooks(monkeypatch)
     model, pairs = model_of(family, dtype), answered()
     _, corrupt = capture_pairs(model, pairs)
     base = by_hand(model, pairs)
     for store, value in ((None, zero()), (corrupt, from_store(corrupt))):
-        got = effects(model, pairs, sites=["z[0.1]", "z[1.2]", "z[0.3]@END", "z[1.0]@2"], value=value, metric=DIFF)
+        got = effects(
+            model, pairs, sites=["z[0.1]", "z[1.2]", "z[0.3]@END", "z[1.0]@2"], value=value, metric=DIFF
+        )
         assert got.attrs["engine"] == ("staircase" if engine == "fast" else "reference")
         places = ((0, 1, None), (1, 2, None), (0, 3, -1), (1, 0, 2))
         expected = [by_hand(model, pairs, edit_z(store, *place)) - base for place in places]
@@ -101,13 +110,24 @@ def test_both_engines_agree_on_every_kind_of_site_and_value(family, monkeypatch)
     clean, corrupt = capture_pairs(model, pairs)
     asked = [(grid(kind, model, pos=pos), value) for kind in ("z", "resid_pre", "k") for pos in ("all", ["END", 1, 6])
              for value in (from_store(corrupt), mean(clean), scale(0.5))]  # fmt: skip
-    asked += [(["mlp_post[1:3]", "embed", "mlp_out[0]@END"], mean(clean, per="pos")), (grid("v", model), resample(clean))]
-    asked += [(["pattern[1.2]", "pattern[0]@END", "pattern[1.1]@END<-2", ("z[0.1]", "mlp_out[1]")], from_store(corrupt))]
+    asked += [
+        (["mlp_post[1:3]", "embed", "mlp_out[0]@END"], mean(clean, per="pos")),
+        (grid("v", model), resample(clean)),
+    ]
+    asked += [
+        (
+            ["pattern[1.2]", "pattern[0]@END", "pattern[1.1]@END<-2", ("z[0.1]", "mlp_out[1]")],
+            from_store(corrupt),
+        )
+    ]
     fast = [effects(model, pairs, sites=sites, value=value, metric=DIFF) for sites, value in asked]
     on_hooks(monkeypatch)
     for (sites, value), got in zip(asked, fast, strict=True):
         assert got.attrs["engine"] == "staircase"
-        assert max_difference(got, effects(model, pairs, sites=sites, value=value, metric=DIFF)) < 1e-5, (sites, value)
+        assert max_difference(got, effects(model, pairs, sites=sites, value=value, metric=DIFF)) < 1e-5, (
+            sites,
+            value,
+        )
 
 
 @pytest.mark.parametrize("method", ["exact", "gradient", "integrated"])
@@ -116,7 +136,9 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
     pairs = answered(answers=[[[3], [5]], [[7]], [[2]]], wrong=[[[6]], [[1], [3], [9]], [[4]]])
     _, corrupt = capture_pairs(model, pairs)
     asked = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 3}
-    one, several = (effects(model, pairs, metric=name, **asked, normalized=True) for name in ("logit_diff", DIFF))
+    one, several = (
+        effects(model, pairs, metric=name, **asked, normalized=True) for name in ("logit_diff", DIFF)
+    )
     assert max_difference(one, several) < 1e-10
     if method == "integrated":
         assert several.attrs["completeness_gap"] == pytest.approx(one.attrs["completeness_gap"], abs=1e-10)
@@ -128,7 +150,14 @@ def test_integrated_effects_add_up_to_the_edit_of_all():
     model, pairs = model_of("neox", torch.float64), answered()
     _, corrupt = capture_pairs(model, pairs)
     asked = {"value": from_store(corrupt), "metric": DIFF}
-    got = effects(model, pairs, sites=grid("resid_pre", model, layer=1, pos="each"), method="integrated", steps=64, **asked)
+    got = effects(
+        model,
+        pairs,
+        sites=grid("resid_pre", model, layer=1, pos="each"),
+        method="integrated",
+        steps=64,
+        **asked,
+    )
     whole = effects(model, pairs, sites=["resid_pre[1]"], **asked)
     assert float(abs(got.sum(["layer", "pos"]) - whole[:, 0]).max()) < 1e-3 * float(abs(whole).max())
     assert bool(got[0, 0, 6].isnull())
@@ -138,12 +167,16 @@ def test_integrated_effects_add_up_to_the_edit_of_all():
 def test_the_same_value_is_an_effect_of_exactly_nothing_and_all_of_the_other_run_is_the_other_run():
     model, pairs = model_of("llama"), answered()
     clean, corrupt = capture_pairs(model, pairs)
-    same = effects(model, pairs, sites=grid("z", model), value=from_store(clean, allow_self=True), metric=DIFF)
+    same = effects(
+        model, pairs, sites=grid("z", model), value=from_store(clean, allow_self=True), metric=DIFF
+    )
     assert float(abs(same).max()) == 0
     # Keys, values and the stream at END come from the other prompt; from there the answer is read alike.
     got = effects(model, pairs, sites="embed", value=from_store(corrupt), metric=DIFF, normalized=True)
     assert max_difference(got[:, 0], torch.ones(3)) < 1e-4
-    turned = effects(model, pairs, sites="embed", value=from_store(clean), metric=DIFF, base="corrupt", normalized=True)
+    turned = effects(
+        model, pairs, sites="embed", value=from_store(clean), metric=DIFF, base="corrupt", normalized=True
+    )
     assert max_difference(turned[:, 0], torch.ones(3)) < 1e-4
 
 
@@ -163,7 +196,10 @@ def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     model, pairs = model_of(family), answered((6, 6, 6))
     _, corrupt = capture_pairs(model, pairs, sites=["z", "resid_pre", "mlp_out"])
     rows = expand(model, pairs, DIFF)
-    senders, receivers = ["input", "a0.1", "m0", ("a0.2", "a1.0")], ["logits", "a1.1<q>", "a1.1<v>", "a1.2<q>@END"]
+    senders, receivers = (
+        ["input", "a0.1", "m0", ("a0.2", "a1.0")],
+        ["logits", "a1.1<q>", "a1.1<v>", "a1.2<q>@END"],
+    )
     bound = bind(model, rows, from_store(corrupt))
     plain = ThreeRuns(model, rows.pairs, value=Ready(bound), mlps=mlps, metric=rows.metric)
     asked = {"value": from_store(corrupt), "mlps": mlps, "metric": DIFF}
@@ -172,8 +208,15 @@ def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     got, paths = (path_effects(model, pairs, **asked, **which) for which in (grids, whole))
     expected = rows.combine(torch.as_tensor(plain.table(senders, receivers)))
     assert max_difference(got, expected) < 1e-5
-    last = path_effects(model, pairs, senders="a1.2", value=from_store(corrupt), mlps="recomputed", metric=DIFF)
-    assert max_difference(last[:, 0], effects(model, pairs, sites="z[1.2]", value=from_store(corrupt), metric=DIFF)) < 1e-5
+    last = path_effects(
+        model, pairs, senders="a1.2", value=from_store(corrupt), mlps="recomputed", metric=DIFF
+    )
+    assert (
+        max_difference(
+            last[:, 0], effects(model, pairs, sites="z[1.2]", value=from_store(corrupt), metric=DIFF)
+        )
+        < 1e-5
+    )
     on_hooks(monkeypatch)
     for fast, which in ((got, grids), (paths, whole)):
         assert fast.attrs["engine"] == "staircase"
@@ -184,7 +227,10 @@ def test_paths_with_answers_of_one_token_are_those_of_logit_diff():
     model = model_of("gpt2", torch.float64)
     pairs = answered((6, 6), answers=[[[3], [5]], [[7]]], wrong=[[[6]], [[1]]])
     asked = {"senders": "heads", "receivers": ["logits", "a1.1<v>"], "value": zero(), "mlps": "recomputed"}
-    assert max_difference(*(path_effects(model, pairs, metric=name, **asked) for name in ("logit_diff", DIFF))) < 1e-10
+    assert (
+        max_difference(*(path_effects(model, pairs, metric=name, **asked) for name in ("logit_diff", DIFF)))
+        < 1e-10
+    )
 
 
 def test_answers_that_differ_in_their_last_token_share_a_run():
@@ -213,7 +259,8 @@ def test_a_plan_counts_the_runs_of_the_answers():
 def test_small_budgets_give_the_same_numbers():
     model, pairs = model_of("gpt2"), answered()
     whole, cut = (
-        effects(model, pairs, sites=grid("z", model), value=add(torch.ones(8)), metric=DIFF, budget=b) for b in (None, 300_000)
+        effects(model, pairs, sites=grid("z", model), value=add(torch.ones(8)), metric=DIFF, budget=b)
+        for b in (None, 300_000)
     )
     assert max_difference(whole, cut) < 1e-5
 
@@ -241,16 +288,23 @@ def test_what_does_not_go_with_answers_of_several_tokens_is_said():
     with pytest.raises(StoreError, match=re.escape(f"the metric {DIFF!r} runs prompts and their answers")):
         path_effects(model, pairs, senders="a0.1", value=zero(), mlps="frozen", metric=DIFF, store=clean)
     with pytest.raises(SiteError, match=re.escape("No prompt has the position 6: the longest has 6 tokens.")):
-        path_effects(model, pairs, senders="a0.1", receivers="a1.1<q>@6", value=zero(), mlps="frozen", metric=DIFF)
+        path_effects(
+            model, pairs, senders="a0.1", receivers="a1.1<q>@6", value=zero(), mlps="frozen", metric=DIFF
+        )
     own = Metric("own", lambda logits, pairs, reference: logits[:, 0, 0], positions="continuation")
-    with pytest.raises(MetricError, match=re.escape("The metric 'own' reads a continuation, which only sequence_logprob")):
+    with pytest.raises(
+        MetricError, match=re.escape("The metric 'own' reads a continuation, which only sequence_logprob")
+    ):
         effects(model, pairs, sites="z[0.1]", value=zero(), metric=own)
     logits = metric(DIFF).read(model(pairs.clean.tokens), pairs.clean)
     with pytest.raises(MetricError, match=re.escape("Answers have up to 3 tokens and the runs go on for 1")):
         metric(DIFF)(logits, pairs)
     moved = PromptPairs(*(wb.Prompts.of(p.tokens.tolist(), positions=[{"END": 4}] * 3) for p in (pairs.clean, pairs.corrupt)),
                         pairs.answers, pairs.wrong)  # fmt: skip
-    with pytest.raises(PromptError, match=re.escape("Prompt 0 goes on behind its END, where the answers would have to follow.")):
+    with pytest.raises(
+        PromptError,
+        match=re.escape("Prompt 0 goes on behind its END, where the answers would have to follow."),
+    ):
         effects(model, moved, sites="z[0.1]", value=zero(), metric=DIFF)
 
 
@@ -260,23 +314,39 @@ def test_a_real_model_copies_names_of_several_tokens_and_one_head_does_its_prono
 
     def of_equal_length(rows: list[dict[str, str]]) -> PromptPairs:
         pairs = PromptPairs.from_dataframe(model, pd.DataFrame(rows))
-        return pairs.select([i for i in range(len(pairs)) if pairs.clean.lengths[i] == pairs.corrupt.lengths[i]])
+        return pairs.select(
+            [i for i in range(len(pairs)) if pairs.clean.lengths[i] == pairs.corrupt.lengths[i]]
+        )
 
     names = ["Anna", "Jack", "Lucy", "Nina", "Kate", "Ella"]
     told = "Once upon a time, there was a little girl named {}. One day,"
     copying = of_equal_length(
-        [{"clean": told.format(a), "corrupt": told.format(b), "answer": a, "wrong": b} for a in names for b in names if a != b]
+        [
+            {"clean": told.format(a), "corrupt": told.format(b), "answer": a, "wrong": b}
+            for a in names
+            for b in names
+            if a != b
+        ]
     )
     assert int((copying.answers >= 0).sum(-1).min()) > 1
     assert copying.metric == DIFF
     assert bool((by_hand(model, copying) > 0).all())
-    corrupted = effects(model, copying, sites="embed", value=from_store(capture_pairs(model, copying)[1]), metric=DIFF)
+    corrupted = effects(
+        model, copying, sites="embed", value=from_store(capture_pairs(model, copying)[1]), metric=DIFF
+    )
     assert float(corrupted.mean()) < -15, "the other name is then as likely as this one was"
     rows, told = [], "One day, {} went to the park."
     for girl in ("Lily", "Anna", "Mary", "Sara", "Lucy", "Jane", "Amy", "Ella"):
         for boy in ("Tim", "Tom", "Ben", "Sam", "Max", "Jack", "Leo", "Peter"):
             for name, other, right, wrong in ((girl, boy, "She", "He"), (boy, girl, "He", "She")):
-                rows.append({"clean": told.format(name), "corrupt": told.format(other), "answer": right, "wrong": wrong})
+                rows.append(
+                    {
+                        "clean": told.format(name),
+                        "corrupt": told.format(other),
+                        "answer": right,
+                        "wrong": wrong,
+                    }
+                )
     pronouns = of_equal_length(rows)
     heads = effects(model, pronouns, sites=grid("z", model), value=zero(), metric=DIFF).mean("example")
     assert float(by_hand(model, pronouns).mean()) > 3

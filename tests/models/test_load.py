@@ -30,7 +30,9 @@ def test_the_embedded_model_loads_in_eval_mode_and_equals_hugging_face():
 
 def test_a_directory_and_its_embedded_twin_have_one_fingerprint(tmp_path):
     shutil.copytree(TINY, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "*.py"))
-    assert wb.model_fingerprint(wb.load_model(tmp_path / "copy")) == wb.model_fingerprint(wb.load_model("tiny"))
+    assert wb.model_fingerprint(wb.load_model(tmp_path / "copy")) == wb.model_fingerprint(
+        wb.load_model("tiny")
+    )
 
 
 def test_checkpoints_are_other_models_and_an_unknown_step_lists_those_there_are():
@@ -50,7 +52,8 @@ def test_a_bridge_passes_through_and_is_put_into_eval_mode():
     model = wb.load_model("tiny")
     model.train()
     with pytest.raises(
-        ModelError, match=re.escape("The model is in train mode, so its numbers are random. Call model.eval() first.")
+        ModelError,
+        match=re.escape("The model is in train mode, so its numbers are random. Call model.eval() first."),
     ):
         check_eval(model)
     assert wb.load_model(model) is model
@@ -93,7 +96,10 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize("source", ["./nothing/here", "/no/such/dir", "~/x", ""])
 def test_a_directory_that_is_not_there_is_named(source: str):
     with pytest.raises(
-        ModelError, match=re.escape(f"There is no model directory {source!r}. Embedded models: induction, shortcut, tiny.")
+        ModelError,
+        match=re.escape(
+            f"There is no model directory {source!r}. Embedded models: induction, shortcut, tiny."
+        ),
     ):
         wb.load_model(source)
 
@@ -102,7 +108,9 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"A model is a name, a directory or a TransformerBridge, not int\."):
         wb.load_model(3)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"has no \*\.safetensors\. Other weight files can run code when they are read"):
+    with pytest.raises(
+        ModelError, match=r"has no \*\.safetensors\. Other weight files can run code when they are read"
+    ):
         wb.load_model(tmp_path)
     with pytest.raises(ModelError, match="There is no device 'gpu'"):
         wb.load_model("tiny", device="gpu")
@@ -123,7 +131,9 @@ def test_models_that_differ_in_configuration_only_are_different():
             num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, intermediate_size=16, vocab_size=20,
             rope_parameters={"rope_theta": theta, "rope_type": "default"},
         )  # fmt: skip
-        models.append(build_bridge_from_module(LlamaForCausalLM(config), "LlamaForCausalLM", hf_config=config).eval())
+        models.append(
+            build_bridge_from_module(LlamaForCausalLM(config), "LlamaForCausalLM", hf_config=config).eval()
+        )
     assert wb.model_fingerprint(models[0]) != wb.model_fingerprint(models[1])
 
 

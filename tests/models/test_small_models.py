@@ -53,7 +53,11 @@ def test_loading_says_nothing_and_gives_an_eval_model_with_the_words_of_tiny(mod
 
 
 def test_the_norms_are_those_of_training(model):
-    gains = [value for name, value in model.original_model.named_parameters() if "ln" in name and name.endswith("weight")]
+    gains = [
+        value
+        for name, value in model.original_model.named_parameters()
+        if "ln" in name and name.endswith("weight")
+    ]
     assert len(gains) == 3
     assert all(not torch.allclose(gain, torch.ones_like(gain), atol=1e-3) for gain in gains)
 
@@ -78,7 +82,9 @@ def test_the_same_attention_at_the_shortcuts_distance_and_another_elsewhere():
         pairs = wb.load_task("induction", model, n=400)
         distance = pairs.clean.at("END") - pairs.clean.at("PREVIOUS")
         for what, chosen in {"own": distance == OWN, "other": distance != OWN}.items():
-            store = wb.capture(model, pairs.select(chosen.nonzero()[:, 0].tolist()).clean, sites=["pattern"], progress=False)
+            store = wb.capture(
+                model, pairs.select(chosen.nonzero()[:, 0].tolist()).clean, sites=["pattern"], progress=False
+            )
             scores[name, what] = float(wb.head_scores(store, scores=["induction"]).mean("example").max())
     assert min(scores["induction", "own"], scores["induction", "other"], scores["shortcut", "own"]) > 0.9
     assert scores["shortcut", "other"] < 0.3
@@ -104,7 +110,9 @@ def test_circuits_have_no_mlps(model):
     _, corrupt = wb.capture_pairs(model, pairs, progress=False)
     scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), method="exact", progress=False)
     assert not any(writer.startswith("m") for writer in scores["writer"].values)
-    full = wb.evaluate(wb.Circuit.full(model), model, pairs, value=wb.from_store(corrupt), checks=(), progress=False)
+    full = wb.evaluate(
+        wb.Circuit.full(model), model, pairs, value=wb.from_store(corrupt), checks=(), progress=False
+    )
     assert float(full["faithfulness"][0]) == pytest.approx(1)
 
 

@@ -105,7 +105,9 @@ def test_ablating_all_but_the_true_edges_leaves_the_metric(name: str, kind: str)
     found = measured(name)
     (share,) = found.faithfulness(kind, found.true(kind))
     assert abs(share - 1) < (0.05 if VARIANTS[name].setting.noise else 1e-4)
-    assert wb.Circuit.of(found.graph, found.true(kind)).n_edges == len(found.made.edges[kind]), "a true edge is a dead end"
+    assert wb.Circuit.of(found.graph, found.true(kind)).n_edges == len(found.made.edges[kind]), (
+        "a true edge is a dead end"
+    )
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -113,8 +115,13 @@ def test_the_truth_holds_for_other_seeds(name: str):
     for seed in (1, 2):
         made = wb.planted(name, seed=seed, n=12)
         pairs, graph = wb.planted_pairs(made), wb.Graph.of(made.model)
-        for kind, value in (("corrupt", wb.from_store(wb.capture_pairs(made.model, pairs)[1])), ("zero", wb.zero())):
-            found = wb.evaluate(wb.Circuit.of(graph, made.edges[kind]), made.model, pairs, value=value, progress=False)
+        for kind, value in (
+            ("corrupt", wb.from_store(wb.capture_pairs(made.model, pairs)[1])),
+            ("zero", wb.zero()),
+        ):
+            found = wb.evaluate(
+                wb.Circuit.of(graph, made.edges[kind]), made.model, pairs, value=value, progress=False
+            )
             assert abs(float(found["faithfulness"][0]) - 1) < 0.05
 
 
@@ -168,7 +175,9 @@ def test_the_negative_head_lowers_the_metric():
 def test_each_feeder_reaches_the_target_through_its_own_port_alone():
     found = measured("compositions")
     target, places = found.made.heads["target"], found.made.heads
-    for kind, (feeder, port) in [(kind, pair) for kind in KINDS for pair in [(f, p) for f in "qkv" for p in "qkv"]]:
+    for kind, (feeder, port) in [
+        (kind, pair) for kind in KINDS for pair in [(f, p) for f in "qkv" for p in "qkv"]
+    ]:
         effect = found.effects[kind][found.graph.index(f"{places[f'feed-{feeder}']}->{target}<{port}>")]
         assert (effect < -0.2) if feeder == port else (abs(effect) < 1e-6)
 
@@ -179,7 +188,9 @@ def test_decoys_write_more_than_the_true_heads():
     shape, true, decoys = wb.Shape.of(made.model), [], []
     for layer in range(shape.n_layers):
         written = torch.einsum(
-            "phe,hed->phd", clean["z", layer].rows(prompt=range(8), pos=[7] * 8), made.model.blocks[layer].attn.W_O
+            "phe,hed->phd",
+            clean["z", layer].rows(prompt=range(8), pos=[7] * 8),
+            made.model.blocks[layer].attn.W_O,
         )
         for head, size in enumerate(written.norm(dim=-1).mean(0).tolist()):
             (true if f"a{layer}.{head}" in made.heads.values() else decoys).append(size)
@@ -215,7 +226,10 @@ def test_every_size_gives_right_answers(name: str, size: int):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_held_out_prompts_are_others(name: str):
     made = wb.planted(name)
-    train, heldout = wb.planted_pairs(made, n=200, seed=3), wb.planted_pairs(made, n=100, seed=3, split="heldout")
+    train, heldout = (
+        wb.planted_pairs(made, n=200, seed=3),
+        wb.planted_pairs(made, n=100, seed=3, split="heldout"),
+    )
     assert not set(train.clean.ids) & set(heldout.clean.ids)
     assert len(set(train.clean.ids)) == 200
     assert wb.planted_pairs(made).clean.ids == wb.planted_pairs(made, n=32).clean.ids
@@ -233,13 +247,20 @@ def test_pairs_say_where_they_come_from():
 
 
 def test_what_cannot_be_planted_is_said():
-    with pytest.raises(UnknownName, match=r"^There is no planted model 'inductoin'\. Did you mean 'induction'"):
+    with pytest.raises(
+        UnknownName, match=r"^There is no planted model 'inductoin'\. Did you mean 'induction'"
+    ):
         wb.planted("inductoin")
-    with pytest.raises(ModelError, match=r"^A planted model of size 40 is not possible: its circuit works on 6 to 12 words\.$"):
+    with pytest.raises(
+        ModelError,
+        match=r"^A planted model of size 40 is not possible: its circuit works on 6 to 12 words\.$",
+    ):
         wb.planted("induction", size=40)
     with pytest.raises(UnknownName, match=r"^There is no split 'test'\. Known: heldout, train"):
         wb.planted("induction", split="test")
-    with pytest.raises(ModelError, match=r"^There are no 0 different prompts of 'induction' in the split 'train': found 0\.$"):
+    with pytest.raises(
+        ModelError, match=r"^There are no 0 different prompts of 'induction' in the split 'train': found 0\.$"
+    ):
         wb.planted("induction", n=0)
 
 

@@ -21,7 +21,9 @@ def probed(planted, layer, head):
     """Probes on one head for which word is the answer (several classes) and whether it is one of the first five."""
     made, pairs, (clean, _) = planted
     answers = pairs.answers[:, 0, 0].tolist()
-    labels = wb.Labels.per_prompt(clean, {"answer": [f"w{a}" for a in answers], "low": [a < 6 for a in answers]})
+    labels = wb.Labels.per_prompt(
+        clean, {"answer": [f"w{a}" for a in answers], "low": [a < 6 for a in answers]}
+    )
     width = wb.Shape.of(made.model).d_head
     given = {("z", layer): list(range(head * width, (head + 1) * width))}
     how = {"k": [width], "selectors": ["given"], "given": given, "controls": []}
@@ -35,7 +37,9 @@ def test_the_true_head_is_used_and_the_decoy_that_decodes_as_well_is_not(planted
     verdicts = {}
     for other in range(wb.Shape.of(made.model).n_heads):
         probes = probed(planted, layer, other)
-        checked = wb.causal_check(probes, made.model, pairs, concept="answer", kind="z", stores=stores).isel(layer=0)
+        checked = wb.causal_check(probes, made.model, pairs, concept="answer", kind="z", stores=stores).isel(
+            layer=0
+        )
         verdicts[other] = checked
     decoding = [h for h, checked in verdicts.items() if float(checked["accuracy"]) > 0.99]
     assert head in decoding
@@ -67,7 +71,14 @@ def test_in_these_prompts_number_decodes_in_every_layer_and_is_used_in_the_last(
     words = [model.tokenizer.decode([int(a)]).strip() for a in pairs.answers[:, 0, 0]]
     labels = wb.Labels.per_prompt(stores[0], {"plural": [word in ("are", "were") for word in words]})
     probes = wb.fit_probes(stores[0], labels, k=[8], controls=[], baselines=["mass-mean"])
-    how = {"concept": "plural", "kind": "resid_post", "stores": stores, "baseline": "mass-mean", "n_random": 19, "layers": [1, 3]}
+    how = {
+        "concept": "plural",
+        "kind": "resid_post",
+        "stores": stores,
+        "baseline": "mass-mean",
+        "n_random": 19,
+        "layers": [1, 3],
+    }
     found = wb.causal_check(probes, model, pairs, **how)
     assert (found["accuracy"].sel(layer=[1, 3]) > 0.9).all()
     assert found["used"].sel(edit="swap").values.tolist() == [0, 1]
@@ -120,7 +131,15 @@ def test_labels_that_mean_nothing_are_seldom_called_used():
     for seed in range(10):
         noise = np.random.default_rng(seed).permutation(np.arange(24) % 2 == 0)
         labels = wb.Labels.per_prompt(stores[0], {"noise": noise.tolist()})
-        probes = wb.fit_probes(stores[0], labels, k=[8], layers=[3], controls=[], baselines=["mass-mean"], resampled=0, seed=seed)
-        how = {"concept": "noise", "kind": "resid_post", "stores": stores, "baseline": "mass-mean", "n_random": 19}
+        probes = wb.fit_probes(
+            stores[0], labels, k=[8], layers=[3], controls=[], baselines=["mass-mean"], resampled=0, seed=seed
+        )
+        how = {
+            "concept": "noise",
+            "kind": "resid_post",
+            "stores": stores,
+            "baseline": "mass-mean",
+            "n_random": 19,
+        }
         used += wb.causal_check(probes, model, pairs, seed=seed, **how)["used"].values.ravel().tolist()
     assert np.mean(used) <= 0.2

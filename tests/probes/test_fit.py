@@ -31,7 +31,9 @@ def test_the_probes_are_scikit_learns_on_the_same_split_and_penalty():
     for k in (1, 4, 8):
         cell = none(probes, concept="c", k=k)
         chosen = cell["feature"].values[:k]
-        peer = LogisticRegression(C=1 / (1e-2 * (~held_out).sum()), class_weight="balanced", tol=1e-12, max_iter=10000)
+        peer = LogisticRegression(
+            C=1 / (1e-2 * (~held_out).sum()), class_weight="balanced", tol=1e-12, max_iter=10000
+        )
         peer.fit(x[~held_out][:, chosen], y[~held_out])
         assert cell["coefficient"].values[0, :k] == pytest.approx(peer.coef_[0], abs=1e-3)
         assert float(cell["intercept"][0]) == pytest.approx(peer.intercept_[0], abs=1e-3)
@@ -47,7 +49,9 @@ def test_several_classes_are_scikit_learns(multiclass):
     store, labels = labelled([x], {"c": [f"class {v}" for v in y]})
     held_out = np.arange(len(y)) % 3 == 0
     settings = ProbeSettings(standardize=False, multiclass=multiclass)
-    cell = none(fit_probes(store, labels, k=[4], held_out=held_out, settings=settings, **ALONE), concept="c", k=4)
+    cell = none(
+        fit_probes(store, labels, k=[4], held_out=held_out, settings=settings, **ALONE), concept="c", k=4
+    )
     train, test = (x[rows][:, cell["feature"].values] for rows in (~held_out, held_out))
     how = {"C": 1 / (1e-2 * len(train)), "class_weight": "balanced", "tol": 1e-12, "max_iter": 10000}
     if multiclass == "softmax":
@@ -78,13 +82,21 @@ def test_numbers_are_scikit_learns_ridge():
 @pytest.mark.parametrize("preprocess", ["none", "standardize"])
 def test_the_sweep_is_transformer_lens(preprocess):
     x, y, _ = marginal(3, n=900, features=60)
-    peer = sweep_sparse_probe(torch.from_numpy(x), torch.from_numpy(y), ks=[1, 2, 4, 8, 16], preprocess=preprocess)
+    peer = sweep_sparse_probe(
+        torch.from_numpy(x), torch.from_numpy(y), ks=[1, 2, 4, 8, 16], preprocess=preprocess
+    )
     held_out = np.zeros(len(y), dtype=bool)
     held_out[peer.results[0].test_indices] = True
     settings = ProbeSettings(standardize=preprocess == "standardize")
     store, labels = labelled([x], {"c": y.tolist()})
     probes = fit_probes(
-        store, labels, k=[1, 2, 4, 8, 16], selectors=["mean-difference"], held_out=held_out, settings=settings, **ALONE
+        store,
+        labels,
+        k=[1, 2, 4, 8, 16],
+        selectors=["mean-difference"],
+        held_out=held_out,
+        settings=settings,
+        **ALONE,
     )
     for found in peer.results:
         cell = none(probes, concept="c", k=found.k)
@@ -161,7 +173,10 @@ def test_the_code_of_random_labels_takes_a_bit_each_and_of_separable_ones_far_le
 def test_nothing_is_left_to_a_linear_probe_after_erasure():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1200, 30)) @ rng.normal(size=(30, 30))
-    concepts = {"two": (x[:, 0] > 0).tolist(), "three": [("a", "b", "c")[int(v)] for v in np.digitize(x[:, 1], [-2, 2])]}
+    concepts = {
+        "two": (x[:, 0] > 0).tolist(),
+        "three": [("a", "b", "c")[int(v)] for v in np.digitize(x[:, 1], [-2, 2])],
+    }
     store, labels = labelled([x], concepts)
     probes = fit_probes(store, labels, k=[1], baselines=["logistic", "mass-mean", "erased"], **ALONE)
     found = probes.baselines.isel(layer=0, control=0)
@@ -249,7 +264,9 @@ def test_rows_held_out_by_hand_go_with_positions():
     store, labels = labelled([x], {"c": y.tolist()}, lengths=[2] * 80 + [1] * 80)
     held_out = labels.prompt % 3 == 0
     both = fit_probes(store, labels, k=[2], pos=[0, 1], held_out=held_out, controls=[], resampled=0)
-    assert both.results["n"].squeeze().values.tolist() == [float((held_out & (labels.pos == at)).sum()) for at in (0, 1)]
+    assert both.results["n"].squeeze().values.tolist() == [
+        float((held_out & (labels.pos == at)).sum()) for at in (0, 1)
+    ]
     with pytest.raises(ProbeError, match="marks the held-out of the 240 labelled rows"):
         fit_probes(store, labels, k=[2], pos=[0, 1], held_out=held_out[:80], controls=[])
 

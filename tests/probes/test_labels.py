@@ -28,13 +28,23 @@ def refused(message, call, error=ProbeError):
 
 
 def test_rows_come_from_lists_tables_files_and_named_positions(tmp_path):
-    rows = {"prompt": [0, 1, 2], "pos": ["END", 0, 3], "plural": [True, False, True], "country": ["France", "Peru", "Mali"]}
+    rows = {
+        "prompt": [0, 1, 2],
+        "pos": ["END", 0, 3],
+        "plural": [True, False, True],
+        "country": ["France", "Peru", "Mali"],
+    }
     table = pd.DataFrame(rows)
     table.to_csv(tmp_path / "labels.csv", index=False)
     table["prompt"] = [STORE.prompts.ids[i] for i in (0, 1, 2)]
     (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps(row) for row in table.to_dict("records")))
     made = [
-        Labels.of(STORE, {name: rows[name] for name in ("plural", "country")}, prompt=rows["prompt"], pos=rows["pos"]),
+        Labels.of(
+            STORE,
+            {name: rows[name] for name in ("plural", "country")},
+            prompt=rows["prompt"],
+            pos=rows["pos"],
+        ),
         Labels.from_dataframe(STORE, table),
         Labels.from_csv(STORE, tmp_path / "labels.csv"),
         Labels.from_jsonl(STORE, tmp_path / "labels.jsonl"),
@@ -51,20 +61,33 @@ def test_rows_come_from_lists_tables_files_and_named_positions(tmp_path):
 def test_a_span_is_a_row_for_each_of_its_tokens(tmp_path):
     (tmp_path / "spans.csv").write_text("prompt,start,end,name,score\n0,0,2,yes,1.5\n2,1,4,no,2\n")
     labels = Labels.from_csv(STORE, tmp_path / "spans.csv")
-    assert list(zip(labels.prompt.tolist(), labels.pos.tolist(), strict=True)) == [(0, 0), (0, 1), (2, 1), (2, 2), (2, 3)]
+    assert list(zip(labels.prompt.tolist(), labels.pos.tolist(), strict=True)) == [
+        (0, 0),
+        (0, 1),
+        (2, 1),
+        (2, 2),
+        (2, 3),
+    ]
     assert labels.concept("name").loss == "logistic"
     assert labels.concept("score").codes.tolist() == [1.5, 1.5, 2, 2, 2]
 
 
 def test_one_label_a_prompt_is_read_at_each_position_that_it_has():
     labels = Labels.per_prompt(STORE, {"c": [0, 1, 0]}, pos=["END", 2])
-    assert list(zip(labels.prompt.tolist(), labels.pos.tolist(), strict=True)) == [(0, 1), (1, 2), (2, 3), (2, 2)]
+    assert list(zip(labels.prompt.tolist(), labels.pos.tolist(), strict=True)) == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (2, 2),
+    ]
     assert labels.at("END").prompt.tolist() == [0, 1, 2]
     assert labels.concept("c").classes == ("0", "1")
 
 
 def test_the_token_at_a_named_position_is_a_concept():
-    prompts = Prompts.of([[1, 2], [3, 4]], strings=[["A", " x"], ["B", " x"]], positions=[{"NAME": 0}, {"NAME": 0}])
+    prompts = Prompts.of(
+        [[1, 2], [3, 4]], strings=[["A", " x"], ["B", " x"]], positions=[{"NAME": 0}, {"NAME": 0}]
+    )
     labels = Labels.of_concepts(type("Store", (), {"prompts": prompts}), ["NAME"])
     assert labels.pos.tolist() == [1, 1]
     assert labels.concept("NAME").classes == ("A", "B")
@@ -80,7 +103,8 @@ def test_what_labels_refuse():
     refused("Row 1 labels position 0 of prompt 0 a second time: one row for a token.", of(prompt=(0, 0)))
     refused("Concept 'c' is 1 in every row: a probe needs at least two values.", of(values=(1, 1)))
     refused(
-        "Concept 'c' has no label in row 1 (1 of 2 are missing). Leave these rows out, or label them.", of(values=("a", None))
+        "Concept 'c' has no label in row 1 (1 of 2 are missing). Leave these rows out, or label them.",
+        of(values=("a", None)),
     )
     refused("Concept 'c' mixes number and text: give labels of one kind.", of(values=("a", 1)))
     refused("Concept 'c' has an infinite value in row 1.", of(values=(1.0, float("inf"))))
@@ -89,22 +113,36 @@ def test_what_labels_refuse():
         "There are no concepts: give at least one column besides the prompt and the position.",
         lambda: Labels.of(STORE, {}, prompt=[0], pos=[0]),
     )
-    refused("Concept 'c' has 2 labels for 3 prompts: give one of each.", lambda: Labels.per_prompt(STORE, {"c": [0, 1]}))
+    refused(
+        "Concept 'c' has 2 labels for 3 prompts: give one of each.",
+        lambda: Labels.per_prompt(STORE, {"c": [0, 1]}),
+    )
     refused("There is no concept 'd'. Known: c.", lambda: of()().concept("d"), UnknownName)
 
 
 def test_what_files_of_labels_refuse(tmp_path):
     def file(text, name="labels.csv"):
         (tmp_path / name).write_text(text)
-        return lambda: (Labels.from_jsonl if name.endswith("jsonl") else Labels.from_csv)(STORE, tmp_path / name)
+        return lambda: (Labels.from_jsonl if name.endswith("jsonl") else Labels.from_csv)(
+            STORE, tmp_path / name
+        )
 
-    refused(f"There is no file {str(tmp_path / 'none.csv')!r}.", lambda: Labels.from_csv(STORE, tmp_path / "none.csv"))
-    refused("labels.csv has no column pos. Needed: prompt, pos and concepts; it has: prompt, c.", file("prompt,c\n0,1\n"))
+    refused(
+        f"There is no file {str(tmp_path / 'none.csv')!r}.",
+        lambda: Labels.from_csv(STORE, tmp_path / "none.csv"),
+    )
+    refused(
+        "labels.csv has no column pos. Needed: prompt, pos and concepts; it has: prompt, c.",
+        file("prompt,c\n0,1\n"),
+    )
     refused(
         "labels.csv, row 0: there is no prompt 'abc'. Give its index or its id (store.prompts.ids).",
         file("prompt,pos,c\nabc,0,1\n"),
     )
-    refused("labels.csv, row 0: start='3', end='2' is no span: 0 <= start < end.", file("prompt,start,end,c\n0,3,2,1\n"))
+    refused(
+        "labels.csv, row 0: start='3', end='2' is no span: 0 <= start < end.",
+        file("prompt,start,end,c\n0,3,2,1\n"),
+    )
     with pytest.raises(ProbeError, match=r"labels.jsonl' cannot be read as jsonl: "):
         file("{", "labels.jsonl")()
 
@@ -171,7 +209,10 @@ def test_splits_that_cannot_be_are_refused():
         "test_share=1.5: the share of held-out rows lies between 0 and 1, as in 0.3.",
         lambda: splits(labels, **how | {"test_share": 1.5}),
     )
-    refused("folds=1: at least two are needed, or none for one held-out set.", lambda: splits(labels, **how | {"folds": 1}))
+    refused(
+        "folds=1: at least two are needed, or none for one held-out set.",
+        lambda: splits(labels, **how | {"folds": 1}),
+    )
     refused(
         "held_out has shape (2,); it marks the held-out rows: [6], or [1, 6] for each concept.",
         lambda: splits(labels, **how | {"held_out": np.ones(2, dtype=bool)}),
@@ -217,9 +258,14 @@ def test_tables_of_odd_columns_and_cells_are_refused(tmp_path):
         table("prompt,pos,c,c\n0,0,a,a\n1,0,b,b\n"),
     )
     refused(
-        "l.csv has both pos and start, end: give a position or a span, not both.", table("prompt,pos,start,end,c\n0,0,0,1,a\n")
+        "l.csv has both pos and start, end: give a position or a span, not both.",
+        table("prompt,pos,start,end,c\n0,0,0,1,a\n"),
     )
-    for cell in ('{"prompt":[0],"pos":0,"c":"a"}', '{"prompt":1e400,"pos":0,"c":"a"}', '{"prompt":0,"pos":1e400,"c":"a"}'):
+    for cell in (
+        '{"prompt":[0],"pos":0,"c":"a"}',
+        '{"prompt":1e400,"pos":0,"c":"a"}',
+        '{"prompt":0,"pos":1e400,"c":"a"}',
+    ):
         with pytest.raises(ProbeError):
             table(cell + '\n{"prompt":1,"pos":0,"c":"b"}', "l.jsonl")()
     refused(

@@ -19,14 +19,22 @@ Y = (X[:, 0] > 0).tolist()
     ("given", "error", "message"),
     [
         ({"k": [8]}, ProbeError, "k=8 is more than the 5 features of mlp_post[0]: ask for fewer."),
-        ({"k": [2, 1]}, ProbeError, "k=[2, 1]: give increasing numbers of features from 1 up, as in [1, 2, 4, 8]."),
+        (
+            {"k": [2, 1]},
+            ProbeError,
+            "k=[2, 1]: give increasing numbers of features from 1 up, as in [1, 2, 4, 8].",
+        ),
         (
             {"selectors": ["welsh"]},
             UnknownName,
             "There is no selector 'welsh'. Did you mean 'welch'? "
             "Known: add-prune, forward, l1, mean-difference, mutual-information, welch.",
         ),
-        ({"controls": ["noise"]}, UnknownName, "There is no control 'noise'. Known: control-task, random-features, shuffle."),
+        (
+            {"controls": ["noise"]},
+            UnknownName,
+            "There is no control 'noise'. Known: control-task, random-features, shuffle.",
+        ),
         (
             {"baselines": ["mass"]},
             UnknownName,
@@ -37,8 +45,16 @@ Y = (X[:, 0] > 0).tolist()
             ProbeError,
             "pattern has no layer and token rows to probe: choose among resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, mlp_pre, mlp_post.",
         ),
-        ({"sites": ["z"]}, StoreError, "The store does not hold z[0]; it has mlp_post. Capture it with sites=[..., 'z']."),
-        ({"selectors": ["given"], "given": {}, "k": [2]}, ProbeError, "given has 0 features for mlp_post[0]; k=2 needs as many."),
+        (
+            {"sites": ["z"]},
+            StoreError,
+            "The store does not hold z[0]; it has mlp_post. Capture it with sites=[..., 'z'].",
+        ),
+        (
+            {"selectors": ["given"], "given": {}, "k": [2]},
+            ProbeError,
+            "given has 0 features for mlp_post[0]; k=2 needs as many.",
+        ),
         (
             {"selectors": ["given"], "given": {("mlp_post", 0): [9]}, "k": [1]},
             ProbeError,
@@ -49,7 +65,11 @@ Y = (X[:, 0] > 0).tolist()
         ({"draws": 0}, ProbeError, "draws=0: a control needs at least one."),
         ({"resampled": -1}, ProbeError, "resampled=-1: how many bootstrap draws, 0 for none."),
         ({"settings": {"l2": 0.0}}, ProbeError, "l2=0.0: a positive penalty is needed, as in 0.01."),
-        ({"settings": {"multiclass": "ovr"}}, UnknownName, "There is no multiclass 'ovr'. Known: one-vs-rest, softmax."),
+        (
+            {"settings": {"multiclass": "ovr"}},
+            UnknownName,
+            "There is no multiclass 'ovr'. Known: one-vs-rest, softmax.",
+        ),
         ({"settings": {"max_iter": 0}}, ProbeError, "max_iter=0: at least one step is needed."),
     ],
 )
@@ -68,16 +88,24 @@ def test_labels_of_other_prompts_and_numbers_that_are_not_finite_are_refused():
     store, labels = labelled([X], {"c": Y})
     other = store_of([X[:50]])
     for function in (fit_probes, neuron_maps):
-        with pytest.raises(ProbeError, match=r"^The labels are of other prompts than the store's: make them with this store\.$"):
+        with pytest.raises(
+            ProbeError,
+            match=r"^The labels are of other prompts than the store's: make them with this store\.$",
+        ):
             function(other, labels)
     store, labels = labelled([np.where(X > 2, np.nan, X)], {"c": Y})
-    with pytest.raises(ProbeError, match=r"holds numbers that are not finite: no probe can be fitted to them\.$"):
+    with pytest.raises(
+        ProbeError, match=r"holds numbers that are not finite: no probe can be fitted to them\.$"
+    ):
         fit_probes(store, labels, k=[1])
 
 
 def test_a_budget_that_cannot_hold_one_probe_is_refused():
     store, labels = labelled([np.zeros((6000, 3))], {"c": [0, 1] * 3000})
-    with pytest.raises(ProbeError, match=r"^A probe of 3 features and 6000 rows takes \d+ MiB, more than budget=262144 leaves\."):
+    with pytest.raises(
+        ProbeError,
+        match=r"^A probe of 3 features and 6000 rows takes \d+ MiB, more than budget=262144 leaves\.",
+    ):
         fit_probes(store, labels, k=[3], budget=2**18)
 
 

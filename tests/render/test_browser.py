@@ -21,7 +21,9 @@ SHOWN = "[...document.querySelectorAll('.scene')].filter((s) => !s.style.display
 
 
 def test_an_error_would_be_seen(tmp_path):
-    bad = page("bad", [("bad", "<script>missing_function()</script><img src='https://example.invalid/a.png'>")])
+    bad = page(
+        "bad", [("bad", "<script>missing_function()</script><img src='https://example.invalid/a.png'>")]
+    )
     (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
     with opened(tmp_path / "bad.html") as seen:
         assert any("missing_function is not defined" in line for line in seen.console)
@@ -33,18 +35,24 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     view = request.getfixturevalue(name)
     n = len(view.tokens)
     heads = sorted(view.patterns)[:3]
-    panel = attention_panel(view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads])
+    panel = attention_panel(
+        view.tokens, np.stack([view.patterns[head] for head in heads]), [f"a{a}.{b}" for a, b in heads]
+    )
     effects = xr.DataArray(np.linspace(-1, 1, 4 * n).reshape(4, n), dims=("layer", "pos"), name="effect")
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
     with opened(path) as seen:
-        seen.wait("document.querySelectorAll('.panel canvas').length === 8")  # three heads and the chosen one, large
+        seen.wait(
+            "document.querySelectorAll('.panel canvas').length === 8"
+        )  # three heads and the chosen one, large
         assert all(int(box.get_attribute("data-edges")) > 10 for box in seen.page.locator(".circuit").all())
         assert seen.page.locator(".circuit iframe").count() == 2
         assert seen.page.locator(".circuit img").first.evaluate("(img) => img.style.display") == "none"
         assert seen.page.locator("img.plot").count() == 1
         assert seen.console == []
-        assert [url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+        assert [
+            url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))
+        ] == []
 
 
 # The contrast of every text that is seen with what lies behind it, by WCAG 2's formula; a line per text below 4.5.
@@ -79,8 +87,18 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, tmp_path):
-    sections = [("Circuit", grouped_view), ("Table", pd.DataFrame({"a": ["b"], "n": [1.5]}), "A caption"), ("Text", "Words.")]
-    path = report(sections, tmp_path / "report.html", title="Contrast", subtitle="and keys", command="workbench discover")
+    sections = [
+        ("Circuit", grouped_view),
+        ("Table", pd.DataFrame({"a": ["b"], "n": [1.5]}), "A caption"),
+        ("Text", "Words."),
+    ]
+    path = report(
+        sections,
+        tmp_path / "report.html",
+        title="Contrast",
+        subtitle="and keys",
+        command="workbench discover",
+    )
     with opened(path, dark=dark) as seen:
         frame = seen.frame()
         frame.locator("path.e").first.press("Enter")
@@ -94,25 +112,39 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
         )
         assert order[:3] == ["to-component", "to-position", "top"]
         assert set(order[order.index("save-png") + 1 :]) == {"button"}
-        labels = frame.evaluate("[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))")
+        labels = frame.evaluate(
+            "[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))"
+        )
         assert all(labels)
         assert frame.evaluate(
             "[...document.querySelectorAll('svg')].every((e) => e.getAttribute('role') && e.getAttribute('aria-label'))"
         )
         assert frame.locator("#detail").get_attribute("aria-live") == "polite"
         for wanted in ("to-component", "to-position", "top"):
-            seen.page.keyboard.press("Tab") if wanted != "to-component" else frame.locator("#to-component").focus()
+            seen.page.keyboard.press("Tab") if wanted != "to-component" else frame.locator(
+                "#to-component"
+            ).focus()
             assert frame.evaluate("document.activeElement.id") == wanted
         assert seen.console == []
 
 
 def test_what_was_not_measured_is_said_and_lists_are_whole(view, tmp_path):
     n = len(view.tokens)
-    edges = (*view.edges[:1], *(replace(edge, by_pos=(float("nan"), *edge.by_pos[1:])) for edge in view.edges[1:]))
+    edges = (
+        *view.edges[:1],
+        *(replace(edge, by_pos=(float("nan"), *edge.by_pos[1:])) for edge in view.edges[1:]),
+    )
     curve = ((1, 0.5, 0.4, 0.6), (30, 0.9, 0.8, 1.0))
-    bare = replace(view, edges=edges, curve=curve, patterns={key: np.full((n, n), np.nan) for key in view.patterns})
+    bare = replace(
+        view, edges=edges, curve=curve, patterns={key: np.full((n, n), np.nan) for key in view.patterns}
+    )
     path = tmp_path / "page.html"
-    path.write_text(page("page", [("Circuit", to_html(CircuitView.on_prompts([bare, replace(bare, tokens=("Other",) * n)])))]))
+    path.write_text(
+        page(
+            "page",
+            [("Circuit", to_html(CircuitView.on_prompts([bare, replace(bare, tokens=("Other",) * n)])))],
+        )
+    )
     with opened(path) as seen:
         frame = seen.frame()
         frame.evaluate(
@@ -167,7 +199,9 @@ def test_many_edges_share_one_slider_over_two_pictures(tmp_path):
                 share,
             )
             assert frame.locator(".scene:visible").count() == 1
-            counts.append((frame.locator(".scene:visible").get_attribute("id"), frame.evaluate(f"{SHOWN}.length")))
+            counts.append(
+                (frame.locator(".scene:visible").get_attribute("id"), frame.evaluate(f"{SHOWN}.length"))
+            )
             assert frame.inner_text("#count").startswith(f"{counts[-1][1]} of ")
         assert [name for name, _ in counts] == ["component-near", "component-near", "component", "component"]
         assert [count for _, count in counts] == sorted(count for _, count in counts)
@@ -254,7 +288,10 @@ def test_what_is_shown_is_saved(circuit_page, tmp_path):
     with opened(circuit_page) as seen:
         frame = seen.frame()
         frame.locator("#top").fill("8")
-        for button, name in (("#save-svg", "Indirect-object-component.svg"), ("#save-png", "Indirect-object-component.png")):
+        for button, name in (
+            ("#save-svg", "Indirect-object-component.svg"),
+            ("#save-png", "Indirect-object-component.png"),
+        ):
             with seen.page.expect_download() as waiting:
                 frame.click(button)
             assert waiting.value.suggested_filename == name
@@ -275,7 +312,8 @@ def test_two_circuits_are_told_apart(circuit_of, tmp_path):
     a, b = circuit_of(n=40), circuit_of(n=20)
     path = tmp_path / "compared.html"
     path.write_text(
-        page("compared", [("Both", to_html(CircuitView.compared(a, b, names=("<b>EAP</b>", "exact"))))]), encoding="utf-8"
+        page("compared", [("Both", to_html(CircuitView.compared(a, b, names=("<b>EAP</b>", "exact"))))]),
+        encoding="utf-8",
     )
     with opened(path) as seen:
         frame = seen.frame()
@@ -289,7 +327,9 @@ def test_two_circuits_are_told_apart(circuit_of, tmp_path):
 @pytest.mark.parametrize("width", [480, 1400])
 def test_hostile_texts_appear_as_text_at_any_width(hostile, tmp_path, width):
     tokens = (*hostile.tokens[:-1], "x" * 500)
-    path = report([("Circuit", replace(hostile, tokens=tokens))], tmp_path / "report.html", title=hostile.title)
+    path = report(
+        [("Circuit", replace(hostile, tokens=tokens))], tmp_path / "report.html", title=hostile.title
+    )
     with opened(path, width=width) as seen:
         frame = seen.frame()
         frame.click("#to-position")

@@ -45,7 +45,9 @@ def lab():
     scores = wb.score_edges(model, pairs, value=value, keep=("example",))
     mean = scores.mean("example", keep_attrs=True)
     made = {"model": model, "pairs": pairs, "clean": clean, "value": value, "scores": scores, "mean": mean}
-    return SimpleNamespace(**made, circuit=wb.find_circuit(mean, n_edges=40), more=wb.find_circuit(mean, n_edges=80))
+    return SimpleNamespace(
+        **made, circuit=wb.find_circuit(mean, n_edges=40), more=wb.find_circuit(mean, n_edges=80)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def probed(lab):
     values = {"plural": [w in ("are", "were") for w in words], "past": [w in ("was", "were") for w in words]}
     labels = wb.Labels.per_prompt(stores[0], values)
     how = {"sites": ["resid_post"], "k": [1, 4], "baselines": ["mass-mean"], "resampled": 20}
-    return SimpleNamespace(pairs=pairs, stores=stores, labels=labels, probes=wb.fit_probes(stores[0], labels, **how))
+    return SimpleNamespace(
+        pairs=pairs, stores=stores, labels=labels, probes=wb.fit_probes(stores[0], labels, **how)
+    )
 
 
 def words(figure: Figure) -> tuple[str, str]:
@@ -86,12 +90,16 @@ ARRAYS = {
         ("head", "layer"),
     ),
     "effects by position": (
-        lambda lab: wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model, layer=[1, 2, 3], pos="each"), value=lab.value),
+        lambda lab: wb.effects(
+            lab.model, lab.pairs, sites=wb.grid("z", lab.model, layer=[1, 2, 3], pos="each"), value=lab.value
+        ),
         3,
         ("position", "head"),
     ),
     "effects at named positions": (
-        lambda lab: wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model, pos=["S2", "END"]), value=lab.value),
+        lambda lab: wb.effects(
+            lab.model, lab.pairs, sites=wb.grid("z", lab.model, pos=["S2", "END"]), value=lab.value
+        ),
         2,
         ("head", "layer"),
     ),
@@ -102,7 +110,12 @@ ARRAYS = {
     ),
     "path_effects into several": (
         lambda lab: wb.path_effects(
-            lab.model, lab.pairs, senders="heads", receivers=["a3.1<q>", "logits"], value=lab.value, mlps="frozen"
+            lab.model,
+            lab.pairs,
+            senders="heads",
+            receivers=["a3.1<q>", "logits"],
+            value=lab.value,
+            mlps="frozen",
         ),
         2,
         ("head", "layer"),
@@ -112,7 +125,11 @@ ARRAYS = {
     "attention_to": (lambda lab: wb.attention_to(lab.clean, ["IO", "S1"]), 2, ("head", "layer")),
     "head_scores": (lambda lab: wb.head_scores(lab.clean), 3, ("head", "layer")),
     "copying_scores": (lambda lab: wb.copying_scores(lab.clean, lab.model), 1, ("head", "layer")),
-    "direct_attribution": (lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab)), 1, ("head", "layer")),
+    "direct_attribution": (
+        lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab)),
+        1,
+        ("head", "layer"),
+    ),
     "direct_attribution of positions": (
         lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="component", pos="each"),
         1,
@@ -131,7 +148,9 @@ ARRAYS = {
     "score_edges": (lambda lab: lab.scores, 1, ("reader", "writer")),
     "score_nodes": (lambda lab: wb.score_nodes(lab.model, lab.pairs, value=lab.value), 1, ("head", "layer")),
     "summary": (
-        lambda lab: wb.summary(wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model), value=wb.zero())),
+        lambda lab: wb.summary(
+            wb.effects(lab.model, lab.pairs, sites=wb.grid("z", lab.model), value=wb.zero())
+        ),
         1,
         ("head", "layer"),
     ),
@@ -178,7 +197,10 @@ def test_what_is_found_about_circuits_has_a_picture(lab, case):
 
 def test_circuits_are_views_and_curves_of_methods_are_lines_with_bands(lab):
     assert isinstance(wb.plot(lab.circuit), CircuitView)
-    curves = [wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value, by=by) for by in ("signed", "magnitude")]
+    curves = [
+        wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value, by=by)
+        for by in ("signed", "magnitude")
+    ]
     both = xr.concat(curves, "method", combine_attrs="drop_conflicts").assign_coords(method=["eap", "<b>"])
     axes = wb.plot(both).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["eap", "<b>"]
@@ -191,7 +213,13 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "mass-mean, all features"
     assert len(wb.plot(probed.probes.results).axes) == 2
     assert len(wb.plot(probed.probes.results.sel(concept="past")).axes) == 1
-    how = {"concept": "plural", "kind": "resid_post", "stores": probed.stores, "baseline": "mass-mean", "layers": [1, 3]}
+    how = {
+        "concept": "plural",
+        "kind": "resid_post",
+        "stores": probed.stores,
+        "baseline": "mass-mean",
+        "layers": [1, 3],
+    }
     checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **how))
     assert [axes.get_title(loc="left") for axes in checked.axes] == ["erase", "swap"]
     assert ticks(checked, "x") == ["1", "3"]
@@ -216,7 +244,11 @@ def test_top_tokens_are_a_table_of_one_prompt(lab):
     assert texts[n - 1].strip("·") == best
     assert texts[-1].startswith("tiny · example 0 of 3")
     assert ticks(wb.plot(found.isel(example=1)), "x")[-1].strip("·") == lab.pairs.clean.strings[1][-1].strip()
-    hostile = wb.plot(found.assign_coords(text=(found["text"].dims, np.full(found["text"].shape, "\x00</svg>", dtype=object))))
+    hostile = wb.plot(
+        found.assign_coords(
+            text=(found["text"].dims, np.full(found["text"].shape, "\x00</svg>", dtype=object))
+        )
+    )
     assert hostile.axes[0].texts[0].get_text() == "\\x00</svg>"
 
 
@@ -234,12 +266,16 @@ def test_a_lens_is_a_grid_with_the_tokens_of_one_prompt_or_a_line_with_a_band(la
 def test_patterns_get_a_panel_each_and_those_left_out_are_told():
     values = np.random.default_rng(0).random((5, 12, 4, 4))
     dims = ("layer", "head", "query_pos", "key_pos")
-    figure = wb.plot(xr.DataArray(values, dims=dims, name="pattern"), labels=["<bos>", " a", "</svg>", "\x00"])
+    figure = wb.plot(
+        xr.DataArray(values, dims=dims, name="pattern"), labels=["<bos>", " a", "</svg>", "\x00"]
+    )
     assert images(figure) == MOST_PANELS
     assert figure.axes[13].get_title(loc="left") == "a1.1"
     assert ticks(figure, "x", 47) == ["<bos>", "·a", "</svg>", "\\x00"]
     assert figure.get_supxlabel() == "the first 48 of 60 panels; 12 left out: select them, as in .isel()"
-    assert len({axes.images[0].norm for axes in figure.axes if axes.images and axes.get_title(loc="left")}) == 1
+    assert (
+        len({axes.images[0].norm for axes in figure.axes if axes.images and axes.get_title(loc="left")}) == 1
+    )
     hole = xr.DataArray(values, dims=dims)[:1]
     hole[0, 2, 1, 1] = np.nan
     assert np.ma.getmaskarray(heatmaps(hole).axes[2].images[0].get_array()).sum() == 1
@@ -273,7 +309,9 @@ def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
 
 def test_sweeps_and_what_differs_between_two(tmp_path):
     a = write_sweep(tmp_path / "a", [record(f"z[0.{i}]", [float(i), 1.0]) for i in range(3)])
-    b = write_sweep(tmp_path / "b", [record(f"z[0.{i}]", [2.0 * i, 1.0], model="tiny@1000") for i in range(3)])
+    b = write_sweep(
+        tmp_path / "b", [record(f"z[0.{i}]", [2.0 * i, 1.0], model="tiny@1000") for i in range(3)]
+    )
     assert images(wb.plot(wb.load_sweep(a))) == 1
     axes = wb.plot(wb.compare_sweeps(a, b)).axes[0]
     assert ticks(axes.figure, "y") == ["z[0.0]", "z[0.1]", "z[0.2]"]
@@ -283,7 +321,8 @@ def test_sweeps_and_what_differs_between_two(tmp_path):
 
 def test_a_store_is_no_result_and_the_message_says_what_to_draw(lab):
     with pytest.raises(
-        WorkbenchError, match=r"A .*Store cannot be drawn\. .* Draw what is computed from it, such as norms\(store\)"
+        WorkbenchError,
+        match=r"A .*Store cannot be drawn\. .* Draw what is computed from it, such as norms\(store\)",
     ):
         wb.plot(lab.clean)
 

@@ -59,10 +59,15 @@ def test_a_scale_is_a_positive_number(view, tmp_path, scale):
 
 
 def test_a_kind_that_cannot_be_drawn_is_refused(view, circuit, tmp_path):
-    for call in (lambda: to_svg(view, kind="positions"), lambda: wb.export(view, tmp_path / "a.svg", kind="positions")):
+    for call in (
+        lambda: to_svg(view, kind="positions"),
+        lambda: wb.export(view, tmp_path / "a.svg", kind="positions"),
+    ):
         with pytest.raises(UnknownName) as error:
             call()
-        assert str(error.value) == ("There is no kind of view 'positions'. Did you mean 'position'? Known: component, position.")
+        assert str(error.value) == (
+            "There is no kind of view 'positions'. Did you mean 'position'? Known: component, position."
+        )
     with pytest.raises(CircuitError) as error:
         wb.export(circuit, tmp_path / "a.svg", kind="position")
     assert str(error.value) == (

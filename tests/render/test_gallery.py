@@ -17,8 +17,14 @@ def test_gallery_draws_every_picture():
         assert seen.page.locator(".circuit iframe").count() == 3
         assert seen.page.locator("img.plot").count() >= 13
         seen.wait("document.querySelectorAll('.panel').length === 9")
-        seen.wait("[...document.querySelectorAll('.panel')].every((box) => box.querySelector('.live')?.childElementCount)")
-        broken = "[...document.images].filter((img) => img.style.display !== 'none' && !img.naturalWidth).length"
+        seen.wait(
+            "[...document.querySelectorAll('.panel')].every((box) => box.querySelector('.live')?.childElementCount)"
+        )
+        broken = (
+            "[...document.images].filter((img) => img.style.display !== 'none' && !img.naturalWidth).length"
+        )
         assert seen.page.evaluate(broken) == 0
         assert seen.console == []
-        assert [url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+        assert [
+            url for url in seen.requests if not url.startswith(("file:", "data:", "about:", "blob:"))
+        ] == []

@@ -24,8 +24,14 @@ GROUPED = Shape(2, 4, 2, 32, 8, 64, 50, 16)
 def pictures() -> dict[str, str]:
     """Circuits in both layouts, compared, without scores and empty; and the stills of panels."""
     grouped, whole = make_circuit(GROUPED, 12), make_circuit(n=12)
-    made = {"unscored": CircuitView.of(make_circuit(n=12, scored=False)), "hostile": make_view(whole, HOSTILE, title=HOSTILE[0])}
-    made |= {"compared": CircuitView.compared(whole, make_circuit(n=20)), "empty": CircuitView.of(whole - whole)}
+    made = {
+        "unscored": CircuitView.of(make_circuit(n=12, scored=False)),
+        "hostile": make_view(whole, HOSTILE, title=HOSTILE[0]),
+    }
+    made |= {
+        "compared": CircuitView.compared(whole, make_circuit(n=20)),
+        "empty": CircuitView.of(whole - whole),
+    }
     made |= {"grouped": make_view(grouped, TOKENS)}
     drawn = {f"circuit-{name}": to_svg(view) for name, view in made.items()}
     drawn |= {f"positions-{name}": to_svg(made[name], kind="position") for name in ("grouped", "hostile")}
@@ -78,7 +84,11 @@ def test_a_page_has_the_same_bytes_in_every_process(tmp_path):
     text = PAGES.format(paths=paths, folder=repr(str(tmp_path)))
     made = {
         subprocess.run(
-            [sys.executable, "-c", text], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", text],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }
@@ -90,4 +100,6 @@ if __name__ == "__main__":
     for golden in FOLDER.glob("*.json"):
         golden.unlink()
     for picture, text in pictures().items():
-        (FOLDER / f"{picture}.json").write_text(json.dumps(structure(text), indent=0, ensure_ascii=True) + "\n", encoding="utf-8")
+        (FOLDER / f"{picture}.json").write_text(
+            json.dumps(structure(text), indent=0, ensure_ascii=True) + "\n", encoding="utf-8"
+        )

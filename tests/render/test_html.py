@@ -84,7 +84,9 @@ def test_patterns_are_one_byte_per_cell(view):
     for name, text in packed.items():
         layer, head = map(int, name.split("."))
         cells = base64.b64decode(text)
-        assert [c / 254 for c in cells] == pytest.approx(view.patterns[layer, head].ravel().tolist(), abs=0.002)
+        assert [c / 254 for c in cells] == pytest.approx(
+            view.patterns[layer, head].ravel().tolist(), abs=0.002
+        )
 
 
 def test_key_and_value_edges_of_a_shared_head_name_every_query_head(grouped_view):
@@ -124,7 +126,9 @@ def test_smallest_and_unscored_circuits_are_shown(make):
 
 
 def test_page_escapes_its_texts_and_forbids_requests():
-    text = page("<b>title</b>", [('a "heading"', "<p>one</p>"), ("<script>", "<p>two</p>")], subtitle="<i>\x00")
+    text = page(
+        "<b>title</b>", [('a "heading"', "<p>one</p>"), ("<script>", "<p>two</p>")], subtitle="<i>\x00"
+    )
     tags = Tags(text).tags
     assert text.startswith("<!DOCTYPE html>")
     assert {"charset": "utf-8"} in [attrs for tag, attrs in tags if tag == "meta"]
@@ -180,16 +184,30 @@ def test_prompts_and_intervals_and_the_curve_are_carried(circuit, view_of):
     axes = {"writer": list(circuit.graph.writers), "reader": list(circuit.graph.readers)}
     score = xr.DataArray(np.nan_to_num(circuit.scores), dims=tuple(axes), coords=axes)
     curve = xr.Dataset(
-        {name: ("size", [value, 1.0]) for name, value in (("faithfulness", 0.5), ("low", 0.4), ("high", np.nan))},
+        {
+            name: ("size", [value, 1.0])
+            for name, value in (("faithfulness", 0.5), ("low", 0.4), ("high", np.nan))
+        },
         coords={"n_edges": ("size", [10, 40])},
         attrs={"ranked_by": "circuit"},
     )
-    view = CircuitView.of(circuit, intervals=xr.Dataset({"low": score - 0.1, "high": score + 0.1}), curve=curve)
+    view = CircuitView.of(
+        circuit, intervals=xr.Dataset({"low": score - 0.1, "high": score + 0.1}), curve=curve
+    )
     data = data_of(to_html(view))
     assert data["curve"] == [[10, 0.5, 0.4, None], [40, 1.0, 1.0, 1.0]]
-    assert data["edges"][0]["i"] == pytest.approx([data["edges"][0]["s"] - 0.1, data["edges"][0]["s"] + 0.1], abs=1e-3)
-    turned = xr.Dataset({"low": score - 0.1, "high": score + 0.1}).sortby("reader").isel(writer=slice(None, None, -1))
-    assert CircuitView.of(circuit, intervals=turned).edges == CircuitView.of(circuit, intervals=turned.sortby("writer")).edges
+    assert data["edges"][0]["i"] == pytest.approx(
+        [data["edges"][0]["s"] - 0.1, data["edges"][0]["s"] + 0.1], abs=1e-3
+    )
+    turned = (
+        xr.Dataset({"low": score - 0.1, "high": score + 0.1})
+        .sortby("reader")
+        .isel(writer=slice(None, None, -1))
+    )
+    assert (
+        CircuitView.of(circuit, intervals=turned).edges
+        == CircuitView.of(circuit, intervals=turned.sortby("writer")).edges
+    )
     assert CircuitView.of(circuit, intervals=turned).edges[0].interval == view.edges[0].interval
     with pytest.raises(CircuitError, match="intervals belongs to another graph"):
         CircuitView.of(circuit, intervals=turned.isel(reader=slice(3)))

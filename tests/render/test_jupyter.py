@@ -40,7 +40,9 @@ def server(tmp_path_factory, hostile, panels_of, hostile_tokens):
     """JupyterLab in a folder with two saved notebooks that show the same, one of them trusted, and one that was never run."""
     folder = tmp_path_factory.mktemp("lab")
     png = io.BytesIO()
-    plot(xr.DataArray(np.linspace(-1, 1, 12).reshape(3, 4), dims=("layer", "pos"), name="effect")).savefig(png, format="png")
+    plot(xr.DataArray(np.linspace(-1, 1, 12).reshape(3, 4), dims=("layer", "pos"), name="effect")).savefig(
+        png, format="png"
+    )
     panels = panels_of(hostile_tokens)
     shown = [{"text/html": one._repr_html_()} for one in (hostile, panels[0], panels[3])]
     shown.append({"image/png": base64.b64encode(png.getvalue()).decode()})
@@ -75,7 +77,9 @@ def test_an_untrusted_notebook_shows_still_pictures(server):
 def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark):
     # in the dark the window is narrow, too
     with server.opened("trusted.ipynb", dark=dark, width=640 if dark else 1400) as seen:
-        seen.wait("!!document.querySelector('.circuit[data-edges]') && document.querySelectorAll('.panel canvas').length >= 3")
+        seen.wait(
+            "!!document.querySelector('.circuit[data-edges]') && document.querySelectorAll('.panel canvas').length >= 3"
+        )
         box = seen.page.locator(".circuit")
         assert box.get_attribute("data-edges") == str(len(hostile.edges))
         assert not box.locator("img").is_visible()
@@ -94,7 +98,9 @@ def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark
         drawn = seen.page.locator(".panel > .live")
         assert HOSTILE in drawn.nth(1).inner_text().replace("\xa0", " ")
         assert drawn.nth(1).evaluate("(box) => getComputedStyle(box).backgroundColor") == "rgb(255, 255, 255)"
-        assert seen.page.locator(".jp-OutputArea-output img[src=x]").count() == frame.locator("img").count() == 0
+        assert (
+            seen.page.locator(".jp-OutputArea-output img[src=x]").count() == frame.locator("img").count() == 0
+        )
         assert (seen.console, seen.requests) == ([], [])
 
 
@@ -107,7 +113,10 @@ def test_a_notebook_is_run_from_top_to_bottom(server, tmp_path):
     with server.opened("live.ipynb") as seen:  # what was run here is trusted when it is opened again
         seen.wait("document.querySelectorAll('.circuit[data-edges]').length === 2")
         seen.wait("document.querySelectorAll('.panel[data-drawn]').length === 2")
-        assert [box.get_attribute("data-edges") for box in seen.page.locator(".circuit").all()] == [edges, edges]
+        assert [box.get_attribute("data-edges") for box in seen.page.locator(".circuit").all()] == [
+            edges,
+            edges,
+        ]
         texts = seen.page.locator(".panel > .live").all_inner_texts()
         assert HOSTILE in texts[0].replace("\xa0", " ")
         assert "another" in texts[1]

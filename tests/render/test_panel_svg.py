@@ -39,14 +39,26 @@ def test_of_very_many_weights_the_largest_are_drawn():
     n = 200
     pattern = np.random.default_rng(0).random((1, n, n))
     svg = attention_svg([f"t{i}" for i in range(n)], pattern, ["a0.0"], title="t")
-    assert sum(path.attrib["d"].count("z") for path in ElementTree.fromstring(svg).iter(f"{SVG}path")) == 12_000
+    assert (
+        sum(path.attrib["d"].count("z") for path in ElementTree.fromstring(svg).iter(f"{SVG}path")) == 12_000
+    )
     assert "; the 12,000 largest weights, from 0.7" in svg
     assert len(svg) < 500_000
 
 
 def test_tokens_carry_their_values_as_text():
     svg = tokens_svg([("row", ["a", " b"], [1.0, -0.5]), ("", ["c"], [0.0])], title="Tokens", note="nats")
-    assert texts(svg) == ["Tokens", "nats; red −1, white 0, blue +1", "row", "a", "+1", "·b", "−0.5", "c", "0"]
+    assert texts(svg) == [
+        "Tokens",
+        "nats; red −1, white 0, blue +1",
+        "row",
+        "a",
+        "+1",
+        "·b",
+        "−0.5",
+        "c",
+        "0",
+    ]
     assert titles(svg) == ["a: +1", "·b: −0.5", "c: 0"]
     assert f'fill="{BLUE}"' in svg
 
@@ -58,7 +70,9 @@ def test_tokens_wrap_inside_the_picture():
     assert len(boxes) == 200
     assert max(float(box["x"]) + float(box["width"]) for box in boxes) <= float(root.attrib["width"])
     assert max(float(box["y"]) for box in boxes) + 30 <= float(root.attrib["height"])
-    assert "the first 4,000 of 4,001 tokens are drawn" in tokens_svg([("", ["a"] * 4001, [0.0] * 4001)], title="t")
+    assert "the first 4,000 of 4,001 tokens are drawn" in tokens_svg(
+        [("", ["a"] * 4001, [0.0] * 4001)], title="t"
+    )
 
 
 def test_top_k_has_every_guess_and_wraps_its_columns():

@@ -73,7 +73,10 @@ def test_panel_holds_its_numbers_and_names(pattern):
     assert props["attentionHeadNames"] == ["a0.1", "a3.4"]
     assert props["maskUpperTri"] is True
     np.testing.assert_allclose(props["attention"], pattern, atol=1e-4)
-    assert pushed(attention_panel(["a", "b", "c"], pattern[:, ::-1], ["x", "y"]).html())[2]["maskUpperTri"] is False
+    assert (
+        pushed(attention_panel(["a", "b", "c"], pattern[:, ::-1], ["x", "y"]).html())[2]["maskUpperTri"]
+        is False
+    )
 
 
 def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostile_tokens):
@@ -120,15 +123,26 @@ def test_heads_and_prompts_that_are_not_there_are_named(captured):
     last = len(store["pattern", 0].prompt(0)) - 1
     with pytest.raises(SiteError) as error:
         panels.attention(store)
-    assert str(error.value) == "Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers [0, 1]."
-    assert said(panels.attention, store, heads=["a0.77"]) == f"There is no head a0.77: layer 0 has heads 0 to {last}."
+    assert (
+        str(error.value)
+        == "Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers [0, 1]."
+    )
+    assert (
+        said(panels.attention, store, heads=["a0.77"])
+        == f"There is no head a0.77: layer 0 has heads 0 to {last}."
+    )
     for wrong in ("m1", "a1.0<q>", 4):
         assert said(panels.attention, store, heads=[wrong]) == (
             f"{wrong!r} is not a head. Heads: 'a3.4', (3, 4), or with layer=3 the number 4."
         )
-    with pytest.raises(StoreError, match=r"^There is no prompt 3 in <ActivationStore .*>: name one by its id, or by 0 to 2\.$"):
+    with pytest.raises(
+        StoreError,
+        match=r"^There is no prompt 3 in <ActivationStore .*>: name one by its id, or by 0 to 2\.$",
+    ):
         panels.attention(store, heads=["a0.0"], prompt=3)
-    with pytest.raises(StoreError, match=r"^The store does not hold pattern\[0\]; it has resid_post\. Capture it with"):
+    with pytest.raises(
+        StoreError, match=r"^The store does not hold pattern\[0\]; it has resid_post\. Capture it with"
+    ):
         panels.attention(capture(model, store.prompts, sites=["resid_post"]), heads=["a0.0"])
 
 
@@ -149,19 +163,29 @@ def test_top_tokens_are_those_of_the_lens(captured):
     model, store = captured
     lens = top_tokens(store, model, k=3)
     words = [f"t{i}" for i in range(int(lens["token"].max()) + 1)]
-    _, component, props = pushed(panels.top_tokens(lens, words, prompt=0, strings=store.prompts.strings[0]).html())
+    _, component, props = pushed(
+        panels.top_tokens(lens, words, prompt=0, strings=store.prompts.strings[0]).html()
+    )
     assert component == "TopkTokens"
     assert props["sampleLabels"] == ["layer 0", "layer 1"]
     for layer in range(2):
         got = np.array(props["tokens"][layer])[np.array(props["topkIdxs"][layer][0])]
         want = lens["token"].sel(example=0, layer=layer).values[:4]
         assert got.T.tolist() == [[f"t{i}" for i in row] for row in want]
-        np.testing.assert_allclose(np.array(props["topkVals"][layer][0]).T, lens["prob"][0, layer, :4], atol=1e-4)
+        np.testing.assert_allclose(
+            np.array(props["topkVals"][layer][0]).T, lens["prob"][0, layer, :4], atol=1e-4
+        )
     selected = panels.top_tokens(lens.isel(example=0), lambda i: f"t{i}", strings=store.prompts.strings[0])
     assert selected.html() == panels.top_tokens(lens, words, strings=store.prompts.strings[0]).html()
-    assert said(panels.top_tokens, lens, words, prompt=3) == "There is no prompt 3: the Dataset has examples 0 to 2."
+    assert (
+        said(panels.top_tokens, lens, words, prompt=3)
+        == "There is no prompt 3: the Dataset has examples 0 to 2."
+    )
     assert said(panels.top_tokens, lens, words[:1]).startswith("decode has no string for token ")
-    assert said(panels.top_tokens, lens, words, strings=["a"]) == "1 token strings do not reach position 3 of the Dataset."
+    assert (
+        said(panels.top_tokens, lens, words, strings=["a"])
+        == "1 token strings do not reach position 3 of the Dataset."
+    )
     assert said(panels.top_tokens, lens[["prob"]], words) == (
         "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; "
         "this has variables prob."
@@ -199,7 +223,11 @@ def test_impossible_tokens_have_log_probs_too():
 
 
 def test_neurons_and_their_top_samples():
-    acts = [np.arange(12.0).reshape(2, 2, 3), -np.arange(6.0).reshape(1, 2, 3), 10 + np.arange(6.0).reshape(1, 2, 3)]
+    acts = [
+        np.arange(12.0).reshape(2, 2, 3),
+        -np.arange(6.0).reshape(1, 2, 3),
+        10 + np.arange(6.0).reshape(1, 2, 3),
+    ]
     strings = [["a", "b"], ["c"], ["d"]]
     _, _, props = pushed(panels.neurons(strings, acts, layers=[3, 5], names=["n0", "n1", "n2"]).html())
     assert props["tokens"] == strings
@@ -213,8 +241,14 @@ def test_neurons_and_their_top_samples():
         "Activations of shape (2, 2, 3) do not fit 1 tokens: [pos, layer, neuron] = (1, ...) is needed, with as many layers "
         "and neurons for every prompt."
     )
-    assert said(panels.neurons, strings, acts[:1]) == "3 prompts and 1 arrays of activations: one for each prompt is needed."
-    assert said(panels.neurons, strings[0], acts[0], layers=[1]) == "layers has 1 labels for 2 of them: one for each is needed."
+    assert (
+        said(panels.neurons, strings, acts[:1])
+        == "3 prompts and 1 arrays of activations: one for each prompt is needed."
+    )
+    assert (
+        said(panels.neurons, strings[0], acts[0], layers=[1])
+        == "layers has 1 labels for 2 of them: one for each is needed."
+    )
     assert said(panels.top_samples, strings, acts, k=0) == "k=0; ask for one prompt or more."
 
 
@@ -225,7 +259,10 @@ def test_what_does_not_fit_is_refused(pattern):
     assert said(attention_panel, ["a", "b", "c"], pattern * np.nan, ["a0.0", "a0.1"]) == (
         "The attention pattern has cells that are not finite: cut the prompt to its own length first."
     )
-    assert said(attention_panel, [], np.zeros((0, 0, 0)), []) == "An attention panel needs at least one head and one token."
+    assert (
+        said(attention_panel, [], np.zeros((0, 0, 0)), [])
+        == "An attention panel needs at least one head and one token."
+    )
     assert said(panels.tokens, ["a"], [np.nan]) == (
         "The values of the tokens are not all finite: leave out the positions that were not measured."
     )
@@ -235,7 +272,10 @@ def test_what_does_not_fit_is_refused(pattern):
     assert said(panels.tokens, ["a"], [1.0], labels=["x", "y"]) == (
         "2 labels do not fit 1 rows of values: one for each row is needed."
     )
-    assert said(panels.tokens, "abc", [1.0]) == "'abc' is no list of token strings: one string for each token is needed."
+    assert (
+        said(panels.tokens, "abc", [1.0])
+        == "'abc' is no list of token strings: one string for each token is needed."
+    )
     assert said(panels.tokens, ["a"], [[1.0], [1.0, 2.0]]).startswith(
         "The values of the tokens cannot be read as one array of numbers: "
     )
@@ -244,12 +284,17 @@ def test_what_does_not_fit_is_refused(pattern):
 def test_panel_refuses_components_and_properties_that_circuitsvis_has_not():
     with pytest.raises(UnknownName) as error:
         Panel("AttentionHead", {})
-    assert str(error.value).startswith("There is no component of circuitsvis 'AttentionHead'. Did you mean 'AttentionHeads'")
+    assert str(error.value).startswith(
+        "There is no component of circuitsvis 'AttentionHead'. Did you mean 'AttentionHeads'"
+    )
     assert said(Panel, "ColoredTokens", {"tokens": ["a"], "colour": "red"}) == (
         "ColoredTokens has no colour and needs values. Needed: tokens, values; optional: maxValue, minValue, negativeColor, "
         "positiveColor, paddingBottom."
     )
-    assert said(Panel, "Hello", {"name": float("inf")}) == "name has numbers that are not finite: leave them out of the panel."
+    assert (
+        said(Panel, "Hello", {"name": float("inf")})
+        == "name has numbers that are not finite: leave them out of the panel."
+    )
     assert said(Panel, "Hello", {"name": object()}) == (
         "name has a object: a panel holds text, numbers, arrays and lists of these."
     )
@@ -331,17 +376,22 @@ def test_names_counts_and_ids_of_panels(pattern):
     table = np.log(np.full((2, 4), 0.25))
     asked = {"ids": [0, 1], "decode": WORDS}
     assert (
-        said(panels.log_probs, ["a", "b"], table, **asked, k=1.5) == "k=1.5; ask for 1 to 4 guesses, as many tokens as there are."
+        said(panels.log_probs, ["a", "b"], table, **asked, k=1.5)
+        == "k=1.5; ask for 1 to 4 guesses, as many tokens as there are."
     )
     assert said(panels.log_probs, ["a", "b"], table, ids=[0.7, 1], decode=WORDS) == (
         "ids are token ids, and not all of them are whole numbers."
     )
-    assert said(panels.top_samples, [["a"]], [np.ones((1, 1, 1))], k=1.5) == "k=1.5; ask for one prompt or more."
+    assert (
+        said(panels.top_samples, [["a"]], [np.ones((1, 1, 1))], k=1.5) == "k=1.5; ask for one prompt or more."
+    )
 
 
 def test_a_probability_that_is_no_number_is_refused():
     sizes = ("layer", "pos", "rank")
-    lens = xr.Dataset({"token": (sizes, np.zeros((1, 1, 1), int)), "prob": (sizes, np.full((1, 1, 1), np.nan))})
+    lens = xr.Dataset(
+        {"token": (sizes, np.zeros((1, 1, 1), int)), "prob": (sizes, np.full((1, 1, 1), np.nan))}
+    )
     assert said(panels.top_tokens, lens, WORDS) == (
         "The probabilities are not all finite: leave out the positions that were not measured."
     )

@@ -15,11 +15,15 @@ pytestmark = pytest.mark.slow
 def load(path: Path, *, fails: bool = False) -> tuple[str, list[str]]:
     """The document once its panels are drawn (or have failed), and the lines of the console."""
     with opened(path) as seen:
-        seen.wait("[...document.querySelectorAll('[data-panel]')].every((box) => box.dataset.drawn !== undefined)")
+        seen.wait(
+            "[...document.querySelectorAll('[data-panel]')].every((box) => box.dataset.drawn !== undefined)"
+        )
         if fails:
             seen.page.wait_for_timeout(500)
         else:
-            seen.wait("[...document.querySelectorAll('[data-panel]')].every((box) => box.firstChild.style.display === 'none')")
+            seen.wait(
+                "[...document.querySelectorAll('[data-panel]')].every((box) => box.firstChild.style.display === 'none')"
+            )
         return seen.page.content(), seen.console
 
 
@@ -35,7 +39,9 @@ def drawn_panels(document: str) -> list[str]:
 def test_every_component_draws_itself(hostile, panels_of, hostile_tokens, tmp_path):
     attack = "<img src=x onerror=document.body.dataset.attacked=1>"
     strings = (
-        [*hostile_tokens[:3], attack, *hostile_tokens[3:], "x" * 500, "\n", "'"] if hostile else [f" word{i}" for i in range(8)]
+        [*hostile_tokens[:3], attack, *hostile_tokens[3:], "x" * 500, "\n", "'"]
+        if hostile
+        else [f" word{i}" for i in range(8)]
     )
     made = panels_of(strings)
     whole = page("panels", [(one.component, one.html()) for one in made] + [("script", script_html())])
@@ -48,7 +54,9 @@ def test_every_component_draws_itself(hostile, panels_of, hostile_tokens, tmp_pa
     assert "data-attacked" not in document
     shown = "word3" if not hostile else attack.replace("<", "&lt;").replace(">", "&gt;")
     for name, text in drawn.items():
-        assert name in ("AttentionHeads", "AttentionPattern", "Hello") or shown in text.replace("&nbsp;", " "), name
+        assert name in ("AttentionHeads", "AttentionPattern", "Hello") or shown in text.replace(
+            "&nbsp;", " "
+        ), name
         assert "<img" not in text
 
 

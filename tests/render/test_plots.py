@@ -72,7 +72,11 @@ def test_unmeasured_cells_are_left_to_the_hatched_ground():
 def test_curve_has_its_band_and_a_logarithmic_axis():
     sizes = [1, 10, 100]
     data = xr.Dataset(
-        {"faithfulness": ("size", [0.1, 0.5, 1.0]), "low": ("size", [0.0, 0.4, 0.9]), "high": ("size", [0.2, 0.6, 1.1])},
+        {
+            "faithfulness": ("size", [0.1, 0.5, 1.0]),
+            "low": ("size", [0.0, 0.4, 0.9]),
+            "high": ("size", [0.2, 0.6, 1.1]),
+        },
         coords={"size": sizes},
     )
     axes = plot(data).axes[0]
@@ -86,7 +90,10 @@ def test_curve_has_its_band_and_a_logarithmic_axis():
     assert curve(counted, x="size", y="faithfulness").axes[0].get_xlabel() == "share of edges"
     shuffled = plot(data.isel(size=[2, 0, 1])).axes[0]
     np.testing.assert_array_equal(shuffled.lines[-1].get_xdata(), sizes)
-    assert curve(data.assign_coords(size=[0, 10, 1000]), x="size", y="faithfulness").axes[0].get_xscale() == "symlog"
+    assert (
+        curve(data.assign_coords(size=[0, 10, 1000]), x="size", y="faithfulness").axes[0].get_xscale()
+        == "symlog"
+    )
 
 
 def test_plot_chooses(circuit):
@@ -95,7 +102,9 @@ def test_plot_chooses(circuit):
     assert isinstance(plot(circuit), CircuitView)
     summary = xr.Dataset({"mean": effects().mean("example"), "se": effects().std("example")})
     assert plot(summary).axes[0].images
-    heads = xr.Dataset({name: ("head", [1.0, -2.0]) for name in ("mean", "low", "high")}, coords={"head": [0, 1]})
+    heads = xr.Dataset(
+        {name: ("head", [1.0, -2.0]) for name in ("mean", "low", "high")}, coords={"head": [0, 1]}
+    )
     assert len(plot(heads).axes[0].patches) == 2
     assert len(plot(heads).axes[0].collections[0].get_segments()) == 2
 
@@ -103,13 +112,19 @@ def test_plot_chooses(circuit):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (xr.DataArray(1.0), "A single number cannot be drawn: keep an axis of the result, such as its examples."),
+        (
+            xr.DataArray(1.0),
+            "A single number cannot be drawn: keep an axis of the result, such as its examples.",
+        ),
         (xr.DataArray(["a"], dims="x"), "The array '' holds <U1, and numbers are drawn."),
         (
             xr.DataArray(np.zeros((2, 0, 2)), dims=("layer", "head", "pos")),
             "There is nothing to draw: the result has sizes {'layer': 2, 'head': 0, 'pos': 2}.",
         ),
-        ([1, 2], "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one."),
+        (
+            [1, 2],
+            "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one.",
+        ),
         (
             pd.DataFrame({"a": ["x"]}),
             "A table with columns a cannot be drawn: rows of the bench (model, task, method and edge_auroc or cpr or cmd), scores of "
@@ -169,7 +184,8 @@ def none(*names: str, dim: str = "x") -> xr.Dataset:
 )
 def test_an_empty_result_is_no_blank_picture(result):
     with pytest.raises(
-        WorkbenchError, match=r"^There is nothing to draw: the (result has sizes \{.*: 0.*\}|table has no rows)\.$"
+        WorkbenchError,
+        match=r"^There is nothing to draw: the (result has sizes \{.*: 0.*\}|table has no rows)\.$",
     ):
         plot(result)
 
@@ -177,11 +193,17 @@ def test_an_empty_result_is_no_blank_picture(result):
 def test_a_curve_shows_where_it_was_not_measured():
     data = xr.Dataset({"mean": ("layer", [np.nan, 0.5, np.nan, 1.0, np.nan])}, coords={"layer": range(5)})
     axes = plot(data).axes[0]
-    assert [(patch.get_x(), patch.get_width()) for patch in axes.patches] == [(0, 0.5), (1.5, 1.0), (3.5, 0.5)]
+    assert [(patch.get_x(), patch.get_width()) for patch in axes.patches] == [
+        (0, 0.5),
+        (1.5, 1.0),
+        (3.5, 0.5),
+    ]
     assert all(patch.get_hatch() for patch in axes.patches)
     assert axes.get_xlim()[0] <= 0
     assert axes.get_xlim()[1] >= 4
-    both = xr.Dataset({"mean": (("method", "layer"), [[1.0, np.nan], [np.nan, np.nan]])}, coords={"layer": [0, 1]})
+    both = xr.Dataset(
+        {"mean": (("method", "layer"), [[1.0, np.nan], [np.nan, np.nan]])}, coords={"layer": [0, 1]}
+    )
     axes = curve(both.assign_coords(method=["a", "b"]), x="layer", y="mean", over="method").axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b (not measured)"]
     with pytest.raises(WorkbenchError, match=r"^There is nothing to draw: no cell of 'mean' was measured\.$"):
@@ -210,11 +232,15 @@ def test_a_circuit_takes_a_title_and_no_labels(circuit):
     for result in (circuit, CircuitView.of(circuit)):
         with pytest.raises(WorkbenchError) as error:
             plot(result, labels=["a"])
-        assert str(error.value) == "A circuit has no axis that labels belong to: pass tokens= to CircuitView.of."
+        assert (
+            str(error.value) == "A circuit has no axis that labels belong to: pass tokens= to CircuitView.of."
+        )
 
 
 def test_every_series_stands_in_the_legend():
-    data = xr.DataArray(np.ones((2, 3)), dims=("method", "layer"), coords={"method": ["_own", "eap"], "layer": range(3)})
+    data = xr.DataArray(
+        np.ones((2, 3)), dims=("method", "layer"), coords={"method": ["_own", "eap"], "layer": range(3)}
+    )
     for figure in (bars(data), curve(data.to_dataset(name="mean"), x="layer", y="mean", over="method")):
         assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _own", "eap"]
 

@@ -14,7 +14,9 @@ from workbench.render.report import Html, report
 
 
 def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
-    effects = xr.DataArray(np.eye(3), dims=("layer", "head"), name="effect", attrs={"model": "tiny", "seed": 11})
+    effects = xr.DataArray(
+        np.eye(3), dims=("layer", "head"), name="effect", attrs={"model": "tiny", "seed": 11}
+    )
     curve = xr.Dataset({"faithfulness": ("size", [0.5, 1.0])}, coords={"size": [1, 2]})
     panel = attention_panel(["a", "b"], np.eye(2)[None], ["a0.0"])
     table = pd.DataFrame({"name": ["<b>x</b>", None], "value": [0.123456789, np.nan], "n": [12345, 2]})
@@ -29,7 +31,9 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
         ("figure", Figure()),
         ("table", table),
     ]
-    path = report(items, tmp_path / "new" / "report.html", title="A <run>", command="workbench find --task 'ioi' <x>")
+    path = report(
+        items, tmp_path / "new" / "report.html", title="A <run>", command="workbench find --task 'ioi' <x>"
+    )
     text = path.read_text(encoding="utf-8")
     for part in (
         "A &lt; B",
@@ -52,7 +56,9 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
 
 
 def test_report_is_the_same_every_time_and_brings_no_bundle_without_panels(tmp_path, view):
-    pages = [report([("circuit", view)], tmp_path / name, title="t").read_bytes() for name in ("a.html", "b.html")]
+    pages = [
+        report([("circuit", view)], tmp_path / name, title="t").read_bytes() for name in ("a.html", "b.html")
+    ]
     assert pages[0] == pages[1]
     assert b"panelsUnpacked" not in pages[0]
     assert len(pages[0]) < 250_000
@@ -68,7 +74,10 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
     path = report([("a", "one")], tmp_path / "r.html", title="t")
     with pytest.raises(OutputExists) as error:
         report([("a", "two")], path, title="t")
-    assert str(error.value) == f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    assert (
+        str(error.value)
+        == f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
+    )
     assert "two" in report([("a", "two")], path, title="t", overwrite=True).read_text(encoding="utf-8")
     with pytest.raises(WorkbenchError) as error:
         report([("a", "three"), ("b", object())], path, title="t", overwrite=True)
@@ -102,7 +111,9 @@ def test_what_is_no_section_is_refused(sections, told, tmp_path):
 def test_a_page_of_nothing_is_refused(tmp_path, circuit):
     with pytest.raises(WorkbenchError, match=r"and no Circuit\.$"):
         report([circuit], tmp_path / "r.html", title="t")
-    with pytest.raises(WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"):
+    with pytest.raises(
+        WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"
+    ):
         report([], tmp_path / "r.html", title="t")
     with pytest.raises(WorkbenchError, match=r"^A report needs a title, and None is no text\.$"):
         report([("a", "b")], tmp_path / "r.html", title=None)  # pyright: ignore[reportArgumentType]

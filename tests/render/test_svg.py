@@ -26,7 +26,11 @@ def parse(text: str) -> ET.Element:
 
 def drawn(text: str, style: str) -> list[ET.Element]:
     """Elements of a class, without those of the legend."""
-    return [e for e in parse(text).iter() if style in e.get("class", "").split() and "y" not in e.get("class", "").split()]
+    return [
+        e
+        for e in parse(text).iter()
+        if style in e.get("class", "").split() and "y" not in e.get("class", "").split()
+    ]
 
 
 def scores_of(graph: Graph, **named: float) -> np.ndarray:
@@ -50,15 +54,30 @@ def test_every_edge_is_drawn_once_with_its_sign_and_width():
     edges = {"input->a0.1<v>": 1.0, "a0.1->m1": -2.0, "m1->logits": 4.0}
     circuit = Circuit.of(ONE, edges, scores=scores_of(ONE, **edges))
     paths = drawn(to_svg(CircuitView.of(circuit)), "e")
-    assert [(p.get("class"), float(p.get("stroke-width"))) for p in paths] == [("e p", 6.0), ("e m", 3.0), ("e p", 1.5)]
-    assert [p.find(f"{SVG}title").text for p in paths] == ["m1 → logits: +4", "a0.1 → m1: −2", "input → a0.1<v>: +1"]
+    assert [(p.get("class"), float(p.get("stroke-width"))) for p in paths] == [
+        ("e p", 6.0),
+        ("e m", 3.0),
+        ("e p", 1.5),
+    ]
+    assert [p.find(f"{SVG}title").text for p in paths] == [
+        "m1 → logits: +4",
+        "a0.1 → m1: −2",
+        "input → a0.1<v>: +1",
+    ]
 
 
 def test_edge_count_title_and_provenance(circuit, view):
     text = to_svg(CircuitView.of(circuit, top=1000, faithfulness=(0.87, 0.81, 0.92), title="Name mover"))
     assert len(drawn(text, "e")) == circuit.n_edges
     shown = " ".join(parse(text).itertext())
-    for fact in ("Name mover", "model tiny", "data ioi (64 prompts)", "logit_diff (from_store)", "eap", "0.87 [0.81, 0.92]"):
+    for fact in (
+        "Name mover",
+        "model tiny",
+        "data ioi (64 prompts)",
+        "logit_diff (from_store)",
+        "eap",
+        "0.87 [0.81, 0.92]",
+    ):
         assert fact in shown
     assert view.nodes[0] == "input"
     assert view.nodes[-1] == "logits"
@@ -176,7 +195,11 @@ def test_long_prompt_leaves_out_runs_of_unused_tokens(circuit, view_of):
             "position_scores belongs to another graph: its writers are not those of 2 layers of 2 heads, 8 nodes, 46 edges.",
         ),
         (
-            {"position_scores": xr.DataArray(np.zeros((*ONE.exists.shape, 5)), dims=("writer", "reader", "pos"))},
+            {
+                "position_scores": xr.DataArray(
+                    np.zeros((*ONE.exists.shape, 5)), dims=("writer", "reader", "pos")
+                )
+            },
             "position_scores reaches position 4, but there are 3 tokens.",
         ),
         (

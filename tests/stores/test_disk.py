@@ -24,7 +24,11 @@ def both(request, tmp_path_factory):
     """(model, the store in memory, the same on disk in many shards)."""
     model, prompts = model_of(request.param), ragged((4, 7, 1, 5, 7, 2, 3, 6, 1, 8))
     folder = tmp_path_factory.mktemp("disk") / "s"
-    return model, capture(model, prompts), capture(model, prompts, path=folder, shard_bytes=6000, progress=False)
+    return (
+        model,
+        capture(model, prompts),
+        capture(model, prompts, path=folder, shard_bytes=6000, progress=False),
+    )
 
 
 def test_a_store_on_disk_has_what_one_in_memory_has(both):
@@ -35,7 +39,11 @@ def test_a_store_on_disk_has_what_one_in_memory_has(both):
     assert disk.prompts.ids == memory.prompts.ids
     assert disk.prompts.strings == memory.prompts.strings
     assert (disk.prompts.at("X") == memory.prompts.at("X")).all()
-    assert (disk.model, disk.tokenizer, disk.prompts.bos) == (memory.model, memory.tokenizer, memory.prompts.bos)
+    assert (disk.model, disk.tokenizer, disk.prompts.bos) == (
+        memory.model,
+        memory.tokenizer,
+        memory.prompts.bos,
+    )
     for key in memory.keys:
         for i in range(len(memory)):
             assert torch.equal(disk[key].prompt(i), memory[key].prompt(i)) or torch.allclose(
@@ -53,7 +61,8 @@ def test_every_reader_says_the_same(both):
         assert torch.allclose(view.padded([3, 1]), own.padded([3, 1]), atol=1e-5)
         assert torch.allclose(view.mean(), own.mean(), atol=1e-5)
         order = [
-            int(own.index.starts[i]) + p for i, p in zip(view.row_prompts.tolist(), view.row_positions.tolist(), strict=True)
+            int(own.index.starts[i]) + p
+            for i, p in zip(view.row_prompts.tolist(), view.row_positions.tolist(), strict=True)
         ]
         assert sorted(order) == list(range(len(own)))
         assert torch.allclose(view.packed, own.packed[order], atol=1e-5)
@@ -73,7 +82,9 @@ def test_workers_of_a_data_loader_share_the_rows(both):
     _, _, disk = both
     view = disk["resid_post", 1]
     for shuffle in (False, True):
-        loader = torch.utils.data.DataLoader(view.dataset(size=4, shuffle=shuffle, seed=2), batch_size=None, num_workers=2)
+        loader = torch.utils.data.DataLoader(
+            view.dataset(size=4, shuffle=shuffle, seed=2), batch_size=None, num_workers=2
+        )
         rows = torch.cat([block.clone() for block in loader])
         assert torch.equal(rows.sort(0).values, view.packed.sort(0).values)
     alone = torch.cat(list(view.dataset(size=4, shuffle=True, seed=2)))
@@ -97,7 +108,10 @@ def test_a_store_behind_a_url(both):
 def test_patching_from_disk_gives_the_numbers_of_memory(tmp_path):
     model = wb.load_model("tiny")
     pairs = wb.load_task("ioi", model, n=6)
-    stores = capture_pairs(model, pairs), capture_pairs(model, pairs, path=tmp_path, shard_bytes=100_000, progress=False)
+    stores = (
+        capture_pairs(model, pairs),
+        capture_pairs(model, pairs, path=tmp_path, shard_bytes=100_000, progress=False),
+    )
     for value in (wb.from_store, wb.mean, lambda store: wb.resample(store, seed=1)):
         tables = []
         for _, corrupt in stores:
@@ -105,7 +119,9 @@ def test_patching_from_disk_gives_the_numbers_of_memory(tmp_path):
             tables.append(
                 [
                     wb.effects(model, pairs, sites=wb.grid("z", model), **given_).values,
-                    wb.path_effects(model, pairs, senders=["a0.1", "m1"], receivers=["a3.7<v>"], mlps="frozen", **given_).values,
+                    wb.path_effects(
+                        model, pairs, senders=["a0.1", "m1"], receivers=["a3.7<v>"], mlps="frozen", **given_
+                    ).values,
                     wb.score_edges(model, pairs, **given_).values,
                 ]
             )
@@ -119,7 +135,9 @@ def test_patching_from_disk_gives_the_numbers_of_memory(tmp_path):
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     sites=st.lists(
-        st.sampled_from(["z", "resid_post", "resid_pre", "mlp_post", "pattern", "q[1]", "embed"]), min_size=1, unique=True
+        st.sampled_from(["z", "resid_post", "resid_pre", "mlp_post", "pattern", "q[1]", "embed"]),
+        min_size=1,
+        unique=True,
     ),
     shard_bytes=st.sampled_from([1, 2000, 10**8]),
     budget=st.sampled_from([1, 10**5, 10**9]),
@@ -128,14 +146,28 @@ def test_ragged_prompts_read_back_bit_by_bit(lengths, dtype, sites, shard_bytes,
     model, prompts = model_of("gpt2"), ragged(lengths)
     with tempfile.TemporaryDirectory() as folder:
         store = capture(
-            model, prompts, sites=sites, path=f"{folder}/s", dtype=dtype, shard_bytes=shard_bytes, budget=budget, progress=False
+            model,
+            prompts,
+            sites=sites,
+            path=f"{folder}/s",
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            budget=budget,
+            progress=False,
         )
-        alone = [capture(model, prompts.select([i]), sites=sites, progress=False) for i in range(len(lengths))]
+        alone = [
+            capture(model, prompts.select([i]), sites=sites, progress=False) for i in range(len(lengths))
+        ]
         raw = {path.name: load_file(path) for path in (Path(folder) / "s" / "shards").glob("*.safetensors")}
         for key in store.keys:
             assert store[key].dtype == dtype
             held = torch.cat(
-                [tensors[name] for _, tensors in sorted(raw.items()) for name in tensors if name == written(store, key)]
+                [
+                    tensors[name]
+                    for _, tensors in sorted(raw.items())
+                    for name in tensors
+                    if name == written(store, key)
+                ]
             )
             assert torch.equal(store[key].packed, held)
             for i, one in enumerate(alone):
@@ -158,7 +190,9 @@ def written(store, key):
 def test_two_names_of_one_activation_are_written_once(both):
     _, _, disk = both
     assert disk.plan.sites["resid_post[0]"] == "resid_pre[1]"
-    assert not any("resid_post[0]" in StoredFile(str(path)).entries for path in Path(disk.path).rglob("*.resid_post.*"))
+    assert not any(
+        "resid_post[0]" in StoredFile(str(path)).entries for path in Path(disk.path).rglob("*.resid_post.*")
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +269,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
             file.append("a", torch.zeros(rows, 3))
         assert list(tmp_path.iterdir()) == []
     with writing(tmp_path / "f.safetensors", shape) as file:
-        with pytest.raises(StoreError, match="is being written by another process"), writing(tmp_path / "f.safetensors", shape):
+        with (
+            pytest.raises(StoreError, match="is being written by another process"),
+            writing(tmp_path / "f.safetensors", shape),
+        ):
             pass
         file.append("a", torch.arange(6).view(2, 3))
     assert torch.equal(load_file(tmp_path / "f.safetensors")["a"], torch.arange(6.0).view(2, 3))

@@ -29,12 +29,23 @@ LENGTHS = [random.Random(1).randint(1, 8) for _ in range(60)]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def build_in(folder: Path, **more):
     return capture(
-        model_of("gpt2"), ragged(LENGTHS), sites=SITES, path=folder, shard_bytes=4000, threads=1, progress=False, **more
+        model_of("gpt2"),
+        ragged(LENGTHS),
+        sites=SITES,
+        path=folder,
+        shard_bytes=4000,
+        threads=1,
+        progress=False,
+        **more,
     )
 
 
@@ -84,7 +95,9 @@ def test_writers_killed_at_any_moment_leave_what_an_uninterrupted_run_writes(who
             json.loads(path.read_text())
         if len(kept) < n:
             unfinished += 1
-            with pytest.raises(StoreError, match=f"is not finished: {n - len(kept)} of its {n} shards are missing"):
+            with pytest.raises(
+                StoreError, match=f"is not finished: {n - len(kept)} of its {n} shards are missing"
+            ):
                 open_store(folder)
     assert unfinished > 4
     store = build_in(folder)
@@ -147,7 +160,9 @@ def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeyp
         assert repr(name) in str(error.value)
         assert "workbench store verify" in str(error.value)
     assert [damage.file for damage in verify(copy)] == [name]
-    others = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "00003" not in path.name}
+    others = {
+        path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "00003" not in path.name
+    }
     assert build.repair(model_of("gpt2"), copy, progress=False) == [name]
     assert bytes_of(copy) == bytes_of(whole)
     assert {path: path.stat().st_mtime_ns for path in others} == others
@@ -246,7 +261,9 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(whole, tmp_path, monkeypat
         return write(handle, data, place)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StoreError, match=r"cannot be written: No space left on device\. What was written before it is kept\."):
+    with pytest.raises(
+        StoreError, match=r"cannot be written: No space left on device\. What was written before it is kept\."
+    ):
         build_in(tmp_path / "s")
     assert list((tmp_path / "s" / "shards").glob("*.json"))
     assert not list(tmp_path.rglob("*.partial"))
@@ -285,10 +302,15 @@ def test_two_processes_do_not_write_the_same_shard(copy):
     lengths, counts = store.prompts.lengths.numpy(), store.index.counts.numpy()
     shard = copy / "shards" / "00000.z.safetensors"
     with files.writing(shard, plan.tensors("z", 0, lengths, counts)) as other:
-        with pytest.raises(StoreError, match=r"00000\.z\.safetensors' is being written by another process\. Let it finish"):
+        with pytest.raises(
+            StoreError, match=r"00000\.z\.safetensors' is being written by another process\. Let it finish"
+        ):
             build_in(copy)
         for name in plan.groups["z"]:
-            other.append(name, store[("z", int(name[2:-1]))].packed[: plan.tensors("z", 0, lengths, counts)[name][1][0]])
+            other.append(
+                name,
+                store[("z", int(name[2:-1]))].packed[: plan.tensors("z", 0, lengths, counts)[name][1][0]],
+            )
     build_in(copy)
     assert list(verify(copy)) == []
 
@@ -339,7 +361,9 @@ def test_workers_of_a_script_without_a_main_guard(tmp_path):
         "prompts = wb.Prompts.of([[0, i, i + 1] for i in range(1, 40)], bos=True)\n"
         f"print(len(wb.capture(model, prompts, sites=['resid_post'], path={str(tmp_path / 's')!r}, workers=2, shard_bytes=2**14)))\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.stdout.split() == ["once", "39"], done.stderr
 
 
@@ -353,7 +377,11 @@ def test_a_plan_that_was_changed_is_refused_everywhere(tmp_path):
     ):
         assert old in text
         (store / "store.json").write_text(text.replace(old, new))
-        for run in (lambda: open_store(str(store)), lambda: list(verify(store)), lambda: wb.repair(model, store)):
+        for run in (
+            lambda: open_store(str(store)),
+            lambda: list(verify(store)),
+            lambda: wb.repair(model, store),
+        ):
             with pytest.raises(StoreError, match=r"store\.json' was changed since it was written"):
                 run()
     (store / "store.json").write_text(text)

@@ -134,7 +134,10 @@ def test_patterns_are_squares_per_prompt(held):
     }.items():
         with pytest.raises(StoreError) as error:
             call()
-        assert str(error.value) == f"Attention patterns have no token rows for .{reader}(...): use .prompt(i) or .padded()."
+        assert (
+            str(error.value)
+            == f"Attention patterns have no token rows for .{reader}(...): use .prompt(i) or .padded()."
+        )
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -182,7 +185,10 @@ def test_pairs_are_captured_with_every_kind_that_the_model_has(family):
         with torch.no_grad():
             _, cache = model.run_with_cache(prompts.tokens)
         for layer in range(2):
-            assert max_difference(store["resid_post", layer].padded(), cache[f"blocks.{layer}.hook_resid_post"]) < 1e-6
+            assert (
+                max_difference(store["resid_post", layer].padded(), cache[f"blocks.{layer}.hook_resid_post"])
+                < 1e-6
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES + NATIVES)
@@ -217,7 +223,10 @@ def test_what_the_store_does_not_hold_is_named_with_what_to_do():
             "resid_pre",
             0,
         ): "The store does not hold resid_pre[0]; it has layers [1] of it. Capture it with sites=[..., 'resid_pre'].",
-        ("z", 2): "The store does not hold z[2]; it has layers [0, 1] of it. Capture it with sites=[..., 'z'].",
+        (
+            "z",
+            2,
+        ): "The store does not hold z[2]; it has layers [0, 1] of it. Capture it with sites=[..., 'z'].",
         "embed": "The store does not hold embed; it has z, resid_pre. Capture it with sites=[..., 'embed'].",
         "z": "Which layer of z? Write store['z', 0]; the store has layers [0, 1].",
     }

@@ -48,16 +48,28 @@ def tiny():
 def test_every_task_has_a_study_and_every_study_is_listed():
     assert sorted(path.parent.name for path in CIRCUITS.glob("*/circuit.json")) == list(NAMES)
     assert {study_of(name).STUDY.task for name in NAMES} == set(TASKS)
-    assert table(CIRCUITS) in (CIRCUITS / "README.md").read_text(encoding="utf-8"), "run: python circuits/table.py"
+    assert table(CIRCUITS) in (CIRCUITS / "README.md").read_text(encoding="utf-8"), (
+        "run: python circuits/table.py"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_is_complete_and_its_page_keeps_what_it_says(name: str, tiny):
     folder = CIRCUITS / name
     assert all((folder / file).is_file() for file in (*FILES, "study.py"))
-    readme, circuit = (folder / "README.md").read_text(encoding="utf-8"), Circuit.load(folder / "circuit.json")
+    readme, circuit = (
+        (folder / "README.md").read_text(encoding="utf-8"),
+        Circuit.load(folder / "circuit.json"),
+    )
     known, study = numbers(readme), study_of(name).STUDY
-    assert {"faithfulness", "random circuits", "other heads", "complement", "incompleteness", "stability"} <= known.keys()
+    assert {
+        "faithfulness",
+        "random circuits",
+        "other heads",
+        "complement",
+        "incompleteness",
+        "stability",
+    } <= known.keys()
     assert all(low <= mean <= high for mean, low, high in known.values())
     assert f"{circuit.n_edges} of the {circuit.graph.n_edges} edges" in readme
     assert readme.count("| holds |") + readme.count("| **fails** |") >= (3 if name in TOLD[:3] else 2)
@@ -103,7 +115,9 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize(("file", "pattern", "instead"), [(f, p, i) for f, given in ALTERED.items() for p, i in given.items()])
+@pytest.mark.parametrize(
+    ("file", "pattern", "instead"), [(f, p, i) for f, given in ALTERED.items() for p, i in given.items()]
+)
 def test_whatever_is_altered_in_a_study_is_found(file: str, pattern: str, instead: str, tmp_path):
     folder = tmp_path / "ioi"
     shutil.copytree(CIRCUITS / "ioi", folder)
@@ -118,12 +132,17 @@ def test_whatever_is_altered_in_a_study_is_found(file: str, pattern: str, instea
 
 def test_differences_are_named(tmp_path):
     folder = CIRCUITS / "ioi"
-    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
+    circuit, readme = (
+        Circuit.load(folder / "circuit.json"),
+        (folder / "README.md").read_text(encoding="utf-8"),
+    )
     (circuit - circuit.restricted(writers="m3")).save(tmp_path / "circuit.json")
     shutil.copy(folder / "circuit.svg", tmp_path)
     mean, low, high = numbers(readme)["faithfulness"]
     (tmp_path / "README.md").write_text(
-        readme.replace(f"| faithfulness | {mean:.3f}", "| faithfulness | 0.100").replace("| holds |", "| x |", 1)
+        readme.replace(f"| faithfulness | {mean:.3f}", "| faithfulness | 0.100").replace(
+            "| holds |", "| x |", 1
+        )
     )
     first = re.findall(r"^\| ([^|]+) \|.*\| holds \|", readme, re.MULTILINE)[0]
     assert differences(folder, tmp_path) == [
@@ -137,18 +156,24 @@ def test_an_altered_study_fails_its_check(monkeypatch, capsys, tmp_path):
     def altered(study, model, out, **_):
         shutil.copytree(CIRCUITS / "ioi", out)
         readme = out / "README.md"
-        readme.write_text(readme.read_text(encoding="utf-8").replace("writes against", "writes for"), encoding="utf-8")
+        readme.write_text(
+            readme.read_text(encoding="utf-8").replace("writes against", "writes for"), encoding="utf-8"
+        )
 
     monkeypatch.setattr("workbench.studies.readme.write", altered)
     monkeypatch.setattr(sys, "argv", ["study.py", "--check"])
     with pytest.raises(SystemExit) as ended:
         main(study_of("ioi").STUDY, CIRCUITS / "ioi")
     assert ended.value.code == 1
-    assert capsys.readouterr().out.startswith("**Account, to be tested.** From END a he ...: the README says other words")
+    assert capsys.readouterr().out.startswith(
+        "**Account, to be tested.** From END a he ...: the README says other words"
+    )
 
 
 def test_a_single_prompt_is_refused(tiny):
-    with pytest.raises(PromptError, match=r"^n=1: a study needs at least two prompts, because one has no interval\.$"):
+    with pytest.raises(
+        PromptError, match=r"^n=1: a study needs at least two prompts, because one has no interval\.$"
+    ):
         Bench.of(study_of("ioi").STUDY, tiny, n=1)
 
 
@@ -158,7 +183,9 @@ def test_what_is_passed_on_by_an_exchange_is_what_it_makes(tiny):
     unchanged = bench.passed_on("k", heads, {}, places)
     assert bench.change(unchanged) == pytest.approx(np.zeros(6), abs=1e-3)
     keys = bench.exchanged("k", heads, *places)
-    assert bench.change(bench.passed_on("k", heads, keys, places)) == pytest.approx(bench.change(keys), abs=1e-3)
+    assert bench.change(bench.passed_on("k", heads, keys, places)) == pytest.approx(
+        bench.change(keys), abs=1e-3
+    )
     assert bench.change(bench.passed_on("v", heads, keys, places)) == pytest.approx(np.zeros(6), abs=1e-3)
     assert bench.change(keys).mean() < -1
 
@@ -170,7 +197,9 @@ def test_what_is_read_one_back_and_the_rest_are_the_whole(tiny):
     whole = bench.exchanged("z", [f"a0.{head}" for head in range(8)], study.FIRST, "ITEM")
     assert back.keys() == rest.keys() == whole.keys()
     for site, value in whole.items():
-        here = bench.clean["z", 0].at(site.split("@")[1] if site.endswith("ITEM") else study.FIRST)[:, int(site[4])]
+        here = bench.clean["z", 0].at(site.split("@")[1] if site.endswith("ITEM") else study.FIRST)[
+            :, int(site[4])
+        ]
         assert torch.allclose(back[site].content + rest[site].content, here + value.content, atol=1e-5)
 
 
@@ -181,7 +210,9 @@ def test_exchanging_keys_of_last_layer_heads_is_exchanging_attention(tiny):
     by_hand = bench.change(bench.attending(heads, to=1, instead_of="ITEM"))
     assert by_hand == pytest.approx(bench.change(bench.exchanged("k", heads, 1, "ITEM")), abs=1e-3)
     assert by_hand.mean() < -1
-    assert bench.on(bench.pairs.corrupt) == pytest.approx(bench.change({"resid_pre[0]": wb.from_store(bench.corrupt)}), abs=1e-3)
+    assert bench.on(bench.pairs.corrupt) == pytest.approx(
+        bench.change({"resid_pre[0]": wb.from_store(bench.corrupt)}), abs=1e-3
+    )
 
 
 def test_a_prediction_holds_near_its_number_or_above_its_bar():
@@ -189,13 +220,19 @@ def test_a_prediction_holds_near_its_number_or_above_its_bar():
     assert [near.holds(x) for x in (-3.0, -5.0, -2.9, 4.0)] == [True, True, False, False]
     above = Prediction("above", "", 1.0, lambda: None, at_least=0.9)  # pyright: ignore[reportArgumentType]
     assert [above.holds(x) for x in (0.9, 0.89)] == [True, False]
-    assert str(Role("mover", at_least={"IO": 0.4}, at_most={"copying": -0.2})) == "IO at least 0.4, copying at most -0.2"
+    assert (
+        str(Role("mover", at_least={"IO": 0.4}, at_most={"copying": -0.2}))
+        == "IO at least 0.4, copying at most -0.2"
+    )
 
 
 def test_what_is_committed_is_not_written_over(monkeypatch, capsys, tiny):
     study = study_of("ioi").STUDY
     for given, said in (
-        (["--model", "other"], "Only tiny with the study's own prompts is written to its folder: give --out DIR."),
+        (
+            ["--model", "other"],
+            "Only tiny with the study's own prompts is written to its folder: give --out DIR.",
+        ),
         (
             ["--model", "other", "--out", str(CIRCUITS / "ioi")],
             "The committed files are about tiny with the study's own prompts: give another --out, no --check.",
@@ -223,7 +260,9 @@ def gpt2_like(folder: Path) -> Path:
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[0])
     fast.save_pretrained(folder)
-    config = GPT2Config(n_layer=12, n_head=12, n_embd=24, vocab_size=len(fast), n_positions=64, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_layer=12, n_head=12, n_embd=24, vocab_size=len(fast), n_positions=64, bos_token_id=0, eos_token_id=0
+    )
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
@@ -231,7 +270,9 @@ def gpt2_like(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ioi", "greater_than", "induction"])
-def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(name: str, monkeypatch, tmp_path, capsys):
+def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(
+    name: str, monkeypatch, tmp_path, capsys
+):
     folder, before = gpt2_like(tmp_path / "a `model`"), (CIRCUITS / name / "README.md").read_bytes()
     given = ["--model", ".", "--out", str(tmp_path / "out"), "--n", "3"]
     monkeypatch.setattr(sys, "argv", ["study.py", *given])
@@ -241,10 +282,16 @@ def test_a_study_runs_on_another_model_and_compares_with_the_published_circuit(n
     assert ended.value.code in (0, None), capsys.readouterr().err
     readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("## Beside the published circuit" in readme) == (name != "induction")
-    shared = re.search(r"Of (\d+) edges published, (\d+) are among the (\d+) found: precision ([\d.]+), recall ([\d.]+)", readme)
+    shared = re.search(
+        r"Of (\d+) edges published, (\d+) are among the (\d+) found: precision ([\d.]+), recall ([\d.]+)",
+        readme,
+    )
     if shared:
         published, both, found, precision, recall = map(float, shared.groups())
-        assert (precision, recall) == (pytest.approx(both / found, abs=1e-3), pytest.approx(both / published, abs=1e-3))
+        assert (precision, recall) == (
+            pytest.approx(both / found, abs=1e-3),
+            pytest.approx(both / published, abs=1e-3),
+        )
     assert "in `a 'model'`" in readme
     assert f"`python circuits/{name}/study.py --model 'a 'model'' --n 3`" in readme
     assert "faithfulness" in numbers(readme)

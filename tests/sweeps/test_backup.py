@@ -20,4 +20,11 @@ def test_pairs_show_the_backup_that_single_ablations_miss(tmp_path):
     assert strongest["high"] < 0
     assert found.drop(strongest.name)["synergy"].abs().max() < 1e-3
     matrix = wb.plot(sweep)
-    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == ["a0.0", "a0.1", "a1.0", "a1.1", "a2.0", "a2.1"]
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == [
+        "a0.0",
+        "a0.1",
+        "a1.0",
+        "a1.1",
+        "a2.0",
+        "a2.1",
+    ]

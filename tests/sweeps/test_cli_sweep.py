@@ -21,8 +21,16 @@ from workbench.cli.app import app
 from workbench.errors import SweepError, WorkbenchError
 from workbench.workflows.sweep import report_sweep, strongest
 
-GOOD = [record(f"z[{layer}.{head}]", [-layer + 0.1, -layer - 0.1, -float(layer)]) for layer in range(2) for head in range(3)]
-BAD = [*GOOD, record("z[2.0]", status="failed", error="ValueError: \x1b[31mno"), record("z[2.1]", [None, 1.0], status="nan")]
+GOOD = [
+    record(f"z[{layer}.{head}]", [-layer + 0.1, -layer - 0.1, -float(layer)])
+    for layer in range(2)
+    for head in range(3)
+]
+BAD = [
+    *GOOD,
+    record("z[2.0]", status="failed", error="ValueError: \x1b[31mno"),
+    record("z[2.1]", [None, 1.0], status="nan"),
+]
 
 
 def call(*arguments):
@@ -71,14 +79,23 @@ def test_every_option_becomes_a_field(calls, tmp_path):
         "preset": "head-ablation", "models": ["tiny", "gpt2"], "tasks": ["ioi"], "sites": [["z[1.2]", "z[2.0]"], "mlp_out"],
         "seeds": [0, 1], "strengths": [0.5, -2.0], "n_edges": [10, 20], "n": 8, "values": ["zero", "constant:1.5"],
     }  # fmt: skip
-    wanted = {"backend": "local", "workers": 2, "limit": None, "retries": 1, "extend": True, "progress": False}
+    wanted = {
+        "backend": "local",
+        "workers": 2,
+        "limit": None,
+        "retries": 1,
+        "extend": True,
+        "progress": False,
+    }
     assert options | wanted == options
     assert options["command"].startswith("workbench sweep run --preset head-ablation ")
 
 
 def test_options_replace_the_fields_of_a_file(calls, tmp_path):
     assert call("run", "a.yaml", "--seeds", "3", "--out", tmp_path / "s", "--dry-run").stdout == "6 jobs\n"
-    assert json.loads(call("run", "a.yaml", "--out", tmp_path / "s", "--dry-run", "--json").stdout) == {"jobs": 6}
+    assert json.loads(call("run", "a.yaml", "--out", tmp_path / "s", "--dry-run", "--json").stdout) == {
+        "jobs": 6
+    }
     assert str(calls[0][0]["file"]) == "a.yaml"
     assert calls[0][0]["seeds"] == [3]
 
@@ -86,7 +103,10 @@ def test_options_replace_the_fields_of_a_file(calls, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."),
+        (
+            ["run"],
+            "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi.",
+        ),
         (
             ["run", "--seeds", "0,x"],
             "--seeds '0,x': invalid literal for int() with base 10: 'x'. Numbers with commas are needed, as in 1,2,3.",
@@ -109,7 +129,14 @@ def test_status_tells_failures_and_exits_with_1(tmp_path):
         "  nan    tiny ioi logit_diff zero z[2.1], seed 0: cells that are no number",
     ]
     found = json.loads(call("status", folder, "--json").stdout)
-    assert [found[name] for name in ("jobs", "done", "nan", "failed", "memory", "remaining")] == [9, 6, 1, 1, 0, 1]
+    assert [found[name] for name in ("jobs", "done", "nan", "failed", "memory", "remaining")] == [
+        9,
+        6,
+        1,
+        1,
+        0,
+        1,
+    ]
     assert found["failures"][0]["error"] == "ValueError: \x1b[31mno"
     assert call("status", write_sweep(tmp_path / "t", GOOD)).exit_code == 0
     assert isinstance(call("status", tmp_path / "nowhere").exception, SweepError)
@@ -139,7 +166,11 @@ def test_the_table_as_files_as_json_and_as_text(tmp_path):
 
 def test_validate(calls, tmp_path):
     folder = write_sweep(tmp_path / "s", BAD)
-    assert json.loads(call("validate", folder, "--json").stdout) == {"folder": str(folder), "jobs": 8, "rows": 8}
+    assert json.loads(call("validate", folder, "--json").stdout) == {
+        "folder": str(folder),
+        "jobs": 8,
+        "rows": 8,
+    }
     (folder / "jobs.jsonl").write_text("no\n" + json.dumps(GOOD[0]) + "\n")
     with pytest.raises(SweepError, match="Line 1 of"):
         raise call("validate", folder).exception
@@ -155,7 +186,10 @@ def test_a_report_shows_hostile_text_as_text(tmp_path):
     assert json.loads(result.stdout) == {"report": str(folder / "report.html")}
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
-    assert all(f"<h2>{name}</h2>" in re.sub(r"<h2[^>]*>", "<h2>", page) for name in ("Picture", "Strongest", "Failures", "Asked"))
+    assert all(
+        f"<h2>{name}</h2>" in re.sub(r"<h2[^>]*>", "<h2>", page)
+        for name in ("Picture", "Strongest", "Failures", "Asked")
+    )
     assert call("report", folder).exception.args[0].endswith("pass overwrite=True to replace it.")
     assert call("report", folder, "--overwrite").exit_code == 0
 
@@ -167,7 +201,9 @@ def test_a_report_names_what_ran_the_sweep_and_not_itself(tmp_path, monkeypatch)
     def made_by(name):
         folder = tmp_path / name
         assert call("report", folder, "--overwrite").exit_code == 0
-        return html.unescape(re.search(r"Made by</p><pre>(.*?)</pre>", (folder / "report.html").read_text(), re.DOTALL)[1])
+        return html.unescape(
+            re.search(r"Made by</p><pre>(.*?)</pre>", (folder / "report.html").read_text(), re.DOTALL)[1]
+        )
 
     def run(name, **more):
         wb.run_sweep(spec | more.pop("change", {}), out=tmp_path / name, progress=False, device="cpu", **more)
@@ -209,12 +245,17 @@ def test_heads_are_a_grid_for_each_value_on_one_scale(tmp_path):
 def test_the_picture_of_a_backup_pair(tmp_path):
     sites = {"z[1.0]": -0.5, "z[2.0]": 0.0, "z[2.1]": 0.1}
     records = [record(site, [effect] * 3, study="pairs") for site, effect in sites.items()]
-    records += [record("z[1.0]+z[2.0]", [-2.0] * 3, study="pairs"), record("z[1.0]+z[2.1]", [-0.4] * 3, study="pairs")]
+    records += [
+        record("z[1.0]+z[2.0]", [-2.0] * 3, study="pairs"),
+        record("z[1.0]+z[2.1]", [-0.4] * 3, study="pairs"),
+    ]
     sweep = wb.load_sweep(write_sweep(tmp_path / "s", records))
     axes = wb.plot(sweep).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a1.0", "a2.0", "a2.1"]
     drawn = np.ma.filled(axes.images[0].get_array(), np.nan)
-    np.testing.assert_allclose(drawn, [[np.nan, -1.5, 0], [-1.5, np.nan, np.nan], [0, np.nan, np.nan]], atol=1e-12)
+    np.testing.assert_allclose(
+        drawn, [[np.nan, -1.5, 0], [-1.5, np.nan, np.nan], [0, np.nan, np.nan]], atol=1e-12
+    )
     assert strongest(sweep)[0]["site_b"].tolist() == ["z[2.0]", "z[2.1]"]
 
 

@@ -39,7 +39,10 @@ if __name__ == "__main__":
 def started(out: Path, stderr=None, **more) -> subprocess.Popen:
     text = SCRIPT.format(spec=SPEC, out=str(out), more=more)
     return subprocess.Popen(
-        [sys.executable, "-c", text], start_new_session=True, stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", text],
+        start_new_session=True,
+        stderr=stderr,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
@@ -199,8 +202,12 @@ def test_a_machine_of_a_ray_cluster_and_then_an_actor_on_another_may_be_lost(pla
 def test_a_cluster_without_a_machine_is_said_to_be_awaited(plain, tmp_path, cluster_of_none):
     """One that joins later runs the sweep."""
     with open(tmp_path / "said", "w") as said:
-        runner = started(tmp_path / "a", stderr=said, backend="ray", workers=1, address=cluster_of_none.address)
-    while "No Ray actor has been there for 5 s: the sweep waits for 1," not in (tmp_path / "said").read_text():
+        runner = started(
+            tmp_path / "a", stderr=said, backend="ray", workers=1, address=cluster_of_none.address
+        )
+    while (
+        "No Ray actor has been there for 5 s: the sweep waits for 1," not in (tmp_path / "said").read_text()
+    ):
         assert runner.poll() is None, (tmp_path / "said").read_text()
         time.sleep(0.2)
     cluster_of_none.add_node(num_cpus=1)

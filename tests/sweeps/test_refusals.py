@@ -73,10 +73,19 @@ def test_a_preset_beside_a_file_replaces_what_it_stands_for(tmp_path):
     [
         ({"sites": ["z@NOPE"]}, "There is no named position 'NOPE'"),
         ({"sites": ["z[1.1]@NOPE"]}, "There is no named position 'NOPE'"),
-        ({"sites": ["resid_pre@99"]}, "The site 'resid_pre@99': no prompt has that position; the longest has 15 tokens"),
+        (
+            {"sites": ["resid_pre@99"]},
+            "The site 'resid_pre@99': no prompt has that position; the longest has 15 tokens",
+        ),
         ({"sites": ["z@"]}, "z@"),
-        ({"models": ["planted-ioi"], "sites": ["z"]}, "The model 'planted-ioi' brings its own prompts and has no checkpoints"),
-        ({"models": ["planted-ioi"], "sites": ["z"], "tasks": ["planted"], "checkpoints": [500]}, "has no checkpoints"),
+        (
+            {"models": ["planted-ioi"], "sites": ["z"]},
+            "The model 'planted-ioi' brings its own prompts and has no checkpoints",
+        ),
+        (
+            {"models": ["planted-ioi"], "sites": ["z"], "tasks": ["planted"], "checkpoints": [500]},
+            "has no checkpoints",
+        ),
         ({"metrics": [":f"]}, "The metric ':f' cannot be found: Empty module name"),
         ({"metrics": [".a:f"]}, "The metric '.a:f' cannot be found"),
     ],
@@ -105,7 +114,9 @@ def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path):
 
 
 def test_paths_that_cannot_be_are_no_jobs(lab):
-    jobs = plan(read_spec({"preset": "path-sweep", "tasks": ["ioi"], "n": 3, "receivers": ["a2.7", "m2"]}), lab).jobs
+    jobs = plan(
+        read_spec({"preset": "path-sweep", "tasks": ["ioi"], "n": 3, "receivers": ["a2.7", "m2"]}), lab
+    ).jobs
     whats = [job.what for job in jobs]
     assert whats.count("a1.0->a2.7") == whats.count("a2.0->m2") == 1
     assert not {"a2.0->a2.7", "a3.0->a2.7", "a3.0->m2"} & set(whats)
@@ -122,8 +133,14 @@ def test_kinds_that_are_seldom_kept_take_every_value(tmp_path):
     expected = wb.effects(model, pairs, sites=["resid_mid[1]"], value=wb.mean(clean)).values[:, 0]
     found = next(row for row in sweep.records if (row["what"], row["value"]) == ("resid_mid[1]", "mean"))
     assert found["values"] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert run({**STEERING, "sites": ["resid_mid"], "strengths": [1.0]}, tmp_path / "b", retries=0).status().ok
-    assert run({**HEADS, "sites": ["embed", "pos_embed"], "values": ["optimal"]}, tmp_path / "c", retries=0).status().ok
+    assert (
+        run({**STEERING, "sites": ["resid_mid"], "strengths": [1.0]}, tmp_path / "b", retries=0).status().ok
+    )
+    assert (
+        run({**HEADS, "sites": ["embed", "pos_embed"], "values": ["optimal"]}, tmp_path / "c", retries=0)
+        .status()
+        .ok
+    )
 
 
 def test_names_and_indices_of_positions_fit_one_table(tmp_path):
@@ -162,7 +179,9 @@ def test_rows_of_another_metric_of_the_same_name_are_not_mixed(tmp_path, monkeyp
 
 def test_extending_leaves_no_job_behind(tmp_path):
     run(HEADS, tmp_path, limit=1)
-    with pytest.raises(SweepError, match=r"1 jobs of the sweep in .* have not run, and are not among these. Run them first"):
+    with pytest.raises(
+        SweepError, match=r"1 jobs of the sweep in .* have not run, and are not among these. Run them first"
+    ):
         run({**HEADS, "values": ["mean"]}, tmp_path, extend=True)
     run(HEADS, tmp_path)
     assert run({**HEADS, "values": ["mean"]}, tmp_path, extend=True).status().counts["done"] == 4
@@ -173,7 +192,12 @@ def test_a_folder_that_is_run_elsewhere_is_left_as_it_is(tmp_path):
 
     run(HEADS, tmp_path)
     before = (tmp_path / SPEC).read_bytes()
-    held = {"pid": os.getppid(), "host": os.uname().nodename, "since": "now", "born": psutil.Process(os.getppid()).create_time()}
+    held = {
+        "pid": os.getppid(),
+        "host": os.uname().nodename,
+        "since": "now",
+        "born": psutil.Process(os.getppid()).create_time(),
+    }
     (tmp_path / LOCK).write_text(json.dumps(held))
     with pytest.raises(SweepError, match="has been running this sweep since now"):
         run({**HEADS, "values": ["mean"]}, tmp_path, extend=True)
@@ -182,7 +206,9 @@ def test_a_folder_that_is_run_elsewhere_is_left_as_it_is(tmp_path):
 
 def test_a_runner_killed_at_its_start_does_not_block_the_folder(tmp_path):
     (tmp_path / f"{SPEC}.123.partial").write_text("{")
-    (tmp_path / LOCK).write_text(json.dumps({"pid": -1, "host": os.uname().nodename, "since": "then", "born": 1.0}))
+    (tmp_path / LOCK).write_text(
+        json.dumps({"pid": -1, "host": os.uname().nodename, "since": "then", "born": 1.0})
+    )
     assert run(HEADS, tmp_path).status().counts["done"] == 2
 
 

@@ -30,7 +30,12 @@ def test_rows_are_what_effects_gives(tmp_path):
     model = wb.load_model("tiny", device="cpu")
     pairs = wb.load_task("ioi", model, n=8)
     clean, corrupt = wb.capture_pairs(model, pairs)
-    named = {"zero": wb.zero(), "mean": wb.mean(clean), "resample": wb.resample(clean, 0), "other": wb.from_store(corrupt)}
+    named = {
+        "zero": wb.zero(),
+        "mean": wb.mean(clean),
+        "resample": wb.resample(clean, 0),
+        "other": wb.from_store(corrupt),
+    }
     named |= {"constant:0.5": wb.constant(0.5), "scale:2": wb.scale(2.0)}
     run({**HEADS, "n": 8, "values": list(named)}, tmp_path / "a")
     rows = last_tries(read_log(tmp_path / "a"))
@@ -39,7 +44,9 @@ def test_rows_are_what_effects_gives(tmp_path):
         table = wb.effects(model, pairs, sites=wb.grid("z", model), value=value)
         for row in (row for row in rows if row["value"] == name):
             site = wb.Site.parse(row["what"])
-            assert row["values"] == pytest.approx(table.sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5)
+            assert row["values"] == pytest.approx(
+                table.sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5
+            )
 
 
 def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
@@ -50,16 +57,22 @@ def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
     tables = []
     for step in steps:
         model = wb.load_model(f"tiny@{step}", device="cpu")
-        tables.append(wb.effects(model, wb.load_task("ioi", model, n=3), sites=wb.grid("z", model), value=wb.zero()))
+        tables.append(
+            wb.effects(model, wb.load_task("ioi", model, n=3), sites=wb.grid("z", model), value=wb.zero())
+        )
         for row in (row for row in rows if row["checkpoint"] == step):
             site = wb.Site.parse(row["what"])
-            assert row["values"] == pytest.approx(tables[-1].sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5)
+            assert row["values"] == pytest.approx(
+                tables[-1].sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5
+            )
     assert abs(tables[0] - tables[1]).max() > 0.1, "the two checkpoints differ"
     sweep = wb.load_sweep(tmp_path / "steps")
     assert sweep.rows["checkpoint"].value_counts().to_dict() == dict.fromkeys(steps, 32)
     summary = sweep.summary()
     assert summary.groupby("checkpoint")["n_jobs"].sum().to_dict() == dict.fromkeys(steps, 32)
-    assert sweep.summary(["checkpoint"])["mean"].tolist() == pytest.approx([float(table.mean()) for table in tables], abs=1e-5)
+    assert sweep.summary(["checkpoint"])["mean"].tolist() == pytest.approx(
+        [float(table.mean()) for table in tables], abs=1e-5
+    )
     assert sweep.arrays()["mean"].sizes == {"checkpoint": 2, "layer": 4, "head": 8}
     trained = run(HEADS, tmp_path / "trained").rows
     assert trained["checkpoint"].isna().all()
@@ -70,17 +83,30 @@ def test_pairs_paths_and_positions_are_what_single_calls_give(tmp_path):
     model = wb.load_model("tiny", device="cpu")
     pairs = wb.load_task("ioi", model, n=3)
     _, corrupt = wb.capture_pairs(model, pairs)
-    run({"preset": "pairwise-ablation", "sites": ["z[3.7]", "z[1.7]"], "tasks": ["ioi"], "n": 3}, tmp_path / "pairs")
+    run(
+        {"preset": "pairwise-ablation", "sites": ["z[3.7]", "z[1.7]"], "tasks": ["ioi"], "n": 3},
+        tmp_path / "pairs",
+    )
     both = wb.effects(model, pairs, sites=[("z[3.7]", "z[1.7]")], value=wb.zero()).values[:, 0]
     assert set(lines(tmp_path / "pairs")) == {"z[3.7]", "z[1.7]", "z[3.7]+z[1.7]"}
     assert lines(tmp_path / "pairs")["z[3.7]+z[1.7]"]["values"] == pytest.approx(both.tolist(), abs=1e-5)
     run(
-        {"preset": "path-sweep", "senders": ["a1.7"], "receivers": ["a3.7<v>", "logits"], "tasks": ["ioi"], "n": 3},
+        {
+            "preset": "path-sweep",
+            "senders": ["a1.7"],
+            "receivers": ["a3.7<v>", "logits"],
+            "tasks": ["ioi"],
+            "n": 3,
+        },
         tmp_path / "paths",
     )
     value = wb.from_store(corrupt)
-    path = wb.path_effects(model, pairs, senders=["a1.7"], receivers=["a3.7<v>"], value=value, mlps="recomputed").values
-    assert lines(tmp_path / "paths")["a1.7->a3.7<v>"]["values"] == pytest.approx(path.ravel().tolist(), abs=1e-5)
+    path = wb.path_effects(
+        model, pairs, senders=["a1.7"], receivers=["a3.7<v>"], value=value, mlps="recomputed"
+    ).values
+    assert lines(tmp_path / "paths")["a1.7->a3.7<v>"]["values"] == pytest.approx(
+        path.ravel().tolist(), abs=1e-5
+    )
     run({"preset": "position-sweep", "tasks": ["ioi"], "n": 3, "sites": ["resid_pre@END"]}, tmp_path / "pos")
     there = wb.effects(model, pairs, sites=["resid_pre[2]@END"], value=value).values[:, 0]
     assert lines(tmp_path / "pos")["resid_pre[2]@END"]["values"] == pytest.approx(there.tolist(), abs=1e-5)
@@ -108,10 +134,18 @@ def test_cumulative_ablation_ends_with_everything_gone(tmp_path):
 
 
 def test_cumulative_ablation_takes_kinds_and_single_sites_together(tmp_path):
-    run({"preset": "cumulative-ablation", "sites": ["attn_out", "z[3.7]"], "tasks": ["ioi"], "n": 3}, tmp_path)
+    run(
+        {"preset": "cumulative-ablation", "sites": ["attn_out", "z[3.7]"], "tasks": ["ioi"], "n": 3}, tmp_path
+    )
     (row,) = read_log(tmp_path)
     assert row["status"] == "done"
-    assert sorted(row["extra"]["order"]) == ["attn_out[0]", "attn_out[1]", "attn_out[2]", "attn_out[3]", "z[3.7]"]
+    assert sorted(row["extra"]["order"]) == [
+        "attn_out[0]",
+        "attn_out[1]",
+        "attn_out[2]",
+        "attn_out[3]",
+        "z[3.7]",
+    ]
 
 
 def test_a_finished_sweep_runs_nothing(tmp_path):
@@ -130,7 +164,9 @@ def test_limit_dry_run_and_extend(tmp_path):
     run(HEADS, tmp_path / "a", limit=5)
     assert len(read_log(tmp_path / "a")) == 5
     assert run(HEADS, tmp_path / "a", dry_run=True).done == 5
-    with pytest.raises(SweepError, match=r"holds another sweep: values: \[\] there, \['mean'\] here.*extend=True"):
+    with pytest.raises(
+        SweepError, match=r"holds another sweep: values: \[\] there, \['mean'\] here.*extend=True"
+    ):
         run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a")
     run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)
     assert len(read_log(tmp_path / "a")) == len(last_tries(read_log(tmp_path / "a"))) == 64
@@ -180,7 +216,8 @@ def test_a_damaged_line_is_named(tmp_path):
     content = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*content[:2], b"{]\n", *content[3:]]))
     with pytest.raises(
-        SweepError, match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again."
+        SweepError,
+        match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again.",
     ):
         run(HEADS, tmp_path)
 
@@ -194,7 +231,9 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
         held = {"pid": other.pid, "host": os.uname().nodename, "since": "2026-01-02 03:04:05"}
         held["born"] = psutil.Process(other.pid).create_time()
         (tmp_path / LOCK).write_text(json.dumps(held))
-        with pytest.raises(SweepError, match=rf"Process {other.pid} has been running this sweep since 2026-01-02 03:04:05"):
+        with pytest.raises(
+            SweepError, match=rf"Process {other.pid} has been running this sweep since 2026-01-02 03:04:05"
+        ):
             run(HEADS, tmp_path)
         assert len(read_log(tmp_path)) == 1
     finally:

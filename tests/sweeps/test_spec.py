@@ -10,7 +10,12 @@ from workbench.errors import SweepError, UnknownName
 from workbench.sweeps.jobs import Lab, plan
 from workbench.sweeps.spec import PRESETS, SweepSpec, read_spec
 
-FIELDS = {"preset": "head-ablation", "tasks": ["ioi", {"name": "agreement", "n": 4}], "n": 3, "values": ["zero", "constant:0.5"]}
+FIELDS = {
+    "preset": "head-ablation",
+    "tasks": ["ioi", {"name": "agreement", "n": 4}],
+    "n": 3,
+    "values": ["zero", "constant:0.5"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +31,40 @@ def test_python_yaml_and_json_give_the_same_jobs(tmp_path, lab):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(FIELDS))
     (tmp_path / "a.json").write_text(json.dumps(FIELDS))
     written = SweepSpec(
-        study="effects", sites=["z"], tasks=[{"name": "ioi"}, {"name": "agreement", "n": 4}], n=3, values=["zero", "constant:0.5"]
+        study="effects",
+        sites=["z"],
+        tasks=[{"name": "ioi"}, {"name": "agreement", "n": 4}],
+        n=3,
+        values=["zero", "constant:0.5"],
     )
-    made = [read_spec(FIELDS), read_spec(tmp_path / "a.yaml"), read_spec(str(tmp_path / "a.json")), read_spec(written), written]
+    made = [
+        read_spec(FIELDS),
+        read_spec(tmp_path / "a.yaml"),
+        read_spec(str(tmp_path / "a.json")),
+        read_spec(written),
+        written,
+    ]
     assert all(spec == made[0] for spec in made)
     assert len({tuple(keys(spec, lab)) for spec in made}) == 1
     assert len(keys(made[0], lab)) == len(set(keys(made[0], lab))) == 2 * 2 * 32
 
 
 def test_the_command_line_gives_the_same_jobs(tmp_path, lab):
-    fields = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "values": ["zero", "constant:0.5"], "seeds": [0, 1]}
+    fields = {
+        "preset": "head-ablation",
+        "tasks": ["ioi"],
+        "n": 3,
+        "values": ["zero", "constant:0.5"],
+        "seeds": [0, 1],
+    }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({**fields, "seeds": [5]}))
-    options = {"preset": "head-ablation", "tasks": "ioi", "n": 3, "values": "zero,constant:0.5", "seeds": "0,1"}
+    options = {
+        "preset": "head-ablation",
+        "tasks": "ioi",
+        "n": 3,
+        "values": "zero,constant:0.5",
+        "seeds": "0,1",
+    }
     expected = keys(read_spec(fields), lab)
     assert keys(spec_of(None, options), lab) == expected
     assert keys(spec_of(tmp_path / "a.yaml", {"seeds": "0,1"}), lab) == expected
@@ -56,14 +83,25 @@ def test_whatever_changes_a_result_changes_the_key(change, lab):
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_has_jobs(preset, lab):
-    spec = read_spec({"preset": preset, "tasks": ["ioi"], "n": 2, **({"circuits": [__file__]} if "evaluation" in preset else {})})
+    spec = read_spec(
+        {
+            "preset": preset,
+            "tasks": ["ioi"],
+            "n": 2,
+            **({"circuits": [__file__]} if "evaluation" in preset else {}),
+        }
+    )
     assert len(plan(spec, lab)) > 0
 
 
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({**FIELDS, "vales": ["zero"]}, UnknownName, r"There is no field of a sweep 'vales'. Did you mean 'values'?"),
+        (
+            {**FIELDS, "vales": ["zero"]},
+            UnknownName,
+            r"There is no field of a sweep 'vales'. Did you mean 'values'?",
+        ),
         (
             {**FIELDS, "preset": "head-ablations"},
             UnknownName,

@@ -25,7 +25,9 @@ def heads(layers=2, n_heads=3, n=4, seed=0, **more):
 
 
 def test_a_row_by_hand(tmp_path):
-    sweep = load_sweep(write_sweep(tmp_path / "s", [record("z[1.2]@END", [1.0, 2.0, 3.0], m_base=[4.0, 4.0, 4.0], n=3)]))
+    sweep = load_sweep(
+        write_sweep(tmp_path / "s", [record("z[1.2]@END", [1.0, 2.0, 3.0], m_base=[4.0, 4.0, 4.0], n=3)])
+    )
     assert repr(sweep) == (
         f"Sweep({str(tmp_path / 's')!r}: 1 jobs: 1 done, 0 remaining; study effects, model tiny, task ioi, split train, seed 0, "
         "base clean, metric logit_diff, value zero)"
@@ -42,9 +44,13 @@ def test_a_row_by_hand(tmp_path):
 
 def test_the_interval_of_means_is_that_of_the_bootstrap():
     values = np.random.default_rng(3).normal(size=(9, 5, 2))
-    assert np.allclose(mean_interval(values, seed=4), bootstrap(values, lambda sample: sample.mean(0), seed=4))
+    assert np.allclose(
+        mean_interval(values, seed=4), bootstrap(values, lambda sample: sample.mean(0), seed=4)
+    )
     values[2:5, 0, 0] = np.nan
-    assert np.allclose(mean_interval(values, seed=4), bootstrap(values, lambda sample: np.nanmean(sample, 0), seed=4))
+    assert np.allclose(
+        mean_interval(values, seed=4), bootstrap(values, lambda sample: np.nanmean(sample, 0), seed=4)
+    )
     assert np.isnan(mean_interval(np.ones((1, 2)))).all()
     assert np.isnan(mean_interval(np.full((4, 1), np.nan))).all()
 
@@ -59,7 +65,9 @@ def test_families_are_corrected_one_by_one(tmp_path):
 
 def test_samples_of_different_sizes_do_not_mix(tmp_path):
     alone = load_sweep(write_sweep(tmp_path / "a", [record("z[0.0]", [1.0, 2.0, 5.0])])).rows
-    mixed = load_sweep(write_sweep(tmp_path / "b", [record("z[0.1]", [1.0] * 9, n=9), record("z[0.0]", [1.0, 2.0, 5.0])])).rows
+    mixed = load_sweep(
+        write_sweep(tmp_path / "b", [record("z[0.1]", [1.0] * 9, n=9), record("z[0.0]", [1.0, 2.0, 5.0])])
+    ).rows
     numbers = ["n_examples", "mean", "se", "low", "high", "p"]
     assert mixed[numbers].iloc[1].tolist() == alone[numbers].iloc[0].tolist()
 
@@ -83,7 +91,11 @@ def test_places(study, what, found):
 
 
 def test_arrays_have_the_flags_that_vary_and_nan_where_nothing_was_measured(tmp_path):
-    records = [*heads(value="zero"), *heads(value="mean")[1:], record("z[1.2]", status="failed", value="resample", error="E: x")]
+    records = [
+        *heads(value="zero"),
+        *heads(value="mean")[1:],
+        record("z[1.2]", status="failed", value="resample", error="E: x"),
+    ]
     found = load_sweep(write_sweep(tmp_path / "s", records)).arrays()
     assert found["effect"].dims == ("value", "layer", "head", "example")
     assert found["mean"].sizes == {"value": 2, "layer": 2, "head": 3}
@@ -101,10 +113,16 @@ def test_arrays_of_mixed_kinds_are_over_what(tmp_path):
 
 
 def test_summary_is_over_seeds_and_draws_prompts(tmp_path):
-    records = [record("z[0.0]", [1.0, 3.0], seed=0), record("z[0.0]", [5.0, 7.0], seed=1), record("z[0.1]", [0.0, 2.0], seed=0)]
+    records = [
+        record("z[0.0]", [1.0, 3.0], seed=0),
+        record("z[0.0]", [5.0, 7.0], seed=1),
+        record("z[0.1]", [0.0, 2.0], seed=0),
+    ]
     sweep = load_sweep(write_sweep(tmp_path / "s", records))
     found = sweep.summary()
-    assert found[["what", "layer", "head", "n_jobs", "n_seeds", "n_examples", "mean"]].to_numpy().tolist() == [
+    assert found[
+        ["what", "layer", "head", "n_jobs", "n_seeds", "n_examples", "mean"]
+    ].to_numpy().tolist() == [
         ["z[0.0]", 0, 0, 2, 2, 4, 4.0],
         ["z[0.1]", 0, 1, 1, 1, 2, 1.0],
     ]
@@ -129,7 +147,9 @@ def test_synergy_of_a_backup_pair_by_hand(tmp_path):
     found = load_sweep(write_sweep(tmp_path / "s", backup())).synergy()
     first, second = found.iloc[0], found.iloc[1]
     assert first[["site_a", "site_b"]].tolist() == ["z[1.0]", "z[2.0]"]
-    assert first[["effect_a", "effect_b", "effect_both", "synergy"]].tolist() == pytest.approx([-0.5, 0.0, -2.0, -1.5])
+    assert first[["effect_a", "effect_b", "effect_both", "synergy"]].tolist() == pytest.approx(
+        [-0.5, 0.0, -2.0, -1.5]
+    )
     # Example by example: -1.5, -1.5, -1.7, -1.3; all of one sign, so 2 of 16 patterns are as large.
     assert (first["p"], first["q"]) == (2 / 16, 2 / 16)
     assert -1.7 <= first["low"] < -1.5 < first["high"] <= -1.3
@@ -141,9 +161,14 @@ def test_synergy_of_a_backup_pair_by_hand(tmp_path):
 def test_steps_of_a_cumulative_job(tmp_path):
     extra = {"order": ["z[1.0]", "z[0.2]"], "mean": [-1.0, -3.0], "low": [-1.5, -4.0], "high": [-0.5, -2.0]}
     records = [record("z", [-2.0, -4.0], study="cumulative", extra=extra, seed=seed) for seed in (0, 1)]
-    sweep = load_sweep(write_sweep(tmp_path / "s", [*records, record("z", study="cumulative", status="failed", seed=2)]))
+    sweep = load_sweep(
+        write_sweep(tmp_path / "s", [*records, record("z", study="cumulative", status="failed", seed=2)])
+    )
     shown = sweep.rows[["step", "added", "layer", "head", "mean", "low", "high"]]
-    assert shown.iloc[:2].to_numpy().tolist() == [[1, "z[1.0]", 1, 0, -1, -1.5, -0.5], [2, "z[0.2]", 0, 2, -3, -4, -2]]
+    assert shown.iloc[:2].to_numpy().tolist() == [
+        [1, "z[1.0]", 1, 0, -1, -1.5, -0.5],
+        [2, "z[0.2]", 0, 2, -3, -4, -2],
+    ]
     assert sweep.rows["p"].isna().tolist() == [True, False, True, False, True]
     assert len(sweep.rows) == 5
     assert sweep.arrays()["mean"].sizes == {"seed": 2, "step": 2}
@@ -153,13 +178,20 @@ def test_steps_of_a_cumulative_job(tmp_path):
 def test_circuits_and_their_stability(tmp_path):
     edges = [["a", "b", "c"], ["b", "c", "d"], ["b"]]
     records = [
-        record("eap@3", study="stability", seed=i, extra={"edges": found, "faithfulness": 0.5}) for i, found in enumerate(edges)
+        record("eap@3", study="stability", seed=i, extra={"edges": found, "faithfulness": 0.5})
+        for i, found in enumerate(edges)
     ]
     sweep = load_sweep(write_sweep(tmp_path / "s", records))
     found = sweep.stability().iloc[0]
     assert found["jaccard"] == pytest.approx((2 / 4 + 1 / 3 + 1 / 3) / 3)
     assert found[["least", "most"]].tolist() == pytest.approx([1 / 3, 1 / 2])
-    assert found[["seeds", "edges_least", "edges_most", "faithfulness", "method"]].tolist() == [3, 1, 3, 0.5, "eap"]
+    assert found[["seeds", "edges_least", "edges_most", "faithfulness", "method"]].tolist() == [
+        3,
+        1,
+        3,
+        0.5,
+        "eap",
+    ]
     assert sweep.rows["mean"].tolist() == [0.5] * 3
     with pytest.raises(SweepError, match=r"There are no circuits"):
         load_sweep(write_sweep(tmp_path / "t", heads())).stability()
@@ -168,10 +200,13 @@ def test_circuits_and_their_stability(tmp_path):
 def test_the_difference_of_two_sweeps_is_paired_where_the_examples_agree(tmp_path):
     a = write_sweep(tmp_path / "a", [record("z[0.0]", [1.0, 2.0, 3.0]), record("z[0.1]", [0.0] * 3)])
     b = write_sweep(
-        tmp_path / "b", [record("z[0.0]", [2.0, 3.0, 4.0], model="tiny@1000"), record("z[9.9]", [0.0], model="tiny@1000")]
+        tmp_path / "b",
+        [record("z[0.0]", [2.0, 3.0, 4.0], model="tiny@1000"), record("z[9.9]", [0.0], model="tiny@1000")],
     )
     found = compare_sweeps(a, b)
-    assert found[["what", "a", "b", "difference", "low", "high", "p"]].to_numpy().tolist() == [["z[0.0]", 2, 3, 1, 1, 1, 0.25]]
+    assert found[["what", "a", "b", "difference", "low", "high", "p"]].to_numpy().tolist() == [
+        ["z[0.0]", 2, 3, 1, 1, 1, 0.25]
+    ]
     assert found.attrs["apart"] == {"model": ("tiny", "tiny@1000")}
     other = compare_sweeps(a, write_sweep(tmp_path / "c", [record("z[0.0]", [2.0, 3.0, 4.0], seed=1)]))
     assert other["difference"].tolist() == [1]
@@ -191,7 +226,9 @@ def test_a_torn_last_line_is_ignored_and_a_damaged_one_in_the_middle_named(tmp_p
     lines = path.read_text().splitlines()
     for damage in ('{"job": "01', "[]", '{"job": "a", "status": "well"}', "\x00\x00", ""):
         path.write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
-        with pytest.raises(SweepError, match=f"^Line 3 of '{path}' is damaged: .* Delete that line; `workbench sweep resume`"):
+        with pytest.raises(
+            SweepError, match=f"^Line 3 of '{path}' is damaged: .* Delete that line; `workbench sweep resume`"
+        ):
             load_sweep(path.parent)
     path.write_bytes(path.read_bytes() + '{"job": "é'.encode()[:-1])
     with pytest.raises(SweepError, match=r"Line 3"):
@@ -201,7 +238,9 @@ def test_a_torn_last_line_is_ignored_and_a_damaged_one_in_the_middle_named(tmp_p
 def test_folders_that_are_no_sweep(tmp_path):
     with pytest.raises(SweepError, match=r"There is no folder '.*nowhere'. Give the folder of a sweep"):
         load_sweep(tmp_path / "nowhere")
-    with pytest.raises(SweepError, match=r"is no folder of a sweep: it has no spec.json. It holds: nothing. Start one with"):
+    with pytest.raises(
+        SweepError, match=r"is no folder of a sweep: it has no spec.json. It holds: nothing. Start one with"
+    ):
         load_sweep(tmp_path)
     for text, why in (("{", "cannot be read: Expecting"), ('{"spec": 3}', "it has no object 'spec'")):
         (tmp_path / "spec.json").write_text(text)
@@ -216,7 +255,9 @@ def test_a_sweep_without_a_finished_job_says_so(tmp_path):
     assert list(empty.rows.columns[:3]) == ["job", "status", "study"]
     assert "q" in empty.rows
     for ask in (empty.arrays, empty.summary):
-        with pytest.raises(SweepError, match=r"No job of '.*' was measured \(9 jobs: none has ended, 9 remaining\)"):
+        with pytest.raises(
+            SweepError, match=r"No job of '.*' was measured \(9 jobs: none has ended, 9 remaining\)"
+        ):
             ask()
 
 
@@ -229,7 +270,11 @@ def test_failures_are_told_and_nan_is_never_0(tmp_path):
     ]
     sweep = load_sweep(write_sweep(tmp_path / "s", bad, jobs=5))
     status = sweep.status()
-    assert (status.ok, status.remaining, status.counts) == (False, 1, {"done": 0, "nan": 2, "failed": 1, "memory": 1})
+    assert (status.ok, status.remaining, status.counts) == (
+        False,
+        1,
+        {"done": 0, "nan": 2, "failed": 1, "memory": 1},
+    )
     assert status.failed["error"].tolist()[0] == "ValueError: no"
     assert status.to_dict()["failures"][1]["what"] == "z[0.1]"
     rows = sweep.rows

@@ -30,11 +30,18 @@ def bpe_model(folder, words, vocab_size: int):
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        words * 20, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+        words * 20,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+        ),
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
     fast.save_pretrained(folder)
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=len(fast), n_positions=96, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_layer=1, n_head=2, n_embd=16, vocab_size=len(fast), n_positions=96, bos_token_id=0, eos_token_id=0
+    )
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     return load_model(folder, device="cpu")
@@ -44,7 +51,10 @@ def bpe_model(folder, words, vocab_size: int):
 def bpe(tmp_path_factory):
     """Its vocabulary holds the grammar's names, pronouns and places, and splits most other words."""
     lexicon = grammar.Lexicon()
-    words = [" " + word for word in (*lexicon.names, *lexicon.pronouns, *lexicon.places, "went", "to", "the", "because")]
+    words = [
+        " " + word
+        for word in (*lexicon.names, *lexicon.pronouns, *lexicon.places, "went", "to", "the", "because")
+    ]
     return bpe_model(tmp_path_factory.mktemp("bpe"), words, 400)
 
 
@@ -52,7 +62,11 @@ def bpe(tmp_path_factory):
 def large(tmp_path_factory):
     """Its vocabulary holds the grammar's words, two digits at a time, and some whole years, as that of GPT-2 does."""
     words = [" " + word for word in grammar.vocabulary()[2:] if word.isalpha()]
-    words += [*grammar.YEARS] * 2 + [" " + century for century in grammar.CENTURIES] * 10 + [" 1776", " 1800", " 1666"] * 30
+    words += (
+        [*grammar.YEARS] * 2
+        + [" " + century for century in grammar.CENTURIES] * 10
+        + [" 1776", " 1800", " 1666"] * 30
+    )
     return bpe_model(tmp_path_factory.mktemp("large"), words, 1500)
 
 
@@ -62,7 +76,9 @@ def letters(tmp_path_factory):
     return bpe_model(tmp_path_factory.mktemp("letters"), [" a"], 257)
 
 
-@pytest.mark.parametrize(("name", "variant"), [(task.name, variant) for task in TASKS.values() for variant in task.variants])
+@pytest.mark.parametrize(
+    ("name", "variant"), [(task.name, variant) for task in TASKS.values() for variant in task.variants]
+)
 def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: str):
     pairs = load_task(name, tiny, n=40, variant=variant)
     again = load_task(name, tiny, n=40, variant=variant)
@@ -77,7 +93,9 @@ def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: st
     for where in pairs.clean.positions.values():
         assert bool(((where >= 1) & (where < pairs.clean.lengths)).all())
     assert not bool(
-        (pairs.answers[:, :, 0, None] == pairs.wrong[:, :, 0][:, None]).logical_and(pairs.answers[:, :, 0, None] >= 0).any()
+        (pairs.answers[:, :, 0, None] == pairs.wrong[:, :, 0][:, None])
+        .logical_and(pairs.answers[:, :, 0, None] >= 0)
+        .any()
     )
     if name == "ioi":
         assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("IO")], pairs.answers[:, 0, 0])
@@ -141,13 +159,17 @@ ANY = [task.name for task in TASKS.values() if task.any_model]
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 @pytest.mark.parametrize("name", ANY)
-def test_a_large_vocabulary_gets_every_task_for_any_model_with_answers_of_one_token(large, name: str, split: str):
+def test_a_large_vocabulary_gets_every_task_for_any_model_with_answers_of_one_token(
+    large, name: str, split: str
+):
     pairs = load_task(name, large, n=30, split=split)
     assert pairs.equal_lengths
     assert pairs.answers.shape[2] == pairs.wrong.shape[2] == 1
     assert pairs.metric == pairs.provenance["metric"] == TASKS[name].metric
     # A name that begins the sentence has no space before it, which this vocabulary splits.
-    assert set((pairs.clean.tokens != pairs.corrupt.tokens).sum(1).tolist()) <= ({1, 2, 3} if name == "pronoun" else {1})
+    assert set((pairs.clean.tokens != pairs.corrupt.tokens).sum(1).tolist()) <= (
+        {1, 2, 3} if name == "pronoun" else {1}
+    )
     assert len({*pairs.clean.ids}) == 30
     wb.metric(pairs.metric).check(pairs)
     for where in pairs.clean.positions.values():
@@ -160,11 +182,18 @@ def test_years_of_a_large_vocabulary_are_split_behind_their_century(large):
     assert {"1776", "1800", "1666"} <= set(dropped)
     assert len(dropped) < 20
     for i in range(60):
-        century, year = (large.tokenizer.decode([int(pairs.clean.tokens[i, pairs.clean.at(n)[i]])]) for n in ("CENTURY", "YEAR"))
-        right, wrong = (
-            {large.tokenizer.decode([int(t)]) for t in table[i, :, 0] if t >= 0} for table in (pairs.answers, pairs.wrong)
+        century, year = (
+            large.tokenizer.decode([int(pairs.clean.tokens[i, pairs.clean.at(n)[i]])])
+            for n in ("CENTURY", "YEAR")
         )
-        assert pairs.clean.tokens[i, pairs.clean.at("CENTURY")[i]] == pairs.clean.tokens[i, pairs.clean.at("END")[i]]
+        right, wrong = (
+            {large.tokenizer.decode([int(t)]) for t in table[i, :, 0] if t >= 0}
+            for table in (pairs.answers, pairs.wrong)
+        )
+        assert (
+            pairs.clean.tokens[i, pairs.clean.at("CENTURY")[i]]
+            == pairs.clean.tokens[i, pairs.clean.at("END")[i]]
+        )
         assert {len(y) for y in right | wrong} == {2}
         assert min(right) > year == max(wrong)
         assert not {century.strip() + y for y in right | wrong} & set(dropped)
@@ -173,21 +202,27 @@ def test_years_of_a_large_vocabulary_are_split_behind_their_century(large):
 
 @pytest.mark.parametrize("name", ANY)
 @pytest.mark.parametrize("vocabulary", ["bpe", "letters"])
-def test_a_small_vocabulary_gets_answers_of_several_tokens_and_their_metric(vocabulary: str, name: str, request):
+def test_a_small_vocabulary_gets_answers_of_several_tokens_and_their_metric(
+    vocabulary: str, name: str, request
+):
     model = request.getfixturevalue(vocabulary)
     pairs = load_task(name, model, n=20)
     several = max(pairs.answers.shape[2], pairs.wrong.shape[2]) > 1
     assert pairs.equal_lengths
     assert pairs.metric == ("sequence_logprob_diff" if several else TASKS[name].metric)
     assert several or vocabulary == "bpe"
-    effects = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero(), metric=pairs.metric, progress=False)
+    effects = wb.effects(
+        model, pairs, sites=wb.grid("z", model), value=wb.zero(), metric=pairs.metric, progress=False
+    )
     assert effects.shape == (20, 1, 2)
     assert bool(effects.notnull().all())
 
 
 def test_nouns_whose_plural_is_longer_are_paired_with_another_noun(letters):
     pairs = load_task("agreement", letters, n=40)
-    for clean, corrupt, right, wrong in zip(*(map(_text, [pairs.clean, pairs.corrupt])), pairs.answers, pairs.wrong, strict=True):
+    for clean, corrupt, right, wrong in zip(
+        *(map(_text, [pairs.clean, pairs.corrupt])), pairs.answers, pairs.wrong, strict=True
+    ):
         subjects = [re.search(r"[Tt]he (\w+) ", text)[1] for text in (clean, corrupt)]
         assert len(subjects[0]) == len(subjects[1])
         assert {subject in grammar.NOUNS for subject in subjects} == {True, False}
@@ -209,7 +244,9 @@ def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters,
 
     for name in ("ioi", "greater_than"):
         pairs = load_task(name, tiny, n=20, split="heldout")
-        assert torch.allclose(measure._score(tiny, name, pairs), measure._score_continued(tiny, name, pairs), atol=1e-5)
+        assert torch.allclose(
+            measure._score(tiny, name, pairs), measure._score_continued(tiny, name, pairs), atol=1e-5
+        )
 
 
 def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):
@@ -238,7 +275,10 @@ def test_unknown_names_say_what_there_is(tiny):
     assert str(caught.value) == f"There is no task 'ioii'. Did you mean 'ioi'? Known: {known}."
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, variant="swop")
-    assert str(caught.value) == "There is no variant of the task 'ioi' 'swop'. Did you mean 'swap'? Known: abc, swap, three."
+    assert (
+        str(caught.value)
+        == "There is no variant of the task 'ioi' 'swop'. Did you mean 'swap'? Known: abc, swap, three."
+    )
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, split="test")
     assert str(caught.value) == "There is no split 'test'. Known: heldout, train."
@@ -268,7 +308,9 @@ def test_a_csv_a_jsonl_and_a_frame_give_the_same_pairs(tiny, tmp_path):
 
 
 def test_alternatives_are_separated_by_bars(tiny):
-    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"answer": "is|was"}, ROW | {"clean": "The boy near the cats"}]))
+    pairs = PromptPairs.from_dataframe(
+        tiny, pd.DataFrame([ROW | {"answer": "is|was"}, ROW | {"clean": "The boy near the cats"}])
+    )
     assert pairs.answers.shape == (2, 2, 1)
     assert int(pairs.answers[1, 1, 0]) == -1
 
@@ -286,7 +328,10 @@ def test_alternatives_are_separated_by_bars(tiny):
             {"wrong": "arr"},
             "table, row 1, wrong: the vocabulary has no 'arr'. Use words that the model knows (model.tokenizer.get_vocab()).",
         ),
-        ({"clean": "the " * 64 + "dog"}, "table, row 1, clean: the prompt has 66 tokens; the model's context holds 64."),
+        (
+            {"clean": "the " * 64 + "dog"},
+            "table, row 1, clean: the prompt has 66 tokens; the model's context holds 64.",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tiny, change: dict, message: str):
@@ -297,7 +342,9 @@ def test_a_bad_row_is_named(tiny, change: dict, message: str):
 def test_a_missing_column_is_named(tiny, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("clean,corrupt,answer\na,b,c\n")
-    message = "p.csv has no column wrong. Needed: clean, corrupt, answer, wrong; it has: clean, corrupt, answer."
+    message = (
+        "p.csv has no column wrong. Needed: clean, corrupt, answer, wrong; it has: clean, corrupt, answer."
+    )
     with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
         PromptPairs.from_csv(tiny, path)
 
@@ -313,7 +360,10 @@ def test_cells_with_bare_commas_are_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"corrupt": ROW["clean"]}, "table, row 1: clean and corrupt are the same, so nothing could make a difference."),
+        (
+            {"corrupt": ROW["clean"]},
+            "table, row 1: clean and corrupt are the same, so nothing could make a difference.",
+        ),
         ({"wrong": "are|is"}, "table, row 1: 'is' is both an answer and wrong."),
         ({"answer": "|"}, "table, row 1: the column 'answer' is empty."),
         ({"answer": 5}, "table, row 1: the column 'answer' is int, not text."),
@@ -325,7 +375,9 @@ def test_pairs_that_could_show_nothing_are_refused(tiny, change: dict, message: 
 
 
 def test_impossible_prompts_are_refused():
-    with pytest.raises(PromptError, match=re.escape("Prompt 0 has 2 tokens, and its position X=2 lies outside.")):
+    with pytest.raises(
+        PromptError, match=re.escape("Prompt 0 has 2 tokens, and its position X=2 lies outside.")
+    ):
         Prompts.of([[1, 2]], positions=[{"X": 2}])
     with pytest.raises(PromptError, match="There are 1 strings for 2 prompts"):
         Prompts.of([[1], [2]], strings=[["a"]])
@@ -341,7 +393,11 @@ def test_impossible_prompts_are_refused():
     [
         ("p.jsonl", "[1,2]\n3\n", "cannot be read as jsonl: row 1 is a list, not an object"),
         ("p.jsonl", "[" * 100_000, "cannot be read as jsonl: maximum recursion depth exceeded"),
-        ("p.csv", "clean,clean,corrupt,answer,wrong\na,b,c,d,e\n", "p.csv has the column 'clean' 2 times. Give each one name."),
+        (
+            "p.csv",
+            "clean,clean,corrupt,answer,wrong\na,b,c,d,e\n",
+            "p.csv has the column 'clean' 2 times. Give each one name.",
+        ),
     ],
 )
 def test_files_that_are_no_tables_are_refused(tiny, tmp_path, name, text, message):
@@ -351,7 +407,9 @@ def test_files_that_are_no_tables_are_refused(tiny, tmp_path, name, text, messag
 
 
 def test_a_line_separator_within_a_string_ends_no_row(tiny, tmp_path):
-    (tmp_path / "p.jsonl").write_text(json.dumps(ROW | {"note": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps(ROW | {"note": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     assert len(PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl")) == 1
 
 
@@ -384,7 +442,9 @@ def test_an_answer_of_two_tokens_needs_another_metric(tiny):
 
 
 def test_pairs_of_unequal_length_need_named_positions(tiny):
-    pairs = PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | {"corrupt": "Yesterday the dogs near the cats"}]))
+    pairs = PromptPairs.from_dataframe(
+        tiny, pd.DataFrame([ROW | {"corrupt": "Yesterday the dogs near the cats"}])
+    )
     message = (
         "Pair 0 has clean and corrupt prompts of 6 and 7 tokens. Whole-sequence edits need equal lengths; "
         "edit named positions instead (pos=['END'])."
@@ -395,7 +455,11 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
         wb.score_edges(tiny, pairs, value=wb.zero())
     _, corrupt = wb.capture_pairs(tiny, pairs)
     last = wb.effects(
-        tiny, pairs, sites=wb.grid("resid_post", tiny, layer=3, pos=["END"]), value=wb.from_store(corrupt), progress=False
+        tiny,
+        pairs,
+        sites=wb.grid("resid_post", tiny, layer=3, pos=["END"]),
+        value=wb.from_store(corrupt),
+        progress=False,
     )
     expected = wb.run(tiny, pairs.corrupt).logits[0, -1] - wb.run(tiny, pairs.clean).logits[0, -1]
     right, wrong = int(pairs.answers[0, 0, 0]), int(pairs.wrong[0, 0, 0])
@@ -403,7 +467,10 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
 
 
 def test_a_split_of_own_pairs_shares_no_prompt(tiny):
-    shared = [ROW | {"clean": f"The {noun} near the cats", "corrupt": "The dogs near the cats"} for noun in ("dog", "boy")]
+    shared = [
+        ROW | {"clean": f"The {noun} near the cats", "corrupt": "The dogs near the cats"}
+        for noun in ("dog", "boy")
+    ]
     others = [
         ROW | {"clean": f"The {noun} near the {m}", "corrupt": f"The {noun}s near the {m}"}
         for noun in ("boy", "girl")
@@ -454,18 +521,23 @@ def test_kl_is_zero_for_the_reference_and_positive_elsewhere():
     assert float(wb.metric("kl")(logits, pairs, logits)) == pytest.approx(0, abs=1e-7)
     assert float(wb.metric("kl")(logits.flip(1), pairs, logits)) > 0.1
     with pytest.raises(
-        MetricError, match=re.escape("The metric 'kl' compares with the clean run: give its logits as reference.")
+        MetricError,
+        match=re.escape("The metric 'kl' compares with the clean run: give its logits as reference."),
     ):
         wb.metric("kl")(logits, pairs)
 
 
 def test_metrics_refuse_what_they_cannot_measure():
     logits, pairs = hand_made()
-    with pytest.raises(UnknownName, match=re.escape("There is no metric 'logit_dif'. Did you mean 'logit_diff'")):
+    with pytest.raises(
+        UnknownName, match=re.escape("There is no metric 'logit_dif'. Did you mean 'logit_diff'")
+    ):
         wb.metric("logit_dif")
     with pytest.raises(MetricError, match="The logits of example 0 are not finite"):
         wb.metric("logit_diff")(logits * float("nan"), pairs)
-    with pytest.raises(MetricError, match=re.escape("returned () for 1 examples. It must return one number per example")):
+    with pytest.raises(
+        MetricError, match=re.escape("returned () for 1 examples. It must return one number per example")
+    ):
         wb.metric(lambda logits: logits.mean(), positions="END")(logits, pairs)
 
 
@@ -480,4 +552,7 @@ def test_a_metric_says_which_vocabulary_rows_it_reads():
 def test_positions_do_not_count_from_the_end():
     with pytest.raises(PromptError) as error:
         Prompts.of([[0, 1, 2]]).at(-1)
-    assert str(error.value) == "Position -1: positions count from 0. The last token of every prompt is 'END' where it is named."
+    assert (
+        str(error.value)
+        == "Position -1: positions count from 0. The last token of every prompt is 'END' where it is named."
+    )

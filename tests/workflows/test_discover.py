@@ -156,10 +156,16 @@ def test_own_prompts_from_a_csv(tmp_path):
             ["discover", "ioi", "--value", "zeros"],
             "There is no value for discover 'zeros'. Did you mean 'zero'? Known: from_store, mean, zero.",
         ),
-        (["discover", "ioi", "--edges", "9999"], "discover: n_edges=9999; a circuit of this model has 1 to 1519 edges."),
+        (
+            ["discover", "ioi", "--edges", "9999"],
+            "discover: n_edges=9999; a circuit of this model has 1 to 1519 edges.",
+        ),
         (["discover", "ioi", "--n", "0"], "n=0: at least one pair is needed, and a whole number of them."),
         (["discover", "none.csv"], "There is no file 'none.csv'."),
-        (["discover", "ioi", "--metric", "kl"], "The metric 'kl' compares with the clean run, so its gradient there is zero"),
+        (
+            ["discover", "ioi", "--metric", "kl"],
+            "The metric 'kl' compares with the clean run, so its gradient there is zero",
+        ),
         (["discover", "ioi", "--device", "cuda:7"], "The device 'cuda:7' was asked for, and this machine"),
         (["measure", "tiny", "--n", "0"], "n=0: at least one prompt is needed."),
         (["measure", "tiny@3"], "There is no checkpoint 'tiny@3'."),

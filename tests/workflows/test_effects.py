@@ -20,7 +20,12 @@ def test_every_value_by_name_is_that_value(tiny, value):
     made = Question("ioi", n=48, value=value).effects(tiny, kind="z")
     pairs = wb.load_task("ioi", tiny, n=48)
     clean, corrupt = wb.capture_pairs(tiny, pairs)
-    by_hand = {"from_store": wb.from_store(corrupt), "zero": wb.zero(), "mean": wb.mean(clean), "resample": wb.resample(clean, 0)}
+    by_hand = {
+        "from_store": wb.from_store(corrupt),
+        "zero": wb.zero(),
+        "mean": wb.mean(clean),
+        "resample": wb.resample(clean, 0),
+    }
     expected = wb.effects(tiny, pairs, sites=wb.grid("z", tiny), value=by_hand[value])
     np.testing.assert_array_equal(made.values, expected.values)
     assert made.attrs["value"] == expected.attrs["value"]
@@ -33,7 +38,18 @@ def test_commands_write_a_table_and_a_picture(tmp_path, monkeypatch):
         ["effects", "ioi", "--value", "zero", "--metric", "sequence_logprob_diff", "--n", "4"],
         ["effects", "ioi", "--kind", "resid_pre", "--pos", "each", "--base", "corrupt", "--n", "4"],
         ["effects", "ioi", "--kind", "z", "--pos", "S2,END", "--value", "zero", "--n", "4", "--out", "mine"],
-        ["paths", "ioi", "--senders", "heads", "--receivers", "a3.1<q>+a3.4<q>,logits@END", "--mlps", "recomputed", "--n", "4"],
+        [
+            "paths",
+            "ioi",
+            "--senders",
+            "heads",
+            "--receivers",
+            "a3.1<q>+a3.4<q>,logits@END",
+            "--mlps",
+            "recomputed",
+            "--n",
+            "4",
+        ],
         ["paths", "ioi", "--path", "input->a0.1->a3.7<v>->logits", "--n", "4"],
     ]
     for call in calls:

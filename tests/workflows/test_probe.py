@@ -41,7 +41,16 @@ def test_tiny_holds_the_concept_where_it_is_said_and_where_it_is_needed(task, co
     store = wb.capture(model, wb.load_task(task, model, n=n).clean, sites=["resid_post", "mlp_post"])
     labels = Labels.of_concepts(store, [concept], pos=[place, "END"])
     assert len(labels.concept(concept).classes) == classes
-    found = probe(store, labels, k=[16], pos=[place, "END"], draws=2, controls=["shuffle"], resampled=50, sites=["resid_post"])
+    found = probe(
+        store,
+        labels,
+        k=[16],
+        pos=[place, "END"],
+        draws=2,
+        controls=["shuffle"],
+        resampled=50,
+        sites=["resid_post"],
+    )
     table = found.probes.results.isel(k=0, selector=0, concept=0)
     real, null = (table["accuracy"].sel(control=name).max("layer") for name in ("none", "shuffle-0"))
     assert (real > 0.9).all()
@@ -84,7 +93,9 @@ def test_the_command_writes_tables_and_a_page(store, tmp_path):
 
 def test_labels_of_a_file_and_hostile_names(store, tmp_path):
     hostile = "<script>alert(1)</script>"
-    rows = [{"prompt": i, "pos": "END", hostile: i % 2 == 0, "score": float(i % 7)} for i in range(len(store))]
+    rows = [
+        {"prompt": i, "pos": "END", hostile: i % 2 == 0, "score": float(i % 7)} for i in range(len(store))
+    ]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, said, error = ran(
         "probe", store.path, "--labels", tmp_path / "labels.jsonl", "--k", "1", "--sites", "resid_post", "--controls", "none",
@@ -117,8 +128,12 @@ def test_what_cannot_be_probed_leaves_nothing(store, tmp_path, arguments, messag
 
 
 def test_concepts_of_words():
-    prompts = wb.Prompts.of([[1, 2], [3, 2]], strings=[[" dogs", "x"], ["wug", "x"]], positions=[{"SUBJECT": 0}, {"SUBJECT": 0}])
-    with pytest.raises(PromptError, match="Prompt 1 has 'wug' at SUBJECT, of which the concept 'number' knows nothing"):
+    prompts = wb.Prompts.of(
+        [[1, 2], [3, 2]], strings=[[" dogs", "x"], ["wug", "x"]], positions=[{"SUBJECT": 0}, {"SUBJECT": 0}]
+    )
+    with pytest.raises(
+        PromptError, match="Prompt 1 has 'wug' at SUBJECT, of which the concept 'number' knows nothing"
+    ):
         values_of(prompts, "number")
     assert values_of(prompts, "SUBJECT") == ["dogs", "wug"]
     with pytest.raises(UnknownName, match="There is no concept 'NAME'"):
@@ -129,9 +144,16 @@ def test_the_best_site_is_the_one_with_the_highest_score(store):
     labels = Labels.of_concepts(store, ["number"], pos="SUBJECT")
     probes = wb.fit_probes(store, labels, k=[1, 2], draws=2, resampled=0)
     table = best_table(probes)
-    assert table[["kind", "k"]].values.tolist() == [["resid_post", 1], ["resid_post", 2], ["mlp_post", 1], ["mlp_post", 2]]
+    assert table[["kind", "k"]].values.tolist() == [
+        ["resid_post", 1],
+        ["resid_post", 2],
+        ["mlp_post", 1],
+        ["mlp_post", 2],
+    ]
     for row in table.to_dict("records"):
-        cells = probes.results["accuracy"].sel(kind=row["kind"], k=row["k"], concept="number", selector="welch")
+        cells = probes.results["accuracy"].sel(
+            kind=row["kind"], k=row["k"], concept="number", selector="welch"
+        )
         assert row["value"] == pytest.approx(float(cells.sel(control="none").max()), abs=1e-3)
         assert row["interval"] == "[no interval]"
         shuffled = cells.sel(layer=int(row["layer"]))[cells["control_kind"].values == "shuffle"]

@@ -24,10 +24,19 @@ def runs(tmp_path):
         circuit.save(folder / "circuit.json")
         grid = xr.DataArray(np.arange(6.0).reshape(2, 3) + shift, dims=("layer", "head"), name="effect")
         wb.save(grid, folder / "effects.nc")
-        wb.save(xr.Dataset({"faithfulness": ("size", [0.2, 0.9 + shift]), "n_edges": ("size", [5, 50])}), folder / "curve.nc")
-        wb.save(xr.DataArray(np.zeros((2, 2, 2, 2)), dims=("a", "b", "c", "d"), name="deep"), folder / "deep.nc")
-        wb.save(xr.Dataset({name: (("a", "b", "c"), np.zeros((2, 2, 2))) for name in "xy"}), folder / "wide.nc")
-        pd.DataFrame({"edge": ["<b>x</b>"] * 70, "score": np.arange(70.0)}).to_parquet(folder / "edges.parquet")
+        wb.save(
+            xr.Dataset({"faithfulness": ("size", [0.2, 0.9 + shift]), "n_edges": ("size", [5, 50])}),
+            folder / "curve.nc",
+        )
+        wb.save(
+            xr.DataArray(np.zeros((2, 2, 2, 2)), dims=("a", "b", "c", "d"), name="deep"), folder / "deep.nc"
+        )
+        wb.save(
+            xr.Dataset({name: (("a", "b", "c"), np.zeros((2, 2, 2))) for name in "xy"}), folder / "wide.nc"
+        )
+        pd.DataFrame({"edge": ["<b>x</b>"] * 70, "score": np.arange(70.0)}).to_parquet(
+            folder / "edges.parquet"
+        )
     return tmp_path
 
 
@@ -63,7 +72,9 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
     with pytest.raises(WorkbenchError, match="have no file in common"):
         report_difference(runs / "a", tmp_path / "other", tmp_path / "p.html")
     (tmp_path / "other" / "x.parquet").write_bytes(b"")
-    with pytest.raises(WorkbenchError, match=r"^Nothing in .*other' can be read. .*x\.parquet' cannot be read as a table: "):
+    with pytest.raises(
+        WorkbenchError, match=r"^Nothing in .*other' can be read. .*x\.parquet' cannot be read as a table: "
+    ):
         report_run(tmp_path / "other", tmp_path / "p.html")
     assert not (tmp_path / "p.html").exists()
 
@@ -103,7 +114,10 @@ def grid(values, dims=("layer", "head"), **coords):
             (np.ones((2, 2)), grid(np.ones((2, 2)), ("layer", "pos"))),
             "The axes differ: layer (2), head (2) in a, layer (2), pos (2) in b.",
         ),
-        ((np.ones((2, 2)), np.ones((2, 3))), "The axes differ: layer (2), head (2) in a, layer (2), head (3) in b."),
+        (
+            (np.ones((2, 2)), np.ones((2, 3))),
+            "The axes differ: layer (2), head (2) in a, layer (2), head (3) in b.",
+        ),
         ((grid([0, 1], ["x"], x=[0, 1]), grid([0, 1], ["x"], x=[1, 0])), "The largest difference is 1."),
         ((grid([0, 1], ["x"], x=[0, 1]), grid([1, 0], ["x"], x=[1, 0])), "The same in every cell."),
         ((grid([0, 1], ["example"]), grid([1, 0], ["example"])), "The largest difference is 1."),

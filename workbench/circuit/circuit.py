@@ -86,7 +86,9 @@ class Circuit:
             edges = matrix
         for name, given in (("Edges", edges), ("Scores", scores)):
             if given is not None and given.shape != graph.exists.shape:
-                raise CircuitError(f"{name} of shape {given.shape} do not fit a graph with matrices of {graph.exists.shape}.")
+                raise CircuitError(
+                    f"{name} of shape {given.shape} do not fit a graph with matrices of {graph.exists.shape}."
+                )
         chosen = edges.astype(bool) & graph.exists
         named = check_labels(graph, labels or {})
         pruned, found = graph.prune(chosen), int(chosen.sum())
@@ -109,7 +111,12 @@ class Circuit:
         [Edge('input->m1'), Edge('input->logits'), Edge('m1->logits')]
         """
         wanted = {"input", "logits", *nodes}
-        check_known(wanted, {"logits", *graph.writers, *map(mlp_of, graph.writers)}, "node", "Nodes: a9.6, m3, m3:113.")
+        check_known(
+            wanted,
+            {"logits", *graph.writers, *map(mlp_of, graph.writers)},
+            "node",
+            "Nodes: a9.6, m3, m3:113.",
+        )
         writers = [not wanted.isdisjoint((name, mlp_of(name))) for name in graph.writers]
         readers = [not wanted.isdisjoint((*components(graph, name), mlp_of(name))) for name in graph.readers]
         return cls.of(graph, graph.exists & np.outer(writers, readers), attrs=attrs, labels=labels)
@@ -145,7 +152,9 @@ class Circuit:
         neurons: dict[str, list[bool]] = {}
         for i, name in enumerate(self.graph.writers):
             neurons.setdefault(mlp_of(name), []).append(i in writing)
-        edges = {(edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)) for edge in self.graph.edges(self.edges)}
+        edges = {
+            (edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)) for edge in self.graph.edges(self.edges)
+        }
         return math.fsum(kept.get(node, sum(neurons[node]) / len(neurons[node])) for _, node, _ in edges)
 
     @property
@@ -172,7 +181,9 @@ class Circuit:
         A key or value that query heads share counts for those of them that are in the circuit otherwise.
         """
         present = {self.graph.writers[w] for w in np.flatnonzero(self._flat.any((0, 2)))}
-        entered = [components(self.graph, self.graph.readers[r]) for r in np.flatnonzero(self._flat.any((0, 1)))]
+        entered = [
+            components(self.graph, self.graph.readers[r]) for r in np.flatnonzero(self._flat.any((0, 1)))
+        ]
         present.update(parts[0] for parts in entered if len(parts) == 1)
         for parts in entered:
             present.update(parts if present.isdisjoint(parts) else ())
@@ -181,7 +192,9 @@ class Circuit:
     @property
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of every attention head in the circuit, in graph order."""
-        return [(part["layer"], part["head"]) for part in map(parse_node, self.nodes) if part["head"] is not None]
+        return [
+            (part["layer"], part["head"]) for part in map(parse_node, self.nodes) if part["head"] is not None
+        ]
 
     @property
     def mlps(self) -> list[int]:
@@ -208,14 +221,20 @@ class Circuit:
         return bool(self.edges[self.graph.index(edge)].all())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Circuit) and self.graph == other.graph and bool((self.edges == other.edges).all())
+        return (
+            isinstance(other, Circuit)
+            and self.graph == other.graph
+            and bool((self.edges == other.edges).all())
+        )
 
     def __hash__(self) -> int:
         return hash((self.graph, self.edges.tobytes()))
 
     def __repr__(self) -> str:
         share = self.n_edges / self.graph.n_edges
-        return f"<Circuit: {self.n_edges} of {self.graph.n_edges} edges ({share:.1%}), {len(self.heads)} heads>"
+        return (
+            f"<Circuit: {self.n_edges} of {self.graph.n_edges} edges ({share:.1%}), {len(self.heads)} heads>"
+        )
 
     def _repr_html_(self) -> str:
         from workbench.render.circuit.html import circuit_html
@@ -246,11 +265,22 @@ class Circuit:
     def __lt__(self, other: "Circuit") -> bool:
         return self <= other and self != other
 
-    def _join(self, other: "Circuit", sign: str, how: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "Circuit":
+    def _join(
+        self, other: "Circuit", sign: str, how: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> "Circuit":
         self._check_same(other, sign)
-        agreed = {key: value for key, value in self.attrs.items() if key in other.attrs and other.attrs[key] == value}
+        agreed = {
+            key: value
+            for key, value in self.attrs.items()
+            if key in other.attrs and other.attrs[key] == value
+        }
         part = self._part(how(self.edges, other.edges))
-        return replace(part, attrs=agreed, prompt_ids=self.prompt_ids | other.prompt_ids, labels={**other.labels, **self.labels})
+        return replace(
+            part,
+            attrs=agreed,
+            prompt_ids=self.prompt_ids | other.prompt_ids,
+            labels={**other.labels, **self.labels},
+        )
 
     def _check_same(self, other: "Circuit", sign: str) -> None:
         if not isinstance(other, Circuit):
@@ -317,7 +347,9 @@ class Circuit:
             absent = [place for place in asked if place not in (self.graph.positions or ())]
             if absent:
                 has = ", ".join(map(str, self.graph.positions)) if self.graph.positions else "none"
-                raise CircuitError(f"restricted: this circuit has no position {absent[0]!r}. Its positions: {has}.")
+                raise CircuitError(
+                    f"restricted: this circuit has no position {absent[0]!r}. Its positions: {has}."
+                )
             edges[[place not in asked for place in self.graph.positions or ()]] = False
         for given, nodes, axis in ((writers, self.graph.writers, -2), (readers, self.graph.readers, -1)):
             if given is None:
@@ -325,7 +357,9 @@ class Circuit:
             wanted = {given} if isinstance(given, str) else set(given)
             names = [selectors(self.graph, self.labels, name) for name in nodes]
             what = "writer" if axis == -2 else "reader"
-            check_known(wanted, set().union(*names), what, "Give nodes, readers, heads, mlps, q, k, v or a role.")
+            check_known(
+                wanted, set().union(*names), what, "Give nodes, readers, heads, mlps, q, k, v or a role."
+            )
             keep = np.array([not wanted.isdisjoint(each) for each in names])
             edges &= keep[:, None] if axis == -2 else keep
         if where is not None:
@@ -360,8 +394,16 @@ class Circuit:
         """
         if self.scores is None:
             raise CircuitError("This circuit has no scores.")
-        graph, lead = self.graph, {} if self.graph.positions is None else {"pos": list(map(str, self.graph.positions))}
-        attrs = {**self.attrs, "graph": json.dumps(graph.to_dict()), "kind": "edge_scores", "higher_is_better": 1}
+        graph, lead = (
+            self.graph,
+            {} if self.graph.positions is None else {"pos": list(map(str, self.graph.positions))},
+        )
+        attrs = {
+            **self.attrs,
+            "graph": json.dumps(graph.to_dict()),
+            "kind": "edge_scores",
+            "higher_is_better": 1,
+        }
         attrs["prompt_ids"] = " ".join(sorted(self.prompt_ids))
         table = np.where(graph.exists, self.scores, np.nan)
         if graph.neurons:
@@ -370,7 +412,13 @@ class Circuit:
                 "writer": ("edge", [graph.writers[w] for w in writer]),
                 "reader": ("edge", [graph.readers[r] for r in reader]),
             }
-            return xr.DataArray(table[..., writer, reader], dims=(*lead, "edge"), coords=lead | ends, attrs=attrs, name="score")
+            return xr.DataArray(
+                table[..., writer, reader],
+                dims=(*lead, "edge"),
+                coords=lead | ends,
+                attrs=attrs,
+                name="score",
+            )
         coords = lead | {"writer": list(graph.writers), "reader": list(graph.readers)}
         return xr.DataArray(table, dims=tuple(coords), coords=coords, attrs=attrs, name="score")
 
@@ -446,7 +494,15 @@ class Circuit:
             circuit = cls(graph, edges, scores if scored else None, requested, attrs, frozenset(ids), labels)
         except OSError as error:
             raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SiteError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            SiteError,
+        ) as error:
             raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
         if circuit.n_edges != document.get("n_edges"):
             raise CircuitError(

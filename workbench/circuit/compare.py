@@ -80,7 +80,9 @@ class Comparison:
             for name in ("input", "heads", "q", "k", "v", "mlps", "logits"):
                 if a[name] + b[name]:
                     rows.append((side, name, *_agreement(a[name], b[name], both[name])))
-        return pd.DataFrame(rows, columns=["side", "class", "a", "b", "both", "jaccard", "precision", "recall"])
+        return pd.DataFrame(
+            rows, columns=["side", "class", "a", "b", "both", "jaccard", "precision", "recall"]
+        )
 
     @property
     def by_role(self) -> pd.DataFrame:
@@ -94,7 +96,9 @@ class Comparison:
             nodes = {name for name, label in labels.items() if label == role}
             missing = " ".join(name for name in self.a.nodes if name in nodes - b)
             rows.append((role, *_agreement(len(a & nodes), len(b & nodes), len(a & b & nodes)), missing))
-        return pd.DataFrame(rows, columns=["role", "a", "b", "both", "jaccard", "precision", "recall", "missing"])
+        return pd.DataFrame(
+            rows, columns=["role", "a", "b", "both", "jaccard", "precision", "recall", "missing"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, and the edges and nodes of one circuit alone, for JSON; None where a share is not defined."""
@@ -109,14 +113,22 @@ class Comparison:
             "collapsed": self.collapsed,
             "by_component": [_known_all(row) for row in self.by_component.to_dict("records")],
             "by_role": [_known_all(row) for row in self.by_role.to_dict("records")],
-            "only_a": {"nodes": [name for name in a if name not in b], "edges": list(map(str, self.only_a.edge_list))},
-            "only_b": {"nodes": [name for name in b if name not in a], "edges": list(map(str, self.only_b.edge_list))},
+            "only_a": {
+                "nodes": [name for name in a if name not in b],
+                "edges": list(map(str, self.only_a.edge_list)),
+            },
+            "only_b": {
+                "nodes": [name for name in b if name not in a],
+                "edges": list(map(str, self.only_b.edge_list)),
+            },
         }
 
     def __str__(self) -> str:
         facts = self.to_dict()
         edges, nodes = facts["edges"], facts["nodes"]
-        lines = ["Positions and neurons were collapsed: the circuits differ in them."] if self.collapsed else []
+        lines = (
+            ["Positions and neurons were collapsed: the circuits differ in them."] if self.collapsed else []
+        )
         lines += [
             f"edges: a {edges['a']}, b {edges['b']}, both {edges['both']}; Jaccard {self.jaccard:.3f}, "
             f"precision of b {self.precision:.3f}, recall of a {self.recall:.3f}",
@@ -124,7 +136,9 @@ class Comparison:
             _table(self.by_component),
         ]
         lines += [_table(self.by_role)] if len(self.by_role) else []
-        lines += [f"nodes of {one} alone: {' '.join(facts[f'only_{one}']['nodes']) or 'none'}" for one in "ab"]
+        lines += [
+            f"nodes of {one} alone: {' '.join(facts[f'only_{one}']['nodes']) or 'none'}" for one in "ab"
+        ]
         return "\n".join(lines)
 
 
@@ -153,7 +167,10 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
 
 
 def _counts(circuit: Circuit, side: Literal["reader", "writer"]) -> Counter[str]:
-    return Counter(edge_class(circuit.graph, {}, edge.writer, edge.reader, side) for edge in circuit.graph.edges(circuit.edges))
+    return Counter(
+        edge_class(circuit.graph, {}, edge.writer, edge.reader, side)
+        for edge in circuit.graph.edges(circuit.edges)
+    )
 
 
 def _agreement(a: int, b: int, both: int) -> tuple[int, int, int, float, float, float]:

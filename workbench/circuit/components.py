@@ -79,7 +79,9 @@ def check_size(graph: Graph) -> None:
     shape = graph.shape
     nodes = shape.n_layers * (shape.n_heads + 1) + len(graph.neurons) * shape.d_mlp
     if nodes * len(graph.positions or "-") > MOST_NODES:
-        raise CircuitError(f"A graph of {nodes} nodes is too large for a circuit file: it may have {MOST_NODES}.")
+        raise CircuitError(
+            f"A graph of {nodes} nodes is too large for a circuit file: it may have {MOST_NODES}."
+        )
 
 
 def differences(a: Graph, b: Graph, other: str) -> str:

@@ -31,7 +31,9 @@ from workbench.files import check_free, whole
 from workbench.sites import Shape
 
 Positive = Literal["supports", "opposes"]
-_NODE = re.compile(r"(?:a(?P<layer>0|[1-9]\d{0,8})\.h(?P<head>0|[1-9]\d{0,8})|m(?:0|[1-9]\d{0,8})|input|logits)", re.ASCII)
+_NODE = re.compile(
+    r"(?:a(?P<layer>0|[1-9]\d{0,8})\.h(?P<head>0|[1-9]\d{0,8})|m(?:0|[1-9]\d{0,8})|input|logits)", re.ASCII
+)
 _GPT2 = {"d_vocab": 50257, "n_ctx": 1024}
 
 
@@ -99,7 +101,9 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     source = _format_of(path)
     if source.parse is None:
         if positive == "opposes":
-            raise CircuitError(f"{str(path)!r} is our own: its positive scores support the behaviour. Leave positive= out.")
+            raise CircuitError(
+                f"{str(path)!r} is our own: its positive scores support the behaviour. Leave positive= out."
+            )
         circuit = Circuit.load(path)
         if shape is not None:
             circuit.check_fits(shape)
@@ -111,11 +115,24 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
         )
     try:
         found = source.parse(path)
-        circuit = _from_foreign(found, None if shape is None else Shape.of(shape), -1.0 if positive == "opposes" else 1.0)
+        circuit = _from_foreign(
+            found, None if shape is None else Shape.of(shape), -1.0 if positive == "opposes" else 1.0
+        )
     except CircuitError as error:
         raise CircuitError(f"{str(path)!r} is not usable as {source.title}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, RuntimeError, SiteError) as error:
-        raise CircuitError(f"{str(path)!r} is not usable as {source.title}: {type(error).__name__}: {error}") from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        RuntimeError,
+        SiteError,
+    ) as error:
+        raise CircuitError(
+            f"{str(path)!r} is not usable as {source.title}: {type(error).__name__}: {error}"
+        ) from error
     facts = {"source_format": source.name, "source_file": path.name, "positive": positive}
     facts["source_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     if circuit.output_neurons:
@@ -155,7 +172,9 @@ def write_circuit(
         return circuit.save(path, overwrite=overwrite)
     check_free(path, overwrite=overwrite)
     if circuit.graph != Graph(circuit.graph.shape):
-        raise CircuitError(f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write circuit.collapsed.")
+        raise CircuitError(
+            f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write circuit.collapsed."
+        )
     with whole(path) as partial:
         target.dump(_to_foreign(circuit, -1.0 if positive == "opposes" else 1.0), partial)
     return path
@@ -184,7 +203,11 @@ def _format_of(path: Path) -> Format:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
-    if isinstance(document, dict) and "format" not in document and {"cfg", "nodes", "edges"} & document.keys():
+    if (
+        isinstance(document, dict)
+        and "format" not in document
+        and {"cfg", "nodes", "edges"} & document.keys()
+    ):
         return FORMATS["eap-json"]
     return FORMATS["workbench"]
 
@@ -205,7 +228,10 @@ def _from_foreign(found: Foreign, shape: Shape | None, sign: float) -> Circuit:
     )
     exists = graph.exists[at]
     listed = exists | found.inside if found.listed is None else found.listed
-    for wrong, problem in ((listed & ~exists, "does not exist"), (listed & ~np.isfinite(found.scores), "has no finite score")):
+    for wrong, problem in (
+        (listed & ~exists, "does not exist"),
+        (listed & ~np.isfinite(found.scores), "has no finite score"),
+    ):
         for u, v in np.argwhere(wrong)[:1]:
             raise CircuitError(f"the edge {found.sources[u]}->{found.targets[v]} {problem}.")
     edges, known, scores = (np.zeros(graph.exists.shape, dtype=kind) for kind in (bool, bool, float))
@@ -214,13 +240,17 @@ def _from_foreign(found: Foreign, shape: Shape | None, sign: float) -> Circuit:
     np.add.at(scores, at, np.where(listed, sign * found.scores, 0.0))
     scores = np.where(known, scores + 0.0, np.nan)
     attrs: dict[str, Any] = {"assumed": assumed or None}
-    partial = {_ours(name): np.flatnonzero(dims).tolist() for name, dims in found.neurons.items() if not all(dims)}
+    partial = {
+        _ours(name): np.flatnonzero(dims).tolist() for name, dims in found.neurons.items() if not all(dims)
+    }
     attrs["output_neurons"] = json.dumps(partial) if partial else None
     circuit = Circuit.of(graph, edges, scores=scores if np.nan_to_num(scores).any() else None, attrs=attrs)
     inside = {_ours(name) for name, flag in found.nodes.items() if flag} | {"input", "logits"}
     disagree = {_ours(name) for name in found.nodes} & (inside ^ {*circuit.nodes, "input", "logits"})
     return (
-        replace(circuit, attrs={**circuit.attrs, "nodes_flagged_otherwise": " ".join(sorted(disagree))}) if disagree else circuit
+        replace(circuit, attrs={**circuit.attrs, "nodes_flagged_otherwise": " ".join(sorted(disagree))})
+        if disagree
+        else circuit
     )
 
 
@@ -240,12 +270,19 @@ def _shape_of(found: Foreign, shape: Shape | None) -> tuple[Shape, str]:
             raise CircuitError(f"it is for another model. They differ in {', '.join(wrong)}.")
         return shape, ""
     if cfg["d_model"] % cfg["n_heads"]:
-        raise CircuitError(f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a model or Shape).")
+        raise CircuitError(
+            f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a model or Shape)."
+        )
     attn_only = not any(name.startswith("m") for name in found.nodes)
     sizes = {"n_kv_heads": cfg["n_heads"], "d_head": cfg["d_model"] // cfg["n_heads"]}
     sizes |= {"d_mlp": 0 if attn_only else 4 * cfg["d_model"], **_GPT2}
     made = Shape(
-        cfg["n_layers"], cfg["n_heads"], d_model=cfg["d_model"], parallel=cfg["parallel_attn_mlp"], attn_only=attn_only, **sizes
+        cfg["n_layers"],
+        cfg["n_heads"],
+        d_model=cfg["d_model"],
+        parallel=cfg["parallel_attn_mlp"],
+        attn_only=attn_only,
+        **sizes,
     )
     return made, ", ".join(f"{name} {size}" for name, size in sizes.items())
 
@@ -282,7 +319,12 @@ def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
         dims = set(kept.get(name, range(shape.d_model)))
         neurons[_theirs(name)] = [dim in dims for dim in range(shape.d_model)]
     return Foreign(
-        cfg={"n_layers": shape.n_layers, "n_heads": shape.n_heads, "parallel_attn_mlp": shape.parallel, "d_model": shape.d_model},
+        cfg={
+            "n_layers": shape.n_layers,
+            "n_heads": shape.n_heads,
+            "parallel_attn_mlp": shape.parallel,
+            "d_model": shape.d_model,
+        },
         nodes={_theirs(name): name in inside for name in (*graph.writers, "logits")},
         sources=[_theirs(name) for name in graph.writers],
         targets=targets,
@@ -309,9 +351,13 @@ def _parse_json(path: Path) -> Foreign:
             raise CircuitError(f"the score of {name} is {facts['score']!r}.")
         edges[writer, reader] = float(facts["score"]), _flag(facts["in_graph"], name)
     sources, targets = (
-        ({name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*edges, strict=True)) if edges else ({}, {})
+        ({name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*edges, strict=True))
+        if edges
+        else ({}, {})
     )
-    scores, inside, listed = (np.zeros((len(sources), len(targets)), dtype=kind) for kind in (float, bool, bool))
+    scores, inside, listed = (
+        np.zeros((len(sources), len(targets)), dtype=kind) for kind in (float, bool, bool)
+    )
     for (writer, reader), (score, flag) in edges.items():
         at = sources[writer], targets[reader]
         scores[at], inside[at], listed[at] = score, flag, True
@@ -323,8 +369,12 @@ def _parse_pt(path: Path) -> Foreign:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever its parsing of damaged bytes runs into
         text = str(error).splitlines()[0] if str(error) else "it ends too soon"
-        raise CircuitError(f"it cannot be read without executing what is in it, or is damaged: {text}") from error
-    _check_keys(document, ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph"))
+        raise CircuitError(
+            f"it cannot be read without executing what is in it, or is damaged: {text}"
+        ) from error
+    _check_keys(
+        document, ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
+    )
     sources, targets = list(document["src_nodes"]), list(document["dst_nodes"])
     for names in (sources, targets):
         if not all(isinstance(name, str) for name in names):
@@ -387,7 +437,10 @@ def _dump_json(found: Foreign, path: Path) -> None:
         for name, flag in found.nodes.items()
     }
     edges = {
-        f"{found.sources[u]}->{found.targets[v]}": {"score": float(found.scores[u, v]), "in_graph": bool(found.inside[u, v])}
+        f"{found.sources[u]}->{found.targets[v]}": {
+            "score": float(found.scores[u, v]),
+            "in_graph": bool(found.inside[u, v]),
+        }
         for u, v in np.argwhere(np.ones_like(found.inside) if found.listed is None else found.listed)
     }
     document = {"cfg": dict(found.cfg), "nodes": nodes, "edges": edges}

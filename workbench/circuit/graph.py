@@ -53,13 +53,19 @@ class Graph:
         places = () if self.positions is None else self.positions
         for place in places:
             if not (_is_whole(place) or (isinstance(place, str) and _NAME.fullmatch(place))):
-                raise SiteError(f"{place!r} is no position of a graph: give indices from 0 up, or names such as 'END'.")
+                raise SiteError(
+                    f"{place!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+                )
         if places == (REST,) or (places == () and self.positions is not None):
             raise SiteError(f"A graph with positions needs one beside {REST!r}, which is every other token; positions=None tells none apart.")  # fmt: skip
         if places and (places[-1] != REST or len(set(places)) < len(places)):
-            raise SiteError(f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...).")
+            raise SiteError(
+                f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...)."
+            )
         wrong = [layer for layer in self.neurons if not (_is_whole(layer) and layer < self.shape.n_layers)]
-        if self.neurons and (self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons):
+        if self.neurons and (
+            self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons
+        ):
             raise SiteError(f"neurons={self.neurons}: this model has MLPs in {'no layer' if self.shape.attn_only else f'layers 0 to {self.shape.n_layers - 1}'}.")  # fmt: skip
 
     @classmethod
@@ -166,7 +172,9 @@ class Graph:
         """
         edge = Edge.parse(edge) if isinstance(edge, str) else edge
         if edge.pos is not None and self.positions is None:
-            raise SiteError(f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position.")
+            raise SiteError(
+                f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position."
+            )
         if edge.writer not in self.writer_index or edge.reader not in self.reader_index:
             missing = edge.writer if edge.writer not in self.writer_index else edge.reader
             raise SiteError(f"Edge {str(edge)!r}: this graph has no {missing!r}. It has {self}.")
@@ -178,7 +186,9 @@ class Graph:
         if edge.pos is None:
             return (slice(None), *found)
         if edge.pos not in self.positions:
-            raise SiteError(f"Edge {str(edge)!r}: this graph's positions are {', '.join(map(str, self.positions))}.")
+            raise SiteError(
+                f"Edge {str(edge)!r}: this graph's positions are {', '.join(map(str, self.positions))}."
+            )
         return (self.positions.index(edge.pos), *found)
 
     def edges(self, chosen: np.ndarray | None = None) -> Iterator[Edge]:
@@ -201,7 +211,11 @@ class Graph:
             own, shared = into @ self._feeds, into @ self._feeds_other_positions
             entered = own | self._sees @ shared | self._is_input
             alive = entered & split.any(-1)
-            needed = alive @ self._feeds.T | self._sees.T @ (alive @ self._feeds_other_positions.T) | self._is_logits
+            needed = (
+                alive @ self._feeds.T
+                | self._sees.T @ (alive @ self._feeds_other_positions.T)
+                | self._is_logits
+            )
             kept = split & alive[..., :, None] & needed[..., None, :]
             if (kept == split).all():
                 return kept if self.positions is not None else kept[..., 0, :, :]
@@ -263,6 +277,8 @@ class Graph:
 
     def __str__(self) -> str:
         shape = self.shape
-        heads = f"{shape.n_heads} heads" + (f" ({shape.n_kv_heads} kv)" if shape.n_kv_heads != shape.n_heads else "")
+        heads = f"{shape.n_heads} heads" + (
+            f" ({shape.n_kv_heads} kv)" if shape.n_kv_heads != shape.n_heads else ""
+        )
         places = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
         return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges{places}"

@@ -15,7 +15,13 @@ TRIES = 10
 
 
 def random_circuits(
-    graph: Graph, n_edges: int, *, draws: int, seed: int = 0, paths: bool = False, within: np.ndarray | None = None
+    graph: Graph,
+    n_edges: int,
+    *,
+    draws: int,
+    seed: int = 0,
+    paths: bool = False,
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
     """bool [draw, (pos,) writer, reader]: random circuits of a size, before pruning.
 
@@ -36,7 +42,9 @@ def random_circuits(
     """
     allowed = graph.exists if within is None else within & graph.exists
     if not 0 <= n_edges <= allowed.sum():
-        raise CircuitError(f"random_circuits: n_edges={n_edges}; there are {allowed.sum()} edges to draw from.")
+        raise CircuitError(
+            f"random_circuits: n_edges={n_edges}; there are {allowed.sum()} edges to draw from."
+        )
     rng = np.random.default_rng(seed)
     out = np.zeros((draws, *graph.exists.shape), dtype=bool)
     for circuit in out:
@@ -89,7 +97,12 @@ def _elsewhere(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_path(
-    graph: Graph, circuit: np.ndarray, rng: np.random.Generator, *, allowed: np.ndarray | None = None, most: int | None = None
+    graph: Graph,
+    circuit: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    allowed: np.ndarray | None = None,
+    most: int | None = None,
 ) -> np.ndarray:
     """The circuit with one more complete way from `input` to the logits; unchanged where the draw did not lead to one.
 
@@ -101,7 +114,9 @@ def add_path(
     """
     allowed = graph.exists if allowed is None else allowed
     most = graph.n_edges if most is None else most
-    split, made = (edges.reshape(-1, *edges.shape[-2:]).copy() for edges in (allowed, circuit))  # [pos, writer, reader]
+    split, made = (
+        edges.reshape(-1, *edges.shape[-2:]).copy() for edges in (allowed, circuit)
+    )  # [pos, writer, reader]
     count, todo = int(made.sum()), [(int(rng.integers(len(split))), len(graph.readers) - 1)]
     while todo:
         pos, reader = todo.pop()
@@ -124,7 +139,9 @@ def add_path(
     return whole if graph.positions is None or (graph.prune(whole) == whole).all() else circuit
 
 
-def _grow(graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray) -> None:
+def _grow(
+    graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray
+) -> None:
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)

@@ -9,9 +9,13 @@ from workbench.cli.options import Device, ModelName, Out, Overwrite, Pairs, comm
 
 
 def circuits(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and cases; a few minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer prompts and cases; a few minutes on two cores.")
+    ] = False,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only this model, tiny or planted-NAME; may be repeated.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only this model, tiny or planted-NAME; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of models, prompts and methods.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
     out: Out = None,
@@ -37,7 +41,9 @@ def circuits(
 
 def behaviours(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method of scores; may be repeated.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method of scores; may be repeated.")
+    ] = None,
     model: ModelName = "tiny",
     share: Annotated[float, typer.Option(help="Share of the behaviour that a circuit has to keep.")] = 0.9,
     n: Pairs = 64,
@@ -57,7 +63,9 @@ def behaviours(
     with nullcontext(out) if out is not None else fresh_folder("behaviours") as folder:
         check_output(folder, BEHAVIOUR_FILES, overwrite=overwrite)
         loaded, rows = wb.load_model(model, device=device), []
-        for found in smallest_circuits(loaded, tasks=task, methods=method or METHODS, share=share, n=n, seed=seed):
+        for found in smallest_circuits(
+            loaded, tasks=task, methods=method or METHODS, share=share, n=n, seed=seed
+        ):
             rows += found
             for line in map(json_line, found) if as_json else ():
                 typer.echo(line)

@@ -7,26 +7,52 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import CircuitName, Device, MetricName, ModelName, Pairs, Positive, ShapeOf, command_line
+from workbench.cli.options import (
+    CircuitName,
+    Device,
+    MetricName,
+    ModelName,
+    Pairs,
+    Positive,
+    ShapeOf,
+    command_line,
+)
 
 
 def discover(
-    task: Annotated[str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")],
-    model: Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")] = "tiny",
+    task: Annotated[
+        str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")
+    ] = "tiny",
     n: Annotated[
-        int | None, typer.Option(help="Pairs of a task to find the circuit on, and as many to test it on; by default 64.")
+        int | None,
+        typer.Option(
+            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
-    variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
-    metric: Annotated[str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")
+    ] = None,
     value: Annotated[
         str, typer.Option(help="What replaces what is outside the circuit: from_store, zero or mean.")
     ] = "from_store",
     method: Annotated[str, typer.Option(help="How the circuit is found (workbench ls methods).")] = "eap",
-    edges: Annotated[int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")] = None,
+    edges: Annotated[
+        int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")
+    ] = None,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
+    ] = False,
 ) -> None:
     """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
     import workbench as wb
@@ -35,7 +61,9 @@ def discover(
     from workbench.tasks.registry import find_task
     from workbench.workflows.discover import FILES
 
-    own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(Path(task).suffix.lower())
+    own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(
+        Path(task).suffix.lower()
+    )
     if own is None:
         find_task(task)
     with nullcontext(out) if out is not None else fresh_folder(Path(task).stem) as folder:
@@ -57,19 +85,28 @@ def discover(
 
 def evaluate_circuit(
     circuit: CircuitName,
-    task: Annotated[str, typer.Option(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")],
+    task: Annotated[
+        str, typer.Option(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
+    ],
     model: ModelName = "tiny",
     value: Annotated[
-        str, typer.Option(help="What replaces the rest: from_store, zero, mean, resample; several with commas, side by side.")
+        str,
+        typer.Option(
+            help="What replaces the rest: from_store, zero, mean, resample; several with commas, side by side."
+        ),
     ] = "from_store",
     n: Pairs = 64,
     metric: MetricName = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts, and of random circuits and sets.")] = 0,
     split: Annotated[str, typer.Option(help="heldout or train prompts of a task.")] = "heldout",
-    variant: Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
+    ] = None,
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests too.")] = False,
     positive: Positive = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: each value, then the tests.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: each value, then the tests.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality, with intervals."""
@@ -86,7 +123,8 @@ def evaluate_circuit(
     asked = _circuit(circuit, positive, loaded)
     if asked.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
         typer.echo(
-            f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)", err=True
+            f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)",
+            err=True,
         )
     found = judged(
         asked, loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
@@ -101,7 +139,9 @@ def compare(
     b: CircuitName,
     positive: Positive = None,
     shape_of: ShapeOf = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object, with the edges that differ.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything as one JSON object, with the edges that differ.")
+    ] = False,
 ) -> None:
     """Compare two circuits: edges, nodes, classes of components, roles. A is the reference for precision and recall."""
     import workbench as wb
@@ -111,11 +151,19 @@ def compare(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A circuit file of this or another tool, or a published circuit.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; .json is ours, .pt that of EAP-IG and MIB.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="A circuit file of this or another tool, or a published circuit."),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The file to write; .json is ours, .pt that of EAP-IG and MIB."),
+    ],
     positive: Positive = None,
     shape_of: ShapeOf = None,
-    form: Annotated[str | None, typer.Option("--format", help="workbench, eap-json or eap-pt; by default by suffix.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="workbench, eap-json or eap-pt; by default by suffix.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Read a circuit in one format and write it in another; --positive is what scores mean in the other tool's file."""

@@ -27,7 +27,9 @@ def list_(as_json: Json = False) -> None:
         return
     for lesson in told:
         after = f", after {', '.join(map(str, lesson['needs']))}" if lesson["needs"] else ""
-        print(f"{lesson['number']:2d}  {lesson['title']}  ({lesson['minutes']} min{after})  notebooks/{lesson['file']}.ipynb")
+        print(
+            f"{lesson['number']:2d}  {lesson['title']}  ({lesson['minutes']} min{after})  notebooks/{lesson['file']}.ipynb"
+        )
         for each in lesson["exercises"]:
             print(f"      {each['name']}  {each['title']}  ({each['difficulty']})")
 
@@ -50,7 +52,9 @@ def check(
         for cell, error in ran.broken.items():
             print(f"cell {cell}  failed  {error}")
         print(
-            f"{ran.right} of {len(ran.results)} exercises right" if ran.results else "No cell checks an exercise of the course."
+            f"{ran.right} of {len(ran.results)} exercises right"
+            if ran.results
+            else "No cell checks an exercise of the course."
         )
     if not ran.done:
         raise typer.Exit(1)

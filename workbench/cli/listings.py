@@ -21,14 +21,18 @@ def measure(
     for score in wb.measure(wb.load_model(model, device=device), n=n, seed=seed):
         if as_json:
             value = None if score.skipped else score.score
-            typer.echo(json.dumps({"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}))
+            typer.echo(
+                json.dumps({"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar})
+            )
         if score.skipped:
             typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif as_json:
             continue
         else:
             verdict = "ok" if score.score >= score.bar else "below"
-            typer.echo(f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}")
+            typer.echo(
+                f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}"
+            )
 
 
 def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
@@ -76,4 +80,7 @@ def _circuits() -> list[str]:
     from workbench.circuit.published import reference_circuit, reference_names
 
     found = {name: reference_circuit(name) for name in reference_names()}
-    return [f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}." for name, one in found.items()]
+    return [
+        f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}."
+        for name, one in found.items()
+    ]

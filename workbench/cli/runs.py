@@ -13,24 +13,45 @@ Page = Annotated[Path | None, typer.Option(help="The page; by default in the run
 
 
 def probe_store(
-    path: Annotated[str, typer.Argument(metavar="STORE", help="A store on disk (workbench store build), or its URL.")],
+    path: Annotated[
+        str, typer.Argument(metavar="STORE", help="A store on disk (workbench store build), or its URL.")
+    ],
     labels: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file: prompt, pos (or start, end), and a column for each concept.")
+        Path | None,
+        typer.Option(
+            help="A .csv or .jsonl file: prompt, pos (or start, end), and a column for each concept."
+        ),
     ] = None,
     concepts: Annotated[
         str | None,
-        typer.Option(help="Instead: number, gender, indirect-object, country, or named positions, whose token is the class."),
+        typer.Option(
+            help="Instead: number, gender, indirect-object, country, or named positions, whose token is the class."
+        ),
     ] = None,
-    at: Annotated[str | None, typer.Option(help="Where --concepts are read: END or SUBJECT,END; each by itself.")] = None,
-    sites: Annotated[str | None, typer.Option(help="Kinds with commas; by default resid_post and mlp_post.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Where --concepts are read: END or SUBJECT,END; each by itself.")
+    ] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Kinds with commas; by default resid_post and mlp_post.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers with commas; by default all.")] = None,
     k: Annotated[str, typer.Option(help="Numbers of features, with commas.")] = "1,2,4,8,16",
-    selectors: Annotated[str, typer.Option(help="welch, mean-difference, mutual-information, l1, forward, add-prune.")] = "welch",
-    controls: Annotated[str, typer.Option(help="shuffle, random-features, control-task, or none.")] = "shuffle,random-features",
+    selectors: Annotated[
+        str, typer.Option(help="welch, mean-difference, mutual-information, l1, forward, add-prune.")
+    ] = "welch",
+    controls: Annotated[
+        str, typer.Option(help="shuffle, random-features, control-task, or none.")
+    ] = "shuffle,random-features",
     draws: Annotated[int, typer.Option(help="Draws of each control.")] = 3,
-    baselines: Annotated[str, typer.Option(help="Probes on all features: logistic, mass-mean, erased, or none.")] = "none",
-    code_length: Annotated[bool, typer.Option("--code-length", help="Online code length of the labels too, in bits.")] = False,
-    folds: Annotated[int | None, typer.Option(help="Judge by that many folds instead of one held-out part.")] = None,
+    baselines: Annotated[
+        str, typer.Option(help="Probes on all features: logistic, mass-mean, erased, or none.")
+    ] = "none",
+    code_length: Annotated[
+        bool, typer.Option("--code-length", help="Online code length of the labels too, in bits.")
+    ] = False,
+    folds: Annotated[
+        int | None, typer.Option(help="Judge by that many folds instead of one held-out part.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits, controls and intervals.")] = 0,
     budget: Annotated[int, typer.Option(help="Working memory in MiB.")] = 1024,
     out: Out = None,
@@ -42,9 +63,17 @@ def probe_store(
     from workbench.workflows.probe import FILES, labels_named, lines, numbers, options, probe, write
 
     def names(text: str | None) -> list[str] | None:
-        return None if text is None else [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+        return (
+            None
+            if text is None
+            else [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+        )
 
-    where = None if at is None else [int(part) if part.strip().isdigit() else part.strip() for part in at.split(",")]
+    where = (
+        None
+        if at is None
+        else [int(part) if part.strip().isdigit() else part.strip() for part in at.split(",")]
+    )
     given = {
         "sites": names(sites), "layers": numbers(layers, "--layers"), "k": numbers(k, "--k"), "selectors": names(selectors),
         "controls": names(controls), "draws": draws, "baselines": names(baselines), "code_length": code_length, "folds": folds,
@@ -53,7 +82,11 @@ def probe_store(
     with nullcontext(out) if out is not None else fresh_folder("probe") as folder:
         check_output(folder, FILES, overwrite=overwrite)
         store = wb.open_store(path)
-        found = probe(store, labels_named(store, file=labels, concepts=names(concepts) or [], pos=where), **options(given))
+        found = probe(
+            store,
+            labels_named(store, file=labels, concepts=names(concepts) or [], pos=where),
+            **options(given),
+        )
         for line in lines(found):
             typer.echo(line)
         for written in write(found, folder, command=command_line(), source=repr(store), overwrite=overwrite):

@@ -40,9 +40,16 @@ def build(
     loaded = wb.load_model(model, device=device)
     wanted = None if sites is None else [site.strip() for site in sites.split(",")]
     rows = (
-        keep if keep in ("all", "mean") else [int(p) if p.strip().lstrip("-").isdigit() else p.strip() for p in keep.split(",")]
+        keep
+        if keep in ("all", "mean")
+        else [int(p) if p.strip().lstrip("-").isdigit() else p.strip() for p in keep.split(",")]
     )
-    options = {"sites": wanted, "keep": rows, "dtype": dtype_named(dtype), "budget": None if budget is None else budget * 2**20}
+    options = {
+        "sites": wanted,
+        "keep": rows,
+        "dtype": dtype_named(dtype),
+        "budget": None if budget is None else budget * 2**20,
+    }
     if corpus in TASKS:
         pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
         parts = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
@@ -52,7 +59,9 @@ def build(
         if dry_run:
             typer.echo(f"{place}: {wb.capture_cost(loaded, prompts, **options)}")
         else:
-            typer.echo(repr(wb.capture(loaded, prompts, path=place, workers=workers, backend=backend, **options)))
+            typer.echo(
+                repr(wb.capture(loaded, prompts, path=place, workers=workers, backend=backend, **options))
+            )
 
 
 @store.command()

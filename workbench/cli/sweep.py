@@ -15,12 +15,15 @@ from workbench.cli.options import Json, command_line
 sweep = typer.Typer(help="Many experiments as one table.", no_args_is_help=True)
 Place = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]
 Spec = Annotated[
-    Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them.")
+    Path | None,
+    typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them."),
 ]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
-Address = Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; by default one is started here.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, or auto; by default one is started here.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Run at most so many jobs now.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
 
@@ -48,7 +51,10 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "checkpoints": (_numbers(int), "Training steps of an embedded model."),
     "tasks": (_names, "Tasks (workbench ls tasks) or .csv files."),
     "split": (str, "train or heldout prompts."),
-    "sites": (_together, "z is every head, resid_pre@each each position, z[1.2], z[1.2]+z[2.0] both together."),
+    "sites": (
+        _together,
+        "z is every head, resid_pre@each each position, z[1.2], z[1.2]+z[2.0] both together.",
+    ),
     "senders": (_names, "Of paths."),
     "receivers": (_names, "Of paths."),
     "circuits": (_names, "Circuit files."),
@@ -64,7 +70,9 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def _field(name: str) -> Any:
-    return typer.Option(f"--{name}", help=FIELDS[name][1] + (" Several with commas." if FIELDS[name][0] is not str else ""))
+    return typer.Option(
+        f"--{name}", help=FIELDS[name][1] + (" Several with commas." if FIELDS[name][0] is not str else "")
+    )
 
 
 def spec_of(path: Path | None, given: dict[str, Any]) -> Any:
@@ -84,9 +92,13 @@ def spec_of(path: Path | None, given: dict[str, Any]) -> Any:
         try:
             fields[key] = FIELDS[name][0](text) if name in FIELDS else text
         except ValueError as error:
-            raise SweepError(f"--{name} {text!r}: {error}. Numbers with commas are needed, as in 1,2,3.") from error
+            raise SweepError(
+                f"--{name} {text!r}: {error}. Numbers with commas are needed, as in 1,2,3."
+            ) from error
     if path is None and not fields:
-        raise SweepError("What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi.")
+        raise SweepError(
+            "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."
+        )
     return read_spec(fields) if path is None else read_spec(path, **fields)
 
 
@@ -106,7 +118,9 @@ def _tell(folder: Path, status: Any) -> None:
 
     typer.echo(f"{folder}: {status}")
     for row in status.to_dict()["failures"]:
-        where = " ".join(str(row[flag]) for flag in ("model", "task", "metric", "value", "what") if row[flag] is not None)
+        where = " ".join(
+            str(row[flag]) for flag in ("model", "task", "metric", "value", "what") if row[flag] is not None
+        )
         typer.echo(
             f"  {row['status']:6} {visible(where)}, seed {row['seed']}: {visible(str(row['error'] or 'cells that are no number'))}"
         )
@@ -118,7 +132,12 @@ def _run(spec: Any, out: Path, as_json: bool, dry_run: bool = False, **options: 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that nothing here hides an installed module
     found = run_sweep(
-        spec, out=out, dry_run=dry_run, progress=sys.stderr.isatty() and not as_json, command=command_line(), **options
+        spec,
+        out=out,
+        dry_run=dry_run,
+        progress=sys.stderr.isatty() and not as_json,
+        command=command_line(),
+        **options,
     )
     if dry_run:
         typer.echo(json.dumps(asdict(found), default=str) if as_json else str(found))
@@ -129,7 +148,9 @@ def _run(spec: Any, out: Path, as_json: bool, dry_run: bool = False, **options: 
 @sweep.command()
 def run(
     spec: Spec = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; by default a fresh one under runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep; by default a fresh one under runs/.")
+    ] = None,
     preset: Annotated[str | None, _field("preset")] = None,
     study: Annotated[str | None, _field("study")] = None,
     models: Annotated[str | None, _field("models")] = None,
@@ -154,8 +175,12 @@ def run(
     address: Address = None,
     limit: Limit = None,
     retries: Retries = 1,
-    extend: Annotated[bool, typer.Option("--extend", help="Add these jobs to the sweep in the folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add these jobs to the sweep in the folder.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a sweep, one job for every combination, or go on with it."""
@@ -263,4 +288,8 @@ def validate(
     else:
         facts = spec_of(path, {}).model_dump(mode="json")
     shown = {name: value for name, value in facts.items() if value not in (None, [], {})}
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name}: {json.dumps(value)}" for name, value in shown.items()))
+    typer.echo(
+        json.dumps(facts)
+        if as_json
+        else "\n".join(f"{name}: {json.dumps(value)}" for name, value in shown.items())
+    )

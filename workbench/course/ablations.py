@@ -21,7 +21,9 @@ def _effects(name: str) -> dict[str, float]:
     """For each head, the mean change of the logit difference of IOI."""
     value = {"zero": zero, "resample": lambda: resample(bench.stores("ioi", N)[0])}[name]()
     model = bench.model()
-    made = effects(model, bench.pairs("ioi", N), sites=grid("z", model), value=value, progress=False).mean("example")
+    made = effects(model, bench.pairs("ioi", N), sites=grid("z", model), value=value, progress=False).mean(
+        "example"
+    )
     return dict(zip(bench.heads(model), made.values.ravel().tolist(), strict=True))
 
 
@@ -29,7 +31,9 @@ def _effects(name: str) -> dict[str, float]:
 def _together() -> tuple[float, float]:
     """Mean change of the logit difference of induction: of the group at once, and summed over its heads one at a time."""
     sites = [Site("z", 3, int(name[-1])) for name in GROUP]
-    made = effects(bench.model(), bench.pairs("induction", N), sites=[*sites, tuple(sites)], value=zero(), progress=False)
+    made = effects(
+        bench.model(), bench.pairs("induction", N), sites=[*sites, tuple(sites)], value=zero(), progress=False
+    )
     means = made.mean("example").values
     return float(means[-1]), float(means[:-1].sum())
 
@@ -78,7 +82,11 @@ def _disagree(answer: Any) -> str:
     why_not = {}
     for name, z in by_zero.items():
         fits = z < -1.25 and abs(by_other[name]) < 0.3
-        why_not[name] = "" if fits else f"changes the logit difference by {z:+.2f} zeroed and by {by_other[name]:+.2f} resampled."
+        why_not[name] = (
+            ""
+            if fits
+            else f"changes the logit difference by {z:+.2f} zeroed and by {by_other[name]:+.2f} resampled."
+        )
     all_names(names(answer, [*why_not], "head of tiny"), why_not)
     return "By zero they are among the important heads, by resampling the task does not need them."
 
@@ -105,7 +113,9 @@ def _shares(answer: Any) -> str:
     )
 
 
-@exercise("3.4", "Heads that cover for each other", "hard", "a number of logits, negative where together is worse.")
+@exercise(
+    "3.4", "Heads that cover for each other", "hard", "a number of logits, negative where together is worse."
+)
 def _synergy(answer: Any) -> str:
     got, (together, singly) = number(answer), _together()
     if np.isclose(got, together - singly, atol=0.05):

@@ -37,7 +37,9 @@ def _other(pairs: PromptPairs) -> Value:
 
 
 @lru_cache(maxsize=16)
-def _measured(circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, checks: tuple[str, ...] = ()) -> xr.Dataset:
+def _measured(
+    circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, checks: tuple[str, ...] = ()
+) -> xr.Dataset:
     """Of the course's own: circuits on prompts."""
     try:
         chosen = zero() if value == "zero" else _other(pairs)
@@ -48,7 +50,9 @@ def _measured(circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, che
 
 def _pairs(answer: Any, name: str) -> PromptPairs:
     if not isinstance(answer, PromptPairs):
-        raise Wrong(f"{name}: PromptPairs are wanted (PromptPairs.from_csv, from_dataframe), not {type(answer).__name__}.")
+        raise Wrong(
+            f"{name}: PromptPairs are wanted (PromptPairs.from_csv, from_dataframe), not {type(answer).__name__}."
+        )
     if not LEAST <= len(answer) <= MOST:
         raise Wrong(f"{name}: {LEAST} to {MOST} pairs are wanted, and there are {len(answer)}.")
     return answer
@@ -58,9 +62,13 @@ def _pairs(answer: Any, name: str) -> PromptPairs:
 def _judged(name: str, pairs: PromptPairs) -> None:
     """Raise `Wrong` where a set of prompts shows no behaviour of one's own."""
     if pairs.provenance.get("task") in TASKS:
-        raise Wrong(f"{name}: these are the prompts of the task {pairs.provenance['task']!r}. Write some of your own.")
+        raise Wrong(
+            f"{name}: these are the prompts of the task {pairs.provenance['task']!r}. Write some of your own."
+        )
     if not pairs.equal_lengths:
-        raise Wrong(f"{name}: in some pairs clean and corrupt differ in length, so that no circuit can be run.")
+        raise Wrong(
+            f"{name}: in some pairs clean and corrupt differ in length, so that no circuit can be run."
+        )
     if len(set(pairs.clean.ids)) < len(pairs):
         raise Wrong(f"{name}: some clean prompts are there twice.")
     counts = np.unique(pairs.answers[:, 0, 0].numpy(), return_counts=True)[1]
@@ -70,22 +78,32 @@ def _judged(name: str, pairs: PromptPairs) -> None:
         )
     changed = (pairs.clean.tokens != pairs.corrupt.tokens).sum(1) / pairs.clean.lengths
     if changed.mean() > 1 / 3:
-        raise Wrong(f"{name}: the corrupt prompts change {changed.mean():.0%} of the tokens; what made the difference then?")
+        raise Wrong(
+            f"{name}: the corrupt prompts change {changed.mean():.0%} of the tokens; what made the difference then?"
+        )
     found = _measured((Circuit.empty(bench.model()),), pairs, "corrupt")
     right = float((found["m_full"] > 0).mean())
     if right < 0.9:
-        raise Wrong(f"{name}: tiny prefers the right answer in {right:.0%} of the pairs. There is no behaviour to explain yet.")
+        raise Wrong(
+            f"{name}: tiny prefers the right answer in {right:.0%} of the pairs. There is no behaviour to explain yet."
+        )
     if float(found["m_empty"].mean()) > 0.5 * float(found["m_full"].mean()):
-        raise Wrong(f"{name}: the corrupt prompts keep more than half of the logit difference. Change what the answer hangs on.")
+        raise Wrong(
+            f"{name}: the corrupt prompts keep more than half of the logit difference. Change what the answer hangs on."
+        )
 
 
 def _study(answer: Any) -> tuple[Circuit, PromptPairs, xr.Dataset]:
     """The circuit, the held-out prompts, and the one on the other."""
     circuit, heldout = fields(answer, ("circuit", "heldout")).values()
     if not isinstance(circuit, Circuit):
-        raise Wrong(f"circuit: a Circuit is wanted (find_circuit, acdc, learn_circuit), not {type(circuit).__name__}.")
+        raise Wrong(
+            f"circuit: a Circuit is wanted (find_circuit, acdc, learn_circuit), not {type(circuit).__name__}."
+        )
     if circuit.graph != Graph(Shape.of(bench.model())):
-        raise Wrong("circuit: its graph is not the plain one of tiny. One with positions or neurons has .collapsed.")
+        raise Wrong(
+            "circuit: its graph is not the plain one of tiny. One with positions or neurons has .collapsed."
+        )
     heldout = _pairs(heldout, "heldout")
     _judged("heldout", heldout)
     return circuit, heldout, _measured((circuit,), heldout, "corrupt")
@@ -95,12 +113,16 @@ def _close(given: Any, right: float, tolerance: float) -> bool:
     return abs(number(given) - right) <= tolerance
 
 
-@exercise("11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.')
+@exercise(
+    "11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.'
+)
 def _prompts(answer: Any) -> str:
     sets = {name: _pairs(given, name) for name, given in fields(answer, ("found", "heldout")).items()}
     shared = set.intersection(*({*pairs.clean.ids, *pairs.corrupt.ids} for pairs in sets.values()))
     if shared:
-        raise Wrong(f"{len(shared)} prompts are in both sets, clean or corrupt. PromptPairs.split keeps them apart.")
+        raise Wrong(
+            f"{len(shared)} prompts are in both sets, clean or corrupt. PromptPairs.split keeps them apart."
+        )
     for name, pairs in sets.items():
         _judged(name, pairs)
     return f"{len(sets['found'])} pairs to look at and {len(sets['heldout'])} to judge by."
@@ -121,7 +143,9 @@ def _score(answer: Any) -> str:
         raise Wrong(f"the circuit was found on {seen:.0%} of the held-out prompts, so nothing is held out.")
     share = circuit.n_edges / circuit.graph.n_edges
     if share > SMALL:
-        raise Wrong(f"the circuit has {share:.0%} of all edges; at most {SMALL:.0%} make an explanation here.")
+        raise Wrong(
+            f"the circuit has {share:.0%} of all edges; at most {SMALL:.0%} make an explanation here."
+        )
     score, low, high = (float(measured[name][0]) for name in ("faithfulness", "low", "high"))
     if score < FAITHFUL:
         raise Wrong(
@@ -141,13 +165,20 @@ def _score(answer: Any) -> str:
     if not given[1] <= given[0] <= given[2]:
         raise Wrong("the score is not between low and high.")
     if given[1] == given[2]:
-        raise Wrong("an interval without width says that another sample of prompts would give the same number.")
+        raise Wrong(
+            "an interval without width says that another sample of prompts would give the same number."
+        )
     if not (_close(given[1], low, 0.03) and _close(given[2], high, 0.03)):
         raise Wrong("the interval is not the 95 % bootstrap interval over the held-out prompts.")
     return f"{circuit.n_edges} edges, and {len(heldout)} prompts that had no say in them."
 
 
-@exercise("11.3", "Controls", "medium", '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.')
+@exercise(
+    "11.3",
+    "Controls",
+    "medium",
+    '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.',
+)
 def _controls(answer: Any) -> str:
     given = {name: number(value) for name, value in fields(answer, ("random", "complement", "zero")).items()}
     circuit, heldout, measured = _study(answer)
@@ -164,7 +195,11 @@ def _controls(answer: Any) -> str:
         if given[name] == 0 and right[name] != 0:
             raise Wrong(f"{name}: exactly 0 is hardly ever measured. Give the number as it came out.")
         if not _close(given[name], right[name], tolerance):
-            same = " That is the circuit's own score, with corrupt values." if _close(given[name], score, 0.02) else ""
+            same = (
+                " That is the circuit's own score, with corrupt values."
+                if _close(given[name], score, 0.02)
+                else ""
+            )
             raise Wrong(
                 f"{name}: wanted is {said[name]}, measured on the held-out prompts, and it is not {given[name]:.3g}.{same}"
             )
@@ -174,7 +209,12 @@ def _controls(answer: Any) -> str:
     return f"Zero and corrupt values {agree}."
 
 
-@exercise("11.4", "What is needed", "hard", '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].')
+@exercise(
+    "11.4",
+    "What is needed",
+    "hard",
+    '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].',
+)
 def _needed(answer: Any) -> str:
     given = fields(answer, ["needed"])["needed"]
     circuit, _, measured = _study(answer)
@@ -183,7 +223,10 @@ def _needed(answer: Any) -> str:
         raise Wrong("the circuit has no head and no MLP.")
     chosen = names(given, members, "head or MLP of the circuit")
     without = tuple(_without(circuit, name) for name in members)
-    lost = float(measured["faithfulness"][0]) - _measured(without, answer["heldout"], "corrupt")["faithfulness"].values
+    lost = (
+        float(measured["faithfulness"][0])
+        - _measured(without, answer["heldout"], "corrupt")["faithfulness"].values
+    )
     for name, cost in zip(members, lost, strict=True):
         if name in chosen and cost < MISSED - 0.01:
             raise Wrong(f"without {name} the circuit's faithfulness falls by {cost:.2f} only.")
@@ -199,20 +242,27 @@ def _without(circuit: Circuit, name: str) -> Circuit:
     return Circuit.of(circuit.graph, keep)
 
 
-@exercise("11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.')
+@exercise(
+    "11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.'
+)
 def _report(answer: Any) -> str:
     given = fields(answer, ["report"])["report"]
     if not isinstance(given, str | Path) or not Path(given).is_file():
         raise Wrong(f"report: there is no file {str(given)!r}.")
     page = Path(given).read_text(encoding="utf-8", errors="replace")
     _, _, measured = _study(answer)
-    headings = [re.sub("<[^>]*>", "", found).strip() for found in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)]
+    headings = [
+        re.sub("<[^>]*>", "", found).strip()
+        for found in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)
+    ]
     missing = [name for name in SECTIONS if not any(name.lower() in heading.lower() for heading in headings)]
     if missing:
         raise Wrong(f"report: no section is called {', '.join(missing)}.")
     if 'data-circuit="' not in page:
         raise Wrong("report: the circuit is not drawn.")
-    text = re.sub("<[^>]*>", " ", re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)).replace("−", "-")
+    text = re.sub("<[^>]*>", " ", re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)).replace(
+        "−", "-"
+    )
     for name in ("faithfulness", "low", "high"):
         value = float(measured[name][0])
         if not any(form in text for form in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):

@@ -45,7 +45,12 @@ def _score(scores: Any, edge: str) -> float:
     return float(scores.sel(writer=writer, reader=reader))
 
 
-@exercise("7.1", "A ranking in one number", "easy", "a function of two arrays [edge] (scores, true or not) to one number.")
+@exercise(
+    "7.1",
+    "A ranking in one number",
+    "easy",
+    "a function of two arrays [edge] (scores, true or not) to one number.",
+)
 def _auroc(answer: Any) -> str:
     rng = np.random.default_rng(7)
     true = rng.random(60) < 0.3
@@ -67,7 +72,10 @@ def _auroc(answer: Any) -> str:
 
 
 @exercise(
-    "7.2", "EAP by hand", "medium", "an array [head] of two or more scores: of a head's edge to the logits, layer by layer."
+    "7.2",
+    "EAP by hand",
+    "medium",
+    "an array [head] of two or more scores: of a head's edge to the logits, layer by layer.",
 )
 def _by_hand(answer: Any) -> str:
     made, _, _ = _case("induction")
@@ -75,7 +83,9 @@ def _by_hand(answer: Any) -> str:
     right = np.array([_score(_scores("induction", "eap"), f"{head}->logits") for head in heads])
     got = table(answer, (len(heads),), "head")
     if np.allclose(got, right, atol=TWO_DIGITS):
-        return "The logits are linear in what the last stream holds, so for these edges the estimate is exact."
+        return (
+            "The logits are linear in what the last stream holds, so for these edges the estimate is exact."
+        )
     if np.allclose(got, -right, atol=1e-3):
         raise Wrong("the signs are turned round: clean minus corrupt, times the gradient.")
     if np.allclose(got, right * N, atol=1e-2):
@@ -96,7 +106,9 @@ def _flat(answer: Any) -> str:
             raise Wrong(f"{edge} is a true edge, and EAP sees it.")
     if given != missed:
         raise Wrong(f"{len(missed - given)} more true edges have the score 0.")
-    return "Each decides where a head looks. A saturated softmax has no slope, so its inputs have no gradient."
+    return (
+        "Each decides where a head looks. A saturated softmax has no slope, so its inputs have no gradient."
+    )
 
 
 @exercise("7.4", "What the pair cannot show", "medium", "a list of edges, as ['a0.0->a1.0<q>'].")

@@ -51,7 +51,9 @@ told: list[tuple[str, bool, str]] = []
 """What `check` said in this process: exercise, whether it was right, message. `course check` reads it, not what a cell prints."""
 
 
-def exercise(name: str, title: str, difficulty: Difficulty, asked: str) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
+def exercise(
+    name: str, title: str, difficulty: Difficulty, asked: str
+) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
     """Make a function the checker of an exercise."""
 
     def put(checker: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -141,7 +143,9 @@ def _array(answer: Any) -> np.ndarray:
     try:
         return np.asarray(_plain(answer))
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"this makes no array, as its rows are not of one length or not of one kind: {shown(answer)}.") from None
+        raise Wrong(
+            f"this makes no array, as its rows are not of one length or not of one kind: {shown(answer)}."
+        ) from None
 
 
 def number(answer: Any) -> float:
@@ -183,7 +187,9 @@ def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise Wrong(f"an array of numbers [{axes}] is wanted, not {type(answer).__name__}.")
     if values.shape != tuple(shape):
-        raise Wrong(f"an array [{axes}] of shape {tuple(shape)} is wanted, and this has the shape {values.shape}.")
+        raise Wrong(
+            f"an array [{axes}] of shape {tuple(shape)} is wanted, and this has the shape {values.shape}."
+        )
     if not np.isfinite(values).all():
         raise Wrong(f"{int((~np.isfinite(values)).sum())} of its cells are not numbers.")
     return values.astype(float)
@@ -197,7 +203,11 @@ def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
     """
     listed = _array(answer).tolist() if hasattr(answer, "__array__") else answer
     given = listed.split(",") if isinstance(listed, str) else listed
-    if not isinstance(given, Collection) or isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+    if (
+        not isinstance(given, Collection)
+        or isinstance(given, Mapping)
+        or not all(isinstance(name, str) for name in given)
+    ):
         raise Wrong(f"names such as {known[0]!r} are wanted, not {shown(answer)}.")
     found = {name.strip() for name in given}
     for name in sorted(found - set(known)):

@@ -33,7 +33,9 @@ def _next(answer: Any) -> str:
     for text in TEXTS:
         got = called(answer, text)
         if isinstance(got, int | torch.Tensor | np.integer):
-            raise Wrong("your function returns a token's number; the word is wanted, which model.to_string makes of it.")
+            raise Wrong(
+                "your function returns a token's number; the word is wanted, which model.to_string makes of it."
+            )
         if not isinstance(got, str):
             raise Wrong(f"your function returns a {type(got).__name__}, not a word.")
         logits = _logits(text)
@@ -56,13 +58,17 @@ def _probability(answer: Any) -> str:
     if np.isclose(got, right, atol=1e-3):
         return "The softmax is over the vocabulary: all words together have probability 1."
     wrong = {
-        logits[-1, name].item(): "this is the logit. Logits become probabilities by a softmax over the vocabulary.",
+        logits[
+            -1, name
+        ].item(): "this is the logit. Logits become probabilities by a softmax over the vocabulary.",
         logits.log_softmax(-1)[-1, name].item(): "this is the logarithm of the probability.",
         logits.softmax(-2)[
             -1, name
         ].item(): "your softmax runs over the positions: it is wanted over the words of the vocabulary.",
         100 * right: "this is in percent.",
-        logits.softmax(-1)[-1, bench.model().to_single_token("Tom")].item(): "this is the probability of the other name.",
+        logits.softmax(-1)[
+            -1, bench.model().to_single_token("Tom")
+        ].item(): "this is the probability of the other name.",
     }
     for value, said in wrong.items():
         if np.isclose(got, value, atol=1e-3):
@@ -94,7 +100,9 @@ def _differences(answer: Any) -> str:
         raise Wrong(
             "you read the last column for every prompt. The shorter prompts have ended before it: what stands there is padding."
         )
-    if np.allclose(got, apart(pairs.clean.lengths), atol=1e-3) or np.allclose(got, apart(pairs.clean.lengths - 2), atol=1e-3):
+    if np.allclose(got, apart(pairs.clean.lengths), atol=1e-3) or np.allclose(
+        got, apart(pairs.clean.lengths - 2), atol=1e-3
+    ):
         raise Wrong("you read one position beside the last token of each prompt.")
     if np.allclose(got, logits[rows, pairs.clean.lengths - 1, right].numpy(), atol=1e-3):
         raise Wrong("these are the right names' logits; the wrong names' are still to be subtracted.")
@@ -109,5 +117,7 @@ def _looks(answer: Any) -> str:
     name = one_name(answer, heads, "head of tiny")
     share = seen[heads.index(name)]
     if share < seen.max():
-        raise Wrong(f"from END, {name} gives S2 {share:.0%} of its attention on average; another head gives it more.")
+        raise Wrong(
+            f"from END, {name} gives S2 {share:.0%} of its attention on average; another head gives it more."
+        )
     return f"It gives S2 {share:.0%} of its attention; the next head gives it {np.sort(seen)[-2]:.0%}."

@@ -22,12 +22,16 @@ def heads(made: Any) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def pairs(task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None) -> PromptPairs:
+def pairs(
+    task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None
+) -> PromptPairs:
     """Prompts of a task."""
     return load_task(task, model(name), n=n, split=split, variant=variant)
 
 
 @lru_cache(maxsize=8)
-def stores(task: str, n: int, *, split: str = "train", name: str = "tiny") -> tuple[ActivationStore, ActivationStore]:
+def stores(
+    task: str, n: int, *, split: str = "train", name: str = "tiny"
+) -> tuple[ActivationStore, ActivationStore]:
     """Activations of the clean and the corrupt prompts."""
     return capture_pairs(model(name), pairs(task, n, split=split, name=name), progress=False)

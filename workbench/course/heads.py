@@ -8,7 +8,18 @@ import numpy as np
 import torch
 
 from workbench.course import fixtures as bench
-from workbench.course.exercises import TWO_DIGITS, Wrong, all_names, called, exercise, names, number, one_name, shown, table
+from workbench.course.exercises import (
+    TWO_DIGITS,
+    Wrong,
+    all_names,
+    called,
+    exercise,
+    names,
+    number,
+    one_name,
+    shown,
+    table,
+)
 from workbench.lenses.head_scores import head_scores
 
 N = 600
@@ -53,7 +64,9 @@ def _previous(answer: Any) -> str:
     scores = _scores("induction", "previous")
     name = one_name(answer, [*scores], "head of this model")
     if scores[name] < max(scores.values()):
-        raise Wrong(f"{name} pays {scores[name]:.0%} of its attention to the token before. Another one pays far more.")
+        raise Wrong(
+            f"{name} pays {scores[name]:.0%} of its attention to the token before. Another one pays far more."
+        )
     return f"It pays {scores[name]:.0%} of its attention to the token before; no other head pays even half as much."
 
 
@@ -62,7 +75,12 @@ def _drawn() -> list[tuple[torch.Tensor, torch.Tensor]]:
     made = []
     for i, tokens in enumerate(([0, 5, 3, 8, 6, 5, 3], [0, 4, 7, 4, 9, 4, 2], [0, 2, 6, 3, 9, 8, 2])):
         scores = torch.randn(7, 7, generator=torch.Generator().manual_seed(i)) * 2
-        made.append((scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1), torch.tensor(tokens)))
+        made.append(
+            (
+                scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1),
+                torch.tensor(tokens),
+            )
+        )
     return made
 
 
@@ -76,7 +94,12 @@ def _attended(pattern: torch.Tensor, tokens: torch.Tensor, step: int) -> list[fl
     return found
 
 
-@exercise("4.2", "The induction score", "medium", "a function of a pattern [query, key] and tokens [pos] that returns a number.")
+@exercise(
+    "4.2",
+    "The induction score",
+    "medium",
+    "a function of a pattern [query, key] and tokens [pos] that returns a number.",
+)
 def _score(answer: Any) -> str:
     wrong_ways = {
         "this is the attention to the copies themselves. What does an induction head want to know about a copy?": lambda p, t: (
@@ -115,7 +138,9 @@ def _heads(answer: Any) -> str:
         if score > 0.5:
             why_not[name] = ""
         elif copies[name] > 0.5:
-            why_not[name] = "attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head."
+            why_not[name] = (
+                "attends to the earlier copy of a word itself, not to what followed it: a duplicate-token head."
+            )
         else:
             why_not[name] = f"pays {score:.0%} of its attention to words that followed an earlier copy."
     all_names(names(answer, [*scores], "head of this model"), why_not)
@@ -123,7 +148,10 @@ def _heads(answer: Any) -> str:
 
 
 @exercise(
-    "4.4", "Vary the distance", "medium", "an array [model, distance]: accuracies of the two models at the distances 10 to 14."
+    "4.4",
+    "Vary the distance",
+    "medium",
+    "an array [model, distance]: accuracies of the two models at the distances 10 to 14.",
 )
 def _vary(answer: Any) -> str:
     right = _accuracies()
@@ -143,7 +171,12 @@ def _vary(answer: Any) -> str:
     )
 
 
-@exercise("4.5", "One changed word", "hard", "a function from a prompt (a list of token ids) to a prompt of the same length.")
+@exercise(
+    "4.5",
+    "One changed word",
+    "hard",
+    "a function from a prompt (a list of token ids) to a prompt of the same length.",
+)
 def _spoil(answer: Any) -> str:
     rows = np.flatnonzero(_distance() == OWN)
     clean = bench.pairs("induction", N, name="induction").clean
@@ -169,5 +202,7 @@ def _spoil(answer: Any) -> str:
             f"now `shortcut` is right in {kept['shortcut']:.0%} of the prompts only: you changed the word that it copies."
         )
     if kept["induction"] > 0.2:
-        raise Wrong(f"`induction` is still right in {kept['induction']:.0%} of the prompts. What does it look for in the prompt?")
+        raise Wrong(
+            f"`induction` is still right in {kept['induction']:.0%} of the prompts. What does it look for in the prompt?"
+        )
     return f"Now `induction` gives that word in {kept['induction']:.0%} of the prompts, `shortcut` in {kept['shortcut']:.0%}."

@@ -41,9 +41,12 @@ def gate(name: str) -> tuple[Any, PromptPairs]:
     clean = [[words[token] for token in row] for row in made.clean[keep].tolist()]
     corrupt = [_without(row, words) if name == "and" else [_small(word) for word in row] for row in clean]
     sides = [
-        Prompts.of([[words.index(word) for word in row] for row in rows], strings=rows, bos=True) for rows in (clean, corrupt)
+        Prompts.of([[words.index(word) for word in row] for row in rows], strings=rows, bos=True)
+        for rows in (clean, corrupt)
     ]
-    return made.model, PromptPairs(sides[0], sides[1], made.answers[keep], made.wrong[keep], {"task": f"gate-{name}"})
+    return made.model, PromptPairs(
+        sides[0], sides[1], made.answers[keep], made.wrong[keep], {"task": f"gate-{name}"}
+    )
 
 
 def _without(row: list[str], words: tuple[str, ...]) -> list[str]:
@@ -62,7 +65,9 @@ def _ends() -> tuple[np.ndarray, np.ndarray]:
     pairs = bench.pairs("ioi", N)
     rows = torch.arange(N)
     with torch.no_grad():
-        ends = [bench.model()(side.tokens)[rows, pairs.clean.lengths - 1] for side in (pairs.clean, pairs.corrupt)]
+        ends = [
+            bench.model()(side.tokens)[rows, pairs.clean.lengths - 1] for side in (pairs.clean, pairs.corrupt)
+        ]
     right, wrong = pairs.answers[:, 0, 0], pairs.wrong[:, 0, 0]
     clean, corrupt = ((end[rows, right] - end[rows, wrong]).numpy() for end in ends)
     return clean, corrupt
@@ -73,11 +78,15 @@ def _patched(site: str, base: str) -> np.ndarray:
     """[example]: logit differences of a run of `tiny` with one site of the other run."""
     clean, corrupt = bench.stores("ioi", N)
     value = from_store(clean if base == "corrupt" else corrupt)
-    change = effects(bench.model(), bench.pairs("ioi", N), sites=[site], value=value, base=base, progress=False).values[:, 0]
+    change = effects(
+        bench.model(), bench.pairs("ioi", N), sites=[site], value=value, base=base, progress=False
+    ).values[:, 0]
     return change + _ends()[base == "corrupt"]
 
 
-@exercise("5.1", "Patch by hand", "easy", "a function from a site, as 'z[3.7]', to logit differences [example].")
+@exercise(
+    "5.1", "Patch by hand", "easy", "a function from a site, as 'z[3.7]', to logit differences [example]."
+)
 def _by_hand(answer: Any) -> str:
     for site in ("z[3.7]", "mlp_out[1]"):
         right, base = _patched(site, "corrupt"), _ends()[1]
@@ -85,16 +94,27 @@ def _by_hand(answer: Any) -> str:
         if np.allclose(got, right, atol=1e-3):
             continue
         if np.allclose(got, _patched(site, "clean"), atol=1e-3):
-            raise Wrong("this is noising: your run is the clean one with a corrupt activation. Patch the other way round.")
+            raise Wrong(
+                "this is noising: your run is the clean one with a corrupt activation. Patch the other way round."
+            )
         if np.allclose(got, right - base, atol=1e-3):
-            raise Wrong("this is how much the patch changes. Wanted is the patched run's logit difference itself.")
+            raise Wrong(
+                "this is how much the patch changes. Wanted is the patched run's logit difference itself."
+            )
         if np.allclose(got, base, atol=1e-3):
             raise Wrong("these are the logit differences of the corrupt run: nothing was patched.")
-        raise Wrong(f"with {site} patched your logit differences are off by up to {np.abs(got - right).max():.2g}.")
+        raise Wrong(
+            f"with {site} patched your logit differences are off by up to {np.abs(got - right).max():.2g}."
+        )
     return "Everything in that run comes from the corrupt prompt, but for one activation and what follows from it."
 
 
-@exercise("5.2", "How much is restored", "easy", "a function of three arrays [example] (patched, clean, corrupt) to one number.")
+@exercise(
+    "5.2",
+    "How much is restored",
+    "easy",
+    "a function of three arrays [example] (patched, clean, corrupt) to one number.",
+)
 def _recovery(answer: Any) -> str:
     rng = np.random.default_rng(5)
     corrupt = rng.normal(size=40)
@@ -110,10 +130,16 @@ def _recovery(answer: Any) -> str:
             ((patched - corrupt) / gap).mean(),
             "you divide first and average then: a prompt whose two runs agree decides the mean.",
         ),
-        ((patched - clean).mean() / (corrupt - clean).mean(), "at the clean run yours is 0, at the corrupt run 1."),
+        (
+            (patched - clean).mean() / (corrupt - clean).mean(),
+            "at the clean run yours is 0, at the corrupt run 1.",
+        ),
         (patched.mean() / clean.mean(), "the corrupt run must give 0, and yours does not count from there."),
         ((patched - corrupt).mean() / clean.mean(), "the clean run must give 1: what is the whole distance?"),
-        ((patched - corrupt).mean(), "this is in logits. A share of the distance between the two runs is wanted."),
+        (
+            (patched - corrupt).mean(),
+            "this is in logits. A share of the distance between the two runs is wanted.",
+        ),
     ):
         if np.isclose(got, wrong, rtol=1e-4):
             raise Wrong(said)
@@ -122,7 +148,9 @@ def _recovery(answer: Any) -> str:
         raise Wrong(
             "at both ends yours is right, in between it is not. Does every prompt count, by how far its two runs are apart?"
         )
-    raise Wrong(f"for the corrupt run itself yours is {ends[0]:.3g}, for the clean run {ends[1]:.3g}; what should they be?")
+    raise Wrong(
+        f"for the corrupt run itself yours is {ends[0]:.3g}, for the clean run {ends[1]:.3g}; what should they be?"
+    )
 
 
 @exercise("5.3", "A head and its place", "medium", "one site of a head at one position, as 'z[0.3]@S1'.")
@@ -141,7 +169,9 @@ def _place(answer: Any) -> str:
     if (site.layer, site.head) not in {(layer, head) for layer, head, _ in share} or site.pos not in PLACES:
         raise Wrong(f"{site} is not in this model, or its position is none of {', '.join(PLACES)}.")
     if (mine := share[site.layer or 0, site.head, str(site.pos)]) < max(share.values()):
-        raise Wrong(f"{site} restores {mine:.0%} of the difference, and another head and position restores more.")
+        raise Wrong(
+            f"{site} restores {mine:.0%} of the difference, and another head and position restores more."
+        )
     return f"It restores {mine:.0%} by itself, in a run that is corrupt everywhere else."
 
 
@@ -153,7 +183,14 @@ def _shares() -> dict[tuple[int, int, str], float]:
     """By layer, head and position: the share of the difference that denoising it restores."""
     clean, _ = bench.stores("ioi", N)
     sites = grid("z", bench.model(), pos=list(PLACES))
-    made = effects(bench.model(), bench.pairs("ioi", N), sites=sites, value=from_store(clean), base="corrupt", progress=False)
+    made = effects(
+        bench.model(),
+        bench.pairs("ioi", N),
+        sites=sites,
+        value=from_store(clean),
+        base="corrupt",
+        progress=False,
+    )
     high, low = (ends.mean() for ends in _ends())
     mean = made.transpose("example", "layer", "head", "pos").mean("example").values / (high - low)
     return {(*where[:2], PLACES[where[2]]): float(share) for where, share in np.ndenumerate(mean)}
@@ -185,7 +222,10 @@ def _heads(name: str) -> list[str]:
 
 
 @exercise(
-    "5.4", "Sufficient, necessary", "medium", 'a table {"and": {"sufficient": [heads], "necessary": [heads]}, "or": the same}.'
+    "5.4",
+    "Sufficient, necessary",
+    "medium",
+    'a table {"and": {"sufficient": [heads], "necessary": [heads]}, "or": the same}.',
 )
 def _kinds(answer: Any) -> str:
     for gate_name, told in fields(answer, ("and", "or")).items():
@@ -199,7 +239,9 @@ def _kinds(answer: Any) -> str:
             share = {head: _carried(gate_name, (head,), base) for head in heads}
             for head in sorted(given):
                 if share[head] < WHOLE:
-                    raise Wrong(f'{head} is not {kind} in "{gate_name}": {does} {abs(share[head]):.0%} of the difference.')
+                    raise Wrong(
+                        f'{head} is not {kind} in "{gate_name}": {does} {abs(share[head]):.0%} of the difference.'
+                    )
             if missing := {head for head, value in share.items() if value >= WHOLE} - given:
                 raise Wrong(f'"{gate_name}" has {len(missing)} {kind} more.')
     return "Denoising finds the parts of an OR one by one and misses those of an AND; noising the other way round."
@@ -214,6 +256,8 @@ def _together(answer: Any) -> str:
     taken = _carried("or", tuple(sorted(given)), "clean")
     if taken < WHOLE:
         raise Wrong(f"noised together they take {abs(taken):.0%} of the difference.")
-    if any(_carried("or", tuple(sorted(given - {head})), "clean") >= WHOLE for head in given if len(given) > 1):
+    if any(
+        _carried("or", tuple(sorted(given - {head})), "clean") >= WHOLE for head in given if len(given) > 1
+    ):
         raise Wrong("they take all of it, and a smaller set does too.")
     return "No single head is missed. Sweeps over single sites cannot find this; pairs or larger sets can."

@@ -31,10 +31,17 @@ def _path(path: str, mlps: str = "frozen") -> np.ndarray:
 def _total(site: str) -> np.ndarray:
     """[example]: what a site of `tiny` changes when it carries the corrupt value."""
     other = from_store(bench.stores("ioi", N)[1])
-    return effects(bench.model(), bench.pairs("ioi", N), sites=[site], value=other, progress=False).values[:, 0]
+    return effects(bench.model(), bench.pairs("ioi", N), sites=[site], value=other, progress=False).values[
+        :, 0
+    ]
 
 
-@exercise("6.1", "The direct share", "easy", "one number: the share of the head's total effect that its direct path has.")
+@exercise(
+    "6.1",
+    "The direct share",
+    "easy",
+    "one number: the share of the head's total effect that its direct path has.",
+)
 def _share(answer: Any) -> str:
     each, whole = _path("a3.7->logits"), _total("z[3.7]")
     direct, total = float(each.mean()), float(whole.mean())
@@ -65,7 +72,9 @@ def _by_hand(answer: Any) -> str:
         if np.allclose(got, -right, atol=2e-3):
             raise Wrong("the sign is turned round: patched minus clean is wanted.")
         if np.allclose(got, _total(f"z[{layer}.{head}]"), atol=2e-3):
-            raise Wrong(f"for {name} this is the total effect: everything after the head still reacts. What must be held?")
+            raise Wrong(
+                f"for {name} this is the total effect: everything after the head still reacts. What must be held?"
+            )
         if np.allclose(got, _path(f"{name}->logits", "recomputed"), atol=2e-3):
             raise Wrong(f"for {name} the later heads are held and the later MLPs still react.")
         if np.isclose(got, 0).all():
@@ -82,15 +91,21 @@ def _into(answer: Any) -> str:
         raise Wrong(f"a reader as text is wanted, such as 'a2.0<k>@S1', not {shown(answer)}.")
     reader, _, place = answer.replace(" ", "").partition("@")
     if reader not in [f"a3.7<{port}>" for port in PORTS]:
-        raise Wrong(f"{shown(reader)} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>.")
+        raise Wrong(
+            f"{shown(reader)} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>."
+        )
     if place not in PLACES:
         raise Wrong(f"write the position after an @, one of {', '.join(PLACES)}.")
     change = {f"a3.7<{port}>@{at}": float(_path(f"m0->a3.7<{port}>@{at}->logits", "recomputed").mean())
               for port in PORTS for at in PLACES}  # fmt: skip
     mine = change[f"{reader}@{place}"]
     if mine > min(change.values()):
-        raise Wrong(f"through {reader}@{place} the first MLP changes the logit difference by {mine:.2f}; one input carries more.")
-    return f"It changes the logit difference by {mine:.2f}: the head copies, with a minus, what it finds there."
+        raise Wrong(
+            f"through {reader}@{place} the first MLP changes the logit difference by {mine:.2f}; one input carries more."
+        )
+    return (
+        f"It changes the logit difference by {mine:.2f}: the head copies, with a minus, what it finds there."
+    )
 
 
 @exercise("6.4", "Composition", "medium", 'a table {"q": head, "k": head, "v": head}.')
@@ -107,7 +122,12 @@ def _composition(answer: Any) -> str:
     return "Patching the heads alone could not tell: each of the three is missed just as much."
 
 
-@exercise("6.5", "A long path", "hard", "one path as text, as 'input->a0.0->a2.0<k>->logits', with three nodes in between.")
+@exercise(
+    "6.5",
+    "A long path",
+    "hard",
+    "one path as text, as 'input->a0.0->a2.0<k>->logits', with three nodes in between.",
+)
 def _long(answer: Any) -> str:
     if not isinstance(answer, str):
         raise Wrong(f"a path as text is wanted, not {shown(answer)}.")

@@ -32,7 +32,12 @@ def _probes() -> Probes:
     return fit_probes(clean, Labels.of_concepts(clean, ["number"]), k=KS, draws=10)
 
 
-@exercise("9.1", "Rank features", "easy", "a function from activations [row, feature] and labels [row] to scores [feature].")
+@exercise(
+    "9.1",
+    "Rank features",
+    "easy",
+    "a function from activations [row, feature] and labels [row] to scores [feature].",
+)
 def _welch(answer: Any) -> str:
     rng = torch.Generator().manual_seed(0)
     labels = torch.rand(60, generator=rng) < 0.4
@@ -46,13 +51,19 @@ def _welch(answer: Any) -> str:
     if np.allclose(got, right, rtol=0.03):
         return "A large gap between classes counts for little in a feature that is large anyway."
     if np.allclose(np.abs(got), right, rtol=0.03):
-        raise Wrong("some scores are negative: a neuron that falls with the concept says as much as one that rises.")
+        raise Wrong(
+            "some scores are negative: a neuron that falls with the concept says as much as one that rises."
+        )
     if np.allclose(np.abs(got), gap.abs(), rtol=0.03):
-        raise Wrong("these are the gaps between the means. A feature that is large in every row has a large gap by chance.")
+        raise Wrong(
+            "these are the gaps between the means. A feature that is large in every row has a large gap by chance."
+        )
     if np.allclose(np.abs(got), gap.abs() / x.std(0), rtol=0.03):
         raise Wrong("the spread over all rows contains the gap itself. Take the spread within each class.")
     if np.allclose(np.abs(got), gap.abs() / (one.var(0) + two.var(0)).sqrt(), rtol=0.03):
-        raise Wrong("a mean of many rows is known better than one of few: the counts of the two classes are missing.")
+        raise Wrong(
+            "a mean of many rows is known better than one of few: the counts of the two classes are missing."
+        )
     raise Wrong("for random activations your scores are not Welch's |t|.")
 
 
@@ -103,13 +114,20 @@ def _moved(answer: Any) -> str:
             "class is the positive one? (`labels.concept('number').classes`: the last.)"
         )
     if np.allclose(got, found["accuracy"].values, atol=0.006):
-        raise Wrong("these are the held-out accuracies on clean prompts. Apply the probes to the corrupt store.")
+        raise Wrong(
+            "these are the held-out accuracies on clean prompts. Apply the probes to the corrupt store."
+        )
     off = [str(layer) for layer in np.flatnonzero(~np.isclose(got, right, atol=0.006))]
-    raise Wrong(f"layer {', '.join(off)}: off. A probe says yes where activation times direction plus intercept is above 0.")
+    raise Wrong(
+        f"layer {', '.join(off)}: off. A probe says yes where activation times direction plus intercept is above 0."
+    )
 
 
 @exercise(
-    "9.4", "Swap a direction", "medium", "a function from x [example, d], other [example, d] and direction [d] to [example, d]."
+    "9.4",
+    "Swap a direction",
+    "medium",
+    "a function from x [example, d], other [example, d] and direction [d] to [example, d].",
 )
 def _swapped(answer: Any) -> str:
     rng = torch.Generator().manual_seed(2)
@@ -130,7 +148,11 @@ def _swapped(answer: Any) -> str:
         raise Wrong("everything is swapped; only the part along the direction should be.")
     before, after = np.asarray(got) @ unit.numpy(), (other @ unit).numpy()
     along = np.allclose(before, after, atol=1e-6)
-    raise Wrong("outside the direction something changed." if along else "along the direction it is not what the other run has.")
+    raise Wrong(
+        "outside the direction something changed."
+        if along
+        else "along the direction it is not what the other run has."
+    )
 
 
 @lru_cache(maxsize=1)
@@ -143,8 +165,15 @@ def _planted() -> tuple[Planted, dict[str, float]]:
     shape, found = Shape.of(made.model), {}
     for head in range(shape.n_heads):
         features = list(range(head * shape.d_head, (head + 1) * shape.d_head))
-        how: dict[str, Any] = {"k": [shape.d_head], "selectors": ["given"], "given": {("z", 1): features}, "controls": []}
-        found[f"a1.{head}"] = float(fit_probes(clean, labels, sites=["z"], layers=[1], **how).results["accuracy"].squeeze())
+        how: dict[str, Any] = {
+            "k": [shape.d_head],
+            "selectors": ["given"],
+            "given": {("z", 1): features},
+            "controls": [],
+        }
+        found[f"a1.{head}"] = float(
+            fit_probes(clean, labels, sites=["z"], layers=[1], **how).results["accuracy"].squeeze()
+        )
     return made, found
 
 
@@ -155,9 +184,15 @@ def _verdicts(answer: Any) -> str:
     for role, given in fields(answer, ("used", "decoy")).items():
         head = one_name(given, [*decoded], "head of the last layer")
         if decoded[head] < 0.9:
-            raise Wrong(f"{role}: in {head} the answer can be read in {decoded[head]:.0%} of the prompts only.")
+            raise Wrong(
+                f"{role}: in {head} the answer can be read in {decoded[head]:.0%} of the prompts only."
+            )
         if role == "used" and head not in into:
-            raise Wrong(f"used: exchange what {head} holds for the corrupt run's, and the logit difference stays as it is.")
+            raise Wrong(
+                f"used: exchange what {head} holds for the corrupt run's, and the logit difference stays as it is."
+            )
         if role == "decoy" and head in into:
-            raise Wrong(f"decoy: exchange what {head} holds for the corrupt run's, and look at the logit difference.")
+            raise Wrong(
+                f"decoy: exchange what {head} holds for the corrupt run's, and look at the logit difference."
+            )
     return "Both hold the answer in every prompt; the weights of this model were set by hand, and nothing reads the decoy."

@@ -33,7 +33,9 @@ def _found() -> Circuit:
 def _of_tiny(split: str, *checks: str) -> Any:
     _, corrupt = bench.stores("ioi", SMALL, split=split)
     pairs = bench.pairs("ioi", SMALL, split=split)
-    return evaluate(_found(), bench.model(), pairs, value=from_store(corrupt), checks=checks, progress=False).isel(circuit=0)
+    return evaluate(
+        _found(), bench.model(), pairs, value=from_store(corrupt), checks=checks, progress=False
+    ).isel(circuit=0)
 
 
 @lru_cache(maxsize=1)
@@ -42,7 +44,9 @@ def _of_backup() -> Any:
     main = made.heads["main"]
     circuit = Circuit.of(Graph.of(made.model), [f"input->{main}<k>", f"input->{main}<v>", f"{main}->logits"])
     checks = ("complement", "completeness")
-    return evaluate(circuit, made.model, planted_pairs(made), value=zero(), checks=checks, progress=False).isel(circuit=0)
+    return evaluate(
+        circuit, made.model, planted_pairs(made), value=zero(), checks=checks, progress=False
+    ).isel(circuit=0)
 
 
 @lru_cache(maxsize=2)
@@ -52,9 +56,17 @@ def _of_claim(split: Literal["train", "heldout"]) -> tuple[Any, dict[str, float]
     pairs = planted_pairs(made)
     _, corrupt = capture_pairs(made.model, pairs, progress=False)
     circuit = Circuit.of(Graph.of(made.model), CLAIMED)
-    judged = evaluate(circuit, made.model, pairs, value=from_store(corrupt), checks="complement", progress=False).isel(circuit=0)
-    heads = effects(made.model, pairs, sites=grid("z", made.model), value=from_store(corrupt), progress=False).mean("example")
-    each = {f"a{layer}.{head}": float(heads[layer, head]) for layer in range(heads.shape[0]) for head in range(heads.shape[1])}
+    judged = evaluate(
+        circuit, made.model, pairs, value=from_store(corrupt), checks="complement", progress=False
+    ).isel(circuit=0)
+    heads = effects(
+        made.model, pairs, sites=grid("z", made.model), value=from_store(corrupt), progress=False
+    ).mean("example")
+    each = {
+        f"a{layer}.{head}": float(heads[layer, head])
+        for layer in range(heads.shape[0])
+        for head in range(heads.shape[1])
+    }
     return judged, each
 
 
@@ -68,7 +80,12 @@ def _near(given: float, right: float, within: float = 0.005) -> bool:
     return abs(given - right) <= within * max(1.0, abs(right))
 
 
-@exercise("8.1", "On prompts it has not seen", "easy", "a dict of 'faithfulness', 'low' and 'high' on the held-out prompts.")
+@exercise(
+    "8.1",
+    "On prompts it has not seen",
+    "easy",
+    "a dict of 'faithfulness', 'low' and 'high' on the held-out prompts.",
+)
 def _heldout(answer: Any) -> str:
     given = _numbers(answer, ("faithfulness", "low", "high"))
     train, held = _of_tiny("train"), _of_tiny("heldout")
@@ -78,7 +95,9 @@ def _heldout(answer: Any) -> str:
         raise Wrong("this is the mean of each prompt's ratio; faithfulness is the ratio of the means.")
     for name, value in given.items():
         if not _near(value, float(held[name]), 0.001):
-            raise Wrong(f"{name!r} is not that of the {SMALL} held-out prompts with the corrupt run as the other value.")
+            raise Wrong(
+                f"{name!r} is not that of the {SMALL} held-out prompts with the corrupt run as the other value."
+            )
     return "The interval lies above 1: the circuit leaves out edges that work against the answer. Above 1 is not better than 1."
 
 
@@ -96,7 +115,10 @@ def _unneeded(answer: Any) -> str:
 
 
 @exercise(
-    "8.3", "Two ways to the answer", "medium", "a dict of 'complement' and 'incompleteness' of the three edges, zeros written."
+    "8.3",
+    "Two ways to the answer",
+    "medium",
+    "a dict of 'complement' and 'incompleteness' of the three edges, zeros written.",
 )
 def _backup(answer: Any) -> str:
     given, right = _numbers(answer, ("complement", "incompleteness")), _of_backup()
@@ -104,12 +126,17 @@ def _backup(answer: Any) -> str:
         raise Wrong("that is the faithfulness of the circuit itself; the complement is everything else.")
     for name, value in given.items():
         if not _near(value, float(right[name])):
-            raise Wrong(f"{name!r} is off. Evaluate the three edges on the {N} prompts, with wb.zero() as the other value.")
+            raise Wrong(
+                f"{name!r} is off. Evaluate the three edges on the {N} prompts, with wb.zero() as the other value."
+            )
     return "Faithful, and half of the story: what is left without the circuit answers just as well."
 
 
 @exercise(
-    "8.4", "Evidence against a circuit", "hard", "a dict of 'faithfulness', 'low', 'high', 'complement', 'head' and 'effect'."
+    "8.4",
+    "Evidence against a circuit",
+    "hard",
+    "a dict of 'faithfulness', 'low', 'high', 'complement', 'head' and 'effect'.",
 )
 def _evidence(answer: Any) -> str:
     given = _numbers(answer, ("faithfulness", "low", "high", "complement", "effect"))
@@ -117,13 +144,17 @@ def _evidence(answer: Any) -> str:
     scores = ("faithfulness", "low", "high", "complement")
     for name in scores:
         if not _near(given[name], float(judged[name]), 0.002):
-            raise Wrong(f"{name!r} is not that of the claimed circuit on {N} held-out prompts of planted('backup-negative').")
+            raise Wrong(
+                f"{name!r} is not that of the claimed circuit on {N} held-out prompts of planted('backup-negative')."
+            )
     away = [sum(abs(given[name] - float(found[name])) for name in scores) for found in (judged, train)]
     if away[1] < away[0]:
         raise Wrong("these are the scores on the prompts of the other split; `wired_pairs` are held out.")
     head = one_name(fields(answer, ["head"])["head"], [*heads], "head of this model")
     if any(head in (edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in CLAIMED):
-        raise Wrong(f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted.")
+        raise Wrong(
+            f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted."
+        )
     if not _near(given["effect"], heads[head], 0.001):
         raise Wrong(
             f"'effect' is not that of writing the corrupt run's z at {head}, in logits, averaged over the held-out prompts."

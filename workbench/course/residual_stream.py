@@ -17,10 +17,14 @@ def _logit_differences() -> np.ndarray:
     clean, _ = bench.stores("ioi", N)
     pairs = bench.pairs("ioi", N)
     lens = logit_lens(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong)
-    return np.stack([lens.values[np.arange(N), layer, pairs.clean.lengths - 1] for layer in range(4)], 1).mean(0)
+    return np.stack(
+        [lens.values[np.arange(N), layer, pairs.clean.lengths - 1] for layer in range(4)], 1
+    ).mean(0)
 
 
-@exercise("1.1", "Read a stream", "easy", "a function from streams [example, d_model] to logits [example, vocab].")
+@exercise(
+    "1.1", "Read a stream", "easy", "a function from streams [example, d_model] to logits [example, vocab]."
+)
 def _read(answer: Any) -> str:
     model = bench.model()
     stream = torch.randn(5, model.cfg.d_model, generator=torch.Generator().manual_seed(1)) * 3
@@ -35,9 +39,13 @@ def _read(answer: Any) -> str:
         raise Wrong(
             "your logits are those of the stream as it is. What does the model do to its last stream before it unembeds it?"
         )
-    if np.allclose(got, torch.log_softmax(right, -1), atol=1e-4) or np.allclose(got, right.softmax(-1), atol=1e-4):
+    if np.allclose(got, torch.log_softmax(right, -1), atol=1e-4) or np.allclose(
+        got, right.softmax(-1), atol=1e-4
+    ):
         raise Wrong("these are probabilities or their logarithms; logits are wanted.")
-    raise Wrong(f"for five random streams your logits are off by up to {np.abs(got - right.numpy()).max():.2g}.")
+    raise Wrong(
+        f"for five random streams your logits are off by up to {np.abs(got - right.numpy()).max():.2g}."
+    )
 
 
 @exercise("1.2", "Where the answer appears", "easy", "a layer, counted from 0.")
@@ -51,13 +59,17 @@ def _first(answer: Any) -> str:
     if not 0 <= given < 4:
         raise Wrong(f"the model has layers 0 to 3, and {given} is none of them.")
     if given < right:
-        raise Wrong(f"after layer {given} the answer is the first choice for {shares[given]:.0%} of the prompts only.")
+        raise Wrong(
+            f"after layer {given} the answer is the first choice for {shares[given]:.0%} of the prompts only."
+        )
     if given > right:
         raise Wrong(f"layer {given} is one where it is; there is an earlier one.")
     return f"There it is the first choice for {shares[right]:.0%} of the prompts, one layer before for {shares[right - 1]:.0%}."
 
 
-@exercise("1.3", "What each layer adds", "medium", "an array [layer] of three numbers: what layers 1, 2 and 3 add.")
+@exercise(
+    "1.3", "What each layer adds", "medium", "an array [layer] of three numbers: what layers 1, 2 and 3 add."
+)
 def _added(answer: Any) -> str:
     reached = _logit_differences()
     right = np.diff(reached)
@@ -65,7 +77,9 @@ def _added(answer: Any) -> str:
     if np.allclose(got, right, atol=TWO_DIGITS):
         return "Nearly all of it comes last: whatever earlier layers do for it, at END the unembedding does not read it yet."
     if np.allclose(got, reached[1:], atol=1e-3):
-        raise Wrong("this is what is reached after each layer. Wanted is what each one adds to what was there before it.")
+        raise Wrong(
+            "this is what is reached after each layer. Wanted is what each one adds to what was there before it."
+        )
     if np.allclose(got, -right, atol=1e-3):
         raise Wrong("the signs are turned round: what is added is after minus before.")
     off = [str(layer + 1) for layer in np.flatnonzero(~np.isclose(got, right, atol=TWO_DIGITS))]

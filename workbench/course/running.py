@@ -80,7 +80,14 @@ def run_notebook(path: str | Path, *, seconds: int = 600) -> Ran:
     try:
         made: Any = nbformat.read(path, as_version=4)
         nbformat.validate(made, relax_add_props=True)
-    except (OSError, ValueError, TypeError, AttributeError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        nbformat.reader.NotJSONError,
+        nbformat.ValidationError,
+    ) as error:
         raise NotebookError(f"{path} is no notebook: {str(error).splitlines()[0]}") from error
     noted, ended = _run(made, path.parent, seconds)
     broken, unchecked = {}, {}
@@ -90,7 +97,9 @@ def run_notebook(path: str | Path, *, seconds: int = 600) -> Ran:
         if errors and not (checked and errors[0].ename == "Wrong"):
             broken[i] = f"{errors[0].ename}: {errors[0].evalue}"
         late = any(i >= last for last in ended)
-        unchecked |= dict.fromkeys(checked, broken.get(i, "The run ended before." if late else "Its cell said nothing about it."))
+        unchecked |= dict.fromkeys(
+            checked, broken.get(i, "The run ended before." if late else "Its cell said nothing about it.")
+        )
     return Ran(_results(noted, unchecked), broken | ended)
 
 

@@ -69,7 +69,10 @@ def _when(answer: Any) -> str:
 
 
 @exercise(
-    "10.2", "The end's circuit, earlier", "medium", "an array [step] of three faithfulnesses, at the steps 1500, 1850 and 2250."
+    "10.2",
+    "The end's circuit, earlier",
+    "medium",
+    "an array [step] of three faithfulnesses, at the steps 1500, 1850 and 2250.",
 )
 def _earlier(answer: Any) -> str:
     right = _measured()["faithfulness"]
@@ -77,7 +80,9 @@ def _earlier(answer: Any) -> str:
     if np.allclose(got, right, atol=5e-3):
         return "The edges carry a part of the behaviour long before the behaviour is there."
     if np.allclose(got, _measured()["m_circuit"], atol=0.05):
-        raise Wrong("these are logit differences of the circuit. Faithfulness divides by what the whole checkpoint does.")
+        raise Wrong(
+            "these are logit differences of the circuit. Faithfulness divides by what the whole checkpoint does."
+        )
     if np.allclose(got, 1, atol=0.1):
         raise Wrong(
             "all are near 1, as with the final model. Run the circuit in each checkpoint, with its own corrupt activations."
@@ -97,7 +102,9 @@ def _overlap(answer: Any) -> str:
     if np.isclose(given, both / either, atol=5e-3):
         return f"Of the {int(late.sum())} edges of the end, {both} are there; the others came later or took over."
     if np.isclose(given, both, atol=5e-3):
-        raise Wrong("this is the number of common edges. Divide it by the number of edges that are in either circuit.")
+        raise Wrong(
+            "this is the number of common edges. Divide it by the number of edges that are in either circuit."
+        )
     if any(np.isclose(given, both / n, atol=5e-3) for n in (EDGES, int(early.sum()), int(late.sum()))):
         raise Wrong(
             "this is the share of one circuit's edges. The Jaccard overlap divides by the edges that are in either of them."

@@ -87,16 +87,24 @@ def acdc(
     measure = as_metric(metric)
     graph = Graph.of(model, positions=positions) if scores is None else graph_of(scores)
     if scores is not None and not np.isfinite(matrix_of(scores, graph)[graph.exists]).all():
-        raise CircuitError("acdc: some edges have no finite score. Check the metric and the edits that made them.")
+        raise CircuitError(
+            "acdc: some edges have no finite score. Check the metric and the edits that made them."
+        )
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     sign = -1.0 if measure.higher_is_better else 1.0
     full = sign * float(runs.full.mean())
     if threshold is None:
-        threshold = 0.01 * abs(sign * float(runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool)).mean()) - full)
+        threshold = 0.01 * abs(
+            sign * float(runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool)).mean()) - full
+        )
         if threshold == 0:
-            raise MetricError(f"acdc: {measure.name} is the same with every edge and with none, so no edge can matter.")
+            raise MetricError(
+                f"acdc: {measure.name} is the same with every edge and with none, so no edge can matter."
+            )
     trial = _Trial(runs, sign, float(threshold), at_once, full)
-    with tqdm(total=graph.n_edges, desc="acdc", unit="edge", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=graph.n_edges, desc="acdc", unit="edge", disable=None if progress else True, leave=False
+    ) as bar:
         for reader in reversed(range(len(graph.readers))):
             senders = _senders(graph, reader, order, scores, seed)
             trial.reader(senders)
@@ -109,7 +117,9 @@ def acdc(
     return Circuit.of(graph, trial.edges, scores=trial.costs, attrs=attrs, prompt_ids=ids)
 
 
-def _senders(graph: Graph, reader: int, order: str, scores: xr.DataArray | None, seed: int) -> list[tuple[int, ...]]:
+def _senders(
+    graph: Graph, reader: int, order: str, scores: xr.DataArray | None, seed: int
+) -> list[tuple[int, ...]]:
     """Indices of the edges into a reader, in the order in which they are tried."""
     found = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
     found.sort(key=lambda index: index[-2])

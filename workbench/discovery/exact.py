@@ -12,7 +12,9 @@ from workbench.engine.circuits import Circuits
 CONTEXTS = 6
 
 
-def exact_scores(circuits: Circuits, *, present: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
+def exact_scores(
+    circuits: Circuits, *, present: np.ndarray | None = None, progress: bool = False
+) -> np.ndarray:
     """[example, (pos,) writer, reader]: m(present) - m(present without the edge); 0 for edges that are not present.
 
     Args:
@@ -25,7 +27,9 @@ def exact_scores(circuits: Circuits, *, present: np.ndarray | None = None, progr
     found = np.zeros((len(circuits.pairs), *graph.exists.shape))
     whole = circuits.full if present is graph.exists else circuits.measure(present[None])[0]
     size = max(1, 2**27 // graph.exists.size)
-    with tqdm(total=len(at), desc="edges", unit="edge", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(at), desc="edges", unit="edge", disable=None if progress else True, leave=False
+    ) as bar:
         for first in range(0, len(at), size):
             part = tuple(np.array(at[first : first + size]).T)
             without = np.repeat(present[None], len(part[0]), axis=0)
@@ -43,7 +47,11 @@ def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[n
     graph = circuits.graph
     best = exact_scores(circuits, progress=progress)
     strength = np.where(graph.exists, np.abs(best.mean(0)), 0)
-    ranked = [index for index in np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS] if strength.flat[index] > 0]
+    ranked = [
+        index
+        for index in np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS]
+        if strength.flat[index] > 0
+    ]
     for index in tqdm(ranked, desc="contexts", unit="edge", disable=None if progress else True, leave=False):
         present = graph.exists.copy()
         present.flat[index] = False

@@ -73,7 +73,9 @@ def learn_circuit(
     50
     """
     if (n_edges is None) == (n_nodes is None):
-        raise CircuitError("learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components).")
+        raise CircuitError(
+            "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
+        )
     for name, number in (("steps", steps), ("batch", batch)):
         if type(number) is not int or number < 1:
             raise CircuitError(f"learn_circuit: {name}={number}; a whole number from 1 up is needed.")
@@ -89,7 +91,9 @@ def learn_circuit(
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     gates = _Gates(graph, on, seed)
     loss = _loss(runs, measure)
-    with tqdm(total=steps, desc=f"gates on {on}", unit="step", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=steps, desc=f"gates on {on}", unit="step", disable=None if progress else True, leave=False
+    ) as bar:
         _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
     logits = gates.logits.detach().double().numpy()
     scores = gates.spread(1 / (1 + np.exp(-logits)))  # all positive, so that they rank by size as by sign
@@ -105,7 +109,9 @@ def learn_circuit(
         "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps, "lr": lr, "seed": seed,
         "forwards": steps, "higher_is_better": measure.higher_is_better, "expected_open": float(gates.open_share().detach()) * most,
     }  # fmt: skip
-    return Circuit.of(graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids))
+    return Circuit.of(
+        graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids)
+    )
 
 
 class _Gates:
@@ -150,7 +156,9 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
     empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
     gap = abs(float(runs.full.mean() - empty.mean()))
     if gap < 1e-6:
-        raise MetricError(f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter.")
+        raise MetricError(
+            f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter."
+        )
     full = torch.from_numpy(runs.full)
     return lambda measured, batch: (
         ((measured - (full[list(batch.examples)] if runs.asked.plain else full).to(measured)) / gap) ** 2
@@ -171,7 +179,9 @@ def _train(
 ) -> None:
     # Multipliers of the constraint grow while it is violated: gradient ascent on them.
     multipliers = torch.zeros(2, requires_grad=True)
-    optimizer = torch.optim.Adam([{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}])
+    optimizer = torch.optim.Adam(
+        [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
+    )
     batches = list(runs.batches(size if runs.asked.plain else len(runs.asked.pairs)))
     order = np.random.default_rng(seed)
     for number in range(steps):
@@ -182,7 +192,9 @@ def _train(
         distance = loss(runs.soft(gates.sample(), batch), batch)
         total = distance + multipliers[0] * miss + multipliers[1] * miss**2
         if not distance.requires_grad or not bool(torch.isfinite(total)):
-            raise MetricError(f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, prob_diff or nll.")
+            raise MetricError(
+                f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, prob_diff or nll."
+            )
         total.backward()
         optimizer.step()
         step()

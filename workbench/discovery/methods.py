@@ -75,7 +75,10 @@ def find_by(
     if method in score_methods.METHODS:
         found = score_edges(model, pairs, method=method, seed=seed, **shared, **more)
         graph_edges = int(found.notnull().sum())
-        return Discovery(found, find_circuit(found, n_edges=max(1, int(0.02 * graph_edges)) if n_edges is None else n_edges))
+        return Discovery(
+            found,
+            find_circuit(found, n_edges=max(1, int(0.02 * graph_edges)) if n_edges is None else n_edges),
+        )
     if method == "acdc":
         if n_edges is not None:
             raise CircuitError(

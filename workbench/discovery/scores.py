@@ -102,7 +102,9 @@ def score_edges(
     if grid not in GRIDS:
         raise UnknownName("grid of steps", grid, GRIDS)
     if type(steps) is not int or steps < 1:
-        raise WorkbenchError(f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them.")
+        raise WorkbenchError(
+            f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
+        )
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
         raise UnknownName("axis to keep", unknown[0], ("example", "pos"))
@@ -114,7 +116,20 @@ def score_edges(
             f"score_edges: keep=('pos',) is for gradient methods without positions=. With method={method!r} name them: "
             "positions=[...] gives every edge a score at each."
         )
-    asked = _Asked(model, graph, pairs, value, as_metric(metric), method, steps, grid, seed, tuple(keep), budget, progress)
+    asked = _Asked(
+        model,
+        graph,
+        pairs,
+        value,
+        as_metric(metric),
+        method,
+        steps,
+        grid,
+        seed,
+        tuple(keep),
+        budget,
+        progress,
+    )
     table, facts = asked.scores()
     if normalized:
         both = asked.circuits
@@ -133,7 +148,9 @@ def score_edges(
     return labelled(table, graph, pairs, keep, attrs)
 
 
-def labelled(table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]) -> xr.DataArray:
+def labelled(
+    table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]
+) -> xr.DataArray:
     """Scores [example or 1, pos or class or 1, writer, reader] as an array with the axes that were asked for."""
     table = np.where(graph.whole.exists, table, np.nan)
     coords: dict[str, Any] = {}
@@ -154,7 +171,9 @@ def labelled(table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence
         made = effect_array(flat, (*coords, "edge"), coords, name="score", attrs=attrs)
         return made.assign_coords(writer=("edge", writers[at[0]]), reader=("edge", readers[at[1]]))
     coords |= {"writer": list(graph.writers), "reader": list(graph.readers)}
-    return effect_array(table.reshape([*lead, *table.shape[2:]]), tuple(coords), coords, name="score", attrs=attrs)
+    return effect_array(
+        table.reshape([*lead, *table.shape[2:]]), tuple(coords), coords, name="score", attrs=attrs
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,13 +196,19 @@ class _Asked:
     @cached_property
     def circuits(self) -> Circuits:
         """Runs of circuits on these prompts."""
-        return Circuits(self.model, self.graph, self.pairs, value=self.value, metric=self.metric, budget=self.budget)
+        return Circuits(
+            self.model, self.graph, self.pairs, value=self.value, metric=self.metric, budget=self.budget
+        )
 
     def scores(self) -> tuple[np.ndarray, dict[str, Any]]:
         """[example or 1, pos or class or 1, writer, reader], and how it was made."""
         circuits = self.circuits
         if self.method == "random":
-            size = (len(self.pairs) if "example" in self.keep else 1, *self._places, *self.graph.whole.exists.shape)
+            size = (
+                len(self.pairs) if "example" in self.keep else 1,
+                *self._places,
+                *self.graph.whole.exists.shape,
+            )
             return np.random.default_rng(self.seed).standard_normal(size), {"seed": self.seed, "forwards": 0}
         if self.method in ("exact", "conditional"):
             if self.method == "exact":
@@ -212,11 +237,17 @@ class _Asked:
 
     def _gradients(self) -> tuple[np.ndarray, dict[str, Any]]:
         circuits, graph, pairs = self.circuits, self.graph, self.pairs
-        ways = {"eap": [1.0], "atp-star": [1.0], "clean-corrupt": [1.0, 0.0]}.get(self.method) or shares(self.steps, self.grid)
+        ways = {"eap": [1.0], "atp-star": [1.0], "clean-corrupt": [1.0, 0.0]}.get(self.method) or shares(
+            self.steps, self.grid
+        )
         bytes_each = next(self.model.parameters()).element_size()
         room = memory_budget(model_device(self.model), self.budget) // 4 // bytes_each
         kept = 6 * graph.shape.d_model * (graph.shape.n_heads + 2) * len(ways)
-        size = max(1, rows_per_forward(self.model, circuits.longest, budget=self.budget, gradients=True, extra=kept) // len(ways))
+        size = max(
+            1,
+            rows_per_forward(self.model, circuits.longest, budget=self.budget, gradients=True, extra=kept)
+            // len(ways),
+        )
         maps, total, blocks, passes = Maps.all_of(self.model, circuits.decoder), None, 1, 0
         with tqdm(total=len(circuits.asked.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
             for batch in circuits.batches(size):
@@ -232,7 +263,9 @@ class _Asked:
             total /= len(pairs)
         elif not circuits.asked.plain:
             rows, total = total, np.zeros((len(pairs), *total.shape[1:]))
-            np.add.at(total, circuits.asked.owner.numpy(), rows)  # slopes have the weights of their rows already
+            np.add.at(
+                total, circuits.asked.owner.numpy(), rows
+            )  # slopes have the weights of their rows already
         total = total[:, : int(pairs.clean.lengths.max())] if "pos" in self.keep else total
         more = (
             {"steps": len(ways), "grid": self.grid}
@@ -257,7 +290,9 @@ class _Asked:
             share = 1 / len(ways) / (len(found) if everyone else 1)
             for key, writers in found:
                 run = runs.group(key, ways)
-                table.add(runs.sources, run, maps, room=room, writers=None if everyone else writers, share=share)
+                table.add(
+                    runs.sources, run, maps, room=room, writers=None if everyone else writers, share=share
+                )
             return table.values, len(found) * len(ways)
         table.add(runs.sources, runs.at(ways), maps, room=room, share=1 / len(ways))
         return table.values, len(ways)
@@ -320,16 +355,40 @@ def score_nodes(
         sites = [_site_of(name) for name in graph.writers]
         steps = {"steps": more["steps"]} if "steps" in more else {}
         found = -effects(
-            model, pairs, sites=sites, value=value, metric=metric, method=method, budget=budget, progress=progress, **steps
+            model,
+            pairs,
+            sites=sites,
+            value=value,
+            metric=metric,
+            method=method,
+            budget=budget,
+            progress=progress,
+            **steps,
         )
         found = found.rename(site="writer").assign_coords(writer=list(graph.writers)).rename("score")
         found = found if "example" in keep else found.mean("example", keep_attrs=True)
         measure = as_metric(metric)
-        facts = {"kind": "node_scores", "higher_is_better": int(measure.higher_is_better), "graph": json.dumps(graph.to_dict())}
-        facts |= {"prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), "value": value.describe(), "method": method}
+        facts = {
+            "kind": "node_scores",
+            "higher_is_better": int(measure.higher_is_better),
+            "graph": json.dumps(graph.to_dict()),
+        }
+        facts |= {
+            "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
+            "value": value.describe(),
+            "method": method,
+        }
         return found.assign_attrs(facts)
     edges = score_edges(
-        model, pairs, value=value, metric=metric, method=method, keep=keep, budget=budget, progress=progress, **more
+        model,
+        pairs,
+        value=value,
+        metric=metric,
+        method=method,
+        keep=keep,
+        budget=budget,
+        progress=progress,
+        **more,
     )
     return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores")
 

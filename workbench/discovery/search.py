@@ -63,10 +63,17 @@ def find_circuit(
     >>> wb.find_circuit(scores, n_edges=30).n_requested
     30
     """
-    ways = {"n_edges": n_edges, "threshold": threshold, "n_nodes": n_nodes, "min_faithfulness": min_faithfulness}
+    ways = {
+        "n_edges": n_edges,
+        "threshold": threshold,
+        "n_nodes": n_nodes,
+        "min_faithfulness": min_faithfulness,
+    }
     given = [name for name, number in ways.items() if number is not None]
     if len(given) != 1:
-        raise CircuitError(f"find_circuit: give exactly one of {'=, '.join(ways)}=; given: {', '.join(given) or 'none'}.")
+        raise CircuitError(
+            f"find_circuit: give exactly one of {'=, '.join(ways)}=; given: {', '.join(given) or 'none'}."
+        )
     if by not in RANKINGS:
         raise UnknownName("way to rank edges", by, RANKINGS)
     if strategy not in STRATEGIES:
@@ -80,7 +87,9 @@ def find_circuit(
     graph = graph_of(scores)
     values = matrix_of(scores, graph)
     if not np.isfinite(values[graph.exists]).all():
-        raise CircuitError("find_circuit: some edges have no finite score. Check the metric and the edits that made them.")
+        raise CircuitError(
+            "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+        )
     rank = np.where(graph.exists, np.abs(values) if by == "magnitude" else values, -np.inf)
     if threshold is not None:
         if strategy == "greedy":
@@ -92,7 +101,11 @@ def find_circuit(
         return _made(scores, graph, rank >= threshold, values, by)
     if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
         raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
-    order = best_first(graph, rank) if strategy == "top" else _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+    order = (
+        best_first(graph, rank)
+        if strategy == "top"
+        else _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+    )
     if n_edges is None:
         assert min_faithfulness is not None
         n_edges = _enough(scores, graph, order, min_faithfulness, model, pairs, value, metric, budget)
@@ -152,7 +165,9 @@ def _enough(
     if not is_number(target):
         raise CircuitError(f"find_circuit: min_faithfulness={target} is not a finite number.")
     if graph.shape != Graph.of(model).shape:
-        raise CircuitError(f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}.")
+        raise CircuitError(
+            f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
+        )
     runs = Circuits(
         model,
         graph,
@@ -169,7 +184,9 @@ def _enough(
 
     low, high = 0, len(order)
     if not faithful(np.array([high]))[0] >= target:
-        raise CircuitError(f"find_circuit: even all {high} edges do not reach min_faithfulness={target} on these prompts.")
+        raise CircuitError(
+            f"find_circuit: even all {high} edges do not reach min_faithfulness={target} on these prompts."
+        )
     sizes = np.unique(np.geomspace(1, high, 24).astype(int))
     while len(sizes):
         good = faithful(sizes) >= target
@@ -179,7 +196,11 @@ def _enough(
             low = int(sizes[first - 1]) if first else low
         else:
             low = int(sizes[-1])
-        sizes = np.unique(np.linspace(low + 1, high - 1, 12).astype(int)) if high - low > 1 else np.array([], dtype=int)
+        sizes = (
+            np.unique(np.linspace(low + 1, high - 1, 12).astype(int))
+            if high - low > 1
+            else np.array([], dtype=int)
+        )
     return high
 
 
@@ -189,8 +210,12 @@ def value_of(scores: xr.DataArray, model: Any, pairs: PromptPairs) -> Value:
     if name == "zero":
         return zero()
     if name == "from_store":
-        return from_store(capture(model, pairs.corrupt, sites=["resid_pre", "z", *_mlps(model)], progress=False))
-    raise CircuitError(f"find_circuit: the scores were made with value={name!r}, which cannot be made anew: pass value=.")
+        return from_store(
+            capture(model, pairs.corrupt, sites=["resid_pre", "z", *_mlps(model)], progress=False)
+        )
+    raise CircuitError(
+        f"find_circuit: the scores were made with value={name!r}, which cannot be made anew: pass value=."
+    )
 
 
 def _mlps(model: Any) -> list[str]:
@@ -201,7 +226,9 @@ def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor]
     """The metric given, or that of the scores. Raises `CircuitError` for one of your own that is not given."""
     name = scores.attrs.get("metric", "")
     if metric is None and name not in BUILT_IN:
-        raise CircuitError(f"find_circuit: the scores were made with a metric of your own ({name!r}): pass metric=.")
+        raise CircuitError(
+            f"find_circuit: the scores were made with a metric of your own ({name!r}): pass metric=."
+        )
     return as_metric(name if metric is None else metric)
 
 
@@ -214,11 +241,17 @@ def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
     graph = _graph_of(scores)
     values = _supporting(scores)
     if "writer" not in scores.coords or tuple(scores["writer"].values) != graph.writers:
-        raise CircuitError(f"These node scores are not over all writers in graph order ({graph}): do not select or sort them.")
+        raise CircuitError(
+            f"These node scores are not over all writers in graph order ({graph}): do not select or sort them."
+        )
     if not (type(n_nodes) is int and 0 <= n_nodes < len(graph.writers)):
-        raise CircuitError(f"find_circuit: n_nodes={n_nodes}; this graph has {len(graph.writers) - 1} heads and MLPs.")
+        raise CircuitError(
+            f"find_circuit: n_nodes={n_nodes}; this graph has {len(graph.writers) - 1} heads and MLPs."
+        )
     if not np.isfinite(values).all():
-        raise CircuitError("find_circuit: some nodes have no finite score. Check the metric and the edits that made them.")
+        raise CircuitError(
+            "find_circuit: some nodes have no finite score. Check the metric and the edits that made them."
+        )
     rank = np.abs(values) if by == "magnitude" else values
     order = [w for w in np.argsort(-rank, kind="stable") if w != 0][:n_nodes]
     edges = graph.between(np.isin(np.arange(len(graph.writers)), order))
@@ -226,9 +259,19 @@ def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
 
 
 def _made(scores: xr.DataArray, graph: Graph, edges: np.ndarray, values: np.ndarray, by: str) -> Circuit:
-    attrs = {key: value for key, value in scores.attrs.items() if key not in ("prompt_ids", "graph", "kind", "unit")}
+    attrs = {
+        key: value
+        for key, value in scores.attrs.items()
+        if key not in ("prompt_ids", "graph", "kind", "unit")
+    }
     ids = str(scores.attrs.get("prompt_ids", "")).split()
-    return Circuit.of(graph, edges & graph.exists, scores=values.astype(float), attrs=attrs | {"ranked_by": by}, prompt_ids=ids)
+    return Circuit.of(
+        graph,
+        edges & graph.exists,
+        scores=values.astype(float),
+        attrs=attrs | {"ranked_by": by},
+        prompt_ids=ids,
+    )
 
 
 def _supporting(scores: xr.DataArray) -> np.ndarray:
@@ -260,10 +303,15 @@ def graph_of(scores: xr.DataArray) -> Graph:
     if scores.dims[: len(scores.dims) - len(plain)] != (("pos",) if own else ()) or (
         own and list(scores["pos"].values) != [str(p) for p in graph.positions or ()]
     ):
-        raise CircuitError(f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first.")
+        raise CircuitError(
+            f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first."
+        )
     names = [graph.writers, graph.readers]
     if "edge" in scores.dims:
-        names = [np.asarray(each)[at].tolist() for each, at in zip(names, np.nonzero(graph.whole.exists), strict=True)]
+        names = [
+            np.asarray(each)[at].tolist()
+            for each, at in zip(names, np.nonzero(graph.whole.exists), strict=True)
+        ]
     found = [scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")]
     if found != [list(each) for each in names]:
         raise CircuitError(
@@ -274,7 +322,11 @@ def graph_of(scores: xr.DataArray) -> Graph:
 
 def is_number(number: Any) -> bool:
     """Whether it is a finite real number."""
-    return isinstance(number, int | float | np.integer | np.floating) and type(number) is not bool and bool(np.isfinite(number))
+    return (
+        isinstance(number, int | float | np.integer | np.floating)
+        and type(number) is not bool
+        and bool(np.isfinite(number))
+    )
 
 
 def _check_array(scores: Any) -> None:

@@ -60,7 +60,9 @@ def norm(part: Any) -> Norm:
 
 
 def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    weight, bias = (None if each is None else each.detach().to(x.dtype) for each in (module.weight, module.bias))
+    weight, bias = (
+        None if each is None else each.detach().to(x.dtype) for each in (module.weight, module.bias)
+    )
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
 

@@ -21,7 +21,20 @@ from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
 
-PAIR_KINDS = ("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post")
+PAIR_KINDS = (
+    "embed",
+    "pos_embed",
+    "resid_pre",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "q",
+    "k",
+    "v",
+    "z",
+    "pattern",
+    "mlp_post",
+)
 
 
 def capture(
@@ -74,16 +87,22 @@ def capture(
     """
     prompts = _prompts(model, tokens)
     if path is not None:
-        request = _request(model, prompts, sites, keep, dtype, shard_bytes, budget, threads or (1 if workers > 1 else None))
+        request = _request(
+            model, prompts, sites, keep, dtype, shard_bytes, budget, threads or (1 if workers > 1 else None)
+        )
         return build_store(model, request, Path(path), workers=workers, backend=backend, progress=progress)
     if keep != "all" or dtype is not None or workers != 1 or backend != "local":
-        raise StoreError("capture: keep=, dtype=, workers= and backend= are for stores on disk: give path= too.")
+        raise StoreError(
+            "capture: keep=, dtype=, workers= and backend= are for stores on disk: give path= too."
+        )
     canonical = _keys_of(model, sites)
     record = list(dict.fromkeys(canonical.values()))
     parts: dict[Key, list[Tensor]] = {key: [] for key in record}
     order = sorted(range(len(prompts)), key=lambda i: int(prompts.lengths[i]))
     per_batch = rows_per_forward(model, int(prompts.lengths.max()), budget=budget)
-    with tqdm(total=len(prompts), desc="capture", unit="prompt", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(prompts), desc="capture", unit="prompt", disable=None if progress else True, leave=False
+    ) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
             recorded = forward(model, batch.tokens, record=record).recorded
@@ -191,4 +210,8 @@ def _keys(site: str | Site, shape: Shape) -> list[Key]:
 def _canonical(key: Key, shape: Shape) -> Key:
     """The stream after a block is the stream before the next: one of the two names is recorded."""
     kind, layer = key
-    return ("resid_pre", layer + 1) if kind == "resid_post" and layer is not None and layer + 1 < shape.n_layers else key
+    return (
+        ("resid_pre", layer + 1)
+        if kind == "resid_post" and layer is not None and layer + 1 < shape.n_layers
+        else key
+    )

@@ -18,13 +18,40 @@ from workbench.backends import check_backend, run_jobs
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
-from workbench.models.load import load_model, model_device, model_fingerprint, model_name, model_source, tokenizer_fingerprint
+from workbench.models.load import (
+    load_model,
+    model_device,
+    model_fingerprint,
+    model_name,
+    model_source,
+    tokenizer_fingerprint,
+)
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position
-from workbench.stores.disk import DiskStore, exists, finish_shard, open_store, read_plan, verify, write_prompts
+from workbench.stores.disk import (
+    DiskStore,
+    exists,
+    finish_shard,
+    open_store,
+    read_plan,
+    verify,
+    write_prompts,
+)
 from workbench.stores.format import checksum, write_json, writing
-from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, Plan, cut, file_name, key_of, name_of, record_name
+from workbench.stores.plan import (
+    LABELS,
+    PLAN,
+    PROMPTS,
+    SHARD_BYTES,
+    SHARDS,
+    Plan,
+    cut,
+    file_name,
+    key_of,
+    name_of,
+    record_name,
+)
 
 WRITING = 1e9
 """Bytes a second that a disk is taken to write, for estimates."""
@@ -43,9 +70,7 @@ class Cost:
 
     def __str__(self) -> str:
         size = f"{self.nbytes / 2**20:.1f} MiB" if self.nbytes < 2**30 else f"{self.nbytes / 2**30:.2f} GiB"
-        return (
-            f"{self.prompts} prompts, {self.rows} rows, {size} in {self.shards} shards, about {self.seconds:.0f} s in one process"
-        )
+        return f"{self.prompts} prompts, {self.rows} rows, {size} in {self.shards} shards, about {self.seconds:.0f} s in one process"
 
 
 @dataclass(frozen=True)
@@ -72,11 +97,15 @@ class Request:
         if self.keep == "all":
             return lengths.numpy().astype(np.int64), None
         if any(kind == "pattern" for kind, _ in self.keys):
-            raise SiteError("Attention patterns are stored whole: leave them out of sites= where keep= takes some positions.")
+            raise SiteError(
+                "Attention patterns are stored whole: leave them out of sites= where keep= takes some positions."
+            )
         if self.keep == "mean":
             return np.ones(len(lengths), dtype=np.int64), torch.full((len(lengths),), -1)
         if isinstance(self.keep, str) or not len(self.keep):
-            raise StoreError(f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each prompt.")
+            raise StoreError(
+                f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each prompt."
+            )
         if not isinstance(self.keep[0], str | int | Sequence):
             raise StoreError(f"keep={self.keep!r}: positions are names or whole numbers.")
         if isinstance(self.keep[0], str | int):
@@ -85,12 +114,18 @@ class Request:
         else:
             chosen = [sorted(set(each)) for each in self.keep]  # pyright: ignore[reportArgumentType]
             if len(chosen) != len(lengths):
-                raise StoreError(f"keep= names positions of {len(chosen)} prompts, and there are {len(lengths)}.")
+                raise StoreError(
+                    f"keep= names positions of {len(chosen)} prompts, and there are {len(lengths)}."
+                )
             for i, (each, length) in enumerate(zip(chosen, lengths.tolist(), strict=True)):
                 if each and not 0 <= each[0] <= each[-1] < length:
-                    raise StoreError(f"keep=: prompt {i} has {length} tokens, and one of its positions {each} lies outside.")
+                    raise StoreError(
+                        f"keep=: prompt {i} has {length} tokens, and one of its positions {each} lies outside."
+                    )
         if not any(chosen):
-            raise StoreError(f"keep={self.keep!r}: no prompt has such a position, so nothing would be stored.")
+            raise StoreError(
+                f"keep={self.keep!r}: no prompt has such a position, so nothing would be stored."
+            )
         return np.array([len(each) for each in chosen]), torch.tensor([p for each in chosen for p in each])
 
     def plan(self, model: Any) -> Plan:
@@ -98,7 +133,8 @@ class Request:
         written = list(dict.fromkeys(self.keys.values()))
         probe = forward(model, self.prompts.tokens[:1, :1], record=written).recorded
         shapes = {
-            name_of(key): list(value.shape[1:2] if key[0] == "pattern" else value.shape[2:]) for key, value in probe.items()
+            name_of(key): list(value.shape[1:2] if key[0] == "pattern" else value.shape[2:])
+            for key, value in probe.items()
         }
         shapes = {name_of(key): shapes[name_of(key)] for key in written}
         dtype = self.dtype or next(iter(probe.values())).dtype
@@ -119,7 +155,9 @@ class Request:
             batch_tokens=fit * longest, threads=self.threads or torch.get_num_threads(), versions=versions(), checksums={},
         )  # fmt: skip
 
-    def cost(self, model: Any, plan: Plan, shards: Sequence[int] | None = None, *, timed: bool = True) -> Cost:
+    def cost(
+        self, model: Any, plan: Plan, shards: Sequence[int] | None = None, *, timed: bool = True
+    ) -> Cost:
         """What the shards (None: all) will take; one forward pass is timed, else the seconds are NaN."""
         chosen = range(len(plan.shards)) if shards is None else shards
         lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
@@ -127,7 +165,11 @@ class Request:
             dtype.itemsize * int(np.prod(shape))
             for shard in chosen for group in plan.groups for dtype, shape in plan.tensors(group, shard, lengths, counts).values()
         )  # fmt: skip
-        inside = np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen]) if len(chosen) else np.array([], dtype=int)
+        inside = (
+            np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen])
+            if len(chosen)
+            else np.array([], dtype=int)
+        )
         if not len(inside):
             return Cost(0, 0, 0, 0, 0.0)
         rows, seconds = int(counts[inside].sum()), float("nan")
@@ -143,7 +185,13 @@ class Request:
 
 
 def build_store(
-    model: Any, request: Request, path: Path, *, workers: int = 1, backend: str = "local", progress: bool = True
+    model: Any,
+    request: Request,
+    path: Path,
+    *,
+    workers: int = 1,
+    backend: str = "local",
+    progress: bool = True,
 ) -> DiskStore:
     """Write what is missing of a store, then open it.
 
@@ -161,7 +209,9 @@ def build_store(
         raise StoreError(
             f"The disk of {str(path)!r} has {free / 2**30:.2f} GiB free, and the store needs {cost.nbytes / 2**30:.2f}."
         )
-    with tqdm(total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False
+    ) as bar:
         if not bar.disable and todo:
             bar.write(str(request.cost(model, plan, todo)))
         if source is None:
@@ -193,14 +243,18 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     todo = sorted({damage.shard for damage in damaged if damage.shard is not None})
     folders = [damage.file for damage in damaged if Path(damage.file).is_dir()]
     if folders:
-        raise StoreError(f"{folders[0]!r} is a folder where a file of the store was. Remove it, then repair the store.")
+        raise StoreError(
+            f"{folders[0]!r} is a folder where a file of the store was. Remove it, then repair the store."
+        )
     try:
         for shard in todo:
             (path / record_name(shard)).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     total = sum(plan.shards[shard][1] - plan.shards[shard][0] for shard in todo)
-    with tqdm(total=total, desc="repair", unit="prompt", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=total, desc="repair", unit="prompt", disable=None if progress else True, leave=False
+    ) as bar:
         write_shards(model, prompts, path, plan, todo, bar.update)
     return [damage.file for damage in damaged]
 
@@ -221,13 +275,19 @@ def _begun(model: Any, request: Request, path: Path) -> Plan:
     try:
         path.mkdir(parents=True, exist_ok=True)
         others = [
-            each.name for each in path.iterdir() if not each.name.startswith(".") and each.name not in (PROMPTS, LABELS, SHARDS)
+            each.name
+            for each in path.iterdir()
+            if not each.name.startswith(".") and each.name not in (PROMPTS, LABELS, SHARDS)
         ]
         if others:
-            raise OutputExists(f"{str(path)!r} is no store and not empty (it has {others[0]!r}). Choose another path.")
+            raise OutputExists(
+                f"{str(path)!r} is no store and not empty (it has {others[0]!r}). Choose another path."
+            )
         (path / SHARDS).mkdir(exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise OutputExists(f"{str(path)!r} is a file where a folder is needed. Choose another path.") from error
+        raise OutputExists(
+            f"{str(path)!r} is a file where a folder is needed. Choose another path."
+        ) from error
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     counts, kept = request.rows()
@@ -237,7 +297,9 @@ def _begun(model: Any, request: Request, path: Path) -> Plan:
     return plan
 
 
-def write_shards(model: Any, prompts: Prompts, path: Path, plan: Plan, shards: Iterable[int], done: Any) -> None:
+def write_shards(
+    model: Any, prompts: Prompts, path: Path, plan: Plan, shards: Iterable[int], done: Any
+) -> None:
     """Run the prompts of some shards and write them; `done(n)` hears of every n prompts."""
     lengths = prompts.lengths.cpu().numpy().astype(np.int64)
     store = DiskStore(str(path))
@@ -271,10 +333,15 @@ class _RowsOf:
     def __init__(self, store: DiskStore, batch: Sequence[int], lengths: Tensor) -> None:
         self.lengths, self.mean = lengths.tolist(), store.plan.keep == "mean"
         where = [
-            store.index.positions[int(store.index.starts[i]) : int(store.index.starts[i] + store.index.counts[i])] for i in batch
+            store.index.positions[
+                int(store.index.starts[i]) : int(store.index.starts[i] + store.index.counts[i])
+            ]
+            for i in batch
         ]
         self.places = torch.cat(where)
-        self.examples = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor([len(each) for each in where]))
+        self.examples = torch.repeat_interleave(
+            torch.arange(len(batch)), torch.tensor([len(each) for each in where])
+        )
 
     def of(self, kind: str, value: Float[Tensor, "example ..."]) -> Tensor:
         """[row, ...] in the order of the batch."""

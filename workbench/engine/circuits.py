@@ -81,7 +81,14 @@ class Circuits:
     """
 
     def __init__(
-        self, model: Any, graph: Graph, pairs: PromptPairs, *, value: Value, metric: Metric, budget: int | None = None
+        self,
+        model: Any,
+        graph: Graph,
+        pairs: PromptPairs,
+        *,
+        value: Value,
+        metric: Metric,
+        budget: int | None = None,
     ) -> None:
         check_eval(model)
         check_value(value)
@@ -96,7 +103,9 @@ class Circuits:
         self.asked = expand(model, pairs, metric)
         self.metric, self.bound = self.asked.metric, bind(model, self.asked, value)
         self.longest = int(self.asked.pairs.clean.lengths.max())
-        self.decoder, self.why = fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
+        self.decoder, self.why = (
+            fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
+        )
         if self.decoder is None:
             check_hooks_suffice(model, graph)
 
@@ -152,16 +161,22 @@ class Circuits:
         place = np.searchsorted(order, first)[again.reshape(-1)]
         circuits = circuits[order]
         out = np.full((len(circuits), len(self.asked.pairs)), np.nan)
-        with tqdm(total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False) as bar:
+        with tqdm(
+            total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False
+        ) as bar:
             for batch in self._batches:
                 per_pass = max(1, self.rows // len(batch.examples))
                 for first in range(0, len(circuits), per_pass):
                     part = torch.from_numpy(circuits[first : first + per_pass]).float()
-                    out[first : first + per_pass, batch.examples] = self.of_batch(batch, part).double().cpu().numpy()
+                    out[first : first + per_pass, batch.examples] = (
+                        self.of_batch(batch, part).double().cpu().numpy()
+                    )
                     bar.update(len(part) * len(batch.examples))
         return self.asked.combine(torch.from_numpy(out.T)).numpy().T[place]
 
-    def soft(self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch) -> Float[Tensor, "circuit example"]:
+    def soft(
+        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch
+    ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
             measured = self.of_batch(batch, keep)
@@ -181,7 +196,9 @@ class Circuits:
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
             pairs = self.asked.pairs if len(examples) == n else self.asked.pairs.select(list(examples))
-            yield self._ready(examples, pairs, self.bound if len(examples) == n else self.bound.select(examples))
+            yield self._ready(
+                examples, pairs, self.bound if len(examples) == n else self.bound.select(examples)
+            )
 
     @property
     def _batches(self) -> Sequence[Batch] | Iterator[Batch]:
@@ -193,7 +210,10 @@ class Circuits:
         made = self.batches()
         first = next(made)
         count = -(-len(self.asked.pairs) // len(first.examples))
-        small = first.walk is None or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
+        small = (
+            first.walk is None
+            or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
+        )
         return [first, *made] if small else None
 
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:

@@ -44,7 +44,9 @@ class _ContinuedBound(Bound):
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         """The inner value at the prompt's positions; attention from or to the answer is left as it is."""
-        free = [axis for axis in KINDS[site.kind].axes if axis in _PLACE and getattr(site, _PLACE[axis]) is None]
+        free = [
+            axis for axis in KINDS[site.kind].axes if axis in _PLACE and getattr(site, _PLACE[axis]) is None
+        ]
         if not free:
             return self.inner.edited(site, current)
         # Of a pattern the last axes are positions; of everything else the one behind the example.

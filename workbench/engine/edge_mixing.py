@@ -25,7 +25,9 @@ def mixed(
     circuits, n, readers = weight.shape
     _, _, *tokens = written.shape
     if len(written) == 1:
-        return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(circuits, readers, *tokens)
+        return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(
+            circuits, readers, *tokens
+        )
     return (weight.transpose(1, 2) @ written.flatten(2)).view(circuits, readers, *tokens)
 
 
@@ -39,7 +41,9 @@ def check_classes(graph: Graph, prompts: Prompts) -> None:
     for place in places[:-1]:
         if not bool((prompts.at(place) >= 0).any()):
             longest = int(prompts.lengths.max())
-            raise PromptError(f"No prompt has the position {place!r} of the graph: the longest has {longest} tokens.")
+            raise PromptError(
+                f"No prompt has the position {place!r} of the graph: the longest has {longest} tokens."
+            )
 
 
 def token_classes(graph: Graph, prompts: Prompts) -> Int[Tensor, "example pos"] | None:

@@ -33,7 +33,9 @@ def as_prompts(model: Any, tokens: Prompts | Tensor | Sequence[str] | Sequence[S
             tokens = Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
         else:
             first = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-            tokens = Prompts.of(rows, bos=first is not None and all(len(row) and row[0] == first for row in rows))  # pyright: ignore[reportArgumentType]
+            tokens = Prompts.of(
+                rows, bos=first is not None and all(len(row) and row[0] == first for row in rows)
+            )  # pyright: ignore[reportArgumentType]
     check_context(model, tokens)
     return tokens
 

@@ -13,12 +13,16 @@ def memory_budget(device: torch.device, budget: int | None) -> int:
     """Bytes of working memory: as given, else 1 GiB on a CPU and half of the free memory of a GPU."""
     if budget is not None:
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-            raise WorkbenchError(f"budget={budget!r}: bytes of working memory are a whole number from 1 up, or None.")
+            raise WorkbenchError(
+                f"budget={budget!r}: bytes of working memory are a whole number from 1 up, or None."
+            )
         return budget
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
 
 
-def rows_per_forward(model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0) -> int:
+def rows_per_forward(
+    model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0
+) -> int:
     """How many prompts of this length fit into one forward pass under a memory budget; at least one.
 
     Args:

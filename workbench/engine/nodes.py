@@ -38,7 +38,12 @@ class Writer:
             return True
         assert self.site.layer is not None
         later = reader.layer > self.site.layer
-        return later or (reader.layer == self.site.layer and self.site.kind == "z" and reader.is_mlp and not self.shape.parallel)
+        return later or (
+            reader.layer == self.site.layer
+            and self.site.kind == "z"
+            and reader.is_mlp
+            and not self.shape.parallel
+        )
 
 
 @dataclass(frozen=True)

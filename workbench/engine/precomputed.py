@@ -40,4 +40,8 @@ class Given(Bound):
 
     def first_change(self, site: Site) -> Tensor:
         own = super().first_change(site)
-        return torch.maximum(own, self.first) if site.pos is None else own.where(own >= self.first, self.prompts.lengths)
+        return (
+            torch.maximum(own, self.first)
+            if site.pos is None
+            else own.where(own >= self.first, self.prompts.lengths)
+        )

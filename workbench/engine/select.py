@@ -91,22 +91,31 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
     if at not in seen:
         seen[at] = _disagreement(model, decoder.max_length)
         if seen[at]:
-            warnings.warn(f"{seen[at]} The reference path is used for this model: exact, and slower.", stacklevel=2)
+            warnings.warn(
+                f"{seen[at]} The reference path is used for this model: exact, and slower.", stacklevel=2
+            )
     fault = seen[at]
-    return (None, fault) if fault else (decoder, f"the {decoder.family} family, checked against the reference")
+    return (
+        (None, fault) if fault else (decoder, f"the {decoder.family} family, checked against the reference")
+    )
 
 
 def _disagreement(model: Any, max_length: int | None) -> str | None:
     """What the fast engine gets wrong on random edits of every kind, in words; None when it agrees."""
     shape, generator = Shape.of(model), torch.Generator().manual_seed(0)
     longest = min(7, shape.n_ctx, max_length or 7)
-    rows = [torch.randint(shape.d_vocab, (n,), generator=generator).tolist() for n in (longest, max(1, longest - 2))]
+    rows = [
+        torch.randint(shape.d_vocab, (n,), generator=generator).tolist()
+        for n in (longest, max(1, longest - 2))
+    ]
     prompts = Prompts.of(rows)
     edits = [(site, value.bind(model, prompts)) for site, value in _random_edits(shape, longest, generator)]
     elements = [Element((edit,)) for edit in edits]
     n = len(prompts)
     writes = [Edit(site, bound, slice(k * n, (k + 1) * n)).write() for k, (site, bound) in enumerate(edits)]
-    expected = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits.view(len(edits), n, longest, -1)
+    expected = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits.view(
+        len(edits), n, longest, -1
+    )
     size = float(expected.abs().max())
     allowed = _TOLERANCE.get(expected.dtype, 5e-2) * size
     worst, site = 0.0, edits[0][0]
@@ -128,7 +137,9 @@ def _disagreement(model: Any, max_length: int | None) -> str | None:
     return None
 
 
-def _fast_logits(decoder: Decoder, prompts: Prompts, elements: Sequence[Element]) -> dict[tuple[Cohort, int], torch.Tensor]:
+def _fast_logits(
+    decoder: Decoder, prompts: Prompts, elements: Sequence[Element]
+) -> dict[tuple[Cohort, int], torch.Tensor]:
     base = unedited(decoder, prompts, needed(key for element in elements for key in element.keys))
     groups = cohorts(elements, prompts, decoder.shape, None)
     outcomes = Walk(base, elements, groups).run()
@@ -150,9 +161,15 @@ def _random_edits(shape: Shape, length: int, generator: torch.Generator) -> list
         for pos in (None, length // 2):
             layer = int(torch.randint(shape.n_layers, (), generator=generator)) if kind.per_layer else None
             n_units = shape.units(kind)
-            unit = int(torch.randint(n_units, (), generator=generator)) if n_units and pos is not None else None
+            unit = (
+                int(torch.randint(n_units, (), generator=generator)) if n_units and pos is not None else None
+            )
             which = {} if unit is None else {"neuron" if kind.unit == "neuron" else "head": unit}
             push = torch.randn(widths.get(kind.axes[-1], 1), generator=generator)
-            value = scale(0.5) if kind.name == "pattern" else add(push if kind.unit != "neuron" else float(push[0]))
+            value = (
+                scale(0.5)
+                if kind.name == "pattern"
+                else add(push if kind.unit != "neuron" else float(push[0]))
+            )
             edits.append((Site(kind.name, layer, pos=pos, **which), value))
     return edits

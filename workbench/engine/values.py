@@ -36,7 +36,9 @@ class Places:
     @classmethod
     def of(cls, site: Site, prompts: Prompts) -> "Places":
         query = "query_pos" if site.kind == "pattern" else "pos"
-        wanted = {axis: where for axis, where in ((query, site.pos), ("key_pos", site.key_pos)) if where is not None}
+        wanted = {
+            axis: where for axis, where in ((query, site.pos), ("key_pos", site.key_pos)) if where is not None
+        }
         found = {axis: prompts.at(where) for axis, where in wanted.items()}
         has = torch.ones(len(prompts), dtype=torch.bool)
         for where in found.values():
@@ -48,14 +50,18 @@ class Places:
     @property
     def first(self) -> Tensor:
         """[example]: the first token of the site; 0 where it is the whole sequence."""
-        return self.index.get("query_pos", self.index.get("pos", torch.zeros(len(self.has), dtype=torch.long)))
+        return self.index.get(
+            "query_pos", self.index.get("pos", torch.zeros(len(self.has), dtype=torch.long))
+        )
 
     def part(self, activation: Tensor) -> tuple[Any, ...]:
         """An index into an activation [example, ...] that picks the site's part of it."""
         picked: list[Any] = []
         for axis in KINDS[self.site.kind].axes:
             if axis == "example":
-                picked.append(torch.arange(len(self.has), device=activation.device) if self.index else slice(None))
+                picked.append(
+                    torch.arange(len(self.has), device=activation.device) if self.index else slice(None)
+                )
             elif axis in self.index:
                 picked.append(self.index[axis].to(activation.device))
             elif axis in ("head", "kv_head", "neuron") and self.site.unit is not None:
@@ -90,7 +96,9 @@ class Bound:
                 f"(the first axis is the example): {error}"
             ) from error
         if bool(new.isnan().any()) and not bool(current.isnan().any()):
-            raise EditError(f"{self.value.describe()} is not a number at {site}, so nothing after it would be either.")
+            raise EditError(
+                f"{self.value.describe()} is not a number at {site}, so nothing after it would be either."
+            )
         return new
 
     def new(self, site: Site, current: Tensor) -> Tensor:
@@ -156,7 +164,9 @@ class Add(Value):
     vector: Any
 
     def replace(self, current: Tensor) -> Tensor:
-        return current + torch.as_tensor(self.vector, dtype=current.dtype, device=current.device).expand_as(current)
+        return current + torch.as_tensor(self.vector, dtype=current.dtype, device=current.device).expand_as(
+            current
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +271,9 @@ class Project(Value):
 
     def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
         if self.directions.shape[1] == 0:
-            raise EditError("project: the basis is zero, so it spans no direction and the edit would change nothing.")
+            raise EditError(
+                "project: the basis is zero, so it spans no direction and the edit would change nothing."
+            )
         return _ProjectBound(self, prompts, self.directions, self.value.bind(model, prompts, other))
 
     def describe(self) -> str:
@@ -289,7 +301,9 @@ class _MeanBound(Bound):
             self._averages[at] = self._average(site)
         average = self._averages[at]
         if site.unit is not None:
-            average = average[..., site.unit] if KINDS[site.kind].unit == "neuron" else average[..., site.unit, :]
+            average = (
+                average[..., site.unit] if KINDS[site.kind].unit == "neuron" else average[..., site.unit, :]
+            )
         return average.to(current)
 
     def _average(self, site: Site) -> Tensor:
@@ -302,7 +316,9 @@ class _MeanBound(Bound):
         else:
             average = torch.stack([view.at(i).nanmean(0) for i in range(int(self.prompts.lengths.max()))])
         if bool(average.isnan().any()):
-            raise EditError(f"mean: no prompt of the store has every position of {site}, so there is nothing to average there.")
+            raise EditError(
+                f"mean: no prompt of the store has every position of {site}, so there is nothing to average there."
+            )
         return average
 
 
@@ -315,7 +331,9 @@ class _StoreBound(Bound):
         self._padded: tuple[Key, Tensor] | None = None
 
     def select(self, examples: Sequence[int]) -> Bound:
-        return _StoreBound(self.value, self.prompts.select(examples), self.store, [self.rows[i] for i in examples])
+        return _StoreBound(
+            self.value, self.prompts.select(examples), self.store, [self.rows[i] for i in examples]
+        )
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         if not _named(site):
@@ -352,7 +370,11 @@ class _StoreBound(Bound):
             return torch.maximum(first, alike)
         place = first.clamp(max=same.shape[1] - 1)
         there = torch.equal(Places.of(site, self.source).first, Places.of(site, self.prompts).first)
-        own = same[torch.arange(len(first)), place] if site.kind in _OWN_TOKEN or site.key in _FIRST_LAYER else place < alike
+        own = (
+            same[torch.arange(len(first)), place]
+            if site.kind in _OWN_TOKEN or site.key in _FIRST_LAYER
+            else place < alike
+        )
         return torch.where(own & there, self.prompts.lengths, first)
 
 
@@ -380,7 +402,9 @@ class _ProjectBound(Bound):
 
 def _check_store(store: object, what: str) -> ActivationStore:
     if not isinstance(store, ActivationStore):
-        raise StoreError(f"{what}: a store is expected, not {type(store).__name__}. Make one with capture or capture_pairs.")
+        raise StoreError(
+            f"{what}: a store is expected, not {type(store).__name__}. Make one with capture or capture_pairs."
+        )
     return store
 
 
@@ -467,7 +491,9 @@ def apply_edit(site: Site, bound: Bound, activation: Tensor, *, causal: bool = T
     if site.kind == "pattern" and (site.pos is None or site.key_pos is None):
         seen = _seen(bound.prompts, activation.shape[-2:], causal).to(activation.device)[:, None]
         edited = torch.where(seen.expand_as(activation)[where], edited, current)
-    activation[where] = edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
+    activation[where] = (
+        edited if bool(has.all()) else torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
+    )
     return activation
 
 
@@ -481,7 +507,9 @@ def _seen(prompts: Prompts, shape: Sequence[int], causal: bool) -> Tensor:
 def check_value(value: object) -> Value:
     """The value itself; `EditError` for anything else, such as its name."""
     if not isinstance(value, Value):
-        raise EditError(f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store).")
+        raise EditError(
+            f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store)."
+        )
     return value
 
 

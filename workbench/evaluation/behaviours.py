@@ -85,13 +85,21 @@ def smallest_circuits(
         if wrong:
             raise UnknownName(what, wrong[0], known)
     if not 0 < share < 1:
-        raise CircuitError(f"smallest_circuits: share={share}; it is a share of the behaviour, between 0 and 1.")
+        raise CircuitError(
+            f"smallest_circuits: share={share}; it is a share of the behaviour, between 0 and 1."
+        )
     if type(n) is not int or n < 2:
         raise PromptError(f"smallest_circuits: n={n}; intervals need at least two prompts.")
-    with tqdm(total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False
+    ) as bar:
         for task in wanted:
-            train, heldout = (load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
-            other, held = (from_store(capture_pairs(model, pairs, progress=False)[1]) for pairs in (train, heldout))
+            train, heldout = (
+                load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout")
+            )
+            other, held = (
+                from_store(capture_pairs(model, pairs, progress=False)[1]) for pairs in (train, heldout)
+            )
             rows = []
             for method in methods:
                 rows.append(_row(model, task, method, share, train, other, heldout, held, seed))
@@ -100,7 +108,15 @@ def smallest_circuits(
 
 
 def _row(
-    model: Any, task: str, method: str, share: float, train: Any, other: Any, heldout: Any, held: Any, seed: int
+    model: Any,
+    task: str,
+    method: str,
+    share: float,
+    train: Any,
+    other: Any,
+    heldout: Any,
+    held: Any,
+    seed: int,
 ) -> Behaviour:
     metric = TASKS[task].metric
     own: dict[str, Any] = {"value": other, "metric": metric}
@@ -111,7 +127,9 @@ def _row(
     size = circuit.n_requested
     kept = evaluate(circuit, model, heldout, checks=(), **apart).squeeze()
     agree = stability(each, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
-    signed, sized = (faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude"))
+    signed, sized = (
+        faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude")
+    )
     intervals: dict[str, Any] = {
         "faithfulness": kept["faithfulness"], "low": kept["low"], "high": kept["high"],
         "jaccard": agree["jaccard"], "jaccard_low": agree["low"], "jaccard_high": agree["high"],

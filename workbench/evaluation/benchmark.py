@@ -83,12 +83,21 @@ def bench_circuits(
     chosen = list(METHODS) if methods is None else list(methods)
     names = ["tiny", *(f"planted-{name}" for name in VARIANTS)]
     wanted = names if models is None else list(models)
-    for what, given, known in (("method of discovery", chosen, METHODS), ("model of the bench", wanted, names)):
+    for what, given, known in (
+        ("method of discovery", chosen, METHODS),
+        ("model of the bench", wanted, names),
+    ):
         wrong = [name for name in given if name not in known]
         if wrong:
             raise UnknownName(what, wrong[0], known)
     cases = list(_cases(wanted, quick, seed))
-    with tqdm(total=len(cases) * len(chosen), desc="bench", unit="row", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(cases) * len(chosen),
+        desc="bench",
+        unit="row",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         for case in cases:
             for method in chosen:
                 if not (quick and case.truth is None and method in SLOW):
@@ -115,7 +124,8 @@ def _cases(names: Sequence[str], quick: bool, seed: int) -> Iterator[_Case]:
             model = load_model("tiny")
             for task in ("ioi", "induction", "agreement") if quick else TASKS:
                 train, heldout = (
-                    load_task(task, model, n=32 if quick else PROMPTS, seed=seed, split=s) for s in ("train", "heldout")
+                    load_task(task, model, n=32 if quick else PROMPTS, seed=seed, split=s)
+                    for s in ("train", "heldout")
                 )
                 yield _Case(model, "tiny", task, "corrupt", TASKS[task].metric, train, heldout, None)
             continue
@@ -134,16 +144,22 @@ def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
     more = OPTIONS.get(method, {}) | ({"steps": 60} if quick and method.startswith("learn") else {})
     try:
         with _watched() as used:
-            found = find_by(method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more)
+            found = find_by(
+                method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more
+            )
     except WorkbenchError as error:
         return Row(case.name, case.task, case.value, method, *[nothing] * 7, forwards=0, error=str(error))
 
     def area(by: str) -> float:
-        curve = faithfulness_curve(found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False)
+        curve = faithfulness_curve(
+            found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False
+        )
         return float(curve.attrs["area"])
 
     known = {"edge_auroc": edge_auroc, "edge_auroc_mib": edge_auroc_mib, "precision": precision_at_true_size}
-    truth = {name: nothing if case.truth is None else f(found.scores, case.truth) for name, f in known.items()}
+    truth = {
+        name: nothing if case.truth is None else f(found.scores, case.truth) for name, f in known.items()
+    }
     return Row(
         case.name, case.task, case.value, method, truth["edge_auroc"], truth["edge_auroc_mib"], truth["precision"],
         area("signed"), area("magnitude"), used["seconds"], used["peak_mb"], found.forwards,
@@ -177,8 +193,13 @@ def _watched() -> Iterator[dict[str, float]]:
 
 def json_line(row: Any) -> str:
     """A row as one JSON object; what was not measured is null."""
-    fields = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in asdict(row).items()}
-    return json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()})
+    fields = {
+        key: None if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in asdict(row).items()
+    }
+    return json.dumps(
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
+    )
 
 
 def overview(rows: Sequence[Row]) -> pd.DataFrame:
@@ -187,7 +208,9 @@ def overview(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     planted_rows = pd.DataFrame(frame[frame["model"] != "tiny"])
     for value, method in dict.fromkeys(zip(planted_rows["value"], planted_rows["method"], strict=True)):
-        part = pd.DataFrame(planted_rows[(planted_rows["value"] == value) & (planted_rows["method"] == method)])
+        part = pd.DataFrame(
+            planted_rows[(planted_rows["value"] == value) & (planted_rows["method"] == method)]
+        )
         ranked = part.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
         lines.append(
             {

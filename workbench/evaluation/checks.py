@@ -79,7 +79,11 @@ class Checked:
         low, high = self._interval(gaps[worst][:, None])
         names = ", ".join(name for name, out in zip(self.graph.writers, sets[worst], strict=True) if out)
         size = self._gap()
-        numbers = {"incompleteness": abs(float(gaps[worst].mean())), "incompleteness_low": low, "incompleteness_high": high}
+        numbers = {
+            "incompleteness": abs(float(gaps[worst].mean())),
+            "incompleteness_low": low,
+            "incompleteness_high": high,
+        }
         return {key: value / size for key, value in numbers.items()}, {"incompleteness_set": names or "none"}
 
     def minimality(self) -> xr.Dataset:
@@ -99,8 +103,16 @@ class Checked:
             alike = next(group for group in classes.values() if v in group)
             sets = [[], *([w] for w in alike), alike, *halves]
             tried += [(v, _of(self.graph, [w for w in group if w != v])) for group in sets]
-        base = self._without(self.circuit.edges, np.stack([out for _, out in tried])) if tried else np.zeros((0, 1))
-        more = np.stack([out | _of(self.graph, [v]) for v, out in tried]) if tried else np.zeros((0, 1), dtype=bool)
+        base = (
+            self._without(self.circuit.edges, np.stack([out for _, out in tried]))
+            if tried
+            else np.zeros((0, 1))
+        )
+        more = (
+            np.stack([out | _of(self.graph, [v]) for v, out in tried])
+            if tried
+            else np.zeros((0, 1), dtype=bool)
+        )
         change = (self._without(self.circuit.edges, more) - base) if tried else base
         rows = []
         full = abs(float(self.runs.full.mean())) or np.nan
@@ -109,10 +121,23 @@ class Checked:
             best = max(mine, key=lambda i: abs(float(change[i].mean())))
             low, high = self._interval(change[best][:, None])
             out = ", ".join(n for n, gone in zip(self.graph.writers, tried[best][1], strict=True) if gone)
-            rows.append((self.graph.writers[v], abs(float(change[best].mean())) / full, low / full, high / full, out or "none"))
+            rows.append(
+                (
+                    self.graph.writers[v],
+                    abs(float(change[best].mean())) / full,
+                    low / full,
+                    high / full,
+                    out or "none",
+                )
+            )
         columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), ()]
         missed = np.asarray(columns[1], dtype=float)
-        data: dict[str, Any] = {"missed": missed, "low": columns[2], "high": columns[3], "needed": (missed >= NEEDED).astype(int)}
+        data: dict[str, Any] = {
+            "missed": missed,
+            "low": columns[2],
+            "high": columns[3],
+            "needed": (missed >= NEEDED).astype(int),
+        }
         found = {name: ("node", np.asarray(values)) for name, values in data.items()}
         found["without"] = ("node", np.asarray(columns[4], dtype=object))
         return xr.Dataset(found, coords={"node": np.asarray(columns[0], dtype=object)})
@@ -125,7 +150,11 @@ class Checked:
         table = np.stack([self.runs.full, self.empty, measured], 1)
         statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
         low, high = bootstrap(table, statistic, level=self.level)
-        return {name: float(statistic(table)[0]), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
+        return {
+            name: float(statistic(table)[0]),
+            f"{name}_low": float(low[0]),
+            f"{name}_high": float(high[0]),
+        }
 
     def _interval(self, change: np.ndarray) -> tuple[float, float]:
         """Of the size of a mean change [example, 1]; its direction is that of the whole sample."""

@@ -51,23 +51,39 @@ def faithfulness_curve(
     """
     if isinstance(value, Mapping):
         raise CircuitError("faithfulness_curve: a curve has one other value. Make one curve for each.")
-    how: dict[str, Any] = {"value": value, "metric": metric, "level": level, "budget": budget, "progress": progress}
+    how: dict[str, Any] = {
+        "value": value,
+        "metric": metric,
+        "level": level,
+        "budget": budget,
+        "progress": progress,
+    }
     if isinstance(scores, Circuit):
         return _growth(scores, model, pairs, sizes, how)
     graph, sizes = graph_of(scores), SIZES if sizes is None else sizes
     sizes = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]  # pyright: ignore[reportAssignmentType]
     if not sizes or not all(is_number(share) and 0 <= share <= 1 for share in sizes):
-        raise CircuitError(f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one.")
+        raise CircuitError(
+            f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one."
+        )
     counts = [int(share * graph.n_edges) for share in sizes]
     circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
     result = evaluate(circuits, model, pairs, checks=(), **how)
     data = _by_size(result, counts)
-    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", "")}
+    attrs = dict(result.attrs) | {
+        "kind": "faithfulness_curve",
+        "ranked_by": by,
+        "method": scores.attrs.get("method", ""),
+    }
     if tuple(sizes) == SIZES:
-        table = np.concatenate([result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]).T
+        table = np.concatenate(
+            [result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]
+        ).T
 
         def area_of(sample: np.ndarray) -> np.ndarray:
-            return np.array([area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), sizes, by=by)])
+            return np.array(
+                [area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), sizes, by=by)]
+            )
 
         low, high = bootstrap(table, area_of, level=level, draws=400)
         attrs |= {
@@ -77,17 +93,25 @@ def faithfulness_curve(
     return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
 
 
-def _growth(circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[Any] | None, how: dict[str, Any]) -> xr.Dataset:
+def _growth(
+    circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[Any] | None, how: dict[str, Any]
+) -> xr.Dataset:
     """The faithfulness of a circuit's n strongest edges, for growing n."""
     edges = circuit.edge_list
     if circuit.scores is None or not edges:
-        raise CircuitError("faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores.")
+        raise CircuitError(
+            "faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores."
+        )
     n = len(edges)
     counts = (
-        sorted({*range(1, min(n, 20) + 1), *np.geomspace(min(n, 20), n, 12).astype(int).tolist(), n}) if sizes is None else sizes
+        sorted({*range(1, min(n, 20) + 1), *np.geomspace(min(n, 20), n, 12).astype(int).tolist(), n})
+        if sizes is None
+        else sizes
     )
     if not all(type(k) is int and 1 <= k <= n for k in counts):
-        raise CircuitError(f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}.")
+        raise CircuitError(
+            f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}."
+        )
     circuits = [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts]
     result = evaluate(circuits, model, pairs, checks=(), **how)
     attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
@@ -95,7 +119,9 @@ def _growth(circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[An
 
 
 def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
-    data: dict[str, Any] = {name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")}
+    data: dict[str, Any] = {
+        name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")
+    }
     return data | {"n_edges": ("size", np.array(counts)), "n_pruned": ("size", result["n_edges"].values)}
 
 
@@ -134,7 +160,9 @@ def stability(
         CircuitError: scores without examples, or too few draws.
     """
     if "example" not in getattr(scores, "dims", ()):
-        raise CircuitError("stability: scores of every prompt are needed: score_edges(..., keep=('example',)).")
+        raise CircuitError(
+            "stability: scores of every prompt are needed: score_edges(..., keep=('example',))."
+        )
     if not scores.sizes["example"]:
         raise CircuitError("stability: there is no prompt to draw again.")
     check_level(level)
@@ -148,13 +176,24 @@ def stability(
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
         made = find(sample)
         if not isinstance(made, Circuit):
-            raise CircuitError(f"stability: find= must return a Circuit, and it returned {type(made).__name__}.")
+            raise CircuitError(
+                f"stability: find= must return a Circuit, and it returned {type(made).__name__}."
+            )
         found.append(made)
     if any(one.graph != found[0].graph for one in found):
-        raise CircuitError("stability: find= returned circuits of different graphs, which share no edges to compare.")
+        raise CircuitError(
+            "stability: find= returned circuits of different graphs, which share no edges to compare."
+        )
     found = [one.edges for one in found]
     both = [(float((a & b).sum()), float((a | b).sum())) for a, b in pairwise(found)]
     each = np.array([shared / either if either else 1.0 for shared, either in both])
     low, high = central(each, level)
-    data = {"jaccard": each.mean(), "low": low, "high": high, "n_edges": ("draw", np.array([int(e.sum()) for e in found]))}
-    return xr.Dataset(data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level}))
+    data = {
+        "jaccard": each.mean(),
+        "low": low,
+        "high": high,
+        "n_edges": ("draw", np.array([int(e.sum()) for e in found])),
+    }
+    return xr.Dataset(
+        data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level})
+    )

@@ -70,15 +70,21 @@ def evaluate(
     >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())["faithfulness"][0])
     0.0
     """
-    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit) if isinstance(circuit, Iterable) else []
+    circuits = (
+        [circuit] if isinstance(circuit, Circuit) else list(circuit) if isinstance(circuit, Iterable) else []
+    )
     if not circuits or not all(isinstance(each, Circuit) for each in circuits):
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
     for one in circuits:
         one.check_fits(model)
         if one.graph != circuits[0].graph:
-            raise CircuitError(f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}.")
+            raise CircuitError(
+                f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}."
+            )
     asked = (
-        (CHECKS if len(circuits) == 1 else ()) if checks is None else ((checks,) if isinstance(checks, str) else tuple(checks))
+        (CHECKS if len(circuits) == 1 else ())
+        if checks is None
+        else ((checks,) if isinstance(checks, str) else tuple(checks))
     )
     wrong = [name for name in asked if name not in CHECKS]
     if wrong:
@@ -103,7 +109,10 @@ def evaluate(
     ids = (*pairs.clean.ids,)
     data |= {
         "n_edges": ("circuit", np.array([c.n_edges for c in circuits])),
-        "in_sample": ("circuit", np.array([float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits])),
+        "in_sample": (
+            "circuit",
+            np.array([float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits]),
+        ),
     }
     rows = [_checked(Checked(one, runs, empty, level, seed), asked) for one in circuits]
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
@@ -140,7 +149,12 @@ def minimality(
     measure = as_metric(metric)
     runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
     found = Checked(circuit, runs, np.zeros(0), level, seed).minimality()
-    attrs = pairs.attrs(model) | {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
+    attrs = pairs.attrs(model) | {
+        "kind": "minimality",
+        "metric": measure.name,
+        "value": value.describe(),
+        "level": level,
+    }
     return found.assign_attrs(clean_attrs(attrs))
 
 
@@ -151,7 +165,9 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, each: np.ndarray, level: 
     low, high = bootstrap(table, statistic, level=level)
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(np.abs(full - empty) < 1e-6, np.nan, full - empty)
-        ratios = np.nanmean((each - empty) / gap, axis=1) if np.isfinite(gap).any() else np.full(len(each), np.nan)
+        ratios = (
+            np.nanmean((each - empty) / gap, axis=1) if np.isfinite(gap).any() else np.full(len(each), np.nan)
+        )
     return {
         "faithfulness": ("circuit", statistic(table)), "low": ("circuit", low), "high": ("circuit", high),
         "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), each), "m_full": ("example", full),

@@ -83,14 +83,18 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> tuple[np.ndarray, np.
     elif isinstance(true_edges, np.ndarray):
         values, true, exists = np.asarray(scores, dtype=float), true_edges, np.isfinite(scores)
     else:
-        raise CircuitError("Names of edges need scores from wb.score_edges(...); with an array give a boolean array like it.")
+        raise CircuitError(
+            "Names of edges need scores from wb.score_edges(...); with an array give a boolean array like it."
+        )
     if true.shape != values.shape:
         raise CircuitError(f"True edges of shape {true.shape} do not fit scores of shape {values.shape}.")
     if not np.isfinite(values[exists]).all():
         raise CircuitError("Some edges have no finite score. Check the metric and the edits that made them.")
     values, true = values[exists], true[exists].astype(bool)
     if true.all() or not true.any():
-        raise CircuitError(f"{true.sum()} of {len(true)} edges are true: there must be true and false ones to tell apart.")
+        raise CircuitError(
+            f"{true.sum()} of {len(true)} edges are true: there must be true and false ones to tell apart."
+        )
     return np.abs(values) if by == "magnitude" else values, true
 
 
@@ -99,16 +103,24 @@ def _of_graph(scores: xr.DataArray, true_edges: Truth) -> tuple[np.ndarray, np.n
     try:
         graph = Graph.from_dict(json.loads(scores.attrs["graph"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CircuitError("These scores do not say which graph they belong to. Make them with wb.score_edges(...).") from error
+        raise CircuitError(
+            "These scores do not say which graph they belong to. Make them with wb.score_edges(...)."
+        ) from error
     if "example" in scores.dims:
-        raise CircuitError("These scores are kept by example: average them first, with scores.mean('example', keep_attrs=True).")
-    values = np.asarray(scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values, dtype=float)
+        raise CircuitError(
+            "These scores are kept by example: average them first, with scores.mean('example', keep_attrs=True)."
+        )
+    values = np.asarray(
+        scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values, dtype=float
+    )
     if "edge" in scores.dims:
         matrix = np.full(graph.exists.shape, np.nan)
         matrix[..., *np.nonzero(graph.whole.exists)] = values
         values = matrix
     if values.shape != graph.exists.shape:
-        raise CircuitError(f"Scores of shape {values.shape} do not fit a graph with matrices of {graph.exists.shape}.")
+        raise CircuitError(
+            f"Scores of shape {values.shape} do not fit a graph with matrices of {graph.exists.shape}."
+        )
     if isinstance(true_edges, np.ndarray):
         return values, true_edges, graph.exists
     true = np.zeros_like(graph.exists)

@@ -180,7 +180,9 @@ def sufficiency(subject: _Subject) -> Outcome:
     probability alpha at most.
     """
     graph = subject.circuits.graph
-    random = random_circuits(graph, int(subject.edges.sum()), draws=subject.draws, seed=subject.seed, paths=subject.paths)
+    random = random_circuits(
+        graph, int(subject.edges.sum()), draws=subject.draws, seed=subject.seed, paths=subject.paths
+    )
     own, *others = subject.distances([subject.edges, *random])
     as_good = int((np.array(others) <= own + subject.same).sum())
     return Outcome(1 - as_good / subject.draws, (1 + as_good) / (1 + subject.draws), subject.draws)
@@ -200,7 +202,9 @@ def partial_necessity(subject: _Subject) -> Outcome:
     rest = subject.without(subject.edges)
     size = min(int(subject.edges.sum()), int(rest.sum()))
     random = random_circuits(graph, size, draws=subject.draws, seed=subject.seed, within=rest)
-    own, *others = subject.distances([subject.without(subject.edges), *(subject.without(one) for one in random)])
+    own, *others = subject.distances(
+        [subject.without(subject.edges), *(subject.without(one) for one in random)]
+    )
     as_bad = int((np.array(others) >= own - subject.same).sum())
     return Outcome(1 - as_bad / subject.draws, (1 + as_bad) / (1 + subject.draws), subject.draws)
 
@@ -270,7 +274,9 @@ def circuit_tests(
         )
     least = 1 / (1 + draws)
     if least >= alpha and any(REJECTION_SUPPORTS[test] for test in tests):
-        raise WorkbenchError(f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and alpha={alpha}: draw more.")
+        raise WorkbenchError(
+            f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and alpha={alpha}: draw more."
+        )
     if not isinstance(circuit, Circuit):
         raise CircuitError(f"circuit_tests: give a Circuit, not {type(circuit).__name__}.")
     circuit.check_fits(model)

@@ -111,7 +111,11 @@ def effects(
     elif method == "integrated":
         table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
         names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
-        more = {"steps": steps, "completeness_gap": max(names.values(), key=abs), "completeness_gaps": json.dumps(names)}
+        more = {
+            "steps": steps,
+            "completeness_gap": max(names.values(), key=abs),
+            "completeness_gaps": json.dumps(names),
+        }
     else:
         sweep, _ = _sweep(runs, elements, bound)
         table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
@@ -146,7 +150,9 @@ def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
     """m(other run) - m(base), NaN with a warning where it is ~0."""
     flat = gap.abs() < 1e-6
     if bool(flat.any()):
-        text = f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
+        text = (
+            f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
+        )
         warnings.warn(text, stacklevel=3)
     return gap.masked_fill(flat, float("nan"))
 
@@ -159,7 +165,9 @@ def _asked(
     check_value(value)
     elements, dims, coords = _elements(sites, runs.model, rows.asked.side(runs.side))
     if any(site.pos is None for element in elements for site in element):
-        rows.asked.check_equal_lengths("Whole-sequence edits need equal lengths; edit named positions instead (pos=['END']).")
+        rows.asked.check_equal_lengths(
+            "Whole-sequence edits need equal lengths; edit named positions instead (pos=['END'])."
+        )
     return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)
 
 
@@ -177,11 +185,16 @@ def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[
     return Sweep(decoder, runs, keys, make, len(elements)), why
 
 
-def _elements(sites: Sites, model: Any, prompts: Prompts) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any]]:
+def _elements(
+    sites: Sites, model: Any, prompts: Prompts
+) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any]]:
     if isinstance(sites, Grid):
         spelled = sites.at_length(int(prompts.lengths.max()))
         elements: list[tuple[Site, ...]] = [(site,) for site in spelled]
-        dims, coords = tuple(spelled.coords), {axis: np.asarray(labels) for axis, labels in spelled.coords.items()}
+        dims, coords = (
+            tuple(spelled.coords),
+            {axis: np.asarray(labels) for axis, labels in spelled.coords.items()},
+        )
     else:
         given = [sites] if isinstance(sites, Site | str) else list(sites)
         elements = [as_sites(element) for element in given]

@@ -23,18 +23,29 @@ def gradient(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) ->
     """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per batch."""
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
     tables = []
-    with tqdm(total=len(runs.prompts), desc="gradients", unit="example", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(runs.prompts),
+        desc="gradients",
+        unit="example",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         for examples, prompts, part in _batches(runs, bound):
             result = forward(runs.model, prompts.tokens, record=keys, gradients=True)
             total = runs.measure(result.logits, prompts, examples).sum()
             slopes = slopes_of(total, {key: result.recorded[key] for key in keys}, runs.metric.name)
-            columns = [sum(_first_order(site, result.recorded, slopes, part) for site in element) for element in elements]
+            columns = [
+                sum(_first_order(site, result.recorded, slopes, part) for site in element)
+                for element in elements
+            ]
             tables.append(torch.stack([torch.as_tensor(column) for column in columns], 1))
             bar.update(len(prompts))
     return torch.cat(tables).cpu()
 
 
-def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, progress: bool) -> tuple[Tensor, dict[Key, Tensor]]:
+def integrated(
+    runs: Runs, elements: Elements, bound: Bound, *, steps: int, progress: bool
+) -> tuple[Tensor, dict[Key, Tensor]]:
     """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
@@ -48,7 +59,13 @@ def integrated(runs: Runs, elements: Elements, bound: Bound, *, steps: int, prog
     shares: dict[Site, list[Tensor]] = {site: [] for mine in sites.values() for site in mine}
     gaps: dict[Key, list[Tensor]] = {key: [] for key in sites}
     total = len(sites) * len(runs.prompts)
-    with tqdm(total=total, desc="integrated gradients", unit="example", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=total,
+        desc="integrated gradients",
+        unit="example",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         for examples, prompts, part in _batches(runs, bound):
             for key, mine in sites.items():
                 change, slope, reached = _along(runs, key, mine, part, prompts, examples, steps)
@@ -74,13 +91,20 @@ def atp_star(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) ->
     record = [*keys, *((kind, layer) for layer in attended for kind in ("z", "v", "pattern"))]
     drops = [None, *(range(n_layers) if n_layers > 1 else ())]
     tables = []
-    with tqdm(total=len(runs.prompts), desc="atp-star", unit="example", disable=None if progress else True, leave=False) as bar:
+    with tqdm(
+        total=len(runs.prompts),
+        desc="atp-star",
+        unit="example",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         for examples, prompts, part in _batches(runs, bound):
             found = [_slopes(runs, prompts, examples, record, dropped) for dropped in drops]
             recorded = found[0][0]
             changes = {site: _changed(runs, site, recorded, part) for element in elements for site in element}
             columns = [
-                _combined([_sum_of(element, changes, slopes) for _, slopes in found], element, n_layers) for element in elements
+                _combined([_sum_of(element, changes, slopes) for _, slopes in found], element, n_layers)
+                for element in elements
             ]
             tables.append(torch.stack(columns, 1))
             bar.update(len(prompts))
@@ -91,7 +115,13 @@ def _slopes(
     runs: Runs, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
 ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
     """Activations and the slopes at them, of a run in which a layer's writes pass no gradient on."""
-    kinds = () if dropped is None else ("attn_out",) if Shape.of(runs.model).attn_only else ("attn_out", "mlp_out")
+    kinds = (
+        ()
+        if dropped is None
+        else ("attn_out",)
+        if Shape.of(runs.model).attn_only
+        else ("attn_out", "mlp_out")
+    )
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
     result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
     total = runs.measure(result.logits, prompts, examples).sum()
@@ -107,13 +137,21 @@ def _changed(runs: Runs, site: Site, recorded: Mapping[Key, Tensor], bound: Boun
         return site.key, edited - activation
     layer = site.layer
     write = Write(*site.key, lambda _: edited)
-    pattern = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)]).recorded["pattern", layer]
+    pattern = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)]).recorded[
+        "pattern", layer
+    ]
     v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2)
-    return ("z", layer), torch.einsum("bhqk,bkhe->bqhe", pattern - recorded["pattern", layer], v.to(pattern.dtype))
+    return ("z", layer), torch.einsum(
+        "bhqk,bkhe->bqhe", pattern - recorded["pattern", layer], v.to(pattern.dtype)
+    )
 
 
-def _sum_of(element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], slopes: Mapping[Key, Tensor]) -> Tensor:
-    parts = [(changes[site][1].double() * slopes[changes[site][0]].double()).flatten(1).sum(1) for site in element]
+def _sum_of(
+    element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], slopes: Mapping[Key, Tensor]
+) -> Tensor:
+    parts = [
+        (changes[site][1].double() * slopes[changes[site][0]].double()).flatten(1).sum(1) for site in element
+    ]
     return torch.stack(parts).sum(0)
 
 
@@ -127,7 +165,13 @@ def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) 
 
 
 def _along(
-    runs: Runs, key: Key, sites: Sequence[Site], bound: Bound, prompts: Prompts, examples: Sequence[int], steps: int
+    runs: Runs,
+    key: Key,
+    sites: Sequence[Site],
+    bound: Bound,
+    prompts: Prompts,
+    examples: Sequence[int],
+    steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole change e(a) - a of an activation, the mean slope on the way there, and [example] m(edited) - m(base)."""
     plain = forward(runs.model, prompts.tokens, record=[key])
@@ -141,7 +185,9 @@ def _along(
         return Write(*key, lambda _: start + share * change)
 
     for step in range(steps):
-        result = forward(runs.model, prompts.tokens, writes=[at((step + 0.5) / steps)], record=[key], gradients=True)
+        result = forward(
+            runs.model, prompts.tokens, writes=[at((step + 0.5) / steps)], record=[key], gradients=True
+        )
         measured = runs.measure(result.logits, prompts, examples).sum()
         slope += slopes_of(measured, {key: result.recorded[key]}, runs.metric.name)[key].detach() / steps
     edited = runs.measure(forward(runs.model, prompts.tokens, writes=[at(1.0)]).logits, prompts, examples)
@@ -158,7 +204,9 @@ def _batches(runs: Runs, bound: Bound) -> Iterator[tuple[Sequence[int], Prompts,
         yield examples, part.prompts, part
 
 
-def _first_order(site: Site, recorded: Mapping[Key, Tensor], slopes: Mapping[Key, Tensor], bound: Bound) -> Tensor:
+def _first_order(
+    site: Site, recorded: Mapping[Key, Tensor], slopes: Mapping[Key, Tensor], bound: Bound
+) -> Tensor:
     activation = recorded[site.key].detach()
     change = apply_edit(site, bound, activation.clone()) - activation
     return _dot(site, change, slopes[site.key], bound)

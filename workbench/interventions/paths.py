@@ -158,12 +158,16 @@ def _asked(
     prompts = rows.asked.side(runs.side)
     for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
         if not bool((prompts.at(place) >= 0).any()):
-            raise SiteError(f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens.")
+            raise SiteError(
+                f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens."
+            )
     rows.asked.check_equal_lengths("Paths need equal lengths within a pair.")
     return routes, coords, bind(runs.model, rows, value, side=runs.side)
 
 
-def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple[list[Route], dict[str, list[str]]]:
+def _grid(
+    shape: Shape, senders: Nodes | None, receivers: Nodes | None
+) -> tuple[list[Route], dict[str, list[str]]]:
     """Every sender into every receiver."""
     asked = _elements(senders_named(senders, shape), "senders")
     sent = [_distinct([writer(name, shape) for name in names]) for names in asked]
@@ -172,7 +176,10 @@ def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> tuple
     for column, (writers, names) in enumerate(product(sent, received)):
         reached = _reached(writers, [reader for name in names for reader in readers(name, shape)])
         routes.append(Route(writers, (), reached, column))
-    return routes, {"writer": [" + ".join(names) for names in asked], "reader": [" + ".join(names) for names in received]}
+    return routes, {
+        "writer": [" + ".join(names) for names in asked],
+        "reader": [" + ".join(names) for names in received],
+    }
 
 
 def senders_named(given: Nodes | None, shape: Shape) -> Nodes:
@@ -192,7 +199,9 @@ def _elements(given: Nodes, what: str) -> list[tuple[str, ...]]:
         listed = [given] if isinstance(given, str) else list(given)
     made = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
     if not made or not all(made):
-        raise SiteError(f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'.")
+        raise SiteError(
+            f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'."
+        )
     return made
 
 
@@ -200,7 +209,9 @@ def _path(text: str, shape: Shape, column: int) -> Route:
     """The route of a path's string form."""
     names = [name.strip() for name in text.split("->")]
     if len(names) < 2 or not all(names):
-        raise SiteError(f"{text!r} is not a path. Write WRITER->...->READER, as in input->a2.2->a5.5<k>->a9.9<q>->logits.")
+        raise SiteError(
+            f"{text!r} is not a path. Write WRITER->...->READER, as in input->a2.2->a5.5<k>->a9.9<q>->logits."
+        )
     senders, last = (writer(names[0], shape),), readers(names[-1], shape)
     middles = [middle(name, shape) for name in names[1:-1]]
     writers = [senders, *(written for _, written in middles)]
@@ -215,7 +226,11 @@ def _path(text: str, shape: Shape, column: int) -> Route:
 def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
     """Each writer once, and no neuron of an MLP that is set as a whole."""
     whole = {each.site.layer for each in writers if each.is_mlp}
-    return tuple(dict.fromkeys(each for each in writers if each.site.kind != "mlp_post" or each.site.layer not in whole))
+    return tuple(
+        dict.fromkeys(
+            each for each in writers if each.site.kind != "mlp_post" or each.site.layer not in whole
+        )
+    )
 
 
 def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
@@ -257,7 +272,9 @@ def _sweep(
     decoder, why = fast_decoder(runs.model, runs.longest)
     if decoder is None:
         return ReferenceSweep(runs, make, len(routes)), why
-    keys = frozenset(reader.site.key for route in routes for reader in route.receivers if not route.into_logits)
+    keys = frozenset(
+        reader.site.key for route in routes for reader in route.receivers if not route.into_logits
+    )
     alike: dict[Any, list[Route]] = {}
     for route in routes:
         alike.setdefault((route.middles, route.receivers), []).append(route)
@@ -268,7 +285,9 @@ def _sweep(
 
 def _check_store(store: ActivationStore, runs: Runs) -> None:
     if store.model != model_fingerprint(runs.model):
-        raise StoreError(f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one.")
+        raise StoreError(
+            f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one."
+        )
     for i, prompt_id in enumerate(runs.prompts.ids):
         if store.example(prompt_id) is None:
             raise StoreError(

@@ -47,7 +47,9 @@ class FrozenNorm:
         signs[::2] = -1
         probe = signs - signs.mean()
         with torch.no_grad():
-            shift, ones, made = (norm(v.to(like)[None, None])[0, 0].double().cpu() for v in (zero, zero + 1, probe))
+            shift, ones, made = (
+                norm(v.to(like)[None, None])[0, 0].double().cpu() for v in (zero, zero + 1, probe)
+            )
         centred = bool((ones - shift).abs().max() < 1e-3 * (made - shift).abs().max())
         return cls(norm, (made - shift) / probe, shift, centred)
 
@@ -119,7 +121,11 @@ def direct_attribution(
     prompts, places = _places(store, pos)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, model.W_U)
     blocks = [_Block.of(model, layer, shape) for layer in range(shape.n_layers)]
-    one = 8 * (shape.d_model * 8 + (shape.d_mlp * (shape.n_layers if by == "neuron" else 2)) + shape.n_heads * shape.d_head)
+    one = 8 * (
+        shape.d_model * 8
+        + (shape.d_mlp * (shape.n_layers if by == "neuron" else 2))
+        + shape.n_heads * shape.d_head
+    )
     made, gap = [], 0.0
     for at in torch.arange(len(prompts)).split(max(1, min(CHUNK, budget // one))):
         rows = _Rows(store, prompts[at], places[at])
@@ -158,13 +164,21 @@ def _kinds(store: ActivationStore, shape: Shape, by: str) -> list[str]:
     whole_input = 0 in store.layers("resid_pre")
     if not whole_input and "embed" not in store.kinds:
         raise StoreError(f"{what} needs resid_pre[0] or embed; the store holds {', '.join(store.kinds)}.")
-    return [*kinds, *(["resid_pre"] if whole_input else [k for k in ("embed", "pos_embed") if k in store.kinds])]
+    return [
+        *kinds,
+        *(["resid_pre"] if whole_input else [k for k in ("embed", "pos_embed") if k in store.kinds]),
+    ]
 
 
-def _read_of(model: Any, store: ActivationStore, targets: Tensor, minus: Tensor | None) -> tuple[Tensor, Tensor]:
+def _read_of(
+    model: Any, store: ActivationStore, targets: Tensor, minus: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """What the logit (difference) of each example reads of the normed stream, [example, d_model], and its bias [example]."""
     weight, bias = model.W_U.detach().double().cpu(), ReadOut.of(model).bias.double().cpu()
-    toward, const = torch.zeros(len(store), len(weight), dtype=torch.float64), torch.zeros(len(store), dtype=torch.float64)
+    toward, const = (
+        torch.zeros(len(store), len(weight), dtype=torch.float64),
+        torch.zeros(len(store), dtype=torch.float64),
+    )
     for sign, name, given in ((1, "targets", targets), (-1, "minus", minus)):
         if given is None:
             continue
@@ -207,7 +221,9 @@ class _Writer:
     norm: FrozenNorm | None
     like: Tensor
 
-    def reads(self, parts: Float[Tensor, "row part"], back: Float[Tensor, "row d_model"]) -> tuple[Tensor, Tensor]:
+    def reads(
+        self, parts: Float[Tensor, "row part"], back: Float[Tensor, "row d_model"]
+    ) -> tuple[Tensor, Tensor]:
         """What `back` reads of every part [row, part], and what is constant [row]."""
         shift = torch.zeros(len(parts), dtype=torch.float64)
         if self.norm is not None:
@@ -238,14 +254,20 @@ class _Block:
         mlp, post = model.blocks[layer].mlp, norm_of(model, layer, "ln2_post")
         weight, bias = mlp.W_out.detach().double().cpu(), getattr(mlp, "b_out", None)
         bias = weight.new_zeros(size) if bias is None else bias.detach().double().cpu()
-        return cls(heads, _Writer(weight, bias, None if post is None else FrozenNorm.of(post, size, like), like))
+        return cls(
+            heads, _Writer(weight, bias, None if post is None else FrozenNorm.of(post, size, like), like)
+        )
 
 
 def _components(
     rows: _Rows, blocks: list[_Block], back: Float[Tensor, "row d_model"], kinds: list[str], by: str
 ) -> tuple[Float[Tensor, "row component"], Float[Tensor, "row"]]:
     """What `back` reads of the input and of every block's parts, in the order of `_names`; and what is constant."""
-    start = [rows(kind, 0 if kind == "resid_pre" else None) for kind in kinds if kind in ("resid_pre", "embed", "pos_embed")]
+    start = [
+        rows(kind, 0 if kind == "resid_pre" else None)
+        for kind in kinds
+        if kind in ("resid_pre", "embed", "pos_embed")
+    ]
     values = [torch.stack([(part.double().cpu() * back).sum(1) for part in start]).sum(0)[:, None]]
     const = torch.zeros(len(back), dtype=torch.float64)
     for layer, block in enumerate(blocks):
@@ -286,7 +308,14 @@ def _names(shape: Shape, by: str) -> list[str]:
 
 
 def _table(
-    flat: Tensor, prompts: Tensor, places: Tensor, store: ActivationStore, shape: Shape, by: str, pos: Position, facts: dict
+    flat: Tensor,
+    prompts: Tensor,
+    places: Tensor,
+    store: ActivationStore,
+    shape: Shape,
+    by: str,
+    pos: Position,
+    facts: dict,
 ) -> xr.DataArray:
     """The rows as a labelled array; NaN where an example has no such position."""
     each = pos == "each"
@@ -302,4 +331,6 @@ def _table(
     coords |= {"pos": np.arange(longest)} if each else {}
     facts = {"kind": "direct_attribution", "by": by, "position": str(pos)} | store.attrs | facts
     exact = store["resid_post", shape.n_layers - 1].dtype == torch.float64
-    return effect_array(table if exact else table.float(), list(coords), coords, name="attribution", attrs=facts | versions())
+    return effect_array(
+        table if exact else table.float(), list(coords), coords, name="attribution", attrs=facts | versions()
+    )

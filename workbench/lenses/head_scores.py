@@ -39,7 +39,9 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     return effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
 
 
-def attention_to(store: ActivationStore, keys: Sequence[Position], *, query: Position = "END") -> xr.DataArray:
+def attention_to(
+    store: ActivationStore, keys: Sequence[Position], *, query: Position = "END"
+) -> xr.DataArray:
     """How much every head attends from one position to others, by index or name.
 
     Returns:
@@ -65,7 +67,9 @@ def attention_to(store: ActivationStore, keys: Sequence[Position], *, query: Pos
     return _attended(store, {"key_pos": names}, weights, _facts(store, "attention_to", query=str(query)))
 
 
-def head_scores(store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")) -> xr.DataArray:
+def head_scores(
+    store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
+) -> xr.DataArray:
     """What kind of head each one is, from where it attends (Olsson et al. 2022; Wang et al., arXiv 2211.00593).
 
     The mean over queries of a prompt of the attention paid to: "previous" the token before; "duplicate" earlier copies of
@@ -113,7 +117,9 @@ def copying_scores(store: ActivationStore, model: Any, *, top: int = 5, budget: 
     check_store(store, model, "copying_scores")
     shape, layers = Shape.of(model), needed(store, "v", "copying_scores")
     if type(top) is not int or not 1 <= top <= shape.d_vocab // 2:
-        raise PromptError(f"copying_scores: top={top!r} of {shape.d_vocab} tokens; give 1 to {shape.d_vocab // 2}.")
+        raise PromptError(
+            f"copying_scores: top={top!r} of {shape.d_vocab} tokens; give 1 to {shape.d_vocab // 2}."
+        )
     norm = FrozenNorm.of(final_norm(model), shape.d_model, model.W_U)
     unembed = model.W_U.detach().double().cpu()
     owner, place = token_rows(store["v", layers[0]])
@@ -143,7 +149,9 @@ def _written(block: Block, size: int, model: Any) -> Float[Tensor, "head d_head 
 
 
 def _same(tokens: Tensor) -> Tensor:
-    return (tokens[:, :, None] == tokens[:, None]) & torch.ones(tokens.shape[1], tokens.shape[1]).tril(-1).bool()
+    return (tokens[:, :, None] == tokens[:, None]) & torch.ones(tokens.shape[1], tokens.shape[1]).tril(
+        -1
+    ).bool()
 
 
 def _previous(tokens: Tensor) -> Tensor:
@@ -157,7 +165,11 @@ def _after_same(tokens: Tensor) -> Tensor:
     return followed & torch.ones(same.shape[1:]).tril(-1).bool()
 
 
-HEAD_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {"previous": _previous, "duplicate": _same, "induction": _after_same}
+HEAD_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "previous": _previous,
+    "duplicate": _same,
+    "induction": _after_same,
+}
 """Of tokens [example, pos], which keys each query is asked about: [example, query_pos, key_pos]."""
 
 
@@ -176,11 +188,18 @@ def _attended(
         length = int(lengths[examples].max())
         weight = weights(store.prompts, examples, length)
         patterns = (store["pattern", layer].padded(examples.tolist(), length).cpu() for layer in layers)
-        values = torch.stack([torch.einsum("ehqk,weqk->ehw", p.double(), weight.double()) for p in patterns], 1)
+        values = torch.stack(
+            [torch.einsum("ehqk,weqk->ehw", p.double(), weight.double()) for p in patterns], 1
+        )
         values[(weight.flatten(2).sum(2) == 0).T[:, None, None].expand_as(values)] = float("nan")
         made.append(values)
     table = torch.cat(made)
-    coords = {"example": np.arange(len(store)), "layer": layers, "head": np.arange(table.shape[2]), name: labels}
+    coords = {
+        "example": np.arange(len(store)),
+        "layer": layers,
+        "head": np.arange(table.shape[2]),
+        name: labels,
+    }
     return effect_array(table, list(coords), coords, name="attention", attrs=facts)
 
 

@@ -13,7 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import PromptError, StoreError, UnknownName
-from workbench.lenses.unembedding import ReadOut, check_store, last_stream, needed, one_token, pieces, token_rows
+from workbench.lenses.unembedding import (
+    ReadOut,
+    check_store,
+    last_stream,
+    needed,
+    one_token,
+    pieces,
+    token_rows,
+)
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
 from workbench.prompts.encoder import TextEncoder
 from workbench.results import as_labels, effect_array, versions
@@ -72,7 +80,9 @@ def logit_lens(
             + ("needs targets=, tokens per example." if targets is None else "has no targets.")
         )
     if minus is not None and targets is None:
-        raise PromptError(f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it.")
+        raise PromptError(
+            f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it."
+        )
     check_store(store, model, "logit_lens")
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "logit_lens")
@@ -96,12 +106,23 @@ def logit_lens(
                 values = [_measured(logits, tokens[owner[rows]], measure) for tokens in wanted]
                 read = values[0] - values[1] if len(values) == 2 else values[0]
             else:
-                reference = None if final is None else _precise(read_out(final.data.part(rows.start, rows.stop)))
+                reference = (
+                    None if final is None else _precise(read_out(final.data.part(rows.start, rows.stop)))
+                )
                 read = _spread(logits, reference)
             table[owner[rows], column, place[rows]] = read.double().cpu()
     table = table if store[kind, layers[0]].dtype == torch.float64 else table.float()
-    attrs = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind} | _provenance(store, lens)
-    coords: dict[str, Any] = {"example": np.arange(len(store)), "layer": layers, "pos": np.arange(table.shape[2])}
+    attrs = {
+        "kind": "logit_lens",
+        "measure": measure,
+        "minus": minus is not None,
+        "site": kind,
+    } | _provenance(store, lens)
+    coords: dict[str, Any] = {
+        "example": np.arange(len(store)),
+        "layer": layers,
+        "pos": np.arange(table.shape[2]),
+    }
     made = effect_array(table, ("example", "layer", "pos"), coords, name=measure, attrs=attrs)
     return _with_tokens(made, store)
 
@@ -139,7 +160,12 @@ def top_tokens(
             names = best.indices if read_out.tokens is None else read_out.tokens[best.indices]
             tokens[owner[rows], column, place[rows]] = names.cpu()
             probs[owner[rows], column, place[rows]] = best.values.float().cpu()
-    coords: dict[str, Any] = {"example": np.arange(axes[0]), "layer": layers, "pos": np.arange(axes[2]), "rank": np.arange(k)}
+    coords: dict[str, Any] = {
+        "example": np.arange(axes[0]),
+        "layer": layers,
+        "pos": np.arange(axes[2]),
+        "rank": np.arange(k),
+    }
     dims = ("example", "layer", "pos", "rank")
     made = effect_array(probs, dims, coords, name="prob").to_dataset().assign(token=(dims, tokens.numpy()))
     if getattr(model, "tokenizer", None) is not None:
@@ -151,9 +177,13 @@ def top_tokens(
 def _check_lens(lens: Translate | None, store: ActivationStore, kind: str) -> None:
     """Raise `StoreError` when a fitted lens is of another model or stream."""
     if getattr(lens, "model", store.model) != store.model:
-        raise StoreError(f"The lens is of another model ({getattr(lens, 'model_name', '')}) than the store ({store.model_name}).")
+        raise StoreError(
+            f"The lens is of another model ({getattr(lens, 'model_name', '')}) than the store ({store.model_name})."
+        )
     if getattr(lens, "kind", kind) != kind:
-        raise StoreError(f"The lens translates {getattr(lens, 'kind', '')}, not {kind}: fit one with kind={kind!r}.")
+        raise StoreError(
+            f"The lens translates {getattr(lens, 'kind', '')}, not {kind}: fit one with kind={kind!r}."
+        )
 
 
 def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translate | None) -> Tensor:
@@ -164,7 +194,9 @@ def _precise(logits: Tensor) -> Tensor:
     return logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
 
 
-def _spread(logits: Float[Tensor, "row token"], reference: Float[Tensor, "row token"] | None) -> Float[Tensor, "row"]:
+def _spread(
+    logits: Float[Tensor, "row token"], reference: Float[Tensor, "row token"] | None
+) -> Float[Tensor, "row"]:
     """[row]: the entropy of a distribution, or KL(reference || it), in nats."""
     ours = logits.log_softmax(-1)
     if reference is None:
@@ -197,7 +229,11 @@ def _spelled(tokens: Int[Tensor, "example layer pos rank"], model: Any) -> np.nd
     """[example, layer, pos, rank]: the strings of token ids, "" for -1."""
     ids, at = np.unique(tokens.numpy(), return_inverse=True)
     known = TextEncoder(model).labels([[int(token) for token in ids if token >= 0]])[0]
-    return np.concatenate([[""] * int((ids < 0).sum()), as_labels(known)]).astype(object)[at].reshape(tokens.shape)
+    return (
+        np.concatenate([[""] * int((ids < 0).sum()), as_labels(known)])
+        .astype(object)[at]
+        .reshape(tokens.shape)
+    )
 
 
 def _measured(logits: Tensor, table: Tensor, measure: str) -> Tensor:

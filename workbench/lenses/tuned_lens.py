@@ -55,7 +55,9 @@ class TunedLens:
     def __call__(self, stream: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, "row d_model"]:
         """The stream of a layer in the last layer's terms. Raises `StoreError` for a layer without a translator."""
         if layer not in self.layers:
-            raise StoreError(f"This tuned lens has no translator for layer {layer}; it has layers {list(self.layers)}.")
+            raise StoreError(
+                f"This tuned lens has no translator for layer {layer}; it has layers {list(self.layers)}."
+            )
         at = self.layers.index(layer)
         stream = stream if stream.dtype == torch.float64 else stream.float()
         weight, bias = (part[at].to(stream) for part in (self.weight, self.bias))
@@ -83,12 +85,23 @@ class TunedLens:
             with safe_open(path, "pt") as file:
                 meta = file.metadata() or {}
                 if meta.get("format") != FORMAT:
-                    raise StoreError(f"{str(path)!r} is no tuned lens of this workbench: its format is {meta.get('format')!r}.")
-                facts, weight, bias = json.loads(meta["facts"]), file.get_tensor("weight"), file.get_tensor("bias")
-            layers, table = tuple(facts["layers"]), {name: ("layer", values) for name, values in facts["heldout"].items()}
+                    raise StoreError(
+                        f"{str(path)!r} is no tuned lens of this workbench: its format is {meta.get('format')!r}."
+                    )
+                facts, weight, bias = (
+                    json.loads(meta["facts"]),
+                    file.get_tensor("weight"),
+                    file.get_tensor("bias"),
+                )
+            layers, table = (
+                tuple(facts["layers"]),
+                {name: ("layer", values) for name, values in facts["heldout"].items()},
+            )
             heldout = xr.Dataset(table, coords={"layer": list(layers)}, attrs=facts["attrs"])
             if weight.shape != (len(layers), *bias.shape[1:], *bias.shape[1:]) or len(bias) != len(layers):
-                raise StoreError(f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit {layers}.")
+                raise StoreError(
+                    f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit {layers}."
+                )
             return cls(layers, weight, bias, facts["kind"], facts["model"], facts["model_name"], heldout)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{str(path)!r} cannot be read as a tuned lens: {error}") from error
@@ -137,9 +150,15 @@ def fit_tuned_lens(
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
     last = Shape.of(model).n_layers - 1
     final = last_stream(store, last, "fit_tuned_lens")
-    wanted = [layer for layer in needed(store, kind, "fit_tuned_lens", layers=layers) if (kind, layer) != ("resid_post", last)]
+    wanted = [
+        layer
+        for layer in needed(store, kind, "fit_tuned_lens", layers=layers)
+        if (kind, layer) != ("resid_post", last)
+    ]
     if not wanted:
-        raise StoreError(f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with sites=[{kind!r}].")
+        raise StoreError(
+            f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with sites=[{kind!r}]."
+        )
     owner, place = token_rows(final)
     held = _held_out(store, test_share, seed)[owner]
     counted = (place > 0) | (not store.prompts.bos)
@@ -164,9 +183,23 @@ def fit_tuned_lens(
     weight, bias = weight.detach(), bias.detach()
     if not all(bool(torch.isfinite(part).all()) for part in (weight, bias)):
         raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
-    heldout = _compared(_Rows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed)
-    facts = {"kind": "tuned_lens", "site": kind, "epochs": epochs, "rate": rate, "batch": batch, "seed": seed, "level": level}
-    facts |= {"test_share": test_share, "model": store.model_name, "data_fingerprint": store.prompts.fingerprint}
+    heldout = _compared(
+        _Rows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed
+    )
+    facts = {
+        "kind": "tuned_lens",
+        "site": kind,
+        "epochs": epochs,
+        "rate": rate,
+        "batch": batch,
+        "seed": seed,
+        "level": level,
+    }
+    facts |= {
+        "test_share": test_share,
+        "model": store.model_name,
+        "data_fingerprint": store.prompts.fingerprint,
+    }
     heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
     return TunedLens(tuple(wanted), weight.cpu(), bias.cpu(), kind, store.model, store.model_name, heldout)
 
@@ -176,7 +209,9 @@ def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
     ids = {prompt_id: i for i, prompt_id in enumerate(dict.fromkeys(store.prompts.ids))}
     n = round(share * len(ids))
     if not 0 < share < 1 or not 0 < n < len(ids):
-        raise ProbeError(f"test_share={share} of {len(ids)} different prompts leaves none to train on or none held out.")
+        raise ProbeError(
+            f"test_share={share} of {len(ids)} different prompts leaves none to train on or none held out."
+        )
     chosen = np.zeros(len(ids), dtype=bool)
     chosen[np.random.default_rng(seed).permutation(len(ids))[:n]] = True
     return torch.from_numpy(chosen[[ids[prompt_id] for prompt_id in store.prompts.ids]])
@@ -230,7 +265,9 @@ def _least_squares(rows: _Rows) -> tuple[Tensor, Tensor]:
     # Towards the identity, which is the logit lens, where rows are too few to say.
     prior = torch.eye(size + 1, size, dtype=torch.float64)
     bent = ridge[:, None, None] * penalty
-    found = torch.linalg.solve(squares + bent + 1e-9 * torch.eye(size + 1, dtype=torch.float64), across + bent @ prior)
+    found = torch.linalg.solve(
+        squares + bent + 1e-9 * torch.eye(size + 1, dtype=torch.float64), across + bent @ prior
+    )
     return found[:, :size].float().contiguous(), found[:, size].float().contiguous()
 
 
@@ -245,7 +282,14 @@ def _divergences(read_out: ReadOut, streams: Tensor, target: Tensor, weight: Ten
 
 @torch.no_grad()
 def _compared(
-    rows: _Rows, read_out: ReadOut, weight: Tensor, bias: Tensor, owner: Tensor, batch: int, level: float, seed: int
+    rows: _Rows,
+    read_out: ReadOut,
+    weight: Tensor,
+    bias: Tensor,
+    owner: Tensor,
+    batch: int,
+    level: float,
+    seed: int,
 ) -> xr.Dataset:
     """The held-out KL of tuned and plain lens, with intervals over prompts."""
     plain = torch.eye(weight.shape[1]).to(weight).expand_as(weight), torch.zeros_like(bias)

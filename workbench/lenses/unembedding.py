@@ -40,7 +40,10 @@ class ReadOut:
         result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
         logits = result.logits[0]
         stream = result.recorded[last][0]
-        for read, wanted in ((cls(model), logits), (made, logits if made.tokens is None else logits[:, made.tokens])):
+        for read, wanted in (
+            (cls(model), logits),
+            (made, logits if made.tokens is None else logits[:, made.tokens]),
+        ):
             worst = float((read(stream).detach() - wanted).abs().max())
             if worst > 1e-3 * float(logits.abs().max()):
                 raise ModelError(
@@ -55,7 +58,9 @@ class ReadOut:
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
             raise PromptError(f"A vocabulary is a list of at least one token id, not {str(tokens)[:60]}.")
         if int(chosen.min()) < 0 or int(chosen.max()) >= size or len(chosen.unique()) < len(chosen):
-            raise PromptError(f"A vocabulary names token ids from 0 to {size - 1}, each once; not {str(tokens)[:60]}.")
+            raise PromptError(
+                f"A vocabulary names token ids from 0 to {size - 1}, each once; not {str(tokens)[:60]}."
+            )
         return chosen
 
     @cached_property
@@ -76,7 +81,9 @@ class ReadOut:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
         rows = stream.to(self.model.W_U)[None]  # a store may hold another precision than the model's
         if self.tokens is None:
-            logits = self.model.unembed(self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows)[0]
+            logits = self.model.unembed(
+                self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows
+            )[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
@@ -99,21 +106,27 @@ class ReadOut:
         found = places[table.cpu().clamp(min=0)].where(table.cpu() >= 0, -1)
         missing = table.cpu()[(found < 0) & (table.cpu() >= 0)]
         if len(missing):
-            raise PromptError(f"Target token {int(missing[0])} is not in vocabulary=, which has {len(self.tokens)} tokens.")
+            raise PromptError(
+                f"Target token {int(missing[0])} is not in vocabulary=, which has {len(self.tokens)} tokens."
+            )
         return found
 
 
 def check_store(store: ActivationStore, model: Any, what: str) -> None:
     """Raise `StoreError` when a store is of another model."""
     if store.model != model_fingerprint(model):
-        raise StoreError(f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}.")
+        raise StoreError(
+            f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}."
+        )
 
 
 def needed(store: ActivationStore, kind: str, what: str, *, layers: Sequence[int] | None = None) -> list[int]:
     """The layers of a kind in a store (or those asked for). Raises `StoreError` when there are none or one is missing."""
     there = store.layers(kind)
     if not there:
-        raise StoreError(f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}].")
+        raise StoreError(
+            f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}]."
+        )
     missing = [layer for layer in layers or () if layer not in there]
     if missing:
         raise StoreError(f"{what} needs {kind}[{missing[0]}]; the store holds layers {there} of it.")
@@ -128,7 +141,9 @@ def last_stream(store: ActivationStore, last: int, what: str) -> SiteView:
 def token_rows(view: SiteView) -> tuple[Tensor, Tensor]:
     """The prompt and the position of every row. Raises `StoreError` for means over prompts, which lie at no position."""
     if bool((view.row_positions < 0).any()):
-        raise StoreError(f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions.")
+        raise StoreError(
+            f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions."
+        )
     return view.row_prompts, view.row_positions
 
 

@@ -79,12 +79,16 @@ def expand(model: Any, pairs: PromptPairs, metric: str | Metric | Callable[..., 
     for side in (pairs.clean, pairs.corrupt):
         elsewhere = (side.at("END") != side.lengths - 1).nonzero()
         if len(elsewhere):
-            raise PromptError(f"Prompt {int(elsewhere[0])} goes on behind its END, where the answers would have to follow.")
+            raise PromptError(
+                f"Prompt {int(elsewhere[0])} goes on behind its END, where the answers would have to follow."
+            )
     owner: list[int] = []
     weight: list[float] = []
     answers: list[list[list[int]]] = []
     for sign, table in ((1, "answers"), (-1, "wrong")):
-        for example, listed in enumerate(_alternatives(getattr(pairs, table)) if table in measure.needs else ()):
+        for example, listed in enumerate(
+            _alternatives(getattr(pairs, table)) if table in measure.needs else ()
+        ):
             shared: dict[tuple[int, ...], list[list[int]]] = {}
             for tokens in listed:
                 shared.setdefault(tuple(tokens[:-1]), []).append(tokens)
@@ -96,7 +100,9 @@ def expand(model: Any, pairs: PromptPairs, metric: str | Metric | Callable[..., 
     clean, corrupt = (_continued(model, side, owner, given) for side in (pairs.clean, pairs.corrupt))
     table = padded_answers(answers)
     rows = PromptPairs(clean, corrupt, table, torch.full_like(table[:, :1, :1], -1), pairs.provenance)
-    return Expansion(pairs, rows, BUILT_IN[ROW_METRIC], torch.tensor(owner), torch.tensor(weight, dtype=torch.float64))
+    return Expansion(
+        pairs, rows, BUILT_IN[ROW_METRIC], torch.tensor(owner), torch.tensor(weight, dtype=torch.float64)
+    )
 
 
 def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[list[int]]]:
@@ -104,14 +110,19 @@ def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[
     listed = [[[token for token in tokens if token >= 0] for tokens in example] for example in table.tolist()]
     gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
     if len(gaps):
-        raise PromptError(f"An answer of example {int(gaps[0])} has a gap: its tokens come first and -1 fills up the rest.")
+        raise PromptError(
+            f"An answer of example {int(gaps[0])} has a gap: its tokens come first and -1 fills up the rest."
+        )
     return [[tokens for tokens in example if tokens] for example in listed]
 
 
 def _continued(model: Any, prompts: Prompts, owner: Sequence[int], given: Sequence[Sequence[int]]) -> Prompts:
     """Prompts with tokens behind them; their named positions stay."""
     room = Shape.of(model).n_ctx
-    rows = [[*prompts.tokens[i, : int(prompts.lengths[i])].tolist(), *tokens] for i, tokens in zip(owner, given, strict=True)]
+    rows = [
+        [*prompts.tokens[i, : int(prompts.lengths[i])].tolist(), *tokens]
+        for i, tokens in zip(owner, given, strict=True)
+    ]
     for i, row, tokens in zip(owner, rows, given, strict=True):
         if len(row) > room:
             raise PromptError(
@@ -119,5 +130,7 @@ def _continued(model: Any, prompts: Prompts, owner: Sequence[int], given: Sequen
                 f"model's context of {room}."
             )
     strings = [(*prompts.strings[i], *map(str, tokens)) for i, tokens in zip(owner, given, strict=True)]
-    positions = [{name: int(where[i]) for name, where in prompts.positions.items() if where[i] >= 0} for i in owner]
+    positions = [
+        {name: int(where[i]) for name, where in prompts.positions.items() if where[i] >= 0} for i in owner
+    ]
     return Prompts.of(rows, strings=strings, positions=positions, bos=prompts.bos)

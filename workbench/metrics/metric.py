@@ -65,7 +65,9 @@ class Metric:
 
     def check(self, pairs: PromptPairs) -> None:
         """Raise `MetricError` when these prompts cannot be measured with it."""
-        if self.positions == "all" and not (bool((pairs.clean.lengths == pairs.clean.lengths[0]).all()) and pairs.equal_lengths):
+        if self.positions == "all" and not (
+            bool((pairs.clean.lengths == pairs.clean.lengths[0]).all()) and pairs.equal_lengths
+        ):
             raise MetricError(
                 f"The metric {self.name!r} reads every position, and these prompts differ in length. "
                 "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads the last position."
@@ -93,7 +95,9 @@ class Metric:
         none = (table >= 0).flatten(1).sum(1) == 0
         if bool(none.any()):
             example = int(none.nonzero()[0])
-            raise MetricError(f"The metric {self.name!r} needs the {word} of every example; example {example} has none.")
+            raise MetricError(
+                f"The metric {self.name!r} needs the {word} of every example; example {example} has none."
+            )
 
     def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
         """The part of the logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
@@ -109,14 +113,18 @@ class Metric:
             return None
         return prompts.from_end() if self.continued else prompts.at("END")
 
-    def __call__(self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None) -> Float[Tensor, "example"]:
+    def __call__(
+        self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None
+    ) -> Float[Tensor, "example"]:
         """The measure of each example, in float32 (float64 stays).
 
         Raises:
             NotFinite: the logits or the metric.  MetricError: the function does not return one number per example.
         """
         if self.needs_reference and reference is None:
-            raise MetricError(f"The metric {self.name!r} compares with the clean run: give its logits as reference.")
+            raise MetricError(
+                f"The metric {self.name!r} compares with the clean run: give its logits as reference."
+            )
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
@@ -133,11 +141,15 @@ class Metric:
             )
         if not bool(torch.isfinite(measured).all()):
             bad = int((~torch.isfinite(measured)).nonzero()[0])
-            raise NotFinite(f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.")
+            raise NotFinite(
+                f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are."
+            )
         return measured
 
 
-def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None) -> Metric:
+def metric(
+    given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None
+) -> Metric:
     """A metric from a name, a metric, or a function of your own `logits -> [example]`.
 
     Args:
@@ -152,7 +164,9 @@ def metric(given: "str | Metric | Callable[..., Tensor]", *, positions: Literal[
     if positions not in (None, "END", "all"):
         raise UnknownName("choice of positions", positions, ("END", "all"))
     if positions is not None and not (callable(given) and not isinstance(given, Metric)):
-        raise MetricError(f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs.")
+        raise MetricError(
+            f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs."
+        )
     if isinstance(given, Metric):
         return given
     if callable(given):
@@ -260,15 +274,48 @@ def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
 BUILT_IN: dict[str, Metric] = {
     made.name: made
     for made in (
-        Metric("logit_diff", _logit_diff, needs=("answers", "wrong"), whole_vocabulary=False, unit="logits", rowwise=True),
+        Metric(
+            "logit_diff",
+            _logit_diff,
+            needs=("answers", "wrong"),
+            whole_vocabulary=False,
+            unit="logits",
+            rowwise=True,
+        ),
         Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability", rowwise=True),
         Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats", rowwise=True),
         Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats", rowwise=True),
-        Metric("rank", _rank, needs=("answers",), higher_is_better=False, unit="places below the top", rowwise=True),
-        Metric("accuracy", _accuracy, needs=("answers", "wrong"), whole_vocabulary=False, unit="share", rowwise=True),
-        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=("answers",), unit="nats", rowwise=True),
         Metric(
-            "sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=("answers", "wrong"), unit="nats", rowwise=True
+            "rank",
+            _rank,
+            needs=("answers",),
+            higher_is_better=False,
+            unit="places below the top",
+            rowwise=True,
+        ),
+        Metric(
+            "accuracy",
+            _accuracy,
+            needs=("answers", "wrong"),
+            whole_vocabulary=False,
+            unit="share",
+            rowwise=True,
+        ),
+        Metric(
+            "sequence_logprob",
+            _sequence_logprob,
+            "continuation",
+            needs=("answers",),
+            unit="nats",
+            rowwise=True,
+        ),
+        Metric(
+            "sequence_logprob_diff",
+            _sequence_logprob_diff,
+            "continuation",
+            needs=("answers", "wrong"),
+            unit="nats",
+            rowwise=True,
         ),
     )
 }

@@ -44,7 +44,9 @@ _NOT_THE_FUNCTION = (
 )
 
 
-def load_model(source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Any:
+def load_model(
+    source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
     """A `TransformerBridge` in eval mode.
 
     Args:
@@ -76,17 +78,31 @@ def load_model(source: Any, *, device: str | torch.device | None = None, dtype: 
     elif str(source) and Path(source).is_dir():
         model = _boot(str(source), place, wanted, None)
     elif _looks_like_a_path(str(source)):
-        raise ModelError(f"There is no model directory {str(source)!r}. Embedded models: {', '.join(zoo.names())}.")
+        raise ModelError(
+            f"There is no model directory {str(source)!r}. Embedded models: {', '.join(zoo.names())}."
+        )
     else:
         _check_reachable(str(source))
         model = _boot(str(source), place, wanted, None)
     again = str(Path(source).resolve()) if embedded is None and Path(source).is_dir() else str(source)
-    _sources[model] = {"source": again, "device": str(place), "dtype": str(wanted or torch.float32).removeprefix("torch.")}
-    _names[model] = str(source) if embedded is not None else Path(source).resolve().name if Path(source).is_dir() else str(source)
+    _sources[model] = {
+        "source": again,
+        "device": str(place),
+        "dtype": str(wanted or torch.float32).removeprefix("torch."),
+    }
+    _names[model] = (
+        str(source)
+        if embedded is not None
+        else Path(source).resolve().name
+        if Path(source).is_dir()
+        else str(source)
+    )
     return model.eval()
 
 
-def native_model(name: str, *, weights: Mapping[str, torch.Tensor], tokenizer: Any = None, **settings: Any) -> Any:
+def native_model(
+    name: str, *, weights: Mapping[str, torch.Tensor], tokenizer: Any = None, **settings: Any
+) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 
     Args:
@@ -99,11 +115,16 @@ def native_model(name: str, *, weights: Mapping[str, torch.Tensor], tokenizer: A
     boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
     with torch.random.fork_rng(devices=[]):
         model = boot(TransformerBridgeConfig(seed=0, **settings), tokenizer=tokenizer).eval()
-    own = {key.replace("._original_component", ""): value for key, value in model.original_model.named_parameters()}
+    own = {
+        key.replace("._original_component", ""): value
+        for key, value in model.original_model.named_parameters()
+    }
     norms = {key for key in own if key.split(".")[-2].startswith("ln")}
     wrong = sorted((set(weights) - norms) ^ (set(own) - norms))
     if wrong:
-        raise ModelError(f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many.")
+        raise ModelError(
+            f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many."
+        )
     for key, value in weights.items():
         own[key].data.copy_(value)
     _names[model] = name
@@ -156,8 +177,16 @@ def _fingerprint(model: Any) -> str:
     digest = xxhash.xxh3_128()
     own: Any = getattr(model.original_model, "config", None)
     settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)
-    digest.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)).encode())
-    state = {name: value.detach() for name, value in model.original_model.state_dict().items() if torch.is_tensor(value)}
+    digest.update(
+        repr(
+            sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)
+        ).encode()
+    )
+    state = {
+        name: value.detach()
+        for name, value in model.original_model.state_dict().items()
+        if torch.is_tensor(value)
+    }
     # Tied weights are hashed once; several threads share the work.
     distinct = {_place(value): value for value in state.values()}
     with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
@@ -215,9 +244,22 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
     try:
         if _is_native(source):
             return _native_from(Path(source)).to(device, dtype or torch.float32, print_details=False)
-        weights = None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
-        model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype or torch.float32, hf_model=weights)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, SafetensorError) as error:
+        weights = (
+            None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
+        )
+        model = TransformerBridge.boot_transformers(
+            source, device=device, dtype=dtype or torch.float32, hf_model=weights
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The model {source!r} cannot be loaded: {reason} "
@@ -241,7 +283,9 @@ def _native_from(folder: Path) -> Any:
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del settings["model_type"]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return native_model(folder.name, weights=load_file(folder / "model.safetensors"), tokenizer=tokenizer, **settings)
+    return native_model(
+        folder.name, weights=load_file(folder / "model.safetensors"), tokenizer=tokenizer, **settings
+    )
 
 
 def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
@@ -252,14 +296,21 @@ def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     missing, unexpected = model.load_state_dict(load_file(checkpoint), strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ModelError(f"The checkpoint {checkpoint.name} does not fit its model: {[*unexpected, *missing][:3]} differ.")
+        raise ModelError(
+            f"The checkpoint {checkpoint.name} does not fit its model: {[*unexpected, *missing][:3]} differ."
+        )
     model.tie_weights()
     return model.to(dtype)
 
 
 def dtype_named(given: str | torch.dtype | None) -> torch.dtype | None:
     """A torch dtype from its name. Raises `UnknownName` for others than the usual four."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    known = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float64": torch.float64,
+    }
     if given is None or isinstance(given, torch.dtype):
         return given
     if given not in known:
@@ -281,7 +332,9 @@ def _device(given: str | torch.device | None) -> torch.device:
 
 
 def _looks_like_a_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.strip() == ""
+    return (
+        source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.strip() == ""
+    )
 
 
 def _check_reachable(source: str) -> None:

@@ -144,7 +144,9 @@ class Blueprint:
         right = torch.ones(1, width) if only is None else one_hot(only, width)[None]
         return Score(None, k, gain * self.gain, torch.ones(1, 1), right)
 
-    def gate(self, q: str, k: str, gain: float = 1.0, *, here: int | None = None, there: int | None = None) -> Score:
+    def gate(
+        self, q: str, k: str, gain: float = 1.0, *, here: int | None = None, there: int | None = None
+    ) -> Score:
         """Attend to where `k` holds anything (or the one-hot `there`), as much as `q` holds anything (or `here`)."""
         left = torch.ones(1, self.widths[q]) if here is None else one_hot(here, self.widths[q])[None]
         return replace(self.on(k, gain, only=there), q=q, left=left)
@@ -158,7 +160,9 @@ class Blueprint:
         """A head of the true circuit."""
         self.heads.append(Head(name, layer, tuple(scores), tuple(moves)))
 
-    def neuron(self, layer: int, reads: Mapping[str, Tensor], bias: float, writes: Mapping[str, Tensor]) -> None:
+    def neuron(
+        self, layer: int, reads: Mapping[str, Tensor], bias: float, writes: Mapping[str, Tensor]
+    ) -> None:
         """A neuron of the true circuit."""
         self.neurons.append(Neuron(layer, reads, bias, writes))
 
@@ -218,19 +222,31 @@ class Blueprint:
                 made.append(Neuron(layer, reads, 0.2, writes, decoy=True))
         return made
 
-    def _wired(self, heads: Sequence[Head], neurons: Sequence[Neuron], places: Mapping[str, str], group: int) -> frozenset[str]:
+    def _wired(
+        self, heads: Sequence[Head], neurons: Sequence[Neuron], places: Mapping[str, str], group: int
+    ) -> frozenset[str]:
         """Every edge whose writer writes a subspace that its reader reads, decoys aside."""
         writers = [("input", -1, {space for parts in self.words.values() for space in parts} | {"position"})]
         readers: list[tuple[str, float, set[str]]] = [("logits", math.inf, {self.readout[0]})]
         for head in (head for head in heads if not head.decoy):
             writers.append((places[head.name], 2 * head.layer, {move.out for move in head.moves}))
-            read = {"q": {score.q for score in head.scores if score.q}, "k": {score.k for score in head.scores}}
+            read = {
+                "q": {score.q for score in head.scores if score.q},
+                "k": {score.k for score in head.scores},
+            }
             read["v"] = {move.v for move in head.moves}
-            readers += [(reading_place(places[head.name], port, group), 2 * head.layer, read[port]) for port in "qkv"]
+            readers += [
+                (reading_place(places[head.name], port, group), 2 * head.layer, read[port]) for port in "qkv"
+            ]
         for neuron in (neuron for neuron in neurons if not neuron.decoy):
             writers.append((f"m{neuron.layer}", 2 * neuron.layer + 1, set(neuron.writes)))
             readers.append((f"m{neuron.layer}", 2 * neuron.layer + 1, set(neuron.reads)))
-        return frozenset(f"{u}->{v}" for u, then, wrote in writers for v, now, read in readers if then < now and wrote & read)
+        return frozenset(
+            f"{u}->{v}"
+            for u, then, wrote in writers
+            for v, now, read in readers
+            if then < now and wrote & read
+        )
 
 
 class _Drawn:
@@ -246,7 +262,13 @@ class _Drawn:
         rng: random.Random,
         generator: torch.Generator,
     ) -> None:
-        self.plan, self.setting, self.n_layers, self.heads, self.neurons = plan, setting, n_layers, heads, neurons
+        self.plan, self.setting, self.n_layers, self.heads, self.neurons = (
+            plan,
+            setting,
+            n_layers,
+            heads,
+            neurons,
+        )
         self.generator = generator
         ends = torch.tensor(list(plan.widths.values())).cumsum(0).tolist()
         self.slices = {s: slice(end - plan.widths[s], end) for s, end in zip(plan.widths, ends, strict=True)}
@@ -257,7 +279,9 @@ class _Drawn:
         self.basis = torch.linalg.qr(start)[0].T[1:].float()
         needed = [sum(len(score.right) for score in head.scores) for head in heads]
         needed += [sum(move.map.shape[1] for move in head.moves) for head in heads]
-        self.d_head = max(16, *needed)  # at least what any decoy may need, so that it is the same for every seed
+        self.d_head = max(
+            16, *needed
+        )  # at least what any decoy may need, so that it is the same for every seed
         self.d_mlp = max([sum(neuron.layer == layer for neuron in neurons) for layer in range(n_layers)])
         kv = max(sum(head.layer == layer and not head.decoy for head in heads) for layer in range(n_layers))
         most = max(sum(head.layer == layer for head in heads) for layer in range(n_layers))
@@ -277,7 +301,9 @@ class _Drawn:
                 for head, group in zip(true, groups, strict=True)
             }
             free = [slot for slot in range(self.n_heads) if slot not in slots.values()]
-            slots |= dict(zip((head.name for head in here if head.decoy), rng.sample(free, len(free)), strict=False))
+            slots |= dict(
+                zip((head.name for head in here if head.decoy), rng.sample(free, len(free)), strict=False)
+            )
             places |= {name: f"a{layer}.{slot}" for name, slot in slots.items()}
         return places
 
@@ -294,11 +320,15 @@ class _Drawn:
         """Every parameter but the norms' own, by name."""
         weights = self._embedding()
         for layer in range(self.n_layers):
-            weights |= {f"layers.{layer}.attn.{name}": weight for name, weight in self._attention(layer).items()}
+            weights |= {
+                f"layers.{layer}.attn.{name}": weight for name, weight in self._attention(layer).items()
+            }
             if self.d_mlp:
                 weights |= {f"layers.{layer}.mlp.{name}": weight for name, weight in self._mlp(layer).items()}
         noise = self.setting.noise
-        return {name: w + noise * torch.randn(w.shape, generator=self.generator) for name, w in weights.items()}
+        return {
+            name: w + noise * torch.randn(w.shape, generator=self.generator) for name, w in weights.items()
+        }
 
     def _embedding(self) -> dict[str, Tensor]:
         plan = self.plan
@@ -358,9 +388,17 @@ class _Drawn:
 
     def _mlp(self, layer: int) -> dict[str, Tensor]:
         here = [neuron for neuron in self.neurons if neuron.layer == layer]
-        reads, writes, bias = torch.zeros(self.d_mlp, self.used), torch.zeros(self.d_mlp, self.used), torch.zeros(self.d_mlp)
+        reads, writes, bias = (
+            torch.zeros(self.d_mlp, self.used),
+            torch.zeros(self.d_mlp, self.used),
+            torch.zeros(self.d_mlp),
+        )
         for i, neuron in enumerate(here):
-            reads[i], writes[i], bias[i] = self._vector(neuron.reads), self._vector(neuron.writes), neuron.bias
+            reads[i], writes[i], bias[i] = (
+                self._vector(neuron.reads),
+                self._vector(neuron.writes),
+                neuron.bias,
+            )
         order = torch.randperm(self.d_mlp, generator=self.generator)
         return {
             "fc_in.weight": self._reading(reads[order], first=False), "fc_in.bias": bias[order],

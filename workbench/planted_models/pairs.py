@@ -9,7 +9,9 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 
 
-def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, split: str = "train") -> PromptPairs:
+def planted_pairs(
+    planted: Planted, *, n: int | None = None, seed: int = 0, split: str = "train"
+) -> PromptPairs:
     """Clean and corrupt prompts of a planted model, with its words as labels.
 
     Args:
@@ -29,7 +31,13 @@ def planted_pairs(planted: Planted, *, n: int | None = None, seed: int = 0, spli
     provenance = {
         "task": f"planted-{used.name}", "variant": used.name, "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
     }  # fmt: skip
-    return PromptPairs(_prompts(used.clean, used.words), _prompts(used.corrupt, used.words), used.answers, used.wrong, provenance)
+    return PromptPairs(
+        _prompts(used.clean, used.words),
+        _prompts(used.corrupt, used.words),
+        used.answers,
+        used.wrong,
+        provenance,
+    )
 
 
 def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:

@@ -200,7 +200,9 @@ def planted(
     if name not in VARIANTS:
         raise UnknownName("planted model", name, VARIANTS)
     if not 6 <= size <= 12:
-        raise ModelError(f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words.")
+        raise ModelError(
+            f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words."
+        )
     variant = VARIANTS[name]
     given = {"decoys": decoys, "noise": noise, "extra": extra}
     setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})
@@ -209,7 +211,9 @@ def planted(
     built = recipe.plan.build(name, setting, seed=seed)
     shared = frozenset(built.edge(text) for text in recipe.shared)
     if not shared <= built.wired:
-        raise ModelError(f"The recipe of {name!r} shares edges that nothing runs along: {sorted(shared - built.wired)}.")
+        raise ModelError(
+            f"The recipe of {name!r} shares edges that nothing runs along: {sorted(shared - built.wired)}."
+        )
     sets = tuple(frozenset(built.edge(text) for text in texts) for texts in recipe.redundant)
     return Planted(
         name, built.model, **_prompts(name, recipe, words, n, prompt_seed, split),
@@ -218,7 +222,9 @@ def planted(
     )  # fmt: skip
 
 
-def _prompts(name: str, recipe: Recipe, words: tuple[str, ...], n: int, seed: int, split: str) -> dict[str, Tensor]:
+def _prompts(
+    name: str, recipe: Recipe, words: tuple[str, ...], n: int, seed: int, split: str
+) -> dict[str, Tensor]:
     """Different clean prompts of one split, the kinds of corruption in turn."""
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
@@ -230,7 +236,9 @@ def _prompts(name: str, recipe: Recipe, words: tuple[str, ...], n: int, seed: in
         if side == split and len(found) < n:
             found.setdefault(example.clean, example)
     if len(found) < n or n < 1:
-        raise ModelError(f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(found)}.")
+        raise ModelError(
+            f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(found)}."
+        )
     ids = {word: i for i, word in enumerate(words)}
     examples = found.values()
     return {

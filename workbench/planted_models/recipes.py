@@ -78,10 +78,21 @@ def ioi(size: int, gain: float) -> Recipe:
     plan.head("previous", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "previous")])
     twice = [plan.same("token", "token"), plan.same("position", "position", -1.0)]
     plan.head("duplicate", 0, twice, [plan.move("position", "seen", 0.5)])
-    plan.head("induction", 1, [plan.same("token", "previous")], [plan.move("position", "seen", 0.5, shift=-1)])
-    plan.head("inhibition", 2, [plan.gate("position", "position", here=7, there=second)], [plan.move("seen", "inhibit")])
+    plan.head(
+        "induction", 1, [plan.same("token", "previous")], [plan.move("position", "seen", 0.5, shift=-1)]
+    )
+    plan.head(
+        "inhibition",
+        2,
+        [plan.gate("position", "position", here=7, there=second)],
+        [plan.move("seen", "inhibit")],
+    )
     soft = 6.0 / gain  # a saturated mover would need only one of the two signals
-    choice = [plan.on("token", soft), plan.on("position", -soft, only=second), plan.same("inhibit", "position", -0.8 * soft)]
+    choice = [
+        plan.on("token", soft),
+        plan.on("position", -soft, only=second),
+        plan.same("inhibit", "position", -0.8 * soft),
+    ]
     plan.head("mover", 3, choice, [plan.move("token", "out")])
     plan.read_out("out", names)
 
@@ -94,7 +105,9 @@ def ioi(size: int, gain: float) -> Recipe:
         return Example(clean, corrupt, b, a)
 
     shared = {"input->previous<q>", "input->previous<k>", "input->duplicate<v>", "input->induction<v>"}
-    return Recipe(plan, draw, 2, frozenset(shared | {"input->inhibition<q>", "input->inhibition<k>", "input->mover<k>"}))
+    return Recipe(
+        plan, draw, 2, frozenset(shared | {"input->inhibition<q>", "input->inhibition<k>", "input->mover<k>"})
+    )
 
 
 def lookup(size: int, gain: float) -> Recipe:
@@ -105,7 +118,11 @@ def lookup(size: int, gain: float) -> Recipe:
     n = size // 2
     plan = Blueprint(length=6, gain=gain)
     plan.space(first=n, second=n, fetched=n, out=n)
-    rows, columns, answers = plan.alphabet("a", n, "first"), plan.alphabet("b", n, "second"), plan.alphabet("y", n)
+    rows, columns, answers = (
+        plan.alphabet("a", n, "first"),
+        plan.alphabet("b", n, "second"),
+        plan.alphabet("y", n),
+    )
     fillers = plan.alphabet("f", 6)
     plan.head("fetch", 0, [plan.on("first")], [plan.move("first", "fetched")])
     for i, j in product(range(n), range(n)):
@@ -114,10 +131,17 @@ def lookup(size: int, gain: float) -> Recipe:
     plan.read_out("out", answers)
 
     def draw(rng: random.Random, kind: int) -> Example:
-        (i, other_i), (j, other_j), fill = rng.sample(range(n), 2), rng.sample(range(n), 2), rng.sample(fillers, 3)
+        (i, other_i), (j, other_j), fill = (
+            rng.sample(range(n), 2),
+            rng.sample(range(n), 2),
+            rng.sample(fillers, 3),
+        )
         at, other_at = rng.sample(range(4), 2) if kind else [rng.randrange(4)] * 2
         other_i, other_j = (other_i, j) if kind else (i, other_j)
-        clean, corrupt = ((*fill[:p], rows[r], *fill[p:], columns[c]) for p, r, c in ((at, i, j), (other_at, other_i, other_j)))
+        clean, corrupt = (
+            (*fill[:p], rows[r], *fill[p:], columns[c])
+            for p, r, c in ((at, i, j), (other_at, other_i, other_j))
+        )
         return Example(clean, corrupt, answers[(i + j) % n], answers[(other_i + other_j) % n])
 
     return Recipe(plan, draw, 2, frozenset())
@@ -187,7 +211,12 @@ def negative(size: int, gain: float) -> Recipe:
         if kind == 0:
             return example
         trade = {example.answer.upper(): example.wrong.upper(), example.wrong: example.answer}
-        return Example(example.clean, tuple(trade.get(word, word) for word in example.clean), example.answer, example.wrong)
+        return Example(
+            example.clean,
+            tuple(trade.get(word, word) for word in example.clean),
+            example.answer,
+            example.wrong,
+        )
 
     return Recipe(plan, draw, 2, frozenset())
 

@@ -52,7 +52,9 @@ class Scaled:
     scale: Float[Tensor, "column feature"]
     erasing: tuple[Tensor, Tensor] | None = None
 
-    def raw(self, direction: Float[Tensor, "column output feature"]) -> Float[Tensor, "column output feature"]:
+    def raw(
+        self, direction: Float[Tensor, "column output feature"]
+    ) -> Float[Tensor, "column output feature"]:
         """The direction in the activations as they are that reads what this one reads here."""
         if self.erasing is not None:
             cross, inverse = self.erasing
@@ -77,10 +79,16 @@ def _scaled(activations: Activations, columns: Columns, settings: ProbeSettings)
     mean, square = activations.sums(columns.weight(False), powers=(1, 2))
     deviation = (square - mean**2).clamp(min=0).sqrt()
     scale = torch.where(deviation > 0, deviation.clamp(min=settings.std_floor), 1.0)
-    return Scaled(activations, mean, scale) if settings.standardize else Scaled(activations, 0 * mean, torch.ones_like(scale))
+    return (
+        Scaled(activations, mean, scale)
+        if settings.standardize
+        else Scaled(activations, 0 * mean, torch.ones_like(scale))
+    )
 
 
-def _conjugate(product: Callable[[Tensor], Tensor], right: Tensor, dims: tuple[int, ...], share: float) -> Tensor:
+def _conjugate(
+    product: Callable[[Tensor], Tensor], right: Tensor, dims: tuple[int, ...], share: float
+) -> Tensor:
     """The solution of product(v) = right by conjugate gradients, to a share of its norm; systems lie along the other dims."""
     found, rest = torch.zeros_like(right), right
     way, square = rest, (rest**2).sum(dims, keepdim=True)
@@ -158,7 +166,9 @@ def eraser(activations: Activations, columns: Columns, settings: ProbeSettings) 
     weight = columns.weight(False)[:, None]
     label = columns.indicator if columns.loss == "softmax" else columns.target
     cross = base.sums((label - (label * weight).sum(2, keepdim=True)) * weight)
-    inverse = _conjugate(lambda given: base.sums(base.times(given) * weight) + 1e-6 * given, cross, (2,), 1e-6)
+    inverse = _conjugate(
+        lambda given: base.sums(base.times(given) * weight) + 1e-6 * given, cross, (2,), 1e-6
+    )
     inner = torch.linalg.pinv(inverse @ cross.mT, rtol=1e-8)
     return Scaled(activations, base.shift, base.scale, (cross.mT, (inner.mT @ inverse).mT))
 

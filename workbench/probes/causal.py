@@ -99,7 +99,10 @@ def causal_check(
     wanted = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
     rng = torch.Generator().manual_seed(seed)
     rest = ("layer", "edit")
-    fields = {name: np.full((len(wanted), len(EDITS)), np.nan) for name in ("effect", "low", "high", "random", "p", "used")}
+    fields = {
+        name: np.full((len(wanted), len(EDITS)), np.nan)
+        for name in ("effect", "low", "high", "random", "p", "used")
+    }
     whole = np.full(len(wanted), np.nan)
     rows = expand(model, pairs, metric)
     total = float(rows.combine(Runs(model, rows.pairs, "clean", rows.metric, budget).distance()).mean())
@@ -117,15 +120,27 @@ def causal_check(
             found = summary(change(project(basis, inner)), level=level, seed=seed)
             controls = np.array([abs(float(change(project(each, inner)).mean())) for each in drawn])
             effect, low, high = (float(found[name]) for name in ("mean", "low", "high"))
-            p = (1 + int((controls >= abs(effect)).sum())) / (1 + len(controls)) if len(drawn) else float("nan")
+            p = (
+                (1 + int((controls >= abs(effect)).sum())) / (1 + len(controls))
+                if len(drawn)
+                else float("nan")
+            )
             used = (low > 0 or high < 0) and abs(effect) >= least * abs(total) and not p > 1 - level + 1e-9
             most = controls.max() if len(drawn) else float("nan")
             values = {"effect": effect, "low": low, "high": high, "random": most, "p": p, "used": float(used)}
             for name, value in values.items():
                 fields[name][row, column] = value
-    made = xr.Dataset({n: (rest, v) for n, v in fields.items()}, coords={"layer": wanted, "edit": list(EDITS)})
+    made = xr.Dataset(
+        {n: (rest, v) for n, v in fields.items()}, coords={"layer": wanted, "edit": list(EDITS)}
+    )
     made = made.assign({"whole": ("layer", whole)} | _accuracy(table, concept, kind, wanted, where))
-    facts = {"kind": "causal_check", "concept": concept, "site": kind, "position": str(pos), "n_random": n_random}
+    facts = {
+        "kind": "causal_check",
+        "concept": concept,
+        "site": kind,
+        "position": str(pos),
+        "n_random": n_random,
+    }
     facts |= {
         "total": total,
         "least": least,
@@ -151,7 +166,9 @@ def _basis(
     outputs = [{}] if n == 1 else [{"output": i} for i in range(n)]
     basis = torch.stack([probes.direction(concept, **place, **each) for each in outputs], -1)
     if not bool(torch.isfinite(basis).all()) or not bool(basis.any()):
-        raise ProbeError(f"causal_check: the probe of {concept!r} at {kind}[{layer}] is zero or was not measured.")
+        raise ProbeError(
+            f"causal_check: the probe of {concept!r} at {kind}[{layer}] is zero or was not measured."
+        )
     if KINDS[kind].unit not in ("head", "kv_head"):
         return basis, None
     heads = basis.flatten(1).abs().sum(1).nonzero()[:, 0].tolist()
@@ -173,12 +190,16 @@ def _random(
     rows = rows[torch.isfinite(rows).all(-1)]
     size = float((rows - rows.mean(0)).norm())
     if size <= 1e-6 * float(rows.norm()):
-        raise ProbeError(f"causal_check: the activations at {site} are the same in every prompt; there is nothing to decode.")
+        raise ProbeError(
+            f"causal_check: the activations at {site} are the same in every prompt; there is nothing to decode."
+        )
     known, _ = torch.linalg.qr(basis.double())
     rows = rows - rows.mean(0)
     if float((rows - (rows @ known) @ known.T).norm()) <= 1e-4 * size:
         return []
-    return [rows.T @ torch.randn(len(rows), basis.shape[1], generator=rng, dtype=torch.float64) for _ in range(n)]
+    return [
+        rows.T @ torch.randn(len(rows), basis.shape[1], generator=rng, dtype=torch.float64) for _ in range(n)
+    ]
 
 
 def _accuracy(

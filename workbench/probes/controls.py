@@ -53,7 +53,9 @@ def controls_named(names: Sequence[str], draws: int) -> list[Control]:
     return [Control("none"), *(Control(name, draw) for name in dict.fromkeys(names) for draw in range(draws))]
 
 
-def splits(labels: Labels, *, test_share: float, folds: int | None, held_out: np.ndarray | None, seed: int) -> list[np.ndarray]:
+def splits(
+    labels: Labels, *, test_share: float, folds: int | None, held_out: np.ndarray | None, seed: int
+) -> list[np.ndarray]:
     """[concept, row] masks of held-out rows: one, or one per fold. Checked: no group straddles, every class on both sides."""
     groups = labels.groups
     if held_out is not None:
@@ -66,11 +68,15 @@ def splits(labels: Labels, *, test_share: float, folds: int | None, held_out: np
         masks = [np.broadcast_to(given, (len(labels.concepts), len(labels)))]
     else:
         if folds is None and not 0 < test_share < 1:
-            raise ProbeError(f"test_share={test_share!r}: the share of held-out rows lies between 0 and 1, as in 0.3.")
+            raise ProbeError(
+                f"test_share={test_share!r}: the share of held-out rows lies between 0 and 1, as in 0.3."
+            )
         if folds is not None and folds < 2:
             raise ProbeError(f"folds={folds!r}: at least two are needed, or none for one held-out set.")
         shares = [1 / folds] * folds if folds else [test_share, 1 - test_share]
-        parts = np.stack([deal(c.codes, groups, shares, seed, n_classes=len(c.classes)) for c in labels.concepts])
+        parts = np.stack(
+            [deal(c.codes, groups, shares, seed, n_classes=len(c.classes)) for c in labels.concepts]
+        )
         masks = [parts == part for part in range(folds or 1)]
     for mask in masks:
         for concept, rows in zip(labels.concepts, mask, strict=True):
@@ -78,7 +84,9 @@ def splits(labels: Labels, *, test_share: float, folds: int | None, held_out: np
     return masks
 
 
-def batches(labels: Labels, controls: Sequence[Control], train: np.ndarray, test: np.ndarray, seed: int) -> list[Batch]:
+def batches(
+    labels: Labels, controls: Sequence[Control], train: np.ndarray, test: np.ndarray, seed: int
+) -> list[Batch]:
     """Every concept with every control, those of equal loss and number of classes together.
 
     Args:
@@ -90,9 +98,16 @@ def batches(labels: Labels, controls: Sequence[Control], train: np.ndarray, test
         chosen = [i for i, c in enumerate(labels.concepts) if (c.loss, len(c.classes)) == (loss, n_classes)]
         cells = tuple((i, j) for i in chosen for j in range(len(controls)))
         codes = [_codes(labels, labels.concepts[i], controls[j], train[i], seed) for i, j in cells]
-        random = tuple(seed + 1 + controls[j].draw if controls[j].kind == "random-features" else None for _, j in cells)
+        random = tuple(
+            seed + 1 + controls[j].draw if controls[j].kind == "random-features" else None for _, j in cells
+        )
         owner = [i for i, _ in cells]
-        made.append(Batch(Columns(loss, np.stack(codes).astype(float), train[owner], test[owner], n_classes, random), cells))
+        made.append(
+            Batch(
+                Columns(loss, np.stack(codes).astype(float), train[owner], test[owner], n_classes, random),
+                cells,
+            )
+        )
     return made
 
 
@@ -110,7 +125,9 @@ def control_types(labels: Labels) -> tuple[str, np.ndarray]:
     return ("token", tokens) if len(np.unique(tokens)) > 1 else ("prompt", labels.groups)
 
 
-def code_blocks(columns: Columns, groups: np.ndarray, seed: int, *, least: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def code_blocks(
+    columns: Columns, groups: np.ndarray, seed: int, *, least: int = 16
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """[column, row] rows known and rows to send next: blocks that double, of whole groups, over each column's training rows.
 
     The first pair knows nothing. The first block has about `least` rows.

@@ -68,7 +68,9 @@ class Activations:
             rows = slice(start, start + size)
             yield rows, (self.held[rows] if self.fits else self._checked(self._read(rows))).double()
 
-    def sums(self, weight: Float[Tensor, "column row"], *, powers: Sequence[int] = (1,)) -> Float[Tensor, "power column feature"]:
+    def sums(
+        self, weight: Float[Tensor, "column row"], *, powers: Sequence[int] = (1,)
+    ) -> Float[Tensor, "power column feature"]:
         """The sum over rows of weight times the activation to each power."""
         found = weight.new_zeros(len(powers), len(weight), self.n_features)
         for rows, x in self.blocks():
@@ -96,7 +98,9 @@ class Activations:
     def _checked(self, values: Tensor) -> Tensor:
         flat = values.reshape(len(values), -1)
         if not bool(torch.isfinite(flat.sum())):
-            raise ProbeError(f"{self.view!r} holds numbers that are not finite: no probe can be fitted to them.")
+            raise ProbeError(
+                f"{self.view!r} holds numbers that are not finite: no probe can be fitted to them."
+            )
         return flat
 
 
@@ -141,7 +145,9 @@ class Columns:
     @cached_property
     def varied(self) -> Bool[np.ndarray, "column"]:
         """Whether the training rows have more than one label."""
-        return np.array([len(np.unique(codes[rows])) > 1 for codes, rows in zip(self.codes, self.train, strict=True)])
+        return np.array(
+            [len(np.unique(codes[rows])) > 1 for codes, rows in zip(self.codes, self.train, strict=True)]
+        )
 
     def select(self, chosen: Sequence[int] | slice) -> "Columns":
         """Some of the columns."""

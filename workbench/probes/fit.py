@@ -159,10 +159,15 @@ def fit_probes(
     }
     tables = Tables(axes, labels.concepts, cast, job.ks, job.selectors, job.baselines)
     shapes = {}
-    held = [held_out if where is None or held_out is None else _held_at(held_out, labels, where) for where in places]
+    held = [
+        held_out if where is None or held_out is None else _held_at(held_out, labels, where)
+        for where in places
+    ]
     how: dict[str, Any] = {"test_share": test_share, "folds": folds, "seed": seed}
     turns = [(part, splits(part, held_out=mask, **how)) for part, mask in zip(parts, held, strict=True)]
-    for (kind, layer), (p, (part, masks)) in tqdm([*product(job.keys, enumerate(turns))], disable=not progress):
+    for (kind, layer), (p, (part, masks)) in tqdm(
+        [*product(job.keys, enumerate(turns))], disable=not progress
+    ):
         activations = Activations(store[kind, layer], part.prompt, part.pos, budget)
         shapes[f"shape_{kind}"] = ",".join(map(str, activations.shape))
         if max(job.ks) > activations.n_features:
@@ -171,7 +176,9 @@ def fit_probes(
             )
         at = (axes["kind"].index(kind), axes["layer"].index(layer), p)
         judge = Judge(part.groups, resampled, level, seed)
-        for runs in zip(*(batches(part, cast, train, test, seed) for train, test in _runs(masks, folds)), strict=True):
+        for runs in zip(
+            *(batches(part, cast, train, test, seed) for train, test in _runs(masks, folds)), strict=True
+        ):
             for s, selector in enumerate(job.selectors):
                 find = _given(job.given[kind, layer]) if selector == "given" else SELECTORS[selector]
                 found = [list(_fits(activations, run.columns, job.ks, find, settings)) for run in runs]
@@ -179,12 +186,17 @@ def fit_probes(
                     judged = [(run.columns, fits[j].logits) for run, fits in zip(runs, found, strict=True)]
                     tables.put(at, j, s, runs[-1], found[-1][j], *_pooled(judged), judge)
                 if code_length and runs[-1].columns.n_classes:
-                    lengths = _code_lengths(activations, runs[-1].columns, job.ks, find, settings, part.groups, seed)
+                    lengths = _code_lengths(
+                        activations, runs[-1].columns, job.ks, find, settings, part.groups, seed
+                    )
                     tables.put_lengths(at, s, runs[-1], lengths)
             plain = [run.where(lambda columns, c: columns.random[c] is None) for run in runs]
             for b, name in enumerate(job.baselines):
                 made = [BASELINES[name](activations, run.columns, settings) for run in plain]
-                judged = [(run.columns, _at_test(run.columns, dense.logits)) for run, dense in zip(plain, made, strict=True)]
+                judged = [
+                    (run.columns, _at_test(run.columns, dense.logits))
+                    for run, dense in zip(plain, made, strict=True)
+                ]
                 tables.put_dense(at, b, plain[-1], made[-1], *_pooled(judged), judge)
     facts = {
         "kinds": ",".join(kinds), "model": store.model_name, "model_fingerprint": store.model, "seed": seed, "level": level,
@@ -199,7 +211,9 @@ def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarra
     """Of a mask of all labelled rows, the part at one position."""
     mask = np.asarray(held_out, dtype=bool)
     if mask.ndim not in (1, 2) or mask.shape[-1] != len(labels):
-        raise ProbeError(f"held_out has shape {mask.shape}; it marks the held-out of the {len(labels)} labelled rows.")
+        raise ProbeError(
+            f"held_out has shape {mask.shape}; it marks the held-out of the {len(labels)} labelled rows."
+        )
     return mask[..., labels.rows_at(where)]
 
 
@@ -220,10 +234,14 @@ class _Job:
     given: Mapping[Key, Sequence[int]]
 
 
-def _job(store: Any, labels: Labels, sites: Any, layers: Any, k: Any, selectors: Any, baselines: Any, given: Any) -> _Job:
+def _job(
+    store: Any, labels: Labels, sites: Any, layers: Any, k: Any, selectors: Any, baselines: Any, given: Any
+) -> _Job:
     if labels.prompts is not store.prompts and labels.prompts.fingerprint != store.prompts.fingerprint:
         raise ProbeError("The labels are of other prompts than the store's: make them with this store.")
-    kinds = [kind for kind in ("resid_post", "mlp_post") if kind in store.kinds] if sites is None else list(sites)
+    kinds = (
+        [kind for kind in ("resid_post", "mlp_post") if kind in store.kinds] if sites is None else list(sites)
+    )
     if not kinds:
         raise StoreError(
             f"The store holds neither resid_post nor mlp_post but {', '.join(store.kinds)}: name the sites= to probe."
@@ -256,9 +274,13 @@ def _job(store: Any, labels: Labels, sites: Any, layers: Any, k: Any, selectors:
 def _given(features: Sequence[int]) -> Selector:
     best = torch.tensor(list(dict.fromkeys(features)))
 
-    def select(activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings) -> list[Tensor]:
+    def select(
+        activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
+    ) -> list[Tensor]:
         if int(best.min()) < 0 or int(best.max()) >= activations.n_features:
-            raise ProbeError(f"given names feature {int(best.max())}; {activations.view!r} has {activations.n_features}.")
+            raise ProbeError(
+                f"given names feature {int(best.max())}; {activations.view!r} has {activations.n_features}."
+            )
         return [best[:k].expand(len(columns), -1) for k in ks]
 
     return select
@@ -268,7 +290,9 @@ def _fits(
     activations: Activations, columns: Columns, ks: Sequence[int], find: Selector, settings: ProbeSettings
 ) -> Iterator[Fits]:
     """Probes for each k. The selector never sees the held-out labels: they are blanked."""
-    blind = replace(columns, codes=np.where(columns.train, columns.codes, 0), test=np.zeros_like(columns.test))
+    blind = replace(
+        columns, codes=np.where(columns.train, columns.codes, 0), test=np.zeros_like(columns.test)
+    )
     selected = [chosen.clone() for chosen in find(activations, blind, ks, settings)]
     for c, draw in enumerate(columns.random):
         if draw is not None:
@@ -324,6 +348,9 @@ def _code_lengths(
         rows, real = padded_rows(ready.test)
         codes = torch.from_numpy(ready.codes).long().gather(1, rows)
         for j, made in enumerate(_fits(activations, ready, ks, find, plain)):
-            costs = [bits(z, y, columns.n_classes)[seen].sum() for z, y, seen in zip(made.logits, codes, real, strict=True)]
+            costs = [
+                bits(z, y, columns.n_classes)[seen].sum()
+                for z, y, seen in zip(made.logits, codes, real, strict=True)
+            ]
             total[j, able] += torch.stack(costs).numpy()
     return total

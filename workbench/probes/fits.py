@@ -68,7 +68,9 @@ class Fits:
     training_logits: Float[Tensor, "column output train_row"]
 
 
-def padded_rows(mask: Bool[np.ndarray, "column row"]) -> tuple[Int[Tensor, "column chosen"], Bool[Tensor, "column chosen"]]:
+def padded_rows(
+    mask: Bool[np.ndarray, "column row"],
+) -> tuple[Int[Tensor, "column chosen"], Bool[Tensor, "column chosen"]]:
     """The indices of each column's rows, in order, and which of them are real: the shorter lists repeat row 0."""
     counts = mask.sum(1)
     real = np.arange(counts.max(initial=0)) < counts[:, None]
@@ -90,13 +92,20 @@ def fit(
         _fit(activations, columns.select(chosen), features[chosen], settings, previous, chosen)
         for chosen in _portions(activations, columns, features.shape[1])
     ]
-    return parts[0] if len(parts) == 1 else Fits(*(_joined(field) for field in zip(*map(_fields, parts), strict=True)))
+    return (
+        parts[0]
+        if len(parts) == 1
+        else Fits(*(_joined(field) for field in zip(*map(_fields, parts), strict=True)))
+    )
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Portions one after the other; rows are padded to the longest, as columns of all portions together would be."""
     longest = max(part.shape[-1] for part in parts)
-    padded = [part if part.ndim < 3 else torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+    padded = [
+        part if part.ndim < 3 else torch.nn.functional.pad(part, (0, longest - part.shape[-1]))
+        for part in parts
+    ]
     return torch.cat(padded)
 
 
@@ -120,7 +129,12 @@ def _portions(activations: Activations, columns: Columns, k: int) -> Iterator[sl
 
 
 def _fit(
-    activations: Activations, columns: Columns, features: Tensor, settings: ProbeSettings, previous: Fits | None, portion: slice
+    activations: Activations,
+    columns: Columns,
+    features: Tensor,
+    settings: ProbeSettings,
+    previous: Fits | None,
+    portion: slice,
 ) -> Fits:
     (train, real), (test, _) = padded_rows(columns.train), padded_rows(columns.test)
     wanted, place = torch.unique(features, return_inverse=True)
@@ -168,7 +182,9 @@ def _solved(
             fair = balanced(sides) if settings.balanced else weight
             parts.append(solve(x, one, fair, start=None if start is None else start[:, c : c + 1], **how))
     converged = torch.stack([part.converged for part in parts]).all(0) & torch.from_numpy(columns.varied)
-    decrement, iterations = (torch.stack([getattr(part, n) for part in parts]).amax(0) for n in ("decrement", "iterations"))
+    decrement, iterations = (
+        torch.stack([getattr(part, n) for part in parts]).amax(0) for n in ("decrement", "iterations")
+    )
     return torch.cat([part.coefficients for part in parts], 1), converged, decrement, iterations
 
 

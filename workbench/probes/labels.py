@@ -54,11 +54,18 @@ class Concept:
                 f"Concept {name!r} has no label in row {int(np.flatnonzero(missing)[0])} ({int(missing.sum())} of {len(column)} "
                 "are missing). Leave these rows out, or label them."
             )
-        kinds = {"bool" if isinstance(v, bool | np.bool_) else "text" if isinstance(v, str) else "number" for v in column}
+        kinds = {
+            "bool" if isinstance(v, bool | np.bool_) else "text" if isinstance(v, str) else "number"
+            for v in column
+        }
         if len(kinds) > 1:
-            raise ProbeError(f"Concept {name!r} mixes {' and '.join(sorted(kinds))}: give labels of one kind.")
+            raise ProbeError(
+                f"Concept {name!r} mixes {' and '.join(sorted(kinds))}: give labels of one kind."
+            )
         if column.nunique() < 2:
-            raise ProbeError(f"Concept {name!r} is {column.iloc[0]!r} in every row: a probe needs at least two values.")
+            raise ProbeError(
+                f"Concept {name!r} is {column.iloc[0]!r} in every row: a probe needs at least two values."
+            )
         if kinds == {"number"} and set(column) != {0, 1}:
             try:
                 numbers = column.to_numpy(dtype=float)
@@ -90,7 +97,14 @@ class Labels:
     concepts: tuple[Concept, ...]
 
     @classmethod
-    def of(cls, store: Any, concepts: Mapping[str, Sequence[Any]], *, prompt: Sequence[int], pos: Sequence[Position]) -> "Labels":
+    def of(
+        cls,
+        store: Any,
+        concepts: Mapping[str, Sequence[Any]],
+        *,
+        prompt: Sequence[int],
+        pos: Sequence[Position],
+    ) -> "Labels":
         """Labels of (prompt, position) rows.
 
         Args:
@@ -109,7 +123,9 @@ class Labels:
         """
         prompts, rows = store.prompts, len(prompt)
         if not concepts:
-            raise ProbeError("There are no concepts: give at least one column besides the prompt and the position.")
+            raise ProbeError(
+                "There are no concepts: give at least one column besides the prompt and the position."
+            )
         counts = {"prompt": rows, "pos": len(pos)} | {name: len(values) for name, values in concepts.items()}
         if len(set(counts.values())) > 1 or not rows:
             raise ProbeError(
@@ -120,11 +136,19 @@ class Labels:
         chosen, found = np.empty(rows, dtype=int), np.empty(rows, dtype=int)
         for row, (i, where) in enumerate(zip(prompt, pos, strict=True)):
             if not isinstance(i, int | np.integer) or not 0 <= i < len(prompts):
-                raise ProbeError(f"Row {row} labels prompt {i}; the store has prompts 0 to {len(prompts) - 1}.")
+                raise ProbeError(
+                    f"Row {row} labels prompt {i}; the store has prompts 0 to {len(prompts) - 1}."
+                )
             at = places[where][int(i)] if isinstance(where, str) else where
             if not isinstance(at, int | np.integer) or not 0 <= at < lengths[int(i)]:
-                named = f" and the named positions {', '.join(prompts.positions)}" if isinstance(where, str) else ""
-                raise ProbeError(f"Row {row} labels position {where!r}; prompt {i} has {lengths[int(i)]} tokens{named}.")
+                named = (
+                    f" and the named positions {', '.join(prompts.positions)}"
+                    if isinstance(where, str)
+                    else ""
+                )
+                raise ProbeError(
+                    f"Row {row} labels position {where!r}; prompt {i} has {lengths[int(i)]} tokens{named}."
+                )
             chosen[row], found[row] = i, at
         if len({*zip(chosen, found, strict=True)}) < rows:
             twice = pd.DataFrame({"prompt": chosen, "pos": found}).duplicated()
@@ -132,7 +156,9 @@ class Labels:
             raise ProbeError(
                 f"Row {row} labels position {found[row]} of prompt {chosen[row]} a second time: one row for a token."
             )
-        return cls(prompts, chosen, found, tuple(Concept.of(name, values) for name, values in concepts.items()))
+        return cls(
+            prompts, chosen, found, tuple(Concept.of(name, values) for name, values in concepts.items())
+        )
 
     @classmethod
     def per_prompt(
@@ -142,7 +168,9 @@ class Labels:
         wanted = [pos] if isinstance(pos, str | int | np.integer) else list(pos)
         for name, values in concepts.items():
             if len(values) != len(store.prompts):
-                raise ProbeError(f"Concept {name!r} has {len(values)} labels for {len(store.prompts)} prompts: give one of each.")
+                raise ProbeError(
+                    f"Concept {name!r} has {len(values)} labels for {len(store.prompts)} prompts: give one of each."
+                )
         rows = [(i, int(at)) for where in wanted for i, at in enumerate(store.prompts.at(where)) if at >= 0]
         rows = list(dict.fromkeys(rows))
         if not rows:
@@ -151,7 +179,9 @@ class Labels:
         return cls.of(store, spread, prompt=[i for i, _ in rows], pos=[at for _, at in rows])
 
     @classmethod
-    def of_concepts(cls, store: Any, names: Sequence[str], *, pos: Position | Sequence[Position] = "END") -> "Labels":
+    def of_concepts(
+        cls, store: Any, names: Sequence[str], *, pos: Position | Sequence[Position] = "END"
+    ) -> "Labels":
         """What the tasks' prompts are about, read at `pos`: "number" (of the subject), "gender" (of the name), "indirect-object",
         "country", or any named position, whose token is the class.
 
@@ -171,9 +201,13 @@ class Labels:
         twice = [name for name in names if names.count(name) > 1]
         if unnamed or twice:
             what = (
-                "a column without a name (an index? write it with index=False)" if unnamed else f"the column {twice[0]!r} twice"
+                "a column without a name (an index? write it with index=False)"
+                if unnamed
+                else f"the column {twice[0]!r} twice"
             )
-            raise ProbeError(f"{source} has {what}. Every column but prompt, pos, start and end is a concept.")
+            raise ProbeError(
+                f"{source} has {what}. Every column but prompt, pos, start and end is a concept."
+            )
         if "pos" in names and {"start", "end"} & set(names):
             raise ProbeError(f"{source} has both pos and start, end: give a position or a span, not both.")
         spans = "pos" not in frame.columns
@@ -192,7 +226,9 @@ class Labels:
             named = cells["prompt"]
             i = ids.get(named, _number(named)) if isinstance(named, str) else _number(named)
             if not isinstance(i, int):
-                raise ProbeError(f"{source}, row {row}: there is no prompt {i!r}. Give its index or its id (store.prompts.ids).")
+                raise ProbeError(
+                    f"{source}, row {row}: there is no prompt {i!r}. Give its index or its id (store.prompts.ids)."
+                )
             for at in _places(cells, needed, f"{source}, row {row}"):
                 prompt.append(i)
                 pos.append(at)
@@ -247,7 +283,9 @@ class Labels:
 
     def __repr__(self) -> str:
         words = {"squares": "number", "logistic": "binary"}
-        listed = ", ".join(f"{c.name} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts)
+        listed = ", ".join(
+            f"{c.name} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts
+        )
         return f"<Labels: {len(self)} rows of {len(set(self.prompt.tolist()))} prompts, {listed}>"
 
 
@@ -258,7 +296,9 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     header, *cells = found or [[]]
     for number, row in enumerate(cells, start=1):
         if row and len(row) != len(header):
-            raise ProbeError(f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}.")
+            raise ProbeError(
+                f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}."
+            )
     return pd.DataFrame([row for row in cells if row], columns=header, dtype=object)
 
 
@@ -286,7 +326,9 @@ def _places(cells: Mapping[str, Any], needed: tuple[str, ...], where: str) -> It
         return
     start, end = _number(cells["start"]), _number(cells["end"])
     if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:
-        raise ProbeError(f"{where}: start={cells['start']!r}, end={cells['end']!r} is no span: 0 <= start < end.")
+        raise ProbeError(
+            f"{where}: start={cells['start']!r}, end={cells['end']!r} is no span: 0 <= start < end."
+        )
     yield from range(start, end)
 
 

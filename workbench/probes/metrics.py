@@ -45,7 +45,9 @@ def scores(
         return {
             "accuracy": hits.sum(1) / weight.sum(1),
             "balanced_accuracy": _known_mean(recall),
-            "f1": np.where(members[:, 1] + claims[:, 1] > 0, f1[:, 1], 0.0) if n_classes == 2 else _known_mean(f1),
+            "f1": np.where(members[:, 1] + claims[:, 1] > 0, f1[:, 1], 0.0)
+            if n_classes == 2
+            else _known_mean(f1),
             "roc_auc": np.mean([auc for auc, _ in curves], axis=0),
             "average_precision": np.mean([precision for _, precision in curves], axis=0),
         }
@@ -67,12 +69,17 @@ def _ranking(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tup
     reached, passed = np.cumsum(ups, 1), np.cumsum(downs, 1)
     total, rest = reached[:, -1], passed[:, -1]
     auc = (ups * (passed - downs / 2)).sum(1) / (total * rest)
-    above, all_above = total[:, None] - reached + ups, (total + rest)[:, None] - reached - passed + ups + downs
+    above, all_above = (
+        total[:, None] - reached + ups,
+        (total + rest)[:, None] - reached - passed + ups + downs,
+    )
     precision = np.divide(above, all_above, out=np.zeros_like(above), where=all_above > 0)
     return auc, (ups * precision).sum(1) / total
 
 
-def bits(logits: Float[Tensor, "output row"], codes: Int[Tensor, "row"], n_classes: int) -> Float[Tensor, "row"]:
+def bits(
+    logits: Float[Tensor, "output row"], codes: Int[Tensor, "row"], n_classes: int
+) -> Float[Tensor, "row"]:
     """-log2 of the probability given to the label of each row."""
     if n_classes == 2:
         return torch.nn.functional.softplus(torch.where(codes == 1, -logits[0], logits[0])) / np.log(2)

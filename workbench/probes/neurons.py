@@ -67,7 +67,9 @@ def neuron_maps(
         )
     masks = splits(labels, test_share=test_share, folds=None, held_out=held_out, seed=seed)[0]
     asked = [
-        (name, truth, mask) for concept, mask in zip(labels.concepts, masks, strict=True) for name, truth in _binary(concept)
+        (name, truth, mask)
+        for concept, mask in zip(labels.concepts, masks, strict=True)
+        for name, truth in _binary(concept)
     ]
     tables: list[np.ndarray] = []
     for layer in wanted:
@@ -77,12 +79,27 @@ def neuron_maps(
             for c, (_, truth, mask) in enumerate(asked):
                 made[:, start : start + len(x), c] = _map(x, truth, mask, l2)
         tables.append(made)
-    coords = {"layer": wanted, "neuron": np.arange(tables[0].shape[1]), "concept": [name for name, *_ in asked]}
-    attrs = {"kind": kind, "model": store.model_name, "model_fingerprint": store.model, "l2": l2, "seed": seed, **versions()}
+    coords = {
+        "layer": wanted,
+        "neuron": np.arange(tables[0].shape[1]),
+        "concept": [name for name, *_ in asked],
+    }
+    attrs = {
+        "kind": kind,
+        "model": store.model_name,
+        "model_fingerprint": store.model,
+        "l2": l2,
+        "seed": seed,
+        **versions(),
+    }
     attrs["data_fingerprint"] = store.prompts.fingerprint
     values = np.stack(tables, 1)
     return xr.Dataset(
-        {name: effect_array(v, list(coords), coords, name=name) for name, v in zip(MAPS, values, strict=True)}, attrs=attrs
+        {
+            name: effect_array(v, list(coords), coords, name=name)
+            for name, v in zip(MAPS, values, strict=True)
+        },
+        attrs=attrs,
     )
 
 
@@ -116,11 +133,16 @@ def _map(
     accuracy = right.double() / mask.sum()
     auc = np.where(slope == 0, 0.5, _auc(sides[0].numpy(), sides[1].numpy()))
     auc = np.where(slope < 0, 1 - auc, auc)
-    return np.stack([accuracy.numpy(), auc, slope.numpy(), intercept.numpy(), converged.numpy().astype(float)])
+    return np.stack(
+        [accuracy.numpy(), auc, slope.numpy(), intercept.numpy(), converged.numpy().astype(float)]
+    )
 
 
 def _single(
-    negative: Float[Tensor, "neuron negative"], positive: Float[Tensor, "neuron positive"], l2: float, tolerance: float = 1e-12
+    negative: Float[Tensor, "neuron negative"],
+    positive: Float[Tensor, "neuron positive"],
+    l2: float,
+    tolerance: float = 1e-12,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slope, intercept and whether they converged, of each neuron's balanced logistic probe.
 
@@ -173,7 +195,9 @@ def _step(
     return at - step, (g0 * step[0] + g1 * step[1]) / 2, [h00, h01, h11]
 
 
-def _auc(negative: Float[np.ndarray, "neuron negative"], positive: Float[np.ndarray, "neuron positive"]) -> np.ndarray:
+def _auc(
+    negative: Float[np.ndarray, "neuron negative"], positive: Float[np.ndarray, "neuron positive"]
+) -> np.ndarray:
     """The share of (positive, negative) pairs of rows that each neuron's activation orders right; ties count half.
 
     The label rides in the last bit of the number as an integer of the same order, so that one plain sort ranks both; where

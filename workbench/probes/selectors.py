@@ -29,14 +29,18 @@ ADDED, ROUNDS = 16, 3
 def _ranked(score: Callable[[Activations, Columns], Tensor]) -> Selector:
     """A selector that takes the k features of the highest scores [column, feature]; ties go to the lower index."""
 
-    def select(activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings) -> Selection:
+    def select(
+        activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
+    ) -> Selection:
         order = torch.nan_to_num(score(activations, columns)).argsort(dim=1, descending=True, stable=True)
         return [order[:, :k] for k in ks]
 
     return select
 
 
-def _difference(activations: Activations, columns: Columns, *, standardised: bool) -> Float[Tensor, "column feature"]:
+def _difference(
+    activations: Activations, columns: Columns, *, standardised: bool
+) -> Float[Tensor, "column feature"]:
     """|mean of a class - mean of the rest|, over its standard error for Welch's t; the largest over classes.
 
     For numbers, the absolute covariance with the feature, or correlation.
@@ -49,13 +53,17 @@ def _difference(activations: Activations, columns: Columns, *, standardised: boo
         centred = (target - (target * train).sum(1, keepdim=True) / n) * train
         covariance = activations.sums(centred)[0] / n
         sums = activations.sums(train, powers=powers) / n
-        return (covariance / (sums[1] - sums[0] ** 2).clamp(min=0).sqrt() if standardised else covariance).abs()
+        return (
+            covariance / (sums[1] - sums[0] ** 2).clamp(min=0).sqrt() if standardised else covariance
+        ).abs()
     members = columns.indicator * train[:, None]
     sums = activations.sums(members.flatten(0, 1), powers=powers).unflatten(1, members.shape[:2])
     counts = members.sum(2)[:, :, None]
     of_rest = (sums.sum(2, keepdim=True) - sums, counts.sum(1, keepdim=True) - counts)
     several = slice(1, None) if columns.n_classes == 2 else slice(None)
-    moments = [(total[:, :, several] / n[:, several], n[:, several]) for total, n in ((sums, counts), of_rest)]
+    moments = [
+        (total[:, :, several] / n[:, several], n[:, several]) for total, n in ((sums, counts), of_rest)
+    ]
     gap = moments[0][0][0] - moments[1][0][0]
     if standardised:
         errors = [(mean[1] - mean[0] ** 2).clamp(min=0) / (n - 1).clamp(min=1) for mean, n in moments]
@@ -66,7 +74,12 @@ def _difference(activations: Activations, columns: Columns, *, standardised: boo
 def _mutual_information(activations: Activations, columns: Columns) -> Float[Tensor, "column feature"]:
     """Mutual information (nats) of the class and the feature's bin. Bins are of equal frequency over all rows, blind to labels."""
     sample = torch.linspace(0, len(activations.prompt) - 1, min(len(activations.prompt), 4096)).long()
-    kept = torch.cat([x[sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start] for rows, x in activations.blocks()])
+    kept = torch.cat(
+        [
+            x[sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start]
+            for rows, x in activations.blocks()
+        ]
+    )
     edges = kept.quantile(torch.linspace(0, 1, BINS + 1, dtype=kept.dtype)[1:-1], dim=0)
     members = columns.indicator
     if columns.loss == "squares":
@@ -121,13 +134,21 @@ def _base_logits(columns: Columns) -> Float[Tensor, "column output train_row"]:
     return logits
 
 
-def _deviations(activations: Activations, columns: Columns, settings: ProbeSettings) -> Float[Tensor, "column feature"]:
+def _deviations(
+    activations: Activations, columns: Columns, settings: ProbeSettings
+) -> Float[Tensor, "column feature"]:
     sums = activations.sums(columns.weight(False), powers=(1, 2))
     return (sums[1] - sums[0] ** 2).clamp(min=0).sqrt()
 
 
 def _greedy(
-    activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings, *, added: int, rounds: int
+    activations: Activations,
+    columns: Columns,
+    ks: Sequence[int],
+    settings: ProbeSettings,
+    *,
+    added: int,
+    rounds: int,
 ) -> Selection:
     """For every k: add the features that the loss falls steepest by, refit, keep the k strongest, and again."""
     deviation = _deviations(activations, columns, settings)
@@ -136,24 +157,37 @@ def _greedy(
     for k in ks:
         chosen, logits = torch.zeros(len(columns), 0, dtype=torch.long), _base_logits(columns)
         for _ in range(rounds):
-            slopes = (_slopes(activations, columns, logits, settings) / deviation).nan_to_num(0, 0, 0).scatter(1, chosen, -1.0)
+            slopes = (
+                (_slopes(activations, columns, logits, settings) / deviation)
+                .nan_to_num(0, 0, 0)
+                .scatter(1, chosen, -1.0)
+            )
             more = min(added + k - chosen.shape[1], activations.n_features - chosen.shape[1])
             chosen = torch.cat([chosen, slopes.topk(more).indices], 1)
             chosen = chosen.gather(
-                1, fit(activations, columns, chosen, scaled).strength.argsort(dim=1, descending=True, stable=True)[:, :k]
+                1,
+                fit(activations, columns, chosen, scaled).strength.argsort(
+                    dim=1, descending=True, stable=True
+                )[:, :k],
             )
             logits = fit(activations, columns, chosen, scaled).training_logits
         selection.append(chosen)
     return selection
 
 
-def _forward(activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings) -> Selection:
+def _forward(
+    activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
+) -> Selection:
     """One feature at a time: the one by which the loss of the probe so far falls steepest; then a refit."""
     deviation = _deviations(activations, columns, settings)
     scaled = ProbeSettings(**{**settings.__dict__, "standardize": True})
     chosen, logits, before = torch.zeros(len(columns), 0, dtype=torch.long), _base_logits(columns), None
     for _ in range(max(ks)):
-        slopes = (_slopes(activations, columns, logits, settings) / deviation).nan_to_num(0, 0, 0).scatter(1, chosen, -1.0)
+        slopes = (
+            (_slopes(activations, columns, logits, settings) / deviation)
+            .nan_to_num(0, 0, 0)
+            .scatter(1, chosen, -1.0)
+        )
         chosen = torch.cat([chosen, slopes.argmax(1, keepdim=True)], 1)
         before = fit(activations, columns, chosen, scaled, previous=before)
         logits = before.training_logits
@@ -183,10 +217,13 @@ def _l1(activations: Activations, columns: Columns, ks: Sequence[int], settings:
     intercept = _base_logits(columns)[:, :, :1].flatten()
     largest = slopes(at, intercept)[0].unflatten(0, (-1, outputs)).abs().amax((1, 2))
     size = 1 / (
-        _curvature(x, columns, weight, centre, inverse) * (1.0 if columns.loss == "squares" else 0.5 if outputs > 1 else 0.25)
+        _curvature(x, columns, weight, centre, inverse)
+        * (1.0 if columns.loss == "squares" else 0.5 if outputs > 1 else 0.25)
     )
     entered = torch.full((len(columns), x.shape[1]), float(PENALTIES))
-    for turn, share in enumerate(torch.logspace(0, torch.tensor(LEAST).log10().item(), PENALTIES, dtype=x.dtype)):
+    for turn, share in enumerate(
+        torch.logspace(0, torch.tensor(LEAST).log10().item(), PENALTIES, dtype=x.dtype)
+    ):
         penalty = (largest * share * size)[owner, None]
         look, look_intercept, pace = at, intercept, 1.0
         for _ in range(STEPS):
@@ -203,11 +240,15 @@ def _l1(activations: Activations, columns: Columns, ks: Sequence[int], settings:
         if int((entered < PENALTIES).sum(1).min()) >= max(ks):
             break
     strength = at.unflatten(0, (-1, outputs)).abs().amax(1)
-    order = (-entered + strength / (1 + strength.amax(1, keepdim=True))).argsort(dim=1, descending=True, stable=True)
+    order = (-entered + strength / (1 + strength.amax(1, keepdim=True))).argsort(
+        dim=1, descending=True, stable=True
+    )
     return [order[:, :k] for k in ks]
 
 
-def _curvature(x: Tensor, columns: Columns, weight: Tensor, centre: Tensor, inverse: Tensor) -> Float[Tensor, "column"]:
+def _curvature(
+    x: Tensor, columns: Columns, weight: Tensor, centre: Tensor, inverse: Tensor
+) -> Float[Tensor, "column"]:
     """The largest eigenvalue of each column's weighted covariance of standardised features, intercept included, and a bit."""
     vector = torch.ones(len(columns), x.shape[1], dtype=x.dtype) / x.shape[1] ** 0.5
     norm = vector.new_ones(len(columns))

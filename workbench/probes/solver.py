@@ -117,7 +117,10 @@ def _newton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found, problems = start.clone(), len(x)
     converged = torch.zeros(problems, dtype=torch.bool)
-    decrement, iterations = torch.full((problems,), torch.inf, dtype=x.dtype), torch.zeros(problems, dtype=torch.long)
+    decrement, iterations = (
+        torch.full((problems,), torch.inf, dtype=x.dtype),
+        torch.zeros(problems, dtype=torch.long),
+    )
     going, at = torch.arange(problems), start
     logits = at @ x
     penalty = torch.full((x.shape[1],), l2, dtype=x.dtype)

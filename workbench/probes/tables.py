@@ -68,7 +68,10 @@ class Tables:
     ) -> None:  # fmt: skip
         self.concepts = concepts
         names = as_labels([control.name for control in controls])
-        self.control = {"control": names, "control_kind": ("control", as_labels([control.kind for control in controls]))}
+        self.control = {
+            "control": names,
+            "control_kind": ("control", as_labels([control.kind for control in controls])),
+        }
         self.outputs = max(len(c.classes) if len(c.classes) > 2 else 1 for c in concepts)
         outer = {axis: list(given) for axis, given in axes.items()}
         self.sparse = _Table({**outer, "k": list(ks), "selector": list(selectors), "control": list(names)})
@@ -83,28 +86,47 @@ class Tables:
         self.dense.add("intercept", output=self.outputs)
 
     def put(
-        self, outer: Cell, k: int, selector: int, batch: Batch, kept: Fits, logits: np.ndarray, codes: np.ndarray, judge: Judge
+        self,
+        outer: Cell,
+        k: int,
+        selector: int,
+        batch: Batch,
+        kept: Fits,
+        logits: np.ndarray,
+        codes: np.ndarray,
+        judge: Judge,
     ) -> None:
         """All columns of a batch: the kept probes, and how good the held-out predictions [column, output, row] are."""
         features, slopes, level = kept.features.numpy(), kept.coefficients.numpy(), kept.intercept.numpy()
         for c, (concept, control) in enumerate(batch.cells):
             cell = (*outer, concept, k, selector, control)
             self.sparse.put(cell, self._measured(batch, c, logits[c], codes[c], judge))
-            solver = {name: float(getattr(kept, name)[c]) for name in ("converged", "decrement", "iterations")}
+            solver = {
+                name: float(getattr(kept, name)[c]) for name in ("converged", "decrement", "iterations")
+            }
             self.sparse.put(cell, solver | {"n_train": float(batch.columns.train[c].sum())})
             width, outputs = features.shape[1], slopes.shape[1]
             self.sparse.values["feature"][cell][:width] = features[c]
             self.sparse.values["coefficient"][cell][:outputs, :width] = slopes[c]
             self.sparse.values["intercept"][cell][:outputs] = level[c]
 
-    def put_lengths(self, outer: Cell, selector: int, batch: Batch, lengths: Float[np.ndarray, "k column"]) -> None:
+    def put_lengths(
+        self, outer: Cell, selector: int, batch: Batch, lengths: Float[np.ndarray, "k column"]
+    ) -> None:
         """Code lengths in bits."""
         for c, (concept, control) in enumerate(batch.cells):
             for k, length in enumerate(lengths[:, c]):
                 self.sparse.put((*outer, concept, k, selector, control), {"code_length": float(length)})
 
     def put_dense(
-        self, outer: Cell, baseline: int, batch: Batch, kept: Dense, logits: np.ndarray, codes: np.ndarray, judge: Judge
+        self,
+        outer: Cell,
+        baseline: int,
+        batch: Batch,
+        kept: Dense,
+        logits: np.ndarray,
+        codes: np.ndarray,
+        judge: Judge,
     ) -> None:
         """All columns of a batch; the direction of the probes on true labels is kept too."""
         for c, (concept, control) in enumerate(batch.cells):
@@ -118,13 +140,17 @@ class Tables:
                 self.dense.widen("direction", self.outputs, direction.shape[1])
                 self.dense.values["direction"][cell[:-1]][: len(direction), : direction.shape[1]] = direction
 
-    def _measured(self, batch: Batch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge) -> dict[str, float]:
+    def _measured(
+        self, batch: Batch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge
+    ) -> dict[str, float]:
         seen = np.isfinite(codes)
         if not np.isfinite(logits[:, seen]).all():
             return {"n": float(seen.sum())}
         return {**judge(logits, codes, seen, batch.columns.n_classes), "n": float(seen.sum())}
 
-    def datasets(self, attrs: Mapping[str, Any], *, drop: Sequence[str]) -> tuple[xr.Dataset, xr.Dataset | None]:
+    def datasets(
+        self, attrs: Mapping[str, Any], *, drop: Sequence[str]
+    ) -> tuple[xr.Dataset, xr.Dataset | None]:
         """The sparse and the dense results, without the outer axes to drop (each of one label)."""
         classes = np.full((len(self.concepts), self.outputs), "", dtype=object)
         for row, concept in zip(classes, self.concepts, strict=True):
@@ -133,7 +159,12 @@ class Tables:
         coords = {**self.control, "class_name": (("concept", "output"), classes)}
         made = []
         for table in (self.sparse, self.dense) if len(self.dense.axes["baseline"]) else (self.sparse,):
-            made.append(table.dataset().assign_coords(coords).assign_attrs(attrs).isel(dict.fromkeys(drop, 0), drop=True))
+            made.append(
+                table.dataset()
+                .assign_coords(coords)
+                .assign_attrs(attrs)
+                .isel(dict.fromkeys(drop, 0), drop=True)
+            )
         return made[0], made[1] if len(made) == 2 else None
 
 
@@ -165,9 +196,13 @@ class _Table:
 
     def dataset(self) -> xr.Dataset:
         coords = {
-            axis: as_labels(given) if isinstance(given[0], str) else given for axis, given in self.axes.items() if len(given)
+            axis: as_labels(given) if isinstance(given[0], str) else given
+            for axis, given in self.axes.items()
+            if len(given)
         }
-        return xr.Dataset({name: (self.dims[name], values) for name, values in self.values.items()}, coords=coords)
+        return xr.Dataset(
+            {name: (self.dims[name], values) for name, values in self.values.items()}, coords=coords
+        )
 
 
 def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
@@ -176,12 +211,16 @@ def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
     for axis, label in where.items():
         if axis not in table.dims:
             raise UnknownName("axis of these probes", axis, map(str, table.dims))
-        known: list[Any] = table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
+        known: list[Any] = (
+            table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
+        )
         asked = str(label) if axis == "pos" else label
         if asked not in known:
             raise UnknownName(str(axis), label, map(str, known))
         table = table.isel({axis: known.index(asked)})
-    open_axes = {str(axis): size for axis, size in table.sizes.items() if axis not in inner or axis == "output"}
+    open_axes = {
+        str(axis): size for axis, size in table.sizes.items() if axis not in inner or axis == "output"
+    }
     for axis, size in open_axes.items():
         if size > 1 and not (axis == "output" and str(table["class_name"].values[1]) == ""):
             named = table[axis].values.tolist() if axis in table.coords else list(range(size))

@@ -59,7 +59,9 @@ def read_corpus(
     if encode is None:
         return Prompts.of(rows)
     bos = encode.tokenizer.bos_token_id
-    return Prompts.of(rows, strings=encode.labels(rows), bos=bos is not None and all(row[0] == bos for row in rows))
+    return Prompts.of(
+        rows, strings=encode.labels(rows), bos=bos is not None and all(row[0] == bos for row in rows)
+    )
 
 
 def _rows(
@@ -72,7 +74,9 @@ def _rows(
             if not content.strip():
                 continue
             if encode is None:
-                raise PromptError(f"{where}: this model has no tokenizer, so texts cannot be read. Give token ids.")
+                raise PromptError(
+                    f"{where}: this model has no tokenizer, so texts cannot be read. Give token ids."
+                )
             tokens, first = encode.plain(content), [encode.tokenizer.bos_token_id] if encode.bos else []
         else:
             tokens, first = _ids(content, where), []

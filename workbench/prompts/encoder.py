@@ -15,7 +15,9 @@ class TextEncoder:
         if self.tokenizer is None:
             raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
         self.context = int(model.cfg.n_ctx)
-        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
+        self.bos = (
+            bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
+        )
         self.fingerprint = tokenizer_fingerprint(model)
 
     def plain(self, text: str) -> list[int]:
@@ -24,7 +26,9 @@ class TextEncoder:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The characters that each token of `plain(text)` covers."""
-        return list(self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping)
+        return list(
+            self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        )
 
     def prompt(self, text: str, *, where: str) -> list[int]:
         """The tokens of a prompt, with BOS where the model wants it."""
@@ -32,7 +36,9 @@ class TextEncoder:
         self._check_known(text, tokens, where)
         tokens = [self.tokenizer.bos_token_id, *tokens] if self.bos else tokens
         if len(tokens) > self.context:
-            raise PromptError(f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}.")
+            raise PromptError(
+                f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}."
+            )
         return tokens
 
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:

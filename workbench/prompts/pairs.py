@@ -44,10 +44,17 @@ class PromptPairs:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = {"clean": len(self.clean), "corrupt": len(self.corrupt), "answers": len(self.answers), "wrong": len(self.wrong)}
+        counts = {
+            "clean": len(self.clean),
+            "corrupt": len(self.corrupt),
+            "answers": len(self.answers),
+            "wrong": len(self.wrong),
+        }
         if len(set(counts.values())) != 1 or self.answers.ndim != 3 or self.wrong.ndim != 3:
             found = ", ".join(f"{n} {name}" for name, n in counts.items())
-            raise PromptError(f"Pairs need one of each: there are {found}. Answers have the shape [example, alternative, token].")
+            raise PromptError(
+                f"Pairs need one of each: there are {found}. Answers have the shape [example, alternative, token]."
+            )
 
     @property
     def bos(self) -> bool:
@@ -104,7 +111,9 @@ class PromptPairs:
 
     def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":
         """The same pairs for logits that hold only these rows of the vocabulary (sorted): answers count among them."""
-        answers, wrong = (torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong))
+        answers, wrong = (
+            torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong)
+        )
         return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)
 
     def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
@@ -123,7 +132,9 @@ class PromptPairs:
                 first += groups[group]
         second = sorted(set(range(len(self))) - set(first))
         if not first or not second:
-            raise PromptError(f"These {len(self)} pairs cannot be split without sharing a prompt: they hang together.")
+            raise PromptError(
+                f"These {len(self)} pairs cannot be split without sharing a prompt: they hang together."
+            )
         return self.select(sorted(first)), self.select(second)
 
     def _connected(self) -> Iterator[list[int]]:
@@ -141,7 +152,9 @@ class PromptPairs:
         return f"<PromptPairs: {len(self)} x {task}, {int(self.clean.lengths.min())} to {int(self.clean.lengths.max())} tokens>"
 
     @classmethod
-    def from_dataframe(cls, model: Any, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table") -> "PromptPairs":
+    def from_dataframe(
+        cls, model: Any, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
+    ) -> "PromptPairs":
         """Pairs from columns `clean, corrupt, answer, wrong`; several alternatives in a cell are separated by `|`.
 
         Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space; `joiner=""`
@@ -154,7 +167,9 @@ class PromptPairs:
         missing = [name for name in _COLUMNS if name not in frame.columns]
         if missing:
             has = ", ".join(map(str, frame.columns)) or "none"
-            raise PromptError(f"{source} has no column {', '.join(missing)}. Needed: {', '.join(_COLUMNS)}; it has: {has}.")
+            raise PromptError(
+                f"{source} has no column {', '.join(missing)}. Needed: {', '.join(_COLUMNS)}; it has: {has}."
+            )
         if frame.empty:
             raise PromptError(f"{source} has no rows.")
         encode = TextEncoder(model)
@@ -163,14 +178,22 @@ class PromptPairs:
         for number, row in enumerate(frame.to_dict("records"), start=1):
             for name in _COLUMNS:
                 if not isinstance(row[name], str) and not pd.isna(row[name]):
-                    raise PromptError(f"{source}, row {number}: the column {name!r} is {type(row[name]).__name__}, not text.")
+                    raise PromptError(
+                        f"{source}, row {number}: the column {name!r} is {type(row[name]).__name__}, not text."
+                    )
                 if not isinstance(row[name], str) or not row[name].replace("|", "").strip():
                     raise PromptError(f"{source}, row {number}: the column {name!r} is empty.")
             if row["clean"] == row["corrupt"]:
-                raise PromptError(f"{source}, row {number}: clean and corrupt are the same, so nothing could make a difference.")
-            shared = {part.strip() for part in row["answer"].split("|")} & {part.strip() for part in row["wrong"].split("|")}
+                raise PromptError(
+                    f"{source}, row {number}: clean and corrupt are the same, so nothing could make a difference."
+                )
+            shared = {part.strip() for part in row["answer"].split("|")} & {
+                part.strip() for part in row["wrong"].split("|")
+            }
             if shared - {""}:
-                raise PromptError(f"{source}, row {number}: {sorted(shared)[0]!r} is both an answer and wrong.")
+                raise PromptError(
+                    f"{source}, row {number}: {sorted(shared)[0]!r} is both an answer and wrong."
+                )
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
@@ -179,9 +202,17 @@ class PromptPairs:
                 continuations[name].append(
                     [encode.continuation(row["clean"], text, joiner=joiner, where=where) for text in texts]
                 )
-        clean, corrupt = (Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos) for rows in sides.values())
+        clean, corrupt = (
+            Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos) for rows in sides.values()
+        )
         provenance = {"task": source, "n": len(frame), "tokenizer": encode.fingerprint}
-        return cls(clean, corrupt, padded_answers(continuations["answer"]), padded_answers(continuations["wrong"]), provenance)
+        return cls(
+            clean,
+            corrupt,
+            padded_answers(continuations["answer"]),
+            padded_answers(continuations["wrong"]),
+            provenance,
+        )
 
     @classmethod
     def from_csv(cls, model: Any, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
@@ -204,7 +235,9 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     header = rows[0] if rows else []
     twice = [name for name in header if header.count(name) > 1]
     if twice:
-        raise PromptError(f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. Give each one name.")
+        raise PromptError(
+            f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. Give each one name."
+        )
     for number, row in enumerate(rows[1:], start=1):
         if row and len(row) != len(header):
             raise PromptError(
@@ -214,7 +247,9 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     return pd.DataFrame([row or [""] * len(header) for row in rows[1:]], columns=header, dtype=object)
 
 
-def padded_answers(alternatives: Sequence[Sequence[Sequence[int]]]) -> Int[Tensor, "example alternative token"]:
+def padded_answers(
+    alternatives: Sequence[Sequence[Sequence[int]]],
+) -> Int[Tensor, "example alternative token"]:
     """Token lists of every alternative of every example as one tensor, padded with -1."""
     most = max((len(example) for example in alternatives), default=0)
     longest = max((len(tokens) for example in alternatives for tokens in example), default=0)

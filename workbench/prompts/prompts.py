@@ -54,7 +54,9 @@ class Prompts:
         for i, (row, where) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
             outside = [f"{name}={place}" for name, place in where.items() if not 0 <= place < len(row)]
             if outside:
-                raise PromptError(f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside.")
+                raise PromptError(
+                    f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside."
+                )
             if any(int(token) != token for token in row):
                 raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
         lengths = torch.tensor([len(row) for row in rows])

@@ -22,7 +22,11 @@ def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> lis
     """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first. Raises `refused` when it is neither."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        return json_rows(text) if kind == "jsonl" else list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        return (
+            json_rows(text)
+            if kind == "jsonl"
+            else list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        )
     except FileNotFoundError as error:
         raise refused(f"There is no file {str(path)!r}.") from error
     except (ValueError, OSError, RecursionError, csv.Error) as error:

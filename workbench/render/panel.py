@@ -34,17 +34,31 @@ COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "AttentionPattern": (
         ("attention", "tokens"),
-        ("maxValue", "minValue", "negativeColor", "positiveColor", "showAxisLabels", "zoomed", "maskUpperTri"),
+        (
+            "maxValue",
+            "minValue",
+            "negativeColor",
+            "positiveColor",
+            "showAxisLabels",
+            "zoomed",
+            "maskUpperTri",
+        ),
     ),
     "AttentionPatterns": (("attention", "tokens"), ("headLabels",)),
-    "ColoredTokens": (("tokens", "values"), ("maxValue", "minValue", "negativeColor", "positiveColor", "paddingBottom")),
+    "ColoredTokens": (
+        ("tokens", "values"),
+        ("maxValue", "minValue", "negativeColor", "positiveColor", "paddingBottom"),
+    ),
     "ColoredTokensMulti": (("tokens", "values"), ("labels", "positiveBounds", "negativeBounds")),
     "Hello": (("name",), ()),
     "TextNeuronActivations": (
         ("tokens", "activations"),
         ("firstDimensionName", "secondDimensionName", "firstDimensionLabels", "secondDimensionLabels"),
     ),
-    "TokenLogProbs": (("prompt", "topKLogProbs", "topKTokens", "correctTokenRank", "correctTokenLogProb"), ()),
+    "TokenLogProbs": (
+        ("prompt", "topKLogProbs", "topKTokens", "correctTokenRank", "correctTokenLogProb"),
+        (),
+    ),
     "TopkSamples": (
         ("tokens", "activations"),
         ("zerothDimensionName", "firstDimensionName", "zerothDimensionLabels", "firstDimensionLabels"),
@@ -157,9 +171,14 @@ class Panel:
             raise UnknownName("component of circuitsvis", self.component, COMPONENTS)
         needed, optional = COMPONENTS[self.component]
         props = {name: _ready(value, name) for name, value in self.props.items() if value is not None}
-        missing, extra = [name for name in needed if name not in props], sorted(set(props) - {*needed, *optional})
+        missing, extra = (
+            [name for name in needed if name not in props],
+            sorted(set(props) - {*needed, *optional}),
+        )
         if missing or extra:
-            wrong = [f"has no {', '.join(extra)}"] * bool(extra) + [f"needs {', '.join(missing)}"] * bool(missing)
+            wrong = [f"has no {', '.join(extra)}"] * bool(extra) + [f"needs {', '.join(missing)}"] * bool(
+                missing
+            )
             raise WorkbenchError(
                 f"{self.component} {' and '.join(wrong)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
             )
@@ -179,7 +198,9 @@ class Panel:
         """The panel without the script that draws it; a page holds `script_html()` once, before or after its panels."""
         name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
         if self.still:
-            shown = re.sub("<title>[^<]*</title>", "", self.still)  # no one can point at the cells of an <img>
+            shown = re.sub(
+                "<title>[^<]*</title>", "", self.still
+            )  # no one can point at the cells of an <img>
             picture = base64.b64encode(shown.encode()).decode()
             style = "max-width:100%;height:auto"
             still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
@@ -214,7 +235,9 @@ def bundle_html() -> str:
     try:
         package = distribution("circuitsvis")
     except PackageNotFoundError as error:
-        raise WorkbenchError(f"Panels that move need circuitsvis: pip install circuitsvis=={VERSION}.") from error
+        raise WorkbenchError(
+            f"Panels that move need circuitsvis: pip install circuitsvis=={VERSION}."
+        ) from error
     if package.version != VERSION:
         raise WorkbenchError(
             f"circuitsvis {package.version} is installed; panels are written for {VERSION}: pip install circuitsvis=={VERSION}."
@@ -238,10 +261,14 @@ def _check_shapes(component: str, props: Mapping[str, Any]) -> None:
     shapes = {name: _shape(props[name]) for name in axes}
     for name, words in axes.items():
         shape = shapes[name]
-        if len(shape) != len(words) or any(sizes.setdefault(word, size) != size for word, size in zip(words, shape, strict=True)):
+        if len(shape) != len(words) or any(
+            sizes.setdefault(word, size) != size for word, size in zip(words, shape, strict=True)
+        ):
             needed = "; ".join(f"{name} [{', '.join(words)}]" for name, words in axes.items())
             given = "; ".join(f"{name} {shape or 'uneven'}" for name, shape in shapes.items())
-            raise WorkbenchError(f"The shapes of {component} do not fit each other: {given}. Needed: {needed}.")
+            raise WorkbenchError(
+                f"The shapes of {component} do not fit each other: {given}. Needed: {needed}."
+            )
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -259,7 +286,9 @@ def _ready(value: Any, name: str) -> Any:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, torch.Tensor | np.ndarray | xr.DataArray):
-        value = value.detach().cpu().tolist() if isinstance(value, torch.Tensor) else np.asarray(value).tolist()
+        value = (
+            value.detach().cpu().tolist() if isinstance(value, torch.Tensor) else np.asarray(value).tolist()
+        )
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
@@ -269,4 +298,6 @@ def _ready(value: Any, name: str) -> Any:
         return int(short) if short.is_integer() and abs(short) < 1e15 else short
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]
-    raise WorkbenchError(f"{name} has a {type(value).__name__}: a panel holds text, numbers, arrays and lists of these.")
+    raise WorkbenchError(
+        f"{name} has a {type(value).__name__}: a panel holds text, numbers, arrays and lists of these."
+    )

@@ -28,7 +28,11 @@ _CELLS, _GUESSES, _CHIPS, _SHADES = 12_000, 3000, 4000, 50
 
 
 def attention_svg(
-    strings: Sequence[str], pattern: Float[np.ndarray, "head query_pos key_pos"], names: Sequence[str], *, title: str
+    strings: Sequence[str],
+    pattern: Float[np.ndarray, "head query_pos key_pos"],
+    names: Sequence[str],
+    *,
+    title: str,
 ) -> str:
     """A grid for each head: rows are query positions, columns key positions, the weight by the depth of blue.
 
@@ -75,7 +79,9 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
     if cell < 24:
         return drawn
     for ink in (False, True):
-        rows = "".join(_numbers(line, ink, scale, cell, (row + 0.5) * cell + 3) for row, line in enumerate(weights))
+        rows = "".join(
+            _numbers(line, ink, scale, cell, (row + 0.5) * cell + 3) for row, line in enumerate(weights)
+        )
         drawn += f'<g class="{"o w" if ink else "o"}">{rows}</g>' if rows else ""
     return drawn
 
@@ -92,7 +98,9 @@ def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell
     return f'<text x="{" ".join(places)}" y="{_n(y)}">{letters}</text>' if letters else ""
 
 
-def tokens_svg(lines: Sequence[tuple[str, Sequence[str], Sequence[float]]], *, title: str, note: str = "") -> str:
+def tokens_svg(
+    lines: Sequence[tuple[str, Sequence[str], Sequence[float]]], *, title: str, note: str = ""
+) -> str:
     """Lines of tokens, each on the colour of its value and with the value under it; one scale for all lines.
 
     Args:
@@ -129,7 +137,12 @@ def tokens_svg(lines: Sequence[tuple[str, Sequence[str], Sequence[float]]], *, t
 
 
 def top_k_svg(
-    columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Sequence[Guess]]], *, title: str, note: str = ""
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: Sequence[Sequence[Sequence[Guess]]],
+    *,
+    title: str,
+    note: str = "",
 ) -> str:
     """A table of the likeliest tokens, with their probabilities; blocks of columns stand one under the other.
 
@@ -144,7 +157,17 @@ def top_k_svg(
         note = "; ".join(filter(None, (note, f"the {shown} likeliest of {deepest} are drawn")))
     if last < len(columns):
         note = "; ".join(filter(None, (note, f"the first {last} of {len(columns)} columns are drawn")))
-    room = max([6, *(_units(shorten(visible(guess[0]), 14)) for row in cells for cell in row[:last] for guess in cell[:shown])])
+    room = max(
+        [
+            6,
+            *(
+                _units(shorten(visible(guess[0]), 14))
+                for row in cells
+                for cell in row[:last]
+                for guess in cell[:shown]
+            ),
+        ]
+    )
     wide, line = _LETTER * room + 52, 17.0
     left = 16 + 6.4 * max([0, *(_units(shorten(visible(row), 20)) for row in rows)])
     across = max(1, int((_WIDTH - left) // wide))
@@ -160,7 +183,9 @@ def top_k_svg(
             body += f'<text class="s r" {at}>{xml(shorten(visible(row), 20))}</text>'
             for c, cell in enumerate(cells_of_row[first : min(first + across, last)]):
                 for rank, guess in enumerate(cell[:shown]):
-                    body += _guess(guess, rank, left + c * wide, y + 20 + top + rank * line, wide - 3, line - 1)
+                    body += _guess(
+                        guess, rank, left + c * wide, y + 20 + top + rank * line, wide - 3, line - 1
+                    )
         y += tops[-1] + 40
     return _svg(left + wide * min(across, last) + 8, y, title, note, body)
 

@@ -17,7 +17,16 @@ from workbench.sites import parse_node
 from workbench.stores.store import ActivationStore
 from workbench.text import visible
 
-__all__ = ["Panel", "attention", "attention_panel", "log_probs", "neurons", "tokens", "top_samples", "top_tokens"]
+__all__ = [
+    "Panel",
+    "attention",
+    "attention_panel",
+    "log_probs",
+    "neurons",
+    "tokens",
+    "top_samples",
+    "top_tokens",
+]
 
 _STILL_LINES = 12
 Decode = Callable[[int], str] | Sequence[str] | Mapping[int, str]
@@ -58,7 +67,11 @@ def attention(
         if head not in range(len(found[at])):
             raise SiteError(f"There is no head a{at}.{head}: layer {at} has heads 0 to {len(found[at]) - 1}.")
     strings = store.prompts.strings[example]
-    pattern = np.stack([found[at][head] for at, head in pairs]) if pairs else np.zeros((0, len(strings), len(strings)))
+    pattern = (
+        np.stack([found[at][head] for at, head in pairs])
+        if pairs
+        else np.zeros((0, len(strings), len(strings)))
+    )
     return attention_panel(strings, pattern, [f"a{at}.{head}" for at, head in pairs])
 
 
@@ -81,7 +94,9 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
     if not len(names) or not len(tokens):
         raise WorkbenchError("An attention panel needs at least one head and one token.")
     if not np.isfinite(values).all():
-        raise WorkbenchError("The attention pattern has cells that are not finite: cut the prompt to its own length first.")
+        raise WorkbenchError(
+            "The attention pattern has cells that are not finite: cut the prompt to its own length first."
+        )
     scale, title = max(1.0, float(np.abs(values).max())), "Attention of " + ", ".join(names)
     props = {
         "attention": np.round(values, 4),
@@ -96,7 +111,9 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
     return Panel("AttentionHeads", props, attention_svg(tokens, values, names, title=title), title)
 
 
-def tokens(strings: Sequence[str], values: Any, *, labels: Sequence[str] | None = None, title: str = "Tokens") -> Panel:
+def tokens(
+    strings: Sequence[str], values: Any, *, labels: Sequence[str] | None = None, title: str = "Tokens"
+) -> Panel:
     """Tokens on the colour of their values: blue above 0, red below; one scale for all rows.
 
     Args:
@@ -115,23 +132,38 @@ def tokens(strings: Sequence[str], values: Any, *, labels: Sequence[str] | None 
         )
     names = [f"row {i}" for i in range(len(rows))] if labels is None else list(map(str, labels))
     if len(names) != len(rows):
-        raise WorkbenchError(f"{len(names)} labels do not fit {len(rows)} rows of values: one for each row is needed.")
+        raise WorkbenchError(
+            f"{len(names)} labels do not fit {len(rows)} rows of values: one for each row is needed."
+        )
     named = names if labels is not None or len(rows) > 1 else [""]
     kept = list(zip(named, rows.tolist(), strict=True))[:_STILL_LINES]
     note = f"the first {_STILL_LINES} of {len(rows)} rows are drawn" if len(rows) > _STILL_LINES else ""
     still = tokens_svg([(name, strings, row) for name, row in kept], title=title, note=note)
     scale = float(np.abs(rows).max()) or 1.0
     if len(rows) == 1:
-        props = {"values": rows[0], "maxValue": scale, "minValue": -scale, "negativeColor": RED, "positiveColor": BLUE}
+        props = {
+            "values": rows[0],
+            "maxValue": scale,
+            "minValue": -scale,
+            "negativeColor": RED,
+            "positiveColor": BLUE,
+        }
         return Panel("ColoredTokens", {"tokens": strings, **props}, still, title)
     # The component writes its bounds with six decimals.
     bound = max(scale, 1e-6)
     bounds = {"positiveBounds": [bound] * len(rows), "negativeBounds": [-bound] * len(rows)}
-    return Panel("ColoredTokensMulti", {"tokens": strings, "values": rows.T, "labels": names, **bounds}, still, title)
+    return Panel(
+        "ColoredTokensMulti", {"tokens": strings, "values": rows.T, "labels": names, **bounds}, still, title
+    )
 
 
 def top_tokens(
-    lens: xr.Dataset, decode: Decode, *, prompt: int = 0, strings: Sequence[str] | None = None, title: str = "Likeliest tokens"
+    lens: xr.Dataset,
+    decode: Decode,
+    *,
+    prompt: int = 0,
+    strings: Sequence[str] | None = None,
+    title: str = "Likeliest tokens",
 ) -> Panel:
     """The likeliest tokens at every layer and position of one prompt, from the Dataset of `workbench.top_tokens`.
 
@@ -145,14 +177,24 @@ def top_tokens(
         WorkbenchError: another Dataset, a prompt that is not there, or ids that `decode` does not know.
     """
     axes = ("layer", "pos", "rank")
-    if not isinstance(lens, xr.Dataset) or not {"token", "prob"} <= set(lens.data_vars) or not set(axes) <= set(lens.dims):
-        has = f"variables {', '.join(map(str, lens))}" if isinstance(lens, xr.Dataset) else f"a {type(lens).__name__}"
+    if (
+        not isinstance(lens, xr.Dataset)
+        or not {"token", "prob"} <= set(lens.data_vars)
+        or not set(axes) <= set(lens.dims)
+    ):
+        has = (
+            f"variables {', '.join(map(str, lens))}"
+            if isinstance(lens, xr.Dataset)
+            else f"a {type(lens).__name__}"
+        )
         raise WorkbenchError(
             f"top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; this has {has}."
         )
     if "example" in lens.dims:
         if prompt not in range(lens.sizes["example"]):
-            raise WorkbenchError(f"There is no prompt {prompt}: the Dataset has examples 0 to {lens.sizes['example'] - 1}.")
+            raise WorkbenchError(
+                f"There is no prompt {prompt}: the Dataset has examples 0 to {lens.sizes['example'] - 1}."
+            )
         lens = lens.isel(example=prompt)
     ids, probs = (lens[name].transpose(*axes).values for name in ("token", "prob"))
     measured = [int(p) for p in np.flatnonzero((ids >= 0).all((0, 2)))]
@@ -160,12 +202,23 @@ def top_tokens(
         raise WorkbenchError(f"Prompt {prompt} has no position with tokens at every layer.")
     places = [int(lens["pos"].values[p]) if "pos" in lens.coords else p for p in measured]
     if strings is not None and len(_strings(strings)) <= max(places):
-        raise WorkbenchError(f"{len(strings)} token strings do not reach position {max(places)} of the Dataset.")
+        raise WorkbenchError(
+            f"{len(strings)} token strings do not reach position {max(places)} of the Dataset."
+        )
     columns = [str(p) if strings is None else f"{p} {visible(strings[p])}" for p in places]
-    layers = [f"layer {layer}" for layer in (lens["layer"].values if "layer" in lens.coords else range(len(ids)))]
-    ids, probs, word = ids[:, measured].astype(int), _finite(probs[:, measured], "The probabilities"), _words(decode)
+    layers = [
+        f"layer {layer}" for layer in (lens["layer"].values if "layer" in lens.coords else range(len(ids)))
+    ]
+    ids, probs, word = (
+        ids[:, measured].astype(int),
+        _finite(probs[:, measured], "The probabilities"),
+        _words(decode),
+    )
     known = [list(dict.fromkeys(table.ravel().tolist())) for table in ids]
-    index = [np.vectorize({token: i for i, token in enumerate(row)}.get)(table) for row, table in zip(known, ids, strict=True)]
+    index = [
+        np.vectorize({token: i for i, token in enumerate(row)}.get)(table)
+        for row, table in zip(known, ids, strict=True)
+    ]
     nothing = [[[]] for _ in layers]
     props = {
         "tokens": [[word(token) for token in row] for row in known],
@@ -186,7 +239,13 @@ def top_tokens(
 
 
 def log_probs(
-    strings: Sequence[str], logprobs: Any, *, ids: Sequence[int], decode: Decode, k: int = 10, title: str = "Next tokens"
+    strings: Sequence[str],
+    logprobs: Any,
+    *,
+    ids: Sequence[int],
+    decode: Decode,
+    k: int = 10,
+    title: str = "Next tokens",
 ) -> Panel:
     """How likely the model held each token of a prompt, and what it held likelier.
 
@@ -212,7 +271,9 @@ def log_probs(
             f"[pos, token] = ({n}, ...) and [pos] = ({n},), for two tokens or more, are needed."
         )
     if numbers.min() < 0 or numbers.max() >= table.shape[1]:
-        raise WorkbenchError(f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} log-probabilities.")
+        raise WorkbenchError(
+            f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} log-probabilities."
+        )
     if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
         raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
     with np.errstate(over="ignore"):
@@ -235,10 +296,18 @@ def log_probs(
     }
     cells = [
         [[(token, float(np.exp(value)))] for token, value in zip(strings[1:], right, strict=True)],
-        [list(zip(row, np.exp(values).tolist(), strict=True)) for row, values in zip(words, guesses, strict=True)],
+        [
+            list(zip(row, np.exp(values).tolist(), strict=True))
+            for row, values in zip(words, guesses, strict=True)
+        ],
     ]
     note = "after each token: the probability of the next one, and the likeliest ones"
-    return Panel("TokenLogProbs", props, top_k_svg(strings[:-1], ["next", "likeliest"], cells, title=title, note=note), title)
+    return Panel(
+        "TokenLogProbs",
+        props,
+        top_k_svg(strings[:-1], ["next", "likeliest"], cells, title=title, note=note),
+        title,
+    )
 
 
 def neurons(
@@ -266,9 +335,15 @@ def neurons(
         "firstDimensionLabels": labels[0],
         "secondDimensionLabels": labels[1],
     }
-    shown = [(i, u, p) for p in range(len(prompts)) for i in range(len(labels[0])) for u in range(len(labels[1]))]
+    shown = [
+        (i, u, p) for p in range(len(prompts)) for i in range(len(labels[0])) for u in range(len(labels[1]))
+    ]
     lines = [
-        (f"layer {labels[0][i]}, neuron {labels[1][u]}" + f", prompt {p}" * (len(prompts) > 1), prompts[p], tables[p][:, i, u])
+        (
+            f"layer {labels[0][i]}, neuron {labels[1][u]}" + f", prompt {p}" * (len(prompts) > 1),
+            prompts[p],
+            tables[p][:, i, u],
+        )
         for i, u, p in shown[:_STILL_LINES]
     ]
     return Panel("TextNeuronActivations", props, _still(lines, len(shown), title), title)
@@ -300,7 +375,9 @@ def top_samples(
     peaks = np.stack([table.max(0) for table in tables])
     order = np.argsort(-peaks, axis=0, kind="stable")[:k]
     places = [[order[:, i, u].tolist() for u in range(len(labels[1]))] for i in range(len(labels[0]))]
-    values = [[[tables[p][:, i, u] for p in chosen] for u, chosen in enumerate(row)] for i, row in enumerate(places)]
+    values = [
+        [[tables[p][:, i, u] for p in chosen] for u, chosen in enumerate(row)] for i, row in enumerate(places)
+    ]
     props = {
         "tokens": [[[prompts[p] for p in chosen] for chosen in row] for row in places],
         "activations": values,
@@ -333,7 +410,9 @@ def _finite(values: Any, what: str) -> np.ndarray:
 
 def _strings(strings: Sequence[str]) -> list[str]:
     if isinstance(strings, str) or not len(strings) or not all(isinstance(text, str) for text in strings):
-        raise WorkbenchError(f"{strings!r:.60} is no list of token strings: one string for each token is needed.")
+        raise WorkbenchError(
+            f"{strings!r:.60} is no list of token strings: one string for each token is needed."
+        )
     return list(map(str, strings))
 
 
@@ -346,7 +425,9 @@ def _words(decode: Decode) -> Callable[[int], str]:
         try:
             return str(decode[token])
         except (LookupError, TypeError) as error:
-            raise WorkbenchError(f"decode has no string for token {token}; it has {len(decode)} of them.") from error
+            raise WorkbenchError(
+                f"decode has no string for token {token}; it has {len(decode)} of them."
+            ) from error
 
     return word
 
@@ -354,7 +435,9 @@ def _words(decode: Decode) -> Callable[[int], str]:
 def _example(store: ActivationStore, prompt: int | str) -> int:
     example = store.example(prompt) if isinstance(prompt, str) else int(prompt)
     if example is None or example not in range(len(store)):
-        raise StoreError(f"There is no prompt {prompt!r} in {store!r}: name one by its id, or by 0 to {len(store) - 1}.")
+        raise StoreError(
+            f"There is no prompt {prompt!r} in {store!r}: name one by its id, or by 0 to {len(store) - 1}."
+        )
     return example
 
 
@@ -383,7 +466,9 @@ def _activations(
     prompts = [_strings(row) for row in rows]
     tables = [_finite(table, "The activations") for table in ([activations] if one else activations)]
     if not prompts or len(prompts) != len(tables):
-        raise WorkbenchError(f"{len(prompts)} prompts and {len(tables)} arrays of activations: one for each prompt is needed.")
+        raise WorkbenchError(
+            f"{len(prompts)} prompts and {len(tables)} arrays of activations: one for each prompt is needed."
+        )
     units = tables[0].shape[1:]
     for row, table in zip(prompts, tables, strict=True):
         if table.ndim != 3 or len(table) != len(row) or table.shape[1:] != units or not table.size:
@@ -395,10 +480,14 @@ def _activations(
     for what, given, size in (("layers", layers, units[0]), ("names", names, units[1])):
         labels.append(list(map(str, range(size) if given is None else given)))
         if len(labels[-1]) != size:
-            raise WorkbenchError(f"{what} has {len(labels[-1])} labels for {size} of them: one for each is needed.")
+            raise WorkbenchError(
+                f"{what} has {len(labels[-1])} labels for {size} of them: one for each is needed."
+            )
     return prompts, tables, (labels[0], labels[1])
 
 
 def _still(lines: Sequence[tuple[str, Sequence[str], Any]], known: int, title: str) -> str:
     note = f"the first {len(lines)} of {known} are drawn" if known > len(lines) else ""
-    return tokens_svg([(label, strings, values.tolist()) for label, strings, values in lines], title=title, note=note)
+    return tokens_svg(
+        [(label, strings, values.tolist()) for label, strings, values in lines], title=title, note=note
+    )

@@ -63,7 +63,11 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
 def drawn(result: Any, title: Title, labels: Labels) -> Any:
     """The figure of a result by its type."""
     known = ", ".join(kind.__name__ for kind in drawn.registry if kind is not object)
-    hint = " Draw what is computed from it, such as norms(store) or attention_to(store, ...)." if hasattr(result, "kinds") else ""
+    hint = (
+        " Draw what is computed from it, such as norms(store) or attention_to(store, ...)."
+        if hasattr(result, "kinds")
+        else ""
+    )
     raise WorkbenchError(f"A {type(result).__name__} cannot be drawn. These can: {known}.{hint}")
 
 
@@ -102,20 +106,28 @@ def _sweep(result: Sweep, title: Title, labels: Labels) -> Figure:
 @drawn.register
 def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     if result.dtype.kind not in "bfiu":
-        raise WorkbenchError(f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn.")
+        raise WorkbenchError(
+            f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn."
+        )
     if result.ndim:
         check_filled(result)
     if result.dims == ("example",):
         return bars(result.rename(example="prompt"), title=title)
     if not result.ndim:
-        raise WorkbenchError("A single number cannot be drawn: keep an axis of the result, such as its examples.")
+        raise WorkbenchError(
+            "A single number cannot be drawn: keep an axis of the result, such as its examples."
+        )
     result = _strongest(_by_layer_and_head(_without_single(_up_to_end(result))))
     axes = [axis for axis in result.dims if axis != "example"]
     if len(axes) > 1:
         return heatmaps(result, title=title, labels=labels)
     found = summary(result) if result.sizes.get("example", 1) > 1 else None
     if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
-        data = found if found is not None else over_examples(result).to_dataset(name="mean").assign_attrs(result.attrs)
+        data = (
+            found
+            if found is not None
+            else over_examples(result).to_dataset(name="mean").assign_attrs(result.attrs)
+        )
         ends: dict[str, Any] = {"low": "low", "high": "high"} if found is not None else {}
         return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title, **ends)
     low, high = (None, None) if found is None else (found["low"], found["high"])
@@ -133,7 +145,9 @@ def _dataset(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     own = [str(name) for name in result.data_vars]
     if len(own) == 1:
         return _array(result[own[0]].assign_attrs(result.attrs | result[own[0]].attrs), title, labels)
-    raise WorkbenchError(f"Which of {', '.join(own) or 'no variables'} is to be drawn? Pass one: plot(result[NAME]).")
+    raise WorkbenchError(
+        f"Which of {', '.join(own) or 'no variables'} is to be drawn? Pass one: plot(result[NAME])."
+    )
 
 
 @drawn.register(list)
@@ -154,7 +168,10 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
         raise WorkbenchError("There is nothing to draw: the table has no rows.")
     if {"behaviour", "score", "n"} <= columns:
         shown = xr.DataArray(
-            _numbers(result, "score"), dims="behaviour", coords={"behaviour": list(result["behaviour"])}, name="score"
+            _numbers(result, "score"),
+            dims="behaviour",
+            coords={"behaviour": list(result["behaviour"])},
+            name="score",
         )
         return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
     if {"what", "difference", "low", "high"} <= columns:
@@ -179,7 +196,9 @@ def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
     try:
         return table[column].to_numpy(dtype=float)
     except (TypeError, ValueError) as error:
-        raise WorkbenchError(f"The column {column!r} cannot be drawn, as it holds more than numbers: {error}.") from error
+        raise WorkbenchError(
+            f"The column {column!r} cannot be drawn, as it holds more than numbers: {error}."
+        ) from error
 
 
 def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> list[Part]:
@@ -188,7 +207,9 @@ def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> li
     told = [name for name in named if len(set(rows[name])) > 1] or named[-1:]
     cases = [" ".join(dict.fromkeys(map(str, row))).replace("planted-", "") for row in rows[told].to_numpy()]
     values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
-    known = pd.DataFrame({"case": cases, "method": rows["method"], "of": values, "number": _numbers(rows, column)}).dropna()
+    known = pd.DataFrame(
+        {"case": cases, "method": rows["method"], "of": values, "number": _numbers(rows, column)}
+    ).dropna()
     made = []
     for value in dict.fromkeys(known["of"].tolist()):
         part = pd.DataFrame(known[known["of"] == value])
@@ -213,8 +234,12 @@ def _summary(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
         return curve(result, x=axis, y=y, title=title, **dict(zip(("low", "high"), ends, strict=False)))  # pyright: ignore[reportArgumentType]
     if main.ndim == 1 and len(ends) == 2:
         order = np.sort(_order(named)[:STRONGEST]) if len(named) > MOST_BARS else np.arange(len(named))
-        named = noted(named, f"the {len(order)} strongest of {len(named)}") if len(order) < len(named) else named
-        return bars(named[order], low=result["low"][order], high=result["high"][order], title=title, labels=labels)
+        named = (
+            noted(named, f"the {len(order)} strongest of {len(named)}") if len(order) < len(named) else named
+        )
+        return bars(
+            named[order], low=result["low"][order], high=result["high"][order], title=title, labels=labels
+        )
     return _array(named, title, labels)
 
 
@@ -234,14 +259,22 @@ def _top_tokens(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     return token_table(result, title=title, labels=labels)
 
 
-def _of_circuits(draw: Callable[[xr.Dataset, Title], Figure]) -> Callable[[xr.Dataset, Title, Labels], Figure]:
+def _of_circuits(
+    draw: Callable[[xr.Dataset, Title], Figure],
+) -> Callable[[xr.Dataset, Title, Labels], Figure]:
     return lambda result, title, labels: draw(result, title)
 
 
 DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figure]], ...] = (
     (frozenset({"token", "prob", "layer", "pos"}), _top_tokens),
-    (frozenset({"accuracy", "k", "control_kind"}), lambda result, title, labels: probe_figures(result, None, title=title)),
-    (frozenset({"effect", "random", "used", "edit"}), lambda result, title, labels: causal_figure(result, title=title)),
+    (
+        frozenset({"accuracy", "k", "control_kind"}),
+        lambda result, title, labels: probe_figures(result, None, title=title),
+    ),
+    (
+        frozenset({"effect", "random", "used", "edit"}),
+        lambda result, title, labels: causal_figure(result, title=title),
+    ),
     (frozenset({"roc_auc", "coefficient", "neuron"}), _neuron_maps),
     (frozenset({"tuned", "logit", "layer"}), _lens_quality),
     (frozenset({"p", "statistic", "supports"}), _of_circuits(circuit_plots.verdicts)),
@@ -298,13 +331,23 @@ def _by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
         return result
     result = over_examples(result).transpose(*others, dim)
     layers = sorted({int(place[1] or place[3]) for place in places.values() if place})
-    columns = [*map(str, sorted(heads)), *(["mlp"] if any(place and place[3] for place in places.values()) else [])]
+    columns = [
+        *map(str, sorted(heads)),
+        *(["mlp"] if any(place and place[3] for place in places.values()) else []),
+    ]
     table = np.full((*result.shape[:-1], len(layers), len(columns)), np.nan)
     for i, place in places.items():
         if place:
-            table[..., layers.index(int(place[1] or place[3])), columns.index(place[2] or "mlp")] = result.values[..., i]
-    coords = {axis: result[axis] for axis in others} | {"layer": layers, "head": np.array(columns, dtype=object)}
-    made = xr.DataArray(table, dims=(*others, "layer", "head"), coords=coords, name=result.name, attrs=result.attrs)
+            table[..., layers.index(int(place[1] or place[3])), columns.index(place[2] or "mlp")] = (
+                result.values[..., i]
+            )
+    coords = {axis: result[axis] for axis in others} | {
+        "layer": layers,
+        "head": np.array(columns, dtype=object),
+    }
+    made = xr.DataArray(
+        table, dims=(*others, "layer", "head"), coords=coords, name=result.name, attrs=result.attrs
+    )
     alone = [f"{names[i]} {float(result.values[i]):+.3g}" for i in rest] if not others else []
     return noted(made, *alone)
 
@@ -314,17 +357,28 @@ def _strongest(result: xr.DataArray) -> xr.DataArray:
 
     Layers and neurons become one axis.
     """
-    if result.sizes.get("neuron", 0) > MOST_NEURONS or ("neuron" in result.dims and result.ndim - ("example" in result.dims) > 2):
+    if result.sizes.get("neuron", 0) > MOST_NEURONS or (
+        "neuron" in result.dims and result.ndim - ("example" in result.dims) > 2
+    ):
         if "layer" in result.dims:
-            names = np.array([f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values], dtype=object)
+            names = np.array(
+                [f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values],
+                dtype=object,
+            )
             coords = [name for name, c in result.coords.items() if {"layer", "neuron"} & set(c.dims)]
             result = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
             result = result.rename(at="neuron").assign_coords(neuron=names)
         return _cut(result, "neuron")
     axes = [str(axis) for axis in result.dims if axis != "example"]
-    if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and axes[0] not in ("layer", "pos", "query_pos", "key_pos"):
+    if (
+        len(axes) == 1
+        and result.sizes[axes[0]] > MOST_BARS
+        and axes[0] not in ("layer", "pos", "query_pos", "key_pos")
+    ):
         if axes[0] == "edge" and {"writer", "reader"} <= set(result.coords):
-            names = [f"{w}->{r}" for w, r in zip(result["writer"].values, result["reader"].values, strict=True)]
+            names = [
+                f"{w}->{r}" for w, r in zip(result["writer"].values, result["reader"].values, strict=True)
+            ]
             result = result.drop_vars(("writer", "reader")).assign_coords(edge=np.array(names, dtype=object))
         return _cut(result, axes[0])
     return result

@@ -79,7 +79,9 @@ def report(
         drawn[-1] = heading, text + script_html()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
-        partial.write_text(page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8")
+        partial.write_text(
+            page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8"
+        )
     return path
 
 
@@ -95,18 +97,28 @@ def _check_sections(sections: Any) -> None:
 
 
 def _is_section(one: Any) -> bool:
-    return isinstance(one, tuple | list) and len(one) in (2, 3) and all(isinstance(text, str) for text in (one[0], *one[2:]))
+    return (
+        isinstance(one, tuple | list)
+        and len(one) in (2, 3)
+        and all(isinstance(text, str) for text in (one[0], *one[2:]))
+    )
 
 
 def _told(section: Any) -> str:
-    return f"{type(section).__name__} of {len(section)}" if isinstance(section, tuple | list) else type(section).__name__
+    return (
+        f"{type(section).__name__} of {len(section)}"
+        if isinstance(section, tuple | list)
+        else type(section).__name__
+    )
 
 
 def _show(item: Any, heading: str) -> str:
     if isinstance(item, Html):
         return item.text
     if isinstance(item, str):
-        return "".join(f'<p class="text">{_paragraph(part)}</p>' for part in item.split("\n\n") if part.strip())
+        return "".join(
+            f'<p class="text">{_paragraph(part)}</p>' for part in item.split("\n\n") if part.strip()
+        )
     if isinstance(item, Panel):
         return item.html()
     if isinstance(item, pd.DataFrame):
@@ -135,11 +147,17 @@ def _table(frame: pd.DataFrame) -> str:
     """An HTML table: numbers to four significant digits and aligned on the right, everything escaped."""
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
-    numeric = [pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes]
-    heads = "".join(f"<th{_right(right)}>{xml(name)}</th>" for name, right in zip(frame.columns, numeric, strict=True))
+    numeric = [
+        pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes
+    ]
+    heads = "".join(
+        f"<th{_right(right)}>{xml(name)}</th>" for name, right in zip(frame.columns, numeric, strict=True)
+    )
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{_right(right)}>{xml(_cell(value))}</td>" for value, right in zip(row, numeric, strict=True))
+        + "".join(
+            f"<td{_right(right)}>{xml(_cell(value))}</td>" for value, right in zip(row, numeric, strict=True)
+        )
         + "</tr>"
         for row in frame.itertuples(index=False, name=None)
     )
@@ -156,7 +174,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         if np.isnan(value):
             return "–"
-        return f"{value:,.0f}" if abs(value) >= 1e4 and np.isfinite(value) else f"{value:.4g}".replace("-", "−")
+        return (
+            f"{value:,.0f}" if abs(value) >= 1e4 and np.isfinite(value) else f"{value:.4g}".replace("-", "−")
+        )
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}".replace("-", "−")
     return str(value)
@@ -172,5 +192,7 @@ def _footer(command: str | None, facts: dict[str, list[str]]) -> str:
     told = [f"{key} {', '.join(dict.fromkeys(facts[key]))}" for key in _FACTS if key in facts]
     if told:
         lines += f"<p>{' · '.join(xml(fact) for fact in told)}</p>"
-    used = [f"{name.removeprefix('version_').replace('_', '-')} {number}" for name, number in versions().items()]
+    used = [
+        f"{name.removeprefix('version_').replace('_', '-')} {number}" for name, number in versions().items()
+    ]
     return lines + f"<p>{' · '.join(xml(fact) for fact in used)}</p>"

@@ -56,7 +56,9 @@ class Piece:
     def _file(self) -> StoredFile:
         file = self._files[self.place]
         if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
-            raise StoreError(f"{self.place!r} has {file.entries[self.name].shape[0]} rows of {self.name}, not {self._n}. {CURE}")
+            raise StoreError(
+                f"{self.place!r} has {file.entries[self.name].shape[0]} rows of {self.name}, not {self._n}. {CURE}"
+            )
         return file
 
 
@@ -70,7 +72,9 @@ class DiskStore(ActivationStore):
         self._lengths = self._table("lengths").numpy().astype(np.int64)
         self._counts = self._table("counts").numpy().astype(np.int64)
         if len(self._lengths) != plan.n or len(self._counts) != plan.n:
-            raise StoreError(f"{join(place, PROMPTS)!r} has {len(self._lengths)} prompts, and the plan {plan.n}. {CURE}")
+            raise StoreError(
+                f"{join(place, PROMPTS)!r} has {len(self._lengths)} prompts, and the plan {plan.n}. {CURE}"
+            )
         kept = self._table("kept") if "kept" in self._prompts_file.entries else None
         written = {name: self._packed(place, name) for name in plan.shapes}
         data = {key_of(name): written[own] for name, own in plan.sites.items()}
@@ -93,10 +97,16 @@ class DiskStore(ActivationStore):
             for name in self._prompts_file.entries if name.startswith("position ")
         }  # fmt: skip
         prompts = Prompts(
-            table, torch.from_numpy(self._lengths), positions, tuple(tuple(strings[a:b]) for a, b in spans), bool(bos[0])
+            table,
+            torch.from_numpy(self._lengths),
+            positions,
+            tuple(tuple(strings[a:b]) for a, b in spans),
+            bool(bos[0]),
         )
         if prompts.fingerprint != self.plan.prompts:
-            raise StoreError(f"{join(place, PROMPTS)!r} holds other prompts than the store was planned for. {CURE}")
+            raise StoreError(
+                f"{join(place, PROMPTS)!r} holds other prompts than the store was planned for. {CURE}"
+            )
         return prompts
 
     def _table(self, name: str) -> Tensor:
@@ -137,7 +147,9 @@ def open_store(place: str | Path) -> DiskStore:
 def read_plan(place: str) -> Plan:
     """The plan of the store there. Raises `StoreError` when there is none."""
     if not exists(join(place, PLAN)):
-        raise StoreError(f"There is no store in {place!r}: it has no {PLAN}. Make one with capture(..., path=).")
+        raise StoreError(
+            f"There is no store in {place!r}: it has no {PLAN}. Make one with capture(..., path=)."
+        )
     return Plan.from_dict(read_json(join(place, PLAN)), join(place, PLAN))
 
 
@@ -165,7 +177,9 @@ def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tens
         **({} if kept is None else {"kept": kept}),
     }  # fmt: skip
     write_json(folder / LABELS, words)
-    with writing(folder / PROMPTS, {name: (torch.int32, value.shape) for name, value in tensors.items()}) as file:
+    with writing(
+        folder / PROMPTS, {name: (torch.int32, value.shape) for name, value in tensors.items()}
+    ) as file:
         for name, value in tensors.items():
             file.append(name, value)
 

@@ -62,7 +62,8 @@ def layout(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[by
     text += b" " * (-(8 + len(text)) % _ALIGN)
     begin = 8 + len(text)
     entries = {
-        name: Entry(dtype, tuple(shape), begin + header[name]["data_offsets"][0]) for name, (dtype, shape) in tensors.items()
+        name: Entry(dtype, tuple(shape), begin + header[name]["data_offsets"][0])
+        for name, (dtype, shape) in tensors.items()
     }
     return len(text).to_bytes(8, "little") + text, entries
 
@@ -77,7 +78,9 @@ class FileWriter:
     def append(self, name: str, rows: Tensor) -> None:
         """Put rows [row, ...] behind those that a tensor has already."""
         entry = self._entries[name]
-        data = _bytes(rows.detach().to(device="cpu", dtype=entry.dtype).contiguous().flatten().view(torch.uint8))
+        data = _bytes(
+            rows.detach().to(device="cpu", dtype=entry.dtype).contiguous().flatten().view(torch.uint8)
+        )
         place = entry.start + self._done[name]
         self._done[name] += len(data)
         if self._done[name] > entry.nbytes:
@@ -90,7 +93,9 @@ class FileWriter:
         """Raise `StoreError` when a tensor has fewer rows than planned."""
         short = [name for name, entry in self._entries.items() if self._done[name] != entry.nbytes]
         if short:
-            raise StoreError(f"{short[0]}: fewer rows than the {self._entries[short[0]].shape[0]} that were planned.")
+            raise StoreError(
+                f"{short[0]}: fewer rows than the {self._entries[short[0]].shape[0]} that were planned."
+            )
 
 
 @contextmanager
@@ -110,10 +115,16 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StoreError(f"{str(path)!r} is being written by another process. Let it finish, or stop it first.") from error
+            raise StoreError(
+                f"{str(path)!r} is being written by another process. Let it finish, or stop it first."
+            ) from error
         try:
-            if os.fstat(handle).st_ino != os.stat(partial).st_ino:  # its writer finished between our opening and locking it
-                raise StoreError(f"{str(path)!r} was written by another process just now. Let it finish, or stop it first.")
+            if (
+                os.fstat(handle).st_ino != os.stat(partial).st_ino
+            ):  # its writer finished between our opening and locking it
+                raise StoreError(
+                    f"{str(path)!r} was written by another process just now. Let it finish, or stop it first."
+                )
             os.ftruncate(handle, 0)
             os.pwrite(handle, header, 0)
             writer = FileWriter(handle, entries)
@@ -124,7 +135,9 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
             sync_folder(path.parent)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}. What was written before it is kept.") from error
+            raise StoreError(
+                f"{str(path)!r} cannot be written: {error.strerror}. What was written before it is kept."
+            ) from error
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -197,13 +210,17 @@ class StoredFile:
         begin, size = entry.start + start * entry.row_bytes, (stop - start) * entry.row_bytes
         buffer = self._read(begin, size) if size else torch.empty(0, dtype=torch.uint8)
         if len(buffer) != size:
-            raise StoreError(f"{self.place!r} ends too early. Verify the store (workbench store verify), then repair it.")
+            raise StoreError(
+                f"{self.place!r} ends too early. Verify the store (workbench store verify), then repair it."
+            )
         return buffer.view(entry.dtype).view(stop - start, *entry.shape[1:])
 
     def _read(self, begin: int, size: int) -> Tensor:
         """The bytes there, fewer where the file ends."""
         if self._files is not None:
-            return torch.frombuffer(bytearray(self._files.cat_file(self._path, start=begin, end=begin + size)), dtype=torch.uint8)
+            return torch.frombuffer(
+                bytearray(self._files.cat_file(self._path, start=begin, end=begin + size)), dtype=torch.uint8
+            )
         buffer = torch.empty(size, dtype=torch.uint8)
         with open(self._path, "rb", buffering=0) as file:
             return buffer[: os.preadv(file.fileno(), [_bytes(buffer)], begin)]
@@ -212,7 +229,9 @@ class StoredFile:
     def _map(self) -> Tensor:
         """The bytes of the file. The map is private: what is written to a tensor never reaches the disk."""
         assert self.local is not None
-        return torch.from_file(str(self.local), shared=False, size=self.local.stat().st_size, dtype=torch.uint8)
+        return torch.from_file(
+            str(self.local), shared=False, size=self.local.stat().st_size, dtype=torch.uint8
+        )
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -243,7 +262,9 @@ class StoredFile:
         except OSError as error:
             raise StoreError(f"{self.place!r} cannot be read: {error}.") from error
         if end != size:
-            raise StoreError(f"{self.place!r} has {size} bytes where its header speaks of {end}: it is cut off. {cure}")
+            raise StoreError(
+                f"{self.place!r} has {size} bytes where its header speaks of {end}: it is cut off. {cure}"
+            )
         return entries
 
 
@@ -265,4 +286,8 @@ def _bytes(data: Tensor) -> memoryview:
 
 def _viewed(data: Tensor, entry: Entry, start: int, stop: int) -> Tensor:
     begin = entry.start + start * entry.row_bytes
-    return data[begin : begin + (stop - start) * entry.row_bytes].view(entry.dtype).view(stop - start, *entry.shape[1:])
+    return (
+        data[begin : begin + (stop - start) * entry.row_bytes]
+        .view(entry.dtype)
+        .view(stop - start, *entry.shape[1:])
+    )

@@ -31,7 +31,11 @@ class RowIndex:
 
     @classmethod
     def of(
-        cls, counts: Int[Tensor, "example"], *, order: Int[Tensor, "example"] | None = None, kept: Tensor | None = None
+        cls,
+        counts: Int[Tensor, "example"],
+        *,
+        order: Int[Tensor, "example"] | None = None,
+        kept: Tensor | None = None,
     ) -> "RowIndex":
         """The index of prompts with so many rows each, one after the other in an order (None: as they come)."""
         counts = counts.cpu().long()
@@ -126,7 +130,11 @@ class Packed:
 
     def whole(self) -> Tensor:
         """All rows; without a copy if they lie in one piece."""
-        return self.pieces[0].whole() if len(self.pieces) == 1 else torch.cat([piece.whole() for piece in self.pieces])
+        return (
+            self.pieces[0].whole()
+            if len(self.pieces) == 1
+            else torch.cat([piece.whole() for piece in self.pieces])
+        )
 
     def part(self, start: int, stop: int) -> Tensor:
         """[row, ...] of consecutive rows, without a copy where they lie in one piece that is in memory or mapped."""
@@ -153,19 +161,25 @@ class Packed:
         """[row, column]: some of the numbers of each row, flattened; one piece is touched after the other."""
         chosen, size = list(columns), math.prod(self.row_shape)
         if not chosen or not all(0 <= column < size for column in chosen):
-            raise StoreError(f"columns: name at least one, each from 0 to {size - 1}; asked for {chosen[:5]}.")
+            raise StoreError(
+                f"columns: name at least one, each from 0 to {size - 1}; asked for {chosen[:5]}."
+            )
         found = torch.empty((len(self), len(chosen)), dtype=self.dtype)
         bits = _BITS[self.dtype.itemsize]
         column = found.view(bits).numpy()[:, 0]
         for piece, end in zip(self.pieces, self._ends.tolist(), strict=True):
             rows = piece.whole()
-            if len(chosen) == 1 and rows.device.type == "cpu":  # numpy copies a strided view in less time than torch
+            if (
+                len(chosen) == 1 and rows.device.type == "cpu"
+            ):  # numpy copies a strided view in less time than torch
                 column[end - len(rows) : end] = rows.view(bits).numpy().reshape(len(rows), size)[:, chosen[0]]
             else:
                 found[end - len(rows) : end] = rows.view(len(rows), size)[:, chosen]
         return found
 
-    def blocks(self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(
+        self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Which rows they are, and the rows, in blocks of up to `size` that lie in one piece each.
 
         Args:

@@ -89,7 +89,9 @@ class Plan:
         order = torch.from_numpy(self.order(lengths))
         if kept is not None:
             first = RowIndex.of(torch.from_numpy(counts))
-            spans = [kept[int(first.starts[i]) : int(first.starts[i] + first.counts[i])] for i in order.tolist()]
+            spans = [
+                kept[int(first.starts[i]) : int(first.starts[i] + first.counts[i])] for i in order.tolist()
+            ]
             kept = torch.cat(spans).long() if spans else kept
         return RowIndex.of(torch.from_numpy(counts), order=order, kept=kept)
 
@@ -120,14 +122,24 @@ class Plan:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise StoreError(f"{place!r} is not the plan of a store.")
         if content.get("version") != VERSION:
-            raise StoreError(f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}.")
-        if content.get("checksum") != content_sum({name: value for name, value in content.items() if name != "checksum"}):
-            raise StoreError(f"{place!r} was changed since it was written (checksum). Capture the prompts into a fresh folder.")
+            raise StoreError(
+                f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}."
+            )
+        if content.get("checksum") != content_sum(
+            {name: value for name, value in content.items() if name != "checksum"}
+        ):
+            raise StoreError(
+                f"{place!r} was changed since it was written (checksum). Capture the prompts into a fresh folder."
+            )
         try:
             plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
             numbers = all(isinstance(a, int) and isinstance(b, int) for a, b in plan.shards)
             whole = numbers and [0, *(b for _, b in plan.shards)] == [*(a for a, _ in plan.shards), plan.n]
-            if not whole or not isinstance(plan.torch_dtype, torch.dtype) or not set(plan.sites.values()) <= set(plan.shapes):
+            if (
+                not whole
+                or not isinstance(plan.torch_dtype, torch.dtype)
+                or not set(plan.sites.values()) <= set(plan.shapes)
+            ):
                 raise ValueError("its shards, sites and shapes do not fit together")
             for name in plan.sites:
                 key_of(name)

@@ -77,10 +77,13 @@ class SiteView:
         """[row, ...] at these (prompt, position) pairs."""
         self._no_pattern("rows")
         chosen, places = (
-            torch.as_tensor(each if isinstance(each, Tensor) else list(each)).cpu().long() for each in (prompt, pos)
+            torch.as_tensor(each if isinstance(each, Tensor) else list(each)).cpu().long()
+            for each in (prompt, pos)
         )
         if len(chosen) != len(places):
-            raise StoreError(f"{self!r}: {len(chosen)} prompts and {len(places)} positions: rows are named by pairs of them.")
+            raise StoreError(
+                f"{self!r}: {len(chosen)} prompts and {len(places)} positions: rows are named by pairs of them."
+            )
         if bool(((chosen < 0) | (chosen >= len(self.store))).any()):
             raise StoreError(f"{self!r}: a prompt lies outside the store's {len(self.store)}.")
         found = self.index.find(chosen, places)
@@ -141,10 +144,16 @@ class SiteView:
         """[...]: the mean over all rows but BOS ones, summed in double precision."""
         self._no_pattern("mean")
         if self.store.keep == "mean":
-            raise StoreError(f"{self!r} holds means over prompts: the mean over rows is not in it. Capture with keep='all'.")
+            raise StoreError(
+                f"{self!r} holds means over prompts: the mean over rows is not in it. Capture with keep='all'."
+            )
         total, n = torch.zeros(self.data.row_shape, dtype=torch.float64), 0
         for rows, block in self.data.blocks(size=BLOCK, shuffle=False, seed=0):
-            kept = self.index.positions[rows] != 0 if self.prompts.bos else torch.ones(len(rows), dtype=torch.bool)
+            kept = (
+                self.index.positions[rows] != 0
+                if self.prompts.bos
+                else torch.ones(len(rows), dtype=torch.bool)
+            )
             part = block if bool(kept.all()) else block[kept.to(block.device)]
             total, n = total + part.sum(0, dtype=torch.float64).cpu(), n + len(part)
         if not n:
@@ -153,7 +162,9 @@ class SiteView:
 
     def _no_pattern(self, what: str) -> None:
         if self.kind == "pattern":
-            raise StoreError(f"Attention patterns have no token rows for .{what}(...): use .prompt(i) or .padded().")
+            raise StoreError(
+                f"Attention patterns have no token rows for .{what}(...): use .prompt(i) or .padded()."
+            )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -173,7 +184,9 @@ class RowBlocks(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
         share = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for _, block in self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share):
+        for _, block in self._data.blocks(
+            size=self._size, shuffle=self._shuffle, seed=self._seed, share=share
+        ):
             # The memory of a mapped file cannot be sent to another process.
             yield block if worker is None else block.clone()
 
@@ -201,7 +214,13 @@ class ActivationStore:
         path: str | None = None,
     ) -> None:
         self._prompts, self._data, self.index = prompts, dict(data), index
-        self.model, self.model_name, self.tokenizer, self.keep, self.path = model, model_name, tokenizer, keep, path
+        self.model, self.model_name, self.tokenizer, self.keep, self.path = (
+            model,
+            model_name,
+            tokenizer,
+            keep,
+            path,
+        )
 
     @classmethod
     def of(
@@ -210,7 +229,14 @@ class ActivationStore:
         """A store in memory of [row, ...] tensors by (kind, layer): the tokens of all prompts one after the other."""
         packed = {id(rows): Packed.of(rows) for rows in tensors.values()}
         data = {key: packed[id(rows)] for key, rows in tensors.items()}
-        return cls(prompts, data, index=RowIndex.of(prompts.lengths), model=model, model_name=model_name, tokenizer=tokenizer)
+        return cls(
+            prompts,
+            data,
+            index=RowIndex.of(prompts.lengths),
+            model=model,
+            model_name=model_name,
+            tokenizer=tokenizer,
+        )
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -242,11 +268,18 @@ class ActivationStore:
     @property
     def attrs(self) -> dict[str, str]:
         """What every result that is read from it says about where it comes from."""
-        return {"model": self.model_name, "model_fingerprint": self.model, "data_fingerprint": self.prompts.fingerprint}
+        return {
+            "model": self.model_name,
+            "model_fingerprint": self.model,
+            "data_fingerprint": self.prompts.fingerprint,
+        }
 
     def nbytes(self) -> int:
         """Bytes held, in memory or on disk; sites that share their activations count once."""
-        sizes = {id(data): len(data) * data.dtype.itemsize * torch.Size(data.row_shape).numel() for data in self._data.values()}
+        sizes = {
+            id(data): len(data) * data.dtype.itemsize * torch.Size(data.row_shape).numel()
+            for data in self._data.values()
+        }
         return sum(sizes.values())
 
     def __len__(self) -> int:
@@ -260,15 +293,23 @@ class ActivationStore:
         kind, layer = (key, None) if isinstance(key, str) else key
         kind_named(kind)
         if KINDS[kind].per_layer and layer is None:
-            raise StoreError(f"Which layer of {kind}? Write store[{kind!r}, 0]; the store has layers {self.layers(kind)}.")
+            raise StoreError(
+                f"Which layer of {kind}? Write store[{kind!r}, 0]; the store has layers {self.layers(kind)}."
+            )
         if (kind, layer) not in self._data:
-            here = f"it has layers {self.layers(kind)} of it" if kind in self.kinds else f"it has {', '.join(self.kinds)}"
+            here = (
+                f"it has layers {self.layers(kind)} of it"
+                if kind in self.kinds
+                else f"it has {', '.join(self.kinds)}"
+            )
             raise StoreError(
                 f"The store does not hold {kind}" + ("" if layer is None else f"[{layer}]") + f"; {here}. "
                 f"Capture it with sites=[..., {kind!r}]."
             )
         data = self._data[kind, layer]
-        return SiteView(kind, layer, data, self._squares(len(data)) if kind == "pattern" else self.index, self)
+        return SiteView(
+            kind, layer, data, self._squares(len(data)) if kind == "pattern" else self.index, self
+        )
 
     def _squares(self, numbers: int) -> RowIndex:
         return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))

@@ -57,9 +57,16 @@ class Bench:
         n = study.n if n is None else n
         if n == 1:
             raise PromptError("n=1: a study needs at least two prompts, because one has no interval.")
-        train, held = (load_task(study.task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
-        own: dict[str, Any] = {"value": from_store(capture_pairs(model, train, progress=False)[1]), "metric": train.metric}
-        each = score_edges(model, train, method=study.method, keep=("example",), seed=seed, progress=False, **own)
+        train, held = (
+            load_task(study.task, model, n=n, seed=seed, split=split) for split in ("train", "heldout")
+        )
+        own: dict[str, Any] = {
+            "value": from_store(capture_pairs(model, train, progress=False)[1]),
+            "metric": train.metric,
+        }
+        each = score_edges(
+            model, train, method=study.method, keep=("example",), seed=seed, progress=False, **own
+        )
         scores = each.mean("example", skipna=False, keep_attrs=True)
         found = find_circuit(scores, min_faithfulness=study.share, model=model, pairs=train, **own)
         bench = cls(model, study, found, train, held, *capture_pairs(model, held, progress=False), each)
@@ -88,10 +95,19 @@ class Bench:
     def measured(self) -> dict[str, xr.DataArray]:
         """The columns of `heads` before averaging, (example, component)."""
         sites = [f"z[{name[1:]}]" if name.startswith("a") else f"mlp_out[{name[1:]}]" for name in self.parts]
-        swapped = effects(self.model, self.pairs, sites=sites, value=from_store(self.corrupt), metric=self.metric, progress=False)
+        swapped = effects(
+            self.model,
+            self.pairs,
+            sites=sites,
+            value=from_store(self.corrupt),
+            metric=self.metric,
+            progress=False,
+        )
         found = {"swapped": swapped.rename(site="component").assign_coords(component=self.parts)}
         if self.pairs.answers.shape[2] == self.pairs.wrong.shape[2] == 1:
-            found["direct"] = direct_attribution(self.clean, self.model, targets=self.pairs.answers, minus=self.pairs.wrong)
+            found["direct"] = direct_attribution(
+                self.clean, self.model, targets=self.pairs.answers, minus=self.pairs.wrong
+            )
         others = {str(name): table for name, table in self._attended().items()}
         return found | {name: self.by_head(table) for name, table in others.items()}
 
@@ -116,7 +132,10 @@ class Bench:
     def roles(self) -> dict[str, str]:
         """The role of each head that has one."""
         only = self.heads[self.heads.index.str.startswith("a")]
-        fitting = {str(name): next((r.name for r in self.study.roles if r.fits(row)), "") for name, row in only.iterrows()}
+        fitting = {
+            str(name): next((r.name for r in self.study.roles if r.fits(row)), "")
+            for name, row in only.iterrows()
+        }
         return {name: role for name, role in fitting.items() if role}
 
     def of_role(self, role: str) -> list[str]:
@@ -128,14 +147,17 @@ class Bench:
 
     # ---- edits
 
-    def change(self, edits: Mapping[Any, Any], *, read: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
+    def change(
+        self, edits: Mapping[Any, Any], *, read: Callable[[Tensor], Tensor] | None = None
+    ) -> np.ndarray:
         """[example]: m(edited) - m(clean), or what `read` makes of the edited logits at END, [example, vocab]."""
         measure = as_metric(self.metric)
         if measure.continued:
             raise CircuitError("the answers are several tokens in this vocabulary, and the tests read one")
         with torch.no_grad():
             logits = measure.read(
-                run(self.model, self.pairs.clean, edits=edits, other=self.pairs.corrupt).logits, self.pairs.clean
+                run(self.model, self.pairs.clean, edits=edits, other=self.pairs.corrupt).logits,
+                self.pairs.clean,
             )
         after = measure(logits, self.pairs) - self.base if read is None else read(logits)
         return after.double().cpu().numpy()
@@ -145,7 +167,9 @@ class Bench:
         """[example]: the metric of the clean run."""
         measure = as_metric(self.metric)
         with torch.no_grad():
-            return measure(measure.read(run(self.model, self.pairs.clean).logits, self.pairs.clean), self.pairs)
+            return measure(
+                measure.read(run(self.model, self.pairs.clean).logits, self.pairs.clean), self.pairs
+            )
 
     def on(self, prompts: Prompts) -> np.ndarray:
         """[example]: m(these prompts) - m(clean), with the clean prompts' answers."""
@@ -170,15 +194,22 @@ class Bench:
         group, edits = Shape.of(self.model).group if kind in "kv" else 1, {}
         for layer, head in map(_numbers, heads):
             rows = {where: self.clean[kind, layer].at(where)[:, head // group] for where in (a, b)}
-            edits |= {f"{kind}[{layer}.{head // group}]@{here}": constant(rows[there]) for here, there in ((a, b), (b, a))}
+            edits |= {
+                f"{kind}[{layer}.{head // group}]@{here}": constant(rows[there])
+                for here, there in ((a, b), (b, a))
+            }
         return edits
 
-    def passed_on(self, kind: str, heads: Sequence[str], edits: Mapping[Any, Any], places: Sequence[str | int]) -> dict[Any, Any]:
+    def passed_on(
+        self, kind: str, heads: Sequence[str], edits: Mapping[Any, Any], places: Sequence[str | int]
+    ) -> dict[Any, Any]:
         """Edits: what heads have at these places (`k`, `v`) is what it would be under other edits, which reach nothing else."""
         group = Shape.of(self.model).group if kind in "kv" else 1
         wanted = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
         with torch.no_grad():
-            recorded = run(self.model, self.pairs.clean, edits=edits, other=self.pairs.corrupt, record=wanted).recorded
+            recorded = run(
+                self.model, self.pairs.clean, edits=edits, other=self.pairs.corrupt, record=wanted
+            ).recorded
         rows, made = torch.arange(len(self.pairs)), {}
         for layer, head in map(_numbers, heads):
             for place in places:
@@ -206,7 +237,12 @@ class Bench:
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Number]:
         """What matters most on direct paths into these heads' queries or keys, its mean over tokens in its place."""
         into = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
-        how: dict[str, Any] = {"value": mean(self.clean), "metric": self.metric, "mlps": "frozen", "progress": False}
+        how: dict[str, Any] = {
+            "value": mean(self.clean),
+            "metric": self.metric,
+            "mlps": "frozen",
+            "progress": False,
+        }
         found = path_effects(self.model, self.pairs, receivers=into, **how).isel(reader=0)
         largest = np.argsort(-np.abs(np.nan_to_num(found.mean("example").values)), kind="stable")[:top]
         return [Number.of(f"{found['writer'].values[i]} -> {port}", found.values[:, i]) for i in largest]

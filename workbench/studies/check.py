@@ -29,7 +29,9 @@ def differences(folder: Path, other: Path) -> list[str]:
         found.append(f"the README has {len(lines[0])} lines, and {len(lines[1])} when made anew")
     else:
         found += [said for ours, theirs in zip(*lines, strict=True) if (said := _other_line(ours, theirs))]
-    pictures = [_DECIMAL.sub("", (each / "circuit.svg").read_text(encoding="utf-8")) for each in (folder, other)]
+    pictures = [
+        _DECIMAL.sub("", (each / "circuit.svg").read_text(encoding="utf-8")) for each in (folder, other)
+    ]
     return found + ([] if pictures[0] == pictures[1] else ["circuit.svg shows something else"])
 
 
@@ -64,7 +66,9 @@ def _other_line(ours: str, theirs: str) -> str:
 
 def _near(ours: str, theirs: str) -> bool:
     """Whether two decimals are within 1 % and their last digit."""
-    return abs(float(ours) - float(theirs)) <= 0.01 * abs(float(ours)) + 1.5 * 10 ** -len(ours.partition(".")[2])
+    return abs(float(ours) - float(theirs)) <= 0.01 * abs(float(ours)) + 1.5 * 10 ** -len(
+        ours.partition(".")[2]
+    )
 
 
 def _intervals(line: str) -> list[tuple[float, float, float]]:

@@ -30,7 +30,9 @@ def other_heads(bench: Bench) -> Number:
     circuit, value = bench.circuit, from_store(bench.corrupt)
     masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
     drawn = [Circuit.of(circuit.graph, edges) for edges in masks]
-    kept = evaluate(drawn, bench.model, bench.pairs, value=value, metric=bench.metric, checks=(), progress=False)
+    kept = evaluate(
+        drawn, bench.model, bench.pairs, value=value, metric=bench.metric, checks=(), progress=False
+    )
     spread = kept["faithfulness"].values
     low, high = central(spread, 0.95)
     note = f"the same edges through other heads of each layer; central 95 % of {len(drawn)} draws"
@@ -57,12 +59,27 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
         Number.of("metric of the model", row["m_full"].values, f"{bench.metric}, clean run"),
         Number.of("metric of the corrupt run", row["m_empty"].values, "of no edge at all"),
         Number.of("metric of the circuit", row["m_circuit"].values, "everything else as in the corrupt run"),
-        _faithful("faithfulness", row, "share of the difference between clean and corrupt runs that the circuit keeps"),
-        *(_faithful(f"faithfulness, {name} values", kinds.sel(ablation=name), f"{name} instead of corrupt") for name in values),
-        Number("stability", float(agree["jaccard"]), float(agree["low"]), float(agree["high"]), "Jaccard, resampled prompts"),
+        _faithful(
+            "faithfulness",
+            row,
+            "share of the difference between clean and corrupt runs that the circuit keeps",
+        ),
+        *(
+            _faithful(f"faithfulness, {name} values", kinds.sel(ablation=name), f"{name} instead of corrupt")
+            for name in values
+        ),
+        Number(
+            "stability",
+            float(agree["jaccard"]),
+            float(agree["low"]),
+            float(agree["high"]),
+            "Jaccard, resampled prompts",
+        ),
     ]
     controls = [
-        _faithful("random circuits", row, "as many edges, on whole paths; central 95 % of 20 draws", "random"),
+        _faithful(
+            "random circuits", row, "as many edges, on whole paths; central 95 % of 20 draws", "random"
+        ),
         _faithful("complement", row, "the model without the circuit's edges", "complement"),
         other_heads(bench),
     ]
@@ -73,7 +90,12 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
     ]
     if small:
         controls.append(
-            _faithful("incompleteness", row, f"largest with {row['incompleteness_set'].values} out", "incompleteness")
+            _faithful(
+                "incompleteness",
+                row,
+                f"largest with {row['incompleteness_set'].values} out",
+                "incompleteness",
+            )
         )
         unneeded = str(row["unneeded"].values) or "none"
         lost.append(
@@ -83,7 +105,9 @@ def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
         if task != bench.study.task:
             try:
                 other = load_task(task, bench.model, n=max(2, len(bench.pairs) // 2), split="heldout")
-                controls.append(_faithful(f"on {task}", bench.kept(other), "the same circuit on another task"))
+                controls.append(
+                    _faithful(f"on {task}", bench.kept(other), "the same circuit on another task")
+                )
             except (UnsuitableTask, PromptError, MetricError):
                 continue
     if not shown[0].above(shown[1]):

@@ -22,8 +22,16 @@ def page(bench: Bench, command: str) -> str:
     results, why = tried(bench)
     held = sum(each.holds(number.mean) for each, number in results)
     faithful, by_chance, elsewhere = shown[3], controls[0], controls[2]
-    unsure = "" if shown[0].above(shown[1]) else f" **`{name}` does not surely do this**: see what is not explained."
-    lost += [f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured." for p, n in results if not p.holds(n.mean)]
+    unsure = (
+        ""
+        if shown[0].above(shown[1])
+        else f" **`{name}` does not surely do this**: see what is not explained."
+    )
+    lost += [
+        f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured."
+        for p, n in results
+        if not p.holds(n.mean)
+    ]
     failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
     verdict = (
         f"{held} of {len(results)} predictions held{failed}."
@@ -31,7 +39,9 @@ def page(bench: Bench, command: str) -> str:
         else f"Not tested: {why or 'this study makes no prediction'}."
     )
     example = [" ".join(map(visible, side.strings[0])) for side in (bench.pairs.clean, bench.pairs.corrupt)]
-    rules = [f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles]
+    rules = [
+        f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles
+    ]
     parts = [
         f"# {study.title} in `{name}`\n\nMade by `{_in_code(command)}`, which measured every number here.\n",
         f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the difference in "
@@ -83,12 +93,17 @@ def _components(bench: Bench) -> str:
     places = [name for name in bench.pairs.clean.positions if name != "END"]
     for name in bench.parts:
         row = bench.heads.loc[name].to_dict()
-        each = [Number.of("", measured[c].sel(component=name).values) if c in measured else "-" for c in ("swapped", "direct")]
+        each = [
+            Number.of("", measured[c].sel(component=name).values) if c in measured else "-"
+            for c in ("swapped", "direct")
+        ]
         seen = sorted((-row[place], place) for place in places if not np.isnan(row[place]))
         where = ", ".join(f"{place} {-share:.2f}" for share, place in seen[:2])
         copying = "-" if np.isnan(row["copying"]) else f"{row['copying']:.2f}"
         rows.append((name, *each, where or "-", copying, bench.roles.get(name, "")))
-    return _table(("", f"swapped ({bench.metric})", "direct (logits)", "from END to", "copying", "role"), rows)
+    return _table(
+        ("", f"swapped ({bench.metric})", "direct (logits)", "from END to", "copying", "role"), rows
+    )
 
 
 def _traced(bench: Bench) -> str:
@@ -98,7 +113,8 @@ def _traced(bench: Bench) -> str:
     rows = [(n.name, n, "") for port in "qk" for n in bench.senders(heads, port)]
     return (
         f"## What tells {' '.join(heads)} where to look\n\nDirect paths into their queries and keys with the sender's mean over tokens "
-        f"in its place: the three that change the metric most, for each.\n\n" + _table(("", bench.metric, ""), rows)
+        f"in its place: the three that change the metric most, for each.\n\n"
+        + _table(("", bench.metric, ""), rows)
     )
 
 
@@ -110,7 +126,8 @@ _PREDICTED = (
 
 def _predictions(results: Sequence[tuple[Prediction, Number]]) -> str:
     rows = [
-        (p.name, n, f"{p.predicted:.3f}", p.criterion, "holds" if p.holds(n.mean) else "**fails**", p.claim) for p, n in results
+        (p.name, n, f"{p.predicted:.3f}", p.criterion, "holds" if p.holds(n.mean) else "**fails**", p.claim)
+        for p, n in results
     ]
     return _PREDICTED + _table(("", "measured", "predicted", "criterion", "verdict", "what it tries"), rows)
 
@@ -124,7 +141,10 @@ def _reference(bench: Bench) -> str:
         found = compare(published, bench.circuit)
     except CircuitError:
         return ""
-    heads = [(row["role"], row["a"], row["both"], row["missing"] or "none") for row in found.by_role.to_dict("records")]
+    heads = [
+        (row["role"], row["a"], row["both"], row["missing"] or "none")
+        for row in found.by_role.to_dict("records")
+    ]
     return (
         f"## Beside the published circuit\n\nOf {published.n_edges} edges published, {found.both.n_edges} are among the "
         f"{bench.circuit.n_edges} found: precision {found.precision:.3f}, recall {found.recall:.3f}, Jaccard {found.jaccard:.3f}; "

@@ -26,7 +26,11 @@ class Role:
 
     def fits(self, head: pd.Series) -> bool:
         sides = ((self.at_least, 1), (self.at_most, -1))
-        return all(column in head and sign * (head[column] - bar) >= 0 for part, sign in sides for column, bar in part.items())
+        return all(
+            column in head and sign * (head[column] - bar) >= 0
+            for part, sign in sides
+            for column, bar in part.items()
+        )
 
     def __str__(self) -> str:
         sides = ((self.at_least, "at least"), (self.at_most, "at most"))

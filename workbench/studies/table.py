@@ -24,14 +24,23 @@ def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each, from their committed files."""
     head = ("study", "edges", *_SCORES, "most of another task", "predictions held")
-    folders = [path.parent for path in sorted(circuits.glob("*/study.py")) if (path.parent / "circuit.json").is_file()]
+    folders = [
+        path.parent
+        for path in sorted(circuits.glob("*/study.py"))
+        if (path.parent / "circuit.json").is_file()
+    ]
     return _table(head, [_line(folder) for folder in folders])
 
 
 def _line(folder: Path) -> tuple[str, ...]:
-    circuit, readme = Circuit.load(folder / "circuit.json"), (folder / "README.md").read_text(encoding="utf-8")
+    circuit, readme = (
+        Circuit.load(folder / "circuit.json"),
+        (folder / "README.md").read_text(encoding="utf-8"),
+    )
     known = {name: Number(name, *three) for name, three in numbers(readme).items()}
-    other = max((number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean)
+    other = max(
+        (number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean
+    )
     verdicts = _VERDICT.findall(readme)
     return (
         f"[{folder.name}]({folder.name}/README.md)",

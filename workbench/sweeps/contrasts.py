@@ -31,11 +31,20 @@ def synergy_table(records: Sequence[Record]) -> pd.DataFrame:
         both = values_of(record)
         same = len(a) == len(b) == len(both)
         samples.append(both - (a + b) if same else np.zeros(0))
-        effects = {name: float(sample.mean()) if len(sample) else np.nan for name, sample in (("a", a), ("b", b), ("both", both))}
+        effects = {
+            name: float(sample.mean()) if len(sample) else np.nan
+            for name, sample in (("a", a), ("b", b), ("both", both))
+        }
         flags = {flag: record.get(flag) for flag in _SETTING}
-        rows.append(flags | {"site_a": sites[0], "site_b": sites[1]} | {f"effect_{name}": x for name, x in effects.items()})
+        rows.append(
+            flags
+            | {"site_a": sites[0], "site_b": sites[1]}
+            | {f"effect_{name}": x for name, x in effects.items()}
+        )
     if not rows:
-        raise SweepError("There are no pairs: synergy is of a sweep of study 'pairs' (preset pairwise-ablation).")
+        raise SweepError(
+            "There are no pairs: synergy is of a sweep of study 'pairs' (preset pairwise-ablation)."
+        )
     frame = pd.concat([pd.DataFrame(rows), estimates(samples).rename(columns={"mean": "synergy"})], axis=1)
     return frame.assign(q=corrected(frame, FAMILY))
 
@@ -48,18 +57,30 @@ def stability_table(records: Sequence[Record]) -> pd.DataFrame:
     """How much the circuits of different seeds agree: mean, least and largest Jaccard index of edges over pairs of seeds."""
     found = [record for record in records if "edges" in (record.get("extra") or {})]
     if not found:
-        raise SweepError("There are no circuits: stability is of a sweep of study 'stability' (preset circuit-stability).")
+        raise SweepError(
+            "There are no circuits: stability is of a sweep of study 'stability' (preset circuit-stability)."
+        )
     by = [flag for flag in FLAGS if flag not in ("seed", "what")]
     frame, rows = pd.DataFrame([{flag: record.get(flag) for flag in FLAGS} for record in found]), []
     for at in groups(frame, [*by, "what"]):
         edges = [set(found[i]["extra"]["edges"]) for i in at]
-        agreement = np.array([len(a & b) / len(a | b) if a | b else np.nan for a, b in combinations(edges, 2)])
+        agreement = np.array(
+            [len(a & b) / len(a | b) if a | b else np.nan for a, b in combinations(edges, 2)]
+        )
         first, sizes = found[at[0]], [len(each) for each in edges]
         ends = (agreement.mean(), agreement.min(), agreement.max()) if len(agreement) else (np.nan,) * 3
         faithfulness = np.array([found[i]["extra"].get("faithfulness") for i in at], dtype=float)
-        flags = {flag: first.get(flag) for flag in by} | {"what": first["what"]} | place_of("stability", str(first["what"]))
+        flags = (
+            {flag: first.get(flag) for flag in by}
+            | {"what": first["what"]}
+            | place_of("stability", str(first["what"]))
+        )
         numbers = dict(zip(("jaccard", "least", "most"), map(float, ends), strict=True)) | {"seeds": len(at)}
-        rows.append(flags | numbers | {"edges_least": min(sizes), "edges_most": max(sizes), "faithfulness": faithfulness.mean()})
+        rows.append(
+            flags
+            | numbers
+            | {"edges_least": min(sizes), "edges_most": max(sizes), "faithfulness": faithfulness.mean()}
+        )
     return pd.DataFrame(rows)
 
 
@@ -69,7 +90,9 @@ def difference_table(
     """Rows of both tables joined, with difference = b - a. A flag that is one thing in `a` and another in `b` is not joined on."""
     flags = [flag for flag in FLAGS if flag != "what"]
     apart = [
-        flag for flag in flags if len(_labels(a, flag)) == len(_labels(b, flag)) == 1 and _labels(a, flag) != _labels(b, flag)
+        flag
+        for flag in flags
+        if len(_labels(a, flag)) == len(_labels(b, flag)) == 1 and _labels(a, flag) != _labels(b, flag)
     ]
     keys = [*(flag for flag in flags if flag not in apart), "what"]
     keys += ["step"] if "step" in a and "step" in b else []
@@ -79,7 +102,9 @@ def difference_table(
     )
     if joined.empty:
         told = "; ".join(
-            f"{flag}: {_told(a, flag)} there, {_told(b, flag)} here" for flag in keys if _labels(a, flag) != _labels(b, flag)
+            f"{flag}: {_told(a, flag)} there, {_told(b, flag)} here"
+            for flag in keys
+            if _labels(a, flag) != _labels(b, flag)
         )
         raise SweepError(
             f"The two sweeps have no job in common. {told or 'One of them has no rows'}. Compare sweeps that share what they edit."

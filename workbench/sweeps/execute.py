@@ -60,7 +60,9 @@ class _Bench:
     @property
     def heldout(self) -> "_Bench":
         """The same with the prompts of the other split."""
-        return _Bench(self.lab, replace(self.setting, split="heldout" if self.setting.split == "train" else "train"))
+        return _Bench(
+            self.lab, replace(self.setting, split="heldout" if self.setting.split == "train" else "train")
+        )
 
     def base(self) -> list[float]:
         """[example]: the metric of the run that is edited."""
@@ -163,7 +165,9 @@ def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
 
 
 def _edited(bench: _Bench, elements: Sequence[tuple[Site, ...]], value: Value) -> list[Row]:
-    table = effects(bench.model, bench.pairs, sites=list(elements), value=value, base=bench.setting.base, **bench.how)
+    table = effects(
+        bench.model, bench.pairs, sites=list(elements), value=value, base=bench.setting.base, **bench.how
+    )
     base = bench.base()
     return [_row(column, base) for column in table.values.T.astype(float).tolist()]
 
@@ -188,7 +192,9 @@ def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     rows = []
     for job in jobs:
         shape, side = Shape.of(bench.model), bench.setting.base
-        every = [text for entry in sites_of(job.what) for text in elements_of(entry, shape, bench.pairs, side)]
+        every = [
+            text for entry in sites_of(job.what) for text in elements_of(entry, shape, bench.pairs, side)
+        ]
         left = [_together(text) for text in every]
         value = bench.value([site for element in left for site in element])
         gone: tuple[Site, ...] = ()
@@ -196,7 +202,12 @@ def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
         last: list[float] = []
         while left:
             table = effects(
-                bench.model, bench.pairs, sites=[gone + each for each in left], value=value, base=side, **bench.how
+                bench.model,
+                bench.pairs,
+                sites=[gone + each for each in left],
+                value=value,
+                base=side,
+                **bench.how,
             ).values.astype(float)
             best = int(np.nanargmin(np.abs(np.nanmean(table, 0))))
             low, high = bootstrap(table[:, best : best + 1], lambda sample: np.nanmean(sample, 0), draws=200)
@@ -215,7 +226,9 @@ def _circuits(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
 
 def _judged(bench: _Bench, circuit: Circuit, **extra: Any) -> Row:
     """A circuit's faithfulness on the setting's prompts."""
-    result = evaluate(circuit, bench.model, bench.pairs, value=bench.value(), checks=(), **bench.how).isel(circuit=0)
+    result = evaluate(circuit, bench.model, bench.pairs, value=bench.value(), checks=(), **bench.how).isel(
+        circuit=0
+    )
     numbers = {name: float(result[name]) for name in ("faithfulness", "low", "high")}
     numbers["edges_in_circuit"] = int(circuit.n_edges)  # pyright: ignore[reportArgumentType]
     return _row([], bench.base(), **numbers, **extra)
@@ -240,7 +253,9 @@ def _methods(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
         areas = {}
         if job.what.rpartition("@")[0] in SCORES:
             for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
-                curve = faithfulness_curve(found.scores, held.model, held.pairs, value=held.value(), by=by, **held.how)
+                curve = faithfulness_curve(
+                    found.scores, held.model, held.pairs, value=held.value(), by=by, **held.how
+                )
                 areas[name] = float(curve.attrs["area"])
         rows.append(_judged(held, found.circuit, find_seconds=seconds, **areas))
     return rows
@@ -252,7 +267,9 @@ def _stability(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     for job in jobs:
         circuit = _found(bench, job).circuit
         held = bench.heldout
-        rows.append(_judged(held, circuit, edges=[f"{edge.writer}->{edge.reader}" for edge in circuit.edge_list]))
+        rows.append(
+            _judged(held, circuit, edges=[f"{edge.writer}->{edge.reader}" for edge in circuit.edge_list])
+        )
     return rows
 
 

@@ -84,7 +84,15 @@ class Lab:
         return self._latest("model", name, lambda: load_model(name, device=self.device))
 
     def pairs(self, setting: Setting) -> PromptPairs:
-        about = (setting.model, setting.checkpoint, setting.task, setting.split, setting.variant, setting.n, setting.seed)
+        about = (
+            setting.model,
+            setting.checkpoint,
+            setting.task,
+            setting.split,
+            setting.variant,
+            setting.n,
+            setting.seed,
+        )
         return self._latest(f"{setting.split} pairs", about, lambda: self._read(setting, self.model(setting)))
 
     def stores(self, setting: Setting, sites: Sequence[Site] = ()) -> tuple[ActivationStore, ActivationStore]:
@@ -111,7 +119,14 @@ class Lab:
         if name := _planted_name(setting.model):
             return planted_pairs(planted(name), n=setting.n, seed=setting.seed, split=setting.split)
         if path.suffix not in (".csv", ".jsonl"):
-            return load_task(setting.task, model, n=setting.n, seed=setting.seed, split=setting.split, variant=setting.variant)
+            return load_task(
+                setting.task,
+                model,
+                n=setting.n,
+                seed=setting.seed,
+                split=setting.split,
+                variant=setting.variant,
+            )
         read = PromptPairs.from_csv if path.suffix == ".csv" else PromptPairs.from_jsonl
         half = read(model, path).split(seed=setting.seed)[setting.split == "heldout"]
         return half.select(range(min(setting.n, len(half))))
@@ -153,7 +168,9 @@ def plan(spec: SweepSpec, lab: Lab) -> Plan:
         jobs = [job for job in jobs if job.key not in seen and not seen.add(job.key)]
         groups.append((setting, tuple(jobs)))
     if not any(jobs for _, jobs in groups):
-        raise SweepError("The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and receivers.")
+        raise SweepError(
+            "The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and receivers."
+        )
     return Plan(spec, tuple(groups))
 
 
@@ -192,7 +209,9 @@ def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:
                             yield _setting(spec, model, step, task, seed, metric, value)
 
 
-def _setting(spec: SweepSpec, model: str, step: int | None, task: Task, seed: int, metric: str, value: str) -> Setting:
+def _setting(
+    spec: SweepSpec, model: str, step: int | None, task: Task, seed: int, metric: str, value: str
+) -> Setting:
     split, n = task.split or spec.split, task.n or spec.n
     return Setting(spec.study, model, step, task.name, split, task.variant, n, seed, spec.base, metric, value)
 
@@ -225,7 +244,9 @@ def elements_of(entry: str | Sequence[str], shape: Shape, pairs: PromptPairs, ba
     """The places that an entry of `sites` stands for: one, several edited together, or all of a kind."""
     prompts = pairs.side(base)
     if not isinstance(entry, str) or "[" in entry or JOIN in entry:
-        sites = [Site.parse(text).check(shape) for text in (entry.split(JOIN) if isinstance(entry, str) else entry)]
+        sites = [
+            Site.parse(text).check(shape) for text in (entry.split(JOIN) if isinstance(entry, str) else entry)
+        ]
         for site in sites:
             _check_place(site.pos, entry, prompts)
         return [JOIN.join(map(str, sites))]
@@ -270,7 +291,10 @@ def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
 def _hashed(setting: Setting, model: str, data: str) -> Any:
     """The hash of what a whole group depends on, to be completed by each job."""
     about = asdict(setting) | {"model_fingerprint": model, "data_fingerprint": data, "meaning": MEANING}
-    about |= {"metric_source": _source(setting.metric), "transformer_lens": versions()["version_transformer_lens"]}
+    about |= {
+        "metric_source": _source(setting.metric),
+        "transformer_lens": versions()["version_transformer_lens"],
+    }
     return xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
 
 

@@ -19,7 +19,20 @@ from workbench.errors import OutputExists, SweepError
 from workbench.files import whole
 from workbench.sweeps.spec import SweepSpec, read_spec
 
-FLAGS = ("study", "model", "checkpoint", "task", "split", "variant", "n", "seed", "base", "metric", "value", "what")
+FLAGS = (
+    "study",
+    "model",
+    "checkpoint",
+    "task",
+    "split",
+    "variant",
+    "n",
+    "seed",
+    "base",
+    "metric",
+    "value",
+    "what",
+)
 SPEC, LOG, TABLE, LOCK = "spec.json", "jobs.jsonl", "rows.parquet", "sweep.lock"
 MEASURED = ("done", "nan")
 STATUSES = (*MEASURED, "failed", "memory")
@@ -52,7 +65,11 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
 
 def _record(line: bytes) -> dict[str, Any]:
     found = json.loads(line.decode())
-    if not isinstance(found, dict) or not isinstance(found.get("job"), str) or found.get("status") not in STATUSES:
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("job"), str)
+        or found.get("status") not in STATUSES
+    ):
         raise ValueError(f"it is no object with a job and a status ({', '.join(STATUSES)})")
     for name in ("values", "m_base"):
         if not _numbers(found.get(name, [])):
@@ -75,7 +92,9 @@ def _check_extra(extra: Any) -> None:
             fits = _numbers(value if "order" in extra else [value])
         if not fits:
             raise ValueError(f"'extra' has another kind of {name!r} than a study writes")
-    if "order" in extra and {len(extra.get(name, [])) for name in ("mean", "low", "high")} != {len(extra["order"])}:
+    if "order" in extra and {len(extra.get(name, [])) for name in ("mean", "low", "high")} != {
+        len(extra["order"])
+    }:
         raise ValueError("'extra' has not one mean, low and high for each step of 'order'")
 
 
@@ -110,9 +129,13 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_bytes().decode())
     except ValueError as error:
-        raise SweepError(f"{str(path)!r} cannot be read: {error}. Run the sweep anew into another folder.") from error
+        raise SweepError(
+            f"{str(path)!r} cannot be read: {error}. Run the sweep anew into another folder."
+        ) from error
     if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
-        raise SweepError(f"{str(path)!r} cannot be read: it has no object 'spec'. Run the sweep anew into another folder.")
+        raise SweepError(
+            f"{str(path)!r} cannot be read: it has no object 'spec'. Run the sweep anew into another folder."
+        )
     return header
 
 
@@ -123,10 +146,16 @@ def claim(folder: Path) -> None:
         held = [path.name for path in folder.iterdir()]
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OutputExists(f"{str(folder)!r} cannot be a sweep's folder: {why}. Choose another with --out.") from error
-    others = [name for name in held if not name.startswith((SPEC, LOCK))]  # of a runner that has just begun, or was killed then
+        raise OutputExists(
+            f"{str(folder)!r} cannot be a sweep's folder: {why}. Choose another with --out."
+        ) from error
+    others = [
+        name for name in held if not name.startswith((SPEC, LOCK))
+    ]  # of a runner that has just begun, or was killed then
     if others and SPEC not in held:
-        raise OutputExists(f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder.")
+        raise OutputExists(
+            f"{str(folder)!r} is no sweep and not empty (it has {others[0]!r}). Choose another folder."
+        )
 
 
 def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bool) -> None:
@@ -154,7 +183,10 @@ def begin(folder: Path, spec: SweepSpec, about: Mapping[str, Any], *, extend: bo
 def _difference(before: Any, now: Any) -> str:
     """What is there and not here, and the other way round; of lists only the entries that differ."""
     if isinstance(before, list) and isinstance(now, list):
-        before, now = [each for each in before if each not in now], [each for each in now if each not in before]
+        before, now = (
+            [each for each in before if each not in now],
+            [each for each in now if each not in before],
+        )
     return f"{before} there, {now} here"
 
 
@@ -175,9 +207,13 @@ class Log:
             os.truncate(self.path, len(kept))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(
+            json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows
+        )
         with open(self.path, "ab") as file:
-            file.write(text.encode(errors="replace"))  # half a surrogate pair can be in a message, and in no table
+            file.write(
+                text.encode(errors="replace")
+            )  # half a surrogate pair can be in a message, and in no table
             file.flush()
             os.fsync(file.fileno())
 

@@ -54,4 +54,10 @@ def _method(what: str) -> dict[str, Any]:
     return {"method": method, "n_edges": int(n_edges)} if method else {"method": what}
 
 
-_OF = {"steering": _steering, "paths": _path, "methods": _method, "stability": _method, "circuits": lambda what: {}}
+_OF = {
+    "steering": _steering,
+    "paths": _path,
+    "methods": _method,
+    "stability": _method,
+    "circuits": lambda what: {},
+}

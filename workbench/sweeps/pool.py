@@ -85,10 +85,15 @@ class _Processes:
 
     def _new(self) -> ProcessPoolExecutor:
         # started anew and not forked: a fork of a process whose threads hold locks can hang
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,))
+        return ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,)
+        )
 
     def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
-        waiting, running = list(reversed(batches)), dict[Future[list[Row]], tuple[ProcessPoolExecutor, Batch]]()
+        waiting, running = (
+            list(reversed(batches)),
+            dict[Future[list[Row]], tuple[ProcessPoolExecutor, Batch]](),
+        )
         while waiting or running:
             while waiting and self.idle:
                 worker, batch = self.idle.pop(), waiting.pop()
@@ -151,7 +156,9 @@ class _Actors:
             self.ray.get(ready)
         except self.ray.exceptions.RayActorError as error:
             why = str(error).strip().splitlines()[-1]
-            raise WorkbenchError(f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench.") from error
+            raise WorkbenchError(
+                f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench."
+            ) from error
         return self.starting.pop(ready)
 
     def _next(self, running: Collection[Any]) -> Any:

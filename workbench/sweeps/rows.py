@@ -26,15 +26,23 @@ _BLOCK = 2048
 def rows_of(records: Sequence[Record]) -> pd.DataFrame:
     """One row per record, and per step of a cumulative one: flags, place, numbers with intervals, p and q, error."""
     rows = []
-    for record, numbers in zip(records, estimates(list(map(values_of, records))).to_dict("records"), strict=True):
+    for record, numbers in zip(
+        records, estimates(list(map(values_of, records))).to_dict("records"), strict=True
+    ):
         row = {"job": record["job"], "status": record["status"], **{flag: record.get(flag) for flag in FLAGS}}
         row |= dict.fromkeys(PLACE) | place_of(str(record.get("study")), str(record.get("what"))) | numbers
-        row |= {"m_base": _mean(record.get("m_base")), "seconds": record.get("seconds"), "error": record.get("error")}
+        row |= {
+            "m_base": _mean(record.get("m_base")),
+            "seconds": record.get("seconds"),
+            "error": record.get("error"),
+        }
         rows += [row | reported for reported in _reported(record)]
     frame = pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
     for name in frame.columns.intersection(list(_WHOLE)):
         frame[name] = frame[name].astype("Int64")
-    for name in frame.columns.intersection(["mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd"]):
+    for name in frame.columns.intersection(
+        ["mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd"]
+    ):
         frame[name] = frame[name].astype(float)
     if len({type(pos) for pos in frame["pos"].dropna()}) > 1:  # a column of a file has one type
         frame["pos"] = frame["pos"].map(str, na_action="ignore")
@@ -49,7 +57,14 @@ def _reported(record: Record) -> list[dict[str, Any]]:
     if "order" in extra:
         steps = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
         made = [
-            {"step": i + 1, "added": added, **place_of("effects", str(added)), "mean": mean, "low": low, "high": high}
+            {
+                "step": i + 1,
+                "added": added,
+                **place_of("effects", str(added)),
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
             for i, (added, mean, low, high) in enumerate(steps)
         ]
         return [*({**step, "se": np.nan, "p": np.nan} for step in made[:-1]), *made[-1:]] or [{}]
@@ -118,7 +133,11 @@ def axes_of(frame: pd.DataFrame) -> list[str]:
     """The columns that tell the jobs of one setting apart: layer and head, neuron or position of one kind of sites, else `what`."""
     if _any(frame, "step"):
         return [*varying(frame, ["what"]), "step"]
-    for names in (["layer", "head", "neuron", "pos", "strength"], ["writer", "reader", "pos"], ["method", "n_edges"]):
+    for names in (
+        ["layer", "head", "neuron", "pos", "strength"],
+        ["writer", "reader", "pos"],
+        ["method", "n_edges"],
+    ):
         axes = [name for name in names if _all(frame, name)]
         if not axes or (names[0] == "layer" and not (_all(frame, "kind") and not varying(frame, ["kind"]))):
             continue
@@ -145,7 +164,11 @@ def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -
         texts = column if numeric else column.map(lambda label: "none" if pd.isna(label) else str(label))
         code, labels = pd.factorize(texts, sort=numeric)
         codes.append(code)
-        coords[dim] = np.asarray(labels, dtype=float if column.dtype.kind == "f" else int) if numeric else as_labels(labels)
+        coords[dim] = (
+            np.asarray(labels, dtype=float if column.dtype.kind == "f" else int)
+            if numeric
+            else as_labels(labels)
+        )
     fields = {}
     for name in columns:
         table = np.full([len(coords[dim]) for dim in dims], np.nan)

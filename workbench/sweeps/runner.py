@@ -18,7 +18,18 @@ from workbench.models.load import one_fingerprint
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, Row, unmeasured
 from workbench.sweeps.jobs import Job, Lab, Plan, plan
-from workbench.sweeps.log import FLAGS, SPEC, TABLE, Log, begin, claim, last_tries, locked, read_header, read_log
+from workbench.sweeps.log import (
+    FLAGS,
+    SPEC,
+    TABLE,
+    Log,
+    begin,
+    claim,
+    last_tries,
+    locked,
+    read_header,
+    read_log,
+)
 from workbench.sweeps.pool import Died, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
@@ -95,7 +106,11 @@ def run_sweep(
     planned = plan(asked, lab)
     if dry_run:
         return _cost(planned, _known(folder))
-    made = {"made": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "command": command or _script()}
+    made = {
+        "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "versions": versions(),
+        "command": command or _script(),
+    }
     with ExitStack() as stack:
         claim(folder)
         stack.enter_context(locked(folder))
@@ -103,7 +118,12 @@ def run_sweep(
         _check_meaning(folder, planned, known)
         if extend:
             _check_left(folder, asked, planned, known, lab)
-        begin(folder, asked, {"jobs": len({job.key for job in planned.jobs} | set(known)), **made}, extend=extend)
+        begin(
+            folder,
+            asked,
+            {"jobs": len({job.key for job in planned.jobs} | set(known)), **made},
+            extend=extend,
+        )
         log = Log(folder)
         left = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
         tries = {job.key: 0 for job in left}
@@ -118,12 +138,20 @@ def run_sweep(
                 if isinstance(outcome, Died) and len(batch) > 1:  # halves show which job it was
                     again += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
                     continue
-                rows = [unmeasured(job, "failed", str(outcome)) for job in batch] if isinstance(outcome, Died) else outcome
+                rows = (
+                    [unmeasured(job, "failed", str(outcome)) for job in batch]
+                    if isinstance(outcome, Died)
+                    else outcome
+                )
                 for row in rows:
                     tries[row["job"]] += 1
                     row["try"] = tries[row["job"]]
                 log.append(rows)
-                bad = [[job] for job, row in zip(batch, rows, strict=True) if row["status"] != "done" and row["try"] <= retries]
+                bad = [
+                    [job]
+                    for job, row in zip(batch, rows, strict=True)
+                    if row["status"] != "done" and row["try"] <= retries
+                ]
                 again += bad
                 bar.update(len(batch) - len(bad))
                 for row in rows if on_row else ():
@@ -148,7 +176,9 @@ def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 def _check_meaning(folder: Path, planned: Plan, known: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise where the folder holds a planned job with another key: its rows would stand beside the new ones as one thing."""
-    keys: dict[tuple[Any, ...], str] = {(*asdict(job.setting).values(), job.what): job.key for job in planned.jobs}
+    keys: dict[tuple[Any, ...], str] = {
+        (*asdict(job.setting).values(), job.what): job.key for job in planned.jobs
+    }
     stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
     if stale:
         raise SweepError(
@@ -157,10 +187,14 @@ def _check_meaning(folder: Path, planned: Plan, known: Mapping[str, Mapping[str,
         )
 
 
-def _check_left(folder: Path, asked: SweepSpec, planned: Plan, known: Mapping[str, Mapping[str, Any]], lab: Lab) -> None:
+def _check_left(
+    folder: Path, asked: SweepSpec, planned: Plan, known: Mapping[str, Mapping[str, Any]], lab: Lab
+) -> None:
     """Raise where jobs of the spec in the folder have not run and the new one does not ask for them: nothing would any more."""
     before = read_spec(read_header(folder)["spec"]) if (folder / SPEC).exists() else asked
-    if before != asked and (left := {job.key for job in plan(before, lab).jobs} - {job.key for job in planned.jobs} - set(known)):
+    if before != asked and (
+        left := {job.key for job in plan(before, lab).jobs} - {job.key for job in planned.jobs} - set(known)
+    ):
         raise SweepError(
             f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run them first "
             "(`workbench sweep resume`), or ask for them too."

@@ -45,7 +45,9 @@ class _BySiteBound(Bound):
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         if site not in self.values:
-            raise EditError(f"There is no value for {site}; there are values for {', '.join(map(str, self.values))[:200]}.")
+            raise EditError(
+                f"There is no value for {site}; there are values for {', '.join(map(str, self.values))[:200]}."
+            )
         return self.values[site].replace(current)
 
 
@@ -74,12 +76,16 @@ def optimal(
     """
     rows = expand(model, pairs, metric)
     if not rows.plain:
-        raise MetricError(f"The value 'optimal' cannot be fitted to {metric.name}, which reads answers of several tokens.")
+        raise MetricError(
+            f"The value 'optimal' cannot be fitted to {metric.name}, which reads answers of several tokens."
+        )
     runs = Runs(model, rows.pairs, base, rows.metric)
     runs.check()
     target = runs.measured.detach()
     unique = [*dict.fromkeys(sites)]
-    store = capture(model, runs.prompts, sites=sorted({Site(*site.key) for site in unique}, key=str), progress=False)
+    store = capture(
+        model, runs.prompts, sites=sorted({Site(*site.key) for site in unique}, key=str), progress=False
+    )
     means, fitted = mean(store).bind(model, runs.prompts), dict[Site, Value]()
     for first in range(0, len(unique), copies):
         part = unique[first : first + copies]
@@ -87,9 +93,13 @@ def optimal(
     return BySite(fitted, "optimal")
 
 
-def _fit(runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float) -> dict[Site, Value]:
+def _fit(
+    runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float
+) -> dict[Site, Value]:
     n, model = len(runs.prompts), runs.model
-    recorded = forward(model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]).recorded
+    recorded = forward(
+        model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]
+    ).recorded
     start, spread = [], []
     for site in sites:
         here = _part(recorded[site.kind, site.layer], site)
@@ -106,19 +116,27 @@ def _fit(runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps:
                 Edit(site, Constant(content).bind(model, runs.prompts), slice(k * n, (k + 1) * n)).write()
                 for k, (site, content) in enumerate(zip(sites, now, strict=True))
             ]
-            logits = forward(model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True).logits
+            logits = forward(
+                model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
+            ).logits
             losses = torch.stack(
                 [
-                    (runs.measure(logits[k * n : (k + 1) * n], runs.prompts, range(n)) - target).square().mean()
+                    (runs.measure(logits[k * n : (k + 1) * n], runs.prompts, range(n)) - target)
+                    .square()
+                    .mean()
                     for k in range(len(sites))
                 ]
             )
             if not losses.requires_grad:
-                raise MetricError(f"The metric {runs.metric.name!r} has no gradient, so no optimal constant can be fitted to it.")
+                raise MetricError(
+                    f"The metric {runs.metric.name!r} has no gradient, so no optimal constant can be fitted to it."
+                )
             for k, loss in enumerate(losses.detach().cpu()):
                 if loss < least[k]:
                     least[k], best[k] = loss, now[k].detach().clone()
-            slopes = torch.autograd.grad(losses.sum(), moves)  # of these alone: the weights' own are not wanted
+            slopes = torch.autograd.grad(
+                losses.sum(), moves
+            )  # of these alone: the weights' own are not wanted
             for move, slope in zip(moves, slopes, strict=True):
                 move.grad = slope
             adam.step()

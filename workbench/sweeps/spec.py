@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from workbench.errors import SweepError, UnknownName
 
@@ -24,9 +32,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "position-sweep": {"study": "effects", "sites": ["resid_pre@each"], "values": ["other"]},
     "path-sweep": {"study": "paths", "senders": ["heads"], "receivers": ["logits"], "values": ["other"]},
     "circuit-evaluation": {"study": "circuits", "values": ["other"]},
-    "method-comparison": {"study": "methods", "methods": ["eap", "eap-ig-inputs", "exact", "random"], "values": ["other"]},
-    "circuit-stability": {"study": "stability", "methods": ["eap-ig-inputs"], "seeds": [0, 1, 2, 3, 4], "values": ["other"]},
-    "steering": {"study": "steering", "sites": ["resid_post"], "strengths": [-2.0, -1.0, 1.0, 2.0], "values": ["other"]},
+    "method-comparison": {
+        "study": "methods",
+        "methods": ["eap", "eap-ig-inputs", "exact", "random"],
+        "values": ["other"],
+    },
+    "circuit-stability": {
+        "study": "stability",
+        "methods": ["eap-ig-inputs"],
+        "seeds": [0, 1, 2, 3, 4],
+        "values": ["other"],
+    },
+    "steering": {
+        "study": "steering",
+        "sites": ["resid_post"],
+        "strengths": [-2.0, -1.0, 1.0, 2.0],
+        "values": ["other"],
+    },
 }
 VALUES = ("zero", "mean", "resample", "other", "optimal")
 NUMBERED = ("constant", "scale")
@@ -116,7 +138,11 @@ class SweepSpec(_Frozen):
     @field_validator("tasks", mode="before")
     @classmethod
     def _named(cls, tasks: Any) -> Any:
-        return [{"name": task} if isinstance(task, str) else task for task in tasks] if isinstance(tasks, list | tuple) else tasks
+        return (
+            [{"name": task} if isinstance(task, str) else task for task in tasks]
+            if isinstance(tasks, list | tuple)
+            else tasks
+        )
 
     @field_validator("values")
     @classmethod
@@ -127,7 +153,9 @@ class SweepSpec(_Frozen):
                 if not math.isfinite(float(number)):
                     raise ValueError(f"{value} is not finite")
             elif value not in VALUES:
-                raise UnknownName("value of sweeps", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)])
+                raise UnknownName(
+                    "value of sweeps", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)]
+                )
         return values
 
     @model_validator(mode="after")
@@ -141,7 +169,18 @@ class SweepSpec(_Frozen):
             )
         if self.base == "corrupt" and self.study in FROM_CLEAN:
             raise ValueError(f"the study {self.study!r} runs clean prompts; leave out base")
-        for name in ("models", "checkpoints", "tasks", "sites", "circuits", "methods", "n_edges", "values", "metrics", "seeds"):
+        for name in (
+            "models",
+            "checkpoints",
+            "tasks",
+            "sites",
+            "circuits",
+            "methods",
+            "n_edges",
+            "values",
+            "metrics",
+            "seeds",
+        ):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} has entries that are there twice")
@@ -162,10 +201,14 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
     if isinstance(given, str | Path):
         given = _file(Path(given))
     if not isinstance(given, Mapping):
-        raise SweepError(f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(given).__name__}.")
+        raise SweepError(
+            f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(given).__name__}."
+        )
     try:
         stood_for = PRESETS.get(str(changes.get("preset")), {})
-        return SweepSpec.model_validate({key: value for key, value in given.items() if key not in stood_for} | changes)
+        return SweepSpec.model_validate(
+            {key: value for key, value in given.items() if key not in stood_for} | changes
+        )
     except ValidationError as error:
         raise _explained(error) from error
 
@@ -174,7 +217,9 @@ def _file(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"The spec {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise SweepError(
+            f"The spec {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -182,13 +227,19 @@ def _file(path: Path) -> Any:
 
 
 def _explained(error: ValidationError) -> Exception:
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a name spelled wrong explains the rest
+    first = min(
+        error.errors(), key=lambda each: each["type"] != "extra_forbidden"
+    )  # a name spelled wrong explains the rest
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         fields = Task if first["loc"][0] == "tasks" else SweepSpec
         known = [*fields.model_fields, *(["preset"] if fields is SweepSpec else [])]
-        return UnknownName("field of a sweep's task" if fields is Task else "field of a sweep", first["loc"][-1], known)
+        return UnknownName(
+            "field of a sweep's task" if fields is Task else "field of a sweep", first["loc"][-1], known
+        )
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     told = "it is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", not {str(first['input'])[:80]!r}"
-    return SweepError(f"The sweep's {place or 'spec'}: {told}{given}{more}. `workbench sweep run --help` lists the fields.")
+    return SweepError(
+        f"The sweep's {place or 'spec'}: {told}{given}{more}. `workbench sweep run --help` lists the fields."
+    )

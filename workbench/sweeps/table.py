@@ -90,7 +90,11 @@ class Sweep:
     command: str | None = None
 
     def __repr__(self) -> str:
-        flags = {flag: sorted({str(record.get(flag)) for record in self.records}) for flag in FLAGS if flag not in ("n", "what")}
+        flags = {
+            flag: sorted({str(record.get(flag)) for record in self.records})
+            for flag in FLAGS
+            if flag not in ("n", "what")
+        }
         told = [
             f"{flag} {'|'.join(found[:4])}{'|…' if len(found) > 4 else ''}"
             for flag, found in flags.items()
@@ -124,7 +128,9 @@ class Sweep:
             kept = tuple(record for record in records if record.get(flag) in among)
             if not kept:
                 known = ", ".join(sorted({str(record.get(flag)) for record in records})[:12])
-                raise SweepError(f"No job of {str(self.folder)!r} has {flag}={wanted!r}. There are: {known or 'no jobs'}.")
+                raise SweepError(
+                    f"No job of {str(self.folder)!r} has {flag}={wanted!r}. There are: {known or 'no jobs'}."
+                )
             records = kept
         return replace(self, records=records, jobs=len(records))
 
@@ -134,9 +140,12 @@ class Sweep:
         columns = ["job", "status", "tries", *FLAGS, "error"]
         failed = [record for record in self.records if record["status"] != "done"]
         table = pd.DataFrame(
-            [{c: record.get("try" if c == "tries" else c) for c in columns} for record in failed], columns=columns
+            [{c: record.get("try" if c == "tries" else c) for c in columns} for record in failed],
+            columns=columns,
         )
-        return Status(max(self.jobs, len(self.records)), {status: counts[status] for status in STATUSES}, table)
+        return Status(
+            max(self.jobs, len(self.records)), {status: counts[status] for status in STATUSES}, table
+        )
 
     def arrays(self) -> xr.Dataset:
         """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q` without `example`.
@@ -151,10 +160,17 @@ class Sweep:
         most = max(map(len, values.values()), default=0)
         if most and "step" not in dims:
             long = rows.loc[rows.index.repeat(most), dims].assign(example=np.tile(np.arange(most), len(rows)))
-            padded = [np.pad(values[job], (0, most - len(values[job])), constant_values=np.nan) for job in rows["job"]]
-            made["effect"] = labelled(long.assign(effect=np.concatenate(padded)), [*dims, "example"], ["effect"])["effect"]
+            padded = [
+                np.pad(values[job], (0, most - len(values[job])), constant_values=np.nan)
+                for job in rows["job"]
+            ]
+            made["effect"] = labelled(
+                long.assign(effect=np.concatenate(padded)), [*dims, "example"], ["effect"]
+            )["effect"]
         same = {flag: rows[flag].iloc[0] for flag in FLAGS[:-1] if flag not in dims}
-        return made.assign_attrs(clean_attrs({flag: None if pd.isna(label) else label for flag, label in same.items()}))
+        return made.assign_attrs(
+            clean_attrs({flag: None if pd.isna(label) else label for flag, label in same.items()})
+        )
 
     def summary(self, by: Sequence[str] | None = None) -> pd.DataFrame:
         """The mean over what is not in `by`, seeds unless asked otherwise, with its interval.
@@ -170,7 +186,9 @@ class Sweep:
             UnknownName: a column that there is not.  SweepError: no job was measured.
         """
         rows = self._measured()
-        by = [name for name in (*FLAGS, "step") if name != "seed" and name in rows] if by is None else list(by)
+        by = (
+            [name for name in (*FLAGS, "step") if name != "seed" and name in rows] if by is None else list(by)
+        )
         for name in by:
             if name not in rows:
                 raise UnknownName("column of a sweep", name, map(str, rows.columns))
@@ -184,7 +202,9 @@ class Sweep:
         jobs, seeds, base = rows["job"].to_numpy(), rows["seed"].to_numpy(), rows["m_base"].to_numpy()
         means = rows["mean"].to_numpy()
         for at in members:
-            each = {i: means[i : i + 1] if stepped[i] or not len(values[jobs[i]]) else values[jobs[i]] for i in at}
+            each = {
+                i: means[i : i + 1] if stepped[i] or not len(values[jobs[i]]) else values[jobs[i]] for i in at
+            }
             samples.append(_pooled(each, prompts) if len(at) > 1 else np.zeros(0))
             made.append({"n_jobs": len(at), "n_seeds": len(set(seeds[at])), "m_base": base[at].mean()})
         numbers = estimates(samples)

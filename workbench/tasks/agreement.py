@@ -40,7 +40,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> t
         words, index = fill(template, SUBJECT=subject[is_plural], **slots)
         named = {name: index[name] for name in ("SUBJECT", "DISTRACTOR", "END")}
         verb = verbs[is_plural]
-        return Sentence(words, (verb,), (verbs[not is_plural],), key, named, (verb, rng.choice(ADJECTIVES), "."))
+        return Sentence(
+            words, (verb,), (verbs[not is_plural],), key, named, (verb, rng.choice(ADJECTIVES), ".")
+        )
 
     return sentence(is_plural), sentence(not is_plural)
 

@@ -26,7 +26,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "country") -> 
         words, index = fill(template, COUNTRY=country, name=name)
         named = {n: index[n] for n in ("COUNTRY", "END")}
         capital = CAPITALS[country]
-        return Sentence(words, (capital,), (CAPITALS[other],), (country, name, template), named, (capital, "."))
+        return Sentence(
+            words, (capital,), (CAPITALS[other],), (country, name, template), named, (capital, ".")
+        )
 
     return sentence(country, other), sentence(other, country)
 

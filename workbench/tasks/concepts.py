@@ -55,6 +55,8 @@ def values_of(prompts: Prompts, name: str) -> list[str]:
         word = prompts.strings[i][at].strip() if at >= 0 else None
         found = None if word is None else concept.of(word)
         if found is None:
-            raise PromptError(f"Prompt {i} has {word!r} at {concept.position}, of which the concept {name!r} knows nothing.")
+            raise PromptError(
+                f"Prompt {i} has {word!r} at {concept.position}, of which the concept {name!r} knows nothing."
+            )
         values.append(found)
     return values

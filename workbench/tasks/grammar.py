@@ -15,10 +15,18 @@ from typing import TypeVar
 RESERVED_SHARE = 0.15
 Word = TypeVar("Word")
 
-FEMALE = tuple("Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split())
-MALE = tuple("Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split())
-PLACES = tuple("park store school garden beach library museum station market farm river kitchen office church".split())
-OBJECTS = tuple("ball key cup book hat pen box coat lamp ring drum kite bell spoon map flute basket ribbon bottle clock".split())
+FEMALE = tuple(
+    "Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split()
+)
+MALE = tuple(
+    "Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split()
+)
+PLACES = tuple(
+    "park store school garden beach library museum station market farm river kitchen office church".split()
+)
+OBJECTS = tuple(
+    "ball key cup book hat pen box coat lamp ring drum kite bell spoon map flute basket ribbon bottle clock".split()
+)
 COLOURS = tuple("red blue green yellow black white brown pink gray purple golden silver".split())
 ADJECTIVES = tuple("old new big small tall quiet strong clean happy tired".split())
 NOUNS = tuple(
@@ -71,7 +79,17 @@ def vocabulary() -> tuple[str, ...]:
 
 def content_words() -> tuple[str, ...]:
     """The words that random lists (induction) are drawn from: everything that is neither number nor glue."""
-    groups = (FEMALE, MALE, PLACES, OBJECTS, COLOURS, ADJECTIVES, NOUNS, tuple(map(plural, NOUNS)), tuple(CAPITALS))
+    groups = (
+        FEMALE,
+        MALE,
+        PLACES,
+        OBJECTS,
+        COLOURS,
+        ADJECTIVES,
+        NOUNS,
+        tuple(map(plural, NOUNS)),
+        tuple(CAPITALS),
+    )
     return tuple(dict.fromkeys(word for group in groups for word in group))
 
 

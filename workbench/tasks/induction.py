@@ -29,7 +29,13 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "item") -> tup
     positions = {"PREVIOUS": answer - 1, "ITEM": answer, "END": len(prompt) - 1}
     key = tuple(items[:2])
     clean = Sentence(prompt, (items[answer],), (other,), key, positions, (*items[answer:], "."))
-    return clean, replace(clean, words=swapped, answers=(other,), wrong=(items[answer],), rest=(other, *items[answer + 1 :], "."))
+    return clean, replace(
+        clean,
+        words=swapped,
+        answers=(other,),
+        wrong=(items[answer],),
+        rest=(other, *items[answer + 1 :], "."),
+    )
 
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:

@@ -34,7 +34,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     answer, repeated, *rest = rng.sample(introduced, len(introduced))
     template = rng.choice(TEMPLATES_OF_THREE if variant == "three" else TEMPLATES)
     slots = {"place": rng.choice(lexicon.places), "object": rng.choice(lexicon.objects)}
-    slots |= {f"N{i}": name for i, name in enumerate(introduced, start=1)} | dict(zip(("T2",), rest, strict=False))
+    slots |= {f"N{i}": name for i, name in enumerate(introduced, start=1)} | dict(
+        zip(("T2",), rest, strict=False)
+    )
 
     words, index = fill(template, **slots, S2=repeated)
     where = {name: index[f"N{i}"] for i, name in enumerate(introduced, start=1)}

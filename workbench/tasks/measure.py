@@ -45,7 +45,10 @@ def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -
         task = TASKS[name]
         variants = task.measured or task.variants[:1]
         try:
-            sets = [load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v) for v in variants]
+            sets = [
+                load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v)
+                for v in variants
+            ]
         except UnsuitableTask as error:
             scores.append(Score(name, 0, float("nan"), task.bar, str(error)))
             continue
@@ -84,7 +87,9 @@ def _score_continued(model: Any, name: str, pairs: PromptPairs) -> Tensor:
             values = found.sum(1) * torch.where(right[here], 1.0, -1.0)
         else:
             first = logits.argmax(-1)[:, None, : part.answers.shape[2]]
-            chosen = ((first == part.answers[..., : first.shape[2]]) | ~real[..., : first.shape[2]]).all(-1) & real.any(-1)
+            chosen = ((first == part.answers[..., : first.shape[2]]) | ~real[..., : first.shape[2]]).all(
+                -1
+            ) & real.any(-1)
             values = (chosen.any(1) & right[here]).float()
         total.index_add_(0, rows.owner[here], values)
     return total if mass else total.clamp(max=1)

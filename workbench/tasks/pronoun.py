@@ -29,7 +29,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "gender") -> t
     def sentence(name: str, right: str, wrong: str) -> Sentence:
         words, index = fill(template, NAME=name, **slots)
         key = (name, slots["place"], *((slots["object"],) if "{object}" in template else ()))
-        return Sentence(words, (right,), (wrong,), key, {n: index[n] for n in ("NAME", "END")}, (right, *rest))
+        return Sentence(
+            words, (right,), (wrong,), key, {n: index[n] for n in ("NAME", "END")}, (right, *rest)
+        )
 
     return sentence(*people[0]), sentence(*people[1])
 

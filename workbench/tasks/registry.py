@@ -102,7 +102,9 @@ def load_task(
     if type(n) is not int or n < 1:
         raise PromptError(f"n={n}: at least one pair is needed, and a whole number of them.")
     encode = TextEncoder(model)
-    speaker = WordSpeaker(encode) if set(vocabulary()) <= set(encode.tokenizer.get_vocab()) else TextSpeaker(encode)
+    speaker = (
+        WordSpeaker(encode) if set(vocabulary()) <= set(encode.tokenizer.get_vocab()) else TextSpeaker(encode)
+    )
     if isinstance(speaker, TextSpeaker) and not task.any_model:
         usable = [other.name for other in TASKS.values() if other.any_model]
         raise UnsuitableTask(
@@ -125,11 +127,20 @@ def load_task(
 def _fits(speaker: WordSpeaker | TextSpeaker, sentence: Sentence) -> bool:
     """Whether a prompt and its answers fit into the context."""
     answers = speaker.words(sentence, (sentence.answers[0], sentence.wrong[0]))
-    return int(speaker.encode.bos) + speaker.length(sentence) + max(map(len, answers)) - 1 <= speaker.encode.context
+    return (
+        int(speaker.encode.bos) + speaker.length(sentence) + max(map(len, answers)) - 1
+        <= speaker.encode.context
+    )
 
 
 def _distinct_pairs(
-    task: Task, speaker: WordSpeaker | TextSpeaker, lexicon: Lexicon, n: int, seed: int, split: Split, variant: str
+    task: Task,
+    speaker: WordSpeaker | TextSpeaker,
+    lexicon: Lexicon,
+    n: int,
+    seed: int,
+    split: Split,
+    variant: str,
 ) -> list[tuple[Sentence, Sentence]]:
     """Pairs whose clean prompts differ, both sides of each in the split and equally long."""
     rng = random.Random(f"{task.name} {variant} {split} {seed}")
@@ -153,7 +164,9 @@ def _distinct_pairs(
 _READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
 
 
-def pairs_of(task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None) -> PromptPairs:
+def pairs_of(
+    task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None
+) -> PromptPairs:
     """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a task's)."""
     read = _READERS.get(Path(task).suffix.lower())
     return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)

@@ -65,7 +65,9 @@ class TextSpeaker:
         left = [word for part in chosen for word in _missing(getattr(whole, part), getattr(lexicon, part))]
         if not all(chosen.values()):
             least = ", ".join(part for part, words in chosen.items() if not words)
-            shown = " ".join(left[:MOST_SHOWN]) + (f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else "")
+            shown = " ".join(left[:MOST_SHOWN]) + (
+                f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
+            )
             raise UnsuitableTask(
                 f"The task {task!r} needs words of equal token count ({least}), and this vocabulary has too few "
                 f"(dropped {shown}). Bring your own prompts with PromptPairs.from_csv."
@@ -91,7 +93,10 @@ class TextSpeaker:
     def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
         """The tokens of words that follow a prompt."""
         text, last = render(sentence.words)[0], sentence.words[-1]
-        return [self.encode.continuation(text, word, joiner=joiner(last, word), where=f"Answer {word!r}") for word in words]
+        return [
+            self.encode.continuation(text, word, joiner=joiner(last, word), where=f"Answer {word!r}")
+            for word in words
+        ]
 
     def size(self, word: str) -> int:
         """Tokens of a word within a sentence."""
@@ -103,7 +108,11 @@ class TextSpeaker:
         """Names that are answers: all of one token count."""
         whole = Lexicon()
         kept = self._alike(whole.names, least=4)
-        return {"female": _within(whole.female, kept), "male": _within(whole.male, kept)} if kept else {"female": (), "male": ()}
+        return (
+            {"female": _within(whole.female, kept), "male": _within(whole.male, kept)}
+            if kept
+            else {"female": (), "male": ()}
+        )
 
     def people(self) -> dict[str, Any]:
         """Names with one of the other gender of the same token count."""
@@ -115,7 +124,11 @@ class TextSpeaker:
     def pronouns(self) -> dict[str, Any]:
         """Pairs of pronouns, of one token each where there is such a pair."""
         she, he, she_first, he_first = Lexicon().pronouns
-        return {"pronouns": tuple(word for pair in self._short([(she, he), (she_first, he_first)]) for word in pair)}
+        return {
+            "pronouns": tuple(
+                word for pair in self._short([(she, he), (she_first, he_first)]) for word in pair
+            )
+        }
 
     def items(self) -> dict[str, Any]:
         """Words of one token count, as many as the longest list holds."""

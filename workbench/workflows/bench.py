@@ -32,11 +32,17 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
             columns=list(dict.fromkeys(part["method"]))
         )
         sections.append(
-            (f"Edge AUROC, {value} values", bench_figure(table), "1: every true edge outranks every false one; 0.5: chance.")
+            (
+                f"Edge AUROC, {value} values",
+                bench_figure(table),
+                "1: every true edge outranks every false one; 0.5: chance.",
+            )
         )
     tiny = pd.DataFrame(frame[frame["model"] == "tiny"])
     if len(tiny):
-        table = tiny.pivot(index="task", columns="method", values="cmd").reindex(columns=list(dict.fromkeys(tiny["method"])))
+        table = tiny.pivot(index="task", columns="method", values="cmd").reindex(
+            columns=list(dict.fromkeys(tiny["method"]))
+        )
         sections.append(
             (
                 "CMD on tiny",
@@ -51,7 +57,9 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
     return [folder / name for name in BENCH_FILES]
 
 
-def write_behaviours(rows: Sequence[Behaviour], folder: Path, command: str, *, overwrite: bool = False) -> list[Path]:
+def write_behaviours(
+    rows: Sequence[Behaviour], folder: Path, command: str, *, overwrite: bool = False
+) -> list[Path]:
     """The smallest circuits of behaviours as parquet, and a page that shows them."""
     share = f"{rows[0].share:.0%}" if rows else ""
     sections: list[tuple[Any, ...]] = [

@@ -128,11 +128,15 @@ def discover(
         )  # fmt: skip
         step("edges")
         other = _value(value, stores)
-        made = find_by(method, model, train, value=other, metric=measured, n_edges=n_edges, seed=seed, progress=progress)
+        made = find_by(
+            method, model, train, value=other, metric=measured, n_edges=n_edges, seed=seed, progress=progress
+        )
         scores, circuit = made.scores, made.circuit
         step("circuit")
         evaluation = _evaluations(model, circuit, heldout, train, _value(value, held), other, measured)
-        curve = faithfulness_curve(scores, model, heldout, value=_value(value, held), metric=measured, progress=False)
+        curve = faithfulness_curve(
+            scores, model, heldout, value=_value(value, held), metric=measured, progress=False
+        )
         if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
             raise MetricError(
                 f"On the held-out prompts {measured.name} is the same in the clean run and with every edge replaced, so there is "
@@ -155,11 +159,18 @@ def _prompts(
 ) -> tuple[PromptPairs, PromptPairs]:
     if isinstance(task, PromptPairs):
         if n is not None or variant is not None:
-            raise PromptError("n= and variant= belong to a task's name; pairs of your own are split into two halves.")
-        task.check_equal_lengths("Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0.")
+            raise PromptError(
+                "n= and variant= belong to a task's name; pairs of your own are split into two halves."
+            )
+        task.check_equal_lengths(
+            "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
+        )
         return task.split(seed=seed)
     many = 64 if n is None else n
-    train, heldout = (load_task(task, model, n=many, seed=seed, split=split, variant=variant) for split in ("train", "heldout"))
+    train, heldout = (
+        load_task(task, model, n=many, seed=seed, split=split, variant=variant)
+        for split in ("train", "heldout")
+    )
     return train, heldout
 
 
@@ -168,7 +179,9 @@ def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
     return value_named(name, own=stores[0], other=stores[1])
 
 
-def _intervals(scores: xr.DataArray, model: Any, pairs: PromptPairs, value: Value, metric: Metric) -> xr.Dataset | None:
+def _intervals(
+    scores: xr.DataArray, model: Any, pairs: PromptPairs, value: Value, metric: Metric
+) -> xr.Dataset | None:
     """Intervals of the edges' scores over the prompts they come from; None where a method scores no single prompt."""
     if scores.attrs.get("method") not in WITH_INTERVALS or set(scores.dims) != {"writer", "reader"}:
         return None
@@ -197,7 +210,10 @@ def _view(
         title=f"{pairs.provenance.get('task', 'circuit')} in {model_name(model)}",
         tokens=list(example.clean.strings[0]),
         position_scores=one.transpose("writer", "reader", "pos"),
-        patterns={(layer, head): stores[0]["pattern", layer].prompt(i)[head].float().cpu().numpy() for layer, head in heads},
+        patterns={
+            (layer, head): stores[0]["pattern", layer].prompt(i)[head].float().cpu().numpy()
+            for layer, head in heads
+        },
         faithfulness=(float(best["faithfulness"]), float(best["low"]), float(best["high"])),
         intervals=found.intervals,
         curve=found.grown,
@@ -248,7 +264,10 @@ def _sections(
     circuit, tokens = found.circuit, list(pairs.clean.strings[0])
     heads = _strongest_heads(circuit)
     view = CircuitView.on_prompts(
-        [_view(model, found, pairs, i, stores, heads, metric, value) for i in range(min(SHOWN_PROMPTS, len(pairs)))]
+        [
+            _view(model, found, pairs, i, stores, heads, metric, value)
+            for i in range(min(SHOWN_PROMPTS, len(pairs)))
+        ]
     )
     patterns = view.patterns
     names = [f"a{layer}.{head}" for layer, head in heads]
@@ -287,7 +306,9 @@ def _claim(circuit: Circuit, evaluation: xr.Dataset, pairs: PromptPairs, value: 
 
 
 def _interval(row: xr.Dataset, name: str = "faithfulness") -> str:
-    middle, low, high = (round(float(row[field]), 2) + 0.0 for field in (name, "low", "high"))  # + 0.0: no minus before 0 %
+    middle, low, high = (
+        round(float(row[field]), 2) + 0.0 for field in (name, "low", "high")
+    )  # + 0.0: no minus before 0 %
     return f"{middle:.0%} {interval_text(low, high, '.0%')}"
 
 
@@ -324,7 +345,13 @@ def _table(evaluation: xr.Dataset) -> pd.DataFrame:
     frame = evaluation.to_dataframe().reset_index().round(3)
     frame[frame.select_dtypes("number").columns] += 0.0  # no minus before 0
     return frame.rename(
-        columns={"circuit": "", "low": "from", "high": "to", "mean_of_ratios": "mean of ratios", "n_edges": "edges"}
+        columns={
+            "circuit": "",
+            "low": "from",
+            "high": "to",
+            "mean_of_ratios": "mean of ratios",
+            "n_edges": "edges",
+        }
     ).drop(columns="in_sample")
 
 
@@ -348,16 +375,23 @@ def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
 
     rows = range(min(most, len(pairs)))
     return pd.DataFrame(
-        {"clean": [text(pairs.clean.strings[i]) for i in rows], "corrupt": [text(pairs.corrupt.strings[i]) for i in rows]}
+        {
+            "clean": [text(pairs.clean.strings[i]) for i in rows],
+            "corrupt": [text(pairs.corrupt.strings[i]) for i in rows],
+        }
     )
 
 
 def _prompt_caption(pairs: PromptPairs) -> str:
     dropped = pairs.provenance.get("dropped")
-    return "The first held-out pairs." + (f" Words that do not suit this vocabulary were left out: {dropped}." if dropped else "")
+    return "The first held-out pairs." + (
+        f" Words that do not suit this vocabulary were left out: {dropped}." if dropped else ""
+    )
 
 
-def _write(found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], command: str | None, overwrite: bool) -> None:
+def _write(
+    found: Found, lens: xr.DataArray, sections: list[tuple[Any, ...]], command: str | None, overwrite: bool
+) -> None:
     """Everything that a run leaves in its folder."""
     with replaced(found.folder, FILES, overwrite=overwrite) as partial:
         found.circuit.save(partial / "circuit.json")

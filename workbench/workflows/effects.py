@@ -61,7 +61,9 @@ class Question:
     ) -> xr.DataArray | Plan:
         """The effect of every site of a kind; `pos` is "all", "each", or positions separated by commas."""
         kind_named(kind)
-        sites = grid(kind, model, pos=pos if pos in ("all", "each") else [_position(each) for each in pos.split(",")])
+        sites = grid(
+            kind, model, pos=pos if pos in ("all", "each") else [_position(each) for each in pos.split(",")]
+        )
         asked, pairs = self._asked(model, [kind])
         if dry_run:
             return explain(model, pairs, sites=sites, **asked)
@@ -72,12 +74,21 @@ class Question:
         shape = Shape.of(model)
         kinds = [kind for kind in ("resid_pre", "z", "mlp_out", "mlp_post") if not shape.lacks(KINDS[kind])]
         asked, pairs = self._asked(model, kinds)
-        return explain(model, pairs, **nodes, **asked) if dry_run else path_effects(model, pairs, **nodes, **asked)
+        return (
+            explain(model, pairs, **nodes, **asked)
+            if dry_run
+            else path_effects(model, pairs, **nodes, **asked)
+        )
 
     def _asked(self, model: Any, kinds: Sequence[str]) -> tuple[dict[str, Any], PromptPairs]:
         pairs = pairs_of(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
         metric = self.metric or pairs.metric
-        return {"value": self._value(model, pairs, kinds), "metric": metric, "base": self.base, "budget": self.budget}, pairs
+        return {
+            "value": self._value(model, pairs, kinds),
+            "metric": metric,
+            "base": self.base,
+            "budget": self.budget,
+        }, pairs
 
     def _value(self, model: Any, pairs: PromptPairs, kinds: Sequence[str]) -> Value:
         if self.value == "zero":
@@ -109,14 +120,20 @@ def strongest(result: xr.DataArray, most: int = 8) -> list[str]:
     for number in order:
         at = np.unravel_index(number, table["mean"].shape)
         names = [f"{axis} {table[axis].values[i]}" for axis, i in zip(table["mean"].dims, at, strict=True)]
-        lines.append(f"{', '.join(names):40} {float(table['mean'].values[at]):+.4f} ± {float(table['se'].values[at]):.4f}")
+        lines.append(
+            f"{', '.join(names):40} {float(table['mean'].values[at]):+.4f} ± {float(table['se'].values[at]):.4f}"
+        )
     return lines
 
 
 def _picture(result: xr.DataArray) -> Any:
     """A heatmap of at most two axes: heads or neurons of every layer become one axis where positions are the other."""
     facts = result.attrs
-    into = f"paths into {', '.join(map(str, result['reader'].values[:3]))}" if "reader" in result.dims else "paths"
+    into = (
+        f"paths into {', '.join(map(str, result['reader'].values[:3]))}"
+        if "reader" in result.dims
+        else "paths"
+    )
     title = f"{facts.get('task') or 'own prompts'} in {facts['model']}: {facts.get('sites', into)}, {facts['value']}"
     shown = result.mean("example", skipna=True, keep_attrs=True)
     single = [axis for axis in ("pos", "query_pos") if shown.sizes.get(axis) == 1]
@@ -127,12 +144,18 @@ def _picture(result: xr.DataArray) -> Any:
         last = next(str(axis) for axis in shown.dims if axis not in ("layer", unit))
         flat = shown.transpose("layer", unit, last).values.reshape(len(names), -1)
         shown = xr.DataArray(
-            flat, dims=(unit, last), coords={unit: names, last: shown[last].values}, name=shown.name, attrs=facts
+            flat,
+            dims=(unit, last),
+            coords={unit: names, last: shown[last].values},
+            name=shown.name,
+            attrs=facts,
         )
     if "writer" in shown.dims:
         shown = _senders_across(shown)
     if shown.ndim > 2:
-        raise WorkbenchError(f"A result with axes {', '.join(map(str, result.dims))} has no picture: name fewer positions.")
+        raise WorkbenchError(
+            f"A result with axes {', '.join(map(str, result.dims))} has no picture: name fewer positions."
+        )
     return plot(shown, title=title)
 
 

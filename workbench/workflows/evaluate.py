@@ -73,16 +73,24 @@ def lines(found: Judged, *, as_json: bool) -> list[str]:
         row = evaluation.sel(ablation=name)
         if as_json:
             scalars = {str(key): _plain(row[key].values) for key in row.data_vars if row[key].ndim == 0}
-            facts = {key: evaluation.attrs.get(key) for key in ("model", "task", "split", "n", "metric", "level")}
+            facts = {
+                key: evaluation.attrs.get(key) for key in ("model", "task", "split", "n", "metric", "level")
+            }
             printed.append(json.dumps({"value": str(name), **facts, **scalars}))
             continue
         printed.append(f"value {name}, {evaluation.attrs['n']} prompts, {evaluation.attrs['metric']}")
         for field in _SCALES:
             low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-            printed.append(f"  {field:16} {float(row[field]):7.3f} {interval_text(float(row[low]), float(row[high]))}")
+            printed.append(
+                f"  {field:16} {float(row[field]):7.3f} {interval_text(float(row[low]), float(row[high]))}"
+            )
         printed.append(f"  {'mean of ratios':16} {float(row['mean_of_ratios']):7.3f}")
-        printed.append(f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {row['unneeded'].values or 'none'}")
-        printed.append(f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it")
+        printed.append(
+            f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {row['unneeded'].values or 'none'}"
+        )
+        printed.append(
+            f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it"
+        )
     for name, tests in found.tests.items():
         for test in tests["test"].values:
             row = tests.sel(test=test)
@@ -91,7 +99,9 @@ def lines(found: Judged, *, as_json: bool) -> list[str]:
                 printed.append(json.dumps({"value": name, "test": str(test), **numbers}))
             else:
                 verdict = "supports the circuit" if numbers["supports"] else "speaks against it"
-                printed.append(f"  {test:16} {name}: statistic {float(row['statistic']):.3f}, p {float(row['p']):.3f}, {verdict}")
+                printed.append(
+                    f"  {test:16} {name}: statistic {float(row['statistic']):.3f}, p {float(row['p']):.3f}, {verdict}"
+                )
     return printed
 
 

@@ -42,7 +42,11 @@ class Probed:
 
 
 def labels_named(
-    store: ActivationStore, *, file: str | Path | None, concepts: Sequence[str], pos: Sequence[Position] | None
+    store: ActivationStore,
+    *,
+    file: str | Path | None,
+    concepts: Sequence[str],
+    pos: Sequence[Position] | None,
 ) -> Labels:
     """Labels from a .csv or .jsonl file, or of concepts by name (see `Labels.of_concepts`) read at `pos` (END unless told).
 
@@ -50,7 +54,9 @@ def labels_named(
         ProbeError: neither or both are given, or the file is of another kind.
     """
     if (file is None) == (not concepts):
-        raise ProbeError("Give --labels, a .csv or .jsonl file, or --concepts, names such as number,gender or named positions.")
+        raise ProbeError(
+            "Give --labels, a .csv or .jsonl file, or --concepts, names such as number,gender or named positions."
+        )
     if file is None:
         return Labels.of_concepts(store, concepts, pos=list(pos or ["END"]))
     read = {".csv": Labels.from_csv, ".jsonl": Labels.from_jsonl}.get(Path(file).suffix.lower())
@@ -66,7 +72,9 @@ def probe(store: ActivationStore, labels: Labels, **how: Any) -> Probed:
     if "mlp_post" not in store.kinds or not known:
         return Probed(labels, probes, None)
     named = Labels(labels.prompts, labels.prompt, labels.pos, tuple(c for c in labels.concepts if c.classes))
-    kept = {name: how[name] for name in ("layers", "test_share", "seed", "budget") if how.get(name) is not None}
+    kept = {
+        name: how[name] for name in ("layers", "test_share", "seed", "budget") if how.get(name) is not None
+    }
     places = how.get("pos")
     if places is None:
         return Probed(labels, probes, neuron_maps(store, named, **kept))
@@ -92,13 +100,22 @@ def best_table(probes: Probes) -> pd.DataFrame:
             at = int(main[measure].fillna(-np.inf).argmax("site"))
             best = main.isel(site=at)
             place = dict(zip(outer, best["site"].item(), strict=True))
-            row = {"concept": str(concept), "kind": str(kind), "k": int(k), **{name: str(label) for name, label in place.items()}}
+            row = {
+                "concept": str(concept),
+                "kind": str(kind),
+                "k": int(k),
+                **{name: str(label) for name, label in place.items()},
+            }
             row |= {"measure": measure, "value": round(float(best[measure]), 3)}
             row["interval"] = interval_text(float(best[f"{measure}_low"]), float(best[f"{measure}_high"]))
             for null in dict.fromkeys(kinds[kinds != "none"]):
-                row[str(null)] = round(float(cells[measure].isel(site=at, control=np.flatnonzero(kinds == null)).mean()), 3)
+                row[str(null)] = round(
+                    float(cells[measure].isel(site=at, control=np.flatnonzero(kinds == null)).mean()), 3
+                )
             features = best["feature"].values
-            row["features"] = " ".join(str(int(f)) for f in features[features >= 0][:8]) + (" …" if int(k) > 8 else "")
+            row["features"] = " ".join(str(int(f)) for f in features[features >= 0][:8]) + (
+                " …" if int(k) > 8 else ""
+            )
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -112,10 +129,14 @@ def neuron_table(neurons: xr.Dataset) -> pd.DataFrame:
         apart = apart.stack(at=apart.dims)
         order = apart.fillna(-1).argsort()[::-1][:SHOWN_NEURONS]
         for at in order.values:
-            where = dict(zip(("pos", "layer", "neuron")[-cell["roc_auc"].ndim :], _place(apart, at), strict=True))
+            where = dict(
+                zip(("pos", "layer", "neuron")[-cell["roc_auc"].ndim :], _place(apart, at), strict=True)
+            )
             one = cell.sel(where)
             facts = {name: round(float(one[name]), 3) for name in ("roc_auc", "accuracy", "coefficient")}
-            site = f"mlp_post[{where['layer']}:{where['neuron']}]" + (f"@{where['pos']}" if "pos" in where else "")
+            site = f"mlp_post[{where['layer']}:{where['neuron']}]" + (
+                f"@{where['pos']}" if "pos" in where else ""
+            )
             rows.append({"concept": str(concept), "neuron": site, **facts})
     return pd.DataFrame(rows)
 
@@ -138,7 +159,13 @@ def write(found: Probed, folder: Path, *, command: str, source: str, overwrite: 
         results.save(found.probes.results, partial / "probes.nc")
         if found.neurons is not None:
             results.save(found.neurons, partial / "neurons.nc")
-        report(_sections(found), partial / "probes.html", title="What can be read where", subtitle=source, command=command)
+        report(
+            _sections(found),
+            partial / "probes.html",
+            title="What can be read where",
+            subtitle=source,
+            command=command,
+        )
     return [folder / name for name in files]
 
 
@@ -177,7 +204,9 @@ def _concepts(labels: Labels) -> pd.DataFrame:
     rows = []
     for concept in labels.concepts:
         counts = np.bincount(concept.codes.astype(int)) if concept.classes else np.array([])
-        shown = ", ".join(f"{name} {n}" for name, n in list(zip(concept.classes, counts.tolist(), strict=True))[:6])
+        shown = ", ".join(
+            f"{name} {n}" for name, n in list(zip(concept.classes, counts.tolist(), strict=True))[:6]
+        )
         more = f" and {len(concept.classes) - 6} more" if len(concept.classes) > 6 else ""
         values = shown + more if concept.classes else f"{concept.codes.min():g} to {concept.codes.max():g}"
         rows.append({"concept": concept.name, "rows": len(labels), "values": values})

@@ -24,7 +24,9 @@ ROWS = 60
 Section = tuple[str, Any, str]
 
 
-def report_run(folder: str | Path, path: str | Path, *, command: str | None = None, overwrite: bool = False) -> Path:
+def report_run(
+    folder: str | Path, path: str | Path, *, command: str | None = None, overwrite: bool = False
+) -> Path:
     """A page of every circuit, result and table in a folder; of a file that cannot be read it says why.
 
     Raises:
@@ -41,7 +43,9 @@ def report_run(folder: str | Path, path: str | Path, *, command: str | None = No
             sections.append((file, str(error), ""))
     if len(failed) == len(sections):
         raise WorkbenchError(f"Nothing in {str(folder)!r} can be read. {' '.join(map(str, failed))}")
-    return report(sections, path, title=f"Run {folder.name}", subtitle=str(folder), command=command, overwrite=overwrite)
+    return report(
+        sections, path, title=f"Run {folder.name}", subtitle=str(folder), command=command, overwrite=overwrite
+    )
 
 
 def report_difference(
@@ -70,7 +74,8 @@ def report_difference(
     alone = [[name for name in mine if name not in both] for mine in files]
     if any(alone):
         table = pd.DataFrame(
-            [(where, file) for where, mine in zip(names, alone, strict=True) for file in mine], columns=["run", "file"]
+            [(where, file) for where, mine in zip(names, alone, strict=True) for file in mine],
+            columns=["run", "file"],
         )
         sections.append(("Only in one", table, ""))
     title = f"{names[0]} and {names[1]}"
@@ -98,13 +103,23 @@ def _read(path: Path, kind: str) -> Any:
 def _files(folder: Path) -> dict[str, str]:
     """What a folder holds that can be shown, circuits first."""
     if not folder.is_dir():
-        raise WorkbenchError(f"There is no folder {str(folder)!r}. Give the folder of a run, as printed at its end.")
+        raise WorkbenchError(
+            f"There is no folder {str(folder)!r}. Give the folder of a run, as printed at its end."
+        )
     kinds = {".json": "circuit", ".nc": "result", ".parquet": "table"}
-    found = {path.name: kinds[path.suffix] for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
-    found = {n: k for n, k in found.items() if k != "circuit" or n == "circuit.json" or n.endswith(".circuit.json")}
+    found = {
+        path.name: kinds[path.suffix]
+        for path in sorted(folder.iterdir())
+        if path.suffix in kinds and path.is_file()
+    }
+    found = {
+        n: k for n, k in found.items() if k != "circuit" or n == "circuit.json" or n.endswith(".circuit.json")
+    }
     if not found:
         raise WorkbenchError(f"{str(folder)!r} holds nothing to show: no circuit.json, .nc or .parquet file.")
-    return dict(sorted(found.items(), key=lambda item: (["circuit", "result", "table"].index(item[1]), item[0])))
+    return dict(
+        sorted(found.items(), key=lambda item: (["circuit", "result", "table"].index(item[1]), item[0]))
+    )
 
 
 def _shown(item: Any) -> tuple[Any, str]:
@@ -122,9 +137,16 @@ def _shown(item: Any) -> tuple[Any, str]:
 def _as_table(item: xr.DataArray | xr.Dataset, why: str) -> tuple[Any, str]:
     dataset = item.to_dataset(name=str(item.name or "value")) if isinstance(item, xr.DataArray) else item
     dataset = dataset.map(lambda values: values.mean("example") if _averaged(values) else values)
-    small = [str(name) for name, values in dataset.data_vars.items() if values.ndim <= 2 and values.size <= 4 * ROWS]
+    small = [
+        str(name)
+        for name, values in dataset.data_vars.items()
+        if values.ndim <= 2 and values.size <= 4 * ROWS
+    ]
     if not small:
-        return f"Axes {', '.join(f'{axis} ({n})' for axis, n in dataset.sizes.items())}: too many to draw. {why}", ""
+        return (
+            f"Axes {', '.join(f'{axis} ({n})' for axis, n in dataset.sizes.items())}: too many to draw. {why}",
+            "",
+        )
     left = len(dataset.data_vars) - len(small)
     caption = f"{left} variables with more axes are left out." if left else ""
     shown = dataset[small]
@@ -172,7 +194,10 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> tuple[A
     frames = [frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index() for frame in (a, b)]
     columns = [list(map(str, frame.columns)) for frame in frames]
     if set(columns[0]) != set(columns[1]):
-        return f"The columns differ: {', '.join(columns[0])} in {names[0]}, {', '.join(columns[1])} in {names[1]}.", ""
+        return (
+            f"The columns differ: {', '.join(columns[0])} in {names[0]}, {', '.join(columns[1])} in {names[1]}.",
+            "",
+        )
     frames[1] = pd.DataFrame(frames[1][list(frames[0].columns)])
     keys = [_keys(frame) for frame in frames]
     alone = [
@@ -185,11 +210,16 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> tuple[A
         f"{len(keys[0]) - len(alone[0])} rows are in both, {len(alone[0])} in {names[0]} alone and {len(alone[1])} in {names[1]} "
         "alone."
     )
-    parts = [frame.iloc[rows].assign(**{"in": name}) for frame, rows, name in zip(frames, alone, names, strict=True)]
+    parts = [
+        frame.iloc[rows].assign(**{"in": name})
+        for frame, rows, name in zip(frames, alone, names, strict=True)
+    ]
     items: list[Any] = [told, pd.concat([part.head(ROWS) for part in parts], ignore_index=True)]
     numbers = [frame.select_dtypes("number") for frame in frames]
     if all(part.size for part in numbers):
-        described = [part.describe().add_prefix(f"{name}: ") for part, name in zip(numbers, names, strict=True)]
+        described = [
+            part.describe().add_prefix(f"{name}: ") for part, name in zip(numbers, names, strict=True)
+        ]
         items.append(pd.concat(described, axis=1).round(4).reset_index())
     return items, f"Up to {ROWS} rows that only one of them has, then the numbers of both."
 
@@ -213,7 +243,9 @@ def _datasets(a: xr.Dataset, b: xr.Dataset, names: tuple[str, str]) -> tuple[Any
         apart, told = (None, f"Not in {missing[0]}.") if missing else _cells(a[variable], b[variable], names)
         rows.append((str(variable), *means, np.nan if apart is None else float(abs(apart).max()), told))
     columns = ["variable", names[0], names[1], "largest difference", "cells"]
-    return pd.DataFrame(rows, columns=columns).round(4), "Means of each variable, and how far its cells are apart."
+    return pd.DataFrame(rows, columns=columns).round(
+        4
+    ), "Means of each variable, and how far its cells are apart."
 
 
 def _mean(values: xr.DataArray) -> float:
@@ -223,7 +255,11 @@ def _mean(values: xr.DataArray) -> float:
 def _cells(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str]) -> tuple[xr.DataArray | None, str]:
     """`b - a` label by label, None where there is none, and what is to be said about it."""
     if _averaged(a) and _averaged(b) and not a.get_index("example").equals(b.get_index("example")):
-        a, b, mean = a.mean("example", keep_attrs=True), b.mean("example", keep_attrs=True), "Means over other examples. "
+        a, b, mean = (
+            a.mean("example", keep_attrs=True),
+            b.mean("example", keep_attrs=True),
+            "Means over other examples. ",
+        )
     else:
         mean = ""
     numbers = all(each.dtype.kind in "bfiu" for each in (a, b))
@@ -239,13 +275,19 @@ def _cells(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str]) -> tuple[xr
     a, b = a.astype(float), b.astype(float)
     alone = [int((mine.notnull() & other.isnull()).sum()) for mine, other in ((a, b), (b, a))]
     both = int((a.notnull() & b.notnull()).sum())
-    left = f" {alone[0]} cells are measured in {names[0]} alone, {alone[1]} in {names[1]} alone." if any(alone) else ""
+    left = (
+        f" {alone[0]} cells are measured in {names[0]} alone, {alone[1]} in {names[1]} alone."
+        if any(alone)
+        else ""
+    )
     if not both:
         return None, f"{mean}No cell is measured in both.{left}"
     apart = results.difference(b, a).where(a != b, 0.0)  # inf - inf is no difference
     largest = float(abs(apart).max())
     told = (
-        f"The largest difference is {largest:.4g}." if largest else f"The same in every cell{' that both have' if left else ''}."
+        f"The largest difference is {largest:.4g}."
+        if largest
+        else f"The same in every cell{' that both have' if left else ''}."
     )
     return apart.where(a.notnull() & b.notnull()), mean + told + left
 

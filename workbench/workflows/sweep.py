@@ -28,15 +28,25 @@ def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> 
     sections.append(("Strongest", *_or_why(lambda: strongest(sweep))))
     failures = status.failed.dropna(axis=1, how="all")
     if len(failures):
-        kept = ["status", "what", *varying(failures, failures.columns.difference(["job", "status", "what", "error"]).tolist())]
+        kept = [
+            "status",
+            "what",
+            *varying(failures, failures.columns.difference(["job", "status", "what", "error"]).tolist()),
+        ]
         kept += ["error"] if "error" in failures else []
         more = f"The first {ROWS} of {len(failures)}." if len(failures) > ROWS else ""
         sections.append(("Failures", pd.DataFrame(failures[kept]).head(ROWS), more))
     asked = {name: value for name, value in sweep.spec.items() if value not in (None, [], {})}
-    spec = pd.DataFrame([(name, value if isinstance(value, str) else json.dumps(value)) for name, value in asked.items()])
-    sections.append(("Asked", spec.set_axis(["field", "value"], axis=1) if len(spec) else "Nothing is known.", ""))
+    spec = pd.DataFrame(
+        [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in asked.items()]
+    )
+    sections.append(
+        ("Asked", spec.set_axis(["field", "value"], axis=1) if len(spec) else "Nothing is known.", "")
+    )
     title = f"Sweep {sweep.folder.resolve().name}"
-    return report(sections, path, title=title, subtitle=str(status), command=sweep.command, overwrite=overwrite)
+    return report(
+        sections, path, title=title, subtitle=str(status), command=sweep.command, overwrite=overwrite
+    )
 
 
 def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
@@ -54,13 +64,15 @@ def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
     else:
         table, by, numbers = sweep.summary(), "mean", list(_NUMBERS)
     told = [name for name in ("site_a", "site_b", "what", "added") if name in table]
-    flags = varying(table, ["model", "checkpoint", "task", "split", "variant", "seed", "base", "metric", "value", "step"])
+    flags = varying(
+        table, ["model", "checkpoint", "task", "split", "variant", "seed", "base", "metric", "value", "step"]
+    )
     size = np.nan_to_num(np.abs(table[by].to_numpy(dtype=float)), nan=-1)
     order = np.argsort(-size, kind="stable")[:most]
-    caption = (
-        f"The {len(order)} of {len(table)} rows with the largest {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
+    caption = f"The {len(order)} of {len(table)} rows with the largest {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
+    shown = pd.DataFrame(
+        table.loc[order.tolist(), [*told, *flags, *(name for name in numbers if name in table)]]
     )
-    shown = pd.DataFrame(table.loc[order.tolist(), [*told, *flags, *(name for name in numbers if name in table)]])
     return shown.dropna(axis=1, how="all").reset_index(drop=True), caption
 
 

@@ -13,7 +13,9 @@ HERE = Path(__file__).parent
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", required=True)
     args = parser.parse_args()
@@ -22,4 +24,6 @@ if __name__ == "__main__":
     shutil.copyfile(args.run / "log.jsonl", HERE / "log.jsonl")
     (HERE / "checkpoints").mkdir(exist_ok=True)
     for step in args.steps:
-        shutil.copyfile(args.run / f"step-{step}.safetensors", HERE / "checkpoints" / f"step-{step}.safetensors")
+        shutil.copyfile(
+            args.run / f"step-{step}.safetensors", HERE / "checkpoints" / f"step-{step}.safetensors"
+        )

@@ -38,7 +38,9 @@ ID = {word: i for i, word in enumerate(WORDS)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
@@ -46,7 +48,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--also", type=int, nargs="*", default=[], help="further steps to score and keep")
-    parser.add_argument("--stop-at", type=int, help="end here; the learning rate follows --steps all the same")
+    parser.add_argument(
+        "--stop-at", type=int, help="end here; the learning rate follows --steps all the same"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +62,9 @@ def main() -> None:
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )
     )  # fmt: skip
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, args.steps))
     probes = {name: held_out(name, n=250) for name in BEHAVIOURS}
     start = time.monotonic()
@@ -122,7 +128,9 @@ def score(model: GPT2LMHeadModel, name: str, sentences: list[Sentence]) -> float
         logits = model(torch.tensor([[ID[BOS], *(ID[word] for word in sentence.words)]])).logits[0, -1]
         if name == "greater_than":
             mass = logits.softmax(-1)
-            total += float(mass[[ID[w] for w in sentence.answers]].sum() - mass[[ID[w] for w in sentence.wrong]].sum())
+            total += float(
+                mass[[ID[w] for w in sentence.answers]].sum() - mass[[ID[w] for w in sentence.wrong]].sum()
+            )
         else:
             total += WORDS[int(logits.argmax())] in sentence.answers
     return total / len(sentences)

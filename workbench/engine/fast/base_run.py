@@ -46,7 +46,11 @@ class Base:
     def whole(self, key: Key) -> Tensor:
         """[example, pos, ...] of an activation."""
         kind, layer = key
-        return self.kept["resid_pre", layer + 1] if kind == "resid_post" and layer is not None else self.kept[key]
+        return (
+            self.kept["resid_pre", layer + 1]
+            if kind == "resid_post" and layer is not None
+            else self.kept[key]
+        )
 
     def edited(self, key: Key, edits: Edits) -> Tensor:
         """[example, pos, ...]: the whole activation with these edits alone."""
@@ -104,14 +108,19 @@ def edited_rows(
     return whole.transpose(1, 2)[rows, places].transpose(1, 2) if queries else whole[rows, places]
 
 
-def pattern_edit(base: Base, layer: int, cohort: Cohort, elements: Sequence[Element], *, read: bool) -> EditPattern | None:
+def pattern_edit(
+    base: Base, layer: int, cohort: Cohort, elements: Sequence[Element], *, read: bool
+) -> EditPattern | None:
     """What changes the patterns [run, example, head, query, key] of these runs, or None."""
     edits = [element.at("pattern", layer) for element in elements]
     if not any(edits):
         return None
 
     def change(pattern: Tensor) -> Tensor:
-        rows = (edited_rows(base, ("pattern", layer), e, cohort, p, read=read) for e, p in zip(edits, pattern, strict=True))
+        rows = (
+            edited_rows(base, ("pattern", layer), e, cohort, p, read=read)
+            for e, p in zip(edits, pattern, strict=True)
+        )
         return torch.stack(list(rows))
 
     return change
@@ -148,8 +157,16 @@ class Departure:
         read: whether only the tokens that are read matter any more (the last block, behind its keys and values).
     """
 
-    def __init__(self, base: Base, element: Element, cohort: Cohort, keys: Iterable[Key], *, read: bool) -> None:
-        self.base, self.decoder, self.element, self.cohort, self.read = base, base.decoder, element, cohort, read
+    def __init__(
+        self, base: Base, element: Element, cohort: Cohort, keys: Iterable[Key], *, read: bool
+    ) -> None:
+        self.base, self.decoder, self.element, self.cohort, self.read = (
+            base,
+            base.decoder,
+            element,
+            cohort,
+            read,
+        )
         self.edited = {key: base.edited(key, element.at(*key)) for key in keys}
 
     @property
@@ -224,7 +241,10 @@ class Departure:
 
     def _written(self, key: Key, edited: Tensor) -> Tensor:
         """What a changed writer adds; of one head or neuron alone where no other is edited."""
-        before, units = self.base.whole(key), {site.unit for site, _ in self.element.edits if site.layer == key[1]}
+        before, units = (
+            self.base.whole(key),
+            {site.unit for site, _ in self.element.edits if site.layer == key[1]},
+        )
         unit = units.pop() if len(units) == 1 else None
         if unit is not None:
             edited, before = edited[:, :, unit], before[:, :, unit]
@@ -235,14 +255,25 @@ class Departure:
         shape = self.decoder.shape
         if ("pattern", layer) in self.edited or ("z", layer) in self.edited:
             return slice(None)
-        sites = [site for key in self.edited for site, _ in self.element.at(*key) if site.kind in ("q", "k", "v")]
-        kv = {None if site.head is None else site.head // shape.group if site.kind == "q" else site.head for site in sites}
+        sites = [
+            site for key in self.edited for site, _ in self.element.at(*key) if site.kind in ("q", "k", "v")
+        ]
+        kv = {
+            None if site.head is None else site.head // shape.group if site.kind == "q" else site.head
+            for site in sites
+        }
         only = kv.pop() if len(kv) == 1 else None
         return slice(None) if only is None else slice(only * shape.group, (only + 1) * shape.group)
 
     def _head_outputs(self, layer: int, heads: slice) -> Tensor:
         """[example, pos, head, d_head]: z of heads of a run whose q, k, v or pattern is edited here and nothing before."""
-        base, cohort, decoder, edited, group = self.base, self.cohort, self.decoder, self.edited, self.decoder.shape.group
+        base, cohort, decoder, edited, group = (
+            self.base,
+            self.cohort,
+            self.decoder,
+            self.edited,
+            self.decoder.shape.group,
+        )
         kv = heads if heads.start is None else slice(heads.start // group, heads.stop // group)
         queries, keys = (cohort.positions(read=which).to(decoder.device) for which in (self.read, False))
         q = self.rows(edited.get(("q", layer), base.whole(("q", layer)))[:, :, heads])

@@ -73,7 +73,9 @@ class CircuitWalk:
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, graph: Graph, bound: Bound, *, places: Int[Tensor, "example *step"] | None) -> None:
+    def __init__(
+        self, decoder: Decoder, graph: Graph, bound: Bound, *, places: Int[Tensor, "example *step"] | None
+    ) -> None:
         self.decoder, self.graph, self.shape, device = decoder, graph, graph.shape, decoder.device
         keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in written_by(graph, layer)]
         self.base = unedited(decoder, bound.prompts, keys)
@@ -89,7 +91,9 @@ class CircuitWalk:
         self.continued = bool((behind & (torch.arange(longest) < bound.prompts.lengths[:, None])).any())
         if self.continued:
             own = len(graph.positions or (None,))
-            classes = (torch.zeros_like(bound.prompts.tokens) if classes is None else classes).masked_fill(behind, own)
+            classes = (torch.zeros_like(bound.prompts.tokens) if classes is None else classes).masked_fill(
+                behind, own
+            )
         self.classes = None if classes is None else classes[:, self.start :].to(device)
         self.exists = torch.from_numpy(graph.whole.exists)
 
@@ -99,7 +103,9 @@ class CircuitWalk:
         tables = (*self.others.values.values(), *self.others.seen.values())
         return self.base.nbytes + sum(table.numel() * table.element_size() for table in tables)
 
-    def streams(self, keep: Float[Tensor, "circuit *pos_class writer reader"]) -> Float[Tensor, "circuit example pos d_model"]:
+    def streams(
+        self, keep: Float[Tensor, "circuit *pos_class writer reader"]
+    ) -> Float[Tensor, "circuit example pos d_model"]:
         """The stream after the last block of every circuit, at the position that is read or from the first changed one on.
 
         Args:
@@ -125,8 +131,13 @@ class _Written:
     def some(self, picked: np.ndarray) -> Tensor:
         """The changes of some of the writers."""
         sizes = np.cumsum([0, *(piece.shape[1] for piece in self.pieces)])
-        each = ((piece, picked[first:last]) for piece, first, last in zip(self.pieces, sizes, sizes[1:], strict=False))
-        return torch.cat([piece if mine.all() else piece[:, np.flatnonzero(mine)] for piece, mine in each if mine.any()], 1)
+        each = (
+            (piece, picked[first:last])
+            for piece, first, last in zip(self.pieces, sizes, sizes[1:], strict=False)
+        )
+        return torch.cat(
+            [piece if mine.all() else piece[:, np.flatnonzero(mine)] for piece, mine in each if mine.any()], 1
+        )
 
 
 class _Passage:
@@ -144,8 +155,12 @@ class _Passage:
         self.shared, self.own = _Written(), _Written()
         there = keep.detach().cpu() != 0
         changed = keep.detach().cpu() != walk.exists
-        self.used = np.ones((self.n, len(self.graph.writers)), dtype=bool) if self.soft else _any(there).numpy()
-        self.kept, self.cut = (each.flatten(0, -3).any(0).numpy() for each in (there, keep.detach().cpu() != 1))
+        self.used = (
+            np.ones((self.n, len(self.graph.writers)), dtype=bool) if self.soft else _any(there).numpy()
+        )
+        self.kept, self.cut = (
+            each.flatten(0, -3).any(0).numpy() for each in (there, keep.detach().cpu() != 1)
+        )
         self.changed = changed.flatten(0, -2).any(0).numpy()
         self.first = False  # whether anything so far can differ from the unedited run
 
@@ -178,7 +193,10 @@ class _Passage:
             return
         if fresh:
             q = self._projected(names["q"], layer, block.q, query_heads)
-            q, k = self.decoder.heads(q, layer, "q", self.queries), self.decoder.heads(made["k"], layer, "k", keys)
+            q, k = (
+                self.decoder.heads(q, layer, "q", self.queries),
+                self.decoder.heads(made["k"], layer, "k", keys),
+            )
             visible = keys <= self.queries[..., None]
             visible = visible if visible.ndim == 3 else visible[None]
             z = self.decoder.attend(layer, q, k, made["v"], self._before(layer, groups), visible)
@@ -188,7 +206,9 @@ class _Passage:
         weight = block.o.weight.view(shape.n_heads, shape.d_head, -1)[heads]
         change = self._change("z", layer, z, heads)  # [circuit or 1, example, pos, head, d_head]
         sent = change.movedim(-2, 0).flatten(1, -2) @ weight
-        self._collect([f"a{layer}.{h}" for h in heads], sent.view(len(heads), *change.shape[:3], -1).movedim(0, 3))
+        self._collect(
+            [f"a{layer}.{h}" for h in heads], sent.view(len(heads), *change.shape[:3], -1).movedim(0, 3)
+        )
 
     def _mlp(self, layer: int) -> None:
         name, block = f"m{layer}", self.decoder.layers[layer]
@@ -204,7 +224,9 @@ class _Passage:
         out = block.mlp_out(block.mlp_post(*block.mlp_pre(entry)))
         change = self._change("mlp_out", layer, out)
         if len(chosen) < self.n:
-            change = change.new_zeros(self.n, *change.shape[1:]).index_copy_(0, torch.from_numpy(chosen).to(out.device), change)
+            change = change.new_zeros(self.n, *change.shape[1:]).index_copy_(
+                0, torch.from_numpy(chosen).to(out.device), change
+            )
         self._collect([name], change[:, :, :, None])
 
     def _neurons(self, layer: int) -> None:
@@ -217,7 +239,9 @@ class _Passage:
         assert block.mlp_in is not None
         assert block.mlp_out is not None
         if self._differs(names):
-            entry = block.mlp_norm(self._seen(names, ("mlp", layer)))  # [circuit, neuron, example, pos, d_model]
+            entry = block.mlp_norm(
+                self._seen(names, ("mlp", layer))
+            )  # [circuit, neuron, example, pos, d_model]
             maps = [each for each in (block.mlp_gate, block.mlp_in) if each is not None]
             pre = [_one_each(each, entry, neurons) for each in maps]
             post = block.mlp_post(pre[0], pre[1] if len(pre) == 2 else None).movedim(1, -1)
@@ -280,7 +304,9 @@ class _Passage:
 
     # What writers write.
 
-    def _collect(self, names: Sequence[str], change: Float[Tensor, "circuit_or_one example pos writer d_model"]) -> None:
+    def _collect(
+        self, names: Sequence[str], change: Float[Tensor, "circuit_or_one example pos writer d_model"]
+    ) -> None:
         """Remember z - z' of writers, [circuit or 1, writer, example, pos, d_model]."""
         change = change.movedim(3, 1)
         written = self.shared if len(change) < self.n or (self.n == 1 and not self.first) else self.own
@@ -298,7 +324,11 @@ class _Passage:
 
     def _at(self, whole: Tensor) -> Tensor:
         """The tokens of a table [example, pos, ...] that the walk is concerned with."""
-        return whole[:, self.tokens] if isinstance(self.tokens, slice) else whole[torch.arange(len(whole)), self.tokens][:, None]
+        return (
+            whole[:, self.tokens]
+            if isinstance(self.tokens, slice)
+            else whole[torch.arange(len(whole)), self.tokens][:, None]
+        )
 
     def _only_read(self) -> None:
         """From here on only the position that is read matters."""
@@ -329,7 +359,9 @@ def _any(there: Tensor) -> Tensor:
     return found.any(1) if found.ndim == 3 else found
 
 
-def _one_each(linear: Linear, entry: Float[Tensor, "circuit neuron example pos d_model"], neurons: Sequence[int]) -> Tensor:
+def _one_each(
+    linear: Linear, entry: Float[Tensor, "circuit neuron example pos d_model"], neurons: Sequence[int]
+) -> Tensor:
     """[circuit, neuron, example, pos]: each neuron's number from an input of its own."""
     made = torch.einsum("cnbpd,dn->cnbp", entry, linear.weight[:, neurons])
     return made if linear.bias is None else made + linear.bias[neurons][:, None, None]

@@ -15,7 +15,10 @@ from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
 BEFORE, ATTENTION, MLP = 0, 1, 2
-KINDS_OF = {ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"), MLP: ("mlp_pre", "mlp_post", "mlp_out")}
+KINDS_OF = {
+    ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"),
+    MLP: ("mlp_pre", "mlp_post", "mlp_out"),
+}
 _HALF = {kind: half for half, kinds in KINDS_OF.items() for kind in kinds}
 _STREAM = ("embed", "pos_embed", "resid_pre", "k", "v")
 NEVER = 2**31
@@ -150,7 +153,9 @@ class _Starts:
         if site.layer == self.shape.n_layers - 1 and site.kind not in _STREAM:
             # After the last block's keys and values only the position that is read matters.
             first = (
-                torch.where(first <= self.read, self.read, NEVER) if site.pos is None else first.where(first == self.read, NEVER)
+                torch.where(first <= self.read, self.read, NEVER)
+                if site.pos is None
+                else first.where(first == self.read, NEVER)
             )
         return first.masked_fill(first > self.read, NEVER)
 

@@ -83,7 +83,11 @@ class Layer:
     def mlp_pre(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
         """The pre-activation that the hook `mlp_pre` shows, and the linear half of a gated MLP."""
         assert self.mlp_in is not None
-        return (self.mlp_in(normed), None) if self.mlp_gate is None else (self.mlp_gate(normed), self.mlp_in(normed))
+        return (
+            (self.mlp_in(normed), None)
+            if self.mlp_gate is None
+            else (self.mlp_gate(normed), self.mlp_in(normed))
+        )
 
     def mlp_post(self, pre: Tensor, linear: Tensor | None) -> Tensor:
         """What the MLP's output map reads."""
@@ -148,7 +152,10 @@ class Decoder:
         n_kv = k.shape[3]
         group = n_heads // n_kv
         # One product per (example, kv head): all rows, heads of the group and queries against the shared keys.
-        query = q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5) * self.layers[layer].scale
+        query = (
+            q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5)
+            * self.layers[layer].scale
+        )
         own = query.reshape(n, n_kv, rows, group * n_queries, width) @ k.permute(1, 3, 0, 4, 2)
         own = own.view(n, n_kv, rows, group, n_queries, -1)
         hidden = ~visible[:, None, None, None]
@@ -185,9 +192,15 @@ class Decoder:
         if kind == "mlp_post":
             return change @ out.weight if unit is None else change.unsqueeze(-1) * out.weight[unit]
         width = self.shape.d_head
-        return change.flatten(-2) @ out.weight if unit is None else change @ out.weight[unit * width : (unit + 1) * width]
+        return (
+            change.flatten(-2) @ out.weight
+            if unit is None
+            else change @ out.weight[unit * width : (unit + 1) * width]
+        )
 
-    def written_by_each(self, kind: str, layer: int | None, change: Tensor, units: Int[Tensor, "run"]) -> Tensor:
+    def written_by_each(
+        self, kind: str, layer: int | None, change: Tensor, units: Int[Tensor, "run"]
+    ) -> Tensor:
         """What changes of one head or neuron each add to the stream, [run, ..., d_model].
 
         Args:
@@ -198,7 +211,9 @@ class Decoder:
         out = block.o if kind == "z" else block.mlp_out
         assert out is not None
         if kind == "mlp_post":
-            return change.unsqueeze(-1) * out.weight[units].view(-1, *[1] * (change.ndim - 1), out.weight.shape[-1])
+            return change.unsqueeze(-1) * out.weight[units].view(
+                -1, *[1] * (change.ndim - 1), out.weight.shape[-1]
+            )
         weight = out.weight.view(-1, self.shape.d_head, out.weight.shape[-1])[units]
         return (change.flatten(1, -2) @ weight).view(*change.shape[:-1], -1)
 
@@ -223,4 +238,6 @@ def linear(part: Any) -> Linear:
     """The map of an `nn.Linear` or of a `Conv1D`, whose weight is [in, out] already."""
     weight = part.weight.detach()
     bias = getattr(part, "bias", None)
-    return Linear(weight if type(part).__name__ == "Conv1D" else weight.T, None if bias is None else bias.detach())
+    return Linear(
+        weight if type(part).__name__ == "Conv1D" else weight.T, None if bias is None else bias.detach()
+    )

@@ -45,7 +45,13 @@ class Hops:
     """
 
     def __init__(
-        self, base: Base, bound: Bound, *, recompute: bool, places: Int[Tensor, "example pos"], tile: int = 2**25
+        self,
+        base: Base,
+        bound: Bound,
+        *,
+        recompute: bool,
+        places: Int[Tensor, "example pos"],
+        tile: int = 2**25,
     ) -> None:
         self.tile = tile
         self.base, self.decoder, self.bound, self.recompute = base, base.decoder, bound, recompute
@@ -74,7 +80,9 @@ class Hops:
 
     def still(self, message: Message) -> Bool[Tensor, "run example"]:
         """Where nothing at all is sent."""
-        quiet = torch.ones(len(message.writers), len(self.places), dtype=torch.bool, device=self.places.device)
+        quiet = torch.ones(
+            len(message.writers), len(self.places), dtype=torch.bool, device=self.places.device
+        )
         for runs, change in message.changes.values():
             quiet[runs] &= (change == 0).flatten(2).all(2)
         return quiet.cpu()
@@ -93,7 +101,9 @@ class Hops:
 
     def _changed(self, site: Site) -> Tensor:
         """[example, pos, ...]: the other value of a site minus its own."""
-        change = (self.base.edited(site.key, [(site, self.bound)]) - self.base.whole(site.key))[self.rows, self.places]
+        change = (self.base.edited(site.key, [(site, self.bound)]) - self.base.whole(site.key))[
+            self.rows, self.places
+        ]
         return change if site.unit is None else change[:, :, site.unit]
 
     def arriving(self, message: Message, readers: Sequence[Reader]) -> Iterator[tuple[Reader, Tensor]]:
@@ -169,7 +179,9 @@ class Hops:
             parts = {}
             for port, unit in (("q", head), ("k", head // group), ("v", head // group)):
                 value = given.get((port, unit))
-                value = self.at((port, layer))[:, :, unit].expand(runs, -1, -1, -1) if value is None else value
+                value = (
+                    self.at((port, layer))[:, :, unit].expand(runs, -1, -1, -1) if value is None else value
+                )
                 parts[port] = value.unsqueeze(3)
             q, k = (decoder.heads(parts[port], layer, port, self.places) for port in "qk")
             z = decoder.attend(layer, q, k, parts["v"], None, visible)[:, :, :, 0]
@@ -182,7 +194,9 @@ class Hops:
             runs, written = message.changes[key]
             change[runs] += written
 
-    def _attention_readers(self, layer: int, readers: Sequence[Reader], change: Tensor) -> Iterator[tuple[Reader, Tensor]]:
+    def _attention_readers(
+        self, layer: int, readers: Sequence[Reader], change: Tensor
+    ) -> Iterator[tuple[Reader, Tensor]]:
         stream = self.at(("resid_pre", layer)) + change
         if layer == self.decoder.shape.n_layers:
             yield readers[0], stream
@@ -193,7 +207,9 @@ class Hops:
             full = {"q": block.q, "k": block.k, "v": block.v}[reader.port]
             yield reader, _of_unit(full, reader.unit, self.decoder.shape.d_head)(normed)
 
-    def _mlp_readers(self, layer: int, readers: Sequence[Reader], change: Tensor) -> Iterator[tuple[Reader, Tensor]]:
+    def _mlp_readers(
+        self, layer: int, readers: Sequence[Reader], change: Tensor
+    ) -> Iterator[tuple[Reader, Tensor]]:
         block = self.decoder.layers[layer]
         assert block.mlp_out is not None
         made: dict[Reader, list[Tensor]] = {reader: [] for reader in readers}
@@ -231,8 +247,17 @@ class Hops:
 
     def _tiles(self, runs: Tensor, change: Tensor | None = None) -> Sequence[Tensor]:
         """Runs, as many at a time as the neurons of an MLP have room for."""
-        each = (runs if change is None else change)[0].numel() // self.decoder.shape.d_model * 3 * self.decoder.shape.d_mlp
-        return runs.split(max(1, self.tile // max(1, each * self.decoder.embed.element_size()))) if len(runs) else ()
+        each = (
+            (runs if change is None else change)[0].numel()
+            // self.decoder.shape.d_model
+            * 3
+            * self.decoder.shape.d_mlp
+        )
+        return (
+            runs.split(max(1, self.tile // max(1, each * self.decoder.embed.element_size())))
+            if len(runs)
+            else ()
+        )
 
 
 def _of_unit(full: Linear, unit: int | None, width: int) -> Linear:

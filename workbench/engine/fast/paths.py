@@ -79,12 +79,16 @@ class PathSweep(Sweep):
             keys |= {("mlp_out", layer) for layer in range(self.decoder.shape.n_layers)}
         return {key for key in keys if key[0] != "resid_pre"}
 
-    def _work(self, base: Base | None, examples: Sequence[int]) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
+    def _work(
+        self, base: Base | None, examples: Sequence[int]
+    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
         bound = self.bind(examples)
         for routes in self._groups(len(examples), into_logits=False):
             yield self._elements(base, bound, routes), [route.column for route in routes]
 
-    def _outcomes(self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout) -> Iterator[list[Outcome]]:
+    def _outcomes(
+        self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout
+    ) -> Iterator[list[Outcome]]:
         bound = self.bind(examples)
         for routes in self._groups(len(examples), into_logits=True):
             yield [self._read_at_once(base, bound, routes, readout)]
@@ -104,7 +108,11 @@ class PathSweep(Sweep):
         stream = hops.only_at(end, dict(hops.arriving(message, [end]))[end.whole])
         if every and read is not None:
             stream = stream[:, torch.arange(n), read.to(stream.device)][:, :, None]
-        before = hops.at(end.site.key) if read is None else base.whole(end.site.key)[torch.arange(n), read][:, None]
+        before = (
+            hops.at(end.site.key)
+            if read is None
+            else base.whole(end.site.key)[torch.arange(n), read][:, None]
+        )
         never = torch.stack(self._firsts(bound, routes)) >= lengths
         same = (stream == before).flatten(2).all(2).cpu() | still | never
         cohort = Cohort(0, longest, torch.arange(n), read)
@@ -128,7 +136,10 @@ class PathSweep(Sweep):
             hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
             message, still = self._message(hops, list(sent.values()))
             tables = dict(hops.arriving(message, wanted))
-            firsts = [first.where(~still[row], bound.prompts.lengths) for first, row in zip(firsts, rows, strict=True)]
+            firsts = [
+                first.where(~still[row], bound.prompts.lengths)
+                for first, row in zip(firsts, rows, strict=True)
+            ]
         elements = []
         for route, first, row in zip(routes, firsts, rows, strict=True):
             given = {reader.site: tables[reader.whole][row] for reader in route.receivers} if tables else {}
@@ -147,7 +158,9 @@ class PathSweep(Sweep):
     def _firsts(self, bound: Bound, routes: Sequence[Route]) -> list[Tensor]:
         """[example] of each route: the first token that it can change."""
         sent = [frozenset(each.site.key for each in route.senders) for route in routes]
-        known = {keys: torch.stack([bound.first_change(Site(*key)) for key in keys]).amin(0) for keys in set(sent)}
+        known = {
+            keys: torch.stack([bound.first_change(Site(*key)) for key in keys]).amin(0) for keys in set(sent)
+        }
         return [known[keys] for keys in sent]
 
     def _hops(self, base: Base, bound: Bound, places: Tensor) -> Hops:
@@ -162,11 +175,16 @@ class PathSweep(Sweep):
             if route.into_logits != into_logits or not route.receivers:
                 continue
             more = readers | set(route.receivers)
-            values = 4 * shape.d_model + sum(shape.d_head if reader.port in "qkv" else shape.d_model for reader in more)
-            tokens = n * (1 if into_logits and not route.middles and self.runs.metric.positions == "END" else longest)
+            values = 4 * shape.d_model + sum(
+                shape.d_head if reader.port in "qkv" else shape.d_model for reader in more
+            )
+            tokens = n * (
+                1 if into_logits and not route.middles and self.runs.metric.positions == "END" else longest
+            )
             room = max(1, self.runs.memory // 4 // (tokens * values * self.decoder.embed.element_size()))
             other = together and (
-                together[0].middles != route.middles or (into_logits and together[0].receivers != route.receivers)
+                together[0].middles != route.middles
+                or (into_logits and together[0].receivers != route.receivers)
             )
             if together and (other or len(together) >= room):
                 yield together

@@ -66,7 +66,13 @@ class Readout:
         """The metric of one run of the whole batch."""
         return self.metric(logits, self.pairs, self.reference)
 
-    def write(self, outcomes: Sequence[Outcome], table: Float[Tensor, "example element"], base: Tensor, measured: Tensor) -> None:
+    def write(
+        self,
+        outcomes: Sequence[Outcome],
+        table: Float[Tensor, "example element"],
+        base: Tensor,
+        measured: Tensor,
+    ) -> None:
         """Write m(edited) - m(base) of what a walk brought into a table of the batch.
 
         Args:
@@ -98,7 +104,9 @@ class Readout:
             runs = change.view(len(outcome.elements), -1)
             table[outcome.cohort.examples[:, None], torch.tensor(outcome.elements)] = runs.T.to(table)
 
-    def _read(self, outcome: Outcome) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
+    def _read(
+        self, outcome: Outcome
+    ) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
         """The stream where it is read; of several positions also which come after the run's first token, of the whole batch."""
         if self.places is None or self.places.ndim == 1:
             return outcome.stream[:, :, 0], None
@@ -113,7 +121,10 @@ class Readout:
             logits = base.clone()
             for outcome in outcomes:
                 if j in outcome.elements:
-                    stream, chosen = outcome.stream[outcome.elements.index(j)], outcome.cohort.examples.to(base.device)
+                    stream, chosen = (
+                        outcome.stream[outcome.elements.index(j)],
+                        outcome.cohort.examples.to(base.device),
+                    )
                     now = torch.cat([self.logits(part) for part in self._tiles(stream)])
                     if self.read is None:
                         logits[chosen, outcome.cohort.start : outcome.cohort.length] = now

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workbench.engine.fast.base_run import ALWAYS, Base, Departure, at, edited_rows, pattern_edit, units_depart
+from workbench.engine.fast.base_run import (
+    ALWAYS,
+    Base,
+    Departure,
+    at,
+    edited_rows,
+    pattern_edit,
+    units_depart,
+)
 from workbench.engine.fast.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
 from workbench.engine.values import Bound
@@ -56,7 +64,9 @@ class Outcome:
 def unedited(decoder: Decoder, prompts: Prompts, keys: Iterable[Key] = (), *, tile: int = TILE) -> Base:
     """Run a batch of prompts once, and keep these activations of it."""
     lengths = prompts.lengths
-    groups = [Cohort(0, n, (lengths == n).nonzero().flatten(), None, [0]) for n in sorted(set(lengths.tolist()))]
+    groups = [
+        Cohort(0, n, (lengths == n).nonzero().flatten(), None, [0]) for n in sorted(set(lengths.tolist()))
+    ]
     base = Base(decoder, prompts, {})
     Walk(base, [Element(())], groups, keep=set(keys), tile=tile).run()
     return base
@@ -138,7 +148,10 @@ class Walk:
             self._edit(kind, layer, value, read=read and kind == "q")
             self._record(kind, layer, value)
         z = torch.empty_like(q)
-        split = [*(self._split(value, read=read) for value in (q, z)), *(self._split(value, read=False) for value in (k, v))]
+        split = [
+            *(self._split(value, read=read) for value in (q, z)),
+            *(self._split(value, read=False) for value in (k, v)),
+        ]
         for rows, *parts in zip(self.rows, *split, strict=True):
             if rows.elements:
                 self._attend(layer, rows, *(rows.view(part) for part in parts), read=read)
@@ -150,7 +163,9 @@ class Walk:
         self._record("attn_out", layer, written)
         return written
 
-    def _attend(self, layer: int, rows: Rows, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool) -> None:
+    def _attend(
+        self, layer: int, rows: Rows, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool
+    ) -> None:
         """Write z of a cohort's runs, several runs at a time."""
         cohort, decoder = rows.cohort, self.decoder
         queries, keys = (cohort.positions(read=which).to(q.device) for which in (read, False))
@@ -163,7 +178,9 @@ class Walk:
         n_values = queries.numel() * self.shape.n_heads * 4 * (cohort.length + self.shape.d_head)
         for part in self._tiles(len(rows.elements), n_values * q.element_size()):
             elements = [self.elements[j] for j in rows.elements[part]]
-            edit = self._watch_pattern(layer, rows) or pattern_edit(self.base, layer, cohort, elements, read=read)
+            edit = self._watch_pattern(layer, rows) or pattern_edit(
+                self.base, layer, cohort, elements, read=read
+            )
             z[part] = decoder.attend(layer, q[part], k[part], v[part], before, visible, edit)
 
     def _mlp(self, layer: int, stream: Tensor, *, read: bool) -> Tensor:
@@ -231,7 +248,9 @@ class Walk:
             elements = [elements[k] for k in differ]
             self.same |= {(id(rows), j): same[k] for j, k in zip(elements, differ, strict=True)}
             change = change if len(elements) == len(same) else change[differ]
-            self.waiting.append((rows, elements, change.add_(at(self.base.whole(before), rows.cohort, read=read))))
+            self.waiting.append(
+                (rows, elements, change.add_(at(self.base.whole(before), rows.cohort, read=read)))
+            )
         self._append(read=read)
 
     def _wait(self, rows: Rows, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
@@ -247,7 +266,9 @@ class Walk:
     def _changes(self, rows: Rows, j: int, key: Key) -> bool:
         """Whether edits of an activation write anything new into the unedited run."""
         chosen = rows.cohort.examples.to(self.decoder.device)
-        return not torch.equal(self.base.edited(key, self.elements[j].at(*key))[chosen], self.base.whole(key)[chosen])
+        return not torch.equal(
+            self.base.edited(key, self.elements[j].at(*key))[chosen], self.base.whole(key)[chosen]
+        )
 
     def _append(self, *, read: bool) -> None:
         """Put the waiting runs behind those of their cohorts."""

@@ -40,10 +40,15 @@ class Sweep:
         """[example, element]: m(edited) - m(base), exactly 0 where nothing can change."""
         wide = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
         table = torch.zeros((len(self.runs.pairs), self.n_elements), dtype=wide)
-        with tqdm(total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False) as bar:
+        with tqdm(
+            total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
+        ) as bar:
             for examples in self._batches():
                 part = self._part(examples)
-                prompts, done = part.side(self.runs.side), torch.zeros((len(part), self.n_elements), dtype=wide)
+                prompts, done = (
+                    part.side(self.runs.side),
+                    torch.zeros((len(part), self.n_elements), dtype=wide),
+                )
                 base = self._unedited(prompts)
                 readout = self._readout(part, self.runs.side)
                 logits = readout.base_logits(base)
@@ -52,7 +57,9 @@ class Sweep:
                 measured = readout.measure(logits)
                 for outcomes in self._outcomes(base, part, examples, readout):
                     readout.write(outcomes, done, logits, measured)
-                    bar.update(sum(len(outcome.elements) * len(outcome.cohort.examples) for outcome in outcomes))
+                    bar.update(
+                        sum(len(outcome.elements) * len(outcome.cohort.examples) for outcome in outcomes)
+                    )
                 table[list(examples)] = done
             bar.update(bar.total - bar.n)
         return table
@@ -66,8 +73,12 @@ class Sweep:
             read = self._readout(part, self.runs.side).read
             kept = (self._kept + self._beside) * int(prompts.lengths.sum())
             passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
-            everything = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
-            unedited_run = replace(_walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept)
+            everything = [
+                Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)
+            ]
+            unedited_run = replace(
+                _walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept
+            )
             for _ in range(passes):
                 total = total.plus(unedited_run)
             walked = Cost()
@@ -84,18 +95,24 @@ class Sweep:
     def _unedited(self, prompts: Prompts) -> Base:
         return unedited(self.decoder, prompts, needed(self.keys), tile=self._tile)
 
-    def _work(self, base: Base | None, examples: Sequence[int]) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
+    def _work(
+        self, base: Base | None, examples: Sequence[int]
+    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
         """Edited runs of a batch with their columns in the table, in groups; their sites suffice where there is no base."""
         yield self.make(base, examples), range(self.n_elements)
 
-    def _outcomes(self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout) -> Iterator[list[Outcome]]:
+    def _outcomes(
+        self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout
+    ) -> Iterator[list[Outcome]]:
         prompts = pairs.side(self.runs.side)
         for elements, columns in self._work(base, examples):
             walked: set[int] = set()
             for groups in self._walks(elements, prompts, readout.read):
                 walked.update(j for group in groups for j in group.elements)
                 outcomes = Walk(base, elements, groups, tile=self._tile).run()
-                yield [replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes]
+                yield [
+                    replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes
+                ]
 
             _check_edits(base, [element for j, element in enumerate(elements) if j not in walked])
 
@@ -105,7 +122,9 @@ class Sweep:
     def _tile(self) -> int:
         # A tile that a processor's cache holds is faster, unless it is small beside the weights that every tile reads again.
         shape, item = self.decoder.shape, self.decoder.embed.element_size()
-        cached = max(2**22, 4 * shape.d_model * shape.d_mlp * item) if self.decoder.device.type == "cpu" else 2**25
+        cached = (
+            max(2**22, 4 * shape.d_model * shape.d_mlp * item) if self.decoder.device.type == "cpu" else 2**25
+        )
         return max(2**16, min(2**25, cached, self.runs.memory // 8))
 
     @property
@@ -113,7 +132,9 @@ class Sweep:
         """Bytes of one token of the unedited run that are kept for the edited ones."""
         shape, layers = self.decoder.shape, self.decoder.shape.n_layers
         values = (2 * layers + 1) * shape.d_model + 2 * layers * shape.n_kv_heads * shape.d_head
-        return (values + sum(self._width(kind) for kind, _ in needed(self.keys))) * self.decoder.embed.element_size()
+        return (
+            values + sum(self._width(kind) for kind, _ in needed(self.keys))
+        ) * self.decoder.embed.element_size()
 
     @property
     def _beside(self) -> int:
@@ -150,7 +171,9 @@ class Sweep:
         for first in range(0, n, size):
             yield range(first, min(first + size, n))
 
-    def _walks(self, elements: Sequence[Element], prompts: Prompts, read: Tensor | None) -> Iterator[list[Cohort]]:
+    def _walks(
+        self, elements: Sequence[Element], prompts: Prompts, read: Tensor | None
+    ) -> Iterator[list[Cohort]]:
         """Cohorts that walk together: runs that join in neighbouring layers, as many as the budget holds."""
         shape = self.decoder.shape
         groups = cohorts(elements, prompts, shape, read)
@@ -172,10 +195,16 @@ class Sweep:
             yield _only(groups, together)
 
     def _part(self, examples: range) -> PromptPairs:
-        return self.runs.pairs if len(examples) == len(self.runs.pairs) else self.runs.pairs.select(list(examples))
+        return (
+            self.runs.pairs
+            if len(examples) == len(self.runs.pairs)
+            else self.runs.pairs.select(list(examples))
+        )
 
     def _readout(self, pairs: PromptPairs, side: str) -> Readout:
-        return Readout(self.decoder, self.runs.metric, pairs, pairs.side(side), tile=self._tile, dtype=self.runs.dtype)
+        return Readout(
+            self.decoder, self.runs.metric, pairs, pairs.side(side), tile=self._tile, dtype=self.runs.dtype
+        )
 
     def _clean_logits(self, pairs: PromptPairs) -> Tensor:
         return self._readout(pairs, "clean").base_logits(unedited(self.decoder, pairs.clean, tile=self._tile))

@@ -22,7 +22,9 @@ def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, roo
     """
     n_layers = runs.graph.shape.n_layers
     plain, *dropped = (runs.at([1.0]), *(runs.dropped(layer) for layer in range(n_layers) if n_layers > 1))
-    tables = [EdgeTable(runs.batch, runs.graph, ("example", *keep), start=runs.start) for _ in (plain, *dropped)]
+    tables = [
+        EdgeTable(runs.batch, runs.graph, ("example", *keep), start=runs.start) for _ in (plain, *dropped)
+    ]
     attention = {f"<{port}>" for port in "qk"}
     with torch.no_grad():
         for run, table in zip((plain, *dropped), tables, strict=True):
@@ -36,7 +38,9 @@ def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, roo
     signed, *magnitudes = (table.values for table in tables)
     if magnitudes:
         # The run that drops a reader's own layer sees nothing of it: the mean is over the others. The logits have no layer.
-        seen = torch.tensor([n_layers if reader == "logits" else n_layers - 1 for reader in runs.graph.readers])
+        seen = torch.tensor(
+            [n_layers if reader == "logits" else n_layers - 1 for reader in runs.graph.readers]
+        )
         signed = signed.sign() * torch.stack([each.abs() for each in magnitudes]).sum(0) / seen
     return signed if "example" in keep else signed.sum(0, keepdim=True), 1 + len(magnitudes)
 
@@ -54,15 +58,24 @@ class _Attention:
         self.hidden = self.pos[None, :] > self.pos[:, None]
         normed = self.block.attn_norm(self.stream)
         self.q, self.k = (self._heads(normed, port) for port in "qk")
-        v = self.block.v(normed).view(*normed.shape[:2], self.shape.n_kv_heads, -1).repeat_interleave(self.shape.group, 2)
+        v = (
+            self.block.v(normed)
+            .view(*normed.shape[:2], self.shape.n_kv_heads, -1)
+            .repeat_interleave(self.shape.group, 2)
+        )
         # How much the metric changes with each entry of the pattern, in every run.
         self.worth = [torch.einsum("bkhe,bqhe->bhqk", v, run.slopes["z", layer][0]) if ("z", layer) in run.slopes else None for run in each]  # fmt: skip
         self.pattern = self._pattern(self.q, self.k)
 
     def _heads(self, normed: Tensor, port: str) -> Tensor:
         """Rotated queries or keys [..., pos, head, d_head], keys repeated for the queries that share them."""
-        linear, heads = getattr(self.block, port), self.shape.n_heads if port == "q" else self.shape.n_kv_heads
-        made = self.decoder.heads(linear(normed).view(*normed.shape[:-1], heads, self.shape.d_head), self.layer, port, self.pos)
+        linear, heads = (
+            getattr(self.block, port),
+            self.shape.n_heads if port == "q" else self.shape.n_kv_heads,
+        )
+        made = self.decoder.heads(
+            linear(normed).view(*normed.shape[:-1], heads, self.shape.d_head), self.layer, port, self.pos
+        )
         return made if port == "q" else made.repeat_interleave(self.shape.group, -2)
 
     def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
@@ -103,7 +116,9 @@ class _Attention:
             for table, worth in zip(tables, self.worth, strict=True):
                 if worth is not None:
                     heads = (change * worth).sum((-1, -2))
-                    self._put(table, place, writers, readers, heads.unflatten(-1, (-1, self.shape.group)).sum(-1))
+                    self._put(
+                        table, place, writers, readers, heads.unflatten(-1, (-1, self.shape.group)).sum(-1)
+                    )
 
     def _places(self, table: EdgeTable) -> list[tuple[int, Tensor | None]]:
         """Places of the table with a mask [example, pos] of their tokens; None: all tokens."""
@@ -113,7 +128,10 @@ class _Attention:
         if table.classes is None:
             return [(0, None)]
         classes = table.classes.to(self.stream.device)
-        return [(number, (classes == number).to(self.stream)) for number in range(len(self.runs.graph.positions or ()))]
+        return [
+            (number, (classes == number).to(self.stream))
+            for number in range(len(self.runs.graph.positions or ()))
+        ]
 
     def _put(self, table: EdgeTable, place: int, writers: slice, readers: slice, found: Tensor) -> None:
         """Add [writer, example, reader]."""

@@ -48,7 +48,9 @@ class Sources:
         """
         values, others = _activations(batch, graph, model)
         values, others = ({key: value[:, start:] for key, value in each.items()} for each in (values, others))
-        pieces = list(_pieces(batch, graph, model, {key: values[key] - others[key] for key in values}, values, room))
+        pieces = list(
+            _pieces(batch, graph, model, {key: values[key] - others[key] for key in values}, values, room)
+        )
         tokens = values["resid_pre", 0].numel()
         whole = torch.cat([make() for _, make in pieces]) if tokens * len(graph.writers) <= room else None
         return cls(pieces, whole, values, others)
@@ -147,7 +149,14 @@ class EdgeTable:
         self.before = graph.whole.exists.sum(0)
 
     def add(
-        self, sources: Sources, run: Run, maps: Sequence[Maps], *, room: int, writers: slice | None = None, share: float = 1.0
+        self,
+        sources: Sources,
+        run: Run,
+        maps: Sequence[Maps],
+        *,
+        room: int,
+        writers: slice | None = None,
+        share: float = 1.0,
     ) -> None:
         """Add (z_u - z'_u) . dm/d in_v, times `share`, of some writers (None: all)."""
         with torch.no_grad():
@@ -173,7 +182,9 @@ class EdgeTable:
             if bool(here.any()):
                 self._sum(writers, readers, change, slope * here[..., None], share, number)
 
-    def _sum(self, writers: slice, readers: slice, change: Tensor, slope: Tensor, share: float, place: slice | int) -> None:
+    def _sum(
+        self, writers: slice, readers: slice, change: Tensor, slope: Tensor, share: float, place: slice | int
+    ) -> None:
         if "example" not in self.keep and "pos" not in self.keep:
             found = (change.flatten(1) @ slope.flatten(1).T)[None, None]
         else:

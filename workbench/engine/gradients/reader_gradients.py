@@ -70,7 +70,9 @@ def decoder_run(
             for port, heads in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
                 at[port, layer] = getattr(block, port)(normed).view(*x.shape[:3], heads, shape.d_head)
             q, k = (decoder.heads(at[port, layer], layer, port, pos) for port in "qk")
-            before = tuple(base.kept[name, layer][:, :start] for name in ("k rotated", "v")) if start else None
+            before = (
+                tuple(base.kept[name, layer][:, :start] for name in ("k rotated", "v")) if start else None
+            )
             z = written.get(("z", layer))
             at["z", layer] = decoder.attend(layer, q, k, at["v", layer], before, visible) if z is None else z  # pyright: ignore[reportArgumentType]
             out = block.o(at["z", layer].flatten(-2))
@@ -89,11 +91,20 @@ def decoder_run(
                 mid = mid + (out.detach() if dropped == layer else out)
             x = mid
         at["logits", shape.n_layers] = x
-        return Run(streams, mlp_streams, slopes_of(measure(x), {key: v for key, v in at.items() if v.requires_grad}, metric))
+        return Run(
+            streams,
+            mlp_streams,
+            slopes_of(measure(x), {key: v for key, v in at.items() if v.requires_grad}, metric),
+        )
 
 
 def hooked_run(
-    model: Any, bound: Bound, measure: Callable[[Tensor], Tensor], metric: str, writes: Sequence[Write] = (), rows: int = 1
+    model: Any,
+    bound: Bound,
+    measure: Callable[[Tensor], Tensor],
+    metric: str,
+    writes: Sequence[Write] = (),
+    rows: int = 1,
 ) -> Run:
     """The same of any model, at every token.
 
@@ -103,7 +114,9 @@ def hooked_run(
     """
     blocks = [Block.of(model, layer) for layer in range(model.cfg.n_layers)]
     tokens = bound.prompts.tokens.repeat(rows, 1)
-    record: list[Key] = [(kind, layer) for layer in range(len(blocks)) for kind in ("resid_pre", "q", "k", "v", "z")]
+    record: list[Key] = [
+        (kind, layer) for layer in range(len(blocks)) for kind in ("resid_pre", "q", "k", "v", "z")
+    ]
     raw = ["unembed.hook_in", *(["ln_final.hook_in"] if hasattr(model, "ln_final") else [])]
     for layer, block in enumerate(blocks):
         if block.mlp_norm is not None:
@@ -111,9 +124,17 @@ def hooked_run(
             raw += [block.mlp_stream] if block.mlp_stream != Site("resid_pre", layer).hook else []
     result = forward(model, tokens, writes=writes, record=record, raw_record=raw, gradients=True)
     seen = result.recorded
-    inputs = {("normed", layer): seen[f"blocks.{layer}.mlp.hook_in"] for layer, b in enumerate(blocks) if b.mlp_norm is not None}
-    inputs |= {(port, layer): seen[port, layer] for layer in range(len(blocks)) for port in ("q", "k", "v", "z")}
-    found = slopes_of(measure(result.logits), inputs | {("normed", len(blocks)): seen["unembed.hook_in"]}, metric)
+    inputs = {
+        ("normed", layer): seen[f"blocks.{layer}.mlp.hook_in"]
+        for layer, b in enumerate(blocks)
+        if b.mlp_norm is not None
+    }
+    inputs |= {
+        (port, layer): seen[port, layer] for layer in range(len(blocks)) for port in ("q", "k", "v", "z")
+    }
+    found = slopes_of(
+        measure(result.logits), inputs | {("normed", len(blocks)): seen["unembed.hook_in"]}, metric
+    )
 
     def apart(value: Tensor) -> Tensor:
         return value.detach().view(rows, -1, *value.shape[1:])
@@ -125,7 +146,11 @@ def hooked_run(
             slopes[name, layer] = apart(slope)
             continue
         last = layer == len(blocks)
-        entry = seen.get("ln_final.hook_in", seen["unembed.hook_in"]) if last else seen[_entry(blocks[layer], layer, seen)]
+        entry = (
+            seen.get("ln_final.hook_in", seen["unembed.hook_in"])
+            if last
+            else seen[_entry(blocks[layer], layer, seen)]
+        )
         norm = final_norm(model) if last else blocks[layer].mlp_norm
         assert norm is not None
         entry = entry.detach()
@@ -164,7 +189,9 @@ class Maps:
         width, made = decoder.shape.d_head, []
         for block in decoder.layers:
             ports = {port: getattr(block, port).weight for port in "qkv"}
-            split = {port: weight.view(len(weight), -1, width).transpose(0, 1) for port, weight in ports.items()}
+            split = {
+                port: weight.view(len(weight), -1, width).transpose(0, 1) for port, weight in ports.items()
+            }
             into, gate = (None if each is None else each.weight for each in (block.mlp_in, block.mlp_gate))
             made.append(cls(block.attn_norm, split, block.mlp_norm, into, gate))
         return made
@@ -185,7 +212,9 @@ def reader_slopes(
             if slope is None:
                 slope = run.streams[layer].new_zeros(*run.streams[layer].shape[:3], heads, shape.d_head)
             for part in _parts(heads, run.streams[layer], room):
-                after = slope[..., part, :].movedim(-2, 0).flatten(1, 3) @ weight[part].transpose(1, 2).to(slope.dtype)
+                after = slope[..., part, :].movedim(-2, 0).flatten(1, 3) @ weight[part].transpose(1, 2).to(
+                    slope.dtype
+                )
                 pulled = _back(maps[layer].attn_norm, run.streams[layer], after)
                 yield slice(at + part.start, at + part.stop), pulled
             at += heads

@@ -36,7 +36,9 @@ class Runs:
         if all(share == 1 for share in shares):
             return self._run(len(shares))
         if self.batch.walk is None:
-            return self._run(len(shares), hooks=[Write("embed", None, self._on_the_way(Site("embed"), shares))])
+            return self._run(
+                len(shares), hooks=[Write("embed", None, self._on_the_way(Site("embed"), shares))]
+            )
         decoder, tokens = self.batch.walk.decoder, self.batch.pairs.clean.tokens
         here = decoder.embed[tokens.to(decoder.device)]
         change = self.batch.bound.edited(Site("embed"), here) - here
@@ -78,7 +80,9 @@ class Runs:
     ) -> Run:
         batch, size = self.batch, len(self.batch.pairs)
         if batch.walk is None:
-            measure = lambda logits: self._weighted([batch.hooked(self.metric, one) for one in logits.split(size)])  # noqa: E731
+            measure = lambda logits: self._weighted(
+                [batch.hooked(self.metric, one) for one in logits.split(size)]
+            )  # noqa: E731
             return hooked_run(self.model, batch.bound, measure, self.metric.name, hooks, n)
         stream = batch.walk.base.whole(("resid_pre", 0))[:, self.start :]
         stream = stream.expand(n, *stream.shape) if moved is None else stream + moved

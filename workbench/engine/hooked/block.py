@@ -54,7 +54,9 @@ class Block:
         for port, weight in weights.items():
             bias = getattr(attn, f"b_{port.upper()}", None)
             biases[port] = (
-                weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias.detach().view(weight.shape[0], -1)
+                weight.new_zeros(weight.shape[0], weight.shape[2])
+                if bias is None
+                else bias.detach().view(weight.shape[0], -1)
             )
         attn_norm, b_out = _norm(children.get("ln1")), getattr(attn, "b_O", None)
         own_mlp_norm = "ln2" in children
@@ -69,7 +71,9 @@ class Block:
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
 
-    def project(self, normed: Float[Tensor, "example pos head d_model"], port: str) -> Float[Tensor, "example pos head d_head"]:
+    def project(
+        self, normed: Float[Tensor, "example pos head d_model"], port: str
+    ) -> Float[Tensor, "example pos head d_head"]:
         """q, k or v of every head from the normed input of each."""
         weight, bias = self.weights[port], self.biases[port]
         return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
@@ -92,12 +96,16 @@ def check_parts_add_up(model: Any) -> None:
         block = Block.of(model, layer)
         added = kept["resid_post", layer] - kept["resid_pre", layer]
         written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
-        written = written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
+        written = (
+            written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
+        )
         written = written if shape.attn_only else written + kept["mlp_out", layer]
         bias = (added - written).float()  # b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())
         rough = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        rounding = 8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())  # of a block that adds nothing
+        rounding = (
+            8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())
+        )  # of a block that adds nothing
         if spread > rough * float(added.abs().max()) + rounding:
             raise ModelError(
                 f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: it scales or norms "
@@ -118,7 +126,9 @@ def norm_of(model: Any, layer: int, name: str) -> Norm | None:
     return None if found is None else _norm(found)
 
 
-def pull_back(norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]) -> Tensor:
+def pull_back(
+    norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]
+) -> Tensor:
     """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
 
     Args:

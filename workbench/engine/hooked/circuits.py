@@ -177,7 +177,9 @@ class _Walk:
         self.differences.append(_Written(self._apart(self._changed(site, value)[:, :, None])))
 
     def _changed(self, site: Site, current: Tensor) -> Tensor:
-        return torch.cat([self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))])
+        return torch.cat(
+            [self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))]
+        )
 
     def _apart(self, rows: Tensor) -> Tensor:
         """[circuit, writer, example, pos, d_model] of [row, pos, writer, d_model]."""

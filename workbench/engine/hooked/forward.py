@@ -67,7 +67,9 @@ def forward(
     hooks = plan.hooks()
     try:
         with nullcontext() if gradients else torch.no_grad():
-            logits = model.run_with_hooks(tokens.to(model_device(model)), fwd_hooks=hooks, return_type="logits")
+            logits = model.run_with_hooks(
+                tokens.to(model_device(model)), fwd_hooks=hooks, return_type="logits"
+            )
     except (ValueError, KeyError, AttributeError) as error:
         missing = [name for name, _ in hooks if not _has_hook(model, name)]
         if not missing:
@@ -108,7 +110,9 @@ class _Plan:
                 self.keys.setdefault(_stream_before(layer), [])
             self.keys.setdefault(KINDS[kind].hook.format(layer=layer), []).append((kind, layer))
         raw = dict.fromkeys([*self.raw, *self.raw_record])
-        return [(name, self._hook(name)) for name in self.keys] + [(name, self._raw_hook(name)) for name in raw]
+        return [(name, self._hook(name)) for name in self.keys] + [
+            (name, self._raw_hook(name)) for name in raw
+        ]
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
         # attn_out comes before resid_mid where both are edited, as in the model.
@@ -162,7 +166,9 @@ def _stream_before(layer: int | None) -> str:
 
 def _checked(new: Tensor, old: Tensor, name: str) -> Tensor:
     if new.shape != old.shape:
-        raise EditError(f"An edit at {name} returned shape {tuple(new.shape)} for an activation of {tuple(old.shape)}.")
+        raise EditError(
+            f"An edit at {name} returned shape {tuple(new.shape)} for an activation of {tuple(old.shape)}."
+        )
     return new.to(old.dtype)
 
 
@@ -185,4 +191,7 @@ def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any,
             "logit_diff, prob_diff or nll."
         )
     found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
-    return {key: torch.zeros_like(at[key]) if slope is None else slope for key, slope in zip(at, found, strict=True)}
+    return {
+        key: torch.zeros_like(at[key]) if slope is None else slope
+        for key, slope in zip(at, found, strict=True)
+    }

@@ -30,7 +30,10 @@ class HookedPaths:
         self.model, self.bound, self.recompute = model, bound, recompute
         self.shape, self.prompts = Shape.of(model), bound.prompts
         kinds = ["z", *([] if self.shape.attn_only else ["mlp_out", "mlp_post"])]
-        keys: list[Key] = [("resid_pre", 0), *((kind, layer) for kind in kinds for layer in range(self.shape.n_layers))]
+        keys: list[Key] = [
+            ("resid_pre", 0),
+            *((kind, layer) for kind in kinds for layer in range(self.shape.n_layers)),
+        ]
         self.base = forward(model, self.prompts.tokens, record=keys).recorded
 
     def element(self, route: Route) -> Element:
@@ -53,10 +56,16 @@ class HookedPaths:
         """[example, pos, ...]: what a reader computes when these writers write other values."""
         site = reader.whole.site
         spare = reader.layer if reader.is_mlp else None
-        sent = {at: value for at, value in values.items() if at.kind not in ("mlp_out", "mlp_post") or at.layer != spare}
+        sent = {
+            at: value
+            for at, value in values.items()
+            if at.kind not in ("mlp_out", "mlp_post") or at.layer != spare
+        }
         writes = self._frozen(sent, spare=spare)
         return _part(
-            forward(self.model, self.prompts.tokens, writes=writes, record=[site.key]).recorded[site.key], site, self.prompts
+            forward(self.model, self.prompts.tokens, writes=writes, record=[site.key]).recorded[site.key],
+            site,
+            self.prompts,
         )
 
     def _through(self, values: Values, read: Sequence[Reader], written: Sequence[Writer]) -> Values:
@@ -74,7 +83,9 @@ class HookedPaths:
             neurons = any(site.key == ("mlp_post", layer) for site in values)
             free = self.recompute or layer == spare
             still = (
-                kind == "z" or (kind == "mlp_out" and not free and not neurons) or (kind == "mlp_post" and neurons and not free)
+                kind == "z"
+                or (kind == "mlp_out" and not free and not neurons)
+                or (kind == "mlp_post" and neurons and not free)
             )
             if still or mine:
                 writes.append(Write(kind, layer, self._writer((kind, layer), mine, still=still)))

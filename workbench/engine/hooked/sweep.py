@@ -37,13 +37,22 @@ class ReferenceSweep:
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
         runs = self.n_elements * len(self.runs.prompts)
-        return Cost(runs, 0, n, float(tokens * shape.n_layers * n), float(tokens * forward_flops(shape) * n), per_row * rows)
+        return Cost(
+            runs,
+            0,
+            n,
+            float(tokens * shape.n_layers * n),
+            float(tokens * forward_flops(shape) * n),
+            per_row * rows,
+        )
 
     def run(self, *, progress: bool, what: str) -> Tensor:
         """[example, element]: m(edited) - m(base), exactly 0 where every edit writes what is there."""
         runs, n = self.runs, len(self.runs.prompts)
         table = torch.zeros((n, self.n_elements), dtype=torch.float64)
-        with tqdm(total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False) as bar:
+        with tqdm(
+            total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
+        ) as bar:
             for examples in runs.batches():
                 part, elements = runs.prompts.select(examples), self.make(None, examples)
                 held = _Unedited(runs.model, part)
@@ -54,7 +63,9 @@ class ReferenceSweep:
                         waiting.append(j)
                     if waiting and (len(waiting) == together or j == len(elements) - 1):
                         chosen = [elements[k] for k in waiting]
-                        table[examples.start : examples.stop, waiting] = self._edited(chosen, part, examples).to(table)
+                        table[examples.start : examples.stop, waiting] = self._edited(
+                            chosen, part, examples
+                        ).to(table)
                         waiting = []
                     bar.update(len(part))
         return table if runs.measured.dtype == torch.float64 else table.float()
@@ -62,7 +73,9 @@ class ReferenceSweep:
     def _edited(self, elements: Sequence[Element], prompts: Prompts, examples: Sequence[int]) -> Tensor:
         """[example, element] of runs that share one forward pass."""
         n, causal = len(prompts), Shape.of(self.runs.model).causal
-        placed = ((slice(k * n, (k + 1) * n), edit) for k, element in enumerate(elements) for edit in element.edits)
+        placed = (
+            (slice(k * n, (k + 1) * n), edit) for k, element in enumerate(elements) for edit in element.edits
+        )
         writes = [Edit(site, bound, rows, causal).write() for rows, (site, bound) in placed]
         logits = self.runs.logits(prompts, len(elements), writes)
         measured = [self.runs.measure(one, prompts, examples) for one in logits.split(n)]
@@ -79,7 +92,9 @@ class _Unedited:
     def unchanged(self, site: Site, bound: Bound) -> bool:
         """Whether an edit writes, bit by bit, what is there already in every example."""
         if site.key not in self.held:
-            self.held = {site.key: forward(self.model, self.prompts.tokens, record=[site.key]).recorded[site.key]}
+            self.held = {
+                site.key: forward(self.model, self.prompts.tokens, record=[site.key]).recorded[site.key]
+            }
         before = self.held[site.key]
         after = Edit(site, bound, causal=Shape.of(self.model).causal).write().change(before.clone())
         if site.kind == "pattern":

@@ -15,7 +15,12 @@ ENDINGS = (".svg", ".png", ".pdf")
 
 
 def export(
-    view: CircuitView | Circuit, path: str | Path, *, kind: ViewKind = "component", scale: float = 2.0, overwrite: bool = False
+    view: CircuitView | Circuit,
+    path: str | Path,
+    *,
+    kind: ViewKind = "component",
+    scale: float = 2.0,
+    overwrite: bool = False,
 ) -> Path:
     """Write one view of a circuit to a .svg, .png or .pdf file, whole or not at all; its path comes back.
 
@@ -32,7 +37,9 @@ def export(
     if not isinstance(view, CircuitView):
         raise WorkbenchError(f"A {type(view).__name__} cannot be exported: a Circuit or a CircuitView can.")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not (isfinite(scale) and scale > 0):
-        raise WorkbenchError(f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture.")
+        raise WorkbenchError(
+            f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture."
+        )
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -55,7 +62,11 @@ def export(
         source = text.encode()
         size: dict[str, Any] = {"scale": scale}
         png = ending == ".png"
-        data = cairosvg.svg2png(bytestring=source, **size) if png else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
+        data = (
+            cairosvg.svg2png(bytestring=source, **size)
+            if png
+            else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
+        )
     with whole(path) as partial:
         partial.write_bytes(data or b"")
     return path
@@ -63,4 +74,8 @@ def export(
 
 def _undated(pdf: bytes) -> bytes:
     """The PDF without the time at which it was written; as long as before, so that its table of offsets holds."""
-    return re.sub(rb"/CreationDate \(D:[^)]*\)", lambda found: b"/CreationDate (D:20000101000000Z)".ljust(len(found[0])), pdf)
+    return re.sub(
+        rb"/CreationDate \(D:[^)]*\)",
+        lambda found: b"/CreationDate (D:20000101000000Z)".ljust(len(found[0])),
+        pdf,
+    )

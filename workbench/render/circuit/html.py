@@ -77,9 +77,14 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "",
         sections: (heading, html); headings are escaped here, the html is taken as it is.
         footer: html at the end of the page.
     """
-    entries = "".join(f'<li><a href="#s{i}">{xml(heading)}</a></li>' for i, (heading, _) in enumerate(sections, 1))
+    entries = "".join(
+        f'<li><a href="#s{i}">{xml(heading)}</a></li>' for i, (heading, _) in enumerate(sections, 1)
+    )
     contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>' if len(sections) > 1 else ""
-    body = "".join(f'<section id="s{i}"><h2>{xml(heading)}</h2>{text}</section>' for i, (heading, text) in enumerate(sections, 1))
+    body = "".join(
+        f'<section id="s{i}"><h2>{xml(heading)}</h2>{text}</section>'
+        for i, (heading, text) in enumerate(sections, 1)
+    )
     below = f'<p class="subtitle">{xml(subtitle)}</p>' if subtitle else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -93,7 +98,9 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "",
 
 def script_json(value: Any) -> str:
     """JSON that is safe inside a script element, whatever text is in it; ASCII only, so U+2028 is escaped too."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
 
 
 def packed(text: str) -> str:
@@ -115,7 +122,10 @@ def frame_document(view: CircuitView) -> str:
     pictures = ""
     prompts = [view, *view.more]
     for number, one in enumerate(prompts):
-        kinds: list[ViewKind] = [*(["component"] if number == 0 else []), *(["position"] if one.has_positions else [])]
+        kinds: list[ViewKind] = [
+            *(["component"] if number == 0 else []),
+            *(["position"] if one.has_positions else []),
+        ]
         for kind in kinds:
             lines = lines_of(one, kind)
             start = cut(lines, one.top) if one.scored else len(lines)
@@ -167,7 +177,10 @@ def _controls(view: CircuitView) -> str:
             for i, label in enumerate(labels)
         )
         filters += f"<fieldset><legend>{name}</legend>{boxes}</fieldset>"
-    options = "".join(f'<option value="{i}">{i + 1}: {xml(_start_of(one))}</option>' for i, one in enumerate([view, *view.more]))
+    options = "".join(
+        f'<option value="{i}">{i + 1}: {xml(_start_of(one))}</option>'
+        for i, one in enumerate([view, *view.more])
+    )
     prompts = f'<label>prompt <select id="prompt">{options}</select></label>' if view.more else ""
     return (
         f'<nav aria-label="what is shown"><span><button id="to-component">component</button><button id="to-position"{hint}>'
@@ -194,7 +207,16 @@ def _scene(drawing: Drawing) -> dict[str, Any]:
     def row(line: Line) -> list[Any]:
         position = -1 if line.pos is None else line.pos
         fed, shared = [unit(name) for name in line.feeds], int(line.port in ("k", "v"))
-        return [line.edge, position, _round(line.weight), unit(line.unit), fed, at[line.start], at[line.end], shared]
+        return [
+            line.edge,
+            position,
+            _round(line.weight),
+            unit(line.unit),
+            fed,
+            at[line.start],
+            at[line.end],
+            shared,
+        ]
 
     hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
     keys = [node.key for node in drawing.nodes]
@@ -241,7 +263,9 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
         if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
             continue
         room -= pattern.size
-        cells = np.where(np.isfinite(pattern), np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254), 255).astype(np.uint8)
+        cells = np.where(
+            np.isfinite(pattern), np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254), 255
+        ).astype(np.uint8)
         kept[name] = base64.b64encode(cells.tobytes()).decode()
     return kept
 

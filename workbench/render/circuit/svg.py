@@ -16,7 +16,18 @@ from typing import get_args
 import numpy as np
 
 from workbench.errors import UnknownName
-from workbench.render.circuit.view import CircuitView, Hop, Line, ViewEdge, ViewKind, alive, cut, hops_of, lines_of, number
+from workbench.render.circuit.view import (
+    CircuitView,
+    Hop,
+    Line,
+    ViewEdge,
+    ViewKind,
+    alive,
+    cut,
+    hops_of,
+    lines_of,
+    number,
+)
 from workbench.sites import parse_node
 from workbench.text import visible, xml
 
@@ -91,7 +102,11 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
     kept = alive(lines[:n])
     what = "edges" if kind == "component" else "pairs of edge and position"
     known = view.count(kind)
-    note = f"drawn: {len(kept)} on complete paths among the {n} strongest of {known} {what}" if len(kept) < known else ""
+    note = (
+        f"drawn: {len(kept)} on complete paths among the {n} strongest of {known} {what}"
+        if len(kept) < known
+        else ""
+    )
     return draw(view, kind, kept, note=note).svg
 
 
@@ -139,7 +154,9 @@ def _message(view: CircuitView, kind: ViewKind) -> str:
     else:
         text = "No edge lies on a complete path from input to logits."
     heading, top = _heading(view, view.provenance, 460.0)
-    return _svg(460.0, top + 60, view.title, heading + f'<text class="a" x="16" y="{top + 26}">{xml(text)}</text>')
+    return _svg(
+        460.0, top + 60, view.title, heading + f'<text class="a" x="16" y="{top + 26}">{xml(text)}</text>'
+    )
 
 
 def _heading(view: CircuitView, pieces: Sequence[str], width: float) -> tuple[str, float]:
@@ -244,7 +261,12 @@ def _rows(heads: dict[int, set[str]], mlps: set[int], pitch: float, step: float,
         y -= step if layer in mlps and layer in heads and not parallel else 0
         mlp[layer] = y
     top = y - pitch * 0.95
-    return _Rows({k: v - top + 16 for k, v in attn.items()}, {k: v - top + 16 for k, v in mlp.items()}, 16 - top, 34 - top)
+    return _Rows(
+        {k: v - top + 16 for k, v in attn.items()},
+        {k: v - top + 16 for k, v in mlp.items()},
+        16 - top,
+        34 - top,
+    )
 
 
 def _bands(rows: _Rows, left: float, right: float, half: float) -> str:
@@ -255,7 +277,9 @@ def _bands(rows: _Rows, left: float, right: float, half: float) -> str:
         text += f'<rect class="b" x="{_n(left)}" y="{_n(top)}" width="{_n(right - left)}" height="{_n(y + half - top)}" rx="5"/>'
         text += f'<text class="s" x="8" y="{_n((top + y + half) / 2 + 4)}">L{layer}</text>'
         if layer > before + 1:  # circles, because a font may lack the sign
-            text += "".join(f'<circle class="s" cx="14" cy="{_n(y + half + 8 + 3.5 * i)}" r="1"/>' for i in range(3))
+            text += "".join(
+                f'<circle class="s" cx="14" cy="{_n(y + half + 8 + 3.5 * i)}" r="1"/>' for i in range(3)
+            )
         before = layer
     return text
 
@@ -268,7 +292,9 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
     w, gap, pitch, h = (41.0, 9.0, 62.0, 23.0) if compact else (46.0, 18.0, 78.0, 26.0)
     rows = _rows(heads, mlps, pitch, pitch * 0.62, view.shape.parallel)
     left, x, places = 34.0, 34.0 + gap, {}
-    shared = max([30.0, *(5.6 * len(name) + 4 for names in heads.values() for name in names if name.startswith("kv"))])
+    shared = max(
+        [30.0, *(5.6 * len(name) + 4 for names in heads.values() for name in names if name.startswith("kv"))]
+    )
     for column in columns:
         wide = w if column[1] else shared
         places[column] = x + wide / 2
@@ -285,7 +311,9 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
             kind = "k" if name.startswith("kv") else "a"
             column = _column(name, group)
             wide = shared if kind == "k" else w
-            nodes.append(_node(name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group))
+            nodes.append(
+                _node(name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group)
+            )
     nodes += [Node(f"m{layer}", f"m{layer}", "m", mlp_x, rows.mlp[layer], w, h - 4) for layer in sorted(mlps)]
     return _shares(nodes, group), under, right + 64, rows.height
 
@@ -306,7 +334,9 @@ def _column(name: str, group: int) -> tuple[int, int, int]:
     return (number_, 0, 0) if name.startswith("kv") else (number_ // group, 1, number_)
 
 
-def _node(key: str, label: str, kind: str, x: float, y: float, w: float, h: float, live: str, group: int) -> Node:
+def _node(
+    key: str, label: str, kind: str, x: float, y: float, w: float, h: float, live: str, group: int
+) -> Node:
     """A head or kv head, with a port for each of q, k and v that something enters."""
     spread = (
         {"q": 0.0}
@@ -315,7 +345,9 @@ def _node(key: str, label: str, kind: str, x: float, y: float, w: float, h: floa
         if kind == "k"
         else {"q": -w / 3.4, "k": 0.0, "v": w / 3.4}
     )
-    return Node(key, label, kind, x, y, w, h, tuple((port, x + dx) for port, dx in spread.items() if port in live))
+    return Node(
+        key, label, kind, x, y, w, h, tuple((port, x + dx) for port, dx in spread.items() if port in live)
+    )
 
 
 def _ports(lines: Sequence[Line]) -> dict[str, str]:
@@ -356,7 +388,9 @@ def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], st
             layer = parse_node("a" + name.lstrip("akv"))["layer"]
             row = sorted(cells[layer, p], key=lambda k: _column(k, group))
             x, y = x + (row.index(key) - (len(row) - 1) / 2) * (w + 5), rows.attn[layer]
-            nodes.append(_node(key, name, "k" if name.startswith("kv") else "a", x, y, w, h, ports.get(key, ""), group))
+            nodes.append(
+                _node(key, name, "k" if name.startswith("kv") else "a", x, y, w, h, ports.get(key, ""), group)
+            )
     return nodes, under + label_text, right + 64, rows.bottom + label_height
 
 
@@ -364,7 +398,9 @@ def _pos(key: str) -> int:
     return int(key.split("@")[1])
 
 
-def _token_columns(view: CircuitView, cells: dict, used: set[int], pitch: float) -> tuple[dict[int, float], float]:
+def _token_columns(
+    view: CircuitView, cells: dict, used: set[int], pitch: float
+) -> tuple[dict[int, float], float]:
     """The x of each token. Tokens without a node are narrow; in long prompts runs of them are left out."""
     n, x, centres = max(len(view.tokens), max(used) + 1), 40.0, {}
     run: list[int] = []
@@ -412,9 +448,16 @@ def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> tup
 
 
 def _paths(
-    view: CircuitView, lines: Sequence[Line], nodes: list[Node], at: dict[str, int], strongest: float, thickest: float
+    view: CircuitView,
+    lines: Sequence[Line],
+    nodes: list[Node],
+    at: dict[str, int],
+    strongest: float,
+    thickest: float,
 ) -> list[str]:
-    boxes = np.array([(n.x - n.w / 2 - 2, n.x + n.w / 2 + 2, n.y - n.h / 2 - 1, n.y + n.h / 2 + 1) for n in nodes])
+    boxes = np.array(
+        [(n.x - n.w / 2 - 2, n.x + n.w / 2 + 2, n.y - n.h / 2 - 1, n.y + n.h / 2 + 1) for n in nodes]
+    )
     paths = []
     for line in lines:
         a, b = at[line.start], at[line.end]
@@ -427,7 +470,9 @@ def _paths(
         width = max(0.5, thickest * abs(line.weight) / strongest) if known else 1.5
         where = "" if line.pos is None else f" at {line.pos}"
         title = f"{edge.writer} → {edge.reader}{where}: {number(line.weight)}" + _side(view, edge)
-        paths.append(f'<path class="e {style}" d="{path}" stroke-width="{_n(width)}"><title>{xml(title)}</title></path>')
+        paths.append(
+            f'<path class="e {style}" d="{path}" stroke-width="{_n(width)}"><title>{xml(title)}</title></path>'
+        )
     return paths
 
 
@@ -450,7 +495,12 @@ def _curve(start: Node, end: Node, x2: float, boxes: np.ndarray, aligned: bool) 
         if end.style == "d" and not aligned:
             bx = x2 + np.clip(x1 + bow / 2 - x2, -end.w / 2 + 8, end.w / 2 - 8)
         points = np.array([(ax, y1), (ax + bow, y1 - reach), (bx + bow, y2 + reach), (bx, y2)])
-        curve = (1 - t) ** 3 * points[0] + 3 * (1 - t) ** 2 * t * points[1] + 3 * (1 - t) * t**2 * points[2] + t**3 * points[3]
+        curve = (
+            (1 - t) ** 3 * points[0]
+            + 3 * (1 - t) ** 2 * t * points[1]
+            + 3 * (1 - t) * t**2 * points[2]
+            + t**3 * points[3]
+        )
         px, py = curve[:, :1], curve[:, 1:]
         inside = (px > boxes[:, 0]) & (px < boxes[:, 1]) & (py > boxes[:, 2]) & (py < boxes[:, 3])
         cost = float(inside.sum()) + abs(bow) / 100 + float((px < 30).sum())
@@ -485,8 +535,15 @@ def _box(node: Node) -> str:
         text += f'<rect class="o" x="{_n(left)}" y="{_n(top)}" {size} rx="7"/>'
     text += f'<rect class="{node.style}" {place}/>'
     style = "l w" if node.style == "d" else "l"
-    text += f'<text class="{style}" x="{_n(node.x)}" y="{_n(node.y + 3.8 - up)}">{xml(node.label)}</text>' if node.label else ""
-    text += "".join(f'<text class="q" x="{_n(x)}" y="{_n(node.y + node.h / 2 - 2.5)}">{port}</text>' for port, x in node.ports)
+    text += (
+        f'<text class="{style}" x="{_n(node.x)}" y="{_n(node.y + 3.8 - up)}">{xml(node.label)}</text>'
+        if node.label
+        else ""
+    )
+    text += "".join(
+        f'<text class="q" x="{_n(x)}" y="{_n(node.y + node.h / 2 - 2.5)}">{port}</text>'
+        for port, x in node.ports
+    )
     return text + "</g>"
 
 

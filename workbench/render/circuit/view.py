@@ -102,7 +102,9 @@ class CircuitView:
         """
         circuit = circuit.collapsed
         if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
-            raise CircuitError("The circuit has scores that are infinite, which have no place among the others.")
+            raise CircuitError(
+                "The circuit has scores that are infinite, which have no place among the others."
+            )
         by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
         length = len(tokens) if tokens is not None else max((len(row) for row in by_pos.values()), default=0)
         kept = {}
@@ -147,7 +149,9 @@ class CircuitView:
         scores = {(e.writer, e.reader): each.score(e) for each in (b, a) for e in each.edge_list}
         edges = [
             replace(
-                e, weight=scores[e.writer, e.reader], side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second)
+                e,
+                weight=scores[e.writer, e.reader],
+                side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second),
             )
             for e in both.edges
         ]
@@ -244,7 +248,9 @@ def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
             fed = [f"a{layer}.{head}" for head in range(first, first + group)]
             end = fed[0] if group == 1 else f"kv{layer}.{reader['head']}"
         if shared and pos is not None:
-            feeds = {f"{head}@{p}" for head in fed for p in writing.get(head, []) if p is not None and p >= pos}
+            feeds = {
+                f"{head}@{p}" for head in fed for p in writing.get(head, []) if p is not None and p >= pos
+            }
         else:
             feeds = {head if head == "logits" else head + at for head in fed}
         unit = "input" if writer == "input" else writer + at
@@ -280,7 +286,13 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
     for line in lines:
         if line.port in ("k", "v") and line.pos is not None:
             keys.setdefault(line.end.split("@")[0], set()).add(line.pos)
-    written = sorted({(line.start.split("@")[0], line.pos) for line in lines if line.pos is not None and line.start[0] == "a"})
+    written = sorted(
+        {
+            (line.start.split("@")[0], line.pos)
+            for line in lines
+            if line.pos is not None and line.start[0] == "a"
+        }
+    )
     hops = []
     for writer, query in written:
         node = parse_node(writer)
@@ -289,7 +301,9 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
         places = [p for p in keys.get(name, ()) if (p < query if group == 1 else p <= query)]
         if pattern is None:
             continue
-        ranked = sorted((-float(pattern[query, p]), p) for p in places if np.isfinite(pattern[query, p]))[:_MAX_HOPS]
+        ranked = sorted((-float(pattern[query, p]), p) for p in places if np.isfinite(pattern[query, p]))[
+            :_MAX_HOPS
+        ]
         for rank, (weight, p) in enumerate(ranked):
             if rank == 0 or -weight >= _MIN_ATTENTION:
                 hops.append(Hop(writer, f"{name}@{p}", f"{writer}@{query}", -weight))
@@ -312,13 +326,21 @@ def _side(in_a: bool, in_b: bool) -> str:
 def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str], tuple[float, float]]:
     missing = [name for name in ("low", "high") if name not in intervals]
     if missing or any(set(intervals[name].dims) != {"writer", "reader"} for name in ("low", "high")):
-        raise CircuitError("intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them.")
+        raise CircuitError(
+            "intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them."
+        )
     tables = []
     for name in ("low", "high"):
         table = intervals[name]
         for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-            if axis not in table.coords or set(map(str, table[axis].values)) != set(names) or table.sizes[axis] != len(names):
-                raise CircuitError(f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}.")
+            if (
+                axis not in table.coords
+                or set(map(str, table[axis].values)) != set(names)
+                or table.sizes[axis] != len(names)
+            ):
+                raise CircuitError(
+                    f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}."
+                )
             table = table.sel({axis: list(names)})
         tables.append(table.transpose("writer", "reader").values)
     low, high = tables
@@ -333,13 +355,17 @@ def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str],
 def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
     missing = [name for name in ("n_edges", "faithfulness", "low", "high") if name not in curve.variables]
     if missing:
-        raise CircuitError(f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns.")
+        raise CircuitError(
+            f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns."
+        )
     if curve.attrs.get("ranked_by") != "circuit":
         raise CircuitError(
             "The picture shows a circuit's own strongest edges, and this curve is of others: give what "
             "faithfulness_curve(circuit, ...) returns, with the circuit in place of scores."
         )
-    columns = [np.asarray(curve[name].values, dtype=float) for name in ("n_edges", "faithfulness", "low", "high")]
+    columns = [
+        np.asarray(curve[name].values, dtype=float) for name in ("n_edges", "faithfulness", "low", "high")
+    ]
     rows = sorted(row for row in zip(*columns, strict=True) if np.isfinite(row[1]))
     return tuple((int(n), float(f), float(a), float(b)) for n, f, a, b in rows)
 
@@ -359,7 +385,9 @@ def _provenance(circuit: Circuit, faithfulness: tuple[float, float, float] | Non
     data = attrs.get("task") or attrs.get("data")
     lines = [f"model {attrs['model']}" if "model" in attrs else "", f"data {data}" if data else ""]
     lines[1] += f" ({attrs['n']} prompts)" if data and "n" in attrs else ""
-    lines.append(f"metric {metric}" + (f" ({value})" if value else "") if metric else f"value {value}" if value else "")
+    lines.append(
+        f"metric {metric}" + (f" ({value})" if value else "") if metric else f"value {value}" if value else ""
+    )
     lines.append(f"method {attrs['method']}" if "method" in attrs else "")
     lines.append(f"{circuit.n_edges} of {circuit.graph.n_edges} edges")
     if faithfulness is not None:
@@ -378,13 +406,24 @@ def _by_position(
         )
     scores = scores.transpose("writer", "reader", "pos")
     for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-        fits = tuple(map(str, scores[axis].values)) == names if axis in scores.coords else scores.sizes[axis] == len(names)
+        fits = (
+            tuple(map(str, scores[axis].values)) == names
+            if axis in scores.coords
+            else scores.sizes[axis] == len(names)
+        )
         if not fits:
-            raise CircuitError(f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}.")
+            raise CircuitError(
+                f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
+            )
     values = scores.values.astype(float)
     measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
     last = int(measured[-1]) + 1 if len(measured) else 0
     if tokens is not None and last > len(tokens):
-        raise CircuitError(f"position_scores reaches position {last - 1}, but there are {len(tokens)} tokens.")
+        raise CircuitError(
+            f"position_scores reaches position {last - 1}, but there are {len(tokens)} tokens."
+        )
     length = last if tokens is None else min(len(tokens), values.shape[2])
-    return {(e.writer, e.reader): tuple(float(x) for x in values[circuit.graph.index(e)][:length]) for e in circuit.edge_list}
+    return {
+        (e.writer, e.reader): tuple(float(x) for x in values[circuit.graph.index(e)][:length])
+        for e in circuit.edge_list
+    }

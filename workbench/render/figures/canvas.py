@@ -43,9 +43,26 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": "#1f2937", "svg.fonttype": "none", "svg.hashsalt": "workbench", "hatch.linewidth": 0.6,
     "text.parse_math": False,
 }  # fmt: skip
-LEGEND: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False, "fontsize": 8}
+LEGEND: dict[str, Any] = {
+    "loc": "center left",
+    "bbox_to_anchor": (1.01, 0.5),
+    "frameon": False,
+    "fontsize": 8,
+}
 LABEL = 16
-_SEQUENTIAL = ("pattern", "prob", "accuracy", "rank", "norm", "nll", "kl", "auroc", "count", "attention", "entropy")
+_SEQUENTIAL = (
+    "pattern",
+    "prob",
+    "accuracy",
+    "rank",
+    "norm",
+    "nll",
+    "kl",
+    "auroc",
+    "count",
+    "attention",
+    "entropy",
+)
 _TICK = 0.17
 """Inches that a tick label takes across its line."""
 
@@ -96,7 +113,11 @@ def mean_note(result: xr.DataArray) -> str:
     """Of how many examples the cells are means; those not measured have no part in one."""
     counts = np.unique(result.count("example"))
     counts = counts[counts > 0] if counts.any() else np.array([result.sizes["example"]])
-    return f"mean of {counts[0]} examples" if len(counts) == 1 else f"mean of {counts[0]} to {counts[-1]} examples"
+    return (
+        f"mean of {counts[0]} examples"
+        if len(counts) == 1
+        else f"mean of {counts[0]} to {counts[-1]} examples"
+    )
 
 
 def over_examples(result: xr.DataArray) -> xr.DataArray:
@@ -122,8 +143,21 @@ def names_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> tu
     """The names of the cells along an axis, and whether they are tokens: given ones, or the result's own."""
     size, names = result.sizes[dim], None
     if dim in POSITIONS:
-        own = next((c for n, c in result.coords.items() if n in ("token", f"{dim}_token", "tokens") and c.dims == (dim,)), None)
-        names = [str(token) for token in own.values] if own is not None else list(labels) if labels is not None else None
+        own = next(
+            (
+                c
+                for n, c in result.coords.items()
+                if n in ("token", f"{dim}_token", "tokens") and c.dims == (dim,)
+            ),
+            None,
+        )
+        names = (
+            [str(token) for token in own.values]
+            if own is not None
+            else list(labels)
+            if labels is not None
+            else None
+        )
         if names is not None and len(names) < size:
             raise WorkbenchError(f"There are {len(names)} labels for {size} positions.")
     if names is not None:
@@ -147,14 +181,20 @@ def label_axis(
     if dim in NODES and size > room:
         places, names = _by_layer(axes, which, names, size / room)
     else:
-        step = 1 if size <= room else int(MaxNLocator(nbins=max(1, room // 2), integer=True).tick_values(0, size)[1]) or 1
+        step = (
+            1
+            if size <= room
+            else int(MaxNLocator(nbins=max(1, room // 2), integer=True).tick_values(0, size)[1]) or 1
+        )
         places = list(range(0, size, step))
         names = [names[place] for place in places]
     shown = [shorten(visible(name), most) for name in names]
     long = max(map(len, shown), default=0)
     cell = (inches or size * _TICK * 2) / max(1, len(shown))
     tilted = which == "x" and (long + 1) * _letter(axes) > cell  # a letter between neighbours
-    axis.set_ticks(places, shown, rotation=45 if tilted else 0, ha="right" if which == "y" or tilted else "center")
+    axis.set_ticks(
+        places, shown, rotation=45 if tilted else 0, ha="right" if which == "y" or tilted else "center"
+    )
     if tilted:
         for label in axis.get_ticklabels():
             label.set_rotation_mode("anchor")
@@ -214,7 +254,12 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
     width = figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6
     lines = facts_of(result, width)
     if lines:
-        place: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
+        place: dict[str, Any] = {
+            "xy": (0, 1),
+            "xycoords": "axes fraction",
+            "xytext": (0, 5),
+            "textcoords": "offset points",
+        }
         axes.annotate("\n".join(lines), **place, fontsize=8, color=GREY, va="bottom").set_in_layout(False)
     axes.set_title(title_lines(title, width) if title else " " if lines else "", pad=8 + 12 * len(lines))
 
@@ -222,7 +267,9 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of several panels; the facts stand at its foot."""
     if title:
-        figure.suptitle(title_lines(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(
+            title_lines(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11, fontweight="bold"
+        )
     lines = facts_of(result, figure.get_figwidth())
     if lines:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)

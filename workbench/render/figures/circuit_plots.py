@@ -46,16 +46,22 @@ def evaluation(found: xr.Dataset, title: str | None = None) -> Figure:
         made = side_by_side(renamed, names, "check", quantity="share of the effect")
         made = made.transpose(..., "check")
     elif "ablation" in found.dims and found.sizes["ablation"] > 1:
-        made = side_by_side(renamed, ["faithfulness"], "check", quantity="faithfulness").isel(check=0, drop=True)
+        made = side_by_side(renamed, ["faithfulness"], "check", quantity="faithfulness").isel(
+            check=0, drop=True
+        )
         made = made.transpose("ablation", "circuit")
     elif len(names) > 1:
         made = side_by_side(
-            renamed.squeeze("ablation") if "ablation" in found.dims else renamed, names, "check", quantity="share of the effect"
+            renamed.squeeze("ablation") if "ablation" in found.dims else renamed,
+            names,
+            "check",
+            quantity="share of the effect",
         )
         made = made.transpose("check", "circuit")
     else:
         made = xr.Dataset(
-            {"mean": share, "low": one["low"], "high": one["high"]}, attrs=found.attrs | {"quantity": "faithfulness"}
+            {"mean": share, "low": one["low"], "high": one["high"]},
+            attrs=found.attrs | {"quantity": "faithfulness"},
         ).squeeze()
     shown = made["mean"].rename(made.attrs["quantity"]).assign_attrs(found.attrs)
     if "n_edges" in found and one is not found and found["n_edges"].size:
@@ -67,7 +73,10 @@ def minimality(found: xr.Dataset, title: str | None = None) -> Figure:
     """How much each component of a circuit is missed when it goes."""
     shown = found["missed"].rename("missed (share of the metric)").assign_attrs(found.attrs)
     needless = found["node"].values[found["needed"].values == 0]
-    shown = noted(shown, f"less than 1 %: {', '.join(map(str, needless))}" if len(needless) else "every component is missed")
+    shown = noted(
+        shown,
+        f"less than 1 %: {', '.join(map(str, needless))}" if len(needless) else "every component is missed",
+    )
     return bars(shown, low=found["low"], high=found["high"], title=title)
 
 
@@ -80,14 +89,26 @@ def stability(found: xr.Dataset, title: str | None = None) -> Figure:
         draw_bars(left, jaccard, found["low"].expand_dims("circuits"), found["high"].expand_dims("circuits"))
         left.set(ylim=(0, 1.02), xlim=(-0.8, 0.8), xticks=[], ylabel="Jaccard index of edges")
         numbers = [float(found[name]) for name in ("jaccard", "low", "high")]
-        left.set_title(f"{numbers[0]:.2f} {interval_text(numbers[1], numbers[2], '.2f')}", fontsize=9.5, fontweight="normal")
+        left.set_title(
+            f"{numbers[0]:.2f} {interval_text(numbers[1], numbers[2], '.2f')}",
+            fontsize=9.5,
+            fontweight="normal",
+        )
         counts = found["n_edges"].values
-        right.hist(counts, bins=np.arange(counts.min(), counts.max() + 2) - 0.5 if np.ptp(counts) < 30 else 20, color=BLUE)
+        right.hist(
+            counts,
+            bins=np.arange(counts.min(), counts.max() + 2) - 0.5 if np.ptp(counts) < 30 else 20,
+            color=BLUE,
+        )
         right.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.set(xlabel="number of edges after pruning", ylabel="resamples")
         light_grid(right)
-        set_heading(figure, found.assign_attrs(note=f"{found.attrs['draws']} resamples" if "draws" in found.attrs else ""), title)
+        set_heading(
+            figure,
+            found.assign_attrs(note=f"{found.attrs['draws']} resamples" if "draws" in found.attrs else ""),
+            title,
+        )
         return settled(figure)
 
 
@@ -129,10 +150,14 @@ def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
     edges = _smallest(found)
     with styled():
         figure = Picture(
-            figsize=(7.2, 1.6 + 0.32 * len(names) + (0.9 + 0.19 * len(edges[0]) if edges else 0)), layout="constrained"
+            figsize=(7.2, 1.6 + 0.32 * len(names) + (0.9 + 0.19 * len(edges[0]) if edges else 0)),
+            layout="constrained",
         )
         grid = figure.subplots(
-            1 + bool(edges), 1, squeeze=False, height_ratios=[1 + len(names), *([0.6 * len(edges[0]) + 1] if edges else [])]
+            1 + bool(edges),
+            1,
+            squeeze=False,
+            height_ratios=[1 + len(names), *([0.6 * len(edges[0]) + 1] if edges else [])],
         )
         axes = grid[0, 0]
         _p_values(axes, p, [BLUE if good else RED for good in supports], alpha)
@@ -143,7 +168,9 @@ def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
                 if np.isfinite(p[row])
                 else "nothing to test"
             )
-            axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
+            axes.text(
+                1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY
+            )
         axes.set_xlabel("p" if not edges else "")
         if edges:
             _p_values(grid[1, 0], edges[1], [RED if value < alpha else BLUE for value in edges[1]], alpha)
@@ -151,7 +178,9 @@ def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
             grid[1, 0].set_xlabel("p")
             left = found.sizes["edge"] - len(edges[0])
             more = f"; {left} with larger p left out" if left else ""
-            grid[1, 0].set_title(f"minimality, edge by edge (not corrected{more})", fontsize=9, fontweight="normal")
+            grid[1, 0].set_title(
+                f"minimality, edge by edge (not corrected{more})", fontsize=9, fontweight="normal"
+            )
         accepted = "accepted: " + ("yes" if bool(found["accepted"]) else "no") if "accepted" in found else ""
         set_heading(figure, found.assign_attrs(note=f"{accepted} · dashed: alpha {alpha:g}"), title)
         return settled(figure)
@@ -169,7 +198,9 @@ def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> No
     rows = np.arange(len(p))
     # a p-value of 0 has no logarithm; nothing here is below 1e-4 but such
     shown = np.clip(p, 1e-4, 1)
-    axes.hlines(rows[known], shown[known], 1, color=[colours[row] for row in rows[known]], linewidth=1.2, alpha=0.5)
+    axes.hlines(
+        rows[known], shown[known], 1, color=[colours[row] for row in rows[known]], linewidth=1.2, alpha=0.5
+    )
     axes.scatter(shown[known], rows[known], c=[colours[row] for row in rows[known]], s=28, zorder=3)
     for row in rows[~known]:
         axes.axhspan(row - 0.3, row + 0.3, linewidth=0, **GROUND)
@@ -185,7 +216,9 @@ def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> No
 def faithfulness(found: xr.Dataset, title: str | None = None) -> Figure:
     """Faithfulness against circuit size, a line for each label of a further axis, such as `method`."""
     if not found["faithfulness"].ndim:
-        raise WorkbenchError("A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes.")
+        raise WorkbenchError(
+            "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes."
+        )
     size = "size" if "size" in found.dims else str(found["faithfulness"].dims[-1])
     over = next((str(dim) for dim in found["faithfulness"].dims if dim != size), None)
     counted = "n_edges" in found and size in found["n_edges"].dims
@@ -195,4 +228,12 @@ def faithfulness(found: xr.Dataset, title: str | None = None) -> Figure:
         if {"area", "area_name"} <= set(found.attrs) and over is None
         else found
     )
-    return curve(found, x="n_edges" if counted else size, y="faithfulness", over=over, title=title, reference=1.0, **bounds)
+    return curve(
+        found,
+        x="n_edges" if counted else size,
+        y="faithfulness",
+        over=over,
+        title=title,
+        reference=1.0,
+        **bounds,
+    )

@@ -36,7 +36,14 @@ FEW = 8
 """Up to so many words on an axis beside layers and heads get a panel each."""
 
 
-def cells(axes: Axes, values: np.ndarray, colours: dict[str, Any], texts: np.ndarray | None = None, *, size: float = 7) -> Any:
+def cells(
+    axes: Axes,
+    values: np.ndarray,
+    colours: dict[str, Any],
+    texts: np.ndarray | None = None,
+    *,
+    size: float = 7,
+) -> Any:
     """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell where given."""
     values = np.where(np.isfinite(values), values, np.nan)
     axes.patch.set(**GROUND)
@@ -46,9 +53,23 @@ def cells(axes: Axes, values: np.ndarray, colours: dict[str, Any], texts: np.nda
         assert texts is not None
         red, green, blue, _ = image.to_rgba(values[at]) if np.isfinite(values[at]) else (1, 1, 1, 1)
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        box = None if np.isfinite(values[at]) or not texts[at] else {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
+        box = (
+            None
+            if np.isfinite(values[at]) or not texts[at]
+            else {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
+        )
         colour = "white" if dark else "#1f2937"
-        axes.text(at[1], at[0], str(texts[at]), ha="center", va="center", fontsize=size, color=colour, bbox=box, clip_on=True)
+        axes.text(
+            at[1],
+            at[0],
+            str(texts[at]),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=colour,
+            bbox=box,
+            clip_on=True,
+        )
     return image
 
 
@@ -78,7 +99,9 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         return settled(figure)
 
 
-def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
+def heatmaps(
+    result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None
+) -> Figure:
     """A small heatmap for each cell of the leading axes, on one colour scale: at most `MOST_PANELS`, the first ones.
 
     The last two axes make a panel; of layers x heads x a few words (named positions, kinds of score) each word makes one.
@@ -92,17 +115,25 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
     colours = palette(result)
     if len(names) > MOST_PANELS:
         left = len(names) - MOST_PANELS
-        result = noted(result, f"the first {MOST_PANELS} of {len(names)} panels; {left} left out: select them, as in .isel()")
+        result = noted(
+            result,
+            f"the first {MOST_PANELS} of {len(names)} panels; {left} left out: select them, as in .isel()",
+        )
         result, names = result[:MOST_PANELS], names[:MOST_PANELS]
     n, rows, columns = result.shape
     width, height = (min(5.0, max(0.95, size * step)) for size, step in ((columns, 0.18), (rows, 0.18)))
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
     room = max(8, int(width * 13))
-    if any(len(name) > room for name in names):  # "reader a3.7<q>" without the axis says more than its beginning
+    if any(
+        len(name) > room for name in names
+    ):  # "reader a3.7<q>" without the axis says more than its beginning
         names = [name.removeprefix(panels.axis) for name in names]
     with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
-        figure = Picture(figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)), layout="constrained")
+        figure = Picture(
+            figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)),
+            layout="constrained",
+        )
         grid = figure.subplots(down, across, squeeze=False)
         image = None
         for i, axes in enumerate(grid.flat):
@@ -123,7 +154,9 @@ def heatmaps(result: xr.DataArray, *, title: str | None = None, labels: Sequence
         return settled(figure)
 
 
-def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
+def token_table(
+    result: xr.Dataset, *, title: str | None = None, labels: Sequence[str] | None = None
+) -> Figure:
     """The likeliest token at every layer and position of one prompt (the first one), coloured by its probability.
 
     Args:
@@ -139,13 +172,17 @@ def token_table(result: xr.Dataset, *, title: str | None = None, labels: Sequenc
     if "example" in best.dims:
         n, shown = best.sizes["example"], best["example"].values[0] if "example" in best.coords else 0
         best, note = best.isel(example=0), f"example {shown} of {n}" if n > 1 else ""
-    prob = noted(best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs), note)
+    prob = noted(
+        best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs), note
+    )
     known = np.isfinite(prob.values).any(0)
     if not known.any():
         raise WorkbenchError("There is nothing to draw: no token was read at any layer and position.")
     prob = prob.isel(pos=slice(0, int(np.flatnonzero(known)[-1]) + 1))
     names = best["text" if "text" in best.coords else "token"].transpose("layer", "pos").values
-    texts = np.array([[shorten(visible(name), 12) for name in row] for row in names], dtype=object)[:, : prob.sizes["pos"]]
+    texts = np.array([[shorten(visible(name), 12) for name in row] for row in names], dtype=object)[
+        :, : prob.sizes["pos"]
+    ]
     texts = np.where(np.isfinite(prob.values), texts, "")
     wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
@@ -180,17 +217,25 @@ def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
     """Tables of numbers below each other, each with a name and coloured on its own from worst to best."""
     columns, rows = max(table.shape[1] for _, table, _ in parts), [table.shape[0] for _, table, _ in parts]
     with styled():
-        figure = Picture(figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained")
+        figure = Picture(
+            figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained"
+        )
         grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[1 + 0.3 * n for n in rows])
         for axes, (name, table, best) in zip(grid[:, 0], parts, strict=True):
             values = table.to_numpy(dtype=float)
             known = values[np.isfinite(values)]
             low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-            texts = np.array([[f"{value:.3f}" if np.isfinite(value) else "not run" for value in row] for row in values])
+            texts = np.array(
+                [[f"{value:.3f}" if np.isfinite(value) else "not run" for value in row] for row in values]
+            )
             norm = Normalize(low, high if high > low else low + 1)
             cells(axes, values, {"cmap": "Blues" if best == "high" else "Blues_r", "norm": norm}, texts)
-            across, down = ([shorten(visible(name), 32) for name in names] for names in (table.columns, table.index))
-            axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+            across, down = (
+                [shorten(visible(name), 32) for name in names] for names in (table.columns, table.index)
+            )
+            axes.set_xticks(
+                range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8
+            )
             axes.set_yticks(range(len(down)), down, fontsize=8)
             axes.tick_params(length=0)
             axes.set_title(visible(name) if name else "", fontsize=9.5)
@@ -219,11 +264,20 @@ class _Panels:
         if len(dims) == 3 and dims[0] == "layer" and words.dtype.kind in "OUT" and len(words) <= FEW:
             return cls(result.transpose(dims[2], ...), [str(name) for name in words], None)
         lead = dims[:-2]
-        stacked = result.stack(panel=lead, create_index=False).transpose("panel", ...) if len(lead) > 1 else result
+        stacked = (
+            result.stack(panel=lead, create_index=False).transpose("panel", ...) if len(lead) > 1 else result
+        )
         each = [
-            [str(label) for label in (result[dim].values if dim in result.coords else range(result.sizes[dim]))] for dim in lead
+            [
+                str(label)
+                for label in (result[dim].values if dim in result.coords else range(result.sizes[dim]))
+            ]
+            for dim in lead
         ]
-        names = [_panel_name(lead, at) for at in np.array(np.meshgrid(*each, indexing="ij")).reshape(len(lead), -1).T.tolist()]
+        names = [
+            _panel_name(lead, at)
+            for at in np.array(np.meshgrid(*each, indexing="ij")).reshape(len(lead), -1).T.tolist()
+        ]
         if len(lead) == 1:
             return cls(stacked, names, None, f"{word(lead[0])} ")
         return cls(stacked, names, result.sizes[lead[-1]])
@@ -246,7 +300,9 @@ def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
     return min(range(1, min(most, n) + 1), key=lambda across: (-n % across) + 1.5 * abs(across - square))
 
 
-def label_cells(axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]) -> None:
+def label_cells(
+    axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]
+) -> None:
     """Words and labels on both axes of an image of `cells`; layers grow upwards."""
     rows, columns = map(str, result.dims)
     if rows == "layer":

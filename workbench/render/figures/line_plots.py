@@ -64,7 +64,9 @@ def curve(
     """
     for name in (x, y, low, high, over):
         if name is not None and name not in dataset.variables and name not in dataset.dims:
-            raise WorkbenchError(f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}.")
+            raise WorkbenchError(
+                f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}."
+            )
     if dataset[y].ndim != 1 + (over is not None):
         needs = "one axis" if over is None else f"two axes, of which {over!r} is one"
         raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
@@ -80,10 +82,18 @@ def curve(
         places, known = np.zeros(0), np.zeros(0, dtype=bool)
         for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
             order = np.argsort(line[x].values, kind="stable")
-            at, *numbers = (np.asarray(line[n].values, dtype=float)[order] for n in (x, y, low, high) if n is not None)
+            at, *numbers = (
+                np.asarray(line[n].values, dtype=float)[order] for n in (x, y, low, high) if n is not None
+            )
             measured, colour = np.isfinite(numbers[0]), SERIES[i % len(SERIES)]
             places, known = np.concatenate([places, at]), np.concatenate([known, measured])
-            draw_line(axes, at, *numbers, colour=colour, label=label if measured.any() else f"{label} (not measured)")
+            draw_line(
+                axes,
+                at,
+                *numbers,
+                colour=colour,
+                label=label if measured.any() else f"{label} (not measured)",
+            )
         _hatch(axes, places, known)
         if over is not None:
             axes.legend(title=word(over), title_fontsize=8, alignment="left", **LEGEND)
@@ -128,11 +138,16 @@ def bars(
     """
     result = over_examples(result)
     if result.ndim not in (1, 2):
-        raise WorkbenchError(f"Bars need one axis besides example, or two; this result has {axes_of(result)}.")
+        raise WorkbenchError(
+            f"Bars need one axis besides example, or two; this result has {axes_of(result)}."
+        )
     check_filled(result)
     dim = str(result.dims[-1])
     names, _ = names_of(result, dim, labels)
-    lying = dim not in ("pos", "query_pos", "key_pos") and max((len(visible(name)) for name in names), default=0) > _LONG
+    lying = (
+        dim not in ("pos", "query_pos", "key_pos")
+        and max((len(visible(name)) for name in names), default=0) > _LONG
+    )
     n = result.size if result.ndim == 2 else len(names)
     length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
     size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
@@ -141,7 +156,9 @@ def bars(
         axes = figure.subplots()
         draw_bars(axes, result, low, high, lying=lying)
         if reference is not None:
-            (axes.axvline if lying else axes.axhline)(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+            (axes.axvline if lying else axes.axhline)(
+                reference, color=GREY, linewidth=1, linestyle=(0, (4, 3))
+            )
         quantity = word(result.name or "value")
         (axes.set_xlabel if lying else axes.set_ylabel)(quantity)
         label_axis(
@@ -171,7 +188,11 @@ def draw_bars(
         colours: of the bars of one series; by default blue, and red below 0.
     """
     values = np.atleast_2d(np.asarray(result.values, dtype=float))
-    bounds = None if low is None or high is None else [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
+    bounds = (
+        None
+        if low is None or high is None
+        else [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
+    )
     names = [""] if result.ndim == 1 else names_of(result, str(result.dims[0]), None)[0]
     width, known = 0.72 / len(values), np.isfinite(values)
     draw: Mapping[str, Any] = {
@@ -181,7 +202,11 @@ def draw_bars(
     for i, (row, name) in enumerate(zip(values, names, strict=True)):
         places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
         signs = colours or [BLUE if value >= 0 else RED for value in row]
-        shades: Any = [signs[j] for j in np.flatnonzero(known[i]).tolist()] if len(values) == 1 else SERIES[i % len(SERIES)]
+        shades: Any = (
+            [signs[j] for j in np.flatnonzero(known[i]).tolist()]
+            if len(values) == 1
+            else SERIES[i % len(SERIES)]
+        )
         label = {"label": legend_name(name)} if name else {}
         draw["bar"](places[known[i]], row[known[i]], width, color=shades, **label)
         if bounds is not None:
@@ -202,7 +227,12 @@ def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quanti
     nothing = xr.full_like(dataset[names[0]], np.nan, dtype=float)
     ends = {"mean": "", "low": "_low", "high": "_high"}
     made = {
-        end: xr.concat([dataset.get(name + tail, nothing) for name in names], dim=axis, coords="minimal", compat="override")
+        end: xr.concat(
+            [dataset.get(name + tail, nothing) for name in names],
+            dim=axis,
+            coords="minimal",
+            compat="override",
+        )
         for end, tail in ends.items()
     }
     label = np.array([name.replace("_", " ") for name in names], dtype=object)

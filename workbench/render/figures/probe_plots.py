@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import GREY, LEGEND, SERIES, SHADES, Picture, light_grid, set_heading, settled, styled
+from workbench.render.figures.canvas import (
+    GREY,
+    LEGEND,
+    SERIES,
+    SHADES,
+    Picture,
+    light_grid,
+    set_heading,
+    settled,
+    styled,
+)
 from workbench.render.figures.grids import MOST_PANELS
 from workbench.render.figures.line_plots import draw_bars
 from workbench.text import visible
@@ -20,7 +30,9 @@ BASELINES = ("#0f766e", "#be185d", "#4d7c0f")
 _INNER = ("layer", "k", "control")
 
 
-def probe_figure(results: xr.Dataset, baselines: xr.Dataset | None, concept: str, *, measure: str | None = None) -> Figure:
+def probe_figure(
+    results: xr.Dataset, baselines: xr.Dataset | None, concept: str, *, measure: str | None = None
+) -> Figure:
     """The held-out measure of a concept's probes over layers: a line for each k, with the interval of the largest; controls
     dashed, with the range of their draws; probes on all features dotted.
 
@@ -62,9 +74,13 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
         for axes, place in zip(grid.flat, shown, strict=False):
             dense = None
             if baselines is not None:
-                dense = baselines.sel({axis: label for axis, label in place.items() if axis in baselines.dims})
+                dense = baselines.sel(
+                    {axis: label for axis, label in place.items() if axis in baselines.dims}
+                )
             _draw(axes, results.sel(place), dense, str(place.get("concept", "")), None)
-            words = [str(label) for axis, label in place.items() if results.sizes[axis] > 1 or axis == "concept"]
+            words = [
+                str(label) for axis, label in place.items() if results.sizes[axis] > 1 or axis == "concept"
+            ]
             axes.set_title(visible(", ".join(words)) if words else "")
             handles, names = axes.get_legend_handles_labels()
             lines |= {name: handle for name, handle in zip(names, handles, strict=True) if name not in lines}
@@ -98,7 +114,14 @@ def causal_figure(found: xr.Dataset, *, title: str | None = None) -> Figure:
             used = ["#2369b0" if value else "#9dbfe0" for value in cell["used"].values]
             draw_bars(axes, cell["effect"], cell["low"], cell["high"], colours=used)
             if edit == "swap":
-                axes.plot(places, cell["whole"].values, "D", color=SERIES[1], markersize=4.5, label="whole activation")
+                axes.plot(
+                    places,
+                    cell["whole"].values,
+                    "D",
+                    color=SERIES[1],
+                    markersize=4.5,
+                    label="whole activation",
+                )
             if "total" in found.attrs:
                 axes.axhline(float(found.attrs["total"]), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
             axes.set_xticks(places, [str(layer) for layer in layers])
@@ -120,7 +143,9 @@ def _measured(cell: xr.Dataset) -> bool:
     return any(bool(cell[name].notnull().any()) for name in ("accuracy", "r2"))
 
 
-def _draw(axes: Axes, cell: xr.Dataset, baselines: xr.Dataset | None, concept: str, measure: str | None) -> None:
+def _draw(
+    axes: Axes, cell: xr.Dataset, baselines: xr.Dataset | None, concept: str, measure: str | None
+) -> None:
     measure = measure or ("accuracy" if bool(cell["accuracy"].notnull().any()) else "r2")
     if not bool(cell[measure].notnull().any()):
         raise WorkbenchError(f"The probes of {concept!r} have no {measure}: none was measured.")
@@ -132,13 +157,21 @@ def _draw(axes: Axes, cell: xr.Dataset, baselines: xr.Dataset | None, concept: s
     for shade, k in zip(np.linspace(0.35, 1, len(ks)), ks, strict=True):
         line = main.sel(k=k)
         colour = matplotlib.colormaps[SHADES](shade)
-        axes.plot(layers, line[measure], color=colour, marker="o", markersize=3.5, linewidth=1.7, label=f"k = {k}")
+        axes.plot(
+            layers, line[measure], color=colour, marker="o", markersize=3.5, linewidth=1.7, label=f"k = {k}"
+        )
         if k == ks[-1]:
-            axes.fill_between(layers, line[f"{measure}_low"], line[f"{measure}_high"], color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                layers, line[f"{measure}_low"], line[f"{measure}_high"], color=colour, alpha=0.15, linewidth=0
+            )
     if baselines is not None:
-        for name, colour in zip(baselines["baseline"].values, BASELINES * len(baselines["baseline"]), strict=False):
+        for name, colour in zip(
+            baselines["baseline"].values, BASELINES * len(baselines["baseline"]), strict=False
+        ):
             values = baselines.sel(baseline=name, control="none")[measure]
-            axes.plot(layers, values, color=colour, linestyle=":", linewidth=1.6, label=f"{name}, all features")
+            axes.plot(
+                layers, values, color=colour, linestyle=":", linewidth=1.6, label=f"{name}, all features"
+            )
     axes.set_xlabel("layer")
     axes.set_ylabel(f"held-out {measure.replace('_', ' ')}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -149,9 +182,17 @@ def _controls(axes: Axes, cell: xr.Dataset, measure: str) -> None:
     """Each kind of control at the largest k: the mean of its draws, and their range."""
     most = cell.isel(k=-1)
     for kind, (label, colour) in CONTROLS.items():
-        draws = most[measure].values[:, most["control_kind"].values == kind] if kind in most["control_kind"].values else None
+        draws = (
+            most[measure].values[:, most["control_kind"].values == kind]
+            if kind in most["control_kind"].values
+            else None
+        )
         if draws is None or not np.isfinite(draws).any():
             continue
         layers = most["layer"].values
-        axes.fill_between(layers, np.nanmin(draws, 1), np.nanmax(draws, 1), color=colour, alpha=0.12, linewidth=0)
-        axes.plot(layers, np.nanmean(draws, 1), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label)
+        axes.fill_between(
+            layers, np.nanmin(draws, 1), np.nanmax(draws, 1), color=colour, alpha=0.12, linewidth=0
+        )
+        axes.plot(
+            layers, np.nanmean(draws, 1), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label
+        )

@@ -63,7 +63,13 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
         WorkbenchError: nothing was measured.
     """
     study = str(sweep.rows["study"].iloc[0]) if len(sweep.rows) else ""
-    table = sweep.synergy() if study == "pairs" else sweep.stability() if study == "stability" else sweep.summary()
+    table = (
+        sweep.synergy()
+        if study == "pairs"
+        else sweep.stability()
+        if study == "stability"
+        else sweep.summary()
+    )
     lines = _over_lines(study, table)
     settings = [flag for flag in varying(table, SETTINGS) if flag != lines]
     panels: list[_Panel] = []
@@ -86,7 +92,10 @@ def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
     """The largest differences between two sweeps, of `compare_sweeps`, with their intervals."""
     flags = varying(table, [*SETTINGS, "seed", "step"])
     shown = _strongest(table.rename(columns={"difference": "mean"}))
-    names = [", ".join([str(row["what"]), *(_setting(flag, row[flag]) for flag in flags)]) for row in shown.to_dict("records")]
+    names = [
+        ", ".join([str(row["what"]), *(_setting(flag, row[flag]) for flag in flags)])
+        for row in shown.to_dict("records")
+    ]
     apart = [f"{flag}: {b} minus {a}" for flag, (a, b) in table.attrs.get("apart", {}).items()]
     left = f"the {len(shown)} largest of {len(table):,}" if len(shown) < len(table) else ""
     facts = xr.Dataset(attrs={"note": " · ".join(each for each in (*apart, left) if each)})
@@ -108,7 +117,9 @@ def _note(sweep: Sweep, table: pd.DataFrame, panels: Sequence[_Panel], study: st
         else ""
     ]
     notes += [
-        f"the first {MOST_PANELS} of {len(panels)} panels: select them, as in .select()" if len(panels) > MOST_PANELS else ""
+        f"the first {MOST_PANELS} of {len(panels)} panels: select them, as in .select()"
+        if len(panels) > MOST_PANELS
+        else ""
     ]
     failed = len(sweep.status().failed)
     notes += [f"{failed} of {len(sweep.records)} jobs failed" if failed else ""]
@@ -121,7 +132,11 @@ def _over_lines(study: str, table: pd.DataFrame) -> str | None:
         return "value"
     if study == "steering":
         return "site"
-    return "method" if study == "methods" and "n_edges" in table and len(table["n_edges"].drop_duplicates()) > 1 else None
+    return (
+        "method"
+        if study == "methods" and "n_edges" in table and len(table["n_edges"].drop_duplicates()) > 1
+        else None
+    )
 
 
 def _panels(study: str, part: pd.DataFrame, name: str, lines: str | None, bound: float) -> list[_Panel]:
@@ -135,7 +150,10 @@ def _panels(study: str, part: pd.DataFrame, name: str, lines: str | None, bound:
         return [_bars(part, "what", name, "faithfulness", reference=1.0)]
     axes = axes_of(part)
     if "neuron" in axes:
-        return [_distribution(part, name), _bars(_strongest(part), "what", _joined("strongest", name), "effect")]
+        return [
+            _distribution(part, name),
+            _bars(_strongest(part), "what", _joined("strongest", name), "effect"),
+        ]
     if len(axes) == 2:
         return [_cells(_filled(labelled(part, axes, ["mean", "q"])), name, bound)]
     if axes == ["layer"]:
@@ -148,7 +166,9 @@ def _joined(*words: str) -> str:
 
 
 def _bound(table: pd.DataFrame, study: str) -> float:
-    numbers = table["synergy" if study == "pairs" else "mean" if "mean" in table else "jaccard"].to_numpy(dtype=float)
+    numbers = table["synergy" if study == "pairs" else "mean" if "mean" in table else "jaccard"].to_numpy(
+        dtype=float
+    )
     return float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0)) or 1.0
 
 
@@ -165,7 +185,12 @@ def _cells(grid: xr.Dataset, name: str, bound: float, quantity: str = "effect") 
     marks = np.where(grid["q"].transpose(*values.dims).values < ALPHA, "•", "")
 
     def draw(axes: Axes) -> Any:
-        image = cells(axes, np.asarray(values.values, dtype=float), {"cmap": "RdBu", "norm": CenteredNorm(0, bound)}, marks)
+        image = cells(
+            axes,
+            np.asarray(values.values, dtype=float),
+            {"cmap": "RdBu", "norm": CenteredNorm(0, bound)},
+            marks,
+        )
         label_cells(axes, values, None, size)
         return image
 
@@ -184,7 +209,10 @@ def _matrix(part: pd.DataFrame, name: str, bound: float) -> _Panel:
         mean[a, b] = mean[b, a] = pair["synergy"].mean()
         q[a, b] = q[b, a] = pair["q"].max(skipna=False)
     labels = np.array([_short(site) for site in sites], dtype=object)
-    grid = xr.Dataset({"mean": (("site", "other"), mean), "q": (("site", "other"), q)}, coords={"site": labels, "other": labels})
+    grid = xr.Dataset(
+        {"mean": (("site", "other"), mean), "q": (("site", "other"), q)},
+        coords={"site": labels, "other": labels},
+    )
     return _cells(grid.rename(other="together with"), name, bound, "synergy")
 
 
@@ -201,7 +229,11 @@ def _short(site: str) -> str:
         found = Site.parse(site)
     except WorkbenchError:
         return site
-    return f"a{found.layer}.{found.head}" if found.kind == "z" and found.head is not None and found.pos is None else site
+    return (
+        f"a{found.layer}.{found.head}"
+        if found.kind == "z" and found.head is not None and found.pos is None
+        else site
+    )
 
 
 def _strongest(part: pd.DataFrame) -> pd.DataFrame:
@@ -219,14 +251,18 @@ def _bars(
         if axis in ("layer", "pos") and _whole(part[axis].tolist())
         else part[axis].astype(str).to_numpy(dtype=object)
     )
-    bar, low, high = (xr.DataArray(part[c].to_numpy(dtype=float), dims=axis, coords={axis: labels}) for c in columns)
+    bar, low, high = (
+        xr.DataArray(part[c].to_numpy(dtype=float), dims=axis, coords={axis: labels}) for c in columns
+    )
     lying = axis not in ("layer", "pos", "head")
     size = (3.4, max(1.0, 0.24 * len(part))) if lying else (max(2.6, 0.34 * len(part)), 2.1)
 
     def draw(axes: Axes) -> None:
         draw_bars(axes, bar, low, high, lying=lying)
         if reference is not None:
-            (axes.axvline if lying else axes.axhline)(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+            (axes.axvline if lying else axes.axhline)(
+                reference, color=GREY, linewidth=1, linestyle=(0, (4, 3))
+            )
         label_axis(axes, "y" if lying else "x", bar, axis, None, inches=size[lying], most=32 if lying else 16)
         (axes.set_xlabel if lying else axes.set_ylabel)(quantity)
         if lying:
@@ -271,7 +307,8 @@ def _lines(part: pd.DataFrame, name: str, study: str, over: str) -> _Panel:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x == "step" and len({tuple(line["added"]) for line in parts}) == 1 and len(parts[0]) <= STRONGEST:
             axes.set_xticks(
-                parts[0]["step"].to_numpy(dtype=int), ["+ " + visible(_short(str(site))) for site in parts[0]["added"]]
+                parts[0]["step"].to_numpy(dtype=int),
+                ["+ " + visible(_short(str(site))) for site in parts[0]["added"]],
             )
             axes.tick_params(axis="x", rotation=45)
             axes.set_xlabel("")
@@ -283,17 +320,25 @@ def _lines(part: pd.DataFrame, name: str, study: str, over: str) -> _Panel:
 def _agreement(part: pd.DataFrame, name: str) -> list[_Panel]:
     part = part.assign(edges=(part["edges_least"] + part["edges_most"]) / 2)
     jaccard = _bars(part, "what", name, "Jaccard index of edges", ("jaccard", "least", "most"), reference=1.0)
-    return [jaccard, _bars(part, "what", name, "edges, fewest to most", ("edges", "edges_least", "edges_most"))]
+    return [
+        jaccard,
+        _bars(part, "what", name, "edges, fewest to most", ("edges", "edges_least", "edges_most")),
+    ]
 
 
-def _assembled(panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *, across: int, one_scale: bool) -> Figure:
+def _assembled(
+    panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *, across: int, one_scale: bool
+) -> Figure:
     """Panels of one size in rows, with one scale for all of them, or for each its own where their metrics differ."""
     n, (width, height) = len(panels), (max(panel.size[i] for panel in panels) for i in (0, 1))
     across = columns_of(n, width + 0.7, height + 0.6, across)
     down = -(-n // across)
     small = {"axes_titlesize": 9, "axes_titleweight": "normal"} if n > 1 else {}
     with styled(xtick_labelsize=7.5, ytick_labelsize=7.5, **small):
-        figure = Picture(figsize=(max(4.4, 1.2 + across * (width + 0.7)), 1.1 + down * (height + 0.75)), layout="constrained")
+        figure = Picture(
+            figsize=(max(4.4, 1.2 + across * (width + 0.7)), 1.1 + down * (height + 0.75)),
+            layout="constrained",
+        )
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         images = [(axes, panel.draw(axes), panel) for axes, panel in zip(grid, panels, strict=False)]
         images = [found for found in images if found[1] is not None]
@@ -303,14 +348,19 @@ def _assembled(panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *
             colour_bar(figure, image, grid if one_scale else axes, panel.quantity)
         if one_scale and not images:
             _share(grid[:n])
-        handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))
+        handles, labels = max(
+            (axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1])
+        )
         if labels:
             figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
         if n == 1:
             set_title(grid[0], facts, ": ".join(each for each in (title, panels[0].name) if each) or None)
         else:
             for axes, panel in zip(grid, panels, strict=False):
-                axes.set_title(shorten(visible(panel.name), max(12, int((width + 0.7) * 15))) if panel.name else "", pad=4)
+                axes.set_title(
+                    shorten(visible(panel.name), max(12, int((width + 0.7) * 15))) if panel.name else "",
+                    pad=4,
+                )
             set_heading(figure, facts, title)
         return settled(figure)
 

@@ -25,14 +25,19 @@ def read(model: Any, length: int) -> Decoder:
         raise Unsupported(f"hooks are installed on it ({', '.join(hooked[:3])})")
     made = _READERS[architecture](model, length)
     if made.max_length is not None and length > made.max_length:
-        raise Unsupported(f"a prompt of {length} tokens is longer than its sliding window of {made.max_length}")
+        raise Unsupported(
+            f"a prompt of {length} tokens is longer than its sliding window of {made.max_length}"
+        )
     return made
 
 
 def _hooked(model: Any) -> list[str]:
     """The parts of a model on which somebody has installed hooks; the bridge's own do not count."""
     points = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
-    parts = ((name, [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]) for name, part in model.named_modules())
+    parts = (
+        (name, [*part._forward_hooks.values(), *part._forward_pre_hooks.values()])
+        for name, part in model.named_modules()
+    )
     foreign = [
         name
         for name, hooks in parts

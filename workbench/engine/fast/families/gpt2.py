@@ -18,7 +18,9 @@ def read(model: Any, length: int) -> Decoder:
     scale = Shape.of(model).d_head ** -0.5
     inverse = getattr(config, "scale_attn_by_inverse_layer_idx", False)
     layers = (
-        reading.layer(block, scale=scale / (i + 1 if inverse else 1), act=bridge.activation(bridge.inner(block.mlp).act))
+        reading.layer(
+            block, scale=scale / (i + 1 if inverse else 1), act=bridge.activation(bridge.inner(block.mlp).act)
+        )
         for i, block in enumerate(model.blocks)
     )
     return reading.decoder(model, "gpt2", tuple(layers))

@@ -12,7 +12,9 @@ ARCHITECTURES = ("GPTNeoXForCausalLM",)
 def read(model: Any, length: int) -> Decoder:
     """The decoder."""
     layers = tuple(
-        reading.layer(block, scale=bridge.inner(block.attn).scaling, act=bridge.activation(bridge.inner(block.mlp).act))
+        reading.layer(
+            block, scale=bridge.inner(block.attn).scaling, act=bridge.activation(bridge.inner(block.mlp).act)
+        )
         for block in model.blocks
     )
     return reading.decoder(model, "neox", layers, rotary=reading.rotary_tables(model, length))
