@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test test-slow check bench gallery notebooks wheel clean
+.PHONY: demo test test-types test-slow check bench gallery notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/workbench discover ioi --model tiny
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
+
+# Axis names and types of tensors, checked at run time: on everything that would take three times as long.
+TYPED := workbench.engine,workbench.interventions,workbench.discovery,workbench.stores,workbench.prompts,workbench.circuit
+test-types: $(STAMP)
+	$(BIN)/python -m pytest -m types --numprocesses auto --dist worksteal --jaxtyping-packages=$(TYPED),beartype.beartype
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -rs --numprocesses auto --dist worksteal tests/course

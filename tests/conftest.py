@@ -1,11 +1,24 @@
-"""What every test shares: no progress bars, and one thread, because threads only cost time on models this small."""
+"""What every test shares: no progress bars, one thread, and the kernels at the head of a run.
+
+Models this small lose time with more threads; WORKBENCH_TEST_THREADS=2 shows that the results do not depend on it.
+"""
 
 import os
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes and kernels that tests start
+THREADS = int(os.environ.get("WORKBENCH_TEST_THREADS", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
 
-import torch
+import torch  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(THREADS)
+
+
+def pytest_report_header() -> str:
+    """Which kernels the numbers of this run come from: results may differ between them in the last digits."""
+    onednn = os.environ.get("ONEDNN_MAX_CPU_ISA", "default")
+    return (
+        f"torch {torch.__version__}: {torch.backends.cpu.get_cpu_capability()} kernels, oneDNN {onednn}, "
+        f"{torch.get_num_threads()} thread(s)"
+    )

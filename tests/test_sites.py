@@ -70,7 +70,7 @@ def test_what_is_no_site_is_refused(text: str):
 def test_an_unknown_kind_is_named_with_its_nearest_match():
     with pytest.raises(UnknownName) as caught:
         Site.parse("resid_prr[3]")
-    assert str(caught.value).startswith("There is no kind of site 'resid_prr'. Did you mean 'resid_pre'")
+    assert str(caught.value).startswith("kind='resid_prr' is not known. Did you mean 'resid_pre'")
 
 
 @pytest.mark.parametrize(

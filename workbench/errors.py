@@ -11,7 +11,7 @@ WorkbenchError
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
-├── CircuitError         a circuit for another graph, or a file that is none
+├── CircuitError         a circuit for another graph, or a file that is not a circuit file
 ├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
 └── OutputExists         something is already there and `overwrite=True` was not given
 """
@@ -25,14 +25,30 @@ class WorkbenchError(Exception):
 
 
 class UnknownName(WorkbenchError):
-    """A name that is not in a closed list of names."""
+    """A name that is not in a closed list of names.
 
-    def __init__(self, what: str, asked: object, known: Iterable[str]) -> None:
-        self.asked, self.known = asked, sorted(known)
-        close = get_close_matches(str(asked), self.known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        listed = ", ".join(self.known) if self.known else "none"
-        super().__init__(f"There is no {what} {str(asked)!r}.{hint} Known: {listed}.")
+    Args:
+        argument: whose value it is, as the caller spells it: `method`, `by`, `task`, ...
+        given: the name that was given.
+        choices: the names that exist.
+
+    >>> print(UnknownName("by", "magnitud", ["magnitude", "signed"]))
+    by='magnitud' is not known. Did you mean 'magnitude'? Choices: magnitude, signed.
+    """
+
+    def __init__(self, argument: str, given: object, choices: Iterable[str]) -> None:
+        self.argument, self.given, self.choices = argument, given, sorted(choices)
+        super().__init__(self.sentence(f"{argument}={given!r}"))
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, object, list[str]]]:
+        # Exceptions are pickled by their message alone, which would not do as these arguments: workers send them back.
+        return type(self), (self.argument, self.given, self.choices)
+
+    def sentence(self, subject: str) -> str:
+        """The message about `subject`: an argument and its value, or an option of the command line and its value."""
+        near = get_close_matches(str(self.given), self.choices, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        return f"{subject} is not known.{hint} Choices: {', '.join(self.choices) or 'none'}."
 
 
 class SiteError(WorkbenchError):
@@ -76,7 +92,7 @@ class CircuitError(WorkbenchError):
 
 
 class SweepError(WorkbenchError):
-    """A sweep that cannot be planned or run, or a folder that is none or is damaged."""
+    """A sweep that cannot be planned or run, or a folder that is not a sweep or is damaged."""
 
 
 class OutputExists(WorkbenchError):

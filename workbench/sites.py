@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
 def kind_named(name: str) -> Kind:
     """The row of `KINDS`, or an error with near matches."""
     if name not in KINDS:
-        raise UnknownName("kind of site", name, KINDS)
+        raise UnknownName("kind", name, KINDS)
     return KINDS[name]
 
 

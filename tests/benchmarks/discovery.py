@@ -120,9 +120,12 @@ def faithful(model: Any, case: str) -> Line:
     _, corrupt = wb.capture_pairs(model, one, sites=KINDS, progress=False)
     value, measured = wb.from_store(corrupt), logit_difference(one)
     circuit = wb.find_circuit(wb.score_edges(model, one, value=value, progress=False), n_edges=200)
-    ours = lambda: torch.tensor(
-        wb.evaluate(circuit, model, one, value=value, checks=(), progress=False)["faithfulness"].values
-    )  # noqa: E731
+
+    def ours():
+        return torch.tensor(
+            wb.evaluate(circuit, model, one, value=value, checks=(), progress=False)["faithfulness"].values
+        )
+
     found = peer.attribution_patch(
         model,
         one.corrupt.tokens,
@@ -147,9 +150,12 @@ def curve(model: Any, case: str, n: int) -> Line:
     _, corrupt = wb.capture_pairs(model, given, sites=KINDS, progress=False)
     value = wb.from_store(corrupt)
     scores = wb.score_edges(model, given.select(range(8)), value=value, progress=False)
-    ours = lambda: torch.tensor(
-        wb.faithfulness_curve(scores, model, given, value=value, progress=False)["faithfulness"].values
-    )  # noqa: E731
+
+    def ours():
+        return torch.tensor(
+            wb.faithfulness_curve(scores, model, given, value=value, progress=False)["faithfulness"].values
+        )
+
     one, sample = given.clean.tokens[:1], 30
 
     def theirs() -> torch.Tensor:

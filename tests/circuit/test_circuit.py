@@ -158,10 +158,7 @@ def test_what_cannot_be_cut_is_refused():
         assert str(error.value) == f"find_circuit: n_edges={wrong}; this graph has {n} edges."
     with pytest.raises(UnknownName) as unknown:
         untyped(find_circuit)(scores, n_edges=3, by="size")
-    assert (
-        str(unknown.value)
-        == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
-    )
+    assert str(unknown.value) == "by='size' is not known. Did you mean 'signed'? Choices: magnitude, signed."
     broken = scores.copy()
     broken[0, 0] = np.nan
     with pytest.raises(CircuitError) as error:

@@ -115,5 +115,5 @@ def test_the_command_compares_files_and_published_circuits(tmp_path):
     with pytest.raises(wb.WorkbenchError) as error:
         runner.invoke(app, ["compare", "ioi", "nothing.json"], catch_exceptions=False)
     assert str(error.value) == "There is no circuit file 'nothing.json'."
-    with pytest.raises(wb.WorkbenchError, match="There is no reference circuit 'iou'"):
+    with pytest.raises(wb.WorkbenchError, match="circuit='iou' is not known"):
         runner.invoke(app, ["compare", "ioi", "iou"], catch_exceptions=False)

@@ -102,7 +102,7 @@ def test_the_meaning_of_scores_is_required(small):
         f"{str(small)!r} is {title}, which does not say what a positive score means. "
         'Pass positive="supports" or positive="opposes".'
     )
-    with pytest.raises(UnknownName, match="There is no meaning of a positive score 'good'"):
+    with pytest.raises(UnknownName, match="positive='good' is not known"):
         wb.read_circuit(small, positive="good")
 
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         CircuitError, match=r"'c.xyz' has no suffix of a circuit file \(.json, .pt\)\. Name its format\."
     ):
         wb.write_circuit(fine, tmp_path / "c.xyz")
-    with pytest.raises(UnknownName, match=r"There is no circuit format 'eap-jsn'\. Did you mean 'eap-json'"):
+    with pytest.raises(UnknownName, match=r"format='eap-jsn' is not known\. Did you mean 'eap-json'"):
         wb.write_circuit(fine, tmp_path / "c.json", format="eap-jsn")
     with pytest.raises(CircuitError, match="positive scores support the behaviour in our own format"):
         wb.write_circuit(fine, tmp_path / "c.json", positive="opposes")

@@ -42,7 +42,7 @@ def test_each_loads_on_its_own_graph_and_has_a_source():
         wb.reference_circuit("iou")
     assert (
         str(error.value)
-        == "There is no reference circuit 'iou'. Did you mean 'ioi'? Known: docstring, greater_than, ioi."
+        == "circuit='iou' is not known. Did you mean 'ioi'? Choices: docstring, greater_than, ioi."
     )
 
 

@@ -143,7 +143,7 @@ def test_what_cannot_be_tried_is_refused():
     pairs = pairs_and_stores("gpt2")[0]
     scores = score_edges(model_of("gpt2"), pairs, value=zero())
     assert refused(UnknownName, order="late") == (
-        "There is no order of senders 'late'. Did you mean 'late-first'? Known: early-first, late-first, random, scores."
+        "order='late' is not known. Did you mean 'late-first'? Choices: early-first, late-first, random, scores."
     )
     goes = "acdc: scores= goes with order='scores', and that order needs it."
     assert refused(CircuitError, order="scores") == refused(CircuitError, scores=scores) == goes

@@ -25,13 +25,13 @@ def test_unknown_words_are_named():
     assert known == ", ".join(sorted(METHODS))
     refused(
         UnknownName,
-        f"There is no method of score_edges 'eap-ig'. Did you mean 'eap' or 'eap-ig-inputs' or 'eap-ig-activations'? Known: {known}.",
+        f"method='eap-ig' is not known. Did you mean 'eap' or 'eap-ig-inputs' or 'eap-ig-activations'? Choices: {known}.",
         method="eap-ig",
     )
-    refused(UnknownName, "There is no grid of steps 'middle'. Known: left, midpoint, right.", grid="middle")
+    refused(UnknownName, "grid='middle' is not known. Choices: left, midpoint, right.", grid="middle")
     refused(
         UnknownName,
-        "There is no axis to keep 'position'. Did you mean 'pos'? Known: example, pos.",
+        "keep='position' is not known. Did you mean 'pos'? Choices: example, pos.",
         keep=("position",),
     )
     for steps in (0, -1, 2.0, True):

@@ -276,12 +276,12 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(UnknownName) as unknown:
         untyped(score_edges)(model, pairs, value=value, method="epa")
     assert str(unknown.value) == (
-        "There is no method of score_edges 'epa'. Did you mean 'eap' or 'exact'? Known: atp-star, clean-corrupt, conditional, eap, "
+        "method='epa' is not known. Did you mean 'eap' or 'exact'? Choices: atp-star, clean-corrupt, conditional, eap, "
         "eap-ig-activations, eap-ig-inputs, exact, ig-activations, random."
     )
     with pytest.raises(UnknownName) as unknown:
         untyped(score_edges)(model, pairs, value=value, keep=("layer",))
-    assert str(unknown.value) == "There is no axis to keep 'layer'. Known: example, pos."
+    assert str(unknown.value) == "keep='layer' is not known. Choices: example, pos."
     with pytest.raises(EditError) as edit:
         untyped(score_edges)(model, pairs, value=corrupt)
     assert (

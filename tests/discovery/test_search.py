@@ -254,7 +254,9 @@ def test_ways_to_choose_that_do_not_go_together():
     )
     with pytest.raises(UnknownName) as unknown:
         find_circuit(scores, n_edges=3, strategy="greddy")
-    assert str(unknown.value) == "There is no strategy 'greddy'. Did you mean 'greedy'? Known: greedy, top."
+    assert (
+        str(unknown.value) == "strategy='greddy' is not known. Did you mean 'greedy'? Choices: greedy, top."
+    )
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**9, True])

@@ -458,7 +458,7 @@ def test_neurons_on_hooks_and_unknown_positions_are_refused():
         Circuits(model_of("gpt2"), graph, pairs, value=zero(), metric=metric("logit_diff")).measure(
             graph.exists[None]
         )
-    assert str(unknown.value) == "There is no named position 'S2'. Known: END."
+    assert str(unknown.value) == "position='S2' is not known. Choices: END."
 
 
 def test_models_whose_parts_do_not_add_up_are_refused_before_anything_runs():

@@ -222,5 +222,5 @@ def test_places_that_do_not_exist_are_refused_before_anything_runs():
     with pytest.raises(SiteError) as error:
         run(model_of("llama"), prompts, edits={"k[0.2]": zero()})
     assert str(error.value) == "Site 'k[0.2]': this model has kv heads 0 to 1 in a layer."
-    with pytest.raises(UnknownName, match=re.escape("There is no kind of site 'zz'.")):
+    with pytest.raises(UnknownName, match=re.escape("kind='zz' is not known.")):
         run(model, prompts, edits={"zz[0]": zero()})

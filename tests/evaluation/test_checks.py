@@ -250,7 +250,7 @@ def test_what_cannot_be_checked_is_refused():
     graph = Graph.of(model_of("gpt2"))
     placed = Graph.of(model_of("gpt2"), positions=[2])
     assert refused(UnknownName, checks=["minimal"]) == (
-        "There is no check of a circuit 'minimal'. Did you mean 'minimality'? Known: complement, completeness, minimality, random."
+        "checks='minimal' is not known. Did you mean 'minimality'? Choices: complement, completeness, minimality, random."
     )
     assert (
         refused(CircuitError, value={})
@@ -276,7 +276,7 @@ def test_positions_that_no_prompt_has_are_refused():
     model = model_of("gpt2")
     for place, kind, message in (
         (20, WorkbenchError, "No prompt has the position 20 of the graph: the longest has 6 tokens."),
-        ("S2", UnknownName, "There is no named position 'S2'. Known: END."),
+        ("S2", UnknownName, "position='S2' is not known. Choices: END."),
     ):
         graph = Graph.of(model, positions=[place])
         assert refused(kind, Circuit.of(graph, graph.exists)) == message

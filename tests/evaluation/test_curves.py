@@ -28,10 +28,7 @@ def test_areas_of_known_curves():
     assert np.isnan(area(np.full(10, np.nan)))
     with pytest.raises(UnknownName) as error:
         area(np.ones(10), by="size")
-    assert (
-        str(error.value)
-        == "There is no way to rank edges 'size'. Did you mean 'signed'? Known: magnitude, signed."
-    )
+    assert str(error.value) == "by='size' is not known. Did you mean 'signed'? Choices: magnitude, signed."
 
 
 @pytest.mark.parametrize("by", ["signed", "magnitude"])

@@ -99,7 +99,7 @@ def test_what_cannot_be_scored_is_said():
     scores, true = np.arange(4.0), np.array([True, False, False, False])
     with pytest.raises(
         UnknownName,
-        match=r"^There is no way to rank edges 'size'\. Did you mean 'signed'\? Known: magnitude, signed\.$",
+        match=r"^by='size' is not known\. Did you mean 'signed'\? Choices: magnitude, signed\.$",
     ):
         edge_auroc(scores, true, by="size")
     with pytest.raises(

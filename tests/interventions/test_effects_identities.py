@@ -505,7 +505,7 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
         untyped(effects)(model, pairs, sites="z[0.0]", value=value, method="gradients")
     assert (
         str(unknown.value)
-        == "There is no method of effects 'gradients'. Did you mean 'gradient'? Known: atp-star, exact, gradient, integrated."
+        == "method='gradients' is not known. Did you mean 'gradient'? Choices: atp-star, exact, gradient, integrated."
     )
     with pytest.raises(SiteError) as error:
         effects(model, pairs, sites=[], value=value)
@@ -523,7 +523,7 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
     assert str(edit.value) == "No prompt has the position of z[0.0]@6: the longest has 6 tokens."
     with pytest.raises(UnknownName) as unknown:
         effects(model, pairs, sites="z[0.0]@S2", value=value)
-    assert str(unknown.value) == "There is no named position 'S2'. Known: END."
+    assert str(unknown.value) == "position='S2' is not known. Choices: END."
 
 
 def test_a_value_that_is_none_is_refused():

@@ -160,7 +160,7 @@ def test_an_unknown_metric_is_named_with_its_neighbours():
     with pytest.raises(UnknownName) as error:
         effects(model, pairs, sites="z[0.0]", value=zero(), metric="logit_dif")
     assert str(error.value) == (
-        "There is no metric 'logit_dif'. Did you mean 'logit_diff' or 'prob_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank, "
+        "metric='logit_dif' is not known. Did you mean 'logit_diff' or 'prob_diff'? Choices: accuracy, kl, logit_diff, nll, prob_diff, rank, "
         "sequence_logprob, sequence_logprob_diff."
     )
 

@@ -103,7 +103,7 @@ def test_named_positions_embeddings_and_small_budgets():
 def test_what_cannot_be_attributed_is_refused():
     pairs, clean, _ = pairs_and_stores("gpt2")
     model = model_of("gpt2")
-    with pytest.raises(UnknownName, match="There is no level of direct_attribution 'layer'"):
+    with pytest.raises(UnknownName, match="by='layer' is not known"):
         untyped(wb.direct_attribution)(clean, model, targets=pairs.answers, by="layer")
     with pytest.raises(StoreError, match=r"the store is of the model"):
         wb.direct_attribution(clean, model_of("llama"), targets=pairs.answers)

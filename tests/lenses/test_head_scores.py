@@ -108,11 +108,11 @@ def test_copying_counts_own_tokens_among_the_highest_and_lowest(family):
 
 def test_what_cannot_be_summarised_is_refused():
     _pairs, clean, _ = pairs_and_stores("gpt2")
-    with pytest.raises(UnknownName, match="There is no score of a head 'prev'"):
+    with pytest.raises(UnknownName, match="scores='prev' is not known"):
         wb.head_scores(clean, scores=["prev"])
     with pytest.raises(PromptError, match="keys is a list of at least one position"):
         wb.attention_to(clean, [])
-    with pytest.raises(UnknownName, match="There is no named position 'IO'"):
+    with pytest.raises(UnknownName, match="position='IO' is not known"):
         wb.attention_to(clean, ["IO"])
     with pytest.raises(PromptError, match=r"copying_scores: top=26 of 50 tokens; give 1 to 25"):
         wb.copying_scores(clean, model_of("gpt2"), top=26)

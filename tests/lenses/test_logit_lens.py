@@ -137,7 +137,7 @@ def test_what_the_lens_cannot_read_is_refused():
     with pytest.raises(UnknownName) as unknown:
         untyped(logit_lens)(clean, model, targets=pairs.answers, measure="logits")
     assert str(unknown.value) == (
-        "There is no measure of logit_lens 'logits'. Did you mean 'logit'? Known: entropy, kl, logit, logprob, prob, rank."
+        "measure='logits' is not known. Did you mean 'logit'? Choices: entropy, kl, logit, logprob, prob, rank."
     )
     with pytest.raises(PromptError) as error:
         logit_lens(clean, model, targets=torch.tensor([1, 2]))

@@ -44,7 +44,7 @@ def test_checkpoints_are_other_models_and_an_unknown_step_lists_those_there_are(
     early = wb.load_model("tiny@1500")
     assert next(early.parameters()).dtype == torch.float32
     assert model_name(early) == "tiny@1500"
-    with pytest.raises(UnknownName, match=re.escape("There is no checkpoint 'tiny@7'.")):
+    with pytest.raises(UnknownName, match=re.escape("checkpoint='tiny@7' is not known.")):
         wb.load_model("tiny@7")
 
 
@@ -68,7 +68,7 @@ def test_dtypes(dtype: str):
 def test_an_unknown_dtype_is_named():
     with pytest.raises(UnknownName) as caught:
         wb.load_model("tiny", dtype="float31")
-    assert str(caught.value).startswith("There is no dtype 'float31'. Did you mean 'float32'")
+    assert str(caught.value).startswith("dtype='float31' is not known. Did you mean 'float32'")
 
 
 def test_weights_changed_in_place_change_the_fingerprint():

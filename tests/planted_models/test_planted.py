@@ -247,16 +247,14 @@ def test_pairs_say_where_they_come_from():
 
 
 def test_what_cannot_be_planted_is_said():
-    with pytest.raises(
-        UnknownName, match=r"^There is no planted model 'inductoin'\. Did you mean 'induction'"
-    ):
+    with pytest.raises(UnknownName, match=r"^name='inductoin' is not known\. Did you mean 'induction'"):
         wb.planted("inductoin")
     with pytest.raises(
         ModelError,
         match=r"^A planted model of size 40 is not possible: its circuit works on 6 to 12 words\.$",
     ):
         wb.planted("induction", size=40)
-    with pytest.raises(UnknownName, match=r"^There is no split 'test'\. Known: heldout, train"):
+    with pytest.raises(UnknownName, match=r"^split='test' is not known\. Choices: heldout, train"):
         wb.planted("induction", split="test")
     with pytest.raises(
         ModelError, match=r"^There are no 0 different prompts of 'induction' in the split 'train': found 0\.$"

@@ -90,10 +90,10 @@ def test_what_cannot_be_checked_is_refused(planted):
     probes = probed(planted, 1, 2)
     how = {"concept": "low", "kind": "z", "stores": stores}
     wrong = [
-        ({"concept": "lower"}, UnknownName, "There is no concept of these probes 'lower'"),
+        ({"concept": "lower"}, UnknownName, "concept='lower' is not known"),
         ({"kind": "resid_post"}, ProbeError, "causal_check: the probes are of z, not of resid_post"),
         ({"n_random": 3}, ProbeError, "3 random directions cannot show p <= 0.05: n_random=19 or more can"),
-        ({"k": 3}, UnknownName, "There is no k '3'"),
+        ({"k": 3}, UnknownName, "k=3 is not known"),
     ]
     for given, kind, message in wrong:
         with pytest.raises(kind, match=message):

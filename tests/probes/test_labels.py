@@ -99,7 +99,7 @@ def test_what_labels_refuse():
 
     refused("Row 1 labels prompt 7; the store has prompts 0 to 2.", of(prompt=(0, 7)))
     refused("Row 1 labels position 5; prompt 1 has 3 tokens.", of(pos=(0, 5)))
-    refused("There is no named position 'S2'. Known: END.", of(pos=("S2", 0)), UnknownName)
+    refused("position='S2' is not known. Choices: END.", of(pos=("S2", 0)), UnknownName)
     refused("Row 1 labels position 0 of prompt 0 a second time: one row for a token.", of(prompt=(0, 0)))
     refused("Concept 'c' is 1 in every row: a probe needs at least two values.", of(values=(1, 1)))
     refused(
@@ -117,7 +117,7 @@ def test_what_labels_refuse():
         "Concept 'c' has 2 labels for 3 prompts: give one of each.",
         lambda: Labels.per_prompt(STORE, {"c": [0, 1]}),
     )
-    refused("There is no concept 'd'. Known: c.", lambda: of()().concept("d"), UnknownName)
+    refused("concept='d' is not known. Choices: c.", lambda: of()().concept("d"), UnknownName)
 
 
 def test_what_files_of_labels_refuse(tmp_path):
@@ -224,7 +224,7 @@ def test_splits_that_cannot_be_are_refused():
         lambda: check_split(concept, ~test, test, np.array([4, 4, 5, 6])),
     )
     refused(
-        "There is no control 'shufle'. Did you mean 'shuffle'? Known: control-task, random-features, shuffle.",
+        "controls='shufle' is not known. Did you mean 'shuffle'? Choices: control-task, random-features, shuffle.",
         lambda: controls_named(["shufle"], 3),
         UnknownName,
     )

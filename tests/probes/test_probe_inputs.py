@@ -27,18 +27,18 @@ Y = (X[:, 0] > 0).tolist()
         (
             {"selectors": ["welsh"]},
             UnknownName,
-            "There is no selector 'welsh'. Did you mean 'welch'? "
-            "Known: add-prune, forward, l1, mean-difference, mutual-information, welch.",
+            "selectors='welsh' is not known. Did you mean 'welch'? "
+            "Choices: add-prune, forward, l1, mean-difference, mutual-information, welch.",
         ),
         (
             {"controls": ["noise"]},
             UnknownName,
-            "There is no control 'noise'. Known: control-task, random-features, shuffle.",
+            "controls='noise' is not known. Choices: control-task, random-features, shuffle.",
         ),
         (
             {"baselines": ["mass"]},
             UnknownName,
-            "There is no baseline 'mass'. Did you mean 'mass-mean'? Known: erased, logistic, mass-mean.",
+            "baselines='mass' is not known. Did you mean 'mass-mean'? Choices: erased, logistic, mass-mean.",
         ),
         (
             {"sites": ["pattern"]},
@@ -61,14 +61,14 @@ Y = (X[:, 0] > 0).tolist()
             "given names feature 9; <SiteView mlp_post[0]: 60 prompts, (60, 5) torch.float64> has 5.",
         ),
         ({"pos": [3]}, ProbeError, "No labelled row lies at position 3. Label it, or leave it out of pos."),
-        ({"pos": ["S2"]}, UnknownName, "There is no named position 'S2'. Known: END."),
+        ({"pos": ["S2"]}, UnknownName, "position='S2' is not known. Choices: END."),
         ({"draws": 0}, ProbeError, "draws=0: a control needs at least one."),
         ({"resampled": -1}, ProbeError, "resampled=-1: how many bootstrap draws, 0 for none."),
         ({"settings": {"l2": 0.0}}, ProbeError, "l2=0.0: a positive penalty is needed, as in 0.01."),
         (
             {"settings": {"multiclass": "ovr"}},
             UnknownName,
-            "There is no multiclass 'ovr'. Known: one-vs-rest, softmax.",
+            "multiclass='ovr' is not known. Choices: one-vs-rest, softmax.",
         ),
         ({"settings": {"max_iter": 0}}, ProbeError, "max_iter=0: at least one step is needed."),
     ],
@@ -114,11 +114,11 @@ def test_a_direction_needs_one_cell():
     probes = fit_probes(store, labels, k=[1, 2], controls=[])
     with pytest.raises(ProbeError, match=r"^Which layer\? There are 0, 1: give layer=\.$"):
         probes.direction("c", k=1)
-    with pytest.raises(UnknownName, match=r"^There is no layer '7'\. Known: 0, 1\.$"):
+    with pytest.raises(UnknownName, match=r"^layer=7 is not known\. Choices: 0, 1\.$"):
         probes.direction("c", k=1, layer=7)
-    with pytest.raises(UnknownName, match=r"^There is no concept 'd'\. Known: c\.$"):
+    with pytest.raises(UnknownName, match=r"^concept='d' is not known\. Choices: c\.$"):
         probes.direction("d", k=1, layer=1)
-    with pytest.raises(UnknownName, match=r"^There is no axis of these probes 'head'\. "):
+    with pytest.raises(UnknownName, match=r"^axis='head' is not known\. "):
         probes.direction("c", k=1, layer=1, head=2)
 
 

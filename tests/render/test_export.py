@@ -22,14 +22,14 @@ def test_svg_is_the_picture_itself(view, tmp_path):
 @pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF-")])
 def test_png_and_pdf(hostile, tmp_path, ending, start):
     try:
-        import cairosvg  # noqa: F401
+        import cairosvg
     except (ImportError, OSError) as error:
         pytest.skip(f"CairoSVG cannot be used here: {error}")
     assert wb.export(hostile, tmp_path / f"c{ending}").read_bytes().startswith(start)
 
 
 def test_other_endings_and_a_missing_library_are_named(view, tmp_path, monkeypatch):
-    with pytest.raises(UnknownName, match=r"There is no kind of picture file '\.gif'"):
+    with pytest.raises(UnknownName, match=r"ending='\.gif' is not known"):
         wb.export(view, tmp_path / "c.gif")
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
     with pytest.raises(WorkbenchError, match=r"pip install 'interp-workbench\[pdf\]'"):
@@ -66,7 +66,7 @@ def test_a_kind_that_cannot_be_drawn_is_refused(view, circuit, tmp_path):
         with pytest.raises(UnknownName) as error:
             call()
         assert str(error.value) == (
-            "There is no kind of view 'positions'. Did you mean 'position'? Known: component, position."
+            "kind='positions' is not known. Did you mean 'position'? Choices: component, position."
         )
     with pytest.raises(CircuitError) as error:
         wb.export(circuit, tmp_path / "a.svg", kind="position")

@@ -285,7 +285,7 @@ def test_panel_refuses_components_and_properties_that_circuitsvis_has_not():
     with pytest.raises(UnknownName) as error:
         Panel("AttentionHead", {})
     assert str(error.value).startswith(
-        "There is no component of circuitsvis 'AttentionHead'. Did you mean 'AttentionHeads'"
+        "component='AttentionHead' is not known. Did you mean 'AttentionHeads'"
     )
     assert said(Panel, "ColoredTokens", {"tokens": ["a"], "colour": "red"}) == (
         "ColoredTokens has no colour and needs values. Needed: tokens, values; optional: maxValue, minValue, negativeColor, "

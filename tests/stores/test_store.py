@@ -79,7 +79,7 @@ def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):
     assert not view.packed.isnan().any(), "the store itself is untouched"
     with pytest.raises(UnknownName) as error:
         view.at("S2")
-    assert str(error.value) == "There is no named position 'S2'. Known: END, X."
+    assert str(error.value) == "position='S2' is not known. Choices: END, X."
     with pytest.raises(PromptError, match="Position -1: positions count from 0"):
         view.at(-1)
 

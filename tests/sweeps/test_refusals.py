@@ -71,8 +71,8 @@ def test_a_preset_beside_a_file_replaces_what_it_stands_for(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sites": ["z@NOPE"]}, "There is no named position 'NOPE'"),
-        ({"sites": ["z[1.1]@NOPE"]}, "There is no named position 'NOPE'"),
+        ({"sites": ["z@NOPE"]}, "position='NOPE' is not known"),
+        ({"sites": ["z[1.1]@NOPE"]}, "position='NOPE' is not known"),
         (
             {"sites": ["resid_pre@99"]},
             "The site 'resid_pre@99': no prompt has that position; the longest has 15 tokens",

@@ -100,7 +100,7 @@ def test_every_preset_has_jobs(preset, lab):
         (
             {**FIELDS, "vales": ["zero"]},
             UnknownName,
-            r"There is no field of a sweep 'vales'. Did you mean 'values'?",
+            r"field='vales' is not known. Did you mean 'values'?",
         ),
         (
             {**FIELDS, "preset": "head-ablations"},

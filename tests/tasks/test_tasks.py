@@ -272,16 +272,13 @@ def test_unknown_names_say_what_there_is(tiny):
     with pytest.raises(UnknownName) as caught:
         load_task("ioii", tiny)
     known = "agreement, binding, capitals, greater_than, induction, ioi, pronoun"
-    assert str(caught.value) == f"There is no task 'ioii'. Did you mean 'ioi'? Known: {known}."
+    assert str(caught.value) == f"task='ioii' is not known. Did you mean 'ioi'? Choices: {known}."
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, variant="swop")
-    assert (
-        str(caught.value)
-        == "There is no variant of the task 'ioi' 'swop'. Did you mean 'swap'? Known: abc, swap, three."
-    )
+    assert str(caught.value) == "variant='swop' is not known. Did you mean 'swap'? Choices: abc, swap, three."
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, split="test")
-    assert str(caught.value) == "There is no split 'test'. Known: heldout, train."
+    assert str(caught.value) == "split='test' is not known. Choices: heldout, train."
     with pytest.raises(
         PromptError,
         match=r"^The task 'greater_than' has only 4[0-9]{3} distinct heldout prompts for this model; n=5000 were asked for.$",
@@ -530,7 +527,7 @@ def test_kl_is_zero_for_the_reference_and_positive_elsewhere():
 def test_metrics_refuse_what_they_cannot_measure():
     logits, pairs = hand_made()
     with pytest.raises(
-        UnknownName, match=re.escape("There is no metric 'logit_dif'. Did you mean 'logit_diff'")
+        UnknownName, match=re.escape("metric='logit_dif' is not known. Did you mean 'logit_diff'")
     ):
         wb.metric("logit_dif")
     with pytest.raises(MetricError, match="The logits of example 0 are not finite"):

@@ -141,20 +141,20 @@ def test_own_prompts_from_a_csv(tmp_path):
         ),
         (
             ["discover", "io"],
-            "There is no task 'io'. Did you mean 'ioi'? Known: agreement, binding, capitals, greater_than, induction, ioi, pronoun.",
+            "task='io' is not known. Did you mean 'ioi'? Choices: agreement, binding, capitals, greater_than, induction, ioi, pronoun.",
         ),
         (
             ["discover", "ioi", "--metric", "logits"],
-            "There is no metric 'logits'. Did you mean 'logit_diff'? Known: accuracy, kl, logit_diff, nll, prob_diff, rank, sequence_logprob, sequence_logprob_diff.",
+            "metric='logits' is not known. Did you mean 'logit_diff'? Choices: accuracy, kl, logit_diff, nll, prob_diff, rank, sequence_logprob, sequence_logprob_diff.",
         ),
         (
             ["discover", "ioi", "--method", "eapp"],
-            "There is no method of discovery 'eapp'. Did you mean 'eap'? Known: acdc, atp-star, clean-corrupt, conditional, eap, "
+            "method='eapp' is not known. Did you mean 'eap'? Choices: acdc, atp-star, clean-corrupt, conditional, eap, "
             "eap-ig-activations, eap-ig-inputs, exact, ig-activations, learn-edges, learn-nodes, random.",
         ),
         (
             ["discover", "ioi", "--value", "zeros"],
-            "There is no value for discover 'zeros'. Did you mean 'zero'? Known: from_store, mean, zero.",
+            "value='zeros' is not known. Did you mean 'zero'? Choices: from_store, mean, zero.",
         ),
         (
             ["discover", "ioi", "--edges", "9999"],
@@ -168,8 +168,8 @@ def test_own_prompts_from_a_csv(tmp_path):
         ),
         (["discover", "ioi", "--device", "cuda:7"], "The device 'cuda:7' was asked for, and this machine"),
         (["measure", "tiny", "--n", "0"], "n=0: at least one prompt is needed."),
-        (["measure", "tiny@3"], "There is no checkpoint 'tiny@3'."),
-        (["ls", "things"], "There is no thing to list 'things'. Known: circuits, methods, models, tasks."),
+        (["measure", "tiny@3"], "checkpoint='tiny@3' is not known."),
+        (["ls", "things"], "what='things' is not known. Choices: circuits, methods, models, tasks."),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path, main, arguments: list[str], message: str):

@@ -113,10 +113,10 @@ def test_labels_of_a_file_and_hostile_names(store, tmp_path):
         ([], "Give --labels, a .csv or .jsonl file, or --concepts"),
         (["--labels", "none.csv"], "There is no file 'none.csv'"),
         (["--labels", "labels.txt"], "labels are read from .csv and .jsonl files"),
-        (["--concepts", "tense"], "There is no concept 'tense'"),
+        (["--concepts", "tense"], "concept='tense' is not known"),
         (["--concepts", "gender"], "The concept 'gender' is read at NAME, which these prompts do not name"),
         (["--concepts", "number", "--k", "one"], "--k 'one': integers with commas are needed"),
-        (["--concepts", "number", "--selectors", "best"], "There is no selector 'best'"),
+        (["--concepts", "number", "--selectors", "best"], "selectors='best' is not known"),
         (["--concepts", "number", "--layers", "9"], "resid_post"),
     ],
 )
@@ -136,7 +136,7 @@ def test_concepts_of_words():
     ):
         values_of(prompts, "number")
     assert values_of(prompts, "SUBJECT") == ["dogs", "wug"]
-    with pytest.raises(UnknownName, match="There is no concept 'NAME'"):
+    with pytest.raises(UnknownName, match="concept='NAME' is not known"):
         values_of(prompts, "NAME")
 
 

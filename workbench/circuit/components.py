@@ -48,7 +48,7 @@ def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str
         return "logits" if layer is None else f"layer {layer}"
     if by == "role":
         return f"{role(graph, labels, writer)} -> {role(graph, labels, reader)}"
-    raise UnknownName("way to part a circuit", by, ("reader", "writer", "layer", "role"))
+    raise UnknownName("by", by, ("reader", "writer", "layer", "role"))
 
 
 def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:

@@ -95,7 +95,7 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     """
     path = Path(path)
     if positive not in (None, "supports", "opposes"):
-        raise UnknownName("meaning of a positive score", positive, ("supports", "opposes"))
+        raise UnknownName("positive", positive, ("supports", "opposes"))
     if not path.is_file():
         raise CircuitError(f"There is no circuit file {str(path)!r}.")
     source = _format_of(path)
@@ -164,7 +164,7 @@ def write_circuit(
     """
     path = Path(path)
     if positive not in ("supports", "opposes"):
-        raise UnknownName("meaning of a positive score", positive, ("supports", "opposes"))
+        raise UnknownName("positive", positive, ("supports", "opposes"))
     target = FORMATS[format_for(path, format)]
     if target.dump is None:
         if positive == "opposes":
@@ -183,7 +183,7 @@ def write_circuit(
 def format_for(path: Path, name: str | None = None) -> str:
     """The name of the format that a path is written in: the one that is asked for, or by its suffix."""
     if name is not None and name not in FORMATS:
-        raise UnknownName("circuit format", name, FORMATS)
+        raise UnknownName("format", name, FORMATS)
     fitting = [each.name for each in FORMATS.values() if each.suffix == path.suffix.lower()]
     if name is None and not fitting:
         known = ", ".join(dict.fromkeys(each.suffix for each in FORMATS.values()))

@@ -21,5 +21,5 @@ def reference_circuit(name: str) -> Circuit:
     ('name mover', 26)
     """
     if name not in reference_names():
-        raise UnknownName("reference circuit", name, reference_names())
+        raise UnknownName("circuit", name, reference_names())
     return Circuit.load(resources.circuits() / "reference" / f"{name}.json")

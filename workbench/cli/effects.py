@@ -54,7 +54,7 @@ def effects(
 
     kind_named(kind)
     if method not in METHODS:
-        raise UnknownName("method of effects", method, METHODS)
+        raise UnknownName("method", method, METHODS)
     question = Question(
         task, n, seed, variant, value, metric, base, None if budget is None else budget * 2**20
     )

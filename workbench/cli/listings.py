@@ -41,7 +41,7 @@ def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods 
 
     listings = {"tasks": _tasks, "models": _models, "methods": _methods, "circuits": _circuits}
     if what not in listings:
-        raise UnknownName("thing to list", what, listings)
+        raise UnknownName("what", what, listings)
     for line in listings[what]():
         typer.echo(line)
 

@@ -74,7 +74,7 @@ def acdc(
     True
     """
     if order not in ORDERS:
-        raise UnknownName("order of senders", order, ORDERS)
+        raise UnknownName("order", order, ORDERS)
     if (order == "scores") != (scores is not None):
         raise CircuitError("acdc: scores= goes with order='scores', and that order needs it.")
     if type(at_once) is not int or at_once < 1:

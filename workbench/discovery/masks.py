@@ -119,7 +119,7 @@ class _Gates:
 
     def __init__(self, graph: Graph, on: str, seed: int) -> None:
         if on not in GATED:
-            raise UnknownName("thing to gate", on, GATED)
+            raise UnknownName("on", on, GATED)
         self.graph, self.on = graph, on
         self.exists = torch.from_numpy(graph.exists)
         n = graph.n_edges if on == "edges" else len(graph.writers) - 1

@@ -70,7 +70,7 @@ def find_by(
         UnknownName: no such method.  CircuitError: a size for ACDC.
     """
     if method not in METHODS:
-        raise UnknownName("method of discovery", method, METHODS)
+        raise UnknownName("method", method, METHODS)
     shared: dict[str, Any] = {"value": value, "metric": metric, "budget": budget, "progress": progress}
     if method in score_methods.METHODS:
         found = score_edges(model, pairs, method=method, seed=seed, **shared, **more)

@@ -98,16 +98,16 @@ def score_edges(
     1519
     """
     if method not in tuple(METHODS):
-        raise UnknownName("method of score_edges", method, METHODS)
+        raise UnknownName("method", method, METHODS)
     if grid not in GRIDS:
-        raise UnknownName("grid of steps", grid, GRIDS)
+        raise UnknownName("grid", grid, GRIDS)
     if type(steps) is not int or steps < 1:
         raise WorkbenchError(
             f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
         )
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
-        raise UnknownName("axis to keep", unknown[0], ("example", "pos"))
+        raise UnknownName("keep", unknown[0], ("example", "pos"))
     check_value(value)
     check_seed(seed)
     graph = Graph.of(model, positions=positions, neurons=neurons)
@@ -339,13 +339,13 @@ def score_nodes(
     37
     """
     if method not in NODE_METHODS:
-        raise UnknownName("method of score_nodes", method, NODE_METHODS)
+        raise UnknownName("method", method, NODE_METHODS)
     wrong = [name for name in more if name not in ("steps", "grid", "seed", "normalized")]
     if wrong:
-        raise UnknownName("argument of score_nodes", wrong[0], ("steps", "grid", "seed", "normalized"))
+        raise UnknownName("argument", wrong[0], ("steps", "grid", "seed", "normalized"))
     unknown = [axis for axis in keep if axis != "example"]
     if unknown:
-        raise UnknownName("axis to keep of node scores", unknown[0], ("example",))
+        raise UnknownName("keep", unknown[0], ("example",))
     graph = Graph.of(model)
     if more.get("normalized") and method in ("exact", "gradient", "integrated", "atp-star"):
         raise WorkbenchError(

@@ -75,7 +75,7 @@ def find_circuit(
             f"find_circuit: give exactly one of {'=, '.join(ways)}=; given: {', '.join(given) or 'none'}."
         )
     if by not in RANKINGS:
-        raise UnknownName("way to rank edges", by, RANKINGS)
+        raise UnknownName("by", by, RANKINGS)
     if strategy not in STRATEGIES:
         raise UnknownName("strategy", strategy, STRATEGIES)
     if n_nodes is not None:

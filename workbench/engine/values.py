@@ -434,7 +434,7 @@ def zero() -> Value:
 def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "dataset") -> Value:
     """The store's mean activation: over all rows but BOS ("dataset"), or per position ("pos": the same index or name)."""
     if per not in ("dataset", "pos"):
-        raise UnknownName("kind of mean", per, ("dataset", "pos"))
+        raise UnknownName("per", per, ("dataset", "pos"))
     return Mean(_check_store(store, "mean"), per)
 
 

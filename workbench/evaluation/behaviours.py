@@ -80,7 +80,7 @@ def smallest_circuits(
         UnknownName, CircuitError, PromptError: see the messages.
     """
     wanted = list(TASKS) if tasks is None else list(tasks)
-    for what, given, known in (("task", wanted, TASKS), ("method", methods, METHODS)):
+    for what, given, known in (("tasks", wanted, TASKS), ("methods", methods, METHODS)):
         wrong = [name for name in given if name not in known]
         if wrong:
             raise UnknownName(what, wrong[0], known)

@@ -84,8 +84,8 @@ def bench_circuits(
     names = ["tiny", *(f"planted-{name}" for name in VARIANTS)]
     wanted = names if models is None else list(models)
     for what, given, known in (
-        ("method of discovery", chosen, METHODS),
-        ("model of the bench", wanted, names),
+        ("methods", chosen, METHODS),
+        ("models", wanted, names),
     ):
         wrong = [name for name in given if name not in known]
         if wrong:

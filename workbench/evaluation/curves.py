@@ -132,7 +132,7 @@ def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = 
     (0.999, 0.0)
     """
     if by not in RANKINGS:
-        raise UnknownName("way to rank edges", by, RANKINGS)
+        raise UnknownName("by", by, RANKINGS)
     height = faithfulness if by == "signed" else np.abs(1 - faithfulness)
     return float(np.trapezoid(height, np.asarray(sizes)))
 

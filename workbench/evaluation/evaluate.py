@@ -88,7 +88,7 @@ def evaluate(
     )
     wrong = [name for name in asked if name not in CHECKS]
     if wrong:
-        raise UnknownName("check of a circuit", wrong[0], CHECKS)
+        raise UnknownName("checks", wrong[0], CHECKS)
     check_level(level)
     check_seed(seed)
     if isinstance(value, Mapping):

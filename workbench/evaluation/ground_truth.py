@@ -77,7 +77,7 @@ def _hits(rank: np.ndarray, true: np.ndarray) -> np.ndarray:
 def _ranked(scores: Scores, true_edges: Truth, by: str) -> tuple[np.ndarray, np.ndarray]:
     """[edge], [edge]: what the edges are ranked by, and which are true, of those that exist."""
     if by not in ("magnitude", "signed"):
-        raise UnknownName("way to rank edges", by, ("magnitude", "signed"))
+        raise UnknownName("by", by, ("magnitude", "signed"))
     if isinstance(scores, xr.DataArray):
         values, true, exists = _of_graph(scores, true_edges)
     elif isinstance(true_edges, np.ndarray):

@@ -264,9 +264,9 @@ def circuit_tests(
     """
     unknown = [test for test in tests if test not in TESTS]
     if unknown:
-        raise UnknownName("test of circuits", unknown[0], TESTS)
+        raise UnknownName("tests", unknown[0], TESTS)
     if null not in ("paths", "edges"):
-        raise UnknownName("kind of random circuit", null, ("paths", "edges"))
+        raise UnknownName("null", null, ("paths", "edges"))
     if not tests or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
         raise WorkbenchError(
             "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, tolerance >= 0, draws >= 1; "

@@ -91,7 +91,7 @@ def effects(
     ('example', 'layer', 'head')
     """
     if method not in METHODS:
-        raise UnknownName("method of effects", method, METHODS)
+        raise UnknownName("method", method, METHODS)
     if steps < 1:
         raise EditError(f"effects: steps={steps}; the way from a to e(a) needs at least one point.")
     rows = expand(model, pairs, metric)

@@ -144,7 +144,7 @@ def _asked(
     runs.check()
     check_value(value)
     if mlps not in MLPS:
-        raise UnknownName("treatment of MLPs on the way", mlps, MLPS)
+        raise UnknownName("mlps", mlps, MLPS)
     shape = Shape.of(runs.model)
     if paths is not None and (senders is not None or receivers is not None):
         raise SiteError("path_effects: give senders and receivers, or whole paths, not both.")

@@ -113,7 +113,7 @@ def direct_attribution(
         ModelError: the model's parts do not sum to its logits.
     """
     if by not in LEVELS:
-        raise UnknownName("level of direct_attribution", by, LEVELS)
+        raise UnknownName("by", by, LEVELS)
     check_store(store, model, "direct_attribution")
     shape = Shape.of(model)
     kinds = _kinds(store, shape, by)

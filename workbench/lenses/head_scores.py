@@ -83,7 +83,7 @@ def head_scores(
     """
     for name in scores:
         if name not in HEAD_SCORES:
-            raise UnknownName("score of a head", name, HEAD_SCORES)
+            raise UnknownName("scores", name, HEAD_SCORES)
 
     def weights(prompts: Prompts, examples: Tensor, length: int) -> Tensor:
         tokens = prompts.tokens[examples, :length].cpu()

@@ -73,7 +73,7 @@ def logit_lens(
         PromptError: a target of several tokens, not one target per example, or one outside the vocabulary.
     """
     if measure not in MEASURES:
-        raise UnknownName("measure of logit_lens", measure, MEASURES)
+        raise UnknownName("measure", measure, MEASURES)
     if (targets is None) == (measure in TARGET_MEASURES):
         raise PromptError(
             f"logit_lens: measure={measure!r} "

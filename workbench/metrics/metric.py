@@ -162,7 +162,7 @@ def metric(
     'logits'
     """
     if positions not in (None, "END", "all"):
-        raise UnknownName("choice of positions", positions, ("END", "all"))
+        raise UnknownName("positions", positions, ("END", "all"))
     if positions is not None and not (callable(given) and not isinstance(given, Metric)):
         raise MetricError(
             f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs."

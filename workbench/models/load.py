@@ -345,7 +345,7 @@ def _check_reachable(source: str) -> None:
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return
     except ValueError as error:
-        raise UnknownName("embedded model, directory or Hub model", source, zoo.names()) from error
+        raise UnknownName("model", source, zoo.names()) from error
     host = urlsplit(constants.ENDPOINT)
     try:
         if not constants.HF_HUB_OFFLINE:

@@ -198,7 +198,7 @@ def planted(
     (torch.Size([4, 8]), 5, 7)
     """
     if name not in VARIANTS:
-        raise UnknownName("planted model", name, VARIANTS)
+        raise UnknownName("name", name, VARIANTS)
     if not 6 <= size <= 12:
         raise ModelError(
             f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words."

@@ -161,7 +161,7 @@ def _basis(
         raise ProbeError(f"causal_check: the probes are of {table.attrs['kinds']}, not of {kind}.")
     chosen = table["concept"].values.tolist().index(concept) if concept in table["concept"].values else None
     if chosen is None:
-        raise UnknownName("concept of these probes", concept, map(str, table["concept"].values))
+        raise UnknownName("concept", concept, map(str, table["concept"].values))
     n = max(1, sum(str(name) != "" for name in table["class_name"].values[chosen]))
     outputs = [{}] if n == 1 else [{"output": i} for i in range(n)]
     basis = torch.stack([probes.direction(concept, **place, **each) for each in outputs], -1)

@@ -47,7 +47,7 @@ def controls_named(names: Sequence[str], draws: int) -> list[Control]:
     """The true labels, then every draw of the controls."""
     for name in names:
         if name not in CONTROLS:
-            raise UnknownName("control", name, CONTROLS)
+            raise UnknownName("controls", name, CONTROLS)
     if draws < 1:
         raise ProbeError(f"draws={draws!r}: a control needs at least one.")
     return [Control("none"), *(Control(name, draw) for name in dict.fromkeys(names) for draw in range(draws))]

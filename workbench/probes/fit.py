@@ -89,7 +89,7 @@ def fit_probes(
     test_share: float = 0.3,
     folds: int | None = None,
     held_out: np.ndarray | None = None,
-    settings: ProbeSettings = ProbeSettings(),  # noqa: B008
+    settings: ProbeSettings = ProbeSettings(),
     resampled: int = 200,
     level: float = 0.95,
     seed: int = 0,
@@ -258,10 +258,10 @@ def _job(
         raise ProbeError(f"k={k!r}: give increasing numbers of features from 1 up, as in [1, 2, 4, 8].")
     for name in selectors:
         if name not in SELECTORS and not (name == "given" and given is not None):
-            raise UnknownName("selector", name, [*SELECTORS, *([] if given is None else ["given"])])
+            raise UnknownName("selectors", name, [*SELECTORS, *([] if given is None else ["given"])])
     for name in baselines:
         if name not in BASELINES:
-            raise UnknownName("baseline", name, BASELINES)
+            raise UnknownName("baselines", name, BASELINES)
     if "given" in selectors:
         for key in keys:
             if len(set(given.get(key, ()))) < max(ks):

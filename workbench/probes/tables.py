@@ -210,7 +210,7 @@ def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
     inner = ("output", "slot", "feature")
     for axis, label in where.items():
         if axis not in table.dims:
-            raise UnknownName("axis of these probes", axis, map(str, table.dims))
+            raise UnknownName("axis", axis, map(str, table.dims))
         known: list[Any] = (
             table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
         )

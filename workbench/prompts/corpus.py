@@ -44,7 +44,7 @@ def read_corpus(
         PromptError: a file or column is missing, a text is too long, nothing is left; the place is named.
     """
     if long not in LONG:
-        raise UnknownName("way with long texts", long, LONG)
+        raise UnknownName("long", long, LONG)
     if limit is not None and (type(limit) is not int or limit < 1):
         raise PromptError(f"limit={limit!r}: at least one prompt is needed, and a whole number of them.")
     most = int(model.cfg.n_ctx)

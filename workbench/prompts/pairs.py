@@ -93,7 +93,7 @@ class PromptPairs:
     def side(self, name: str) -> Prompts:
         """`clean` or `corrupt`."""
         if name not in ("clean", "corrupt"):
-            raise UnknownName("side of a pair", name, ("clean", "corrupt"))
+            raise UnknownName("base", name, ("clean", "corrupt"))
         return self.clean if name == "clean" else self.corrupt
 
     @property

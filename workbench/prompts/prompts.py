@@ -84,7 +84,7 @@ class Prompts:
     def at(self, where: Position) -> Int[Tensor, "example"]:
         """The position of that index or name in each example, -1 where it has none."""
         if isinstance(where, str) and where not in self.positions:
-            raise UnknownName("named position", where, self.positions)
+            raise UnknownName("position", where, self.positions)
         if isinstance(where, int) and where < 0:
             raise PromptError(
                 f"Position {where}: positions count from 0. The last token of every prompt is 'END' where it is named."

@@ -168,7 +168,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         if self.component not in COMPONENTS:
-            raise UnknownName("component of circuitsvis", self.component, COMPONENTS)
+            raise UnknownName("component", self.component, COMPONENTS)
         needed, optional = COMPONENTS[self.component]
         props = {name: _ready(value, name) for name, value in self.props.items() if value is not None}
         missing, extra = (

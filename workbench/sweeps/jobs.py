@@ -224,7 +224,7 @@ def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
     if spec.study in ("methods", "stability"):
         for method in spec.methods:
             if method not in METHODS:
-                raise UnknownName("method of discovery", method, METHODS)
+                raise UnknownName("method", method, METHODS)
         return [f"{method}@{size}" for method in spec.methods for size in spec.n_edges]
     if spec.study == "paths":
         return _paths(spec, shape)

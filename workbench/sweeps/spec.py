@@ -132,7 +132,7 @@ class SweepSpec(_Frozen):
         if preset is None:
             return rest
         if preset not in [*PRESETS]:
-            raise UnknownName("preset of sweeps", preset, PRESETS)
+            raise UnknownName("preset", preset, PRESETS)
         return {**PRESETS[preset], **rest}
 
     @field_validator("tasks", mode="before")
@@ -153,9 +153,7 @@ class SweepSpec(_Frozen):
                 if not math.isfinite(float(number)):
                     raise ValueError(f"{value} is not finite")
             elif value not in VALUES:
-                raise UnknownName(
-                    "value of sweeps", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)]
-                )
+                raise UnknownName("values", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)])
         return values
 
     @model_validator(mode="after")
@@ -234,9 +232,7 @@ def _explained(error: ValidationError) -> Exception:
     if first["type"] == "extra_forbidden":
         fields = Task if first["loc"][0] == "tasks" else SweepSpec
         known = [*fields.model_fields, *(["preset"] if fields is SweepSpec else [])]
-        return UnknownName(
-            "field of a sweep's task" if fields is Task else "field of a sweep", first["loc"][-1], known
-        )
+        return UnknownName("field" if fields is Task else "field of a sweep", first["loc"][-1], known)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     told = "it is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", not {str(first['input'])[:80]!r}"

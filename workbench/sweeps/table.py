@@ -123,7 +123,7 @@ class Sweep:
         records = self.records
         for flag, wanted in flags.items():
             if flag not in FLAGS:
-                raise UnknownName("flag of a sweep", flag, FLAGS)
+                raise UnknownName("flag", flag, FLAGS)
             among = list(wanted) if isinstance(wanted, list | tuple | set | frozenset | range) else [wanted]
             kept = tuple(record for record in records if record.get(flag) in among)
             if not kept:
@@ -191,7 +191,7 @@ class Sweep:
         )
         for name in by:
             if name not in rows:
-                raise UnknownName("column of a sweep", name, map(str, rows.columns))
+                raise UnknownName("by", name, map(str, rows.columns))
         values = {record["job"]: values_of(record) for record in self.records}
         stepped = rows["step"].notna().to_numpy() if "step" in rows else np.zeros(len(rows), dtype=bool)
         prompts = np.zeros(len(rows), dtype=int)

@@ -96,7 +96,7 @@ def load_task(
     task = find_task(name)
     variant = task.variants[0] if variant is None else variant
     if variant not in task.variants:
-        raise UnknownName(f"variant of the task {name!r}", variant, task.variants)
+        raise UnknownName("variant", variant, task.variants)
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
     if type(n) is not int or n < 1:

@@ -102,9 +102,9 @@ def discover(
     out = Path(out)
     check_output(out, FILES, overwrite=overwrite)
     if value not in VALUES:
-        raise UnknownName("value for discover", value, VALUES)
+        raise UnknownName("value", value, VALUES)
     if method not in METHODS:
-        raise UnknownName("method of discovery", method, METHODS)
+        raise UnknownName("method", method, METHODS)
     edges = Graph.of(model).n_edges
     if n_edges is not None and not 0 < n_edges <= edges:
         raise CircuitError(f"discover: n_edges={n_edges}; a circuit of this model has 1 to {edges} edges.")

@@ -54,7 +54,7 @@ class Question:
         if self.value not in VALUES:
             raise UnknownName("value", self.value, VALUES)
         if self.base not in ("clean", "corrupt"):
-            raise UnknownName("side of a pair", self.base, ("clean", "corrupt"))
+            raise UnknownName("base", self.base, ("clean", "corrupt"))
 
     def effects(
         self, model: Any, *, kind: str, pos: str = "all", method: str = "exact", dry_run: bool = False

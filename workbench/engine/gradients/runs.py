@@ -80,9 +80,10 @@ class Runs:
     ) -> Run:
         batch, size = self.batch, len(self.batch.pairs)
         if batch.walk is None:
-            measure = lambda logits: self._weighted(
-                [batch.hooked(self.metric, one) for one in logits.split(size)]
-            )  # noqa: E731
+
+            def measure(logits):
+                return self._weighted([batch.hooked(self.metric, one) for one in logits.split(size)])
+
             return hooked_run(self.model, batch.bound, measure, self.metric.name, hooks, n)
         stream = batch.walk.base.whole(("resid_pre", 0))[:, self.start :]
         stream = stream.expand(n, *stream.shape) if moved is None else stream + moved

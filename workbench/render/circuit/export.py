@@ -43,7 +43,7 @@ def export(
     path = Path(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        raise UnknownName("kind of picture file", ending or path.name, ENDINGS)
+        raise UnknownName("ending", ending or path.name, ENDINGS)
     check_free(path, overwrite=overwrite)
     text = to_svg(view, kind=kind)
     if kind == "position" and not view.has_positions:

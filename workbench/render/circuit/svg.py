@@ -96,7 +96,7 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
         UnknownName: another kind of view.
     """
     if kind not in get_args(ViewKind):
-        raise UnknownName("kind of view", kind, get_args(ViewKind))
+        raise UnknownName("kind", kind, get_args(ViewKind))
     lines = lines_of(view, kind)
     n = cut(lines, view.top) if view.scored else len(lines)
     kept = alive(lines[:n])
