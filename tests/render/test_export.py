@@ -22,7 +22,7 @@ def test_svg_is_the_picture_itself(view, tmp_path):
 @pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF-")])
 def test_png_and_pdf(hostile, tmp_path, ending, start):
     try:
-        import cairosvg
+        import cairosvg  # noqa: F401
     except (ImportError, OSError) as error:
         pytest.skip(f"CairoSVG cannot be used here: {error}")
     assert wb.export(hostile, tmp_path / f"c{ending}").read_bytes().startswith(start)

@@ -156,7 +156,7 @@ def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeyp
     store = open_store(copy)
     if how != "flipped":
         with pytest.raises(StoreError) as error:
-            store["z", 0].packed
+            store["z", 0].packed  # noqa: B018
         assert repr(name) in str(error.value)
         assert "workbench store verify" in str(error.value)
     assert [damage.file for damage in verify(copy)] == [name]
@@ -203,7 +203,7 @@ def test_prompts_that_were_changed_are_not_believed(copy):
     data[table.start] ^= 1
     (copy / "prompts.safetensors").write_bytes(data)
     with pytest.raises(StoreError, match="holds other prompts than the store was planned for"):
-        open_store(copy).prompts
+        open_store(copy).prompts  # noqa: B018
     with pytest.raises(StoreError, match="the prompts cannot be made from the rest"):
         build.repair(model_of("gpt2"), copy, progress=False)
 

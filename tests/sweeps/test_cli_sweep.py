@@ -285,7 +285,7 @@ def test_every_study_has_a_picture_and_a_page(tmp_path, name):
     assert isinstance(wb.plot(sweep, title=name), Figure)
     assert sweep.arrays().sizes
     shown, caption = strongest(sweep)
-    assert len(shown) and caption
+    assert len(shown) and caption  # noqa: PT018
     report_sweep(sweep, tmp_path / "page.html")
     if name in ("circuits", "paths"):
         assert wb.compare_sweeps(sweep, sweep)["difference"].tolist() == [0.0] * len(records)

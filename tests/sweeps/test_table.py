@@ -38,7 +38,7 @@ def test_a_row_by_hand(tmp_path):
     # The mean of 1, 2, 3 lies 1 / sqrt(3) from the truth; 2 of the 8 patterns of signs are as large.
     assert (row["n_examples"], row["mean"], row["p"], row["q"], row["share"]) == (3, 2.0, 0.25, 0.25, 0.5)
     assert row["se"] == pytest.approx(1 / math.sqrt(3))
-    assert row["low"] == 1.0 and row["high"] == 3.0
+    assert row["low"] == 1.0 and row["high"] == 3.0  # noqa: PT018
     assert list(sweep.rows.columns[:14]) == ["job", "status", *FLAGS]
 
 
@@ -153,7 +153,7 @@ def test_synergy_of_a_backup_pair_by_hand(tmp_path):
     # Example by example: -1.5, -1.5, -1.7, -1.3; all of one sign, so 2 of 16 patterns are as large.
     assert (first["p"], first["q"]) == (2 / 16, 2 / 16)
     assert -1.7 <= first["low"] < -1.5 < first["high"] <= -1.3
-    assert np.isnan(second["synergy"]) and np.isnan(second["effect_b"]) and second["effect_a"] == -0.5
+    assert np.isnan(second["synergy"]) and np.isnan(second["effect_b"]) and second["effect_a"] == -0.5  # noqa: PT018
     with pytest.raises(SweepError, match=r"There are no pairs: synergy is of a sweep of study 'pairs'"):
         load_sweep(write_sweep(tmp_path / "t", heads())).synergy()
 

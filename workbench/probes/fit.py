@@ -89,7 +89,7 @@ def fit_probes(
     test_share: float = 0.3,
     folds: int | None = None,
     held_out: np.ndarray | None = None,
-    settings: ProbeSettings = ProbeSettings(),
+    settings: ProbeSettings = ProbeSettings(),  # noqa: B008
     resampled: int = 200,
     level: float = 0.95,
     seed: int = 0,

@@ -50,7 +50,7 @@ def main(study: Study, folder: Path) -> None:
 
     def command(
         model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),
+        out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),  # noqa: B008
         n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
         check: bool = typer.Option(
             False, help="Compute it anew and compare with the committed files; write nothing."
