@@ -5,12 +5,13 @@ Everything that is not listed here is read through `getattr` with a default, sin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Model(Protocol):
     """A decoder whose activations have names: a `TransformerBridge` of TransformerLens 4.3."""
 
