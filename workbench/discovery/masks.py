@@ -161,7 +161,7 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
         )
     full = torch.from_numpy(runs.full)
     return lambda measured, batch: (
-        ((measured - (full[list(batch.examples)] if runs.asked.plain else full).to(measured)) / gap) ** 2
+        ((measured - (full[list(batch.examples)] if runs.expansion.plain else full).to(measured)) / gap) ** 2
     ).mean()
 
 
@@ -182,7 +182,7 @@ def _train(
     optimizer = torch.optim.Adam(
         [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
     )
-    batches = list(runs.batches(size if runs.asked.plain else len(runs.asked.pairs)))
+    batches = list(runs.batches(size if runs.expansion.plain else len(runs.expansion.pairs)))
     order = np.random.default_rng(seed)
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]

@@ -220,7 +220,7 @@ class _Asked:
             return found, {"engine": circuits.engine, "forwards": forwards}
         if self.method in ("eap", "atp-star"):
             self.metric.check_attributable()
-        if self.method == "atp-star" and self.metric.continued:
+        if self.method == "atp-star" and self.metric.reads_answer_tokens:
             raise MetricError(
                 f"atp-star takes sizes prompt by prompt, which answers of several tokens ({self.metric.name}) do not allow. Use eap."
             )
@@ -249,7 +249,7 @@ class _Asked:
             // len(ways),
         )
         maps, total, blocks, passes = Maps.all_of(self.model, circuits.decoder), None, 1, 0
-        with tqdm(total=len(circuits.asked.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
+        with tqdm(total=len(circuits.expansion.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
             for batch in circuits.batches(size):
                 start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
                 sources = Sources.of(batch, graph, self.model, start=start, room=room)
@@ -261,10 +261,10 @@ class _Asked:
         assert total is not None
         if "example" not in self.keep:
             total /= len(pairs)
-        elif not circuits.asked.plain:
+        elif not circuits.expansion.plain:
             rows, total = total, np.zeros((len(pairs), *total.shape[1:]))
             np.add.at(
-                total, circuits.asked.owner.numpy(), rows
+                total, circuits.expansion.owner.numpy(), rows
             )  # slopes have the weights of their rows already
         total = total[:, : int(pairs.clean.lengths.max())] if "pos" in self.keep else total
         more = (
@@ -300,7 +300,7 @@ class _Asked:
     def _placed(self, total: np.ndarray | None, made: Tensor, batch: Batch) -> np.ndarray:
         """The running total of all batches with one more."""
         if total is None:
-            n = len(self.circuits.asked.pairs) if "example" in self.keep else 1
+            n = len(self.circuits.expansion.pairs) if "example" in self.keep else 1
             places = self.circuits.longest if "pos" in self.keep else made.shape[1]
             total = np.zeros((n, places, *made.shape[2:]))
         rows = batch.examples if "example" in self.keep else slice(None)

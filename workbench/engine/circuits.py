@@ -100,9 +100,9 @@ class Circuits:
         metric.check(pairs)
         self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
         # Answers of several tokens are runs of their own; of any other metric the rows are the pairs.
-        self.asked = expand(model, pairs, metric)
-        self.metric, self.bound = self.asked.metric, bind(model, self.asked, value)
-        self.longest = int(self.asked.pairs.clean.lengths.max())
+        self.expansion = expand(model, pairs, metric)
+        self.metric, self.bound = self.expansion.metric, bind(model, self.expansion, value)
+        self.longest = int(self.expansion.pairs.clean.lengths.max())
         self.decoder, self.why = (
             fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
         )
@@ -123,7 +123,7 @@ class Circuits:
         readers = max(shape.n_heads + 2 * shape.n_kv_heads, shape.d_mlp if graph.neurons else 0)
         streams = 2 * len(graph.writers) + 4 * readers + 8
         each = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
-        each += 0 if graph.positions is None and self.asked.plain else len(graph.writers) * readers
+        each += 0 if graph.positions is None and self.expansion.plain else len(graph.writers) * readers
         room = memory_budget(model_device(self.model), self.budget)
         return max(1, room // (each * self.longest * self.decoder.embed.element_size()))
 
@@ -131,7 +131,7 @@ class Circuits:
     def full(self) -> np.ndarray:
         """[example]: the metric of the clean run."""
         with torch.no_grad():
-            return self.asked.combine(torch.cat(list(self._full())).double().cpu()).numpy()
+            return self.expansion.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
     def _full(self) -> Iterator[Tensor]:
         if self.decoder is not None:
@@ -141,7 +141,7 @@ class Circuits:
                 yield batch.readout.measure(batch.readout.base_logits(batch.walk.base))
             return
         size = rows_per_forward(self.model, self.longest, budget=self.budget)
-        pairs = self.asked.pairs
+        pairs = self.expansion.pairs
         for start in range(0, len(pairs), size):
             part = pairs.select(slice(start, start + size))
             logits = self.metric.read(forward(self.model, part.clean.tokens).logits, part.clean)
@@ -160,7 +160,7 @@ class Circuits:
         order = np.sort(first)
         place = np.searchsorted(order, first)[again.reshape(-1)]
         circuits = circuits[order]
-        out = np.full((len(circuits), len(self.asked.pairs)), np.nan)
+        out = np.full((len(circuits), len(self.expansion.pairs)), np.nan)
         with tqdm(
             total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False
         ) as bar:
@@ -172,7 +172,7 @@ class Circuits:
                         self.of_batch(batch, part).double().cpu().numpy()
                     )
                     bar.update(len(part) * len(batch.examples))
-        return self.asked.combine(torch.from_numpy(out.T)).numpy().T[place]
+        return self.expansion.combine(torch.from_numpy(out.T)).numpy().T[place]
 
     def soft(
         self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch
@@ -180,7 +180,7 @@ class Circuits:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
             measured = self.of_batch(batch, keep)
-            return measured if self.asked.plain else self.asked.combine(measured.T).T
+            return measured if self.expansion.plain else self.expansion.combine(measured.T).T
 
     def of_batch(self, batch: Batch, keep: Tensor) -> Float[Tensor, "circuit example"]:
         """The metric of circuits on one batch."""
@@ -191,11 +191,13 @@ class Circuits:
 
     def batches(self, size: int | None = None) -> Iterator[Batch]:
         """The rows in batches of a size (None: as many as fit), made ready."""
-        n = len(self.asked.pairs)
+        n = len(self.expansion.pairs)
         size = min(n, size or max(1, self.rows))
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
-            pairs = self.asked.pairs if len(examples) == n else self.asked.pairs.select(list(examples))
+            pairs = (
+                self.expansion.pairs if len(examples) == n else self.expansion.pairs.select(list(examples))
+            )
             yield self._ready(
                 examples, pairs, self.bound if len(examples) == n else self.bound.select(examples)
             )
@@ -209,7 +211,7 @@ class Circuits:
     def _held(self) -> list[Batch] | None:
         made = self.batches()
         first = next(made)
-        count = -(-len(self.asked.pairs) // len(first.examples))
+        count = -(-len(self.expansion.pairs) // len(first.examples))
         small = (
             first.walk is None
             or first.walk.nbytes * count < memory_budget(model_device(self.model), self.budget) // 2
@@ -217,7 +219,7 @@ class Circuits:
         return [first, *made] if small else None
 
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:
-        weight = self.asked.weight[list(examples)]
+        weight = self.expansion.weight[list(examples)]
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:

@@ -18,7 +18,7 @@ def bind(model: Any, rows: Expansion, value: Value, *, side: str = "clean") -> B
     Args:
         side: "clean" or "corrupt", the run that is edited.
     """
-    prompts, other = rows.asked.side(side), rows.asked.side("corrupt" if side == "clean" else "clean")
+    prompts, other = rows.examples.side(side), rows.examples.side("corrupt" if side == "clean" else "clean")
     bound = value.bind(model, prompts, other)
     return bound if rows.plain else _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side))
 

@@ -163,9 +163,9 @@ def _asked(
     """The elements with their axes, and the value bound to the prompts; everything that can be wrong is checked."""
     runs.check()
     check_value(value)
-    elements, dims, coords = _elements(sites, runs.model, rows.asked.side(runs.side))
+    elements, dims, coords = _elements(sites, runs.model, rows.examples.side(runs.side))
     if any(site.pos is None for element in elements for site in element):
-        rows.asked.check_equal_lengths(
+        rows.examples.check_equal_lengths(
             "Whole-sequence edits need equal lengths; edit named positions instead (pos=['END'])."
         )
     return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)

@@ -155,13 +155,13 @@ def _asked(
         routes, coords = [_path(text, shape, column) for column, text in enumerate(given)], {"path": given}
         if not given:
             raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
-    prompts = rows.asked.side(runs.side)
+    prompts = rows.examples.side(runs.side)
     for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
         if not bool((prompts.at(place) >= 0).any()):
             raise SiteError(
                 f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens."
             )
-    rows.asked.check_equal_lengths("Paths need equal lengths within a pair.")
+    rows.examples.check_equal_lengths("Paths need equal lengths within a pair.")
     return routes, coords, bind(runs.model, rows, value, side=runs.side)
 
 

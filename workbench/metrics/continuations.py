@@ -33,14 +33,14 @@ class Expansion:
     """The rows that pairs become under a metric.
 
     Attributes:
-        asked: the pairs.
+        examples: the pairs that were expanded, one for each example.
         pairs: of the rows. Named positions and `END` are those of the prompt; its answers are the row's own.
         metric: of a row.
         owner: [row], the example that a row belongs to.
         weight: [row], of its measure in that of the example.
     """
 
-    asked: PromptPairs
+    examples: PromptPairs
     pairs: PromptPairs
     metric: Metric
     owner: Int[Tensor, "row"]
@@ -49,14 +49,14 @@ class Expansion:
     @property
     def plain(self) -> bool:
         """Whether the rows are the pairs themselves."""
-        return self.pairs is self.asked
+        return self.pairs is self.examples
 
     def combine(self, table: Shaped[Tensor, "row *axes"]) -> Shaped[Tensor, "example *axes"]:
         """The weighted sum over the rows of each example; NaN where a row is."""
         if self.plain:
             return table
         weight = self.weight.to(table).view(-1, *[1] * (table.ndim - 1))
-        combined = table.new_zeros(len(self.asked), *table.shape[1:])
+        combined = table.new_zeros(len(self.examples), *table.shape[1:])
         return combined.index_add(0, self.owner.to(table.device), table * weight)
 
 
@@ -69,7 +69,7 @@ def expand(model: Any, pairs: PromptPairs, metric: str | Metric | Callable[..., 
             else than the last token.
     """
     measure = as_metric(metric)
-    if not measure.continued:
+    if not measure.reads_answer_tokens:
         return Expansion(pairs, pairs, measure, torch.arange(len(pairs)), torch.ones(len(pairs)))
     if measure not in BUILT_IN.values():
         raise MetricError(

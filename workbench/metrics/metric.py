@@ -52,7 +52,7 @@ class Metric:
     rowwise: bool = False
 
     @property
-    def continued(self) -> bool:
+    def reads_answer_tokens(self) -> bool:
         """Whether it reads answers of several tokens, a run for each."""
         return self.positions == "continuation"
 
@@ -85,7 +85,7 @@ class Metric:
 
     def _check_table(self, word: str, table: Tensor) -> None:
         long = (table >= 0).sum(-1) > 1
-        if bool(long.any()) and not self.continued:
+        if bool(long.any()) and not self.reads_answer_tokens:
             example = int(long.any(-1).nonzero()[0])
             tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
             raise MetricError(
@@ -111,7 +111,7 @@ class Metric:
         """The positions that it reads: [example], or [example, step] of a continuation; None for all."""
         if self.positions == "all":
             return None
-        return prompts.from_end() if self.continued else prompts.at("END")
+        return prompts.from_end() if self.reads_answer_tokens else prompts.at("END")
 
     def __call__(
         self, logits: Tensor, pairs: PromptPairs, reference: Tensor | None = None

@@ -152,7 +152,7 @@ class Bench:
     ) -> np.ndarray:
         """[example]: m(edited) - m(clean), or what `read` makes of the edited logits at END, [example, vocab]."""
         measure = as_metric(self.metric)
-        if measure.continued:
+        if measure.reads_answer_tokens:
             raise CircuitError("the answers are several tokens in this vocabulary, and the tests read one")
         with torch.no_grad():
             logits = measure.read(
