@@ -1,0 +1,173 @@
+"""Values by name: the one table from a name, as commands, sweep specs and files spell it, to the value it means.
+
+The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run that is edited (`base`) cannot be its own
+value. Without a name the value is the other run. `other` and `from_store` are older spellings of it and stay readable.
+
+    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))    # check before anything is loaded
+    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))  # captures only where it must
+    spelling = key_name(name, base="clean")                                             # what keys of sweep jobs hold
+
+A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to `make_value`, who
+cannot leaves the name out of `choices`. This module runs no model.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from workbench.engine.values import Value, constant, from_store, mean, resample, scale, zero
+from workbench.errors import EditError, UnknownName
+from workbench.stores.store import ActivationStore
+
+SIDES = ("clean", "corrupt")
+OTHER_SIDE = ("other", "from_store")
+PairStores = tuple[ActivationStore, ActivationStore]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What the makers draw on: stores of both runs, which are captured only when asked for, a seed, a number, a fit."""
+
+    base: str
+    stores: Callable[[], PairStores]
+    seed: int
+    number: float
+    optimal: Callable[[], Value] | None
+
+    @property
+    def base_store(self) -> ActivationStore:
+        return self.stores()[SIDES.index(self.base)]
+
+    @property
+    def other_store(self) -> ActivationStore:
+        return self.stores()[SIDES.index(other_side(self.base))]
+
+    def fitted(self) -> Value:
+        if self.optimal is None:
+            raise EditError(
+                "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: "
+                "workbench sweep run. Values that need no fit: " + ", ".join(_without_fit()) + "."
+            )
+        return self.optimal()
+
+
+@dataclass(frozen=True)
+class _NamedValue:
+    meaning: str
+    make: Callable[[_Sources], Value]
+
+
+# Both sides share a maker: the base's own side never gets this far, so either name is the other run.
+_TABLE: Mapping[str, _NamedValue] = {
+    "clean": _NamedValue("the activation of the clean run", lambda s: from_store(s.other_store)),
+    "corrupt": _NamedValue("the activation of the corrupt run", lambda s: from_store(s.other_store)),
+    "zero": _NamedValue("zero", lambda s: zero()),
+    "mean": _NamedValue("the mean activation of the run that is edited", lambda s: mean(s.base_store)),
+    "resample": _NamedValue("that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)),
+    "optimal": _NamedValue("the optimal constant (lowest loss)", lambda s: s.fitted()),
+    "constant:X": _NamedValue("the number X", lambda s: constant(s.number)),
+    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number)),
+}  # fmt: skip
+NAMES = tuple(_TABLE)
+MEANINGS: Mapping[str, str] = {name: entry.meaning for name, entry in _TABLE.items()}
+
+
+def canonical_name(
+    name: str | None, *, base: str = "clean", choices: Sequence[str] = NAMES, argument: str = "value"
+) -> str:
+    """The one spelling of a value's name; `None`, `other` and `from_store` become the side that is not the base.
+
+    Numbers keep their spelling (`constant:2` is not made `constant:2.0`), because keys of sweep jobs hold it.
+
+    Args:
+        base: "clean" or "corrupt": the run that is edited.
+        choices: those of `NAMES` that the caller can use. Both sides may be listed; the base's own is refused.
+        argument: what the caller calls the name, for the message.
+
+    Raises:
+        UnknownName: it is not among the choices.
+        EditError: it is the run that is edited, or the number of `constant:X` or `scale:X` is not a finite number.
+
+    >>> canonical_name("from_store"), canonical_name(None, base="corrupt"), canonical_name("scale:0.5")
+    ('corrupt', 'clean', 'scale:0.5')
+    """
+    other = other_side(base)
+    if name is None or name in OTHER_SIDE:
+        name = other
+    if name == base:
+        rest = [choice for choice in choices if choice not in SIDES]
+        raise EditError(
+            f"{argument}={name!r} is the run that is edited (base={base!r}), so writing it would change nothing. "
+            f"Choices: {', '.join([other, *rest])}."
+        )
+    if _entry(name) not in choices:
+        raise UnknownName(argument, name, [choice for choice in choices if choice != base])
+    if ":" in name:
+        _number(name, argument)  # refused now, not after the model is loaded
+    return name
+
+
+def key_name(name: str | None, *, base: str = "clean") -> str:
+    """The name as keys of sweep jobs spell it: `other` for the other run, so that folders of earlier versions resume.
+
+    >>> key_name("corrupt"), key_name("zero")
+    ('other', 'zero')
+    """
+    canonical = canonical_name(name, base=base)
+    return "other" if canonical in SIDES else canonical
+
+
+def make_value(
+    name: str | None,
+    *,
+    base: str = "clean",
+    stores: Callable[[], PairStores],
+    seed: int = 0,
+    optimal: Callable[[], Value] | None = None,
+) -> Value:
+    """The value that a name means for one set of pairs.
+
+    Args:
+        name: any spelling that `canonical_name` reads.
+        base: the run that is edited: `mean` and `resample` are over its own activations.
+        stores: returns the activations of the clean and of the corrupt run, in this order, as `capture_pairs` does.
+            It is called only for the values that need them.
+        seed: chooses the donors of `resample`.
+        optimal: returns the fitted value; needed for that name alone.
+
+    Raises:
+        UnknownName: no such name.
+        EditError: the base's own run, a number that is not finite, or `optimal` without a fit.
+    """
+    canonical = canonical_name(name, base=base)
+    number = _number(canonical, "value") if ":" in canonical else math.nan
+    return _TABLE[_entry(canonical)].make(_Sources(base, stores, seed, number, optimal))
+
+
+def other_side(base: str) -> str:
+    """The side of a pair that is not the base. Raises `UnknownName` for a base other than clean or corrupt."""
+    if base not in SIDES:
+        raise UnknownName("base", base, SIDES)
+    return "corrupt" if base == "clean" else "clean"
+
+
+def _entry(name: str) -> str:
+    """The row of the table that a name belongs to: that of `scale:X` for `scale:0.5`."""
+    stem, colon, _ = name.partition(":")
+    return f"{stem}:X" if colon else stem
+
+
+def _number(name: str, argument: str) -> float:
+    """The number after the colon."""
+    stem, _, digits = name.partition(":")
+    try:
+        number = float(digits)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise EditError(f"{argument}={name!r}: after the colon comes a finite number, as in {stem}:0.5.")
+    return number
+
+
+def _without_fit() -> list[str]:
+    return [name for name in NAMES if name != "optimal"]
