@@ -20,7 +20,7 @@ import torch
 from sweeps import spec
 
 from workbench.sweeps.execute import run_jobs
-from workbench.sweeps.jobs import Lab, plan
+from workbench.sweeps.jobs import JobInputs, plan
 from workbench.sweeps.log import TABLE, Log, begin
 from workbench.sweeps.pool import pool
 from workbench.sweeps.runner import BATCH, run_sweep
@@ -59,7 +59,7 @@ def timed(what: Callable[[], Any]) -> tuple[float, Any]:
 def measured() -> Costs:
     """The costs on this machine."""
     torch.set_num_threads(1)
-    asked, lab = read_spec(spec()), Lab()
+    asked, lab = read_spec(spec()), JobInputs()
     plan(asked, lab)
     planning, planned = timed(lambda: plan(asked, lab))
     jobs = list(planned.jobs)
@@ -83,7 +83,7 @@ def measured() -> Costs:
     ray.shutdown()
 
     def started() -> None:
-        with tempfile.TemporaryDirectory() as folder, pool("ray", 2, Lab()) as crew:
+        with tempfile.TemporaryDirectory() as folder, pool("ray", 2, JobInputs()) as crew:
             list(crew.results([batches[0][:1], batches[1][:1]]))
             run_sweep({**spec(), "sites": ["z[0.0]"]}, out=folder, progress=False)
 

@@ -20,7 +20,7 @@ from side_by_side import Line, arguments, gpt2, pairs, show_cases
 import workbench as wb
 from workbench.sites import Site
 from workbench.sweeps import execute, pool
-from workbench.sweeps.jobs import Lab, Setting, plan
+from workbench.sweeps.jobs import JobInputs, JobSetting, plan
 from workbench.sweeps.log import last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 from workbench.sweeps.spec import read_spec
@@ -138,17 +138,17 @@ def heads_and_neurons() -> Sequence[Line]:
     ]  # fmt: skip
 
 
-class _Given(Lab):
+class _Given(JobInputs):
     """A lab whose model and prompts are given, for models of random weights."""
 
     def __init__(self, model: Any, given: Any) -> None:
         super().__init__()
         self.one, self.given = model, given
 
-    def model(self, setting: Setting) -> Any:
+    def model(self, setting: JobSetting) -> Any:
         return self.one
 
-    def pairs(self, setting: Setting) -> Any:
+    def pairs(self, setting: JobSetting) -> Any:
         return self.given
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from closeness import close
 
-from workbench.sweeps.jobs import Lab, plan
+from workbench.sweeps.jobs import JobInputs, plan
 from workbench.sweeps.log import LOG, SPEC, read_log
 from workbench.sweeps.runner import run_sweep
 from workbench.sweeps.spec import read_spec
@@ -49,6 +49,6 @@ def test_a_finished_old_folder_is_only_read(folder):
 
 def test_the_old_jobs_are_planned_with_their_old_keys():
     spec = json.loads((OLD / SPEC).read_text())["spec"]
-    assert [job.key for job in plan(read_spec(spec), Lab("cpu")).jobs] == [
+    assert [job.key for job in plan(read_spec(spec), JobInputs("cpu")).jobs] == [
         row["job"] for row in read_log(OLD)
     ]

@@ -13,7 +13,7 @@ from fake_sweeps import record, write_sweep
 
 import workbench as wb
 from workbench.errors import OutputExists, SweepError, UnknownName
-from workbench.sweeps.jobs import Lab, plan
+from workbench.sweeps.jobs import JobInputs, plan
 from workbench.sweeps.log import LOCK, LOG, SPEC, TABLE, read_log
 from workbench.sweeps.places import place_of
 from workbench.sweeps.runner import run_sweep
@@ -30,7 +30,7 @@ score = wb.metric(lambda logits: {factor} * logits.max(-1).values, positions="EN
 
 @pytest.fixture(scope="module")
 def lab():
-    return Lab("cpu")
+    return JobInputs("cpu")
 
 
 def run(spec, out, **more):

@@ -7,7 +7,7 @@ import yaml
 
 from workbench.cli.sweep import spec_of
 from workbench.errors import SweepError, UnknownName
-from workbench.sweeps.jobs import Lab, plan
+from workbench.sweeps.jobs import JobInputs, plan
 from workbench.sweeps.spec import PRESETS, SweepSpec, read_spec
 
 FIELDS = {
@@ -20,7 +20,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def lab():
-    return Lab("cpu")
+    return JobInputs("cpu")
 
 
 def keys(spec, lab) -> list[str]:

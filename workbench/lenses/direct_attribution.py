@@ -120,7 +120,7 @@ def direct_attribution(
     read = _read_of(model, store, targets, minus)
     prompts, places = _places(store, pos)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, model.W_U)
-    blocks = [_Block.of(model, layer, shape) for layer in range(shape.n_layers)]
+    blocks = [_BlockWriters.of(model, layer, shape) for layer in range(shape.n_layers)]
     one = 8 * (
         shape.d_model * 8
         + (shape.d_mlp * (shape.n_layers if by == "neuron" else 2))
@@ -128,7 +128,7 @@ def direct_attribution(
     )
     made, gap = [], 0.0
     for at in torch.arange(len(prompts)).split(max(1, min(CHUNK, budget // one))):
-        rows = _Rows(store, prompts[at], places[at])
+        rows = _StoreRows(store, prompts[at], places[at])
         final = rows("resid_post", shape.n_layers - 1)
         scale = norm.scale(final.to(model_device(model), model.W_U.dtype))
         back, shift = norm.pull_back(read[0][prompts[at]], scale)
@@ -201,7 +201,7 @@ def _places(store: ActivationStore, pos: Position) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _StoreRows:
     """Activations of some rows of a store."""
 
     store: ActivationStore
@@ -213,7 +213,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _StreamWriter:
     """How a sum of parts enters the stream: through its weights, with a bias, and past a norm where there is one."""
 
     weight: Float[Tensor, "part d_model"]
@@ -233,17 +233,17 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class _Block:
+class _BlockWriters:
     """The two writers of a block; `mlp` is None without MLPs."""
 
-    heads: _Writer
-    mlp: _Writer | None
+    heads: _StreamWriter
+    mlp: _StreamWriter | None
 
     @classmethod
-    def of(cls, model: Any, layer: int, shape: Shape) -> "_Block":
+    def of(cls, model: Any, layer: int, shape: Shape) -> "_BlockWriters":
         block, like = Block.of(model, layer), model.W_U
         size = shape.d_model
-        heads = _Writer(
+        heads = _StreamWriter(
             block.w_out.double().cpu().flatten(0, 1),
             block.b_out.double().cpu(),
             None if block.attn_post is None else FrozenNorm.of(block.attn_post, size, like),
@@ -255,12 +255,17 @@ class _Block:
         weight, bias = mlp.W_out.detach().double().cpu(), getattr(mlp, "b_out", None)
         bias = weight.new_zeros(size) if bias is None else bias.detach().double().cpu()
         return cls(
-            heads, _Writer(weight, bias, None if post is None else FrozenNorm.of(post, size, like), like)
+            heads,
+            _StreamWriter(weight, bias, None if post is None else FrozenNorm.of(post, size, like), like),
         )
 
 
 def _components(
-    rows: _Rows, blocks: list[_Block], back: Float[Tensor, "row d_model"], kinds: list[str], by: str
+    rows: _StoreRows,
+    blocks: list[_BlockWriters],
+    back: Float[Tensor, "row d_model"],
+    kinds: list[str],
+    by: str,
 ) -> tuple[Float[Tensor, "row component"], Float[Tensor, "row"]]:
     """What `back` reads of the input and of every block's parts, in the order of `_names`; and what is constant."""
     start = [
@@ -284,7 +289,7 @@ def _components(
 
 
 def _neurons(
-    rows: _Rows, blocks: list[_Block], back: Float[Tensor, "row d_model"], *, known: bool
+    rows: _StoreRows, blocks: list[_BlockWriters], back: Float[Tensor, "row d_model"], *, known: bool
 ) -> tuple[Float[Tensor, "row neurons"], float]:
     """What `back` reads of every neuron, and (where MLP outputs are `known`) how far a layer's neurons are from them."""
     values, gap = [], 0.0

@@ -163,7 +163,7 @@ def fit_tuned_lens(
     held = _held_out(store, test_share, seed)[owner]
     counted = (place > 0) | (not store.prompts.bos)
     views = [store[kind, layer] for layer in wanted]
-    rows = _Rows(views, final, counted & ~held)
+    rows = _StreamRows(views, final, counted & ~held)
     read_out = ReadOut.of(model)
     batch = min(batch, read_out.rows_at_once(budget, copies=6 * len(wanted)))
     weight, bias = _least_squares(rows)
@@ -184,7 +184,7 @@ def fit_tuned_lens(
     if not all(bool(torch.isfinite(part).all()) for part in (weight, bias)):
         raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
     heldout = _compared(
-        _Rows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed
+        _StreamRows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed
     )
     facts = {
         "kind": "tuned_lens",
@@ -217,7 +217,7 @@ def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
     return torch.from_numpy(chosen[[ids[prompt_id] for prompt_id in store.prompts.ids]])
 
 
-class _Rows:
+class _StreamRows:
     """The same rows of several sites and of the last stream, in blocks."""
 
     def __init__(self, views: Sequence[Any], final: Any, chosen: Tensor) -> None:
@@ -247,7 +247,7 @@ class _Rows:
 
 
 @torch.no_grad()
-def _least_squares(rows: _Rows) -> tuple[Tensor, Tensor]:
+def _least_squares(rows: _StreamRows) -> tuple[Tensor, Tensor]:
     """Per layer the ridge map to the last stream, by one pass of sums in float64: weight [layer, d, d], bias [layer, d]."""
     size = rows.final.data.row_shape[0]
     n, squares = 0, torch.zeros(len(rows.views), size + 1, size + 1, dtype=torch.float64)
@@ -282,7 +282,7 @@ def _divergences(read_out: ReadOut, streams: Tensor, target: Tensor, weight: Ten
 
 @torch.no_grad()
 def _compared(
-    rows: _Rows,
+    rows: _StreamRows,
     read_out: ReadOut,
     weight: Tensor,
     bias: Tensor,

@@ -27,7 +27,7 @@ class Control:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class ColumnBatch:
     """Columns of one loss, and the cell of the result that each belongs to.
 
     Attributes:
@@ -37,10 +37,10 @@ class Batch:
     columns: Columns
     cells: tuple[tuple[int, int], ...]
 
-    def where(self, kept: Callable[[Columns, int], bool]) -> "Batch":
+    def where(self, kept: Callable[[Columns, int], bool]) -> "ColumnBatch":
         """The columns for which `kept(columns, index)` is true."""
         chosen = [c for c in range(len(self.cells)) if kept(self.columns, c)]
-        return Batch(self.columns.select(chosen), tuple(self.cells[c] for c in chosen))
+        return ColumnBatch(self.columns.select(chosen), tuple(self.cells[c] for c in chosen))
 
 
 def controls_named(names: Sequence[str], draws: int) -> list[Control]:
@@ -86,7 +86,7 @@ def splits(
 
 def batches(
     labels: Labels, controls: Sequence[Control], train: np.ndarray, test: np.ndarray, seed: int
-) -> list[Batch]:
+) -> list[ColumnBatch]:
     """Every concept with every control, those of equal loss and number of classes together.
 
     Args:
@@ -103,7 +103,7 @@ def batches(
         )
         owner = [i for i, _ in cells]
         made.append(
-            Batch(
+            ColumnBatch(
                 Columns(loss, np.stack(codes).astype(float), train[owner], test[owner], n_classes, random),
                 cells,
             )

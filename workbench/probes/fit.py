@@ -224,7 +224,7 @@ def _runs(masks: Sequence[np.ndarray], folds: int | None) -> list[tuple[np.ndarr
 
 
 @dataclass(frozen=True)
-class _Job:
+class _FitJob:
     """What is asked for, checked."""
 
     keys: list[tuple[str, int]]
@@ -236,7 +236,7 @@ class _Job:
 
 def _job(
     store: Any, labels: Labels, sites: Any, layers: Any, k: Any, selectors: Any, baselines: Any, given: Any
-) -> _Job:
+) -> _FitJob:
     if labels.prompts is not store.prompts and labels.prompts.fingerprint != store.prompts.fingerprint:
         raise ProbeError("The labels are of other prompts than the store's: make them with this store.")
     kinds = (
@@ -268,7 +268,7 @@ def _job(
                 raise ProbeError(
                     f"given has {len(set(given.get(key, ())))} features for {key[0]}[{key[1]}]; k={max(ks)} needs as many."
                 )
-    return _Job(keys, ks, list(selectors), list(baselines), given or {})
+    return _FitJob(keys, ks, list(selectors), list(baselines), given or {})
 
 
 def _given(features: Sequence[int]) -> Selector:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from workbench.errors import ProbeError, UnknownName
 from workbench.probes.baselines import Dense
-from workbench.probes.controls import Batch, Control
+from workbench.probes.controls import ColumnBatch, Control
 from workbench.probes.fits import Fits
 from workbench.probes.labels import Concept
 from workbench.probes.metrics import METRICS, resamples, scores
@@ -90,7 +90,7 @@ class Tables:
         outer: Cell,
         k: int,
         selector: int,
-        batch: Batch,
+        batch: ColumnBatch,
         kept: Fits,
         logits: np.ndarray,
         codes: np.ndarray,
@@ -111,7 +111,7 @@ class Tables:
             self.sparse.values["intercept"][cell][:outputs] = level[c]
 
     def put_lengths(
-        self, outer: Cell, selector: int, batch: Batch, lengths: Float[np.ndarray, "k column"]
+        self, outer: Cell, selector: int, batch: ColumnBatch, lengths: Float[np.ndarray, "k column"]
     ) -> None:
         """Code lengths in bits."""
         for c, (concept, control) in enumerate(batch.cells):
@@ -122,7 +122,7 @@ class Tables:
         self,
         outer: Cell,
         baseline: int,
-        batch: Batch,
+        batch: ColumnBatch,
         kept: Dense,
         logits: np.ndarray,
         codes: np.ndarray,
@@ -141,7 +141,7 @@ class Tables:
                 self.dense.values["direction"][cell[:-1]][: len(direction), : direction.shape[1]] = direction
 
     def _measured(
-        self, batch: Batch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge
+        self, batch: ColumnBatch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge
     ) -> dict[str, float]:
         seen = np.isfinite(codes)
         if not np.isfinite(logits[:, seen]).all():

@@ -9,12 +9,12 @@ import pandas as pd
 
 from workbench.errors import SweepError
 from workbench.sweeps.places import place_of, sites_of
-from workbench.sweeps.rows import FAMILY, FLAGS, PROMPTS, Record, corrected, estimates, groups, values_of
+from workbench.sweeps.rows import FAMILY, FLAGS, PROMPTS, LogRow, corrected, estimates, groups, values_of
 
 _SETTING = tuple(flag for flag in FLAGS if flag != "what")
 
 
-def synergy_table(records: Sequence[Record]) -> pd.DataFrame:
+def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
     """Each pair that was edited together beside its two sites edited alone, on the same examples.
 
     synergy = effect_both - (effect_a + effect_b). Effects are m(edited) - m(base), so a site that stands in for another has
@@ -49,11 +49,11 @@ def synergy_table(records: Sequence[Record]) -> pd.DataFrame:
     return frame.assign(q=corrected(frame, FAMILY))
 
 
-def _setting(record: Record) -> tuple[Any, ...]:
+def _setting(record: LogRow) -> tuple[Any, ...]:
     return tuple(record.get(flag) for flag in _SETTING)
 
 
-def stability_table(records: Sequence[Record]) -> pd.DataFrame:
+def stability_table(records: Sequence[LogRow]) -> pd.DataFrame:
     """How much the circuits of different seeds agree: mean, least and largest Jaccard index of edges over pairs of seeds."""
     found = [record for record in records if "edges" in (record.get("extra") or {})]
     if not found:

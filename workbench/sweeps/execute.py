@@ -25,21 +25,21 @@ from workbench.metrics.metric import Metric
 from workbench.models.load import one_fingerprint
 from workbench.sites import Shape, Site
 from workbench.statistics import bootstrap
-from workbench.sweeps.jobs import Job, Lab, Setting, elements_of, metric_of
+from workbench.sweeps.jobs import Job, JobInputs, JobSetting, elements_of, metric_of
 from workbench.sweeps.places import JOIN, sites_of
 from workbench.sweeps.site_values import BySite, optimal
 
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 SEPARATE = ("circuits", "methods", "stability", "cumulative")
 """Studies whose jobs have nothing to share but the model and the prompts: each is a batch of its own."""
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _SettingInputs:
     """Everything that the jobs of a setting work with."""
 
-    lab: Lab
-    setting: Setting
+    lab: JobInputs
+    setting: JobSetting
 
     @property
     def how(self) -> dict[str, Any]:
@@ -58,9 +58,9 @@ class _Bench:
         return self.lab.pairs(self.setting)
 
     @property
-    def heldout(self) -> "_Bench":
+    def heldout(self) -> "_SettingInputs":
         """The same with the prompts of the other split."""
-        return _Bench(
+        return _SettingInputs(
             self.lab, replace(self.setting, split="heldout" if self.setting.split == "train" else "train")
         )
 
@@ -87,7 +87,7 @@ class _Bench:
         }[name]()
 
 
-def run_jobs(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
+def run_jobs(lab: JobInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """A row for each job, in order; every job is of one setting.
 
     Where a batch fails its halves are run, and theirs, so that only the jobs at fault are recorded as failed.
@@ -101,10 +101,10 @@ def run_jobs(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     return run_jobs(lab, jobs[:middle]) + run_jobs(lab, jobs[middle:])
 
 
-def _timed(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
+def _timed(lab: JobInputs, jobs: Sequence[Job]) -> list[LogRow]:
     setting, start = jobs[0].setting, time.perf_counter()
     with one_fingerprint():
-        rows = _STUDIES[setting.study](_Bench(lab, setting), jobs)
+        rows = _STUDIES[setting.study](_SettingInputs(lab, setting), jobs)
     each, told = (time.perf_counter() - start) / len(jobs), asdict(setting)
     return [
         {"job": job.key, "status": _status(row), "seconds": round(each, 6), **told, "what": job.what, **row}
@@ -112,20 +112,20 @@ def _timed(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     ]
 
 
-def _failure(job: Job, error: Exception) -> Row:
+def _failure(job: Job, error: Exception) -> LogRow:
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
     status = "nan" if isinstance(error, NotFinite) else "memory" if memory else "failed"
     told = "".join(traceback.format_exception(error))[-8000:]
     return unmeasured(job, status, f"{type(error).__name__}: {error}", told)
 
 
-def unmeasured(job: Job, status: str, error: str, told: str | None = None) -> Row:
+def unmeasured(job: Job, status: str, error: str, told: str | None = None) -> LogRow:
     """The row of a job that gave no numbers, with the reason and its traceback."""
     about = {"job": job.key, "status": status, "seconds": 0.0, **asdict(job.setting), "what": job.what}
     return about | {"values": [], "m_base": [], "error": error, "traceback": told}
 
 
-def _status(row: Row) -> str:
+def _status(row: LogRow) -> str:
     """`nan` where a job measured nothing, or something that is not a number though the base run is."""
     numbers = [*row["values"], *(x for x in row.get("extra", {}).values() if isinstance(x, float))]
     base_known = any(np.isfinite(row["m_base"])) if row["m_base"] else True
@@ -137,13 +137,13 @@ def _together(what: str) -> tuple[Site, ...]:
     return tuple(map(Site.parse, sites_of(what)))
 
 
-def _effects(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _effects(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     elements = [_together(job.what) for job in jobs]
     value = bench.value([site for element in elements for site in element])
     return _edited(bench, elements, value)
 
 
-def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _steering(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """The mean difference of the two runs at a place, in multiples, added to the run that is edited."""
     prompts, shape = bench.pairs.side(bench.setting.base), Shape.of(bench.model)
     asked: dict[float, dict[Job, tuple[Site, ...]]] = {}
@@ -152,7 +152,7 @@ def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
         asked.setdefault(float(strength), {})[job] = _together(text)
     sites = [site for elements in asked.values() for element in elements.values() for site in element]
     here, there = (mean(store).bind(bench.model, prompts) for store in bench.lab.stores(bench.setting, sites))
-    rows: dict[Job, Row] = {}
+    rows: dict[Job, LogRow] = {}
     for strength, elements in asked.items():
         way = {}
         for site in dict.fromkeys(site for element in elements.values() for site in element):
@@ -164,7 +164,7 @@ def _steering(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     return [rows[job] for job in jobs]
 
 
-def _edited(bench: _Bench, elements: Sequence[tuple[Site, ...]], value: Value) -> list[Row]:
+def _edited(bench: _SettingInputs, elements: Sequence[tuple[Site, ...]], value: Value) -> list[LogRow]:
     table = effects(
         bench.model, bench.pairs, sites=list(elements), value=value, base=bench.setting.base, **bench.how
     )
@@ -172,11 +172,11 @@ def _edited(bench: _Bench, elements: Sequence[tuple[Site, ...]], value: Value) -
     return [_row(column, base) for column in table.values.T.astype(float).tolist()]
 
 
-def _row(values: list[float], base: list[float], **extra: Any) -> Row:
+def _row(values: list[float], base: list[float], **extra: Any) -> LogRow:
     return {"values": values, "m_base": base, "error": None, "extra": extra}
 
 
-def _paths(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _paths(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     parts = [job.what.split("->") for job in jobs]
     senders, readers = ([*dict.fromkeys(names)] for names in zip(*parts, strict=True))
     table = path_effects(
@@ -187,7 +187,7 @@ def _paths(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     return [_row(values[:, senders.index(a), readers.index(b)].tolist(), base) for a, b in parts]
 
 
-def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _cumulative(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """Sites taken out one after the other, each time the one that is missed least, until all are."""
     rows = []
     for job in jobs:
@@ -219,12 +219,12 @@ def _cumulative(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def _circuits(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _circuits(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     circuits = [Circuit.load(job.what) for job in jobs]
     return [_judged(bench, circuit) for circuit in circuits]
 
 
-def _judged(bench: _Bench, circuit: Circuit, **extra: Any) -> Row:
+def _judged(bench: _SettingInputs, circuit: Circuit, **extra: Any) -> LogRow:
     """A circuit's faithfulness on the setting's prompts."""
     result = evaluate(circuit, bench.model, bench.pairs, value=bench.value(), checks=(), **bench.how).isel(
         circuit=0
@@ -234,7 +234,7 @@ def _judged(bench: _Bench, circuit: Circuit, **extra: Any) -> Row:
     return _row([], bench.base(), **numbers, **extra)
 
 
-def _found(bench: _Bench, job: Job) -> Any:
+def _found(bench: _SettingInputs, job: Job) -> Any:
     method, _, size = job.what.rpartition("@")
     return find_by(
         method, bench.model, bench.pairs, value=bench.value(), n_edges=None if method == "acdc" else int(size),
@@ -242,7 +242,7 @@ def _found(bench: _Bench, job: Job) -> Any:
     )  # fmt: skip
 
 
-def _methods(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _methods(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """What methods find, judged on the prompts of the other split."""
     rows = []
     for job in jobs:
@@ -261,7 +261,7 @@ def _methods(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def _stability(bench: _Bench, jobs: Sequence[Job]) -> list[Row]:
+def _stability(bench: _SettingInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """What a method finds on the prompts of a seed."""
     rows = []
     for job in jobs:
@@ -283,7 +283,7 @@ def _unit(site: Site, shape: Shape) -> tuple[int, ...]:
     return (shape.d_model,)
 
 
-_STUDIES: Mapping[str, Callable[[_Bench, Sequence[Job]], list[Row]]] = {
+_STUDIES: Mapping[str, Callable[[_SettingInputs, Sequence[Job]], list[LogRow]]] = {
     "effects": _effects, "pairs": _effects, "cumulative": _cumulative, "paths": _paths, "circuits": _circuits,
     "methods": _methods, "stability": _stability, "steering": _steering,
 }  # fmt: skip

@@ -28,7 +28,7 @@ from workbench.results import versions
 from workbench.sites import KINDS, Position, Shape, Site, grid
 from workbench.stores.store import ActivationStore
 from workbench.sweeps.places import JOIN
-from workbench.sweeps.spec import SweepSpec, Task
+from workbench.sweeps.spec import SweepSpec, TaskSpec
 from workbench.tasks.registry import load_task
 
 MEANING = 1
@@ -36,7 +36,7 @@ MEANING = 1
 
 
 @dataclass(frozen=True)
-class Setting:
+class JobSetting:
     """What the jobs of a group have in common: the same prompts in the same model, edited by the same value, measured alike."""
 
     study: str
@@ -61,12 +61,12 @@ class Job:
         key: hash of everything that determines its result: the setting, `what`, weights, prompts, metric, versions.
     """
 
-    setting: Setting
+    setting: JobSetting
     what: str
     key: str
 
 
-class Lab:
+class JobInputs:
     """Models, prompts and stores that jobs share; the latest of each is kept, prompts and stores of each split.
 
     Args:
@@ -77,13 +77,13 @@ class Lab:
         self.device = device
         self._kept: dict[str, tuple[Any, Any]] = {}
 
-    def model(self, setting: Setting) -> Any:
+    def model(self, setting: JobSetting) -> Any:
         if planted_one := _planted_name(setting.model):
             return self._latest("model", setting.model, lambda: planted(planted_one)).model
         name = setting.model if setting.checkpoint is None else f"{setting.model}@{setting.checkpoint}"
         return self._latest("model", name, lambda: load_model(name, device=self.device))
 
-    def pairs(self, setting: Setting) -> PromptPairs:
+    def pairs(self, setting: JobSetting) -> PromptPairs:
         about = (
             setting.model,
             setting.checkpoint,
@@ -95,7 +95,9 @@ class Lab:
         )
         return self._latest(f"{setting.split} pairs", about, lambda: self._read(setting, self.model(setting)))
 
-    def stores(self, setting: Setting, sites: Sequence[Site] = ()) -> tuple[ActivationStore, ActivationStore]:
+    def stores(
+        self, setting: JobSetting, sites: Sequence[Site] = ()
+    ) -> tuple[ActivationStore, ActivationStore]:
         """(the edited run's, the other run's) activations; those of `sites` alone where one is of a kind seldom kept."""
         pairs = self.pairs(setting)
         seldom = any(site.kind not in PAIR_KINDS for site in sites)
@@ -114,7 +116,7 @@ class Lab:
         return self._kept[what][1]
 
     @staticmethod
-    def _read(setting: Setting, model: Any) -> PromptPairs:
+    def _read(setting: JobSetting, model: Any) -> PromptPairs:
         path = Path(setting.task)
         if name := _planted_name(setting.model):
             return planted_pairs(planted(name), n=setting.n, seed=setting.seed, split=setting.split)
@@ -133,11 +135,11 @@ class Lab:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The jobs of a spec, in groups that share a setting."""
 
     spec: SweepSpec
-    groups: tuple[tuple[Setting, tuple[Job, ...]], ...]
+    groups: tuple[tuple[JobSetting, tuple[Job, ...]], ...]
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -147,7 +149,7 @@ class Plan:
         return len(self.jobs)
 
 
-def plan(spec: SweepSpec, lab: Lab) -> Plan:
+def plan(spec: SweepSpec, lab: JobInputs) -> SweepPlan:
     """Every job of a spec. Models and prompts are loaded, since what a job depends on is part of its key.
 
     A path whose sender comes after its receiver is no job.
@@ -171,7 +173,7 @@ def plan(spec: SweepSpec, lab: Lab) -> Plan:
         raise SweepError(
             "The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and receivers."
         )
-    return Plan(spec, tuple(groups))
+    return SweepPlan(spec, tuple(groups))
 
 
 def metric_of(name: str, pairs: PromptPairs) -> Metric:
@@ -192,7 +194,7 @@ def _planted_name(model: str) -> str | None:
     return model.removeprefix("planted-") if model.startswith("planted-") else None
 
 
-def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:
+def _settings(spec: SweepSpec, lab: JobInputs) -> Iterator[JobSetting]:
     for model in spec.models:
         for step in spec.checkpoints or (None,):
             for task in spec.tasks:
@@ -210,10 +212,12 @@ def _settings(spec: SweepSpec, lab: Lab) -> Iterator[Setting]:
 
 
 def _setting(
-    spec: SweepSpec, model: str, step: int | None, task: Task, seed: int, metric: str, value: str
-) -> Setting:
+    spec: SweepSpec, model: str, step: int | None, task: TaskSpec, seed: int, metric: str, value: str
+) -> JobSetting:
     split, n = task.split or spec.split, task.n or spec.n
-    return Setting(spec.study, model, step, task.name, split, task.variant, n, seed, spec.base, metric, value)
+    return JobSetting(
+        spec.study, model, step, task.name, split, task.variant, n, seed, spec.base, metric, value
+    )
 
 
 def _whats(spec: SweepSpec, model: Any, pairs: PromptPairs) -> list[str]:
@@ -288,7 +292,7 @@ def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
     ]
 
 
-def _hashed(setting: Setting, model: str, data: str) -> Any:
+def _hashed(setting: JobSetting, model: str, data: str) -> Any:
     """The hash of what a whole group depends on, to be completed by each job."""
     about = asdict(setting) | {"model_fingerprint": model, "data_fingerprint": data, "meaning": MEANING}
     about |= {

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from workbench.backends import check_backend, ray_cluster, script_unseen
 from workbench.errors import WorkbenchError
-from workbench.sweeps.execute import Row, run_jobs
-from workbench.sweeps.jobs import Job, Lab
+from workbench.sweeps.execute import LogRow, run_jobs
+from workbench.sweeps.jobs import Job, JobInputs
 
-Batch = Sequence[Job]
+JobBatch = Sequence[Job]
 PATIENCE = 60.0
 """Seconds without any Ray actor after which a warning says so."""
-_lab: Lab | None = None
+_lab: JobInputs | None = None
 
 
 class Died(Exception):
@@ -26,11 +26,11 @@ class Died(Exception):
 class Pool(Protocol):
     """Runs batches; `results` yields each with its rows, or with the reason why there are none."""
 
-    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]: ...
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]: ...
 
 
 @contextmanager
-def pool(backend: str, workers: int, lab: Lab, *, address: str | None = None) -> Iterator[Pool]:
+def pool(backend: str, workers: int, lab: JobInputs, *, address: str | None = None) -> Iterator[Pool]:
     """The workers of a sweep, gone at the end.
 
     Args:
@@ -52,10 +52,10 @@ def pool(backend: str, workers: int, lab: Lab, *, address: str | None = None) ->
 
 
 class _Here:
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: JobInputs) -> None:
         self.lab = lab
 
-    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
         for batch in batches:
             yield batch, run_jobs(self.lab, batch)
 
@@ -66,10 +66,10 @@ def _start(device: str | None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    _lab = Lab(device)
+    _lab = JobInputs(device)
 
 
-def _run(batch: Batch) -> list[Row]:
+def _run(batch: JobBatch) -> list[LogRow]:
     assert _lab is not None
     return run_jobs(_lab, batch)
 
@@ -89,10 +89,10 @@ class _Processes:
             1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,)
         )
 
-    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
         waiting, running = (
             list(reversed(batches)),
-            dict[Future[list[Row]], tuple[ProcessPoolExecutor, Batch]](),
+            dict[Future[list[LogRow]], tuple[ProcessPoolExecutor, JobBatch]](),
         )
         while waiting or running:
             while waiting and self.idle:
@@ -103,7 +103,7 @@ class _Processes:
             for future in done:
                 worker, batch = running.pop(future)
                 try:
-                    rows: list[Row] | Died = future.result()
+                    rows: list[LogRow] | Died = future.result()
                 except BrokenProcessPool:
                     worker.shutdown(wait=False)
                     self.all.remove(worker)
@@ -129,7 +129,7 @@ class _Actor:
     def ready(self) -> None:
         """Returns once there is a process that takes batches."""
 
-    def run(self, batch: Batch) -> list[Row]:
+    def run(self, batch: JobBatch) -> list[LogRow]:
         return _run(batch)
 
 
@@ -176,7 +176,7 @@ class _Actors:
                     stacklevel=2,
                 )
 
-    def results(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Row] | Died]]:
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
         waiting, running = list(reversed(batches)), {}
         lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError)
         while waiting or running:
@@ -189,7 +189,7 @@ class _Actors:
                 continue
             actor, batch = running.pop(done)
             try:
-                rows: list[Row] | Died = self.ray.get(done)
+                rows: list[LogRow] | Died = self.ray.get(done)
                 self.idle.append(actor)
             except lost as error:
                 rows = Died(f"The Ray actor died: {str(error).splitlines()[0]}")

@@ -12,7 +12,7 @@ from workbench.statistics import benjamini_hochberg, summary
 from workbench.sweeps.log import FLAGS
 from workbench.sweeps.places import PLACE, place_of
 
-Record = Mapping[str, Any]
+LogRow = Mapping[str, Any]
 PROMPTS = ("task", "split", "variant", "n", "seed")
 """Jobs that agree in these ran on the same examples."""
 FAMILY = ("study", "model", "checkpoint", "task", "metric", "value", "seed")
@@ -23,7 +23,7 @@ _WHOLE = ("checkpoint", "layer", "head", "neuron", "n_edges", "step", "n", "seed
 _BLOCK = 2048
 
 
-def rows_of(records: Sequence[Record]) -> pd.DataFrame:
+def rows_of(records: Sequence[LogRow]) -> pd.DataFrame:
     """One row per record, and per step of a cumulative one: flags, place, numbers with intervals, p and q, error."""
     rows = []
     for record, numbers in zip(
@@ -51,7 +51,7 @@ def rows_of(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])
 
 
-def _reported(record: Record) -> list[dict[str, Any]]:
+def _reported(record: LogRow) -> list[dict[str, Any]]:
     """What a job reports itself, in place of the mean over its examples: the steps of a cumulative one, a faithfulness."""
     extra = record.get("extra") or {}
     if "order" in extra:
@@ -74,7 +74,7 @@ def _reported(record: Record) -> list[dict[str, Any]]:
     return [{}]
 
 
-def values_of(record: Record) -> np.ndarray:
+def values_of(record: LogRow) -> np.ndarray:
     """The effect on each example; NaN where it is none."""
     return np.array(record.get("values") or [], dtype=float)
 

@@ -16,8 +16,8 @@ from workbench.errors import SweepError
 from workbench.files import whole
 from workbench.models.load import one_fingerprint
 from workbench.results import versions
-from workbench.sweeps.execute import SEPARATE, Row, unmeasured
-from workbench.sweeps.jobs import Job, Lab, Plan, plan
+from workbench.sweeps.execute import SEPARATE, LogRow, unmeasured
+from workbench.sweeps.jobs import Job, JobInputs, SweepPlan, plan
 from workbench.sweeps.log import (
     FLAGS,
     SPEC,
@@ -68,7 +68,7 @@ def run_sweep(
     retries: int = 1,
     device: str | None = None,
     address: str | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[LogRow], None] | None = None,
     command: str | None = None,
     progress: bool = True,
 ) -> Sweep | SweepCost:
@@ -102,7 +102,7 @@ def run_sweep(
         raise SweepError(f"limit={limit!r}: at least one job is needed; leave it out for all of them.")
     if retries < 0:
         raise SweepError(f"retries={retries}: 0 for none, or a number of further tries.")
-    lab = Lab(device)
+    lab = JobInputs(device)
     planned = plan(asked, lab)
     if dry_run:
         return _cost(planned, _known(folder))
@@ -174,7 +174,7 @@ def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
     return {row["job"]: row for row in last_tries(read_log(folder))}
 
 
-def _check_meaning(folder: Path, planned: Plan, known: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_meaning(folder: Path, planned: SweepPlan, known: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise where the folder holds a planned job with another key: its rows would stand beside the new ones as one thing."""
     keys: dict[tuple[Any, ...], str] = {
         (*asdict(job.setting).values(), job.what): job.key for job in planned.jobs
@@ -188,7 +188,7 @@ def _check_meaning(folder: Path, planned: Plan, known: Mapping[str, Mapping[str,
 
 
 def _check_left(
-    folder: Path, asked: SweepSpec, planned: Plan, known: Mapping[str, Mapping[str, Any]], lab: Lab
+    folder: Path, asked: SweepSpec, planned: SweepPlan, known: Mapping[str, Mapping[str, Any]], lab: JobInputs
 ) -> None:
     """Raise where jobs of the spec in the folder have not run and the new one does not ask for them: nothing would any more."""
     before = read_spec(read_header(folder)["spec"]) if (folder / SPEC).exists() else asked
@@ -214,7 +214,7 @@ def _batches(jobs: Sequence[Job], workers: int) -> list[Sequence[Job]]:
     return made
 
 
-def _told(on_row: Callable[[Row], None] | None, row: Row) -> None:
+def _told(on_row: Callable[[LogRow], None] | None, row: LogRow) -> None:
     """A tracker that fails does not stop the sweep, and is heard of."""
     assert on_row is not None
     try:
@@ -223,7 +223,7 @@ def _told(on_row: Callable[[Row], None] | None, row: Row) -> None:
         tqdm.write("on_row failed:\n" + traceback.format_exc())
 
 
-def _cost(planned: Plan, known: Mapping[str, Mapping[str, Any]]) -> SweepCost:
+def _cost(planned: SweepPlan, known: Mapping[str, Mapping[str, Any]]) -> SweepCost:
     done = {key for key, row in known.items() if row["status"] == "done"}
     told = []
     for setting, jobs in planned.groups:

@@ -67,7 +67,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Task(_Frozen):
+class TaskSpec(_Frozen):
     """Prompts: a task's name, or the path of a CSV or JSONL file of pairs.
 
     Attributes:
@@ -87,7 +87,7 @@ class SweepSpec(_Frozen):
     Attributes:
         models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own prompts (task: planted).
         checkpoints: training steps of an embedded model; empty for the trained one.
-        tasks: names, files, or `Task`s.  n, split: of those that do not say.
+        tasks: names, files, or `TaskSpec`s.  n, split: of those that do not say.
         study: "effects" of single places; "pairs" of two together, for synergy; "cumulative", least important first; "paths";
             faithfulness of "circuits"; discovery by "methods"; "stability" of what a method finds over seeds; "steering".
         sites: kinds ("z": each head; "mlp_post": each neuron; "resid_pre@each", "resid_pre@END": each layer there), sites
@@ -107,7 +107,7 @@ class SweepSpec(_Frozen):
     study: Study
     models: tuple[str, ...] = Field(default=("tiny",), min_length=1)
     checkpoints: tuple[int, ...] = ()
-    tasks: tuple[Task, ...] = Field(min_length=1)
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1)
     n: int = Field(default=32, ge=1)
     split: Literal["train", "heldout"] = "train"
     sites: tuple[str | Annotated[tuple[str, ...], Field(min_length=1)], ...] = ()
@@ -230,9 +230,9 @@ def _explained(error: ValidationError) -> Exception:
     )  # a name spelled wrong explains the rest
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        fields = Task if first["loc"][0] == "tasks" else SweepSpec
+        fields = TaskSpec if first["loc"][0] == "tasks" else SweepSpec
         known = [*fields.model_fields, *(["preset"] if fields is SweepSpec else [])]
-        return UnknownName("field" if fields is Task else "field of a sweep", first["loc"][-1], known)
+        return UnknownName("field" if fields is TaskSpec else "field of a sweep", first["loc"][-1], known)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     told = "it is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", not {str(first['input'])[:80]!r}"
