@@ -2,46 +2,52 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
+PACKAGE := $(VENV)/package-installed
+TOOLS := $(VENV)/tools-installed
 
 .PHONY: demo test test-types test-slow check bench gallery notebooks wheel clean
 
-demo: $(STAMP)
+demo: $(PACKAGE)
 	$(BIN)/workbench discover ioi --model tiny
 
-test: $(STAMP)
+test: $(TOOLS)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
 # Axis names and types of tensors, checked at run time: on everything that would take three times as long.
 TYPED := workbench.engine,workbench.interventions,workbench.discovery,workbench.stores,workbench.prompts,workbench.circuit
-test-types: $(STAMP)
+test-types: $(TOOLS)
 	$(BIN)/python -m pytest -m types --numprocesses auto --dist worksteal --jaxtyping-packages=$(TYPED),beartype.beartype
 
-test-slow: $(STAMP)
+test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -m slow -rs --numprocesses auto --dist worksteal tests/course
 	$(BIN)/python -m pytest -m slow -rs --ignore tests/course
 
-check: $(STAMP)
+check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest tests/test_layers.py
 
-bench: $(STAMP)
+bench: $(TOOLS)
 	for name in patching paths discovery stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
 
-gallery: $(STAMP)
+gallery: $(TOOLS)
 	$(BIN)/python docs/gallery.py --screenshots
 
-notebooks: $(STAMP)
+notebooks: $(TOOLS)
 	$(BIN)/python notebooks/make.py
 
-wheel: $(STAMP)
+wheel: $(TOOLS)
 	$(BIN)/python -m build --wheel
 
-$(STAMP): pyproject.toml constraints.txt
+# `make demo` needs the package alone; everything else needs the development tools too.
+$(PACKAGE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(TOOLS): $(PACKAGE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import workbench
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,12 +25,15 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
         "_data/models/shortcut/tokenizer.json",
         "_circuits/README.md",
         "_circuits/reference/ioi.json",
-        "render/circuit.js",
+        "render/circuit/circuit.js",
         "py.typed",
         "__init__.pyi",
     ):
         assert f"workbench/{carried}" in names
-    assert {name.split("/")[0] for name in names} <= {"workbench", "interp_workbench-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} <= {
+        "workbench",
+        f"interp_workbench-{workbench.__version__}.dist-info",
+    }
     site = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],

@@ -7,4 +7,4 @@ import lazy_loader
 
 __getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(_names)  # pyright: ignore[reportUnsupportedDunderAll]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
