@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from workbench.engine.capture import capture_pairs
 from workbench.engine.fast import families as readers
 from workbench.engine.run import run
-from workbench.engine.runs import Runs
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
 from workbench.errors import EditError, PromptError, StoreError
 from workbench.interventions import effects as asking
@@ -315,7 +315,10 @@ def test_what_the_fast_engine_does_not_claim_runs_on_hooks_and_the_plan_says_why
     assert got.attrs["engine"] == "reference"
     assert max_difference(got, on_hooks(model, pairs, sites=sites, value=value)) == 0
     plan = explain_effects(
-        Runs(model, pairs, "clean", metric("logit_diff")), expand(model, pairs, "logit_diff"), sites, value
+        MeasuredRuns(model, pairs, "clean", metric("logit_diff")),
+        expand(model, pairs, "logit_diff"),
+        sites,
+        value,
     )
     assert (plan.path, plan.why) == ("reference", f"the model runs on hooks because {reason}")
 
@@ -436,7 +439,7 @@ def test_what_provably_changes_nothing_is_not_run(kind):
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2", (6, 6, 4))
     sites = [Site(kind, layer, pos=pos) for layer in (0, 1) for pos in range(6)]
     cost = explain_effects(
-        Runs(model, pairs, "clean", metric("logit_diff")),
+        MeasuredRuns(model, pairs, "clean", metric("logit_diff")),
         expand(model, pairs, "logit_diff"),
         sites,
         from_store(corrupt),
@@ -456,7 +459,7 @@ def test_what_provably_changes_nothing_is_not_run(kind):
 
 def test_the_plan_adds_up_the_work_of_its_walks():
     model, pairs = model_of("gpt2"), make_pairs((6, 6))
-    runs = Runs(model, pairs, "clean", metric("logit_diff"), 2**20)
+    runs = MeasuredRuns(model, pairs, "clean", metric("logit_diff"), 2**20)
     plan = explain_effects(
         runs, expand(model, pairs, "logit_diff"), ["resid_post[1]@END", "mlp_out[1]@0"], zero()
     )
@@ -520,7 +523,7 @@ def test_a_sweep_stays_within_its_budget(name, budget):
         bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000),
         make_pairs(lengths * (64 // len(lengths))),
     )
-    runs = Runs(model, pairs, "clean", metric(measure), budget)
+    runs = MeasuredRuns(model, pairs, "clean", metric(measure), budget)
     elements, _, _, bound = asking._asked(
         runs, expand(model, pairs, measure), grid(kind, model, **where), zero()
     )

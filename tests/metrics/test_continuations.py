@@ -252,7 +252,7 @@ def test_answers_that_differ_in_their_last_token_share_a_run():
 def test_a_plan_counts_the_runs_of_the_answers():
     model, pairs = model_of("gpt2"), answered((6, 6, 6))
     made = explain(model, pairs, sites="z[0.1]", value=zero(), metric=DIFF)
-    assert isinstance(made, plan.Plan)
+    assert isinstance(made, plan.CallPlan)
     assert made.cost.runs == 8
 
 

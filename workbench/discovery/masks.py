@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.search import is_number
-from workbench.engine.circuits import Batch, Circuits
+from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
@@ -149,7 +149,7 @@ class _Gates:
         return np.where(self.graph.exists, each[:, None], np.nan)
 
 
-def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
+def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
     """The distance of measured circuits from the model."""
     if metric.needs_reference:
         return lambda measured, batch: measured.mean()
@@ -168,7 +168,7 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, Batch], Tensor]:
 def _train(
     gates: _Gates,
     runs: Circuits,
-    loss: Callable[[Tensor, Batch], Tensor],
+    loss: Callable[[Tensor, CircuitBatch], Tensor],
     target: float,
     *,
     steps: int,

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
-from workbench.engine.circuits import Batch, Circuits
+from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.gradients.atp_star import atp_star_table
 from workbench.engine.gradients.edge_gradients import EdgeTable, Sources
 from workbench.engine.gradients.reader_gradients import Maps
@@ -278,7 +278,13 @@ class _Asked:
         }  # fmt: skip
 
     def _table(
-        self, runs: Runs, batch: Batch, maps: Sequence[Maps], ways: Sequence[float], start: int, room: int
+        self,
+        runs: Runs,
+        batch: CircuitBatch,
+        maps: Sequence[Maps],
+        ways: Sequence[float],
+        start: int,
+        room: int,
     ) -> tuple[Tensor, int]:
         """Sums over a batch of one method, and how many forward and backward passes it took."""
         if self.method == "atp-star":
@@ -297,7 +303,7 @@ class _Asked:
         table.add(runs.sources, runs.at(ways), maps, room=room, share=1 / len(ways))
         return table.values, len(ways)
 
-    def _placed(self, total: np.ndarray | None, made: Tensor, batch: Batch) -> np.ndarray:
+    def _placed(self, total: np.ndarray | None, made: Tensor, batch: CircuitBatch) -> np.ndarray:
         """The running total of all batches with one more."""
         if total is None:
             n = len(self.circuits.expansion.pairs) if "example" in self.keep else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.capture_to_disk import Cost, Keep, Request, build_store
+from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
 from workbench.engine.memory import rows_per_forward
@@ -132,7 +132,7 @@ def capture_cost(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     budget: int | None = None,
-) -> Cost:
+) -> StoreCost:
     """What a store on disk would take: rows, bytes, shards and seconds; one forward pass is run. Arguments of `capture`."""
     request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
     return request.cost(model, request.plan(model))

@@ -59,7 +59,7 @@ Keep = str | Sequence[Position] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Cost:
+class StoreCost:
     """What a store will take."""
 
     prompts: int
@@ -157,7 +157,7 @@ class Request:
 
     def cost(
         self, model: Any, plan: Plan, shards: Sequence[int] | None = None, *, timed: bool = True
-    ) -> Cost:
+    ) -> StoreCost:
         """What the shards (None: all) will take; one forward pass is timed, else the seconds are NaN."""
         chosen = range(len(plan.shards)) if shards is None else shards
         lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
@@ -171,7 +171,7 @@ class Request:
             else np.array([], dtype=int)
         )
         if not len(inside):
-            return Cost(0, 0, 0, 0, 0.0)
+            return StoreCost(0, 0, 0, 0, 0.0)
         rows, seconds = int(counts[inside].sum()), float("nan")
         if timed:
             middle = int(np.median(lengths[inside]))
@@ -181,7 +181,7 @@ class Request:
             forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
             each = (time.perf_counter() - start) / int(batch.lengths.sum())
             seconds = each * int(lengths[inside].sum()) + size / WRITING
-        return Cost(len(inside), rows, len(chosen), size, seconds)
+        return StoreCost(len(inside), rows, len(chosen), size, seconds)
 
 
 def build_store(

@@ -32,7 +32,7 @@ from workbench.sites import Shape
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class CircuitBatch:
     """Some of the rows (examples, or prompts that go on with an answer), made ready for many runs.
 
     Attributes:
@@ -175,21 +175,21 @@ class Circuits:
         return self.expansion.combine(torch.from_numpy(out.T)).numpy().T[place]
 
     def soft(
-        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: Batch
+        self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: CircuitBatch
     ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
             measured = self.of_batch(batch, keep)
             return measured if self.expansion.plain else self.expansion.combine(measured.T).T
 
-    def of_batch(self, batch: Batch, keep: Tensor) -> Float[Tensor, "circuit example"]:
+    def of_batch(self, batch: CircuitBatch, keep: Tensor) -> Float[Tensor, "circuit example"]:
         """The metric of circuits on one batch."""
         if batch.walk is None:
             runs = circuit_logits(self.model, self.graph, keep, batch.bound)
             return torch.stack([batch.hooked(self.metric, logits) for logits in runs])
         return torch.stack([batch.measured(stream) for stream in batch.walk.streams(keep)])
 
-    def batches(self, size: int | None = None) -> Iterator[Batch]:
+    def batches(self, size: int | None = None) -> Iterator[CircuitBatch]:
         """The rows in batches of a size (None: as many as fit), made ready."""
         n = len(self.expansion.pairs)
         size = min(n, size or max(1, self.rows))
@@ -203,12 +203,12 @@ class Circuits:
             )
 
     @property
-    def _batches(self) -> Sequence[Batch] | Iterator[Batch]:
+    def _batches(self) -> Sequence[CircuitBatch] | Iterator[CircuitBatch]:
         """Kept when they take little; made anew otherwise."""
         return self.batches() if self._held is None else self._held
 
     @cached_property
-    def _held(self) -> list[Batch] | None:
+    def _held(self) -> list[CircuitBatch] | None:
         made = self.batches()
         first = next(made)
         count = -(-len(self.expansion.pairs) // len(first.examples))
@@ -218,13 +218,13 @@ class Circuits:
         )
         return [first, *made] if small else None
 
-    def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> Batch:
+    def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> CircuitBatch:
         weight = self.expansion.weight[list(examples)]
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:
                 reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
-            return Batch(examples, pairs, weight, bound, None, None, reference)
+            return CircuitBatch(examples, pairs, weight, bound, None, None, reference)
         decoder: Decoder = self.decoder
         tile = max(2**16, min(2**25, memory_budget(model_device(self.model), self.budget) // 8))
         readout = Readout(decoder, self.metric, pairs, pairs.clean, tile=tile)
@@ -234,4 +234,4 @@ class Circuits:
         if self.metric.needs_reference or whole:
             logits = readout.base_logits(walk.base)
         readout.reference = logits if self.metric.needs_reference else None
-        return Batch(examples, pairs, weight, bound, walk, readout, logits)
+        return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits)

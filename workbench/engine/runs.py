@@ -25,7 +25,7 @@ MakeElements = Callable[[Base | None, Sequence[int]], Sequence[Element]]
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What edited runs take.
 
     Attributes:
@@ -42,11 +42,11 @@ class Cost:
     flops: float = 0
     peak_bytes: int = 0
 
-    def plus(self, other: "Cost") -> "Cost":
+    def plus(self, other: "RunCost") -> "RunCost":
         """Both, one after the other."""
         summed = ("runs", "skipped", "walks", "token_layers", "flops")
         numbers = {name: getattr(self, name) + getattr(other, name) for name in summed}
-        return Cost(**numbers, peak_bytes=max(self.peak_bytes, other.peak_bytes))
+        return RunCost(**numbers, peak_bytes=max(self.peak_bytes, other.peak_bytes))
 
 
 def forward_flops(shape: Shape) -> int:
@@ -56,7 +56,7 @@ def forward_flops(shape: Shape) -> int:
 
 
 @dataclass(frozen=True)
-class Runs:
+class MeasuredRuns:
     """Unedited and edited runs of one side of some pairs, measured.
 
     Attributes:

@@ -20,10 +20,10 @@ from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.staircase import Walk, unedited
 from workbench.engine.fast.sweep import Sweep
 from workbench.engine.hooked.forward import forward
-from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
-from workbench.engine.runs import Cost, forward_flops
+from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Shape, Site
@@ -33,7 +33,7 @@ _verdicts: "weakref.WeakKeyDictionary[Any, dict[Any, str | None]]" = weakref.Wea
 
 
 @dataclass(frozen=True)
-class Plan:
+class CallPlan:
     """What a call will do.
 
     Attributes:
@@ -44,12 +44,12 @@ class Plan:
 
     path: str
     why: str
-    cost: Cost
+    cost: RunCost
     whole: float
     budget: int
 
     @classmethod
-    def of(cls, sweep: Sweep | ReferenceSweep, why: str) -> "Plan":
+    def of(cls, sweep: Sweep | HookedSweep, why: str) -> "CallPlan":
         """The plan of a sweep; `why` it takes that path."""
         runs = sweep.runs
         whole = float(int(runs.prompts.lengths.sum()) * forward_flops(Shape.of(runs.model)))

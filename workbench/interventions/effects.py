@@ -18,10 +18,10 @@ from workbench.engine.continuations import bind
 from workbench.engine.fast.base_run import Base
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.sweep import Sweep
-from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
-from workbench.engine.runs import Runs
-from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.runs import MeasuredRuns
+from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.values import Bound, Value, check_value
 from workbench.errors import EditError, MetricError, SiteError, UnknownName
 from workbench.interventions.gradients import atp_star, gradient, integrated
@@ -95,7 +95,7 @@ def effects(
     if steps < 1:
         raise EditError(f"effects: steps={steps}; the way from a to e(a) needs at least one point.")
     rows = expand(model, pairs, metric)
-    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     if method != "exact":
         runs.metric.check_attributable(base)
     elements, dims, coords, bound = _asked(runs, rows, sites, value)
@@ -139,11 +139,11 @@ def effects(
     return effect_array(table.reshape(shape), ("example", *dims), coords, name="effect", attrs=attrs)
 
 
-def explain_effects(runs: Runs, rows: Expansion, sites: Sites, value: Value) -> Plan:
+def explain_effects(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> CallPlan:
     """What `effects` will do and cost."""
     elements, _, _, bound = _asked(runs, rows, sites, value)
     sweep, why = _sweep(runs, elements, bound)
-    return Plan.of(sweep, why)
+    return CallPlan.of(sweep, why)
 
 
 def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
@@ -158,7 +158,7 @@ def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
 
 
 def _asked(
-    runs: Runs, rows: Expansion, sites: Sites, value: Any
+    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any
 ) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
     """The elements with their axes, and the value bound to the prompts; everything that can be wrong is checked."""
     runs.check()
@@ -171,7 +171,9 @@ def _asked(
     return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)
 
 
-def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[Sweep | ReferenceSweep, str]:
+def _sweep(
+    runs: MeasuredRuns, elements: list[tuple[Site, ...]], bound: Bound
+) -> tuple[Sweep | HookedSweep, str]:
     """The edited runs on the engine that can take them, and why that one."""
 
     def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
@@ -181,7 +183,7 @@ def _sweep(runs: Runs, elements: list[tuple[Site, ...]], bound: Bound) -> tuple[
     keys = frozenset(site.key for element in elements for site in element)
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
-        return ReferenceSweep(runs, make, len(elements)), why
+        return HookedSweep(runs, make, len(elements)), why
     return Sweep(decoder, runs, keys, make, len(elements)), why
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from workbench.engine.runs import Runs
-from workbench.engine.select import Plan
+from workbench.engine.runs import MeasuredRuns
+from workbench.engine.select import CallPlan
 from workbench.engine.values import Value
 from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
@@ -32,7 +32,7 @@ def explain(
     base: Literal["clean", "corrupt"] | str = "clean",
     budget: int | None = None,
     readout: torch.dtype | None = None,
-) -> Plan:
+) -> CallPlan:
     """The plan of `effects(..., sites=)` or, without sites, of `path_effects(..., senders=, receivers=, paths=)`.
 
     It says which engine takes the call and why, how many edited prompts are run and how many skipped as provably zero,
@@ -49,7 +49,7 @@ def explain(
     'staircase'
     """
     rows = expand(model, pairs, metric)
-    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     if sites is not None:
         return explain_effects(runs, rows, sites, value)
     return explain_paths(runs, rows, senders, receivers, paths, value, mlps)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from workbench.engine.hooked.forward import Write, forward, slopes_of
 from workbench.engine.memory import rows_per_forward
-from workbench.engine.runs import Runs
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Bound, Places, apply_edit
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
@@ -19,7 +19,7 @@ from workbench.sites import KINDS, Key, Shape, Site
 Elements = Sequence[tuple[Site, ...]]
 
 
-def gradient(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
+def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
     """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per batch."""
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
     tables = []
@@ -44,7 +44,7 @@ def gradient(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) ->
 
 
 def integrated(
-    runs: Runs, elements: Elements, bound: Bound, *, steps: int, progress: bool
+    runs: MeasuredRuns, elements: Elements, bound: Bound, *, steps: int, progress: bool
 ) -> tuple[Tensor, dict[Key, Tensor]]:
     """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to e(a).
 
@@ -79,7 +79,7 @@ def integrated(
     return table, {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
 
 
-def atp_star(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
+def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
     """[example, element]: first-order effects with attention recomputed for queries and keys, and with layers dropped.
 
     The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own layer is left
@@ -112,7 +112,7 @@ def atp_star(runs: Runs, elements: Elements, bound: Bound, *, progress: bool) ->
 
 
 def _slopes(
-    runs: Runs, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
+    runs: MeasuredRuns, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
 ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
     """Activations and the slopes at them, of a run in which a layer's writes pass no gradient on."""
     kinds = (
@@ -129,7 +129,9 @@ def _slopes(
     return {key: result.recorded[key].detach() for key in record}, slopes
 
 
-def _changed(runs: Runs, site: Site, recorded: Mapping[Key, Tensor], bound: Bound) -> tuple[Key, Tensor]:
+def _changed(
+    runs: MeasuredRuns, site: Site, recorded: Mapping[Key, Tensor], bound: Bound
+) -> tuple[Key, Tensor]:
     """Where a site's effect is linear, and by how much that changes: itself, or z behind a pattern that is run anew."""
     activation = recorded[site.key]
     edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)
@@ -165,7 +167,7 @@ def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) 
 
 
 def _along(
-    runs: Runs,
+    runs: MeasuredRuns,
     key: Key,
     sites: Sequence[Site],
     bound: Bound,
@@ -194,7 +196,7 @@ def _along(
     return change, slope, edited - runs.measure(plain.logits, prompts, examples)
 
 
-def _batches(runs: Runs, bound: Bound) -> Iterator[tuple[Sequence[int], Prompts, Bound]]:
+def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], Prompts, Bound]]:
     """Examples whose forward and backward pass fit into the budget, with the value bound to them."""
     n = len(runs.prompts)
     size = rows_per_forward(runs.model, int(runs.prompts.lengths.max()), budget=runs.budget, gradients=True)

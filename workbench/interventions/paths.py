@@ -19,10 +19,10 @@ from workbench.engine.fast.base_run import Base
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PathSweep, Route
 from workbench.engine.hooked.paths import HookedPaths
-from workbench.engine.hooked.sweep import ReferenceSweep
+from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
-from workbench.engine.runs import Runs
-from workbench.engine.select import Plan, fast_decoder
+from workbench.engine.runs import MeasuredRuns
+from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.values import Bound, Places, Value, check_value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
@@ -94,7 +94,7 @@ def path_effects(
     (('example', 'writer', 'reader'), (4, 32, 1))
     """
     rows = expand(model, pairs, metric)
-    runs = Runs(model, rows.pairs, base, rows.metric, budget, readout)
+    runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     routes, coords, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
     if store is not None and not rows.plain:
         raise StoreError(
@@ -118,21 +118,21 @@ def path_effects(
 
 
 def explain_paths(
-    runs: Runs,
+    runs: MeasuredRuns,
     rows: Expansion,
     senders: Nodes | None,
     receivers: Nodes | None,
     paths: str | Sequence[str] | None,
     value: Value,
     mlps: str,
-) -> Plan:
+) -> CallPlan:
     """What `path_effects` will do and cost."""
     routes, _, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
-    return Plan.of(*_sweep(runs, routes, bound, mlps, None))
+    return CallPlan.of(*_sweep(runs, routes, bound, mlps, None))
 
 
 def _asked(
-    runs: Runs,
+    runs: MeasuredRuns,
     rows: Expansion,
     senders: Nodes | None,
     receivers: Nodes | None,
@@ -255,8 +255,8 @@ def _absent(route: Route, prompts: Prompts) -> Tensor | None:
 
 
 def _sweep(
-    runs: Runs, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
-) -> tuple[PathSweep | ReferenceSweep, str]:
+    runs: MeasuredRuns, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
+) -> tuple[PathSweep | HookedSweep, str]:
     """The patched paths on the engine that can take them, and why that one."""
     recompute = mlps == "recomputed"
 
@@ -271,7 +271,7 @@ def _sweep(
         _check_store(store, runs)
     decoder, why = fast_decoder(runs.model, runs.longest)
     if decoder is None:
-        return ReferenceSweep(runs, make, len(routes)), why
+        return HookedSweep(runs, make, len(routes)), why
     keys = frozenset(
         reader.site.key for route in routes for reader in route.receivers if not route.into_logits
     )
@@ -283,7 +283,7 @@ def _sweep(
     return PathSweep(decoder, runs, keys, make, len(routes), ordered, **settings), why
 
 
-def _check_store(store: ActivationStore, runs: Runs) -> None:
+def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
     if store.model != model_fingerprint(runs.model):
         raise StoreError(
             f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one."

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.engine.capture import capture_pairs
-from workbench.engine.runs import Runs
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value, from_store, mean, project
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
@@ -105,7 +105,9 @@ def causal_check(
     }
     whole = np.full(len(wanted), np.nan)
     rows = expand(model, pairs, metric)
-    total = float(rows.combine(Runs(model, rows.pairs, "clean", rows.metric, budget).distance()).mean())
+    total = float(
+        rows.combine(MeasuredRuns(model, rows.pairs, "clean", rows.metric, budget).distance()).mean()
+    )
     for row, layer in enumerate(tqdm(wanted, desc="causal check", disable=not progress)):
         basis, head = _basis(probes, table, concept, kind, layer, where)
         site = Site(kind, layer, head, pos=pos)

@@ -12,7 +12,7 @@ import torch
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.methods import find_by
 from workbench.discovery.scores import METHODS as SCORES
-from workbench.engine.runs import Runs
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value, add, constant, mean, resample, scale, zero
 from workbench.engine.values import from_store as other_run
 from workbench.errors import NotFinite
@@ -67,7 +67,7 @@ class _SettingInputs:
     def base(self) -> list[float]:
         """[example]: the metric of the run that is edited."""
         rows = expand(self.model, self.pairs, self.metric)
-        runs = Runs(self.model, rows.pairs, self.setting.base, rows.metric)
+        runs = MeasuredRuns(self.model, rows.pairs, self.setting.base, rows.metric)
         return rows.combine(runs.measured.cpu().to(torch.float64)).tolist()
 
     def value(self, sites: Sequence[Site] = ()) -> Value:

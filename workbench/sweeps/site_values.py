@@ -11,7 +11,7 @@ from workbench.engine.capture import capture
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
-from workbench.engine.runs import Runs
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Bound, Constant, Value, mean
 from workbench.errors import EditError, MetricError
 from workbench.metrics.continuations import expand
@@ -79,7 +79,7 @@ def optimal(
         raise MetricError(
             f"The value 'optimal' cannot be fitted to {metric.name}, which reads answers of several tokens."
         )
-    runs = Runs(model, rows.pairs, base, rows.metric)
+    runs = MeasuredRuns(model, rows.pairs, base, rows.metric)
     runs.check()
     target = runs.measured.detach()
     unique = [*dict.fromkeys(sites)]
@@ -94,7 +94,7 @@ def optimal(
 
 
 def _fit(
-    runs: Runs, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float
+    runs: MeasuredRuns, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float
 ) -> dict[Site, Value]:
     n, model = len(runs.prompts), runs.model
     recorded = forward(

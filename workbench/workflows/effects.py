@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.engine.capture import capture_pairs
-from workbench.engine.select import Plan
+from workbench.engine.select import CallPlan
 from workbench.engine.values import Value, value_named, zero
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.files import check_output, replaced
@@ -58,7 +58,7 @@ class Question:
 
     def effects(
         self, model: Any, *, kind: str, pos: str = "all", method: str = "exact", dry_run: bool = False
-    ) -> xr.DataArray | Plan:
+    ) -> xr.DataArray | CallPlan:
         """The effect of every site of a kind; `pos` is "all", "each", or positions separated by commas."""
         kind_named(kind)
         sites = grid(
@@ -69,7 +69,7 @@ class Question:
             return explain(model, pairs, sites=sites, **asked)
         return effects(model, pairs, sites=sites, method=method, **asked)
 
-    def paths(self, model: Any, *, dry_run: bool = False, **nodes: Any) -> xr.DataArray | Plan:
+    def paths(self, model: Any, *, dry_run: bool = False, **nodes: Any) -> xr.DataArray | CallPlan:
         """The effect of every path: `senders` and `receivers`, or `paths`, and `mlps`."""
         shape = Shape.of(model)
         kinds = [kind for kind in ("resid_pre", "z", "mlp_out", "mlp_post") if not shape.lacks(KINDS[kind])]

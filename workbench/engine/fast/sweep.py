@@ -12,7 +12,7 @@ from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import Outcome, Walk, unedited
-from workbench.engine.runs import Cost, MakeElements, Runs
+from workbench.engine.runs import MakeElements, MeasuredRuns, RunCost
 from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -29,7 +29,7 @@ class Sweep:
     """
 
     decoder: Decoder
-    runs: Runs
+    runs: MeasuredRuns
     keys: frozenset[Key]
     make: MakeElements
     n_elements: int
@@ -64,9 +64,9 @@ class Sweep:
             bar.update(bar.total - bar.n)
         return table
 
-    def cost(self) -> Cost:
+    def cost(self) -> RunCost:
         """What `run` will take; nothing is run."""
-        total = Cost()
+        total = RunCost()
         for examples in self._batches():
             part = self._part(examples)
             prompts = part.side(self.runs.side)
@@ -81,7 +81,7 @@ class Sweep:
             )
             for _ in range(passes):
                 total = total.plus(unedited_run)
-            walked = Cost()
+            walked = RunCost()
             for elements, _ in self._work(None, examples):
                 for groups in self._walks(elements, prompts, read):
                     walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
@@ -227,7 +227,7 @@ def _only(groups: Sequence[Cohort], chosen: set[int]) -> list[Cohort]:
     return [group for group in kept if group.elements]
 
 
-def _walk_cost(decoder: Decoder, elements: Sequence[Element], groups: Sequence[Cohort]) -> Cost:
+def _walk_cost(decoder: Decoder, elements: Sequence[Element], groups: Sequence[Cohort]) -> RunCost:
     """What one walk takes: every run from the block where it joins."""
     shape, block = decoder.shape, decoder.token_flops()
     last = shape.n_layers - 1
@@ -247,4 +247,4 @@ def _walk_cost(decoder: Decoder, elements: Sequence[Element], groups: Sequence[C
                 rest += (last - layer) * group.n_tokens * (block + scores)
                 rest += group.n_tokens * kv + group.n_read * (block - kv + scores)
             flops += rest
-    return Cost(runs=runs, walks=1, token_layers=flops / block, flops=flops)
+    return RunCost(runs=runs, walks=1, token_layers=flops / block, flops=flops)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
-from workbench.engine.circuits import Batch
+from workbench.engine.circuits import CircuitBatch
 from workbench.engine.edge_mixing import token_classes
 from workbench.engine.fast.circuits import written_by
 from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
@@ -40,7 +40,7 @@ class Sources:
     others: Mapping[Key, Tensor]
 
     @classmethod
-    def of(cls, batch: Batch, graph: Graph, model: Any, *, start: int, room: int) -> "Sources":
+    def of(cls, batch: CircuitBatch, graph: Graph, model: Any, *, start: int, room: int) -> "Sources":
         """The sources of a batch, from the token `start` on.
 
         Args:
@@ -71,7 +71,9 @@ class Sources:
         return 1 if self.whole is not None else len(self.pieces)
 
 
-def _activations(batch: Batch, graph: Graph, model: Any) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+def _activations(
+    batch: CircuitBatch, graph: Graph, model: Any
+) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
     """The writers' activations in the clean run, and their other values."""
     keys: list[Key] = [("resid_pre", 0)]
     keys += [(kind, layer) for layer in range(graph.shape.n_layers) for kind in written_by(graph, layer)]
@@ -84,7 +86,12 @@ def _activations(batch: Batch, graph: Graph, model: Any) -> tuple[dict[Key, Tens
 
 
 def _pieces(
-    batch: Batch, graph: Graph, model: Any, change: dict[Key, Tensor], values: dict[Key, Tensor], room: int
+    batch: CircuitBatch,
+    graph: Graph,
+    model: Any,
+    change: dict[Key, Tensor],
+    values: dict[Key, Tensor],
+    room: int,
 ) -> Iterator[Piece]:
     shape, stream, at = graph.shape, change["resid_pre", 0], 1
     yield slice(0, 1), lambda: stream[None]
@@ -112,7 +119,9 @@ def _neurons(post: Tensor, weight: Tensor) -> Callable[[], Tensor]:
     return lambda: post[..., None] * weight[:, None, None]
 
 
-def _heads(batch: Batch, block: Block | None, layer: int, change: Tensor, z: Tensor) -> Callable[[], Tensor]:
+def _heads(
+    batch: CircuitBatch, block: Block | None, layer: int, change: Tensor, z: Tensor
+) -> Callable[[], Tensor]:
     if block is None:
         assert batch.walk is not None
         weight = batch.walk.decoder.layers[layer].o.weight.view(change.shape[2], change.shape[3], -1)
@@ -138,7 +147,7 @@ class EdgeTable:
         start: the first token of what is summed; those before change nothing.
     """
 
-    def __init__(self, batch: Batch, graph: Graph, keep: Sequence[str], *, start: int) -> None:
+    def __init__(self, batch: CircuitBatch, graph: Graph, keep: Sequence[str], *, start: int) -> None:
         self.graph, self.keep, self.start = graph, keep, start
         n, length = batch.pairs.clean.tokens.shape
         classes = token_classes(graph, batch.pairs.clean)

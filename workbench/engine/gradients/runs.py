@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
-from workbench.engine.circuits import Batch
+from workbench.engine.circuits import CircuitBatch
 from workbench.engine.gradients.edge_gradients import Sources
 from workbench.engine.gradients.reader_gradients import Run, decoder_run, hooked_run
 from workbench.engine.hooked.forward import Write
@@ -26,7 +26,7 @@ class Runs:
 
     model: Any
     graph: Graph
-    batch: Batch
+    batch: CircuitBatch
     metric: Metric
     sources: Sources
     start: int

@@ -62,7 +62,7 @@ def circuits_per_forward(model: Any, graph: Graph, length: int, *, budget: int |
 
 
 @dataclass(frozen=True, eq=False)
-class _Written:
+class _WriterChanges:
     """What some writers of a block change: z' - z~ [circuit, writer, example, pos, d_model].
 
     Attributes:
@@ -83,7 +83,7 @@ class _Walk:
         self.cut = (exists * (1 - keep)).to(device, next(model.parameters()).dtype)
         classes = token_classes(graph, bound.prompts)
         self.classes = None if classes is None else classes.to(device)
-        self.differences: list[_Written] = []
+        self.differences: list[_WriterChanges] = []
         self.reader = graph.reader_index
         self.inputs: dict[str, Tensor] = {}
 
@@ -136,7 +136,7 @@ class _Walk:
             if block.attn_post is not None:
                 whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
                 post = block.attn_post, self._apart(whole[:, :, None])
-            self.differences.append(_Written(self._apart(written), post))
+            self.differences.append(_WriterChanges(self._apart(written), post))
             return z
 
         return change
@@ -174,7 +174,7 @@ class _Walk:
 
     def _collected(self, site: Site, value: Tensor) -> None:
         """Append z' - z~ of a writer that writes into the stream as it is."""
-        self.differences.append(_Written(self._apart(self._changed(site, value)[:, :, None])))
+        self.differences.append(_WriterChanges(self._apart(self._changed(site, value)[:, :, None])))
 
     def _changed(self, site: Site, current: Tensor) -> Tensor:
         return torch.cat(

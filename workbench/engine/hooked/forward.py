@@ -63,7 +63,7 @@ def forward(
         SiteError: the model has no such hook.
     """
     check_eval(model)
-    plan = _Plan(writes, record, raw_writes or {}, raw_record, gradients)
+    plan = _Hooks(writes, record, raw_writes or {}, raw_record, gradients)
     hooks = plan.hooks()
     try:
         with nullcontext() if gradients else torch.no_grad():
@@ -84,7 +84,7 @@ def forward(
     return Run(logits, plan.recorded)
 
 
-class _Plan:
+class _Hooks:
     """Which hooks a run needs, what each does, and what they have seen."""
 
     def __init__(

@@ -11,33 +11,33 @@ from tqdm.auto import tqdm
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import forward
 from workbench.engine.run import Edit
-from workbench.engine.runs import Cost, MakeElements, Runs, forward_flops
+from workbench.engine.runs import MakeElements, MeasuredRuns, RunCost, forward_flops
 from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
 
 @dataclass(frozen=True)
-class ReferenceSweep:
+class HookedSweep:
     """Edited runs on the reference path.
 
     Attributes:
         make: the edited runs of a batch.
     """
 
-    runs: Runs
+    runs: MeasuredRuns
     make: MakeElements
     n_elements: int
     engine = "reference"
 
-    def cost(self) -> Cost:
+    def cost(self) -> RunCost:
         """What `run` will take."""
         tokens, shape = self.runs.prompts.tokens.numel(), Shape.of(self.runs.model)
         n = self.n_elements + 1
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
         runs = self.n_elements * len(self.runs.prompts)
-        return Cost(
+        return RunCost(
             runs,
             0,
             n,
@@ -55,7 +55,7 @@ class ReferenceSweep:
         ) as bar:
             for examples in runs.batches():
                 part, elements = runs.prompts.select(examples), self.make(None, examples)
-                held = _Unedited(runs.model, part)
+                held = _BaseRun(runs.model, part)
                 together = max(1, runs.per_forward // len(part))
                 waiting: list[int] = []
                 for j, element in enumerate(elements):
@@ -82,7 +82,7 @@ class ReferenceSweep:
         return torch.stack(measured, 1) - self.runs.measured[list(examples)][:, None]
 
 
-class _Unedited:
+class _BaseRun:
     """Activations of the unedited run of a batch; those of the last (kind, layer) asked for are kept."""
 
     def __init__(self, model: Any, prompts: Prompts) -> None:
