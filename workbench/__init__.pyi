@@ -28,6 +28,7 @@ from .evaluation.curves import stability as stability
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import minimality as minimality
 from .evaluation.hypothesis_tests import circuit_tests as circuit_tests
+from .experiment import Experiment as Experiment
 from .interventions.effects import effects as effects
 from .interventions.explain import explain as explain
 from .interventions.paths import path_effects as path_effects

@@ -1,0 +1,191 @@
+"""`Experiment`: a model on one behaviour, with pairs to find things on and held-out pairs to test them on.
+
+An `Experiment` is two `PairsInModel`, `train` and `heldout`. Each holds what every measurement asks for: the model, the
+pairs, the metric, the activations of both runs (captured when they are first read) and values by name. Nothing is
+measured in this module; it knows neither interventions nor circuits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from workbench.engine.capture import capture
+from workbench.engine.values import Value, value_named, zero
+from workbench.errors import PromptError, UnknownName
+from workbench.metrics.metric import Metric
+from workbench.metrics.metric import metric as as_metric
+from workbench.models.model import Model
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.sites import KINDS, Shape
+from workbench.stores.store import ActivationStore
+from workbench.tasks.registry import load_task
+
+WRITERS = ("resid_pre", "z", "mlp_out", "mlp_post")
+"""The kinds that values of writers are read from: enough for paths and circuits."""
+_SIDES = ("clean", "corrupt")
+
+
+@dataclass(frozen=True, eq=False)
+class PairsInModel:
+    """Prompt pairs in a model, with what is measured on them.
+
+    Attributes:
+        base: the run that is edited, "clean" or "corrupt".
+        sites: the kinds or sites that the stores hold; None takes those of `capture_pairs`.
+        seed: of the value "resample".
+        budget: bytes of working memory of a forward pass; None takes the default.
+    """
+
+    model: Model
+    pairs: PromptPairs
+    metric: Metric
+    base: str = "clean"
+    sites: Sequence[str] | None = None
+    seed: int = 0
+    budget: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        pairs: PromptPairs,
+        *,
+        metric: str | Metric | Callable[..., Tensor] | None = None,
+        base: str = "clean",
+        sites: Sequence[str] | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+    ) -> "PairsInModel":
+        """Pairs in a model; the metric is the pairs' own where none is given.
+
+        Raises:
+            UnknownName: no such metric or base.
+        """
+        if base not in _SIDES:
+            raise UnknownName("base", base, _SIDES)
+        measure = as_metric(pairs.metric if metric is None else metric)
+        return cls(model, pairs, measure, base, sites, seed, budget)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @cached_property
+    def clean(self) -> ActivationStore:
+        """The activations of the clean run."""
+        return self._captured(self.pairs.clean)
+
+    @cached_property
+    def corrupt(self) -> ActivationStore:
+        """The activations of the corrupt run."""
+        return self._captured(self.pairs.corrupt)
+
+    @property
+    def edited_run(self) -> ActivationStore:
+        """The activations of the run that is edited."""
+        return self.clean if self.base == "clean" else self.corrupt
+
+    @property
+    def other_run(self) -> ActivationStore:
+        """The activations of the run that is not edited."""
+        return self.corrupt if self.base == "clean" else self.clean
+
+    def value(self, name: str) -> Value:
+        """The value of that name; "mean" and "resample" are over the prompts of the run that is edited.
+
+        Raises:
+            UnknownName: no such value.
+        """
+        if name == "zero":  # needs no activations, which may be much to capture
+            return zero()
+        return value_named(name, own=self.edited_run, other=self.other_run, seed=self.seed)
+
+    def _captured(self, prompts: Prompts) -> ActivationStore:
+        return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A model on one behaviour: find on `train`, test on `heldout`.
+
+    Attributes:
+        train: the pairs that something is found or fitted on.
+        heldout: pairs that share no prompt with them, on which it is tested.
+
+    >>> import workbench as wb
+    >>> experiment = wb.Experiment.of(wb.load_model("tiny"), "ioi", n=8)
+    >>> train, heldout = experiment.train, experiment.heldout
+    >>> scores = wb.score_edges(train.model, train.pairs, value=train.value("zero"), metric=train.metric)
+    >>> circuit = wb.find_circuit(scores, n_edges=40)
+    >>> kept = wb.evaluate(circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), checks=())
+    >>> kept.sizes["example"]
+    8
+    """
+
+    train: PairsInModel
+    heldout: PairsInModel
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        task: str | PromptPairs,
+        *,
+        n: int | None = None,
+        seed: int = 0,
+        variant: str | None = None,
+        metric: str | Metric | Callable[..., Tensor] | None = None,
+        base: str = "clean",
+        sites: Sequence[str] | None = None,
+        budget: int | None = None,
+    ) -> "Experiment":
+        """The training and held-out pairs of a task, or of your own pairs, in a model.
+
+        Args:
+            task: a task's name, or pairs of your own, which are split into two halves that share no prompt.
+            n: pairs of a task in each of the two; None takes 64.
+            seed: of the prompts, of the split, and of the value "resample".
+            variant: the task's kind of corruption; None takes its first.
+            metric: None takes the pairs' own.
+            base: the run that is edited, "clean" or "corrupt".
+            sites: the kinds or sites that the stores hold; None takes those of `capture_pairs`.
+            budget: bytes of working memory of a forward pass; None takes the default.
+
+        Raises:
+            UnknownName: no such task, variant, metric or base.
+            PromptError: `n` or `variant` for pairs of your own, or too few distinct prompts.
+        """
+        if isinstance(task, PromptPairs):
+            if n is not None or variant is not None:
+                raise PromptError(
+                    "n= and variant= belong to a task's name; pairs of your own are split into two halves."
+                )
+            train, heldout = task.split(seed=seed)
+        else:
+            size = 64 if n is None else n
+            train = load_task(task, model, n=size, seed=seed, split="train", variant=variant)
+            heldout = load_task(task, model, n=size, seed=seed, split="heldout", variant=variant)
+        # One metric for both: the halves of own pairs could otherwise differ in whether their answers are single tokens.
+        measure = as_metric(train.metric if metric is None else metric)
+        return cls(
+            PairsInModel.of(model, train, metric=measure, base=base, sites=sites, seed=seed, budget=budget),
+            PairsInModel.of(model, heldout, metric=measure, base=base, sites=sites, seed=seed, budget=budget),
+        )
+
+    @property
+    def model(self) -> Model:
+        """The model that both sets of pairs are run in."""
+        return self.train.model
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured on both sets of pairs."""
+        return self.train.metric
+
+
+def writer_kinds(model: Model) -> list[str]:
+    """The kinds of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
+    shape = Shape.of(model)
+    return [kind for kind in WRITERS if not shape.lacks(KINDS[kind])]
