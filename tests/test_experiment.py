@@ -46,7 +46,8 @@ def test_values_by_name_are_of_the_run_that_is_edited():
         edited, other = (clean, corrupt) if base == "clean" else (corrupt, clean)
         expected = {
             "zero": wb.zero(),
-            "from_store": wb.from_store(other),
+            None: wb.from_store(other),
+            "other": wb.from_store(other),
             "mean": wb.mean(edited),
             "resample": wb.resample(edited, seed=1),
         }

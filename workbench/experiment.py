@@ -12,7 +12,8 @@ from functools import cached_property
 from torch import Tensor
 
 from workbench.engine.capture import capture
-from workbench.engine.values import Value, value_named, zero
+from workbench.engine.named_values import SIDES, make_value
+from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
@@ -25,7 +26,6 @@ from workbench.tasks.registry import load_task
 
 WRITERS = ("resid_pre", "z", "mlp_out", "mlp_post")
 """The kinds that values of writers are read from: enough for paths and circuits."""
-_SIDES = ("clean", "corrupt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class PairsInModel:
         Raises:
             UnknownName: no such metric or base.
         """
-        if base not in _SIDES:
-            raise UnknownName("base", base, _SIDES)
+        if base not in SIDES:
+            raise UnknownName("base", base, SIDES)
         measure = as_metric(pairs.metric if metric is None else metric)
         return cls(model, pairs, measure, base, sites, seed, budget)
 
@@ -82,25 +82,16 @@ class PairsInModel:
         """The activations of the corrupt run."""
         return self._captured(self.pairs.corrupt)
 
-    @property
-    def edited_run(self) -> ActivationStore:
-        """The activations of the run that is edited."""
-        return self.clean if self.base == "clean" else self.corrupt
+    def value(self, name: str | None = None) -> Value:
+        """The value of that name (see `engine.named_values`); None is the run that is not edited.
 
-    @property
-    def other_run(self) -> ActivationStore:
-        """The activations of the run that is not edited."""
-        return self.corrupt if self.base == "clean" else self.clean
-
-    def value(self, name: str) -> Value:
-        """The value of that name; "mean" and "resample" are over the prompts of the run that is edited.
+        Activations are captured only where the value is read from them.
 
         Raises:
             UnknownName: no such value.
+            EditError: the run that is edited, or a value that has to be fitted first.
         """
-        if name == "zero":  # needs no activations, which may be much to capture
-            return zero()
-        return value_named(name, own=self.edited_run, other=self.other_run, seed=self.seed)
+        return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
 
     def _captured(self, prompts: Prompts) -> ActivationStore:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
