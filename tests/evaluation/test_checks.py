@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from closeness import close
 from families import make_pairs, model_of, pairs_and_stores
 
 import workbench as wb
@@ -203,6 +204,24 @@ def test_ablations_side_by_side_are_those_of_separate_calls(tmp_path):
         assert loaded.identical(result) or (loaded.equals(result) and loaded.attrs == result.attrs)
         for field in result:
             assert loaded[field].values.tolist() == result[field].values.tolist(), field
+
+
+def test_several_circuits_get_the_checks_that_one_gets():
+    """The default does not depend on how many circuits are given, and the result names what was checked."""
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    graph = Graph.of(model)
+    some = Circuit.of(graph, graph.exists & (np.random.default_rng(2).random(graph.exists.shape) < 0.6))
+    alone = evaluate(some, model, pairs, value=from_store(corrupt))
+    both = evaluate([some, Circuit.empty(model)], model, pairs, value=from_store(corrupt))
+    assert set(alone) == set(both)
+    assert alone.attrs["checks"] == both.attrs["checks"] == ", ".join(CHECKS)
+    for name in ("faithfulness", "complement", "random", "incompleteness", "minimal"):
+        assert close(both[name][0], alone[name][0], tolerance=1e-5, scale=1.0), name
+    for name in ("incompleteness_set", "unneeded"):
+        assert str(both[name][0].values) == str(alone[name][0].values), name
+    plain = evaluate(some, model, pairs, value=from_store(corrupt), checks=())
+    assert plain.attrs["checks"] == "none"
+    assert "complement" not in plain
 
 
 def test_a_metric_that_does_not_differ_gives_nan_everywhere():

@@ -45,7 +45,7 @@ def some_circuits(model, n=3, *, seed=0):
 def test_the_full_circuit_is_faithful_and_the_empty_one_is_not(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
     for value in (from_store(corrupt), zero(), mean(clean)):
-        result = evaluate([Circuit.full(model), Circuit.empty(model)], model, pairs, value=value)
+        result = evaluate([Circuit.full(model), Circuit.empty(model)], model, pairs, value=value, checks=())
         assert np.allclose(result.faithfulness, [1, 0], atol=1e-3)
         assert np.allclose(result.mean_of_ratios, [1, 0], atol=1e-3)
         assert np.allclose(result.low, [1, 0], atol=1e-3)
@@ -63,7 +63,7 @@ def test_the_full_circuit_is_faithful_and_the_empty_one_is_not(family):
 def test_the_parts_are_what_their_definitions_say(family):
     model = model_of(family)
     pairs, _, corrupt = pairs_and_stores(family, EIGHT)
-    result = evaluate(some_circuits(model), model, pairs, value=from_store(corrupt))
+    result = evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), checks=())
     full, empty, each = result.m_full.values, result.m_empty.values, result.m_circuit.values
     assert result.m_circuit.dims == ("circuit", "example")
     assert np.allclose(result.faithfulness, (each.mean(1) - empty.mean()) / (full.mean() - empty.mean()))
@@ -75,7 +75,7 @@ def test_the_interval_holds_the_estimate_and_widens_with_its_level():
     model = model_of("gpt2")
     pairs, _, corrupt = pairs_and_stores("gpt2", EIGHT)
     wide, narrow = (
-        evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), level=level)
+        evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), level=level, checks=())
         for level in (0.95, 0.5)
     )
     for result in (wide, narrow):
@@ -85,7 +85,7 @@ def test_the_interval_holds_the_estimate_and_widens_with_its_level():
     assert (wide.low <= narrow.low).all()
     assert (narrow.high <= wide.high).all()
     assert wide.attrs["level"] == 0.95
-    again = evaluate(some_circuits(model), model, pairs, value=from_store(corrupt))
+    again = evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), checks=())
     assert wide.identical(again), "the bootstrap is seeded"
 
 
@@ -97,7 +97,7 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
     pairs, clean, corrupt = pairs_and_stores(family, lengths)
     circuits = some_circuits(model)
     for value in (from_store(corrupt), mean(clean)):
-        together = evaluate(circuits, model, pairs, value=value, metric=metric)
+        together = evaluate(circuits, model, pairs, value=value, metric=metric, checks=())
         for i, circuit in enumerate(circuits[:2]):
             alone = evaluate(circuit, model, pairs, value=value, metric=metric, checks=())
             assert alone.sizes["circuit"] == 1
@@ -105,7 +105,7 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
                 assert np.allclose(alone[name][0], together[name][i], rtol=1e-3), name
             assert max_difference(alone.m_circuit[0], together.m_circuit[i]) < 1e-5
     for budget in (1, 500_000):
-        parts = evaluate(circuits[:2], model, pairs, value=value, metric=metric, budget=budget)
+        parts = evaluate(circuits[:2], model, pairs, value=value, metric=metric, budget=budget, checks=())
         assert max_difference(parts.m_circuit, together.m_circuit[:2]) < 1e-5
         assert max_difference(parts.m_full, together.m_full) < 1e-5
     if metric == "kl":
@@ -116,7 +116,7 @@ def test_resampled_values_do_not_depend_on_the_memory_budget():
     model, pairs = model_of("gpt2"), make_pairs((6,) * 6)
     clean, _ = capture_pairs(model, pairs)
     usual, parts = (
-        evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget)
+        evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget, checks=())
         for budget in (None, 1)
     )
     assert max_difference(parts.m_circuit, usual.m_circuit) < 1e-5
@@ -126,7 +126,7 @@ def test_pairs_that_do_not_differ_give_nan():
     model, pairs = model_of("gpt2"), make_pairs()
     same = PromptPairs(pairs.clean, pairs.clean, pairs.answers, pairs.wrong)
     clean, _ = capture_pairs(model, same)
-    result = evaluate(some_circuits(model), model, same, value=from_store(clean))
+    result = evaluate(some_circuits(model), model, same, value=from_store(clean), checks=())
     for name in ("faithfulness", "low", "high", "mean_of_ratios"):
         assert result[name].isnull().all(), name
     assert np.isfinite(result.m_circuit).all()
@@ -137,7 +137,7 @@ def test_an_example_that_does_not_differ_is_left_out_of_the_mean_of_ratios():
     rows = [pairs.clean.tokens[0].tolist(), *pairs.corrupt.tokens[1:].tolist()]
     mixed = PromptPairs(pairs.clean, Prompts.of(rows), pairs.answers, pairs.wrong)
     _, corrupt = capture_pairs(model, mixed)
-    result = evaluate(some_circuits(model, 2), model, mixed, value=from_store(corrupt))
+    result = evaluate(some_circuits(model, 2), model, mixed, value=from_store(corrupt), checks=())
     full, empty, each = result.m_full.values[1:], result.m_empty.values[1:], result.m_circuit.values[:, 1:]
     assert np.allclose(result.mean_of_ratios, ((each - empty) / (full - empty)).mean(1), rtol=1e-4)
 
@@ -147,10 +147,10 @@ def test_prompts_that_a_circuit_was_found_on_are_counted():
     pairs, _, corrupt = pairs_and_stores("gpt2", EIGHT)
     scores = score_edges(model, pairs.select(range(2, 8)), value=from_store(corrupt))
     found, plain = find_circuit(scores, n_edges=40), some_circuits(model, 1)[0]
-    result = evaluate([found, plain], model, pairs, value=from_store(corrupt))
+    result = evaluate([found, plain], model, pairs, value=from_store(corrupt), checks=())
     assert result.in_sample.values.tolist() == [0.75, 0]
     assert evaluate(
-        found, model, pairs.select([0, 1]), value=from_store(corrupt)
+        found, model, pairs.select([0, 1]), value=from_store(corrupt), checks=()
     ).in_sample.values.tolist() == [0]
 
 
@@ -158,7 +158,9 @@ def test_a_saved_circuit_is_as_faithful_as_before(tmp_path):
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     circuit = find_circuit(score_edges(model, pairs, value=from_store(corrupt)), n_edges=40)
     loaded = Circuit.load(circuit.save(tmp_path / "c.json"))
-    before, after = (evaluate(each, model, pairs, value=from_store(corrupt)) for each in (circuit, loaded))
+    before, after = (
+        evaluate(each, model, pairs, value=from_store(corrupt), checks=()) for each in (circuit, loaded)
+    )
     assert before.identical(after)
 
 
@@ -177,7 +179,7 @@ def test_a_curve_is_the_faithfulness_of_the_best_edges_at_each_size(by):
     )
     circuits = [find_circuit(scores, n_edges=int(share * n), by=by) for share in SIZES]
     assert curve.n_pruned.values.tolist() == [circuit.n_edges for circuit in circuits]
-    plain = evaluate(circuits, model, pairs, value=from_store(corrupt))
+    plain = evaluate(circuits, model, pairs, value=from_store(corrupt), checks=())
     for name in ("faithfulness", "low", "high"):
         assert np.allclose(curve[name], plain[name], atol=1e-5)
     assert abs(float(curve.faithfulness[-1]) - 1) < 1e-3
@@ -203,7 +205,11 @@ def test_a_circuit_of_another_graph_is_refused():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     with pytest.raises(CircuitError) as error:
         evaluate(
-            [Circuit.full(model), Circuit.full(model_of("gpt2"))], model, pairs, value=from_store(corrupt)
+            [Circuit.full(model), Circuit.full(model_of("gpt2"))],
+            model,
+            pairs,
+            value=from_store(corrupt),
+            checks=(),
         )
     assert str(error.value) == (
         "This circuit is for another graph: 2 layers of 4 heads, 12 nodes, 110 edges; "
@@ -225,13 +231,13 @@ def test_what_cannot_be_evaluated_is_refused():
         Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
     )
     with pytest.raises(PromptError) as error:
-        evaluate(Circuit.full(model), model, uneven, value=zero())
+        evaluate(Circuit.full(model), model, uneven, value=zero(), checks=())
     assert str(error.value) == (
         "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal lengths within a pair."
     )
     trained = build("gpt2").train()
     with pytest.raises(ModelError) as train:
-        evaluate(Circuit.full(trained), trained, pairs, value=zero())
+        evaluate(Circuit.full(trained), trained, pairs, value=zero(), checks=())
     assert (
         str(train.value) == "The model is in train mode, so its numbers are random. Call model.eval() first."
     )
@@ -239,7 +245,7 @@ def test_what_cannot_be_evaluated_is_refused():
 
 def test_results_say_where_they_come_from():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt))
+    result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), checks=())
     attrs = {"kind": "evaluation", "metric": "logit_diff", "unit": "logits", "value": "from_store", "n": 3}
     attrs |= {"model_fingerprint": corrupt.model, "data_fingerprint": pairs.fingerprint}
     assert {key: result.attrs[key] for key in attrs} == attrs

@@ -158,11 +158,15 @@ def test_a_circuit_is_as_on_paper(worked):
     model, pairs, _, corrupt = worked
     circuit = Circuit.of(Circuit.full(model).graph, ["input->a0.0<v>", "a0.0->m0", "m0->logits"])
     result = evaluate(
-        [circuit, Circuit.full(model), Circuit.empty(model)], model, pairs, value=from_store(corrupt)
+        [circuit, Circuit.full(model), Circuit.empty(model)],
+        model,
+        pairs,
+        value=from_store(corrupt),
+        checks=(),
     )
     assert result.m_circuit[:, 0].values.tolist() == [5, 4, -2]
     assert (float(result.m_full[0]), float(result.m_empty[0])) == (4, -2)
     assert np.allclose(result.faithfulness.values, [7 / 6, 1, 0])
-    zeroed = evaluate([circuit, Circuit.empty(model)], model, pairs, value=zero())
+    zeroed = evaluate([circuit, Circuit.empty(model)], model, pairs, value=zero(), checks=())
     # neuron 0 reads (0,0,1,1), what a0.0 writes, and the logits read what it writes, (2,0,0,0)
     assert zeroed.m_circuit[:, 0].values.tolist() == [2, 0]

@@ -50,7 +50,9 @@ class Measured:
     def faithfulness(self, kind: str, *edges: np.ndarray) -> np.ndarray:
         """Of the circuits of these edges."""
         circuits = [wb.Circuit.of(self.graph, chosen) for chosen in edges]
-        made = wb.evaluate(circuits, self.made.model, self.pairs, value=self.values[kind], progress=False)
+        made = wb.evaluate(
+            circuits, self.made.model, self.pairs, value=self.values[kind], checks=(), progress=False
+        )
         return made["faithfulness"].values
 
 
@@ -61,7 +63,9 @@ def measured(name: str) -> Measured:
     values = {"corrupt": wb.from_store(wb.capture_pairs(made.model, pairs)[1]), "zero": wb.zero()}
     graph, effects, gaps = wb.Graph.of(made.model), {}, {}
     for kind, value in values.items():
-        whole = wb.evaluate(wb.Circuit.empty(made.model), made.model, pairs, value=value, progress=False)
+        whole = wb.evaluate(
+            wb.Circuit.empty(made.model), made.model, pairs, value=value, checks=(), progress=False
+        )
         gaps[kind] = float((whole["m_full"] - whole["m_empty"]).mean())
         table = wb.path_effects(
             made.model, pairs, senders=list(graph.writers), receivers=list(graph.readers), value=value, mlps="frozen", progress=False
@@ -120,7 +124,12 @@ def test_the_truth_holds_for_other_seeds(name: str):
             ("zero", wb.zero()),
         ):
             found = wb.evaluate(
-                wb.Circuit.of(graph, made.edges[kind]), made.model, pairs, value=value, progress=False
+                wb.Circuit.of(graph, made.edges[kind]),
+                made.model,
+                pairs,
+                value=value,
+                checks=(),
+                progress=False,
             )
             assert abs(float(found["faithfulness"][0]) - 1) < 0.05
 
@@ -159,7 +168,9 @@ def test_the_backup_speaks_only_when_the_main_head_is_silent():
     alone = graph.exists.copy()
     alone[graph.index(f"{backup}->logits")] = False
     circuits = [wb.Circuit.of(graph, edges) for edges in (silent, mute, alone)]
-    shares = wb.evaluate(circuits, made.model, pairs, value=wb.zero(), progress=False)["faithfulness"].values
+    shares = wb.evaluate(circuits, made.model, pairs, value=wb.zero(), checks=(), progress=False)[
+        "faithfulness"
+    ].values
     assert np.abs(shares - [1, 0, 1]).max() < 0.01
 
 

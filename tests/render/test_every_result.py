@@ -167,7 +167,7 @@ def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
 
 CIRCUITS = {
     "evaluate": (lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value=lab.value), ["faithfulness", "complement", "random", "incompleteness", "minimal"]),
-    "evaluate several": (lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value), None),
+    "evaluate several": (lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value, checks=()), None),
     "evaluate on two values": (
         lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value={"corrupt": lab.value, "zero": wb.zero()}, checks=["random"]),
         ["faithfulness", "random"],

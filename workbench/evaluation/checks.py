@@ -1,7 +1,8 @@
-"""What else a circuit has to stand: its complement, what it misses, what it does not need, and circuits drawn at random.
+"""Further checks of a circuit: its complement, what it lacks, what it does not need, and random circuits of its size.
 
-Sets of components K are knocked out of the circuit and of the whole model alike: the circuit is complete if both change
-alike, and minimal if for each of its components there is a K beyond which it is missed (Wang et al. 2211.00593).
+Start at `CircuitChecks`; `evaluate` and `minimality` call it. Sets of components K are knocked out of the circuit and of the
+whole model: the circuit is complete if both change alike, and minimal if for each of its components there is a K beyond
+which it is missed (Wang et al. 2211.00593). Nothing here knows how a circuit was found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,19 +19,24 @@ from workbench.engine.circuits import Circuits
 from workbench.statistics import bootstrap, central, ratio_of_means
 
 RANDOM_SETS = 10
+"""Random halves of the circuit's components, among the sets K."""
 RANDOM_CIRCUITS = 20
 GREEDY_STEPS = 3
+"""How often the greedy set K of `completeness` grows by one component."""
 NEEDED = 0.01
 """Share of F(M) by which a component must be missed (Wang et al.)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Checked:
-    """A circuit under test on some prompts.
+class CircuitChecks:
+    """The checks of one circuit on some prompts, under one value.
 
     Attributes:
+        circuit: under test.
+        runs: the metric of any circuit of its graph.
         empty: [example], the metric of the circuit of no edge.
         level: coverage of the intervals.
+        seed: of random circuits and sets.
     """
 
     circuit: Circuit
@@ -41,50 +47,57 @@ class Checked:
 
     @property
     def graph(self) -> Graph:
+        """The graph of the circuit."""
         return self.circuit.graph
 
     def complement(self) -> dict[str, float]:
-        """Faithfulness of everything but the circuit (Marks et al. 2403.19647): near 0 when the circuit is all there is."""
+        """Faithfulness of all edges outside the circuit (Marks et al. 2403.19647); near 0 when the circuit is all there is."""
         rest = self.graph.prune(self.graph.exists & ~self.circuit.edges)
-        return self._faithful("complement", self.runs.measure(rest[None])[0])
+        table = np.stack([self.runs.full, self.empty, self.runs.measure(rest[None])[0]], 1)
+        statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
+        low, high = bootstrap(table, statistic, level=self.level)
+        return {
+            "complement": float(statistic(table)[0]),
+            "complement_low": float(low[0]),
+            "complement_high": float(high[0]),
+        }
 
     def random(self) -> dict[str, float]:
         """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central share of draws."""
         size = min(self.circuit.n_requested, self.graph.n_edges)
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
         measured = self.runs.measure(self.graph.prune(masks))
-        spread = ratio_of_means(measured.T, self.runs.full[:, None], self.empty[:, None])
-        low, high = central(spread, self.level)
-        return {"random": float(spread.mean()), "random_low": float(low), "random_high": float(high)}
+        faithfulness = ratio_of_means(measured.T, self.runs.full[:, None], self.empty[:, None])
+        low, high = central(faithfulness, self.level)
+        return {"random": float(faithfulness.mean()), "random_low": float(low), "random_high": float(high)}
 
-    def completeness(self) -> tuple[dict[str, float], dict[str, str]]:
+    def completeness(self) -> dict[str, Any]:
         """The largest |F(C without K) - F(M without K)| over sets K, in shares of m(full) - m(empty); and that K.
 
         K: none, random halves of the circuit's components, the heads of each layer, all MLPs, and a set that grows by the
-        component that makes the difference largest.
+        component that makes the difference largest. `incompleteness_set` names the components of the K with the largest.
         """
         members = _members(self.circuit)
         rng = np.random.default_rng(self.seed)
         sets = [np.zeros(len(self.graph.writers), dtype=bool)]
-        sets += [_of(self.graph, [m for m in members if rng.random() < 0.5]) for _ in range(RANDOM_SETS)]
-        sets += [_of(self.graph, group) for group in _classes(self.graph, members).values()]
+        sets += [_set_of(self.graph, half) for half in _random_halves(members, rng)]
+        sets += [_set_of(self.graph, group) for group in _classes(self.graph, members).values()]
         gaps = self._gaps(np.stack(sets))
         grown = sets[0]
         for _ in range(min(GREEDY_STEPS, len(members))):
-            more = [grown | _of(self.graph, [m]) for m in members if not grown[m]]
-            found = self._gaps(np.stack(more))
-            sets, gaps = sets + more, np.concatenate([gaps, found])
-            grown = more[int(np.argmax(np.abs(found.mean(1))))]
+            larger = [grown | _set_of(self.graph, [member]) for member in members if not grown[member]]
+            larger_gaps = self._gaps(np.stack(larger))
+            sets, gaps = sets + larger, np.concatenate([gaps, larger_gaps])
+            grown = larger[int(np.argmax(np.abs(larger_gaps.mean(1))))]
         worst = int(np.argmax(np.abs(gaps.mean(1))))
         low, high = self._interval(gaps[worst][:, None])
-        names = ", ".join(name for name, out in zip(self.graph.writers, sets[worst], strict=True) if out)
-        size = self._gap()
-        numbers = {
-            "incompleteness": abs(float(gaps[worst].mean())),
-            "incompleteness_low": low,
-            "incompleteness_high": high,
+        behaviour = self._behaviour()
+        return {
+            "incompleteness": abs(float(gaps[worst].mean())) / behaviour,
+            "incompleteness_low": low / behaviour,
+            "incompleteness_high": high / behaviour,
+            "incompleteness_set": self._names(sets[worst]),
         }
-        return {key: value / size for key, value in numbers.items()}, {"incompleteness_set": names or "none"}
 
     def minimality(self) -> xr.Dataset:
         """How much each component of the circuit is missed: the largest |F(C without K and v) - F(C without K)| over sets K.
@@ -94,70 +107,66 @@ class Checked:
         Returns:
             Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where missed >= 1 %), `without` (K).
         """
+        trials = self._minimality_trials()
+        change = self._changes(trials)
+        full = abs(float(self.runs.full.mean())) or np.nan
+        nodes, missed, lows, highs, without = [], [], [], [], []
+        for member in _members(self.circuit):
+            of_member = [i for i, (removed, _) in enumerate(trials) if removed == member]
+            best = max(of_member, key=lambda i: abs(float(change[i].mean())))
+            low, high = self._interval(change[best][:, None])
+            nodes.append(self.graph.writers[member])
+            missed.append(abs(float(change[best].mean())) / full)
+            lows.append(low / full)
+            highs.append(high / full)
+            without.append(self._names(trials[best][1]))
+        shares = np.asarray(missed, dtype=float)
+        data: dict[str, Any] = {
+            "missed": ("node", shares),
+            "low": ("node", np.asarray(lows)),
+            "high": ("node", np.asarray(highs)),
+            "needed": ("node", (shares >= NEEDED).astype(int)),
+            "without": ("node", np.asarray(without, dtype=object)),
+        }
+        return xr.Dataset(data, coords={"node": np.asarray(nodes, dtype=object)})
+
+    def _minimality_trials(self) -> list[tuple[int, np.ndarray]]:
+        """Every component v with each set K that it is removed beyond: bool [writer], without v."""
         members = _members(self.circuit)
         classes = _classes(self.graph, members)
-        rng = np.random.default_rng(self.seed)
-        halves = [[m for m in members if rng.random() < 0.5] for _ in range(RANDOM_SETS)]
-        tried: list[tuple[int, np.ndarray]] = []
-        for v in members:
-            alike = next(group for group in classes.values() if v in group)
-            sets = [[], *([w] for w in alike), alike, *halves]
-            tried += [(v, _of(self.graph, [w for w in group if w != v])) for group in sets]
-        base = (
-            self._without(self.circuit.edges, np.stack([out for _, out in tried]))
-            if tried
-            else np.zeros((0, 1))
-        )
-        more = (
-            np.stack([out | _of(self.graph, [v]) for v, out in tried])
-            if tried
-            else np.zeros((0, 1), dtype=bool)
-        )
-        change = (self._without(self.circuit.edges, more) - base) if tried else base
-        rows = []
-        full = abs(float(self.runs.full.mean())) or np.nan
-        for v in members:
-            mine = [i for i, (node, _) in enumerate(tried) if node == v]
-            best = max(mine, key=lambda i: abs(float(change[i].mean())))
-            low, high = self._interval(change[best][:, None])
-            out = ", ".join(n for n, gone in zip(self.graph.writers, tried[best][1], strict=True) if gone)
-            rows.append(
-                (
-                    self.graph.writers[v],
-                    abs(float(change[best].mean())) / full,
-                    low / full,
-                    high / full,
-                    out or "none",
-                )
-            )
-        columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), ()]
-        missed = np.asarray(columns[1], dtype=float)
-        data: dict[str, Any] = {
-            "missed": missed,
-            "low": columns[2],
-            "high": columns[3],
-            "needed": (missed >= NEEDED).astype(int),
-        }
-        found = {name: ("node", np.asarray(values)) for name, values in data.items()}
-        found["without"] = ("node", np.asarray(columns[4], dtype=object))
-        return xr.Dataset(found, coords={"node": np.asarray(columns[0], dtype=object)})
+        halves = _random_halves(members, np.random.default_rng(self.seed))
+        trials: list[tuple[int, np.ndarray]] = []
+        for member in members:
+            alike = next(group for group in classes.values() if member in group)
+            sets = [[], *([other] for other in alike), alike, *halves]
+            for group in sets:
+                others = [other for other in group if other != member]
+                trials.append((member, _set_of(self.graph, others)))
+        return trials
 
-    def _gap(self) -> float:
+    def _changes(self, trials: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+        """[trial, example]: F(C without K and v) - F(C without K)."""
+        if not trials:
+            return np.zeros((0, 1))
+        without_set = self._without(self.circuit.edges, np.stack([removed for _, removed in trials]))
+        with_member = [removed | _set_of(self.graph, [member]) for member, removed in trials]
+        return self._without(self.circuit.edges, np.stack(with_member)) - without_set
+
+    def _behaviour(self) -> float:
+        """|m(full) - m(empty)|; NaN where it is rounding only, so that no share of it is formed."""
         size = abs(float(self.runs.full.mean() - self.empty.mean()))
         return size if size > 1e-6 else np.nan
 
-    def _faithful(self, name: str, measured: np.ndarray) -> dict[str, float]:
-        table = np.stack([self.runs.full, self.empty, measured], 1)
-        statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
-        low, high = bootstrap(table, statistic, level=self.level)
-        return {
-            name: float(statistic(table)[0]),
-            f"{name}_low": float(low[0]),
-            f"{name}_high": float(high[0]),
-        }
+    def _names(self, components: np.ndarray) -> str:
+        """The components of a set [writer], or "none"."""
+        names = [name for name, inside in zip(self.graph.writers, components, strict=True) if inside]
+        return ", ".join(names) or "none"
 
     def _interval(self, change: np.ndarray) -> tuple[float, float]:
-        """Of the size of a mean change [example, 1]; its direction is that of the whole sample."""
+        """Of the size of a mean change [example, 1].
+
+        Its direction is that of the whole sample: |mean| of each resample would never include 0.
+        """
         sign = np.sign(change.mean()) or 1.0
         low, high = bootstrap(sign * change, lambda sample: sample.mean(0), level=self.level)
         return float(low[0]), float(high[0])
@@ -168,25 +177,36 @@ class Checked:
 
     def _without(self, edges: np.ndarray, sets: np.ndarray) -> np.ndarray:
         """[set, example]: the metric of some edges without components, bool [set, writer]."""
-        inside = np.stack([self.graph.between(~out) for out in sets])
+        inside = np.stack([self.graph.between(~removed) for removed in sets])
         return self.runs.measure(self.graph.prune(edges & inside))
 
 
 def _members(circuit: Circuit) -> list[int]:
-    """The heads and MLPs of a circuit, as places among the graph's writers."""
+    """The heads and MLPs of a circuit, as indices into the graph's writers."""
     writes = circuit.edges.any(-1)
     writes = writes if writes.ndim == 1 else writes.any(0)
-    return [int(w) for w in np.flatnonzero(writes) if w != 0]
+    # Index 0 is `input`, which is no component that could be knocked out.
+    return [int(writer) for writer in np.flatnonzero(writes) if writer != 0]
 
 
-def _of(graph: Graph, members: Sequence[int]) -> np.ndarray:
+def _random_halves(members: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
+    """Random sets that hold each component with probability 1/2."""
+    halves = []
+    for _ in range(RANDOM_SETS):
+        halves.append([member for member in members if rng.random() < 0.5])
+    return halves
+
+
+def _set_of(graph: Graph, members: Sequence[int]) -> np.ndarray:
+    """bool [writer] of indices."""
     return np.isin(np.arange(len(graph.writers)), members)
 
 
 def _classes(graph: Graph, members: Sequence[int]) -> Mapping[str, list[int]]:
     """Components that are alike: the heads of a layer, and the MLPs."""
-    found: dict[str, list[int]] = {}
+    classes: dict[str, list[int]] = {}
     for member in members:
         name = graph.writers[member]
-        found.setdefault(name.split(".")[0] if name.startswith("a") else "m", []).append(member)
-    return found
+        layer = name.split(".")[0] if name.startswith("a") else "m"
+        classes.setdefault(layer, []).append(member)
+    return classes

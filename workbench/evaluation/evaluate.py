@@ -1,6 +1,13 @@
-"""How well a circuit stands for the model: faithfulness with its interval, and what speaks against it.
+"""How well a circuit stands for the model: `evaluate` for its faithfulness and checks, `minimality` node by node.
 
-f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), a ratio of dataset means; the mean of ratios is reported beside it.
+    faithfulness(C) = (m(C) - m(empty)) / (m(full) - m(empty))
+
+m(.) is the metric's mean over the prompts. m(full) is the clean run. In m(C) every edge outside C carries `value` in place
+of its clean activation; in m(empty) every edge does: with corrupt values it is the corrupt run. So 1 says that the circuit
+alone does what the model does, 0 that it does nothing, and more than 1 that the circuit leaves out what works against the
+behaviour. It has no unit. The sign of the metric cancels: the formula is the same where lower is better.
+
+This module knows nothing of how a circuit was found.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,21 +21,24 @@ from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.evaluation.checks import Checked
+from workbench.evaluation.checks import CircuitChecks
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
 
 CHECKS = ("complement", "random", "completeness", "minimality")
+NO_DIFFERENCE = 1e-6
+"""An example whose clean and empty runs differ by less, in the metric's unit, has no ratio: it would divide by rounding."""
 
 
 @one_fingerprint()
 def evaluate(
     circuit: Circuit | Sequence[Circuit],
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value | Mapping[str, Value],
@@ -39,28 +49,40 @@ def evaluate(
     budget: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """The faithfulness of circuits on prompts and what speaks against them, with bootstrap intervals over the prompts.
+    """The faithfulness of circuits on prompts, and further checks, with bootstrap intervals over the prompts.
+
+    faithfulness = (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts: 1 when the circuit alone does what the
+    model does, 0 when it does no more than the run with every edge at `value`.
 
     Args:
-        circuit: one circuit or several of one graph, run in common batches.
-        value: the other value of what is not in the circuit, as in `score_edges`; a mapping of names to values measures them
-            side by side, on an axis `ablation`.
-        checks: of "complement" (faithfulness of the rest), "random" (of random circuits of as many edges), "completeness"
-            (the largest difference between circuit and model when components are knocked out of both, in shares of
-            m(full) - m(empty)), "minimality" (the share of components that are missed when they go). None: all of them
-            for a single circuit, none for several.
-        level: coverage of the intervals.  seed: of random circuits and sets.
+        circuit: one circuit, or several of one graph, which are run in common batches.
+        value: what every edge outside the circuit carries, as in `score_edges`. A mapping of names to values measures
+            them side by side, on an axis `ablation`.
+        checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is much cheaper:
+            take it for many circuits.
+            "complement": the faithfulness of all edges outside the circuit.
+            "random": the faithfulness of random circuits of as many edges.
+            "completeness": the largest difference between circuit and model when components are knocked out of both, as
+            a share of m(full) - m(empty).
+            "minimality": the share of components that are missed when they are knocked out.
+        level: coverage of the intervals.
+        seed: of random circuits and sets.
+        budget: bytes of working memory.
 
     Returns:
         Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
         `in_sample` (share of the pairs it was found on); of the checks `complement`, `random`, `incompleteness`, each with
         `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of components that are needed) with
         `unneeded` (the others by name). Over (circuit, example) the metric `m_circuit`, over (example,) `m_full` and
-        `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0.
+        `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0. attrs: `checks` names those that were made.
 
     Raises:
-        CircuitError: circuits of other graphs, or none.  UnknownName: no such check.  MetricError, PromptError, StoreError,
-            EditError: see the messages.
+        CircuitError: no circuit, circuits of different graphs, or of another model's graph.
+        UnknownName: a check that does not exist.
+        MetricError: prompts that the metric cannot measure.
+        PromptError: clean and corrupt prompts of different lengths.
+        StoreError: a store that lacks the activations of `value`.
+        EditError: a value that cannot be written here.
 
     Source: Wang et al. 2211.00593 (completeness, minimality), Marks et al. 2403.19647 (complement).
 
@@ -70,55 +92,35 @@ def evaluate(
     >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())["faithfulness"][0])
     0.0
     """
-    circuits = (
-        [circuit] if isinstance(circuit, Circuit) else list(circuit) if isinstance(circuit, Iterable) else []
-    )
-    if not circuits or not all(isinstance(each, Circuit) for each in circuits):
-        raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
-    for one in circuits:
-        one.check_fits(model)
-        if one.graph != circuits[0].graph:
-            raise CircuitError(
-                f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}."
-            )
-    asked = (
-        (CHECKS if len(circuits) == 1 else ())
-        if checks is None
-        else ((checks,) if isinstance(checks, str) else tuple(checks))
-    )
-    wrong = [name for name in asked if name not in CHECKS]
-    if wrong:
-        raise UnknownName("checks", wrong[0], CHECKS)
+    circuits = _circuits_of_one_graph(circuit, model)
+    names = _check_names(checks)
     check_level(level)
     check_seed(seed)
     if isinstance(value, Mapping):
         if not value:
             raise CircuitError("evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}.")
-        each = [
-            evaluate(circuits, model, pairs, value=one, metric=metric, checks=asked, level=level, seed=seed, budget=budget,
+        by_value = [
+            evaluate(circuits, model, pairs, value=one, metric=metric, checks=names, level=level, seed=seed, budget=budget,
                      progress=progress)
             for one in value.values()
         ]  # fmt: skip
-        joined = xr.concat(each, dim="ablation", combine_attrs="override").assign_coords(ablation=list(value))
-        return joined.assign_attrs(value=", ".join(one.describe() for one in value.values()))
+        joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
+        described = ", ".join(one.describe() for one in value.values())
+        return joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
+    # The empty circuit comes first. Dead ends are pruned: they change nothing and cost a run.
     masks = np.stack([np.zeros_like(circuits[0].edges), *(one.pruned.edges for one in circuits)])
-    empty, *each = runs.measure(masks, progress=progress)
-    data = _faithfulness(runs.full, empty, np.stack(each), level)
-    ids = (*pairs.clean.ids,)
-    data |= {
-        "n_edges": ("circuit", np.array([c.n_edges for c in circuits])),
-        "in_sample": (
-            "circuit",
-            np.array([float(np.mean([prompt in c.prompt_ids for prompt in ids])) for c in circuits]),
-        ),
-    }
-    rows = [_checked(Checked(one, runs, empty, level, seed), asked) for one in circuits]
+    empty, *measured = runs.measure(masks, progress=progress)
+    data = _faithfulness(runs.full, empty, np.stack(measured), level)
+    in_sample = [np.mean([prompt in one.prompt_ids for prompt in pairs.clean.ids]) for one in circuits]
+    data["n_edges"] = ("circuit", np.array([one.n_edges for one in circuits]))
+    data["in_sample"] = ("circuit", np.array(in_sample, dtype=float))
+    rows = [_further_checks(CircuitChecks(one, runs, empty, level, seed), names) for one in circuits]
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
     attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(), "level": level,
-        "engine": runs.engine, "seed_of_checks": seed,
+        "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
@@ -126,7 +128,7 @@ def evaluate(
 @one_fingerprint()
 def minimality(
     circuit: Circuit,
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -137,8 +139,18 @@ def minimality(
 ) -> xr.Dataset:
     """How much each head and MLP of a circuit is missed when it goes, beyond the set of others that shows it best.
 
+    missed(v) = max over K of |F(C without K and v) - F(C without K)| / |F(M)|, where F is the metric's mean over prompts.
+
+    Args:
+        value, metric, level, budget: as in `evaluate`.
+        seed: of the random sets K.
+
     Returns:
-        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1 %), `without`.
+        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1 %), `without` (K).
+
+    Raises:
+        CircuitError: not one circuit, or one of another model's graph.
+
     Source: Wang et al. 2211.00593.
     """
     if not isinstance(circuit, Circuit):
@@ -148,44 +160,69 @@ def minimality(
     circuit.check_fits(model)
     measure = as_metric(metric)
     runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
-    found = Checked(circuit, runs, np.zeros(0), level, seed).minimality()
-    attrs = pairs.attrs(model) | {
-        "kind": "minimality",
-        "metric": measure.name,
-        "value": value.describe(),
-        "level": level,
-    }
-    return found.assign_attrs(clean_attrs(attrs))
+    # Minimality is a share of F(M), so the empty circuit is not needed.
+    by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed).minimality()
+    facts = {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
+    return by_node.assign_attrs(clean_attrs(pairs.attrs(model) | facts))
 
 
-def _faithfulness(full: np.ndarray, empty: np.ndarray, each: np.ndarray, level: float) -> dict[str, Any]:
-    """Both ratios of every circuit [circuit, example], with intervals, and what they are made of."""
-    table = np.concatenate([full[None], empty[None], each]).T
+def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -> list[Circuit]:
+    """The circuits as a list, all of the model's graph. Raises `CircuitError` for anything else."""
+    if isinstance(circuit, Circuit):
+        circuits = [circuit]
+    else:
+        circuits = list(circuit) if isinstance(circuit, Iterable) else []
+    if not circuits or not all(isinstance(one, Circuit) for one in circuits):
+        raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
+    for one in circuits:
+        one.check_fits(model)
+        if one.graph != circuits[0].graph:
+            raise CircuitError(
+                f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}."
+            )
+    return circuits
+
+
+def _check_names(checks: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the checks to make; None means all. Raises `UnknownName`."""
+    if checks is None:
+        return CHECKS
+    names = (checks,) if isinstance(checks, str) else tuple(checks)
+    for name in names:
+        if name not in CHECKS:
+            raise UnknownName("checks", name, CHECKS)
+    return names
+
+
+def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, level: float) -> dict[str, Any]:
+    """Both ratios of every circuit [circuit, example], with intervals, and the metrics they are made of."""
+    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary together.
+    table = np.concatenate([full[None], empty[None], measured]).T
     statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
     low, high = bootstrap(table, statistic, level=level)
+    ratios = np.full(len(measured), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.where(np.abs(full - empty) < 1e-6, np.nan, full - empty)
-        ratios = (
-            np.nanmean((each - empty) / gap, axis=1) if np.isfinite(gap).any() else np.full(len(each), np.nan)
-        )
+        gap = np.where(np.abs(full - empty) < NO_DIFFERENCE, np.nan, full - empty)
+        if np.isfinite(gap).any():
+            ratios = np.nanmean((measured - empty) / gap, axis=1)
     return {
         "faithfulness": ("circuit", statistic(table)), "low": ("circuit", low), "high": ("circuit", high),
-        "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), each), "m_full": ("example", full),
-        "m_empty": ("example", empty),
+        "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), measured),
+        "m_full": ("example", full), "m_empty": ("example", empty),
     }  # fmt: skip
 
 
-def _checked(circuit: Checked, checks: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if "complement" in checks:
-        found |= circuit.complement()
-    if "random" in checks:
-        found |= circuit.random()
-    if "completeness" in checks:
-        numbers, names = circuit.completeness()
-        found |= numbers | names
-    if "minimality" in checks:
-        each = circuit.minimality()
-        found["minimal"] = float(each["needed"].mean()) if each.sizes["node"] else np.nan
-        found["unneeded"] = ", ".join(each["node"].values[each["needed"].values == 0].tolist())
-    return found
+def _further_checks(circuit: CircuitChecks, names: Sequence[str]) -> dict[str, Any]:
+    """The columns of the checks with these names, for one circuit."""
+    columns: dict[str, Any] = {}
+    if "complement" in names:
+        columns |= circuit.complement()
+    if "random" in names:
+        columns |= circuit.random()
+    if "completeness" in names:
+        columns |= circuit.completeness()
+    if "minimality" in names:
+        by_node = circuit.minimality()
+        columns["minimal"] = float(by_node["needed"].mean()) if by_node.sizes["node"] else np.nan
+        columns["unneeded"] = ", ".join(by_node["node"].values[by_node["needed"].values == 0].tolist())
+    return columns
