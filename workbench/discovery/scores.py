@@ -16,9 +16,9 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.gradients.atp_star import atp_star_table
-from workbench.engine.gradients.edge_gradients import EdgeTable, Sources
-from workbench.engine.gradients.reader_gradients import Maps
-from workbench.engine.gradients.runs import Runs, groups, shares
+from workbench.engine.gradients.edge_gradients import EdgeTable, WriterDifferences
+from workbench.engine.gradients.reader_gradients import ReaderMaps
+from workbench.engine.gradients.runs import GradientRuns, groups, shares
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.values import Value, check_value
 from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
@@ -248,12 +248,12 @@ class _Asked:
             rows_per_forward(self.model, circuits.longest, budget=self.budget, gradients=True, extra=kept)
             // len(ways),
         )
-        maps, total, blocks, passes = Maps.all_of(self.model, circuits.decoder), None, 1, 0
+        maps, total, blocks, passes = ReaderMaps.all_of(self.model, circuits.decoder), None, 1, 0
         with tqdm(total=len(circuits.expansion.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
             for batch in circuits.batches(size):
                 start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
-                sources = Sources.of(batch, graph, self.model, start=start, room=room)
-                runs = Runs(self.model, graph, batch, circuits.metric, sources, start)
+                sources = WriterDifferences.of(batch, graph, self.model, start=start, room=room)
+                runs = GradientRuns(self.model, graph, batch, circuits.metric, sources, start)
                 made, passes = self._table(runs, batch, maps, ways, start, room)
                 blocks = max(blocks, sources.n_blocks)
                 total = self._placed(total, made, batch)
@@ -279,9 +279,9 @@ class _Asked:
 
     def _table(
         self,
-        runs: Runs,
+        runs: GradientRuns,
         batch: CircuitBatch,
-        maps: Sequence[Maps],
+        maps: Sequence[ReaderMaps],
         ways: Sequence[float],
         start: int,
         room: int,

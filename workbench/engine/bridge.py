@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.engine.fast.decoder import Norm
-
+Norm = Callable[[Tensor], Tensor]
 Act = Callable[[Tensor], Tensor]
-
 
 _ACTS: dict[str, Act] = {
     "NewGELUActivation": lambda x: F.gelu(x, approximate="tanh"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.bridge import child, norm
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.inputs import check_context, stacked
@@ -20,8 +20,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
-MakeElements = Callable[[Base | None, Sequence[int]], Sequence[Element]]
-"""(unedited run of a batch, its examples) → the edited runs of the batch; None where their sites suffice, or on hooks."""
+MakeElements = Callable[[BaseRun | None, Sequence[int]], Sequence[Element]]
+"""(base run of a batch, its examples) → the edited runs of the batch; None where their sites suffice, or on hooks."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunCost:
     Attributes:
         runs: edited prompts that are run.  skipped: those that provably change nothing.
         walks: through the layers, of many runs each (on the reference path: forwards of all prompts).
-        token_layers: tokens times blocks that are computed, the unedited run included.
+        token_layers: tokens times blocks that are computed, the base run included.
         flops: floating-point operations of their matrix products.  peak_bytes: of working memory at a time, about.
     """
 
@@ -112,7 +112,7 @@ class MeasuredRuns:
 
     @cached_property
     def measured(self) -> Tensor:
-        """[example]: the metric of the unedited run."""
+        """[example]: the metric of the base run."""
         return self.plain(self.prompts)
 
     def batches(self) -> list[range]:

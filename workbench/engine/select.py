@@ -17,8 +17,8 @@ from workbench.engine.fast import families
 from workbench.engine.fast.base_run import needed
 from workbench.engine.fast.cohorts import Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.fast.staircase import Walk, unedited
-from workbench.engine.fast.sweep import Sweep
+from workbench.engine.fast.staircase import StaircaseWalk, run_base
+from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.hooked.forward import forward
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import stacked
@@ -49,7 +49,7 @@ class CallPlan:
     budget: int
 
     @classmethod
-    def of(cls, sweep: Sweep | HookedSweep, why: str) -> "CallPlan":
+    def of(cls, sweep: StaircaseSweep | HookedSweep, why: str) -> "CallPlan":
         """The plan of a sweep; `why` it takes that path."""
         runs = sweep.runs
         whole = float(int(runs.prompts.lengths.sum()) * forward_flops(Shape.of(runs.model)))
@@ -140,9 +140,9 @@ def _disagreement(model: Any, max_length: int | None) -> str | None:
 def _fast_logits(
     decoder: Decoder, prompts: Prompts, elements: Sequence[Element]
 ) -> dict[tuple[Cohort, int], torch.Tensor]:
-    base = unedited(decoder, prompts, needed(key for element in elements for key in element.keys))
+    base = run_base(decoder, prompts, needed(key for element in elements for key in element.keys))
     groups = cohorts(elements, prompts, decoder.shape, None)
-    outcomes = Walk(base, elements, groups).run()
+    outcomes = StaircaseWalk(base, elements, groups).run()
     with torch.no_grad():
         return {
             (outcome.cohort, j): decoder.unembed(decoder.final_norm(stream))

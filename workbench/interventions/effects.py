@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.engine.continuations import bind
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
-from workbench.engine.fast.sweep import Sweep
+from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
@@ -173,10 +173,10 @@ def _asked(
 
 def _sweep(
     runs: MeasuredRuns, elements: list[tuple[Site, ...]], bound: Bound
-) -> tuple[Sweep | HookedSweep, str]:
+) -> tuple[StaircaseSweep | HookedSweep, str]:
     """The edited runs on the engine that can take them, and why that one."""
 
-    def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
+    def make(base: BaseRun | None, examples: Sequence[int]) -> list[Element]:
         part = bound if len(examples) == len(runs.prompts) else bound.select(examples)
         return [Element(tuple((site, part) for site in element)) for element in elements]
 
@@ -184,7 +184,7 @@ def _sweep(
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
         return HookedSweep(runs, make, len(elements)), why
-    return Sweep(decoder, runs, keys, make, len(elements)), why
+    return StaircaseSweep(decoder, runs, keys, make, len(elements)), why
 
 
 def _elements(

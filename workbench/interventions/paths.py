@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.continuations import bind
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PathSweep, Route
 from workbench.engine.hooked.paths import HookedPaths
@@ -263,7 +263,7 @@ def _sweep(
     def chosen(examples: Sequence[int]) -> Bound:
         return bound if len(examples) == len(runs.prompts) else bound.select(examples)
 
-    def make(base: Base | None, examples: Sequence[int]) -> list[Element]:
+    def make(base: BaseRun | None, examples: Sequence[int]) -> list[Element]:
         hooked = HookedPaths(runs.model, chosen(examples), recompute=recompute)
         return [hooked.element(route) if route.receivers else Element(()) for route in routes]
 

@@ -1,4 +1,4 @@
-"""The unedited run of a batch, and how an edited run departs from it at the first place where it differs."""
+"""The base run of a batch, and how an edited run departs from it at the first place where it differs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ ALWAYS = ("resid_pre", "resid_mid", "v", "k rotated")
 
 
 def needed(keys: Iterable[Key]) -> set[Key]:
-    """The activations of the unedited run, beside its streams, keys and values, that edits of these need."""
+    """The activations of the base run, beside its streams, keys and values, that edits of these need."""
     return {(kind, layer) for name, layer in keys for kind in _NEEDS.get(name, ())}
 
 
 @dataclass(eq=False)
-class Base:
-    """The unedited run of a batch. `staircase.unedited` makes it.
+class BaseRun:
+    """The base run of a batch. `staircase.run_base` makes it.
 
     Attributes:
         kept: (kind, layer) → [example, pos, ...], padded with zeros: what was asked for, and always `resid_pre` of every
@@ -85,7 +85,7 @@ def at(whole: Tensor, cohort: Cohort, *, read: bool) -> Tensor:
 
 
 def edited_rows(
-    base: Base, key: Key, edits: Edits, cohort: Cohort, value: Tensor, *, read: bool
+    base: BaseRun, key: Key, edits: Edits, cohort: Cohort, value: Tensor, *, read: bool
 ) -> Float[Tensor, "example pos ..."]:
     """A cohort's tokens of an activation after edits, where `value` [example, pos, ...] are its tokens before them.
 
@@ -109,7 +109,7 @@ def edited_rows(
 
 
 def pattern_edit(
-    base: Base, layer: int, cohort: Cohort, elements: Sequence[Element], *, read: bool
+    base: BaseRun, layer: int, cohort: Cohort, elements: Sequence[Element], *, read: bool
 ) -> EditPattern | None:
     """What changes the patterns [run, example, head, query, key] of these runs, or None."""
     edits = [element.at("pattern", layer) for element in elements]
@@ -127,7 +127,7 @@ def pattern_edit(
 
 
 def units_depart(
-    base: Base, edit: tuple[Site, Bound], sites: Sequence[Site], cohort: Cohort, *, read: bool
+    base: BaseRun, edit: tuple[Site, Bound], sites: Sequence[Site], cohort: Cohort, *, read: bool
 ) -> tuple[Float[Tensor, "run example pos d_model"], Bool[Tensor, "run example"]]:
     """Runs that leave together, each with one head or neuron edited as an edit of its whole layer would.
 
@@ -150,7 +150,7 @@ def units_depart(
 
 
 class Departure:
-    """One run at the moment where it leaves the unedited one: what its first edits add to the stream.
+    """One run at the moment where it leaves the base run: what its first edits add to the stream.
 
     Args:
         keys: the activations whose edits come first, in one half of a block or before it.
@@ -158,7 +158,7 @@ class Departure:
     """
 
     def __init__(
-        self, base: Base, element: Element, cohort: Cohort, keys: Iterable[Key], *, read: bool
+        self, base: BaseRun, element: Element, cohort: Cohort, keys: Iterable[Key], *, read: bool
     ) -> None:
         self.base, self.decoder, self.element, self.cohort, self.read = (
             base,
@@ -221,7 +221,7 @@ class Departure:
         if ("mlp_pre", layer) in self.edited:
             pre = self.edited["mlp_pre", layer]
             post = self.decoder.layers[layer].mlp_post(pre, self.base.kept.get(("mlp_linear", layer)))
-            # Untouched neurons keep the unedited run's bits: computed anew they could differ in the last one.
+            # Untouched neurons keep the base run's bits: computed anew they could differ in the last one.
             post = torch.where(pre == self.base.whole(("mlp_pre", layer)), self.base.whole(key), post)
             for site, bound in self.element.at(*key):
                 apply_edit(site, bound, post)

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder, Linear
-from workbench.engine.fast.staircase import unedited
+from workbench.engine.fast.staircase import run_base
 from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Others:
+class PatchedValues:
     """The other value z' of every writer of a batch.
 
     Attributes:
@@ -36,8 +36,8 @@ class Others:
     seen: dict[tuple[str, int], Tensor]
 
     @classmethod
-    def of(cls, base: Base, bound: Bound, graph: Graph) -> "Others":
-        """From the unedited run, whose activations the value may need for their shape only."""
+    def of(cls, base: BaseRun, bound: Bound, graph: Graph) -> "PatchedValues":
+        """From the base run, whose activations the value may need for their shape only."""
         decoder, shape, values, seen = base.decoder, graph.shape, {}, {}
 
         def other(kind: str, layer: int) -> Tensor:
@@ -65,7 +65,7 @@ def written_by(graph: Graph, layer: int) -> list[str]:
 
 
 class CircuitWalk:
-    """Runs of circuits on one batch of prompts; its unedited run and other values are worked out once.
+    """Runs of circuits on one batch of prompts; its base run and other values are worked out once.
 
     Args:
         bound: the other value, `absolute`.
@@ -78,8 +78,8 @@ class CircuitWalk:
     ) -> None:
         self.decoder, self.graph, self.shape, device = decoder, graph, graph.shape, decoder.device
         keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in written_by(graph, layer)]
-        self.base = unedited(decoder, bound.prompts, keys)
-        self.others = Others.of(self.base, bound, graph)
+        self.base = run_base(decoder, bound.prompts, keys)
+        self.others = PatchedValues.of(self.base, bound, graph)
         longest = bound.prompts.tokens.shape[1]
         first = bound.first_change(Site("resid_pre", 0))
         self.start = min(int(first.min()), longest - 1, *([] if places is None else [int(places.min())]))
@@ -162,7 +162,7 @@ class _Passage:
             each.flatten(0, -3).any(0).numpy() for each in (there, keep.detach().cpu() != 1)
         )
         self.changed = changed.flatten(0, -2).any(0).numpy()
-        self.first = False  # whether anything so far can differ from the unedited run
+        self.first = False  # whether anything so far can differ from the base run
 
     def run(self) -> Tensor:
         self._collect(["input"], self._change("resid_pre", 0, self._base("resid_pre", 0))[:, :, :, None])
@@ -347,7 +347,7 @@ class _Passage:
         return bool(self.used[:, self.graph.writer_index[writer]].any())
 
     def _differs(self, readers: Sequence[str]) -> bool:
-        """Whether these readers can see anything else than in the unedited run."""
+        """Whether these readers can see anything else than in the base run."""
         at = [self.graph.reader_index[reader] for reader in readers]
         self.first = self.first or self.soft or bool(self.changed[at].any())
         return self.first

@@ -1,6 +1,6 @@
 """Which rows an edited run needs: from the first token that can differ, at the first layer that can.
 
-A run that is edited at some place equals the unedited run before that token and below that layer (attention is causal).
+A run that is edited at some place equals the base run before that token and below that layer (attention is causal).
 Runs that begin at the same token of the same examples form a `Cohort`, whose attention is one product.
 """
 
@@ -35,7 +35,7 @@ class Element:
         return [(site, bound) for site, bound in self.edits if site.key == (kind, layer)]
 
     def joins(self, shape: Shape) -> tuple[int, int]:
-        """(layer, half of the block) from which it differs from the unedited run."""
+        """(layer, half of the block) from which it differs from the base run."""
         return min(_moment(site, shape) for site, _ in self.edits)
 
     @property

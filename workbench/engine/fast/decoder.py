@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.engine.bridge import Norm
 from workbench.sites import Shape
 
-Norm = Callable[[Tensor], Tensor]
 EditPattern = Callable[[Tensor], Tensor]
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Linear
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.values import Bound
@@ -34,7 +34,7 @@ class Message:
     changes: Mapping[Key, tuple[list[int], Tensor]]
 
 
-class Hops:
+class DirectEdges:
     """Direct edges of one batch.
 
     Args:
@@ -46,7 +46,7 @@ class Hops:
 
     def __init__(
         self,
-        base: Base,
+        base: BaseRun,
         bound: Bound,
         *,
         recompute: bool,
@@ -59,7 +59,7 @@ class Hops:
         self.rows = torch.arange(len(places), device=self.places.device)[:, None]
 
     def at(self, key: Key) -> Tensor:
-        """[example, pos, ...] of the unedited run, at the places."""
+        """[example, pos, ...] of the base run, at the places."""
         return self.base.whole(key)[self.rows, self.places]
 
     def sent(self, runs: Runs) -> Message:

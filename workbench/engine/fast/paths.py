@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workbench.engine.fast.base_run import Base, needed
+from workbench.engine.fast.base_run import BaseRun, needed
 from workbench.engine.fast.cohorts import Cohort, Element
-from workbench.engine.fast.direct_edges import Hops, Message
+from workbench.engine.fast.direct_edges import DirectEdges, Message
 from workbench.engine.fast.readout import Readout
-from workbench.engine.fast.staircase import Outcome, unedited
-from workbench.engine.fast.sweep import Sweep
+from workbench.engine.fast.staircase import WalkOutcome, run_base
+from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Given
 from workbench.engine.values import Bound
@@ -47,14 +47,14 @@ class Route:
 
 
 @dataclass(frozen=True)
-class PathSweep(Sweep):
+class PathSweep(StaircaseSweep):
     """Patched paths of one side of some pairs.
 
     Attributes:
         routes: those of the same middle nodes and receivers one after the other, since they are worked out together.
         bind: the senders' other value for a batch of examples.
         recompute: whether MLPs on the way answer.
-        store: of the unedited run, where its activations are known.
+        store: of the base run, where its activations are known.
     """
 
     routes: tuple[Route, ...] = ()
@@ -62,14 +62,14 @@ class PathSweep(Sweep):
     recompute: bool = False
     store: ActivationStore | None = None
 
-    def _unedited(self, prompts: Prompts) -> Base:
+    def _unedited(self, prompts: Prompts) -> BaseRun:
         if self.store is not None:
-            return Base(self.decoder, prompts, Stored(self, prompts))
-        return unedited(self.decoder, prompts, needed(self.keys) | self._looked_at, tile=self._tile)
+            return BaseRun(self.decoder, prompts, Stored(self, prompts))
+        return run_base(self.decoder, prompts, needed(self.keys) | self._looked_at, tile=self._tile)
 
     @property
     def _looked_at(self) -> set[Key]:
-        """The activations of the unedited run that edges start from."""
+        """The activations of the base run that edges start from."""
         keys = {each.site.key for route in self.routes for each in route.senders}
         for route in self.routes:
             for read, written in route.middles:
@@ -80,22 +80,24 @@ class PathSweep(Sweep):
         return {key for key in keys if key[0] != "resid_pre"}
 
     def _work(
-        self, base: Base | None, examples: Sequence[int]
+        self, base: BaseRun | None, examples: Sequence[int]
     ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
         bound = self.bind(examples)
         for routes in self._groups(len(examples), into_logits=False):
             yield self._elements(base, bound, routes), [route.column for route in routes]
 
     def _outcomes(
-        self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout
-    ) -> Iterator[list[Outcome]]:
+        self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
+    ) -> Iterator[list[WalkOutcome]]:
         bound = self.bind(examples)
         for routes in self._groups(len(examples), into_logits=True):
             yield [self._read_at_once(base, bound, routes, readout)]
         yield from super()._outcomes(base, pairs, examples, readout)
 
     @torch.no_grad()
-    def _read_at_once(self, base: Base, bound: Bound, routes: Sequence[Route], readout: Readout) -> Outcome:
+    def _read_at_once(
+        self, base: BaseRun, bound: Bound, routes: Sequence[Route], readout: Readout
+    ) -> WalkOutcome:
         """Routes into the logits: the changed stream, to be read out as it is."""
         lengths, read = base.prompts.lengths, readout.read
         n, longest = len(lengths), int(lengths.max())
@@ -116,10 +118,10 @@ class PathSweep(Sweep):
         never = torch.stack(self._firsts(bound, routes)) >= lengths
         same = (stream == before).flatten(2).all(2).cpu() | still | never
         cohort = Cohort(0, longest, torch.arange(n), read)
-        return Outcome(cohort, [route.column for route in routes], stream, same)
+        return WalkOutcome(cohort, [route.column for route in routes], stream, same)
 
     @torch.no_grad()
-    def _elements(self, base: Base | None, bound: Bound, routes: Sequence[Route]) -> list[Element]:
+    def _elements(self, base: BaseRun | None, bound: Bound, routes: Sequence[Route]) -> list[Element]:
         """The edited runs that have their receivers' inputs set."""
         firsts = self._firsts(bound, routes)
         start = int(torch.stack(firsts).amin())
@@ -147,7 +149,7 @@ class PathSweep(Sweep):
             elements.append(Element(tuple((reader.site, edit) for reader in route.receivers)))
         return elements
 
-    def _message(self, hops: Hops, routes: Sequence[Route]) -> tuple[Message, Tensor]:
+    def _message(self, hops: DirectEdges, routes: Sequence[Route]) -> tuple[Message, Tensor]:
         """What arrives after the nodes in the middle, and [run, example] where nothing was sent at all."""
         message = hops.sent([route.senders for route in routes])
         still = hops.still(message)
@@ -163,8 +165,8 @@ class PathSweep(Sweep):
         }
         return [known[keys] for keys in sent]
 
-    def _hops(self, base: Base, bound: Bound, places: Tensor) -> Hops:
-        return Hops(base, bound, recompute=self.recompute, places=places, tile=self._tile)
+    def _hops(self, base: BaseRun, bound: Bound, places: Tensor) -> DirectEdges:
+        return DirectEdges(base, bound, recompute=self.recompute, places=places, tile=self._tile)
 
     def _groups(self, n: int, *, into_logits: bool) -> Iterator[list[Route]]:
         """Routes that are worked out together: same nodes in the middle, and as many as the budget has room for."""
@@ -196,7 +198,7 @@ class PathSweep(Sweep):
 
 
 class Stored(dict[Key, Tensor]):
-    """Activations of the unedited run of a batch, read from a store when they are asked for."""
+    """Activations of the base run of a batch, read from a store when they are asked for."""
 
     def __init__(self, sweep: PathSweep, prompts: Prompts) -> None:
         super().__init__()

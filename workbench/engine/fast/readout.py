@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.engine.fast.base_run import Base
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder, Linear
-from workbench.engine.fast.staircase import Outcome
+from workbench.engine.fast.staircase import WalkOutcome
 from workbench.metrics.metric import Metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -54,8 +54,8 @@ class Readout:
         """The positions of each example whose logits are read, or None for all."""
         return self.metric.places(self.prompts)
 
-    def base_logits(self, base: Base) -> Tensor:
-        """What the metric reads of the unedited run: [example, vocab], [example, step, vocab] or [example, pos, vocab]."""
+    def base_logits(self, base: BaseRun) -> Tensor:
+        """What the metric reads of the base run: [example, vocab], [example, step, vocab] or [example, pos, vocab]."""
         stream = base.whole(("resid_pre", self.decoder.shape.n_layers))
         if self.places is not None:
             rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (self.places.ndim - 1))
@@ -68,7 +68,7 @@ class Readout:
 
     def write(
         self,
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[WalkOutcome],
         table: Float[Tensor, "example element"],
         base: Tensor,
         measured: Tensor,
@@ -86,7 +86,9 @@ class Readout:
             where = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
             table[where] = table[where].masked_fill(outcome.same.T, 0)
 
-    def _write_rows(self, outcomes: Sequence[Outcome], table: Tensor, base: Tensor, measured: Tensor) -> None:
+    def _write_rows(
+        self, outcomes: Sequence[WalkOutcome], table: Tensor, base: Tensor, measured: Tensor
+    ) -> None:
         """Rows of many runs in one call of the metric."""
         for outcome in outcomes:
             chosen = outcome.cohort.examples.repeat(len(outcome.elements))
@@ -105,7 +107,7 @@ class Readout:
             table[outcome.cohort.examples[:, None], torch.tensor(outcome.elements)] = runs.T.to(table)
 
     def _read(
-        self, outcome: Outcome
+        self, outcome: WalkOutcome
     ) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
         """The stream where it is read; of several positions also which come after the run's first token, of the whole batch."""
         if self.places is None or self.places.ndim == 1:
@@ -115,7 +117,9 @@ class Readout:
         rows = torch.arange(len(at), device=stream.device)[:, None]
         return stream[:, rows, at], self.places >= cohort.start
 
-    def _write_runs(self, outcomes: Sequence[Outcome], table: Tensor, base: Tensor, measured: Tensor) -> None:
+    def _write_runs(
+        self, outcomes: Sequence[WalkOutcome], table: Tensor, base: Tensor, measured: Tensor
+    ) -> None:
         """Every run by itself, with the logits of all examples: for functions that may look at several."""
         for j in dict.fromkeys(j for outcome in outcomes for j in outcome.elements):
             logits = base.clone()

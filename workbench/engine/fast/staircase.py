@@ -1,6 +1,6 @@
 """The fast exact engine: many edited runs in one walk through the layers, each joining where it begins to differ.
 
-Below its first edited layer and before its first edited token a run is the unedited one and costs nothing. The tokens
+Below its first edited layer and before its first edited token a run is the base run and costs nothing. The tokens
 of all runs lie one after the other and pass every matrix together; only attention looks at one cohort at a time.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.engine.fast.base_run import (
     ALWAYS,
-    Base,
+    BaseRun,
     Departure,
     at,
     edited_rows,
@@ -30,7 +30,7 @@ TILE = 2**25
 
 
 @dataclass(eq=False)
-class Rows:
+class CohortRuns:
     """The runs of a cohort that are on their way; their tokens [run, example, pos] lie together."""
 
     cohort: Cohort
@@ -46,7 +46,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class WalkOutcome:
     """What came out of a walk for one cohort.
 
     Attributes:
@@ -61,23 +61,23 @@ class Outcome:
     same: Tensor
 
 
-def unedited(decoder: Decoder, prompts: Prompts, keys: Iterable[Key] = (), *, tile: int = TILE) -> Base:
+def run_base(decoder: Decoder, prompts: Prompts, keys: Iterable[Key] = (), *, tile: int = TILE) -> BaseRun:
     """Run a batch of prompts once, and keep these activations of it."""
     lengths = prompts.lengths
     groups = [
         Cohort(0, n, (lengths == n).nonzero().flatten(), None, [0]) for n in sorted(set(lengths.tolist()))
     ]
-    base = Base(decoder, prompts, {})
-    Walk(base, [Element(())], groups, keep=set(keys), tile=tile).run()
+    base = BaseRun(decoder, prompts, {})
+    StaircaseWalk(base, [Element(())], groups, keep=set(keys), tile=tile).run()
     return base
 
 
-class Walk:
-    """One walk of some elements through the layers, or, with `keep`, of the unedited run itself into `base`."""
+class StaircaseWalk:
+    """One walk of some elements through the layers, or, with `keep`, of the base run itself into `base`."""
 
     def __init__(
         self,
-        base: Base,
+        base: BaseRun,
         elements: Sequence[Element],
         groups: Sequence[Cohort],
         *,
@@ -87,19 +87,19 @@ class Walk:
         self.tile = tile
         self.base, self.elements, self.decoder, self.keep = base, elements, base.decoder, keep
         self.shape = base.decoder.shape
-        self.rows = [Rows(group) for group in groups]
+        self.rows = [CohortRuns(group) for group in groups]
         self.x = torch.empty(0, self.shape.d_model, dtype=self.decoder.dtype, device=self.decoder.device)
-        self.joining: dict[tuple[int, int], list[tuple[Rows, int]]] = {}
+        self.joining: dict[tuple[int, int], list[tuple[CohortRuns, int]]] = {}
         for rows in self.rows:
             for j in rows.cohort.elements:
                 moment = (0, BEFORE) if keep is not None else elements[j].joins(self.shape)
                 self.joining.setdefault(moment, []).append((rows, j))
-        self.waiting: list[tuple[Rows, list[int], Tensor]] = []
+        self.waiting: list[tuple[CohortRuns, list[int], Tensor]] = []
         self.same: dict[tuple[int, int], Tensor] = {}
         self.edited = {key for element in elements for key in element.later(self.shape)}
 
     @torch.no_grad()
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[WalkOutcome]:
         """Walk from the first layer that is edited to the last."""
         last, whole = self.shape.n_layers - 1, self.keep is not None
         for layer in range(min(self.joining)[0], last + 1):
@@ -112,11 +112,11 @@ class Walk:
         parts = zip(self.rows, self._split(self.x, read=not whole), strict=True)
         return [self._outcome(rows, part) for rows, part in parts if rows.elements]
 
-    def _outcome(self, rows: Rows, part: Tensor) -> Outcome:
+    def _outcome(self, rows: CohortRuns, part: Tensor) -> WalkOutcome:
         n = len(rows.cohort.examples)
         never = torch.zeros(n, dtype=torch.bool)
         same = torch.stack([self.same.get((id(rows), j), never) for j in rows.elements])
-        return Outcome(rows.cohort, rows.elements, rows.view(part), same)
+        return WalkOutcome(rows.cohort, rows.elements, rows.view(part), same)
 
     # A block.
 
@@ -164,7 +164,7 @@ class Walk:
         return written
 
     def _attend(
-        self, layer: int, rows: Rows, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool
+        self, layer: int, rows: CohortRuns, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool
     ) -> None:
         """Write z of a cohort's runs, several runs at a time."""
         cohort, decoder = rows.cohort, self.decoder
@@ -224,7 +224,7 @@ class Walk:
         """Runs whose first edits are inside this block: in its attention or in its MLP."""
         after = half == MLP or self.shape.parallel
         before = ("resid_post", layer) if after else ("resid_mid", layer)
-        alike: dict[tuple[Rows, Site, Bound], list[int]] = {}
+        alike: dict[tuple[CohortRuns, Site, Bound], list[int]] = {}
         for rows, j in self.joining.pop((layer, half), []):
             element = self.elements[j]
             layer_edit = element.layer_edit
@@ -253,7 +253,7 @@ class Walk:
             )
         self._append(read=read)
 
-    def _wait(self, rows: Rows, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
+    def _wait(self, rows: CohortRuns, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
         """Let a run in with the others, unless its edits write what is there already."""
         later = set(self.elements[j].keys) - set(run.edited)
         same = run.same.cpu()
@@ -263,8 +263,8 @@ class Walk:
             self.same[id(rows), j] = same
         self.waiting.append((rows, [j], stream()))
 
-    def _changes(self, rows: Rows, j: int, key: Key) -> bool:
-        """Whether edits of an activation write anything new into the unedited run."""
+    def _changes(self, rows: CohortRuns, j: int, key: Key) -> bool:
+        """Whether edits of an activation write anything new into the base run."""
         chosen = rows.cohort.examples.to(self.decoder.device)
         return not torch.equal(
             self.base.edited(key, self.elements[j].at(*key))[chosen], self.base.whole(key)[chosen]
@@ -282,7 +282,7 @@ class Walk:
         self.x = torch.cat([piece for mine in pieces for piece in mine])
         self.waiting = []
 
-    def _embedded(self, rows: Rows) -> Tensor:
+    def _embedded(self, rows: CohortRuns) -> Tensor:
         """[example, pos, d_model]: the stream before the first block."""
         decoder, cohort = self.decoder, rows.cohort
         tokens = self.base.prompts.tokens[cohort.examples, : cohort.length].to(decoder.device)
@@ -321,7 +321,7 @@ class Walk:
                     mine = rows.view(part)[number]
                     mine.copy_(edited_rows(self.base, (kind, layer), edits, rows.cohort, mine, read=read))
 
-    # What the unedited run leaves behind.
+    # What the base run leaves behind.
 
     def _record(self, kind: str, layer: int, value: Tensor | None) -> None:
         if value is None or not self._wanted((kind, layer)):
@@ -332,7 +332,7 @@ class Walk:
     def _wanted(self, key: Key) -> bool:
         return self.keep is not None and (key in self.keep or key[0] in ALWAYS)
 
-    def _keep(self, key: Key, rows: Rows, value: Tensor) -> None:
+    def _keep(self, key: Key, rows: CohortRuns, value: Tensor) -> None:
         """Keep [example, pos, ...] (`pattern`: [example, head, query, key]) of a cohort in a table of the whole batch."""
         if not self._wanted(key):
             return
@@ -351,8 +351,8 @@ class Walk:
         else:
             table[chosen, :length] = value
 
-    def _watch_pattern(self, layer: int, rows: Rows) -> EditPattern | None:
-        """What keeps the patterns [run, example, head, query, key] of the unedited run, where they are wanted."""
+    def _watch_pattern(self, layer: int, rows: CohortRuns) -> EditPattern | None:
+        """What keeps the patterns [run, example, head, query, key] of the base run, where they are wanted."""
         if self.keep is None:
             return None
 

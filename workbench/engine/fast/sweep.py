@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.fast.base_run import Base, needed
+from workbench.engine.fast.base_run import BaseRun, needed
 from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.readout import Readout
-from workbench.engine.fast.staircase import Outcome, Walk, unedited
+from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
 from workbench.engine.runs import MakeElements, MeasuredRuns, RunCost
 from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
@@ -20,7 +20,7 @@ from workbench.sites import Key
 
 
 @dataclass(frozen=True)
-class Sweep:
+class StaircaseSweep:
     """Edited runs on the fast engine.
 
     Attributes:
@@ -92,24 +92,24 @@ class Sweep:
 
     # What a kind of sweep may do differently.
 
-    def _unedited(self, prompts: Prompts) -> Base:
-        return unedited(self.decoder, prompts, needed(self.keys), tile=self._tile)
+    def _unedited(self, prompts: Prompts) -> BaseRun:
+        return run_base(self.decoder, prompts, needed(self.keys), tile=self._tile)
 
     def _work(
-        self, base: Base | None, examples: Sequence[int]
+        self, base: BaseRun | None, examples: Sequence[int]
     ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
         """Edited runs of a batch with their columns in the table, in groups; their sites suffice where there is no base."""
         yield self.make(base, examples), range(self.n_elements)
 
     def _outcomes(
-        self, base: Base, pairs: PromptPairs, examples: Sequence[int], readout: Readout
-    ) -> Iterator[list[Outcome]]:
+        self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
+    ) -> Iterator[list[WalkOutcome]]:
         prompts = pairs.side(self.runs.side)
         for elements, columns in self._work(base, examples):
             walked: set[int] = set()
             for groups in self._walks(elements, prompts, readout.read):
                 walked.update(j for group in groups for j in group.elements)
-                outcomes = Walk(base, elements, groups, tile=self._tile).run()
+                outcomes = StaircaseWalk(base, elements, groups, tile=self._tile).run()
                 yield [
                     replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes
                 ]
@@ -129,7 +129,7 @@ class Sweep:
 
     @property
     def _kept(self) -> int:
-        """Bytes of one token of the unedited run that are kept for the edited ones."""
+        """Bytes of one token of the base run that are kept for the edited ones."""
         shape, layers = self.decoder.shape, self.decoder.shape.n_layers
         values = (2 * layers + 1) * shape.d_model + 2 * layers * shape.n_kv_heads * shape.d_head
         return (
@@ -164,7 +164,7 @@ class Sweep:
         return values * self.decoder.embed.element_size()
 
     def _batches(self) -> Iterator[range]:
-        """Examples whose unedited run takes at most half of the budget."""
+        """Examples whose base run takes at most half of the budget."""
         lengths = self.runs.pairs.side(self.runs.side).lengths
         n, per_example = len(lengths), (self._kept + self._beside + self._walking) * int(lengths.max())
         size = max(1, min(n, self.runs.memory // 2 // per_example))
@@ -207,10 +207,10 @@ class Sweep:
         )
 
     def _clean_logits(self, pairs: PromptPairs) -> Tensor:
-        return self._readout(pairs, "clean").base_logits(unedited(self.decoder, pairs.clean, tile=self._tile))
+        return self._readout(pairs, "clean").base_logits(run_base(self.decoder, pairs.clean, tile=self._tile))
 
 
-def _check_edits(base: Base, skipped: Sequence[Element]) -> None:
+def _check_edits(base: BaseRun, skipped: Sequence[Element]) -> None:
     """Raise for values that do not fit, though they would change nothing: once for each activation and way to write it."""
     seen = set()
     for element in skipped:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from workbench.engine.gradients.edge_gradients import EdgeTable
-from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
-from workbench.engine.gradients.runs import Runs
+from workbench.engine.gradients.reader_gradients import GradientRun, ReaderMaps, reader_gradients
+from workbench.engine.gradients.runs import GradientRuns
 
 
-def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, room: int) -> tuple[Tensor, int]:
+def atp_star_table(
+    runs: GradientRuns, maps: Sequence[ReaderMaps], keep: Sequence[str], *, room: int
+) -> tuple[Tensor, int]:
     """Sums over a batch [example or 1, pos or class or 1, writer, reader], and how many passes it took.
 
     Source: Kramár et al. 2403.00745; there it is a magnitude, here it has a sign.
@@ -28,7 +30,7 @@ def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, roo
     attention = {f"<{port}>" for port in "qk"}
     with torch.no_grad():
         for run, table in zip((plain, *dropped), tables, strict=True):
-            for readers, slope in reader_slopes(run, maps, runs.graph, room=room):
+            for readers, slope in reader_gradients(run, maps, runs.graph, room=room):
                 if runs.graph.readers[readers.start][-3:] in attention:
                     continue
                 for writers, change in runs.sources.upto(int(table.before[readers.start])):
@@ -48,7 +50,7 @@ def atp_star_table(runs: Runs, maps: Sequence[Maps], keep: Sequence[str], *, roo
 class _Attention:
     """The attention of one layer in the clean run, and what changed queries or keys make of it."""
 
-    def __init__(self, runs: Runs, layer: int, each: Sequence[Run]) -> None:
+    def __init__(self, runs: GradientRuns, layer: int, each: Sequence[GradientRun]) -> None:
         self.runs, self.layer, self.each = runs, layer, each
         assert runs.batch.walk is not None
         self.decoder, self.shape = runs.batch.walk.decoder, runs.graph.shape

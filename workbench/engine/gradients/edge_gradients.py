@@ -16,16 +16,16 @@ from workbench.circuit.graph import Graph
 from workbench.engine.circuits import CircuitBatch
 from workbench.engine.edge_mixing import token_classes
 from workbench.engine.fast.circuits import written_by
-from workbench.engine.gradients.reader_gradients import Maps, Run, reader_slopes
+from workbench.engine.gradients.reader_gradients import GradientRun, ReaderMaps, reader_gradients
 from workbench.engine.hooked.block import Block
 from workbench.engine.hooked.forward import forward
 from workbench.sites import Key, Site
 
-Piece = tuple[slice, Callable[[], Tensor]]
+DifferenceBlock = tuple[slice, Callable[[], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class WriterDifferences:
     """What every writer of a batch changes: z_u - z'_u in the stream, in pieces of `graph.writers`.
 
     Attributes:
@@ -34,13 +34,15 @@ class Sources:
         values, others: key of a writer's activation → [example, pos, ...] of the clean run, and its other value.
     """
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[DifferenceBlock]
     whole: Tensor | None
     values: Mapping[Key, Tensor]
     others: Mapping[Key, Tensor]
 
     @classmethod
-    def of(cls, batch: CircuitBatch, graph: Graph, model: Any, *, start: int, room: int) -> "Sources":
+    def of(
+        cls, batch: CircuitBatch, graph: Graph, model: Any, *, start: int, room: int
+    ) -> "WriterDifferences":
         """The sources of a batch, from the token `start` on.
 
         Args:
@@ -92,7 +94,7 @@ def _pieces(
     change: dict[Key, Tensor],
     values: dict[Key, Tensor],
     room: int,
-) -> Iterator[Piece]:
+) -> Iterator[DifferenceBlock]:
     shape, stream, at = graph.shape, change["resid_pre", 0], 1
     yield slice(0, 1), lambda: stream[None]
     for layer in range(shape.n_layers):
@@ -159,9 +161,9 @@ class EdgeTable:
 
     def add(
         self,
-        sources: Sources,
-        run: Run,
-        maps: Sequence[Maps],
+        sources: WriterDifferences,
+        run: GradientRun,
+        maps: Sequence[ReaderMaps],
         *,
         room: int,
         writers: slice | None = None,
@@ -169,7 +171,7 @@ class EdgeTable:
     ) -> None:
         """Add (z_u - z'_u) . dm/d in_v, times `share`, of some writers (None: all)."""
         with torch.no_grad():
-            for readers, slope in reader_slopes(run, maps, self.graph, room=room):
+            for readers, slope in reader_gradients(run, maps, self.graph, room=room):
                 for mine, change in sources.upto(int(self.before[readers.start])):
                     first = mine.start
                     if writers is not None:

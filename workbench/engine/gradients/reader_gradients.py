@@ -13,18 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
-from workbench.engine.fast.base_run import Base
+from workbench.engine.bridge import Norm
+from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.hooked.block import Block, final_norm, pull_back
 from workbench.engine.hooked.forward import Write, forward, slopes_of
 from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
-Norm = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class GradientRun:
     """One forward and backward pass of several versions (rows) of a batch.
 
     Attributes:
@@ -41,7 +40,7 @@ class Run:
 
 
 def decoder_run(
-    base: Base,
+    base: BaseRun,
     graph: Graph,
     embedded: Float[Tensor, "row example pos d_model"],
     measure: Callable[[Tensor], Tensor],
@@ -50,7 +49,7 @@ def decoder_run(
     start: int = 0,
     written: Mapping[Key, Tensor] | None = None,
     dropped: int | None = None,
-) -> Run:
+) -> GradientRun:
     """A run of the fast decoder from given embeddings of the tokens from `start` on; what comes before is the base run.
 
     Args:
@@ -91,7 +90,7 @@ def decoder_run(
                 mid = mid + (out.detach() if dropped == layer else out)
             x = mid
         at["logits", shape.n_layers] = x
-        return Run(
+        return GradientRun(
             streams,
             mlp_streams,
             slopes_of(measure(x), {key: v for key, v in at.items() if v.requires_grad}, metric),
@@ -105,7 +104,7 @@ def hooked_run(
     metric: str,
     writes: Sequence[Write] = (),
     rows: int = 1,
-) -> Run:
+) -> GradientRun:
     """The same of any model, at every token.
 
     Args:
@@ -158,7 +157,7 @@ def hooked_run(
         slopes["logits" if last else "mlp", layer] = apart(pulled)
         if not last:
             mlp_streams[layer] = apart(entry)
-    return Run(streams, mlp_streams, slopes)
+    return GradientRun(streams, mlp_streams, slopes)
 
 
 def _entry(block: Block, layer: int, seen: Mapping[Any, Tensor]) -> Any:
@@ -166,7 +165,7 @@ def _entry(block: Block, layer: int, seen: Mapping[Any, Tensor]) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
+class ReaderMaps:
     """How what a block's readers compute depends on their input: its norms, and the weights of q, k and v.
 
     Attributes:
@@ -181,7 +180,7 @@ class Maps:
     mlp_gate: Tensor | None = None
 
     @classmethod
-    def all_of(cls, model: Any, decoder: Decoder | None) -> "list[Maps]":
+    def all_of(cls, model: Any, decoder: Decoder | None) -> "list[ReaderMaps]":
         """Of every block."""
         if decoder is None:
             blocks = [Block.of(model, layer) for layer in range(model.cfg.n_layers)]
@@ -197,8 +196,8 @@ class Maps:
         return made
 
 
-def reader_slopes(
-    run: Run, maps: Sequence[Maps], graph: Graph, *, room: int
+def reader_gradients(
+    run: GradientRun, maps: Sequence[ReaderMaps], graph: Graph, *, room: int
 ) -> Iterator[tuple[slice, Float[Tensor, "reader example pos d_model"]]]:
     """dm/d in_v of every reader, summed over the rows of the run: slices of `graph.readers` in graph order.
 
@@ -228,7 +227,7 @@ def reader_slopes(
     yield slice(at, at + 1), run.slopes["logits", shape.n_layers].sum(0)[None]
 
 
-def _neuron_slopes(run: Run, maps: Maps, layer: int, part: slice) -> Tensor:
+def _neuron_slopes(run: GradientRun, maps: ReaderMaps, layer: int, part: slice) -> Tensor:
     """dm/d in_v [neuron, example, pos, d_model] of some neurons."""
     assert maps.mlp_norm is not None
     halves = (("pre", maps.mlp_in if maps.mlp_gate is None else maps.mlp_gate), ("linear", maps.mlp_in))

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.circuits import CircuitBatch
-from workbench.engine.gradients.edge_gradients import Sources
-from workbench.engine.gradients.reader_gradients import Run, decoder_run, hooked_run
+from workbench.engine.gradients.edge_gradients import WriterDifferences
+from workbench.engine.gradients.reader_gradients import GradientRun, decoder_run, hooked_run
 from workbench.engine.hooked.forward import Write
 from workbench.metrics.metric import Metric
 from workbench.sites import Key, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Runs:
+class GradientRuns:
     """Forward and backward passes of one batch.
 
     Attributes:
@@ -28,10 +28,10 @@ class Runs:
     graph: Graph
     batch: CircuitBatch
     metric: Metric
-    sources: Sources
+    sources: WriterDifferences
     start: int
 
-    def at(self, shares: Sequence[float]) -> Run:
+    def at(self, shares: Sequence[float]) -> GradientRun:
         """Between other and clean token embeddings, at these shares of the way (1: the clean run)."""
         if all(share == 1 for share in shares):
             return self._run(len(shares))
@@ -44,7 +44,7 @@ class Runs:
         change = self.batch.bound.edited(Site("embed"), here) - here
         return self._run(len(shares), moved=_ways(shares, change[:, self.start :]))
 
-    def group(self, key: Key, shares: Sequence[float]) -> Run:
+    def group(self, key: Key, shares: Sequence[float]) -> GradientRun:
         """With the activations of one group of writers between their other value and the clean one."""
         n = len(shares)
         value, other = self._writes(key)
@@ -55,7 +55,7 @@ class Runs:
             return self._run(n, moved=between - value)
         return self._run(n, written={("z" if key[0] == "z" else "mlp_out", key[1]): between})
 
-    def dropped(self, layer: int) -> Run:
+    def dropped(self, layer: int) -> GradientRun:
         """The clean run with no gradient through what a layer writes."""
         return self._run(1, dropped=layer)
 
@@ -77,7 +77,7 @@ class Runs:
         written: dict[Key, Tensor] | None = None,
         dropped: int | None = None,
         hooks: Sequence[Write] = (),
-    ) -> Run:
+    ) -> GradientRun:
         batch, size = self.batch, len(self.batch.pairs)
         if batch.walk is None:
 
@@ -121,7 +121,7 @@ def _ways(shares: Sequence[float], change: Tensor) -> Tensor:
     return left.view(-1, *[1] * change.ndim) * change
 
 
-def groups(sources: Sources, graph: Graph) -> Iterator[tuple[Key, slice]]:
+def groups(sources: WriterDifferences, graph: Graph) -> Iterator[tuple[Key, slice]]:
     """The groups of writers that move together: the input, the heads of a layer, an MLP; with their place among writers."""
     at = 0
     for key in sources.values:
