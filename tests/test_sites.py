@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import SiteError, UnknownName
-from workbench.sites import KINDS, Edge, Grid, Shape, Site, grid
+from workbench.sites import KINDS, Edge, Grid, Node, Shape, Site, grid
 
 SHAPE = Shape(4, 8, 8, 128, 16, 512, 378, 64)
 GQA = Shape(5, 8, 4, 64, 8, 172, 512, 512, learned_positions=False)
@@ -157,3 +157,43 @@ def test_the_kinds_are_those_of_the_field():
     assert " ".join(KINDS) == (
         "embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out q k v z pattern mlp_pre mlp_post logits"
     )
+
+
+@given(
+    st.sampled_from(["input", "logits"])
+    | st.builds("a{}.{}{}".format, st.integers(0, 99), st.integers(0, 99), st.sampled_from(["", "<q>", "<k>", "<v>"]))
+    | st.builds("m{}{}".format, st.integers(0, 99), st.just("") | st.integers(0, 9999).map(":{}".format))
+)  # fmt: skip
+def test_a_node_survives_its_string_form(text: str):
+    assert str(Node.parse(text)) == text
+
+
+def test_a_node_knows_its_component():
+    key = Node.parse("a5.2<k>")
+    assert (key.kind, key.layer, key.head, key.port) == ("head", 5, 2, "k")
+    assert str(key.component) == "a5.2"
+    assert key.layer_and_head == (5, 2)
+    neuron = Node.parse("m3:113")
+    assert (neuron.is_mlp, neuron.is_head, neuron.layer, neuron.neuron) == (True, False, 3, 113)
+    with pytest.raises(SiteError, match=re.escape("'m3:113' is not a head. Heads: a9.6.")):
+        neuron.layer_and_head  # noqa: B018
+
+
+def test_what_is_no_node_is_refused():
+    for text in (
+        "",
+        "a3",
+        "a3.",
+        "a03.1",
+        "a3.4<z>",
+        "m3<q>",
+        "input<q>",
+        "logits@0",
+        "m3:",
+        "kv3.1",
+        "a3.4@END",
+    ):
+        message = f"{text!r} is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits."
+        with pytest.raises(SiteError) as caught:
+            Node.parse(text)
+        assert str(caught.value) == message

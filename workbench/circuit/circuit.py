@@ -33,7 +33,7 @@ from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError, SiteError
 from workbench.files import check_free, whole
 from workbench.results import clean_attrs
-from workbench.sites import Edge, Position, parse_node
+from workbench.sites import Edge, Node, Position
 
 if TYPE_CHECKING:
     import networkx
@@ -192,14 +192,13 @@ class Circuit:
     @property
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of every attention head in the circuit, in graph order."""
-        return [
-            (part["layer"], part["head"]) for part in map(parse_node, self.nodes) if part["head"] is not None
-        ]
+        return [node.layer_and_head for node in map(Node.parse, self.nodes) if node.is_head]
 
     @property
     def mlps(self) -> list[int]:
         """The layers whose MLP, or some neuron of it, is in the circuit."""
-        return sorted({part["mlp"] for part in map(parse_node, self.nodes) if part["mlp"] is not None})
+        nodes = map(Node.parse, self.nodes)
+        return sorted({node.layer for node in nodes if node.layer is not None and node.is_mlp})
 
     @property
     def _flat(self) -> np.ndarray:
@@ -381,8 +380,7 @@ class Circuit:
     def to_frame(self) -> pd.DataFrame:
         """A table with one row per edge, strongest first: `edge writer reader pos port score`."""
         rows = [
-            (str(edge), edge.writer, edge.reader, edge.pos, parse_node(edge.reader)["port"] or "", score)
-            for edge, score in self._ranked
+            (str(edge), edge.writer, edge.reader, edge.pos, edge.port, score) for edge, score in self._ranked
         ]
         return pd.DataFrame(rows, columns=["edge", "writer", "reader", "pos", "port", "score"])
 
@@ -432,10 +430,12 @@ class Circuit:
 
         graph, nodes = networkx.MultiDiGraph(), self.nodes
         for name in nodes:
-            kind = {"a": "head", "m": "mlp"}.get(name[0], name)
+            kind = Node.parse(name).kind
+            # A neuron's nodes are drawn and counted as those of its MLP.
+            kind = "mlp" if kind == "neuron" else kind
             graph.add_node(name, kind=kind, **({"role": self.labels[name]} if name in self.labels else {}))
         for edge, score in self._ranked:
-            facts: dict[str, Any] = {"reader": edge.reader, "port": parse_node(edge.reader)["port"] or ""}
+            facts: dict[str, Any] = {"reader": edge.reader, "port": edge.port}
             facts |= {"score": score} | ({} if edge.pos is None else {"pos": edge.pos})
             for part in components(self.graph, edge.reader):
                 if part in nodes:

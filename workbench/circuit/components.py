@@ -10,19 +10,20 @@ from typing import Literal
 
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError, UnknownName
-from workbench.sites import parse_node
+from workbench.sites import Node
 
 Classes = Literal["reader", "writer", "layer", "role"]
 MOST_NODES = 20_000
+_GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 
 
 def components(graph: Graph, node: str) -> tuple[str, ...]:
     """The components that a writer or reader belongs to: one, or the query heads that share a key or value."""
-    part = parse_node(node)
-    if part["port"] in ("k", "v"):
-        first = part["head"] * graph.shape.group
-        return tuple(f"a{part['layer']}.{head}" for head in range(first, first + graph.shape.group))
-    return (node.split("<")[0],)
+    parsed = Node.parse(node)
+    if parsed.head is not None and parsed.port in ("k", "v"):
+        first = parsed.head * graph.shape.group
+        return tuple(f"a{parsed.layer}.{head}" for head in range(first, first + graph.shape.group))
+    return (str(parsed.component),)
 
 
 def mlp_of(name: str) -> str:
@@ -33,19 +34,20 @@ def mlp_of(name: str) -> str:
 def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
     """The role of a writer or reader: its label, or else `input`, `logits`, `mlps` or `other heads`."""
     found = [labels[part] for part in components(graph, node) if part in labels]
-    return found[0] if found else {"a": "other heads", "m": "mlps"}.get(node[0], node)
+    if found:
+        return found[0]
+    return "other heads" if Node.parse(node).is_head else _GROUPS.get(Node.parse(node).kind, node)
 
 
 def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str, by: Classes | str) -> str:
     """The class of an edge: by what it enters, by what writes it, by the layer it enters, or by the roles of both ends."""
-    part = parse_node(reader)
+    node = Node.parse(reader)
     if by == "reader":
-        return str(part["port"] or ("mlps" if part["mlp"] is not None else "logits"))
+        return node.port or ("mlps" if node.is_mlp else "logits")
     if by == "writer":
-        return {"a": "heads", "m": "mlps"}.get(writer[0], writer)
+        return _GROUPS.get(Node.parse(writer).kind, writer)
     if by == "layer":
-        layer = part["layer"] if part["layer"] is not None else part["mlp"]
-        return "logits" if layer is None else f"layer {layer}"
+        return "logits" if node.layer is None else f"layer {node.layer}"
     if by == "role":
         return f"{role(graph, labels, writer)} -> {role(graph, labels, reader)}"
     raise UnknownName("by", by, ("reader", "writer", "layer", "role"))
@@ -55,8 +57,12 @@ def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:
     """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its role."""
     parts = components(graph, node)
     known = {node, *parts, *map(mlp_of, parts), *(labels[part] for part in parts if part in labels)}
-    known |= {"heads"} if node.startswith("a") else {"mlps"} if node.startswith("m") else set()
-    return known | ({node[-2]} if node.endswith(">") else set())
+    parsed = Node.parse(node)
+    if parsed.kind in _GROUPS:
+        known.add(_GROUPS[parsed.kind])
+    if parsed.port:
+        known.add(parsed.port)
+    return known
 
 
 def check_known(wanted: Collection[str], known: Collection[str], what: str, hint: str) -> None:

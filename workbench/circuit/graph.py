@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import SiteError
-from workbench.sites import Edge, Position, Shape, parse_node
+from workbench.sites import Edge, Node, Position, Shape
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 REST = "rest"
@@ -148,12 +148,14 @@ class Graph:
         return before if self.positions is None else np.repeat(before[None], len(self.positions), axis=0)
 
     def _moment(self, name: str, *, reads: bool) -> int:
-        part = parse_node(name)
-        if part["name"] in ("input", "logits"):
+        node = Node.parse(name)
+        if node.layer is None:
             return 4 * self.shape.n_layers if reads else -1
-        if part["layer"] is not None:
-            return 4 * part["layer"] + (0 if reads else 1)
-        return 4 * part["mlp"] + (0 if reads and self.shape.parallel else 2 if reads else 3)
+        if node.is_head:
+            return 4 * node.layer + (0 if reads else 1)
+        if reads:
+            return 4 * node.layer + (0 if self.shape.parallel else 2)
+        return 4 * node.layer + 3
 
     @property
     def n_nodes(self) -> int:
@@ -245,7 +247,7 @@ class Graph:
         """What feeds a component from its own position: queries and MLPs."""
         feeds = np.zeros((len(self.readers), len(self.writers)), dtype=bool)
         for w, writer in enumerate(self.writers[1:], start=1):
-            feeds[self.reader_index[writer if writer.startswith("m") else f"{writer}<q>"], w] = True
+            feeds[self.reader_index[f"{writer}<q>" if Node.parse(writer).is_head else writer], w] = True
         return feeds
 
     @cached_property
@@ -253,10 +255,11 @@ class Graph:
         """What feeds a head from every position it sees: keys and values."""
         feeds = np.zeros((len(self.readers), len(self.writers)), dtype=bool)
         for w, writer in enumerate(self.writers):
-            if writer.startswith("a"):
-                layer, head = (int(part) for part in writer[1:].split("."))
+            node = Node.parse(writer)
+            if node.head is not None:
+                kv_head = node.head // self.shape.group
                 for port in "kv":
-                    feeds[self.reader_index[f"a{layer}.{head // self.shape.group}<{port}>"], w] = True
+                    feeds[self.reader_index[f"a{node.layer}.{kv_head}<{port}>"], w] = True
         return feeds
 
     @cached_property

@@ -15,7 +15,7 @@ from workbench.evaluation.evaluate import evaluate
 from workbench.interventions.effects import effects
 from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import planted
-from workbench.sites import grid
+from workbench.sites import Edge, Node, grid
 
 CLAIMED = ("input->a0.2<k>", "a0.2->logits", "input->a1.1<v>", "a1.1->logits")
 """Of `planted("backup-negative")`: faithful on every prompt, and not what the model works by."""
@@ -151,7 +151,9 @@ def _evidence(answer: Any) -> str:
     if away[1] < away[0]:
         raise Wrong("these are the scores on the prompts of the other split; `wired_pairs` are held out.")
     head = one_name(fields(answer, ["head"])["head"], [*heads], "head of this model")
-    if any(head in (edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in CLAIMED):
+    if any(
+        head in (edge.writer, str(Node.parse(edge.reader).component)) for edge in map(Edge.parse, CLAIMED)
+    ):
         raise Wrong(
             f"{head} is in the circuit. What the claim says of heads outside it is what can be refuted."
         )

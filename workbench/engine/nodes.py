@@ -1,11 +1,10 @@
 """Writers and readers of the stream as places in a model: what a node's name means to the engine."""
 
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from workbench.errors import SiteError
-from workbench.sites import Position, Shape, Site, parse_node
+from workbench.sites import Node, Position, Shape, Site, split_position
 
 
 @dataclass(frozen=True)
@@ -18,14 +17,14 @@ class Writer:
     @cached_property
     def site(self) -> Site:
         """The activation that holds what it writes."""
-        part = parse_node(self.name)
-        if part["name"] == "input":
+        node = Node.parse(self.name)
+        if node.kind == "input":
             return Site("resid_pre", 0)
-        if part["head"] is not None:
-            return Site("z", part["layer"], part["head"])
-        if part["neuron"] is not None:
-            return Site("mlp_post", part["mlp"], neuron=part["neuron"])
-        return Site("mlp_out", part["mlp"])
+        if node.is_head:
+            return Site("z", node.layer, node.head)
+        if node.kind == "neuron":
+            return Site("mlp_post", node.layer, neuron=node.neuron)
+        return Site("mlp_out", node.layer)
 
     @property
     def is_mlp(self) -> bool:
@@ -81,13 +80,10 @@ class Reader:
         return replace(self, pos=None)
 
 
-_POSITION = re.compile(r"(?:0|[1-9]\d{0,8})|[A-Za-z_]\w*", re.ASCII)
-
-
 def writer(name: str, shape: Shape) -> Writer:
     """The writer of that name. Raises `SiteError` when it is none, or the model lacks it."""
-    part = parse_node(name)
-    if part["port"] or part["name"] == "logits":
+    node = Node.parse(name)
+    if node.port or node.kind == "logits":
         raise SiteError(f"{name!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
     found = Writer(name, shape)
     _check(found.site, name, shape)
@@ -100,24 +96,22 @@ def readers(name: str, shape: Shape) -> tuple[Reader, ...]:
     Raises:
         SiteError: no such node, a writer that reads nothing, or one that the model lacks.
     """
-    body, at, where = name.strip().partition("@")
-    if at and not _POSITION.fullmatch(where):
-        raise SiteError(f"{name!r}: after @ comes a position, an index or a name: a9.6<q>@END.")
-    part, pos = parse_node(body), (int(where) if where.isdigit() else where) if at else None
-    if part["name"] == "input":
+    body, pos = split_position(name)
+    node = Node.parse(body)
+    if node.kind == "input":
         raise SiteError(
             f"{name!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits; a9.6 means its three."
         )
-    if part["name"] == "logits":
+    if node.layer is None:
         found = [Reader("logits", shape.n_layers, None, pos)]
-    elif part["head"] is None:
-        found = [Reader("mlp" if part["neuron"] is None else "neuron", part["mlp"], part["neuron"], pos)]
-    elif part["port"]:
-        found = [Reader(part["port"], part["layer"], part["head"], pos)]
+    elif node.head is None:
+        found = [Reader(node.kind, node.layer, node.neuron, pos)]
+    elif node.port:
+        found = [Reader(node.port, node.layer, node.head, pos)]
     else:
-        _check(Site("q", part["layer"], part["head"]), name, shape)
-        shared = part["head"] // shape.group
-        found = [Reader(port, part["layer"], part["head"] if port == "q" else shared, pos) for port in "qkv"]
+        _check(Site("q", node.layer, node.head), name, shape)
+        shared = node.head // shape.group
+        found = [Reader(port, node.layer, node.head if port == "q" else shared, pos) for port in "qkv"]
     for reader in found:
         _check(reader.site, name, shape)
     return tuple(found)
@@ -129,15 +123,15 @@ def middle(name: str, shape: Shape) -> tuple[tuple[Reader, ...], tuple[Writer, .
     With grouped queries `a5.2<k>` is kv head 2, and sends on through every query head that uses it.
     """
     read = readers(name, shape)
-    part = parse_node(name.partition("@")[0].strip())
-    if part["name"] == "logits":
+    node = Node.parse(split_position(name)[0])
+    if node.kind == "logits":
         raise SiteError("logits end a path: nothing comes after them.")
-    if part["head"] is None:
-        return read, (writer(part["name"], shape),)
-    heads = [part["head"]]
-    if part["port"] in ("k", "v"):
-        heads = list(range(part["head"] * shape.group, (part["head"] + 1) * shape.group))
-    return read, tuple(writer(f"a{part['layer']}.{head}", shape) for head in heads)
+    if node.head is None:
+        return read, (writer(str(node), shape),)
+    heads = [node.head]
+    if node.port in ("k", "v"):
+        heads = list(range(node.head * shape.group, (node.head + 1) * shape.group))
+    return read, tuple(writer(f"a{node.layer}.{head}", shape) for head in heads)
 
 
 def _check(site: Site, name: str, shape: Shape) -> None:

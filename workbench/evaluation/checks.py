@@ -16,6 +16,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits
 from workbench.engine.circuits import Circuits
+from workbench.sites import Node
 from workbench.statistics import bootstrap, central, ratio_of_means
 
 RANDOM_SETS = 10
@@ -206,7 +207,6 @@ def _classes(graph: Graph, members: Sequence[int]) -> Mapping[str, list[int]]:
     """Components that are alike: the heads of a layer, and the MLPs."""
     classes: dict[str, list[int]] = {}
     for member in members:
-        name = graph.writers[member]
-        layer = name.split(".")[0] if name.startswith("a") else "m"
-        classes.setdefault(layer, []).append(member)
+        node = Node.parse(graph.writers[member])
+        classes.setdefault(f"a{node.layer}" if node.is_head else "m", []).append(member)
     return classes

@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.errors import SiteError, StoreError, WorkbenchError
 from workbench.render.panel import Panel
 from workbench.render.panel_svg import BLUE, RED, attention_svg, shorten, tokens_svg, top_k_svg
-from workbench.sites import parse_node
+from workbench.sites import Node
 from workbench.stores.store import ActivationStore
 from workbench.text import visible
 
@@ -443,9 +443,9 @@ def _example(store: ActivationStore, prompt: int | str) -> int:
 
 def _head(head: str | tuple[int, int] | int, layer: int | None) -> tuple[int, int]:
     if isinstance(head, str):
-        node = parse_node(head)
-        if node["head"] is not None and not node["port"]:
-            return node["layer"], node["head"]
+        node = Node.parse(head)
+        if node.is_head and not node.port:
+            return node.layer_and_head
     elif isinstance(head, int | np.integer):
         if layer is not None:
             return layer, int(head)

@@ -15,6 +15,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
+from workbench.engine.nodes import writer
 from workbench.engine.run import run
 from workbench.engine.values import constant, from_store, mean
 from workbench.errors import CircuitError, PromptError
@@ -26,7 +27,7 @@ from workbench.lenses.head_scores import attention_to, copying_scores, head_scor
 from workbench.metrics.metric import metric as as_metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.sites import Shape
+from workbench.sites import Node, Shape
 from workbench.stores.store import ActivationStore
 from workbench.studies.study import Number, Prediction, Study
 from workbench.tasks.registry import load_task
@@ -94,7 +95,7 @@ class Bench:
     @cached_property
     def measured(self) -> dict[str, xr.DataArray]:
         """The columns of `heads` before averaging, (example, component)."""
-        sites = [f"z[{name[1:]}]" if name.startswith("a") else f"mlp_out[{name[1:]}]" for name in self.parts]
+        sites = [writer(name, Shape.of(self.model)).site for name in self.parts]
         swapped = effects(
             self.model,
             self.pairs,
@@ -131,7 +132,7 @@ class Bench:
     @cached_property
     def roles(self) -> dict[str, str]:
         """The role of each head that has one."""
-        only = self.heads[self.heads.index.str.startswith("a")]
+        only = self.heads[[Node.parse(name).is_head for name in self.heads.index]]
         fitting = {
             str(name): next((r.name for r in self.study.roles if r.fits(row)), "")
             for name, row in only.iterrows()
@@ -260,7 +261,7 @@ class Bench:
 
 def outputs(heads: Sequence[str]) -> list[str]:
     """The sites of what heads write: `a3.7` → `z[3.7]`."""
-    return [f"z[{head[1:]}]" for head in heads]
+    return [f"z[{node.layer}.{node.head}]" for node in map(Node.parse, heads)]
 
 
 def layer_of(head: str) -> int:
@@ -270,5 +271,4 @@ def layer_of(head: str) -> int:
 
 def _numbers(head: str) -> tuple[int, int]:
     """(layer, head) of `a3.7`."""
-    layer, number = head[1:].split(".")
-    return int(layer), int(number)
+    return Node.parse(head).layer_and_head

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.sites import Site
+from workbench.sites import Site, split_position
 
 JOIN = "+"
 PLACE = ("kind", "layer", "head", "neuron", "pos")
@@ -44,9 +44,9 @@ def _steering(what: str) -> dict[str, Any]:
 def _path(what: str) -> dict[str, Any]:
     """The ends of a path; of an edge also its position."""
     nodes = what.split("->")
-    reader, _, pos = nodes[-1].partition("@")
-    found = {"writer": nodes[0], "reader": reader} if len(nodes) > 1 else {}
-    return found | {"pos": int(pos) if pos.isdigit() else pos} if len(nodes) == 2 and pos else found
+    reader, pos = split_position(nodes[-1])
+    found: dict[str, Any] = {"writer": nodes[0], "reader": reader} if len(nodes) > 1 else {}
+    return found | {"pos": pos} if len(nodes) == 2 and pos is not None else found
 
 
 def _method(what: str) -> dict[str, Any]:

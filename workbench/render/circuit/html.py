@@ -19,7 +19,7 @@ import numpy as np
 from workbench.circuit.circuit import Circuit
 from workbench.render.circuit.svg import CircuitView, Drawing, draw, to_svg
 from workbench.render.circuit.view import Line, ViewKind, alive, cut, lines_of
-from workbench.sites import parse_node
+from workbench.sites import Node
 from workbench.text import visible, xml
 
 POLICY = (
@@ -225,19 +225,19 @@ def _scene(drawing: Drawing) -> dict[str, Any]:
 
 def _heads_read(view: CircuitView, index: int) -> list[str]:
     """The heads whose attention an edge enters."""
-    reader = parse_node(view.edges[index].reader)
-    heads = []
-    if reader["head"] is not None:
-        group = view.shape.n_heads // view.shape.n_kv_heads
-        first = reader["head"] * group if reader["port"] in ("k", "v") else reader["head"]
-        last = first + group if reader["port"] in ("k", "v") else first + 1
-        heads = [f"{reader['layer']}.{head}" for head in range(first, last)]
-    return heads
+    reader = Node.parse(view.edges[index].reader)
+    if reader.head is None:
+        return []
+    if reader.port == "q":
+        return [f"{reader.layer}.{reader.head}"]
+    group = view.shape.n_heads // view.shape.n_kv_heads
+    first = reader.head * group
+    return [f"{reader.layer}.{head}" for head in range(first, first + group)]
 
 
 def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
     edge = views[0].edges[index]
-    port = {"q": 0, "k": 1, "v": 2}.get(parse_node(edge.reader)["port"] or "", 3)
+    port = {"q": 0, "k": 1, "v": 2}.get(Node.parse(edge.reader).port or "", 3)
     row: dict[str, Any] = {
         "w": edge.writer,
         "r": edge.reader,

@@ -28,7 +28,7 @@ from workbench.render.circuit.view import (
     lines_of,
     number,
 )
-from workbench.sites import parse_node
+from workbench.sites import Node
 from workbench.text import visible, xml
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
@@ -49,7 +49,7 @@ _THICKEST, _DENSE = 6.0, 300
 
 
 @dataclass(frozen=True)
-class Node:
+class Box:
     """A box: its centre, size, text and the x of each port at its lower edge; an outline `reach`es over what shares it."""
 
     key: str
@@ -71,7 +71,7 @@ class Drawing:
     width: float
     lines: tuple[Line, ...]
     hops: tuple[Hop, ...]
-    nodes: tuple[Node, ...]
+    nodes: tuple[Box, ...]
 
 
 @dataclass(frozen=True)
@@ -245,11 +245,18 @@ def _layers(lines: Sequence[Line]) -> tuple[dict[int, set[str]], set[int]]:
     heads: dict[int, set[str]] = {}
     mlps: set[int] = set()
     for key in sorted({k.split("@")[0] for line in lines for k in (line.start, line.end)}):
-        if key.startswith("m"):
-            mlps.add(int(key[1:]))
-        elif key[0] in "ak":
-            heads.setdefault(int(key.lstrip("akv").split(".")[0]), set()).add(key)
+        node = _node(key)
+        if node.layer is not None and node.is_mlp:
+            mlps.add(node.layer)
+        elif node.layer is not None:
+            heads.setdefault(node.layer, set()).add(key)
     return heads, mlps
+
+
+def _node(key: str) -> Node:
+    """The node of a line's end, as in `a3.7@4`; a kv head `kv3.1` that several heads share is its key `a3.1<k>`."""
+    name = key.split("@")[0]
+    return Node.parse(f"a{name.removeprefix('kv')}<k>" if name.startswith("kv") else name)
 
 
 def _rows(heads: dict[int, set[str]], mlps: set[int], pitch: float, step: float, parallel: bool) -> _Rows:
@@ -284,7 +291,7 @@ def _bands(rows: _Rows, left: float, right: float, half: float) -> str:
     return text
 
 
-def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], str, float, float]:
+def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Box], str, float, float]:
     heads, mlps = _layers(lines)
     group = view.shape.n_heads // view.shape.n_kv_heads
     columns = sorted({_column(name, group) for names in heads.values() for name in names})
@@ -305,20 +312,22 @@ def _components(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], s
     ends = {"input": (right + left) / 2, "logits": (right + left) / 2}
     nodes, under = [], _bands(rows, left, right, h / 2 + 6)
     for name, y in (("input", rows.bottom), ("logits", 16.0)):
-        nodes.append(Node(name, name, "d", ends[name], y, right - left, 18.0))
+        nodes.append(Box(name, name, "d", ends[name], y, right - left, 18.0))
     for layer, names in heads.items():
         for name in sorted(names):
             kind = "k" if name.startswith("kv") else "a"
             column = _column(name, group)
             wide = shared if kind == "k" else w
             nodes.append(
-                _node(name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group)
+                _head_box(
+                    name, name, kind, places[column], rows.attn[layer], wide, h, ports.get(name, ""), group
+                )
             )
-    nodes += [Node(f"m{layer}", f"m{layer}", "m", mlp_x, rows.mlp[layer], w, h - 4) for layer in sorted(mlps)]
+    nodes += [Box(f"m{layer}", f"m{layer}", "m", mlp_x, rows.mlp[layer], w, h - 4) for layer in sorted(mlps)]
     return _shares(nodes, group), under, right + 64, rows.height
 
 
-def _shares(nodes: Sequence[Node], group: int) -> list[Node]:
+def _shares(nodes: Sequence[Box], group: int) -> list[Box]:
     """The same nodes; each kv head knows how far the query heads that share it reach."""
     reach: dict[tuple[float, int], float] = {}
     for node in nodes:
@@ -330,13 +339,14 @@ def _shares(nodes: Sequence[Node], group: int) -> list[Node]:
 
 def _column(name: str, group: int) -> tuple[int, int, int]:
     """(kv group, 0 for its kv head or 1, head): sorted from left to right."""
-    number_ = int(name.split("@")[0].split(".")[1])
-    return (number_, 0, 0) if name.startswith("kv") else (number_ // group, 1, number_)
+    node = _node(name)
+    assert node.head is not None
+    return (node.head, 0, 0) if node.port else (node.head // group, 1, node.head)
 
 
-def _node(
+def _head_box(
     key: str, label: str, kind: str, x: float, y: float, w: float, h: float, live: str, group: int
-) -> Node:
+) -> Box:
     """A head or kv head, with a port for each of q, k and v that something enters."""
     spread = (
         {"q": 0.0}
@@ -345,7 +355,7 @@ def _node(
         if kind == "k"
         else {"q": -w / 3.4, "k": 0.0, "v": w / 3.4}
     )
-    return Node(
+    return Box(
         key, label, kind, x, y, w, h, tuple((port, x + dx) for port, dx in spread.items() if port in live)
     )
 
@@ -358,15 +368,16 @@ def _ports(lines: Sequence[Line]) -> dict[str, str]:
     return ports
 
 
-def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], str, float, float]:
+def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Box], str, float, float]:
     heads, mlps = _layers(lines)
     group, w, h = view.shape.n_heads // view.shape.n_kv_heads, 40.0, 23.0
     rows = _rows(heads, mlps, 66.0, 40.0, view.shape.parallel)
     cells: dict[tuple[int, int], list[str]] = {}
     keys = sorted({k for line in lines for k in (line.start, line.end)})
     for key in keys:
-        if key[0] in "ak":
-            cells.setdefault((int(key.lstrip("akv").split(".")[0]), _pos(key)), []).append(key)
+        node = _node(key)
+        if node.layer is not None and node.is_head:
+            cells.setdefault((node.layer, _pos(key)), []).append(key)
     used = {_pos(key) for key in keys}
     centres, right = _token_columns(view, cells, used, w + 5)
     ports, nodes = _ports(lines), []
@@ -376,21 +387,19 @@ def _positions(view: CircuitView, lines: Sequence[Line]) -> tuple[list[Node], st
     for centre in centres.values():
         under += f'<path class="g" d="M{_n(centre)} 16V{_n(rows.bottom)}"/>'
     for key in keys:
-        p, name = _pos(key), key.split("@")[0]
+        p, name, node = _pos(key), key.split("@")[0], _node(key)
         x, y = centres[p], 0.0
-        if name == "input":
-            nodes.append(Node(key, "", "d", x, rows.bottom, 16.0, 8.0))
-        elif name == "logits":
-            nodes.append(Node(key, "logits", "d", x, 16.0, 40.0, 18.0))
-        elif name.startswith("m"):
-            nodes.append(Node(key, name, "m", x, rows.mlp[int(name[1:])], w - 4, h - 4))
+        if node.kind == "input":
+            nodes.append(Box(key, "", "d", x, rows.bottom, 16.0, 8.0))
+        elif node.layer is None:
+            nodes.append(Box(key, "logits", "d", x, 16.0, 40.0, 18.0))
+        elif node.is_mlp:
+            nodes.append(Box(key, name, "m", x, rows.mlp[node.layer], w - 4, h - 4))
         else:
-            layer = parse_node("a" + name.lstrip("akv"))["layer"]
-            row = sorted(cells[layer, p], key=lambda k: _column(k, group))
-            x, y = x + (row.index(key) - (len(row) - 1) / 2) * (w + 5), rows.attn[layer]
-            nodes.append(
-                _node(key, name, "k" if name.startswith("kv") else "a", x, y, w, h, ports.get(key, ""), group)
-            )
+            row = sorted(cells[node.layer, p], key=lambda k: _column(k, group))
+            x, y = x + (row.index(key) - (len(row) - 1) / 2) * (w + 5), rows.attn[node.layer]
+            style = "k" if node.port else "a"
+            nodes.append(_head_box(key, name, style, x, y, w, h, ports.get(key, ""), group))
     return nodes, under + label_text, right + 64, rows.bottom + label_height
 
 
@@ -450,7 +459,7 @@ def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> tup
 def _paths(
     view: CircuitView,
     lines: Sequence[Line],
-    nodes: list[Node],
+    nodes: list[Box],
     at: dict[str, int],
     strongest: float,
     thickest: float,
@@ -482,7 +491,7 @@ def _side(view: CircuitView, edge: ViewEdge) -> str:
     return ", in both" if edge.side == "both" else f", only in {view.sides[0 if edge.side == 'a' else 1]}"
 
 
-def _curve(start: Node, end: Node, x2: float, boxes: np.ndarray, aligned: bool) -> str:
+def _curve(start: Box, end: Box, x2: float, boxes: np.ndarray, aligned: bool) -> str:
     """From the top of one box to a port of another: the least bent of some curves that hides behind the fewest boxes."""
     x1, y1, y2 = start.x, start.y - start.h / 2, end.y + end.h / 2
     reach = max(16.0, 0.42 * (y1 - y2))
@@ -511,7 +520,7 @@ def _curve(start: Node, end: Node, x2: float, boxes: np.ndarray, aligned: bool) 
     return best
 
 
-def _hop(hop: Hop, nodes: list[Node], at: dict[str, int]) -> str:
+def _hop(hop: Hop, nodes: list[Box], at: dict[str, int]) -> str:
     a, b = nodes[at[hop.start]], nodes[at[hop.end]]
     if abs(b.x - a.x) < a.w + 12:
         (x1, y1), (x2, y2) = (a.x, a.y - a.h / 2), (b.x, b.y - b.h / 2)
@@ -525,7 +534,7 @@ def _hop(hop: Hop, nodes: list[Node], at: dict[str, int]) -> str:
     return f'<path class="h" d="{path}" stroke-width="{_n(1.2 + 3 * hop.weight)}"><title>{xml(title)}</title></path>'
 
 
-def _box(node: Node) -> str:
+def _box(node: Box) -> str:
     place = f'x="{_n(node.x - node.w / 2)}" y="{_n(node.y - node.h / 2)}" width="{_n(node.w)}" height="{_n(node.h)}" rx="5"'
     up = 4.2 if node.ports else 0
     text = '<g class="n">'

@@ -13,7 +13,7 @@ import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
-from workbench.sites import Shape, parse_node
+from workbench.sites import Node, Shape
 
 ViewKind = Literal["component", "position"]
 _MAX_HOPS, _MIN_ATTENTION, _MAX_LINES = 3, 0.05, 2000
@@ -176,7 +176,7 @@ class CircuitView:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The components at either end of an edge, from input to logits."""
-        names = {e.writer for e in self.edges} | {e.reader.split("<")[0] for e in self.edges}
+        names = {e.writer for e in self.edges} | {str(Node.parse(e.reader).component) for e in self.edges}
         return tuple(sorted(names, key=_order))
 
     @property
@@ -236,17 +236,16 @@ def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
         writing.setdefault(view.edges[i].writer, []).append(pos)
     lines = []
     for i, pos, weight in found:
-        writer, reader = view.edges[i].writer, parse_node(view.edges[i].reader)
+        writer, reader = view.edges[i].writer, Node.parse(view.edges[i].reader)
         at = "" if pos is None else f"@{pos}"
-        layer, port, shared = reader["layer"], reader["port"] or "", False
-        if reader["head"] is None:
-            fed, end = [reader["name"]], reader["name"]
-        elif port == "q":
-            fed, end = [f"a{layer}.{reader['head']}"], f"a{layer}.{reader['head']}"
+        layer, port, shared = reader.layer, reader.port or "", False
+        if reader.head is None or port == "q":
+            end = str(reader.component)
+            fed = [end]
         else:
-            first, shared = reader["head"] * group, True
+            first, shared = reader.head * group, True
             fed = [f"a{layer}.{head}" for head in range(first, first + group)]
-            end = fed[0] if group == 1 else f"kv{layer}.{reader['head']}"
+            end = fed[0] if group == 1 else f"kv{layer}.{reader.head}"
         if shared and pos is not None:
             feeds = {
                 f"{head}@{p}" for head in fed for p in writing.get(head, []) if p is not None and p >= pos
@@ -290,14 +289,14 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
         {
             (line.start.split("@")[0], line.pos)
             for line in lines
-            if line.pos is not None and line.start[0] == "a"
+            if line.pos is not None and Node.parse(line.start.split("@")[0]).is_head
         }
     )
     hops = []
     for writer, query in written:
-        node = parse_node(writer)
-        pattern = view.patterns.get((node["layer"], node["head"]))
-        name = writer if group == 1 else f"kv{node['layer']}.{node['head'] // group}"
+        layer, head = Node.parse(writer).layer_and_head
+        pattern = view.patterns.get((layer, head))
+        name = writer if group == 1 else f"kv{layer}.{head // group}"
         places = [p for p in keys.get(name, ()) if (p < query if group == 1 else p <= query)]
         if pattern is None:
             continue
@@ -371,12 +370,10 @@ def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
 
 
 def _order(name: str) -> tuple[int, int, int]:
-    parts = parse_node(name)
-    if parts["layer"] is not None:
-        return parts["layer"], 0, parts["head"]
-    if parts["mlp"] is not None:
-        return parts["mlp"], 1, parts["neuron"] or 0
-    return (-1, 0, 0) if name == "input" else (1 << 30, 0, 0)
+    node = Node.parse(name)
+    if node.layer is None:
+        return (-1, 0, 0) if node.kind == "input" else (1 << 30, 0, 0)
+    return (node.layer, 0, node.head) if node.head is not None else (node.layer, 1, node.neuron or 0)
 
 
 def _provenance(circuit: Circuit, faithfulness: tuple[float, float, float] | None) -> tuple[str, ...]:
