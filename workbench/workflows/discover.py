@@ -38,8 +38,6 @@ from workbench.tasks.registry import load_task
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
 VALUES = ("from_store", "zero", "mean")
-WITH_INTERVALS = ("eap", "eap-ig-inputs", "clean-corrupt")
-"""Methods whose scores are means over prompts of one gradient run each: their intervals cost as much again."""
 SHOWN_PROMPTS = 3
 
 
@@ -128,10 +126,11 @@ def discover(
         )  # fmt: skip
         step("edges")
         other = _value(value, stores)
-        made = find_by(
-            method, model, train, value=other, metric=measured, n_edges=n_edges, seed=seed, progress=progress
-        )
-        scores, circuit = made.scores, made.circuit
+        discovery = find_by(
+            method, model, train, value=other, metric=measured, n_edges=n_edges, by_example=True, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        scores, circuit = discovery.scores, discovery.circuit
         step("circuit")
         evaluation = _evaluations(model, circuit, heldout, train, _value(value, held), other, measured)
         curve = faithfulness_curve(
@@ -143,7 +142,8 @@ def discover(
                 "no effect to explain. Check the prompts, the answers and the metric."
             )
         step("report")
-        intervals = _intervals(scores, model, train, other, measured)
+        # Methods that score no single prompt have no intervals over prompts.
+        intervals = None if discovery.by_example is None else summary(discovery.by_example, draws=200)
         scored = circuit.n_edges > 0 and circuit.scores is not None
         how: dict[str, Any] = {"value": _value(value, held), "metric": measured, "progress": False}
         grown = faithfulness_curve(circuit, model, heldout, **how) if scored else None
@@ -177,16 +177,6 @@ def _prompts(
 def _value(name: str, stores: tuple[ActivationStore, ActivationStore]) -> Value:
     """The value that stands in for what is outside a circuit, from the stores (clean, corrupt) of the prompts."""
     return value_named(name, own=stores[0], other=stores[1])
-
-
-def _intervals(
-    scores: xr.DataArray, model: Any, pairs: PromptPairs, value: Value, metric: Metric
-) -> xr.Dataset | None:
-    """Intervals of the edges' scores over the prompts they come from; None where a method scores no single prompt."""
-    if scores.attrs.get("method") not in WITH_INTERVALS or set(scores.dims) != {"writer", "reader"}:
-        return None
-    how: dict[str, Any] = {"metric": metric, "method": str(scores.attrs["method"]), "progress": False}
-    return summary(score_edges(model, pairs, value=value, keep=("example",), **how), draws=200)
 
 
 def _view(
