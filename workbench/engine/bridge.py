@@ -1,4 +1,8 @@
-"""Reading the modules of a bridge."""
+"""Reading the modules that a TransformerLens bridge wraps: norms, activation functions, children by name.
+
+`norm` is the one reader of norms: the fast engine, the hooked circuit run, gradients and lenses all compute a norm through it.
+`Unsupported` is how a reader says that the fast engine cannot run a model. This module knows no engine.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workbench.models.model import Model
+
 Norm = Callable[[Tensor], Tensor]
 Act = Callable[[Tensor], Tensor]
 
+# Fused functions in place of the modules of transformers, which spell the same formulas out in several products.
 _ACTS: dict[str, Act] = {
     "NewGELUActivation": lambda x: F.gelu(x, approximate="tanh"),
     "PytorchGELUTanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -22,46 +29,47 @@ _ACTS: dict[str, Act] = {
 
 
 class Unsupported(Exception):
-    """Why the fast engine cannot run a model; the reference path can."""
+    """Why the fast engine cannot run a model; hooks can."""
 
 
-def inner(part: Any) -> Any:
-    """The module that a bridge component wraps."""
-    found = getattr(part, "original_component", None)
-    return part if found is None else found
+def inner(component: Any) -> Any:
+    """The module that a bridge component wraps, or the component itself where it wraps none."""
+    module = getattr(component, "original_component", None)
+    return component if module is None else module
 
 
-def child(part: Any, name: str) -> Any:
+def child(component: Any, name: str) -> Any:
     """The wrapped module of that name below a bridge component, or None."""
-    found = dict(part.named_children()).get(name)
-    return None if found is None else inner(found)
+    named = dict(component.named_children()).get(name)
+    return None if named is None else inner(named)
 
 
-def norm(part: Any) -> Norm:
-    """A norm over the last axis, computed as the bridge computes it; identity where a model has none."""
-    module = inner(part)
-    if part is None or isinstance(module, torch.nn.Identity):
-        return lambda x: x
+def norm(component: Any) -> Norm:
+    """A norm over the last axis, computed as the bridge computes it but without its hooks; the identity for None.
+
+    Gradients flow to the input, not to the weights where they are applied here.
+    """
+    if component is None:
+        return _identity
+    module = inner(component)
+    if isinstance(module, torch.nn.Identity):
+        return _identity
     if isinstance(module, torch.nn.LayerNorm):
         return lambda x: _layer_norm(module, x)
-    if getattr(part, "use_native_layernorm_autograd", False):
+    if _runs_the_module_itself(component):
         return module
-    centred, eps, weight = not part.uses_rms_norm, part.config.eps, getattr(module, "weight", None)
-
-    def bare(x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        wide = wide - wide.mean(-1, keepdim=True) if centred else wide
-        wide = wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-        return (wide if weight is None else wide * weight.detach()).to(x.dtype)
-
-    return bare
+    return lambda x: _norm_by_hand(component, module, x)
 
 
-def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    weight, bias = (
-        None if each is None else each.detach().to(x.dtype) for each in (module.weight, module.bias)
-    )
-    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+def block_norm(model: Model, layer: int, name: str) -> Norm | None:
+    """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
+    component = dict(model.blocks[layer].named_children()).get(name)
+    return None if component is None else norm(component)
+
+
+def final_norm(model: Model) -> Norm:
+    """The norm before the unembedding."""
+    return norm(dict(model.named_children()).get("ln_final"))
 
 
 def activation(module: Act) -> Act:
@@ -69,3 +77,37 @@ def activation(module: Act) -> Act:
     if not callable(module):
         raise Unsupported("its activation function is not known")
     return _ACTS.get(type(module).__name__, module)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _runs_the_module_itself(component: Any) -> bool:
+    """Whether the component calls the module that it wraps: those that are no norm of the bridge's own always do."""
+    if not hasattr(component, "uses_rms_norm"):
+        return True
+    folded = getattr(component.config, "layer_norm_folding", False)
+    return bool(component.use_native_layernorm_autograd or folded)
+
+
+def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm in the precision of its input, which may be wider than the weights (`readout=torch.float32`)."""
+    weight = None if module.weight is None else module.weight.detach().to(x.dtype)
+    bias = None if module.bias is None else module.bias.detach().to(x.dtype)
+    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+def _norm_by_hand(component: Any, module: Any, x: Tensor) -> Tensor:
+    """The formula of TransformerLens 4.3's `NormalizationBridge`, in its order of operations, so that the bits agree."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    if not component.uses_rms_norm:
+        wide = wide - wide.mean(-1, keepdim=True)
+    wide = wide / (wide.pow(2).mean(-1, keepdim=True) + component.config.eps).sqrt()
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if weight is not None:
+        # Gemma stores its weight as the distance from 1.
+        wide = wide * (1.0 + weight.detach() if component.uses_weight_offset else weight.detach())
+    if bias is not None and not component.uses_rms_norm:
+        wide = wide + bias.detach()
+    return wide.to(x.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.engine.bridge import child, norm
+from workbench.engine.bridge import child, final_norm
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
@@ -126,10 +126,10 @@ class MeasuredRuns:
             return forward(self.model, tokens, writes=writes).logits
         last = ("resid_post", shape.n_layers - 1)
         stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
-        unembed, final = child(self.model, "unembed"), norm(dict(self.model.named_children()).get("ln_final"))
+        unembed, norm = child(self.model, "unembed"), final_norm(self.model)
         bias = None if unembed.bias is None else unembed.bias.detach().to(self.dtype)
         with torch.no_grad():
-            return torch.nn.functional.linear(final(stream), unembed.weight.detach().to(self.dtype), bias)
+            return torch.nn.functional.linear(norm(stream), unembed.weight.detach().to(self.dtype), bias)
 
     def measure(self, logits: Tensor, prompts: Prompts, examples: Sequence[int]) -> Tensor:
         """[example]: the metric of logits [example, pos, vocab] of these examples."""

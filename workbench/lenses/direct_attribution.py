@@ -13,7 +13,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.engine.hooked.block import Block, Norm, final_norm, norm_of
+from workbench.engine.bridge import Norm, block_norm, final_norm
+from workbench.engine.hooked.block import Block
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.lenses.unembedding import ReadOut, check_store, needed, one_token, token_rows
 from workbench.models.load import model_device
@@ -251,7 +252,7 @@ class _BlockWriters:
         )
         if shape.attn_only:
             return cls(heads, None)
-        mlp, post = model.blocks[layer].mlp, norm_of(model, layer, "ln2_post")
+        mlp, post = model.blocks[layer].mlp, block_norm(model, layer, "ln2_post")
         weight, bias = mlp.W_out.detach().double().cpu(), getattr(mlp, "b_out", None)
         bias = weight.new_zeros(size) if bias is None else bias.detach().double().cpu()
         return cls(

@@ -9,7 +9,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.engine.hooked.block import Block, final_norm
+from workbench.engine.bridge import final_norm
+from workbench.engine.hooked.block import Block
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.direct_attribution import FrozenNorm
 from workbench.lenses.unembedding import check_store, needed, pieces, token_rows

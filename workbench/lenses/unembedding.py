@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.engine.hooked.block import Norm, final_norm
+from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError, StoreError

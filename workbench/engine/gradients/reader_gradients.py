@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
-from workbench.engine.bridge import Norm
+from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.hooked.block import Block, final_norm, pull_back
+from workbench.engine.hooked.block import Block, pull_back
 from workbench.engine.hooked.forward import Write, forward, slopes_of
 from workbench.engine.values import Bound
 from workbench.sites import Key, Site

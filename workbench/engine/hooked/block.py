@@ -5,7 +5,6 @@ inputs TransformerLens refuses (native ones, grouped-query attention).
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.engine.bridge import Norm, norm
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
 from workbench.sites import Shape
 
-Norm = Callable[[Tensor], Tensor]
 _add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
@@ -58,16 +57,16 @@ class Block:
                 if bias is None
                 else bias.detach().view(weight.shape[0], -1)
             )
-        attn_norm, b_out = _norm(children.get("ln1")), getattr(attn, "b_O", None)
+        attn_norm, b_out = norm(children.get("ln1")), getattr(attn, "b_O", None)
         own_mlp_norm = "ln2" in children
         return cls(
             attn_norm=attn_norm,
-            mlp_norm=(_norm(children["ln2"]) if own_mlp_norm else attn_norm) if "mlp" in children else None,
+            mlp_norm=(norm(children["ln2"]) if own_mlp_norm else attn_norm) if "mlp" in children else None,
             weights=weights,
             biases=biases,
             w_out=attn.W_O.detach(),
             b_out=attn.W_O.new_zeros(attn.W_O.shape[-1]) if b_out is None else b_out.detach(),
-            attn_post=_norm(children["ln1_post"]) if "ln1_post" in children else None,
+            attn_post=norm(children["ln1_post"]) if "ln1_post" in children else None,
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
 
@@ -115,17 +114,6 @@ def check_parts_add_up(model: Any) -> None:
     _add_up.add(model)
 
 
-def final_norm(model: Any) -> Norm:
-    """The norm before the unembedding."""
-    return _norm(dict(model.named_children()).get("ln_final"))
-
-
-def norm_of(model: Any, layer: int, name: str) -> Norm | None:
-    """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
-    found = dict(model.blocks[layer].named_children()).get(name)
-    return None if found is None else _norm(found)
-
-
 def pull_back(
     norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]
 ) -> Tensor:
@@ -139,11 +127,3 @@ def pull_back(
         entry = stream.detach().expand(slope.shape).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
     return gradient
-
-
-def _norm(part: Any) -> Norm:
-    """The wrapped norm itself, without the bridge's hooks; identity where a model has none."""
-    if part is None:
-        return lambda stream: stream
-    inner = getattr(part, "original_component", None)
-    return inner if inner is not None else part

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.hooked.block import Block, Norm, check_parts_add_up, final_norm
+from workbench.engine.hooked.block import Block, check_parts_add_up
 from workbench.engine.hooked.forward import Change, forward
 from workbench.engine.inputs import stacked
 from workbench.engine.memory import rows_per_forward
