@@ -28,7 +28,7 @@ import workbench as wb
 from workbench.prompts.prompts import Prompts
 from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
 from workbench.stores.format import checksum, write_json, writing
-from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, Plan, cut, file_name
+from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, StorePlan, cut, file_name
 
 WIDTH, LAYERS, LENGTH = 768, 12, 64
 BLOCK = 4096
@@ -47,7 +47,7 @@ def made(folder: Path, gigabytes: float) -> DiskStore:
     prompts = Prompts.of(generator.integers(1, 50_000, (n, LENGTH)).tolist())
     lengths = prompts.lengths.numpy()
     names = [f"resid_post[{layer}]" for layer in range(LAYERS)]
-    plan = Plan(
+    plan = StorePlan(
         model="none", model_name="random", tokenizer="none", prompts=prompts.fingerprint, n=n, sites={name: name for name in names},
         shapes={name: [WIDTH] for name in names}, dtype="bfloat16", keep="all",
         shards=cut(lengths, lengths, {"resid_post": WIDTH * LAYERS}, 0, 2, SHARD_BYTES), batch_tokens=4096, threads=1, versions={}, checksums={},

@@ -11,7 +11,7 @@ import torch
 import workbench as wb
 from workbench.errors import ModelError, UnknownName
 from workbench.models.load import model_name
-from workbench.planted_models.blueprint import Blueprint, Setting, one_hot
+from workbench.planted_models.blueprint import Blueprint, Embedding, one_hot
 from workbench.planted_models.planted import VARIANTS
 
 KINDS = ("corrupt", "zero")
@@ -280,7 +280,7 @@ def test_a_drawing_of_ones_own_on_paper():
     words = plan.alphabet("w", 2, "token")
     plan.head("back", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "out")])
     plan.read_out("out", words)
-    built = plan.build("own", Setting(decoys=0), seed=0)
+    built = plan.build("own", Embedding(decoys=0), seed=0)
     assert built.heads == {"back": "a0.0"}
     assert built.wired == {"input->a0.0<q>", "input->a0.0<k>", "input->a0.0<v>", "a0.0->logits"}
     with torch.no_grad():

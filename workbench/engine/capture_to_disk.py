@@ -45,7 +45,7 @@ from workbench.stores.plan import (
     PROMPTS,
     SHARD_BYTES,
     SHARDS,
-    Plan,
+    StorePlan,
     cut,
     file_name,
     key_of,
@@ -128,7 +128,7 @@ class Request:
             )
         return np.array([len(each) for each in chosen]), torch.tensor([p for each in chosen for p in each])
 
-    def plan(self, model: Any) -> Plan:
+    def plan(self, model: Any) -> StorePlan:
         """What will be stored, and how it is cut."""
         written = list(dict.fromkeys(self.keys.values()))
         probe = forward(model, self.prompts.tokens[:1, :1], record=written).recorded
@@ -147,7 +147,7 @@ class Request:
         forward_budget = max(1, memory_budget(model_device(model), self.budget) * 3 // 4)
         fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
         keep = self.keep if isinstance(self.keep, str) else _described(self.keep)
-        return Plan(
+        return StorePlan(
             model=model_fingerprint(model), model_name=model_name(model), tokenizer=tokenizer_fingerprint(model),
             prompts=self.prompts.fingerprint, n=len(self.prompts), sites={name_of(a): name_of(b) for a, b in self.keys.items()},
             shapes=shapes, dtype=str(dtype).removeprefix("torch."), keep=keep,
@@ -156,7 +156,7 @@ class Request:
         )  # fmt: skip
 
     def cost(
-        self, model: Any, plan: Plan, shards: Sequence[int] | None = None, *, timed: bool = True
+        self, model: Any, plan: StorePlan, shards: Sequence[int] | None = None, *, timed: bool = True
     ) -> StoreCost:
         """What the shards (None: all) will take; one forward pass is timed, else the seconds are NaN."""
         chosen = range(len(plan.shards)) if shards is None else shards
@@ -259,7 +259,7 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     return [damage.file for damage in damaged]
 
 
-def _begun(model: Any, request: Request, path: Path) -> Plan:
+def _begun(model: Any, request: Request, path: Path) -> StorePlan:
     """The plan of the store in a folder: the one that is there if it stores the same, else a new one."""
     fresh = request.plan(model)
     if exists(str(path / PLAN)):
@@ -298,7 +298,7 @@ def _begun(model: Any, request: Request, path: Path) -> Plan:
 
 
 def write_shards(
-    model: Any, prompts: Prompts, path: Path, plan: Plan, shards: Iterable[int], done: Any
+    model: Any, prompts: Prompts, path: Path, plan: StorePlan, shards: Iterable[int], done: Any
 ) -> None:
     """Run the prompts of some shards and write them; `done(n)` hears of every n prompts."""
     lengths = prompts.lengths.cpu().numpy().astype(np.int64)
@@ -361,7 +361,7 @@ def _job(path: str, source: Mapping[str, Any], shards: Sequence[int]) -> int:
     return sum(plan.shards[shard][1] - plan.shards[shard][0] for shard in shards)
 
 
-def _same_model(model: Any, plan: Plan, path: Path) -> None:
+def _same_model(model: Any, plan: StorePlan, path: Path) -> None:
     for what, there, here in (
         ("model", plan.model, model_fingerprint(model)),
         ("tokenizer", plan.tokenizer, tokenizer_fingerprint(model)),

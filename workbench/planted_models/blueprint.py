@@ -22,7 +22,7 @@ STEADY = 45.0  # with norms: a constant that dominates the stream's length, so t
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreTerm:
     """A part of a head's attention score: gain * (left x_q) . (right x_k); with q None, gain * right x_k."""
 
     q: str | None
@@ -48,7 +48,7 @@ class Head:
 
     name: str
     layer: int
-    scores: tuple[Score, ...]
+    scores: tuple[ScoreTerm, ...]
     moves: tuple[Move, ...]
     decoy: bool = False
 
@@ -65,8 +65,8 @@ class Neuron:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a drawing is embedded.
+class Embedding:
+    """How a drawing is hidden in a model.
 
     Attributes:
         norm: None, "LN" or "RMS".
@@ -88,7 +88,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltModel:
     """The model, the place of every named head ("previous" → "a0.3"), and all edges that carry something used."""
 
     model: Any
@@ -132,21 +132,21 @@ class Blueprint:
             self.word(name, **{space: one_hot(i, self.widths[space]) for space in spaces})
         return names
 
-    def same(self, q: str, k: str, gain: float = 1.0, *, shift: int = 0) -> Score:
+    def same(self, q: str, k: str, gain: float = 1.0, *, shift: int = 0) -> ScoreTerm:
         """Attend to where `k` holds what `q` holds here, or (`shift`) the one-hot so many steps further."""
         left = torch.diag_embed(torch.ones(self.widths[q] - abs(shift)), offset=-shift)
         rows = self.widths[k]
-        return Score(q, k, gain * self.gain, rectangular(left, rows, self.widths[q]), torch.eye(rows))
+        return ScoreTerm(q, k, gain * self.gain, rectangular(left, rows, self.widths[q]), torch.eye(rows))
 
-    def on(self, k: str, gain: float = 1.0, *, only: int | None = None) -> Score:
+    def on(self, k: str, gain: float = 1.0, *, only: int | None = None) -> ScoreTerm:
         """Attend, from everywhere, to where `k` holds anything, or (`only`) that one-hot."""
         width = self.widths[k]
         right = torch.ones(1, width) if only is None else one_hot(only, width)[None]
-        return Score(None, k, gain * self.gain, torch.ones(1, 1), right)
+        return ScoreTerm(None, k, gain * self.gain, torch.ones(1, 1), right)
 
     def gate(
         self, q: str, k: str, gain: float = 1.0, *, here: int | None = None, there: int | None = None
-    ) -> Score:
+    ) -> ScoreTerm:
         """Attend to where `k` holds anything (or the one-hot `there`), as much as `q` holds anything (or `here`)."""
         left = torch.ones(1, self.widths[q]) if here is None else one_hot(here, self.widths[q])[None]
         return replace(self.on(k, gain, only=there), q=q, left=left)
@@ -156,7 +156,7 @@ class Blueprint:
         matrix = torch.diag_embed(torch.ones(self.widths[v] - abs(shift)), offset=-shift)
         return Move(v, out, rectangular(matrix, self.widths[out], self.widths[v]), scale)
 
-    def head(self, name: str, layer: int, scores: Sequence[Score], moves: Sequence[Move]) -> None:
+    def head(self, name: str, layer: int, scores: Sequence[ScoreTerm], moves: Sequence[Move]) -> None:
         """A head of the true circuit."""
         self.heads.append(Head(name, layer, tuple(scores), tuple(moves)))
 
@@ -174,7 +174,7 @@ class Blueprint:
         """A constant in the stream from the first attention layer's bias on: no edge carries it."""
         self.constant[space] = vector
 
-    def build(self, name: str, setting: Setting, *, seed: int) -> Built:
+    def build(self, name: str, setting: Embedding, *, seed: int) -> BuiltModel:
         """The model in which this drawing is hidden."""
         rng = random.Random(f"planted {name} {seed}")
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
@@ -188,9 +188,11 @@ class Blueprint:
         drawn = _Drawn(self, setting, base + setting.extra, heads, neurons, rng, generator)
         model = native_model(f"planted-{name}", weights=drawn.weights(), **drawn.config())
         true = {head.name: drawn.places[head.name] for head in self.heads}
-        return Built(model, true, self._wired(heads, neurons, drawn.places, setting.group), setting.group)
+        return BuiltModel(
+            model, true, self._wired(heads, neurons, drawn.places, setting.group), setting.group
+        )
 
-    def _decoys(self, heads: list[Head], setting: Setting, n_layers: int, rng: random.Random) -> list[Head]:
+    def _decoys(self, heads: list[Head], setting: Embedding, n_layers: int, rng: random.Random) -> list[Head]:
         """Loud heads that nothing reads, chains of heads beside the readout, doubles of true heads: in turn."""
         loud = 2.0 if setting.norm else 8.0
         embedded = sorted({space for parts in self.words.values() for space in parts})
@@ -211,7 +213,7 @@ class Blueprint:
             made.append(Head(f"decoy {i}", layer, scores, moves, decoy=True))
         return made
 
-    def _decoy_neurons(self, setting: Setting, n_layers: int, rng: random.Random) -> list[Neuron]:
+    def _decoy_neurons(self, setting: Embedding, n_layers: int, rng: random.Random) -> list[Neuron]:
         embedded = sorted({space for parts in self.words.values() for space in parts})
         made = []
         for layer in range(n_layers):
@@ -254,24 +256,26 @@ class _Drawn:
 
     def __init__(
         self,
-        plan: Blueprint,
-        setting: Setting,
+        drawing: Blueprint,
+        setting: Embedding,
         n_layers: int,
         heads: Sequence[Head],
         neurons: Sequence[Neuron],
         rng: random.Random,
         generator: torch.Generator,
     ) -> None:
-        self.plan, self.setting, self.n_layers, self.heads, self.neurons = (
-            plan,
+        self.drawing, self.setting, self.n_layers, self.heads, self.neurons = (
+            drawing,
             setting,
             n_layers,
             heads,
             neurons,
         )
         self.generator = generator
-        ends = torch.tensor(list(plan.widths.values())).cumsum(0).tolist()
-        self.slices = {s: slice(end - plan.widths[s], end) for s, end in zip(plan.widths, ends, strict=True)}
+        ends = torch.tensor(list(drawing.widths.values())).cumsum(0).tolist()
+        self.slices = {
+            s: slice(end - drawing.widths[s], end) for s, end in zip(drawing.widths, ends, strict=True)
+        }
         self.used = int(ends[-1])
         self.d_model = self.used + 1
         start = torch.randn(self.d_model, self.d_model, generator=generator, dtype=torch.float64)
@@ -311,7 +315,7 @@ class _Drawn:
         setting = self.setting
         return {
             "n_layers": self.n_layers, "n_heads": self.n_heads, "d_model": self.d_model, "d_head": self.d_head,
-            "d_mlp": max(self.d_mlp, 1), "n_ctx": self.plan.length, "d_vocab": len(self.plan.words), "act_fn": "relu",
+            "d_mlp": max(self.d_mlp, 1), "n_ctx": self.drawing.length, "d_vocab": len(self.drawing.words), "act_fn": "relu",
             "normalization_type": setting.norm, "attn_only": self.d_mlp == 0,
             "n_key_value_heads": self.n_kv_heads if setting.group > 1 else None,
         }  # fmt: skip
@@ -331,16 +335,16 @@ class _Drawn:
         }
 
     def _embedding(self) -> dict[str, Tensor]:
-        plan = self.plan
-        rows = torch.stack([self._vector(parts) for parts in plan.words.values()])
+        drawing = self.drawing
+        rows = torch.stack([self._vector(parts) for parts in drawing.words.values()])
         if self.setting.norm:  # equal lengths: the first norm divides by the same number everywhere
             squares = rows.square().sum(-1)
             rows[:, self.slices["slack"]] = (squares.max() - squares).sqrt()[:, None]
-        positions = torch.zeros(plan.length, self.used)
-        positions[:, self.slices["position"]] = torch.eye(plan.length)
-        space, words = plan.readout
-        readout = torch.zeros(len(plan.words), self.used)
-        ids = list(plan.words)
+        positions = torch.zeros(drawing.length, self.used)
+        positions[:, self.slices["position"]] = torch.eye(drawing.length)
+        space, words = drawing.readout
+        readout = torch.zeros(len(drawing.words), self.used)
+        ids = list(drawing.words)
         for i, word in enumerate(words):
             readout[ids.index(word), self.slices[space].start + i] = READOUT
         self.input_length = float((rows[0].square().sum() + 1).sqrt())
@@ -376,7 +380,7 @@ class _Drawn:
                 o[at : at + width, self.slices[move.out]] = move.scale * move.map.T
                 at, kv_at = at + width, kv_at + width
             filled.add(kv)
-        constant = self._vector(self.plan.constant if layer == 0 else {})
+        constant = self._vector(self.drawing.constant if layer == 0 else {})
         constant[self.slices["steady"]] = STEADY if self.setting.norm and layer == 0 else 0.0
         first = layer == 0
         return {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
 from workbench.planted_models import recipes
-from workbench.planted_models.blueprint import Setting
+from workbench.planted_models.blueprint import Embedding
 from workbench.planted_models.recipes import Recipe
 
 Split = Literal["train", "heldout"]
@@ -27,99 +27,99 @@ class Variant:
     """A recipe, how it is embedded, and which methods that makes it hard for."""
 
     recipe: Callable[[int, float], Recipe]
-    setting: Setting
+    setting: Embedding
     hard: str
 
 
 VARIANTS: dict[str, Variant] = {
     "induction": Variant(
         recipes.induction,
-        Setting(),
+        Embedding(),
         "Saturated attention: gradients into q and k vanish, so EAP misses all that decides where the heads look.",
     ),
     "induction-noisy": Variant(
         recipes.induction,
-        Setting(gain=10, noise=0.006, decoys=5, extra=1),
+        Embedding(gain=10, noise=0.006, decoys=5, extra=1),
         "Every edge has some effect: rankings must tell small from large, and loud decoys have the largest activations.",
     ),
     "induction-ln": Variant(
         recipes.induction,
-        Setting(norm="LN", gain=14, noise=0.002, decoys=5, neurons=4),
+        Embedding(norm="LN", gain=14, noise=0.002, decoys=5, neurons=4),
         "Layer norms: whatever adds to the stream's length reaches every reader; MLPs that do nothing for the answer.",
     ),
     "ioi": Variant(
         recipes.ioi,
-        Setting(gain=14, decoys=6),
+        Embedding(gain=14, decoys=6),
         "Four layers; two signals add up, so zeroing either alone changes little; three hard heads decide by q and k alone.",
     ),
     "ioi-noisy": Variant(
         recipes.ioi,
-        Setting(gain=14, noise=0.006, decoys=6),
+        Embedding(gain=14, noise=0.006, decoys=6),
         "As ioi, with small effects at most false edges: signed EAP ranks true edges of gradient zero among them.",
     ),
     "ioi-ln-gqa": Variant(
         recipes.ioi,
-        Setting(norm="LN", group=2, gain=14, noise=0.002, decoys=7, neurons=4),
+        Embedding(norm="LN", group=2, gain=14, noise=0.002, decoys=7, neurons=4),
         "As ioi, with norms, and kv heads shared with decoys: a method that splits k and v by query head fails.",
     ),
     "lookup": Variant(
         recipes.lookup,
-        Setting(decoys=4, neurons=6, extra=1),
+        Embedding(decoys=4, neurons=6, extra=1),
         "A cell of a table: the gradient sees the neuron that is on; the one that the other run turns on is flat.",
     ),
     "lookup-noisy": Variant(
         recipes.lookup,
-        Setting(gain=10, noise=0.005, decoys=4, neurons=6, extra=1),
+        Embedding(gain=10, noise=0.005, decoys=4, neurons=6, extra=1),
         "As lookup, with soft attention and small effects at most false edges.",
     ),
     "conjunction": Variant(
         recipes.conjunction,
-        Setting(decoys=4, neurons=4, extra=1),
+        Embedding(decoys=4, neurons=4, extra=1),
         "An AND: where it is off, one input alone does nothing, and gradients there are exactly zero.",
     ),
     "conjunction-rms": Variant(
         recipes.conjunction,
-        Setting(norm="RMS", gain=10, noise=0.002, decoys=4, neurons=4, extra=1),
+        Embedding(norm="RMS", gain=10, noise=0.002, decoys=4, neurons=4, extra=1),
         "As conjunction, with RMS norms and noise.",
     ),
     "backup": Variant(
         recipes.backup,
-        Setting(gain=16, decoys=4, extra=1),
+        Embedding(gain=16, decoys=4, extra=1),
         "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: the backup covers for it.",
     ),
     "backup-gqa": Variant(
         recipes.backup,
-        Setting(group=2, gain=10, noise=0.004, decoys=6),
+        Embedding(group=2, gain=10, noise=0.004, decoys=6),
         "As backup, with kv heads that decoys share, and false edges whose effects exceed those of the redundant ones.",
     ),
     "negative": Variant(
         recipes.negative,
-        Setting(gain=12),
+        Embedding(gain=12),
         "True edges that oppose: a signed ranking puts the negative head last of all, magnitude finds it.",
     ),
     "backup-negative": Variant(
         recipes.backup_negative,
-        Setting(gain=9, noise=0.003, decoys=5),
+        Embedding(gain=9, noise=0.003, decoys=5),
         "Both at once: redundant edges without effect, opposing ones with a large one, noise between them.",
     ),
     "q-composition": Variant(
         recipes.q_composition,
-        Setting(gain=16, decoys=4),
+        Embedding(gain=16, decoys=4),
         "The feeder matters through the target's saturated q alone: EAP scores the feeder and all before it zero.",
     ),
     "v-composition": Variant(
         recipes.v_composition,
-        Setting(decoys=4),
+        Embedding(decoys=4),
         "What is moved is linear, where the target looks is saturated: gradients find one half of it.",
     ),
     "compositions": Variant(
         recipes.compositions,
-        Setting(gain=14, decoys=4),
+        Embedding(gain=14, decoys=4),
         "Three feeders of one head, each through one port: scores of nodes cannot tell three edges of nine.",
     ),
     "compositions-gqa": Variant(
         recipes.compositions,
-        Setting(gain=11, group=2, noise=0.004, decoys=6),
+        Embedding(gain=11, group=2, noise=0.004, decoys=6),
         "As compositions, with noise and kv heads that decoys share.",
     ),
 }
@@ -152,7 +152,7 @@ class Planted:
     heads: Mapping[str, str]
     words: tuple[str, ...]
     recipe: Recipe
-    setting: Setting
+    setting: Embedding
     seed: int
     prompt_seed: int
     split: str
@@ -207,8 +207,8 @@ def planted(
     given = {"decoys": decoys, "noise": noise, "extra": extra}
     setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})
     recipe = variant.recipe(size, setting.gain)
-    words = tuple(recipe.plan.words)
-    built = recipe.plan.build(name, setting, seed=seed)
+    words = tuple(recipe.blueprint.words)
+    built = recipe.blueprint.build(name, setting, seed=seed)
     shared = frozenset(built.edge(text) for text in recipe.shared)
     if not shared <= built.wired:
         raise ModelError(

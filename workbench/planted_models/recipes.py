@@ -29,13 +29,13 @@ class Recipe:
     """A drawing with its prompts: `draw(rng, kind)` makes an example with the kind of corruption that number stands for.
 
     Attributes:
-        plan: the drawing.
+        blueprint: the drawing.
         draw: `(rng, kind) -> Example`, `kind` from 0 to `kinds` - 1.
         shared: edges that carry nothing that differs between the runs.
         redundant: sets of edges of which each alone changes little.
     """
 
-    plan: Blueprint
+    blueprint: Blueprint
     draw: Callable[[random.Random, int], Example]
     kinds: int
     shared: frozenset[str]
@@ -47,12 +47,14 @@ def induction(size: int, gain: float) -> Recipe:
 
     Corrupt: another query, two keys swapped, or two values swapped.
     """
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, previous=size, out=size)
-    words = plan.alphabet("t", size, "token")
-    plan.head("previous", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "previous")])
-    plan.head("induction", 1, [plan.same("token", "previous")], [plan.move("token", "out")])
-    plan.read_out("out", words)
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, previous=size, out=size)
+    words = drawing.alphabet("t", size, "token")
+    drawing.head(
+        "previous", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "previous")]
+    )
+    drawing.head("induction", 1, [drawing.same("token", "previous")], [drawing.move("token", "out")])
+    drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
         keys, values, (a, b) = *_deal(rng, words, 3, 3), rng.sample(range(3), 2)
@@ -61,7 +63,7 @@ def induction(size: int, gain: float) -> Recipe:
         corrupt = (*_interleaved(other_keys, other_values), keys[b] if kind == 0 else keys[a])
         return Example(clean, corrupt, values[a], values[b])
 
-    return Recipe(plan, draw, 3, frozenset({"input->previous<q>", "input->previous<k>"}))
+    return Recipe(drawing, draw, 3, frozenset({"input->previous<q>", "input->previous<k>"}))
 
 
 def ioi(size: int, gain: float) -> Recipe:
@@ -71,30 +73,32 @@ def ioi(size: int, gain: float) -> Recipe:
     first one was; an inhibition head carries that to the end; the mover attends to names, but not there (2211.00593).
     Corrupt: the repeated name is the other one, or the two names trade places everywhere.
     """
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, previous=size, seen=8, inhibit=8, out=size)
-    names, fillers, second = plan.alphabet("n", size, "token"), plan.alphabet("f", 6), 6
-    plan.word("to")
-    plan.head("previous", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "previous")])
-    twice = [plan.same("token", "token"), plan.same("position", "position", -1.0)]
-    plan.head("duplicate", 0, twice, [plan.move("position", "seen", 0.5)])
-    plan.head(
-        "induction", 1, [plan.same("token", "previous")], [plan.move("position", "seen", 0.5, shift=-1)]
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, previous=size, seen=8, inhibit=8, out=size)
+    names, fillers, second = drawing.alphabet("n", size, "token"), drawing.alphabet("f", 6), 6
+    drawing.word("to")
+    drawing.head(
+        "previous", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "previous")]
     )
-    plan.head(
+    twice = [drawing.same("token", "token"), drawing.same("position", "position", -1.0)]
+    drawing.head("duplicate", 0, twice, [drawing.move("position", "seen", 0.5)])
+    drawing.head(
+        "induction", 1, [drawing.same("token", "previous")], [drawing.move("position", "seen", 0.5, shift=-1)]
+    )
+    drawing.head(
         "inhibition",
         2,
-        [plan.gate("position", "position", here=7, there=second)],
-        [plan.move("seen", "inhibit")],
+        [drawing.gate("position", "position", here=7, there=second)],
+        [drawing.move("seen", "inhibit")],
     )
     soft = 6.0 / gain  # a saturated mover would need only one of the two signals
     choice = [
-        plan.on("token", soft),
-        plan.on("position", -soft, only=second),
-        plan.same("inhibit", "position", -0.8 * soft),
+        drawing.on("token", soft),
+        drawing.on("position", -soft, only=second),
+        drawing.same("inhibit", "position", -0.8 * soft),
     ]
-    plan.head("mover", 3, choice, [plan.move("token", "out")])
-    plan.read_out("out", names)
+    drawing.head("mover", 3, choice, [drawing.move("token", "out")])
+    drawing.read_out("out", names)
 
     def draw(rng: random.Random, kind: int) -> Example:
         (a, b), fill = rng.sample(names, 2), rng.sample(fillers, 3)
@@ -106,7 +110,10 @@ def ioi(size: int, gain: float) -> Recipe:
 
     shared = {"input->previous<q>", "input->previous<k>", "input->duplicate<v>", "input->induction<v>"}
     return Recipe(
-        plan, draw, 2, frozenset(shared | {"input->inhibition<q>", "input->inhibition<k>", "input->mover<k>"})
+        drawing,
+        draw,
+        2,
+        frozenset(shared | {"input->inhibition<q>", "input->inhibition<k>", "input->mover<k>"}),
     )
 
 
@@ -116,19 +123,19 @@ def lookup(size: int, gain: float) -> Recipe:
     A head fetches `a`; one neuron of the MLP for each pair. Corrupt: another `b`, or another `a` at another place.
     """
     n = size // 2
-    plan = Blueprint(length=6, gain=gain)
-    plan.space(first=n, second=n, fetched=n, out=n)
+    drawing = Blueprint(length=6, gain=gain)
+    drawing.space(first=n, second=n, fetched=n, out=n)
     rows, columns, answers = (
-        plan.alphabet("a", n, "first"),
-        plan.alphabet("b", n, "second"),
-        plan.alphabet("y", n),
+        drawing.alphabet("a", n, "first"),
+        drawing.alphabet("b", n, "second"),
+        drawing.alphabet("y", n),
     )
-    fillers = plan.alphabet("f", 6)
-    plan.head("fetch", 0, [plan.on("first")], [plan.move("first", "fetched")])
+    fillers = drawing.alphabet("f", 6)
+    drawing.head("fetch", 0, [drawing.on("first")], [drawing.move("first", "fetched")])
     for i, j in product(range(n), range(n)):
         cell = {"out": one_hot((i + j) % n, n)}
-        plan.neuron(0, {"fetched": one_hot(i, n), "second": one_hot(j, n)}, -1.0, cell)
-    plan.read_out("out", answers)
+        drawing.neuron(0, {"fetched": one_hot(i, n), "second": one_hot(j, n)}, -1.0, cell)
+    drawing.read_out("out", answers)
 
     def draw(rng: random.Random, kind: int) -> Example:
         (i, other_i), (j, other_j), fill = (
@@ -144,7 +151,7 @@ def lookup(size: int, gain: float) -> Recipe:
         )
         return Example(clean, corrupt, answers[(i + j) % n], answers[(other_i + other_j) % n])
 
-    return Recipe(plan, draw, 2, frozenset())
+    return Recipe(drawing, draw, 2, frozenset())
 
 
 def conjunction(size: int, gain: float) -> Recipe:
@@ -153,18 +160,20 @@ def conjunction(size: int, gain: float) -> Recipe:
     Corrupt: one of the two is missing; in half of the pairs the other way round.
     """
     n = size // 2
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, p=1, q=1, has_p=1, has_q=1, out=2)
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, p=1, q=1, has_p=1, has_q=1, out=2)
     for kind in ("p", "q"):
         for i in range(n):
-            plan.word(f"{kind}{i}", **{kind: torch.ones(1), "token": one_hot(i, size)})
-        plan.head(f"find-{kind}", 0, [plan.on(kind)], [plan.move(kind, f"has_{kind}")])
-    fillers, ask = plan.alphabet("f", size, "token"), "?"
+            drawing.word(f"{kind}{i}", **{kind: torch.ones(1), "token": one_hot(i, size)})
+        drawing.head(f"find-{kind}", 0, [drawing.on(kind)], [drawing.move(kind, f"has_{kind}")])
+    fillers, ask = drawing.alphabet("f", size, "token"), "?"
     for word in (ask, "yes", "no"):
-        plan.word(word)
-    plan.neuron(0, {"has_p": torch.ones(1), "has_q": torch.ones(1)}, -1.0, {"out": torch.tensor([2.0, 0.0])})
-    plan.always("out", torch.tensor([0.0, 1.0]))
-    plan.read_out("out", ("yes", "no"))
+        drawing.word(word)
+    drawing.neuron(
+        0, {"has_p": torch.ones(1), "has_q": torch.ones(1)}, -1.0, {"out": torch.tensor([2.0, 0.0])}
+    )
+    drawing.always("out", torch.tensor([0.0, 1.0]))
+    drawing.read_out("out", ("yes", "no"))
 
     def draw(rng: random.Random, kind: int) -> Example:
         p, q, fill = f"p{rng.randrange(n)}", f"q{rng.randrange(n)}", rng.sample(fillers, 6)
@@ -176,7 +185,7 @@ def conjunction(size: int, gain: float) -> Recipe:
         yes, no = (*both, ask), (*one, ask)
         return Example(yes, no, "yes", "no") if kind < 2 else Example(no, yes, "no", "yes")
 
-    return Recipe(plan, draw, 4, frozenset())
+    return Recipe(drawing, draw, 4, frozenset())
 
 
 def backup(size: int, gain: float) -> Recipe:
@@ -186,12 +195,12 @@ def backup(size: int, gain: float) -> Recipe:
     silences the main head (its k or v corrupted or zeroed) wakes the backup, and the metric hardly moves.
     Corrupt: another of the same words is in capitals.
     """
-    plan, words = _capitals(size, gain)
-    _main_and_backup(plan)
-    plan.read_out("out", words)
+    drawing, words = _capitals(size, gain)
+    _main_and_backup(drawing)
+    drawing.read_out("out", words)
     main, spare = _redundant()
     sets = tuple(frozenset(pair) for pair in product(main, spare))
-    return Recipe(plan, _capital_moves(words), 1, frozenset({"main->backup<q>"}), sets)
+    return Recipe(drawing, _capital_moves(words), 1, frozenset({"main->backup<q>"}), sets)
 
 
 def negative(size: int, gain: float) -> Recipe:
@@ -200,10 +209,10 @@ def negative(size: int, gain: float) -> Recipe:
     It lowers the metric, and the model is not itself without it: all its edges oppose (2310.04625).
     Corrupt: another word is in capitals, or the word in capitals trades places with another.
     """
-    plan, words = _capitals(size, gain)
-    plan.head("main", 0, [plan.on("capital")], [plan.move("capital", "out")])
-    plan.head("negative", 1, [plan.same("out", "token")], [plan.move("token", "out", -0.5)])
-    plan.read_out("out", words)
+    drawing, words = _capitals(size, gain)
+    drawing.head("main", 0, [drawing.on("capital")], [drawing.move("capital", "out")])
+    drawing.head("negative", 1, [drawing.same("out", "token")], [drawing.move("token", "out", -0.5)])
+    drawing.read_out("out", words)
     moves = _capital_moves(words)
 
     def draw(rng: random.Random, kind: int) -> Example:
@@ -218,7 +227,7 @@ def negative(size: int, gain: float) -> Recipe:
             example.wrong,
         )
 
-    return Recipe(plan, draw, 2, frozenset())
+    return Recipe(drawing, draw, 2, frozenset())
 
 
 def backup_negative(size: int, gain: float) -> Recipe:
@@ -226,14 +235,14 @@ def backup_negative(size: int, gain: float) -> Recipe:
 
     Corrupt: another of the same words is in capitals.
     """
-    plan, words = _capitals(size, gain)
-    _main_and_backup(plan)
-    plan.head("negative", 2, [plan.same("out", "token")], [plan.move("token", "out", -0.5)])
-    plan.read_out("out", words)
+    drawing, words = _capitals(size, gain)
+    _main_and_backup(drawing)
+    drawing.head("negative", 2, [drawing.same("out", "token")], [drawing.move("token", "out", -0.5)])
+    drawing.read_out("out", words)
     main, spare = _redundant()
     sets = tuple(frozenset(pair) for pair in product(main, (*spare, "backup->negative<q>")))
     shared = {"main->backup<q>", "input->negative<k>", "input->negative<v>"}
-    return Recipe(plan, _capital_moves(words), 1, frozenset(shared), sets)
+    return Recipe(drawing, _capital_moves(words), 1, frozenset(shared), sets)
 
 
 def q_composition(size: int, gain: float) -> Recipe:
@@ -241,16 +250,16 @@ def q_composition(size: int, gain: float) -> Recipe:
 
     Corrupt: another pointer, or the word it points to trades places with another.
     """
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, digit=5, pointer=5, out=size)
-    words, digits = plan.alphabet("x", size, "token"), plan.alphabet("d", 5, "digit")
-    plan.word("?")
-    plan.head("fetch", 0, [plan.on("digit")], [plan.move("digit", "pointer")])
-    left = torch.zeros(plan.length, 5)
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, digit=5, pointer=5, out=size)
+    words, digits = drawing.alphabet("x", size, "token"), drawing.alphabet("d", 5, "digit")
+    drawing.word("?")
+    drawing.head("fetch", 0, [drawing.on("digit")], [drawing.move("digit", "pointer")])
+    left = torch.zeros(drawing.length, 5)
     left[2:7] = torch.eye(5)  # the first digit points to position 2
-    point = replace(plan.same("pointer", "position"), left=left)
-    plan.head("target", 1, [point], [plan.move("token", "out")])
-    plan.read_out("out", words)
+    point = replace(drawing.same("pointer", "position"), left=left)
+    drawing.head("target", 1, [point], [drawing.move("token", "out")])
+    drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
         listed, (a, b) = rng.sample(words, 5), rng.sample(range(5), 2)
@@ -258,7 +267,7 @@ def q_composition(size: int, gain: float) -> Recipe:
         corrupt = (digits[a if kind else b], *_swapped(listed, a, b, kind == 1), "?")
         return Example(clean, corrupt, listed[a], listed[b])
 
-    return Recipe(plan, draw, 2, frozenset({"input->fetch<k>", "input->target<k>"}))
+    return Recipe(drawing, draw, 2, frozenset({"input->fetch<k>", "input->target<k>"}))
 
 
 def v_composition(size: int, gain: float) -> Recipe:
@@ -266,14 +275,16 @@ def v_composition(size: int, gain: float) -> Recipe:
 
     Corrupt: the mark stands elsewhere, or the word before it trades places with another.
     """
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, mark=1, previous=size, out=size)
-    words = plan.alphabet("x", size, "token")
-    plan.word("!", mark=torch.ones(1))
-    plan.word("?")
-    plan.head("previous", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "previous")])
-    plan.head("target", 1, [plan.on("mark")], [plan.move("previous", "out")])
-    plan.read_out("out", words)
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, mark=1, previous=size, out=size)
+    words = drawing.alphabet("x", size, "token")
+    drawing.word("!", mark=torch.ones(1))
+    drawing.word("?")
+    drawing.head(
+        "previous", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "previous")]
+    )
+    drawing.head("target", 1, [drawing.on("mark")], [drawing.move("previous", "out")])
+    drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
         listed, (a, b) = rng.sample(words, 5), rng.sample(range(5), 2)
@@ -281,7 +292,7 @@ def v_composition(size: int, gain: float) -> Recipe:
         clean, corrupt = ((*row[: i + 1], "!", *row[i + 1 :], "?") for row, i in ((listed, a), (other, at)))
         return Example(clean, corrupt, listed[a], listed[b])
 
-    return Recipe(plan, draw, 2, frozenset({"input->previous<q>", "input->previous<k>"}))
+    return Recipe(drawing, draw, 2, frozenset({"input->previous<q>", "input->previous<k>"}))
 
 
 def compositions(size: int, gain: float) -> Recipe:
@@ -290,16 +301,24 @@ def compositions(size: int, gain: float) -> Recipe:
     Three heads feed one: the first its query (the cue), the second its keys, the third its values. Nine edges of the same
     shape could be there; three are. Corrupt: another cue, two keys swapped, or two values swapped.
     """
-    plan = Blueprint(length=12, gain=gain)
-    plan.space(token=size, separator=1, cue=size, key=size, value=size, out=size)
-    words = plan.alphabet("t", size, "token")
-    plan.word(";", separator=torch.ones(1))
-    plan.word("?")
-    plan.head("feed-q", 0, [plan.gate("position", "position", here=11, there=1)], [plan.move("token", "cue")])
-    plan.head("feed-k", 0, [plan.same("position", "position", shift=-1)], [plan.move("token", "key")])
-    plan.head("feed-v", 0, [plan.same("position", "position", shift=-2)], [plan.move("token", "value")])
-    plan.head("target", 1, [plan.same("cue", "key"), plan.on("separator")], [plan.move("value", "out")])
-    plan.read_out("out", words)
+    drawing = Blueprint(length=12, gain=gain)
+    drawing.space(token=size, separator=1, cue=size, key=size, value=size, out=size)
+    words = drawing.alphabet("t", size, "token")
+    drawing.word(";", separator=torch.ones(1))
+    drawing.word("?")
+    drawing.head(
+        "feed-q", 0, [drawing.gate("position", "position", here=11, there=1)], [drawing.move("token", "cue")]
+    )
+    drawing.head(
+        "feed-k", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "key")]
+    )
+    drawing.head(
+        "feed-v", 0, [drawing.same("position", "position", shift=-2)], [drawing.move("token", "value")]
+    )
+    drawing.head(
+        "target", 1, [drawing.same("cue", "key"), drawing.on("separator")], [drawing.move("value", "out")]
+    )
+    drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
         keys, values, (a, b) = *_deal(rng, words, 3, 3), rng.sample(range(3), 2)
@@ -309,18 +328,18 @@ def compositions(size: int, gain: float) -> Recipe:
         return Example(clean, corrupt, values[a], values[b])
 
     places = {f"input->feed-{port}<{end}>" for port in "qkv" for end in "qk"}
-    return Recipe(plan, draw, 3, frozenset(places | {"input->target<k>"}))
+    return Recipe(drawing, draw, 3, frozenset(places | {"input->target<k>"}))
 
 
 def _capitals(size: int, gain: float) -> tuple[Blueprint, tuple[str, ...]]:
     """Words in small letters and in capitals; only the latter are in the subspace `capital`."""
-    plan = Blueprint(length=8, gain=gain)
-    plan.space(token=size, capital=size, bos=1, out=size)
-    plan.word("BOS", bos=torch.ones(1))
-    words = plan.alphabet("w", size, "token")
-    plan.alphabet("W", size, "token", "capital")
-    plan.word("?")
-    return plan, words
+    drawing = Blueprint(length=8, gain=gain)
+    drawing.space(token=size, capital=size, bos=1, out=size)
+    drawing.word("BOS", bos=torch.ones(1))
+    words = drawing.alphabet("w", size, "token")
+    drawing.alphabet("W", size, "token", "capital")
+    drawing.word("?")
+    return drawing, words
 
 
 def _capital_moves(words: tuple[str, ...]) -> Callable[[random.Random, int], Example]:
@@ -332,10 +351,10 @@ def _capital_moves(words: tuple[str, ...]) -> Callable[[random.Random, int], Exa
     return draw
 
 
-def _main_and_backup(plan: Blueprint) -> None:
-    plan.head("main", 0, [plan.on("capital")], [plan.move("capital", "out")])
-    unless = [plan.on("capital"), plan.gate("out", "capital", -1.0), plan.on("bos", 0.5)]
-    plan.head("backup", 1, unless, [plan.move("capital", "out")])
+def _main_and_backup(drawing: Blueprint) -> None:
+    drawing.head("main", 0, [drawing.on("capital")], [drawing.move("capital", "out")])
+    unless = [drawing.on("capital"), drawing.gate("out", "capital", -1.0), drawing.on("bos", 0.5)]
+    drawing.head("backup", 1, unless, [drawing.move("capital", "out")])
 
 
 def _redundant() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -20,7 +20,7 @@ from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.stores.format import StoredFile, checksum, read_json, write_json, writing
 from workbench.stores.index import Packed
-from workbench.stores.plan import LABELS, PLAN, PROMPTS, Plan, file_name, key_of, record_name
+from workbench.stores.plan import LABELS, PLAN, PROMPTS, StorePlan, file_name, key_of, record_name
 from workbench.stores.store import ActivationStore
 
 CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
@@ -37,7 +37,7 @@ class OpenFiles(dict[str, StoredFile]):
         return OpenFiles, ()
 
 
-class Piece:
+class ShardSegment:
     """One tensor of one shard: its file is opened when a row is first asked for."""
 
     def __init__(self, files: OpenFiles, place: str, name: str, n: int) -> None:
@@ -114,11 +114,11 @@ class DiskStore(ActivationStore):
 
     def _packed(self, place: str, name: str) -> Packed:
         plan, group = self.plan, key_of(name)[0]
-        pieces = []
+        segments = []
         for shard in range(len(plan.shards)):
             _, shape = plan.tensors(group, shard, self._lengths, self._counts)[name]
-            pieces.append(Piece(self._open, join(place, file_name(shard, group)), name, shape[0]))
-        return Packed(pieces, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
+            segments.append(ShardSegment(self._open, join(place, file_name(shard, group)), name, shape[0]))
+        return Packed(segments, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
 
 
 def open_store(place: str | Path) -> DiskStore:
@@ -144,13 +144,13 @@ def open_store(place: str | Path) -> DiskStore:
     return DiskStore(str(place))
 
 
-def read_plan(place: str) -> Plan:
+def read_plan(place: str) -> StorePlan:
     """The plan of the store there. Raises `StoreError` when there is none."""
     if not exists(join(place, PLAN)):
         raise StoreError(
             f"There is no store in {place!r}: it has no {PLAN}. Make one with capture(..., path=)."
         )
-    return Plan.from_dict(read_json(join(place, PLAN)), join(place, PLAN))
+    return StorePlan.from_dict(read_json(join(place, PLAN)), join(place, PLAN))
 
 
 def join(place: str, name: str) -> str:
@@ -184,7 +184,7 @@ def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tens
             file.append(name, value)
 
 
-def finish_shard(folder: Path, plan: Plan, shard: int) -> None:
+def finish_shard(folder: Path, plan: StorePlan, shard: int) -> None:
     """Record that a shard is whole."""
     names = [file_name(shard, group) for group in plan.groups]
     write_json(folder / record_name(shard), {name: checksum(folder / name) for name in names})

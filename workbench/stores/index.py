@@ -1,4 +1,4 @@
-"""Where the rows of each prompt lie, and the packed rows themselves: in one piece in memory, in one for each shard on disk."""
+"""Where the rows of each prompt lie, and the packed rows themselves: in one segment in memory, in one for each shard on disk."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -80,7 +80,7 @@ class RowIndex:
 
 
 @runtime_checkable
-class Piece(Protocol):
+class Segment(Protocol):
     """Consecutive rows that lie in one place."""
 
     def __len__(self) -> int: ...
@@ -95,8 +95,8 @@ class Piece(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class InMemory:
-    """A piece that is a tensor."""
+class MemorySegment:
+    """A segment that is a tensor."""
 
     rows: Tensor
 
@@ -114,51 +114,51 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Packed:
-    """The rows of a site, [row, ...], in pieces."""
+    """The rows of a site, [row, ...], in segments."""
 
-    def __init__(self, pieces: Sequence[Piece], *, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    def __init__(self, segments: Sequence[Segment], *, dtype: torch.dtype, shape: Sequence[int]) -> None:
         """`shape` is that of one row."""
-        self.pieces, self.dtype, self.row_shape = list(pieces), dtype, tuple(shape)
-        self._ends = np.cumsum([len(piece) for piece in self.pieces])
+        self.segments, self.dtype, self.row_shape = list(segments), dtype, tuple(shape)
+        self._ends = np.cumsum([len(segment) for segment in self.segments])
 
     @classmethod
     def of(cls, rows: Tensor) -> "Packed":
-        return cls([InMemory(rows)], dtype=rows.dtype, shape=rows.shape[1:])
+        return cls([MemorySegment(rows)], dtype=rows.dtype, shape=rows.shape[1:])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def whole(self) -> Tensor:
-        """All rows; without a copy if they lie in one piece."""
+        """All rows; without a copy if they lie in one segment."""
         return (
-            self.pieces[0].whole()
-            if len(self.pieces) == 1
-            else torch.cat([piece.whole() for piece in self.pieces])
+            self.segments[0].whole()
+            if len(self.segments) == 1
+            else torch.cat([segment.whole() for segment in self.segments])
         )
 
     def part(self, start: int, stop: int) -> Tensor:
-        """[row, ...] of consecutive rows, without a copy where they lie in one piece that is in memory or mapped."""
-        found = [piece.part(a, b) for piece, a, b in self._cut(start, stop)]
+        """[row, ...] of consecutive rows, without a copy where they lie in one segment that is in memory or mapped."""
+        found = [segment.part(a, b) for segment, a, b in self._cut(start, stop)]
         if not found:
             return torch.empty((0, *self.row_shape), dtype=self.dtype)
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def take(self, rows: Int[Tensor, "row"]) -> Tensor:
         """[row, ...] of any rows, in the order asked for."""
-        if len(self.pieces) == 1:
-            whole = self.pieces[0].whole()
+        if len(self.segments) == 1:
+            whole = self.segments[0].whole()
             return whole[rows.to(whole.device)]
         which = torch.from_numpy(np.searchsorted(self._ends, rows.numpy(), side="right"))
         order = torch.argsort(which, stable=True)
-        counts = torch.bincount(which, minlength=len(self.pieces)).tolist()
+        counts = torch.bincount(which, minlength=len(self.segments)).tolist()
         found = torch.empty((len(rows), *self.row_shape), dtype=self.dtype)
-        for piece, end, here in zip(self.pieces, self._ends.tolist(), order.split(counts), strict=True):
+        for segment, end, here in zip(self.segments, self._ends.tolist(), order.split(counts), strict=True):
             if len(here):
-                found.index_copy_(0, here, piece.whole().index_select(0, rows[here] - (end - len(piece))))
+                found.index_copy_(0, here, segment.whole().index_select(0, rows[here] - (end - len(segment))))
         return found
 
     def columns(self, columns: Iterable[int]) -> Tensor:
-        """[row, column]: some of the numbers of each row, flattened; one piece is touched after the other."""
+        """[row, column]: some of the numbers of each row, flattened; one segment is touched after the other."""
         chosen, size = list(columns), math.prod(self.row_shape)
         if not chosen or not all(0 <= column < size for column in chosen):
             raise StoreError(
@@ -167,8 +167,8 @@ class Packed:
         found = torch.empty((len(self), len(chosen)), dtype=self.dtype)
         bits = _BITS[self.dtype.itemsize]
         column = found.view(bits).numpy()[:, 0]
-        for piece, end in zip(self.pieces, self._ends.tolist(), strict=True):
-            rows = piece.whole()
+        for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
+            rows = segment.whole()
             if (
                 len(chosen) == 1 and rows.device.type == "cpu"
             ):  # numpy copies a strided view in less time than torch
@@ -180,31 +180,31 @@ class Packed:
     def blocks(
         self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Which rows they are, and the rows, in blocks of up to `size` that lie in one piece each.
+        """Which rows they are, and the rows, in blocks of up to `size` that lie in one segment each.
 
         Args:
             shuffle: blocks come in a random order and their rows are mixed.
             share: (i, n): of n readers, the blocks of the i-th.
         """
         starts = [
-            (piece, int(end) - len(piece), a)
-            for piece, end in zip(self.pieces, self._ends, strict=True)
-            for a in range(0, len(piece), size)
+            (segment, int(end) - len(segment), a)
+            for segment, end in zip(self.segments, self._ends, strict=True)
+            for a in range(0, len(segment), size)
         ]
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(starts)) if shuffle else np.arange(len(starts))
         for number in order[share[0] :: share[1]].tolist():
-            piece, first, a = starts[number]
-            block = piece.whole()[a : a + size]
+            segment, first, a = starts[number]
+            block = segment.whole()[a : a + size]
             rows = torch.arange(first + a, first + a + len(block))
             if shuffle:
                 mixed = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(block)))
                 block, rows = block[mixed.to(block.device)], rows[mixed]
             yield rows, block
 
-    def _cut(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
+    def _cut(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
         first = 0
-        for piece, end in zip(self.pieces, self._ends.tolist(), strict=True):
+        for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
             if start < end and stop > first:
-                yield piece, max(start, first) - first, min(stop, end) - first
+                yield segment, max(start, first) - first, min(stop, end) - first
             first = end

@@ -24,7 +24,7 @@ PLAN, PROMPTS, LABELS, SHARDS = "store.json", "prompts.safetensors", "labels.jso
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """A store on disk.
 
     Attributes:
@@ -107,7 +107,7 @@ class Plan:
         if batch:
             yield batch
 
-    def same_store(self, other: "Plan") -> list[str]:
+    def same_store(self, other: "StorePlan") -> list[str]:
         """What differs between two plans in what they would store; how it is cut into shards and batches does not count."""
         fields = ("model", "tokenizer", "prompts", "sites", "shapes", "dtype", "keep")
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
@@ -117,7 +117,7 @@ class Plan:
         return content | {"checksum": content_sum(content)}
 
     @classmethod
-    def from_dict(cls, content: Any, place: str) -> "Plan":
+    def from_dict(cls, content: Any, place: str) -> "StorePlan":
         """A plan from JSON. Raises `StoreError` for anything else, or a later version."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise StoreError(f"{place!r} is not the plan of a store.")
