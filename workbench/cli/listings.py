@@ -53,11 +53,11 @@ def _tasks() -> list[str]:
 
 
 def _models() -> list[str]:
-    from workbench.models import zoo
+    from workbench.models import embedded
 
     lines = []
-    for name in zoo.names():
-        steps = ", ".join(f"{name}@{step}" for step in zoo.steps(name))
+    for name in embedded.names():
+        steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
         lines.append(f"{name:13} embedded" + (f"; training steps: {steps}" if steps else ""))
     return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]
 
