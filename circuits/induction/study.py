@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.engine.values import Value, constant
+from workbench.engine.values import constant
 from workbench.sites import Shape
 from workbench.studies.circuit_experiment import CircuitExperiment, Edits, layer_of
 from workbench.studies.command import main
@@ -23,7 +23,8 @@ def previous_token_exchanged(experiment: CircuitExperiment, *, below: int, rest:
         below: the first layer that is left alone.
         rest: exchange the rest of each head's output instead, which it reads from all other tokens.
     """
-    n_heads, edits = Shape.of(experiment.model).n_heads, dict[str, Value]()
+    n_heads = Shape.of(experiment.model).n_heads
+    edits: Edits = {}
     for layer in range(below):
         for head in range(n_heads):
             first_previous, first_rest = previous_and_rest(experiment, layer, head, FIRST)

@@ -8,7 +8,7 @@ the metric, [example]. Nothing here knows a behaviour: that is what a `Study` ad
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 from workbench.studies.prediction import Estimate, Prediction, Role
 
-Edits = dict[str, Value]
+Edits = dict[Any, Value]
 """Site → the value that is written there."""
 
 
@@ -144,7 +144,7 @@ class CircuitExperiment(Experiment):
         """[example]: the metric of the clean run."""
         return self._metric_of(self.pairs.clean, {})
 
-    def change(self, edits: Mapping[str, Value]) -> np.ndarray:
+    def change(self, edits: Mapping[Any, Value]) -> np.ndarray:
         """[example]: m(edited) - m(clean).
 
         Raises:
@@ -153,7 +153,7 @@ class CircuitExperiment(Experiment):
         self._check_single_tokens()
         return _as_numbers(self._metric_of(self.pairs.clean, edits) - self.base)
 
-    def read(self, reader: Callable[[Tensor], Tensor], edits: Mapping[str, Value]) -> np.ndarray:
+    def read(self, reader: Callable[[Tensor], Tensor], edits: Mapping[Any, Value]) -> np.ndarray:
         """[example]: what `reader` makes of the edited run's logits at END, [example, vocab].
 
         Raises:
@@ -166,11 +166,11 @@ class CircuitExperiment(Experiment):
         """[example]: m(these prompts) - m(clean), with the answers of the clean prompts."""
         return _as_numbers(self._metric_of(prompts, {}) - self.base)
 
-    def _metric_of(self, prompts: Prompts, edits: Mapping[str, Value]) -> Tensor:
+    def _metric_of(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
         return self.metric(self._logits(prompts, edits), self.pairs)
 
     @torch.no_grad()
-    def _logits(self, prompts: Prompts, edits: Mapping[str, Value]) -> Tensor:
+    def _logits(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
         """[example, vocab]: the logits that the metric reads."""
         other = self.pairs.corrupt if edits else None
         return self.metric.read(run(self.model, prompts, edits=dict(edits), other=other).logits, prompts)
@@ -229,7 +229,7 @@ class CircuitExperiment(Experiment):
         return edits
 
     def passed_on(
-        self, kind: str, heads: Sequence[str], edits: Mapping[str, Value], positions: Sequence[Position]
+        self, kind: str, heads: Sequence[str], edits: Mapping[Any, Value], positions: Sequence[Position]
     ) -> Edits:
         """Edits that give heads, at these positions, the `k` or `v` that other edits would give them, and change nothing else."""
         sites = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
@@ -286,11 +286,12 @@ class CircuitExperiment(Experiment):
         return [Estimate.of(f"{names[i]} -> {port}", table.values[:, i]) for i in largest]
 
     def _reader(self, head: str, port: str) -> str:
-        layer, index = parsed(head)
-        return f"a{layer}.{index // self._group(port)}<{port}>"
+        name = parsed(head)
+        return f"a{name.layer}.{name.index // self._group(port)}<{port}>"
 
 
-class _Head(NamedTuple):
+@dataclass(frozen=True)
+class _Head:
     layer: int
     index: int
 
