@@ -77,9 +77,9 @@ def _methods() -> list[str]:
 
 
 def _circuits() -> list[str]:
-    from workbench.circuit.published import reference_circuit, reference_names
+    from workbench.circuit.published import published_names, reference_circuit
 
-    found = {name: reference_circuit(name) for name in reference_names()}
+    found = {name: reference_circuit(name) for name in published_names()}
     return [
         f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}."
         for name, one in found.items()
