@@ -18,6 +18,7 @@ FOLDERS = (
 DRAWS_ITSELF = (
     ("circuit.circuit", "render.circuit.html"),
     ("render.circuit.view", "render.circuit.html"),
+    ("studies.study", "studies.bench"),
 )
 
 

@@ -4,47 +4,43 @@ from pathlib import Path
 
 import torch
 
-from workbench.studies.circuit_experiment import CircuitExperiment, outputs
+from workbench.engine.values import from_store
+from workbench.studies.bench import Bench, outputs
 from workbench.studies.command import main
-from workbench.studies.prediction import Prediction, Role
-from workbench.studies.study import Study
+from workbench.studies.study import Prediction, Role, Study
 
 
-def tests(experiment: CircuitExperiment) -> list[Prediction]:
-    heads = experiment.of_role("reader")
-    corrupt = experiment.heldout.value("corrupt")
+def tests(bench: Bench) -> list[Prediction]:
+    heads = bench.of_role("reader")
 
-    def names_other_capital(logits: torch.Tensor) -> torch.Tensor:
-        return (logits.argmax(-1) == experiment.pairs.wrong[:, 0, 0]).float()
+    def other_capital(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.argmax(-1) == bench.pairs.wrong[:, 0, 0]).float()
 
     return [
-        experiment.only_values(
-            heads,
-            "COUNTRY",
-            "Readers carry the country in the values that they read at it, not in where they attend.",
+        bench.only_values(
+            heads, "COUNTRY", "Readers bring the country by what they read at it, not by where they look."
         ),
         Prediction(
             "share that names the other capital",
-            "These heads suffice at END: given the outputs that they have for the other country, the model's first choice of the "
-            "whole vocabulary is the other country's capital.",
+            "These heads suffice at END: with the other country's outputs there, the other country's "
+            "capital is the first choice of the whole vocabulary.",
             predicted=1.0,
-            edit=lambda: experiment.read(
-                names_other_capital, {f"{site}@END": corrupt for site in outputs(heads)}
+            edit=lambda: bench.change(
+                {f"{site}@END": from_store(bench.corrupt) for site in outputs(heads)}, read=other_capital
             ),
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="capitals",
     title="Capitals",
-    account="Heads of the middle layers attend from END to the country and move it there. It reaches the logits mostly through the "
-    "MLPs of later layers.",
+    account="From END heads of the middle layers look at the country and bring it there; it reaches the logits mostly through the MLPs behind them.",
     roles=[Role("reader", at_least={"COUNTRY": 0.5})],
     tests=tests,
     method="ig-activations",
-    limits=["Where the fact is stored: MLPs were taken whole, and no test is about them."],
-)  # fmt: skip
+    limits=["Where the fact is kept: MLPs were taken whole, and no test tries them."],
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -20,8 +20,10 @@ import torch
 from sweeps import spec
 
 from workbench.sweeps.execute import run_jobs
-from workbench.sweeps.jobs import JobInputs, plan
-from workbench.sweeps.log import TABLE, Log, begin
+from workbench.sweeps.folder import TABLE, begin
+from workbench.sweeps.inputs import JobInputs
+from workbench.sweeps.jobs import plan
+from workbench.sweeps.log import Log
 from workbench.sweeps.pool import pool
 from workbench.sweeps.runner import BATCH, run_sweep
 from workbench.sweeps.spec import read_spec

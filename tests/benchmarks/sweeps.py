@@ -20,7 +20,8 @@ from side_by_side import Line, arguments, gpt2, pairs, show_cases
 import workbench as wb
 from workbench.sites import Site
 from workbench.sweeps import execute, pool
-from workbench.sweeps.jobs import JobInputs, JobSetting, plan
+from workbench.sweeps.inputs import JobInputs, JobSetting
+from workbench.sweeps.jobs import plan
 from workbench.sweeps.log import last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 from workbench.sweeps.spec import read_spec

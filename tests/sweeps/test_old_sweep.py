@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from closeness import close
 
-from workbench.sweeps.jobs import JobInputs, plan
-from workbench.sweeps.log import LOG, SPEC, read_log
+from workbench.sweeps.folder import SPEC
+from workbench.sweeps.inputs import JobInputs
+from workbench.sweeps.jobs import plan
+from workbench.sweeps.log import LOG, read_log
 from workbench.sweeps.runner import run_sweep
 from workbench.sweeps.spec import read_spec
 

@@ -10,8 +10,8 @@ from scipy.stats import false_discovery_control
 
 from workbench.errors import SweepError, UnknownName
 from workbench.statistics import bootstrap, mean_interval
+from workbench.sweeps.log import FLAGS
 from workbench.sweeps.places import place_of
-from workbench.sweeps.rows import FLAGS
 from workbench.sweeps.table import compare_sweeps, load_sweep
 
 
@@ -239,7 +239,8 @@ def test_folders_that_are_no_sweep(tmp_path):
     with pytest.raises(SweepError, match=r"There is no folder '.*nowhere'. Give the folder of a sweep"):
         load_sweep(tmp_path / "nowhere")
     with pytest.raises(
-        SweepError, match=r"is no folder of a sweep: it has no spec.json. It holds: nothing. Start one with"
+        SweepError,
+        match=r"is not the folder of a sweep: it has no spec.json. It holds: nothing. Start one with",
     ):
         load_sweep(tmp_path)
     for text, why in (("{", "cannot be read: Expecting"), ('{"spec": 3}', "it has no object 'spec'")):
@@ -293,6 +294,14 @@ def test_of_several_tries_the_measured_one_counts(tmp_path):
     assert load_sweep(write_sweep(tmp_path / "s", tries, jobs=1)).status().counts["done"] == 1
     again = load_sweep(write_sweep(tmp_path / "t", [tries[0], tries[2]], jobs=1))
     assert again.status().failed["error"].tolist() == ["E: 3"]
+
+
+def test_lines_of_earlier_versions_have_the_value_by_its_one_name(tmp_path):
+    records = [record("z[0.0]", [1.0], value="other"), record("z[0.1]", [1.0], value="other", base="corrupt")]
+    sweep = load_sweep(write_sweep(tmp_path / "s", records))
+    assert sweep.rows["value"].tolist() == ["corrupt", "clean"]
+    assert len(sweep.select(value="other").rows) == 2
+    assert len(sweep.select(value="corrupt").rows) == 1
 
 
 def test_select(tmp_path):

@@ -1,5 +1,6 @@
-"""What a job did, taken apart: the text `what` of a log becomes the columns of a table."""
+"""What a job edits, taken apart: the text `what` of a log becomes the place columns of a table (`place_of`)."""
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,13 +15,15 @@ PLACE = ("kind", "layer", "head", "neuron", "pos")
 def place_of(study: str, what: str) -> dict[str, Any]:
     """The place columns that `what` says something about; of sites edited together, what they agree in.
 
+    A text that cannot be read says nothing: a log may hold anything.
+
     >>> place_of("effects", "z[1.2]+z[1.3]")
     {'kind': 'z', 'layer': 1}
     >>> place_of("steering", "resid_post[2]*-1.5")
     {'kind': 'resid_post', 'layer': 2, 'strength': -1.5}
     """
     try:
-        return _OF.get(study, _sites)(what)
+        return _READERS.get(study, _sites)(what)
     except (WorkbenchError, ValueError):
         return {}
 
@@ -32,8 +35,12 @@ def sites_of(what: str) -> list[str]:
 
 def _sites(what: str) -> dict[str, Any]:
     sites = [Site.parse(text) for text in sites_of(what)]
-    found = {name: {getattr(site, name) for site in sites} for name in PLACE}
-    return {name: values.pop() for name, values in found.items() if len(values) == 1 and values != {None}}
+    columns: dict[str, Any] = {}
+    for name in PLACE:
+        labels = {getattr(site, name) for site in sites}
+        if len(labels) == 1 and labels != {None}:
+            columns[name] = labels.pop()
+    return columns
 
 
 def _steering(what: str) -> dict[str, Any]:
@@ -44,9 +51,14 @@ def _steering(what: str) -> dict[str, Any]:
 def _path(what: str) -> dict[str, Any]:
     """The ends of a path; of an edge also its position."""
     nodes = what.split("->")
+    if len(nodes) == 1:
+        return {}
     reader, pos = split_position(nodes[-1])
-    found: dict[str, Any] = {"writer": nodes[0], "reader": reader} if len(nodes) > 1 else {}
-    return found | {"pos": pos} if len(nodes) == 2 and pos is not None else found
+    columns: dict[str, Any] = {"writer": nodes[0], "reader": reader}
+    # In a longer path every node may have a position, and one column cannot hold them.
+    if len(nodes) == 2 and pos is not None:
+        columns["pos"] = pos
+    return columns
 
 
 def _method(what: str) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def _method(what: str) -> dict[str, Any]:
     return {"method": method, "n_edges": int(n_edges)} if method else {"method": what}
 
 
-_OF = {
+_READERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "steering": _steering,
     "paths": _path,
     "methods": _method,

@@ -1,77 +1,98 @@
-"""Who runs the batches of a sweep: this process, processes beside it, or Ray actors. A worker that dies costs its batch a try."""
+"""Who runs the batches of a sweep: this process, processes beside it, or Ray actors (`pool`).
+
+A worker that dies gives its batch back as `Died` instead of rows; what to do about it is the runner's choice.
+"""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Protocol
 
 from workbench.backends import check_backend, ray_cluster, script_unseen
 from workbench.errors import WorkbenchError
-from workbench.sweeps.execute import LogRow, run_jobs
-from workbench.sweeps.jobs import Job, JobInputs
+from workbench.sweeps.execute import run_jobs
+from workbench.sweeps.inputs import JobInputs
+from workbench.sweeps.jobs import Job
+from workbench.sweeps.log import LogRow
 
 JobBatch = Sequence[Job]
+# Seconds without any Ray actor after which a warning says so.
 PATIENCE = 60.0
-"""Seconds without any Ray actor after which a warning says so."""
-_lab: JobInputs | None = None
+# What jobs share, in a worker process; in the process of the runner it stays None.
+_inputs: JobInputs | None = None
 
 
 class Died(Exception):
     """A worker was gone before its batch was done."""
 
 
-class Pool(Protocol):
-    """Runs batches; `results` yields each with its rows, or with the reason why there are none."""
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch with the rows of its jobs, or with the reason why there are none."""
 
-    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]: ...
+    batch: JobBatch
+    rows: list[LogRow] | Died
+
+
+class Pool(Protocol):
+    """Runs batches."""
+
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        """The result of each batch, in the order in which they are done."""
+        ...
 
 
 @contextmanager
-def pool(backend: str, workers: int, lab: JobInputs, *, address: str | None = None) -> Iterator[Pool]:
+def pool(backend: str, workers: int, inputs: JobInputs, *, address: str | None = None) -> Iterator[Pool]:
     """The workers of a sweep, gone at the end.
 
     Args:
-        lab: of this process, which with one local worker runs everything.
-        address: of a Ray cluster; None starts one here, or takes what `ray.init` was told before.
+        inputs: of this process, which with one local worker runs everything.
+        address: of a Ray cluster; None starts one here, or takes the one that `ray.init` has connected to.
+
+    Raises:
+        UnknownName: no such backend.
+        WorkbenchError: Ray is not installed or an actor cannot start, or `workers` is not a number from 1 up.
     """
     check_backend(backend, workers)
     if backend == "ray":
         with ray_cluster(workers, address=address) as ray:
-            yield _Actors(ray, workers, lab.device)
+            yield _Actors(ray, workers, inputs.device)
     elif workers == 1:
-        yield _Here(lab)
+        yield _SameProcess(inputs)
     else:
-        made = _Processes(workers, lab.device)
+        processes = _Processes(workers, inputs.device)
         try:
-            yield made
+            yield processes
         finally:
-            made.close()
+            processes.close()
 
 
-class _Here:
-    def __init__(self, lab: JobInputs) -> None:
-        self.lab = lab
+class _SameProcess:
+    def __init__(self, inputs: JobInputs) -> None:
+        self.inputs = inputs
 
-    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
         for batch in batches:
-            yield batch, run_jobs(self.lab, batch)
+            yield BatchResult(batch, run_jobs(self.inputs, batch))
 
 
 def _start(device: str | None) -> None:
-    """In a worker: a lab of its own, and one thread, since workers share the machine."""
-    global _lab
+    """In a worker: inputs of its own, and one thread, since workers share the machine."""
+    global _inputs
     import torch
 
     torch.set_num_threads(1)
-    _lab = JobInputs(device)
+    _inputs = JobInputs(device)
 
 
 def _run(batch: JobBatch) -> list[LogRow]:
-    assert _lab is not None
-    return run_jobs(_lab, batch)
+    assert _inputs is not None
+    return run_jobs(_inputs, batch)
 
 
 class _Processes:
@@ -84,16 +105,14 @@ class _Processes:
         self.all = list(self.idle)
 
     def _new(self) -> ProcessPoolExecutor:
-        # started anew and not forked: a fork of a process whose threads hold locks can hang
+        # Spawned and not forked: a fork of a process whose threads hold locks can hang.
         return ProcessPoolExecutor(
             1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,)
         )
 
-    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
-        waiting, running = (
-            list(reversed(batches)),
-            dict[Future[list[LogRow]], tuple[ProcessPoolExecutor, JobBatch]](),
-        )
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        waiting = list(reversed(batches))
+        running: dict[Future[list[LogRow]], tuple[ProcessPoolExecutor, JobBatch]] = {}
         while waiting or running:
             while waiting and self.idle:
                 worker, batch = self.idle.pop(), waiting.pop()
@@ -105,15 +124,20 @@ class _Processes:
                 try:
                     rows: list[LogRow] | Died = future.result()
                 except BrokenProcessPool:
-                    worker.shutdown(wait=False)
-                    self.all.remove(worker)
-                    worker = self._new()
-                    self.all.append(worker)
+                    worker = self._replaced(worker)
                     rows = Died("The worker process was killed, or ran out of memory.")
+                # Idle before the result is handed on: the caller may stop listening there.
                 self.idle.append(worker)
-                yield batch, rows
+                yield BatchResult(batch, rows)
+
+    def _replaced(self, worker: ProcessPoolExecutor) -> ProcessPoolExecutor:
+        worker.shutdown(wait=False)
+        self.all.remove(worker)
+        self.all.append(self._new())
+        return self.all[-1]
 
     def close(self) -> None:
+        """End every process at once: a batch that still runs is run again by the next call."""
         for worker in self.all:
             for process in list((worker._processes or {}).values()):  # pyright: ignore[reportPrivateUsage]
                 process.terminate()
@@ -121,7 +145,7 @@ class _Processes:
 
 
 class _Actor:
-    """Holds models and stores on a worker of the cluster."""
+    """Holds models and stores on a worker of the cluster. The name is what `ps` shows of its process."""
 
     def __init__(self, device: str | None) -> None:
         _start(device)
@@ -134,30 +158,34 @@ class _Actor:
 
 
 class _Actors:
-    """Ray actors; one that dies, or whose machine does, is made anew by Ray, elsewhere if need be.
+    """Ray actors; Ray restarts one that dies, or whose machine does, on another machine if need be.
 
-    Only one that has said that it is there is given a batch: Ray may take half a minute to see that a machine is gone, and an actor
+    A batch goes only to an actor that has answered: Ray may take half a minute to see that a machine is gone, and an actor
     for which no machine is left waits for one.
     """
 
     def __init__(self, ray: Any, workers: int, device: str | None) -> None:
         self.ray = ray
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
-        made = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
-        self.idle, self.starting = [], dict[Any, Any]()
+        # The actor is restarted without end, but a batch is never repeated by Ray: the runner must hear that it was lost.
+        actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
+        self.idle: list[Any] = []
+        self.starting: dict[Any, Any] = {}
         for _ in range(workers):
-            self._await(made.remote(device))
+            self._await(actor_class.remote(device))
 
     def _await(self, actor: Any) -> None:
+        # This call alone is repeated through restarts, so that it returns when the actor is back.
         self.starting[actor.ready.options(max_task_retries=-1).remote()] = actor
 
     def _started(self, ready: Any) -> Any:
+        """The actor that has answered."""
         try:
             self.ray.get(ready)
         except self.ray.exceptions.RayActorError as error:
-            why = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().splitlines()[-1]
             raise WorkbenchError(
-                f"A Ray actor cannot start: {why}. Every machine needs the same interp-workbench."
+                f"A Ray actor cannot start: {reason}. Every machine needs the same interp-workbench."
             ) from error
         return self.starting.pop(ready)
 
@@ -168,16 +196,20 @@ class _Actors:
             if done:
                 return done[0]
             if not running:
-                have = self.ray.cluster_resources().get("CPU", 0)
-                warnings.warn(
-                    f"No Ray actor has been there for {PATIENCE:.0f} s: the sweep waits for {len(self.starting)}, each with a CPU "
-                    f"(and a GPU if there is one), and the cluster has {have:g} CPUs, others' work included. Add a machine, or "
-                    "stop with Ctrl-C: what is done is kept.",
-                    stacklevel=2,
-                )
+                self._warn_of_waiting()
 
-    def results(self, batches: Sequence[JobBatch]) -> Iterator[tuple[JobBatch, list[LogRow] | Died]]:
-        waiting, running = list(reversed(batches)), {}
+    def _warn_of_waiting(self) -> None:
+        n_cpus = self.ray.cluster_resources().get("CPU", 0)
+        warnings.warn(
+            f"No Ray actor has been there for {PATIENCE:.0f} s: the sweep waits for {len(self.starting)}, each with a CPU "
+            f"(and a GPU if there is one), and the cluster has {n_cpus:g} CPUs, others' work included. Add a machine, or "
+            "stop with Ctrl-C: what is done is kept.",
+            stacklevel=2,
+        )
+
+    def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        waiting = list(reversed(batches))
+        running: dict[Any, tuple[Any, JobBatch]] = {}
         lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError)
         while waiting or running:
             while waiting and self.idle:
@@ -194,4 +226,4 @@ class _Actors:
             except lost as error:
                 rows = Died(f"The Ray actor died: {str(error).splitlines()[0]}")
                 self._await(actor)
-            yield batch, rows
+            yield BatchResult(batch, rows)

@@ -1,6 +1,9 @@
-"""Records of a log as a long table, and tables as labelled arrays. What was not measured is NaN."""
+"""Rows of a log as a long table (`rows_of`), and columns of tables as labelled arrays (`labelled`).
 
-from collections.abc import Mapping, Sequence
+What was not measured is NaN, and never 0. Nothing here knows of folders.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,42 +12,41 @@ import xarray as xr
 
 from workbench.results import as_labels
 from workbench.statistics import benjamini_hochberg, summary
-from workbench.sweeps.log import FLAGS
+from workbench.sweeps.log import FLAGS, LogRow
 from workbench.sweeps.places import PLACE, place_of
 
-LogRow = Mapping[str, Any]
+# Jobs that agree in these ran on the same examples.
 PROMPTS = ("task", "split", "variant", "n", "seed")
-"""Jobs that agree in these ran on the same examples."""
+# Jobs that agree in these are tested together: their p-values are corrected for how many they are.
 FAMILY = ("study", "model", "checkpoint", "task", "metric", "value", "seed")
-"""Jobs that agree in these are tested together: their p-values are corrected for how many they are."""
 NUMBERS = ("n_examples", "mean", "se", "low", "high", "p")
 _COLUMNS = ("job", "status", *FLAGS, *PLACE, *NUMBERS, "m_base", "seconds", "error")
+# Columns that may lack a value in some rows and are whole numbers all the same.
 _WHOLE = ("checkpoint", "layer", "head", "neuron", "n_edges", "step", "n", "seed")
+_REAL = ("mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd")
+# Samples that are resampled together: a bound on the memory of their draws.
 _BLOCK = 2048
+# A base metric nearer to 0 than this is 0, and nothing is a share of it.
+_ZERO = 1e-12
 
 
 def rows_of(records: Sequence[LogRow]) -> pd.DataFrame:
     """One row per record, and per step of a cumulative one: flags, place, numbers with intervals, p and q, error."""
-    rows = []
-    for record, numbers in zip(
-        records, estimates(list(map(values_of, records))).to_dict("records"), strict=True
-    ):
-        row = {"job": record["job"], "status": record["status"], **{flag: record.get(flag) for flag in FLAGS}}
-        row |= dict.fromkeys(PLACE) | place_of(str(record.get("study")), str(record.get("what"))) | numbers
-        row |= {
-            "m_base": _mean(record.get("m_base")),
-            "seconds": record.get("seconds"),
-            "error": record.get("error"),
-        }
+    numbers = estimates([values_of(record) for record in records]).to_dict("records")
+    rows: list[dict[str, Any]] = []
+    for record, estimate in zip(records, numbers, strict=True):
+        row = {"job": record["job"], "status": record["status"]} | {flag: record.get(flag) for flag in FLAGS}
+        row |= dict.fromkeys(PLACE) | place_of(str(record.get("study")), str(record.get("what"))) | estimate
+        row["m_base"] = _mean(record.get("m_base"))
+        row["seconds"], row["error"] = record.get("seconds"), record.get("error")
         rows += [row | reported for reported in _reported(record)]
     frame = pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
     for name in frame.columns.intersection(list(_WHOLE)):
         frame[name] = frame[name].astype("Int64")
-    for name in frame.columns.intersection(
-        ["mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd"]
-    ):
+    for name in frame.columns.intersection(list(_REAL)):
         frame[name] = frame[name].astype(float)
-    if len({type(pos) for pos in frame["pos"].dropna()}) > 1:  # a column of a file has one type
+    # A column of a Parquet file has one type, and positions are indices or names.
+    if len({type(pos) for pos in frame["pos"].dropna()}) > 1:
         frame["pos"] = frame["pos"].map(str, na_action="ignore")
     frame = frame.assign(q=corrected(frame, FAMILY), share=share(frame))
     last = ["q", "m_base", "share", "seconds", "error"]
@@ -55,27 +57,34 @@ def _reported(record: LogRow) -> list[dict[str, Any]]:
     """What a job reports itself, in place of the mean over its examples: the steps of a cumulative one, a faithfulness."""
     extra = record.get("extra") or {}
     if "order" in extra:
-        steps = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
-        made = [
-            {
-                "step": i + 1,
-                "added": added,
-                **place_of("effects", str(added)),
-                "mean": mean,
-                "low": low,
-                "high": high,
-            }
-            for i, (added, mean, low, high) in enumerate(steps)
-        ]
-        return [*({**step, "se": np.nan, "p": np.nan} for step in made[:-1]), *made[-1:]] or [{}]
+        return _steps(extra) or [{}]
     if "faithfulness" in extra:
         kept = {name: extra[name] for name in ("n_edges", "cpr", "cmd") if name in extra}
         return [{"mean": extra["faithfulness"], "low": extra.get("low"), "high": extra.get("high"), **kept}]
     return [{}]
 
 
+def _steps(extra: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a cumulative ablation. A record holds examples of the last step alone: the others have no se and p."""
+    steps: list[dict[str, Any]] = []
+    numbers = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
+    for step, (added, mean, low, high) in enumerate(numbers, start=1):
+        row = {
+            "step": step,
+            "added": added,
+            **place_of("effects", str(added)),
+            "mean": mean,
+            "low": low,
+            "high": high,
+        }
+        if step < len(extra["order"]):
+            row |= {"se": np.nan, "p": np.nan}
+        steps.append(row)
+    return steps
+
+
 def values_of(record: LogRow) -> np.ndarray:
-    """The effect on each example; NaN where it is none."""
+    """[example]: the effect; NaN where it is not a number."""
     return np.array(record.get("values") or [], dtype=float)
 
 
@@ -88,29 +97,31 @@ def _mean(values: Any) -> float:
 def estimates(values: Sequence[np.ndarray]) -> pd.DataFrame:
     """`NUMBERS` of each of many samples: mean, bootstrap interval and sign-flip p-value. An empty sample has NaN."""
     lengths = np.array([len(sample) for sample in values], dtype=int)
-    made = pd.DataFrame(np.nan, index=range(len(values)), columns=list(NUMBERS)).assign(n_examples=0)
-    numbers = {name: made[name].to_numpy(copy=True) for name in NUMBERS}
+    numbers = {name: np.full(len(values), np.nan) for name in NUMBERS} | {
+        "n_examples": np.zeros(len(values), dtype=int)
+    }
+    # Samples of equal length are resampled together, with the same draws as each would get alone.
     for length in np.unique(lengths[lengths > 0]):
-        alike = np.flatnonzero(lengths == length)
-        for block in np.split(alike, range(_BLOCK, len(alike), _BLOCK)):
+        equal = np.flatnonzero(lengths == length)
+        for block in np.split(equal, range(_BLOCK, len(equal), _BLOCK)):
             sample = xr.DataArray(np.stack([values[i] for i in block], axis=1), dims=("example", "job"))
-            found = summary(sample, p=True).rename(n="n_examples")
+            summaries = summary(sample, p=True).rename(n="n_examples")
             for name in NUMBERS:
-                numbers[name][block] = found[name].values
-    return made.assign(**numbers)
+                numbers[name][block] = summaries[name].values
+    return pd.DataFrame(numbers, columns=list(NUMBERS), index=range(len(values)))
 
 
 def corrected(frame: pd.DataFrame, family: Sequence[str]) -> np.ndarray:
     """The p-values of a table after Benjamini and Hochberg, within rows that agree in the columns of `family`."""
     q = np.full(len(frame), np.nan)
     p = frame["p"].to_numpy(dtype=float)
-    for at in groups(frame, family):
-        q[at] = benjamini_hochberg(p[at])
+    for members in groups(frame, family):
+        q[members] = benjamini_hochberg(p[members])
     return q
 
 
 def groups(frame: pd.DataFrame, by: Sequence[str]) -> list[np.ndarray]:
-    """The places of rows that agree in some columns, group by group in order of appearance."""
+    """The indices of rows that agree in some columns, group by group in order of appearance."""
     by = [name for name in by if name in frame]
     if not by or frame.empty:
         return [np.arange(len(frame))] if len(frame) else []
@@ -119,9 +130,9 @@ def groups(frame: pd.DataFrame, by: Sequence[str]) -> list[np.ndarray]:
 
 
 def share(frame: pd.DataFrame) -> np.ndarray:
-    """Mean effect as a share of the unedited metric."""
+    """Mean effect as a share of the base run's metric; NaN where that is 0."""
     mean, base = (frame[name].to_numpy(dtype=float) for name in ("mean", "m_base"))
-    return mean / np.where(np.abs(base) > 1e-12, base, np.nan)
+    return mean / np.where(np.abs(base) > _ZERO, base, np.nan)
 
 
 def varying(frame: pd.DataFrame, names: Sequence[str] = FLAGS) -> list[str]:
@@ -130,46 +141,49 @@ def varying(frame: pd.DataFrame, names: Sequence[str] = FLAGS) -> list[str]:
 
 
 def axes_of(frame: pd.DataFrame) -> list[str]:
-    """The columns that tell the jobs of one setting apart: layer and head, neuron or position of one kind of sites, else `what`."""
-    if _any(frame, "step"):
+    """The columns that tell the jobs of one setting apart.
+
+    They are layer and head, neuron, position or strength where every site is of one kind; the ends of paths; method and
+    size; otherwise `what`.
+    """
+    if "step" in frame and bool(frame["step"].notna().to_numpy().any()):
         return [*varying(frame, ["what"]), "step"]
-    for names in (
+    sites, paths, methods = (
         ["layer", "head", "neuron", "pos", "strength"],
         ["writer", "reader", "pos"],
         ["method", "n_edges"],
-    ):
-        axes = [name for name in names if _all(frame, name)]
-        if not axes or (names[0] == "layer" and not (_all(frame, "kind") and not varying(frame, ["kind"]))):
+    )
+    for names in (sites, paths, methods):
+        axes = [name for name in names if _is_complete(frame, name)]
+        one_kind = _is_complete(frame, "kind") and not varying(frame, ["kind"])
+        if not axes or (names is sites and not one_kind):
             continue
         if len(frame[[*axes, "what"]].drop_duplicates()) == len(frame[axes].drop_duplicates()):
-            told = varying(frame, axes)
-            return [axis for axis in axes if axis in told or axis in ("layer", "head", "neuron")] or axes[:1]
+            needed = {*varying(frame, axes), "layer", "head", "neuron"}
+            return [axis for axis in axes if axis in needed] or axes[:1]
     return ["what"]
 
 
-def _all(frame: pd.DataFrame, name: str) -> bool:
+def _is_complete(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column is there with a value in every row."""
     return name in frame and bool(frame[name].notna().to_numpy().all())
-
-
-def _any(frame: pd.DataFrame, name: str) -> bool:
-    return name in frame and bool(frame[name].notna().to_numpy().any())
 
 
 def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -> xr.Dataset:
     """Columns of a table as arrays over others; a combination that is in no row is NaN."""
-    codes, coords = [], {}
+    codes: list[np.ndarray] = []
+    coords: dict[str, np.ndarray] = {}
     for dim in dims:
         column = frame[dim]
-        numeric = pd.api.types.is_numeric_dtype(column) and _all(frame, dim)
-        texts = column if numeric else column.map(lambda label: "none" if pd.isna(label) else str(label))
-        code, labels = pd.factorize(texts, sort=numeric)
+        if pd.api.types.is_numeric_dtype(column) and _is_complete(frame, dim):
+            code, labels = pd.factorize(column, sort=True)
+            coords[dim] = np.asarray(labels, dtype=float if column.dtype.kind == "f" else int)
+        else:
+            texts = column.map(lambda label: "none" if pd.isna(label) else str(label))
+            code, labels = pd.factorize(texts)
+            coords[dim] = as_labels(labels)
         codes.append(code)
-        coords[dim] = (
-            np.asarray(labels, dtype=float if column.dtype.kind == "f" else int)
-            if numeric
-            else as_labels(labels)
-        )
-    fields = {}
+    fields: dict[str, Any] = {}
     for name in columns:
         table = np.full([len(coords[dim]) for dim in dims], np.nan)
         table[tuple(codes)] = frame[name].to_numpy(dtype=float, na_value=np.nan)

@@ -1,8 +1,7 @@
-"""Values that differ from site to site: the constants that harm least, and steering vectors."""
+"""Values that differ from site to site: `optimal` constants, and steering vectors (`BySite`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from workbench.engine.values import Bound, Constant, Value, mean
 from workbench.errors import EditError, MetricError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
@@ -28,10 +28,12 @@ class BySite(Value):
     values: Mapping[Site, Value]
     name: str = "by_site"
 
-    def bind(self, model: Any, prompts: Prompts, other: Prompts | None = None) -> Bound:
+    def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
+        """The values for these prompts; `other` is not needed, since none of them depends on prompts."""
         return _BySiteBound(self, prompts, self.values)
 
     def describe(self) -> str:
+        """What the values are, for results and errors."""
         return self.name
 
 
@@ -52,7 +54,7 @@ class _BySiteBound(Bound):
 
 
 def optimal(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     sites: Sequence[Site],
     *,
@@ -62,16 +64,20 @@ def optimal(
     rate: float = 0.1,
     copies: int = 16,
 ) -> BySite:
-    """For each site the constant that, written there in every example, leaves the metric nearest to that of the base run.
+    """For each site its optimal constant: written there in every example, it leaves the metric nearest to the base run's.
 
-    The mean of (m(edited) - m(base))² is made small by Adam from the mean activation; the best constant on the way is kept, so
-    that it is never worse than the mean. Each site has its own, whatever it is edited together with.
+    The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant on the way is kept,
+    so that it is never worse than the mean. Each site has its own, whatever it is edited together with.
 
     Args:
-        rate: step, in standard deviations of the site's activation.
+        base: the run that is edited.
+        steps: of Adam.
+        rate: of Adam, in standard deviations of the site's activation.
         copies: sites that share a forward pass.
+
     Raises:
         MetricError: the metric has no gradient, or reads answers of several tokens.
+
     Source: optimal ablation, Li & Janson 2409.09951.
     """
     rows = expand(model, pairs, metric)
@@ -82,68 +88,80 @@ def optimal(
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric)
     runs.check()
     target = runs.measured.detach()
-    unique = [*dict.fromkeys(sites)]
-    store = capture(
-        model, runs.prompts, sites=sorted({Site(*site.key) for site in unique}, key=str), progress=False
-    )
-    means, fitted = mean(store).bind(model, runs.prompts), dict[Site, Value]()
+    unique = list(dict.fromkeys(sites))
+    keys = sorted({Site(*site.key) for site in unique}, key=str)
+    means = mean(capture(model, runs.prompts, sites=keys, progress=False)).bind(model, runs.prompts)
+    constants: dict[Site, Value] = {}
     for first in range(0, len(unique), copies):
-        part = unique[first : first + copies]
-        fitted |= _fit(runs, part, means, target, steps, rate)
-    return BySite(fitted, "optimal")
+        constants |= _fit(runs, unique[first : first + copies], means, target, steps, rate)
+    return BySite(constants, "optimal")
 
 
 def _fit(
     runs: MeasuredRuns, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float
 ) -> dict[Site, Value]:
-    n, model = len(runs.prompts), runs.model
-    recorded = forward(
-        model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]
-    ).recorded
-    start, spread = [], []
-    for site in sites:
-        here = _part(recorded[site.kind, site.layer], site)
-        start.append(means.new(site, here).expand_as(here)[0, -1].detach().clone())
-        spread.append(float(here.std()) or 1.0)
-    moves = [torch.zeros_like(vector, requires_grad=True) for vector in start]
+    """The optimal constant of every site, all fitted in the same forward passes: copy k of the prompts is edited at site k."""
+    starts, spreads = _starts(runs, sites, means)
+    # Moves are in standard deviations, so that one rate suits sites of any scale.
+    moves = [torch.zeros_like(start, requires_grad=True) for start in starts]
     adam = torch.optim.Adam(moves, lr=rate)
-    best = [vector.clone() for vector in start]
+    best = [start.clone() for start in starts]
     least = torch.full((len(sites),), torch.inf)
     with torch.enable_grad():
         for _ in range(steps + 1):
-            now = [vector + move * size for vector, move, size in zip(start, moves, spread, strict=True)]
-            writes = [
-                Edit(site, Constant(content).bind(model, runs.prompts), slice(k * n, (k + 1) * n)).write()
-                for k, (site, content) in enumerate(zip(sites, now, strict=True))
+            constants = [
+                start + move * spread for start, move, spread in zip(starts, moves, spreads, strict=True)
             ]
-            logits = forward(
-                model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
-            ).logits
-            losses = torch.stack(
-                [
-                    (runs.measure(logits[k * n : (k + 1) * n], runs.prompts, range(n)) - target)
-                    .square()
-                    .mean()
-                    for k in range(len(sites))
-                ]
-            )
+            losses = _losses(runs, sites, constants, target)
             if not losses.requires_grad:
                 raise MetricError(
                     f"The metric {runs.metric.name!r} has no gradient, so no optimal constant can be fitted to it."
                 )
             for k, loss in enumerate(losses.detach().cpu()):
                 if loss < least[k]:
-                    least[k], best[k] = loss, now[k].detach().clone()
-            slopes = torch.autograd.grad(
-                losses.sum(), moves
-            )  # of these alone: the weights' own are not wanted
-            for move, slope in zip(moves, slopes, strict=True):
-                move.grad = slope
+                    least[k], best[k] = loss, constants[k].detach().clone()
+            # With respect to the moves alone: `backward` would also fill the gradients of the model's weights.
+            gradients = torch.autograd.grad(losses.sum(), moves)
+            for move, gradient in zip(moves, gradients, strict=True):
+                move.grad = gradient
             adam.step()
     return {site: Constant(content) for site, content in zip(sites, best, strict=True)}
 
 
-def _part(activation: Tensor, site: Site) -> Tensor:
+def _starts(runs: MeasuredRuns, sites: Sequence[Site], means: Bound) -> tuple[list[Tensor], list[float]]:
+    """For each site its mean activation, where the fit begins, and the standard deviation of its numbers."""
+    recorded = forward(
+        runs.model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]
+    ).recorded
+    starts: list[Tensor] = []
+    spreads: list[float] = []
+    for site in sites:
+        current = _unit(recorded[site.kind, site.layer], site)
+        starts.append(means.new(site, current).expand_as(current)[0, -1].detach().clone())
+        # A site that never varies moves in units of 1.
+        spreads.append(float(current.std()) or 1.0)
+    return starts, spreads
+
+
+def _losses(runs: MeasuredRuns, sites: Sequence[Site], constants: Sequence[Tensor], target: Tensor) -> Tensor:
+    """[site]: the mean over examples of (m(edited) - m(base))² with its constant written at each site."""
+    n = len(runs.prompts)
+    copies = [slice(k * n, (k + 1) * n) for k in range(len(sites))]
+    writes = []
+    for site, content, copy in zip(sites, constants, copies, strict=True):
+        writes.append(Edit(site, Constant(content).bind(runs.model, runs.prompts), copy).write())
+    # [copy * example, pos, vocab]
+    logits = forward(
+        runs.model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
+    ).logits
+    losses: list[Tensor] = []
+    for copy in copies:
+        measured = runs.measure(logits[copy], runs.prompts, range(n))
+        losses.append((measured - target).square().mean())
+    return torch.stack(losses)
+
+
+def _unit(activation: Tensor, site: Site) -> Tensor:
     """[example, pos, ...]: a head's or neuron's part of an activation."""
     unit = site.head if site.head is not None else site.neuron
     return activation if unit is None else activation[:, :, unit]

@@ -1,10 +1,10 @@
-"""What a sweep is to do: `SweepSpec`, the same in Python, in YAML and on the command line.
+"""What a sweep is to do: `SweepSpec`, the same in Python, in YAML and on the command line. Read `SweepSpec` first.
 
-A spec is the product of models, checkpoints, tasks, seeds, values and metrics with the places, paths, circuits or methods
-of one study. Presets are names for common studies: they stand for fields, and are gone once the spec is read.
+A spec is the product of models, checkpoints, tasks, seeds, values and metrics with the sites, paths, circuits or methods
+of one study. A preset is a name for the fields of a common study; it is replaced by them when the spec is read. This
+module knows names only: whether a model or a site exists is found out by `jobs.plan`.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +16,16 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from workbench.errors import SweepError, UnknownName
+from workbench.engine.named_values import NAMES, canonical_name
+from workbench.errors import EditError, SweepError, UnknownName
 
 Study = Literal["effects", "pairs", "cumulative", "paths", "circuits", "methods", "stability", "steering"]
+# "other" is the run that is not edited, so that a preset goes with either base; the spec turns it into that run's name.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "head-ablation": {"study": "effects", "sites": ["z"]},
     "layer-ablation": {"study": "effects", "sites": ["attn_out", "mlp_out"]},
@@ -33,34 +36,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "path-sweep": {"study": "paths", "senders": ["heads"], "receivers": ["logits"], "values": ["other"]},
     "circuit-evaluation": {"study": "circuits", "values": ["other"]},
     "method-comparison": {
-        "study": "methods",
-        "methods": ["eap", "eap-ig-inputs", "exact", "random"],
-        "values": ["other"],
+        "study": "methods", "methods": ["eap", "eap-ig-inputs", "exact", "random"], "values": ["other"],
     },
     "circuit-stability": {
-        "study": "stability",
-        "methods": ["eap-ig-inputs"],
-        "seeds": [0, 1, 2, 3, 4],
-        "values": ["other"],
+        "study": "stability", "methods": ["eap-ig-inputs"], "seeds": [0, 1, 2, 3, 4], "values": ["other"],
     },
     "steering": {
-        "study": "steering",
-        "sites": ["resid_post"],
-        "strengths": [-2.0, -1.0, 1.0, 2.0],
-        "values": ["other"],
+        "study": "steering", "sites": ["resid_post"], "strengths": [-2.0, -1.0, 1.0, 2.0], "values": ["other"],
     },
-}
-VALUES = ("zero", "mean", "resample", "other", "optimal")
-NUMBERED = ("constant", "scale")
+}  # fmt: skip
+# Studies whose jobs edit sites, so that a constant can be fitted to each.
 FITTED = ("effects", "pairs", "cumulative")
+# Studies of circuits: a circuit is a run of the clean prompts.
 FROM_CLEAN = ("circuits", "methods", "stability")
-"""Studies of circuits, which are runs of clean prompts."""
+# Keys of jobs and columns of tables hold 64-bit integers.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
     "stability": ("methods", "n_edges"),
 }  # fmt: skip
+_WITHOUT_REPEATS = (
+    "models", "checkpoints", "tasks", "sites", "circuits", "methods", "n_edges", "values", "metrics", "seeds",
+)  # fmt: skip
 
 
 class _Frozen(BaseModel):
@@ -85,23 +83,35 @@ class SweepSpec(_Frozen):
     """The whole of a sweep, as one immutable object.
 
     Attributes:
-        models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own prompts (task: planted).
+        models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own prompts
+            (task: planted).
         checkpoints: training steps of an embedded model; empty for the trained one.
-        tasks: names, files, or `TaskSpec`s.  n, split: of those that do not say.
-        study: "effects" of single places; "pairs" of two together, for synergy; "cumulative", least important first; "paths";
-            faithfulness of "circuits"; discovery by "methods"; "stability" of what a method finds over seeds; "steering".
-        sites: kinds ("z": each head; "mlp_post": each neuron; "resid_pre@each", "resid_pre@END": each layer there), sites
-            ("z[1.2]"), or lists of sites that are edited together.
+        tasks: names, files, or `TaskSpec`s.
+        n, split: of the tasks that do not set their own.
+        study: "effects" of single sites; "pairs" of two together, for synergy; "cumulative", least important first;
+            "paths"; faithfulness of "circuits"; discovery by "methods"; "stability" of what a method finds over seeds;
+            "steering".
+        sites: kinds ("z": each head; "mlp_post": each neuron; "resid_pre@each", "resid_pre@END": each layer at these
+            positions), sites ("z[1.2]"), or lists of sites that are edited together.
         senders, receivers: of paths, as `path_effects` takes them.
-        circuits: files.  methods: of `score_edges`.  n_edges: sizes of what they find.  strengths: of steering.
-        values: zero, mean, resample, other (the other run), optimal (the constant that harms least), constant:X, scale:X.
+        circuits: files.
+        methods: of `score_edges`.
+        n_edges: sizes of the circuits that methods find.
+        strengths: of steering.
+        base: the run that is edited, "clean" or "corrupt".
+        values: clean or corrupt (the run that is not edited), zero, mean, resample, optimal (the optimal constant: lowest
+            loss), constant:X, scale:X. `other` and `from_store` are read as the run that is not edited.
         metrics: names, or "module:function"; empty for the task's own.
-        seeds: of prompts and of resampling.  base: the run that is edited.
+        seeds: of prompts and of resampling.
+
     Raises:
-        SweepError, UnknownName: from `read_spec`; pydantic's ValidationError from the class itself.
+        SweepError: from `read_spec`; the class itself raises pydantic's ValidationError.
+        UnknownName: an unknown preset, field or value.
 
     >>> SweepSpec(preset="head-ablation", tasks=["ioi"]).sites
     ('z',)
+    >>> SweepSpec(preset="position-sweep", tasks=["ioi"]).values
+    ('corrupt',)
     """
 
     study: Study
@@ -117,96 +127,91 @@ class SweepSpec(_Frozen):
     methods: tuple[str, ...] = ()
     n_edges: tuple[Count, ...] = (30,)
     strengths: tuple[FiniteFloat, ...] = ()
+    # Before `values`, whose validator needs it: pydantic validates fields in this order.
+    base: Literal["clean", "corrupt"] = "clean"
     values: tuple[str, ...] = Field(default=("zero",), min_length=1)
     metrics: tuple[str, ...] = ()
     seeds: tuple[Count, ...] = Field(default=(0,), min_length=1)
-    base: Literal["clean", "corrupt"] = "clean"
 
     @model_validator(mode="before")
     @classmethod
-    def _of_preset(cls, given: Any) -> Any:
-        """The fields a preset stands for; what is given beside it wins."""
-        if not isinstance(given, Mapping) or "preset" not in given:
-            return given
-        preset, rest = given["preset"], {key: value for key, value in given.items() if key != "preset"}
+    def _of_preset(cls, fields: Any) -> Any:
+        """The fields that a preset stands for; a field beside it wins."""
+        if not isinstance(fields, Mapping) or "preset" not in fields:
+            return fields
+        preset = fields["preset"]
+        rest = {name: value for name, value in fields.items() if name != "preset"}
         if preset is None:
             return rest
-        if preset not in [*PRESETS]:
+        # A list of the names and not the mapping: what cannot be hashed is refused too.
+        if preset not in list(PRESETS):
             raise UnknownName("preset", preset, PRESETS)
         return {**PRESETS[preset], **rest}
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _named(cls, tasks: Any) -> Any:
-        return (
-            [{"name": task} if isinstance(task, str) else task for task in tasks]
-            if isinstance(tasks, list | tuple)
-            else tasks
-        )
+        """Tasks as mappings: a bare name is a mapping of that name."""
+        if not isinstance(tasks, list | tuple):
+            return tasks
+        return [{"name": task} if isinstance(task, str) else task for task in tasks]
 
     @field_validator("values")
     @classmethod
-    def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            name, _, number = value.partition(":")
-            if name in NUMBERED:
-                if not math.isfinite(float(number)):
-                    raise ValueError(f"{value} is not finite")
-            elif value not in VALUES:
-                raise UnknownName("values", value, [*VALUES, *(f"{name}:NUMBER" for name in NUMBERED)])
-        return values
+    def _canonical(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Values under their one name, so that specs which mean the same are equal."""
+        base = info.data.get("base", "clean")
+        try:
+            return tuple(
+                canonical_name(value, base=base, choices=NAMES, argument="values") for value in values
+            )
+        except EditError as error:  # pydantic collects ValueErrors alone
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _complete(self) -> "SweepSpec":
+        """The spec, if it has what its study needs and lists nothing twice."""
         for name in _NEEDED[self.study]:
             if not getattr(self, name):
                 raise ValueError(f"the study {self.study!r} needs {name}")
         if "optimal" in self.values and self.study not in FITTED:
             raise ValueError(
-                f"the value 'optimal' is fitted to sites, which the study {self.study!r} has not; {', '.join(FITTED)} have"
+                f"the value 'optimal' is fitted to sites, and the study {self.study!r} has none; it goes with the studies "
+                f"{', '.join(FITTED)}"
             )
         if self.base == "corrupt" and self.study in FROM_CLEAN:
             raise ValueError(f"the study {self.study!r} runs clean prompts; leave out base")
-        for name in (
-            "models",
-            "checkpoints",
-            "tasks",
-            "sites",
-            "circuits",
-            "methods",
-            "n_edges",
-            "values",
-            "metrics",
-            "seeds",
-        ):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                raise ValueError(f"{name} has entries that are there twice")
+        for name in _WITHOUT_REPEATS:
+            entries = getattr(self, name)
+            if len(set(entries)) < len(entries):
+                raise ValueError(f"{name} has an entry twice")
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and text; `read_spec` makes the same spec of it."""
+        """Plain lists, numbers and text; `read_spec` makes an equal spec of it."""
         return self.model_dump(mode="json")
 
 
 def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: Any) -> SweepSpec:
-    """A spec from a YAML or JSON file, a mapping, or a spec; `changes` win over what is there, a preset with all it stands for.
+    """A spec from a YAML or JSON file, a mapping, or a spec.
+
+    `changes` replace fields of the source. A preset among them replaces every field that it stands for.
 
     Raises:
-        SweepError: no such file, or a field that does not fit.  UnknownName: an unknown field, preset or value.
+        SweepError: no such file, or a field that does not fit.
+        UnknownName: an unknown field, preset or value.
     """
-    given = source.to_dict() if isinstance(source, SweepSpec) else source
-    if isinstance(given, str | Path):
-        given = _file(Path(given))
-    if not isinstance(given, Mapping):
+    fields: Any = source.to_dict() if isinstance(source, SweepSpec) else source
+    if isinstance(fields, str | Path):
+        fields = _file(Path(fields))
+    if not isinstance(fields, Mapping):
         raise SweepError(
-            f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(given).__name__}."
+            f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(fields).__name__}."
         )
+    replaced = PRESETS.get(str(changes.get("preset")), {})
+    kept = {name: value for name, value in fields.items() if name not in replaced}
     try:
-        stood_for = PRESETS.get(str(changes.get("preset")), {})
-        return SweepSpec.model_validate(
-            {key: value for key, value in given.items() if key not in stood_for} | changes
-        )
+        return SweepSpec.model_validate(kept | changes)
     except ValidationError as error:
         raise _explained(error) from error
 
@@ -215,27 +220,29 @@ def _file(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(
-            f"The spec {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}."
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise SweepError(f"The spec {str(path)!r} cannot be read: {reason}.") from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SweepError(f"The spec {str(path)!r} is no YAML: {error}") from error
+        raise SweepError(f"The spec {str(path)!r} is not YAML: {error}") from error
 
 
 def _explained(error: ValidationError) -> Exception:
-    first = min(
-        error.errors(), key=lambda each: each["type"] != "extra_forbidden"
-    )  # a name spelled wrong explains the rest
-    place = ".".join(str(part) for part in first["loc"])
+    """Pydantic's first complaint as an error of ours, which names the field."""
+    # A misspelled field explains the others (its right name is then missing), so it comes first.
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    field = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        fields = TaskSpec if first["loc"][0] == "tasks" else SweepSpec
-        known = [*fields.model_fields, *(["preset"] if fields is SweepSpec else [])]
-        return UnknownName("field" if fields is TaskSpec else "field of a sweep", first["loc"][-1], known)
+        of_task = first["loc"][0] == "tasks"
+        known = list(TaskSpec.model_fields) if of_task else [*SweepSpec.model_fields, "preset"]
+        return UnknownName("field of a task" if of_task else "field", first["loc"][-1], known)
+    complaint = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        complaint = "it is missing"
+    elif first["type"] != "value_error":
+        complaint += f", not {str(first['input'])[:80]!r}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    told = "it is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "value_error") else f", not {str(first['input'])[:80]!r}"
     return SweepError(
-        f"The sweep's {place or 'spec'}: {told}{given}{more}. `workbench sweep run --help` lists the fields."
+        f"The sweep's {field or 'spec'}: {complaint}{more}. `workbench sweep run --help` lists the fields."
     )

@@ -1,4 +1,7 @@
-"""What a sweep measured, read from its folder: `load_sweep` gives a long table, labelled arrays and what is made of them."""
+"""What a sweep measured, read from its folder: `load_sweep` returns a `Sweep`, with tables and labelled arrays.
+
+Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made of the same records. Nothing is run here.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,11 +17,11 @@ import xarray as xr
 from workbench.errors import SweepError, UnknownName
 from workbench.results import clean_attrs
 from workbench.sweeps.contrasts import difference_table, stability_table, synergy_table
-from workbench.sweeps.log import MEASURED, STATUSES, last_tries, read_header, read_log
+from workbench.sweeps.folder import read_header
+from workbench.sweeps.log import FLAGS, MEASURED, STATUSES, LogRow, last_tries, read_log, value_name
 from workbench.sweeps.places import PLACE
 from workbench.sweeps.rows import (
     FAMILY,
-    FLAGS,
     NUMBERS,
     PROMPTS,
     axes_of,
@@ -32,8 +35,8 @@ from workbench.sweeps.rows import (
     varying,
 )
 
-_RIDERS = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
-"""Columns that follow from `what` and `step`."""
+# Columns that follow from `what` and `step`.
+_DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Status:
 
     @property
     def remaining(self) -> int:
+        """Jobs that have not ended."""
         return self.jobs - sum(self.counts.values())
 
     @property
@@ -65,8 +69,8 @@ class Status:
         return {"jobs": self.jobs, **self.counts, "remaining": self.remaining, "failures": failed}
 
     def __str__(self) -> str:
-        told = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
-        return f"{self.jobs} jobs: {told or 'none has ended'}, {self.remaining} remaining"
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
+        return f"{self.jobs} jobs: {counts or 'none has ended'}, {self.remaining} remaining"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,41 +80,36 @@ class Sweep:
     Effects are m(edited) - m(base), averaged over examples; what was not measured is NaN.
 
     Attributes:
-        folder: where it lies.
-        spec: what was asked.
+        folder: where it is.
+        spec: what was asked for.
         jobs: how many jobs there are; fewer may have ended.
         records: the line of the log that counts for each job.
-        command: what made it, a line for each spec that the folder was extended by; None where that was not kept.
+        command: what ran it, a line for each spec that the folder was extended by; None where that was not kept.
     """
 
     folder: Path
     spec: Mapping[str, Any]
     jobs: int
-    records: tuple[Mapping[str, Any], ...]
+    records: tuple[LogRow, ...]
     command: str | None = None
 
     def __repr__(self) -> str:
-        flags = {
-            flag: sorted({str(record.get(flag)) for record in self.records})
-            for flag in FLAGS
-            if flag not in ("n", "what")
-        }
-        told = [
-            f"{flag} {'|'.join(found[:4])}{'|…' if len(found) > 4 else ''}"
-            for flag, found in flags.items()
-            if found not in ([], ["None"])
-        ]
-        return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(told) or 'no rows'})"
+        flags: list[str] = []
+        for flag in FLAGS:
+            labels = sorted({str(record.get(flag)) for record in self.records})
+            if flag not in ("n", "what") and labels not in ([], ["None"]):
+                flags.append(f"{flag} {'|'.join(labels[:4])}{'|…' if len(labels) > 4 else ''}")
+        return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})"
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """One row per job, and per step of a cumulative one.
 
-        Columns: job, status; the flags study, model, checkpoint, task, split, variant, n, seed, base, metric, value, what; the
-        place kind, layer, head, neuron, pos (and what else a study has: step and added, strength, writer and reader,
-        method and n_edges); n_examples, mean, se, low, high (95 % bootstrap over examples), p (sign flips), q (Benjamini and
-        Hochberg within a family of equal study, model, checkpoint, task, metric, value, seed), m_base (the unedited
-        metric), share (mean / m_base), seconds, error. Rows of circuits have the faithfulness as their mean.
+        Columns: job, status; the flags study, model, checkpoint, task, split, variant, n, seed, base, metric, value, what;
+        the place kind, layer, head, neuron, pos (and what else a study has: step and added, strength, writer and reader,
+        method and n_edges); n_examples, mean, se, low, high (95 % bootstrap over examples), p (sign flips), q (Benjamini
+        and Hochberg within a family of equal study, model, checkpoint, task, metric, value, seed), m_base (the metric of
+        the base run), share (mean / m_base), seconds, error. Rows of circuits have the faithfulness as their mean.
         """
         return rows_of(self.records)
 
@@ -118,14 +117,15 @@ class Sweep:
         """The jobs whose flags are these, or among these: `sweep.select(seed=0, value=["zero", "mean"])`.
 
         Raises:
-            UnknownName: no such flag.  SweepError: no job is left.
+            UnknownName: no such flag.
+            SweepError: no job is left.
         """
         records = self.records
         for flag, wanted in flags.items():
             if flag not in FLAGS:
                 raise UnknownName("flag", flag, FLAGS)
-            among = list(wanted) if isinstance(wanted, list | tuple | set | frozenset | range) else [wanted]
-            kept = tuple(record for record in records if record.get(flag) in among)
+            labels = list(wanted) if isinstance(wanted, list | tuple | set | frozenset | range) else [wanted]
+            kept = tuple(record for record in records if _has(record, flag, labels))
             if not kept:
                 known = ", ".join(sorted({str(record.get(flag)) for record in records})[:12])
                 raise SweepError(
@@ -138,82 +138,80 @@ class Sweep:
         """How many jobs ended and how, how many remain, and every failure with its error."""
         counts = Counter(record["status"] for record in self.records)
         columns = ["job", "status", "tries", *FLAGS, "error"]
-        failed = [record for record in self.records if record["status"] != "done"]
-        table = pd.DataFrame(
-            [{c: record.get("try" if c == "tries" else c) for c in columns} for record in failed],
-            columns=columns,
-        )
+        failures: list[dict[str, Any]] = []
+        for record in self.records:
+            if record["status"] != "done":
+                failures.append({name: record.get(name) for name in columns} | {"tries": record.get("try")})
         return Status(
-            max(self.jobs, len(self.records)), {status: counts[status] for status in STATUSES}, table
+            jobs=max(self.jobs, len(self.records)),
+            counts={status: counts[status] for status in STATUSES},
+            failed=pd.DataFrame(failures, columns=columns),
         )
 
     def arrays(self) -> xr.Dataset:
         """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q` without `example`.
 
-        The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A flag that is the
-        same in every job is an attribute. Not measured: NaN.
+        The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A flag that is
+        the same in every job is an attribute. Not measured: NaN.
         """
         rows = self._measured()
         dims = list(dict.fromkeys([*varying(rows, FLAGS[1:-1]), *axes_of(rows)]))
-        made = labelled(rows, dims, ["mean", "se", "low", "high", "p", "q", "m_base"])
-        values = {record["job"]: values_of(record) for record in self.records}
-        most = max(map(len, values.values()), default=0)
-        if most and "step" not in dims:
-            long = rows.loc[rows.index.repeat(most), dims].assign(example=np.tile(np.arange(most), len(rows)))
-            padded = [
-                np.pad(values[job], (0, most - len(values[job])), constant_values=np.nan)
-                for job in rows["job"]
-            ]
-            made["effect"] = labelled(
-                long.assign(effect=np.concatenate(padded)), [*dims, "example"], ["effect"]
-            )["effect"]
+        arrays = labelled(rows, dims, ["mean", "se", "low", "high", "p", "q", "m_base"])
+        values = self._values
+        longest = max(map(len, values.values()), default=0)
+        # The examples of a cumulative job are those of its last step, so that its steps have none.
+        if longest and "step" not in dims:
+            by_example = rows.loc[rows.index.repeat(longest), dims]
+            by_example = by_example.assign(example=np.tile(np.arange(longest), len(rows)))
+            padded = np.full((len(rows), longest), np.nan)
+            for row, job in zip(padded, rows["job"], strict=True):
+                row[: len(values[job])] = values[job]
+            by_example = by_example.assign(effect=padded.ravel())
+            arrays["effect"] = labelled(by_example, [*dims, "example"], ["effect"])["effect"]
         same = {flag: rows[flag].iloc[0] for flag in FLAGS[:-1] if flag not in dims}
-        return made.assign_attrs(
-            clean_attrs({flag: None if pd.isna(label) else label for flag, label in same.items()})
-        )
+        attrs = {flag: None if pd.isna(label) else label for flag, label in same.items()}
+        return arrays.assign_attrs(clean_attrs(attrs))
 
     def summary(self, by: Sequence[str] | None = None) -> pd.DataFrame:
-        """The mean over what is not in `by`, seeds unless asked otherwise, with its interval.
+        """The mean over what is not in `by` (by default over seeds), with its interval.
 
         The bootstrap draws prompts: what several jobs measured on one example counts once. Jobs without numbers for each
         example (circuits, methods, steps of a cumulative ablation) count once each.
 
         Args:
             by: columns of `rows`; by default every flag but the seed.
+
         Returns:
-            One row per group: `by` and what follows from it, n_jobs, n_seeds, n_examples, mean, se, low, high, p, q, m_base, share.
+            One row per group: `by` and what follows from it, n_jobs, n_seeds, n_examples, mean, se, low, high, p, q,
+            m_base, share.
+
         Raises:
-            UnknownName: a column that there is not.  SweepError: no job was measured.
+            UnknownName: a column that does not exist.
+            SweepError: no job was measured.
         """
         rows = self._measured()
-        by = (
-            [name for name in (*FLAGS, "step") if name != "seed" and name in rows] if by is None else list(by)
-        )
+        if by is None:
+            by = [name for name in (*FLAGS, "step") if name != "seed" and name in rows]
+        by = list(by)
         for name in by:
             if name not in rows:
                 raise UnknownName("by", name, map(str, rows.columns))
-        values = {record["job"]: values_of(record) for record in self.records}
-        stepped = rows["step"].notna().to_numpy() if "step" in rows else np.zeros(len(rows), dtype=bool)
-        prompts = np.zeros(len(rows), dtype=int)
-        for number, at in enumerate(groups(rows, PROMPTS)):
-            prompts[at] = number
-        members, samples, made = groups(rows, by), [], []
-        riders = [name for name in _RIDERS if name in rows and "what" in by and name not in by]
-        jobs, seeds, base = rows["job"].to_numpy(), rows["seed"].to_numpy(), rows["m_base"].to_numpy()
-        means = rows["mean"].to_numpy()
-        for at in members:
-            each = {
-                i: means[i : i + 1] if stepped[i] or not len(values[jobs[i]]) else values[jobs[i]] for i in at
-            }
-            samples.append(_pooled(each, prompts) if len(at) > 1 else np.zeros(0))
-            made.append({"n_jobs": len(at), "n_seeds": len(set(seeds[at])), "m_base": base[at].mean()})
+        members = groups(rows, by)
+        samples = _samples(rows, members, self._values)
+        base, seeds = rows["m_base"].to_numpy(), rows["seed"].to_numpy()
+        counts = [
+            {"n_jobs": len(jobs), "n_seeds": len(set(seeds[jobs])), "m_base": base[jobs].mean()}
+            for jobs in members
+        ]
         numbers = estimates(samples)
-        single = [(i, at[0]) for i, at in enumerate(members) if len(at) == 1]
+        # A group of one job has the numbers of that job: a circuit's interval is not that of one number.
+        single = [(group, jobs[0]) for group, jobs in enumerate(members) if len(jobs) == 1]
         if single:
-            into, of = map(list, zip(*single, strict=True))
-            numbers.loc[into, list(NUMBERS)] = rows.loc[of, list(NUMBERS)].to_numpy()
-        firsts = rows.loc[[at[0] for at in members], [*by, *riders]].reset_index(drop=True)
-        frame = pd.concat([firsts, pd.DataFrame(made), numbers], axis=1)
+            targets, sources = map(list, zip(*single, strict=True))
+            numbers.loc[targets, list(NUMBERS)] = rows.loc[sources, list(NUMBERS)].to_numpy()
+        dependent = [name for name in _DEPENDENT if name in rows and "what" in by and name not in by]
+        firsts = rows.loc[[jobs[0] for jobs in members], [*by, *dependent]].reset_index(drop=True)
+        frame = pd.concat([firsts, pd.DataFrame(counts), numbers], axis=1)
         frame = frame.assign(q=corrected(frame, [name for name in FAMILY if name in by]), share=share(frame))
         last = ["m_base", "share"]
         return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])
@@ -237,6 +235,11 @@ class Sweep:
         """
         return stability_table(self.records)
 
+    @cached_property
+    def _values(self) -> dict[str, np.ndarray]:
+        """Job → [example]."""
+        return {record["job"]: values_of(record) for record in self.records}
+
     def _measured(self) -> pd.DataFrame:
         rows = pd.DataFrame(self.rows[self.rows["status"].isin(MEASURED)]).reset_index(drop=True)
         if rows.empty:
@@ -246,16 +249,45 @@ class Sweep:
         return rows
 
 
-def _pooled(each: Mapping[int, np.ndarray], prompts: np.ndarray) -> np.ndarray:
+def _has(record: LogRow, flag: str, labels: Sequence[Any]) -> bool:
+    """Whether a record's flag is among the labels. Values are compared under their one name: "other" is "corrupt"."""
+    if flag == "value":
+        labels = [value_name(label, record.get("base")) for label in labels]
+    return record.get(flag) in labels
+
+
+def _samples(
+    rows: pd.DataFrame, members: Sequence[np.ndarray], values: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """For each group of several jobs the numbers that its mean is over; nothing for a single job."""
+    stepped = rows["step"].notna().to_numpy() if "step" in rows else np.zeros(len(rows), dtype=bool)
+    prompts = np.zeros(len(rows), dtype=int)
+    for number, same_prompts in enumerate(groups(rows, PROMPTS)):
+        prompts[same_prompts] = number
+    jobs, means = rows["job"].to_numpy(), rows["mean"].to_numpy()
+    samples: list[np.ndarray] = []
+    for group in members:
+        if len(group) == 1:
+            samples.append(np.zeros(0))
+            continue
+        by_row: dict[int, np.ndarray] = {}
+        for row in group:
+            without_examples = stepped[row] or not len(values[jobs[row]])
+            by_row[row] = means[row : row + 1] if without_examples else values[jobs[row]]
+        samples.append(_pooled(by_row, prompts))
+    return samples
+
+
+def _pooled(by_row: Mapping[int, np.ndarray], prompts: np.ndarray) -> np.ndarray:
     """The numbers of several jobs, those on the same example averaged."""
     pools: dict[tuple[int, int], list[np.ndarray]] = {}
-    for i, values in each.items():
-        pools.setdefault((prompts[i], len(values)), []).append(values)
-    alike = [np.stack(pool) for pool in pools.values()]
-    return np.concatenate([_known_mean(pool) for pool in alike])
+    for row, values in by_row.items():
+        pools.setdefault((prompts[row], len(values)), []).append(values)
+    return np.concatenate([_known_mean(np.stack(pool)) for pool in pools.values()])
 
 
 def _known_mean(pool: np.ndarray) -> np.ndarray:
+    """The mean over jobs of the numbers that are known."""
     known = np.isfinite(pool)
     n = known.sum(0)
     return np.where(known, pool, 0).sum(0) / np.where(n, n, np.nan)
@@ -265,31 +297,31 @@ def load_sweep(path: str | Path) -> Sweep:
     """The sweep in a folder, finished or not.
 
     Raises:
-        SweepError: there is no such folder, it is no sweep's, or its log is damaged.
+        SweepError: there is no such folder, it is not a sweep's, or its log is damaged.
     """
     header = read_header(path)
     records = last_tries(read_log(path))
     jobs, command = header.get("jobs"), header.get("command")
     return Sweep(
-        Path(path),
-        header["spec"],
-        jobs if isinstance(jobs, int) else len(records),
-        tuple(records),
-        command if isinstance(command, str) else None,
+        folder=Path(path),
+        spec=header["spec"],
+        jobs=jobs if isinstance(jobs, int) else len(records),
+        records=tuple(records),
+        command=command if isinstance(command, str) else None,
     )
 
 
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
     """The jobs of two sweeps side by side: difference = b - a, with a paired interval where the examples agree.
 
-    Rows are joined on every flag and `what`; a flag that has one label in `a` and another in `b`, such as the model, is what is
-    compared, stands in `.attrs["apart"]`, and is not joined on.
+    Rows are joined on every flag and `what`. A flag that has one label in `a` and another in `b`, such as the model, is
+    what is compared: it is not joined on, and `.attrs["apart"]` holds both labels.
 
     Returns:
         One row per job of both: the flags, a, b, difference, n_examples, se, low, high, p, q.
+
     Raises:
         SweepError: they have no job in common.
     """
-    first, second = (each if isinstance(each, Sweep) else load_sweep(each) for each in (a, b))
-    values = [{record["job"]: values_of(record) for record in sweep.records} for sweep in (first, second)]
-    return difference_table(first.rows, second.rows, *values)
+    first, second = (sweep if isinstance(sweep, Sweep) else load_sweep(sweep) for sweep in (a, b))
+    return difference_table(first.rows, second.rows, first._values, second._values)

@@ -1,7 +1,4 @@
-"""The embedded models: which there are, and the training steps of which a checkpoint is kept.
-
-Read `find` first. It knows the files of `data/models`, and nothing of how they are loaded.
-"""
+"""The embedded models: which there are, and the training steps of which a checkpoint is kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
