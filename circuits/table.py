@@ -1,15 +1,24 @@
-"""Writes the table of studies into README.md beside this file, from what their folders hold: `python circuits/table.py`"""
+"""Writes every study's README, and the table in `README.md`, from each `study.json`: `python circuits/table.py`"""
 
 import re
 from pathlib import Path
 
-from workbench.studies.table import table
+from workbench.studies.evidence import FILE, Evidence
+from workbench.studies.readme import page
+from workbench.studies.table import studies, table
 
-HERE = Path(__file__).parent
+CIRCUITS = Path(__file__).parent
+
+
+def main() -> None:
+    for folder in studies(CIRCUITS):
+        (folder / "README.md").write_text(page(Evidence.load(folder / FILE)), encoding="utf-8")
+    readme, rows = CIRCUITS / "README.md", table(CIRCUITS)
+    text = readme.read_text(encoding="utf-8")
+    # The first table of the page is the one of the studies.
+    text = re.sub(r"(?:^\|.*\n)+", lambda _: rows, text, count=1, flags=re.MULTILINE)
+    readme.write_text(text, encoding="utf-8")
+
 
 if __name__ == "__main__":
-    readme = HERE / "README.md"
-    text, rows = readme.read_text(encoding="utf-8"), table(HERE)
-    readme.write_text(
-        re.sub(r"(?:^\|.*\n)+", lambda _: rows, text, count=1, flags=re.MULTILINE), encoding="utf-8"
-    )
+    main()

@@ -23,10 +23,10 @@ import xarray as xr
 
 import workbench as wb
 from workbench.course import check
-from workbench.models import zoo
+from workbench.models import embedded
 
 final = wb.load_model("tiny")
-models = {step: wb.load_model(f"tiny@{step}") for step in zoo.steps("tiny")} | {8000: final}
+models = {step: wb.load_model(f"tiny@{step}") for step in embedded.steps("tiny")} | {8000: final}
 tasks = {name: wb.load_task(name, final, n=64) for name in ("agreement", "capitals", "ioi", "induction")}
 print(*models)
 

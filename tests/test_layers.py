@@ -18,7 +18,6 @@ FOLDERS = (
 DRAWS_ITSELF = (
     ("circuit.circuit", "render.circuit.html"),
     ("render.circuit.view", "render.circuit.html"),
-    ("studies.study", "studies.bench"),
 )
 
 

@@ -7,106 +7,114 @@ import numpy as np
 import torch
 
 from workbench.sites import Shape
-from workbench.studies.bench import Bench, layer_of
+from workbench.studies.circuit_experiment import CircuitExperiment, layer_of
 from workbench.studies.command import main
-from workbench.studies.study import Prediction, Role, Study
+from workbench.studies.prediction import Prediction, Role
+from workbench.studies.study import Study
 
 
-def asked(bench: Bench, *, owner: bool, thing: bool) -> np.ndarray:
+def question_changed(experiment: CircuitExperiment, *, owner: bool, thing: bool) -> np.ndarray:
     """[example]: the metric's change when the question names the other owner, or the other thing, or both.
 
     A prompt says "OWNER has a COLOUR THING" twice and asks "OWNER 's THING is".
     """
-    prompts, rows = bench.pairs.clean, torch.arange(len(bench.pairs))
+    prompts, rows = experiment.pairs.clean, torch.arange(len(experiment.pairs))
     tokens, question, other = prompts.tokens.clone(), prompts.at("ASKED"), prompts.at("OTHER")
     if owner:
         tokens[rows, question - 2] = prompts.tokens[rows, other - 3]
     if thing:
         tokens[rows, question] = prompts.tokens[rows, other + 1]
-    return bench.on(replace(prompts, tokens=tokens))
+    return experiment.on(replace(prompts, tokens=tokens))
 
 
-def owner_heads(bench: Bench, *, below: int) -> list[str]:
-    """Heads of lower layers that look from COLOUR at its owner, three words before."""
-    rows, colour = torch.arange(len(bench.pairs)), bench.pairs.clean.at("COLOUR")
-    found = []
+def owner_heads(experiment: CircuitExperiment, *, below: int) -> list[str]:
+    """Heads of layers below this one that attend from COLOUR to its owner, three words before."""
+    rows, colour = torch.arange(len(experiment.pairs)), experiment.pairs.clean.at("COLOUR")
+    heads = []
     for layer in range(below):
-        seen = bench.clean["pattern", layer].padded()[rows, :, colour, colour - 3].mean(0)
-        found += [f"a{layer}.{head}" for head, share in enumerate(seen.tolist()) if share >= 0.3]
-    return found
+        pattern = experiment.clean["pattern", layer].padded()  # [example, head, query, key]
+        attention = pattern[rows, :, colour, colour - 3].mean(0)
+        heads += [f"a{layer}.{head}" for head, share in enumerate(attention.tolist()) if share >= 0.3]
+    return heads
 
 
-def tests(bench: Bench) -> list[Prediction]:
-    heads = bench.of_role("mover")
-    base = float(bench.base.mean())
-    found = [
-        bench.only_values(
-            heads,
-            "COLOUR",
-            "What differs between the runs is the colour read at COLOUR, not where movers look.",
+def tests(experiment: CircuitExperiment) -> list[Prediction]:
+    heads = experiment.of_role("mover")
+    base = float(experiment.base.mean())
+    predictions = [
+        experiment.only_values(
+            heads, "COLOUR", "The two runs differ in the colour read at COLOUR, not in where movers attend."
         ),
         Prediction(
             "ask for the other owner",
-            "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the "
-            "question (and the thing as it was) the answer flips.",
+            "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the question (and "
+            "the thing as it was) the answer flips.",
             predicted=-2 * base,
-            edit=lambda: asked(bench, owner=True, thing=False),
+            edit=lambda: question_changed(experiment, owner=True, thing=False),
         ),
         Prediction(
             "share kept when asked for the other thing",
             "For the same reason the thing in the question changes nothing.",
             predicted=1.0,
-            edit=lambda: 1 + asked(bench, owner=False, thing=True) / base,
+            edit=lambda: 1 + question_changed(experiment, owner=False, thing=True) / base,
         ),
-    ]
+    ]  # fmt: skip
     below = min(map(layer_of, heads))
-    tellers = owner_heads(bench, below=below)
-    if tellers:
-        name, moved = (
-            " ".join(tellers),
-            float(bench.change(bench.attending(heads, to="OTHER", instead_of="COLOUR")).mean()),
-        )
-        exchange = bench.exchanged("z", tellers, "COLOUR", "OTHER")
-        rest = [f"a{i}.{j}" for i in range(below) for j in range(Shape.of(bench.model).n_heads)]
-        others = bench.exchanged("z", [head for head in rest if head not in tellers], "COLOUR", "OTHER")
-        found += [
-            Prediction(
-                f"{name} exchanged",
-                "Heads below the movers that look from a colour at its owner (at least 0.3) carry what movers find it by: their "
-                "outputs exchanged between the two colours do what moving the attention by hand does.",
-                predicted=moved,
-                edit=lambda: bench.change(exchange),
+    informants = owner_heads(experiment, below=below)
+    return predictions + (exchange_tests(experiment, heads, informants, below=below) if informants else [])
+
+
+def exchange_tests(
+    experiment: CircuitExperiment, movers: list[str], informants: list[str], *, below: int
+) -> list[Prediction]:
+    """Predictions about the heads that attend from a colour to its owner (`informants`)."""
+    base = float(experiment.base.mean())
+    by_hand = experiment.attending(movers, to="OTHER", instead_of="COLOUR")
+    moved = float(experiment.change(by_hand).mean())
+    exchange = experiment.exchanged("z", informants, "COLOUR", "OTHER")
+    n_heads = Shape.of(experiment.model).n_heads
+    all_below = [f"a{layer}.{head}" for layer in range(below) for head in range(n_heads)]
+    others = [head for head in all_below if head not in informants]
+    control = experiment.exchanged("z", others, "COLOUR", "OTHER")
+    return [
+        Prediction(
+            f"{' '.join(informants)} exchanged",
+            "Heads below the movers that attend from a colour to its owner (at least 0.3) write what movers find it by: exchanging "
+            "their outputs between the two colours does what moving the attention by hand does.",
+            predicted=moved,
+            edit=lambda: experiment.change(exchange),
+        ),
+        Prediction(
+            "of that exchange the movers' keys",
+            "They act through the movers' keys: of all that the exchange changes, the movers' keys at the two colours do it alone.",
+            predicted=moved,
+            edit=lambda: experiment.change(
+                experiment.passed_on("k", movers, exchange, ("COLOUR", "OTHER"))
             ),
-            Prediction(
-                "of that exchange the movers' keys",
-                "They tell the movers' keys: of all that the exchange changes, the movers' keys at the two colours do it alone.",
-                predicted=moved,
-                edit=lambda: bench.change(bench.passed_on("k", heads, exchange, ("COLOUR", "OTHER"))),
-            ),
-            Prediction(
-                "share kept with all other heads below exchanged",
-                "A control: the heads below the movers that do not look at the owner, exchanged together, leave the answer.",
-                predicted=1.0,
-                edit=lambda: 1 + bench.change(others) / base,
-            ),
-        ]
-    return found
+        ),
+        Prediction(
+            "share kept with all other heads below exchanged",
+            "A control: exchanging together the heads below the movers that do not attend to the owner leaves the answer as it was.",
+            predicted=1.0,
+            edit=lambda: 1 + experiment.change(control) / base,
+        ),
+    ]  # fmt: skip
 
 
 STUDY = Study(
     task="binding",
     title="Attribute binding",
-    account="From END several heads of the last layer look at the colour that belongs to the owner in the question and write it. "
+    account="Several heads of the last layer attend from END to the colour that belongs to the owner in the question and copy it. "
     "They find it by the owner that was named before it, not by the thing that comes after it.",
     roles=[Role("mover", at_least={"COLOUR": 0.5, "copying": 0.3})],
     tests=tests,
-    watched="mover",
+    traced_role="mover",
     limits=[
-        "How movers find COLOUR: both prompts share it, so it is in no edge of the circuit; the path table and the last tests look "
-        "for it outside. How the owner in the question comes to the movers' queries at END was not tried.",
+        "How movers find COLOUR: both prompts share this, so no edge of the circuit carries it; path patching and the last tests "
+        "look for it outside the circuit. How the owner in the question reaches the movers' queries at END was not tested.",
     ],
     method="eap-ig-activations",
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

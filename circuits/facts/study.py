@@ -4,43 +4,47 @@ from pathlib import Path
 
 import torch
 
-from workbench.engine.values import from_store
-from workbench.studies.bench import Bench, outputs
+from workbench.studies.circuit_experiment import CircuitExperiment, outputs
 from workbench.studies.command import main
-from workbench.studies.study import Prediction, Role, Study
+from workbench.studies.prediction import Prediction, Role
+from workbench.studies.study import Study
 
 
-def tests(bench: Bench) -> list[Prediction]:
-    heads = bench.of_role("reader")
+def tests(experiment: CircuitExperiment) -> list[Prediction]:
+    heads = experiment.of_role("reader")
+    corrupt = experiment.heldout.value("corrupt")
 
-    def other_capital(logits: torch.Tensor) -> torch.Tensor:
-        return (logits.argmax(-1) == bench.pairs.wrong[:, 0, 0]).float()
+    def names_other_capital(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.argmax(-1) == experiment.pairs.wrong[:, 0, 0]).float()
 
     return [
-        bench.only_values(
-            heads, "COUNTRY", "Readers bring the country by what they read at it, not by where they look."
+        experiment.only_values(
+            heads,
+            "COUNTRY",
+            "Readers carry the country in the values that they read at it, not in where they attend.",
         ),
         Prediction(
             "share that names the other capital",
-            "These heads suffice at END: with the other country's outputs there, the other country's "
-            "capital is the first choice of the whole vocabulary.",
+            "These heads suffice at END: given the outputs that they have for the other country, the model's first choice of the "
+            "whole vocabulary is the other country's capital.",
             predicted=1.0,
-            edit=lambda: bench.change(
-                {f"{site}@END": from_store(bench.corrupt) for site in outputs(heads)}, read=other_capital
+            edit=lambda: experiment.read(
+                names_other_capital, {f"{site}@END": corrupt for site in outputs(heads)}
             ),
         ),
-    ]
+    ]  # fmt: skip
 
 
 STUDY = Study(
     task="capitals",
     title="Capitals",
-    account="From END heads of the middle layers look at the country and bring it there; it reaches the logits mostly through the MLPs behind them.",
+    account="Heads of the middle layers attend from END to the country and move it there. It reaches the logits mostly through the "
+    "MLPs of later layers.",
     roles=[Role("reader", at_least={"COUNTRY": 0.5})],
     tests=tests,
     method="ig-activations",
-    limits=["Where the fact is kept: MLPs were taken whole, and no test tries them."],
-)
+    limits=["Where the fact is stored: MLPs were taken whole, and no test is about them."],
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

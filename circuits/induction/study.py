@@ -1,107 +1,126 @@
 """Induction: what followed the word the last time. `python circuits/induction/study.py [--model tiny] [--out DIR] [--check]`"""
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.engine.values import constant
 from workbench.sites import Shape
-from workbench.studies.bench import Bench, layer_of
+from workbench.studies.circuit_experiment import CircuitExperiment, Edits, layer_of
 from workbench.studies.command import main
-from workbench.studies.study import Prediction, Role, Study
+from workbench.studies.prediction import Prediction, Role
+from workbench.studies.study import Study
 
 FIRST = 1
 """Position of the list's first word, which is never the one to copy nor the one before it."""
 
 
-def read_one_back(bench: Bench, *, below: int, rest: bool) -> dict[Any, Any]:
-    """Edits: what every head below a layer reads from the token before changes places between FIRST and ITEM; or the rest of it."""
-    shape, rows, edits = Shape.of(bench.model), torch.arange(len(bench.pairs)), {}
-    places = {where: bench.pairs.clean.at(where) for where in (FIRST, "ITEM")}
+def previous_token_exchanged(experiment: CircuitExperiment, *, below: int, rest: bool) -> Edits:
+    """Edits that exchange between FIRST and ITEM what every head below a layer reads from the token before.
+
+    Args:
+        below: the first layer that is left alone.
+        rest: exchange the rest of each head's output instead, which it reads from all other tokens.
+    """
+    n_heads = Shape.of(experiment.model).n_heads
+    edits: Edits = {}
     for layer in range(below):
-        pattern, v, z = (bench.clean[kind, layer].padded() for kind in ("pattern", "v", "z"))
-        for head in range(shape.n_heads):
-            back = {
-                w: pattern[rows, head, at, at - 1, None] * v[rows, at - 1, head // shape.group]
-                for w, at in places.items()
-            }
-            others = {where: z[rows, at, head] - back[where] for where, at in places.items()}
-            for here, there in ((FIRST, "ITEM"), ("ITEM", FIRST)):
-                made = back[here] + others[there] if rest else back[there] + others[here]
-                edits[f"z[{layer}.{head}]@{here}"] = constant(made)
+        for head in range(n_heads):
+            first_previous, first_rest = previous_and_rest(experiment, layer, head, FIRST)
+            item_previous, item_rest = previous_and_rest(experiment, layer, head, "ITEM")
+            if rest:
+                at_first, at_item = first_previous + item_rest, item_previous + first_rest
+            else:
+                at_first, at_item = item_previous + first_rest, first_previous + item_rest
+            edits[f"z[{layer}.{head}]@{FIRST}"] = constant(at_first)
+            edits[f"z[{layer}.{head}]@ITEM"] = constant(at_item)
     return edits
 
 
-def tests(bench: Bench) -> list[Prediction]:
-    heads, rows = bench.of_role("copier"), torch.arange(len(bench.pairs))
-    item, first = (bench.pairs.clean.tokens[rows, bench.pairs.clean.at(where)] for where in ("ITEM", FIRST))
+def previous_and_rest(
+    experiment: CircuitExperiment, layer: int, head: int, position: int | str
+) -> tuple[Tensor, Tensor]:
+    """[example, d_head] twice: what a head reads at a position from the token before, and the rest of its output."""
+    rows, query = torch.arange(len(experiment.pairs)), experiment.pairs.clean.at(position)
+    pattern, v, z = (experiment.clean[kind, layer].padded() for kind in ("pattern", "v", "z"))
+    kv_head = head // Shape.of(experiment.model).group
+    # A head's output is the sum over keys of attention times value, so one key's term can be taken out exactly.
+    previous = pattern[rows, head, query, query - 1, None] * v[rows, query - 1, kv_head]
+    return previous, z[rows, query, head] - previous
 
-    def first_over_item(logits: torch.Tensor) -> torch.Tensor:
+
+def tests(experiment: CircuitExperiment) -> list[Prediction]:
+    heads = experiment.of_role("copier")
+    prompts, rows = experiment.pairs.clean, torch.arange(len(experiment.pairs))
+    item, first = (prompts.tokens[rows, prompts.at(position)] for position in ("ITEM", FIRST))
+
+    def first_over_item(logits: Tensor) -> Tensor:
         return logits[rows, first] - logits[rows, item]
 
-    look_away = bench.attending(heads, to=FIRST, instead_of="ITEM")
-    moved, base, below = (
-        float(bench.change(look_away).mean()),
-        float(bench.base.mean()),
-        min(map(layer_of, heads)),
-    )
-    previous = bench.measured["previous"].mean("example").to_series()
-    pointers = [str(name) for name, score in previous.items() if score >= 0.5 and layer_of(str(name)) < below]
-    found = [
+    attend_to_first = experiment.attending(heads, to=FIRST, instead_of="ITEM")
+    moved = float(experiment.change(attend_to_first).mean())
+    base = float(experiment.base.mean())
+    below = min(map(layer_of, heads))
+    predictions = [
         Prediction(
             "first word over item",
-            "Copiers write whatever word they look at: made to look at the list's first word, they put it as far above the "
-            "item as the item is above it in the clean run.",
-            predicted=-float(bench.change({}, read=first_over_item).mean()),
-            edit=lambda: bench.change(look_away, read=first_over_item),
+            "Copiers raise the logit of whichever word they attend to: made to attend to the list's first word, they put it as far "
+            "above the item as the item is above it in the clean run.",
+            predicted=-float(experiment.read(first_over_item, {}).mean()),
+            edit=lambda: experiment.read(first_over_item, attend_to_first),
         ),
-        bench.only_values(
-            heads, "ITEM", "What differs between the runs is the word read at ITEM, not where copiers look."
+        experiment.only_values(
+            heads, "ITEM", "The two runs differ in the word read at ITEM, not in where copiers attend."
         ),
-    ]
-    if pointers:
-        name = " ".join(pointers)
-        found.append(
+    ]  # fmt: skip
+    previous = experiment.measured["previous"].mean("example").to_series()
+    strong = [str(name) for name, score in previous.items() if score >= 0.5]
+    previous_token_heads = [name for name in strong if layer_of(name) < below]
+    if previous_token_heads:
+        predictions.append(
             Prediction(
-                f"{name} exchanged",
-                "Heads below the copiers whose job it is to look at the token before (score at least 0.5) tell the copiers' keys: their "
-                "outputs exchanged between the two places do what moving the attention by hand does.",
+                f"{' '.join(previous_token_heads)} exchanged",
+                "The previous-token heads below the copiers (score at least 0.5) determine the copiers' keys: exchanging their outputs "
+                "between the two positions does what moving the attention by hand does.",
                 predicted=moved,
-                edit=lambda: bench.change(bench.exchanged("z", pointers, FIRST, "ITEM")),
+                edit=lambda: experiment.change(
+                    experiment.exchanged("z", previous_token_heads, FIRST, "ITEM")
+                ),
             )
-        )
-    found += [
+        )  # fmt: skip
+    predictions += [
         Prediction(
-            "read one back by all heads below, exchanged",
-            "All heads below tell the keys together: what each reads from the token before, and nothing else of it, exchanged "
-            "between the two places does what moving the attention by hand does.",
+            "previous-token reading of all heads below, exchanged",
+            "All heads below determine the keys together: exchanging, between the two positions, only what each reads from the token "
+            "before does what moving the attention by hand does.",
             predicted=moved,
-            edit=lambda: bench.change(read_one_back(bench, below=below, rest=False)),
+            edit=lambda: experiment.change(previous_token_exchanged(experiment, below=below, rest=False)),
         ),
         Prediction(
-            "share kept with the rest of them exchanged",
-            "A control: what the same heads read from all other tokens, exchanged instead, leaves the answer.",
+            "share kept with the rest of their outputs exchanged",
+            "A control: exchanging what the same heads read from all other tokens leaves the answer as it was.",
             predicted=1.0,
-            edit=lambda: 1 + bench.change(read_one_back(bench, below=below, rest=True)) / base,
+            edit=lambda: 1 + experiment.change(previous_token_exchanged(experiment, below=below, rest=True)) / base,
         ),
-    ]
-    return found
+    ]  # fmt: skip
+    return predictions
 
 
 STUDY = Study(
     task="induction",
     title="Induction",
-    account="From END several heads of the last layer look at ITEM, the word behind the earlier copy of the last word, and write it. "
-    "What tells their keys which word came before is what the heads below read one token back, all together: no single one does it.",
+    account="Several heads of the last layer attend from END to ITEM, the word after the earlier copy of the last word, and copy it. "
+    "Their keys learn which word came before from what all heads below read from the previous token, together: no single head "
+    "does it.",
     roles=[Role("copier", at_least={"ITEM": 0.5, "copying": 0.3})],
     tests=tests,
-    watched="copier",
+    traced_role="copier",
     limits=[
-        "How copiers find ITEM: both prompts share it, so it is in no edge of the circuit; the path table and the exchanges "
-        "look for it outside. How the many weak readings of the token before add up was not tried.",
+        "How copiers find ITEM: both prompts share this, so no edge of the circuit carries it; path patching and the exchanges look "
+        "for it outside the circuit. How the many weak readings of the previous token add up was not tested.",
     ],
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

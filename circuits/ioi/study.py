@@ -2,57 +2,55 @@
 
 from pathlib import Path
 
-from workbench.studies.bench import Bench
+from workbench.studies.circuit_experiment import CircuitExperiment, outputs
 from workbench.studies.command import main
-from workbench.studies.study import Prediction, Role, Study
+from workbench.studies.prediction import Prediction, Role
+from workbench.studies.study import Study
 from workbench.tasks.registry import load_task
 
 
-def tests(bench: Bench) -> list[Prediction]:
-    heads = bench.of_role("suppressor")
-    outputs = [f"z[{head[1:]}]" for head in heads]
-    swap = float(bench.swapped(outputs).mean())
-    third = load_task("ioi", bench.model, n=len(bench.pairs), split="heldout", variant="abc")
+def tests(experiment: CircuitExperiment) -> list[Prediction]:
+    heads = experiment.of_role("suppressor")
+    swap = float(experiment.swapped(outputs(heads)).mean())
+    three_names = load_task("ioi", experiment.model, n=len(experiment.pairs), split="heldout", variant="abc")
     return [
         Prediction(
-            "look at IO instead of S2",
-            "A suppressor writes against the name it looks at, be it at IO: to make it look there does what the "
-            "corrupt run's output, with that name at S2, does.",
+            "attend to IO instead of S2",
+            "A suppressor lowers the logit of whichever name it attends to. Made to attend to IO, it changes the metric as much as "
+            "the corrupt run's output does, which was computed with that name at S2.",
             predicted=swap,
-            edit=lambda: bench.change(bench.attending(heads, to="IO", instead_of="S2")),
+            edit=lambda: experiment.change(experiment.attending(heads, to="IO", instead_of="S2")),
         ),
-        Prediction(
-            "only the value at S2",
-            "What differs between the runs is the value read at S2, not where the heads look.",
-            predicted=swap,
-            edit=lambda: bench.swapped([f"v[{head[1:]}]@S2" for head in heads]),
+        experiment.only_values(
+            heads, "S2", "The two runs differ in the value read at S2, not in where the heads attend."
         ),
         Prediction(
             "S2 a third name",
-            "With a third name at S2 neither answer is suppressed, so the heads' swap loses half of what the other name loses.",
+            "With a third name at S2 neither answer is suppressed, so swapping the heads' outputs loses half of what it loses with "
+            "the other name.",
             predicted=swap / 2,
-            edit=lambda: bench.swapped(outputs, pairs=third),
+            edit=lambda: experiment.swapped(outputs(heads), pairs=three_names),
         ),
-    ]
+    ]  # fmt: skip
 
 
 STUDY = Study(
     task="ioi",
     title="Indirect objects",
-    account="From END a head looks at S2, the name that gives, and writes against it; the name that is left wins. "
-    "No head of the circuit copies the indirect object.",
+    account="The head attends from END to S2 and suppresses that name, so the other name wins. No head of the circuit copies the "
+    "indirect object.",
     roles=[
         Role("suppressor", at_least={"S2": 0.4}, at_most={"copying": -0.2}),
         Role("mover", at_least={"IO": 0.4, "copying": 0.2}),
     ],
     tests=tests,
-    watched="suppressor",
+    traced_role="suppressor",
     limits=[
-        "Why the two names are preferred to all other words, other names among them: both prompts share it, so it is in no edge of "
-        "the circuit. Of three names, which one is left was not tried."
+        "Why the model prefers these two names to all other words, other names among them: both prompts share this, so no edge of "
+        "the circuit carries it. Which of three names is left was not tested."
     ],
     reference="ioi",
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -6,64 +6,67 @@ import numpy as np
 
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.studies.bench import Bench, outputs
+from workbench.studies.circuit_experiment import CircuitExperiment, outputs
 from workbench.studies.command import main
-from workbench.studies.study import Prediction, Role, Study
+from workbench.studies.prediction import Prediction, Role
+from workbench.studies.study import Study
 from workbench.tasks.grammar import FEMALE
 
 
-def same_gender(bench: Bench) -> PromptPairs:
-    """The clean prompts, each beside one with another name of its gender."""
-    clean, at = bench.pairs.clean, bench.pairs.clean.at("NAME").tolist()
-    names = [int(clean.tokens[i, at[i]]) for i in range(len(clean))]
-    female = [clean.strings[i][at[i]].strip() in FEMALE for i in range(len(clean))]
+def same_gender(pairs: PromptPairs) -> PromptPairs:
+    """The clean prompts, each beside a copy with another name of the same gender."""
+    clean, n = pairs.clean, len(pairs)
+    positions = clean.at("NAME").tolist()
+    names = [int(clean.tokens[i, positions[i]]) for i in range(n)]
+    female = [clean.strings[i][positions[i]].strip() in FEMALE for i in range(n)]
     rows = []
-    for i in range(len(clean)):
-        donor = next(
-            names[j % len(clean)]
-            for j in range(i + 1, i + len(clean))
-            if _suits(names, female, i, j % len(clean))
-        )
+    for i in range(n):
+        donor = _donor(i, names, female)
         row = clean.tokens[i, : int(clean.lengths[i])].tolist()
-        rows.append([*row[: at[i]], donor, *row[at[i] + 1 :]])
-    where = [{name: int(places[i]) for name, places in clean.positions.items()} for i in range(len(clean))]
-    other = Prompts.of(rows, positions=where, bos=clean.bos)
-    return PromptPairs(clean, other, bench.pairs.answers, bench.pairs.wrong, bench.pairs.provenance)
+        rows.append([*row[: positions[i]], donor, *row[positions[i] + 1 :]])
+    named = [{name: int(index[i]) for name, index in clean.positions.items()} for i in range(n)]
+    others = Prompts.of(rows, positions=named, bos=clean.bos)
+    return PromptPairs(clean, others, pairs.answers, pairs.wrong, pairs.provenance)
 
 
-def _suits(names: list[int], female: list[bool], i: int, j: int) -> bool:
-    return names[i] != names[j] and female[i] == female[j]
+def _donor(i: int, names: list[int], female: list[bool]) -> int:
+    """The first other name of the same gender in the prompts after prompt i, starting again at the first."""
+    order = [*range(i + 1, len(names)), *range(i)]
+    return next(names[j] for j in order if names[j] != names[i] and female[j] == female[i])
 
 
-def tests(bench: Bench) -> list[Prediction]:
-    heads = bench.of_role("reader")
-    base = float(bench.base.mean())
+def tests(experiment: CircuitExperiment) -> list[Prediction]:
+    heads = experiment.of_role("reader")
+    base = float(experiment.base.mean())
 
-    def kept() -> np.ndarray:
-        return 1 + bench.swapped(outputs(heads), pairs=same_gender(bench)) / base
+    def kept_with_same_gender() -> np.ndarray:
+        return 1 + experiment.swapped(outputs(heads), pairs=same_gender(experiment.pairs)) / base
 
     return [
-        bench.only_values(
-            heads, "NAME", "Readers bring the gender by what they read at the name, not by where they look."
+        experiment.only_values(
+            heads,
+            "NAME",
+            "Readers carry the gender in the values that they read at the name, not in where they attend.",
         ),
         Prediction(
             "share kept with another name of the same gender",
-            "What counts is the gender and not the name: outputs from a prompt with another name of that gender keep the answer, on average.",
+            "The gender counts and not the name: outputs computed with another name of the same gender keep the answer, on average.",
             predicted=1.0,
-            edit=kept,
+            edit=kept_with_same_gender,
         ),
-    ]
+    ]  # fmt: skip
 
 
 STUDY = Study(
     task="pronoun",
     title="Pronouns",
-    account="From END several heads of the last layer look at the name and bring its gender; they and the last MLP write the pronoun.",
+    account="Several heads of the last layer attend from END to the name and read its gender; they and the last MLP write the "
+    "pronoun.",
     roles=[Role("reader", at_least={"NAME": 0.3, "copying": 0.2})],
     tests=tests,
     method="eap-ig-activations",
     limits=["Names are female or male by construction in this grammar, which says nothing about people."],
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

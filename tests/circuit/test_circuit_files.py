@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_graphs import FULL, SHAPES, files, graphs, random_circuit, scores_of, seeds, shares, sizes
 
-from workbench.circuit.circuit import FORMAT, Circuit
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.document import FORMAT
 from workbench.circuit.graph import Graph
 from workbench.discovery.search import find_circuit
 from workbench.errors import CircuitError, OutputExists

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench import resources
-from workbench.circuit.published import reference_names
+from workbench.circuit.published import published_names
 from workbench.cli.app import app
 from workbench.errors import UnknownName
 from workbench.sites import Shape
@@ -25,7 +25,7 @@ NAMES = ("docstring", "greater_than", "ioi")
 
 
 def test_each_loads_on_its_own_graph_and_has_a_source():
-    assert reference_names() == list(NAMES)
+    assert published_names() == list(NAMES)
     for name in NAMES:
         circuit = wb.reference_circuit(name)
         assert circuit.pruned == circuit

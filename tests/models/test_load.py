@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 import workbench as wb
 from workbench import resources
 from workbench.errors import ModelError, UnknownName
-from workbench.models import zoo
+from workbench.models import embedded
 from workbench.models.load import check_eval, model_name
 
 TINY = resources.data() / "models" / "tiny"
@@ -36,7 +36,7 @@ def test_a_directory_and_its_embedded_twin_have_one_fingerprint(tmp_path):
 
 
 def test_checkpoints_are_other_models_and_an_unknown_step_lists_those_there_are():
-    steps = zoo.steps("tiny")
+    steps = embedded.steps("tiny")
     assert len(steps) >= 8
     assert 1500 in steps
     prints = {wb.model_fingerprint(wb.load_model(f"tiny@{step}")) for step in steps[:3]}

@@ -1,6 +1,7 @@
 """What goes wrong with a store on disk: it is named, nothing is lost, and what is built after it has the same bytes."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def build_in(folder: Path, **more):
+def build_in(folder: Path, **settings):
     return capture(
         model_of("gpt2"),
         ragged(LENGTHS),
@@ -45,7 +45,7 @@ def build_in(folder: Path, **more):
         shard_bytes=4000,
         threads=1,
         progress=False,
-        **more,
+        **settings,
     )
 
 
@@ -62,48 +62,68 @@ def copy(whole, tmp_path):
     return tmp_path / "s"
 
 
-def write_rank(folder: Path, rank: int) -> None:
-    """One of three writers: it takes every third shard that is missing."""
+def die_in_step(number: int) -> None:
+    """Let this process kill itself in the middle of the step with that number, of those that change the disk."""
+    steps = itertools.count(1)
+
+    def fatal(step):
+        def call(*arguments):
+            if next(steps) == number:
+                if step is pwrite:
+                    handle, data, offset = arguments
+                    pwrite(handle, data[: len(data) // 2], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*arguments)
+
+        return call
+
+    pwrite = os.pwrite
+    os.pwrite, os.fsync, os.replace = map(fatal, (os.pwrite, os.fsync, os.replace))
+
+
+def write_until_killed(folder: Path, shards: list[int], fatal_step: int) -> None:
+    """One of several writers: it does not live to finish its shards."""
     torch.set_num_threads(1)
     plan, store = read_plan(str(folder)), DiskStore(str(folder))
-    todo = [shard for shard in range(len(plan.shards)) if not (folder / record_name(shard)).exists()]
-
-    def slowly(n: int) -> None:
-        time.sleep(0.02)
-
-    build.write_shards(model_of("gpt2"), store.prompts, folder, plan, todo[rank::3], slowly)
+    die_in_step(fatal_step)
+    build.write_shards(model_of("gpt2"), store.prompts, folder, plan, shards, lambda n: None)
 
 
-@pytest.mark.slow
 def test_writers_killed_at_any_moment_leave_what_an_uninterrupted_run_writes(whole, tmp_path):
+    """Killed within a write, before a sync or before a rename: at a step and not after a time, on any machine alike."""
     model_of("gpt2")  # the forked writers have it
     folder, context, draw = tmp_path / "s", multiprocessing.get_context("fork"), random.Random(0)
     (folder / "shards").mkdir(parents=True)
     for name in ("prompts.safetensors", "labels.json", "store.json"):
         shutil.copy(whole / name, folder / name)
-    n, unfinished = len(read_plan(str(folder)).shards), 0
-    for _ in range(20):
-        writers = [context.Process(target=write_rank, args=(folder, rank)) for rank in range(3)]
+    n, finished = len(read_plan(str(folder)).shards), []
+    for _ in range(7):
+        # A shard takes 21 steps or more: the first writer may finish one of its two or more, the others finish none.
+        missing = [shard for shard in range(n) if not (folder / record_name(shard)).exists()]
+        fatal_steps = draw.randint(22, 41), draw.randint(1, 20), draw.randint(1, 20)
+        writers = [
+            context.Process(target=write_until_killed, args=(folder, missing[rank::3], step))
+            for rank, step in enumerate(fatal_steps)
+        ]
         for writer in writers:
             writer.start()
-        time.sleep(draw.uniform(0.0, 0.12))
         for writer in writers:
-            os.kill(writer.pid or 0, signal.SIGKILL)
             writer.join()
-        kept = [path for path in (folder / "shards").glob("*.json") if not path.name.startswith(".")]
-        for path in kept:
+        assert [writer.exitcode for writer in writers] == [-signal.SIGKILL] * 3
+        records = [path for path in (folder / "shards").glob("*.json") if not path.name.startswith(".")]
+        for path in records:
             json.loads(path.read_text())
-        if len(kept) < n:
-            unfinished += 1
-            with pytest.raises(
-                StoreError, match=f"is not finished: {n - len(kept)} of its {n} shards are missing"
-            ):
-                open_store(folder)
-    assert unfinished > 4
+        finished.append(len(records))
+        with pytest.raises(
+            StoreError, match=f"is not finished: {n - len(records)} of its {n} shards are missing"
+        ):
+            open_store(folder)
+    assert finished == sorted(finished)
+    assert 0 < finished[-1] < n
     store = build_in(folder)
     assert list(verify(folder)) == []
-    own = {name: data for name, data in bytes_of(folder).items() if "/." not in name}
-    assert own == bytes_of(whole)
+    visible = {name: data for name, data in bytes_of(folder).items() if "/." not in name}
+    assert visible == bytes_of(whole)
     assert len(store) == len(LENGTHS)
 
 
@@ -130,36 +150,36 @@ def test_a_build_that_is_stopped_goes_on(whole, tmp_path, monkeypatch):
     assert len(runs) <= n + 2  # nothing is left to do: one pass for shapes, none for a cost
 
 
-def broken(folder: Path, how: str) -> str:
-    """Do it, and return the name of the file that is damaged."""
+def broken(folder: Path, damage: str) -> str:
+    """Damage one file of a store, and return its name."""
     shard = sorted((folder / "shards").glob("*.z.safetensors"))[3]
-    if how == "cut":
+    if damage == "cut":
         os.truncate(shard, shard.stat().st_size - 7)
-    elif how == "flipped":
+    elif damage == "flipped":
         data = bytearray(shard.read_bytes())
         data[-5] ^= 4
         shard.write_bytes(data)
-    elif how == "header":
+    elif damage == "header":
         data = bytearray(shard.read_bytes())
         data[20] ^= 255
         shard.write_bytes(data)
-    elif how == "empty":
+    elif damage == "empty":
         shard.write_bytes(b"")
-    elif how == "gone":
+    elif damage == "gone":
         shard.unlink()
     return str(shard)
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "header", "empty", "gone"])
-def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeypatch, how):
-    name = broken(copy, how)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "header", "empty", "gone"])
+def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeypatch, damage):
+    name = broken(copy, damage)
     store = open_store(copy)
-    if how != "flipped":
+    if damage != "flipped":
         with pytest.raises(StoreError) as error:
             store["z", 0].packed  # noqa: B018
         assert repr(name) in str(error.value)
         assert "workbench store verify" in str(error.value)
-    assert [damage.file for damage in verify(copy)] == [name]
+    assert [wrong.file for wrong in verify(copy)] == [name]
     others = {
         path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "00003" not in path.name
     }
@@ -228,16 +248,16 @@ def test_an_edited_plan_is_refused(copy, change, message):
 
 def test_a_store_of_something_else_is_not_continued(copy):
     before = bytes_of(copy)
-    asked = {"sites": SITES, "path": copy, "progress": False}
-    for model, prompts, more, what in (
+    usual = {"sites": SITES, "path": copy, "progress": False}
+    for model, prompts, changes, difference in (
         (model_of("gpt2", seed=1), ragged(LENGTHS), {}, "model"),
         (model_of("gpt2"), ragged(LENGTHS[1:]), {}, "prompts"),
         (model_of("gpt2"), ragged(LENGTHS), {"dtype": torch.float16}, "dtype"),
         (model_of("gpt2"), ragged(LENGTHS), {"sites": ["z"]}, "sites"),
         (model_of("gpt2"), ragged(LENGTHS), {"keep": "mean", "sites": ["z", "resid_post"]}, "sites"),
     ):
-        with pytest.raises(StoreError, match=f"holds a store with another {what}: "):
-            capture(model, prompts, **asked | more)
+        with pytest.raises(StoreError, match=f"holds a store with another {difference}: "):
+            capture(model, prompts, **usual | changes)
     with pytest.raises(StoreError, match=f"is a store of another model: {open_store(copy).model[:8]} there"):
         build.repair(model_of("gpt2", seed=1), copy, progress=False)
     assert bytes_of(copy) == before

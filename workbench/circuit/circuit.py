@@ -1,10 +1,9 @@
-"""A circuit is an object: a set of edges of a model's graph, with where it came from.
+"""`Circuit`: a set of edges of a model's graph, with where it came from. It can be compared, drawn, saved and evaluated.
 
-It is saved as JSON that names its edges, the model and the prompts it was found on (by hash), so that it can be
-evaluated on others, compared and drawn. A circuit of another graph or a damaged file is refused.
+`Circuit.of` builds one and prunes dead ends. Set algebra and `restricted` do not prune: they are exact on edges, and a subset
+of a circuit need not run on its own. `pruned` is what is left of it when it runs.
 
-`Circuit.of` prunes dead ends. Set algebra and `restricted` do not: they are exact on edges, and a part of a circuit need
-not run on its own; `pruned` is what is left of it when it runs.
+A circuit knows no model and runs nothing: `evaluation` measures it, `render` draws it.
 """
 
 import json
@@ -18,27 +17,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.circuit.components import (
-    Classes,
-    check_known,
-    check_labels,
-    check_size,
-    components,
-    differences,
-    edge_class,
-    mlp_of,
-    selectors,
-)
+from workbench.circuit.collapse import collapse
+from workbench.circuit.components import Classes, check_known, check_labels, components, differences, mlp_of
+from workbench.circuit.document import CircuitDocument, read_document, write_document
 from workbench.circuit.graph import Graph
-from workbench.errors import CircuitError, SiteError
-from workbench.files import check_free, whole
+from workbench.circuit.selection import edges_by_class, select_edges
+from workbench.circuit.tables import component_graph, edge_table, score_array
+from workbench.errors import CircuitError
+from workbench.models.model import Model
 from workbench.results import clean_attrs
-from workbench.sites import Edge, Node, Position
+from workbench.sites import Edge, Node, Position, Shape
 
 if TYPE_CHECKING:
     import networkx
-
-FORMAT = "interp-workbench circuit 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,21 +69,30 @@ class Circuit:
         prompt_ids: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
     ) -> "Circuit":
-        """A circuit of these edges (a boolean matrix, or edges or their string forms), dead ends pruned."""
+        """A circuit of these edges, dead ends pruned.
+
+        Args:
+            edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms `a9.9->a10.7<q>`.
+            scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
+
+        Raises:
+            CircuitError: matrices of another shape, or labels of nodes that the graph does not have.
+            SiteError: an edge that the graph does not have.
+        """
         if not isinstance(edges, np.ndarray):
             matrix = np.zeros_like(graph.exists)
             for edge in edges:
                 matrix[graph.index(edge)] = True
             edges = matrix
-        for name, given in (("Edges", edges), ("Scores", scores)):
-            if given is not None and given.shape != graph.exists.shape:
+        for name, table in (("Edges", edges), ("Scores", scores)):
+            if table is not None and table.shape != graph.exists.shape:
                 raise CircuitError(
-                    f"{name} of shape {given.shape} do not fit a graph with matrices of {graph.exists.shape}."
+                    f"{name} of shape {table.shape} do not fit a graph with matrices of {graph.exists.shape}."
                 )
         chosen = edges.astype(bool) & graph.exists
-        named = check_labels(graph, labels or {})
-        pruned, found = graph.prune(chosen), int(chosen.sum())
-        return cls(graph, pruned, scores, found, clean_attrs(attrs or {}), frozenset(prompt_ids), named)
+        roles = check_labels(graph, labels or {})
+        facts = clean_attrs(attrs or {})
+        return cls(graph, graph.prune(chosen), scores, int(chosen.sum()), facts, frozenset(prompt_ids), roles)
 
     @classmethod
     def of_nodes(
@@ -105,32 +105,30 @@ class Circuit:
     ) -> "Circuit":
         """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`); input and logits are always in.
 
-        >>> from workbench.sites import Shape
+        Raises:
+            CircuitError: a component that the graph does not have.
+
         >>> graph = Graph(Shape(2, 2, 2, 32, 16, 128, 50, 32))
         >>> Circuit.of_nodes(graph, ["m1"]).edge_list
         [Edge('input->m1'), Edge('input->logits'), Edge('m1->logits')]
         """
         wanted = {"input", "logits", *nodes}
-        check_known(
-            wanted,
-            {"logits", *graph.writers, *map(mlp_of, graph.writers)},
-            "node",
-            "Nodes: a9.6, m3, m3:113.",
-        )
+        known = {"logits", *graph.writers, *map(mlp_of, graph.writers)}
+        check_known(wanted, known, "node", "Nodes: a9.6, m3, m3:113.")
         writers = [not wanted.isdisjoint((name, mlp_of(name))) for name in graph.writers]
         readers = [not wanted.isdisjoint((*components(graph, name), mlp_of(name))) for name in graph.readers]
         return cls.of(graph, graph.exists & np.outer(writers, readers), attrs=attrs, labels=labels)
 
     @classmethod
-    def full(cls, model_or_shape: Any) -> "Circuit":
+    def full(cls, model_or_shape: Model | Shape | Graph) -> "Circuit":
         """The circuit of every edge of a model, a `Shape` or a `Graph`: it behaves as the whole model."""
-        graph = _graph(model_or_shape)
+        graph = _graph_of(model_or_shape)
         return cls.of(graph, graph.exists)
 
     @classmethod
-    def empty(cls, model_or_shape: Any) -> "Circuit":
+    def empty(cls, model_or_shape: Model | Shape | Graph) -> "Circuit":
         """The circuit of no edge: with corrupt values it behaves as the corrupt run."""
-        graph = _graph(model_or_shape)
+        graph = _graph_of(model_or_shape)
         return cls.of(graph, np.zeros_like(graph.exists))
 
     # ---- what is in it
@@ -147,15 +145,17 @@ class Circuit:
         All edges of u's neurons into v are one edge. Where no MLP is split into neurons this is `n_edges`, except for
         imported circuits that hold some dimensions of a node's output only: their shares come from the file.
         """
-        kept = {name: len(dims) / self.graph.shape.d_model for name, dims in self.output_neurons.items()}
-        writing = set(np.flatnonzero(self._flat.any((0, 2))).tolist())
+        from_file = {name: len(dims) / self.graph.shape.d_model for name, dims in self.output_neurons.items()}
+        writing = set(np.flatnonzero(self._by_position.any((0, 2))).tolist())
         neurons: dict[str, list[bool]] = {}
         for i, name in enumerate(self.graph.writers):
             neurons.setdefault(mlp_of(name), []).append(i in writing)
+        shares = {name: sum(inside) / len(inside) for name, inside in neurons.items()} | from_file
         edges = {
             (edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)) for edge in self.graph.edges(self.edges)
         }
-        return math.fsum(kept.get(node, sum(neurons[node]) / len(neurons[node])) for _, node, _ in edges)
+        # `fsum` rounds once, so that the sum does not depend on the order in which a set is gone through.
+        return math.fsum(shares[writer] for _, writer, _ in edges)
 
     @property
     def output_neurons(self) -> dict[str, list[int]]:
@@ -165,14 +165,15 @@ class Circuit:
     @property
     def edge_list(self) -> list[Edge]:
         """The edges, strongest score first (graph order where there are no scores)."""
-        return [edge for edge, _ in self._ranked]
+        return [edge for edge, _ in self._scored_edges]
 
     @property
-    def _ranked(self) -> list[tuple[Edge, float]]:
+    def _scored_edges(self) -> list[tuple[Edge, float]]:
         """The edges with their scores, as `edge_list` sorts them."""
         values = np.full(self.n_edges, np.nan) if self.scores is None else self.scores[self.edges]
-        found = list(zip(self.graph.edges(self.edges), values.tolist(), strict=True))
-        return [found[i] for i in np.argsort(-np.abs(values), kind="stable")]
+        scored = list(zip(self.graph.edges(self.edges), values.tolist(), strict=True))
+        # A stable sort leaves edges of equal score in graph order, so that files and tables do not vary.
+        return [scored[i] for i in np.argsort(-np.abs(values), kind="stable")]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -180,13 +181,16 @@ class Circuit:
 
         A key or value that query heads share counts for those of them that are in the circuit otherwise.
         """
-        present = {self.graph.writers[w] for w in np.flatnonzero(self._flat.any((0, 2)))}
+        present = {self.graph.writers[w] for w in np.flatnonzero(self._by_position.any((0, 2)))}
         entered = [
-            components(self.graph, self.graph.readers[r]) for r in np.flatnonzero(self._flat.any((0, 1)))
+            components(self.graph, self.graph.readers[r])
+            for r in np.flatnonzero(self._by_position.any((0, 1)))
         ]
-        present.update(parts[0] for parts in entered if len(parts) == 1)
-        for parts in entered:
-            present.update(parts if present.isdisjoint(parts) else ())
+        present.update(sharing[0] for sharing in entered if len(sharing) == 1)
+        # Only if no head that shares it is in the circuit does a key or value stand for all of them.
+        for sharing in entered:
+            if present.isdisjoint(sharing):
+                present.update(sharing)
         return tuple(name for name in (*self.graph.writers, "logits") if name in present)
 
     @property
@@ -201,7 +205,7 @@ class Circuit:
         return sorted({node.layer for node in nodes if node.layer is not None and node.is_mlp})
 
     @property
-    def _flat(self) -> np.ndarray:
+    def _by_position(self) -> np.ndarray:
         """bool [pos, writer, reader], with one position where the graph has none."""
         return self.edges.reshape(-1, *self.edges.shape[-2:])
 
@@ -209,8 +213,8 @@ class Circuit:
         """The score of one edge; NaN where it has none. An edge without a position sums those it has at any."""
         if self.scores is None:
             return float("nan")
-        found = np.atleast_1d(self.scores[self.graph.index(edge)])
-        return float(np.nansum(found)) if np.isfinite(found).any() else float("nan")
+        values = np.atleast_1d(self.scores[self.graph.index(edge)])
+        return float(np.nansum(values)) if np.isfinite(values).any() else float("nan")
 
     def __len__(self) -> int:
         return self.n_edges
@@ -236,6 +240,7 @@ class Circuit:
         )
 
     def _repr_html_(self) -> str:
+        # Imported here: pictures stand above circuits, and a circuit must load without them.
         from workbench.render.circuit.html import circuit_html
 
         return circuit_html(self)
@@ -249,13 +254,13 @@ class Circuit:
         return self._join(other, "&", np.logical_and)
 
     def __sub__(self, other: "Circuit") -> "Circuit":
-        return self._join(other, "-", np.greater)
+        return self._join(other, "-", np.greater)  # on truth values, a > b is "a and not b"
 
     def __xor__(self, other: "Circuit") -> "Circuit":
         return self._join(other, "^", np.logical_xor)
 
     def __invert__(self) -> "Circuit":
-        return self._part(self.graph.exists & ~self.edges)
+        return self._subset(self.graph.exists & ~self.edges)
 
     def __le__(self, other: "Circuit") -> bool:
         self._check_same(other, "<=")
@@ -265,23 +270,23 @@ class Circuit:
         return self <= other and self != other
 
     def _join(
-        self, other: "Circuit", sign: str, how: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self, other: "Circuit", sign: str, operation: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> "Circuit":
+        """The circuit of an operation on both edge matrices, and what both circuits agree on."""
         self._check_same(other, sign)
+        shared = self.attrs.keys() & other.attrs.keys()
         agreed = {
-            key: value
-            for key, value in self.attrs.items()
-            if key in other.attrs and other.attrs[key] == value
+            key: value for key, value in self.attrs.items() if key in shared and other.attrs[key] == value
         }
-        part = self._part(how(self.edges, other.edges))
         return replace(
-            part,
+            self._subset(operation(self.edges, other.edges)),
             attrs=agreed,
             prompt_ids=self.prompt_ids | other.prompt_ids,
             labels={**other.labels, **self.labels},
         )
 
     def _check_same(self, other: "Circuit", sign: str) -> None:
+        """Raise `CircuitError` unless the other is a circuit of the same graph."""
         if not isinstance(other, Circuit):
             raise CircuitError(f"circuit {sign} {type(other).__name__}: both sides must be circuits.")
         if self.graph != other.graph:
@@ -290,7 +295,7 @@ class Circuit:
                 "Use .collapsed on both, or wb.compare(a, b)."
             )
 
-    def _part(self, edges: np.ndarray) -> "Circuit":
+    def _subset(self, edges: np.ndarray) -> "Circuit":
         return replace(self, edges=edges, n_requested=int(edges.sum()))
 
     @property
@@ -304,23 +309,12 @@ class Circuit:
 
         Its scores are the sums over the edges that it stands for and that are in the circuit.
         """
-        plain = Graph(self.graph.shape)
-        if self.graph == plain:
+        if self.graph == Graph(self.graph.shape):
             return self
-        rows = np.array([plain.writer_index[mlp_of(name)] for name in self.graph.writers])
-        columns = np.array([plain.reader_index[mlp_of(name)] for name in self.graph.readers])
-        *_, writer, reader = np.nonzero(self.edges)
-        at = rows[writer], columns[reader]
-        edges, scores = np.zeros_like(plain.exists), None
-        edges[at] = True
-        if self.scores is not None:
-            values = self.scores[self.edges]
-            scores, known = np.zeros(plain.exists.shape), np.zeros(plain.exists.shape, dtype=bool)
-            np.add.at(scores, at, np.nan_to_num(values))
-            np.logical_or.at(known, at, np.isfinite(values))
-            scores[~known] = np.nan
+        plain = collapse(self.graph, self.edges, self.scores)
         labels = {name: role for name, role in self.labels.items() if ":" not in name}
-        return Circuit(plain, edges, scores, int(edges.sum()), self.attrs, self.prompt_ids, labels)
+        n_edges = int(plain.edges.sum())
+        return Circuit(plain.graph, plain.edges, plain.scores, n_edges, self.attrs, self.prompt_ids, labels)
 
     def restricted(
         self,
@@ -340,49 +334,31 @@ class Circuit:
         Raises:
             CircuitError: a position or name that the circuit's graph does not have.
         """
-        edges = self.edges.copy()
-        if positions is not None:
-            asked = [positions] if isinstance(positions, str | int) else list(positions)
-            absent = [place for place in asked if place not in (self.graph.positions or ())]
-            if absent:
-                has = ", ".join(map(str, self.graph.positions)) if self.graph.positions else "none"
-                raise CircuitError(
-                    f"restricted: this circuit has no position {absent[0]!r}. Its positions: {has}."
-                )
-            edges[[place not in asked for place in self.graph.positions or ()]] = False
-        for given, nodes, axis in ((writers, self.graph.writers, -2), (readers, self.graph.readers, -1)):
-            if given is None:
-                continue
-            wanted = {given} if isinstance(given, str) else set(given)
-            names = [selectors(self.graph, self.labels, name) for name in nodes]
-            what = "writer" if axis == -2 else "reader"
-            check_known(
-                wanted, set().union(*names), what, "Give nodes, readers, heads, mlps, q, k, v or a role."
+        return self._subset(
+            select_edges(
+                self.graph, self.labels, self.edges,
+                positions=positions, writers=writers, readers=readers, where=where,
             )
-            keep = np.array([not wanted.isdisjoint(each) for each in names])
-            edges &= keep[:, None] if axis == -2 else keep
-        if where is not None:
-            edges[edges] = [where(edge) for edge in self.graph.edges(edges)]
-        return self._part(edges)
+        )  # fmt: skip
 
     def by_component(self, by: Classes | str = "reader") -> dict[str, "Circuit"]:
-        """The circuit in parts, in graph order: by what its edges enter (`q k v mlps logits`), by what writes them
-        (`input heads mlps`), by the reader's `layer`, or by `role` (`S-inhibition -> name mover`)."""
-        parts: dict[str, np.ndarray] = {}
-        for at in np.argwhere(self.edges):
-            ends = self.graph.writers[at[-2]], self.graph.readers[at[-1]]
-            name = edge_class(self.graph, self.labels, *ends, by)
-            parts.setdefault(name, np.zeros_like(self.edges))[tuple(at)] = True
-        return {name: self._part(edges) for name, edges in parts.items()}
+        """The circuit split into classes of edges, in graph order.
+
+        Args:
+            by: what an edge enters ("reader": `q k v mlps logits`), what writes it ("writer": `input heads mlps`), the
+                reader's "layer", or the roles of both ends ("role": `S-inhibition -> name mover`).
+
+        Raises:
+            UnknownName: any other `by`.
+        """
+        groups = edges_by_class(self.graph, self.labels, self.edges, by)
+        return {name: self._subset(edges) for name, edges in groups.items()}
 
     # ---- other forms
 
     def to_frame(self) -> pd.DataFrame:
         """A table with one row per edge, strongest first: `edge writer reader pos port score`."""
-        rows = [
-            (str(edge), edge.writer, edge.reader, edge.pos, edge.port, score) for edge, score in self._ranked
-        ]
-        return pd.DataFrame(rows, columns=["edge", "writer", "reader", "pos", "port", "score"])
+        return edge_table(self._scored_edges)
 
     def to_scores(self) -> xr.DataArray:
         """The scores as `score_edges` returns them, for `find_circuit`: this is how scores of other tools are cut anew.
@@ -392,33 +368,7 @@ class Circuit:
         """
         if self.scores is None:
             raise CircuitError("This circuit has no scores.")
-        graph, lead = (
-            self.graph,
-            {} if self.graph.positions is None else {"pos": list(map(str, self.graph.positions))},
-        )
-        attrs = {
-            **self.attrs,
-            "graph": json.dumps(graph.to_dict()),
-            "kind": "edge_scores",
-            "higher_is_better": 1,
-        }
-        attrs["prompt_ids"] = " ".join(sorted(self.prompt_ids))
-        table = np.where(graph.exists, self.scores, np.nan)
-        if graph.neurons:
-            writer, reader = np.nonzero(graph.whole.exists)
-            ends = {
-                "writer": ("edge", [graph.writers[w] for w in writer]),
-                "reader": ("edge", [graph.readers[r] for r in reader]),
-            }
-            return xr.DataArray(
-                table[..., writer, reader],
-                dims=(*lead, "edge"),
-                coords=lead | ends,
-                attrs=attrs,
-                name="score",
-            )
-        coords = lead | {"writer": list(graph.writers), "reader": list(graph.readers)}
-        return xr.DataArray(table, dims=tuple(coords), coords=coords, attrs=attrs, name="score")
+        return score_array(self.graph, self.scores, self.attrs, self.prompt_ids)
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
         """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with positions, `pos`.
@@ -426,38 +376,15 @@ class Circuit:
         The key of an edge is its string form. An edge into a shared key or value leads to each query head of the
         circuit that shares it, under one key.
         """
-        import networkx
-
-        graph, nodes = networkx.MultiDiGraph(), self.nodes
-        for name in nodes:
-            kind = Node.parse(name).kind
-            # A neuron's nodes are drawn and counted as those of its MLP.
-            kind = "mlp" if kind == "neuron" else kind
-            graph.add_node(name, kind=kind, **({"role": self.labels[name]} if name in self.labels else {}))
-        for edge, score in self._ranked:
-            facts: dict[str, Any] = {"reader": edge.reader, "port": edge.port}
-            facts |= {"score": score} | ({} if edge.pos is None else {"pos": edge.pos})
-            for part in components(self.graph, edge.reader):
-                if part in nodes:
-                    graph.add_edge(edge.writer, part, key=str(edge), **facts)
-        return graph
+        return component_graph(self.graph, self.nodes, self._scored_edges, self.labels)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
-        check_free(path, overwrite=overwrite)
-        document = {
-            "format": FORMAT,
-            "shape": self.graph.to_dict(),
-            "n_edges": self.n_edges,
-            "n_requested": self.n_requested,
-            "attrs": dict(self.attrs),
-            "prompt_ids": sorted(self.prompt_ids),
-            **({"labels": dict(self.labels)} if self.labels else {}),
-            "edges": {str(edge): score if math.isfinite(score) else None for edge, score in self._ranked},
-        }
-        with whole(path) as partial:
-            partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        document = CircuitDocument(
+            self.graph, self.edges, self.scores, self.n_requested, self.attrs, self.prompt_ids, self.labels
+        )
+        write_document(document, path, self._scored_edges, overwrite=overwrite)
         return path
 
     @classmethod
@@ -467,51 +394,19 @@ class Circuit:
         Raises:
             CircuitError: no such file, not a circuit, or edges that its own graph does not have.
         """
-        path = Path(path)
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise CircuitError(f"{str(path)!r} is not a circuit file: its format is not {FORMAT!r}.")
-            graph = Graph.from_dict(document["shape"])
-            check_size(graph)
-            listed = document["edges"]
-            edges, scores = np.zeros_like(graph.exists), np.full(graph.exists.shape, np.nan)
-            for name, score in listed.items():
-                at = graph.index(name)
-                if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
-                    raise ValueError(f"the score of {name} is {score!r}")
-                edges[at] = True
-                scores[at] = np.nan if score is None else float(score)
-            ids, requested = document["prompt_ids"], document["n_requested"]
-            if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
-                raise ValueError("prompt_ids is not a list of texts")
-            if type(requested) is not int or requested < len(listed):
-                raise ValueError(f"n_requested is {requested} for {len(listed)} edges")
-            scored = any(score is not None for score in listed.values())
-            labels = check_labels(graph, dict(document.get("labels", {})))
-            attrs = dict(document["attrs"])
-            _check_neurons(attrs.get("output_neurons", "{}"))
-            circuit = cls(graph, edges, scores if scored else None, requested, attrs, frozenset(ids), labels)
-        except OSError as error:
-            raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            SiteError,
-        ) as error:
-            raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
-        if circuit.n_edges != document.get("n_edges"):
-            raise CircuitError(
-                f"{str(path)!r} was edited or cut: it promises {document.get('n_edges')} edges and holds {circuit.n_edges}."
-            )
-        return circuit
+        saved = read_document(Path(path))
+        return cls(
+            saved.graph,
+            saved.edges,
+            saved.scores,
+            saved.n_requested,
+            saved.attrs,
+            saved.prompt_ids,
+            saved.labels,
+        )
 
-    def check_fits(self, model_or_shape: Any) -> None:
-        """Raise `CircuitError` when the circuit belongs to another model's graph. Positions and neurons are its own matter."""
+    def check_fits(self, model_or_shape: Model | Shape) -> None:
+        """Raise `CircuitError` when the circuit is of another model's graph. It may have its own positions and neurons."""
         graph = Graph.of(model_or_shape)
         if graph.shape != self.graph.shape:
             differ = differences(Graph(self.graph.shape), graph, "model")
@@ -520,22 +415,5 @@ class Circuit:
             )
 
 
-def _graph(given: Any) -> Graph:
-    return given if isinstance(given, Graph) else Graph.of(given)
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys must differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
-
-
-def _check_neurons(text: Any) -> None:
-    """Raise `ValueError` when the attribute `output_neurons` is not the text of lists of dimensions by name."""
-    found = json.loads(text) if isinstance(text, str) else None
-    lists = found.values() if isinstance(found, dict) else [None]
-    if not all(isinstance(dims, list) and all(type(d) is int for d in dims) for dims in lists):
-        raise ValueError("output_neurons is not the text of lists of dimensions by name")
+def _graph_of(model_or_graph: Model | Shape | Graph) -> Graph:
+    return model_or_graph if isinstance(model_or_graph, Graph) else Graph.of(model_or_graph)

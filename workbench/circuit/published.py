@@ -5,8 +5,8 @@ from workbench.circuit.circuit import Circuit
 from workbench.errors import UnknownName
 
 
-def reference_names() -> list[str]:
-    """The circuits there are."""
+def published_names() -> list[str]:
+    """The names that `reference_circuit` knows, sorted."""
     return sorted(path.stem for path in (resources.circuits() / "reference").glob("*.json"))
 
 
@@ -16,10 +16,13 @@ def reference_circuit(name: str) -> Circuit:
     `labels` are the roles of its nodes, `attrs` its source and what had to be assumed; circuits/reference/README.md says
     more. It has no scores.
 
+    Raises:
+        UnknownName: any other name.
+
     >>> ioi = reference_circuit("ioi")
     >>> ioi.labels["a9.9"], len(ioi.heads)
     ('name mover', 26)
     """
-    if name not in reference_names():
-        raise UnknownName("circuit", name, reference_names())
+    if name not in published_names():
+        raise UnknownName("circuit", name, published_names())
     return Circuit.load(resources.circuits() / "reference" / f"{name}.json")

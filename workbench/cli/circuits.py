@@ -193,10 +193,10 @@ def _circuit(name: str, positive: str | None = None, shape_of: Any = None) -> An
 
 def _shape(name: Any) -> Any:
     import workbench as wb
-    from workbench.circuit.published import reference_names
+    from workbench.circuit.published import published_names
 
     if not isinstance(name, str):
         return wb.Shape.of(name)
-    if name in reference_names() or Path(name).is_file():
+    if name in published_names() or Path(name).is_file():
         return _circuit(name).graph.shape
     return wb.Shape.of(wb.load_model(name))

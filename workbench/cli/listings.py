@@ -53,11 +53,11 @@ def _tasks() -> list[str]:
 
 
 def _models() -> list[str]:
-    from workbench.models import zoo
+    from workbench.models import embedded
 
     lines = []
-    for name in zoo.names():
-        steps = ", ".join(f"{name}@{step}" for step in zoo.steps(name))
+    for name in embedded.names():
+        steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
         lines.append(f"{name:13} embedded" + (f"; training steps: {steps}" if steps else ""))
     return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]
 
@@ -77,9 +77,9 @@ def _methods() -> list[str]:
 
 
 def _circuits() -> list[str]:
-    from workbench.circuit.published import reference_circuit, reference_names
+    from workbench.circuit.published import published_names, reference_circuit
 
-    found = {name: reference_circuit(name) for name in reference_names()}
+    found = {name: reference_circuit(name) for name in published_names()}
     return [
         f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}."
         for name, one in found.items()

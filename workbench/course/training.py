@@ -14,7 +14,7 @@ from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store
 from workbench.evaluation.evaluate import evaluate
-from workbench.models import zoo
+from workbench.models import embedded
 
 BEHAVIOURS = ("agreement", "capitals", "ioi", "induction")
 LEARNT = 0.7
@@ -55,7 +55,7 @@ def _measured() -> dict[str, np.ndarray]:
 
 @exercise("10.1", "When is it learnt", "easy", "a dict from each of the four behaviours to a training step.")
 def _when(answer: Any) -> str:
-    steps = zoo.steps("tiny")
+    steps = embedded.steps("tiny")
     for task, given in fields(answer, BEHAVIOURS).items():
         step = whole_number(given)
         if step not in steps:

@@ -10,7 +10,7 @@ from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
 
 
-class Given(Bound):
+class Precomputed(Bound):
     """What is written at each site, worked out beforehand for the tokens from `start` on.
 
     Args:
@@ -26,7 +26,7 @@ class Given(Bound):
         prompts, chosen = self.prompts.select(examples), list(examples)
         n = prompts.tokens.shape[1] - self.start
         tables = {site: table[chosen, :n] for site, table in self.tables.items()}
-        return Given(prompts, tables, start=self.start, first=self.first[chosen])
+        return Precomputed(prompts, tables, start=self.start, first=self.first[chosen])
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         table, new = self.tables[site].to(current.dtype), current.clone()

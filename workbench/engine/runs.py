@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from workbench.engine.bridge import child, final_norm
-from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.inputs import check_context, stacked
@@ -20,8 +19,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
-MakeElements = Callable[[BaseRun | None, Sequence[int]], Sequence[Element]]
-"""(base run of a batch, its examples) → the edited runs of the batch; None where their sites suffice, or on hooks."""
+# The examples of a batch → its edited runs, bound to these examples: what both engines are given.
+ElementsOf = Callable[[Sequence[int]], Sequence[Element]]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.engine.continuations import bind
-from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
-from workbench.engine.fast.sweep import StaircaseSweep
+from workbench.engine.fast.sweep import SiteSweep
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
@@ -173,18 +172,18 @@ def _asked(
 
 def _sweep(
     runs: MeasuredRuns, elements: list[tuple[Site, ...]], bound: Bound
-) -> tuple[StaircaseSweep | HookedSweep, str]:
+) -> tuple[SiteSweep | HookedSweep, str]:
     """The edited runs on the engine that can take them, and why that one."""
 
-    def make(base: BaseRun | None, examples: Sequence[int]) -> list[Element]:
+    def elements_of(examples: Sequence[int]) -> list[Element]:
         part = bound if len(examples) == len(runs.prompts) else bound.select(examples)
         return [Element(tuple((site, part) for site in element)) for element in elements]
 
     keys = frozenset(site.key for element in elements for site in element)
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
-        return HookedSweep(runs, make, len(elements)), why
-    return StaircaseSweep(decoder, runs, keys, make, len(elements)), why
+        return HookedSweep(runs, elements_of, len(elements)), why
+    return SiteSweep(decoder, runs, keys, len(elements), elements_of), why
 
 
 def _elements(

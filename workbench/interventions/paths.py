@@ -15,7 +15,6 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.continuations import bind
-from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PathSweep, Route
 from workbench.engine.hooked.paths import HookedPaths
@@ -263,7 +262,7 @@ def _sweep(
     def chosen(examples: Sequence[int]) -> Bound:
         return bound if len(examples) == len(runs.prompts) else bound.select(examples)
 
-    def make(base: BaseRun | None, examples: Sequence[int]) -> list[Element]:
+    def elements_of(examples: Sequence[int]) -> list[Element]:
         hooked = HookedPaths(runs.model, chosen(examples), recompute=recompute)
         return [hooked.element(route) if route.receivers else Element(()) for route in routes]
 
@@ -271,7 +270,7 @@ def _sweep(
         _check_store(store, runs)
     decoder, why = fast_decoder(runs.model, runs.longest)
     if decoder is None:
-        return HookedSweep(runs, make, len(routes)), why
+        return HookedSweep(runs, elements_of, len(routes)), why
     keys = frozenset(
         reader.site.key for route in routes for reader in route.receivers if not route.into_logits
     )
@@ -279,8 +278,10 @@ def _sweep(
     for route in routes:
         alike.setdefault((route.middles, route.receivers), []).append(route)
     ordered = tuple(route for group in alike.values() for route in group)
-    settings = {"bind": chosen, "recompute": recompute, "store": store}
-    return PathSweep(decoder, runs, keys, make, len(routes), ordered, **settings), why
+    sweep = PathSweep(
+        decoder, runs, keys, len(routes), ordered, bind=chosen, recompute=recompute, store=store
+    )
+    return sweep, why
 
 
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:

@@ -1,7 +1,8 @@
 """Load a model: an embedded name, a local Hugging Face directory, a Hub name, or a bridge you already have.
 
 The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with Hugging Face's
-own numerics (no weight folding), so that everything TransformerLens can do with it still works.
+own numerics (no weight folding), so that everything TransformerLens can do with it still works. Read `load_model`
+first, then `model_fingerprint`. Knows nothing of prompts or of what is done with a model.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import socket
 import struct
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,15 +22,20 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
-from workbench.models import zoo
+from workbench.models import embedded
+from workbench.models.model import Model
 
+# By weak reference: a model that nobody uses any more is freed.
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
+# Below so many bytes of weights, starting threads takes longer than hashing.
+_HASH_IN_THREADS = 2**26
 
-# Settings that may differ between two loads of the same function.
+# Settings that may differ between two loads of one function: they must not change its fingerprint.
 _NOT_THE_FUNCTION = (
     "transformers_version",
     "_name_or_path",
@@ -56,88 +62,90 @@ def load_model(
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
     Raises:
-        ModelError: nothing can be loaded from there; the message says what to do offline.
+        ModelError: nothing can be loaded from that source; the message says what to do offline.
         UnknownName: an unknown dtype or checkpoint.
+
+    >>> model = load_model("tiny", device="cpu")
+    >>> model.cfg.n_layers, model.cfg.n_heads
+    (4, 8)
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    wanted = dtype_named(dtype)
+    torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
-        if device is not None or wanted is not None:
-            source.to(*(given for given in (device, wanted) if given is not None))
+        targets = [target for target in (device, torch_dtype) if target is not None]
+        if targets:
+            source.to(*targets)
         return source.eval()
     if not isinstance(source, str | Path):
         raise ModelError(
             f"A model is a name, a directory or a TransformerBridge, not {type(source).__name__}. "
             "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
         )
-    place = _device(device)
-    embedded = zoo.find(str(source))
-    if embedded is not None:
-        model = _boot(str(embedded.folder), place, wanted, embedded.checkpoint)
-    elif str(source) and Path(source).is_dir():
-        model = _boot(str(source), place, wanted, None)
-    elif _looks_like_a_path(str(source)):
+    where = _device(device)
+    name = resolved = str(source)
+    known = embedded.find(name)
+    if known is not None:
+        model = _boot(str(known.folder), where, torch_dtype, known.checkpoint)
+    elif name and Path(name).is_dir():
+        model = _boot(name, where, torch_dtype, None)
+        # Another process may have another working directory.
+        resolved = str(Path(name).resolve())
+        name = Path(name).resolve().name
+    elif _looks_like_a_path(name):
         raise ModelError(
-            f"There is no model directory {str(source)!r}. Embedded models: {', '.join(zoo.names())}."
+            f"There is no model directory {name!r}. Embedded models: {', '.join(embedded.names())}."
         )
     else:
-        _check_reachable(str(source))
-        model = _boot(str(source), place, wanted, None)
-    again = str(Path(source).resolve()) if embedded is None and Path(source).is_dir() else str(source)
-    _sources[model] = {
-        "source": again,
-        "device": str(place),
-        "dtype": str(wanted or torch.float32).removeprefix("torch."),
-    }
-    _names[model] = (
-        str(source)
-        if embedded is not None
-        else Path(source).resolve().name
-        if Path(source).is_dir()
-        else str(source)
-    )
+        _check_reachable(name)
+        model = _boot(name, where, torch_dtype, None)
+    precision = str(torch_dtype or torch.float32).removeprefix("torch.")
+    _sources[model] = {"source": resolved, "device": str(where), "dtype": precision}
+    _names[model] = name
     return model.eval()
 
 
-def native_model(
-    name: str, *, weights: Mapping[str, torch.Tensor], tokenizer: Any = None, **settings: Any
-) -> Any:
+def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = None, **settings: Any) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 
     Args:
-        weights: by parameter name, as in `layers.0.attn.q.weight`; norms that are not among them keep their ones and zeros.
+        weights: by parameter name, as in `layers.0.attn.q.weight`; norms without weights keep their ones and zeros.
         settings: of `TransformerBridgeConfig`.
+
+    Raises:
+        ModelError: weights are missing or too many.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
     boot: Any = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
+    # The weights that are drawn at first are replaced: the caller's random numbers must not depend on them.
     with torch.random.fork_rng(devices=[]):
         model = boot(TransformerBridgeConfig(seed=0, **settings), tokenizer=tokenizer).eval()
-    own = {
-        key.replace("._original_component", ""): value
-        for key, value in model.original_model.named_parameters()
+    # The bridge of 4.3 wraps each module and so puts `_original_component` into the names.
+    parameters = {
+        key.replace("._original_component", ""): parameter
+        for key, parameter in model.original_model.named_parameters()
     }
-    norms = {key for key in own if key.split(".")[-2].startswith("ln")}
-    wrong = sorted((set(weights) - norms) ^ (set(own) - norms))
+    norms = {key for key in parameters if key.split(".")[-2].startswith("ln")}
+    wrong = sorted((set(weights) - norms) ^ (set(parameters) - norms))
     if wrong:
         raise ModelError(
             f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many."
         )
-    for key, value in weights.items():
-        own[key].data.copy_(value)
+    for key, weight in weights.items():
+        parameters[key].data.copy_(weight)
     _names[model] = name
     return model
 
 
-def model_name(model: Any) -> str:
+def model_name(model: Model) -> str:
     """What a result should call the model: its embedded or Hub name, or the last part of its directory."""
     return _names.get(model) or Path(str(getattr(model.cfg, "model_name", "unnamed"))).name
 
 
-def model_source(model: Any) -> dict[str, Any]:
-    """The arguments of `load_model` that load it again in another process, which a bridge itself cannot be sent to.
+def model_source(model: Model) -> dict[str, Any]:
+    """The arguments of `load_model` that load the model again in another process: a bridge itself cannot be pickled.
 
     Raises:
         ModelError: it was not loaded from a name or a directory.
@@ -155,7 +163,10 @@ _hashed: "ContextVar[weakref.WeakKeyDictionary[Any, str] | None]" = ContextVar("
 
 @contextmanager
 def one_fingerprint() -> Iterator[None]:
-    """Within it, or within a function that it decorates, each model is hashed once: nothing there changes weights."""
+    """Within it, or within a function that it decorates, each model is hashed once.
+
+    For code that never changes weights: a change within it would go unnoticed.
+    """
     token = _hashed.set(_hashed.get() or weakref.WeakKeyDictionary())
     try:
         yield
@@ -163,8 +174,12 @@ def one_fingerprint() -> Iterator[None]:
         _hashed.reset(token)
 
 
-def model_fingerprint(model: Any) -> str:
-    """A hash of configuration and weights: two models with equal fingerprints compute the same function."""
+def model_fingerprint(model: Model) -> str:
+    """A hash of configuration and weights: two models with equal fingerprints compute the same function.
+
+    >>> model_fingerprint(load_model("tiny")) == model_fingerprint(load_model("tiny@1500"))
+    False
+    """
     known = _hashed.get()
     if known is None:
         return _fingerprint(model)
@@ -173,41 +188,47 @@ def model_fingerprint(model: Any) -> str:
     return known[model]
 
 
-def _fingerprint(model: Any) -> str:
+def _fingerprint(model: Model) -> str:
     digest = xxhash.xxh3_128()
-    own: Any = getattr(model.original_model, "config", None)
-    settings = own.to_dict() if hasattr(own, "to_dict") else vars(model.cfg)
-    digest.update(
-        repr(
-            sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)
-        ).encode()
-    )
-    state = {
-        name: value.detach()
-        for name, value in model.original_model.state_dict().items()
-        if torch.is_tensor(value)
+    config: Any = getattr(model.original_model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else vars(model.cfg)
+    of_function = sorted((key, str(value)) for key, value in settings.items() if key not in _NOT_THE_FUNCTION)
+    digest.update(repr(of_function).encode())
+    weights = {
+        name: weight.detach()
+        for name, weight in model.original_model.state_dict().items()
+        if torch.is_tensor(weight)
     }
-    # Tied weights are hashed once; several threads share the work.
-    distinct = {_place(value): value for value in state.values()}
-    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-        hashes = dict(zip(distinct, pool.map(_hash, distinct.values()), strict=True))
-    for name, value in sorted(state.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + hashes[_place(value)])
+    # Tied weights lie at one address: they are hashed once.
+    distinct = {_memory(weight): weight for weight in weights.values()}
+    hashes = dict(zip(distinct, _hashes(list(distinct.values())), strict=True))
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + hashes[_memory(weight)])
     return digest.hexdigest()
 
 
-def _place(value: torch.Tensor) -> tuple[Any, ...]:
-    return value.data_ptr(), value.dtype, value.shape, value.stride()
+def _memory(weight: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are the same numbers in the same memory."""
+    return weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
-def _hash(value: torch.Tensor) -> bytes:
-    """Of a tensor's bytes; of a transposed one as they lie in memory."""
-    turned = not value.is_contiguous() and value.ndim == 2 and value.T.is_contiguous()
-    flat = (value.T if turned else value).cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return xxhash.xxh3_128_digest(flat.data) + (b"transposed" if turned else b"")
+def _hashes(weights: Sequence[Tensor]) -> list[bytes]:
+    """The hash of each tensor; xxhash releases the interpreter's lock, so that threads share large models."""
+    if sum(weight.nbytes for weight in weights) < _HASH_IN_THREADS:
+        return [_hash(weight) for weight in weights]
+    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
+        return list(pool.map(_hash, weights))
 
 
-def tokenizer_fingerprint(model: Any) -> str:
+def _hash(weight: Tensor) -> bytes:
+    """The hash of a tensor's bytes; a transposed one is hashed as it lies in memory, which saves a copy."""
+    is_transposed = not weight.is_contiguous() and weight.ndim == 2 and weight.T.is_contiguous()
+    in_order = weight.T if is_transposed else weight
+    flat = in_order.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return xxhash.xxh3_128_digest(flat.data) + (b"transposed" if is_transposed else b"")
+
+
+def tokenizer_fingerprint(model: Model) -> str:
     """A hash of the vocabulary; "none" for a model without a tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
@@ -218,14 +239,15 @@ def tokenizer_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def model_device(model: Any) -> torch.device:
-    """Where the weights are."""
+def model_device(model: Model) -> torch.device:
+    """The device of the weights."""
     return next(model.parameters()).device
 
 
-def check_eval(model: Any) -> None:
+def check_eval(model: Model) -> None:
     """Raise `ModelError` in train mode, where dropout would make every number random."""
-    if any(part.training for part in (*model.modules(), *model.original_model.modules())):
+    # In TransformerLens 4.3 `modules()` of a bridge leaves out some modules of the wrapped model.
+    if any(module.training for module in (*model.modules(), *model.original_model.modules())):
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
 
 
@@ -239,17 +261,17 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
             "first (save_pretrained writes safetensors)."
         )
 
-    bars = logging.is_progress_bar_enabled()
+    precision = dtype or torch.float32
+    shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         if _is_native(source):
-            return _native_from(Path(source)).to(device, dtype or torch.float32, print_details=False)
-        weights = (
-            None if checkpoint is None else _hf_model(source, checkpoint, dtype or torch.float32).to(device)
-        )
-        model = TransformerBridge.boot_transformers(
-            source, device=device, dtype=dtype or torch.float32, hf_model=weights
-        )
+            return _native_from(Path(source)).to(device, precision, print_details=False)
+        hf_model = None
+        if checkpoint is not None:
+            hf_model = _hf_model(source, checkpoint, precision).to(device)
+        return TransformerBridge.boot_transformers(source, device=device, dtype=precision, hf_model=hf_model)
+    # Everything that transformers and TransformerLens raise for files that do not fit: the message names the directory.
     except (
         OSError,
         ValueError,
@@ -266,13 +288,12 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
             "A local model is a Hugging Face directory with config.json, *.safetensors and tokenizer.json."
         ) from error
     finally:
-        if bars:
+        if shows_bars:
             logging.enable_progress_bar()
-    return model
 
 
 def _is_native(source: str) -> bool:
-    """Whether it is the directory of a model of TransformerLens' own kind (`data/models/train_induction.py` writes such)."""
+    """Whether it is the directory of a native model of TransformerLens, as `data/models/train_induction.py` writes them."""
     config = Path(source) / "config.json"
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
 
@@ -295,6 +316,7 @@ def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     missing, unexpected = model.load_state_dict(load_file(checkpoint), strict=False)
+    # The unembedding is tied to the embedding, and so not in the file.
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ModelError(
             f"The checkpoint {checkpoint.name} does not fit its model: {[*unexpected, *missing][:3]} differ."
@@ -303,30 +325,34 @@ def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def dtype_named(given: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name. Raises `UnknownName` for others than the usual four."""
+def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype of that name; a dtype or None passes through.
+
+    Raises:
+        UnknownName: none of the four floating-point dtypes.
+    """
     known = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
         "float64": torch.float64,
     }
-    if given is None or isinstance(given, torch.dtype):
-        return given
-    if given not in known:
-        raise UnknownName("dtype", given, known)
-    return known[given]
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    if name not in known:
+        raise UnknownName("dtype", name, known)
+    return known[name]
 
 
-def _device(given: str | torch.device | None) -> torch.device:
-    """The device asked for, if this machine has it; a GPU if there is one when none is asked for."""
+def _device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, if this machine has it; None: a GPU if there is one."""
     try:
-        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise ModelError(f"There is no device {given!r}. Use cpu, cuda, cuda:0, mps.") from error
+        raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(
-            f"The device {str(given)!r} was asked for, and this machine (or this build of torch) has no CUDA. Use cpu."
+            f"The device {str(name)!r} was asked for, and this machine (or this build of torch) has no CUDA. Use cpu."
         )
     return device
 
@@ -345,8 +371,9 @@ def _check_reachable(source: str) -> None:
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return
     except ValueError as error:
-        raise UnknownName("model", source, zoo.names()) from error
+        raise UnknownName("model", source, embedded.names()) from error
     host = urlsplit(constants.ENDPOINT)
+    # A connection is tried first: the error comes at once, and not after the retries of the Hub's own client.
     try:
         if not constants.HF_HUB_OFFLINE:
             socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
@@ -354,7 +381,7 @@ def _check_reachable(source: str) -> None:
     except OSError:
         pass
     raise ModelError(
-        f"{source!r} is not an embedded model ({', '.join(zoo.names())}) nor a local directory, and the Hugging Face Hub "
+        f"{source!r} is not an embedded model ({', '.join(embedded.names())}) nor a local directory, and the Hugging Face Hub "
         "cannot be reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, "
         "tokenizer.json) and pass its path, or use load_model('tiny')."
     )

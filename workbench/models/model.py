@@ -25,6 +25,14 @@ class Model(Protocol):
     """A Hugging Face tokenizer, or None: such a model takes token ids only."""
     training: bool
 
+    def __call__(self, tokens: Any, **options: Any) -> Any:
+        """The logits [example, pos, vocab] of token ids."""
+        ...
+
+    def eval(self) -> Any:
+        """The model itself, without dropout."""
+        ...
+
     @property
     def hook_dict(self) -> Mapping[str, Any]:
         """Hook points by their canonical names."""
@@ -38,6 +46,10 @@ class Model(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every weight."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every component, without names."""
         ...
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:

@@ -1,48 +1,52 @@
-"""The command of a study."""
+"""The command of a study: `write` studies a model and writes its folder, `main` is the command line of a `study.py`."""
 
 import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from workbench.errors import WorkbenchError
 from workbench.files import check_output, replaced
 from workbench.models.load import load_model, model_name, one_fingerprint
+from workbench.models.model import Model
 from workbench.render.circuit.export import export
 from workbench.render.circuit.svg import CircuitView
-from workbench.studies.bench import Bench
 from workbench.studies.check import differences
+from workbench.studies.evidence import FILE, Evidence
+from workbench.studies.measure import evidence
 from workbench.studies.readme import page
 from workbench.studies.study import Study
-from workbench.studies.table import numbers
 
-FILES = ("circuit.json", "README.md", "circuit.svg")
+FILES = ("circuit.json", FILE, "README.md", "circuit.svg")
 
 
 @one_fingerprint()
 def write(
-    study: Study, model: Any, out: Path, *, command: str, n: int | None = None, overwrite: bool = False
-) -> Bench:
-    """Study a model, and write `circuit.json`, `README.md` and `circuit.svg`, all or none."""
+    study: Study, model: Model, out: Path, *, command: str, n: int | None = None, overwrite: bool = False
+) -> Evidence:
+    """Study a model and write its circuit, evidence, page and picture, all or none.
+
+    Raises:
+        OutputExists: they are there already.
+        PromptError: a single prompt.
+    """
     check_output(out, FILES, overwrite=overwrite)
-    bench = Bench.of(study, model, n=n)
-    text = page(bench, command)
-    faithful = numbers(text).get("faithfulness")
+    experiment = study.experiment(model, n=n)
+    measured = evidence(study, experiment, command=command)
+    kept = measured.estimate("faithfulness")
+    view = CircuitView.of(
+        experiment.labelled_circuit,
+        title=f"{study.task} in {model_name(model)}",
+        faithfulness=(kept.mean, kept.low, kept.high),
+    )
     with replaced(out, FILES, overwrite=overwrite) as partial:
-        bench.circuit.save(partial / "circuit.json")
-        (partial / "README.md").write_text(text, encoding="utf-8")
-        view = CircuitView.of(
-            bench.circuit, title=f"{study.task} in {model_name(model)}", faithfulness=faithful
-        )
+        experiment.labelled_circuit.save(partial / "circuit.json")
+        measured.save(partial / FILE)
+        (partial / "README.md").write_text(page(measured), encoding="utf-8")
         export(view, partial / "circuit.svg")
-    return bench
-
-
-def _asked(study: str, *options: str) -> str:
-    return shlex.join(["python", f"circuits/{study}/study.py", *options])
+    return measured
 
 
 def main(study: Study, folder: Path) -> None:
@@ -53,36 +57,20 @@ def main(study: Study, folder: Path) -> None:
         out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),  # noqa: B008
         n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
         check: bool = typer.Option(
-            False, help="Compute it anew and compare with the committed files; write nothing."
+            False, help="Compute it again and compare with the committed files; write nothing."
         ),
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
-        own = model == "tiny" and n is None
-        if check and (out is not None or overwrite):
-            raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
-        if out is None and not own and not check:
-            raise WorkbenchError(
-                "Only tiny with the study's own prompts is written to its folder: give --out DIR."
-            )
-        if not own and (check or (out is not None and out.resolve() == folder.resolve())):
-            raise WorkbenchError(
-                "The committed files are about tiny with the study's own prompts: give another --out, no --check."
-            )
+        committed = model == "tiny" and n is None
+        _check_options(committed, folder, out, check=check, overwrite=overwrite)
         if check:
-            with tempfile.TemporaryDirectory() as place:
-                write(study, load_model(model), Path(place) / folder.name, command=_asked(folder.name), n=n)
-                found = differences(folder, Path(place) / folder.name)
-            print(
-                "\n".join(found)
-                or f"{folder.name}: the edges are the same, and every number is within its interval"
-            )
-            raise typer.Exit(bool(found))
-        target = folder if out is None else out
+            raise typer.Exit(_check(study, folder))
         loaded = load_model(model)
-        asked = _asked(
-            folder.name, *(() if own else ("--model", model_name(loaded), "--n", str(n or study.n)))
+        options = () if committed else ("--model", model_name(loaded), "--n", str(n or study.n))
+        target = folder if out is None else out
+        write(
+            study, loaded, target, command=_command(folder, *options), n=n, overwrite=overwrite or out is None
         )
-        write(study, loaded, target, command=asked, n=n, overwrite=overwrite or out is None)
         print(target / "README.md")
 
     try:
@@ -90,3 +78,33 @@ def main(study: Study, folder: Path) -> None:
     except WorkbenchError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _check_options(committed: bool, folder: Path, out: Path | None, *, check: bool, overwrite: bool) -> None:
+    """Refuse what would write over the committed files, or compare them with something else."""
+    if check and (out is not None or overwrite):
+        raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
+    if out is None and not committed and not check:
+        raise WorkbenchError(
+            "Only tiny with the study's own prompts is written to its folder: give --out DIR."
+        )
+    to_folder = out is not None and out.resolve() == folder.resolve()
+    if not committed and (check or to_folder):
+        raise WorkbenchError(
+            "The committed files are about tiny with the study's own prompts: give another --out, no --check."
+        )
+
+
+def _check(study: Study, folder: Path) -> int:
+    """Compute a study again and print how it differs from the committed one; 1 where it does."""
+    with tempfile.TemporaryDirectory() as temporary:
+        again = Path(temporary) / folder.name
+        write(study, load_model("tiny"), again, command=_command(folder))
+        found = differences(folder, again)
+    agrees = f"{folder.name}: the edges are the same, and every number is within its interval"
+    print("\n".join(found) or agrees)
+    return int(bool(found))
+
+
+def _command(folder: Path, *options: str) -> str:
+    return shlex.join(["python", f"circuits/{folder.name}/study.py", *options])

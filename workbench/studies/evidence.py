@@ -1,135 +1,180 @@
-"""The evidence for a study."""
+"""`Evidence`: everything that a study measured and claims, as the data that `study.json` holds.
 
-from typing import Any
+The README, the table of studies and `--check` are made from it, so every number and word of theirs stands here once.
+`measure.evidence` fills it; nothing here runs a model.
+"""
 
-import xarray as xr
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from workbench.circuit.circuit import Circuit
-from workbench.circuit.random import relocated
-from workbench.discovery.search import find_circuit
-from workbench.engine.values import from_store, mean, zero
-from workbench.errors import CircuitError, MetricError, PromptError, UnsuitableTask
-from workbench.evaluation.checks import RANDOM_CIRCUITS
-from workbench.evaluation.curves import stability
-from workbench.evaluation.evaluate import evaluate
-from workbench.statistics import central
-from workbench.studies.bench import Bench
-from workbench.studies.study import Number, Prediction
-from workbench.tasks.registry import TASKS, load_task
+from pydantic import TypeAdapter, ValidationError
 
-SMALL = 5000
-"""Up to so many edges, completeness and minimality are measured too."""
+from workbench.errors import WorkbenchError
+from workbench.studies.prediction import Estimate, Real
+
+FILE = "study.json"
+FORMAT = 1
 
 
-SHARED = 0.2
-"""A circuit that surely keeps more than this of another task is not particular to its own."""
+@dataclass(frozen=True)
+class Component:
+    """A head or MLP of the circuit.
+
+    Attributes:
+        swapped: the change of the metric when its output alone is the corrupt run's.
+        direct: its direct contribution to right minus wrong logits; None where answers are several tokens.
+        attention: named position → a head's mean attention to it from END; empty for MLPs.
+        copying: a head's copying score, -1 to 1; None for MLPs.
+        role: empty where no rule fits.
+    """
+
+    name: str
+    swapped: Estimate
+    direct: Estimate | None
+    attention: Mapping[str, float]
+    copying: float | None
+    role: str
 
 
-def other_heads(bench: Bench) -> Number:
-    """What circuits of the same shape keep whose edges go through other heads of the same layers."""
-    circuit, value = bench.circuit, from_store(bench.corrupt)
-    masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
-    drawn = [Circuit.of(circuit.graph, edges) for edges in masks]
-    kept = evaluate(
-        drawn, bench.model, bench.pairs, value=value, metric=bench.metric, checks=(), progress=False
-    )
-    spread = kept["faithfulness"].values
-    low, high = central(spread, 0.95)
-    note = f"the same edges through other heads of each layer; central 95 % of {len(drawn)} draws"
-    return Number("other heads", float(spread.mean()), float(low), float(high), note)
+@dataclass(frozen=True)
+class RoleRule:
+    """A role, its rule in words, and the heads that meet it."""
+
+    name: str
+    rule: str
+    heads: tuple[str, ...]
 
 
-def _faithful(name: str, row: xr.Dataset, note: str = "", field: str = "faithfulness") -> Number:
-    ends = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-    return Number(name, float(row[field]), float(row[ends[0]]), float(row[ends[1]]), note)
+@dataclass(frozen=True)
+class TestResult:
+    """A prediction beside what was measured."""
+
+    __test__ = False  # pytest takes a class of this name for tests
+
+    name: str
+    claim: str
+    predicted: Real
+    criterion: str
+    measured: Estimate
+    holds: bool
 
 
-def evidence(bench: Bench) -> tuple[list[Number], list[Number], list[str]]:
-    """How far the circuit can be trusted: on held-out prompts, beside controls; and what it leaves unexplained."""
-    small = bench.circuit.graph.n_edges <= SMALL
-    how: dict[str, Any] = {"metric": bench.metric, "progress": False}
-    checks = None if small else ("complement", "random")
-    row = evaluate(
-        bench.circuit, bench.model, bench.pairs, value=from_store(bench.corrupt), checks=checks, **how
-    ).isel(circuit=0)  # fmt: skip
-    values = {"zero": zero(), "mean": mean(bench.clean)}
-    kinds = evaluate(bench.circuit, bench.model, bench.pairs, value=values, checks=(), **how).isel(circuit=0)
-    agree = stability(bench.each, find=lambda s: find_circuit(s, n_edges=bench.circuit.n_requested))
-    shown = [
-        Number.of("metric of the model", row["m_full"].values, f"{bench.metric}, clean run"),
-        Number.of("metric of the corrupt run", row["m_empty"].values, "of no edge at all"),
-        Number.of("metric of the circuit", row["m_circuit"].values, "everything else as in the corrupt run"),
-        _faithful(
-            "faithfulness",
-            row,
-            "share of the difference between clean and corrupt runs that the circuit keeps",
-        ),
-        *(
-            _faithful(f"faithfulness, {name} values", kinds.sel(ablation=name), f"{name} instead of corrupt")
-            for name in values
-        ),
-        Number(
-            "stability",
-            float(agree["jaccard"]),
-            float(agree["low"]),
-            float(agree["high"]),
-            "Jaccard, resampled prompts",
-        ),
-    ]
-    controls = [
-        _faithful(
-            "random circuits", row, "as many edges, on whole paths; central 95 % of 20 draws", "random"
-        ),
-        _faithful("complement", row, "the model without the circuit's edges", "complement"),
-        other_heads(bench),
-    ]
-    lost = [
-        f"{1 - float(row['faithfulness']):z.1%} of the difference (interval of what is kept: {shown[3]}).",
-        f"The behaviour from nothing: with zeros outside the circuit {shown[4]} is kept, with means {shown[5]}. A circuit found "
-        "against corrupt prompts explains the difference between the two prompts.",
-    ]
-    if small:
-        controls.append(
-            _faithful(
-                "incompleteness",
-                row,
-                f"largest with {row['incompleteness_set'].values} out",
-                "incompleteness",
+@dataclass(frozen=True)
+class PublishedRole:
+    """A role of the published circuit: how many heads have it, how many of those were found, and the names of the rest."""
+
+    name: str
+    published: int
+    found: int
+    missing: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the circuit agrees with a published one, in edges and nodes."""
+
+    published_edges: int
+    shared_edges: int
+    precision: Real
+    recall: Real
+    jaccard: Real
+    node_jaccard: Real
+    roles: tuple[PublishedRole, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study of one model: the claim, the account, and what speaks for and against them.
+
+    Attributes:
+        command: what makes it again.
+        metric: the name of what is measured.
+        n_train, n_heldout: pairs that the circuit was found on, and that everything else was measured on.
+        share: of the behaviour that the search kept on the training pairs.
+        graph_edges: edges of the whole model.
+        edges: of the circuit, strongest first.
+        clean, corrupt: the first held-out pair as text.
+        behaviour: metrics, faithfulness under three values, stability.
+        controls: what other circuits keep, and what this one keeps of other tasks.
+        minimal: the share of components that are needed; None where the graph is too large to test.
+        unneeded: the components that are not.
+        traced_heads: the heads whose queries and keys were traced; `senders` is what matters most to them.
+        tests: the predictions, in the order in which they were run.
+        untested: why there is none, or empty.
+        limits: what the author adds to what is not explained.
+    """
+
+    task: str
+    title: str
+    model: str
+    command: str
+    account: str
+    metric: str
+    method: str
+    share: float
+    n_train: int
+    n_heldout: int
+    graph_edges: int
+    edges: tuple[str, ...]
+    clean: str
+    corrupt: str
+    behaviour: tuple[Estimate, ...]
+    controls: tuple[Estimate, ...]
+    minimal: float | None
+    unneeded: str
+    components: tuple[Component, ...]
+    roles: tuple[RoleRule, ...]
+    traced_heads: tuple[str, ...]
+    senders: tuple[Estimate, ...]
+    tests: tuple[TestResult, ...]
+    untested: str
+    agreement: Agreement | None
+    limits: tuple[str, ...]
+    format: int = FORMAT
+
+    def estimate(self, name: str) -> Estimate:
+        """The row of `behaviour` or `controls` of that name."""
+        return {row.name: row for row in (*self.behaviour, *self.controls)}[name]
+
+    @property
+    def other_tasks(self) -> list[Estimate]:
+        """What the circuit keeps of other tasks."""
+        return [row for row in self.controls if row.name.startswith("on ")]
+
+    @property
+    def n_held(self) -> int:
+        """How many predictions hold."""
+        return sum(test.holds for test in self.tests)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON; numbers keep every digit."""
+        path.write_bytes(_ADAPTER.dump_json(self, indent=1) + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Evidence":
+        """Read what `save` wrote.
+
+        Raises:
+            WorkbenchError: there is no such file, or it is not the evidence of a study.
+        """
+        try:
+            evidence = _ADAPTER.validate_json(path.read_bytes())
+        except OSError as error:
+            raise WorkbenchError(
+                f"There is no evidence {str(path)!r}. Run the study's study.py first."
+            ) from error
+        except ValidationError as error:
+            reason = error.errors()[0]
+            field = ".".join(map(str, reason["loc"])) or "the file"
+            raise WorkbenchError(
+                f"{str(path)!r} is not the evidence of a study: {field}: {reason['msg']}. Run the study's study.py again."
+            ) from error
+        if evidence.format != FORMAT:
+            raise WorkbenchError(
+                f"{str(path)!r} has format {evidence.format}; this version reads {FORMAT}. Run the study's study.py again."
             )
-        )
-        unneeded = str(row["unneeded"].values) or "none"
-        lost.append(
-            f"Components that the test of minimality finds unneeded: {unneeded} ({float(row['minimal']):.0%} are needed)."
-        )
-    for task in TASKS:
-        if task != bench.study.task:
-            try:
-                other = load_task(task, bench.model, n=max(2, len(bench.pairs) // 2), split="heldout")
-                controls.append(
-                    _faithful(f"on {task}", bench.kept(other), "the same circuit on another task")
-                )
-            except (UnsuitableTask, PromptError, MetricError):
-                continue
-    if not shown[0].above(shown[1]):
-        lost.insert(
-            0,
-            f"Whether there is anything to explain: the clean run, {shown[0]}, is not surely above the corrupt one, {shown[1]}.",
-        )
-    if controls[2].high >= shown[3].low:
-        lost.append(
-            f"Which heads it has to be: the same edges through other heads of the layers keep up to {controls[2].high:.3f}."
-        )
-    shared = [number for number in controls if number.name.startswith("on ") and number.low > SHARED]
-    if shared:
-        kept = ", ".join(f"{number.mean:.3f} {number.name}" for number in shared)
-        lost.append(f"What is particular to this behaviour: the same edges keep {kept}.")
-    return shown, controls, lost
+        return evidence
 
 
-def tried(bench: Bench) -> tuple[list[tuple[Prediction, Number]], str]:
-    """The predictions with what was measured, all of them made before any is run; or why nothing was tested."""
-    try:
-        predictions = bench.study.tests(bench)
-        return [(each, Number.of(each.name, each.edit())) for each in predictions], ""
-    except (CircuitError, UnsuitableTask) as error:
-        return [], str(error)
+_ADAPTER = TypeAdapter(Evidence)

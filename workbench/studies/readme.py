@@ -1,155 +1,185 @@
-"""A study as a folder: its page, made of what was measured; and `main`, the command of every `circuits/*/study.py`."""
+"""`page(evidence)`: the README of a study, a function of its evidence alone."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from workbench.circuit.compare import compare
-from workbench.circuit.published import reference_circuit
-from workbench.errors import CircuitError
-from workbench.models.load import model_name
-from workbench.studies.bench import Bench
-from workbench.studies.evidence import evidence, tried
-from workbench.studies.study import Number, Prediction
+from workbench.studies.evidence import Agreement, Component, Evidence
 from workbench.text import visible
 
-
-def page(bench: Bench, command: str) -> str:
-    """The README, made of what is measured here."""
-    study, circuit, name = bench.study, bench.circuit, _in_code(model_name(bench.model))
-    shown, controls, lost = evidence(bench)
-    results, why = tried(bench)
-    held = sum(each.holds(number.mean) for each, number in results)
-    faithful, by_chance, elsewhere = shown[3], controls[0], controls[2]
-    unsure = (
-        ""
-        if shown[0].above(shown[1])
-        else f" **`{name}` does not surely do this**: see what is not explained."
-    )
-    lost += [
-        f"Why *{p.name}* failed: {p.predicted:.3f} predicted, {n} measured."
-        for p, n in results
-        if not p.holds(n.mean)
-    ]
-    failed = "".join(f"; *{p.name}* failed" for p, number in results if not p.holds(number.mean))
-    verdict = (
-        f"{held} of {len(results)} predictions held{failed}."
-        if results
-        else f"Not tested: {why or 'this study makes no prediction'}."
-    )
-    example = [" ".join(map(visible, side.strings[0])) for side in (bench.pairs.clean, bench.pairs.corrupt)]
-    rules = [
-        f"*{role.name}*: {role} ({' '.join(_heads(bench, role.name)) or 'none'})." for role in study.roles
-    ]
-    parts = [
-        f"# {study.title} in `{name}`\n\nMade by `{_in_code(command)}`, which measured every number here.\n",
-        f"**Claim.** {circuit.n_edges} of the {circuit.graph.n_edges} edges of `{name}` keep {faithful} of the difference in "
-        f"{bench.metric} between the clean and the corrupt run, on {len(bench.pairs)} held-out prompts; random circuits of that size "
-        f"keep {by_chance}, the same edges through other heads of each layer {elsewhere}.{unsure}\n",
-        f"**Account, to be tested.** {study.account} **{verdict}**\n",
-        "![the circuit](circuit.svg)\n",
-        f"    clean    {example[0]}\n    corrupt  {example[1]}\n",
-        "Edges, strongest first: " + " ".join(f"`{edge}`" for edge in circuit.edge_list) + "\n"
-        if circuit.n_edges <= 60 else "Its edges are in `circuit.json`.\n",
-        f"## Method\n\n{study.method} scores on {len(bench.train)} training prompts; the fewest best-scored edges that keep "
-        f"{study.share:.0%} there, dead ends pruned. Outside the circuit everything has the corrupt prompt's value. All numbers below "
-        f"are means over held-out prompts with 95 % bootstrap intervals; seed 0, metric {bench.metric}.\n",
-        "## Evidence\n\n" + _table(("", "value", ""), [(n.name, n, n.note) for n in shown]),
-        "## Controls\n\n" + _table(("", "faithfulness", ""), [(n.name, n, n.note) for n in controls]),
-        "## Components\n\n" + "Each one's output swapped for the corrupt run's alone; what it adds directly to right minus wrong "
-        "logits; where heads look from END; whether they write what they look at (copying, -1 to 1).\n\n" + _components(bench),
-        "Roles are rules: " + " ".join(rules) + "\n" if rules else "",
-        _traced(bench),
-        "## Tests of the account\n\n" + (_predictions(results) if results else verdict + "\n"),
-        _reference(bench),
-        "## Not explained\n\n" + "".join(f"* {line}\n" for line in [*lost, *_SHARED, *study.limits]),
-    ]  # fmt: skip
-    return "\n".join(part for part in parts if part)
-
-
-_SHARED = (
-    "Whatever clean and corrupt prompts share: an edge that carries only that is used by the model and invisible here.",
-    "Whether other edges would do as well: the search gives one circuit, and `stability` says how it depends on the prompts.",
+SHARED = 0.2
+"""A circuit that surely keeps more than this of another task is not particular to its own."""
+SHOWN_EDGES = 60
+_ALWAYS = (
+    "What clean and corrupt prompts have in common: an edge whose input is the same in both prompts cannot be found by "
+    "patching with the corrupt run, even if the model uses it.",
+    "Whether other edges would do as well: the search gives one circuit; `stability` says how much it depends on the prompts.",
 )
 
 
-def _in_code(text: str) -> str:
+def page(evidence: Evidence) -> str:
+    """The README as Markdown."""
+    sections = [
+        f"# {evidence.title} in `{_code(evidence.model)}`\n\n"
+        f"Made by `{_code(evidence.command)}`. Every number is in `study.json`.\n",
+        _claim(evidence),
+        f"**Account** (a hypothesis, tested below). {evidence.account} **{_verdict(evidence)}**\n",
+        "![the circuit](circuit.svg)\n",
+        f"    clean    {evidence.clean}\n    corrupt  {evidence.corrupt}\n",
+        _edges(evidence),
+        _method(evidence),
+        "## Evidence\n\n" + table(("", "value", ""), [(row.name, row, row.note) for row in evidence.behaviour]),
+        "## Controls\n\n" + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
+        _components(evidence),
+        _roles(evidence),
+        _senders(evidence),
+        "## Tests of the account\n\n" + _tests(evidence),
+        _published(evidence.agreement, len(evidence.edges)) if evidence.agreement else "",
+        "## Not explained\n\n" + "".join(f"* {line}\n" for line in not_explained(evidence)),
+    ]  # fmt: skip
+    return "\n".join(section for section in sections if section)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def _code(text: str) -> str:
     """A text of one line that does not end the backticks around it."""
     return visible(text).replace("`", "'")
 
 
-def _heads(bench: Bench, role: str) -> list[str]:
-    return [name for name, given in bench.roles.items() if given == role]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def _components(bench: Bench) -> str:
-    rows, measured = [], bench.measured
-    places = [name for name in bench.pairs.clean.positions if name != "END"]
-    for name in bench.parts:
-        row = bench.heads.loc[name].to_dict()
-        each = [
-            Number.of("", measured[c].sel(component=name).values) if c in measured else "-"
-            for c in ("swapped", "direct")
-        ]
-        seen = sorted((-row[place], place) for place in places if not np.isnan(row[place]))
-        where = ", ".join(f"{place} {-share:.2f}" for share, place in seen[:2])
-        copying = "-" if np.isnan(row["copying"]) else f"{row['copying']:.2f}"
-        rows.append((name, *each, where or "-", copying, bench.roles.get(name, "")))
-    return _table(
-        ("", f"swapped ({bench.metric})", "direct (logits)", "from END to", "copying", "role"), rows
-    )
-
-
-def _traced(bench: Bench) -> str:
-    heads = _heads(bench, bench.study.watched)
-    if not heads:
-        return ""
-    rows = [(n.name, n, "") for port in "qk" for n in bench.senders(heads, port)]
+def _claim(evidence: Evidence) -> str:
+    name = _code(evidence.model)
+    doubt = ""
+    if not _behaves(evidence):
+        doubt = f" **`{name}` does not surely do this**: see what is not explained."
     return (
-        f"## What tells {' '.join(heads)} where to look\n\nDirect paths into their queries and keys with the sender's mean over tokens "
-        f"in its place: the three that change the metric most, for each.\n\n"
-        + _table(("", bench.metric, ""), rows)
+        f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` keep "
+        f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and the corrupt run, on "
+        f"{evidence.n_heldout} held-out prompts. Random circuits of the same size keep {evidence.estimate('random circuits')}; the "
+        f"same edges through other heads of each layer keep {evidence.estimate('other heads')}.{doubt}\n"
     )
 
 
-_PREDICTED = (
-    "Each prediction was computed before its edit was run; the account, its rules and the criteria were written after looking at "
-    "`tiny`. A criterion is on the mean: where it holds, the interval need not contain the prediction.\n\n"
-)
+def _behaves(evidence: Evidence) -> bool:
+    """Whether the clean run's metric is surely above the corrupt run's, so that there is something to explain."""
+    return evidence.estimate("metric of the model").above(evidence.estimate("metric of the corrupt run"))
 
 
-def _predictions(results: Sequence[tuple[Prediction, Number]]) -> str:
-    rows = [
-        (p.name, n, f"{p.predicted:.3f}", p.criterion, "holds" if p.holds(n.mean) else "**fails**", p.claim)
-        for p, n in results
-    ]
-    return _PREDICTED + _table(("", "measured", "predicted", "criterion", "verdict", "what it tries"), rows)
+def _verdict(evidence: Evidence) -> str:
+    if not evidence.tests:
+        return f"Not tested: {evidence.untested}."
+    failed = "".join(f"; *{test.name}* failed" for test in evidence.tests if not test.holds)
+    return f"{evidence.n_held} of {len(evidence.tests)} predictions held{failed}."
 
 
-def _reference(bench: Bench) -> str:
-    """How far the circuit agrees with a published one, for a model that it can be compared on."""
-    if bench.study.reference is None:
-        return ""
-    published = reference_circuit(bench.study.reference)
-    try:
-        found = compare(published, bench.circuit)
-    except CircuitError:
-        return ""
-    heads = [
-        (row["role"], row["a"], row["both"], row["missing"] or "none")
-        for row in found.by_role.to_dict("records")
-    ]
+def _edges(evidence: Evidence) -> str:
+    if len(evidence.edges) > SHOWN_EDGES:
+        return "Its edges are in `circuit.json`.\n"
+    return "Edges, strongest first: " + " ".join(f"`{edge}`" for edge in evidence.edges) + "\n"
+
+
+def _method(evidence: Evidence) -> str:
     return (
-        f"## Beside the published circuit\n\nOf {published.n_edges} edges published, {found.both.n_edges} are among the "
-        f"{bench.circuit.n_edges} found: precision {found.precision:.3f}, recall {found.recall:.3f}, Jaccard {found.jaccard:.3f}; "
-        f"nodes {found.node_jaccard:.3f}.\n\n" + _table(("role", "published", "found", "missing"), heads)
+        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts. The circuit is the smallest set "
+        f"of best-scored edges that keeps {evidence.share:.0%} of the difference on those prompts; dead ends are pruned. Every edge "
+        "outside the circuit carries its value from the corrupt run. All numbers below are means over held-out prompts with 95 % "
+        f"bootstrap intervals; seed 0, metric {evidence.metric}.\n"
     )
 
 
-# ---- the command
+def _components(evidence: Evidence) -> str:
+    header = ("", f"swapped ({evidence.metric})", "direct (logits)", "from END to", "copying", "role")
+    rows = [_component_row(component) for component in evidence.components]
+    return (
+        "## Components\n\nFor each component: the change of the metric when its output alone is replaced by the corrupt run's; its "
+        "direct contribution to the right minus the wrong logit; where a head attends from END; and its copying score, -1 to 1, "
+        "which is positive when a head raises the logits of the tokens that it attends to.\n\n" + table(header, rows)
+    )  # fmt: skip
+
+
+def _component_row(component: Component) -> tuple[Any, ...]:
+    direct = "-" if component.direct is None else component.direct
+    strongest = sorted(component.attention.items(), key=lambda item: (-item[1], item[0]))[:2]
+    attention = ", ".join(f"{position} {share:.2f}" for position, share in strongest) or "-"
+    copying = "-" if component.copying is None else f"{component.copying:.2f}"
+    return component.name, component.swapped, direct, attention, copying, component.role
+
+
+def _roles(evidence: Evidence) -> str:
+    if not evidence.roles:
+        return ""
+    rules = [f"*{role.name}*: {role.rule} ({' '.join(role.heads) or 'none'})." for role in evidence.roles]
+    return "Roles are given by rules: " + " ".join(rules) + "\n"
+
+
+def _senders(evidence: Evidence) -> str:
+    if not evidence.traced_heads:
+        return ""
+    return (
+        f"## What tells {' '.join(evidence.traced_heads)} where to attend\n\nPath patching into the queries (q) and keys (k) of these "
+        "heads: a sender's direct path carries the sender's mean over tokens. Shown are the three senders that change the metric "
+        "most, for each.\n\n" + table(("", evidence.metric, ""), [(row.name, row, "") for row in evidence.senders])
+    )  # fmt: skip
+
+
+def _tests(evidence: Evidence) -> str:
+    if not evidence.tests:
+        return _verdict(evidence) + "\n"
+    rows = []
+    for test in evidence.tests:
+        verdict = "holds" if test.holds else "**fails**"
+        rows.append((test.name, test.measured, f"{test.predicted:.3f}", test.criterion, verdict, test.claim))
+    return (
+        "Each prediction was computed before its edit was run. The account, the rules and the criteria were written after looking at "
+        "`tiny`. A criterion is about the mean: where it holds, the interval need not contain the prediction.\n\n"
+        + table(("", "measured", "predicted", "criterion", "verdict", "claim"), rows)
+    )  # fmt: skip
+
+
+def _published(agreement: Agreement, n_edges: int) -> str:
+    rows = [(role.name, role.published, role.found, role.missing or "none") for role in agreement.roles]
+    return (
+        f"## Beside the published circuit\n\nOf {agreement.published_edges} edges published, {agreement.shared_edges} are among the "
+        f"{n_edges} found: precision {agreement.precision:.3f}, recall {agreement.recall:.3f}, Jaccard {agreement.jaccard:.3f}; "
+        f"nodes {agreement.node_jaccard:.3f}.\n\n" + table(("role", "published", "found", "missing"), rows)
+    )  # fmt: skip
+
+
+def not_explained(evidence: Evidence) -> list[str]:
+    """What the evidence leaves open, a sentence each, from what was measured to what the author adds."""
+    faithfulness = evidence.estimate("faithfulness")
+    zero, mean = (evidence.estimate(f"faithfulness, {name} values") for name in ("zero", "mean"))
+    lines = []
+    if not _behaves(evidence):
+        lines.append(
+            f"Whether there is anything to explain: the metric of the clean run, {evidence.estimate('metric of the model')}, is not "
+            f"surely above that of the corrupt run, {evidence.estimate('metric of the corrupt run')}."
+        )  # fmt: skip
+    lines += [
+        f"{1 - faithfulness.mean:z.1%} of the difference: the circuit keeps {faithfulness}.",
+        f"The whole behaviour: with zeros outside the circuit it keeps {zero}, with means {mean}. A circuit found against corrupt "
+        "prompts explains the difference between the two prompts.",
+    ]
+    if evidence.minimal is not None:
+        lines.append(
+            f"Components that the minimality test finds unnecessary: {evidence.unneeded or 'none'} "
+            f"({evidence.minimal:.0%} are needed)."
+        )
+    other_heads = evidence.estimate("other heads")
+    if other_heads.high >= faithfulness.low:
+        lines.append(
+            "Which heads it has to be: the same edges through other heads of the same layers keep up to "
+            f"{other_heads.high:.3f}."
+        )
+    shared = [f"{row.mean:.3f} {row.name}" for row in evidence.other_tasks if row.low > SHARED]
+    if shared:
+        lines.append(f"What is particular to this behaviour: the same edges keep {', '.join(shared)}.")
+    for test in evidence.tests:
+        if not test.holds:
+            lines.append(
+                f"Why *{test.name}* failed: {test.predicted:.3f} predicted, {test.measured} measured."
+            )
+    return [*lines, *_ALWAYS, *evidence.limits]

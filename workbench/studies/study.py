@@ -1,117 +1,72 @@
-"""A circuit studied: found, tested on held-out prompts, and told as a story that edits can refute.
+"""`Study`: what is particular to a behaviour, its account, its roles and the predictions that test it.
 
-A `Study` is what is particular to a behaviour: its roles, its account, and the tests of it. `Bench` is what it measures with.
+`Study.experiment(model)` finds the circuit; `measure.evidence` then measures everything that a study reports.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
-from workbench.statistics import mean_interval
-
-if TYPE_CHECKING:
-    from workbench.studies.bench import Bench
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a head of the circuit is called when its columns of `Bench.heads` are at least and at most so much."""
-
-    name: str
-    at_least: Mapping[str, float] = field(default_factory=dict)
-    at_most: Mapping[str, float] = field(default_factory=dict)
-
-    def fits(self, head: pd.Series) -> bool:
-        sides = ((self.at_least, 1), (self.at_most, -1))
-        return all(
-            column in head and sign * (head[column] - bar) >= 0
-            for part, sign in sides
-            for column, bar in part.items()
-        )
-
-    def __str__(self) -> str:
-        sides = ((self.at_least, "at least"), (self.at_most, "at most"))
-        return ", ".join(f"{column} {word} {bar}" for part, word in sides for column, bar in part.items())
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.errors import PromptError
+from workbench.experiment import Experiment
+from workbench.models.model import Model
+from workbench.studies.circuit_experiment import CircuitExperiment
+from workbench.studies.prediction import Prediction, Role
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a story says an edit will do, fixed before the edit is run.
-
-    Attributes:
-        claim: the part of the story that it tries.
-        predicted: the number, from earlier measurements.
-        edit: runs it, [example].
-        within: the prediction holds if the mean is this close to it, as a share of it.
-        at_least: or instead, if the mean is at least this.
-    """
-
-    name: str
-    claim: str
-    predicted: float
-    edit: Callable[[], np.ndarray]
-    within: float = 0.25
-    at_least: float | None = None
-
-    @property
-    def criterion(self) -> str:
-        return f"within {self.within:.0%}" if self.at_least is None else f"at least {self.at_least}"
-
-    def holds(self, measured: float) -> bool:
-        if self.at_least is not None:
-            return measured >= self.at_least
-        return abs(measured - self.predicted) <= self.within * abs(self.predicted)
+def _no_tests(experiment: CircuitExperiment) -> list[Prediction]:
+    return []
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A behaviour, and what is particular to it.
+    """A behaviour, and what is particular to its circuit.
 
     Attributes:
-        account: the story in words; a hypothesis, which the tests try.
+        account: how the circuit works, in words: a hypothesis, which the predictions test.
         roles: names for heads, by rules; the first rule that fits counts.
-        tests: the predictions, in the order in which they are run.
-        watched: the role whose queries and keys are traced to what writes them.
+        tests: makes the predictions, in the order in which they are run.
+        traced_role: the role whose queries and keys are traced back to what writes them.
         limits: what else is not explained.
-        method: of `score_edges`.  n: prompts to find it on, and as many held-out ones.
+        method: of `score_edges`.
+        n: prompts to find the circuit on, and as many held-out ones.
         share: of the behaviour that the circuit has to keep on the prompts of the search.
-        reference: a published circuit of the same behaviour.
+        reference: a published circuit of the same behaviour (see `reference_circuit`).
     """
 
     task: str
     title: str
     account: str
     roles: Sequence[Role]
-    tests: Callable[["Bench"], list[Prediction]] = lambda bench: []
-    watched: str = ""
+    tests: Callable[[CircuitExperiment], list[Prediction]] = _no_tests
+    traced_role: str = ""
     limits: Sequence[str] = ()
     method: str = "eap-ig-inputs"
     n: int = 48
     share: float = 0.9
     reference: str | None = None
 
+    def experiment(self, model: Model, *, n: int | None = None, seed: int = 0) -> CircuitExperiment:
+        """The circuit of this behaviour in a model, found on training prompts, ready to be tested on held-out ones.
 
-@dataclass(frozen=True)
-class Number:
-    """A mean over held-out prompts with its 95 % interval (of random draws: their central share)."""
+        Args:
+            n: prompts to find it on, and as many held-out ones; None takes the study's.
 
-    name: str
-    mean: float
-    low: float
-    high: float
-    note: str = ""
-
-    @classmethod
-    def of(cls, name: str, values: np.ndarray, note: str = "") -> "Number":
-        low, high = mean_interval(np.asarray(values, dtype=float))
-        return cls(name, float(np.nanmean(values)), float(low), float(high), note)
-
-    def above(self, other: "Number") -> bool:
-        """Whether its whole interval is."""
-        return self.low > other.high
-
-    def __str__(self) -> str:
-        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
+        Raises:
+            PromptError: a single prompt, which has no interval.
+        """
+        n = self.n if n is None else n
+        if n == 1:
+            raise PromptError("n=1: a study needs at least two prompts, because one has no interval.")
+        data = Experiment.of(model, self.task, n=n, seed=seed)
+        train, metric, value = data.train.pairs, data.metric, data.train.value("corrupt")
+        example_scores = score_edges(
+            model, train, value=value, metric=metric, method=self.method, keep=("example",), seed=seed, progress=False
+        )  # fmt: skip
+        # The sign of the scores and the direction of the metric are in the attrs, which the search reads.
+        scores = example_scores.mean("example", skipna=False, keep_attrs=True)
+        circuit = find_circuit(
+            scores, min_faithfulness=self.share, model=model, pairs=train, value=value, metric=metric
+        )
+        return CircuitExperiment(data.train, data.heldout, circuit, example_scores, tuple(self.roles))

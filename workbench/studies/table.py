@@ -1,51 +1,32 @@
-"""The table of all studies."""
+"""The table of all studies, from the evidence in their folders."""
 
-import re
 from pathlib import Path
 
-from workbench.circuit.circuit import Circuit
-from workbench.studies.readme import _table
-from workbench.studies.study import Number
+from workbench.studies import readme
+from workbench.studies.evidence import FILE, Evidence
 
-_SCORES = ("faithfulness", "complement", "random circuits", "other heads", "stability")
-
-
-_ROW = re.compile(r"^\| ([^|]+?) \| (-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\] \|", re.MULTILINE)
+_COLUMNS = ("faithfulness", "complement", "random circuits", "other heads", "stability")
 
 
-_VERDICT = re.compile(r"\| (holds|\*\*fails\*\*) \|")
-
-
-def numbers(readme: str) -> dict[str, tuple[float, float, float]]:
-    """Name → (mean, low, high) of every row of a study's README that begins with a number with its interval."""
-    return {name: (float(a), float(b), float(c)) for name, a, b, c in _ROW.findall(readme)}
+def studies(circuits: Path) -> list[Path]:
+    """The folders of a folder of circuits that hold a study, in alphabetical order."""
+    return [path.parent for path in sorted(circuits.glob(f"*/{FILE}"))]
 
 
 def table(circuits: Path) -> str:
-    """The studies in a folder of circuits side by side, a row for each, from their committed files."""
-    head = ("study", "edges", *_SCORES, "most of another task", "predictions held")
-    folders = [
-        path.parent
-        for path in sorted(circuits.glob("*/study.py"))
-        if (path.parent / "circuit.json").is_file()
-    ]
-    return _table(head, [_line(folder) for folder in folders])
+    """The studies in a folder of circuits side by side, a row for each."""
+    header = ("study", "edges", *_COLUMNS, "most of another task", "predictions held")
+    return readme.table(
+        header, [_row(folder.name, Evidence.load(folder / FILE)) for folder in studies(circuits)]
+    )
 
 
-def _line(folder: Path) -> tuple[str, ...]:
-    circuit, readme = (
-        Circuit.load(folder / "circuit.json"),
-        (folder / "README.md").read_text(encoding="utf-8"),
-    )
-    known = {name: Number(name, *three) for name, three in numbers(readme).items()}
-    other = max(
-        (number for name, number in known.items() if name.startswith("on ")), key=lambda number: number.mean
-    )
-    verdicts = _VERDICT.findall(readme)
+def _row(name: str, evidence: Evidence) -> tuple[str, ...]:
+    most = max(evidence.other_tasks, key=lambda row: row.mean)
     return (
-        f"[{folder.name}]({folder.name}/README.md)",
-        f"{circuit.n_edges} of {circuit.graph.n_edges}",
-        *(str(known[name]) for name in _SCORES),
-        f"{other} {other.name}",
-        f"{verdicts.count('holds')} of {len(verdicts)}",
+        f"[{name}]({name}/README.md)",
+        f"{len(evidence.edges)} of {evidence.graph_edges}",
+        *(str(evidence.estimate(column)) for column in _COLUMNS),
+        f"{most} {most.name}",
+        f"{evidence.n_held} of {len(evidence.tests)}",
     )

@@ -16,7 +16,7 @@ from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import WalkOutcome, run_base
 from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.nodes import Reader, Writer
-from workbench.engine.precomputed import Given
+from workbench.engine.precomputed import Precomputed
 from workbench.engine.values import Bound
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -79,12 +79,19 @@ class PathSweep(StaircaseSweep):
             keys |= {("mlp_out", layer) for layer in range(self.decoder.shape.n_layers)}
         return {key for key in keys if key[0] != "resid_pre"}
 
+    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
+        bound = self.bind(examples)
+        for routes in self._groups(len(examples), into_logits=False):
+            # No table is needed to know where a run joins; the start is only where the tables would begin.
+            firsts = self._firsts(bound, routes)
+            yield _elements(routes, firsts, [{}] * len(routes), bound, start=_start(firsts, bound))
+
     def _work(
-        self, base: BaseRun | None, examples: Sequence[int]
+        self, base: BaseRun, examples: Sequence[int]
     ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
         bound = self.bind(examples)
         for routes in self._groups(len(examples), into_logits=False):
-            yield self._elements(base, bound, routes), [route.column for route in routes]
+            yield self._with_inputs_set(base, bound, routes), [route.column for route in routes]
 
     def _outcomes(
         self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
@@ -121,33 +128,27 @@ class PathSweep(StaircaseSweep):
         return WalkOutcome(cohort, [route.column for route in routes], stream, same)
 
     @torch.no_grad()
-    def _elements(self, base: BaseRun | None, bound: Bound, routes: Sequence[Route]) -> list[Element]:
+    def _with_inputs_set(self, base: BaseRun, bound: Bound, routes: Sequence[Route]) -> list[Element]:
         """The edited runs that have their receivers' inputs set."""
         firsts = self._firsts(bound, routes)
-        start = int(torch.stack(firsts).amin())
-        start = min(start, bound.prompts.tokens.shape[1] - 1)
+        # Attention in the middle of a path looks at every position.
+        start = 0 if any(route.middles for route in routes) else _start(firsts, bound)
         # Routes that differ in their receivers alone send the same.
         sent = {route.senders: route for route in routes}
         rows = [list(sent).index(route.senders) for route in routes]
-        tables: dict[Reader, Tensor] = {}
-        wanted = list(dict.fromkeys(reader for route in routes for reader in route.receivers))
-        if base is not None:
-            # Attention in the middle of a path looks at every position.
-            start = 0 if any(route.middles for route in routes) else start
-            longest = bound.prompts.tokens.shape[1]
-            hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
-            message, still = self._message(hops, list(sent.values()))
-            tables = dict(hops.arriving(message, wanted))
-            firsts = [
-                first.where(~still[row], bound.prompts.lengths)
-                for first, row in zip(firsts, rows, strict=True)
-            ]
-        elements = []
-        for route, first, row in zip(routes, firsts, rows, strict=True):
-            given = {reader.site: tables[reader.whole][row] for reader in route.receivers} if tables else {}
-            edit = Given(bound.prompts, given, start=start, first=first)
-            elements.append(Element(tuple((reader.site, edit) for reader in route.receivers)))
-        return elements
+        readers = list(dict.fromkeys(reader for route in routes for reader in route.receivers))
+        longest = bound.prompts.tokens.shape[1]
+        hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
+        message, still = self._message(hops, list(sent.values()))
+        arriving = dict(hops.arriving(message, readers))
+        tables = [
+            {reader.site: arriving[reader.whole][row] for reader in route.receivers}
+            for route, row in zip(routes, rows, strict=True)
+        ]
+        firsts = [
+            first.where(~still[row], bound.prompts.lengths) for first, row in zip(firsts, rows, strict=True)
+        ]
+        return _elements(routes, firsts, tables, bound, start=start)
 
     def _message(self, hops: DirectEdges, routes: Sequence[Route]) -> tuple[Message, Tensor]:
         """What arrives after the nodes in the middle, and [run, example] where nothing was sent at all."""
@@ -195,6 +196,27 @@ class PathSweep(StaircaseSweep):
             readers |= set(route.receivers)
         if together:
             yield together
+
+
+def _start(firsts: Sequence[Tensor], bound: Bound) -> int:
+    """The first token that any of the routes changes; the last one where none changes anything."""
+    return min(int(torch.stack(list(firsts)).amin()), bound.prompts.tokens.shape[1] - 1)
+
+
+def _elements(
+    routes: Sequence[Route],
+    firsts: Sequence[Tensor],
+    tables: Sequence[dict[Site, Tensor]],
+    bound: Bound,
+    *,
+    start: int,
+) -> list[Element]:
+    """A run of each route: its receivers' inputs as in its tables, from `start` on."""
+    elements = []
+    for route, first, table in zip(routes, firsts, tables, strict=True):
+        inputs = Precomputed(bound.prompts, table, start=start, first=first)
+        elements.append(Element(tuple((reader.site, inputs) for reader in route.receivers)))
+    return elements
 
 
 class Stored(dict[Key, Tensor]):

@@ -12,7 +12,7 @@ from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
-from workbench.engine.runs import MakeElements, MeasuredRuns, RunCost
+from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost
 from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -21,17 +21,16 @@ from workbench.sites import Key
 
 @dataclass(frozen=True)
 class StaircaseSweep:
-    """Edited runs on the fast engine.
+    """Edited runs on the fast engine. What the runs are, a subclass says: `SiteSweep`, `PathSweep`.
 
     Attributes:
         keys: the activations that are edited.
-        make: the edited runs of a batch.
+        n_elements: how many runs of each prompt there are, and so columns in the table.
     """
 
     decoder: Decoder
     runs: MeasuredRuns
     keys: frozenset[Key]
-    make: MakeElements
     n_elements: int
     engine = "staircase"
 
@@ -82,7 +81,7 @@ class StaircaseSweep:
             for _ in range(passes):
                 total = total.plus(unedited_run)
             walked = RunCost()
-            for elements, _ in self._work(None, examples):
+            for elements in self._planned(examples):
                 for groups in self._walks(elements, prompts, read):
                     walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
                     peak = kept + walking + 2 * self._tile
@@ -95,11 +94,15 @@ class StaircaseSweep:
     def _unedited(self, prompts: Prompts) -> BaseRun:
         return run_base(self.decoder, prompts, needed(self.keys), tile=self._tile)
 
+    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
+        """The same groups of edited runs as `_work`, before anything is run: their sites and first changes are all that counts."""
+        raise NotImplementedError
+
     def _work(
-        self, base: BaseRun | None, examples: Sequence[int]
+        self, base: BaseRun, examples: Sequence[int]
     ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
-        """Edited runs of a batch with their columns in the table, in groups; their sites suffice where there is no base."""
-        yield self.make(base, examples), range(self.n_elements)
+        """Edited runs of a batch with their columns in the table, in groups that are walked one after the other."""
+        raise NotImplementedError
 
     def _outcomes(
         self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
@@ -208,6 +211,25 @@ class StaircaseSweep:
 
     def _clean_logits(self, pairs: PromptPairs) -> Tensor:
         return self._readout(pairs, "clean").base_logits(run_base(self.decoder, pairs.clean, tile=self._tile))
+
+
+@dataclass(frozen=True)
+class SiteSweep(StaircaseSweep):
+    """Edits of sites by bound values, which need nothing of the base run to be made.
+
+    Attributes:
+        elements_of: the edited runs of a batch.
+    """
+
+    elements_of: ElementsOf
+
+    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
+        yield self.elements_of(examples)
+
+    def _work(
+        self, base: BaseRun, examples: Sequence[int]
+    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
+        yield self.elements_of(examples), range(self.n_elements)
 
 
 def _check_edits(base: BaseRun, skipped: Sequence[Element]) -> None:

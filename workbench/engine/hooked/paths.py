@@ -14,7 +14,7 @@ from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import Route
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.nodes import Reader, Writer
-from workbench.engine.precomputed import Given
+from workbench.engine.precomputed import Precomputed
 from workbench.engine.run import Edit
 from workbench.engine.values import Bound, Places, apply_edit
 from workbench.prompts.prompts import Prompts
@@ -49,7 +49,9 @@ class HookedPaths:
     def _set(self, values: Values, receivers: Sequence[Reader]) -> Element:
         """An edit of what each receiver computes from its changed input."""
         given = {reader.site: self._computed(values, reader) for reader in receivers}
-        edit = Given(self.prompts, given, start=0, first=torch.zeros(len(self.prompts), dtype=torch.long))
+        edit = Precomputed(
+            self.prompts, given, start=0, first=torch.zeros(len(self.prompts), dtype=torch.long)
+        )
         return Element(tuple((site, edit) for site in given))
 
     def _computed(self, values: Values, reader: Reader) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import forward
 from workbench.engine.run import Edit
-from workbench.engine.runs import MakeElements, MeasuredRuns, RunCost, forward_flops
+from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flops
 from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
@@ -22,11 +22,11 @@ class HookedSweep:
     """Edited runs on the reference path.
 
     Attributes:
-        make: the edited runs of a batch.
+        elements_of: the edited runs of a batch.
     """
 
     runs: MeasuredRuns
-    make: MakeElements
+    elements_of: ElementsOf
     n_elements: int
     engine = "reference"
 
@@ -54,7 +54,7 @@ class HookedSweep:
             total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
         ) as bar:
             for examples in runs.batches():
-                part, elements = runs.prompts.select(examples), self.make(None, examples)
+                part, elements = runs.prompts.select(examples), self.elements_of(examples)
                 held = _BaseRun(runs.model, part)
                 together = max(1, runs.per_forward // len(part))
                 waiting: list[int] = []

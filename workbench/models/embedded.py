@@ -1,4 +1,7 @@
-"""The embedded models: which there are, and the training steps of which a checkpoint is kept."""
+"""The embedded models: which there are, and the training steps of which a checkpoint is kept.
+
+Read `find` first. It knows the files of `data/models`, and nothing of how they are loaded.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

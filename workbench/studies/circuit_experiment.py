@@ -1,0 +1,316 @@
+"""`CircuitExperiment`: a circuit found on training pairs, with the measurements and edits that test an account of it.
+
+Everything is measured on the held-out pairs. `heads` says what each component does; `of_role` names the heads that a test
+is about; `attending`, `exchanged` and `passed_on` make edits; `change` and `swapped` run edits and return the change of
+the metric, [example]. Nothing here knows a behaviour: that is what a `Study` adds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.circuit.circuit import Circuit
+from workbench.engine.run import run
+from workbench.engine.values import Value, constant, mean
+from workbench.errors import CircuitError
+from workbench.evaluation.evaluate import evaluate
+from workbench.experiment import Experiment, PairsInModel
+from workbench.interventions.effects import effects
+from workbench.interventions.paths import path_effects
+from workbench.lenses.direct_attribution import direct_attribution
+from workbench.lenses.head_scores import attention_to, copying_scores, head_scores
+from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
+from workbench.sites import Position, Shape
+from workbench.stores.store import ActivationStore
+from workbench.studies.prediction import Estimate, Prediction, Role
+
+Edits = dict[Any, Value]
+"""Site → the value that is written there."""
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitExperiment(Experiment):
+    """An experiment with the circuit that was found on its training pairs.
+
+    Attributes:
+        circuit: as it was found; `labelled_circuit` has the roles of its heads.
+        example_scores: (example, writer, reader), the scores that it was cut from.
+        rules: the roles that heads can have; the first rule that fits counts.
+    """
+
+    circuit: Circuit
+    example_scores: xr.DataArray
+    rules: tuple[Role, ...] = ()
+
+    @property
+    def pairs(self) -> PromptPairs:
+        """The held-out pairs, on which everything is measured."""
+        return self.heldout.pairs
+
+    @property
+    def clean(self) -> ActivationStore:
+        """The activations of the clean run of the held-out pairs."""
+        return self.heldout.clean
+
+    @property
+    def corrupt(self) -> ActivationStore:
+        """The activations of the corrupt run of the held-out pairs."""
+        return self.heldout.corrupt
+
+    # ---- what the components do
+
+    @property
+    def components(self) -> list[str]:
+        """The heads and MLPs of the circuit, as `a3.7` and `m3`."""
+        return [name for name in self.circuit.nodes if name not in ("input", "logits")]
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        """A row for each component of the circuit, of means over prompts.
+
+        Columns: `swapped` (the metric's change when the component's output is the corrupt run's), `direct` (its direct
+        contribution to right minus wrong logits, norm frozen); for heads, attention from END to each named position, and
+        the scores `copying`, `previous` and `induction`.
+        """
+        means = {name: values.mean("example").to_series() for name, values in self.measured.items()}
+        return pd.DataFrame(means).reindex(self.components)
+
+    @cached_property
+    def measured(self) -> dict[str, xr.DataArray]:
+        """The columns of `heads` before averaging, each (example, component)."""
+        sites = [
+            f"z[{name[1:]}]" if name.startswith("a") else f"mlp_out[{name[1:]}]" for name in self.components
+        ]
+        swapped = effects(
+            self.model, self.pairs, sites=sites, value=self.heldout.value("corrupt"), metric=self.metric, progress=False
+        )  # fmt: skip
+        columns = {"swapped": swapped.rename(site="component").assign_coords(component=self.components)}
+        # Direct attribution reads one logit for each answer.
+        if self.pairs.answers.shape[2] == self.pairs.wrong.shape[2] == 1:
+            columns["direct"] = direct_attribution(
+                self.clean, self.model, targets=self.pairs.answers, minus=self.pairs.wrong
+            )
+        names = [name for name in self.pairs.clean.positions if name != "END"]
+        attention = attention_to(self.clean, names)
+        for name in names:
+            columns[name] = self.by_head(attention.sel(key_pos=name))
+        columns["copying"] = self.by_head(copying_scores(self.clean, self.model))
+        scores = head_scores(self.clean, scores=("previous", "induction"))
+        for name in ("previous", "induction"):
+            columns[name] = self.by_head(scores.sel(score=name))
+        return columns
+
+    @staticmethod
+    def by_head(table: xr.DataArray) -> xr.DataArray:
+        """A table (example, layer, head) as (example, component), its components named `a3.7`."""
+        flat = table.stack(component=("layer", "head")).transpose("example", "component")
+        names = [f"a{layer}.{head}" for layer, head in flat["component"].values]
+        return xr.DataArray(flat.values, dims=("example", "component"), coords={"component": names})
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Head → its role, for the heads of the circuit that have one."""
+        roles = {}
+        for name, row in self.heads[self.heads.index.str.startswith("a")].iterrows():
+            fitting = [role.name for role in self.rules if role.fits(row)]
+            if fitting:
+                roles[str(name)] = fitting[0]
+        return roles
+
+    @property
+    def labelled_circuit(self) -> Circuit:
+        """The circuit with the roles of its heads as labels."""
+        return replace(self.circuit, labels=self.roles)
+
+    def of_role(self, role: str) -> list[str]:
+        """The heads of a role, as `a3.7`. Raises `CircuitError` when there are none, so that nothing is tested."""
+        heads = [name for name, name_of_role in self.roles.items() if name_of_role == role]
+        if not heads:
+            raise CircuitError(f"no head of this circuit is a {role} by its rule")
+        return heads
+
+    # ---- runs
+
+    @cached_property
+    def base(self) -> Tensor:
+        """[example]: the metric of the clean run."""
+        return self._metric_of(self.pairs.clean, {})
+
+    def change(self, edits: Mapping[Any, Value]) -> np.ndarray:
+        """[example]: m(edited) - m(clean).
+
+        Raises:
+            CircuitError: answers of several tokens, which these tests do not read.
+        """
+        self._check_single_tokens()
+        return _as_numbers(self._metric_of(self.pairs.clean, edits) - self.base)
+
+    def read(self, reader: Callable[[Tensor], Tensor], edits: Mapping[Any, Value]) -> np.ndarray:
+        """[example]: what `reader` makes of the edited run's logits at END, [example, vocab].
+
+        Raises:
+            CircuitError: answers of several tokens, which these tests do not read.
+        """
+        self._check_single_tokens()
+        return _as_numbers(reader(self._logits(self.pairs.clean, edits)))
+
+    def on(self, prompts: Prompts) -> np.ndarray:
+        """[example]: m(these prompts) - m(clean), with the answers of the clean prompts."""
+        return _as_numbers(self._metric_of(prompts, {}) - self.base)
+
+    def _metric_of(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
+        return self.metric(self._logits(prompts, edits), self.pairs)
+
+    @torch.no_grad()
+    def _logits(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
+        """[example, vocab]: the logits that the metric reads."""
+        other = self.pairs.corrupt if edits else None
+        return self.metric.read(run(self.model, prompts, edits=dict(edits), other=other).logits, prompts)
+
+    def _check_single_tokens(self) -> None:
+        if self.metric.reads_answer_tokens:
+            raise CircuitError("the answers are several tokens in this vocabulary, and the tests read one")
+
+    def swapped(self, sites: Sequence[str], *, pairs: PromptPairs | None = None) -> np.ndarray:
+        """[example]: the change of the metric when all of these sites take the corrupt run's values.
+
+        Args:
+            pairs: other pairs to take the values from; None takes the held-out pairs.
+        """
+        data = self._with(pairs)
+        table = effects(
+            self.model, data.pairs, sites=[tuple(sites)], value=data.value("corrupt"), metric=self.metric, progress=False
+        )  # fmt: skip
+        return table.values[:, 0]
+
+    def kept(self, pairs: PromptPairs) -> xr.Dataset:
+        """What the circuit keeps on other pairs, with their own metric and corrupt values: `evaluate` without checks."""
+        data = PairsInModel.of(self.model, pairs)
+        result = evaluate(
+            self.circuit, self.model, pairs, value=data.value("corrupt"), metric=data.metric, checks=(), progress=False
+        )  # fmt: skip
+        return result.isel(circuit=0)
+
+    def _with(self, pairs: PromptPairs | None) -> PairsInModel:
+        return self.heldout if pairs is None else PairsInModel.of(self.model, pairs, metric=self.metric)
+
+    # ---- edits
+
+    def attending(self, heads: Sequence[str], to: Position, instead_of: Position) -> Edits:
+        """Edits that exchange, at END, each head's attention to two positions."""
+        edits: Edits = {}
+        prompts, rows = self.pairs.clean, torch.arange(len(self.pairs))
+        end, new, old = (prompts.at(position) for position in ("END", to, instead_of))
+        for head in map(parsed, heads):
+            pattern = (
+                self.clean["pattern", head.layer].padded()[rows, head.index, end].clone()
+            )  # [example, key]
+            pattern[rows, new], pattern[rows, old] = pattern[rows, old], pattern[rows, new].clone()
+            edits[f"pattern[{head.layer}.{head.index}]@END"] = constant(pattern)
+        return edits
+
+    def exchanged(self, kind: str, heads: Sequence[str], a: Position, b: Position) -> Edits:
+        """Edits that exchange what each head has (`k`, `v` or `z`) at two positions."""
+        edits: Edits = {}
+        for head in map(parsed, heads):
+            # Heads that share a key or value have one site between them, so it is exchanged once.
+            unit = head.index // self._group(kind)
+            activation = self.clean[kind, head.layer]
+            edits[f"{kind}[{head.layer}.{unit}]@{a}"] = constant(activation.at(b)[:, unit])
+            edits[f"{kind}[{head.layer}.{unit}]@{b}"] = constant(activation.at(a)[:, unit])
+        return edits
+
+    def passed_on(
+        self, kind: str, heads: Sequence[str], edits: Mapping[Any, Value], positions: Sequence[Position]
+    ) -> Edits:
+        """Edits that give heads, at these positions, the `k` or `v` that other edits would give them, and change nothing else."""
+        sites = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
+        with torch.no_grad():
+            recorded = run(
+                self.model, self.pairs.clean, edits=dict(edits), other=self.pairs.corrupt, record=sites
+            ).recorded
+        rows = torch.arange(len(self.pairs))
+        new_edits: Edits = {}
+        for head in map(parsed, heads):
+            unit = head.index // self._group(kind)
+            activation = recorded[kind, head.layer]  # [example, pos, head, d_head]
+            for position in positions:
+                content = activation[rows, self.pairs.clean.at(position), unit]
+                new_edits[f"{kind}[{head.layer}.{unit}]@{position}"] = constant(content)
+        return new_edits
+
+    def _group(self, kind: str) -> int:
+        """How many heads share one `k` or `v`; 1 for kinds that every head has for itself."""
+        return Shape.of(self.model).group if kind in ("k", "v") else 1
+
+    # ---- measurements that several studies make
+
+    def only_values(
+        self,
+        heads: Sequence[str],
+        position: str,
+        claim: str,
+        *,
+        subject: str = "",
+        pairs: PromptPairs | None = None,
+    ) -> Prediction:
+        """The prediction that swapping the heads' values at a position does what swapping their outputs does.
+
+        Where it holds, the two runs differ in what these heads read there, not in where they attend.
+        """
+        return Prediction(
+            f"{subject}only the values at {position}",
+            claim,
+            predicted=float(self.swapped(outputs(heads), pairs=pairs).mean()),
+            edit=lambda: self.swapped([f"v[{head[1:]}]@{position}" for head in heads], pairs=pairs),
+        )
+
+    def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Estimate]:
+        """The writers whose direct paths into these heads' queries or keys (`port`) matter most, set to their mean."""
+        readers = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
+        table = path_effects(
+            self.model, self.pairs, receivers=readers, value=mean(self.clean), metric=self.metric, mlps="frozen",
+            progress=False,
+        ).isel(reader=0)  # fmt: skip
+        size = np.abs(np.nan_to_num(table.mean("example").values))
+        names = table["writer"].values
+        largest = np.argsort(-size, kind="stable")[:top]
+        return [Estimate.of(f"{names[i]} -> {port}", table.values[:, i]) for i in largest]
+
+    def _reader(self, head: str, port: str) -> str:
+        name = parsed(head)
+        return f"a{name.layer}.{name.index // self._group(port)}<{port}>"
+
+
+@dataclass(frozen=True)
+class _Head:
+    layer: int
+    index: int
+
+
+def parsed(head: str) -> _Head:
+    """The layer and index of a head's name such as `a3.7`."""
+    layer, index = head[1:].split(".")
+    return _Head(int(layer), int(index))
+
+
+def layer_of(head: str) -> int:
+    """The layer of a head's name such as `a3.7`."""
+    return parsed(head).layer
+
+
+def outputs(heads: Sequence[str]) -> list[str]:
+    """The sites of what heads write: `a3.7` → `z[3.7]`."""
+    return [f"z[{head[1:]}]" for head in heads]
+
+
+def _as_numbers(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

@@ -1,0 +1,229 @@
+"""Measuring a study: `evidence(study, experiment)` is all that a study reports, on held-out prompts and beside controls."""
+
+import xarray as xr
+
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.compare import compare
+from workbench.circuit.published import reference_circuit
+from workbench.circuit.random import relocated
+from workbench.discovery.search import find_circuit
+from workbench.errors import CircuitError, MetricError, PromptError, UnsuitableTask
+from workbench.evaluation.checks import RANDOM_CIRCUITS
+from workbench.evaluation.curves import stability
+from workbench.evaluation.evaluate import evaluate
+from workbench.models.load import model_name
+from workbench.statistics import central
+from workbench.studies.circuit_experiment import CircuitExperiment
+from workbench.studies.evidence import Agreement, Component, Evidence, PublishedRole, RoleRule, TestResult
+from workbench.studies.prediction import Estimate
+from workbench.studies.study import Study
+from workbench.tasks.registry import TASKS, load_task
+from workbench.text import visible
+
+SMALL = 5000
+"""Up to so many edges, completeness and minimality are measured too: they run the circuit once for each component."""
+
+
+def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Evidence:
+    """Everything that a study says about a circuit.
+
+    Args:
+        command: what makes it again, for the page.
+    """
+    circuit, pairs = experiment.circuit, experiment.pairs
+    checked = _checked(experiment)
+    tests, untested = _tests(study, experiment)
+    heads = [name for name, role in experiment.roles.items() if role == study.traced_role]
+    small = _is_small(circuit)
+    return Evidence(
+        task=study.task,
+        title=study.title,
+        model=model_name(experiment.model),
+        command=command,
+        account=study.account,
+        metric=experiment.metric.name,
+        method=study.method,
+        share=study.share,
+        n_train=len(experiment.train),
+        n_heldout=len(pairs),
+        graph_edges=circuit.graph.n_edges,
+        edges=tuple(map(str, circuit.edge_list)),
+        clean=" ".join(map(visible, pairs.clean.strings[0])),
+        corrupt=" ".join(map(visible, pairs.corrupt.strings[0])),
+        behaviour=tuple(_behaviour(experiment, checked)),
+        controls=tuple(_controls(study, experiment, checked)),
+        minimal=float(checked["minimal"]) if small else None,
+        unneeded=str(checked["unneeded"].values) if small else "",
+        components=tuple(_component(experiment, name) for name in experiment.components),
+        roles=tuple(_role_rules(experiment)),
+        traced_heads=tuple(heads),
+        senders=tuple(_senders(experiment, heads)),
+        tests=tuple(tests),
+        untested=untested,
+        agreement=_agreement(study, experiment),
+        limits=tuple(study.limits),
+    )
+
+
+def other_heads(experiment: CircuitExperiment) -> Estimate:
+    """What circuits of the same shape keep whose edges go through other heads of the same layers."""
+    circuit = experiment.circuit
+    masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
+    circuits = [Circuit.of(circuit.graph, edges) for edges in masks]
+    result = evaluate(
+        circuits, experiment.model, experiment.pairs, value=experiment.heldout.value("corrupt"), metric=experiment.metric,
+        checks=(), progress=False,
+    )  # fmt: skip
+    kept = result["faithfulness"].values
+    low, high = central(kept, 0.95)
+    note = f"the same edges through other heads of each layer; central 95 % of {len(circuits)} draws"
+    return Estimate("other heads", float(kept.mean()), float(low), float(high), note)
+
+
+def _is_small(circuit: Circuit) -> bool:
+    return circuit.graph.n_edges <= SMALL
+
+
+def _checked(experiment: CircuitExperiment) -> xr.Dataset:
+    """The circuit under corrupt values with every check that is affordable."""
+    checks = None if _is_small(experiment.circuit) else ("complement", "random")
+    return evaluate(
+        experiment.circuit, experiment.model, experiment.pairs, value=experiment.heldout.value("corrupt"), checks=checks,
+        metric=experiment.metric, progress=False,
+    ).isel(circuit=0)  # fmt: skip
+
+
+def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
+    """How much of the behaviour the circuit keeps, under each value, and how stable it is."""
+    metric = experiment.metric.name
+    values = {name: experiment.heldout.value(name) for name in ("zero", "mean")}
+    by_value = evaluate(
+        experiment.circuit, experiment.model, experiment.pairs, value=values, checks=(), metric=experiment.metric,
+        progress=False,
+    ).isel(circuit=0)  # fmt: skip
+    size = experiment.circuit.n_requested
+    resampled = stability(experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size))
+    share = "share of the difference between clean and corrupt runs that the circuit keeps"
+    rows = [
+        Estimate.of("metric of the model", checked["m_full"].values, f"{metric}, clean run"),
+        Estimate.of("metric of the corrupt run", checked["m_empty"].values, "no edge kept"),
+        Estimate.of(
+            "metric of the circuit", checked["m_circuit"].values, "every other edge from the corrupt run"
+        ),
+        _kept("faithfulness", checked, share),
+    ]
+    for name in values:
+        note = f"{name} values instead of corrupt ones"
+        rows.append(_kept(f"faithfulness, {name} values", by_value.sel(ablation=name), note))
+    jaccard, low, high = (float(resampled[field]) for field in ("jaccard", "low", "high"))
+    return [
+        *rows,
+        Estimate("stability", jaccard, low, high, "Jaccard index of circuits found on resampled prompts"),
+    ]
+
+
+def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
+    """What other circuits keep of this behaviour, and what this circuit keeps of others."""
+    draws = f"as many edges, on whole paths; central 95 % of {RANDOM_CIRCUITS} draws"
+    rows = [
+        _kept("random circuits", checked, draws, "random"),
+        _kept("complement", checked, "the model without the circuit's edges", "complement"),
+        other_heads(experiment),
+    ]
+    if _is_small(experiment.circuit):
+        note = f"largest with {checked['incompleteness_set'].values} knocked out"
+        rows.append(_kept("incompleteness", checked, note, "incompleteness"))
+    for task in TASKS:
+        if task == study.task:
+            continue
+        try:
+            n = max(2, len(experiment.pairs) // 2)
+            other_pairs = load_task(task, experiment.model, n=n, split="heldout")
+            rows.append(_kept(f"on {task}", experiment.kept(other_pairs), "the same circuit on another task"))
+        except (UnsuitableTask, PromptError, MetricError):
+            continue  # this vocabulary has no such task, or the model no such behaviour
+    return rows
+
+
+def _kept(name: str, row: xr.Dataset, note: str = "", field: str = "faithfulness") -> Estimate:
+    """A field of `evaluate` with its interval, whose ends are `low` and `high`, or named after the field."""
+    low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
+    return Estimate(name, float(row[field]), float(row[low]), float(row[high]), note)
+
+
+def _component(experiment: CircuitExperiment, name: str) -> Component:
+    means, measured = experiment.heads.loc[name], experiment.measured
+
+    def estimate(column: str) -> Estimate:
+        return Estimate.of(column, measured[column].sel(component=name).values)
+
+    is_head = name.startswith("a")
+    positions = [position for position in experiment.pairs.clean.positions if position != "END"]
+    return Component(
+        name=name,
+        swapped=estimate("swapped"),
+        direct=estimate("direct") if "direct" in measured else None,
+        attention={position: float(means[position]) for position in positions} if is_head else {},
+        copying=float(means["copying"]) if is_head else None,
+        role=experiment.roles.get(name, ""),
+    )
+
+
+def _role_rules(experiment: CircuitExperiment) -> list[RoleRule]:
+    rules = []
+    for role in experiment.rules:
+        heads = [head for head, name in experiment.roles.items() if name == role.name]
+        rules.append(RoleRule(role.name, str(role), tuple(heads)))
+    return rules
+
+
+def _senders(experiment: CircuitExperiment, heads: list[str]) -> list[Estimate]:
+    """What the queries and the keys of these heads are made of, the three largest of each."""
+    if not heads:
+        return []
+    return [*experiment.senders(heads, "q"), *experiment.senders(heads, "k")]
+
+
+def _tests(study: Study, experiment: CircuitExperiment) -> tuple[list[TestResult], str]:
+    """What the predictions gave, or why nothing was tested. All predictions are made before any edit is run."""
+    try:
+        predictions = study.tests(experiment)
+        results = []
+        for prediction in predictions:
+            measured = Estimate.of(prediction.name, prediction.edit())
+            results.append(
+                TestResult(
+                    prediction.name,
+                    prediction.claim,
+                    float(prediction.predicted),
+                    prediction.criterion,
+                    measured,
+                    bool(prediction.holds(measured.mean)),
+                )
+            )
+    except (CircuitError, UnsuitableTask) as error:
+        return [], str(error)
+    return results, "" if results else "this study makes no prediction"
+
+
+def _agreement(study: Study, experiment: CircuitExperiment) -> Agreement | None:
+    """How far the circuit agrees with the published one; None where there is none for this model."""
+    if study.reference is None:
+        return None
+    published = reference_circuit(study.reference)
+    try:
+        comparison = compare(published, experiment.labelled_circuit)
+    except CircuitError:
+        return None  # another model than the published circuit's
+    roles = []
+    for row in comparison.by_role.to_dict("records"):
+        roles.append(PublishedRole(str(row["role"]), int(row["a"]), int(row["both"]), str(row["missing"])))
+    return Agreement(
+        published.n_edges,
+        comparison.both.n_edges,
+        float(comparison.precision),
+        float(comparison.recall),
+        float(comparison.jaccard),
+        float(comparison.node_jaccard),
+        tuple(roles),
+    )
