@@ -1,19 +1,22 @@
 # %% [markdown]
 # # 0 · First look
 #
-# **Goal.** See what goes into a language model, what comes out and where its heads look, and run a first study of it.
+# **Goal.** See what goes into a language model, what comes out and where its heads look, and run a first
+# study of it.
 #
 # **Time** 30 minutes. **Prerequisites** Python; nothing about transformers beyond what they are for.
 #
-# A language model reads tokens and gives, at every position, a score to each token that could come next. Mechanistic interpretability
-# asks which of its parts compute that score, and how. This course asks it of `tiny`, a transformer of four layers with eight attention
-# heads each, which runs on a laptop in milliseconds.
+# A language model reads tokens and gives, at every position, a score to each token that could come next.
+# Mechanistic interpretability asks which of its parts compute that score, and how. This course asks it of
+# `tiny`, a transformer of four layers with eight attention heads each, which runs on a laptop in
+# milliseconds.
 
 # %% [markdown]
 # ## Predict first
 #
-# `tiny` was trained on short sentences. It reads "When Anna and Tom went to the park , Tom gave a ball to". Which word does it put next,
-# and with what probability? Would it do the same with the two names the other way round? Write it down before you run anything.
+# `tiny` was trained on short sentences. It reads "When Anna and Tom went to the park , Tom gave a ball to".
+# Which word does it put next, and with what probability? Would it do the same with the two names the other
+# way round? Write it down before you run anything.
 
 # %%
 my_prediction = ""
@@ -32,8 +35,9 @@ print(model.cfg.n_layers, "layers,", model.cfg.n_heads, "heads in each,", model.
 # %% [markdown]
 # ## Tokens
 #
-# A tokenizer cuts text into tokens from a fixed vocabulary. Large models use pieces of words; for `tiny` a token is a word or a
-# punctuation mark, with spaces between. A beginning-of-sequence token, `<bos>`, comes first: it stood before every training text.
+# A tokenizer cuts text into tokens from a fixed vocabulary. Large models use pieces of words; for `tiny` a
+# token is a word or a punctuation mark, with spaces between. A beginning-of-sequence token, `<bos>`, comes
+# first: it stood before every training text.
 
 # %%
 prompt = "When Anna and Tom went to the park , Tom gave a ball to"
@@ -44,8 +48,9 @@ print(list(zip(model.to_str_tokens(tokens), tokens[0].tolist(), strict=True)))
 # %% [markdown]
 # ## Logits
 #
-# The output has a number for every word of the vocabulary at every position: the *logits* [example, pos, vocab]. Those at a position say
-# what comes after it. Attention is causal, so a position sees only itself and what is before it.
+# The output has a number for every word of the vocabulary at every position: the *logits* [example, pos,
+# vocab]. Those at a position say what comes after it. Attention is causal, so a position sees only itself and
+# what is before it.
 
 # %%
 with torch.no_grad():
@@ -55,8 +60,8 @@ print(tuple(logits.shape))
 assert torch.allclose(logits[:, :9], shorter, atol=1e-4)  # later words change nothing at earlier positions
 
 # %% [markdown]
-# **Exercise 0.1** (easy). Write a function from a text to the word with the highest logit after it. `model.to_string` makes a word of a
-# token's number.
+# **Exercise 0.1** (easy). Write a function from a text to the word with the highest logit after it.
+# `model.to_string` makes a word of a token's number.
 
 
 # %%
@@ -74,16 +79,17 @@ def next_word(text):
 check("0.1", next_word)
 
 # %% [markdown]
-# The softmax turns the logits of a position into probabilities: $p_w = e^{l_w} / \sum_v e^{l_v}$. Adding the same number to all logits
-# changes no probability, so one logit alone means nothing; a difference of two does: it is the logarithm of the ratio of their
-# probabilities.
+# The softmax turns the logits of a position into probabilities: $p_w = e^{l_w} / \sum_v e^{l_v}$. Adding the
+# same number to all logits changes no probability, so one logit alone means nothing; a difference of two
+# does: it is the logarithm of the ratio of their probabilities.
 
 # %%
 probabilities, shifted = logits.softmax(-1), (logits + 5).softmax(-1)
 assert torch.allclose(probabilities, shifted, atol=1e-5)
 
 # %% [markdown]
-# **Exercise 0.2** (easy). What probability does `tiny` give to "Anna" after `prompt`? `model.to_single_token("Anna")` is her number.
+# **Exercise 0.2** (easy). What probability does `tiny` give to "Anna" after `prompt`?
+# `model.to_single_token("Anna")` is her number.
 
 # %%
 # SOLUTION
@@ -106,9 +112,10 @@ assert said == ["Anna", "Tom"]
 # %% [markdown]
 # ## Many prompts
 #
-# One prompt is an anecdote. `wb.load_task` makes as many as you want, with the right and the wrong next word of each, and a *corrupt*
-# partner: the same prompt with a small change that turns the answer round. This task is *indirect object identification* (IOI): of two
-# names the repeated one gives, so the other one (the indirect object) is given to.
+# One prompt is an anecdote. `wb.load_task` makes as many as you want, with the right and the wrong next word
+# of each, and a *corrupt* partner: the same prompt with a small change that reverses the answer. This task is
+# *indirect object identification* (IOI): of two names the repeated one gives, so the other one (the indirect
+# object) receives.
 
 # %%
 pairs = wb.load_task("ioi", model, n=64)
@@ -116,16 +123,17 @@ print("clean:  ", " ".join(pairs.clean.strings[0]), "->", model.to_string(pairs.
 print("corrupt:", " ".join(pairs.corrupt.strings[0]), "->", model.to_string(pairs.wrong[0, 0]))
 
 # %% [markdown]
-# Prompts have names for their positions. IO is the indirect object, S1 and S2 are the two places of the repeated name, END is the last
-# token. `pairs.clean.tokens` [example, pos] is filled up with zeros behind the shorter prompts; `pairs.clean.lengths` says where each one
-# ends.
+# Prompts have names for their positions. IO is the indirect object, S1 and S2 are the two places of the
+# repeated name, END is the last token. `pairs.clean.tokens` [example, pos] is filled up with zeros behind the
+# shorter prompts; `pairs.clean.lengths` says where each one ends.
 
 # %%
 print({name: int(at[0]) for name, at in pairs.clean.positions.items()}, pairs.clean.lengths[:6].tolist())
 
 # %% [markdown]
-# **Exercise 0.3** (medium). Compute the *logit difference* of each prompt: the right name's logit minus the wrong one's, at the prompt's
-# own last token. `pairs.answers[:, 0, 0]` and `pairs.wrong[:, 0, 0]` are the two names [example].
+# **Exercise 0.3** (medium). Compute the *logit difference* of each prompt: the right name's logit minus the
+# wrong one's, at the prompt's own last token. `pairs.answers[:, 0, 0]` and `pairs.wrong[:, 0, 0]` are the two
+# names [example].
 
 # %%
 # SOLUTION
@@ -143,9 +151,10 @@ check("0.3", differences)
 # %% [markdown]
 # ## Attention
 #
-# Heads are the only parts that move information between positions. At each position (the *query*) a head spreads a weight of 1 over the
-# positions it sees (the *keys*) and fetches a mixture of what stands there. Head 4 of layer 2 is called a2.4. `wb.capture_pairs` runs
-# both sides of the pairs once and keeps all activations.
+# Heads are the only parts that move information between positions. At each position (the *query*) a head
+# spreads a weight of 1 over the positions it sees (the *keys*) and fetches a mixture of what stands there.
+# Head 4 of layer 2 is called a2.4. `wb.capture_pairs` runs both sides of the pairs once and keeps all
+# activations.
 
 # %%
 clean, corrupt = wb.capture_pairs(model, pairs, progress=False)
@@ -155,8 +164,8 @@ assert not pattern.triu(1).any()  # and none lies on a later position
 panels.attention(clean, heads=["a0.1", "a2.6", "a3.1", "a3.7"], prompt=0)
 
 # %% [markdown]
-# That is the picture to remember: a row for each query, a column for each key, nothing above the diagonal. Hover over a token to see
-# where it looks. The last row, END, is where the answer is made.
+# That is the picture to remember: a row for each query, a column for each key, nothing above the diagonal.
+# Hover over a token to see where it looks. The last row, END, is where the answer is made.
 #
 # `wb.attention_to` averages it: how much each head attends from END to named positions.
 
@@ -165,8 +174,8 @@ looks = wb.attention_to(clean, ["IO", "S1"])
 wb.plot(looks.sel(key_pos="IO"), title="From END to IO")
 
 # %% [markdown]
-# **Exercise 0.4** (medium). Which head gives most of its attention, from END and on average over the 64 prompts, to S2, the second place
-# of the repeated name?
+# **Exercise 0.4** (medium). Which head gives most of its attention, from END and on average over the 64
+# prompts, to S2, the second place of the repeated name?
 
 # %%
 # SOLUTION
@@ -181,19 +190,20 @@ check("0.4", name)
 # %% [markdown]
 # ## The workbench in ten lines
 #
-# The names below are what the lessons are about. `effects` edits one head after the other and says how the logit difference changes
-# (lessons 3 and 5); `score_edges` and `find_circuit` look for the connections that matter (lesson 7); `evaluate` runs the model with those
-# alone, on prompts it was not found on (lesson 8): 100 % is what the whole model does, and more is possible where the rest opposes.
+# The names below are what the lessons are about. `effects` edits one head after the other and says how the
+# logit difference changes (lessons 3 and 5); `score_edges` and `find_circuit` look for the connections that
+# matter (lesson 7); `evaluate` runs the model with those alone, on prompts it was not found on (lesson 8):
+# 100 % is what the whole model does, and more is possible where the rest opposes.
 
 # %%
 model = wb.load_model("tiny")
 pairs, heldout = wb.load_task("ioi", model, n=64), wb.load_task("ioi", model, n=64, split="heldout")
 clean, corrupt = wb.capture_pairs(model, pairs, progress=False)
-_, other = wb.capture_pairs(model, heldout, progress=False)
+_, held_corrupt = wb.capture_pairs(model, heldout, progress=False)
 heads = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero(), progress=False)
 scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), metric="logit_diff", progress=False)
 circuit = wb.find_circuit(scores, n_edges=30)
-result = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), checks=[], progress=False)
+result = wb.evaluate(circuit, model, heldout, value=wb.from_store(held_corrupt), checks=[], progress=False)
 print(circuit, "keeps", f"{float(result.faithfulness[0]):.0%} of the logit difference on held-out prompts")
 circuit
 
@@ -203,8 +213,9 @@ wb.plot(heads, title="Each head zeroed: change of the logit difference")
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * A head that looks at the right name need not be the reason that the model says it. Attention says where a head looks; what it fetches
-#   from there, and whether anything reads it, is another question. Here is one that looks at IO and can be switched off:
+# * A head that looks at the right name need not be the reason that the model says it. Attention says where a
+#   head looks; what it fetches from there, and whether anything reads it, is another question. Here is one
+#   that looks at IO and can be switched off:
 
 # %%
 at_io = float(looks.sel(layer=3, head=3, key_pos="IO").mean())
@@ -214,8 +225,8 @@ assert at_io > 0.5
 assert abs(lost) < 0.1
 
 # %% [markdown]
-# * The model may not have read what you think. A word outside the vocabulary becomes `<unk>`, without a word of warning. And without
-#   `<bos>` in front the same prompts are answered differently:
+# * The model may not have read what you think. A word outside the vocabulary becomes `<unk>`, without a word
+#   of warning. And without `<bos>` in front the same prompts are answered differently:
 
 # %%
 assert model.to_str_tokens("When Anna and Thomas went")[4] == "<unk>"
@@ -233,8 +244,9 @@ assert share["with"] > 0.95
 assert share["without"] < 0.5
 
 # %% [markdown]
-# * `tiny` was trained on sentences of the same few forms. Doing them well does not show that it would handle others.
+# * `tiny` was trained on sentences of the same few forms. Doing them well does not show that it would handle
+#   others.
 #
-# **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al., *Interpretability in the
-# Wild: a Circuit for Indirect Object Identification in GPT-2 small*, arXiv 2211.00593; Jain and Wallace, *Attention is not Explanation*,
-# arXiv 1902.10186.
+# **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al.,
+# *Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small*, arXiv
+# 2211.00593; Jain and Wallace, *Attention is not Explanation*, arXiv 1902.10186.

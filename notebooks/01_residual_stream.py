@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 1 · Residual stream and logit lens
 #
-# **Goal.** Read a model's guess in the middle of its computation, and say what that reading can and cannot show.
+# **Goal.** Read a model's guess in the middle of its computation, and say what that reading can and cannot
+# show.
 #
 # **Time** 40 minutes. **Prerequisites** lesson 0.
 #
-# Every block of a transformer adds to one running sum per token, the *residual stream*. The last sum is normed and unembedded into
-# logits. The *logit lens* does the same to the sums in between, as if the model stopped there.
+# Every block of a transformer adds to one running sum per token, the *residual stream*. The last sum is
+# normed and unembedded into logits. The *logit lens* does the same to the sums in between, as if the model
+# stopped there.
 
 # %% [markdown]
 # ## Predict first
 #
-# `tiny` has four layers and completes "When Anna and Tom went to the park , Tom gave a ball to" with "Anna". Will the right name rise
-# layer by layer, or appear at once? In which layer? Write it down before you run anything.
+# `tiny` has four layers and completes "When Anna and Tom went to the park , Tom gave a ball to" with "Anna".
+# Will the right name rise layer by layer, or appear at once? In which layer? Write it down before you run
+# anything.
 
 # %%
 my_prediction = ""
@@ -31,8 +34,8 @@ print(" ".join(pairs.clean.strings[0]), "->", model.to_string(pairs.answers[0, 0
 # %% [markdown]
 # ## The lens by hand
 #
-# `clean["resid_post", layer].at("END")` is the stream [example, d_model] after a block, at the last token of each prompt. The model ends
-# with `model.ln_final` and `model.unembed`; both want [example, pos, d_model].
+# `clean["resid_post", layer].at("END")` is the stream [example, d_model] after a block, at the last token of
+# each prompt. The model ends with `model.ln_final` and `model.unembed`; both want [example, pos, d_model].
 #
 # **Exercise 1.1** (easy). Write the lens as a function from streams to logits.
 
@@ -52,21 +55,22 @@ def read(stream):
 check("1.1", read)
 
 # %% [markdown]
-# The workbench has it as `wb.logit_lens`, for every layer and position at once. `targets` and `minus` make it a logit difference: the
-# right name's logit minus the wrong one's.
+# The workbench has it as `wb.logit_lens`, for every layer and position at once. `targets` and `minus` make it
+# a logit difference: the right name's logit minus the wrong one's.
 
 # %%
 lens = wb.logit_lens(clean, model, targets=pairs.answers, minus=pairs.wrong)
 wb.plot(lens.isel(example=[0]))
 
 # %% [markdown]
-# That is the picture to remember: positions from left to right, layers from top to bottom, the answer arriving in a corner.
+# That is the picture to remember: positions from left to right, layers from bottom to top, the answer
+# arriving in the upper right corner.
 
 # %% [markdown]
 # ## When does the answer appear?
 #
-# `measure="rank"` counts the words whose logit is higher than the right one's: 0 is the first choice. Prompts differ in length, so END
-# is at another index in each.
+# `measure="rank"` counts the words whose logit is higher than the right one's: 0 is the first choice. Prompts
+# differ in length, so END is at another index in each.
 
 # %%
 ranks = wb.logit_lens(clean, model, targets=pairs.answers, measure="rank")
@@ -74,7 +78,8 @@ end = pairs.clean.lengths - 1
 print("after the last layer:", np.mean(ranks.values[np.arange(64), 3, end] == 0))
 
 # %% [markdown]
-# **Exercise 1.2** (easy). After which layer is the right name for the first time the first choice for more than half of the prompts?
+# **Exercise 1.2** (easy). After which layer is the right name for the first time the first choice for more
+# than half of the prompts?
 
 # %%
 # SOLUTION
@@ -85,7 +90,8 @@ layer = next(at for at in range(4) if np.mean(ranks.values[np.arange(64), at, en
 check("1.2", layer)
 
 # %% [markdown]
-# **Exercise 1.3** (medium). How much does each of the layers 1, 2 and 3 add to the mean logit difference at END?
+# **Exercise 1.3** (medium). How much does each of the layers 1, 2 and 3 add to the mean logit difference at
+# END?
 
 # %%
 # SOLUTION
@@ -99,8 +105,9 @@ check("1.3", added)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * The lens reads every layer with the *last* layer's norm and unembedding. A layer may hold the answer in a direction that only a later
-#   block turns into that one: unread is not absent. The tuned lens fits a translation for each layer, to the final logits of whole prompts.
+# * The lens reads every layer with the *last* layer's norm and unembedding. A layer may hold the answer in a
+#   direction that only a later block turns into that one: unread is not absent. The tuned lens fits a
+#   translation for each layer, to the final logits of whole prompts.
 
 # %%
 train = wb.capture(
@@ -114,8 +121,9 @@ for name, distance in kl.items():
 assert (kl["tuned lens"][:3] < kl["logit lens"][:3]).all()
 
 # %% [markdown]
-# * Reading is not using. That the name can be read in a layer does not say that the model reads it there: for that, change it and look
-#   at the answer (lessons 3 and 5).
+# * Reading is not using. That the name can be read in a layer does not say that the model reads it there: for
+#   that, change it and look at the answer (lessons 3 and 5).
 #
-# **Further reading.** nostalgebraist, *interpreting GPT: the logit lens* (2020); Belrose et al., *Eliciting Latent Predictions from
-# Transformers with the Tuned Lens*, arXiv 2303.08112; Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021).
+# **Further reading.** nostalgebraist, *interpreting GPT: the logit lens* (2020); Belrose et al., *Eliciting
+# Latent Predictions from Transformers with the Tuned Lens*, arXiv 2303.08112; Elhage et al., *A Mathematical
+# Framework for Transformer Circuits* (2021).

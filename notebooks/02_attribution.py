@@ -1,18 +1,20 @@
 # %% [markdown]
 # # 2 · Direct logit attribution
 #
-# **Goal.** Split a logit difference into what each layer, head and neuron wrote to it, and say what such a split leaves out.
+# **Goal.** Split a logit difference into what each layer, head and neuron wrote to it, and say what such a
+# split leaves out.
 #
 # **Time** 40 minutes. **Prerequisites** lesson 1.
 #
-# The last residual stream is a sum: the embeddings, and the output of every head and MLP. If the read-out were linear, the logit
-# difference would be a sum with the same parts. Only the final norm stands in the way, and it can be held still.
+# The last residual stream is a sum: the embeddings, and the output of every head and MLP. If the read-out
+# were linear, the logit difference would be a sum with the same parts. Only the final norm stands in the way,
+# and it can be held still.
 
 # %% [markdown]
 # ## Predict first
 #
-# For IOI prompts `tiny` reaches a mean logit difference of 9.0 at END. How much of it do the 32 heads write, and how much the four MLPs?
-# In which layers? Does one part write more than half?
+# For IOI prompts `tiny` reaches a mean logit difference of 9.0 at END. How much of it do the 32 heads write,
+# and how much the four MLPs? In which layers? Does one part write more than half?
 
 # %%
 my_prediction = ""
@@ -34,13 +36,15 @@ final = clean["resid_post", 3].at("END")  # [example, d_model]
 # %% [markdown]
 # ## The frozen scale
 #
-# The final LayerNorm takes a stream $x$, subtracts its mean over d_model, divides by its standard deviation (the *scale*), multiplies by
-# the weight `model.ln_final.w` and adds the bias `model.ln_final.b`. All of it is linear but the scale. Direct logit attribution computes
-# the scale from the whole stream, once, and uses this number for every part.
+# The final LayerNorm takes a stream $x$, subtracts its mean over d_model, divides by its standard deviation
+# (the *scale*), multiplies by the weight `model.ln_final.w` and adds the bias `model.ln_final.b`. All of it
+# is linear but the scale. Direct logit attribution computes the scale from the whole stream, once, and uses
+# this number for every part.
 #
-# **Exercise 2.1** (medium). Write it: `part` [example, d_model] is what a component wrote, `final` [example, d_model] the whole last stream,
-# `answers` and `wrong` [example] are token numbers. Return what the part adds to the logit difference, [example]. `model.W_U` is
-# [d_model, vocab]; `model.cfg.eps` is added to the variance. Leave the norm's bias out: it is no part's.
+# **Exercise 2.1** (medium). Write it: `part` [example, d_model] is what a component wrote, `final` [example,
+# d_model] the whole last stream, `answers` and `wrong` [example] are token numbers. Return what the part adds
+# to the logit difference, [example]. `model.W_U` is [d_model, vocab]; `model.cfg.eps` is added to the
+# variance. Leave out the norm's bias: it belongs to no part.
 
 
 # %%
@@ -62,8 +66,8 @@ check("2.1", attribute)
 # %% [markdown]
 # ## All parts
 #
-# `wb.direct_attribution` does it for every part. `bias` holds what depends on no activation. The parts add up to the logit difference of
-# each prompt, up to rounding.
+# `wb.direct_attribution` does it for every part. `bias` holds what depends on no activation. The parts add up
+# to the logit difference of each prompt, up to rounding.
 
 # %%
 parts = wb.direct_attribution(clean, model, targets=pairs.answers, minus=pairs.wrong, by="head")
@@ -90,8 +94,8 @@ assert list(strong.component.values[:2]) == ["m3", "a3.7"]
 assert strong.values[0] > 0.5 * mean.sum()
 
 # %% [markdown]
-# **Exercise 2.2** (easy). How much do the heads and the MLP of each layer write together? `by="component"` has the attention of a layer,
-# `a0`, as one part, beside its MLP, `m0`.
+# **Exercise 2.2** (easy). How much do the heads and the MLP of each layer write together? `by="component"`
+# has the attention of a layer, `a0`, as one part, beside its MLP, `m0`.
 
 # %%
 # SOLUTION
@@ -105,8 +109,8 @@ layers = [float(table.sel(component=[f"a{layer}", f"m{layer}"]).sum()) for layer
 check("2.2", layers)
 
 # %% [markdown]
-# Lesson 1 gave other numbers for the same question. There each layer's stream was normed with its own scale; here all parts share the
-# last one's.
+# Lesson 1 gave other numbers for the same question. There each layer's stream was normed with its own scale;
+# here all parts share the last one's.
 
 # %%
 lens = wb.logit_lens(clean, model, targets=pairs.answers, minus=pairs.wrong)
@@ -121,7 +125,8 @@ print("attribution, layers 1 to 3:", np.round(by_layer[1:], 2))
 # %% [markdown]
 # ## Neurons
 #
-# An MLP's output is a sum over its neurons, each with an activation and a fixed direction. `by="neuron"` gives (example, layer, neuron).
+# An MLP's output is a sum over its neurons, each with an activation and a fixed direction. `by="neuron"`
+# gives (example, layer, neuron).
 
 # %%
 neurons = wb.direct_attribution(clean, model, targets=pairs.answers, minus=pairs.wrong, by="neuron")
@@ -129,8 +134,8 @@ m3 = neurons.sel(layer=3)
 print(m3.dims, m3.shape)
 
 # %% [markdown]
-# **Exercise 2.3** (medium). Sort m3's neurons by their mean over the prompts, the largest first. How many does it take until they write at
-# least as much as all 512 together?
+# **Exercise 2.3** (medium). Sort m3's neurons by their mean over the prompts, the largest first. How many
+# does it take until they write at least as much as all 512 together?
 
 # %%
 # SOLUTION
@@ -152,8 +157,9 @@ assert len(set(strongest.tolist())) > 20
 # %% [markdown]
 # ## What it misses: indirect effects
 #
-# Attribution counts what a part writes straight to the logits. A part may also change what later parts do. To see that, replace a head's
-# output by that of the corrupt prompt and run the rest anew: the change is the head's *total effect* (lesson 5 is about such swaps).
+# Attribution counts what a part writes straight to the logits. A part may also change what later parts do. To
+# see that, replace a head's output by that of the corrupt prompt and run the rest again: the change is the
+# head's *total effect* (lesson 5 is about such swaps).
 
 # %%
 swapped = wb.effects(
@@ -166,8 +172,8 @@ both = xr.concat(
 wb.plot(both.drop_attrs(), title="What heads write, with a minus, and what swapping them does")
 
 # %% [markdown]
-# **Exercise 2.4** (hard). Which heads write less than 0.3 in size, for or against, and yet lower the logit difference by more than 0.5 when
-# they are swapped?
+# **Exercise 2.4** (hard). Which heads write less than 0.3 in size, for or against, and yet lower the logit
+# difference by more than 0.5 when they are swapped?
 
 # %%
 # SOLUTION
@@ -181,8 +187,8 @@ missed = [
 check("2.4", missed)
 
 # %% [markdown]
-# a3.7 too does more than it writes. The other heads of its layer run beside it, so only m3 and the norm come after. Run the model with a3.7
-# swapped, keep m3's new output, and read it as `direct_attribution` does:
+# a3.7 too does more than it writes. The other heads of its layer run beside it, so only m3 and the norm come
+# after. Run the model with a3.7 swapped, keep m3's new output, and read it as `direct_attribution` does:
 
 # %%
 theirs = wb.direct_attribution(corrupt, model, targets=pairs.answers, minus=pairs.wrong, by="head").mean(
@@ -205,10 +211,10 @@ assert abs(own + through - total) < 0.5
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * "m3 writes half of the answer" does not say that m3 found it. It may pass on what a head brought: when a3.7 is swapped, m3's part
-#   goes as well.
-# * "Without this part the logit difference would be smaller by what it wrote" is not true: the scale changes with the stream. Take m3's
-#   output out of the last stream and norm what is left:
+# * "m3 writes half of the answer" does not say that m3 found it. It may pass on what a head brought: when
+#   a3.7 is swapped, m3's part goes as well.
+# * "Without this part the logit difference would be smaller by what it wrote" is not true: the scale changes
+#   with the stream. Take m3's output out of the last stream and norm what is left:
 
 # %%
 with torch.no_grad():
@@ -218,22 +224,23 @@ print(f"m3 wrote {float(mean.sel(component='m3')):.2f}; taking it out costs {flo
 assert abs(float(lost.mean()) - float(mean.sel(component="m3"))) > 0.2
 
 # %% [markdown]
-# * A difference does not say which of its two logits moved. a3.7 supports the right name by writing against the wrong one:
+# * A difference does not say which of its two logits moved. a3.7 supports the right name by writing against
+#   the wrong one:
 
 # %%
-each = {
+logits = {
     name: float(
         wb.direct_attribution(clean, model, targets=targets, by="head").mean("example").sel(component="a3.7")
     )
     for name, targets in {"right": pairs.answers, "wrong": pairs.wrong}.items()
 }
-print({name: round(value, 2) for name, value in each.items()})
-assert each["right"] < 0
-assert each["wrong"] < -3
+print({name: round(value, 2) for name, value in logits.items()})
+assert logits["right"] < 0
+assert logits["wrong"] < -3
 
 # %% [markdown]
-# * A part that raises all names alike scores 0 in a difference of two names, and the answer would still not be a name without it. m1 writes
-#   for both names and hardly tells them apart:
+# * A part that raises all names alike scores 0 in a difference of two names, and the answer would still not
+#   be a name without it. m1 writes for both names and hardly tells them apart:
 
 # %%
 m1 = float(
@@ -243,5 +250,6 @@ print(f"m1: right name {m1:+.2f}, difference {float(mean.sel(component='m1')):+.
 assert m1 > 4 * abs(float(mean.sel(component="m1")))
 
 # %% [markdown]
-# **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al., *Interpretability in the
-# Wild*, arXiv 2211.00593, section 3; McGrath et al., *The Hydra Effect*, arXiv 2307.15771, on direct against total effects.
+# **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al.,
+# *Interpretability in the Wild*, arXiv 2211.00593, section 3; McGrath et al., *The Hydra Effect*, arXiv
+# 2307.15771, on direct against total effects.

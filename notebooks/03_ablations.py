@@ -5,14 +5,15 @@
 #
 # **Time** 45 minutes. **Prerequisites** lesson 0.
 #
-# To learn what a part is for, take its output away and see what changes. But the rest of the model expects something in its place. What is
-# put there decides what is measured.
+# To learn what a part is for, take its output away and see what changes. But the rest of the model expects
+# something in its place. What is put there decides what is measured.
 
 # %% [markdown]
 # ## Predict first
 #
-# Take each head of `tiny` and replace its output once by zero, once by its mean over all tokens, once by what it wrote for another prompt.
-# Will the three agree on which heads IOI needs? Which of them will find the largest effects? Can an ablation make the answer *better*?
+# Take each head of `tiny` and replace its output once by zero, once by its mean over all tokens, once by what
+# it wrote for another prompt. Will the three agree on which heads IOI needs? Which of them will find the
+# largest effects? Can an ablation make the answer *better*?
 
 # %%
 my_prediction = ""
@@ -33,11 +34,11 @@ rows, end = torch.arange(64), pairs.clean.lengths - 1
 # %% [markdown]
 # ## By hand
 #
-# A head's `z` [example, pos, head, d_head] is what it fetched, before the output projection. A *hook* is a function that is called with an
-# activation in the middle of a run; what it returns goes on in its place.
+# A head's `z` [example, pos, head, d_head] is what it fetched, before the output projection. A *hook* is a
+# function that is called with an activation in the middle of a run; what it returns goes on in its place.
 #
-# **Exercise 3.1** (easy). Write the edit that all ablations share: `z` with one head replaced by a value. The value is a number, a vector
-# [d_head], or a tensor [example, pos, d_head].
+# **Exercise 3.1** (easy). Write the edit that all ablations share: `z` with one head replaced by a value. The
+# value is a number, a vector [d_head], or a tensor [example, pos, d_head].
 
 
 # %%
@@ -83,21 +84,21 @@ values = {
     "mean per position": wb.mean(clean, per="pos"),  # over the prompts, at each position
     "resample": wb.resample(clean),  # another prompt of the same length
 }
-found = {
+ablations = {
     name: wb.effects(model, pairs, sites=wb.grid("z", model), value=value, progress=False).mean("example")
     for name, value in values.items()
 }
-kinds = xr.DataArray(list(found), dims="ablation", name="ablation")
-table = xr.concat(list(found.values()), kinds, combine_attrs="drop_conflicts")
+kinds = xr.DataArray(list(ablations), dims="ablation", name="ablation")
+table = xr.concat(list(ablations.values()), kinds, combine_attrs="drop_conflicts")
 assert np.isclose(table.sel(ablation="zero", layer=3, head=7), by_hand, atol=1e-3)
 wb.plot(table)
 
 # %% [markdown]
-# That is the picture to remember: the same model, prompts and metric, and four different maps. All agree on a3.7 and a0.1, and on little
-# else.
+# That is the picture to remember: the same model, prompts and metric, and four different maps. All agree on
+# a3.7 and a0.1, and on little else.
 
 # %%
-for name in found:
+for name in ablations:
     order = (
         table.sel(ablation=name)
         .stack(site=("layer", "head"))
@@ -116,11 +117,11 @@ assert table.sel(ablation="zero", layer=1, head=7) == table.sel(ablation="zero")
 assert abs(table.sel(ablation="resample", layer=1, head=7)) < 0.3
 
 # %% [markdown]
-# Zeroing a1.7 raises the logit difference by 3.3. By this map it is the model's strongest opponent of the right answer; by resampling it
-# does nothing.
+# Zeroing a1.7 raises the logit difference by 3.3. By this map it is the model's strongest opponent of the
+# right answer; by resampling it does nothing.
 #
-# **Exercise 3.2** (medium). Which heads lower the logit difference by more than 1.25 when they are zeroed, and change it by less than 0.3,
-# up or down, when they are resampled (with `resample`'s own seed)?
+# **Exercise 3.2** (medium). Which heads lower the logit difference by more than 1.25 when they are zeroed,
+# and change it by less than 0.3, up or down, when they are resampled (with `resample`'s own seed)?
 
 # %%
 # SOLUTION
@@ -136,16 +137,17 @@ check("3.2", names)
 #
 # | value | what stays | what is asked |
 # |---|---|---|
-# | zero | nothing | what is lost if the head had never written? |
+# | zero | nothing | what if the head had never written anything? |
 # | mean | what it writes always | what is lost with all that varies? |
 # | mean per position | what it writes at that place | what is lost with all that varies between prompts there? |
 # | resample | a whole activation, of another prompt | what is lost if it speaks of another prompt? |
 # | the corrupt prompt's | all that the pair shares | what is lost with what differs between the two? |
 #
-# From top to bottom less is taken away. a1.4 shows it: what it writes depends on the place in the sentence, hardly on the names.
+# From top to bottom less is taken away. a1.4 shows it: what it writes depends on the place in the sentence,
+# hardly on the names.
 
 # %%
-print({name: round(float(table.sel(ablation=name, layer=1, head=4)), 2) for name in found})
+print({name: round(float(table.sel(ablation=name, layer=1, head=4)), 2) for name in ablations})
 assert table.sel(ablation="mean", layer=1, head=4) < -2.5
 assert table.sel(ablation="mean per position", layer=1, head=4) > -1
 assert abs(table.sel(ablation="resample", layer=1, head=4)) < 0.1
@@ -156,13 +158,13 @@ at = {
 assert len(at) == len({length for length, _ in at})  # one place of S2 for each length
 
 # %% [markdown]
-# IOI needs a1.4, and resampling cannot see it: the other prompt is as long, and has S2 and END at the same places. Neither is wrong. Zero
-# says that it is used, resampling that it is not used to tell names apart.
+# IOI needs a1.4, and resampling cannot see it: the other prompt is as long, and has S2 and END at the same
+# places. Neither is wrong. Zero says that it is used, resampling that it is not used to tell names apart.
 #
 # ## Off-distribution
 #
-# A head can also look important because zero is a place where the model has never been. On prompts such as "Emma lost the clock near the
-# market so", where the answer is a pronoun:
+# A head can also look important because zero is a place where the model has never been. On prompts such as
+# "Emma lost the clock near the market so", where the answer is a pronoun:
 
 # %%
 pronouns = wb.load_task("pronoun", model, n=64)
@@ -175,9 +177,9 @@ for name, value in {"zero": wb.zero(), "mean": wb.mean(theirs), "resample": wb.r
 # %% [markdown]
 # a0.4 writes nearly the same everywhere, and later layers have learned to live with it, as with a bias.
 #
-# **Exercise 3.3** (medium). How much of each head's z is constant on these prompts? Compute, over all tokens but `<bos>` of all prompts, the
-# squared length of the mean z divided by the mean squared length of z: an array [layer, head]. `theirs["z", layer].prompt(i)` is one
-# prompt's z [pos, head, d_head].
+# **Exercise 3.3** (medium). How much of each head's z is constant on these prompts? Compute, over all tokens
+# but `<bos>` of all prompts, the squared length of the mean z divided by the mean squared length of z: an
+# array [layer, head]. `theirs["z", layer].prompt(i)` is one prompt's z [pos, head, d_head].
 
 # %%
 # SOLUTION
@@ -202,17 +204,18 @@ assert nearest > 1.5 * spread
 # %% [markdown]
 # ## Backups
 #
-# An ablation of one head can also show too little. `wb.planted("backup")` is a transformer whose weights were set by hand. Its main head
-# writes the answer; a backup head rests as long as the main head has written anything, and otherwise does its work.
+# An ablation of one head can also show too little. `wb.planted("backup")` is a transformer whose weights were
+# set by hand. Its main head writes the answer; a backup head rests as long as the main head has written
+# anything, and otherwise does its work.
 
 # %%
-made = wb.planted("backup")
-tasks = wb.planted_pairs(made)
-own, other = wb.capture_pairs(made.model, tasks, progress=False)
-main, backup = (wb.Site.parse(f"z[{made.heads[role][1:]}]") for role in ("main", "backup"))
-for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(other)}.items():
+planted = wb.planted("backup")
+tasks = wb.planted_pairs(planted)
+clean_runs, corrupt_runs = wb.capture_pairs(planted.model, tasks, progress=False)
+main, backup = (wb.Site.parse(f"z[{planted.heads[role][1:]}]") for role in ("main", "backup"))
+for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(corrupt_runs)}.items():
     cells = (
-        wb.effects(made.model, tasks, sites=[main, backup, (main, backup)], value=value, progress=False)
+        wb.effects(planted.model, tasks, sites=[main, backup, (main, backup)], value=value, progress=False)
         .mean("example")
         .values
     )
@@ -221,14 +224,15 @@ for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(other)}.items():
     assert abs(cells[0]) < 0.01 if name == "zero" else cells[0] < -7
 
 # %% [markdown]
-# Zero wakes the backup, and neither head alone seems to matter. The corrupt prompt's activation does not: the main head has written, though
-# the wrong word, so the backup rests.
+# Zero wakes the backup, and neither head alone seems to matter. The corrupt prompt's activation does not: the
+# main head has written, though the wrong word, so the backup rests.
 #
-# Heads of trained models cover for each other too. In induction ("A B ... A" is continued with "B") five heads of `tiny`'s last layer do
-# the same work.
+# Heads of trained models cover for each other too. In induction ("A B ... A" is continued with "B") five
+# heads of `tiny`'s last layer do the same work.
 #
-# **Exercise 3.4** (hard). Zero a3.0, a3.3, a3.4, a3.5 and a3.6 of `tiny` on 64 prompts of the task `induction`: one at a time, and all
-# together (a tuple of sites is edited at once). How much does the effect of all exceed the sum of the five? Give together minus sum.
+# **Exercise 3.4** (hard). Zero a3.0, a3.3, a3.4, a3.5 and a3.6 of `tiny` on 64 prompts of the task
+# `induction`: one at a time, and all together (a tuple of sites is edited at once). How much does the effect
+# of all exceed the sum of the five? Give together minus sum.
 
 # %%
 # SOLUTION
@@ -248,9 +252,10 @@ check("3.4", synergy)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * "Zeroing it hurts" may mean that the model was thrown off, "zeroing it does nothing" that something else stepped in. Name the value with
-#   every effect, and look at two.
-# * One resampling is one draw of other prompts. With another seed some cells are quite different; average several.
+# * "Zeroing it hurts" may mean that the model was thrown off, "zeroing it does nothing" that something else
+#   stepped in. Name the value with every effect, and look at two.
+# * One resampling is one draw of other prompts. With another seed some cells are quite different; average
+#   several.
 
 # %%
 again = wb.effects(
@@ -259,16 +264,17 @@ again = wb.effects(
 print(
     {
         seed: round(float(each.sel(layer=3, head=3)), 2)
-        for seed, each in {0: found["resample"], 1: again}.items()
+        for seed, each in {0: ablations["resample"], 1: again}.items()
     }
 )
-assert abs(again - found["resample"]).max() > 0.5
+assert abs(again - ablations["resample"]).max() > 0.5
 
 # %% [markdown]
-# * A mean is no activation of any prompt either. And it depends on the prompts it is taken over: on IOI prompts alone it keeps what all of
-#   them share.
-# * Effects of single parts do not add up, as the backups show; a list of heads with small effects is not a list of heads that can go.
+# * A mean is no activation of any prompt either. And it depends on the prompts it is taken over: on IOI
+#   prompts alone it keeps what all of them share.
+# * Effects of single parts do not add up, as the backups show; a list of heads with small effects is not a
+#   list of heads that can go.
 #
-# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, on mean ablation and backup heads; McGrath et al., *The
-# Hydra Effect*, arXiv 2307.15771, on self-repair; Chan et al., *Causal Scrubbing* (2022), on resampling; Li and Janson, *Optimal Ablation for
-# Interpretability*, arXiv 2409.09951.
+# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, on mean ablation and
+# backup heads; McGrath et al., *The Hydra Effect*, arXiv 2307.15771, on self-repair; Chan et al., *Causal
+# Scrubbing* (2022), on resampling; Li and Janson, *Optimal Ablation for Interpretability*, arXiv 2409.09951.

@@ -1,19 +1,20 @@
 # %% [markdown]
 # # 4 · Heads: previous-token, duplicate, induction, and a shortcut
 #
-# **Goal.** Name heads by where they attend, and find out with a test, not a picture, whether they do what their name says.
+# **Goal.** Name heads by where they attend, and find out with a test, not a picture, whether they do what
+# their name says.
 #
 # **Time** 50 minutes. **Prerequisites** lessons 0 and 3.
 #
-# `induction` and `shortcut` are attention-only models of two layers with four heads each, trained alike: random words, among them a list that
-# comes twice, and the list's next word is to be given. In training, the *distance* from a word to its repetition varied for `induction`
-# (2 to 20) and was always 12 for `shortcut`.
+# `induction` and `shortcut` are attention-only models of two layers with four heads each, trained alike:
+# random words, among them a list that comes twice, and the list's next word is to be given. In training, the
+# *distance* from a word to its repetition varied for `induction` (2 to 20) and was always 12 for `shortcut`.
 
 # %% [markdown]
 # ## Predict first
 #
-# On prompts of distance 12 both are always right. Will their attention patterns look different there? What will `shortcut` answer at
-# distance 13? Write it down before you run anything.
+# On prompts of distance 12 both are always right. Will their attention patterns look different there? What
+# will `shortcut` answer at distance 13? Write it down before you run anything.
 
 # %%
 my_prediction = ""
@@ -45,8 +46,8 @@ def first_choices(model, tokens, lengths):
 
 
 for name in ("induction", "shortcut"):
-    made = first_choices(models[name], pairs.clean.tokens[own], pairs.clean.lengths[own])
-    right = (made == pairs.answers[own, 0, 0]).numpy()
+    answers = first_choices(models[name], pairs.clean.tokens[own], pairs.clean.lengths[own])
+    right = (answers == pairs.answers[own, 0, 0]).numpy()
     print(f"{name}: {right.mean():.0%} of {len(own)} prompts of distance 12")
     assert right.all()
 
@@ -57,8 +58,8 @@ for name in ("induction", "shortcut"):
 # * A **duplicate-token head** attends to an earlier copy of its token.
 # * An **induction head** attends to the token *after* an earlier copy.
 #
-# `wb.head_scores` is the mean attention of each head to such keys, over the queries that have any. BOS counts neither as a query nor as
-# a key.
+# `wb.head_scores` is the mean attention of each head to such keys, over the queries that have any. BOS counts
+# neither as a query nor as a key.
 
 # %%
 some = pairs.select(range(64))
@@ -82,19 +83,19 @@ head = "a{}.{}".format(*np.unravel_index(means.values.argmax(), means.shape))
 check("4.1", head)
 
 # %% [markdown]
-# **Exercise 4.2** (medium). Write the induction score of one pattern [query, key] on one prompt of tokens [pos], BOS first. A word may
-# come three times; no word comes twice in a row.
+# **Exercise 4.2** (medium). Write the induction score of one pattern [query, key] on one prompt of tokens
+# [pos], BOS first. A word may come three times; no word comes twice in a row.
 
 
 # %%
 # SOLUTION
 def induction_score(pattern, tokens):
-    found = []
+    attention = []
     for query in range(1, len(tokens)):
         keys = [at + 1 for at in range(1, query) if tokens[at] == tokens[query]]
         if keys:
-            found.append(pattern[query, keys].sum())
-    return torch.stack(found).mean()
+            attention.append(pattern[query, keys].sum())
+    return torch.stack(attention).mean()
 
 
 # STUDENT
@@ -106,9 +107,10 @@ check("4.2", induction_score)
 # %% [markdown]
 # ## An induction head needs two layers
 #
-# Keys are computed from the stream at the key's own place. After the embedding this holds the word itself, not the word before it. Only
-# after a previous-token head has written there what came before can a later head ask "who comes after a word like mine?" If that is how
-# it works, the induction scores of layer 1 must fall when the previous-token head is ablated, and not when another head of layer 0 is.
+# Keys are computed from the stream at the key's own place. After the embedding this holds the word itself,
+# not the word before it. Only after a previous-token head has written there what came before can a later head
+# ask "who comes after a word like mine?" If that is how it works, the induction scores of layer 1 must fall
+# when the previous-token head is ablated, and not when another head of layer 0 is.
 
 # %%
 previous = scores["induction"].sel(score="previous", layer=0).mean("example").values.argmax()
@@ -134,15 +136,15 @@ wb.plot(scores["tiny"].transpose("example", "score", "layer", "head"), title="ti
 # %%
 # SOLUTION
 means = scores["tiny"].sel(score="induction").mean("example").values
-found = [f"a{layer}.{head}" for layer, head in np.argwhere(means > 0.5)]
+induction_heads = [f"a{layer}.{head}" for layer, head in np.argwhere(means > 0.5)]
 # STUDENT
-# found = [...]
+# induction_heads = [...]
 # END
-check("4.3", found)
+check("4.3", induction_heads)
 
 # %% [markdown]
-# Where a head attends says nothing of what it writes. The copying score says how often a head, attending to a word, would write that
-# word: 1 for one that copies, -1 for one that writes against what it sees.
+# Where a head attends says nothing of what it writes. The copying score says how often a head, attending to a
+# word, would write that word: 1 for one that copies, -1 for one that writes against what it sees.
 
 # %%
 copying = wb.copying_scores(stores["tiny"], models["tiny"]).mean("example").values
@@ -159,8 +161,8 @@ assert copying[induction_heads].min() < 0.5
 # %% [markdown]
 # ## Twins
 #
-# Now the two models on one prompt of distance 12: an induction head of `induction`, and a head of `shortcut`. In a notebook that is
-# trusted, point at a token to see what it attends to.
+# Now the two models on one prompt of distance 12: an induction head of `induction`, and a head of `shortcut`.
+# In a notebook that is trusted, point at a token to see what it attends to.
 
 # %%
 at_own = {name: wb.capture(models[name], pairs.select(own.tolist()).clean, sites=["pattern"], progress=False)
@@ -171,7 +173,8 @@ panels.attention(at_own["induction"], heads=["a1.1"])
 panels.attention(at_own["shortcut"], heads=["a0.1"])
 
 # %% [markdown]
-# From the second list on they attend alike: both to the word after the earlier copy. The score cannot tell them apart either.
+# From the second list on they attend alike: both to the word after the earlier copy. The score cannot tell
+# them apart either.
 
 # %%
 best = {
@@ -182,8 +185,9 @@ print(best)
 assert min(best.values()) > 0.9
 
 # %% [markdown]
-# But the head of `shortcut` is in layer 0, where no earlier head can have told the keys what came before them. It attends eleven places
-# back, whatever is there: at distance 12 this is the same. On prompts of other distances:
+# But the head of `shortcut` is in layer 0, where no earlier head can have told the keys what came before
+# them. It attends eleven places back, whatever is there: at distance 12 this is the same. On prompts of other
+# distances:
 
 # %%
 others = np.flatnonzero(distance != 12)[:64]
@@ -197,8 +201,8 @@ print(f"from END, a0.1 pays {back:.0%} of its attention to the word eleven place
 assert back > 0.9
 
 # %% [markdown]
-# **Exercise 4.4** (medium). The test is to vary the distance. What is the accuracy (the answer is the first choice) of the two models,
-# `induction` first, on the prompts of `pairs` of distance 10, 11, 12, 13 and 14?
+# **Exercise 4.4** (medium). The test is to vary the distance. What is the accuracy (the answer is the first
+# choice) of the two models, `induction` first, on the prompts of `pairs` of distance 10, 11, 12, 13 and 14?
 
 # %%
 # SOLUTION
@@ -214,13 +218,14 @@ for i, name in enumerate(("induction", "shortcut")):
 check("4.4", accuracy)
 
 # %% [markdown]
-# The picture to remember: induction scores of all heads, of both models, at the distance of the shortcut's training and at others.
+# The picture to remember: induction scores of all heads, of both models, at the distance of the shortcut's
+# training and at others.
 
 # %%
 for name in at_own:
     both = [
-        wb.head_scores(where[name], scores=["induction"])[..., 0].mean("example")
-        for where in (at_own, elsewhere)
+        wb.head_scores(store[name], scores=["induction"])[..., 0].mean("example")
+        for store in (at_own, elsewhere)
     ]
     picture = xr.concat(both, dim="d").assign_coords(d=["12", "other"])
     display(wb.plot(picture, title=f"{name}: induction score, d: distance"))
@@ -229,8 +234,9 @@ for name in at_own:
     assert best_at["other"] > 0.9 if name == "induction" else best_at["other"] < 0.3
 
 # %% [markdown]
-# **Exercise 4.5** (hard). Another test keeps the distance. Write a function that changes *one* word of a prompt of distance 12 (a list of
-# token ids, BOS first) so that `induction` no longer gives the word that it gave, and `shortcut` still does.
+# **Exercise 4.5** (hard). Another test keeps the distance. Write a function that changes *one* word of a
+# prompt of distance 12 (a list of token ids, BOS first) so that `induction` no longer gives the word that it
+# gave, and `shortcut` still does.
 
 
 # %%
@@ -249,10 +255,11 @@ check("4.5", change)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * A score describes the prompts it was measured on. On prompts of one distance an induction score is also the score of a position. Prompts
-#   must vary whatever the head could use instead.
-# * High attention is not an effect, and a name is not a role. Ablate (lesson 3), and mind what the ablation replaces: with values of the
-#   corrupt prompts, which differ in `ITEM` only, the previous-token head looks idle, because it carries what both runs share.
+# * A score describes the prompts it was measured on. On prompts of one distance an induction score is also
+#   the score of a position. Prompts must vary whatever the head could use instead.
+# * High attention is not an effect, and a name is not a role. Ablate (lesson 3), and mind what the ablation
+#   replaces: with values of the corrupt prompts, which differ in `ITEM` only, the previous-token head looks
+#   idle, because it carries what both runs share.
 
 # %%
 clean, corrupt = wb.capture_pairs(models["induction"], some, progress=False)
@@ -270,7 +277,9 @@ assert zero < -3
 assert abs(swap) < 0.5
 
 # %% [markdown]
-# * Two tests were passed, not all. `induction` may still use positions where they help; its training never had distances above 20.
+# * Two tests were passed, not all. `induction` may still use positions where they help; its training never
+#   had distances above 20.
 #
-# **Further reading.** Olsson et al., *In-context Learning and Induction Heads*, arXiv 2209.11895; Elhage et al., *A Mathematical Framework
-# for Transformer Circuits* (2021); Wang et al., *Interpretability in the Wild*, arXiv 2211.00593 (duplicate-token heads, copying scores).
+# **Further reading.** Olsson et al., *In-context Learning and Induction Heads*, arXiv 2209.11895; Elhage et
+# al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al., *Interpretability in the
+# Wild*, arXiv 2211.00593 (duplicate-token heads, copying scores).

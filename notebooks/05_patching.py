@@ -1,22 +1,25 @@
 # %% [markdown]
 # # 5 · Activation patching, denoising and noising
 #
-# **Goal.** Put an activation of one run into another, read off what it carries, and say what that proves: sufficient, necessary, or
-# neither.
+# **Goal.** Put an activation of one run into another, read off what it carries, and say what that proves:
+# sufficient, necessary, or neither.
 #
 # **Time** 45 minutes. **Prerequisites** lesson 3.
 #
-# An ablation destroys an activation. A *patch* replaces it by the one that the same model has on another prompt, a minimal change of
-# the first. What moves the outcome is then exactly the difference between the two prompts, and nothing that they share.
+# An ablation destroys an activation. A *patch* replaces it by the one that the same model has on another
+# prompt, a minimal change of the first. What moves the outcome is then exactly the difference between the two
+# prompts, and nothing that they share.
 #
-# * **Denoising**: the corrupt run with a clean activation. Does this place suffice to bring the behaviour back?
+# * **Denoising**: the corrupt run with a clean activation. Does this place suffice to bring the behaviour
+#   back?
 # * **Noising**: the clean run with a corrupt activation. Is this place needed to keep it?
 
 # %% [markdown]
 # ## Predict first
 #
-# The two prompts below differ in one name, S2, and the answer flips. `tiny` has 32 heads in four layers. How many of them, patched one
-# at a time, restore more than half of the difference? Will noising and denoising name the same ones?
+# The two prompts below differ in one name, S2, and the answer flips. `tiny` has 32 heads in four layers. How
+# many of them, patched one at a time, restore more than half of the difference? Will noising and denoising
+# name the same ones?
 
 # %%
 my_prediction = ""
@@ -50,11 +53,13 @@ print(f"mean logit difference: clean {m_clean.mean():.2f}, corrupt {m_corrupt.me
 # %% [markdown]
 # ## A patch by hand
 #
-# `wb.run(model, prompts, edits={site: value}, other=...)` is one forward pass with edits; `.logits` holds what comes out. The value
-# `wb.from_store(store)` takes, for each prompt, the activation of its partner, and `other` names the partners.
+# `wb.run(model, prompts, edits={site: value}, other=...)` is one forward pass with edits; `.logits` holds
+# what comes out. The value `wb.from_store(store)` takes, for each prompt, the activation of its partner, and
+# `other` names the partners.
 #
-# **Exercise 5.1** (easy). Write denoising as a function: it takes a site such as `"z[3.7]"` (what head 7 of layer 3 reads from the
-# tokens it attends to) and returns the logit differences [example] of the corrupt run with the clean activation there.
+# **Exercise 5.1** (easy). Write denoising as a function: it takes a site such as `"z[3.7]"` (what head 7 of
+# layer 3 reads from the tokens it attends to) and returns the logit differences [example] of the corrupt run
+# with the clean activation there.
 
 
 # %%
@@ -73,11 +78,12 @@ def denoised(site):
 check("5.1", denoised)
 
 # %% [markdown]
-# Logit differences depend on the prompts; shares of the distance between the two runs can be compared. The *normalized recovery* of a
-# patch is 0 where the corrupt run is and 1 where the clean run is.
+# Logit differences depend on the prompts; shares of the distance between the two runs can be compared. The
+# *normalized recovery* of a patch is 0 where the corrupt run is and 1 where the clean run is.
 #
-# **Exercise 5.2** (easy). Write it as a function of three arrays [example]: logit differences of the patched, the clean and the corrupt
-# run. It returns one number for all prompts, and one prompt whose two runs hardly differ must not decide it.
+# **Exercise 5.2** (easy). Write it as a function of three arrays [example]: logit differences of the patched,
+# the clean and the corrupt run. It returns one number for all prompts, and one prompt whose two runs hardly
+# differ must not decide it.
 
 
 # %%
@@ -97,15 +103,16 @@ check("5.2", recovery)
 # %% [markdown]
 # ## Where the difference is
 #
-# `wb.effects` does all sites in one call: `base="corrupt"` with clean values is denoising. First the residual stream before each block,
-# one named position at a time; S1 and S2 are the two places of the repeated name, IO is the other.
+# `wb.effects` does all sites in one call: `base="corrupt"` with clean values is denoising. First the residual
+# stream before each block, one named position at a time; S1 and S2 are the two positions of the repeated
+# name, IO is the other.
 
 # %%
-places = ["IO", "S1", "S2", "END"]
+positions = ["IO", "S1", "S2", "END"]
 streams = wb.effects(
     model,
     pairs,
-    sites=wb.grid("resid_pre", model, pos=places),
+    sites=wb.grid("resid_pre", model, pos=positions),
     value=wb.from_store(clean),
     base="corrupt",
     progress=False,
@@ -115,8 +122,9 @@ stream = (streams.mean("example") / distance).assign_attrs(unit="share")
 wb.plot(stream, title="Share restored by a clean residual stream")
 
 # %% [markdown]
-# This is the picture to remember. Before block 0 all of the difference is at S2: that is the only token that differs. Before block 3
-# most of it is still there, and hardly any at END. Whatever tells END about it is in the last block.
+# This is the picture to remember. Before block 0 all of the difference is at S2: that is the only token that
+# differs. Before block 3 most of it is still there, and hardly any at END. Whatever tells END about it is in
+# the last block.
 
 # %%
 at = stream.sel(pos="S2").values, stream.sel(pos="END").values
@@ -151,21 +159,22 @@ assert restored.values.argmax() == taken.values.argmax()
 wb.plot(restored.assign_attrs(unit="share"), title="Share restored by a clean head")
 
 # %% [markdown]
-# **Exercise 5.3** (medium). A head's `z` at END and at S2 are two different activations. At which *one* position does the patch of which
-# head restore most? Answer with a site that names a position, written like `"z[0.3]@S1"`. `wb.grid("z", model, pos=places)` has them all.
+# **Exercise 5.3** (medium). A head's `z` at END and at S2 are two different activations. At which *one*
+# position does the patch of which head restore most? Answer with a site that names a position, written like
+# `"z[0.3]@S1"`. `wb.grid("z", model, pos=positions)` has them all.
 
 # %%
 # SOLUTION
 by_place = wb.effects(
     model,
     pairs,
-    sites=wb.grid("z", model, pos=places),
+    sites=wb.grid("z", model, pos=positions),
     value=wb.from_store(clean),
     base="corrupt",
     progress=False,
 ).mean("example")
-found = by_place.where(by_place == by_place.max(), drop=True)
-site = f"z[{int(found.layer[0])}.{int(found['head'][0])}]@{found.pos.values[0]}"
+best = by_place.where(by_place == by_place.max(), drop=True)
+site = f"z[{int(best.layer[0])}.{int(best['head'][0])}]@{best.pos.values[0]}"
 # STUDENT
 # site = ...
 # END
@@ -174,11 +183,12 @@ check("5.3", site)
 # %% [markdown]
 # ## Sufficient, necessary
 #
-# In `tiny` both directions agree about that head. That is luck. Two planted models (their weights are set by hand) show the two ways in
-# which they disagree:
+# In `tiny` both directions agree about that head. That is luck. Two planted models (their weights are set by
+# hand) show the two ways in which they disagree:
 #
 # * `gate("and")` says `yes` if the prompt has a p word and a q word; the corrupt prompt has neither.
-# * `gate("or")` repeats the word in capitals; the corrupt prompt has none. A second head does the work where the first is silent.
+# * `gate("or")` repeats the word in capitals; the corrupt prompt has none. A second head does the work where
+#   the first is silent.
 
 # %%
 from workbench.course.patching import gate
@@ -188,9 +198,9 @@ for kind in ("and", "or"):
     print(f"{kind:4}", " ".join(prompts.clean.strings[0]), " | ", " ".join(prompts.corrupt.strings[0]))
 
 # %% [markdown]
-# **Exercise 5.4** (medium). Call a head *sufficient* if denoising it alone restores at least 90 % of the difference, and *necessary* if
-# noising it alone takes at least 90 %. Name both kinds in both models (`normalized=True` makes effects shares; a list may be empty).
-# Heads are written `"a1.0"`.
+# **Exercise 5.4** (medium). Call a head *sufficient* if denoising it alone restores at least 90 % of the
+# difference, and *necessary* if noising it alone takes at least 90 %. Name both kinds in both models
+# (`normalized=True` makes effects shares; a list may be empty). Heads are written `"a1.0"`.
 
 # %%
 # SOLUTION
@@ -219,10 +229,12 @@ for kind in ("and", "or"):
 check("5.4", gates)
 
 # %% [markdown]
-# `normalized=True` counts each effect from its base towards the other run, so that 1 is "all of it" in both directions.
+# `normalized=True` counts each effect from its base towards the other run, so that 1 is "all of it" in both
+# directions.
 #
-# **Exercise 5.5** (hard). In `gate("or")` some heads take the whole behaviour only when they are noised *together*. Find the smallest
-# such set. A tuple of sites, `sites=[("z[0.0]", "z[1.0]"), ...]`, is edited at once.
+# **Exercise 5.5** (hard). In `gate("or")` some heads take the whole behaviour only when they are noised
+# *together*. Find the smallest such set. A tuple of sites, `sites=[("z[0.0]", "z[1.0]"), ...]`, is edited at
+# once.
 
 # %%
 # SOLUTION
@@ -241,14 +253,15 @@ together = ["a" + one[2:-1] for one in sets[int(share.values.argmax())]]
 check("5.5", together)
 
 # %% [markdown]
-# Sufficient means: in *this* context, where all else is corrupt. Necessary means: as long as nothing else changes. Neither says that the
-# place is the whole mechanism.
+# Sufficient means: in *this* context, where all else is corrupt. Necessary means: as long as nothing else
+# changes. Neither says that the place is the whole mechanism.
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * **A place on the way is not a mechanism.** The first MLP restores nearly everything, for every behaviour of this model: all words pass
-#   through it. A patch shows that the difference goes through a place, not that the place computes the answer.
+# * **A place on the way is not a mechanism.** The first MLP restores nearly everything, for every behaviour
+#   of this model: all words pass through it. A patch shows that the difference goes through a place, not that
+#   the place computes the answer.
 
 
 # %%
@@ -266,8 +279,8 @@ for task in ("ioi", "induction", "greater_than", "agreement", "pronoun", "capita
     assert (shares[1] > 0.5) == (task == "ioi")
 
 # %% [markdown]
-# * **What both prompts share is invisible.** The query of a3.7 decides where it looks. Both prompts make it look at the same place, so
-#   its patch does little. Zeroing it destroys the head's work.
+# * **What both prompts share is invisible.** The query of a3.7 decides where it looks. Both prompts make it
+#   look at the same place, so its patch does little. Zeroing it destroys the head's work.
 
 # %%
 query = {
@@ -279,8 +292,8 @@ assert abs(query["corrupt"]) < 1.5
 assert query["zero"] < -5
 
 # %% [markdown]
-# * **Another corruption is another question.** With a third name at S2 (`variant="abc"`) the corrupt prompt favours neither answer, and
-#   the same head restores a smaller share: the pair differs in something else.
+# * **Another corruption is another question.** With a third name at S2 (`variant="abc"`) the corrupt prompt
+#   favours neither answer, and the same head restores a smaller share: the pair differs in something else.
 
 # %%
 swap, abc = share_restored("ioi", "z[3.7]"), share_restored("ioi", "z[3.7]", "abc")
@@ -294,8 +307,9 @@ assert swap > 0.7
 assert abc < 0.5
 
 # %% [markdown]
-# * **The metric.** Probabilities saturate: a head that restores a tenth of the logit difference restores next to nothing of the
-#   probability difference. Logit differences do not see a patch that raises or lowers both names alike.
+# * **The metric.** Probabilities saturate: a head that restores a tenth of the logit difference restores next
+#   to nothing of the probability difference. Logit differences do not see a patch that raises or lowers both
+#   names alike.
 
 # %%
 for metric in ("logit_diff", "prob_diff"):
@@ -305,7 +319,8 @@ for metric in ("logit_diff", "prob_diff"):
     assert (share > 0.05) == (metric == "logit_diff")
 
 # %% [markdown]
-# * **Effects do not add up.** Layers after a patch react to it. Heads patched together restore less here than the sum of each alone.
+# * **Effects do not add up.** Layers after a patch react to it. Heads patched together restore less here than
+#   the sum of each alone.
 
 # %%
 best = [f"z[{layer}.{head}]" for layer, head in ((3, 7), (0, 1), (2, 1), (3, 4), (1, 0))]
@@ -319,6 +334,7 @@ print(f"sum of five heads {float(shares[:-1].sum()):.2f}, all five together {flo
 assert shares[:-1].sum() > shares[-1] + 0.1
 
 # %% [markdown]
-# **Further reading.** Vig et al., *Causal Mediation Analysis for Interpreting Neural NLP*, arXiv 2004.12265; Meng et al., *Locating and
-# Editing Factual Associations in GPT*, arXiv 2202.05262; Zhang & Nanda, *Towards Best Practices of Activation Patching*, arXiv 2309.16042;
-# Heimersheim & Nanda, *How to use and interpret activation patching*, arXiv 2404.15255.
+# **Further reading.** Vig et al., *Causal Mediation Analysis for Interpreting Neural NLP*, arXiv 2004.12265;
+# Meng et al., *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262; Zhang & Nanda, *Towards
+# Best Practices of Activation Patching*, arXiv 2309.16042; Heimersheim & Nanda, *How to use and interpret
+# activation patching*, arXiv 2404.15255.

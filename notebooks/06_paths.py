@@ -1,24 +1,25 @@
 # %% [markdown]
 # # 6 · Path patching, and how heads compose
 #
-# **Goal.** Follow a difference from the prompt to the logits edge by edge, and say through which input one head feeds another.
+# **Goal.** Follow a difference from the prompt to the logits edge by edge, and say through which input one
+# head feeds another.
 #
 # **Time** 50 minutes. **Prerequisites** lesson 5.
 #
-# Activation patching changes a node, and everything after it reacts. *Path patching* changes what one node sends to one reader. Three
-# runs make one path effect:
+# Activation patching changes a node, and everything after it reacts. *Path patching* changes what one node
+# sends to one reader. Three runs make one path effect:
 #
 # 1. The clean and the corrupt run are stored.
-# 2. The clean run goes again with the *sender* set to its corrupt output and every other head held at its clean output. What the
-#    *receiver* would read in it is kept.
+# 2. The clean run goes again with the *sender* set to its corrupt output and every other head held at its
+#    clean output. What the *receiver* would read in it is kept.
 # 3. The clean run goes again with only that reader's input set; everything after the reader is free.
 
 # %% [markdown]
 # ## Predict first
 #
-# A head reads the residual stream three times: for its queries (what it looks for), its keys (where it can be found) and its values (what
-# it moves). In lesson 5 head a3.7 moved the answer to END. Clean and corrupt prompt differ in the name at S2. Through which of the three
-# inputs does that difference reach a3.7?
+# A head reads the residual stream three times: for its queries (what it looks for), its keys (where it can be
+# found) and its values (what it moves). In lesson 5 head a3.7 moved the answer to END. Clean and corrupt
+# prompt differ in the name at S2. Through which of the three inputs does that difference reach a3.7?
 
 # %%
 my_prediction = ""
@@ -33,17 +34,19 @@ from workbench.course import check
 model = wb.load_model("tiny")
 pairs = wb.load_task("ioi", model, n=64)
 clean, corrupt = wb.capture_pairs(model, pairs, progress=False)
-other = wb.from_store(corrupt)
+corrupt_value = wb.from_store(corrupt)
 
 
-def change(paths, mlps="frozen", value=other):
+def change(paths, mlps="frozen", value=corrupt_value):
     """Mean change of the logit difference for each path."""
-    made = wb.path_effects(model, pairs, paths=paths, value=value, mlps=mlps, progress=False)
-    return dict(zip(paths, made.mean("example").values.tolist(), strict=True))
+    table = wb.path_effects(model, pairs, paths=paths, value=value, mlps=mlps, progress=False)
+    return dict(zip(paths, table.mean("example").values.tolist(), strict=True))
 
 
-total = wb.effects(model, pairs, sites=wb.grid("z", model), value=other, progress=False).mean("example")
-whole = float(wb.effects(model, pairs, sites=["resid_pre[0]"], value=other, progress=False).mean())
+total = wb.effects(model, pairs, sites=wb.grid("z", model), value=corrupt_value, progress=False).mean(
+    "example"
+)
+whole = float(wb.effects(model, pairs, sites=["resid_pre[0]"], value=corrupt_value, progress=False).mean())
 print(
     f"corrupting the whole input changes the logit difference by {whole:.2f}; corrupting a3.7, by {float(total[3, 7]):.2f}"
 )
@@ -51,10 +54,11 @@ print(
 # %% [markdown]
 # ## From a head to the logits
 #
-# `a3.7->logits` is the direct edge. `mlps="frozen"` holds the MLPs too; `mlps="recomputed"` lets them react to what reaches them.
+# `a3.7->logits` is the direct edge. `mlps="frozen"` holds the MLPs too; `mlps="recomputed"` lets them react
+# to what reaches them.
 #
-# **Exercise 6.1** (easy). Head a3.7 is in the last layer; only the MLP of its own block comes after it. What share of its total effect
-# has the direct edge? Means over the prompts, then one ratio.
+# **Exercise 6.1** (easy). Head a3.7 is in the last layer; only the MLP of its own block comes after it. What
+# share of its total effect has the direct edge? Means over the prompts, then one ratio.
 
 # %%
 # SOLUTION
@@ -65,9 +69,10 @@ share = change(["a3.7->logits"])["a3.7->logits"] / float(total[3, 7])
 check("6.1", share)
 
 # %% [markdown]
-# **Exercise 6.2** (medium). Make a direct edge by hand, as a function of a layer and a head: the change [example] of the clean run's logit
-# difference when the head's `z` is corrupt and all *later* heads and MLPs, with that of the head's own block, keep their clean outputs.
-# `wb.run(model, pairs.clean, edits={...}, other=pairs.corrupt)` takes a dictionary from sites to values; `hold` writes the clean output.
+# **Exercise 6.2** (medium). Make a direct edge by hand, as a function of a layer and a head: the change
+# [example] of the clean run's logit difference when the head's `z` is corrupt and all *later* heads and MLPs,
+# with that of the head's own block, keep their clean outputs. `wb.run(model, pairs.clean, edits={...},
+# other=pairs.corrupt)` takes a dictionary from sites to values; `hold` writes the clean output.
 
 # %%
 hold = wb.from_store(clean, allow_self=True)
@@ -82,7 +87,7 @@ def logit_difference(logits):
 # %%
 # SOLUTION
 def direct(layer, head):
-    edits = {f"z[{layer}.{head}]": other, f"mlp_out[{layer}]": hold}
+    edits = {f"z[{layer}.{head}]": corrupt_value, f"mlp_out[{layer}]": hold}
     for after in range(layer + 1, 4):
         edits |= {f"attn_out[{after}]": hold, f"mlp_out[{after}]": hold}
     patched = wb.run(model, pairs.clean, edits=edits, other=pairs.corrupt).logits
@@ -131,12 +136,13 @@ assert min(through, key=through.get) == "a0.1->m0->logits"
 senders = ["input", "m0", "m1", "m2", "a0.1", "a1.0", "a2.1", "a2.6", "a2.7"]
 readers = ["a3.7<q>", "a3.7<k>", "a3.7<v>"]
 into = wb.path_effects(
-    model, pairs, senders=senders, receivers=readers, value=other, mlps="frozen", progress=False
+    model, pairs, senders=senders, receivers=readers, value=corrupt_value, mlps="frozen", progress=False
 )
 wb.plot(into, title="Into a3.7: queries, keys, values")
 
 # %% [markdown]
-# That is the picture to remember, with the queries on the left, then the keys, then the values: of all that head a3.7 reads, one edge carries the difference.
+# That is the picture to remember, with the queries on the left, then the keys, then the values: of all that
+# head a3.7 reads, one edge carries the difference.
 
 # %%
 mean = into.mean("example")
@@ -145,12 +151,13 @@ assert np.isclose(float(mean.sel(writer="m0", reader="a3.7<v>")), whole, rtol=0.
 assert float(abs(mean.sel(reader=readers[:2])).max()) < 0.1 * abs(whole)
 
 # %% [markdown]
-# **Exercise 6.3** (medium). A reader can be named at one position: `"m0->a3.7<k>@S1->logits"` patches only the key at S1. Through which
-# input at which of the positions IO, S1, S2 and END does what m0 writes change most? Answer as in `"a2.0<k>@S1"`.
+# **Exercise 6.3** (medium). A reader can be named at one position: `"m0->a3.7<k>@S1->logits"` patches only
+# the key at S1. Through which input at which of the positions IO, S1, S2 and END does what m0 writes change
+# most? Answer as in `"a2.0<k>@S1"`.
 
 # %%
 # SOLUTION
-inputs = [f"{reader}@{place}" for reader in readers for place in ("IO", "S1", "S2", "END")]
+inputs = [f"{reader}@{position}" for reader in readers for position in ("IO", "S1", "S2", "END")]
 changes = change([f"m0->{reader}->logits" for reader in inputs], mlps="recomputed")
 reader = min(changes, key=changes.get).split("->")[1]
 # STUDENT
@@ -159,8 +166,9 @@ reader = min(changes, key=changes.get).split("->")[1]
 check("6.3", reader)
 
 # %% [markdown]
-# Where the values come from says where the head looks. In GPT-2's circuit for this task the name movers attend to the IO and copy it,
-# and the difference reaches them through their *queries*. `tiny` found a shortcut: a3.7 attends to S2 itself and votes against that name.
+# Where the values come from says where the head looks. In GPT-2's circuit for this task the name movers
+# attend to the IO and copy it, and the difference reaches them through their *queries*. `tiny` found a
+# shortcut: a3.7 attends to S2 itself and votes against that name.
 
 # %%
 looks = wb.attention_to(clean, ["IO", "S1", "S2"]).mean("example").sel(layer=3, head=7)
@@ -177,31 +185,35 @@ for name, target in (("IO", pairs.answers), ("S2", pairs.wrong)):
 # %% [markdown]
 # ## Three kinds of composition
 #
-# The planted model `compositions` has a head that three others feed, each through another input: *Q-*, *K-* and *V-composition*.
-# Noising the three heads does not tell them apart.
+# The planted model `compositions` has a head that three others feed, each through another input: *Q-*, *K-*
+# and *V-composition*. Noising the three heads does not tell them apart.
 
 # %%
-made = wb.planted("compositions", seed=3, n=24)
-prompts = wb.planted_pairs(made)
-_, changed = wb.capture_pairs(made.model, prompts, progress=False)
-print(" ".join(prompts.clean.strings[0]), "| target:", made.heads["target"])
+planted = wb.planted("compositions", seed=3, n=24)
+prompts = wb.planted_pairs(planted)
+_, changed = wb.capture_pairs(planted.model, prompts, progress=False)
+print(" ".join(prompts.clean.strings[0]), "| target:", planted.heads["target"])
 one_by_one = wb.effects(
-    made.model, prompts, sites=wb.grid("z", made.model, layer=0), value=wb.from_store(changed), progress=False
+    planted.model,
+    prompts,
+    sites=wb.grid("z", planted.model, layer=0),
+    value=wb.from_store(changed),
+    progress=False,
 ).mean("example")
 print(one_by_one.values.round(2))
 assert np.isclose(np.sort(one_by_one.values[0])[:3], one_by_one.values.min(), atol=0.01).all()
 
 # %% [markdown]
-# **Exercise 6.4** (medium). Which head feeds the target's queries, which its keys, which its values? Read it off path effects, not off
-# `made.heads`. Answer with a dictionary from "q", "k" and "v" to heads.
+# **Exercise 6.4** (medium). Which head feeds the target's queries, which its keys, which its values? Read it
+# off path effects, not off `planted.heads`. Answer with a dictionary from "q", "k" and "v" to heads.
 
 # %%
 # SOLUTION
-target = made.heads["target"]
+target = planted.heads["target"]
 fed = wb.path_effects(
-    made.model,
+    planted.model,
     prompts,
-    senders=[f"a0.{head}" for head in range(made.model.cfg.n_heads)],
+    senders=[f"a0.{head}" for head in range(planted.model.cfg.n_heads)],
     receivers=[f"{target}<{port}>" for port in "qkv"],
     value=wb.from_store(changed),
     mlps="frozen",
@@ -218,8 +230,9 @@ check("6.4", feeds)
 #
 # A path may have any length: the same step is repeated along it.
 #
-# **Exercise 6.5** (hard). Find one path in `tiny` from `input` to `logits` with three nodes in between, MLPs frozen, that alone carries at
-# least 30 % of the whole difference. You know its first two nodes. Write it as in `"input->a0.0->a2.0<k>->m3->logits"`.
+# **Exercise 6.5** (hard). Find one path in `tiny` from `input` to `logits` with three nodes in between, MLPs
+# frozen, that alone carries at least 30 % of the whole difference. You know its first two nodes. Write it as
+# in `"input->a0.0->a2.0<k>->m3->logits"`.
 
 # %%
 # SOLUTION
@@ -233,21 +246,21 @@ check("6.5", path)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * **The pair again.** "Through the values" is about what differs between *these* prompts. Both make a3.7 look at S2, so its query hardly
-#   carries a difference; it is used nevertheless, and another value shows it.
+# * **The pair again.** "Through the values" is about what differs between *these* prompts. Both make a3.7
+#   look at S2, so its query hardly carries a difference; it is used nevertheless, and another value shows it.
 
 # %%
 query = {
     name: float(wb.effects(model, pairs, sites=["q[3.7]"], value=value, progress=False).mean())
-    for name, value in {"corrupt": other, "mean": wb.mean(clean), "zero": wb.zero()}.items()
+    for name, value in {"corrupt": corrupt_value, "mean": wb.mean(clean), "zero": wb.zero()}.items()
 }
 print({name: round(value, 2) for name, value in query.items()})
 assert abs(query["corrupt"]) < 1.5
 assert max(query["mean"], query["zero"]) < -5
 
 # %% [markdown]
-# * **Paths do not add up.** MLPs are not linear, and attention multiplies. The two edges into the AND of lesson 5, one by one and both at
-#   once:
+# * **Paths do not add up.** MLPs are not linear, and attention multiplies. The two edges into the AND of
+#   lesson 5, one by one and both at once:
 
 # %%
 from workbench.course.patching import gate
@@ -267,9 +280,12 @@ print("one by one", parts.values[:2, 0].round(2), "at once", parts.values[2].rou
 assert np.isclose(parts.values[0], parts.values[2]).all()
 
 # %% [markdown]
-# * **A held node is an intervention.** Frozen nodes do not react to what they would have seen; the model never runs so on any prompt. A
-#   small path effect may belong to a node that other nodes usually pass on, a large one may be taken back by them, as with a0.1 above.
-# * **The choice of senders.** A path that was not tried was not excluded. `senders=None` takes all heads, MLPs and the input.
+# * **A held node is an intervention.** Frozen nodes do not react to what they would have seen; the model
+#   never runs so on any prompt. A small path effect may belong to a node that other nodes usually pass on, a
+#   large one may be taken back by them, as with a0.1 above.
+# * **The choice of senders.** A path that was not tried was not excluded. `senders=None` takes all heads,
+#   MLPs and the input.
 #
-# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593; Goldowsky-Dill et al., *Localizing Model Behavior with
-# Path Patching*, arXiv 2304.05969; Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021), on Q-, K- and V-composition.
+# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593; Goldowsky-Dill et al.,
+# *Localizing Model Behavior with Path Patching*, arXiv 2304.05969; Elhage et al., *A Mathematical Framework
+# for Transformer Circuits* (2021), on Q-, K- and V-composition.

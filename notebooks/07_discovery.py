@@ -1,22 +1,26 @@
 # %% [markdown]
 # # 7 · Automatic discovery: EAP, EAP-IG, ACDC, masks
 #
-# **Goal.** Score every edge of a model in four ways, measure the scores against edges that are known, and say where each way fails.
+# **Goal.** Score every edge of a model in four ways, measure the scores against edges that are known, and say
+# where each way fails.
 #
 # **Time** 60 minutes. **Prerequisites** lesson 6.
 #
 # Trying every edge is *exact* and slow. The methods of this lesson are quicker, or search:
 #
-# * **EAP**: (clean output - corrupt output of the writer) · (gradient of the metric at what the reader reads), from one backward pass.
+# * **EAP**: (clean output - corrupt output of the writer) · (gradient of the metric at what the reader
+#   reads), from one backward pass.
 # * **EAP-IG**: the same with the gradient averaged on the way from the corrupt to the clean input.
-# * **ACDC**: take edges away one after the other, latest readers first; keep away what costs less than a threshold.
+# * **ACDC**: take edges away one after the other, latest readers first; keep away what costs less than a
+#   threshold.
 # * **Masks**: a gate on every edge, trained so that few stay open and the output stays.
 
 # %% [markdown]
 # ## Predict first
 #
-# A *planted* model has weights set by hand, so its true edges are known. One has attention so sharp that its softmax is saturated; one
-# has a backup head; one has a head that works against the answer. Which method fails on which?
+# A *planted* model has weights set by hand, so its true edges are known. One has attention so sharp that its
+# softmax is saturated; one has a backup head; one has a head that works against the answer. Which method
+# fails on which?
 
 # %%
 my_prediction = ""
@@ -33,21 +37,21 @@ from workbench.evaluation.ground_truth import edge_auroc
 
 def case(name, seed=0):
     """A planted model, its prompts and the stores of both sides."""
-    made = wb.planted(name, seed=seed, n=24)
-    prompts = wb.planted_pairs(made)
-    return made, prompts, wb.capture_pairs(made.model, prompts, progress=False)
+    truth = wb.planted(name, seed=seed, n=24)
+    prompts = wb.planted_pairs(truth)
+    return truth, prompts, wb.capture_pairs(truth.model, prompts, progress=False)
 
 
-made, prompts, (clean, corrupt) = case("induction")
-model, other = made.model, wb.from_store(corrupt)
+truth, prompts, (clean, corrupt) = case("induction")
+model, corrupt_value = truth.model, wb.from_store(corrupt)
 print(" ".join(prompts.clean.strings[0]), "|", " ".join(prompts.corrupt.strings[0]))
-print(made.heads, sorted(made.edges["corrupt"]), sep="\n")
+print(truth.heads, sorted(truth.edges["corrupt"]), sep="\n")
 
 # %% [markdown]
 # ## A ranking in one number
 #
-# **Exercise 7.1** (easy). The AUROC of a ranking is the chance that a true edge scores higher than a false one; a tie counts half. Write it
-# as a function of two arrays [edge]: scores, and whether an edge is true.
+# **Exercise 7.1** (easy). The AUROC of a ranking is the chance that a true edge scores higher than a false
+# one; a tie counts half. Write it as a function of two arrays [edge]: scores, and whether an edge is true.
 
 
 # %%
@@ -68,12 +72,14 @@ check("7.1", auroc)
 # %% [markdown]
 # ## EAP by hand
 #
-# For an edge into the logits the gradient is known without a backward pass: this model has no norms, so the logit difference is a product
-# of the last stream with the difference of two columns of `model.W_U` [d_model, vocab].
+# For an edge into the logits the gradient is known without a backward pass: this model has no norms, so the
+# logit difference is a product of the last stream with the difference of two columns of `model.W_U` [d_model,
+# vocab].
 #
-# **Exercise 7.2** (medium). Work out the EAP score of every head's edge to the logits, layer by layer: what the head writes at the last token, 7
-# (`store["z", layer].at(7)` [example, head, d_head], times `model.W_O[layer]` [head, d_head, d_model]), clean minus corrupt, times that
-# direction, as a mean over the prompts.
+# **Exercise 7.2** (medium). Work out the EAP score of every head's edge to the logits, layer by layer: what
+# the head writes at the last token, 7 (`store["z", layer].at(7)` [example, head, d_head], times
+# `model.W_O[layer]` [head, d_head, d_model]), clean minus corrupt, times that direction, as a mean over the
+# prompts.
 
 # %%
 # SOLUTION
@@ -89,25 +95,25 @@ for layer in range(model.cfg.n_layers):
 check("7.2", by_hand)
 
 # %% [markdown]
-# ## Where a slope says nothing
+# ## Where a gradient says nothing
 #
-# `wb.score_edges` scores every edge; edges are ranked by size.
+# `wb.score_edges` scores every edge; edges are ranked by magnitude.
 
 # %%
-scores = {name: wb.score_edges(model, prompts, value=other, method=name, progress=False) for name in
+scores = {name: wb.score_edges(model, prompts, value=corrupt_value, method=name, progress=False) for name in
           ("exact", "eap", "eap-ig-inputs")}  # fmt: skip
-for name, each in scores.items():
-    print(f"{name:14} AUROC {edge_auroc(each, made.edges['corrupt']):.3f}")
-assert edge_auroc(scores["eap"], made.edges["corrupt"]) < 0.9
-assert edge_auroc(scores["eap-ig-inputs"], made.edges["corrupt"]) == 1
+for name, table in scores.items():
+    print(f"{name:14} AUROC {edge_auroc(table, truth.edges['corrupt']):.3f}")
+assert edge_auroc(scores["eap"], truth.edges["corrupt"]) < 0.9
+assert edge_auroc(scores["eap-ig-inputs"], truth.edges["corrupt"]) == 1
 
 # %% [markdown]
-# **Exercise 7.3** (easy). Which true edges (`made.edges["corrupt"]`) have an EAP score of 0 (less than a millionth)? Look at what they have
-# in common.
+# **Exercise 7.3** (easy). Which true edges (`truth.edges["corrupt"]`) have an EAP score of 0 (less than a
+# millionth)? Look at what they have in common.
 
 # %%
 # SOLUTION
-flat = [edge for edge in made.edges["corrupt"] if abs(scores["eap"].sel(
+flat = [edge for edge in truth.edges["corrupt"] if abs(scores["eap"].sel(
     writer=edge.split("->")[0], reader=edge.split("->")[1])) < 1e-6]  # fmt: skip
 # STUDENT
 # flat = ...
@@ -115,12 +121,13 @@ flat = [edge for edge in made.edges["corrupt"] if abs(scores["eap"].sel(
 check("7.3", flat)
 
 # %% [markdown]
-# EAP-IG takes gradients between the two inputs, where the softmax is not saturated, and finds them all. Here is its circuit:
+# EAP-IG takes gradients between the two inputs, where the softmax is not saturated, and finds them all. Here
+# is its circuit:
 
 # %%
-found = wb.find_circuit(scores["eap-ig-inputs"], n_edges=5, by="magnitude")
-assert {str(edge) for edge in found.edge_list} == made.edges["corrupt"]
-found
+circuit = wb.find_circuit(scores["eap-ig-inputs"], n_edges=5, by="magnitude")
+assert {str(edge) for edge in circuit.edge_list} == truth.edges["corrupt"]
+circuit
 
 # %% [markdown]
 # This is the picture to remember: a previous-token head feeds the keys of an induction head.
@@ -128,10 +135,11 @@ found
 # %% [markdown]
 # ## True for what?
 #
-# `made.edges["zero"]` are the edges that carry anything used; `made.edges["corrupt"]` those that carry what differs between the prompts.
+# `truth.edges["zero"]` are the edges that carry anything used; `truth.edges["corrupt"]` those that carry what
+# differs between the prompts.
 #
-# **Exercise 7.4** (medium). Name the edges that are used, and that even exact patching with corrupt values cannot see. Find them by scores:
-# `value=wb.zero()` against `value=other`.
+# **Exercise 7.4** (medium). Name the edges that are used, and that even exact patching with corrupt values
+# cannot see. Find them by scores: `value=wb.zero()` against `value=corrupt_value`.
 
 # %%
 # SOLUTION
@@ -154,10 +162,10 @@ check("7.4", unseen)
 methods = {"exact": {}, "eap": {}, "eap-ig-inputs": {}, "acdc": {}, "learn-edges": {"steps": 60}}
 lines = {}
 for name in ("induction", "backup", "negative"):
-    planted, rows, sides = case(name)
+    truth, rows, sides = case(name)
     for method, more in methods.items():
-        result = find_by(method, planted.model, rows, value=wb.from_store(sides[1]), progress=False, **more)
-        lines[method, name] = edge_auroc(result.scores, planted.edges["corrupt"])
+        result = find_by(method, truth.model, rows, value=wb.from_store(sides[1]), progress=False, **more)
+        lines[method, name] = edge_auroc(result.scores, truth.edges["corrupt"])
 table = pd.Series(lines).unstack()[["induction", "backup", "negative"]].loc[list(methods)]
 print(table.round(3))
 assert table.loc["eap"].idxmin() == "induction"
@@ -168,15 +176,16 @@ assert table.loc["acdc", "backup"] < 0.9
 assert (table.loc["eap-ig-inputs"] == 1).all()
 
 # %% [markdown]
-# * **EAP on `induction`**: no slope where attention is saturated.
-# * **exact on `backup`**: two ways to the answer cover for each other, and no single edge of the second is missed.
+# * **EAP on `induction`**: no gradient where attention is saturated.
+# * **exact on `backup`**: two ways to the answer cover for each other, and no single edge of the second is
+#   missed.
 # * **masks on `backup`**: whichever of the two ways stays open keeps the output, so the other may be closed.
-# * **ACDC on `negative`**: an edge that works against the answer costs nothing when it goes; the search drops it. On `backup` it is hardly
-#   better: one of two ways may go at no cost.
+# * **ACDC on `negative`**: an edge that works against the answer costs nothing when it goes; the search drops
+#   it. On `backup` it is hardly better: one of two ways may go at no cost.
 #
-# **Exercise 7.5** (hard). Find the circuit of `wb.planted("backup", seed=5, n=24)` for corrupt values, six edges, without looking at
-# `.edges`. A method of `score_edges` that was not used so far also scores edges where one of the strongest is taken out. Answer with a
-# circuit.
+# **Exercise 7.5** (hard). Find the circuit of `wb.planted("backup", seed=5, n=24)` for corrupt values, six
+# edges, without looking at `.edges`. A method of `score_edges` that was not used so far also scores edges
+# where one of the strongest is taken out. Answer with a circuit.
 
 # %%
 # SOLUTION
@@ -193,32 +202,35 @@ check("7.5", circuit)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * **Planted is not trained.** These models have no superposition and few edges; a method that wins here has passed a test, no more.
+# * **Planted is not trained.** These models have no superposition and few edges; a method that wins here has
+#   passed a test, no more.
 # * **Steps.** EAP-IG depends on where the gradients are taken. One midpoint misses an AND that two find:
 
 # %%
-planted, rows, sides = case("conjunction")
+truth, rows, sides = case("conjunction")
 value = wb.from_store(sides[1])
 for steps in (1, 2):
-    each = wb.score_edges(
-        planted.model, rows, value=value, method="eap-ig-inputs", steps=steps, progress=False
+    table = wb.score_edges(
+        truth.model, rows, value=value, method="eap-ig-inputs", steps=steps, progress=False
     )
-    print(f"{steps} steps: AUROC {edge_auroc(each, planted.edges['corrupt']):.3f}")
-    assert (edge_auroc(each, planted.edges["corrupt"]) == 1) == (steps == 2)
+    print(f"{steps} steps: AUROC {edge_auroc(table, truth.edges['corrupt']):.3f}")
+    assert (edge_auroc(table, truth.edges["corrupt"]) == 1) == (steps == 2)
 
 # %% [markdown]
-# * **Sign or size.** Ranked by sign, edges that oppose come last; a circuit of supporting edges alone is not the model's mechanism.
+# * **Sign or magnitude.** Ranked by sign, edges that oppose come last; a circuit of supporting edges alone is
+#   not the model's mechanism.
 
 # %%
-planted, rows, sides = case("negative")
-each = wb.score_edges(planted.model, rows, value=wb.from_store(sides[1]), method="exact", progress=False)
-by = {by: edge_auroc(each, planted.edges["corrupt"], by=by) for by in ("signed", "magnitude")}
+truth, rows, sides = case("negative")
+table = wb.score_edges(truth.model, rows, value=wb.from_store(sides[1]), method="exact", progress=False)
+by = {by: edge_auroc(table, truth.edges["corrupt"], by=by) for by in ("signed", "magnitude")}
 print(by)
 assert by["signed"] < by["magnitude"] == 1
 
 # %% [markdown]
 # * **A high AUROC is no circuit.** It says nothing about where to cut. Measure what is cut (lesson 8).
 #
-# **Further reading.** Conmy et al., *Towards Automated Circuit Discovery*, arXiv 2304.14997; Syed et al., *Attribution Patching Outperforms
-# Automated Circuit Discovery*, arXiv 2310.10348; Hanna et al., *Have Faith in Faithfulness*, arXiv 2403.17806; Bhaskar et al., *Finding
-# Transformer Circuits with Edge Pruning*, arXiv 2406.16778; Mueller et al., *MIB*, arXiv 2504.13151.
+# **Further reading.** Conmy et al., *Towards Automated Circuit Discovery*, arXiv 2304.14997; Syed et al.,
+# *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348; Hanna et al., *Have Faith
+# in Faithfulness*, arXiv 2403.17806; Bhaskar et al., *Finding Transformer Circuits with Edge Pruning*, arXiv
+# 2406.16778; Mueller et al., *MIB*, arXiv 2504.13151.

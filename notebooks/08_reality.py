@@ -5,19 +5,21 @@
 #
 # **Time** 60 minutes. **Prerequisites** lesson 5.
 #
-# A circuit is a claim: *the model does this behaviour by these edges*. It is tested by running the model with every other edge cut, that
-# is, carrying another run's value. With $m$ the mean metric,
-# $$\text{faithfulness} = \frac{m(\text{circuit}) - m(\text{empty})}{m(\text{model}) - m(\text{empty})}$$
-# where the empty circuit has every edge cut: 0 is no better than nothing, 1 is what the whole model does.
+# A circuit is a claim: *the model does this behaviour by these edges*. It is tested by running the model with
+# every other edge cut, that is, carrying another run's value. With $m$ the mean metric, $$\text{faithfulness}
+# = \frac{m(\text{circuit}) - m(\text{empty})}{m(\text{model}) - m(\text{empty})}$$ where the empty circuit
+# has every edge cut: 0 is no better than nothing, 1 is what the whole model does.
 #
-# An edge is written `writer->reader`. Writers are the `input` (the embedding), heads such as `a1.4` and MLPs such as `m1`; a head reads
-# three times, for its queries `a1.4<q>`, its keys `a1.4<k>` and its values `a1.4<v>`; the last reader is `logits`.
+# An edge is written `writer->reader`. Writers are the `input` (the embedding), heads such as `a1.4` and MLPs
+# such as `m1`; a head reads three times, for its queries `a1.4<q>`, its keys `a1.4<k>` and its values
+# `a1.4<v>`; the last reader is `logits`.
 
 # %% [markdown]
 # ## Predict first
 #
-# A method hands you a circuit of four edges. On prompts that it has not seen its faithfulness is 1.00, with an interval of less than a
-# hundredth to each side, and random circuits of four edges reach 0.3. How sure are you, from 0 to 1, that the model works by these edges?
+# A method hands you a circuit of four edges. On prompts that it has not seen its faithfulness is 1.00, with
+# an interval of less than a hundredth to each side, and random circuits of four edges reach 0.3. How sure are
+# you, from 0 to 1, that the model works by these edges?
 
 # %%
 my_prediction = ""
@@ -38,12 +40,13 @@ circuit
 # %% [markdown]
 # ## Faithful, on which prompts?
 #
-# The edges were chosen because they did well on `pairs`. Some of that is luck, and luck does not carry over. So a circuit is judged on
-# prompts that it was not found on, and with an interval: 32 prompts are a sample too.
+# The edges were chosen because they did well on `pairs`. Some of that is luck, and luck does not carry over.
+# So a circuit is judged on prompts that it was not found on, and with an interval: 32 prompts are a sample
+# too.
 
 # %%
 heldout = wb.load_task("ioi", model, n=32, split="heldout")
-_, other = wb.capture_pairs(model, heldout, progress=False)
+_, held_corrupt = wb.capture_pairs(model, heldout, progress=False)
 seen = wb.evaluate(circuit, model, pairs, value=wb.from_store(corrupt), checks=(), progress=False).isel(
     circuit=0
 )
@@ -51,13 +54,14 @@ print(f"found on: {float(seen.faithfulness):.3f} [{float(seen.low):.3f}, {float(
 print(f"share of these prompts that it was found on: {float(seen.in_sample):.0%}")
 
 # %% [markdown]
-# **Exercise 8.1** (easy). Faithfulness and interval on `heldout`, as a dict with `faithfulness`, `low` and `high`.
+# **Exercise 8.1** (easy). Faithfulness and interval on `heldout`, as a dict with `faithfulness`, `low` and
+# `high`.
 
 # %%
 # SOLUTION
-judged = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), checks=(), progress=False).isel(
-    circuit=0
-)
+judged = wb.evaluate(
+    circuit, model, heldout, value=wb.from_store(held_corrupt), checks=(), progress=False
+).isel(circuit=0)
 answer = {name: float(judged[name]) for name in ("faithfulness", "low", "high")}
 # STUDENT
 # answer = {"faithfulness": ..., "low": ..., "high": ...}
@@ -67,15 +71,17 @@ check("8.1", answer)
 # %% [markdown]
 # `evaluate` runs more than that. Beside a number stands what it is to be compared with:
 #
-# * `random`: the faithfulness of random circuits of as many edges. If they do as well, the edges do not matter, their number does.
-# * `complement`: of everything *but* the circuit. If the rest does it too, the circuit is one of several ways.
-# * `incompleteness`: parts are knocked out of the circuit and out of the model alike. If the circuit is what the model works by, both
-#   change in the same way; this is the largest difference that was found.
-# * `minimal`: the share of its heads and MLPs that are missed when they go, by more than 1 % of the metric, and `unneeded`, the others by
-#   name.
+# * `random`: the faithfulness of random circuits of as many edges. If they do as well, the edges do not
+#   matter, their number does.
+# * `complement`: of everything *but* the circuit. If the rest does it too, the circuit is one of several
+#   ways.
+# * `incompleteness`: parts are knocked out of the circuit and out of the model alike. If the circuit is what
+#   the model works by, both change in the same way; this is the largest difference that was found.
+# * `minimal`: the share of its heads and MLPs that are missed when they go, by more than 1 % of the metric,
+#   and `unneeded`, the others by name.
 
 # %%
-held = wb.evaluate(circuit, model, heldout, value=wb.from_store(other), progress=False).isel(circuit=0)
+held = wb.evaluate(circuit, model, heldout, value=wb.from_store(held_corrupt), progress=False).isel(circuit=0)
 for name in ("random", "complement", "incompleteness"):
     print(
         f"{name}: {float(held[name]):.3f} [{float(held[name + '_low']):.3f}, {float(held[name + '_high']):.3f}]"
@@ -86,8 +92,8 @@ assert abs(float(held.complement)) < 0.05
 assert float(held.incompleteness_low) > 0.2
 
 # %% [markdown]
-# So this circuit is faithful, and no random one is; the rest of the model cannot do the task. It is *not* complete: with some heads gone,
-# the model does something that the circuit does not.
+# So this circuit is faithful, and no random one is; the rest of the model cannot do the task. It is *not*
+# complete: with some heads gone, the model does something that the circuit does not.
 #
 # **Exercise 8.2** (medium). Which of its heads and MLPs does the circuit not need, judged on `heldout`?
 
@@ -102,19 +108,21 @@ check("8.2", answer)
 # %% [markdown]
 # ## A backup
 #
-# From here on the truth is known: the weights of these models were set by hand. In `backup`, one head moves the answer and a second one
-# does so only if the first is silent.
+# From here on the truth is known: the weights of these models were set by hand. In `backup`, one head moves
+# the answer and a second one does so only if the first is silent.
 
 # %%
-made = wb.planted("backup", n=64)
-backup_pairs = wb.planted_pairs(made)
-main = made.heads["main"]
-three = wb.Circuit.of(wb.Graph.of(made.model), [f"input->{main}<k>", f"input->{main}<v>", f"{main}->logits"])
-result = wb.evaluate(three, made.model, backup_pairs, value=wb.zero(), checks=(), progress=False)
+planted = wb.planted("backup", n=64)
+backup_pairs = wb.planted_pairs(planted)
+main = planted.heads["main"]
+three = wb.Circuit.of(
+    wb.Graph.of(planted.model), [f"input->{main}<k>", f"input->{main}<v>", f"{main}->logits"]
+)
+result = wb.evaluate(three, planted.model, backup_pairs, value=wb.zero(), checks=(), progress=False)
 single = wb.effects(
-    made.model, backup_pairs, sites=wb.grid("z", made.model), value=wb.zero(), progress=False
+    planted.model, backup_pairs, sites=wb.grid("z", planted.model), value=wb.zero(), progress=False
 ).mean("example")
-print(made.heads)
+print(planted.heads)
 print(f"faithfulness of the first head's three edges: {float(result.faithfulness[0]):.3f}")
 print(
     f"largest effect of zeroing a single head: {float(np.abs(single).max()):.4f} of {float(result.m_full.mean()):.2f}"
@@ -123,13 +131,15 @@ assert float(result.faithfulness[0]) > 0.99
 assert float(np.abs(single).max()) < 0.01
 
 # %% [markdown]
-# Three edges are enough, and yet no head is missed: each covers for the other. Faithfulness cannot see this. Two other checks do.
+# Three edges are enough, and yet no head is missed: each covers for the other. Faithfulness cannot see this.
+# Two other checks do.
 #
-# **Exercise 8.3** (medium). `complement` and `incompleteness` of the three edges, with zeros as the other value.
+# **Exercise 8.3** (medium). `complement` and `incompleteness` of the three edges, with zeros as the other
+# value.
 
 # %%
 # SOLUTION
-result = wb.evaluate(three, made.model, backup_pairs, value=wb.zero(), progress=False).isel(circuit=0)
+result = wb.evaluate(three, planted.model, backup_pairs, value=wb.zero(), progress=False).isel(circuit=0)
 answer = {name: float(result[name]) for name in ("complement", "incompleteness")}
 # STUDENT
 # answer = {"complement": ..., "incompleteness": ...}
@@ -163,13 +173,14 @@ assert float(worst) < 0.25
 claimed
 
 # %% [markdown]
-# That is the picture to remember: a clean story, within a tenth of the model on every prompt. A claim about edges says something about
-# everything it leaves out as well: the rest can do nothing, and taking out a head that is not in the circuit changes nothing. Both can be
-# tried.
+# That is the picture to remember: a clean story, within a tenth of the model on every prompt. A claim about
+# edges says something about everything it leaves out as well: the rest can do nothing, and taking out a head
+# that is not in the circuit changes nothing. Both can be tried.
 #
-# **Exercise 8.4** (hard). Gather the evidence, as a dict: `faithfulness`, `low`, `high` and `complement` of `claimed` on `wired_pairs`; the
-# name of a `head` outside the circuit that should not matter if the claim were true, and does; and its `effect`, the mean change of the
-# logit difference when the other run's output is written at it. A verdict is not asked for.
+# **Exercise 8.4** (hard). Gather the evidence, as a dict: `faithfulness`, `low`, `high` and `complement` of
+# `claimed` on `wired_pairs`; the name of a `head` outside the circuit that should not matter if the claim
+# were true, and does; and its `effect`, the mean change of the logit difference when the other run's output
+# is written at it. A verdict is not asked for.
 
 # %%
 # SOLUTION
@@ -195,8 +206,9 @@ answer |= {"head": head, "effect": outside[head]}
 check("8.4", answer)
 
 # %% [markdown]
-# How can it be faithful? The model has a mover, a backup and a head that writes against both. The four edges are half of the mover's (where
-# it looks) and half of the backup's (what it moves). Together they make as much of the answer as the movers minus the negative head.
+# How can it be faithful? The model has a mover, a backup and a head that writes against both. The four edges
+# are half of the mover's (where it looks) and half of the backup's (what it moves). Together they make as
+# much of the answer as the movers minus the negative head.
 
 # %%
 truth = wb.Circuit.of(wb.Graph.of(wired.model), wired.edges["corrupt"])
@@ -213,8 +225,8 @@ assert abs(float(both.complement)) < 0.01
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * A check that finds nothing has not shown that there is nothing. `incompleteness` tries some sets of heads; with the four edges it found no
-#   difference worth the name.
+# * A check that finds nothing has not shown that there is nothing. `incompleteness` tries some sets of heads;
+#   with the four edges it found no difference worth the name.
 
 # %%
 some = wb.evaluate(
@@ -224,15 +236,18 @@ print(f"incompleteness of the four edges: {float(some.incompleteness):.3f}")
 assert float(some.incompleteness) < 0.05
 
 # %% [markdown]
-# * Every number here depends on the other value. With zeros instead of the corrupt run, the four edges do not even look faithful.
+# * Every number here depends on the counterfactual value. With zeros instead of the corrupt run, the four
+#   edges do not even look faithful.
 
 # %%
 zeros = wb.evaluate(claimed, wired.model, wired_pairs, value=wb.zero(), checks=(), progress=False)
 print(f"faithfulness with zeros: {float(zeros.faithfulness[0]):.2f}")
 
 # %% [markdown]
-# * The true circuit was known here. In a trained model all that can be had is a claim that has survived attempts to refute it.
+# * The true circuit was known here. In a trained model all that can be had is a claim that has survived
+#   attempts to refute it.
 #
-# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593 (faithfulness, completeness, minimality, backup heads);
-# Shi et al., *Hypothesis Testing the Circuit Hypothesis in LLMs*, arXiv 2410.13032; McGrath et al., *The Hydra Effect*, arXiv 2307.15771;
-# Miller et al., *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734.
+# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593 (faithfulness,
+# completeness, minimality, backup heads); Shi et al., *Hypothesis Testing the Circuit Hypothesis in LLMs*,
+# arXiv 2410.13032; McGrath et al., *The Hydra Effect*, arXiv 2307.15771; Miller et al., *Transformer Circuit
+# Faithfulness Metrics Are Not Robust*, arXiv 2407.08734.

@@ -1,18 +1,20 @@
 # %% [markdown]
 # # 9 · Sparse probes: used or merely decodable
 #
-# **Goal.** Fit a probe, know what to compare its accuracy with, and test whether the model uses what the probe reads.
+# **Goal.** Fit a probe, know what to compare its accuracy with, and test whether the model uses what the
+# probe reads.
 #
 # **Time** 50 minutes. **Prerequisites** lesson 1.
 #
-# A *probe* is a classifier from activations to a concept. A *k-sparse* probe gets only the k features that look best on the training
-# prompts; it asks where a concept is, and not only whether it is somewhere.
+# A *probe* is a classifier from activations to a concept. A *k-sparse* probe gets only the k features that
+# look best on the training prompts; it asks where a concept is, and not only whether it is somewhere.
 
 # %% [markdown]
 # ## Predict first
 #
-# "Ruth says that the window near the trees" goes on with "is": the subject "window" is singular, whatever stands between. At the last
-# token, "trees", in which of the four layers of `tiny` can the *subject's* number be read? In which does the model use it there?
+# "Ruth says that the window near the trees" goes on with "is": the subject "window" is singular, whatever
+# stands between. At the last token, "trees", in which of the four layers of `tiny` can the *subject's* number
+# be read? In which does the model use it there?
 
 # %%
 my_prediction = ""
@@ -33,9 +35,9 @@ for side in (pairs.clean, pairs.corrupt):
 # %% [markdown]
 # ## Which features?
 #
-# Features are ranked by how far apart the two classes are, on the training prompts only. Welch's t does it: the gap between the class
-# means in units of its standard error, $|m_1 - m_0| \, / \sqrt{s_1^2/n_1 + s_0^2/n_0}$, with $s_c^2$ the variance within a class of $n_c$
-# rows.
+# Features are ranked by how far apart the two classes are, on the training prompts only. Welch's t does it:
+# the gap between the class means in units of its standard error, $|m_1 - m_0| \, / \sqrt{s_1^2/n_1 +
+# s_0^2/n_0}$, with $s_c^2$ the variance within a class of $n_c$ rows.
 #
 # **Exercise 9.1** (easy). Write it: `x` is [row, feature], `labels` [row] holds True and False.
 
@@ -58,8 +60,8 @@ check("9.1", welch)
 # %% [markdown]
 # ## How well does it read, and compared with what?
 #
-# `Labels.of_concepts` calls each prompt by its subject, "plural" or "singular", read at END. `fit_probes` holds out whole prompts
-# (`test_share`) and adds two controls, ten draws of each:
+# `Labels.of_concepts` calls each prompt by its subject, "plural" or "singular", read at END. `fit_probes`
+# holds out whole prompts (`test_share`) and adds two controls, ten draws of each:
 #
 # * `shuffle-i`: the same features and rows with permuted labels. What it reaches is luck.
 # * `random-features-i`: k features drawn at random instead of the k best.
@@ -74,11 +76,11 @@ assert (accuracy.sel(control="none", k=16) == 1).all()
 wb.plot(probes)
 
 # %% [markdown]
-# That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random features (16 of them), each with the range
-# of its ten draws.
+# That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random
+# features (16 of them), each with the range of its ten draws.
 #
-# **Exercise 9.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k? Give chosen minus the mean of
-# the ten draws.
+# **Exercise 9.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k?
+# Give chosen minus the mean of the ten draws.
 
 # %%
 # SOLUTION
@@ -93,14 +95,15 @@ check("9.2", advantage)
 # %% [markdown]
 # ## A perfect score on held-out prompts
 #
-# With k=16 the subject's number is read without an error in every layer, layer 0 too, and on prompts that the probe never saw. Before
-# believing it, try the probe on other prompts: the corrupt ones, where the subject has the other number and all else is the same.
+# With k=16 the subject's number is read without an error in every layer, layer 0 too, and on prompts that the
+# probe never saw. Before believing it, try the probe on other prompts: the corrupt ones, where the subject
+# has the other number and all else is the same.
 #
-# `probes.direction("number", layer=…, k=…)` is the probe as a vector [d_model]; with `intercept` it gives a logit, positive for the *last* of
-# `labels.concept("number").classes`.
+# `probes.direction("number", layer=…, k=…)` is the probe as a vector [d_model]; with `intercept` it gives a
+# logit, positive for the *last* of `labels.concept("number").classes`.
 #
-# **Exercise 9.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by layer? Label the corrupt prompts
-# by their own subjects.
+# **Exercise 9.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by
+# layer? Label the corrupt prompts by their own subjects.
 
 # %%
 # SOLUTION
@@ -133,9 +136,9 @@ print(
 assert (at_end != subject).all()
 
 # %% [markdown]
-# So "the subject is plural" and "this noun is singular" are one labelling. No held-out share and neither control can tell them apart:
-# all are taken from the same prompts. Prompts that break the tie can. In a mixture of clean and corrupt prompts the last noun says
-# nothing about the subject.
+# So "the subject is plural" and "this noun is singular" are one labelling. No held-out share and neither
+# control can tell them apart: all are taken from the same prompts. Prompts that break the tie can. In a
+# mixture of clean and corrupt prompts the last noun says nothing about the subject.
 
 # %%
 sides = (pairs.clean, pairs.corrupt)
@@ -159,14 +162,15 @@ assert fair_accuracy.sel(k=4, layer=[0, 1]).max() < 0.75
 assert fair_accuracy.sel(k=4, layer=3).min() > 0.98
 
 # %% [markdown]
-# Four features read the subject at END in layer 3. In layers 0 and 1 they hardly do: the early score belonged to the noun. What 64 of the
-# 128 coordinates find there is spread thin.
+# Four features read the subject at END in layer 3. In layers 0 and 1 they hardly do: the early score belonged
+# to the noun. What 64 of the 128 coordinates find there is spread thin.
 #
 # ## Is it used?
 #
-# To read is not to use. Take the probe's direction, and give a clean run the part along it that the corrupt run has (*swap*), or that the
-# average run has (*erase*). If the model reads that direction, its answer moves. The control: random directions drawn from the same
-# activations. A direction in which activations vary much does much when it is exchanged, concept or not.
+# To read is not to use. Take the probe's direction, and give a clean run the part along it that the corrupt
+# run has (*swap*), or that the average run has (*erase*). If the model reads that direction, its answer
+# moves. The control: random directions drawn from the same activations. A direction in which activations vary
+# much does much when it is exchanged, concept or not.
 #
 # **Exercise 9.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
 
@@ -187,39 +191,41 @@ def swap(x, other, direction):
 check("9.4", swap)
 
 # %% [markdown]
-# `wb.causal_check` does it. `used` is 1 where the effect is at least 1 % of the whole difference between the runs, its interval excludes 0,
-# and at most one in twenty directions, the probe's among them, is as strong.
+# `wb.causal_check` does it. `used` is 1 where the effect is at least 1 % of the whole difference between the
+# runs, its interval excludes 0, and at most one in twenty directions, the probe's among them, is as strong.
 
 # %%
 few = pairs.select(range(16))
 stores = wb.capture_pairs(model, few, sites=["resid_post"], progress=False)
 how = {"concept": "number", "kind": "resid_post", "stores": stores, "n_random": 19}
-found = {
+checks = {
     "layer 1, clean prompts, k=16": wb.causal_check(probes, model, few, layers=[1], k=16, **how),
     "layer 3, mixed prompts, k=4": wb.causal_check(fair, model, few, layers=[3], k=4, **how),
     "layer 3, mixed prompts, mass-mean": wb.causal_check(
         fair, model, few, layers=[3], baseline="mass-mean", **how
     ),
 }
-for name, checked in found.items():
+for name, checked in checks.items():
     one = checked.isel(layer=0).sel(edit="swap")
     print(f"{name}: reads {float(one.accuracy):.2f}, swap {float(one.effect):+.2f} of {one.attrs['total']:.1f}, "
           f"random up to {float(one.random):.2f}, p {float(one.p):.2f}, used {float(one.used):.0f}")  # fmt: skip
-assert all(float(checked["accuracy"].squeeze()) == 1 for checked in found.values())
-assert [float(checked["used"].sel(edit="swap").squeeze()) for checked in found.values()] == [0, 0, 1]
+assert all(float(checked["accuracy"].squeeze()) == 1 for checked in checks.values())
+assert [float(checked["used"].sel(edit="swap").squeeze()) for checked in checks.values()] == [0, 0, 1]
 
 # %% [markdown]
 # Three probes that read without an error, and three different answers:
 #
-# * Layer 1: decodable and not used there. Even the whole activation matters little (`whole`): the answer is made elsewhere.
-# * Layer 3, four coordinates of the stream: swapping what the probe reads does less than random directions do. What the model reads lies
-#   mostly elsewhere (the cosine below).
-# * Layer 3, *mass-mean*: the direction from one class mean to the other, over all coordinates. Swapping it turns the answer round.
+# * Layer 1: decodable and not used there. Even the whole activation matters little (`whole`): the answer is
+#   made elsewhere.
+# * Layer 3, four coordinates of the stream: swapping what the probe reads does less than random directions
+#   do. What the model reads lies mostly elsewhere (the cosine below).
+# * Layer 3, *mass-mean*: the direction from one class mean to the other, over all coordinates. Swapping it
+#   reverses the answer.
 #
 # So "not used" is a verdict on a direction, not on a concept.
 
 # %%
-assert abs(float(found["layer 1, clean prompts, k=16"]["whole"][0])) < 0.1 * 26
+assert abs(float(checks["layer 1, clean prompts, k=16"]["whole"][0])) < 0.1 * 26
 sparse, dense = (
     fair.direction("number", layer=3, k=4),
     fair.direction("number", layer=3, baseline="mass-mean"),
@@ -227,22 +233,23 @@ sparse, dense = (
 cosine = float(torch.nn.functional.cosine_similarity(sparse.flatten(), dense.flatten().double(), dim=0))
 print(f"cosine between the two directions of layer 3: {cosine:.2f}")
 assert abs(cosine) < 0.5
-wb.plot(found["layer 3, mixed prompts, mass-mean"])
+wb.plot(checks["layer 3, mixed prompts, mass-mean"])
 
 # %% [markdown]
 # ## Where the truth is known
 #
-# In `wb.planted("induction")` every weight was set by hand: one head of layer 1 writes the answer, another, the *decoy*, holds it just as
-# well and is read by nothing. The function below probes one head's output `z` for which word is the answer.
+# In `wb.planted("induction")` every weight was set by hand: one head of layer 1 writes the answer, another,
+# the *decoy*, holds it just as well and is read by nothing. The function below probes one head's output `z`
+# for which word is the answer.
 
 # %%
-made = wb.planted("induction", n=120)
-planted = wb.planted_pairs(made)
-runs = wb.capture_pairs(made.model, planted, progress=False)
+planted = wb.planted("induction", n=120)
+answer_pairs = wb.planted_pairs(planted)
+runs = wb.capture_pairs(planted.model, answer_pairs, progress=False)
 answers = wb.Labels.per_prompt(
-    runs[0], {"answer": [f"w{token}" for token in planted.answers[:, 0, 0].tolist()]}
+    runs[0], {"answer": [f"w{token}" for token in answer_pairs.answers[:, 0, 0].tolist()]}
 )
-width = wb.Shape.of(made.model).d_head
+width = wb.Shape.of(planted.model).d_head
 
 
 def probed(head):
@@ -256,15 +263,15 @@ def probed(head):
 print("can be read in head 0:", float(probed(0).results["accuracy"].squeeze()))
 
 # %% [markdown]
-# **Exercise 9.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy? `causal_check` takes
-# `concept="answer"`, `kind="z"` and `stores=runs`.
+# **Exercise 9.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy?
+# `causal_check` takes `concept="answer"`, `kind="z"` and `stores=runs`.
 
 # %%
 # SOLUTION
 verdicts = {"used": "", "decoy": ""}
 for head in range(3):
     checked = wb.causal_check(
-        probed(head), made.model, planted, concept="answer", kind="z", stores=runs
+        probed(head), planted.model, answer_pairs, concept="answer", kind="z", stores=runs
     ).isel(layer=0)
     if float(checked["accuracy"]) > 0.9:
         verdicts["used" if float(checked["used"].sel(edit="swap")) else "decoy"] = f"a1.{head}"
@@ -276,13 +283,14 @@ check("9.5", verdicts)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * **The labels.** A probe learns whatever goes with them. Held-out prompts of the same kind share the confound, as above; ask which
-#   prompts would break it.
-# * **The direction.** Erasing what a probe reads need not erase the concept: a second probe may find it again elsewhere. A probe that is
-#   not used does not show a concept that is not used.
-# * **The edit.** A swapped direction can make activations that no prompt makes. Random directions of the same activations are the guard,
-#   and it is a weak one where one direction holds nearly all of the variance.
-# * **The place.** These probes read one position. "Not used at END in layer 1" leaves SUBJECT, where the number enters:
+# * **The labels.** A probe learns whatever goes with them. Held-out prompts of the same kind share the
+#   confound, as above; ask which prompts would break it.
+# * **The direction.** Erasing what a probe reads need not erase the concept: a second probe may find it again
+#   elsewhere. A probe that is not used does not show a concept that is not used.
+# * **The edit.** A swapped direction can make activations that no prompt makes. Random directions of the same
+#   activations are the guard, and it is a weak one where one direction holds nearly all of the variance.
+# * **The place.** These probes read one position. "Not used at END in layer 1" leaves SUBJECT, where the
+#   number enters:
 
 # %%
 whole = wb.effects(
@@ -296,6 +304,7 @@ print("whole activation of layer 1 swapped, at SUBJECT and at END:", whole.mean(
 assert abs(whole.mean("example").values[0]) > 10 * abs(whole.mean("example").values[1])
 
 # %% [markdown]
-# **Further reading.** Alain & Bengio, *Understanding intermediate layers using linear classifier probes*, arXiv 1610.01644; Hewitt & Liang,
-# *Designing and Interpreting Probes with Control Tasks*, arXiv 1909.03368; Elazar et al., *Amnesic Probing*, arXiv 2006.00995; Gurnee et
-# al., *Finding Neurons in a Haystack: Case Studies with Sparse Probing*, arXiv 2305.01610.
+# **Further reading.** Alain & Bengio, *Understanding intermediate layers using linear classifier probes*,
+# arXiv 1610.01644; Hewitt & Liang, *Designing and Interpreting Probes with Control Tasks*, arXiv 1909.03368;
+# Elazar et al., *Amnesic Probing*, arXiv 2006.00995; Gurnee et al., *Finding Neurons in a Haystack: Case
+# Studies with Sparse Probing*, arXiv 2305.01610.

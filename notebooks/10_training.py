@@ -1,17 +1,20 @@
 # %% [markdown]
 # # 10 · How a circuit forms
 #
-# **Goal.** Follow behaviours, heads and a circuit through the training of `tiny`, and say what each measure can see of it.
+# **Goal.** Follow behaviours, heads and a circuit through the training of `tiny`, and say what each measure
+# can see of it.
 #
 # **Time** 40 minutes. **Prerequisites** lessons 4 and 5.
 #
-# The package keeps twelve checkpoints of `tiny`; `wb.load_model("tiny@1500")` is the model after 1,500 of its 8,000 steps.
+# The package keeps twelve checkpoints of `tiny`; `wb.load_model("tiny@1500")` is the model after 1,500 of its
+# 8,000 steps.
 
 # %% [markdown]
 # ## Predict first
 #
-# `tiny` learns agreement ("The key near the cabinets" → "is"), capitals ("the capital of France is" → "Paris"), indirect objects and
-# induction. In which order? Does the accuracy come before, with or after the heads that do the work? Write it down before you run anything.
+# `tiny` learns agreement ("The key near the cabinets" → "is"), capitals ("the capital of France is" →
+# "Paris"), indirect objects and induction. In which order? Does the accuracy come before, with or after the
+# heads that do the work? Write it down before you run anything.
 
 # %%
 my_prediction = ""
@@ -33,8 +36,8 @@ print(*models)
 # %% [markdown]
 # ## Behaviours
 #
-# Two measures of the same runs: the share of prompts whose answer is the first choice of all words, and the mean logit difference
-# between the right and the wrong answer.
+# Two measures of the same runs: the share of prompts whose answer is the first choice of all words, and the
+# mean logit difference between the right and the wrong answer.
 
 
 # %%
@@ -54,7 +57,8 @@ accuracy, logit_diff = (
 wb.plot(accuracy)
 
 # %% [markdown]
-# **Exercise 10.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above 0.7?
+# **Exercise 10.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above
+# 0.7?
 
 # %%
 # SOLUTION
@@ -67,8 +71,9 @@ learnt = {
 check("10.1", learnt)
 
 # %% [markdown]
-# Indirect objects go from few prompts to most of them within 100 steps. Induction looks as sudden in accuracy; its logit difference
-# has been growing for a thousand steps by then. Accuracy counts only what is already the first of 378 words.
+# Indirect objects go from few prompts to most of them within 100 steps. Induction looks as sudden in
+# accuracy; its logit difference has been growing for a thousand steps by then. Accuracy counts only what is
+# already the first of 378 words.
 
 # %%
 wb.plot(logit_diff)
@@ -84,7 +89,8 @@ assert accuracy.sel(behaviour="ioi", step=1750) < 0.2 < 0.7 < accuracy.sel(behav
 # %% [markdown]
 # ## Heads
 #
-# The scores of lesson 4 at each checkpoint, for the best head of each kind *in the final model*: a picture to remember.
+# The scores of lesson 4 at each checkpoint, for the best head of each kind *in the final model*: a picture to
+# remember.
 
 # %%
 few = tasks["induction"].select(range(32))
@@ -105,9 +111,10 @@ wb.plot(
 )
 
 # %% [markdown]
-# The induction head attends to the right word before the model says it. The best previous-token head of the end comes *after* the
-# behaviour: at the step where induction is right for most prompts, it looks one back with less than half of its attention. Whatever told
-# the induction head about previous words at first, it was not this head alone.
+# The induction head attends to the right word before the model says it. The best previous-token head of the
+# end comes *after* the behaviour: at the step where induction is right for most prompts, it looks one back
+# with less than half of its attention. Whatever told the induction head about previous words at first, it was
+# not this head alone.
 
 # %%
 induction = next(values for name, values in kinds.items() if name.startswith("induction"))
@@ -136,18 +143,18 @@ heldout = wb.load_task("induction", final, n=32, split="heldout")
 circuit
 
 # %% [markdown]
-# **Exercise 10.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints 1500, 1850 and 2250? What is
-# outside of it takes the checkpoint's own activations on the corrupt prompts.
+# **Exercise 10.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints
+# 1500, 1850 and 2250? What is outside of it takes the checkpoint's own activations on the corrupt prompts.
 
 # %%
 # SOLUTION
 faithful = []
 for step in (1500, 1850, 2250):
     _, corrupt = wb.capture_pairs(models[step], heldout, progress=False)
-    found = wb.evaluate(
+    result = wb.evaluate(
         circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False
     )
-    faithful.append(float(found["faithfulness"][0]))
+    faithful.append(float(result["faithfulness"][0]))
 # STUDENT
 # faithful = ...
 # END
@@ -156,8 +163,8 @@ check("10.2", faithful)
 # %% [markdown]
 # The other way round: find the circuit of an early checkpoint.
 #
-# **Exercise 10.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits of forty edges of `tiny@1850`
-# and of the final model?
+# **Exercise 10.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits
+# of forty edges of `tiny@1850` and of the final model?
 
 # %%
 # SOLUTION
@@ -179,28 +186,31 @@ assert {layer for layer, _ in set(before.heads) - shared} <= {0, 1, 2}
 assert sums[1] > 4 * sums[0]
 
 # %% [markdown]
-# The induction heads of the last layer are there before the phase change and stay. What feeds them is exchanged: the early circuit runs
-# through other heads of the lower layers.
+# The induction heads of the last layer are there before the phase change and stay. What feeds them is
+# exchanged: the early circuit runs through other heads of the lower layers.
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * Faithfulness is a ratio. At step 1500 the circuit keeps a good part of a behaviour that is hardly there: look at the denominator too.
+# * Faithfulness is a ratio. At step 1500 the circuit keeps a good part of a behaviour that is hardly there:
+#   look at the denominator too.
 
 # %%
 for step in (1500, 8000):
     _, corrupt = wb.capture_pairs(models[step], heldout, progress=False)
-    found = wb.evaluate(
+    result = wb.evaluate(
         circuit, models[step], heldout, value=wb.from_store(corrupt), checks=(), progress=False
     )
-    whole = float((found["m_full"] - found["m_empty"]).mean())
-    print(f"step {step}: faithfulness {float(found['faithfulness'][0]):.2f} of {whole:.1f} logits")
+    whole = float((result["m_full"] - result["m_empty"]).mean())
+    print(f"step {step}: faithfulness {float(result['faithfulness'][0]):.2f} of {whole:.1f} logits")
 
 # %% [markdown]
 # * A jump may be the metric's. A threshold (first choice or not) turns steady growth into a phase change.
-# * The heads were chosen at the end: what matters early and is given up again is invisible in such curves. So find circuits at both ends.
+# * The heads were chosen at the end: what matters early and is given up again is invisible in such curves. So
+#   find circuits at both ends.
 # * One training run is one sample. In another run, behaviours may come in another order and in other heads.
 #
-# **Further reading.** Olsson et al., *In-context Learning and Induction Heads*, arXiv 2209.11895; Nanda et al., *Progress Measures for
-# Grokking via Mechanistic Interpretability*, arXiv 2301.05217; Schaeffer et al., *Are Emergent Abilities of Large Language Models a
-# Mirage?*, arXiv 2304.15004; Tigges et al., *LLM Circuit Analyses Are Consistent Across Training and Scale*, arXiv 2407.10827.
+# **Further reading.** Olsson et al., *In-context Learning and Induction Heads*, arXiv 2209.11895; Nanda et
+# al., *Progress Measures for Grokking via Mechanistic Interpretability*, arXiv 2301.05217; Schaeffer et al.,
+# *Are Emergent Abilities of Large Language Models a Mirage?*, arXiv 2304.15004; Tigges et al., *LLM Circuit
+# Analyses Are Consistent Across Training and Scale*, arXiv 2407.10827.

@@ -5,7 +5,8 @@
 #
 # **Time** 60 minutes. **Prerequisites** lessons 7 and 8.
 #
-# The rubric has five items, one exercise each; the checkers take your prompts and your circuit and measure again.
+# The rubric has five items, one exercise each; the checkers take your prompts and your circuit and measure
+# again.
 #
 # | | item | asked |
 # |---|---|---|
@@ -18,9 +19,10 @@
 # %% [markdown]
 # ## Choose a question
 #
-# `tiny` knows 378 words and seven behaviours (`workbench ls tasks`). New sentences of known words make new questions: two distractors between
-# subject and verb; attributes told directly ("the ball is red and the key is blue . the key is"); one template of the pronoun task
-# alone. The solutions study the first: *after two distractors, does the verb still follow the first noun, and through which components?*
+# `tiny` knows 378 words and seven behaviours (`workbench ls tasks`). New sentences of known words make new
+# questions: two distractors between subject and verb; attributes told directly ("the ball is red and the key
+# is blue . the key is"); one template of the pronoun task alone. The solutions study the first: *after two
+# distractors, does the verb still follow the first noun, and through which components?*
 
 # %%
 import random
@@ -56,7 +58,8 @@ print(
 # %% [markdown]
 # ## Predict first
 #
-# Write down your question, how many heads you expect, in which layers, and a result that would show you wrong.
+# Write down your question, how many heads you expect, in which layers, and a result that would show you
+# wrong.
 
 # %%
 my_prediction = ""
@@ -64,8 +67,8 @@ my_prediction = ""
 # %% [markdown]
 # ## Prompts
 #
-# A CSV file with the columns `clean,corrupt,answer,wrong` becomes pairs. Here is one of two rows, to show the form; a word that `tiny` does
-# not know is refused by name.
+# A CSV file with the columns `clean,corrupt,answer,wrong` becomes pairs. Here is one of two rows, to show the
+# form; a word that `tiny` does not know is refused by name.
 
 # %%
 rows = [
@@ -88,8 +91,8 @@ assert (both["m_full"] > 0).all()
 assert (both["m_empty"] < 0).all()
 
 # %% [markdown]
-# Vary everything that the answer should not hang on, independently of the answer. `pairs.split(share=0.5)` makes two sets without a common
-# prompt.
+# Vary everything that the answer should not depend on, independently of the answer. `pairs.split(share=0.5)`
+# makes two sets without a common prompt.
 #
 # **Exercise 11.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
 
@@ -122,20 +125,23 @@ check("11.1", part("found", "heldout"))
 # %% [markdown]
 # ## Circuit
 #
-# Any method of lesson 7 will do: scores of edges on `found`, and of these a circuit; `acdc`; masks. Decide on a size *before* you look at
-# `heldout`: a size that is chosen there is fitted to it. `wb.evaluate(…)` gives `faithfulness`, `low` and `high`.
+# Any method of lesson 7 will do: scores of edges on `found`, and of these a circuit; `acdc`; masks. Decide on
+# a size *before* you look at `heldout`: a size that is chosen there is fitted to it. `wb.evaluate(…)` gives
+# `faithfulness`, `low` and `high`.
 #
 # **Exercise 11.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
 
 # %%
 # SOLUTION
-value, other = (
+value, held_value = (
     wb.from_store(wb.capture_pairs(model, pairs, progress=False)[1]) for pairs in (found, heldout)
 )
 scores = wb.score_edges(model, found, value=value, method="eap-ig-inputs", progress=False)
 circuit = wb.find_circuit(scores, n_edges=20)
 on_found = wb.evaluate(circuit, model, found, value=value, checks=(), progress=False)
-result = wb.evaluate(circuit, model, heldout, value=other, checks=("random", "complement"), progress=False)
+result = wb.evaluate(
+    circuit, model, heldout, value=held_value, checks=("random", "complement"), progress=False
+)
 numbers = {name: float(result[name][0]) for name in ("faithfulness", "low", "high", "random", "complement")}
 study |= {"circuit": circuit} | {name: numbers[name] for name in ("faithfulness", "low", "high")}
 print(circuit, "- where it was found:", on_found["faithfulness"].values.round(3), "- held out:", numbers)
@@ -147,10 +153,11 @@ check("11.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 # %% [markdown]
 # ## Controls
 #
-# * `random`: mean faithfulness of random circuits with as many edges. A score says something about *these* edges only beside it.
+# * `random`: mean faithfulness of random circuits with as many edges. A score says something about *these*
+#   edges only beside it.
 # * `complement`: all edges but yours. If they do the job too, there is a second way.
-# * `zero`: your circuit, everything else set to zero. Corrupt values leave in place what clean and corrupt prompts share (that this is a
-#   sentence, that a verb is due); zero takes it away. Report both.
+# * `zero`: your circuit, everything else set to zero. Corrupt values leave in place what clean and corrupt
+#   prompts share (that this is a sentence, that a verb is due); zero takes it away. Report both.
 #
 # **Exercise 11.3** (medium). Measure all three on `heldout`.
 
@@ -168,11 +175,12 @@ check("11.3", part("circuit", "heldout", "random", "complement", "zero"))
 # %% [markdown]
 # ## Claims
 #
-# A circuit is a list of edges; a claim says what goes wrong without one of its parts. `circuit.nodes` names the parts, `circuit.restricted(where=…)`
-# keeps the edges for which a function is true, `edge.writer` and `edge.reader` are the two ends of one.
+# A circuit is a list of edges; a claim says what goes wrong without one of its parts. `circuit.nodes` names
+# the parts, `circuit.restricted(where=…)` keeps the edges for which a function is true, `edge.writer` and
+# `edge.reader` are the two ends of one.
 #
-# **Exercise 11.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's faithfulness on `heldout` falls
-# by 0.1 or more?
+# **Exercise 11.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
+# faithfulness on `heldout` falls by 0.1 or more?
 
 
 # %%
@@ -183,7 +191,7 @@ def without(name):
 
 members = [name for name in circuit.nodes if name not in ("input", "logits")]
 reduced = wb.evaluate(
-    [without(name) for name in members], model, heldout, value=other, checks=(), progress=False
+    [without(name) for name in members], model, heldout, value=held_value, checks=(), progress=False
 )
 cost = pd.Series(numbers["faithfulness"] - reduced["faithfulness"].values, index=members).sort_values(
     ascending=False
@@ -198,8 +206,9 @@ check("11.4", part("circuit", "heldout", "needed"))
 # %% [markdown]
 # ## Report
 #
-# `wb.report([(heading, item, caption), …], path, title=…)` takes circuits, results, tables and text. The picture to remember of a study is its
-# circuit with the score and its controls beside it. For example, of the task that your tools were made on:
+# `wb.report([(heading, item, caption), …], path, title=…)` takes circuits, results, tables and text. The
+# picture to remember of a study is its circuit with the score and its controls beside it. For example, of the
+# task that your tools were made on:
 
 # %%
 ioi = wb.load_task("ioi", model, n=32)
@@ -214,19 +223,19 @@ print(page.name, page.stat().st_size // 1024, "KiB")
 wb.plot(example)
 
 # %% [markdown]
-# **Exercise 11.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and Limits; in it the score and
-# both ends of its interval, to two digits at least.
+# **Exercise 11.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
+# Limits; in it the score and both ends of its interval, to two digits at least.
 
 # %%
 # SOLUTION
 examples = pd.read_csv(folder / "distractors.csv").head(3)
-told = pd.Series(numbers, name="value").rename_axis("score").reset_index()
+scores_table = pd.Series(numbers, name="value").rename_axis("score").reset_index()
 score = "{faithfulness:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**numbers)
 sections = [
     ("Question", "After two distractors, does the verb of tiny still follow the first noun, and through which components?"),
     ("Prompts", examples, f"{len(found)} pairs to search on, {len(heldout)} held out; the corrupt side changes the first noun's number."),
     ("Circuit", circuit, f"EAP-IG on the first set, 20 edges, a size fixed beforehand. Held out it keeps {score}."),
-    ("Controls", [told, cost.rename("cost when it goes").rename_axis("component").reset_index()]),
+    ("Controls", [scores_table, cost.rename("cost when it goes").rename_axis("component").reset_index()]),
     (
         "Limits",
         "Corrupt values keep what both prompts share; with zero values the same edges keep nothing, so this is a circuit for the "
@@ -243,7 +252,8 @@ check("11.5", part("circuit", "heldout", "report"))
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * **It is about your prompts.** Held out are other words in the same places, not other sentences. A second template is the next study.
+# * **It is about your prompts.** Held out are other words in the same places, not other sentences. A second
+#   template is the next study.
 # * **It is about the counterfactual.** Another corrupt side asks another question, and finds other edges:
 
 # %%
@@ -267,10 +277,11 @@ print(
 assert shared < min(map(len, circuits))
 
 # %% [markdown]
-# * **"Needed" is one at a time.** Two components that stand in for each other each cost nothing when they go (lesson 8).
-# * **You looked.** A size, a method or a threshold that was tried on `heldout` has been fitted to it. Say how many you tried, or draw new
-#   prompts for the last number.
+# * **"Needed" is one at a time.** Two components that stand in for each other each cost nothing when they go
+#   (lesson 8).
+# * **You looked.** A size, a method or a threshold that was tried on `heldout` has been fitted to it. Say how
+#   many you tried, or draw new prompts for the last number.
 #
-# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, the study whose form this is; Miller et al.,
-# *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734; Shi et al., *Hypothesis Testing the Circuit Hypothesis in
-# LLMs*, arXiv 2410.13032.
+# **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, the study whose form
+# this is; Miller et al., *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734; Shi et
+# al., *Hypothesis Testing the Circuit Hypothesis in LLMs*, arXiv 2410.13032.

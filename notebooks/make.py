@@ -29,23 +29,23 @@ def sources() -> list[Path]:
 
 def text_of(source: str, *, solution: bool) -> str:
     """The text of one of the two versions of a source."""
-    made = _REGION.sub(
-        lambda found: found["solution"] if solution else _COMMENT.sub("", found["student"]), source
+    text = _REGION.sub(
+        lambda region: region["solution"] if solution else _COMMENT.sub("", region["student"]), source
     )
-    left = re.search(r"^# (SOLUTION|STUDENT|END)$", made, re.MULTILINE)
+    left = re.search(r"^# (SOLUTION|STUDENT|END)$", text, re.MULTILINE)
     if left:
         raise ValueError(f"A region is not complete: {left[0]!r} is left in the text.")
-    return made
+    return text
 
 
 def notebook(source: str, *, solution: bool) -> Any:
     """One of the two notebooks of a source, without outputs and with the same cell ids each time."""
-    made = jupytext.reads(text_of(source, solution=solution), fmt="py:percent")
-    for i, cell in enumerate(made.cells):
+    document = jupytext.reads(text_of(source, solution=solution), fmt="py:percent")
+    for i, cell in enumerate(document.cells):
         cell["id"], cell["metadata"] = f"cell-{i:02d}", {}
-    made.metadata = nbformat.from_dict(_KERNEL)
-    made.nbformat, made.nbformat_minor = 4, 5
-    return made
+    document.metadata = nbformat.from_dict(_KERNEL)
+    document.nbformat, document.nbformat_minor = 4, 5
+    return document
 
 
 def written(source: str, *, solution: bool) -> str:

@@ -1,4 +1,6 @@
-"""Every checker takes the right answer and says of typical wrong ones what is wrong, without giving the right one away."""
+"""Every checker takes the right answer and says of typical wrong ones what is wrong, without giving the right
+one away.
+"""
 
 import importlib
 import re
@@ -19,7 +21,9 @@ CASES = {
     for lesson in LESSONS
     if importlib.util.find_spec(f"course_cases.{lesson.module}")
 }
-"""By module, by exercise: a function that makes the right answer, and wrong answers with a part of what is said of them."""
+"""By module, by exercise: a function that makes the right answer, and wrong answers with a part of what is
+said of them.
+"""
 ALL = [(name, case) for cases in CASES.values() for name, case in cases.items()]
 ENDLESS: list = []
 ENDLESS.append(ENDLESS)
@@ -54,12 +58,12 @@ def test_wrong_answers_are_told_what_is_wrong(name, case):
         assert str(caught.value).startswith(f"Exercise {name}")
 
 
-@pytest.mark.parametrize(("name", "case"), ALL, ids=[name for name, _ in ALL])
-@pytest.mark.parametrize("answer", NONSENSE, ids=[*map(str, range(len(NONSENSE)))])
-def test_nonsense_is_refused(name, case, answer):
-    with pytest.raises(Wrong) as caught:
-        check(name, answer)
-    assert len(str(caught.value)) < 500
+@pytest.mark.parametrize("name", [name for name, _ in ALL])
+def test_nonsense_is_refused(name):
+    for i, answer in enumerate(NONSENSE):
+        with pytest.raises(Wrong) as caught:
+            check(name, answer)
+        assert len(str(caught.value)) < 500, f"the message about nonsense {i} is too long"
 
 
 def test_numbers_are_taken_from_every_kind_of_array():

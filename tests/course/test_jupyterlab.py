@@ -1,4 +1,6 @@
-"""Every lesson runs from top to bottom in JupyterLab, in a browser that reaches nothing else; its pictures are seen."""
+"""Every lesson runs from top to bottom in JupyterLab, in a browser that reaches nothing else; its pictures
+are seen.
+"""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The notebooks: they match their sources, the solutions run, and a student's version fails at its exercises only."""
+"""The notebooks: they match their sources, the solutions run, and a student's version fails at its exercises
+only.
+"""
 
 import json
 import runpy

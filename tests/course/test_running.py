@@ -86,21 +86,27 @@ def test_outputs_in_the_file_are_not_read_and_the_file_stays(handed_in):
     assert path.read_bytes() == before
 
 
+NO_CELLS = json.dumps({"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}).encode()
+BARE_CELL = json.dumps(
+    {"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}
+).encode()
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"[1, 2]", bytes(range(256)), b"\xff\xfe", json.dumps({"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}).encode(),
-                json.dumps({"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}).encode()],
+    "content",
+    [b"", b"[1, 2]", bytes(range(256)), b"\xff\xfe", NO_CELLS, BARE_CELL],
     ids=["empty", "list", "binary", "bom", "cells", "cell"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_notebook(tmp_path, content):
     path = tmp_path / "notes.ipynb"
     path.write_bytes(content)
-    with pytest.raises(NotebookError, match=re.escape(f"{path} is no notebook: ")):
+    with pytest.raises(NotebookError, match=re.escape(f"{path} is not a notebook: ")):
         run_notebook(path)
 
 
 @pytest.mark.parametrize("path", ["/no/such/file.ipynb", str(Path(__file__).parent)], ids=["none", "folder"])
 def test_a_path_that_is_no_file(path):
-    with pytest.raises(NotebookError, match="is no notebook"):
+    with pytest.raises(NotebookError, match="is not a notebook"):
         run_notebook(path)
 
 

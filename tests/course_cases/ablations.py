@@ -1,10 +1,12 @@
 """Lesson 3."""
 
+from functools import cache
+
 import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 def edited(z, head, value):
@@ -24,21 +26,23 @@ def wrong_axis(z, head, value):
     return z
 
 
+@cache
 def disagreeing():
-    model, found = bench.model(), []
-    clean, _ = bench.stores("ioi", 64)
-    for site in wb.grid("z", model):
-        by = [
-            float(wb.effects(model, bench.pairs("ioi", 64), sites=[site], value=value, progress=False).mean())
-            for value in (wb.zero(), wb.resample(clean))
-        ]
-        if by[0] < -1.25 and abs(by[1]) < 0.3:
-            found.append(f"a{site.layer}.{site.head}")
-    return found
+    """Heads whose zero ablation costs much and whose resampling costs nothing."""
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
+    clean, _ = fixtures.stores("ioi", 64)
+    zeroed, resampled = (
+        wb.effects(model, pairs, sites=wb.grid("z", model), value=value, progress=False)
+        .mean("example")
+        .values
+        for value in (wb.zero(), wb.resample(clean))
+    )
+    fits = (zeroed < -1.25) & (abs(resampled) < 0.3)
+    return [f"a{layer}.{head}" for layer, head in np.argwhere(fits)]
 
 
 def shares(*, start=1, power=2):
-    clean, _ = bench.stores("pronoun", 64)
+    clean, _ = fixtures.stores("pronoun", 64)
     made = np.zeros((4, 8))
     for layer in range(4):
         rows = np.concatenate([np.asarray(clean["z", layer].prompt(i))[start:] for i in range(64)])
@@ -48,9 +52,10 @@ def shares(*, start=1, power=2):
     return made
 
 
+@cache
 def alone_and_together():
     """By hooks, one run after the other."""
-    model, pairs, rows = bench.model(), bench.pairs("induction", 64), torch.arange(64)
+    model, pairs, rows = fixtures.model(), fixtures.pairs("induction", 64), torch.arange(64)
 
     def reached(heads):
         def hook(z, hook):

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 def by_hand(
     part, final, answers, wrong, *, scale=True, centre=True, own=False, sign=1, bias=False, weight=True
 ):
-    model = bench.model()
+    model = fixtures.model()
     direction = model.W_U[:, answers].T - model.W_U[:, wrong].T
     part = part - part.mean(1, keepdim=True) if centre else part
     of = part if own else final
@@ -20,10 +20,10 @@ def by_hand(
 
 
 def attribution(by):
-    pairs, (clean, _) = bench.pairs("ioi", 64), bench.stores("ioi", 64)
-    return wb.direct_attribution(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong, by=by).mean(
-        "example"
-    )
+    pairs, (clean, _) = fixtures.pairs("ioi", 64), fixtures.stores("ioi", 64)
+    return wb.direct_attribution(
+        clean, fixtures.model(), targets=pairs.answers, minus=pairs.wrong, by=by
+    ).mean("example")
 
 
 def layers(parts="am"):
@@ -36,8 +36,8 @@ def layers(parts="am"):
 
 
 def lens():
-    pairs, (clean, _) = bench.pairs("ioi", 64), bench.stores("ioi", 64)
-    made = wb.logit_lens(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong).values
+    pairs, (clean, _) = fixtures.pairs("ioi", 64), fixtures.stores("ioi", 64)
+    made = wb.logit_lens(clean, fixtures.model(), targets=pairs.answers, minus=pairs.wrong).values
     return made[np.arange(64), :, pairs.clean.lengths - 1].mean(0)
 
 
@@ -49,12 +49,12 @@ def neurons():
 
 
 def missed():
-    model, (_, corrupt), direct = bench.model(), bench.stores("ioi", 64), attribution("head")
+    model, (_, corrupt), direct = fixtures.model(), fixtures.stores("ioi", 64), attribution("head")
     found = []
     for site in wb.grid("z", model):
         name = f"a{site.layer}.{site.head}"
         swapped = wb.effects(
-            model, bench.pairs("ioi", 64), sites=[site], value=wb.from_store(corrupt), progress=False
+            model, fixtures.pairs("ioi", 64), sites=[site], value=wb.from_store(corrupt), progress=False
         )
         if abs(direct.sel(component=name)) < 0.3 and swapped.mean() < -0.5:
             found.append(name)

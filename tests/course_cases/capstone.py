@@ -1,4 +1,6 @@
-"""Lesson 11: a study of direct attributes ("the hat is pink and the pen is blue . the pen is"), and what can be missing in one."""
+"""Lesson 11: a study of direct attributes ("the hat is pink and the pen is blue . the pen is"), and what can
+be missing in one.
+"""
 
 import itertools
 import random
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 from workbench.tasks.grammar import COLOURS, OBJECTS
 
 
@@ -23,7 +25,7 @@ def sets():
         told = "the {} is {} and the {} is {} . the {} is"
         rows.append((told.format(a, c, b, d, a), told.format(a, d, b, c, a), c, d))
     pairs = wb.PromptPairs.from_dataframe(
-        bench.model(), pd.DataFrame(rows, columns=["clean", "corrupt", "answer", "wrong"])
+        fixtures.model(), pd.DataFrame(rows, columns=["clean", "corrupt", "answer", "wrong"])
     )
     return pairs.select(range(48)), pairs.select(range(48, 96))
 
@@ -31,17 +33,17 @@ def sets():
 @lru_cache(maxsize=1)
 def study():
     found, heldout = sets()
-    other = [wb.from_store(wb.capture_pairs(bench.model(), pairs, progress=False)[1]) for pairs in sets()]
-    scores = wb.score_edges(bench.model(), found, value=other[0], progress=False)
+    other = [wb.from_store(wb.capture_pairs(fixtures.model(), pairs, progress=False)[1]) for pairs in sets()]
+    scores = wb.score_edges(fixtures.model(), found, value=other[0], progress=False)
     circuit = wb.find_circuit(scores, n_edges=30)
     made = wb.evaluate(
-        circuit, bench.model(), heldout, value=other[1], checks=("random", "complement"), progress=False
+        circuit, fixtures.model(), heldout, value=other[1], checks=("random", "complement"), progress=False
     )
-    zero = wb.evaluate(circuit, bench.model(), heldout, value=wb.zero(), checks=(), progress=False)
+    zero = wb.evaluate(circuit, fixtures.model(), heldout, value=wb.zero(), checks=(), progress=False)
     numbers = {name: float(made[name][0]) for name in ("faithfulness", "low", "high", "random", "complement")}
     members = [name for name in circuit.nodes if name not in ("input", "logits")]
     rest = [circuit - circuit.restricted(readers=name) - circuit.restricted(writers=name) for name in members]
-    left = wb.evaluate(rest, bench.model(), heldout, value=other[1], checks=(), progress=False)[
+    left = wb.evaluate(rest, fixtures.model(), heldout, value=other[1], checks=(), progress=False)[
         "m_circuit"
     ].mean("example")
     full, empty = float(made["m_full"].mean()), float(made["m_empty"].mean())
@@ -88,7 +90,7 @@ def page(*, without="", limits="word " * 30, told=None):
 def same_answer():
     """Prompts whose answer is always red."""
     found, _ = sets()
-    red = np.full(found.answers.shape, bench.model().tokenizer.get_vocab()["red"])
+    red = np.full(found.answers.shape, fixtures.model().tokenizer.get_vocab()["red"])
     return replace(found, answers=found.answers * 0 + int(red.flat[0]))
 
 
@@ -97,7 +99,7 @@ CASES = {
         prompts,
         [
             (lambda: prompts(found=study()["heldout"]), "are in both sets"),
-            (lambda: prompts(found=bench.pairs("ioi", 64)), "Write some of your own"),
+            (lambda: prompts(found=fixtures.pairs("ioi", 64)), "Write some of your own"),
             (lambda: prompts(found=study()["found"].select(range(8))), "24 to 200 pairs"),
             (lambda: prompts(found=same_answer()), "one word is right"),
             (
@@ -116,13 +118,13 @@ CASES = {
         score,
         [
             (lambda: score(heldout=study()["found"]), "nothing is held out"),
-            (lambda: score(circuit=wb.Circuit.full(bench.model())), "of all edges"),
-            (lambda: score(circuit=wb.Circuit.empty(bench.model())), "keeps less than 80%"),
+            (lambda: score(circuit=wb.Circuit.full(fixtures.model())), "of all edges"),
+            (lambda: score(circuit=wb.Circuit.empty(fixtures.model())), "keeps less than 80%"),
             (
                 lambda: score(circuit=wb.Circuit.of(study()["circuit"].graph, study()["circuit"].edges)),
                 "which prompts it was found on",
             ),
-            (lambda: score(heldout=bench.pairs("ioi", 64, split="heldout")), "Write some of your own"),
+            (lambda: score(heldout=fixtures.pairs("ioi", 64, split="heldout")), "Write some of your own"),
             (lambda: score(faithfulness=100 * study()["faithfulness"]), "in percent"),
             (lambda: score(faithfulness=study()["faithfulness"] - 0.05), "measured again"),
             (lambda: score(low=study()["high"] + 0.1), "between low and high"),

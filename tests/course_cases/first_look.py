@@ -3,22 +3,22 @@
 import numpy as np
 import torch
 
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 from workbench.course.first_look import PROMPT
 
 
 def word(text, at=-1, **how):
-    model = bench.model()
+    model = fixtures.model()
     return model.to_string(model(model.to_tokens(text, **how))[0, at].argmax())
 
 
 def probability(turn=torch.Tensor.softmax, dim=-1, name="Anna"):
-    model = bench.model()
+    model = fixtures.model()
     return turn(model(model.to_tokens(PROMPT))[0], dim)[-1, model.to_single_token(name)]
 
 
 def differences(*, last=False, sign=1):
-    model, pairs = bench.model(), bench.pairs("ioi", 64)
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
     made = []
     for tokens, length, right, wrong in zip(
         pairs.clean.tokens, pairs.clean.lengths, pairs.answers, pairs.wrong, strict=True
@@ -29,7 +29,7 @@ def differences(*, last=False, sign=1):
 
 
 def most_to_s2():
-    clean, _ = bench.stores("ioi", 64)
+    clean, _ = fixtures.stores("ioi", 64)
     s2, end = clean.prompts.at("S2"), clean.prompts.at("END")
     seen = [
         torch.stack([clean["pattern", layer].prompt(i)[:, end[i], s2[i]] for i in range(64)]).mean(0)
@@ -44,7 +44,7 @@ CASES = {
         [
             (lambda: lambda text: word(text, at=0), "after the first token"),
             (
-                lambda: lambda text: bench.model()(bench.model().to_tokens(text))[0, -1].argmax(),
+                lambda: lambda text: fixtures.model()(fixtures.model().to_tokens(text))[0, -1].argmax(),
                 "a token's number",
             ),
             (lambda: lambda text: "Anna", "another word than 'Anna'"),
@@ -62,6 +62,7 @@ CASES = {
             (lambda: 100 * probability(), "percent"),
             (lambda: probability(name="Tom"), "the other name"),
             (0.123, "0.123 is not it"),
+            (0.0005, "0.0005 is not it"),  # nor is it taken for the other name's, which is near 0 too
         ],
     ),
     "0.3": (

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 from workbench.lenses.head_scores import HEAD_SCORES
 
 
@@ -27,7 +27,7 @@ def last_copy_only(pattern, tokens):
 
 
 def above(score, bound):
-    clean, _ = bench.stores("induction", 64)
+    clean, _ = fixtures.stores("induction", 64)
     mean = (
         wb.head_scores(clean)[..., ["previous", "duplicate", "induction"].index(score)].mean("example").values
     )
@@ -38,7 +38,7 @@ def above(score, bound):
 def accuracies():
     table = []
     for name in ("induction", "shortcut"):
-        model = bench.model(name)
+        model = fixtures.model(name)
         pairs = wb.load_task("induction", model, n=600)
         distance = (pairs.clean.at("END") - pairs.clean.at("PREVIOUS")).numpy()
         first = []
@@ -96,7 +96,7 @@ CASES = {
             (lambda: accuracies()[::-1], "in the wrong order"),
             (lambda: 100 * accuracies(), "percentages"),
             (lambda: 1 - accuracies(), "wrong answers"),
-            (lambda: np.ones((2, 5)), "at the distance 10 and 11 and 13 and 14 you are off"),
+            (lambda: np.ones((2, 5)), "distances 10, 11, 13 and 14 are off"),
             (lambda: np.ones((5, 2)), "shape (2, 5) is wanted"),
         ],
     ),

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 def patched(site, *, noising=False):
     """Logit differences, with hooks instead of the engine."""
-    model, pairs = bench.model(), bench.pairs("ioi", 64)
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
     base, other = (pairs.clean, pairs.corrupt) if noising else (pairs.corrupt, pairs.clean)
     place = wb.Site.parse(site)
     name = f"blocks.{place.layer}." + {"z": "attn.hook_z", "mlp_out": "hook_mlp_out"}[place.kind]
@@ -78,7 +78,7 @@ CASES = {
             ("z[7.7]@END", "not in this model"),
             ("mlp_out[3]@END", "not a head's z"),
             ("a3.7", "not a site"),
-            ("y[3.7]@END", "no kind of site 'y'"),
+            ("y[3.7]@END", "kind='y' is not known"),
         ],
     ),
     "5.4": (

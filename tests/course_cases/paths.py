@@ -3,14 +3,14 @@
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 def ends(hooks=()):
     """Logit differences of the clean run."""
-    pairs, rows = bench.pairs("ioi", 64), torch.arange(64)
+    pairs, rows = fixtures.pairs("ioi", 64), torch.arange(64)
     with torch.no_grad():
-        end = bench.model().run_with_hooks(pairs.clean.tokens, fwd_hooks=[*hooks])[
+        end = fixtures.model().run_with_hooks(pairs.clean.tokens, fwd_hooks=[*hooks])[
             rows, pairs.clean.lengths - 1
         ]
     return end[rows, pairs.answers[:, 0, 0]] - end[rows, pairs.wrong[:, 0, 0]]
@@ -18,7 +18,7 @@ def ends(hooks=()):
 
 def direct(layer, head, *, heads=True, mlps=True):
     """With hooks: the head corrupt, what comes after it held."""
-    model, pairs = bench.model(), bench.pairs("ioi", 64)
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
     with torch.no_grad():
         _, clean = model.run_with_cache(pairs.clean.tokens)
         _, corrupt = model.run_with_cache(pairs.corrupt.tokens)
@@ -61,7 +61,7 @@ CASES = {
             (1.0, "the whole effect"),
             (lambda: direct(3, 7).mean(), "in logits"),
             (lambda: (direct(3, 7) / direct(3, 7, heads=False, mlps=False)).mean(), "each prompt's share"),
-            (lambda: 1 - share(), "all other ways"),
+            (lambda: 1 - share(), "all other paths"),
             (lambda: 1 / share(), "turn the fraction round"),
         ],
     ),
@@ -78,8 +78,8 @@ CASES = {
     "6.3": (
         lambda: "a3.7<v>@S2",
         [
-            ("a3.7<q>@END", "one input carries more"),
-            ("a3.7<v>@END", "one input carries more"),
+            ("a3.7<q>@END", "another input carries more"),
+            ("a3.7<v>@END", "another input carries more"),
             ("a3.7<v>", "write the position"),
             ("a3.7@S2", "is not an input of head a3.7"),
         ],

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 @lru_cache(maxsize=1)
 def fitted():
     stores = wb.capture_pairs(
-        bench.model(), bench.pairs("agreement", 200), sites=["resid_post"], progress=False
+        fixtures.model(), fixtures.pairs("agreement", 200), sites=["resid_post"], progress=False
     )
     labels = wb.Labels.of_concepts(stores[0], ["number"], pos="END")
     return stores, wb.fit_probes(stores[0], labels, k=[1, 2, 4, 8, 16], draws=10)
@@ -43,7 +43,7 @@ def moved(side=1):
 
 
 def words(side):
-    pairs = bench.pairs("agreement", 200)
+    pairs = fixtures.pairs("agreement", 200)
     prompts = (pairs.clean, pairs.corrupt)[side]
     nouns = [prompts.strings[i][at] for i, at in enumerate(prompts.at("SUBJECT").tolist())]
     return ["plural" if noun.endswith("s") else "singular" for noun in nouns]

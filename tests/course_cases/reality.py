@@ -3,17 +3,17 @@
 from functools import lru_cache
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 @lru_cache
 def tiny(split):
-    model, train = bench.model(), bench.pairs("ioi", 32)
+    model, train = fixtures.model(), fixtures.pairs("ioi", 32)
     _, corrupt = wb.capture_pairs(model, train, progress=False)
     circuit = wb.find_circuit(
         wb.score_edges(model, train, value=wb.from_store(corrupt), progress=False), n_edges=40
     )
-    pairs = bench.pairs("ioi", 32, split=split)
+    pairs = fixtures.pairs("ioi", 32, split=split)
     _, other = wb.capture_pairs(model, pairs, progress=False)
     return wb.evaluate(
         circuit, model, pairs, value=wb.from_store(other), checks="minimality", progress=False

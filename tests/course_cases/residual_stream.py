@@ -3,32 +3,32 @@
 import numpy as np
 
 import workbench as wb
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 
 
 def lens(values):
-    pairs = bench.pairs("ioi", 64)
-    clean, _ = bench.stores("ioi", 64)
-    made = wb.logit_lens(clean, bench.model(), targets=pairs.answers, minus=pairs.wrong).values
+    pairs = fixtures.pairs("ioi", 64)
+    clean, _ = fixtures.stores("ioi", 64)
+    made = wb.logit_lens(clean, fixtures.model(), targets=pairs.answers, minus=pairs.wrong).values
     return values(made[np.arange(64), :, pairs.clean.lengths - 1].mean(0))
 
 
 CASES = {
     "1.1": (
-        lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None]))[:, 0],
+        lambda: lambda stream: fixtures.model().unembed(fixtures.model().ln_final(stream[:, None]))[:, 0],
         [
             (
-                lambda: lambda stream: bench.model().unembed(stream[:, None])[:, 0],
+                lambda: lambda stream: fixtures.model().unembed(stream[:, None])[:, 0],
                 "those of the stream as it is",
             ),
             (
-                lambda: lambda stream: bench.model().unembed(bench.model().ln_final(stream[:, None])),
+                lambda: lambda stream: fixtures.model().unembed(fixtures.model().ln_final(stream[:, None])),
                 "shape (5, 378) is wanted",
             ),
             (
                 lambda: (
                     lambda stream: (
-                        bench.model().unembed(bench.model().ln_final(stream[:, None]))[:, 0].softmax(-1)
+                        fixtures.model().unembed(fixtures.model().ln_final(stream[:, None]))[:, 0].softmax(-1)
                     )
                 ),
                 "probabilities",
@@ -43,6 +43,7 @@ CASES = {
             (lambda: lens(lambda reached: reached[1:]), "what is reached after each layer"),
             (lambda: -lens(np.diff), "signs"),
             (lambda: lens(np.diff) + np.array([0, 0, 1]), "layer 3 is off"),
+            (lambda: lens(np.diff) + 1, "layers 1, 2 and 3 are off"),
         ],
     ),
 }

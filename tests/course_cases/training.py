@@ -59,7 +59,7 @@ CASES = {
         [
             (lambda: [float(each.m_circuit.mean()) for each in measured()], "these are logit differences"),
             ([1.0, 1.05, 1.02], "all are near 1"),
-            (lambda: ratios() + np.array([0, 0, 0.2]), "at step 2250 you are off"),
+            (lambda: ratios() + np.array([0, 0, 0.2]), "step 2250 is off"),
             ([0.5], "shape (3,) is wanted"),
         ],
     ),

@@ -1,6 +1,7 @@
 """Checkers of lesson 11: the rubric of a study, measured again from its prompts and its circuit."""
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.course import fixtures as bench
+from workbench.course import fixtures
 from workbench.course.exercises import Wrong, exercise, fields, names, number
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, zero
@@ -25,25 +26,26 @@ LEAST, MOST = 24, 200
 SMALL = 0.05
 """Largest circuit, as a share of the model's edges."""
 FAITHFUL = 0.8
+"""Faithfulness on held-out prompts that a circuit needs."""
 MISSED = 0.1
-"""Faithfulness that a needed component costs when it goes."""
+"""Faithfulness that a needed component costs when it is taken out."""
 SECTIONS = ("Question", "Prompts", "Circuit", "Controls", "Limits")
 
 
 @lru_cache(maxsize=4)
-def _other(pairs: PromptPairs) -> Value:
-    """What the corrupt run of these prompts holds."""
-    return from_store(capture_pairs(bench.model(), pairs, progress=False)[1])
+def _corrupt_value(pairs: PromptPairs) -> Value:
+    """The activations of the corrupt run of these prompts."""
+    return from_store(capture_pairs(fixtures.model(), pairs, progress=False)[1])
 
 
 @lru_cache(maxsize=16)
 def _measured(
     circuits: tuple[Circuit, ...], pairs: PromptPairs, value: str, checks: tuple[str, ...] = ()
 ) -> xr.Dataset:
-    """Of the course's own: circuits on prompts."""
+    """The course's own evaluation of circuits on prompts, with "zero" or "corrupt" values."""
     try:
-        chosen = zero() if value == "zero" else _other(pairs)
-        return evaluate(list(circuits), bench.model(), pairs, value=chosen, checks=checks, progress=False)
+        chosen = zero() if value == "zero" else _corrupt_value(pairs)
+        return evaluate(list(circuits), fixtures.model(), pairs, value=chosen, checks=checks, progress=False)
     except (WorkbenchError, IndexError, RuntimeError) as error:
         raise Wrong(f"this cannot be measured on tiny: {error}") from error
 
@@ -51,7 +53,8 @@ def _measured(
 def _pairs(answer: Any, name: str) -> PromptPairs:
     if not isinstance(answer, PromptPairs):
         raise Wrong(
-            f"{name}: PromptPairs are wanted (PromptPairs.from_csv, from_dataframe), not {type(answer).__name__}."
+            f"{name}: PromptPairs are wanted (PromptPairs.from_csv, from_dataframe), not "
+            f"{type(answer).__name__}."
         )
     if not LEAST <= len(answer) <= MOST:
         raise Wrong(f"{name}: {LEAST} to {MOST} pairs are wanted, and there are {len(answer)}.")
@@ -59,7 +62,7 @@ def _pairs(answer: Any, name: str) -> PromptPairs:
 
 
 @lru_cache(maxsize=8)
-def _judged(name: str, pairs: PromptPairs) -> None:
+def _check_behaviour(name: str, pairs: PromptPairs) -> None:
     """Raise `Wrong` where a set of prompts shows no behaviour of one's own."""
     if pairs.provenance.get("task") in TASKS:
         raise Wrong(
@@ -70,61 +73,82 @@ def _judged(name: str, pairs: PromptPairs) -> None:
             f"{name}: in some pairs clean and corrupt differ in length, so that no circuit can be run."
         )
     if len(set(pairs.clean.ids)) < len(pairs):
-        raise Wrong(f"{name}: some clean prompts are there twice.")
+        raise Wrong(f"{name}: some clean prompts occur twice.")
     counts = np.unique(pairs.answers[:, 0, 0].numpy(), return_counts=True)[1]
     if counts.max() > 0.7 * len(pairs):
         raise Wrong(
-            f"{name}: one word is right in {counts.max() / len(pairs):.0%} of the pairs. A model that always says it would pass."
+            f"{name}: one word is right in {counts.max() / len(pairs):.0%} of the pairs. A model that always "
+            "says it would pass."
         )
     changed = (pairs.clean.tokens != pairs.corrupt.tokens).sum(1) / pairs.clean.lengths
     if changed.mean() > 1 / 3:
         raise Wrong(
-            f"{name}: the corrupt prompts change {changed.mean():.0%} of the tokens; what made the difference then?"
+            f"{name}: the corrupt prompts change {changed.mean():.0%} of the tokens; then what made the "
+            "difference?"
         )
-    found = _measured((Circuit.empty(bench.model()),), pairs, "corrupt")
-    right = float((found["m_full"] > 0).mean())
+    runs = _measured((Circuit.empty(fixtures.model()),), pairs, "corrupt")
+    right = float((runs["m_full"] > 0).mean())
     if right < 0.9:
         raise Wrong(
-            f"{name}: tiny prefers the right answer in {right:.0%} of the pairs. There is no behaviour to explain yet."
+            f"{name}: tiny prefers the right answer in {right:.0%} of the pairs. There is no behaviour to "
+            "explain yet."
         )
-    if float(found["m_empty"].mean()) > 0.5 * float(found["m_full"].mean()):
+    if float(runs["m_empty"].mean()) > 0.5 * float(runs["m_full"].mean()):
         raise Wrong(
-            f"{name}: the corrupt prompts keep more than half of the logit difference. Change what the answer hangs on."
+            f"{name}: the corrupt prompts keep more than half of the logit difference. Change what the "
+            "answer depends on."
         )
 
 
-def _study(answer: Any) -> tuple[Circuit, PromptPairs, xr.Dataset]:
-    """The circuit, the held-out prompts, and the one on the other."""
+@dataclass(frozen=True)
+class Submission:
+    """A circuit that was handed in, its held-out prompts, and its evaluation on them with corrupt values."""
+
+    circuit: Circuit
+    heldout: PromptPairs
+    evaluation: xr.Dataset
+
+    @property
+    def faithfulness(self) -> float:
+        """Of the circuit on the held-out prompts."""
+        return float(self.evaluation["faithfulness"][0])
+
+
+def _submission(answer: Any) -> Submission:
     circuit, heldout = fields(answer, ("circuit", "heldout")).values()
     if not isinstance(circuit, Circuit):
         raise Wrong(
             f"circuit: a Circuit is wanted (find_circuit, acdc, learn_circuit), not {type(circuit).__name__}."
         )
-    if circuit.graph != Graph(Shape.of(bench.model())):
+    if circuit.graph != Graph(Shape.of(fixtures.model())):
         raise Wrong(
-            "circuit: its graph is not the plain one of tiny. One with positions or neurons has .collapsed."
+            "circuit: its graph is not the plain one of tiny. A circuit with positions or neurons has "
+            ".collapsed."
         )
     heldout = _pairs(heldout, "heldout")
-    _judged("heldout", heldout)
-    return circuit, heldout, _measured((circuit,), heldout, "corrupt")
+    _check_behaviour("heldout", heldout)
+    return Submission(circuit, heldout, _measured((circuit,), heldout, "corrupt"))
 
 
-def _close(given: Any, right: float, tolerance: float) -> bool:
-    return abs(number(given) - right) <= tolerance
+def _close(value: Any, right: float, tolerance: float) -> bool:
+    return abs(number(value) - right) <= tolerance
 
 
 @exercise(
     "11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.'
 )
 def _prompts(answer: Any) -> str:
-    sets = {name: _pairs(given, name) for name, given in fields(answer, ("found", "heldout")).items()}
-    shared = set.intersection(*({*pairs.clean.ids, *pairs.corrupt.ids} for pairs in sets.values()))
+    sets = {}
+    for name, pairs in fields(answer, ("found", "heldout")).items():
+        sets[name] = _pairs(pairs, name)
+    ids = [{*pairs.clean.ids, *pairs.corrupt.ids} for pairs in sets.values()]
+    shared = set.intersection(*ids)
     if shared:
         raise Wrong(
             f"{len(shared)} prompts are in both sets, clean or corrupt. PromptPairs.split keeps them apart."
         )
     for name, pairs in sets.items():
-        _judged(name, pairs)
+        _check_behaviour(name, pairs)
     return f"{len(sets['found'])} pairs to look at and {len(sets['heldout'])} to judge by."
 
 
@@ -135,8 +159,10 @@ def _prompts(answer: Any) -> str:
     '{"circuit", "heldout", "faithfulness", "low", "high"}: three numbers on held-out prompts.',
 )
 def _score(answer: Any) -> str:
-    given = [number(value) for value in fields(answer, ("faithfulness", "low", "high")).values()]
-    circuit, heldout, measured = _study(answer)
+    scores = fields(answer, ("faithfulness", "low", "high")).values()
+    score, low, high = (number(value) for value in scores)
+    study = _submission(answer)
+    circuit, heldout = study.circuit, study.heldout
     sides = zip(heldout.clean.ids, heldout.corrupt.ids, strict=True)
     seen = np.mean([not circuit.prompt_ids.isdisjoint(pair) for pair in sides])
     if seen:
@@ -146,29 +172,33 @@ def _score(answer: Any) -> str:
         raise Wrong(
             f"the circuit has {share:.0%} of all edges; at most {SMALL:.0%} make an explanation here."
         )
-    score, low, high = (float(measured[name][0]) for name in ("faithfulness", "low", "high"))
-    if score < FAITHFUL:
+    if study.faithfulness < FAITHFUL:
         raise Wrong(
-            f"on the held-out prompts the circuit keeps less than {FAITHFUL:.0%} of the behaviour. More edges, or better ones?"
+            f"on the held-out prompts the circuit keeps less than {FAITHFUL:.0%} of the behaviour. More "
+            "edges, or better ones?"
         )
     if not circuit.prompt_ids:
         raise Wrong(
-            "the circuit does not say which prompts it was found on, so that nothing shows that others are held out. What find_circuit, "
-            "acdc and learn_circuit return says it; Circuit.of takes prompt_ids=."
+            "the circuit does not say which prompts it was found on, so that nothing shows that others are "
+            "held out. What "
+            "find_circuit, acdc and learn_circuit return says it; Circuit.of takes prompt_ids=."
         )
-    if _close(given[0], 100 * score, 1):
+    if _close(score, 100 * study.faithfulness, 1):
         raise Wrong("the score is in percent; 1 is the whole behaviour.")
-    if not _close(given[0], score, 0.01):
+    if not _close(score, study.faithfulness, 0.01):
         raise Wrong(
-            f"measured again with this circuit and these prompts, faithfulness is not {given[0]:.3g}. Held-out prompts, corrupt values?"
+            f"measured again with this circuit and these prompts, faithfulness is not {score:.3g}. Held-out "
+            "prompts, "
+            "corrupt values?"
         )
-    if not given[1] <= given[0] <= given[2]:
+    if not low <= score <= high:
         raise Wrong("the score is not between low and high.")
-    if given[1] == given[2]:
+    if low == high:
         raise Wrong(
             "an interval without width says that another sample of prompts would give the same number."
         )
-    if not (_close(given[1], low, 0.03) and _close(given[2], high, 0.03)):
+    interval = (float(study.evaluation["low"][0]), float(study.evaluation["high"][0]))
+    if not (_close(low, interval[0], 0.03) and _close(high, interval[1], 0.03)):
         raise Wrong("the interval is not the 95 % bootstrap interval over the held-out prompts.")
     return f"{circuit.n_edges} edges, and {len(heldout)} prompts that had no say in them."
 
@@ -180,32 +210,43 @@ def _score(answer: Any) -> str:
     '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.',
 )
 def _controls(answer: Any) -> str:
-    given = {name: number(value) for name, value in fields(answer, ("random", "complement", "zero")).items()}
-    circuit, heldout, measured = _study(answer)
-    score = float(measured["faithfulness"][0])
-    checked = _measured((circuit,), heldout, "corrupt", ("random", "complement"))
-    right = {"random": float(checked["random"][0]), "complement": float(checked["complement"][0])}
-    right["zero"] = float(_measured((circuit,), heldout, "zero")["faithfulness"][0])
-    said = {
-        "random": "the mean faithfulness of random circuits with as many edges",
-        "complement": "the faithfulness of all edges but the circuit's",
-        "zero": "the circuit's faithfulness when what is left out is set to zero",
-    }
-    for name, tolerance in (("random", 0.1), ("complement", 0.005), ("zero", 0.005)):
-        if given[name] == 0 and right[name] != 0:
+    values = {}
+    for name, value in fields(answer, ("random", "complement", "zero")).items():
+        values[name] = number(value)
+    study = _submission(answer)
+    circuits, score = (study.circuit,), study.faithfulness
+    checked = _measured(circuits, study.heldout, "corrupt", ("random", "complement"))
+    zeroed = float(_measured(circuits, study.heldout, "zero")["faithfulness"][0])
+    controls = (
+        (
+            "random",
+            float(checked["random"][0]),
+            0.1,  # random circuits are drawn: another seed gives another mean
+            "the mean faithfulness of random circuits with as many edges",
+        ),
+        (
+            "complement",
+            float(checked["complement"][0]),
+            0.005,
+            "the faithfulness of all edges but the circuit's",
+        ),
+        ("zero", zeroed, 0.005, "the circuit's faithfulness when what is left out is set to zero"),
+    )
+    for name, right, tolerance, meaning in controls:
+        if values[name] == 0 and right != 0:
             raise Wrong(f"{name}: exactly 0 is hardly ever measured. Give the number as it came out.")
-        if not _close(given[name], right[name], tolerance):
-            same = (
-                " That is the circuit's own score, with corrupt values."
-                if _close(given[name], score, 0.02)
-                else ""
-            )
-            raise Wrong(
-                f"{name}: wanted is {said[name]}, measured on the held-out prompts, and it is not {given[name]:.3g}.{same}"
-            )
-    if right["random"] > score - 0.2:
+        if _close(values[name], right, tolerance):
+            continue
+        message = (
+            f"{name}: wanted is {meaning}, measured on the held-out prompts, and it is not "
+            f"{values[name]:.3g}."
+        )
+        if _close(values[name], score, 0.02):
+            message += " That is the circuit's own score, with corrupt values."
+        raise Wrong(message)
+    if controls[0][1] > score - 0.2:
         raise Wrong("random circuits do nearly as well as yours: the score says nothing about these edges.")
-    agree = "agree" if abs(right["zero"] - score) < 0.2 else "disagree: say in your report what that means"
+    agree = "agree" if abs(zeroed - score) < 0.2 else "disagree: say in your report what that means"
     return f"Zero and corrupt values {agree}."
 
 
@@ -216,23 +257,21 @@ def _controls(answer: Any) -> str:
     '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].',
 )
 def _needed(answer: Any) -> str:
-    given = fields(answer, ["needed"])["needed"]
-    circuit, _, measured = _study(answer)
-    members = [name for name in circuit.nodes if name not in ("input", "logits")]
+    needed = fields(answer, ["needed"])["needed"]
+    study = _submission(answer)
+    members = [name for name in study.circuit.nodes if name not in ("input", "logits")]
     if not members:
         raise Wrong("the circuit has no head and no MLP.")
-    chosen = names(given, members, "head or MLP of the circuit")
-    without = tuple(_without(circuit, name) for name in members)
-    lost = (
-        float(measured["faithfulness"][0])
-        - _measured(without, answer["heldout"], "corrupt")["faithfulness"].values
-    )
-    for name, cost in zip(members, lost, strict=True):
-        if name in chosen and cost < MISSED - 0.01:
-            raise Wrong(f"without {name} the circuit's faithfulness falls by {cost:.2f} only.")
-    left = sum(cost > MISSED + 0.01 and name not in chosen for name, cost in zip(members, lost, strict=True))
+    chosen = names(needed, members, "head or MLP of the circuit")
+    without = tuple(_without(study.circuit, name) for name in members)
+    scores = _measured(without, study.heldout, "corrupt")["faithfulness"].values
+    costs = dict(zip(members, study.faithfulness - scores, strict=True))
+    for name in chosen:
+        if costs[name] < MISSED - 0.01:
+            raise Wrong(f"without {name} the circuit's faithfulness falls by only {costs[name]:.2f}.")
+    left = [name for name, cost in costs.items() if cost > MISSED + 0.01 and name not in chosen]
     if left:
-        raise Wrong(f"{left} more cost {MISSED} or more when they go.")
+        raise Wrong(f"{len(left)} more cost {MISSED} or more when they are taken out.")
     return f"{len(chosen)} of {len(members)} components; the others help little by themselves."
 
 
@@ -246,29 +285,31 @@ def _without(circuit: Circuit, name: str) -> Circuit:
     "11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.'
 )
 def _report(answer: Any) -> str:
-    given = fields(answer, ["report"])["report"]
-    if not isinstance(given, str | Path) or not Path(given).is_file():
-        raise Wrong(f"report: there is no file {str(given)!r}.")
-    page = Path(given).read_text(encoding="utf-8", errors="replace")
-    _, _, measured = _study(answer)
+    path = fields(answer, ["report"])["report"]
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        raise Wrong(f"report: there is no file {str(path)!r}.")
+    page = Path(path).read_text(encoding="utf-8", errors="replace")
+    study = _submission(answer)
     headings = [
-        re.sub("<[^>]*>", "", found).strip()
-        for found in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)
+        _text(one).strip().lower() for one in re.findall(r"<h[1-6][^>]*>(.*?)</h[1-6]>", page, re.DOTALL)
     ]
-    missing = [name for name in SECTIONS if not any(name.lower() in heading.lower() for heading in headings)]
+    missing = [name for name in SECTIONS if not any(name.lower() in heading for heading in headings)]
     if missing:
         raise Wrong(f"report: no section is called {', '.join(missing)}.")
     if 'data-circuit="' not in page:
         raise Wrong("report: the circuit is not drawn.")
-    text = re.sub("<[^>]*>", " ", re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)).replace(
-        "−", "-"
-    )
+    text = _text(re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL), " ").replace("−", "-")
     for name in ("faithfulness", "low", "high"):
-        value = float(measured[name][0])
-        if not any(form in text for form in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):
-            what = "the faithfulness" if name == "faithfulness" else "the end of its interval"
-            raise Wrong(f"report: {what} on the held-out prompts ({name}) is not told, to two digits.")
+        value = float(study.evaluation[name][0])
+        if not any(spelling in text for spelling in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):
+            noun = "the faithfulness" if name == "faithfulness" else "the end of its interval"
+            raise Wrong(f"report: {noun} on the held-out prompts ({name}) is not given, to two digits.")
     limits = re.search(r"<h2>[^<]*Limits.*?</h2>(.*?)</section>", page, re.DOTALL | re.IGNORECASE)
-    if limits is None or len(re.sub("<[^>]*>", " ", limits[1]).split()) < 20:
+    if limits is None or len(_text(limits[1], " ").split()) < 20:
         raise Wrong("report: under Limits there are only a few words. What would change your mind?")
     return "Give the page to somebody who has not seen the notebook, and ask what they believe now."
+
+
+def _text(html: str, between: str = "") -> str:
+    """HTML without its tags."""
+    return re.sub("<[^>]*>", between, html)

@@ -1,11 +1,14 @@
-"""Exercises and how an answer is checked: a checker says what is wrong with an answer, never what would be right.
+"""Exercises and their checkers: a checker says what is wrong with an answer, never what would be right.
 
-A checker is a function of the answer alone. It works out what it needs from the models and prompts of the course, so that nothing
-of the student's enters the comparison. It raises `Wrong` with what the answer lacks, or returns a remark on a right one.
+Read `exercise`, which makes a function the checker of an exercise, and `check`, which a notebook calls. A
+checker is a function of the answer alone: it computes what it needs from the models and prompts of the
+course, so that nothing a student has in the notebook enters the comparison. It raises `Wrong` with what the
+answer lacks, or returns a remark on a right one. The second half of this module reads answers of every shape;
+it knows no lesson.
 """
 
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,13 +21,14 @@ from workbench.course.lessons import LESSONS, Lesson
 from workbench.errors import UnknownName, WorkbenchError
 
 Difficulty = Literal["easy", "medium", "hard"]
+Checker = Callable[[Any], str]
 
 
 class Wrong(WorkbenchError):
     """An answer that is not right (yet). A notebook shows its message without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        return [str(self)]
+        return [str(self)]  # IPython calls this in place of printing the traceback
 
 
 @dataclass(frozen=True)
@@ -33,59 +37,70 @@ class Exercise:
 
     Attributes:
         name: lesson and number, as "4.2".
-        asked: what the answer is, in one sentence; shown while there is none.
-        checker: answer → a remark; raises `Wrong`.
+        title: a few words.
+        difficulty: "easy", "medium" or "hard".
+        asked: what the answer is, in one sentence; shown while there is no answer.
+        checker: from an answer to a remark; raises `Wrong`.
     """
 
     name: str
     title: str
     difficulty: Difficulty
     asked: str
-    checker: Callable[[Any], str]
+    checker: Checker
 
 
 TWO_DIGITS = 6e-3
-"""How far a number may be off that was rounded to two digits after the point."""
-_found: dict[str, Exercise] = {}
-told: list[tuple[str, bool, str]] = []
-"""What `check` said in this process: exercise, whether it was right, message. `course check` reads it, not what a cell prints."""
+"""How far off a number may be that was rounded to two digits after the point."""
+
+_registered: dict[str, Exercise] = {}
+verdicts: list[tuple[str, bool, str]] = []
+"""What `check` said in this process: exercise, whether it was right, message.
+
+`workbench course check` reads this list from the notebook's kernel, since anything can be printed by a cell.
+"""
 
 
-def exercise(
-    name: str, title: str, difficulty: Difficulty, asked: str
-) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
-    """Make a function the checker of an exercise."""
+def exercise(name: str, title: str, difficulty: Difficulty, asked: str) -> Callable[[Checker], Checker]:
+    """A decorator that makes a function the checker of an exercise; the arguments are those of `Exercise`."""
 
-    def put(checker: Callable[[Any], str]) -> Callable[[Any], str]:
-        _found[name] = Exercise(name, title, difficulty, asked, checker)
+    def register(checker: Checker) -> Checker:
+        _registered[name] = Exercise(name, title, difficulty, asked, checker)
         return checker
 
-    return put
+    return register
 
 
 def exercises(lesson: Lesson) -> list[Exercise]:
-    """Those of a lesson, in order."""
-    import_module(f"workbench.course.{lesson.module}")
-    return [found for name, found in sorted(_found.items()) if name.split(".")[0] == str(lesson.number)]
+    """The exercises of a lesson, in order."""
+    import_module(f"workbench.course.{lesson.module}")  # its checkers register themselves
+    return [one for name, one in sorted(_registered.items()) if name.split(".")[0] == str(lesson.number)]
 
 
 def find(name: str) -> Exercise:
-    """The exercise of a name such as "4.2"."""
-    near = [lesson for lesson in LESSONS if str(lesson.number) == str(name).split(".")[0]]
-    by_name = {each.name: each for lesson in near or LESSONS for each in exercises(lesson)}
+    """The exercise of a name such as "4.2".
+
+    Raises:
+        UnknownName: there is no such exercise.
+    """
+    of_that_number = [lesson for lesson in LESSONS if str(lesson.number) == str(name).split(".")[0]]
+    by_name = {one.name: one for lesson in of_that_number or LESSONS for one in exercises(lesson)}
     if name not in by_name:
         raise UnknownName("exercise", name, by_name)
     return by_name[name]
 
 
 def check(name: str, answer: Any) -> None:
-    """Say whether an answer to an exercise is right.
+    """Print whether an answer to an exercise is right.
 
     Args:
         name: of the exercise, as "4.2".
-        answer: a number, text, table or function, as the exercise asks; `...` stands for an answer still to be given.
+        answer: a number, text, table or function, as the exercise asks; `...` stands for an answer still to
+            be given.
+
     Raises:
-        Wrong: it is not, and why; the right answer is not told.
+        Wrong: the answer is wrong, and why; the right answer is not told.
+        UnknownName: there is no such exercise.
 
     >>> check("1.2", "resid_post[0]")
     Traceback (most recent call last):
@@ -96,33 +111,35 @@ def check(name: str, answer: Any) -> None:
     try:
         remark = _checked(asked, answer)
     except Wrong as wrong:
-        told.append((name, False, str(wrong)))
+        verdicts.append((name, False, str(wrong)))
         raise
-    told.append((name, True, remark))
+    verdicts.append((name, True, remark))
     print(f"Exercise {name}: right. {remark}")
 
 
 def _checked(asked: Exercise, answer: Any) -> str:
     try:
-        if not _open(answer):
+        if not _is_open(answer):
             return asked.checker(answer)
     except Wrong as wrong:
         raise Wrong(f"Exercise {asked.name}: {wrong}") from None
     except RecursionError:
-        raise Wrong(f"Exercise {asked.name}: this holds itself, or calls itself without end.") from None
+        raise Wrong(
+            f"Exercise {asked.name}: the answer contains itself, or calls itself without end."
+        ) from None
     raise Wrong(f"Exercise {asked.name} is not answered yet. Wanted: {asked.asked}")
 
 
-def _open(answer: Any) -> bool:
-    """Whether there is no answer in it, or one with gaps."""
+def _is_open(answer: Any) -> bool:
+    """Whether an answer is still `...` or None, or has such a gap in it."""
     if isinstance(answer, Mapping):
-        return any(map(_open, answer.values()))
+        return any(map(_is_open, answer.values()))
     if isinstance(answer, list | tuple | set):
-        return any(map(_open, answer))
+        return any(map(_is_open, answer))
     return answer is ... or answer is None
 
 
-# What answers may look like.
+# What is said of answers.
 
 
 def shown(answer: Any) -> str:
@@ -131,12 +148,44 @@ def shown(answer: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+def listed(noun: str, items: Sequence[Any]) -> str:
+    """Items as the subject of a sentence, with its verb.
+
+    >>> listed("layer", [2]), listed("layer", [1, 2, 3])
+    ('layer 2 is', 'layers 1, 2 and 3 are')
+    """
+    words = [str(item) for item in items]
+    if len(words) == 1:
+        return f"{noun} {words[0]} is"
+    return f"{noun}s {', '.join(words[:-1])} and {words[-1]} are"
+
+
+def explain(
+    answer: Any, mistakes: Iterable[tuple[Any, str]], *, atol: float = 0.0, rtol: float = 0.0
+) -> None:
+    """Raise `Wrong` with the message of the first typical mistake that gives this answer.
+
+    Args:
+        answer: a number or an array.
+        mistakes: (what the mistake gives, of the shape of the answer; what to say of it).
+        atol: how far the answer may be from it.
+        rtol: the same as a share of it: for numbers close to 0, which an absolute distance does not tell
+            apart.
+    """
+    for value, message in mistakes:
+        if np.allclose(answer, value, atol=atol, rtol=rtol):
+            raise Wrong(message)
+
+
+# Reading answers of every kind.
+
+
 def _plain(answer: Any) -> Any:
     """Tensors as arrays, in lists too."""
     if isinstance(answer, torch.Tensor):
         dense = answer.detach().cpu().to_dense()
-        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
-    return [_plain(each) for each in answer] if isinstance(answer, list | tuple) else answer
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
+    return [_plain(item) for item in answer] if isinstance(answer, list | tuple) else answer
 
 
 def _array(answer: Any) -> np.ndarray:
@@ -144,12 +193,16 @@ def _array(answer: Any) -> np.ndarray:
         return np.asarray(_plain(answer))
     except (TypeError, ValueError, RuntimeError):
         raise Wrong(
-            f"this makes no array, as its rows are not of one length or not of one kind: {shown(answer)}."
+            f"this is no array, as its rows are not of one length or not of one kind: {shown(answer)}."
         ) from None
 
 
 def number(answer: Any) -> float:
-    """A finite number, from Python, numpy, torch or xarray."""
+    """A finite number, from Python, numpy, torch or xarray.
+
+    Raises:
+        Wrong: it is not one finite number.
+    """
     if hasattr(answer, "__array__"):
         values = _array(answer)
         if values.size != 1:
@@ -159,7 +212,7 @@ def number(answer: Any) -> float:
         raise Wrong(f"{shown(answer)} is not a number.")
     try:
         value = float(answer)
-    except OverflowError:
+    except OverflowError:  # a Python integer beyond what a float holds
         value = float("inf")
     if not np.isfinite(value):
         raise Wrong(f"{shown(answer)} is not finite: something was divided by zero or not measured.")
@@ -167,7 +220,11 @@ def number(answer: Any) -> float:
 
 
 def whole_number(answer: Any) -> int:
-    """A whole number."""
+    """A whole number.
+
+    Raises:
+        Wrong: it is not.
+    """
     try:
         value = number(answer)
     except Wrong:
@@ -181,7 +238,12 @@ def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
     """An array of this shape, of finite numbers.
 
     Args:
+        answer: an array, a tensor, a list of lists.
+        shape: the shape that is wanted.
         axes: the names of the axes, for the message: "example, layer".
+
+    Raises:
+        Wrong: another shape, or cells that are not finite numbers.
     """
     values = _array(answer)
     if values.dtype.kind not in "fiub":
@@ -191,74 +253,89 @@ def table(answer: Any, shape: Sequence[int], axes: str) -> np.ndarray:
             f"an array [{axes}] of shape {tuple(shape)} is wanted, and this has the shape {values.shape}."
         )
     if not np.isfinite(values).all():
-        raise Wrong(f"{int((~np.isfinite(values)).sum())} of its cells are not numbers.")
+        raise Wrong(f"{int((~np.isfinite(values)).sum())} of its cells are not finite numbers.")
     return values.astype(float)
 
 
 def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
-    """Some of a list of known names: one text, with commas between them, or a collection of any kind.
+    """Some of a list of known names: one text with commas, or a collection of any kind.
 
     Args:
-        what: one of them is called so in the message: "head".
+        answer: the names.
+        known: the names that exist.
+        what: what one of them is called in the message: "head".
+
+    Raises:
+        Wrong: it is not a collection of names, or one of them does not exist.
     """
-    listed = _array(answer).tolist() if hasattr(answer, "__array__") else answer
-    given = listed.split(",") if isinstance(listed, str) else listed
-    if (
-        not isinstance(given, Collection)
-        or isinstance(given, Mapping)
-        or not all(isinstance(name, str) for name in given)
-    ):
+    plain = _array(answer).tolist() if hasattr(answer, "__array__") else answer
+    chosen = plain.split(",") if isinstance(plain, str) else plain
+    is_list = isinstance(chosen, Collection) and not isinstance(chosen, Mapping)
+    if not is_list or not all(isinstance(name, str) for name in chosen):
         raise Wrong(f"names such as {known[0]!r} are wanted, not {shown(answer)}.")
-    found = {name.strip() for name in given}
-    for name in sorted(found - set(known)):
+    stripped = {name.strip() for name in chosen}
+    for name in sorted(stripped - set(known)):
         raise Wrong(f"{shown(name)} is no {what}. They are written like {known[0]!r}.")
-    return found
+    return stripped
 
 
 def one_name(answer: Any, known: Sequence[str], what: str) -> str:
-    """One of a list of known names, alone or in a collection."""
-    given = names(answer, known, what)
-    if len(given) != 1:
-        raise Wrong(f"one {what} is wanted, and these are {len(given)}.")
-    return given.pop()
+    """One of a list of known names, alone or in a collection; the arguments and errors are those of
+    `names`.
+    """
+    chosen = names(answer, known, what)
+    if len(chosen) != 1:
+        raise Wrong(f"one {what} is wanted, and these are {len(chosen)}.")
+    return chosen.pop()
 
 
-def all_names(given: set[str], why_not: Mapping[str, str]) -> None:
-    """Raise `Wrong` for a name with a reason against it, or where one without is missing.
+def all_names(chosen: set[str], why_not: Mapping[str, str]) -> None:
+    """Raise `Wrong` for a chosen name with a reason against it, or where a name without one is missing.
 
     Args:
-        why_not: of every known name; empty where there is none.
+        chosen: the names of the answer.
+        why_not: for every known name what speaks against it; empty where nothing does.
     """
-    for name in sorted(given):
+    for name in sorted(chosen):
         if why_not[name]:
             raise Wrong(f"{name} {why_not[name]}")
-    if len(given) < list(why_not.values()).count(""):
-        raise Wrong(f"{len(given)} of them so far, all right; at least one is missing.")
+    if len(chosen) < list(why_not.values()).count(""):
+        raise Wrong(f"{len(chosen)} of them so far, all right; at least one is missing.")
 
 
 def fields(answer: Any, keys: Sequence[str]) -> dict[str, Any]:
-    """What a dict has under these keys; others do not matter."""
+    """What a dict has under these keys; other keys do not matter.
+
+    Raises:
+        Wrong: it is not a dict, or a key is missing.
+    """
     wanted = f"a dict with the keys {', '.join(map(repr, keys))} is wanted"
     if not isinstance(answer, Mapping):
         raise Wrong(f"{wanted}, not {shown(answer)}.")
-    if missing := [repr(key) for key in keys if key not in answer]:
+    missing = [repr(key) for key in keys if key not in answer]
+    if missing:
         raise Wrong(f"{wanted}; without a value: {', '.join(missing)}.")
     return {key: answer[key] for key in keys}
 
 
-def called(function: Any, *args: Any, copied: bool = True) -> Any:
+def called(function: Any, *arguments: Any, copied: bool = True) -> Any:
     """What a student's function returns.
 
     Args:
-        copied: it is given copies of arrays, so that what it changes in them changes no comparison.
+        function: the answer.
+        arguments: what it is called with.
+        copied: it gets copies, so that what it changes in them changes no comparison.
+
+    Raises:
+        Wrong: it is not a function, it raises, or it returns nothing.
     """
     if not callable(function):
         raise Wrong(f"a function is wanted, not {type(function).__name__}.")
-    given = [deepcopy(arg) for arg in args] if copied else args
+    passed = [deepcopy(argument) for argument in arguments] if copied else arguments
     try:
-        made = function(*given)
-    except (Exception, SystemExit) as error:
+        returned = function(*passed)
+    except (Exception, SystemExit) as error:  # whatever a student's code raises is an answer to be explained
         raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
-    if _open(made):
+    if _is_open(returned):
         raise Wrong("your function returns nothing yet.")
-    return made
+    return returned

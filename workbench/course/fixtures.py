@@ -1,31 +1,39 @@
-"""The models and prompts that checkers work with, each loaded once."""
+"""The models, prompts and activations that checkers work with, each loaded once in a process.
+
+Checkers call these instead of loading by themselves: lessons share them, and a class of thirty notebooks
+checks quickly. Nothing here is handed to a notebook, so that no cell can change what an answer is compared
+with.
+"""
 
 from functools import lru_cache
-from typing import Any
+
+import numpy as np
 
 from workbench.engine.capture import capture_pairs
 from workbench.models.load import load_model
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.stores.store import ActivationStore
 from workbench.tasks.registry import load_task
 
 
 @lru_cache(maxsize=8)
-def model(name: str = "tiny") -> Any:
+def model(name: str = "tiny") -> Model:
     """A model of the course."""
     return load_model(name)
 
 
-def heads(made: Any) -> list[str]:
+def heads(bridge: Model) -> list[str]:
     """The names of a model's heads, as `a3.7`, layer by layer."""
-    return [f"a{layer}.{head}" for layer in range(made.cfg.n_layers) for head in range(made.cfg.n_heads)]
+    shape = (bridge.cfg.n_layers, bridge.cfg.n_heads)
+    return [f"a{layer}.{head}" for layer, head in np.ndindex(*shape)]
 
 
 @lru_cache(maxsize=16)
 def pairs(
     task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None
 ) -> PromptPairs:
-    """Prompts of a task."""
+    """Prompts of a task, as a notebook loads them."""
     return load_task(task, model(name), n=n, split=split, variant=variant)
 
 

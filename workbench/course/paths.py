@@ -1,12 +1,22 @@
 """Checkers of lesson 6: path patching, and which input of a head matters."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from workbench.course import fixtures as bench
-from workbench.course.exercises import Wrong, called, exercise, fields, number, one_name, shown, table
+from workbench.course import fixtures
+from workbench.course.exercises import (
+    Wrong,
+    called,
+    exercise,
+    explain,
+    fields,
+    number,
+    one_name,
+    shown,
+    table,
+)
 from workbench.engine.values import from_store
 from workbench.errors import WorkbenchError
 from workbench.interventions.effects import effects
@@ -15,25 +25,23 @@ from workbench.planted_models.planted import planted
 
 N = 64
 PORTS = ("q", "k", "v")
-PLACES = ("IO", "S1", "S2", "END")
+POSITIONS = ("IO", "S1", "S2", "END")
 
 
 @lru_cache(maxsize=128)
-def _path(path: str, mlps: str = "frozen") -> np.ndarray:
+def _path(path: str, mlps: Literal["frozen", "recomputed"] = "frozen") -> np.ndarray:
     """[example]: what one path of `tiny` changes when it carries the corrupt value."""
-    other = from_store(bench.stores("ioi", N)[1])
-    return path_effects(
-        bench.model(), bench.pairs("ioi", N), paths=[path], value=other, mlps=mlps, progress=False
-    ).values[:, 0]  # fmt: skip
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", N)
+    value = from_store(fixtures.stores("ioi", N)[1])
+    return path_effects(model, pairs, paths=[path], value=value, mlps=mlps, progress=False).values[:, 0]
 
 
 @lru_cache(maxsize=32)
 def _total(site: str) -> np.ndarray:
     """[example]: what a site of `tiny` changes when it carries the corrupt value."""
-    other = from_store(bench.stores("ioi", N)[1])
-    return effects(bench.model(), bench.pairs("ioi", N), sites=[site], value=other, progress=False).values[
-        :, 0
-    ]
+    model, pairs = fixtures.model(), fixtures.pairs("ioi", N)
+    value = from_store(fixtures.stores("ioi", N)[1])
+    return effects(model, pairs, sites=[site], value=value, progress=False).values[:, 0]
 
 
 @exercise(
@@ -42,46 +50,54 @@ def _total(site: str) -> np.ndarray:
     "easy",
     "one number: the share of the head's total effect that its direct path has.",
 )
-def _share(answer: Any) -> str:
-    each, whole = _path("a3.7->logits"), _total("z[3.7]")
-    direct, total = float(each.mean()), float(whole.mean())
-    got = number(answer)
-    if np.isclose(got, direct / total, atol=3e-3):
+def _direct_share(answer: Any) -> str:
+    direct, total = _path("a3.7->logits"), _total("z[3.7]")  # [example] each
+    share = float(direct.mean()) / float(total.mean())
+    value = number(answer)
+    if np.isclose(value, share, atol=3e-3):
         return "The rest goes through the last MLP, which amplifies what the head writes."
-    if np.isclose(got, (each / whole).mean(), atol=3e-3):
-        raise Wrong("this is the mean of each prompt's share. Take the two means first, then one ratio.")
-    if np.isclose(got, 1, atol=2e-3):
-        raise Wrong("with recomputed MLPs the path is the whole effect. What is meant is the edge alone.")
-    if np.isclose(got, direct, atol=2e-2):
-        raise Wrong("this is an effect in logits; what share of the total is it?")
-    if np.isclose(got, 1 - direct / total, atol=2e-3):
-        raise Wrong("this is the share of all other ways.")
-    if np.isclose(got, total / direct, atol=2e-2):
-        raise Wrong("this is the total in units of the direct effect: turn the fraction round.")
+    mistakes = [
+        (
+            (direct / total).mean(),
+            "this is the mean of each prompt's share. Take the two means first, then one ratio.",
+        ),
+        (1.0, "with recomputed MLPs the path is the whole effect. What is meant is the edge alone."),
+        (1 - share, "this is the share of all other paths."),
+    ]
+    explain(value, mistakes, atol=3e-3)
+    mistakes = [
+        (float(direct.mean()), "this is an effect in logits; what share of the total is it?"),
+        (1 / share, "this is the total in units of the direct effect: turn the fraction round."),
+    ]
+    explain(value, mistakes, atol=2e-2)
     raise Wrong("it is not that number. Take means over the prompts, then one ratio.")
 
 
 @exercise("6.2", "An edge by hand", "medium", "a function from a layer and a head to effects [example].")
 def _by_hand(answer: Any) -> str:
     for layer, head in ((2, 6), (1, 0), (3, 7)):
-        right = _path(f"a{layer}.{head}->logits")
-        got = table(called(answer, layer, head), (N,), "example")
-        if np.allclose(got, right, atol=2e-3):
-            continue
         name = f"a{layer}.{head}"
-        if np.allclose(got, -right, atol=2e-3):
-            raise Wrong("the sign is turned round: patched minus clean is wanted.")
-        if np.allclose(got, _total(f"z[{layer}.{head}]"), atol=2e-3):
-            raise Wrong(
-                f"for {name} this is the total effect: everything after the head still reacts. What must be held?"
-            )
-        if np.allclose(got, _path(f"{name}->logits", "recomputed"), atol=2e-3):
-            raise Wrong(f"for {name} the later heads are held and the later MLPs still react.")
-        if np.isclose(got, 0).all():
+        right = _path(f"{name}->logits")
+        values = table(called(answer, layer, head), (N,), "example")
+        if np.allclose(values, right, atol=2e-3):
+            continue
+        mistakes = [
+            (-right, "the sign is reversed: patched minus clean is wanted."),
+            (
+                _total(f"z[{layer}.{head}]"),
+                f"for {name} this is the total effect: everything after the head still reacts. What must be "
+                "held?",
+            ),
+            (
+                _path(f"{name}->logits", "recomputed"),
+                f"for {name} the later heads are held and the later MLPs still react.",
+            ),
+        ]
+        explain(values, mistakes, atol=2e-3)
+        if np.isclose(values, 0).all():
             raise Wrong(f"for {name} nothing changes: was the head itself held at its clean value?")
-        raise Wrong(
-            f"for {name} your effects are off by up to {np.abs(got - right).max():.2g}. Is every later head and MLP held?"
-        )
+        off = np.abs(values - right).max()
+        raise Wrong(f"for {name} your effects are off by up to {off:.2g}. Is every later head and MLP held?")
     return "That is all that path patching is: one thing moves, the rest is held, and one reader hears of it."
 
 
@@ -89,36 +105,40 @@ def _by_hand(answer: Any) -> str:
 def _into(answer: Any) -> str:
     if not isinstance(answer, str):
         raise Wrong(f"a reader as text is wanted, such as 'a2.0<k>@S1', not {shown(answer)}.")
-    reader, _, place = answer.replace(" ", "").partition("@")
+    reader, _, position = answer.replace(" ", "").partition("@")
     if reader not in [f"a3.7<{port}>" for port in PORTS]:
         raise Wrong(
             f"{shown(reader)} is not an input of head a3.7. Its inputs are a3.7<q>, a3.7<k> and a3.7<v>."
         )
-    if place not in PLACES:
-        raise Wrong(f"write the position after an @, one of {', '.join(PLACES)}.")
-    change = {f"a3.7<{port}>@{at}": float(_path(f"m0->a3.7<{port}>@{at}->logits", "recomputed").mean())
-              for port in PORTS for at in PLACES}  # fmt: skip
-    mine = change[f"{reader}@{place}"]
-    if mine > min(change.values()):
+    if position not in POSITIONS:
+        raise Wrong(f"write the position after an @, one of {', '.join(POSITIONS)}.")
+    changes = {}
+    for port in PORTS:
+        for pos in POSITIONS:
+            into = f"a3.7<{port}>@{pos}"
+            changes[into] = float(_path(f"m0->{into}->logits", "recomputed").mean())
+    change = changes[f"{reader}@{position}"]
+    if change > min(changes.values()):
         raise Wrong(
-            f"through {reader}@{place} the first MLP changes the logit difference by {mine:.2f}; one input carries more."
+            f"through {reader}@{position} the first MLP changes the logit difference by {change:.2f}; "
+            "another input carries more."
         )
     return (
-        f"It changes the logit difference by {mine:.2f}: the head copies, with a minus, what it finds there."
+        f"It changes the logit difference by {change:.2f}: the head copies, with a minus sign, what it finds "
+        "there."
     )
 
 
 @exercise("6.4", "Composition", "medium", 'a table {"q": head, "k": head, "v": head}.')
 def _composition(answer: Any) -> str:
-    made = planted("compositions", seed=3, n=24)
-    heads = made.heads
-    right = {port: heads[f"feed-{port}"] for port in PORTS}
-    for port, given in fields(answer, PORTS).items():
-        head = one_name(given, bench.heads(made.model), "head of this model")
-        if head == heads["target"]:
+    model = planted("compositions", seed=3, n=24)
+    target = model.heads["target"]
+    for port, chosen in fields(answer, PORTS).items():
+        head = one_name(chosen, fixtures.heads(model.model), "head of this model")
+        if head == target:
             raise Wrong(f"{head} is the head that is fed.")
-        if head != right[port]:
-            raise Wrong(f"{head} does not feed the {port} of {heads['target']}: that path changes nothing.")
+        if head != model.heads[f"feed-{port}"]:
+            raise Wrong(f"{head} does not feed the {port} of {target}: that path changes nothing.")
     return "Patching the heads alone could not tell: each of the three is missed just as much."
 
 

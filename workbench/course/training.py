@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from workbench.circuit.circuit import Circuit
-from workbench.course import fixtures as bench
-from workbench.course.exercises import Wrong, exercise, fields, number, table, whole_number
+from workbench.course import fixtures
+from workbench.course.exercises import Wrong, exercise, explain, fields, listed, number, table, whole_number
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
@@ -25,16 +25,16 @@ AT = (1500, 1850, 2250)
 @lru_cache(maxsize=64)
 def _accuracy(task: str, step: int) -> float:
     """Share of 64 prompts whose answer is the first choice of a checkpoint."""
-    pairs = bench.pairs(task, 64)
+    pairs = fixtures.pairs(task, 64)
     with torch.no_grad():
-        logits = bench.model(f"tiny@{step}")(pairs.clean.tokens)[torch.arange(64), pairs.clean.lengths - 1]
+        logits = fixtures.model(f"tiny@{step}")(pairs.clean.tokens)[torch.arange(64), pairs.clean.lengths - 1]
     return float((logits.argmax(-1) == pairs.answers[:, 0, 0]).float().mean())
 
 
 @lru_cache(maxsize=4)
 def _circuit(name: str) -> Circuit:
     """The 40 best edges for induction."""
-    pairs, model = bench.pairs("induction", 32), bench.model(name)
+    pairs, model = fixtures.pairs("induction", 32), fixtures.model(name)
     _, corrupt = capture_pairs(model, pairs, progress=False)
     scores = score_edges(model, pairs, value=from_store(corrupt), method="eap-ig-inputs", progress=False)
     return find_circuit(scores, n_edges=EDGES)
@@ -42,22 +42,25 @@ def _circuit(name: str) -> Circuit:
 
 @lru_cache(maxsize=1)
 def _measured() -> dict[str, np.ndarray]:
-    """[step]: of the final circuit at the checkpoints, its faithfulness on held-out prompts, and its logit difference."""
-    made: dict[str, list[float]] = {"faithfulness": [], "m_circuit": []}
+    """[step]: of the final circuit at the checkpoints, its faithfulness on held-out prompts, and its logit
+    difference.
+    """
+    scores: dict[str, list[float]] = {"faithfulness": [], "m_circuit": []}
+    pairs = fixtures.pairs("induction", 32, split="heldout")
     for step in AT:
-        model, pairs = bench.model(f"tiny@{step}"), bench.pairs("induction", 32, split="heldout")
-        _, corrupt = capture_pairs(model, pairs, progress=False)
-        found = evaluate(_circuit("tiny"), model, pairs, value=from_store(corrupt), checks=(), progress=False)
-        for name, values in made.items():
-            values.append(float(found[name].mean()))
-    return {name: np.array(values) for name, values in made.items()}
+        model = fixtures.model(f"tiny@{step}")
+        value = from_store(capture_pairs(model, pairs, progress=False)[1])
+        result = evaluate(_circuit("tiny"), model, pairs, value=value, checks=(), progress=False)
+        for name, values in scores.items():
+            values.append(float(result[name].mean()))
+    return {name: np.array(values) for name, values in scores.items()}
 
 
 @exercise("10.1", "When is it learnt", "easy", "a dict from each of the four behaviours to a training step.")
 def _when(answer: Any) -> str:
     steps = embedded.steps("tiny")
-    for task, given in fields(answer, BEHAVIOURS).items():
-        step = whole_number(given)
+    for task, value in fields(answer, BEHAVIOURS).items():
+        step = whole_number(value)
         if step not in steps:
             raise Wrong(f"there is no checkpoint of step {step}. There are {', '.join(map(str, steps))}.")
         if _accuracy(task, step) < LEARNT:
@@ -65,7 +68,10 @@ def _when(answer: Any) -> str:
         before = steps[max(0, steps.index(step) - 1)]
         if _accuracy(task, before) >= LEARNT and before != step:
             raise Wrong(f"{task} is above {LEARNT} at {step}, and at an earlier checkpoint too.")
-    return "What asks for one word's features comes first, what compares words by place or copies them comes later."
+    return (
+        "What asks for one word's features comes first, what compares words by place or copies them comes "
+        "later."
+    )
 
 
 @exercise(
@@ -76,21 +82,23 @@ def _when(answer: Any) -> str:
 )
 def _earlier(answer: Any) -> str:
     right = _measured()["faithfulness"]
-    got = table(answer, (len(AT),), "step")
-    if np.allclose(got, right, atol=5e-3):
+    values = table(answer, (len(AT),), "step")
+    if np.allclose(values, right, atol=5e-3):
         return "The edges carry a part of the behaviour long before the behaviour is there."
-    if np.allclose(got, _measured()["m_circuit"], atol=0.05):
+    in_logits = (
+        "these are logit differences of the circuit. Faithfulness divides by what the whole checkpoint does."
+    )
+    explain(values, [(_measured()["m_circuit"], in_logits)], atol=0.05)
+    if np.allclose(values, 1, atol=0.1):
         raise Wrong(
-            "these are logit differences of the circuit. Faithfulness divides by what the whole checkpoint does."
+            "all are near 1, as with the final model. Run the circuit in each checkpoint, with its own "
+            "corrupt activations."
         )
-    if np.allclose(got, 1, atol=0.1):
-        raise Wrong(
-            "all are near 1, as with the final model. Run the circuit in each checkpoint, with its own corrupt activations."
-        )
-    off = [str(AT[i]) for i in np.flatnonzero(~np.isclose(got, right, atol=5e-3))]
+    off = np.flatnonzero(~np.isclose(values, right, atol=5e-3))
     raise Wrong(
-        f"at step {' and '.join(off)} you are off. Take the circuit of {EDGES} edges found in the final model, the 32 held-out prompts, "
-        "and corrupt activations of the checkpoint."
+        f"{listed('step', [AT[i] for i in off])} off. Take the circuit of {EDGES} edges found in the final "
+        "model, the 32 "
+        "held-out prompts, and corrupt activations of the checkpoint."
     )
 
 
@@ -98,17 +106,27 @@ def _earlier(answer: Any) -> str:
 def _overlap(answer: Any) -> str:
     early, late = _circuit("tiny@1850").edges, _circuit("tiny").edges
     both, either = int((early & late).sum()), int((early | late).sum())
-    given = number(answer)
-    if np.isclose(given, both / either, atol=5e-3):
-        return f"Of the {int(late.sum())} edges of the end, {both} are there; the others came later or took over."
-    if np.isclose(given, both, atol=5e-3):
-        raise Wrong(
-            "this is the number of common edges. Divide it by the number of edges that are in either circuit."
+    value = number(answer)
+    if np.isclose(value, both / either, atol=5e-3):
+        return (
+            f"Of the {int(late.sum())} edges of the end, {both} are there; the others came later or took "
+            "over."
         )
-    if any(np.isclose(given, both / n, atol=5e-3) for n in (EDGES, int(early.sum()), int(late.sum()))):
-        raise Wrong(
-            "this is the share of one circuit's edges. The Jaccard overlap divides by the edges that are in either of them."
-        )
-    if not 0 <= given <= 1:
-        raise Wrong(f"{given:g} is no share.")
+    of_one = (
+        "this is the share of one circuit's edges. The Jaccard overlap divides by the edges that are in "
+        "either of them."
+    )
+    mistakes = [
+        (
+            both,
+            "this is the number of common edges. Divide it by the number of edges that are in either "
+            "circuit.",
+        ),
+        (both / EDGES, of_one),
+        (both / int(early.sum()), of_one),
+        (both / int(late.sum()), of_one),
+    ]
+    explain(value, mistakes, atol=5e-3)
+    if not 0 <= value <= 1:
+        raise Wrong(f"{value:g} is no share.")
     raise Wrong(f"the overlap is another. Take {EDGES} edges for both, scored on the same 32 prompts.")
