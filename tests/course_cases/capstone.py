@@ -110,7 +110,7 @@ CASES = {
                 ),
                 "no behaviour",
             ),
-            (lambda: prompts(found=study()["found"].select([0] * 12 + [*range(12, 24)])), "there twice"),
+            (lambda: prompts(found=study()["found"].select([0] * 12 + [*range(12, 24)])), "occur twice"),
             (lambda: prompts(found=["a prompt"]), "PromptPairs are wanted"),
         ],
     ),
@@ -157,7 +157,7 @@ CASES = {
         [
             (lambda: page(without="Limits"), "no section is called Limits"),
             (lambda: page(limits="None."), "a few words"),
-            (lambda: page(told="It is very faithful."), "is not told"),
+            (lambda: page(told="It is very faithful."), "is not given"),
             (lambda: part("circuit", "heldout", report="/no/such/page.html"), "there is no file"),
         ],
     ),

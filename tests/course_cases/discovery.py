@@ -44,7 +44,7 @@ CASES = {
         lambda: lambda scores, true: roc_auc_score(true, scores),
         [
             (lambda: lambda scores, true: 1 - roc_auc_score(true, scores), "a false edge is above"),
-            (lambda: lambda scores, true: roc_auc_score(true, np.abs(scores)), "by size"),
+            (lambda: lambda scores, true: roc_auc_score(true, np.abs(scores)), "by magnitude"),
             (
                 lambda: lambda scores, true: (scores[true][:, None] > scores[~true]).mean(),
                 "A tie counts half",

@@ -65,7 +65,7 @@ CASES = {
     "4.1": (
         lambda: "a0.1",
         [
-            ("a1.1", "Another one pays far more"),
+            ("a1.1", "another head pays far more"),
             ("a2.5", "no head of this model"),
             (["a0.1", "a0.2"], "and these are"),
         ],

@@ -84,7 +84,7 @@ CASES = {
     "9.3": (
         moved,
         [
-            (lambda: moved(side=0), "turned round"),
+            (lambda: moved(side=0), "every answer is reversed"),
             (lambda: np.ones(4), "held-out accuracies on clean prompts"),
             (lambda: moved() + np.array([0, 0, 0.2, 0]), "layer 2: off"),
         ],
@@ -111,7 +111,7 @@ CASES = {
         [
             ({"used": "a1.2", "decoy": "a1.0"}, "stays as it is"),
             ({"used": "a1.0", "decoy": "a1.0"}, "look at the logit difference"),
-            ({"used": "a1.0", "decoy": "a1.1"}, "can be read in 2"),
+            ({"used": "a1.0", "decoy": "a1.1"}, "can be read in only 2"),
             ({"used": "1.0", "decoy": "a1.2"}, "no head of the last layer"),
             ({"used": ["a1.0", "a1.2"], "decoy": "a1.2"}, "and these are"),
             ({"used": "a1.0"}, "keys"),

@@ -72,6 +72,7 @@ def _share(rows: torch.Tensor) -> np.ndarray:
 def _edit(answer: Any) -> str:
     seed = torch.Generator().manual_seed(3)
     z, donor = torch.randn(2, 3, 5, 8, 4, generator=seed)  # two of [example, pos, head, d_head]
+    # A number, a vector and a tensor: an edit that broadcasts by luck fails on one of them.
     for value in (0.0, donor[0, 0, 0], donor[:, :, 6]):
         before, wanted = z.clone(), z.clone()
         wanted[:, :, 6] = value
@@ -139,6 +140,7 @@ def _shares(answer: Any) -> str:
 )
 def _synergy(answer: Any) -> str:
     value, (together, singly) = number(answer), _together()
+    # Six means that were each rounded to two digits add up to an error of up to 0.03.
     if np.isclose(value, together - singly, atol=0.05):
         return f"Zeroed one at a time they cost {-singly:.1f} in all, together {-together:.1f}."
     mistakes = [

@@ -64,6 +64,7 @@ def _scale(stream: Tensor) -> Tensor:
 )
 def _by_hand(answer: Any) -> str:
     model, seed = fixtures.model(), torch.Generator().manual_seed(2)
+    # The mean is not 0, so that forgetting to subtract it shows.
     part, rest = torch.randn(2, 6, model.cfg.d_model, generator=seed) + 0.5
     final, right, wrong = 3 * (part + rest), torch.arange(60, 66), torch.arange(80, 86)
     weight, toward = model.ln_final.w.detach(), (model.W_U[:, right] - model.W_U[:, wrong]).T.detach()
@@ -114,6 +115,7 @@ def _by_layer(answer: Any) -> str:
     # Biases of the output projections count as `bias` by head and as attention by component: both are taken.
     heads, mlps = ([float(written.sel(component=f"{kind}{layer}")) for layer in range(4)] for kind in "am")
     right, values = np.add(heads, mlps), table(answer, (4,), "layer")
+    # 0.03 of 9 logits: sums of four numbers that were each rounded to two digits still pass.
     if np.allclose(values, right, atol=0.03):
         return "Nearly all of it is written by the last layer, from what the earlier ones left in the stream."
     clean, _ = fixtures.stores("ioi", N)

@@ -165,6 +165,7 @@ def _score(answer: Any) -> str:
     circuit, heldout = study.circuit, study.heldout
     sides = zip(heldout.clean.ids, heldout.corrupt.ids, strict=True)
     seen = np.mean([not circuit.prompt_ids.isdisjoint(pair) for pair in sides])
+    # Either side counts: a held-out pair whose corrupt prompt was searched on is not held out.
     if seen:
         raise Wrong(f"the circuit was found on {seen:.0%} of the held-out prompts, so nothing is held out.")
     share = circuit.n_edges / circuit.graph.n_edges

@@ -59,6 +59,7 @@ def _auroc(answer: Any) -> str:
     true = rng.random(60) < 0.3
     untied = rng.normal(size=60) + true
     tied = np.where(rng.random(60) < 0.6, 0.0, untied)
+    # Ties are common in scores (edges that no method reaches are all 0), and easily counted wrongly.
     for scores, has_ties in ((untied, False), (tied, True)):
         right = edge_auroc(scores, true, by="signed")
         value = number(called(answer, scores, true))

@@ -154,6 +154,7 @@ WRONG_SCORES = (
     "a function of a pattern [query, key] and tokens [pos] that returns a number.",
 )
 def _score(answer: Any) -> str:
+    # Words that come twice, and three times: only the second tells the last copy from all copies.
     cases = _drawn()
     values = [number(called(answer, pattern, tokens)) for pattern, tokens in cases]
     right = [_mean(pattern, tokens) for pattern, tokens in cases]

@@ -38,6 +38,7 @@ def gate(name: str) -> tuple[Model, PromptPairs]:
     """
     if name not in ("and", "or"):
         raise UnknownName("gate", name, ("and", "or"))
+    # A planted model, since its heads' roles are known: the checker need not trust a measurement.
     model = planted("conjunction" if name == "and" else "backup", n=24)
     words = model.words
     keep = [i for i, word in enumerate(model.answers[:, 0, 0]) if name == "or" or words[word] == "yes"]
@@ -90,6 +91,7 @@ def _by_hand(answer: Any) -> str:
     for site in ("z[3.7]", "mlp_out[1]"):
         right, base = _patched(site, "corrupt"), _ends()[1]
         values = table(called(answer, site), (N,), "example")
+        # Runs of one prompt and of a padded batch differ in the fifth digit; each mistake by whole logits.
         if np.allclose(values, right, atol=1e-3):
             continue
         mistakes = [

@@ -54,6 +54,7 @@ def _direct_share(answer: Any) -> str:
     direct, total = _path("a3.7->logits"), _total("z[3.7]")  # [example] each
     share = float(direct.mean()) / float(total.mean())
     value = number(answer)
+    # The mean of ratios differs by more than that, and must not pass for the ratio of means.
     if np.isclose(value, share, atol=3e-3):
         return "The rest goes through the last MLP, which amplifies what the head writes."
     mistakes = [
@@ -75,6 +76,7 @@ def _direct_share(answer: Any) -> str:
 
 @exercise("6.2", "An edge by hand", "medium", "a function from a layer and a head to effects [example].")
 def _by_hand(answer: Any) -> str:
+    # An early head, one in between and one of the last layer, which no later head can react to.
     for layer, head in ((2, 6), (1, 0), (3, 7)):
         name = f"a{layer}.{head}"
         right = _path(f"{name}->logits")

@@ -97,6 +97,7 @@ def _near(value: float, right: float, within: float = 0.005) -> bool:
 def _heldout(answer: Any) -> str:
     values = _numbers(answer, ("faithfulness", "low", "high"))
     train, held = _of_tiny("train"), _of_tiny("heldout")
+    # The two sets of prompts give similar scores: three digits are needed to tell them apart.
     if all(_near(values[name], float(train[name]), 0.001) for name in values):
         raise Wrong("these are the prompts that the circuit was found on.")
     if _near(values["faithfulness"], float(held.mean_of_ratios), 0.001):
@@ -166,6 +167,7 @@ def _evidence(answer: Any) -> str:
                 f"{name!r} is not that of the claimed circuit on {N} held-out prompts of "
                 "planted('backup-negative')."
             )
+    # Both splits may lie within the tolerance; the nearer one is the one that was measured.
     distance = {}
     for split, claim in (("heldout", held), ("train", train)):
         distance[split] = sum(abs(values[name] - float(claim.evaluation[name])) for name in scores)

@@ -35,6 +35,7 @@ def _logit_differences() -> np.ndarray:
 )
 def _lens_by_hand(answer: Any) -> str:
     model = fixtures.model()
+    # Random streams, not the model's: an answer that reads the notebook's own cache cannot pass.
     stream = torch.randn(5, model.cfg.d_model, generator=torch.Generator().manual_seed(1)) * 3
     with torch.no_grad():
         right = model.unembed(model.ln_final(stream[None]))[0]
@@ -88,6 +89,7 @@ def _added(answer: Any) -> str:
     reached = _logit_differences()
     right = np.diff(reached)
     values = table(answer, (3,), "layer")
+    # Rounded answers are taken: the exercise is about which layer, not about the third digit.
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
             "Nearly all of it comes last: whatever earlier layers contribute, the unembedding cannot read it "

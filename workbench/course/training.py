@@ -83,6 +83,7 @@ def _when(answer: Any) -> str:
 def _earlier(answer: Any) -> str:
     right = _measured()["faithfulness"]
     values = table(answer, (len(AT),), "step")
+    # Scores are found from gradients, whose last digits may swap an edge of the forty on another processor.
     if np.allclose(values, right, atol=5e-3):
         return "The edges carry a part of the behaviour long before the behaviour is there."
     in_logits = (
