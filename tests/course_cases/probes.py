@@ -86,7 +86,7 @@ CASES = {
         [
             (lambda: moved(side=0), "every answer is reversed"),
             (lambda: np.ones(4), "held-out accuracies on clean prompts"),
-            (lambda: moved() + np.array([0, 0, 0.2, 0]), "layer 2: off"),
+            (lambda: moved() + np.array([0, 0, 0.2, 0]), "layer 2 is off"),
         ],
     ),
     "9.4": (
