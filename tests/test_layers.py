@@ -14,11 +14,8 @@ FOLDERS = (
     "models prompts metrics planted_models tasks stores circuit engine experiment "
     "interventions lenses probes discovery evaluation sweeps render workflows studies course cli"
 ).split()
-# Circuits and their views draw themselves in a notebook, by an import inside `_repr_html_`.
-DRAWS_ITSELF = (
-    ("circuit.circuit", "render.circuit.html"),
-    ("render.circuit.view", "render.circuit.html"),
-)
+# Circuits draw themselves in a notebook, by an import inside `_repr_html_`.
+DRAWS_ITSELF = (("circuit.circuit", "render.circuit.html"),)
 
 
 def modules() -> dict[str, Path]:

@@ -10,8 +10,8 @@ from pictures import TOKENS
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError
+from workbench.render.circuit.lines import alive, cut, hops_of, lines_of
 from workbench.render.circuit.svg import CircuitView, draw, to_svg
-from workbench.render.circuit.view import alive, cut, hops_of, lines_of
 from workbench.sites import Shape
 from workbench.text import visible
 
@@ -227,11 +227,11 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize("kind", ["component", "position"])
 def test_boxes_never_overlap_and_hold_their_labels(shape, n, kind, circuit_of, view_of):
     view = view_of(circuit_of(shape, n), TOKENS, top=n)
-    nodes = draw(view, kind, alive(lines_of(view, kind)[: 2 * n])).nodes
-    assert len(nodes) > 5
-    for i, a in enumerate(nodes):
+    boxes = draw(view, kind, alive(lines_of(view, kind)[: 2 * n])).boxes
+    assert len(boxes) > 5
+    for i, a in enumerate(boxes):
         assert 5.4 * len(a.label) <= a.w, f"{a.label} is wider than its box"
-        for b in nodes[i + 1 :]:
+        for b in boxes[i + 1 :]:
             apart = abs(a.x - b.x) >= (a.w + b.w) / 2 - 0.5 or abs(a.y - b.y) >= (a.h + b.h) / 2 - 0.5
             assert apart, f"{a.key} and {b.key} overlap"
 

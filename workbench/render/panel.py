@@ -20,7 +20,7 @@ import xarray as xr
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.render.circuit.html import packed, page, script_json
-from workbench.render.panel_svg import BLUE, RED
+from workbench.render.writing import BLUE, RED
 from workbench.text import visible, xml
 
 VERSION = "1.43.3"

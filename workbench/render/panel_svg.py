@@ -4,19 +4,17 @@ They show what the script of a panel shows, so that a page says the same without
 number stands on every colour where it fits.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Float
 
-from workbench.render.circuit.view import number
+from workbench.render.writing import BLUE, RED, decimal, letters, shorten, signed
 from workbench.text import visible, xml
 
-__all__ = ["BLUE", "RED", "attention_svg", "shade", "shorten", "tokens_svg", "top_k_svg"]
+__all__ = ["BLUE", "RED", "attention_svg", "shade", "tokens_svg", "top_k_svg"]
 
-BLUE, RED = "#2369b0", "#c2410c"
 Guess = tuple[str, float]
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}.v{font-size:9px;text-anchor:middle}"
@@ -42,7 +40,7 @@ def attention_svg(
     cell = float(np.clip(340 / n, 3, 30))
     every = int(np.ceil(10 / cell))
     labels = [shorten(visible(text), 14) for text in strings]
-    left, below = 12 + 6.1 * max(map(_units, labels)), 8 + 5.2 * max(map(_units, labels))
+    left, below = 12 + 6.1 * max(map(letters, labels)), 8 + 5.2 * max(map(letters, labels))
     wide, tall = left + n * cell + 30, 26 + n * cell + below + 10
     across = max(1, int(_WIDTH // wide))
     strong = np.abs(pattern) >= 0.005
@@ -52,13 +50,13 @@ def attention_svg(
         strong &= np.abs(pattern) >= floor
     shared, scale = "", max(1.0, float(np.abs(pattern).max()))
     for i in range(0, n, every):
-        middle, full = _n((i + 0.5) * cell + 3.5), f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
+        middle, full = decimal((i + 0.5) * cell + 3.5), f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
         shared += f'<text x="-5" y="{middle}">{xml(labels[i])}{full}</text>'
-        shared += f'<text transform="translate({middle} {_n(n * cell + 6)}) rotate(-90)">{xml(labels[i])}{full}</text>'
-    frame = f'<rect class="g" width="{_n(n * cell)}" height="{_n(n * cell)}"/>'
+        shared += f'<text transform="translate({middle} {decimal(n * cell + 6)}) rotate(-90)">{xml(labels[i])}{full}</text>'
+    frame = f'<rect class="g" width="{decimal(n * cell)}" height="{decimal(n * cell)}"/>'
     body = f'<defs><g id="axes">{frame}<g class="x r">{shared}</g></g></defs>'
     for h, name in enumerate(names):
-        place = f"{_n((h % across) * wide + left)} {_n(62 + (h // across) * tall)}"
+        place = f"{decimal((h % across) * wide + left)} {decimal(62 + (h // across) * tall)}"
         cells = _cells(np.where(strong[h], pattern[h], 0.0), scale, cell)
         head = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
         body += f'<g transform="translate({place})">{head}{cells}<use href="#axes"/></g>'
@@ -75,7 +73,7 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
         colour = shade(round(float(weights[row, column]) / scale * _SHADES) / _SHADES, 1.0)
         squares[colour] = squares.get(colour, "") + f"M{column} {row}h1v1h-1z"
     drawn = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in squares.items())
-    drawn = f'<g transform="scale({_n(cell)})">{drawn}</g>'
+    drawn = f'<g transform="scale({decimal(cell)})">{drawn}</g>'
     if cell < 24:
         return drawn
     for ink in (False, True):
@@ -88,14 +86,14 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
 
 def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell: float, y: float) -> str:
     """The numbers of a row that are written in white, or those that are not, as one text with a place for every letter."""
-    places, letters = [], ""
+    places, digits = [], ""
     for column in np.flatnonzero(line):
         weight = float(line[column])
         if _dark(weight, scale) is white:
             told = _brief(weight)
-            letters += told
+            digits += told
             places += [f"{(column + 0.5) * cell + (i - len(told) / 2) * 5:.0f}" for i in range(len(told))]
-    return f'<text x="{" ".join(places)}" y="{_n(y)}">{letters}</text>' if letters else ""
+    return f'<text x="{" ".join(places)}" y="{decimal(y)}">{digits}</text>' if digits else ""
 
 
 def tokens_svg(
@@ -111,23 +109,23 @@ def tokens_svg(
     y, body, left = 50.0, "", 0
     for label, strings, values in lines:
         if label:
-            body += f'<text class="t" x="10" y="{_n(y + 12)}">{xml(shorten(visible(label), 100))}</text>'
+            body += f'<text class="t" x="10" y="{decimal(y + 12)}">{xml(shorten(visible(label), 100))}</text>'
             y += 22
         x = 10.0
         for string, value in zip(strings, values, strict=True):
             if (left := left + 1) > _CHIPS:
                 continue
-            full, told = visible(string), number(value) if value else "0"
+            full, told = visible(string), signed(value) if value else "0"
             text = shorten(full, 40)
-            width = max(_LETTER * _units(text) + 8, 5.6 * len(told) + 4)
+            width = max(_LETTER * letters(text) + 8, 5.6 * len(told) + 4)
             if x > 10 and x + width > _WIDTH - 10:
                 x, y = 10.0, y + 38
             ink = " w" if _dark(value, scale) else ""
             body += (
-                f'<g><title>{xml(f"{full}: {told}")}</title><rect class="b" x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" '
+                f'<g><title>{xml(f"{full}: {told}")}</title><rect class="b" x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
                 f'height="20" fill="{shade(value, scale)}"/>'
-                f'<text class="k c{ink}" x="{_n(x + width / 2)}" y="{_n(y + 14)}">{xml(text)}</text>'
-                f'<text class="v d" x="{_n(x + width / 2)}" y="{_n(y + 30)}">{told}</text></g>'
+                f'<text class="k c{ink}" x="{decimal(x + width / 2)}" y="{decimal(y + 14)}">{xml(text)}</text>'
+                f'<text class="v d" x="{decimal(x + width / 2)}" y="{decimal(y + 30)}">{told}</text></g>'
             )
             x += width + 2
         y += 46
@@ -161,7 +159,7 @@ def top_k_svg(
         [
             6,
             *(
-                _units(shorten(visible(guess[0]), 14))
+                letters(shorten(visible(guess[0]), 14))
                 for row in cells
                 for cell in row[:last]
                 for guess in cell[:shown]
@@ -169,17 +167,17 @@ def top_k_svg(
         ]
     )
     wide, line = _LETTER * room + 52, 17.0
-    left = 16 + 6.4 * max([0, *(_units(shorten(visible(row), 20)) for row in rows)])
+    left = 16 + 6.4 * max([0, *(letters(shorten(visible(row), 20)) for row in rows)])
     across = max(1, int((_WIDTH - left) // wide))
     heights = [line * max([1, *(len(cell[:shown]) for cell in row[:last])]) + 6 for row in cells]
     tops, body, y = list(accumulate(heights, initial=0.0)), "", 50.0
     for first in range(0, last, across):
         for c, name in enumerate(columns[first : min(first + across, last)]):
             full = visible(name)
-            at = f'x="{_n(left + c * wide + 3)}" y="{_n(y + 12)}"'
+            at = f'x="{decimal(left + c * wide + 3)}" y="{decimal(y + 12)}"'
             body += f'<text class="k" {at}>{xml(shorten(full, room + 6))}<title>{xml(f"{first + c}: {full}")}</title></text>'
         for row, top, cells_of_row in zip(rows, tops, cells, strict=False):
-            at = f'x="{_n(left - 8)}" y="{_n(y + 32 + top)}"'
+            at = f'x="{decimal(left - 8)}" y="{decimal(y + 32 + top)}"'
             body += f'<text class="s r" {at}>{xml(shorten(visible(row), 20))}</text>'
             for c, cell in enumerate(cells_of_row[first : min(first + across, last)]):
                 for rank, guess in enumerate(cell[:shown]):
@@ -202,28 +200,19 @@ def shade(value: float, scale: float) -> str:
     return "#" + "".join(f"{round(part):02x}" for part in mixed)
 
 
-def shorten(text: str, most: int) -> str:
-    """The text, cut to so many characters with an ellipsis.
-
-    >>> shorten("abcdef", 4)
-    'abc…'
-    """
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def _guess(guess: Guess, rank: int, x: float, y: float, width: float, height: float) -> str:
     token, prob = guess
     full = visible(token)
     ink = " w" if _dark(prob, 1.0) else ""
     return (
-        f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" '
-        f'height="{_n(height)}" fill="{shade(prob, 1.0)}"/><text class="k{ink}" x="{_n(x + 3)}" y="{_n(y + 12)}">'
-        f'{xml(shorten(full, 14))}</text><text class="x r{ink}" x="{_n(x + width - 4)}" y="{_n(y + 12)}">{_plain(prob)}</text></g>'
+        f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
+        f'height="{decimal(height)}" fill="{shade(prob, 1.0)}"/><text class="k{ink}" x="{decimal(x + 3)}" y="{decimal(y + 12)}">'
+        f'{xml(shorten(full, 14))}</text><text class="x r{ink}" x="{decimal(x + width - 4)}" y="{decimal(y + 12)}">{_plain(prob)}</text></g>'
     )
 
 
 def _svg(width: float, height: float, title: str, note: str, body: str) -> str:
-    size = f'width="{_n(width)}" height="{_n(height)}" viewBox="0 0 {_n(width)} {_n(height)}"'
+    size = f'width="{decimal(width)}" height="{decimal(height)}" viewBox="0 0 {decimal(width)} {decimal(height)}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{xml(title)}" '
         f'font-family="Helvetica, Arial, sans-serif"><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
@@ -243,12 +232,6 @@ def _dark(value: float, scale: float) -> bool:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)) < 0.225
 
 
-def _units(text: str) -> int:
-    """The width of a text in letters; East Asian characters and emoji take two, marks that combine take none."""
-    wide = sum(1 + (unicodedata.east_asian_width(c) in "WF") - bool(unicodedata.combining(c)) for c in text)
-    return max(1, wide)
-
-
 def _plain(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
@@ -256,7 +239,3 @@ def _plain(value: float) -> str:
 def _brief(value: float) -> str:
     """Two decimals without the leading zero, for narrow cells."""
     return ("−" if value < 0 else "") + f"{abs(value):.2f}".removeprefix("0")
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

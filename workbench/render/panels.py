@@ -12,7 +12,8 @@ import xarray as xr
 
 from workbench.errors import SiteError, StoreError, WorkbenchError
 from workbench.render.panel import Panel
-from workbench.render.panel_svg import BLUE, RED, attention_svg, shorten, tokens_svg, top_k_svg
+from workbench.render.panel_svg import attention_svg, tokens_svg, top_k_svg
+from workbench.render.writing import BLUE, RED, shorten
 from workbench.sites import Node
 from workbench.stores.store import ActivationStore
 from workbench.text import visible

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from workbench.circuit.circuit import Circuit
-from workbench.render.circuit.svg import CircuitView, Drawing, draw, to_svg
-from workbench.render.circuit.view import Line, ViewKind, alive, cut, lines_of
+from workbench.render.circuit.lines import Line, alive, cut, lines_of
+from workbench.render.circuit.svg import Drawing, draw, to_svg
+from workbench.render.circuit.view import CircuitView, ViewKind
 from workbench.sites import Node
 from workbench.text import visible, xml
 
@@ -199,7 +200,7 @@ def _start_of(view: CircuitView) -> str:
 
 def _scene(drawing: Drawing) -> dict[str, Any]:
     units = {"input": 0, "logits": 1}
-    at = {node.key: i for i, node in enumerate(drawing.nodes)}
+    at = {node.key: i for i, node in enumerate(drawing.boxes)}
 
     def unit(name: str) -> int:
         return units.setdefault(name, len(units))
@@ -219,7 +220,7 @@ def _scene(drawing: Drawing) -> dict[str, Any]:
         ]
 
     hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
-    keys = [node.key for node in drawing.nodes]
+    keys = [node.key for node in drawing.boxes]
     return {"lines": [row(line) for line in drawing.lines], "hops": hops, "nodes": keys}
 
 

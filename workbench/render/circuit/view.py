@@ -1,12 +1,11 @@
-"""Everything that is drawn of a circuit, before anything is drawn: `CircuitView`, its lines and its attention hops.
+"""Everything that is drawn of a circuit, before anything is drawn: `CircuitView.of` reads it from a circuit.
 
-A *line* is an edge (component view) or an edge at one position (position view). Which lines are dead ends is decided
-here, on names; where things lie on the page is decided in `svg`.
+`lines` says which of its edges are drawn, `svg` and `html` draw them; this module knows nothing of either.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -16,7 +15,8 @@ from workbench.errors import CircuitError
 from workbench.sites import Node, Shape
 
 ViewKind = Literal["component", "position"]
-_MAX_HOPS, _MIN_ATTENTION, _MAX_LINES = 3, 0.05, 2000
+Ends = tuple[str, str]
+"""Writer and reader of an edge."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class ViewEdge:
     by_pos: tuple[float, ...] = ()
     interval: tuple[float, float] | None = None
     side: str = ""
+
+    @property
+    def ends(self) -> Ends:
+        """Writer and reader."""
+        return self.writer, self.reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +70,11 @@ class CircuitView:
     more: tuple["CircuitView", ...] = ()
     sides: tuple[str, ...] = ()
 
-    def _repr_html_(self) -> str:
-        from workbench.render.circuit.html import to_html
+    # Set by the package (`workbench/render/circuit/__init__.py`): the pictures import this module, not the reverse.
+    draw_in_notebook: ClassVar[Callable[["CircuitView"], str]]
 
-        return to_html(self)
+    def _repr_html_(self) -> str:
+        return type(self).draw_in_notebook(self)
 
     @classmethod
     def of(
@@ -87,12 +93,14 @@ class CircuitView:
         """The view of a circuit; positions and neurons are collapsed into the plain graph.
 
         Args:
+            title: of the picture; by default the circuit's task.
             tokens: token strings of one example prompt, for the position view.
             position_scores: (writer, reader, pos) scores of the edges on that prompt, NaN where there is no edge.
             patterns: (layer, head) → attention pattern [query_pos, key_pos] on that prompt.
             faithfulness: value, low, high.
             intervals: `low` and `high` of the scores, (writer, reader), as `summary` gives them.
-            curve: `faithfulness_curve(circuit, ...)`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number of edges.
+            curve: `faithfulness_curve(circuit, ...)`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number
+                of edges.
             top: about how many edges to draw: the strongest ones that lie on complete paths.
         Raises:
             CircuitError: scores or patterns that do not fit the circuit or the tokens.
@@ -103,34 +111,22 @@ class CircuitView:
         circuit = circuit.collapsed
         if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
             raise CircuitError(
-                "The circuit has scores that are infinite, which have no place among the others."
+                "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or NaN where unknown."
             )
         by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
-        length = len(tokens) if tokens is not None else max((len(row) for row in by_pos.values()), default=0)
-        kept = {}
-        for (layer, head), pattern in (patterns or {}).items():
-            pattern = np.asarray(pattern, dtype=float)
-            if pattern.ndim != 2 or min(pattern.shape) < length:
-                raise CircuitError(
-                    f"The pattern of a{layer}.{head} has shape {pattern.shape}; one of [query_pos, key_pos] for a prompt of "
-                    f"{length} tokens is needed. Select one example, as in pattern[example, head]."
-                )
-            kept[int(layer), int(head)] = pattern[:length, :length] if length else pattern
         bounds = {} if intervals is None else _intervals(circuit, intervals)
-        edges = tuple(
-            ViewEdge(e.writer, e.reader, circuit.score(e), by_pos.get(ends, ()), bounds.get(ends))
-            for e in circuit.edge_list
-            for ends in [(e.writer, e.reader)]
-        )
-        labels = tuple(tokens) if tokens is not None else tuple(str(p) for p in range(length))
-        task = circuit.attrs.get("task")
+        labels = _labels(tokens, by_pos)
+        edges = []
+        for edge in circuit.edge_list:
+            ends = edge.writer, edge.reader
+            edges.append(ViewEdge(*ends, circuit.score(edge), by_pos.get(ends, ()), bounds.get(ends)))
         return cls(
-            edges=edges,
+            edges=tuple(edges),
             shape=circuit.graph.shape,
-            title=title or (f"Circuit for {task}" if task else "Circuit"),
+            title=title or _title(circuit),
             provenance=_provenance(circuit, faithfulness),
             tokens=labels,
-            patterns=kept,
+            patterns=_patterns(patterns or {}, len(labels)),
             top=max(1, int(top)),
             curve=() if curve is None else _curve(curve),
         )
@@ -144,30 +140,33 @@ class CircuitView:
         An edge of both has the score of the first. Raises `CircuitError` for circuits of different graphs.
         """
         a, b = a.collapsed, b.collapsed
-        both = cls.of(a | b, title=title or f"{names[0]} and {names[1]}", top=top)
-        first, second = ({(e.writer, e.reader) for e in each.edge_list} for each in (a, b))
-        scores = {(e.writer, e.reader): each.score(e) for each in (b, a) for e in each.edge_list}
-        edges = [
-            replace(
-                e,
-                weight=scores[e.writer, e.reader],
-                side=_side((e.writer, e.reader) in first, (e.writer, e.reader) in second),
-            )
-            for e in both.edges
-        ]
-        edges.sort(key=lambda e: -abs(e.weight) if np.isfinite(e.weight) else 0.0)
-        counts = (len(first - second), len(second - first), len(first & second))
-        told = f"only in {names[0]} {counts[0]}", f"only in {names[1]} {counts[1]}", f"in both {counts[2]}"
-        return replace(both, edges=tuple(edges), sides=tuple(names), provenance=(*both.provenance, *told))
+        union = cls.of(a | b, title=title or f"{names[0]} and {names[1]}", top=top)
+        of_a, of_b = _scores(a), _scores(b)
+        edges = []
+        for edge in union.edges:
+            weight = of_a[edge.ends] if edge.ends in of_a else of_b[edge.ends]
+            edges.append(replace(edge, weight=weight, side=_side(edge.ends in of_a, edge.ends in of_b)))
+        edges.sort(key=lambda edge: -abs(edge.weight) if np.isfinite(edge.weight) else 0.0)
+        facts = (
+            *union.provenance,
+            f"only in {names[0]} {len(of_a.keys() - of_b.keys())}",
+            f"only in {names[1]} {len(of_b.keys() - of_a.keys())}",
+            f"in both {len(of_a.keys() & of_b.keys())}",
+        )
+        return replace(union, edges=tuple(edges), sides=tuple(names), provenance=facts)
 
     @classmethod
     def on_prompts(cls, views: Sequence["CircuitView"]) -> "CircuitView":
-        """The views of one circuit on several prompts as one, which the interactive picture switches between."""
+        """The views of one circuit on several prompts as one, which the interactive picture switches between.
+
+        Raises:
+            CircuitError: no views, or views of different circuits.
+        """
         if not views:
             raise CircuitError("on_prompts: give at least one view.")
-        ends = [(e.writer, e.reader) for e in views[0].edges]
+        first = [edge.ends for edge in views[0].edges]
         for view in views[1:]:
-            if [(e.writer, e.reader) for e in view.edges] != ends:
+            if [edge.ends for edge in view.edges] != first:
                 raise CircuitError(
                     "on_prompts: the views are of different circuits. Make each with CircuitView.of(circuit, ...)."
                 )
@@ -176,7 +175,9 @@ class CircuitView:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The components at either end of an edge, from input to logits."""
-        names = {e.writer for e in self.edges} | {str(Node.parse(e.reader).component) for e in self.edges}
+        names = {edge.writer for edge in self.edges} | {
+            str(Node.parse(edge.reader).component) for edge in self.edges
+        }
         return tuple(sorted(names, key=_order))
 
     @property
@@ -193,166 +194,82 @@ class CircuitView:
         """How many lines there are to draw: edges, or pairs of edge and position with a score other than 0."""
         if kind == "component":
             return len(self.edges)
-        return sum(bool(np.isfinite(weight) and weight) for edge in self.edges for weight in edge.by_pos)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One drawn edge. `unit` is what writes it and `feeds` are the writers that it is an input of (for dead ends)."""
-
-    edge: int
-    pos: int | None
-    weight: float
-    unit: str
-    feeds: tuple[str, ...]
-    start: str
-    end: str
-    port: str
-
-
-@dataclass(frozen=True)
-class Hop:
-    """Attention from a key position to the query position of a head."""
-
-    head: str
-    start: str
-    end: str
-    weight: float
-
-
-def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
-    """The lines that the view could draw, strongest first; of pairs of edge and position the 2000 strongest."""
-    group = view.shape.n_heads // view.shape.n_kv_heads
-    found: list[tuple[int, int | None, float]] = []
-    for i, edge in enumerate(view.edges):
-        if kind == "component":
-            found.append((i, None, edge.weight))
-        else:
-            found += [(i, p, w) for p, w in enumerate(edge.by_pos) if np.isfinite(w) and w != 0]
-    found.sort(key=lambda line: -abs(line[2]) if np.isfinite(line[2]) else 0.0)
-    found = found if kind == "component" else found[:_MAX_LINES]
-    writing: dict[str, list[int | None]] = {}
-    for i, pos, _ in found:
-        writing.setdefault(view.edges[i].writer, []).append(pos)
-    lines = []
-    for i, pos, weight in found:
-        writer, reader = view.edges[i].writer, Node.parse(view.edges[i].reader)
-        at = "" if pos is None else f"@{pos}"
-        layer, port, shared = reader.layer, reader.port or "", False
-        if reader.head is None or port == "q":
-            end = str(reader.component)
-            fed = [end]
-        else:
-            first, shared = reader.head * group, True
-            fed = [f"a{layer}.{head}" for head in range(first, first + group)]
-            end = fed[0] if group == 1 else f"kv{layer}.{reader.head}"
-        if shared and pos is not None:
-            feeds = {
-                f"{head}@{p}" for head in fed for p in writing.get(head, []) if p is not None and p >= pos
-            }
-        else:
-            feeds = {head if head == "logits" else head + at for head in fed}
-        unit = "input" if writer == "input" else writer + at
-        lines.append(Line(i, pos, weight, unit, tuple(sorted(feeds)), writer + at, end + at, port))
-    return lines
-
-
-def alive(lines: Sequence[Line]) -> list[Line]:
-    """The lines on a path from input to logits; the script of the interactive figure does the same."""
-    kept = list(lines)
-    while True:
-        entered = {unit for line in kept for unit in line.feeds} | {"input"}
-        read = {line.unit for line in kept} | {"logits"}
-        left = [line for line in kept if line.unit in entered and any(unit in read for unit in line.feeds)]
-        if len(left) == len(kept):
-            return kept
-        kept = left
-
-
-def cut(lines: Sequence[Line], target: int) -> int:
-    """How many of the strongest lines to consider so that about `target` of them lie on complete paths."""
-    low, high = 0, len(lines)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(alive(lines[:middle])) <= target else (low, middle - 1)
-    return low if alive(lines[:low]) else min(low + 1, len(lines))
-
-
-def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
-    """For each head and position it writes at: the hops with the most attention to positions where a k or v edge enters."""
-    lines, group = list(lines), view.shape.n_heads // view.shape.n_kv_heads
-    keys: dict[str, set[int]] = {}
-    for line in lines:
-        if line.port in ("k", "v") and line.pos is not None:
-            keys.setdefault(line.end.split("@")[0], set()).add(line.pos)
-    written = sorted(
-        {
-            (line.start.split("@")[0], line.pos)
-            for line in lines
-            if line.pos is not None and Node.parse(line.start.split("@")[0]).is_head
-        }
-    )
-    hops = []
-    for writer, query in written:
-        layer, head = Node.parse(writer).layer_and_head
-        pattern = view.patterns.get((layer, head))
-        name = writer if group == 1 else f"kv{layer}.{head // group}"
-        places = [p for p in keys.get(name, ()) if (p < query if group == 1 else p <= query)]
-        if pattern is None:
-            continue
-        ranked = sorted((-float(pattern[query, p]), p) for p in places if np.isfinite(pattern[query, p]))[
-            :_MAX_HOPS
-        ]
-        for rank, (weight, p) in enumerate(ranked):
-            if rank == 0 or -weight >= _MIN_ATTENTION:
-                hops.append(Hop(writer, f"{name}@{p}", f"{writer}@{query}", -weight))
-    return hops
-
-
-def number(value: float) -> str:
-    """A score to three significant digits, with its sign.
-
-    >>> number(0.41234)
-    '+0.412'
-    """
-    return "no score" if not np.isfinite(value) else f"{value:+.3g}".replace("-", "−")
+        known = 0
+        for edge in self.edges:
+            scores = np.asarray(edge.by_pos, dtype=float)
+            known += int((np.isfinite(scores) & (scores != 0)).sum())
+        return known
 
 
 def _side(in_a: bool, in_b: bool) -> str:
-    return "both" if in_a and in_b else "a" if in_a else "b"
+    if in_a and in_b:
+        return "both"
+    return "a" if in_a else "b"
 
 
-def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[tuple[str, str], tuple[float, float]]:
-    missing = [name for name in ("low", "high") if name not in intervals]
-    if missing or any(set(intervals[name].dims) != {"writer", "reader"} for name in ("low", "high")):
-        raise CircuitError(
-            "intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them."
-        )
-    tables = []
+def _scores(circuit: Circuit) -> dict[Ends, float]:
+    return {(edge.writer, edge.reader): circuit.score(edge) for edge in circuit.edge_list}
+
+
+def _title(circuit: Circuit) -> str:
+    task = circuit.attrs.get("task")
+    return f"Circuit for {task}" if task else "Circuit"
+
+
+def _labels(tokens: Sequence[str] | None, by_pos: Mapping[Ends, tuple[float, ...]]) -> tuple[str, ...]:
+    """The tokens, or the numbers of the positions that have scores."""
+    if tokens is not None:
+        return tuple(tokens)
+    length = max(map(len, by_pos.values()), default=0)
+    return tuple(map(str, range(length)))
+
+
+def _patterns(
+    patterns: Mapping[tuple[int, int], np.ndarray], length: int
+) -> dict[tuple[int, int], np.ndarray]:
+    """The patterns [query_pos, key_pos], cut to `length` positions; whole where no positions are known."""
+    shown = {}
+    for (layer, head), pattern in patterns.items():
+        values = np.asarray(pattern, dtype=float)
+        if values.ndim != 2 or min(values.shape) < length:
+            raise CircuitError(
+                f"The pattern of a{layer}.{head} has shape {values.shape}; one of [query_pos, key_pos] for a prompt of "
+                f"{length} tokens is needed. Select one example, as in pattern[example, head]."
+            )
+        shown[int(layer), int(head)] = values[:length, :length] if length else values
+    return shown
+
+
+def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[Ends, tuple[float, float]]:
     for name in ("low", "high"):
-        table = intervals[name]
-        for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-            if (
-                axis not in table.coords
-                or set(map(str, table[axis].values)) != set(names)
-                or table.sizes[axis] != len(names)
-            ):
-                raise CircuitError(
-                    f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}."
-                )
-            table = table.sel({axis: list(names)})
-        tables.append(table.transpose("writer", "reader").values)
-    low, high = tables
-    found = {}
+        if name not in intervals or set(intervals[name].dims) != {"writer", "reader"}:
+            raise CircuitError(
+                "intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them."
+            )
+    low, high = (_in_graph_order(circuit, intervals[name]) for name in ("low", "high"))
+    bounds = {}
     for edge in circuit.edge_list:
         at = circuit.graph.index(edge)
         if np.isfinite(low[at]) and np.isfinite(high[at]):
-            found[edge.writer, edge.reader] = (float(low[at]), float(high[at]))
-    return found
+            bounds[edge.writer, edge.reader] = (float(low[at]), float(high[at]))
+    return bounds
+
+
+def _in_graph_order(circuit: Circuit, table: xr.DataArray) -> np.ndarray:
+    """[writer, reader] values in the order of the graph's names."""
+    for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
+        named = axis in table.coords and sorted(map(str, table[axis].values)) == sorted(names)
+        if not named:
+            raise CircuitError(
+                f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}."
+            )
+        table = table.sel({axis: list(names)})
+    return table.transpose("writer", "reader").values
 
 
 def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
-    missing = [name for name in ("n_edges", "faithfulness", "low", "high") if name not in curve.variables]
+    names = ("n_edges", "faithfulness", "low", "high")
+    missing = [name for name in names if name not in curve.variables]
     if missing:
         raise CircuitError(
             f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns."
@@ -362,40 +279,48 @@ def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
             "The picture shows a circuit's own strongest edges, and this curve is of others: give what "
             "faithfulness_curve(circuit, ...) returns, with the circuit in place of scores."
         )
-    columns = [
-        np.asarray(curve[name].values, dtype=float) for name in ("n_edges", "faithfulness", "low", "high")
-    ]
+    columns = [np.asarray(curve[name].values, dtype=float) for name in names]
     rows = sorted(row for row in zip(*columns, strict=True) if np.isfinite(row[1]))
-    return tuple((int(n), float(f), float(a), float(b)) for n, f, a, b in rows)
+    return tuple((int(n), float(share), float(low), float(high)) for n, share, low, high in rows)
 
 
 def _order(name: str) -> tuple[int, int, int]:
+    """A key that sorts nodes from input to logits: by layer, heads before the MLP."""
     node = Node.parse(name)
     if node.layer is None:
         return (-1, 0, 0) if node.kind == "input" else (1 << 30, 0, 0)
-    return (node.layer, 0, node.head) if node.head is not None else (node.layer, 1, node.neuron or 0)
+    if node.head is not None:
+        return node.layer, 0, node.head
+    return node.layer, 1, node.neuron or 0
 
 
 def _provenance(circuit: Circuit, faithfulness: tuple[float, float, float] | None) -> tuple[str, ...]:
+    """The facts under a title: model, data, metric, method, size and faithfulness, as far as they are known."""
     attrs: Mapping[str, Any] = circuit.attrs
-    metric, value = attrs.get("metric"), attrs.get("value")
+    facts = []
+    if "model" in attrs:
+        facts.append(f"model {attrs['model']}")
     data = attrs.get("task") or attrs.get("data")
-    lines = [f"model {attrs['model']}" if "model" in attrs else "", f"data {data}" if data else ""]
-    lines[1] += f" ({attrs['n']} prompts)" if data and "n" in attrs else ""
-    lines.append(
-        f"metric {metric}" + (f" ({value})" if value else "") if metric else f"value {value}" if value else ""
-    )
-    lines.append(f"method {attrs['method']}" if "method" in attrs else "")
-    lines.append(f"{circuit.n_edges} of {circuit.graph.n_edges} edges")
+    if data:
+        facts.append(f"data {data}" + (f" ({attrs['n']} prompts)" if "n" in attrs else ""))
+    metric, value = attrs.get("metric"), attrs.get("value")
+    if metric:
+        facts.append(f"metric {metric}" + (f" ({value})" if value else ""))
+    elif value:
+        facts.append(f"value {value}")
+    if "method" in attrs:
+        facts.append(f"method {attrs['method']}")
+    facts.append(f"{circuit.n_edges} of {circuit.graph.n_edges} edges")
     if faithfulness is not None:
-        middle, low, high = faithfulness
-        lines.append(f"faithfulness {middle:.2f} [{low:.2f}, {high:.2f}]")
-    return tuple(line for line in lines if line)
+        share, low, high = faithfulness
+        facts.append(f"faithfulness {share:.2f} [{low:.2f}, {high:.2f}]")
+    return tuple(facts)
 
 
 def _by_position(
     circuit: Circuit, scores: xr.DataArray, tokens: Sequence[str] | None
-) -> dict[tuple[str, str], tuple[float, ...]]:
+) -> dict[Ends, tuple[float, ...]]:
+    """The scores of every edge at each position, up to the last token or the last position with a score."""
     if set(scores.dims) != {"writer", "reader", "pos"}:
         raise CircuitError(
             f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt is needed. "
@@ -403,16 +328,15 @@ def _by_position(
         )
     scores = scores.transpose("writer", "reader", "pos")
     for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-        fits = (
-            tuple(map(str, scores[axis].values)) == names
-            if axis in scores.coords
-            else scores.sizes[axis] == len(names)
-        )
+        if axis in scores.coords:
+            fits = tuple(map(str, scores[axis].values)) == names
+        else:
+            fits = scores.sizes[axis] == len(names)
         if not fits:
             raise CircuitError(
                 f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
             )
-    values = scores.values.astype(float)
+    values = scores.values.astype(float)  # [writer, reader, pos]
     measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
     last = int(measured[-1]) + 1 if len(measured) else 0
     if tokens is not None and last > len(tokens):
@@ -420,7 +344,8 @@ def _by_position(
             f"position_scores reaches position {last - 1}, but there are {len(tokens)} tokens."
         )
     length = last if tokens is None else min(len(tokens), values.shape[2])
-    return {
-        (e.writer, e.reader): tuple(float(x) for x in values[circuit.graph.index(e)][:length])
-        for e in circuit.edge_list
-    }
+    rows = {}
+    for edge in circuit.edge_list:
+        row = values[circuit.graph.index(edge)][:length]
+        rows[edge.writer, edge.reader] = tuple(float(score) for score in row)
+    return rows
