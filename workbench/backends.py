@@ -17,14 +17,17 @@ BACKENDS = ("local", "ray")
 def run_jobs(
     function: Callable[..., Any], jobs: Sequence[Sequence[Any]], *, workers: int, backend: str = "local"
 ) -> Iterator[Any]:
-    """`function(*job)` of every job, as the results come. Everything that goes there and back must be picklable.
+    """`function(*job)` of every job, as the results come.
+
+    Everything that goes there and back must be picklable.
 
     Args:
         workers: processes of this machine, or tasks that run at the same time.
         backend: "local" or "ray" (pip install 'interp-workbench[ray]').
 
     Raises:
-        UnknownName: no such backend.  WorkbenchError: Ray is not installed; a worker died. Errors of a job come through.
+        UnknownName: no such backend.  WorkbenchError: Ray is not installed; a worker died. Errors of a job
+            come through.
     """
     check_backend(backend, workers)
     yield from (_local if backend == "local" else _ray)(function, jobs, workers)
@@ -57,7 +60,9 @@ def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers:
 
 @contextmanager
 def script_unseen() -> Iterator[None]:
-    """Processes started meanwhile do not run the user's script again; jobs are functions of modules and do not need it."""
+    """Processes started meanwhile do not run the user's script again; jobs are functions of modules and do
+    not need it.
+    """
     main = sys.modules["__main__"].__dict__
     kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}
     main.pop("__file__", None)
@@ -70,7 +75,8 @@ def script_unseen() -> Iterator[None]:
 
 @contextmanager
 def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
-    """The module `ray`, connected: to the cluster it is in already, to one at an address, or to one started here for the while.
+    """The module `ray`, connected: to the cluster it is in already, to one at an address, or to one started
+    here for the while.
 
     Raises:
         WorkbenchError: Ray is not installed.

@@ -63,7 +63,9 @@ def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
 
 @contextmanager
 def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
-    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing comes of it."""
+    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing
+    comes of it.
+    """
     number = 1
     while True:
         folder = root / f"{name}-{number:03d}"
@@ -82,7 +84,9 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
 
 @contextmanager
 def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the target to write the files into: they are moved in place at the end, so a stopped run leaves nothing."""
+    """A folder beside the target to write the files into: they are moved in place at the end, so a stopped
+    run leaves nothing.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out)

@@ -1,7 +1,8 @@
 """Results are labelled arrays (xarray) that say where they come from.
 
-`effect_array` is the only place where torch becomes numpy; `save` and `load` keep every label, attribute and NaN. An
-unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so that netCDF can hold them.
+`effect_array` is the only place where torch becomes numpy; `save` and `load` keep every label, attribute and
+NaN. An unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so that netCDF can hold
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,9 @@ def effect_array(
 
 
 def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Attributes that netCDF can hold: numbers as they are, the rest as text, None left out, booleans as 0 and 1."""
+    """Attributes that netCDF can hold: numbers as they are, the rest as text, None left out, booleans as 0
+    and 1.
+    """
     kept: dict[str, str | int | float] = {}
     for key, value in attrs.items():
         if isinstance(value, bool | np.bool_):

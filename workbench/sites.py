@@ -1,8 +1,9 @@
 """Places in a transformer, and their names. A site says *where*; it never knows what is done there.
 
-One row of `KINDS` per kind of activation replaces every per-kind setter: the TransformerLens hook it is read from and
-written to, the words of its axes, and its part in the graph. `Site` and `Edge` have one string form each, parsed by
-one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`.
+One row of `KINDS` per kind of activation replaces every per-kind setter: the TransformerLens hook it is read
+from and written to, the words of its axes, and its part in the graph. `Site` and `Edge` have one string form
+each, parsed by one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`;
+`a9.9->a10.7<q>`.
 """
 
 import operator
@@ -22,7 +23,9 @@ Key = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of activation: `hook` is TransformerLens' name with `{layer}`; `axes` are the words of its dimensions."""
+    """A kind of activation: `hook` is TransformerLens' name with `{layer}`; `axes` are the words of its
+    dimensions.
+    """
 
     name: str
     hook: str
@@ -156,7 +159,8 @@ _SITE = re.compile(
 
 @dataclass(frozen=True)
 class Site:
-    """One place: a kind, its layer, one head or neuron (None: all of them), one position (None: the whole sequence).
+    """One place: a kind, its layer, one head or neuron (None: all of them), one position (None: the whole
+    sequence).
 
     For `pattern`, `pos` is the query position. For k and v of grouped-query models `head` is the kv head.
 
@@ -328,8 +332,9 @@ def grid(
 ) -> Grid:
     """The sites of one kind: every layer, head or neuron unless some are named.
 
-    `pos="all"` edits the whole sequence at once, `"each"` one position per site, a list those indices or names.
-    For k and v of grouped-query models `head` counts kv heads; for `pattern`, `pos` is the query position.
+    `pos="all"` edits the whole sequence at once, `"each"` one position per site, a list those indices or
+    names. For k and v of grouped-query models `head` counts kv heads; for `pattern`, `pos` is the query
+    position.
 
     Raises:
         UnknownName: no such kind.  SiteError: the model lacks a site that was named, or nothing is left.
@@ -434,7 +439,10 @@ class Node:
 
     @property
     def layer_and_head(self) -> tuple[int, int]:
-        """(layer, head) of a head, as attention patterns are looked up. Raises `SiteError` for any other node."""
+        """(layer, head) of a head, as attention patterns are looked up.
+
+        Raises `SiteError` for any other node.
+        """
         if self.layer is None or self.head is None:
             raise SiteError(f"{str(self)!r} is not a head. Heads: a9.6.")
         return self.layer, self.head

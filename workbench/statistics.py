@@ -64,7 +64,10 @@ def bootstrap(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together. NaN for one row."""
+    """Percentile interval of `statistic(values[resampled rows])`; rows (axis 0) are resampled together.
+
+    NaN for one row.
+    """
     check_level(level)
     rng = np.random.default_rng(check_seed(seed))
     if len(values) < 2:
@@ -108,7 +111,8 @@ def sign_flip_p(
 ) -> np.ndarray:
     """[*rest]: two-sided permutation p-value of the mean over examples; NaN cells are left out.
 
-    Null: every value is as likely to have the other sign. p = share of patterns of signs with |mean| at least the observed
+    Null: every value is as likely to have the other sign. p = share of patterns of signs with |mean| at least
+    the observed
     one: all 2^n of them up to 12 examples, otherwise (hits + 1) / (draws + 1) of random ones.
 
     >>> float(sign_flip_p(np.array([1.0, 2.0, 3.0])))
@@ -128,7 +132,9 @@ def sign_flip_p(
 
 
 def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
-    """p-values times their number, at most 1: below alpha, the chance of even one false rejection is. NaN cells do not count.
+    """p-values times their number, at most 1: below alpha, the chance of even one false rejection is.
+
+    NaN cells do not count.
 
     >>> bonferroni(np.array([0.01, 0.2, 0.5])).tolist()
     [0.03, 0.6000000000000001, 1.0]
@@ -137,7 +143,9 @@ def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
-    """Adjusted p-values: of those below alpha, at most that share is expected to be false. NaN cells do not count.
+    """Adjusted p-values: of those below alpha, at most that share is expected to be false.
+
+    NaN cells do not count.
 
     p_(i) becomes the least n/j p_(j) with j >= i. Source: Benjamini and Hochberg 1995.
     """
@@ -159,7 +167,9 @@ def hsic(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"]) -> fl
 def hsic_p(
     x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"], *, draws: int = 1000, seed: int = 0
 ) -> float:
-    """p-value of independence: (hits + 1) / (draws + 1) of the permutations of y with an HSIC at least the observed one."""
+    """p-value of independence: (hits + 1) / (draws + 1) of the permutations of y with an HSIC at least the
+    observed one.
+    """
     first, second = _centred(_kernel(x)), _kernel(y)
     rng = np.random.default_rng(seed)
     observed = (first * second).sum()

@@ -6,7 +6,8 @@ from xml.sax.saxutils import escape
 
 
 def visible(text: object) -> str:
-    r"""The text with every character that cannot be seen, or that XML forbids, spelled out; outer spaces become `·`.
+    r"""The text with every character that cannot be seen, or that XML forbids, spelled out; outer spaces
+    become `·`.
 
     >>> visible(" Mary\n\x00")
     '·Mary\\n\\x00'

@@ -12,7 +12,9 @@ from workbench.errors import UnknownName
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model in this package: its folder, and the bfloat16 weights of one training step (None: the final ones)."""
+    """A model in this package: its folder, and the bfloat16 weights of one training step (None: the final
+    ones).
+    """
 
     name: str
     folder: Path

@@ -1,8 +1,9 @@
 """Load a model: an embedded name, a local Hugging Face directory, a Hub name, or a bridge you already have.
 
-The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with Hugging Face's
-own numerics (no weight folding), so that everything TransformerLens can do with it still works. Read `load_model`
-first, then `model_fingerprint`. Knows nothing of prompts or of what is done with a model.
+The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with
+Hugging Face's own numerics (no weight folding), so that everything TransformerLens can do with it still
+works. Read `load_model` first, then `model_fingerprint`. Knows nothing of prompts or of what is done with a
+model.
 """
 
 import hashlib
@@ -56,8 +57,9 @@ def load_model(
     """A `TransformerBridge` in eval mode.
 
     Args:
-        source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local Hugging Face
-            directory, a Hub name ("gpt2"), or a bridge, which is put into eval mode and, where asked, moved.
+        source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local
+            Hugging Face directory, a Hub name ("gpt2"), or a bridge, which is put into eval mode and, where
+            asked, moved.
         device: where it runs; None picks a GPU if there is one (a bridge stays where it is).
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
@@ -109,7 +111,8 @@ def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = N
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 
     Args:
-        weights: by parameter name, as in `layers.0.attn.q.weight`; norms without weights keep their ones and zeros.
+        weights: by parameter name, as in `layers.0.attn.q.weight`; norms without weights keep their ones and
+            zeros.
         settings: of `TransformerBridgeConfig`.
 
     Raises:
@@ -145,7 +148,8 @@ def model_name(model: Model) -> str:
 
 
 def model_source(model: Model) -> dict[str, Any]:
-    """The arguments of `load_model` that load the model again in another process: a bridge itself cannot be pickled.
+    """The arguments of `load_model` that load the model again in another process: a bridge itself cannot be
+    pickled.
 
     Raises:
         ModelError: it was not loaded from a name or a directory.
@@ -293,7 +297,9 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
 
 
 def _is_native(source: str) -> bool:
-    """Whether it is the directory of a native model of TransformerLens, as `data/models/train_induction.py` writes them."""
+    """Whether it is the directory of a native model of TransformerLens, as `data/models/train_induction.py`
+    writes them.
+    """
     config = Path(source) / "config.json"
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
 

@@ -1,7 +1,10 @@
-"""`Model`: what the package asks of a model. TransformerLens' `TransformerBridge` is one; nothing else needs to be.
+"""`Model`: what the package asks of a model.
 
-A protocol instead of the class, because importing TransformerLens takes seconds and only `models/load.py` may do it.
-Everything that is not listed here is read through `getattr` with a default, since not every bridge has it.
+TransformerLens' `TransformerBridge` is one; nothing else needs to be.
+
+A protocol instead of the class, because importing TransformerLens takes seconds and only `models/load.py` may
+do it. Everything that is not listed here is read through `getattr` with a default, since not every bridge has
+it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,8 +1,10 @@
-"""A transformer drawn before it is built: named subspaces of the residual stream, heads and neurons that read and write them.
+"""A transformer drawn before it is built: named subspaces of the residual stream, heads and neurons that read
+and write them.
 
-Because every read and write is declared, the edges that carry something are known: writer u feeds reader v when u
-writes a subspace that v reads. `Blueprint.build` then hides the drawing: heads in a random order, the stream in a random
-basis, decoys that write where nothing true reads, noise on all weights. Nothing is trained.
+Because every read and write is declared, the edges that carry something are known: writer u feeds reader v
+when u writes a subspace that v reads. `Blueprint.build` then hides the drawing: heads in a random order, the
+stream in a random basis, decoys that write where nothing true reads, noise on all weights. Nothing is
+trained.
 """
 
 import math
@@ -34,7 +36,9 @@ class ScoreTerm:
 
 @dataclass(frozen=True)
 class Move:
-    """What a head copies: `scale` times the subspace `v` of the attended position, through `map`, into the subspace `out`."""
+    """What a head copies: `scale` times the subspace `v` of the attended position, through `map`, into the
+    subspace `out`.
+    """
 
     v: str
     out: str
@@ -89,7 +93,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The model, the place of every named head ("previous" → "a0.3"), and all edges that carry something used."""
+    """The model, the place of every named head ("previous" → "a0.3"), and all edges that carry something
+    used.
+    """
 
     model: Any
     heads: Mapping[str, str]
@@ -104,7 +110,10 @@ class BuiltModel:
 
 
 class Blueprint:
-    """A drawing in progress. Subspaces are allocated by `space`; the stream always has one-hot positions in `position`."""
+    """A drawing in progress.
+
+    Subspaces are allocated by `space`; the stream always has one-hot positions in `position`.
+    """
 
     def __init__(self, *, length: int, gain: float) -> None:
         self.length, self.gain = length, gain
@@ -126,7 +135,9 @@ class Blueprint:
         self.words[text] = parts
 
     def alphabet(self, prefix: str, count: int, *spaces: str) -> tuple[str, ...]:
-        """Words `prefix0`, `prefix1`, …, each a one-hot vector in all the subspaces (in none, if none are named)."""
+        """Words `prefix0`, `prefix1`, …, each a one-hot vector in all the subspaces (in none, if none are
+        named).
+        """
         names = tuple(f"{prefix}{i}" for i in range(count))
         for i, name in enumerate(names):
             self.word(name, **{space: one_hot(i, self.widths[space]) for space in spaces})
@@ -147,7 +158,9 @@ class Blueprint:
     def gate(
         self, q: str, k: str, gain: float = 1.0, *, here: int | None = None, there: int | None = None
     ) -> ScoreTerm:
-        """Attend to where `k` holds anything (or the one-hot `there`), as much as `q` holds anything (or `here`)."""
+        """Attend to where `k` holds anything (or the one-hot `there`), as much as `q` holds anything (or
+        `here`).
+        """
         left = torch.ones(1, self.widths[q]) if here is None else one_hot(here, self.widths[q])[None]
         return replace(self.on(k, gain, only=there), q=q, left=left)
 

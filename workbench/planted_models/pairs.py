@@ -15,8 +15,8 @@ def planted_pairs(
     """Clean and corrupt prompts of a planted model, with its words as labels.
 
     Args:
-        n: None: the prompts that the model came with; otherwise so many others, drawn with `seed` and `split`. Clean
-            prompts of the split "heldout" never occur in "train".
+        n: None: the prompts that the model came with; otherwise so many others, drawn with `seed` and
+            `split`. Clean prompts of the split "heldout" never occur in "train".
 
     Raises:
         ModelError: there are not so many different prompts.  UnknownName: `split`.

@@ -1,7 +1,9 @@
-"""Transformers whose weights are set by hand, so that the edges they use are known: the yardstick for finding circuits.
+"""Transformers whose weights are set by hand, so that the edges they use are known: the yardstick for finding
+circuits.
 
-Ground truth is relative to the counterfactual. An edge that carries only what the clean and the corrupt run share (a
-previous-token head reads positions) is used, and yet no corrupt patching can see it. So there are two true sets.
+Ground truth is relative to the counterfactual. An edge that carries only what the clean and the corrupt run
+share (a previous-token head reads positions) is used, and yet no corrupt patching can see it. So there are
+two true sets.
 """
 
 import random
@@ -133,8 +135,8 @@ class Planted:
         name: the variant; the model is called `planted-NAME`.
         clean, corrupt: [example, pos] token ids; every prompt begins with BOS, all have one length.
         answers, wrong: [example, 1, 1] the next token after the clean and after the corrupt prompt.
-        edges: the true edges by kind of value: "corrupt" (they carry what differs between the runs), "zero" (they carry
-            anything that is used).
+        edges: the true edges by kind of value: "corrupt" (they carry what differs between the runs), "zero"
+            (they carry anything that is used).
         redundant: sets of true edges that matter together, though one of them alone may not.
         heads: role → place, as in "previous" → "a0.3".
         words: the vocabulary, by token id.
@@ -191,7 +193,8 @@ def planted(
         n: pairs of prompts. `prompt_seed` and `split` choose them: "heldout" ones never occur in "train".
 
     Raises:
-        UnknownName: no such variant or split.  ModelError: a size out of range, or more prompts than there are.
+        UnknownName: no such variant or split.  ModelError: a size out of range, or more prompts than there
+            are.
 
     >>> made = planted("induction", n=4)
     >>> made.clean.shape, len(made.edges["corrupt"]), len(made.edges["zero"])

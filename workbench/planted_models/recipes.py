@@ -1,7 +1,9 @@
-"""The circuits that are planted: for each, a drawing, the prompts that it solves, and what the two runs share.
+"""The circuits that are planted: for each, a drawing, the prompts that it solves, and what the two runs
+share.
 
-A recipe declares which wired edges carry the same in the clean and the corrupt run (`shared`): corrupt patching cannot
-see them. It declares the sets that only matter together (`redundant`). Edges are named by roles: `input->previous<q>`.
+A recipe declares which wired edges carry the same in the clean and the corrupt run (`shared`): corrupt
+patching cannot see them. It declares the sets that only matter together (`redundant`). Edges are named by
+roles: `input->previous<q>`.
 """
 
 import random
@@ -26,7 +28,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A drawing with its prompts: `draw(rng, kind)` makes an example with the kind of corruption that number stands for.
+    """A drawing with its prompts: `draw(rng, kind)` makes an example with the kind of corruption that number
+    stands for.
 
     Attributes:
         blueprint: the drawing.
@@ -69,9 +72,9 @@ def induction(size: int, gain: float) -> Recipe:
 def ioi(size: int, gain: float) -> Recipe:
     """Two names in a list, one again, `to` → the other name.
 
-    A duplicate-token head and an induction head (fed by a previous-token head) both tell the second mention where the
-    first one was; an inhibition head carries that to the end; the mover attends to names, but not there (2211.00593).
-    Corrupt: the repeated name is the other one, or the two names trade places everywhere.
+    A duplicate-token head and an induction head (fed by a previous-token head) both tell the second mention
+    where the first one was; an inhibition head carries that to the end; the mover attends to names, but not
+    there (2211.00593). Corrupt: the repeated name is the other one, or the two names trade places everywhere.
     """
     drawing = Blueprint(length=8, gain=gain)
     drawing.space(token=size, previous=size, seen=8, inhibit=8, out=size)
@@ -118,9 +121,11 @@ def ioi(size: int, gain: float) -> Recipe:
 
 
 def lookup(size: int, gain: float) -> Recipe:
-    """`f a2 f f b3` → `y0`: the cell of a Latin square, which no sum of a part for `a` and a part for `b` gives.
+    """`f a2 f f b3` → `y0`: the cell of a Latin square, which no sum of a part for `a` and a part for `b`
+    gives.
 
-    A head fetches `a`; one neuron of the MLP for each pair. Corrupt: another `b`, or another `a` at another place.
+    A head fetches `a`; one neuron of the MLP for each pair. Corrupt: another `b`, or another `a` at another
+    place.
     """
     n = size // 2
     drawing = Blueprint(length=6, gain=gain)
@@ -155,7 +160,8 @@ def lookup(size: int, gain: float) -> Recipe:
 
 
 def conjunction(size: int, gain: float) -> Recipe:
-    """`yes` when both a `p` word and a `q` word are there, otherwise `no`: two heads and an MLP that takes the AND.
+    """`yes` when both a `p` word and a `q` word are there, otherwise `no`: two heads and an MLP that takes
+    the AND.
 
     Corrupt: one of the two is missing; in half of the pairs the other way round.
     """
@@ -191,9 +197,9 @@ def conjunction(size: int, gain: float) -> Recipe:
 def backup(size: int, gain: float) -> Recipe:
     """The word in capitals → the word. When the main head is silent, a backup head does its work.
 
-    The backup's query is what the main head wrote, with a minus: as long as that is there, it rests at BOS. Whatever
-    silences the main head (its k or v corrupted or zeroed) wakes the backup, and the metric hardly moves.
-    Corrupt: another of the same words is in capitals.
+    The backup's query is what the main head wrote, with a minus: as long as that is there, it rests at BOS.
+    Whatever silences the main head (its k or v corrupted or zeroed) wakes the backup, and the metric hardly
+    moves. Corrupt: another of the same words is in capitals.
     """
     drawing, words = _capitals(size, gain)
     _main_and_backup(drawing)
@@ -204,7 +210,8 @@ def backup(size: int, gain: float) -> Recipe:
 
 
 def negative(size: int, gain: float) -> Recipe:
-    """The word in capitals → the word; a negative head attends to what is about to be said and writes half of it with a minus.
+    """The word in capitals → the word; a negative head attends to what is about to be said and writes half of
+    it with a minus.
 
     It lowers the metric, and the model is not itself without it: all its edges oppose (2310.04625).
     Corrupt: another word is in capitals, or the word in capitals trades places with another.
@@ -271,7 +278,8 @@ def q_composition(size: int, gain: float) -> Recipe:
 
 
 def v_composition(size: int, gain: float) -> Recipe:
-    """`x1 x2 x3 ! x4 x5 ?` → `x3`: a head copies each word one step on, another moves the copy from the mark to the end.
+    """`x1 x2 x3 ! x4 x5 ?` → `x3`: a head copies each word one step on, another moves the copy from the mark
+    to the end.
 
     Corrupt: the mark stands elsewhere, or the word before it trades places with another.
     """
@@ -298,8 +306,9 @@ def v_composition(size: int, gain: float) -> Recipe:
 def compositions(size: int, gain: float) -> Recipe:
     """`cue (value key ;) (value key ;) (value key ;) ?` → the value whose key is the cue.
 
-    Three heads feed one: the first its query (the cue), the second its keys, the third its values. Nine edges of the same
-    shape could be there; three are. Corrupt: another cue, two keys swapped, or two values swapped.
+    Three heads feed one: the first its query (the cue), the second its keys, the third its values. Nine edges
+    of the same shape could be there; three are. Corrupt: another cue, two keys swapped, or two values
+    swapped.
     """
     drawing = Blueprint(length=12, gain=gain)
     drawing.space(token=size, separator=1, cue=size, key=size, value=size, out=size)

@@ -1,7 +1,8 @@
-"""Prompts from wherever a corpus lies: text files, JSON lines, tables of Hugging Face `datasets`, any iterable.
+"""Prompts from wherever a corpus lies: text files, JSON lines, tables of Hugging Face `datasets`, any
+iterable.
 
-Text files hold a text a line. A text that is longer than a model's context becomes several prompts (`long="split"`), or
-its beginning (`"truncate"`), or an error.
+Text files hold a text a line. A text that is longer than a model's context becomes several prompts
+(`long="split"`), or its beginning (`"truncate"`), or an error.
 """
 
 import json
@@ -33,8 +34,8 @@ def read_corpus(
     """Prompts of a model from a corpus; empty lines and texts are left out.
 
     Args:
-        source: a path to a text file (a text a line) or a .jsonl file, several of them, a Hugging Face `Dataset`, or an
-            iterable of texts, of token lists or of rows (mappings).
+        source: a path to a text file (a text a line) or a .jsonl file, several of them, a Hugging Face
+            `Dataset`, or an iterable of texts, of token lists or of rows (mappings).
         column: of rows: text or token ids; None takes `tokens`, `input_ids` or `text`, whichever there is.
         long: what becomes of a text that is longer than the context: "split", "truncate" or "error".
         context: tokens per prompt at most, BOS included; None takes the model's.

@@ -8,7 +8,9 @@ from workbench.models.load import tokenizer_fingerprint
 
 
 class TextEncoder:
-    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the place."""
+    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the
+    place.
+    """
 
     def __init__(self, model: Any) -> None:
         self.tokenizer: Any = getattr(model, "tokenizer", None)

@@ -1,7 +1,7 @@
 """Prompts: one run's token sequences (`Prompts`), and pairs of a clean and a corrupt run (`PromptPairs`).
 
-Sequences are padded on the right and never by a tokenizer. Positions count the BOS token. Named positions (`END`,
-`S2`) are given per example, so that templates of different length mix.
+Sequences are padded on the right and never by a tokenizer. Positions count the BOS token. Named positions
+(`END`, `S2`) are given per example, so that templates of different length mix.
 """
 
 import random
@@ -28,12 +28,13 @@ from workbench.results import versions
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
-    """Clean prompts, each with a corrupt counterpart, and the next words that are right and wrong after the clean one.
+    """Clean prompts, each with a corrupt counterpart, and the next words that are right and wrong after the
+    clean one.
 
     Attributes:
         clean, corrupt: the prompts of the two runs, example by example.
-        answers, wrong: [example, alternative, token] each, padded with -1. Alternatives make sets (all valid years), tokens
-            make continuations.
+        answers, wrong: [example, alternative, token] each, padded with -1. Alternatives make sets (all valid
+            years), tokens make continuations.
         provenance: task, model, tokenizer, seed, split and what else made them.
     """
 
@@ -63,7 +64,9 @@ class PromptPairs:
 
     @property
     def equal_lengths(self) -> bool:
-        """Whether clean and corrupt have the same length in every pair, as whole-sequence and circuit calls need."""
+        """Whether clean and corrupt have the same length in every pair, as whole-sequence and circuit calls
+        need.
+        """
         return bool((self.clean.lengths == self.corrupt.lengths).all())
 
     def check_equal_lengths(self, why: str) -> None:
@@ -98,7 +101,9 @@ class PromptPairs:
 
     @property
     def metric(self) -> str:
-        """The name of the metric that suits them: that of their task, or one that reads answers of several tokens."""
+        """The name of the metric that suits them: that of their task, or one that reads answers of several
+        tokens.
+        """
         several = self.answers.shape[2] > 1 or self.wrong.shape[2] > 1
         return self.provenance.get("metric") or ("sequence_logprob_diff" if several else "logit_diff")
 
@@ -110,7 +115,9 @@ class PromptPairs:
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 
     def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":
-        """The same pairs for logits that hold only these rows of the vocabulary (sorted): answers count among them."""
+        """The same pairs for logits that hold only these rows of the vocabulary (sorted): answers count among
+        them.
+        """
         answers, wrong = (
             torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong)
         )
@@ -155,14 +162,15 @@ class PromptPairs:
     def from_dataframe(
         cls, model: Any, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
     ) -> "PromptPairs":
-        """Pairs from columns `clean, corrupt, answer, wrong`; several alternatives in a cell are separated by `|`.
+        """Pairs from columns `clean, corrupt, answer, wrong`; several alternatives in a cell are separated by
+        `|`.
 
-        Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space; `joiner=""`
-        takes the text as it stands.
+        Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space;
+        `joiner=""` takes the text as it stands.
 
         Raises:
-            PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the context,
-                a word is unknown, or the prompt's own tokens change when the answer follows.
+            PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
+                context, a word is unknown, or the prompt's own tokens change when the answer follows.
         """
         missing = [name for name in _COLUMNS if name not in frame.columns]
         if missing:

@@ -22,7 +22,8 @@ class Prompts:
     Attributes:
         tokens: [example, pos], padded on the right.
         lengths: [example], real tokens of each, BOS included.
-        positions: name → [example] position, -1 where an example has none of that name. `END` is always there.
+        positions: name → [example] position, -1 where an example has none of that name. `END` is always
+            there.
         strings: the token strings of each example, for labels.
         bos: whether every sequence begins with the BOS token.
     """

@@ -19,7 +19,10 @@ def json_rows(text: str) -> list[dict[str, Any]]:
 
 
 def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> list[Any]:
-    """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first. Raises `refused` when it is neither."""
+    """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first.
+
+    Raises `refused` when it is neither.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         return (

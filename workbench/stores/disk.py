@@ -122,7 +122,9 @@ class DiskStore(ActivationStore):
 
 
 def open_store(place: str | Path) -> DiskStore:
-    """A store on disk, or behind an fsspec URL such as `memory://runs/s1`. Rows are read when they are asked for.
+    """A store on disk, or behind an fsspec URL such as `memory://runs/s1`.
+
+    Rows are read when they are asked for.
 
     Raises:
         StoreError: there is none, it is not finished, or a file is damaged (named).

@@ -1,8 +1,9 @@
 """The bytes on disk: safetensors files whose tensors are written row by row, and read through memory maps.
 
-The header is written first, since all shapes are known beforehand, and rows are appended to each tensor as they come. Data
-begin at a multiple of 64 bytes, so that a map of the file can be viewed as any dtype. A file has its name only when it is
-whole and on the disk; while it is written it has a hidden name and is locked, so that two writers cannot mix.
+The header is written first, since all shapes are known beforehand, and rows are appended to each tensor as
+they come. Data begin at a multiple of 64 bytes, so that a map of the file can be viewed as any dtype. A file
+has its name only when it is whole and on the disk; while it is written it has a hidden name and is locked, so
+that two writers cannot mix.
 """
 
 import fcntl
@@ -50,7 +51,10 @@ class Entry:
 
 
 def layout(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[bytes, dict[str, Entry]]:
-    """The header of a file with these tensors, in their order, and where each lies. Wider dtypes come first for alignment."""
+    """The header of a file with these tensors, in their order, and where each lies.
+
+    Wider dtypes come first for alignment.
+    """
     header: dict[str, Any] = {}
     place = 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1][0].itemsize)
@@ -100,7 +104,8 @@ class FileWriter:
 
 @contextmanager
 def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> Iterator[FileWriter]:
-    """A writer of a file that takes its name at the end, whole and synced to the disk; if that is not reached it is gone.
+    """A writer of a file that takes its name at the end, whole and synced to the disk; if that is not reached
+    it is gone.
 
     Raises:
         StoreError: another process is writing this file; the disk is full; the folder cannot be written to.
@@ -180,7 +185,9 @@ def checksum(path: Path) -> str:
 
 
 class StoredFile:
-    """One safetensors file, local or behind an fsspec URL. Its header is read at once, its tensors when they are asked for.
+    """One safetensors file, local or behind an fsspec URL.
+
+    Its header is read at once, its tensors when they are asked for.
 
     Raises:
         StoreError: it is missing, cut off, or no safetensors file; the message names it.
@@ -203,7 +210,9 @@ class StoredFile:
         return self._views[name]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """[row, ...] of some consecutive rows: from the map where there is one already, else only their bytes are read."""
+        """[row, ...] of some consecutive rows: from the map where there is one already, else only their bytes
+        are read.
+        """
         entry = self._entry(name)
         if "_map" in self.__dict__:
             return _viewed(self._map, entry, start, stop)

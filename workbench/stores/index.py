@@ -1,4 +1,6 @@
-"""Where the rows of each prompt lie, and the packed rows themselves: in one segment in memory, in one for each shard on disk."""
+"""Where the rows of each prompt lie, and the packed rows themselves: in one segment in memory, in one for
+each shard on disk.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -137,7 +139,9 @@ class Packed:
         )
 
     def part(self, start: int, stop: int) -> Tensor:
-        """[row, ...] of consecutive rows, without a copy where they lie in one segment that is in memory or mapped."""
+        """[row, ...] of consecutive rows, without a copy where they lie in one segment that is in memory or
+        mapped.
+        """
         found = [segment.part(a, b) for segment, a, b in self._cut(start, stop)]
         if not found:
             return torch.empty((0, *self.row_shape), dtype=self.dtype)

@@ -1,6 +1,8 @@
-"""What a store on disk will hold, decided before anything is run: which prompts in which shard, which batch, which file.
+"""What a store on disk will hold, decided before anything is run: which prompts in which shard, which batch,
+which file.
 
-Nothing in a plan depends on who does the work, so that one process, several, and one that resumes write the same bytes.
+Nothing in a plan depends on who does the work, so that one process, several, and one that resumes write the
+same bytes.
 """
 
 import json
@@ -30,7 +32,8 @@ class StorePlan:
     Attributes:
         model, model_name, tokenizer, prompts: fingerprints (and the name) of what the activations are of.
         n: prompts.
-        sites: every site → the site under whose name its rows are written; two names of one activation share them.
+        sites: every site → the site under whose name its rows are written; two names of one activation share
+            them.
         shapes: written site → the shape of one row; for patterns (heads,).
         dtype: of the rows.
         keep: "all", "mean", or positions; `rows` when they were given prompt by prompt.
@@ -96,7 +99,9 @@ class StorePlan:
         return RowIndex.of(torch.from_numpy(counts), order=order, kept=kept)
 
     def batches(self, shard: int, lengths: np.ndarray) -> Iterator[list[int]]:
-        """The prompts of each forward pass of a shard: of like length, no more than `batch_tokens` with padding."""
+        """The prompts of each forward pass of a shard: of like length, no more than `batch_tokens` with
+        padding.
+        """
         start, stop = self.shards[shard]
         batch: list[int] = []
         for i in sorted(range(start, stop), key=lambda i: (lengths[i], i)):
@@ -108,7 +113,9 @@ class StorePlan:
             yield batch
 
     def same_store(self, other: "StorePlan") -> list[str]:
-        """What differs between two plans in what they would store; how it is cut into shards and batches does not count."""
+        """What differs between two plans in what they would store; how it is cut into shards and batches does
+        not count.
+        """
         fields = ("model", "tokenizer", "prompts", "sites", "shapes", "dtype", "keep")
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
 
@@ -156,7 +163,8 @@ def content_sum(content: Mapping[str, Any]) -> str:
 def cut(
     lengths: np.ndarray, counts: np.ndarray, widths: Mapping[str, int], heads: int, itemsize: int, most: int
 ) -> list[list[int]]:
-    """Shards, as many consecutive prompts as their largest file holds within `most` bytes; at least one prompt each.
+    """Shards, as many consecutive prompts as their largest file holds within `most` bytes; at least one
+    prompt each.
 
     Args:
         widths: numbers per row of each kind, all layers together.

@@ -1,8 +1,8 @@
 """Activations that were computed once and are read by everything else.
 
-A store holds, per site, the activations of every prompt packed without padding: rows are tokens. `store["z", 3]` is a
-view with readers by prompt, by (prompt, position), by named position, by column and in shuffled blocks, the same in memory
-and on disk. It never runs a model.
+A store holds, per site, the activations of every prompt packed without padding: rows are tokens. `store["z",
+3]` is a view with readers by prompt, by (prompt, position), by named position, by column and in shuffled
+blocks, the same in memory and on disk. It never runs a model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,8 +28,8 @@ class SiteView:
 
     Attributes:
         kind, layer: which site.
-        data: [row, ...]: the tokens of all prompts one after the other. For `pattern` a flat vector per prompt,
-            [head * query_pos * key_pos], one after the other.
+        data: [row, ...]: the tokens of all prompts one after the other. For `pattern` a flat vector per
+            prompt, [head * query_pos * key_pos], one after the other.
         index: where the rows of each prompt lie in `data`.
     """
 
@@ -119,12 +119,16 @@ class SiteView:
             yield block
 
     def dataset(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> "RowBlocks":
-        """The blocks as a torch `IterableDataset`: `DataLoader(view.dataset(), batch_size=None, num_workers=4)`."""
+        """The blocks as a torch `IterableDataset`: `DataLoader(view.dataset(), batch_size=None,
+        num_workers=4)`.
+        """
         self._no_pattern("dataset")
         return RowBlocks(self.data, size, shuffle, seed)
 
     def padded(self, examples: Iterable[int] | None = None, length: int | None = None) -> Tensor:
-        """[example, pos, ...] (`pattern`: [example, head, query_pos, key_pos]) with zeros beyond each prompt's end."""
+        """[example, pos, ...] (`pattern`: [example, head, query_pos, key_pos]) with zeros beyond each
+        prompt's end.
+        """
         if self.index.kept is not None:
             raise StoreError(f"{self!r} holds {self.store.keep} of each prompt and not its whole sequence.")
         chosen = list(range(len(self.store)) if examples is None else examples)
@@ -192,12 +196,15 @@ class RowBlocks(IterableDataset[Tensor]):
 
 
 class ActivationStore:
-    """Activations of a set of prompts in one model. Filled by `capture`, then only read; `open_store` reads one from disk.
+    """Activations of a set of prompts in one model.
+
+    Filled by `capture`, then only read; `open_store` reads one from disk.
 
     Attributes:
         index: which rows belong to which prompt.
         keep: which positions of a prompt have rows: "all", "mean" over each prompt, or some positions.
-        model, model_name, tokenizer: fingerprint, name and vocabulary fingerprint of where the activations come from.
+        model, model_name, tokenizer: fingerprint, name and vocabulary fingerprint of where the activations
+            come from.
         path: where it lies on disk; None for one in memory.
     """
 
@@ -226,7 +233,9 @@ class ActivationStore:
     def of(
         cls, prompts: Prompts, tensors: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str
     ) -> "ActivationStore":
-        """A store in memory of [row, ...] tensors by (kind, layer): the tokens of all prompts one after the other."""
+        """A store in memory of [row, ...] tensors by (kind, layer): the tokens of all prompts one after the
+        other.
+        """
         packed = {id(rows): Packed.of(rows) for rows in tensors.values()}
         data = {key: packed[id(rows)] for key, rows in tensors.items()}
         return cls(

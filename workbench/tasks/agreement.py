@@ -1,4 +1,6 @@
-"""Subject-verb agreement across a distractor noun: "The key near the cabinets" -> is (Linzen et al. 1611.01368)."""
+"""Subject-verb agreement across a distractor noun: "The key near the cabinets" -> is (Linzen et al.
+1611.01368).
+"""
 
 import random
 from typing import Literal
@@ -24,7 +26,8 @@ VARIANTS: tuple[Variant, ...] = ("number",)
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> tuple[Sentence, Sentence]:
-    """The distractor has the other number than the clean subject; corrupt: the subject takes the other number.
+    """The distractor has the other number than the clean subject; corrupt: the subject takes the other
+    number.
 
     Where a vocabulary spends more tokens on a plural, the lexicon pairs it with another noun's singular.
     Named positions: `SUBJECT`, `DISTRACTOR`, `END` (the distractor too).

@@ -1,4 +1,7 @@
-"""Attribute binding: "Anna has a red ball and Tom has a blue key . Tom 's key is" -> blue (Feng et al. 2310.17191)."""
+"""Attribute binding: "Anna has a red ball and Tom has a blue key .
+
+Tom 's key is" -> blue (Feng et al. 2310.17191).
+"""
 
 import random
 from typing import Literal
@@ -12,8 +15,8 @@ VARIANTS: tuple[Variant, ...] = ("swap",)
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
     """Corrupt: the two colours change places, so the answer flips.
 
-    Named positions: `COLOUR` and `OBJECT` (of the thing asked about), `OTHER` (the other colour), `ASKED` (the object
-    in the question), `END`.
+    Named positions: `COLOUR` and `OBJECT` (of the thing asked about), `OTHER` (the other colour), `ASKED`
+    (the object in the question), `END`.
     """
     things = _things(rng, lexicon, 2)
     asked = rng.randrange(2)

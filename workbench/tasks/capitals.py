@@ -1,4 +1,6 @@
-"""Facts: "Anna knows that the capital of France is" -> Paris, for facts in contexts not seen together in training."""
+"""Facts: "Anna knows that the capital of France is" -> Paris, for facts in contexts not seen together in
+training.
+"""
 
 import random
 from typing import Literal

@@ -1,4 +1,6 @@
-"""What the tasks' prompts are about, as words at their named positions: concepts to probe for without labelling by hand."""
+"""What the tasks' prompts are about, as words at their named positions: concepts to probe for without
+labelling by hand.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """The small language that `tiny` was trained on: its words, its sentences, and which of them are held out.
 
-Every behaviour is a file beside this one whose `draw` returns a clean and a corrupt `Sentence`; training text and
-task prompts come from the same function, so they cannot drift apart. A sentence carries a `key`, the combination of
-words that decides its split: keys whose hash falls in the reserved share are never used for training text.
-Sentences are lists of words ("park", ",", "'s"); `render` turns them into the text of an ordinary language model.
+Every behaviour is a file beside this one whose `draw` returns a clean and a corrupt `Sentence`; training text
+and task prompts come from the same function, so they cannot drift apart. A sentence carries a `key`, the
+combination of words that decides its split: keys whose hash falls in the reserved share are never used for
+training text. Sentences are lists of words ("park", ",", "'s"); `render` turns them into the text of an
+ordinary language model.
 """
 
 import random
@@ -95,7 +96,8 @@ def content_words() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for others.
+    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for
+    others.
 
     Attributes:
         items: what random lists are made of.
@@ -123,7 +125,8 @@ class Lexicon:
 class Sentence:
     """A prompt of the language with its right and wrong next words.
 
-    `rest` is what follows the prompt in training text (it begins with a right answer); `positions` are word indices.
+    `rest` is what follows the prompt in training text (it begins with a right answer); `positions` are word
+    indices.
     """
 
     words: tuple[str, ...]
@@ -135,7 +138,8 @@ class Sentence:
 
 
 def fill(template: str, **slots: str) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The words of a template with its `{slots}` filled, and the word index of each slot; `END` is the last word.
+    """The words of a template with its `{slots}` filled, and the word index of each slot; `END` is the last
+    word.
 
     >>> fill("{S} gave a {object}", S="Tom", object="ball")
     (('Tom', 'gave', 'a', 'ball'), {'S': 0, 'object': 3, 'END': 3})
@@ -163,7 +167,8 @@ def joiner(before: str, word: str) -> str:
 
 
 def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a sentence in ordinary spelling, and the character span of each word; numbers in a row are one number.
+    """The text of a sentence in ordinary spelling, and the character span of each word; numbers in a row are
+    one number.
 
     >>> render(["Tom", "'s", "key", "is", "red", "."])[0]
     "Tom's key is red."

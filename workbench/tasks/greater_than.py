@@ -1,4 +1,6 @@
-"""Greater-than: "The war lasted from the year 17 32 to the year 17" -> any of 33..99 (Hanna et al. 2305.00586)."""
+"""Greater-than: "The war lasted from the year 17 32 to the year 17" -> any of 33..99 (Hanna et al.
+2305.00586).
+"""
 
 import random
 from dataclasses import replace
@@ -14,7 +16,8 @@ VARIANTS: tuple[Variant, ...] = ("year01",)
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> tuple[Sentence, Sentence]:
     """The first year is 02..98; corrupt: it is 01, so nearly every year may follow.
 
-    Named positions: `CENTURY`, `YEAR` (the two digits to exceed), `END`. The corrupt side keeps the clean answers.
+    Named positions: `CENTURY`, `YEAR` (the two digits to exceed), `END`. The corrupt side keeps the clean
+    answers.
     """
     clean = _sentence(rng, lexicon, rng.randint(2, 98))
     while not clean.answers:  # a year that the lexicon lacks, or its last one

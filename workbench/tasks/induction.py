@@ -1,6 +1,7 @@
 """Induction: "dog red park Tom ... dog red" -> park, with lists and gaps of varying length (2209.11895).
 
-The gap between a word and its repetition varies from prompt to prompt, so copying from a fixed distance cannot work.
+The gap between a word and its repetition varies from prompt to prompt, so copying from a fixed distance
+cannot work.
 """
 
 import random
@@ -15,7 +16,8 @@ VARIANTS: tuple[Variant, ...] = ("item",)
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "item") -> tuple[Sentence, Sentence]:
-    """A list, a gap of other words, the list again up to a word; corrupt: the list item to be copied is another word.
+    """A list, a gap of other words, the list again up to a word; corrupt: the list item to be copied is
+    another word.
 
     Named positions: `PREVIOUS` (first occurrence of the last word), `ITEM` (the word to copy), `END`.
     """

@@ -1,4 +1,6 @@
-"""Indirect objects: "When Anna and Tom went to the park , Tom gave a ball to" -> Anna (Wang et al. 2211.00593)."""
+"""Indirect objects: "When Anna and Tom went to the park , Tom gave a ball to" -> Anna (Wang et al.
+2211.00593).
+"""
 
 import random
 from dataclasses import replace
@@ -24,10 +26,12 @@ VARIANTS: tuple[Variant, ...] = ("swap", "abc", "three")
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
-    """A clean sentence and its corruption, of equal length; named positions are the clean sentence's on both sides.
+    """A clean sentence and its corruption, of equal length; named positions are the clean sentence's on both
+    sides.
 
-    `swap`: the repeated name becomes the other name, so the answer flips. `abc`: the repeated name becomes a third
-    name, so nothing says which is right. `three`: three names, two of which are repeated; one of them is swapped.
+    `swap`: the repeated name becomes the other name, so the answer flips. `abc`: the repeated name becomes a
+    third name, so nothing says which is right. `three`: three names, two of which are repeated; one of them
+    is swapped.
     """
     names = rng.sample(lexicon.names, 3)
     introduced = names if variant == "three" else names[:2]

@@ -22,8 +22,9 @@ class Score:
     """A model's score on one behaviour.
 
     Attributes:
-        score: share of prompts whose first choice is a right answer (of several tokens: each of them the first choice
-            behind those before); for greater-than the mean probability of valid minus invalid years.
+        score: share of prompts whose first choice is a right answer (of several tokens: each of them the
+            first choice behind those before); for greater-than the mean probability of valid minus invalid
+            years.
         bar: what `tiny` must reach.
         skipped: why the behaviour could not be measured, or "". `score` is then NaN.
     """
@@ -36,7 +37,9 @@ class Score:
 
 
 def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
-    """A score for every task, on `n` distinct held-out prompts each (spread over the variants that have an answer)."""
+    """A score for every task, on `n` distinct held-out prompts each (spread over the variants that have an
+    answer).
+    """
     check_eval(model)
     if n < 1:
         raise PromptError(f"n={n}: at least one prompt is needed.")

@@ -1,8 +1,8 @@
 """The tasks there are, and how one becomes prompt pairs for a given model.
 
-For `tiny` the words of the grammar are its vocabulary. For other models most tasks choose words of equal token count,
-with answers of one token if there are enough, and say in `provenance["dropped"]` what they left out. Where answers are
-several tokens `provenance["metric"]` is one that reads them.
+For `tiny` the words of the grammar are its vocabulary. For other models most tasks choose words of equal
+token count, with answers of one token if there are enough, and say in `provenance["dropped"]` what they left
+out. Where answers are several tokens `provenance["metric"]` is one that reads them.
 """
 
 import random
@@ -30,7 +30,8 @@ class Task:
     Attributes:
         module: draws its sentences.
         metric: the one that suits it where answers are one token.
-        needs: the words that must suit another vocabulary (`speakers.CHOICES`); none where it needs that of `tiny`.
+        needs: the words that must suit another vocabulary (`speakers.CHOICES`); none where it needs that of
+            `tiny`.
         measured: the variants that `measure` scores a model on.
         bar: the score that `tiny` must reach.
     """
@@ -85,8 +86,8 @@ def load_task(
 
     Args:
         n: how many pairs.
-        split: "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts use word
-            combinations that were never in its training text.
+        split: "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
+            use word combinations that were never in its training text.
         variant: the kind of corruption; None takes the task's first.
 
     Raises:
@@ -167,6 +168,8 @@ _READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
 def pairs_of(
     task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None
 ) -> PromptPairs:
-    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a task's)."""
+    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a
+    task's).
+    """
     read = _READERS.get(Path(task).suffix.lower())
     return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)

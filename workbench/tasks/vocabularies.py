@@ -1,7 +1,7 @@
 """How a task's sentences become the tokens of a model, and which words of the grammar its vocabulary can use.
 
-For `tiny` a word is a token. A subword vocabulary gets ordinary text, and words of equal token count that stand in for
-each other: of one token where there are enough of them, else of the token count that most have.
+For `tiny` a word is a token. A subword vocabulary gets ordinary text, and words of equal token count that
+stand in for each other: of one token where there are enough of them, else of the token count that most have.
 """
 
 from collections import Counter
@@ -135,7 +135,9 @@ class TextSpeaker:
         return {"items": self._alike(Lexicon().items, least=LONGEST_LIST + LONGEST_GAP + 1)}
 
     def nouns(self) -> dict[str, Any]:
-        """A singular with a plural of the same token count: its own, or that of another noun which has none either."""
+        """A singular with a plural of the same token count: its own, or that of another noun which has none
+        either.
+        """
         whole = Lexicon().nouns
         own = [pair for pair in whole if self.size(pair[0]) == self.size(pair[1])]
         others = [pair for pair in whole if pair not in own]
@@ -172,7 +174,9 @@ class TextSpeaker:
         return [pair for pair in listed if all(self.size(word) == 1 for word in pair)] or listed
 
     def _alike(self, words: Sequence[str], *, least: int) -> tuple[str, ...]:
-        """The words of one token if there are enough, else those of the commonest token count if they are enough."""
+        """The words of one token if there are enough, else those of the commonest token count if they are
+        enough.
+        """
         sizes = {word: self.size(word) for word in words}
         counts = Counter(sizes.values())
         size = 1 if counts[1] >= least else max(counts, key=lambda n: (counts[n], -n))
