@@ -5,6 +5,8 @@ prompts.safetensors   tokens, lengths and named positions, packed
 labels.json           the token strings that occur
 shards/00000.z.safetensors, ...   the rows of one kind in one shard
 shards/00000.json     written last: this shard is whole, with a checksum of each file
+
+Begin with `open_store` and `verify`. No model is run: `engine/capture_to_disk.py` writes stores.
 """
 
 from collections.abc import Iterator
@@ -27,37 +29,41 @@ CURE = "workbench store verify names what is damaged, workbench store repair bui
 
 
 class OpenFiles(dict[str, StoredFile]):
-    """The files of a store that were opened, by place. In another process they are opened anew."""
+    """The files of a store that were opened, by path or URL. In another process they are opened anew."""
 
-    def __missing__(self, place: str) -> StoredFile:
-        self[place] = StoredFile(place)
-        return self[place]
+    def __missing__(self, path: str) -> StoredFile:
+        self[path] = StoredFile(path)
+        return self[path]
 
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        # Memory maps cannot be pickled: workers of a data loader get an empty table and open what they read.
         return OpenFiles, ()
 
 
 class ShardSegment:
     """One tensor of one shard: its file is opened when a row is first asked for."""
 
-    def __init__(self, files: OpenFiles, place: str, name: str, n: int) -> None:
-        self._files, self.place, self.name, self._n = files, place, name, n
+    def __init__(self, files: OpenFiles, path: str, name: str, n: int) -> None:
+        self._files, self.path, self.name, self._n = files, path, name, n
 
     def __len__(self) -> int:
         return self._n
 
     def whole(self) -> Tensor:
+        """[row, ...] of all rows: a view of the mapped file."""
         return self._file.tensor(self.name)
 
     def part(self, start: int, stop: int) -> Tensor:
+        """[row, ...] of some consecutive rows."""
         return self._file.rows(self.name, start, stop)
 
     @property
     def _file(self) -> StoredFile:
-        file = self._files[self.place]
+        file = self._files[self.path]
         if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
             raise StoreError(
-                f"{self.place!r} has {file.entries[self.name].shape[0]} rows of {self.name}, not {self._n}. {CURE}"
+                f"{self.path!r} has {file.entries[self.name].shape[0]} rows of {self.name}, "
+                f"not {self._n}. {CURE}"
             )
         return file
 
@@ -79,18 +85,25 @@ class DiskStore(ActivationStore):
         written = {name: self._packed(place, name) for name in plan.shapes}
         data = {key_of(name): written[own] for name, own in plan.sites.items()}
         super().__init__(
-            lambda: self._read_prompts(place), data, index=plan.index(self._lengths, self._counts, kept), model=plan.model, model_name=plan.model_name,
-            tokenizer=plan.tokenizer, keep=plan.keep, path=place,
-        )  # fmt: skip
+            lambda: self._read_prompts(place),
+            data,
+            index=plan.index(self._lengths, self._counts, kept),
+            model=plan.model,
+            model_name=plan.model_name,
+            tokenizer=plan.tokenizer,
+            keep=plan.keep,
+            path=place,
+        )
 
     def _read_prompts(self, place: str) -> Prompts:
         tokens, labels, bos = (self._table(name) for name in ("tokens", "labels", "bos"))
         words = read_json(join(place, LABELS))
         ends = np.cumsum(self._lengths)
         spans = [(int(end - n), int(end)) for n, end in zip(self._lengths, ends, strict=True)]
+        # [token of all prompts] → [example, pos], padded on the right
         table = torch.zeros((self.plan.n, int(self._lengths.max())), dtype=torch.long)
-        inside = torch.arange(table.shape[1]) < torch.from_numpy(self._lengths)[:, None]
-        table[inside] = tokens.long()
+        is_token = torch.arange(table.shape[1]) < torch.from_numpy(self._lengths)[:, None]
+        table[is_token] = tokens.long()
         strings = [words[i] for i in labels.tolist()]
         positions = {
             name.removeprefix("position "): self._table(name).long()
@@ -132,7 +145,7 @@ def open_store(place: str | Path) -> DiskStore:
     >>> import tempfile, workbench as wb
     >>> model = wb.load_model("tiny")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = wb.capture(model, ["The dog near the cats is"], sites=["z"], path=f"{folder}/s")
+    ...     written = wb.capture(model, ["The dog near the cats is"], sites=["z"], path=f"{folder}/s")
     ...     tuple(wb.open_store(f"{folder}/s")["z", 3].prompt(0).shape)
     (7, 8, 16)
     """
@@ -140,8 +153,9 @@ def open_store(place: str | Path) -> DiskStore:
     missing = [shard for shard in range(len(plan.shards)) if not exists(join(str(place), record_name(shard)))]
     if missing:
         raise StoreError(
-            f"The store {str(place)!r} is not finished: {len(missing)} of its {len(plan.shards)} shards are missing. Call "
-            "capture with the same arguments again: it goes on where it stopped."
+            f"The store {str(place)!r} is not finished: "
+            f"{len(missing)} of its {len(plan.shards)} shards are missing. "
+            "Call capture with the same arguments again: it goes on where it stopped."
         )
     return DiskStore(str(place))
 
@@ -156,10 +170,12 @@ def read_plan(place: str) -> StorePlan:
 
 
 def join(place: str, name: str) -> str:
+    """The path or URL of a file of the store."""
     return f"{place.rstrip('/')}/{name}"
 
 
 def exists(place: str) -> bool:
+    """Whether there is a file or folder at that path or URL."""
     if "://" not in place:
         return Path(place).exists()
     files, path = fsspec.core.url_to_fs(place)
@@ -167,21 +183,22 @@ def exists(place: str) -> bool:
 
 
 def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tensor | None) -> None:
-    """The prompts of a store, packed; see the module for the files."""
+    """Write the prompts of a store, packed without padding: `prompts.safetensors` and `labels.json`."""
     lengths = prompts.lengths.cpu()
-    inside = torch.arange(prompts.tokens.shape[1]) < lengths[:, None]
+    is_token = torch.arange(prompts.tokens.shape[1]) < lengths[:, None]
     words = list(dict.fromkeys(word for row in prompts.strings for word in row))
     number = {word: i for i, word in enumerate(words)}
     tensors = {
-        "tokens": prompts.tokens.cpu()[inside], "labels": torch.tensor([number[word] for row in prompts.strings for word in row]),
+        "tokens": prompts.tokens.cpu()[is_token],
+        "labels": torch.tensor([number[word] for row in prompts.strings for word in row]),
         "lengths": lengths, "counts": torch.from_numpy(counts), "bos": torch.tensor([int(prompts.bos)]),
-        **{f"position {name}": where.cpu() for name, where in prompts.positions.items()},
+        **{f"position {name}": positions.cpu() for name, positions in prompts.positions.items()},
         **({} if kept is None else {"kept": kept}),
     }  # fmt: skip
     write_json(folder / LABELS, words)
-    with writing(
-        folder / PROMPTS, {name: (torch.int32, value.shape) for name, value in tensors.items()}
-    ) as file:
+    # 32 bits hold every token id, and half the bytes.
+    shapes = {name: (torch.int32, value.shape) for name, value in tensors.items()}
+    with writing(folder / PROMPTS, shapes) as file:
         for name, value in tensors.items():
             file.append(name, value)
 

@@ -1,9 +1,9 @@
 """The bytes on disk: safetensors files whose tensors are written row by row, and read through memory maps.
 
-The header is written first, since all shapes are known beforehand, and rows are appended to each tensor as
-they come. Data begin at a multiple of 64 bytes, so that a map of the file can be viewed as any dtype. A file
-has its name only when it is whole and on the disk; while it is written it has a hidden name and is locked, so
-that two writers cannot mix.
+Read `writing` and `StoredFile`. All shapes are known beforehand: the header is written first, and rows are
+appended to each tensor as they come. Data begin at a multiple of 64 bytes, so that a map of the file can be
+viewed as any dtype. A file gets its name only when it is whole and on the disk; while it is written it has a
+hidden name and is locked, so that two writers cannot mix. The format knows nothing of prompts or sites.
 """
 
 import fcntl
@@ -43,10 +43,12 @@ class Entry:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all rows."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
@@ -56,12 +58,12 @@ def layout(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[by
     Wider dtypes come first for alignment.
     """
     header: dict[str, Any] = {}
-    place = 0
+    offset = 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1][0].itemsize)
     for name, (dtype, shape) in ordered:
         size = dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN)
     begin = 8 + len(text)
@@ -85,13 +87,14 @@ class FileWriter:
         data = _bytes(
             rows.detach().to(device="cpu", dtype=entry.dtype).contiguous().flatten().view(torch.uint8)
         )
-        place = entry.start + self._done[name]
+        offset = entry.start + self._done[name]
         self._done[name] += len(data)
         if self._done[name] > entry.nbytes:
             raise StoreError(f"{name}: more rows than the {entry.shape[0]} that were planned.")
+        # A write may take fewer bytes than it was given, near a full disk or on a network drive.
         while data:
-            written = os.pwrite(self._handle, data, place)
-            data, place = data[written:], place + written
+            written = os.pwrite(self._handle, data, offset)
+            data, offset = data[written:], offset + written
 
     def check_full(self) -> None:
         """Raise `StoreError` when a tensor has fewer rows than planned."""
@@ -104,8 +107,7 @@ class FileWriter:
 
 @contextmanager
 def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> Iterator[FileWriter]:
-    """A writer of a file that takes its name at the end, whole and synced to the disk; if that is not reached
-    it is gone.
+    """A writer of a file that gets its name at the end, whole and synced to the disk, or is deleted.
 
     Raises:
         StoreError: another process is writing this file; the disk is full; the folder cannot be written to.
@@ -124,9 +126,8 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
                 f"{str(path)!r} is being written by another process. Let it finish, or stop it first."
             ) from error
         try:
-            if (
-                os.fstat(handle).st_ino != os.stat(partial).st_ino
-            ):  # its writer finished between our opening and locking it
+            # Its writer may have finished between our opening and our lock: then the name is another file's.
+            if os.fstat(handle).st_ino != os.stat(partial).st_ino:
                 raise StoreError(
                     f"{str(path)!r} was written by another process just now. Let it finish, or stop it first."
                 )
@@ -135,6 +136,7 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
             writer = FileWriter(handle, entries)
             yield writer
             writer.check_full()
+            # The bytes reach the disk before the name does: after a power cut a file with its name is whole.
             os.fsync(handle)
             os.replace(partial, path)
             sync_folder(path.parent)
@@ -167,7 +169,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Names in a folder reach the disk."""
+    """Return when the names in a folder have reached the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -210,10 +212,9 @@ class StoredFile:
         return self._views[name]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """[row, ...] of some consecutive rows: from the map where there is one already, else only their bytes
-        are read.
-        """
+        """[row, ...] of some consecutive rows: a view of the map if there is one, else their bytes alone."""
         entry = self._entry(name)
+        # The file is mapped once a whole tensor was asked for; a few rows are read faster without a map.
         if "_map" in self.__dict__:
             return _viewed(self._map, entry, start, stop)
         begin, size = entry.start + start * entry.row_bytes, (stop - start) * entry.row_bytes
@@ -225,7 +226,7 @@ class StoredFile:
         return buffer.view(entry.dtype).view(stop - start, *entry.shape[1:])
 
     def _read(self, begin: int, size: int) -> Tensor:
-        """The bytes there, fewer where the file ends."""
+        """The bytes from `begin` on, fewer where the file ends."""
         if self._files is not None:
             return torch.frombuffer(
                 bytearray(self._files.cat_file(self._path, start=begin, end=begin + size)), dtype=torch.uint8

@@ -1,5 +1,7 @@
-"""Where the rows of each prompt lie, and the packed rows themselves: in one segment in memory, in one for
-each shard on disk.
+"""Which rows of a store belong to which prompt, and the rows themselves, packed without padding.
+
+`RowIndex` knows where the rows of each prompt lie; `Packed` reads rows, columns and blocks of one site from
+its segments: one in memory, one for each shard on disk. Neither knows of models, sites or files.
 """
 
 import math
@@ -39,9 +41,10 @@ class RowIndex:
         order: Int[Tensor, "example"] | None = None,
         kept: Tensor | None = None,
     ) -> "RowIndex":
-        """The index of prompts with so many rows each, one after the other in an order (None: as they come)."""
+        """The index of prompts with that many rows each, lying in `order` (None: their own order)."""
         counts = counts.cpu().long()
         order = torch.arange(len(counts)) if order is None else order
+        # The rows of the i-th prompt in order begin where those of the one before end.
         ends = counts[order].cumsum(0)
         starts = torch.empty_like(counts)
         starts[order] = ends - counts[order]
@@ -66,6 +69,7 @@ class RowIndex:
     @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted (prompt, position) keys of all rows, and the row of each."""
+        # Prompt and position in one integer, so that pairs are sorted and searched as numbers.
         keys = (self.prompts.numpy().astype(np.int64) << 32) + self.positions.numpy()
         order = np.argsort(keys, kind="stable")
         return keys[order], order
@@ -76,9 +80,9 @@ class RowIndex:
             inside = (positions >= 0) & (positions < self.counts[prompts])
             return (self.starts[prompts] + positions).where(inside, -1)
         keys, rows = self._places
-        asked = (prompts.numpy().astype(np.int64) << 32) + positions.numpy()
-        at = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
-        return torch.from_numpy(np.where(keys[at] == asked, rows[at], -1))
+        wanted = (prompts.numpy().astype(np.int64) << 32) + positions.numpy()
+        nearest = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        return torch.from_numpy(np.where(keys[nearest] == wanted, rows[nearest], -1))
 
 
 @runtime_checkable
@@ -106,12 +110,15 @@ class MemorySegment:
         return len(self.rows)
 
     def whole(self) -> Tensor:
+        """[row, ...] of all rows: the tensor itself."""
         return self.rows
 
     def part(self, start: int, stop: int) -> Tensor:
+        """[row, ...] of some consecutive rows: a view."""
         return self.rows[start:stop]
 
 
+# numpy has no bfloat16: rows are copied as integers of the same width, bit by bit.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -125,6 +132,7 @@ class Packed:
 
     @classmethod
     def of(cls, rows: Tensor) -> "Packed":
+        """The rows of a tensor in memory."""
         return cls([MemorySegment(rows)], dtype=rows.dtype, shape=rows.shape[1:])
 
     def __len__(self) -> int:
@@ -132,54 +140,56 @@ class Packed:
 
     def whole(self) -> Tensor:
         """All rows; without a copy if they lie in one segment."""
-        return (
-            self.segments[0].whole()
-            if len(self.segments) == 1
-            else torch.cat([segment.whole() for segment in self.segments])
-        )
+        if len(self.segments) == 1:
+            return self.segments[0].whole()
+        return torch.cat([segment.whole() for segment in self.segments])
 
     def part(self, start: int, stop: int) -> Tensor:
-        """[row, ...] of consecutive rows, without a copy where they lie in one segment that is in memory or
-        mapped.
+        """[row, ...] of consecutive rows.
+
+        Without a copy where they lie in one segment that is in memory or mapped.
         """
-        found = [segment.part(a, b) for segment, a, b in self._cut(start, stop)]
-        if not found:
+        rows = [segment.part(first, last) for segment, first, last in self._overlaps(start, stop)]
+        if not rows:
             return torch.empty((0, *self.row_shape), dtype=self.dtype)
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def take(self, rows: Int[Tensor, "row"]) -> Tensor:
-        """[row, ...] of any rows, in the order asked for."""
+        """[row, ...] of any rows, in the order of `rows`; a row may come twice."""
         if len(self.segments) == 1:
             whole = self.segments[0].whole()
             return whole[rows.to(whole.device)]
-        which = torch.from_numpy(np.searchsorted(self._ends, rows.numpy(), side="right"))
-        order = torch.argsort(which, stable=True)
-        counts = torch.bincount(which, minlength=len(self.segments)).tolist()
-        found = torch.empty((len(rows), *self.row_shape), dtype=self.dtype)
-        for segment, end, here in zip(self.segments, self._ends.tolist(), order.split(counts), strict=True):
-            if len(here):
-                found.index_copy_(0, here, segment.whole().index_select(0, rows[here] - (end - len(segment))))
-        return found
+        # Rows are gathered segment by segment, so that each file is read from front to back and opened once.
+        segment_of_row = torch.from_numpy(np.searchsorted(self._ends, rows.numpy(), side="right"))
+        order = torch.argsort(segment_of_row, stable=True)
+        counts = torch.bincount(segment_of_row, minlength=len(self.segments)).tolist()
+        taken = torch.empty((len(rows), *self.row_shape), dtype=self.dtype)
+        for segment, end, targets in zip(
+            self.segments, self._ends.tolist(), order.split(counts), strict=True
+        ):
+            if len(targets):
+                first = end - len(segment)
+                taken.index_copy_(0, targets, segment.whole().index_select(0, rows[targets] - first))
+        return taken
 
     def columns(self, columns: Iterable[int]) -> Tensor:
-        """[row, column]: some of the numbers of each row, flattened; one segment is touched after the other."""
+        """[row, column]: some of the numbers of each row, flattened; one segment is read at a time."""
         chosen, size = list(columns), math.prod(self.row_shape)
         if not chosen or not all(0 <= column < size for column in chosen):
             raise StoreError(
                 f"columns: name at least one, each from 0 to {size - 1}; asked for {chosen[:5]}."
             )
-        found = torch.empty((len(self), len(chosen)), dtype=self.dtype)
+        table = torch.empty((len(self), len(chosen)), dtype=self.dtype)
         bits = _BITS[self.dtype.itemsize]
-        column = found.view(bits).numpy()[:, 0]
+        column = table.view(bits).numpy()[:, 0]
         for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
             rows = segment.whole()
-            if (
-                len(chosen) == 1 and rows.device.type == "cpu"
-            ):  # numpy copies a strided view in less time than torch
+            # numpy copies a strided view in less time than torch.
+            if len(chosen) == 1 and rows.device.type == "cpu":
                 column[end - len(rows) : end] = rows.view(bits).numpy().reshape(len(rows), size)[:, chosen[0]]
             else:
-                found[end - len(rows) : end] = rows.view(len(rows), size)[:, chosen]
-        return found
+                table[end - len(rows) : end] = rows.view(len(rows), size)[:, chosen]
+        return table
 
     def blocks(
         self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)
@@ -190,23 +200,24 @@ class Packed:
             shuffle: blocks come in a random order and their rows are mixed.
             share: (i, n): of n readers, the blocks of the i-th.
         """
-        starts = [
-            (segment, int(end) - len(segment), a)
-            for segment, end in zip(self.segments, self._ends, strict=True)
-            for a in range(0, len(segment), size)
-        ]
+        starts: list[tuple[Segment, int, int]] = []
+        for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
+            starts += [(segment, end - len(segment), offset) for offset in range(0, len(segment), size)]
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(starts)) if shuffle else np.arange(len(starts))
-        for number in order[share[0] :: share[1]].tolist():
-            segment, first, a = starts[number]
-            block = segment.whole()[a : a + size]
-            rows = torch.arange(first + a, first + a + len(block))
+        reader, n_readers = share
+        for number in order[reader::n_readers].tolist():
+            segment, first, offset = starts[number]
+            block = segment.whole()[offset : offset + size]
+            rows = torch.arange(first + offset, first + offset + len(block))
             if shuffle:
+                # A generator for each block: a block is mixed alike whichever reader gets it.
                 mixed = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(block)))
                 block, rows = block[mixed.to(block.device)], rows[mixed]
             yield rows, block
 
-    def _cut(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
+        """The segments that hold rows `start` to `stop`, each with the first and last of its own rows."""
         first = 0
         for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
             if start < end and stop > first:

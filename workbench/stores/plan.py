@@ -1,8 +1,8 @@
-"""What a store on disk will hold, decided before anything is run: which prompts in which shard, which batch,
-which file.
+"""What a store on disk will hold, decided before anything is run: its shards, batches and files.
 
-Nothing in a plan depends on who does the work, so that one process, several, and one that resumes write the
-same bytes.
+Read `StorePlan`. Nothing in a plan depends on who does the work, so that one process, several processes, and
+one that resumes write the same bytes. A plan knows nothing of models: it holds fingerprints, names and
+shapes.
 """
 
 import json
@@ -61,15 +61,16 @@ class StorePlan:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
         return getattr(torch, self.dtype)
 
     @property
     def groups(self) -> dict[str, list[str]]:
         """Kind → its written sites: each kind has a file of its own in a shard."""
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for name in self.shapes:
-            found.setdefault(key_of(name)[0], []).append(name)
-        return found
+            groups.setdefault(key_of(name)[0], []).append(name)
+        return groups
 
     def tensors(
         self, group: str, shard: int, lengths: np.ndarray, counts: np.ndarray
@@ -79,11 +80,12 @@ class StorePlan:
         rows, squares = int(counts[start:stop].sum()), int((lengths[start:stop] ** 2).sum())
         shaped = {name: [rows, *self.shapes[name]] for name in self.groups[group]}
         if group == "pattern":
+            # A pattern is a square per head, as large as its prompt: its file is one flat row of numbers.
             shaped = {name: [squares * int(self.shapes[name][0])] for name in self.groups[group]}
         return {name: (self.torch_dtype, shape) for name, shape in shaped.items()}
 
     def order(self, lengths: np.ndarray) -> np.ndarray:
-        """[example]: the prompts in the order in which they are run and written: by length within each shard."""
+        """[example]: the prompts in the order in which they are written: by length within each shard."""
         shard = np.repeat(np.arange(len(self.shards)), [stop - start for start, stop in self.shards])
         return np.lexsort((np.arange(self.n), lengths, shard))
 
@@ -91,6 +93,7 @@ class StorePlan:
         """Where the rows of each prompt lie; `kept` are the positions of all rows, prompt after prompt."""
         order = torch.from_numpy(self.order(lengths))
         if kept is not None:
+            # Rows lie in the order in which prompts were run: the positions are brought into that order.
             first = RowIndex.of(torch.from_numpy(counts))
             spans = [
                 kept[int(first.starts[i]) : int(first.starts[i] + first.counts[i])] for i in order.tolist()
@@ -99,8 +102,9 @@ class StorePlan:
         return RowIndex.of(torch.from_numpy(counts), order=order, kept=kept)
 
     def batches(self, shard: int, lengths: np.ndarray) -> Iterator[list[int]]:
-        """The prompts of each forward pass of a shard: of like length, no more than `batch_tokens` with
-        padding.
+        """The prompts of each forward pass of a shard.
+
+        They are of similar length: with padding, a batch has no more than `batch_tokens` tokens.
         """
         start, stop = self.shards[shard]
         batch: list[int] = []
@@ -113,13 +117,12 @@ class StorePlan:
             yield batch
 
     def same_store(self, other: "StorePlan") -> list[str]:
-        """What differs between two plans in what they would store; how it is cut into shards and batches does
-        not count.
-        """
+        """The fields in which two plans differ about what they store; shards and batches do not count."""
         fields = ("model", "tokenizer", "prompts", "sites", "shapes", "dtype", "keep")
         return [name for name in fields if getattr(self, name) != getattr(other, name)]
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of `store.json`, with a checksum of itself."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return content | {"checksum": content_sum(content)}
 
@@ -132,18 +135,20 @@ class StorePlan:
             raise StoreError(
                 f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}."
             )
-        if content.get("checksum") != content_sum(
-            {name: value for name, value in content.items() if name != "checksum"}
-        ):
+        unsigned = {name: value for name, value in content.items() if name != "checksum"}
+        if content.get("checksum") != content_sum(unsigned):
             raise StoreError(
-                f"{place!r} was changed since it was written (checksum). Capture the prompts into a fresh folder."
+                f"{place!r} was changed since it was written (checksum). "
+                "Capture the prompts into a fresh folder."
             )
         try:
             plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
-            numbers = all(isinstance(a, int) and isinstance(b, int) for a, b in plan.shards)
-            whole = numbers and [0, *(b for _, b in plan.shards)] == [*(a for a, _ in plan.shards), plan.n]
+            are_numbers = all(isinstance(start, int) and isinstance(stop, int) for start, stop in plan.shards)
+            starts, stops = [start for start, _ in plan.shards], [stop for _, stop in plan.shards]
+            # Each shard begins where the one before ends, the first at 0 and the last at n.
             if (
-                not whole
+                not are_numbers
+                or [0, *stops] != [*starts, plan.n]
                 or not isinstance(plan.torch_dtype, torch.dtype)
                 or not set(plan.sites.values()) <= set(plan.shapes)
             ):
@@ -163,8 +168,7 @@ def content_sum(content: Mapping[str, Any]) -> str:
 def cut(
     lengths: np.ndarray, counts: np.ndarray, widths: Mapping[str, int], heads: int, itemsize: int, most: int
 ) -> list[list[int]]:
-    """Shards, as many consecutive prompts as their largest file holds within `most` bytes; at least one
-    prompt each.
+    """Shards of consecutive prompts, the largest file of each within `most` bytes; at least one prompt each.
 
     Args:
         widths: numbers per row of each kind, all layers together.
@@ -172,6 +176,7 @@ def cut(
     """
     widest = max((width for kind, width in widths.items() if kind != "pattern"), default=0)
     sizes = np.maximum(counts * widest, lengths**2 * heads) * itemsize
+    # A kind has a file of its own: the widest decides, or the patterns, which grow with the squared length.
     shards, start, total = [], 0, 0
     for i, size in enumerate(sizes.tolist()):
         if total and total + size > most:
@@ -189,17 +194,17 @@ def name_of(key: Key) -> str:
 
 def key_of(name: str) -> Key:
     """The (kind, layer) of a name."""
-    found = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", name)
-    if found is None:
+    match = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", name)
+    if match is None:
         raise ValueError(f"{name!r} is no site")
-    return found[1], None if found[2] is None else int(found[2])
+    return match[1], None if match[2] is None else int(match[2])
 
 
 def file_name(shard: int, group: str) -> str:
-    """Where a shard's file of a kind lies in the store."""
+    """The path, within the store, of a shard's file of one kind."""
     return f"{SHARDS}/{shard:05d}.{group}.safetensors"
 
 
 def record_name(shard: int) -> str:
-    """Where it says that a shard is whole, with the checksums of its files."""
+    """The path, within the store, of the record that a shard is whole, with the checksums of its files."""
     return f"{SHARDS}/{shard:05d}.json"

@@ -1,8 +1,8 @@
 """Activations that were computed once and are read by everything else.
 
 A store holds, per site, the activations of every prompt packed without padding: rows are tokens. `store["z",
-3]` is a view with readers by prompt, by (prompt, position), by named position, by column and in shuffled
-blocks, the same in memory and on disk. It never runs a model.
+3]` is a `SiteView` with readers by prompt, by (prompt, position), by named position, by column and in
+shuffled blocks, the same in memory and on disk. Read `ActivationStore`. It never runs a model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,10 +41,12 @@ class SiteView:
 
     @property
     def prompts(self) -> Prompts:
+        """The prompts of the store."""
         return self.store.prompts
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision in which the rows are kept."""
         return self.data.dtype
 
     @property
@@ -65,47 +67,49 @@ class SiteView:
         return self.index.positions
 
     def prompt(self, i: int) -> Tensor:
-        """[pos, ...] of one prompt (the positions that are kept); [head, query_pos, key_pos] for `pattern`."""
+        """[pos, ...] of one prompt (the positions kept); [head, query_pos, key_pos] for `pattern`."""
         start, count = int(self.index.starts[i]), int(self.index.counts[i])
         rows = self.data.part(start, start + count)
         if self.kind != "pattern":
             return rows
+        # A pattern is kept flat: [head * query_pos * key_pos] → [head, query_pos, key_pos]
         length = int(self.store.index.counts[i])
         return rows.view(-1, length, length)
 
     def rows(self, *, prompt: Iterable[int] | Tensor, pos: Iterable[int] | Tensor) -> Tensor:
         """[row, ...] at these (prompt, position) pairs."""
         self._no_pattern("rows")
-        chosen, places = (
-            torch.as_tensor(each if isinstance(each, Tensor) else list(each)).cpu().long()
-            for each in (prompt, pos)
-        )
-        if len(chosen) != len(places):
+        examples, positions = _indices(prompt), _indices(pos)
+        if len(examples) != len(positions):
             raise StoreError(
-                f"{self!r}: {len(chosen)} prompts and {len(places)} positions: rows are named by pairs of them."
+                f"{self!r}: {len(examples)} prompts and {len(positions)} positions: "
+                "rows are named by pairs of them."
             )
-        if bool(((chosen < 0) | (chosen >= len(self.store))).any()):
+        if bool(((examples < 0) | (examples >= len(self.store))).any()):
             raise StoreError(f"{self!r}: a prompt lies outside the store's {len(self.store)}.")
-        found = self.index.find(chosen, places)
-        if bool((found < 0).any()):
-            i = int((found < 0).nonzero()[0])
+        rows = self.index.find(examples, positions)
+        if bool((rows < 0).any()):
+            i = int((rows < 0).nonzero()[0])
+            reason = "it lies outside its prompt"
+            if self.index.kept is not None:
+                reason += f", or is not among those kept ({self.store.keep})"
             raise StoreError(
-                f"{self!r}: position {int(places[i])} of prompt {int(chosen[i])} is not there: it lies outside its prompt"
-                + ("." if self.index.kept is None else f", or is not among those kept ({self.store.keep}).")
+                f"{self!r}: position {int(positions[i])} of prompt {int(examples[i])} is not there: {reason}."
             )
-        return self.data.take(found)
+        return self.data.take(rows)
 
     def at(self, where: Position) -> Tensor:
-        """[example, ...] at one index or named position of every prompt that has it; NaN rows for the others."""
+        """[example, ...] at an index or named position of every prompt that has it; NaN rows for the others."""
         self._no_pattern("at")
-        places = self.prompts.at(where).cpu()
-        has = places >= 0
-        rows = self.index.find(torch.arange(len(places)), places.clamp(min=0))
+        positions = self.prompts.at(where).cpu()
+        has = positions >= 0
+        rows = self.index.find(torch.arange(len(positions)), positions.clamp(min=0))
         if bool((has & (rows < 0)).any()):
             raise StoreError(f"{self!r}: position {where!r} was not kept; the store keeps {self.store.keep}.")
-        found = self.data.take(rows.clamp(min=0)).clone()
-        found[~has] = float("nan")
-        return found
+        # A copy: `take` may give a view of the store, which must not get the NaN.
+        table = self.data.take(rows.clamp(min=0)).clone()
+        table[~has] = float("nan")
+        return table
 
     def columns(self, columns: Iterable[int]) -> Tensor:
         """[row, column]: some neurons or directions of every row."""
@@ -113,21 +117,27 @@ class SiteView:
         return self.data.columns(columns)
 
     def blocks(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> Iterator[Tensor]:
-        """Rows in blocks of up to `size`; shuffled blocks are permuted and mixed within, each row comes once."""
+        """Rows in blocks of up to `size`, each row once; shuffled blocks are permuted, and mixed within."""
         self._no_pattern("blocks")
         for _, block in self.data.blocks(size=size, shuffle=shuffle, seed=seed):
             yield block
 
     def dataset(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> "RowBlocks":
-        """The blocks as a torch `IterableDataset`: `DataLoader(view.dataset(), batch_size=None,
-        num_workers=4)`.
-        """
+        """The blocks as a torch `IterableDataset`, for `DataLoader(..., batch_size=None, num_workers=4)`."""
         self._no_pattern("dataset")
         return RowBlocks(self.data, size, shuffle, seed)
 
     def padded(self, examples: Iterable[int] | None = None, length: int | None = None) -> Tensor:
-        """[example, pos, ...] (`pattern`: [example, head, query_pos, key_pos]) with zeros beyond each
-        prompt's end.
+        """[example, pos, ...] with zeros beyond each prompt's end.
+
+        For `pattern` [example, head, query_pos, key_pos].
+
+        Args:
+            examples: which prompts; None: all.
+            length: of the position axis; None: of the longest of them.
+
+        Raises:
+            StoreError: the store holds some positions only, or means.
         """
         if self.index.kept is not None:
             raise StoreError(f"{self!r} holds {self.store.keep} of each prompt and not its whole sequence.")
@@ -149,25 +159,23 @@ class SiteView:
         self._no_pattern("mean")
         if self.store.keep == "mean":
             raise StoreError(
-                f"{self!r} holds means over prompts: the mean over rows is not in it. Capture with keep='all'."
+                f"{self!r} holds means over prompts: the mean over rows is not in it. "
+                "Capture with keep='all'."
             )
+        # In float32 the sum over millions of rows would lose digits.
         total, n = torch.zeros(self.data.row_shape, dtype=torch.float64), 0
         for rows, block in self.data.blocks(size=BLOCK, shuffle=False, seed=0):
-            kept = (
-                self.index.positions[rows] != 0
-                if self.prompts.bos
-                else torch.ones(len(rows), dtype=torch.bool)
-            )
-            part = block if bool(kept.all()) else block[kept.to(block.device)]
-            total, n = total + part.sum(0, dtype=torch.float64).cpu(), n + len(part)
+            if self.prompts.bos:
+                block = block[(self.index.positions[rows] != 0).to(block.device)]
+            total, n = total + block.sum(0, dtype=torch.float64).cpu(), n + len(block)
         if not n:
             raise StoreError(f"{self!r}: there are no rows but BOS ones to take a mean of.")
         return (total / n).to(self.dtype)
 
-    def _no_pattern(self, what: str) -> None:
+    def _no_pattern(self, reader: str) -> None:
         if self.kind == "pattern":
             raise StoreError(
-                f"Attention patterns have no token rows for .{what}(...): use .prompt(i) or .padded()."
+                f"Attention patterns have no token rows for .{reader}(...): use .prompt(i) or .padded()."
             )
 
     def __len__(self) -> int:
@@ -179,6 +187,10 @@ class SiteView:
         return f"<SiteView {site}: {len(self.store)} prompts, {shape} {self.dtype}>"
 
 
+def _indices(numbers: Iterable[int] | Tensor) -> Int[Tensor, "row"]:
+    return torch.as_tensor(numbers if isinstance(numbers, Tensor) else list(numbers)).cpu().long()
+
+
 class RowBlocks(IterableDataset[Tensor]):
     """Blocks of rows for a `DataLoader`; its workers share the blocks, so that each row comes once."""
 
@@ -188,9 +200,8 @@ class RowBlocks(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
         share = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for _, block in self._data.blocks(
-            size=self._size, shuffle=self._shuffle, seed=self._seed, share=share
-        ):
+        blocks = self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share)
+        for _, block in blocks:
             # The memory of a mapped file cannot be sent to another process.
             yield block if worker is None else block.clone()
 
@@ -221,21 +232,18 @@ class ActivationStore:
         path: str | None = None,
     ) -> None:
         self._prompts, self._data, self.index = prompts, dict(data), index
-        self.model, self.model_name, self.tokenizer, self.keep, self.path = (
-            model,
-            model_name,
-            tokenizer,
-            keep,
-            path,
-        )
+        self.model, self.model_name, self.tokenizer = model, model_name, tokenizer
+        self.keep, self.path = keep, path
 
     @classmethod
     def of(
         cls, prompts: Prompts, tensors: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str
     ) -> "ActivationStore":
-        """A store in memory of [row, ...] tensors by (kind, layer): the tokens of all prompts one after the
-        other.
+        """A store in memory of [row, ...] tensors by (kind, layer).
+
+        Rows are the tokens of all prompts one after the other.
         """
+        # resid_post of a layer is resid_pre of the next: one tensor under two names stays one.
         packed = {id(rows): Packed.of(rows) for rows in tensors.values()}
         data = {key: packed[id(rows)] for key, rows in tensors.items()}
         return cls(
@@ -254,6 +262,7 @@ class ActivationStore:
 
     @cached_property
     def _examples(self) -> dict[str, int]:
+        # Backwards, so that of equal prompts the first is kept.
         return {prompt_id: i for i, prompt_id in reversed(list(enumerate(self.prompts.ids)))}
 
     @property
@@ -276,7 +285,7 @@ class ActivationStore:
 
     @property
     def attrs(self) -> dict[str, str]:
-        """What every result that is read from it says about where it comes from."""
+        """The attributes of every result that is computed from the store: which model, which prompts."""
         return {
             "model": self.model_name,
             "model_fingerprint": self.model,
@@ -306,24 +315,24 @@ class ActivationStore:
                 f"Which layer of {kind}? Write store[{kind!r}, 0]; the store has layers {self.layers(kind)}."
             )
         if (kind, layer) not in self._data:
-            here = (
-                f"it has layers {self.layers(kind)} of it"
-                if kind in self.kinds
-                else f"it has {', '.join(self.kinds)}"
-            )
+            contents = f"it has {', '.join(self.kinds)}"
+            if kind in self.kinds:
+                contents = f"it has layers {self.layers(kind)} of it"
             raise StoreError(
-                f"The store does not hold {kind}" + ("" if layer is None else f"[{layer}]") + f"; {here}. "
+                f"The store does not hold {kind}"
+                + ("" if layer is None else f"[{layer}]")
+                + f"; {contents}. "
                 f"Capture it with sites=[..., {kind!r}]."
             )
         data = self._data[kind, layer]
-        return SiteView(
-            kind, layer, data, self._squares(len(data)) if kind == "pattern" else self.index, self
-        )
+        index = self._squares(len(data)) if kind == "pattern" else self.index
+        return SiteView(kind, layer, data, index, self)
 
     def _squares(self, numbers: int) -> RowIndex:
+        """The index of patterns that are so many numbers together: it tells how many heads were kept."""
         return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))
 
     def __repr__(self) -> str:
-        size = self.nbytes() / 2**20
-        where = "" if self.path is None else f" in {self.path!r}"
-        return f"<ActivationStore of {self.model_name}{where}: {len(self)} prompts, {', '.join(self.kinds)}, {size:.1f} MiB>"
+        folder = "" if self.path is None else f" in {self.path!r}"
+        contents = f"{', '.join(self.kinds)}, {self.nbytes() / 2**20:.1f} MiB"
+        return f"<ActivationStore of {self.model_name}{folder}: {len(self)} prompts, {contents}>"
