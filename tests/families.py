@@ -15,9 +15,9 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound
 from workbench.engine.capture import capture_pairs
 from workbench.engine.hooked.circuits import circuit_logits
-from workbench.engine.values import Bound
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.stores.store import ActivationStore

@@ -23,8 +23,9 @@ from transformer_lens.tools.analysis import attribution_patching as peer
 from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
+from workbench.engine.bound import Bound
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import Bound, Value, add, constant, from_store, mean, resample, zero
+from workbench.engine.values import Value, add, constant, from_store, mean, resample, zero
 from workbench.errors import CircuitError, EditError, MetricError, ModelError, PromptError, UnknownName
 from workbench.interventions.effects import effects
 from workbench.prompts.pairs import PromptPairs

@@ -5,7 +5,8 @@ from families import make_pairs, model_of
 
 from workbench.engine.capture import capture_pairs
 from workbench.engine.named_values import MEANINGS, NAMES, canonical_name, key_name, make_value
-from workbench.engine.values import Constant, FromStore, Mean, Resample, Scale, Zero, zero
+from workbench.engine.store_values import FromStore, Mean, Resample
+from workbench.engine.values import Constant, Scale, Zero, zero
 from workbench.errors import EditError, UnknownName
 
 NEED_NO_STORE = ("zero", "optimal", "constant:2", "scale:-0.5")

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound
 from workbench.engine.continuations import bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
@@ -22,7 +23,7 @@ from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import check_pairs
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.select import fast_decoder
-from workbench.engine.values import Bound, Value, check_value
+from workbench.engine.values import Value, check_value
 from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric

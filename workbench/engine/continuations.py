@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.engine.values import Bound, Value
+from workbench.engine.bound import Bound
+from workbench.engine.values import Value
 from workbench.metrics.continuations import Expansion
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Site

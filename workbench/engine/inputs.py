@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.engine.values import Places
+from workbench.engine.bound import SitePositions
 from workbench.errors import EditError, PromptError
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs
@@ -48,7 +48,7 @@ def as_sites(place: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
 
 def check_positions(site: Site, prompts: Prompts) -> None:
     """Raise `EditError` when no prompt has the site's position, so that an edit there would change nothing."""
-    if not bool(Places.of(site, prompts).has.any()):
+    if not bool(SitePositions.of(site, prompts).has.any()):
         longest = int(prompts.lengths.max())
         raise EditError(f"No prompt has the position of {site}: the longest has {longest} tokens.")
 

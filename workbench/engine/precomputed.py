@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from workbench.engine.values import Bound, Places, Value
+from workbench.engine.bound import Bound, SitePositions
+from workbench.engine.values import Value
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
 
@@ -33,7 +34,7 @@ class Precomputed(Bound):
         if site.pos is None:
             new[:, self.start :] = table
             return new
-        place = Places.of(site, self.prompts).first - self.start
+        place = SitePositions.of(site, self.prompts).first - self.start
         chosen = torch.arange(len(place))[place >= 0]
         new[chosen] = table[chosen, place[chosen]]
         return new

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.hooked.forward import Run, Write, forward
 from workbench.engine.inputs import SiteLike, as_prompts, as_sites, check_positions
-from workbench.engine.values import Bound, Value, apply_edit, check_value
+from workbench.engine.values import Value, check_value
 from workbench.errors import EditError
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site

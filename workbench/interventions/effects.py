@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.continuations import bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.sweep import SiteSweep
@@ -21,7 +22,7 @@ from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
-from workbench.engine.values import Bound, Value, check_value
+from workbench.engine.values import Value, check_value
 from workbench.errors import EditError, MetricError, SiteError, UnknownName
 from workbench.interventions.gradients import atp_star, gradient, integrated
 from workbench.metrics.continuations import Expansion, expand

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.engine.hooked.forward import Write, forward, slopes_of
+from workbench.engine.bound import Bound, SitePositions, apply_edit
+from workbench.engine.hooked.forward import Write, forward, gradients_of
 from workbench.engine.memory import rows_per_forward
 from workbench.engine.runs import MeasuredRuns
-from workbench.engine.values import Bound, Places, apply_edit
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
 
@@ -33,7 +33,7 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
         for examples, prompts, part in _batches(runs, bound):
             result = forward(runs.model, prompts.tokens, record=keys, gradients=True)
             total = runs.measure(result.logits, prompts, examples).sum()
-            slopes = slopes_of(total, {key: result.recorded[key] for key in keys}, runs.metric.name)
+            slopes = gradients_of(total, {key: result.recorded[key] for key in keys}, runs.metric.name)
             columns = [
                 sum(_first_order(site, result.recorded, slopes, part) for site in element)
                 for element in elements
@@ -125,7 +125,7 @@ def _slopes(
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
     result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
     total = runs.measure(result.logits, prompts, examples).sum()
-    slopes = slopes_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
+    slopes = gradients_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
     return {key: result.recorded[key].detach() for key in record}, slopes
 
 
@@ -191,7 +191,7 @@ def _along(
             runs.model, prompts.tokens, writes=[at((step + 0.5) / steps)], record=[key], gradients=True
         )
         measured = runs.measure(result.logits, prompts, examples).sum()
-        slope += slopes_of(measured, {key: result.recorded[key]}, runs.metric.name)[key].detach() / steps
+        slope += gradients_of(measured, {key: result.recorded[key]}, runs.metric.name)[key].detach() / steps
     edited = runs.measure(forward(runs.model, prompts.tokens, writes=[at(1.0)]).logits, prompts, examples)
     return change, slope, edited - runs.measure(plain.logits, prompts, examples)
 
@@ -216,6 +216,6 @@ def _first_order(
 
 def _dot(site: Site, change: Tensor, slope: Tensor, bound: Bound) -> Tensor:
     """[example]: the product of a change and a slope, of the site's part of them."""
-    where = Places.of(site, bound.prompts).part(change)
+    where = SitePositions.of(site, bound.prompts).indices(change)
     wide = torch.float64 if change.dtype == torch.float64 else torch.float32
     return (change[where].to(wide) * slope[where].to(wide)).reshape(len(change), -1).sum(1)

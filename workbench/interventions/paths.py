@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound, SitePositions
 from workbench.engine.continuations import bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PathSweep, Route
@@ -22,7 +23,7 @@ from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
-from workbench.engine.values import Bound, Places, Value, check_value
+from workbench.engine.values import Value, check_value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
@@ -249,7 +250,7 @@ def _absent(route: Route, prompts: Prompts) -> Tensor | None:
     """[example]: whether an example lacks a position of the route; None where nothing goes along it."""
     if not route.receivers:
         return None
-    missing = [~Places.of(reader.site, prompts).has for reader in _readers(route)]
+    missing = [~SitePositions.of(reader.site, prompts).has for reader in _readers(route)]
     return torch.stack(missing).any(0)
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.capture import capture
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
 from workbench.engine.runs import MeasuredRuns
-from workbench.engine.values import Bound, Constant, Value, mean
+from workbench.engine.values import Constant, Value, mean
 from workbench.errors import EditError, MetricError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.fast.cohorts import Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
-from workbench.engine.values import Bound, apply_edit
 from workbench.errors import WorkbenchError
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site

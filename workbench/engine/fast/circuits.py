@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound
 from workbench.engine.edge_mixing import mixed, token_classes
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder, Linear
 from workbench.engine.fast.staircase import run_base
-from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
 

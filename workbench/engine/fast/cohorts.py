@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workbench.engine.values import Bound
+from workbench.engine.bound import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 

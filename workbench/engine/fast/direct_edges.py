@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Linear
 from workbench.engine.nodes import Reader, Writer
-from workbench.engine.values import Bound
 from workbench.sites import Key, Site
 
 Runs = Sequence[Sequence[Writer]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import BaseRun, needed
 from workbench.engine.fast.cohorts import Cohort, Element
 from workbench.engine.fast.direct_edges import DirectEdges, Message
@@ -17,7 +18,6 @@ from workbench.engine.fast.staircase import WalkOutcome, run_base
 from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Precomputed
-from workbench.engine.values import Bound
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site

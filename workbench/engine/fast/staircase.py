@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import (
     ALWAYS,
     BaseRun,
@@ -21,7 +22,6 @@ from workbench.engine.fast.base_run import (
 )
 from workbench.engine.fast.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
-from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.engine.bound import apply_edit
 from workbench.engine.fast.base_run import BaseRun, needed
 from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost
-from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key

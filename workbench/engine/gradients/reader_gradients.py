@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.hooked.block import Block, pull_back
-from workbench.engine.hooked.forward import Write, forward, slopes_of
-from workbench.engine.values import Bound
+from workbench.engine.hooked.forward import Write, forward, gradients_of
 from workbench.sites import Key, Site
 
 
@@ -93,7 +93,7 @@ def decoder_run(
         return GradientRun(
             streams,
             mlp_streams,
-            slopes_of(measure(x), {key: v for key, v in at.items() if v.requires_grad}, metric),
+            gradients_of(measure(x), {key: v for key, v in at.items() if v.requires_grad}, metric),
         )
 
 
@@ -131,7 +131,7 @@ def hooked_run(
     inputs |= {
         (port, layer): seen[port, layer] for layer in range(len(blocks)) for port in ("q", "k", "v", "z")
     }
-    found = slopes_of(
+    found = gradients_of(
         measure(result.logits), inputs | {("normed", len(blocks)): seen["unembed.hook_in"]}, metric
     )
 

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
+from workbench.engine.bound import Bound
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.edge_mixing import mixed, token_classes
 from workbench.engine.hooked.block import Block, check_parts_add_up
 from workbench.engine.hooked.forward import Change, forward
 from workbench.engine.inputs import stacked
 from workbench.engine.memory import rows_per_forward
-from workbench.engine.values import Bound
 from workbench.errors import ModelError
 from workbench.models.load import model_device
 from workbench.sites import KINDS, Shape, Site

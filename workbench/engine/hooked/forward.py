@@ -179,7 +179,7 @@ def _has_hook(model: Any, name: str) -> bool:
         return name in getattr(model, "hook_dict", {})
 
 
-def slopes_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any, Tensor]:
+def gradients_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any, Tensor]:
     """The gradient of a summed metric at each activation; zeros where it does not depend on one.
 
     Raises:

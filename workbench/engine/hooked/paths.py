@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.engine.bound import Bound, SitePositions, apply_edit
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import Route
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Precomputed
 from workbench.engine.run import Edit
-from workbench.engine.values import Bound, Places, apply_edit
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
@@ -97,11 +97,11 @@ class HookedPaths:
         def change(current: Tensor) -> Tensor:
             new = self.base[key].clone() if still else current
             for site, value in values.items():
-                new[Places.of(site, self.prompts).part(new)] = value
+                new[SitePositions.of(site, self.prompts).indices(new)] = value
             return new
 
         return change
 
 
 def _part(activation: Tensor, site: Site, prompts: Prompts) -> Tensor:
-    return activation[Places.of(site, prompts).part(activation)]
+    return activation[SitePositions.of(site, prompts).indices(activation)]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import forward
 from workbench.engine.run import Edit
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flops
-from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
