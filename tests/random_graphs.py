@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.discovery.scores import labelled
+from workbench.discovery.score_table import labelled
 from workbench.sites import Shape
 
 FULL, GROUPED = (

@@ -348,7 +348,7 @@ def test_sizes_cannot_be_searched_without_what_measures_them():
         )
     averaged = scores.assign_attrs(value="mean(dataset)")
     assert refused(averaged, min_faithfulness=0.9, model=model, pairs=pairs) == (
-        "find_circuit: the scores were made with value='mean(dataset)', which cannot be made anew: pass value=."
+        "find_circuit: the scores were made with value='mean(dataset)', which cannot be made again from them: pass value=."
     )
     own = scores.assign_attrs(metric="mine")
     assert refused(own, min_faithfulness=0.9, model=model, pairs=pairs) == (

@@ -45,7 +45,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "keep": ("example", ("x",)), "neurons": ("0", 1.0, [True], None, [7], [-1]),
     },
     "score_nodes": {
-        "method": ("epa", None, ["eap"]), "keep": (("x",), ("pos",)), "neurons": (True, [0]), "positions": ([2],), "unknown": (3,),
+        "method": ("epa", None, ["eap"]), "keep": (("x",), ("pos",)), "grid": ("mid", None), "steps": (0, 1.5, "3"),
     },
     "acdc": {
         **NO_SEEDS, **NO_PLACES, "threshold": (-1, True, "1", float("nan"), float("inf")), "order": ("late", None, 3),

@@ -1,11 +1,11 @@
-"""ACDC: try every edge, from the logits down, and leave out those whose absence is hardly felt (Conmy et al. 2304.14997).
+"""ACDC: try every edge, from the logits down, and leave out those whose removal costs little (Conmy et al. 2304.14997).
 
-Most edges are left out, so several are tried at once: run k has the next k edges gone. What is kept is read off in order,
-up to the first edge that is missed; so the outcome is that of one edge at a time, exactly.
+Most edges are left out, so several are tried at once: run k has the next k edges removed. The results are read in order, up
+to the first edge whose removal costs too much; so the circuit is exactly that of one edge at a time. Begin with `acdc`.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -21,17 +21,21 @@ from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed
 
 ORDERS = ("late-first", "early-first", "random", "scores")
-MOST_AT_ONCE = 64
+MOST_AT_ONCE, FIRST_AT_ONCE = 64, 8
+"""How many edges are tried in one batch: at most, and in the first."""
+DEFAULT_THRESHOLD = 0.01
+"""Of |m(empty) - m(full)|."""
 
 
 @one_fingerprint()
 def acdc(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -52,25 +56,35 @@ def acdc(
     with no input or no output goes with it.
 
     Args:
+        value: the patched value of edges that are left out.
         threshold: tau, in the metric's unit; None takes 1 % of |m(empty) - m(full)|.
         metric: "kl" is the distance to the clean run.
         order: of the senders of a reader: latest first, earliest first, at random, or least score first (`scores=`). The
-            outcome depends on it.
-        at_once: the most edges tried in one batch; the outcome does not depend on it.
+            circuit depends on it.
+        scores: of `score_edges`, for order="scores".
+        positions: indices or names that edges are told apart by, as in `score_edges`.
+        seed: of the random order.
+        at_once: the most edges tried in one batch; the circuit does not depend on it.
+        budget: bytes of working memory.
 
     Returns:
         A circuit; its scores are the cost of each edge when it was tried (0 for those that went with a dead node: without
         them nothing changes), its attrs say threshold, order, and how many circuits were run.
 
     Raises:
-        UnknownName, CircuitError, MetricError, PromptError, StoreError, EditError: see the messages.
+        UnknownName: an order that does not exist.
+        CircuitError: a threshold, scores or a number of edges that cannot be used.
+        MetricError: a metric that no edge changes, or that these prompts cannot be measured with.
+        PromptError: clean and corrupt prompts of different lengths.
+        StoreError: a store that lacks the activations of `value`.
+        EditError: not a value, or one that cannot be written here.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("agreement", model, n=4)
     >>> _, corrupt = wb.capture_pairs(model, pairs)
-    >>> found = wb.acdc(model, pairs, value=wb.from_store(corrupt), threshold=1.0, progress=False)
-    >>> found.n_edges < 100
+    >>> circuit = wb.acdc(model, pairs, value=wb.from_store(corrupt), threshold=1.0, progress=False)
+    >>> circuit.n_edges < 100
     True
     """
     if order not in ORDERS:
@@ -91,23 +105,15 @@ def acdc(
             "acdc: some edges have no finite score. Check the metric and the edits that made them."
         )
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
-    sign = -1.0 if measure.higher_is_better else 1.0
-    full = sign * float(runs.full.mean())
     if threshold is None:
-        threshold = 0.01 * abs(
-            sign * float(runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool)).mean()) - full
-        )
-        if threshold == 0:
-            raise MetricError(
-                f"acdc: {measure.name} is the same with every edge and with none, so no edge can matter."
-            )
-    trial = _Trial(runs, sign, float(threshold), at_once, full)
+        threshold = _default_threshold(runs, measure.name)
+    trial = _Trial(runs, float(threshold), at_once, higher_is_better=measure.higher_is_better)
     with tqdm(
         total=graph.n_edges, desc="acdc", unit="edge", disable=None if progress else True, leave=False
     ) as bar:
         for reader in reversed(range(len(graph.readers))):
             senders = _senders(graph, reader, order, scores, seed)
-            trial.reader(senders)
+            trial.try_edges(senders)
             bar.update(len(senders))
     attrs = pairs.attrs(model) | {
         "method": "acdc", "value": value.describe(), "metric": measure.name, "threshold": threshold, "order": order,
@@ -117,51 +123,75 @@ def acdc(
     return Circuit.of(graph, trial.edges, scores=trial.costs, attrs=attrs, prompt_ids=ids)
 
 
+def _default_threshold(runs: Circuits, metric_name: str) -> float:
+    """1 % of |m(empty) - m(full)|. Raises `MetricError` where that is 0."""
+    empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))
+    threshold = DEFAULT_THRESHOLD * abs(float(empty.mean()) - float(runs.full.mean()))
+    if threshold == 0:
+        raise MetricError(
+            f"acdc: {metric_name} is the same with every edge and with none, so no edge can matter."
+        )
+    return threshold
+
+
 def _senders(
     graph: Graph, reader: int, order: str, scores: xr.DataArray | None, seed: int
 ) -> list[tuple[int, ...]]:
-    """Indices of the edges into a reader, in the order in which they are tried."""
-    found = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
-    found.sort(key=lambda index: index[-2])
+    """Indices [(pos,) writer, reader] of the edges into a reader, in the order in which they are tried."""
+    edges = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
+    edges.sort(key=lambda index: index[-2])
     if order == "late-first":
-        return found[::-1]
+        return edges[::-1]
     if order == "random":
-        return [found[i] for i in np.random.default_rng([seed, reader]).permutation(len(found))]
+        # Seeded by the reader too, so that no two readers draw the same order.
+        return [edges[i] for i in np.random.default_rng([seed, reader]).permutation(len(edges))]
     if scores is not None:
         values = matrix_of(scores, graph)
-        return sorted(found, key=lambda index: float(values[index]))
-    return found
+        return sorted(edges, key=lambda index: float(values[index]))
+    return edges
 
 
 class _Trial:
-    """The edges that are left, and what each cost when it was tried."""
+    """The edges that are left, and what the removal of each cost when it was tried."""
 
-    def __init__(self, runs: Circuits, sign: float, threshold: float, at_once: int, full: float) -> None:
-        self.runs, self.graph, self.sign, self.threshold = runs, runs.graph, sign, threshold
+    def __init__(self, runs: Circuits, threshold: float, at_once: int, *, higher_is_better: bool) -> None:
+        self.runs, self.graph, self.threshold = runs, runs.graph, threshold
+        # A loss: what a removal makes worse goes up, whichever direction of the metric is better.
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.loss = self.sign * float(runs.full.mean())
         self.edges = runs.graph.exists.copy()
         self.costs = np.where(self.edges, 0.0, np.nan)
-        self.now, self.most, self.width, self.n_runs = full, at_once, min(8, at_once), 1
+        self.at_once, self.width, self.n_runs = at_once, min(FIRST_AT_ONCE, at_once), 1
 
-    def reader(self, senders: list[tuple[int, ...]]) -> None:
+    def try_edges(self, senders: list[tuple[int, ...]]) -> None:
         """Try the edges into one reader."""
-        alive = self.graph.prune(self.edges)
-        self.edges = alive
-        waiting = [edge for edge in senders if alive[edge]]
+        # What earlier removals left dead can be removed for nothing, so it is not tried.
+        self.edges = self.graph.prune(self.edges)
+        waiting = [edge for edge in senders if self.edges[edge]]
         while waiting:
             tried = waiting[: self.width]
             masks = np.repeat(self.edges[None], len(tried), axis=0)
             for k, edge in enumerate(tried):
-                masks[(slice(k, None), *edge)] = False
-            values = self.sign * self.runs.measure(self.graph.prune(masks)).mean(1)
+                masks[(slice(k, None), *edge)] = False  # run k has the edges 0..k removed
+            losses = self.sign * self.runs.measure(self.graph.prune(masks)).mean(1)
             self.n_runs += len(tried)
-            done = 0
-            for edge, value in zip(tried, values.tolist(), strict=True):
-                done += 1
-                self.costs[edge] = value - self.now
-                if value - self.now >= self.threshold:
-                    break
-                self.edges[edge] = False
-                self.now = value
-            missed = bool(self.edges[tried[done - 1]])
-            self.width = max(1, self.width // 2) if missed else min(self.most, 2 * self.width)
-            waiting = waiting[done:]
+            n_decided = self._decide(tried, losses.tolist())
+            # A kept edge makes the runs behind it worthless: try fewer at a time where edges are kept.
+            if self.edges[tried[n_decided - 1]]:
+                self.width = max(1, self.width // 2)
+            else:
+                self.width = min(self.at_once, 2 * self.width)
+            waiting = waiting[n_decided:]
+
+    def _decide(self, tried: list[tuple[int, ...]], losses: list[float]) -> int:
+        """Remove edges in order, up to the first whose removal costs too much; how many were decided on.
+
+        The losses behind a kept edge are those of runs without it: they say nothing about the edges that are left.
+        """
+        for k, (edge, loss) in enumerate(zip(tried, losses, strict=True), start=1):
+            self.costs[edge] = loss - self.loss
+            if loss - self.loss >= self.threshold:
+                return k
+            self.edges[edge] = False
+            self.loss = loss
+        return len(tried)

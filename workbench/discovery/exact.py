@@ -2,6 +2,7 @@
 
 An edge of a head that stands in for another has no effect while the other works. "conditional" therefore measures every
 edge again where one of the strongest edges is already taken out, and keeps the largest effect, with its sign.
+`score_edges` calls these functions; they know no labels.
 """
 
 import numpy as np
@@ -10,6 +11,9 @@ from tqdm.auto import tqdm
 from workbench.engine.circuits import Circuits
 
 CONTEXTS = 6
+"""How many of the strongest edges are taken out, one at a time."""
+MASKS_AT_ONCE = 2**27
+"""Truth values of masks that are held at a time: 128 MiB."""
 
 
 def exact_scores(
@@ -22,21 +26,22 @@ def exact_scores(
     """
     graph = circuits.graph
     present = graph.exists if present is None else present
-    # Edges into late readers first: their runs begin late.
-    at = sorted(np.argwhere(present).tolist(), key=lambda index: index[-1])
-    found = np.zeros((len(circuits.pairs), *graph.exists.shape))
+    # In the order of readers: runs of a batch begin at the first block that any of them changes.
+    edges = sorted(np.argwhere(present).tolist(), key=lambda index: index[-1])
+    scores = np.zeros((len(circuits.pairs), *graph.exists.shape))
     whole = circuits.full if present is graph.exists else circuits.measure(present[None])[0]
-    size = max(1, 2**27 // graph.exists.size)
+    size = max(1, MASKS_AT_ONCE // graph.exists.size)
     with tqdm(
-        total=len(at), desc="edges", unit="edge", disable=None if progress else True, leave=False
+        total=len(edges), desc="edges", unit="edge", disable=None if progress else True, leave=False
     ) as bar:
-        for first in range(0, len(at), size):
-            part = tuple(np.array(at[first : first + size]).T)
-            without = np.repeat(present[None], len(part[0]), axis=0)
-            without[(np.arange(len(part[0])), *part)] = False
-            found[(slice(None), *part)] = whole[:, None] - circuits.measure(without).T
-            bar.update(len(part[0]))
-    return found
+        for start in range(0, len(edges), size):
+            removed = tuple(np.array(edges[start : start + size]).T)  # an index array per axis
+            n_removed = len(removed[0])
+            without = np.repeat(present[None], n_removed, axis=0)
+            without[(np.arange(n_removed), *removed)] = False
+            scores[(slice(None), *removed)] = whole[:, None] - circuits.measure(without).T
+            bar.update(n_removed)
+    return scores
 
 
 def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[np.ndarray, int]:
@@ -47,14 +52,15 @@ def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[n
     graph = circuits.graph
     best = exact_scores(circuits, progress=progress)
     strength = np.where(graph.exists, np.abs(best.mean(0)), 0)
-    ranked = [
-        index
-        for index in np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS]
-        if strength.flat[index] > 0
-    ]
-    for index in tqdm(ranked, desc="contexts", unit="edge", disable=None if progress else True, leave=False):
+    strongest = np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS]
+    # An edge without any effect makes no context of its own.
+    taken_out = [index for index in strongest if strength.flat[index] > 0]
+    for index in tqdm(
+        taken_out, desc="contexts", unit="edge", disable=None if progress else True, leave=False
+    ):
         present = graph.exists.copy()
         present.flat[index] = False
-        found = exact_scores(circuits, present=present)
-        best = np.where(np.abs(found.mean(0)) > np.abs(best.mean(0)), found, best)
-    return best, (len(ranked) + 1) * (graph.n_edges + 1)
+        scores = exact_scores(circuits, present=present)
+        # One context for all prompts of an edge: the choice is made by the mean.
+        best = np.where(np.abs(scores.mean(0)) > np.abs(best.mean(0)), scores, best)
+    return best, (len(taken_out) + 1) * (graph.n_edges + 1)

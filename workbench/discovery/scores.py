@@ -1,41 +1,41 @@
-"""Scores of edges and nodes: how much each one supports the behaviour. Positive: without it the metric falls."""
+"""Scores of edges and nodes: how much each one supports the behaviour. Positive: without it the metric falls.
+
+    score(edge) = m(clean) - m(clean run with that edge at the patched value)
+
+"exact" measures that; the other methods of `METHODS` estimate it. Read `score_edges` first; `score_nodes` is the same for
+whole components. What is done with scores is the matter of `search`.
+"""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
-from workbench.engine.circuits import CircuitBatch, Circuits
-from workbench.engine.gradients.atp_star import atp_star_table
-from workbench.engine.gradients.edge_gradients import EdgeTable, WriterDifferences
-from workbench.engine.gradients.reader_gradients import ReaderMaps
-from workbench.engine.gradients.runs import GradientRuns, groups, shares
-from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.discovery.gradient_scores import gradient_scores
+from workbench.discovery.score_table import ScoreTable, labelled
+from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, check_value
-from workbench.errors import MetricError, ModelError, UnknownName, WorkbenchError
+from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.load import model_device, one_fingerprint
+from workbench.models.load import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
-from workbench.results import effect_array
-from workbench.sites import Position, Site
+from workbench.sites import Node, Position, Site
 from workbench.statistics import check_seed
 
 METHODS: dict[str, str] = {
-    "exact": "every edge takes the other value alone",
-    "conditional": "exact, also where each important edge is already taken out: finds what stands in for another",
+    "exact": "every edge alone is patched",
+    "conditional": "exact, also where each important edge is already patched: finds edges that stand in for another",
     "eap": "first-order, at the clean run (Syed et al. 2310.10348)",
-    "eap-ig-inputs": "gradients along the way between input embeddings (Hanna et al. 2403.17806)",
+    "eap-ig-inputs": "gradients on the path between input embeddings (Hanna et al. 2403.17806)",
     "eap-ig-activations": "one group of writers moves at a time, every edge counts each time (published code of 2403.17806)",
     "ig-activations": "one group of writers moves at a time and counts then (Marks et al. 2403.19647)",
     "clean-corrupt": "mean of the gradients at both ends",
@@ -44,12 +44,16 @@ METHODS: dict[str, str] = {
 }
 GRIDS = ("left", "right", "midpoint")
 NODE_METHODS = (*METHODS, "gradient", "integrated")
+EFFECTS = ("exact", "gradient", "integrated", "atp-star")
+"""Methods of `score_nodes` that are negated effects of components; the others are sums of edge scores."""
+SMALLEST_GAP = 1e-6
+"""Of m(full) - m(empty), in the metric's unit: below, scores would be divided by rounding."""
 Axis = Literal["example", "pos"] | str
 
 
 @one_fingerprint()
 def score_edges(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -68,20 +72,22 @@ def score_edges(
     """A score for every edge of the model's graph; positive means that without the edge the metric falls.
 
     That is support for the behaviour where a higher metric is better; `find_circuit` turns the others around. "exact" is
-    m(clean) - m(that edge at the other value); the rest estimate it: see `METHODS`.
+    m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:
-        value: the other value z' of the writers, as in `effects`.
-        metric: a name, a `Metric` or a function; "kl" measures the distance to the clean run. It has no slope at the clean
-            run, so methods that look there alone refuse it.
-        steps: points on the way of the methods that take one.  grid: where they lie, from the other value (0) to the clean
-            one (1): "left" k = 0..m-1 over m (the published code), "right" 1..m (the paper), or the midpoints.
+        value: the patched value of the writers, as in `effects`.
+        metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient there is 0, so
+            methods that take gradients only there refuse it.
+        method: a name in `METHODS`.
+        steps: points on the path of the methods that take one.
+        grid: where they lie, from the patched value (0) to the clean one (1): "left" k = 0..m-1 over m (the published
+            code), "right" 1..m (the paper), or the midpoints.
         seed: of "random".
         normalized: divide by m(full) - m(empty), means over prompts: scores are then shares of the behaviour.
         positions: indices or names; edges are told apart by them, all other tokens make the class "rest".
         neurons: layers whose MLP is split into neurons; True: all.
         keep: axes not to sum or average over: "example", "pos" (gradient methods and graphs without positions).
-        budget: bytes of working memory; sources are worked out in blocks that fit.
+        budget: bytes of working memory; writers are worked out in blocks that fit.
 
     Returns:
         DataArray ([example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the classes of a graph
@@ -89,7 +95,13 @@ def score_edges(
         attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`.
 
     Raises:
-        UnknownName, SiteError, MetricError, PromptError, StoreError, EditError, ModelError: see the messages.
+        UnknownName: a method, a grid or an axis that does not exist.
+        SiteError: positions or neurons that the model does not have.
+        MetricError: a metric that cannot be measured on these prompts, or whose gradient says nothing.
+        PromptError: clean and corrupt prompts of different lengths.
+        StoreError: a store that lacks the activations of `value`.
+        EditError: not a value, or one that cannot be written here.
+        ModelError: a model in train mode, or one that the method cannot run.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -103,7 +115,7 @@ def score_edges(
         raise UnknownName("grid", grid, GRIDS)
     if type(steps) is not int or steps < 1:
         raise WorkbenchError(
-            f"score_edges: steps={steps}; the way needs at least one point, and a whole number of them."
+            f"score_edges: steps={steps}; the path needs at least one point, and a whole number of them."
         )
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
@@ -116,216 +128,85 @@ def score_edges(
             f"score_edges: keep=('pos',) is for gradient methods without positions=. With method={method!r} name them: "
             "positions=[...] gives every edge a score at each."
         )
-    asked = _Asked(
-        model,
-        graph,
-        pairs,
-        value,
-        as_metric(metric),
-        method,
-        steps,
-        grid,
-        seed,
-        tuple(keep),
-        budget,
-        progress,
-    )
-    table, facts = asked.scores()
-    if normalized:
-        both = asked.circuits
-        gap = both.full.mean() - both.measure(np.zeros((1, *graph.exists.shape), dtype=bool)).mean()
-        if abs(gap) < 1e-6:
-            raise MetricError(f"score_edges: {asked.metric.name} is the same in the full and in the empty circuit, so nothing can be normalized by it.")  # fmt: skip
-        table = table / gap
+    measure = as_metric(metric)
+    circuits = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    _check_one_token(method, measure)
+    if method == "random":
+        table = _noise(graph, len(pairs) if "example" in keep else 1, seed)
+    elif method in ("exact", "conditional"):
+        table = _measured(circuits, method, keep, progress)
+    else:
+        table = gradient_scores(
+            circuits, method, steps=steps, grid=grid, keep=keep, budget=budget, progress=progress
+        )
+    values = table.values / _gap(circuits, measure.name) if normalized else table.values
     attrs = pairs.attrs(model) | {
-        "kind": "edge_scores", "method": method, "value": value.describe(), "metric": asked.metric.name,
-        "unit": "share" if normalized else asked.metric.unit, "higher_is_better": asked.metric.higher_is_better,
+        "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name,
+        "unit": "share" if normalized else measure.unit, "higher_is_better": measure.higher_is_better,
         "normalized": normalized, "graph": json.dumps(graph.to_dict()),
-        "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), **facts,
+        "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), **table.facts,
     }  # fmt: skip
+    # Sums over batches are made in float64; more digits than the model's own would be noise.
     if next(model.parameters()).dtype != torch.float64:
-        table = table.astype(np.float32)
-    return labelled(table, graph, pairs, keep, attrs)
+        values = values.astype(np.float32)
+    return labelled(values, graph, pairs, keep, attrs)
 
 
-def labelled(
-    table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]
-) -> xr.DataArray:
-    """Scores [example or 1, pos or class or 1, writer, reader] as an array with the axes that were asked for."""
-    table = np.where(graph.whole.exists, table, np.nan)
-    coords: dict[str, Any] = {}
-    if "example" in keep:
-        coords["example"] = np.arange(len(pairs))
-    if "pos" in keep:
-        coords["pos"] = np.arange(table.shape[1])
-        if "example" in keep:
-            beyond = np.arange(table.shape[1]) >= pairs.clean.lengths.numpy()[:, None]
-            table[beyond] = np.nan
-    elif graph.positions is not None:
-        coords["pos"] = [str(place) for place in graph.positions]
-    lead = [len(labels) for labels in coords.values()]
-    if graph.neurons:
-        at = np.nonzero(graph.whole.exists)
-        flat = table[..., at[0], at[1]].reshape(*lead, -1)
-        writers, readers = (np.asarray(names, dtype=object) for names in (graph.writers, graph.readers))
-        made = effect_array(flat, (*coords, "edge"), coords, name="score", attrs=attrs)
-        return made.assign_coords(writer=("edge", writers[at[0]]), reader=("edge", readers[at[1]]))
-    coords |= {"writer": list(graph.writers), "reader": list(graph.readers)}
-    return effect_array(
-        table.reshape([*lead, *table.shape[2:]]), tuple(coords), coords, name="score", attrs=attrs
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """One call of `score_edges`."""
-
-    model: Any
-    graph: Graph
-    pairs: PromptPairs
-    value: Value
-    metric: Metric
-    method: str
-    steps: int
-    grid: str
-    seed: int
-    keep: tuple[str, ...]
-    budget: int | None
-    progress: bool
-
-    @cached_property
-    def circuits(self) -> Circuits:
-        """Runs of circuits on these prompts."""
-        return Circuits(
-            self.model, self.graph, self.pairs, value=self.value, metric=self.metric, budget=self.budget
+def _check_one_token(method: str, metric: Metric) -> None:
+    """Raise `MetricError` for atp-star with answers of several tokens."""
+    if method == "atp-star" and metric.reads_answer_tokens:
+        raise MetricError(
+            f"atp-star takes sizes prompt by prompt, which answers of several tokens ({metric.name}) do not allow. Use eap."
         )
 
-    def scores(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """[example or 1, pos or class or 1, writer, reader], and how it was made."""
-        circuits = self.circuits
-        if self.method == "random":
-            size = (
-                len(self.pairs) if "example" in self.keep else 1,
-                *self._places,
-                *self.graph.whole.exists.shape,
-            )
-            return np.random.default_rng(self.seed).standard_normal(size), {"seed": self.seed, "forwards": 0}
-        if self.method in ("exact", "conditional"):
-            if self.method == "exact":
-                found, forwards = exact_scores(circuits, progress=self.progress), self.graph.n_edges + 1
-            else:
-                found, forwards = conditional_scores(circuits, progress=self.progress)
-            found = found if self.graph.positions is not None else found[:, None]
-            found = found if "example" in self.keep else found.mean(0, keepdims=True)
-            return found, {"engine": circuits.engine, "forwards": forwards}
-        if self.method in ("eap", "atp-star"):
-            self.metric.check_attributable()
-        if self.method == "atp-star" and self.metric.reads_answer_tokens:
-            raise MetricError(
-                f"atp-star takes sizes prompt by prompt, which answers of several tokens ({self.metric.name}) do not allow. Use eap."
-            )
-        if self.method == "atp-star" and circuits.decoder is None:
-            raise ModelError(
-                f"atp-star recomputes attention from queries and keys, which the fast engine alone knows; {circuits.why}. "
-                "Use eap-ig-inputs or exact."
-            )
-        return self._gradients()
 
-    @property
-    def _places(self) -> tuple[int]:
-        return (1 if self.graph.positions is None else len(self.graph.positions),)
+def _noise(graph: Graph, n_rows: int, seed: int) -> ScoreTable:
+    """Scores that know nothing: what a method must beat."""
+    n_classes = 1 if graph.positions is None else len(graph.positions)
+    size = (n_rows, n_classes, *graph.whole.exists.shape)
+    return ScoreTable(np.random.default_rng(seed).standard_normal(size), {"seed": seed, "forwards": 0})
 
-    def _gradients(self) -> tuple[np.ndarray, dict[str, Any]]:
-        circuits, graph, pairs = self.circuits, self.graph, self.pairs
-        ways = {"eap": [1.0], "atp-star": [1.0], "clean-corrupt": [1.0, 0.0]}.get(self.method) or shares(
-            self.steps, self.grid
+
+def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bool) -> ScoreTable:
+    """The scores of the methods that run a circuit for every edge."""
+    if method == "exact":
+        scores, forwards = exact_scores(circuits, progress=progress), circuits.graph.n_edges + 1
+    else:
+        scores, forwards = conditional_scores(circuits, progress=progress)
+    if circuits.graph.positions is None:
+        scores = scores[:, None]  # [example, 1, writer, reader]
+    if "example" not in keep:
+        scores = scores.mean(0, keepdims=True)
+    return ScoreTable(scores, {"engine": circuits.engine, "forwards": forwards})
+
+
+def _gap(circuits: Circuits, metric_name: str) -> float:
+    """m(full) - m(empty), means over prompts. Raises `MetricError` where it is 0."""
+    empty = circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
+    gap = float(circuits.full.mean() - empty.mean())
+    if abs(gap) < SMALLEST_GAP:
+        raise MetricError(
+            f"score_edges: {metric_name} is the same in the full and in the empty circuit, "
+            "so nothing can be normalized by it."
         )
-        bytes_each = next(self.model.parameters()).element_size()
-        room = memory_budget(model_device(self.model), self.budget) // 4 // bytes_each
-        kept = 6 * graph.shape.d_model * (graph.shape.n_heads + 2) * len(ways)
-        size = max(
-            1,
-            rows_per_forward(self.model, circuits.longest, budget=self.budget, gradients=True, extra=kept)
-            // len(ways),
-        )
-        maps, total, blocks, passes = ReaderMaps.all_of(self.model, circuits.decoder), None, 1, 0
-        with tqdm(total=len(circuits.expansion.pairs), desc=f"edges ({self.method})", unit="example", disable=None if self.progress else True, leave=False) as bar:  # fmt: skip
-            for batch in circuits.batches(size):
-                start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
-                sources = WriterDifferences.of(batch, graph, self.model, start=start, room=room)
-                runs = GradientRuns(self.model, graph, batch, circuits.metric, sources, start)
-                made, passes = self._table(runs, batch, maps, ways, start, room)
-                blocks = max(blocks, sources.n_blocks)
-                total = self._placed(total, made, batch)
-                bar.update(len(batch.examples))
-        assert total is not None
-        if "example" not in self.keep:
-            total /= len(pairs)
-        elif not circuits.expansion.plain:
-            rows, total = total, np.zeros((len(pairs), *total.shape[1:]))
-            np.add.at(
-                total, circuits.expansion.owner.numpy(), rows
-            )  # slopes have the weights of their rows already
-        total = total[:, : int(pairs.clean.lengths.max())] if "pos" in self.keep else total
-        more = (
-            {"steps": len(ways), "grid": self.grid}
-            if self.method in ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
-            else {}
-        )
-        return total, {
-            "engine": "hooks" if circuits.decoder is None else circuits.decoder.family, "forwards": passes,
-            "source_blocks": blocks, "budget": 4 * room * bytes_each, **more,
-        }  # fmt: skip
-
-    def _table(
-        self,
-        runs: GradientRuns,
-        batch: CircuitBatch,
-        maps: Sequence[ReaderMaps],
-        ways: Sequence[float],
-        start: int,
-        room: int,
-    ) -> tuple[Tensor, int]:
-        """Sums over a batch of one method, and how many forward and backward passes it took."""
-        if self.method == "atp-star":
-            return atp_star_table(runs, maps, self.keep, room=room)
-        table = EdgeTable(batch, self.graph, self.keep, start=start)
-        if self.method in ("eap-ig-activations", "ig-activations"):
-            found = list(groups(runs.sources, self.graph))
-            everyone = self.method == "eap-ig-activations"
-            share = 1 / len(ways) / (len(found) if everyone else 1)
-            for key, writers in found:
-                run = runs.group(key, ways)
-                table.add(
-                    runs.sources, run, maps, room=room, writers=None if everyone else writers, share=share
-                )
-            return table.values, len(found) * len(ways)
-        table.add(runs.sources, runs.at(ways), maps, room=room, share=1 / len(ways))
-        return table.values, len(ways)
-
-    def _placed(self, total: np.ndarray | None, made: Tensor, batch: CircuitBatch) -> np.ndarray:
-        """The running total of all batches with one more."""
-        if total is None:
-            n = len(self.circuits.expansion.pairs) if "example" in self.keep else 1
-            places = self.circuits.longest if "pos" in self.keep else made.shape[1]
-            total = np.zeros((n, places, *made.shape[2:]))
-        rows = batch.examples if "example" in self.keep else slice(None)
-        total[rows, : made.shape[1]] += made.numpy()
-        return total
+    return gap
 
 
 @one_fingerprint()
 def score_nodes(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     method: str = "eap",
     keep: Sequence[Literal["example"] | str] = (),
+    steps: int | None = None,
+    grid: Literal["left", "right", "midpoint"] | str = "midpoint",
+    seed: int = 0,
+    normalized: bool = False,
     budget: int | None = None,
     progress: bool = True,
-    **more: Any,
 ) -> xr.DataArray:
     """A score for every writer: input, heads, MLPs. Positive: without it the metric falls.
 
@@ -333,11 +214,18 @@ def score_nodes(
     of a writer's edge scores over its readers.
 
     Args:
+        value, metric, budget: as in `score_edges`.
+        method: one of `NODE_METHODS`.
         keep: ("example",) for a score of every example.
-        more: what `score_edges` takes besides: steps, grid, seed, normalized.
+        steps: points on the path; None takes the default of `effects` or `score_edges`.
+        grid, seed, normalized: as in `score_edges`; of the edge methods.
 
     Returns:
         DataArray ([example,] writer), in the order of `Graph.writers`.
+
+    Raises:
+        UnknownName: a method or an axis that does not exist.
+        WorkbenchError: `normalized` with a method that gives effects.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -346,62 +234,39 @@ def score_nodes(
     """
     if method not in NODE_METHODS:
         raise UnknownName("method", method, NODE_METHODS)
-    wrong = [name for name in more if name not in ("steps", "grid", "seed", "normalized")]
-    if wrong:
-        raise UnknownName("argument", wrong[0], ("steps", "grid", "seed", "normalized"))
     unknown = [axis for axis in keep if axis != "example"]
     if unknown:
         raise UnknownName("keep", unknown[0], ("example",))
-    graph = Graph.of(model)
-    if more.get("normalized") and method in ("exact", "gradient", "integrated", "atp-star"):
+    shared: dict[str, Any] = {"value": value, "metric": metric, "budget": budget, "progress": progress}
+    shared |= {} if steps is None else {"steps": steps}
+    if method not in EFFECTS:
+        edges = score_edges(
+            model, pairs, method=method, grid=grid, seed=seed, normalized=normalized, keep=keep, **shared
+        )
+        return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores")
+    if normalized:
         raise WorkbenchError(
             f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True goes with methods of edges, such as eap."
         )
-    if method in ("exact", "gradient", "integrated", "atp-star"):
-        sites = [_site_of(name) for name in graph.writers]
-        steps = {"steps": more["steps"]} if "steps" in more else {}
-        found = -effects(
-            model,
-            pairs,
-            sites=sites,
-            value=value,
-            metric=metric,
-            method=method,
-            budget=budget,
-            progress=progress,
-            **steps,
-        )
-        found = found.rename(site="writer").assign_coords(writer=list(graph.writers)).rename("score")
-        found = found if "example" in keep else found.mean("example", keep_attrs=True)
-        measure = as_metric(metric)
-        facts = {
-            "kind": "node_scores",
-            "higher_is_better": int(measure.higher_is_better),
-            "graph": json.dumps(graph.to_dict()),
-        }
-        facts |= {
-            "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
-            "value": value.describe(),
-            "method": method,
-        }
-        return found.assign_attrs(facts)
-    edges = score_edges(
-        model,
-        pairs,
-        value=value,
-        metric=metric,
-        method=method,
-        keep=keep,
-        budget=budget,
-        progress=progress,
-        **more,
-    )
-    return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores")
+    graph = Graph.of(model)
+    sites = [_output_site(name) for name in graph.writers]
+    # An effect is what patching changes; a score is what is lost by it, so the sign turns.
+    scores = -effects(model, pairs, sites=sites, method=method, **shared)
+    scores = scores.rename(site="writer").assign_coords(writer=list(graph.writers)).rename("score")
+    if "example" not in keep:
+        scores = scores.mean("example", keep_attrs=True)
+    facts = {
+        "kind": "node_scores", "higher_is_better": int(as_metric(metric).higher_is_better),
+        "graph": json.dumps(graph.to_dict()), "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
+        "value": value.describe(), "method": method,
+    }  # fmt: skip
+    return scores.assign_attrs(facts)
 
 
-def _site_of(writer: str) -> Site:
+def _output_site(writer: str) -> Site:
     """Where a writer's output is edited."""
-    if writer == "input":
-        return Site("resid_pre", 0)
-    layer, _, head = writer[1:].partition(".")
-    return Site("z", int(layer), int(head)) if head else Site("mlp_out", int(layer))
+    node = Node.parse(writer)
+    if node.is_head:
+        return Site("z", node.layer, node.head)
+    # The first stream holds token and positional embedding together, which is what `input` writes.
+    return Site("resid_pre", 0) if node.layer is None else Site("mlp_out", node.layer)

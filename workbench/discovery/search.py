@@ -1,4 +1,7 @@
-"""From scores of edges or nodes to a circuit: the best ones, what hangs together with the logits, or as few as suffice."""
+"""From scores of edges or nodes to a circuit: the best ones, those that grow from the logits, or as few as suffice.
+
+Read `find_circuit` first. `graph_of` and `matrix_of` read an array of scores and refuse what is none; nothing here scores.
+"""
 
 import heapq
 import json
@@ -17,11 +20,14 @@ from workbench.engine.values import Value, from_store, zero
 from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.statistics import ratio_of_means
 
 RANKINGS = ("signed", "magnitude")
 STRATEGIES = ("top", "greedy")
+FIRST_SIZES, FINER_SIZES = 24, 12
+"""How many sizes `min_faithfulness` tries at once: first over the whole range, then between two that were tried."""
 
 
 def find_circuit(
@@ -33,7 +39,7 @@ def find_circuit(
     min_faithfulness: float | None = None,
     by: Literal["signed", "magnitude"] | str = "signed",
     strategy: Literal["top", "greedy"] | str = "top",
-    model: Any = None,
+    model: Model | None = None,
     pairs: PromptPairs | None = None,
     value: Value | None = None,
     metric: str | Metric | Callable[..., Tensor] | None = None,
@@ -51,10 +57,13 @@ def find_circuit(
         by: rank by the score itself (edges that support the behaviour) or by its size.
         strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits, always the best edge into
             what is there already (not with `threshold`), so that nothing is a dead end towards the logits.
-        model, pairs: for `min_faithfulness`.  value, metric: None takes those of the scores.
+        model, pairs: for `min_faithfulness`.
+        value, metric: for `min_faithfulness`; None takes those of the scores.
+        budget: for `min_faithfulness`: bytes of working memory.
 
     Raises:
-        CircuitError: not exactly one way to choose, or scores that are none.
+        CircuitError: not exactly one of the four sizes, or an array that holds no usable scores.
+        UnknownName: a ranking or a strategy that does not exist.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -63,17 +72,7 @@ def find_circuit(
     >>> wb.find_circuit(scores, n_edges=30).n_requested
     30
     """
-    ways = {
-        "n_edges": n_edges,
-        "threshold": threshold,
-        "n_nodes": n_nodes,
-        "min_faithfulness": min_faithfulness,
-    }
-    given = [name for name, number in ways.items() if number is not None]
-    if len(given) != 1:
-        raise CircuitError(
-            f"find_circuit: give exactly one of {'=, '.join(ways)}=; given: {', '.join(given) or 'none'}."
-        )
+    _check_one_size(n_edges=n_edges, threshold=threshold, n_nodes=n_nodes, min_faithfulness=min_faithfulness)
     if by not in RANKINGS:
         raise UnknownName("by", by, RANKINGS)
     if strategy not in STRATEGIES:
@@ -98,18 +97,25 @@ def find_circuit(
             )
         if not is_number(threshold):
             raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
-        return _made(scores, graph, rank >= threshold, values, by)
+        return _circuit_of(scores, graph, rank >= threshold, values, by)
     if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
         raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
-    order = (
-        best_first(graph, rank)
-        if strategy == "top"
-        else _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
-    )
+    most = graph.n_edges if n_edges is None else n_edges
+    order = best_first(graph, rank) if strategy == "top" else _grown(graph, rank, most)
     if n_edges is None:
         assert min_faithfulness is not None
-        n_edges = _enough(scores, graph, order, min_faithfulness, model, pairs, value, metric, budget)
-    return _made(scores, graph, chosen(graph, order, n_edges), values, by)
+        runs = _runs(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
+        n_edges = _smallest_size(runs, order, min_faithfulness)
+    return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
+
+
+def _check_one_size(**sizes: float | None) -> None:
+    """Raise `CircuitError` unless exactly one of the arguments that say how many edges is given."""
+    named = [name for name, number in sizes.items() if number is not None]
+    if len(named) != 1:
+        raise CircuitError(
+            f"find_circuit: give exactly one of {'=, '.join(sizes)}=; given: {', '.join(named) or 'none'}."
+        )
 
 
 def best_first(graph: Graph, rank: np.ndarray) -> np.ndarray:
@@ -118,7 +124,7 @@ def best_first(graph: Graph, rank: np.ndarray) -> np.ndarray:
     return order[: graph.n_edges]
 
 
-def chosen(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
+def first_edges(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
     """bool [(pos,) writer, reader]: the first n of ordered edges."""
     edges = np.zeros(graph.exists.size, dtype=bool)
     edges[order[:n]] = True
@@ -127,9 +133,10 @@ def chosen(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
 
 def _grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
     """Flat indices of edges in the order in which a circuit grows from the logits."""
-    found: list[int] = []
+    order: list[int] = []
     flat = np.arange(graph.exists.size).reshape(graph.exists.shape)
     inside = np.zeros(len(graph.readers), dtype=bool)
+    # A heap of (-rank, index): the best edge into what is inside is popped first, equal ones in graph order.
     waiting: list[tuple[float, int]] = []
 
     def enter(readers: np.ndarray) -> None:
@@ -140,26 +147,25 @@ def _grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
             heapq.heappush(waiting, (-float(rank.flat[index]), index))
 
     enter(np.arange(len(graph.readers)) == len(graph.readers) - 1)
-    while waiting and len(found) < n:
+    while waiting and len(order) < n:
         _, index = heapq.heappop(waiting)
-        found.append(index)
+        order.append(index)
         writer = index // len(graph.readers) % len(graph.writers)
         enter(graph.feeds[:, writer])
-    return np.array(found, dtype=int)
+    return np.array(order, dtype=int)
 
 
-def _enough(
+def _runs(
     scores: xr.DataArray,
     graph: Graph,
-    order: np.ndarray,
     target: float,
-    model: Any,
+    model: Model | None,
     pairs: PromptPairs | None,
     value: Value | None,
     metric: str | Metric | Callable[..., Tensor] | None,
     budget: int | None,
-) -> int:
-    """The smallest size found whose circuit is faithful enough."""
+) -> Circuits:
+    """Runs of circuits on the prompts that a size is searched on."""
     if model is None or pairs is None:
         raise CircuitError("find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on.")
     if not is_number(target):
@@ -168,58 +174,54 @@ def _enough(
         raise CircuitError(
             f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
         )
-    runs = Circuits(
-        model,
-        graph,
-        pairs,
-        value=value_of(scores, model, pairs) if value is None else value,
-        metric=metric_of(scores, metric),
-        budget=budget,
-    )
+    value = value_of(scores, model, pairs) if value is None else value
+    return Circuits(model, graph, pairs, value=value, metric=metric_of(scores, metric), budget=budget)
+
+
+def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
+    """The smallest size tried whose circuit is faithful enough: a grid of sizes, refined below the first that is."""
+    graph = runs.graph
     empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 
-    def faithful(sizes: np.ndarray) -> np.ndarray:
-        masks = np.stack([graph.prune(chosen(graph, order, int(n))) for n in sizes])
+    def faithfulness(sizes: np.ndarray) -> np.ndarray:
+        masks = np.stack([graph.prune(first_edges(graph, order, int(n))) for n in sizes])
         return ratio_of_means(runs.measure(masks).T, runs.full[:, None], empty[:, None])
 
+    # Invariant: `high` suffices; of the sizes tried up to `low`, none did.
     low, high = 0, len(order)
-    if not faithful(np.array([high]))[0] >= target:
+    if not faithfulness(np.array([high]))[0] >= target:
         raise CircuitError(
             f"find_circuit: even all {high} edges do not reach min_faithfulness={target} on these prompts."
         )
-    sizes = np.unique(np.geomspace(1, high, 24).astype(int))
+    # Small sizes are tried more densely: most behaviours need few edges.
+    sizes = np.unique(np.geomspace(1, high, FIRST_SIZES).astype(int))
     while len(sizes):
-        good = faithful(sizes) >= target
-        if good.any():
-            first = int(np.argmax(good))
+        suffices = faithfulness(sizes) >= target
+        if suffices.any():
+            first = int(np.argmax(suffices))
             high = int(sizes[first])
             low = int(sizes[first - 1]) if first else low
         else:
             low = int(sizes[-1])
-        sizes = (
-            np.unique(np.linspace(low + 1, high - 1, 12).astype(int))
-            if high - low > 1
-            else np.array([], dtype=int)
-        )
+        if high - low <= 1:
+            break
+        sizes = np.unique(np.linspace(low + 1, high - 1, FINER_SIZES).astype(int))
     return high
 
 
-def value_of(scores: xr.DataArray, model: Any, pairs: PromptPairs) -> Value:
-    """The other value that scores were made with, for these prompts. Raises `CircuitError` where it has to be given."""
+def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
+    """The patched value that scores were made with, for these prompts. Raises `CircuitError` where it has to be given."""
     name = scores.attrs.get("value", "")
     if name == "zero":
         return zero()
     if name == "from_store":
-        return from_store(
-            capture(model, pairs.corrupt, sites=["resid_pre", "z", *_mlps(model)], progress=False)
-        )
+        sites = ["resid_pre", "z"]
+        if not Graph.of(model).shape.attn_only:
+            sites += ["mlp_out", "mlp_post"]
+        return from_store(capture(model, pairs.corrupt, sites=sites, progress=False))
     raise CircuitError(
-        f"find_circuit: the scores were made with value={name!r}, which cannot be made anew: pass value=."
+        f"find_circuit: the scores were made with value={name!r}, which cannot be made again from them: pass value=."
     )
-
-
-def _mlps(model: Any) -> list[str]:
-    return [] if Graph.of(model).shape.attn_only else ["mlp_out", "mlp_post"]
 
 
 def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
@@ -233,6 +235,7 @@ def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor]
 
 
 def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
+    """The circuit of every edge between the components with the best node scores."""
     _check_array(scores)
     if scores.dims != ("writer",):
         raise CircuitError(
@@ -253,24 +256,26 @@ def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
             "find_circuit: some nodes have no finite score. Check the metric and the edits that made them."
         )
     rank = np.abs(values) if by == "magnitude" else values
+    # Writer 0 is `input`: it is in every circuit, and counts as none of the nodes.
     order = [w for w in np.argsort(-rank, kind="stable") if w != 0][:n_nodes]
     edges = graph.between(np.isin(np.arange(len(graph.writers)), order))
-    return _made(scores, graph, edges, np.where(graph.exists, values[:, None], np.nan), by)
+    return _circuit_of(scores, graph, edges, np.where(graph.exists, values[:, None], np.nan), by)
 
 
-def _made(scores: xr.DataArray, graph: Graph, edges: np.ndarray, values: np.ndarray, by: str) -> Circuit:
+def _circuit_of(
+    scores: xr.DataArray, graph: Graph, edges: np.ndarray, values: np.ndarray, by: str
+) -> Circuit:
+    """The circuit of these edges, with the provenance of the scores it was cut from."""
+    # These attrs describe the array, or are kept elsewhere in a circuit.
     attrs = {
-        key: value
-        for key, value in scores.attrs.items()
-        if key not in ("prompt_ids", "graph", "kind", "unit")
+        key: fact for key, fact in scores.attrs.items() if key not in ("prompt_ids", "graph", "kind", "unit")
     }
-    ids = str(scores.attrs.get("prompt_ids", "")).split()
     return Circuit.of(
         graph,
         edges & graph.exists,
         scores=values.astype(float),
         attrs=attrs | {"ranked_by": by},
-        prompt_ids=ids,
+        prompt_ids=str(scores.attrs.get("prompt_ids", "")).split(),
     )
 
 
@@ -285,35 +290,36 @@ def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
     if scores.dims[-1] != "edge":
         return values
     table = np.full((*values.shape[:-1], *graph.whole.exists.shape), np.nan)
-    at = np.nonzero(graph.whole.exists)
-    table[..., at[0], at[1]] = values
+    writer, reader = np.nonzero(graph.whole.exists)
+    table[..., writer, reader] = values
     return table
 
 
 def graph_of(scores: xr.DataArray) -> Graph:
     """The graph that edge scores belong to. Raises `CircuitError` for anything else."""
     _check_array(scores)
-    plain = [dim for dim in scores.dims if dim != "pos"]
-    if plain not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
+    axes = [dim for dim in scores.dims if dim != "pos"]
+    if axes not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
         raise CircuitError(
             f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with wb.score_edges(...); average kept axes first."
         )
     graph = _graph_of(scores)
-    own = graph.positions is not None
-    if scores.dims[: len(scores.dims) - len(plain)] != (("pos",) if own else ()) or (
-        own and list(scores["pos"].values) != [str(p) for p in graph.positions or ()]
-    ):
+    # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be summed first.
+    leading = ("pos",) if graph.positions is not None else ()
+    positions = [str(position) for position in graph.positions or ()]
+    fits = scores.dims[: -len(axes)] == leading
+    if not fits or (leading and list(scores["pos"].values) != positions):
         raise CircuitError(
             f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first."
         )
-    names = [graph.writers, graph.readers]
+    expected = [list(graph.writers), list(graph.readers)]
     if "edge" in scores.dims:
-        names = [
-            np.asarray(each)[at].tolist()
-            for each, at in zip(names, np.nonzero(graph.whole.exists), strict=True)
-        ]
-    found = [scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")]
-    if found != [list(each) for each in names]:
+        writer, reader = np.nonzero(graph.whole.exists)
+        expected = [np.asarray(graph.writers)[writer].tolist(), np.asarray(graph.readers)[reader].tolist()]
+    labels = [
+        scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")
+    ]
+    if labels != expected:
         raise CircuitError(
             f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
         )
@@ -330,6 +336,7 @@ def is_number(number: Any) -> bool:
 
 
 def _check_array(scores: Any) -> None:
+    """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
     if not isinstance(scores, xr.DataArray):
         raise CircuitError(
             f"Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not {type(scores).__name__}."
@@ -339,6 +346,7 @@ def _check_array(scores: Any) -> None:
 
 
 def _graph_of(scores: xr.DataArray) -> Graph:
+    """The graph that the attrs of scores describe."""
     try:
         return Graph.from_dict(json.loads(scores.attrs["graph"]))
     except (ValueError, TypeError, KeyError, SiteError) as error:
