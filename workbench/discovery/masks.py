@@ -1,7 +1,7 @@
 """Learned masks: a hard-concrete gate on every edge or component, trained until a stated share of them is open.
 
 Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components; what is
-closed carries its other value. Gates: Louizos et al. 1712.01312.
+closed carries the patched value. Gates: Louizos et al. 1712.01312. Begin with `learn_circuit`.
 """
 
 import math
@@ -23,17 +23,21 @@ from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
+"""Of the hard-concrete distribution: a gate is stretched to (LEFT, RIGHT) and clipped, so that it can be exactly 0 or 1."""
+START = 2.0
+"""Logit of every gate before training: mostly open, so that the first circuits still do what the model does."""
 GATED = ("edges", "nodes")
 
 
 @one_fingerprint()
 def learn_circuit(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -55,16 +59,25 @@ def learn_circuit(
     linearly over the first half of the steps). Gates are sampled anew each step.
 
     Args:
+        value: the patched value of what is closed.
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every edge between.
-        steps, lr: of Adam.  batch: prompts per step.
+        metric: of the loss.
+        steps, lr: of Adam.
+        batch: prompts per step.
+        positions: indices or names that edges are told apart by, as in `score_edges`.
         seed: of gates' noise and of batches; the same seed gives the same circuit.
+        budget: bytes of working memory.
 
     Returns:
         A circuit whose scores are sigmoids of the gates' logits (for nodes, those of the writer).
 
     Raises:
-        UnknownName, CircuitError, MetricError, PromptError, StoreError, EditError: see the messages.
+        CircuitError: not exactly one size, or a size or setting of the training that cannot be used.
+        MetricError: a metric without a usable gradient, or one that no edge changes.
+        PromptError: clean and corrupt prompts of different lengths.
+        StoreError: a store that lacks the activations of `value`.
+        EditError: not a value, or one that cannot be written here.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -96,13 +109,15 @@ def learn_circuit(
     ) as bar:
         _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
     logits = gates.logits.detach().double().numpy()
-    scores = gates.spread(1 / (1 + np.exp(-logits)))  # all positive, so that they rank by size as by sign
+    # Sigmoids are all positive, so that they rank by size as by sign.
+    scores = gates.spread(1 / (1 + np.exp(-logits)))
     edges = np.zeros(graph.exists.shape, dtype=bool)
     if on == "edges":
         order = np.argsort(-scores[graph.exists], kind="stable")[:target]
         edges[tuple(np.argwhere(graph.exists)[order].T)] = True
     else:
         best = np.zeros(len(graph.writers), dtype=bool)
+        # Writer 0 is the input, which has no gate.
         best[1 + np.argsort(-logits, kind="stable")[:target]] = True
         edges = graph.between(best)
     attrs = pairs.attrs(model) | {
@@ -124,10 +139,11 @@ class _Gates:
         self.exists = torch.from_numpy(graph.exists)
         n = graph.n_edges if on == "edges" else len(graph.writers) - 1
         self.noise = torch.Generator().manual_seed(seed)
-        self.logits = torch.full((n,), 2.0, requires_grad=True)
+        self.logits = torch.full((n,), START, requires_grad=True)
 
     def sample(self) -> Float[Tensor, "one *pos_class writer reader"]:
         """Weights of all edges under one draw of the gates."""
+        # Away from 0 and 1, whose logarithms are infinite.
         u = torch.rand(self.logits.shape, generator=self.noise).clamp(1e-6, 1 - 1e-6)
         soft = torch.sigmoid((u.log() - (1 - u).log() + self.logits) / TEMPERATURE)
         gate = (soft * (RIGHT - LEFT) + LEFT).clamp(0, 1)
@@ -137,6 +153,7 @@ class _Gates:
 
     def open_share(self) -> Tensor:
         """The expected share of gates that are not closed."""
+        # P(stretched gate > 0), in closed form (Louizos et al.).
         return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:
@@ -145,13 +162,14 @@ class _Gates:
         if self.on == "edges":
             table[self.graph.exists] = numbers
             return table
-        each = np.concatenate(([numbers.max()], numbers))
-        return np.where(self.graph.exists, each[:, None], np.nan)
+        by_writer = np.concatenate(([numbers.max()], numbers))
+        return np.where(self.graph.exists, by_writer[:, None], np.nan)
 
 
 def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
-    """The distance of measured circuits from the model."""
+    """The distance of measured circuits from the model, as a function of their metric and the batch it was measured on."""
     if metric.needs_reference:
+        # Such a metric is a distance from the clean run already.
         return lambda measured, batch: measured.mean()
     empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
     gap = abs(float(runs.full.mean() - empty.mean()))
@@ -160,9 +178,13 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Te
             f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter."
         )
     full = torch.from_numpy(runs.full)
-    return lambda measured, batch: (
-        ((measured - (full[list(batch.examples)] if runs.expansion.plain else full).to(measured)) / gap) ** 2
-    ).mean()
+
+    def squared_distance(measured: Tensor, batch: CircuitBatch) -> Tensor:
+        # With answers of several tokens there is one batch, and its rows are combined to examples by now.
+        wanted = full[list(batch.examples)] if runs.expansion.plain else full
+        return (((measured - wanted.to(measured)) / gap) ** 2).mean()
+
+    return squared_distance
 
 
 def _train(
@@ -177,7 +199,8 @@ def _train(
     seed: int,
     step: Callable[[], Any],
 ) -> None:
-    # Multipliers of the constraint grow while it is violated: gradient ascent on them.
+    """Train the gates: Adam descends on them and ascends on the multipliers of the constraint on their open share."""
+    # Multipliers grow while the constraint is violated, so that no weight of a penalty has to be chosen.
     multipliers = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam(
         [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
@@ -187,6 +210,7 @@ def _train(
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]
         optimizer.zero_grad()
+        # The target is approached linearly over the first half: a sudden one would close gates before they are ranked.
         wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
         miss = gates.open_share() - wanted
         distance = loss(runs.soft(gates.sample(), batch), batch)

@@ -1,4 +1,7 @@
-"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are drawn again."""
+"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are drawn again.
+
+`faithfulness_curve` and `stability`. A curve needs scores or a scored circuit; how they were made does not matter here.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -14,16 +17,22 @@ from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's ten shares of a graph's edges."""
+EVERY_SIZE_UP_TO = 20
+"""Edges of a circuit that are added one at a time."""
+AREA_DRAWS = 400
+"""Bootstrap draws of an area: each is a whole curve, so fewer than for a single number."""
 
 
 def faithfulness_curve(
     scores: xr.DataArray | Circuit,
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -38,6 +47,7 @@ def faithfulness_curve(
 
     Args:
         scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
+        value, metric, level, budget: as in `evaluate`; one value.
         by: rank edges by their score ("signed") or by its size ("magnitude"), as a circuit's always are.
         sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers of edges, by
             default each up to 20, then about every twelfth more.
@@ -47,78 +57,89 @@ def faithfulness_curve(
         attrs `area` is CPR (by="signed") or CMD (by="magnitude") when the sizes are MIB's ten, with its interval
         `area_low`, `area_high`.
 
+        CPR = integral of f(s) ds and CMD = integral of |1 - f(s)| ds, where f is the faithfulness of the best share s of
+        the edges: of CPR more is better, of CMD less.
+
+    Raises:
+        CircuitError: sizes outside the graph, several values, or a circuit without scores.
+        UnknownName: a `by` that does not exist.
+
     Source: MIB, Mueller et al. 2504.13151.
     """
     if isinstance(value, Mapping):
-        raise CircuitError("faithfulness_curve: a curve has one other value. Make one curve for each.")
-    how: dict[str, Any] = {
-        "value": value,
-        "metric": metric,
-        "level": level,
-        "budget": budget,
-        "progress": progress,
-    }
+        raise CircuitError("faithfulness_curve: a curve has one value. Make one curve for each.")
+    measuring: dict[str, Any] = {
+        "value": value, "metric": metric, "checks": (), "level": level, "budget": budget, "progress": progress,
+    }  # fmt: skip
     if isinstance(scores, Circuit):
-        return _growth(scores, model, pairs, sizes, how)
-    graph, sizes = graph_of(scores), SIZES if sizes is None else sizes
-    sizes = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]  # pyright: ignore[reportAssignmentType]
-    if not sizes or not all(is_number(share) and 0 <= share <= 1 for share in sizes):
-        raise CircuitError(
-            f"faithfulness_curve: sizes={sizes}; they are shares of the edges, from 0 to 1, and at least one."
-        )
-    counts = [int(share * graph.n_edges) for share in sizes]
+        circuits, counts = _growth(scores, sizes)
+        result = evaluate(circuits, model, pairs, **measuring)
+        attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
+        return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
+    graph, shares = graph_of(scores), _shares(sizes)
+    counts = [int(share * graph.n_edges) for share in shares]
     circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
-    result = evaluate(circuits, model, pairs, checks=(), **how)
-    data = _by_size(result, counts)
+    result = evaluate(circuits, model, pairs, **measuring)
     attrs = dict(result.attrs) | {
-        "kind": "faithfulness_curve",
-        "ranked_by": by,
-        "method": scores.attrs.get("method", ""),
-    }
-    if tuple(sizes) == SIZES:
-        table = np.concatenate(
-            [result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]
-        ).T
-
-        def area_of(sample: np.ndarray) -> np.ndarray:
-            return np.array(
-                [area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), sizes, by=by)]
-            )
-
-        low, high = bootstrap(table, area_of, level=level, draws=400)
-        attrs |= {
-            "area": area(result["faithfulness"].values, sizes, by=by), "area_low": float(low[0]), "area_high": float(high[0]),
-            "area_name": "CPR" if by == "signed" else "CMD",
-        }  # fmt: skip
-    return xr.Dataset(data, coords={"size": list(sizes)}, attrs=clean_attrs(attrs))
+        "kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", ""),
+    }  # fmt: skip
+    # Areas over other sizes could not be compared with published ones.
+    if tuple(shares) == SIZES:
+        attrs |= _area_attrs(result, by, level)
+    return xr.Dataset(_by_size(result, counts), coords={"size": shares}, attrs=clean_attrs(attrs))
 
 
-def _growth(
-    circuit: Circuit, model: Any, pairs: PromptPairs, sizes: Sequence[Any] | None, how: dict[str, Any]
-) -> xr.Dataset:
-    """The faithfulness of a circuit's n strongest edges, for growing n."""
+def _shares(sizes: Sequence[Any] | None) -> list[Any]:
+    """The sizes of a curve as shares of the edges; None: MIB's ten. Raises `CircuitError` for anything else."""
+    if sizes is None:
+        return list(SIZES)
+    shares = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
+    if not shares or not all(is_number(share) and 0 <= share <= 1 for share in shares):
+        raise CircuitError(
+            f"faithfulness_curve: sizes={shares}; they are shares of the edges, from 0 to 1, and at least one."
+        )
+    return shares
+
+
+def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
+    """CPR or CMD over MIB's ten sizes, with its bootstrap interval over the prompts."""
+    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary together.
+    table = np.concatenate(
+        [result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]
+    ).T
+
+    def area_of(sample: np.ndarray) -> np.ndarray:
+        return np.array([area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), by=by)])
+
+    low, high = bootstrap(table, area_of, level=level, draws=AREA_DRAWS)
+    return {
+        "area": area(result["faithfulness"].values, by=by), "area_low": float(low[0]),
+        "area_high": float(high[0]), "area_name": "CPR" if by == "signed" else "CMD",
+    }  # fmt: skip
+
+
+def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit], Sequence[int]]:
+    """The circuits of a circuit's n strongest edges, for growing n, and these n."""
     edges = circuit.edge_list
     if circuit.scores is None or not edges:
         raise CircuitError(
             "faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores."
         )
     n = len(edges)
-    counts = (
-        sorted({*range(1, min(n, 20) + 1), *np.geomspace(min(n, 20), n, 12).astype(int).tolist(), n})
-        if sizes is None
-        else sizes
-    )
+    if sizes is None:
+        first = min(n, EVERY_SIZE_UP_TO)
+        counts = sorted({*range(1, first + 1), *np.geomspace(first, n, 12).astype(int).tolist(), n})
+    else:
+        counts = sizes
     if not all(type(k) is int and 1 <= k <= n for k in counts):
         raise CircuitError(
             f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}."
         )
-    circuits = [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts]
-    result = evaluate(circuits, model, pairs, checks=(), **how)
-    attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
-    return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
+    return [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts], counts
 
 
 def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
+    """The columns of a curve, from an evaluation of one circuit for each size."""
     data: dict[str, Any] = {
         name: ("size", result[name].values) for name in ("faithfulness", "low", "high", "mean_of_ratios")
     }
@@ -151,6 +172,8 @@ def stability(
         scores: with an axis `example`, from `score_edges(..., keep=("example",))`.
         find: from mean scores to a circuit, as in `lambda s: wb.find_circuit(s, n_edges=100)`.
         draws: resamples of the prompts, compared in neighbouring pairs.
+        level: the central share of the pairs that `low` and `high` bound.
+        seed: of the resamples.
 
     Returns:
         Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over (draw,)
@@ -171,29 +194,34 @@ def stability(
         raise CircuitError(f"stability: draws={draws}; at least two circuits are compared.")
     rng = np.random.default_rng(seed)
     n = scores.sizes["example"]
-    found = []
+    circuits: list[Circuit] = []
     for _ in range(draws):
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
-        made = find(sample)
-        if not isinstance(made, Circuit):
+        circuit = find(sample)
+        if not isinstance(circuit, Circuit):
             raise CircuitError(
-                f"stability: find= must return a Circuit, and it returned {type(made).__name__}."
+                f"stability: find= must return a Circuit, and it returned {type(circuit).__name__}."
             )
-        found.append(made)
-    if any(one.graph != found[0].graph for one in found):
+        circuits.append(circuit)
+    if any(one.graph != circuits[0].graph for one in circuits):
         raise CircuitError(
             "stability: find= returned circuits of different graphs, which share no edges to compare."
         )
-    found = [one.edges for one in found]
-    both = [(float((a & b).sum()), float((a | b).sum())) for a, b in pairwise(found)]
-    each = np.array([shared / either if either else 1.0 for shared, either in both])
-    low, high = central(each, level)
+    # Neighbours only: every circuit is then in two pairs at most, and the pairs hardly depend on each other.
+    agreement = np.array([_jaccard(a.edges, b.edges) for a, b in pairwise(circuits)])
+    low, high = central(agreement, level)
     data = {
-        "jaccard": each.mean(),
+        "jaccard": agreement.mean(),
         "low": low,
         "high": high,
-        "n_edges": ("draw", np.array([int(e.sum()) for e in found])),
+        "n_edges": ("draw", np.array([one.n_edges for one in circuits])),
     }
     return xr.Dataset(
         data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level})
     )
+
+
+def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Shared edges over edges of either; two empty circuits agree wholly."""
+    either = float((a | b).sum())
+    return float((a & b).sum()) / either if either else 1.0

@@ -1,11 +1,13 @@
 """Scores of edges against the edges that are known to be true.
 
-Two areas under the curve exist in the field and differ: over all thresholds, and over the ten sizes of MIB. Edges of equal
-score count as every order of theirs on average, so that no result hangs on the order of the graph.
+Two areas under the curve exist in the field and differ: over all thresholds (`edge_auroc`), and over the ten sizes of MIB
+(`edge_auroc_mib`). Edges of equal score count as the mean over all their orders, so that no result depends on the order of the
+graph. Only numbers are compared here: no model is run.
 """
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -36,14 +38,16 @@ def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> fl
         by: rank by the size of the scores, or by the scores themselves, higher being truer.
 
     Raises:
-        UnknownName: `by`.  CircuitError: scores or edges that do not fit, or edges all true or all false.
+        UnknownName: a `by` that does not exist.
+        CircuitError: scores or edges that do not fit, or edges all true or all false.
 
     >>> edge_auroc(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]))
     0.75
     """
-    rank, true = _ranked(scores, true_edges, by)
-    t, f = true.sum(), (~true).sum()
-    return float((rankdata(rank)[true].sum() - t * (t + 1) / 2) / (t * f))
+    edges = _ranked(scores, true_edges, by)
+    t, f = edges.true.sum(), (~edges.true).sum()
+    # `rankdata` gives edges of equal score their mean rank: ties count half.
+    return float((rankdata(edges.rank)[edges.true].sum() - t * (t + 1) / 2) / (t * f))
 
 
 def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
@@ -54,32 +58,48 @@ def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -
 
     Source: MIB, Mueller et al. 2504.13151.
     """
-    rank, true = _ranked(scores, true_edges, by)
-    n = np.array([int(share * len(rank)) for share in MIB_SIZES])
-    hits = _hits(rank, true)[n]
-    tpr, fpr = hits / true.sum(), (n - hits) / (~true).sum()
+    edges = _ranked(scores, true_edges, by)
+    n = np.array([int(share * len(edges.rank)) for share in MIB_SIZES])
+    hits = _hits(edges)[n]
+    tpr, fpr = hits / edges.true.sum(), (n - hits) / (~edges.true).sum()
     return float(np.trapezoid(tpr, fpr / fpr[-1]))
 
 
 def precision_at_true_size(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
     """The share of true edges among as many of the best as there are true ones. Arguments as of `edge_auroc`."""
-    rank, true = _ranked(scores, true_edges, by)
-    return float(_hits(rank, true)[true.sum()] / true.sum())
+    edges = _ranked(scores, true_edges, by)
+    n_true = edges.true.sum()
+    return float(_hits(edges)[n_true] / n_true)
 
 
-def _hits(rank: np.ndarray, true: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class _RankedEdges:
+    """The edges that exist.
+
+    Attributes:
+        rank: [edge], what they are ranked by; higher is better.
+        true: bool [edge].
+    """
+
+    rank: np.ndarray
+    true: np.ndarray
+
+
+def _hits(edges: _RankedEdges) -> np.ndarray:
     """[edges + 1]: how many of the best n edges are true, the mean over all orders of edges of equal rank."""
-    _, group = np.unique(-rank, return_inverse=True)
-    share = np.bincount(group, weights=true) / np.bincount(group)
+    _, group = np.unique(-edges.rank, return_inverse=True)
+    # Each edge of a group of equal rank counts as the group's share of true ones.
+    share = np.bincount(group, weights=edges.true) / np.bincount(group)
     return np.concatenate([[0], np.cumsum(share[np.sort(group)])])
 
 
-def _ranked(scores: Scores, true_edges: Truth, by: str) -> tuple[np.ndarray, np.ndarray]:
-    """[edge], [edge]: what the edges are ranked by, and which are true, of those that exist."""
+def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
+    """The ranks and the truth of the edges that exist. Raises as `edge_auroc` does."""
     if by not in ("magnitude", "signed"):
         raise UnknownName("by", by, ("magnitude", "signed"))
     if isinstance(scores, xr.DataArray):
-        values, true, exists = _of_graph(scores, true_edges)
+        graph = _graph_of(scores)
+        values, true, exists = _matrix(scores, graph), _truth(true_edges, graph), graph.exists
     elif isinstance(true_edges, np.ndarray):
         values, true, exists = np.asarray(scores, dtype=float), true_edges, np.isfinite(scores)
     else:
@@ -95,11 +115,11 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> tuple[np.ndarray, np.
         raise CircuitError(
             f"{true.sum()} of {len(true)} edges are true: there must be true and false ones to tell apart."
         )
-    return np.abs(values) if by == "magnitude" else values, true
+    return _RankedEdges(np.abs(values) if by == "magnitude" else values, true)
 
 
-def _of_graph(scores: xr.DataArray, true_edges: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scores, turned so that higher is better; which edges are true; which exist: as matrices of the scores' graph."""
+def _graph_of(scores: xr.DataArray) -> Graph:
+    """The graph that scores belong to. Raises `CircuitError` where they do not say, or are kept by example."""
     try:
         graph = Graph.from_dict(json.loads(scores.attrs["graph"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -110,9 +130,13 @@ def _of_graph(scores: xr.DataArray, true_edges: Truth) -> tuple[np.ndarray, np.n
         raise CircuitError(
             "These scores are kept by example: average them first, with scores.mean('example', keep_attrs=True)."
         )
-    values = np.asarray(
-        scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values, dtype=float
-    )
+    return graph
+
+
+def _matrix(scores: xr.DataArray, graph: Graph) -> np.ndarray:
+    """[(pos,) writer, reader]: the scores, turned so that higher supports the behaviour."""
+    sign = 1 if int(scores.attrs.get("higher_is_better", 1)) else -1
+    values = sign * np.asarray(scores.values, dtype=float)
     if "edge" in scores.dims:
         matrix = np.full(graph.exists.shape, np.nan)
         matrix[..., *np.nonzero(graph.whole.exists)] = values
@@ -121,9 +145,14 @@ def _of_graph(scores: xr.DataArray, true_edges: Truth) -> tuple[np.ndarray, np.n
         raise CircuitError(
             f"Scores of shape {values.shape} do not fit a graph with matrices of {graph.exists.shape}."
         )
+    return values
+
+
+def _truth(true_edges: Truth, graph: Graph) -> np.ndarray:
+    """bool [(pos,) writer, reader]: which edges are true."""
     if isinstance(true_edges, np.ndarray):
-        return values, true_edges, graph.exists
+        return true_edges
     true = np.zeros_like(graph.exists)
     for edge in true_edges:
         true[graph.index(edge)] = True
-    return values, true, graph.exists
+    return true

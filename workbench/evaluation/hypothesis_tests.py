@@ -4,6 +4,8 @@ s_M, s_C, s_-C: the metric of the model, of the circuit, and of what is left wit
 two runs is d(a, b) = mean over examples of |s_a - s_b|. The tests differ in what rejecting their null says: for
 `equivalence`, `independence` and `minimality` the null is the good news, and few examples or draws cannot refute it; for
 `sufficiency` and `partial_necessity` it is the bad news.
+
+Begin with `circuit_tests`; the docstring of each test states its null, its p-value, and the control that it can fail.
 """
 
 import warnings
@@ -25,6 +27,7 @@ from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import bonferroni, hsic, hsic_p
@@ -36,7 +39,7 @@ PERMUTATIONS = 999
 
 
 @dataclass(frozen=True)
-class Outcome:
+class HypothesisOutcome:
     """What one test found. `p` is NaN where there is nothing to test.
 
     Attributes:
@@ -51,8 +54,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
-    """A circuit under test."""
+class _TestedCircuit:
+    """A circuit under test, its runs, and the settings of `circuit_tests`."""
 
     circuit: Circuit
     circuits: Circuits
@@ -65,10 +68,12 @@ class _Subject:
 
     @property
     def edges(self) -> np.ndarray:
+        """bool [(pos,) writer, reader] of the circuit."""
         return self.circuit.edges
 
     @property
     def model(self) -> Float[np.ndarray, "example"]:
+        """s_M: the metric of the clean run."""
         return self.circuits.full
 
     @cached_property
@@ -89,7 +94,7 @@ class _Subject:
         return np.abs(self.measured(masks) - self.model).mean(-1)
 
 
-def equivalence(subject: _Subject) -> Outcome:
+def equivalence(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: |P(s_C > s_M) - 1/2| < eps, on a random example: neither is better more often.
 
     Statistic: k/n, the share of examples on which the circuit is higher, ties counting half. p = P(|K/n - 1/2| >=
@@ -102,39 +107,40 @@ def equivalence(subject: _Subject) -> Outcome:
     Control: a random circuit is lower everywhere (rejected); a planted one ties, or with noise is off to both sides. Where
     noise shifts every example to one side by little (norms without what was ablated), only a tolerance accepts it.
     """
-    empty, own = subject.measured([np.zeros_like(subject.edges), subject.edges])
-    difference = own - subject.model
-    tie = max(subject.same, subject.tolerance * abs(subject.model.mean() - empty.mean()))
+    empty, own = tested.measured([np.zeros_like(tested.edges), tested.edges])
+    difference = own - tested.model
+    tie = max(tested.same, tested.tolerance * abs(tested.model.mean() - empty.mean()))
     n = len(difference)
     rate = float((difference > tie).mean() + (np.abs(difference) <= tie).mean() / 2)
     k = np.arange(n + 1)
+    # 1e-12: |k/n - 1/2| of the observed share must count as far as itself, whatever its rounding.
     far = np.abs(k / n - 0.5) >= abs(rate - 0.5) - 1e-12
-    return Outcome(rate, min(1.0, float(binom.pmf(k, n, 0.5 + subject.eps)[far].sum())), n)
+    return HypothesisOutcome(rate, min(1.0, float(binom.pmf(k, n, 0.5 + tested.eps)[far].sum())), n)
 
 
-def independence(subject: _Subject) -> Outcome:
+def independence(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: s_-C and s_M are independent over examples: what is left knows nothing of how well the model does.
 
     Statistic: HSIC. p: permutations of the examples. A rejection speaks against the circuit. A constant s_-C is independent
-    of everything; where s_M is constant there is nothing to test (p is NaN). The other value must not tell the answer: with
+    of everything; where s_M is constant there is nothing to test (p is NaN). The patched value must not tell the answer: with
     corrupt values what is left answers the corrupt prompt, and depends on the clean one as far as the two prompts do.
 
     Control: prompts on which the model is sometimes wrong (answers exchanged on half of them), zero ablation: what a random
     circuit leaves holds the mechanism (rejected), what a planted one leaves is constant. A random circuit that happens to break
     the mechanism passes.
     """
-    left = subject.measured([subject.without(subject.edges)])[0]
+    left = tested.measured([tested.without(tested.edges)])[0]
     # Rounding errors of two runs of one model need not be independent.
-    rounded = [np.round(metric / (10 * subject.same)) for metric in (subject.model, left)]
+    rounded = [np.round(metric / (10 * tested.same)) for metric in (tested.model, left)]
     n = len(left)
     if np.ptp(rounded[0]) <= 1 or n < 3:
-        return Outcome(float("nan"), float("nan"), n)
+        return HypothesisOutcome(float("nan"), float("nan"), n)
     if np.ptp(rounded[1]) <= 1:
-        return Outcome(0.0, 1.0, n)
-    return Outcome(hsic(*rounded), hsic_p(*rounded, draws=PERMUTATIONS, seed=subject.seed), n)
+        return HypothesisOutcome(0.0, 1.0, n)
+    return HypothesisOutcome(hsic(*rounded), hsic_p(*rounded, draws=PERMUTATIONS, seed=tested.seed), n)
 
 
-def minimality(subject: _Subject) -> Outcome:
+def minimality(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null, of every edge e of C: with probability >= .9, d(C, C - e) > d(C+, C+ - r): no edge is like a needless one.
 
     C+ is the circuit with one more random path, r a random edge of that path, drawn `draws` times. p_e = P(K <= k) for
@@ -145,32 +151,35 @@ def minimality(subject: _Subject) -> Outcome:
     Control: a circuit of random paths has edges that do nothing (rejected); those of planted ones without redundancy all do
     more than edges beside the circuit.
     """
-    at = np.argwhere(subject.edges)
-    rng = np.random.default_rng(subject.seed)
+    edges = np.argwhere(tested.edges)
+    rng = np.random.default_rng(tested.seed)
     inflated, reduced = [], []
-    for _ in range(20 * subject.draws if len(at) else 0):
-        more = add_path(subject.circuits.graph, subject.edges, rng)
-        added = np.argwhere(more & ~subject.edges)
+    # A drawn path may lie in the circuit already and add nothing: up to twenty tries for each draw.
+    for _ in range(20 * tested.draws if len(edges) else 0):
+        more = add_path(tested.circuits.graph, tested.edges, rng)
+        added = np.argwhere(more & ~tested.edges)
         if len(added):
             inflated.append(more)
             reduced.append(more.copy())
             reduced[-1][tuple(rng.choice(added))] = False
-        if len(inflated) == subject.draws:
+        if len(inflated) == tested.draws:
             break
     n = len(inflated)
     if not n:
-        return Outcome(float("nan"), float("nan"), 0, np.full(len(at), np.nan))
-    cut = np.repeat(subject.edges[None], len(at), axis=0)
-    cut[(np.arange(len(at)), *at.T)] = False
-    found = subject.measured(np.concatenate([subject.edges[None], cut, inflated, reduced]))
-    own = np.abs(found[1 : 1 + len(at)] - found[0]).mean(-1)
-    random = np.abs(found[1 + len(at) : 1 + len(at) + n] - found[1 + len(at) + n :]).mean(-1)
-    exceeded = (own[:, None] > random + subject.same).sum(1)
+        return HypothesisOutcome(float("nan"), float("nan"), 0, np.full(len(edges), np.nan))
+    without = np.repeat(tested.edges[None], len(edges), axis=0)
+    without[(np.arange(len(edges)), *edges.T)] = False
+    # One batch for all: [circuit, one edge less ..., one path more ..., that path less an edge ...].
+    measured = tested.measured(np.concatenate([tested.edges[None], without, inflated, reduced]))
+    whole, one_less, path_more, path_cut = np.split(measured, np.cumsum([1, len(edges), n]))
+    own = np.abs(one_less - whole).mean(-1)
+    random = np.abs(path_more - path_cut).mean(-1)
+    exceeded = (own[:, None] > random + tested.same).sum(1)
     p = binom.cdf(exceeded, n, QUANTILE)
-    return Outcome(float(exceeded.min() / n), float(bonferroni(p).min()), n, p)
+    return HypothesisOutcome(float(exceeded.min() / n), float(bonferroni(p).min()), n, p)
 
 
-def sufficiency(subject: _Subject) -> Outcome:
+def sufficiency(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: C is no more faithful than a random circuit of its size.
 
     p = (1 + #{d(R, M) <= d(C, M)}) / (1 + draws) over random circuits R. Statistic: the share of them that are less faithful.
@@ -179,16 +188,16 @@ def sufficiency(subject: _Subject) -> Outcome:
     Control: a planted circuit is exceeded by none; a random one is a draw like the others, so that it passes with
     probability alpha at most.
     """
-    graph = subject.circuits.graph
+    graph = tested.circuits.graph
     random = random_circuits(
-        graph, int(subject.edges.sum()), draws=subject.draws, seed=subject.seed, paths=subject.paths
+        graph, int(tested.edges.sum()), draws=tested.draws, seed=tested.seed, paths=tested.paths
     )
-    own, *others = subject.distances([subject.edges, *random])
-    as_good = int((np.array(others) <= own + subject.same).sum())
-    return Outcome(1 - as_good / subject.draws, (1 + as_good) / (1 + subject.draws), subject.draws)
+    own, *others = tested.distances([tested.edges, *random])
+    as_good = int((np.array(others) <= own + tested.same).sum())
+    return HypothesisOutcome(1 - as_good / tested.draws, (1 + as_good) / (1 + tested.draws), tested.draws)
 
 
-def partial_necessity(subject: _Subject) -> Outcome:
+def partial_necessity(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: knocking C out hurts no more than knocking out as many random edges of the rest.
 
     p = (1 + #{d(M - R, M) >= d(M - C, M)}) / (1 + draws) over random sets R of edges outside C, all as likely: in the whole
@@ -198,18 +207,16 @@ def partial_necessity(subject: _Subject) -> Outcome:
     C, p is not exact for a random C that breaks the mechanism itself. The published code draws R from all edges by default,
     where a small model has few sets that miss its circuit.
     """
-    graph = subject.circuits.graph
-    rest = subject.without(subject.edges)
-    size = min(int(subject.edges.sum()), int(rest.sum()))
-    random = random_circuits(graph, size, draws=subject.draws, seed=subject.seed, within=rest)
-    own, *others = subject.distances(
-        [subject.without(subject.edges), *(subject.without(one) for one in random)]
-    )
-    as_bad = int((np.array(others) >= own - subject.same).sum())
-    return Outcome(1 - as_bad / subject.draws, (1 + as_bad) / (1 + subject.draws), subject.draws)
+    graph = tested.circuits.graph
+    rest = tested.without(tested.edges)
+    size = min(int(tested.edges.sum()), int(rest.sum()))
+    random = random_circuits(graph, size, draws=tested.draws, seed=tested.seed, within=rest)
+    own, *others = tested.distances([tested.without(tested.edges), *(tested.without(one) for one in random)])
+    as_bad = int((np.array(others) >= own - tested.same).sum())
+    return HypothesisOutcome(1 - as_bad / tested.draws, (1 + as_bad) / (1 + tested.draws), tested.draws)
 
 
-TESTS: dict[str, Callable[[_Subject], Outcome]] = {
+TESTS: dict[str, Callable[[_TestedCircuit], HypothesisOutcome]] = {
     test.__name__: test for test in (equivalence, independence, minimality, sufficiency, partial_necessity)
 }
 REJECTION_SUPPORTS = {"sufficiency": True, "partial_necessity": True, "equivalence": False, "independence": False, "minimality": False}  # fmt: skip
@@ -218,7 +225,7 @@ REJECTION_SUPPORTS = {"sufficiency": True, "partial_necessity": True, "equivalen
 
 def circuit_tests(
     circuit: Circuit,
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,
@@ -236,12 +243,16 @@ def circuit_tests(
     """Statistical tests of whether a circuit is what the model works by; each test's function states its null and its p.
 
     Args:
-        value: the other value of what is not in the circuit, as in `evaluate`.
+        value: what every edge outside the circuit carries, as in `evaluate`.
+        metric: as in `evaluate`.
+        alpha: level of every test.
         eps: of "equivalence": how far from 1/2 the share of examples where the circuit is higher may be.
         tolerance: of "equivalence": differences up to this share of m(full) - m(empty) are ties. 0: those of rounding only.
         draws: random circuits, or edges, of each test.
         null: of "sufficiency": random circuits are made of whole "paths", or of "edges", which are mostly dead.
+        seed: of random circuits, edges and permutations.
         tests: which, in this order.
+        budget: bytes of working memory.
 
     Returns:
         Dataset over (test,): `statistic`, `p`, `rejected` (p < alpha), `supports` (the outcome speaks for the circuit: null
@@ -250,16 +261,21 @@ def circuit_tests(
         without anything to test has p NaN and supports nothing; a warning names it.
 
     Raises:
-        CircuitError: a circuit of another graph.  UnknownName: a test or a null.  WorkbenchError: alpha, eps, tolerance or draws
-            that leave nothing to decide.  MetricError, PromptError, StoreError, EditError: see the messages.
+        CircuitError: no circuit, or one of another graph.
+        UnknownName: a test or a null that does not exist.
+        WorkbenchError: alpha, eps, tolerance or draws that leave nothing to decide.
+        MetricError: prompts that the metric cannot measure.
+        PromptError: clean and corrupt prompts of different lengths.
+        StoreError: a store that lacks the activations of `value`.
+        EditError: a value that cannot be written here.
 
     Source: Shi et al. 2410.13032.
 
     >>> import workbench as wb
-    >>> made = wb.planted("induction", n=16)
-    >>> circuit = wb.Circuit.of(wb.Graph.of(made.model), made.edges["zero"])
-    >>> found = circuit_tests(circuit, made.model, wb.planted_pairs(made), value=wb.zero(), tests=["sufficiency"])
-    >>> float(found["p"][0]), bool(found["accepted"])
+    >>> known = wb.planted("induction", n=16)
+    >>> circuit = wb.Circuit.of(wb.Graph.of(known.model), known.edges["zero"])
+    >>> tests = circuit_tests(circuit, known.model, wb.planted_pairs(known), value=wb.zero(), tests=["sufficiency"])
+    >>> float(tests["p"][0]), bool(tests["accepted"])
     (0.01, True)
     """
     unknown = [test for test in tests if test not in TESTS]
@@ -282,27 +298,27 @@ def circuit_tests(
     circuit.check_fits(model)
     measure = as_metric(metric)
     circuits = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
-    subject = _Subject(circuit, circuits, draws, eps, tolerance, null == "paths", seed, progress)
-    found = {test: TESTS[test](subject) for test in tests}
+    tested = _TestedCircuit(circuit, circuits, draws, eps, tolerance, null == "paths", seed, progress)
+    outcomes = {test: TESTS[test](tested) for test in tests}
 
-    p = np.array([outcome.p for outcome in found.values()])
-    made = np.isfinite(p)
-    rejected = made & (p < alpha)
-    supports = made & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
-    if not made.all():
-        untested = ", ".join(test for test, one in zip(tests, made, strict=True) if not one)
+    p = np.array([outcome.p for outcome in outcomes.values()])
+    decided = np.isfinite(p)
+    rejected = decided & (p < alpha)
+    supports = decided & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
+    if not decided.all():
+        untested = ", ".join(test for test, known in zip(tests, decided, strict=True) if not known)
         warnings.warn(f"circuit_tests: nothing to test in {untested}: no edges, or a metric that is the same on every prompt.", stacklevel=2)  # fmt: skip
     data: dict[str, Any] = {
-        "statistic": ("test", [outcome.statistic for outcome in found.values()]),
+        "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),
         "p": ("test", p),
         "rejected": ("test", rejected),
         "supports": ("test", supports),
-        "n": ("test", [outcome.n for outcome in found.values()]),
-        "accepted": ((), bool(made.any() and supports[made].all())),
+        "n": ("test", [outcome.n for outcome in outcomes.values()]),
+        "accepted": ((), bool(decided.any() and supports[decided].all())),
     }
     coords: dict[str, Any] = {"test": list(tests)}
-    if "minimality" in found:
-        data["edge_p"] = ("edge", found["minimality"].edges)
+    if "minimality" in outcomes:
+        data["edge_p"] = ("edge", outcomes["minimality"].edges)
         coords["edge"] = [str(edge) for edge in circuit.graph.edges(circuit.edges)]
     attrs = pairs.attrs(model) | {
         "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha, "eps": eps, "tolerance": tolerance,
