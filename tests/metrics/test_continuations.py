@@ -58,8 +58,8 @@ def by_hand(model, pairs, hooks=lambda i, length: []) -> torch.Tensor:
 
 
 def on_hooks(monkeypatch) -> None:
-    for where in ("effects", "paths"):
-        monkeypatch.setattr(f"workbench.methods.{where}.fast_decoder", lambda *_: (None, "asked for"))
+    for module in ("effects", "paths"):
+        monkeypatch.setattr(f"workbench.interventions.{module}.fast_decoder", lambda *_: (None, "asked for"))
 
 
 def edit_z(store, layer: int, head: int, at: int | None = None):

@@ -1,7 +1,7 @@
-"""How far two circuits agree: on edges, on nodes, and class by class."""
+"""How far two circuits agree: on edges, on nodes, and class by class. `compare` returns a `Comparison`; no model is run."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,8 @@ class Comparison:
         `missing` names the nodes of that role that b lacks.
         """
         labels = {**self.b.labels, **self.a.labels}
-        a, b, rows = set(self.a.nodes), set(self.b.nodes), []
+        a, b = set(self.a.nodes), set(self.b.nodes)
+        rows = []
         for role in dict.fromkeys(labels.values()):
             nodes = {name for name, label in labels.items() if label == role}
             missing = " ".join(name for name in self.a.nodes if name in nodes - b)
@@ -126,19 +127,19 @@ class Comparison:
     def __str__(self) -> str:
         facts = self.to_dict()
         edges, nodes = facts["edges"], facts["nodes"]
-        lines = (
-            ["Positions and neurons were collapsed: the circuits differ in them."] if self.collapsed else []
-        )
+        lines = []
+        if self.collapsed:
+            lines.append("Positions and neurons were collapsed: the circuits differ in them.")
         lines += [
             f"edges: a {edges['a']}, b {edges['b']}, both {edges['both']}; Jaccard {self.jaccard:.3f}, "
             f"precision of b {self.precision:.3f}, recall of a {self.recall:.3f}",
             f"nodes: a {nodes['a']}, b {nodes['b']}, both {nodes['both']}; Jaccard {self.node_jaccard:.3f}",
             _table(self.by_component),
         ]
-        lines += [_table(self.by_role)] if len(self.by_role) else []
-        lines += [
-            f"nodes of {one} alone: {' '.join(facts[f'only_{one}']['nodes']) or 'none'}" for one in "ab"
-        ]
+        if len(self.by_role):
+            lines.append(_table(self.by_role))
+        for side in "ab":
+            lines.append(f"nodes of {side} alone: {' '.join(facts[f'only_{side}']['nodes']) or 'none'}")
         return "\n".join(lines)
 
 
@@ -162,11 +163,13 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     if not (same and np.array_equal(one.graph.exists, two.graph.exists)):
         differ = differences(Graph(a.graph.shape), Graph(b.graph.shape), "b")
         raise CircuitError(f"compare: the circuits are for different graphs. They differ in {differ}.")
-    moved = Circuit(one.graph, two.edges, two.scores, two.n_requested, two.attrs, two.prompt_ids, two.labels)
-    return Comparison(one, moved, collapsed)
+    # On one graph, so that set algebra takes both; sizes that decide no edge are those of `a`.
+    on_same_graph = replace(two, graph=one.graph)
+    return Comparison(one, on_same_graph, collapsed)
 
 
 def _counts(circuit: Circuit, side: Literal["reader", "writer"]) -> Counter[str]:
+    """How many edges each class has; labels play no part in these classes."""
     return Counter(
         edge_class(circuit.graph, {}, edge.writer, edge.reader, side)
         for edge in circuit.graph.edges(circuit.edges)
@@ -174,14 +177,16 @@ def _counts(circuit: Circuit, side: Literal["reader", "writer"]) -> Counter[str]
 
 
 def _agreement(a: int, b: int, both: int) -> tuple[int, int, int, float, float, float]:
+    """A row of both tables: `a b both jaccard precision recall`."""
     return a, b, both, _share(both, a + b - both), _share(both, b), _share(both, a)
 
 
-def _share(part: int, of: int) -> float:
-    return part / of if of else float("nan")
+def _share(count: int, of: int) -> float:
+    return count / of if of else float("nan")
 
 
 def _known(number: Any) -> Any:
+    """A number for JSON, which has no NaN."""
     return None if isinstance(number, float) and not np.isfinite(number) else number
 
 

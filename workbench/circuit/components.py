@@ -14,12 +14,14 @@ from workbench.sites import Node
 
 Classes = Literal["reader", "writer", "layer", "role"]
 MOST_NODES = 20_000
+"""Of a graph in a file: matrices of more would fill the memory before the file is found to be wrong."""
 _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 
 
 def components(graph: Graph, node: str) -> tuple[str, ...]:
     """The components that a writer or reader belongs to: one, or the query heads that share a key or value."""
     parsed = Node.parse(node)
+    # The head of a key or value is the kv head, which a group of query heads shares.
     if parsed.head is not None and parsed.port in ("k", "v"):
         first = parsed.head * graph.shape.group
         return tuple(f"a{parsed.layer}.{head}" for head in range(first, first + graph.shape.group))
@@ -33,9 +35,9 @@ def mlp_of(name: str) -> str:
 
 def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
     """The role of a writer or reader: its label, or else `input`, `logits`, `mlps` or `other heads`."""
-    found = [labels[part] for part in components(graph, node) if part in labels]
-    if found:
-        return found[0]
+    for component in components(graph, node):
+        if component in labels:
+            return labels[component]
     return "other heads" if Node.parse(node).is_head else _GROUPS.get(Node.parse(node).kind, node)
 
 
@@ -55,8 +57,9 @@ def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str
 
 def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:
     """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its role."""
-    parts = components(graph, node)
-    known = {node, *parts, *map(mlp_of, parts), *(labels[part] for part in parts if part in labels)}
+    owners = components(graph, node)
+    known = {node, *owners, *map(mlp_of, owners)}
+    known |= {labels[owner] for owner in owners if owner in labels}
     parsed = Node.parse(node)
     if parsed.kind in _GROUPS:
         known.add(_GROUPS[parsed.kind])

@@ -1,4 +1,4 @@
-"""Circuit files of this and of other tools: `FORMATS` is the list, `read_circuit` and `write_circuit` use it.
+"""Circuit files of this and of other tools: `read_circuit` and `write_circuit`; `FORMATS` is the list they use.
 
 EAP-IG and MIB write a graph as JSON or as a torch file. Nothing in a file is executed: torch files are read with
 `weights_only`. What their files mean and ours need:
@@ -35,11 +35,15 @@ _NODE = re.compile(
     r"(?:a(?P<layer>0|[1-9]\d{0,8})\.h(?P<head>0|[1-9]\d{0,8})|m(?:0|[1-9]\d{0,8})|input|logits)", re.ASCII
 )
 _GPT2 = {"d_vocab": 50257, "n_ctx": 1024}
+_MALFORMED = (
+    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, RuntimeError, SiteError,
+)  # fmt: skip
+"""What parsing a damaged or hostile file can run into: each means that the file is not usable."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of circuit file. `parse` and `dump` are None for our own, which `Circuit` reads and writes itself.
+    """A kind of circuit file. `parse` and `dump` are None for our own, which `Circuit` loads and saves.
 
     Attributes:
         name, suffix: `write_circuit` takes the first format of a path's suffix when it is told none.
@@ -114,22 +118,12 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
             'Pass positive="supports" or positive="opposes".'
         )
     try:
-        found = source.parse(path)
-        circuit = _from_foreign(
-            found, None if shape is None else Shape.of(shape), -1.0 if positive == "opposes" else 1.0
-        )
+        known_shape = None if shape is None else Shape.of(shape)
+        circuit = _from_foreign(source.parse(path), known_shape, -1.0 if positive == "opposes" else 1.0)
     except CircuitError as error:
         raise CircuitError(f"{str(path)!r} is not usable as {source.title}: {error}") from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        RuntimeError,
-        SiteError,
-    ) as error:
+    except _MALFORMED as error:
+        # Python's own errors say little without their kind: "KeyError: 'cfg'".
         raise CircuitError(
             f"{str(path)!r} is not usable as {source.title}: {type(error).__name__}: {error}"
         ) from error
@@ -184,10 +178,10 @@ def format_for(path: Path, name: str | None = None) -> str:
     """The name of the format that a path is written in: the one that is asked for, or by its suffix."""
     if name is not None and name not in FORMATS:
         raise UnknownName("format", name, FORMATS)
-    fitting = [each.name for each in FORMATS.values() if each.suffix == path.suffix.lower()]
+    fitting = [known.name for known in FORMATS.values() if known.suffix == path.suffix.lower()]
     if name is None and not fitting:
-        known = ", ".join(dict.fromkeys(each.suffix for each in FORMATS.values()))
-        raise CircuitError(f"{path.name!r} has no suffix of a circuit file ({known}). Name its format.")
+        suffixes = ", ".join(dict.fromkeys(known.suffix for known in FORMATS.values()))
+        raise CircuitError(f"{path.name!r} has no suffix of a circuit file ({suffixes}). Name its format.")
     return name or fitting[0]
 
 
@@ -212,60 +206,65 @@ def _format_of(path: Path) -> Format:
     return FORMATS["workbench"]
 
 
-def _from_foreign(found: Foreign, shape: Shape | None, sign: float) -> Circuit:
-    shape, assumed = _shape_of(found, shape)
+def _from_foreign(foreign: Foreign, shape: Shape | None, sign: float) -> Circuit:
+    """Our circuit of what a file holds; `sign` turns its scores so that positive supports the behaviour."""
+    shape, assumed = _shape_of(foreign, shape)
     graph = Graph(shape)
     check_size(graph)
     writers, readers = {*graph.writers}, {*graph.readers}
-    named = [(name, writers | {"logits"}) for name in (*found.nodes, *found.neurons)]
-    named += [(name, writers) for name in found.sources] + [(name, readers) for name in found.targets]
+    named = [(name, writers | {"logits"}) for name in (*foreign.nodes, *foreign.neurons)]
+    named += [(name, writers) for name in foreign.sources] + [(name, readers) for name in foreign.targets]
     for name, known in named:
         if _ours(name, group=shape.group) not in known:
             raise CircuitError(f"there is no {name!r} in {graph}.")
-    at = np.ix_(
-        [graph.writer_index[_ours(name)] for name in found.sources],
-        [graph.reader_index[_ours(name, group=shape.group)] for name in found.targets],
+    # Their matrices [source, target] lie at these rows and columns of ours. Where heads share keys, columns repeat.
+    cells = np.ix_(
+        [graph.writer_index[_ours(name)] for name in foreign.sources],
+        [graph.reader_index[_ours(name, group=shape.group)] for name in foreign.targets],
     )
-    exists = graph.exists[at]
-    listed = exists | found.inside if found.listed is None else found.listed
+    exists = graph.exists[cells]
+    listed = exists | foreign.inside if foreign.listed is None else foreign.listed
     for wrong, problem in (
         (listed & ~exists, "does not exist"),
-        (listed & ~np.isfinite(found.scores), "has no finite score"),
+        (listed & ~np.isfinite(foreign.scores), "has no finite score"),
     ):
         for u, v in np.argwhere(wrong)[:1]:
-            raise CircuitError(f"the edge {found.sources[u]}->{found.targets[v]} {problem}.")
-    edges, known, scores = (np.zeros(graph.exists.shape, dtype=kind) for kind in (bool, bool, float))
-    np.logical_or.at(edges, at, found.inside)
-    np.logical_or.at(known, at, listed)
-    np.add.at(scores, at, np.where(listed, sign * found.scores, 0.0))
-    scores = np.where(known, scores + 0.0, np.nan)
-    attrs: dict[str, Any] = {"assumed": assumed or None}
+            raise CircuitError(f"the edge {foreign.sources[u]}->{foreign.targets[v]} {problem}.")
+    edges, scored, scores = (np.zeros(graph.exists.shape, dtype=kind) for kind in (bool, bool, float))
+    # `.at`, because columns repeat: plain indexing would keep the last head that shares a key.
+    np.logical_or.at(edges, cells, foreign.inside)
+    np.logical_or.at(scored, cells, listed)
+    np.add.at(scores, cells, np.where(listed, sign * foreign.scores, 0.0))
+    scores = np.where(scored, scores + 0.0, np.nan)  # + 0.0 turns the -0.0 of a turned sign into 0.0
     partial = {
-        _ours(name): np.flatnonzero(dims).tolist() for name, dims in found.neurons.items() if not all(dims)
+        _ours(name): np.flatnonzero(dims).tolist() for name, dims in foreign.neurons.items() if not all(dims)
     }
-    attrs["output_neurons"] = json.dumps(partial) if partial else None
+    attrs = {"assumed": assumed or None, "output_neurons": json.dumps(partial) if partial else None}
     circuit = Circuit.of(graph, edges, scores=scores if np.nan_to_num(scores).any() else None, attrs=attrs)
-    inside = {_ours(name) for name, flag in found.nodes.items() if flag} | {"input", "logits"}
-    disagree = {_ours(name) for name in found.nodes} & (inside ^ {*circuit.nodes, "input", "logits"})
-    return (
-        replace(circuit, attrs={**circuit.attrs, "nodes_flagged_otherwise": " ".join(sorted(disagree))})
-        if disagree
-        else circuit
-    )
+    return _with_disagreement(circuit, foreign)
 
 
-def _shape_of(found: Foreign, shape: Shape | None) -> tuple[Shape, str]:
+def _with_disagreement(circuit: Circuit, foreign: Foreign) -> Circuit:
+    """The circuit, with a note of the nodes whose flags in the file say something else than its edges."""
+    inside = {_ours(name) for name, flag in foreign.nodes.items() if flag} | {"input", "logits"}
+    disagree = {_ours(name) for name in foreign.nodes} & (inside ^ {*circuit.nodes, "input", "logits"})
+    if not disagree:
+        return circuit
+    return replace(circuit, attrs={**circuit.attrs, "nodes_flagged_otherwise": " ".join(sorted(disagree))})
+
+
+def _shape_of(foreign: Foreign, shape: Shape | None) -> tuple[Shape, str]:
     """The shape of the circuit's model, and in words what was assumed of it."""
-    cfg = {name: found.cfg[name] for name in ("n_layers", "n_heads", "d_model", "parallel_attn_mlp")}
+    cfg = {name: foreign.cfg[name] for name in ("n_layers", "n_heads", "d_model", "parallel_attn_mlp")}
     for name in ("n_layers", "n_heads", "d_model"):
         if type(cfg[name]) is not int or cfg[name] < 1:
             raise CircuitError(f"cfg says {name} = {cfg[name]!r}.")
     if not isinstance(cfg["parallel_attn_mlp"], bool):
         raise CircuitError(f"cfg says parallel_attn_mlp = {cfg['parallel_attn_mlp']!r}.")
     if shape is not None:
-        given = {"n_layers": shape.n_layers, "n_heads": shape.n_heads, "d_model": shape.d_model}
-        given["parallel_attn_mlp"] = shape.parallel
-        wrong = [f"{name} {cfg[name]} (model: {given[name]})" for name in cfg if cfg[name] != given[name]]
+        ours = {"n_layers": shape.n_layers, "n_heads": shape.n_heads, "d_model": shape.d_model}
+        ours["parallel_attn_mlp"] = shape.parallel
+        wrong = [f"{name} {cfg[name]} (model: {ours[name]})" for name in cfg if cfg[name] != ours[name]]
         if wrong:
             raise CircuitError(f"it is for another model. They differ in {', '.join(wrong)}.")
         return shape, ""
@@ -273,18 +272,14 @@ def _shape_of(found: Foreign, shape: Shape | None) -> tuple[Shape, str]:
         raise CircuitError(
             f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a model or Shape)."
         )
-    attn_only = not any(name.startswith("m") for name in found.nodes)
+    attn_only = not any(name.startswith("m") for name in foreign.nodes)
     sizes = {"n_kv_heads": cfg["n_heads"], "d_head": cfg["d_model"] // cfg["n_heads"]}
     sizes |= {"d_mlp": 0 if attn_only else 4 * cfg["d_model"], **_GPT2}
-    made = Shape(
-        cfg["n_layers"],
-        cfg["n_heads"],
-        d_model=cfg["d_model"],
-        parallel=cfg["parallel_attn_mlp"],
-        attn_only=attn_only,
-        **sizes,
-    )
-    return made, ", ".join(f"{name} {size}" for name, size in sizes.items())
+    assumed_shape = Shape(
+        cfg["n_layers"], cfg["n_heads"], d_model=cfg["d_model"], parallel=cfg["parallel_attn_mlp"],
+        attn_only=attn_only, **sizes,
+    )  # fmt: skip
+    return assumed_shape, ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def _ours(name: str, *, group: int = 1) -> str:
@@ -305,6 +300,7 @@ def _theirs(component: str) -> str:
 
 
 def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
+    """What a file of another tool holds of our circuit: a column for every query head, in the order of EAP-IG."""
     graph, shape = circuit.graph, circuit.graph.shape
     targets = []
     for layer in range(shape.n_layers):
@@ -312,6 +308,7 @@ def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
         targets += graph.mlp_nodes(layer)
     targets.append("logits")
     columns = [graph.reader_index[_ours(name, group=shape.group)] for name in targets]
+    # A shared score is split evenly, so that reading the file sums it to what it was.
     sharing = np.array([shape.group if name.endswith(("k>", "v>")) else 1 for name in targets])
     scores = np.zeros(graph.exists.shape) if circuit.scores is None else np.nan_to_num(circuit.scores)
     inside, kept, neurons = {*circuit.nodes, "logits"}, circuit.output_neurons, {}
@@ -336,6 +333,7 @@ def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
 
 
 def _parse_json(path: Path) -> Foreign:
+    """The JSON of EAP-IG and MIB."""
     document = json.loads(path.read_text(encoding="utf-8"))
     _check_keys(document, ("cfg", "nodes", "edges"))
     width, nodes, neurons, edges = document["cfg"]["d_model"], {}, {}, {}
@@ -350,21 +348,24 @@ def _parse_json(path: Path) -> Foreign:
         if type(facts["score"]) not in (int, float):
             raise CircuitError(f"the score of {name} is {facts['score']!r}.")
         edges[writer, reader] = float(facts["score"]), _flag(facts["in_graph"], name)
-    sources, targets = (
-        ({name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*edges, strict=True))
-        if edges
-        else ({}, {})
-    )
+    sources = _numbered(writer for writer, _ in edges)
+    targets = _numbered(reader for _, reader in edges)
     scores, inside, listed = (
         np.zeros((len(sources), len(targets)), dtype=kind) for kind in (float, bool, bool)
     )
     for (writer, reader), (score, flag) in edges.items():
-        at = sources[writer], targets[reader]
-        scores[at], inside[at], listed[at] = score, flag, True
+        cell = sources[writer], targets[reader]
+        scores[cell], inside[cell], listed[cell] = score, flag, True
     return Foreign(document["cfg"], nodes, [*sources], [*targets], scores, inside, listed, neurons)
 
 
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    """Each name once, in order, with its row or column."""
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}
+
+
 def _parse_pt(path: Path) -> Foreign:
+    """The torch file of EAP-IG and MIB."""
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever its parsing of damaged bytes runs into
@@ -409,9 +410,9 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _dims(value: Any, width: int, name: str) -> list[bool]:
-    if not isinstance(value, list) or len(value) != width or not all(each in (0, 1) for each in value):
+    if not isinstance(value, list) or len(value) != width or not all(flag in (0, 1) for flag in value):
         raise CircuitError(f"neurons of {name} is not a list of {width} times true or false.")
-    return [bool(each) for each in value]
+    return [bool(flag) for flag in value]
 
 
 def _matrix(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np.ndarray:
@@ -431,39 +432,40 @@ def _flags(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np.
     return matrix.astype(bool)
 
 
-def _dump_json(found: Foreign, path: Path) -> None:
-    nodes = {
-        name: {"in_graph": flag} | ({"neurons": found.neurons[name]} if name in found.neurons else {})
-        for name, flag in found.nodes.items()
-    }
-    edges = {
-        f"{found.sources[u]}->{found.targets[v]}": {
-            "score": float(found.scores[u, v]),
-            "in_graph": bool(found.inside[u, v]),
+def _dump_json(foreign: Foreign, path: Path) -> None:
+    nodes: dict[str, Any] = {}
+    for name, flag in foreign.nodes.items():
+        nodes[name] = {"in_graph": flag}
+        if name in foreign.neurons:
+            nodes[name]["neurons"] = foreign.neurons[name]
+    edges: dict[str, Any] = {}
+    listed = np.ones_like(foreign.inside) if foreign.listed is None else foreign.listed
+    for u, v in np.argwhere(listed):
+        edges[f"{foreign.sources[u]}->{foreign.targets[v]}"] = {
+            "score": float(foreign.scores[u, v]),
+            "in_graph": bool(foreign.inside[u, v]),
         }
-        for u, v in np.argwhere(np.ones_like(found.inside) if found.listed is None else found.listed)
-    }
-    document = {"cfg": dict(found.cfg), "nodes": nodes, "edges": edges}
+    document = {"cfg": dict(foreign.cfg), "nodes": nodes, "edges": edges}
     path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _dump_pt(found: Foreign, path: Path) -> None:
+def _dump_pt(foreign: Foreign, path: Path) -> None:
     document = {
-        "cfg": dict(found.cfg),
-        "src_nodes": list(found.sources),
-        "dst_nodes": list(found.targets),
-        "edges_scores": torch.from_numpy(found.scores),
-        "edges_in_graph": torch.from_numpy(found.inside),
-        "nodes_in_graph": torch.tensor([found.nodes[name] for name in found.sources]),
+        "cfg": dict(foreign.cfg),
+        "src_nodes": list(foreign.sources),
+        "dst_nodes": list(foreign.targets),
+        "edges_scores": torch.from_numpy(foreign.scores),
+        "edges_in_graph": torch.from_numpy(foreign.inside),
+        "nodes_in_graph": torch.tensor([foreign.nodes[name] for name in foreign.sources]),
     }
-    if found.neurons:
-        document["neurons_in_graph"] = torch.tensor([found.neurons[name] for name in found.sources])
+    if foreign.neurons:
+        document["neurons_in_graph"] = torch.tensor([foreign.neurons[name] for name in foreign.sources])
     torch.save(document, path)
 
 
 FORMATS: dict[str, Format] = {
-    each.name: each
-    for each in (
+    known.name: known
+    for known in (
         Format("workbench", ".json", "a circuit of this workbench"),
         Format("eap-json", ".json", "a circuit of EAP-IG or MIB in JSON", _parse_json, _dump_json),
         Format("eap-pt", ".pt", "a circuit of EAP-IG or MIB in torch's format", _parse_pt, _dump_pt),

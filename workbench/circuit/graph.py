@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import SiteError
+from workbench.models.model import Model
 from workbench.sites import Edge, Node, Position, Shape
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -26,8 +27,8 @@ REST = "rest"
 
 def _several(given: Any) -> tuple[Any, ...]:
     """One or several of something, whole numbers of numpy as plain ones."""
-    each = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    return tuple(int(number) if isinstance(number, np.integer) else number for number in each)
+    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return tuple(int(number) if isinstance(number, np.integer) else number for number in several)
 
 
 def _is_whole(number: Any) -> bool:
@@ -50,15 +51,15 @@ class Graph:
     neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        places = () if self.positions is None else self.positions
-        for place in places:
-            if not (_is_whole(place) or (isinstance(place, str) and _NAME.fullmatch(place))):
+        positions = () if self.positions is None else self.positions
+        for position in positions:
+            if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
                 raise SiteError(
-                    f"{place!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+                    f"{position!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
                 )
-        if places == (REST,) or (places == () and self.positions is not None):
+        if positions == (REST,) or (positions == () and self.positions is not None):
             raise SiteError(f"A graph with positions needs one beside {REST!r}, which is every other token; positions=None tells none apart.")  # fmt: skip
-        if places and (places[-1] != REST or len(set(places)) < len(places)):
+        if positions and (positions[-1] != REST or len(set(positions)) < len(positions)):
             raise SiteError(
                 f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...)."
             )
@@ -66,12 +67,13 @@ class Graph:
         if self.neurons and (
             self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons
         ):
-            raise SiteError(f"neurons={self.neurons}: this model has MLPs in {'no layer' if self.shape.attn_only else f'layers 0 to {self.shape.n_layers - 1}'}.")  # fmt: skip
+            layers = "no layer" if self.shape.attn_only else f"layers 0 to {self.shape.n_layers - 1}"
+            raise SiteError(f"neurons={self.neurons}: this model has MLPs in {layers}.")
 
     @classmethod
     def of(
         cls,
-        model_or_shape: Any,
+        model_or_shape: Model | Shape,
         *,
         positions: Position | Iterable[Position] | None = None,
         neurons: bool | int | Iterable[int] = False,
@@ -94,16 +96,19 @@ class Graph:
             layers = tuple(sorted(set(layers))) if all(map(_is_whole, layers)) else layers
         if positions is None:
             return cls(shape, None, layers)
-        given = _several(positions)
-        named = tuple(place for n, place in enumerate(given) if place != REST and place not in given[:n])
+        # Each once, in the order given. A list and not a set: what cannot be hashed is refused later, with a message.
+        named: list[Any] = []
+        for position in _several(positions):
+            if position != REST and position not in named:
+                named.append(position)
         return cls(shape, (*named, REST), layers)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
         """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for anything else."""
-        more = dict(facts)
-        positions, neurons = more.pop("positions", None), more.pop("neurons", ())
-        return cls(Shape(**more), None if positions is None else tuple(positions), tuple(neurons))
+        sizes = dict(facts)
+        positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
+        return cls(Shape(**sizes), None if positions is None else tuple(positions), tuple(neurons))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the graph, for JSON."""
@@ -118,6 +123,7 @@ class Graph:
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
+        """Names of the rows, in the order in which they are added to the residual stream."""
         shape, names = self.shape, ["input"]
         for layer in range(shape.n_layers):
             names += [f"a{layer}.{head}" for head in range(shape.n_heads)] + self.mlp_nodes(layer)
@@ -125,6 +131,7 @@ class Graph:
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
+        """Names of the columns, in the order in which they read the residual stream."""
         shape, names = self.shape, []
         for layer in range(shape.n_layers):
             for port, heads in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
@@ -148,6 +155,7 @@ class Graph:
         return before if self.positions is None else np.repeat(before[None], len(self.positions), axis=0)
 
     def _moment(self, name: str, *, reads: bool) -> int:
+        """When a writer is added, or a reader reads: four moments a layer."""
         node = Node.parse(name)
         if node.layer is None:
             return 4 * self.shape.n_layers if reads else -1
@@ -164,6 +172,7 @@ class Graph:
 
     @cached_property
     def n_edges(self) -> int:
+        """How many edges exist; an edge at two classes of positions counts twice."""
         return int(self.exists.sum())
 
     def index(self, edge: Edge | str) -> tuple[Any, ...]:
@@ -180,24 +189,24 @@ class Graph:
         if edge.writer not in self.writer_index or edge.reader not in self.reader_index:
             missing = edge.writer if edge.writer not in self.writer_index else edge.reader
             raise SiteError(f"Edge {str(edge)!r}: this graph has no {missing!r}. It has {self}.")
-        found = self.writer_index[edge.writer], self.reader_index[edge.reader]
-        if not self.whole.exists[found]:
+        cell = self.writer_index[edge.writer], self.reader_index[edge.reader]
+        if not self.whole.exists[cell]:
             raise SiteError(f"Edge {str(edge)!r}: {edge.writer} does not come before {edge.reader}.")
         if self.positions is None:
-            return found
+            return cell
         if edge.pos is None:
-            return (slice(None), *found)
+            return (slice(None), *cell)
         if edge.pos not in self.positions:
             raise SiteError(
                 f"Edge {str(edge)!r}: this graph's positions are {', '.join(map(str, self.positions))}."
             )
-        return (self.positions.index(edge.pos), *found)
+        return (self.positions.index(edge.pos), *cell)
 
     def edges(self, chosen: np.ndarray | None = None) -> Iterator[Edge]:
         """The edges of a boolean matrix (None: all that exist) in graph order."""
         for *pos, writer, reader in np.argwhere(self.exists if chosen is None else chosen).tolist():
-            place = self.positions[pos[0]] if self.positions is not None else None
-            yield Edge(self.writers[writer], self.readers[reader], place)
+            position = self.positions[pos[0]] if self.positions is not None else None
+            yield Edge(self.writers[writer], self.readers[reader], position)
 
     def prune(self, edges: np.ndarray) -> np.ndarray:
         """The edges that lie on a path from `input` to `logits`: dead ends are removed, again and again.
@@ -208,6 +217,7 @@ class Graph:
         """
         edges = edges & self.exists
         split = edges if self.positions is not None else edges[..., None, :, :]
+        # Removing an edge can make another a dead end, so this goes on until nothing changes.
         while True:
             into = split.any(-2)  # [..., pos, reader]
             own, shared = into @ self._feeds, into @ self._feeds_other_positions
@@ -233,9 +243,14 @@ class Graph:
     @cached_property
     def _sees(self) -> np.ndarray:
         """bool [query pos, key pos]: whether a query of the first class may see a token of the second."""
-        places = self.positions or (REST,)
-        late = [[isinstance(q, int) and isinstance(k, int) and k > q for k in places] for q in places]
-        return ~np.array(late)
+        positions = self.positions or (REST,)
+        sees = np.ones((len(positions), len(positions)), dtype=bool)
+        # Only of two indices is the order known; a name can lie anywhere.
+        for i, query in enumerate(positions):
+            for j, key in enumerate(positions):
+                if isinstance(query, int) and isinstance(key, int):
+                    sees[i, j] = key <= query
+        return sees
 
     @cached_property
     def feeds(self) -> np.ndarray:
@@ -272,16 +287,18 @@ class Graph:
 
     @cached_property
     def writer_index(self) -> dict[str, int]:
+        """Name of a writer -> its row."""
         return {name: i for i, name in enumerate(self.writers)}
 
     @cached_property
     def reader_index(self) -> dict[str, int]:
+        """Name of a reader -> its column."""
         return {name: i for i, name in enumerate(self.readers)}
 
     def __str__(self) -> str:
         shape = self.shape
-        heads = f"{shape.n_heads} heads" + (
-            f" ({shape.n_kv_heads} kv)" if shape.n_kv_heads != shape.n_heads else ""
-        )
-        places = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
-        return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges{places}"
+        heads = f"{shape.n_heads} heads"
+        if shape.n_kv_heads != shape.n_heads:
+            heads += f" ({shape.n_kv_heads} kv)"
+        positions = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
+        return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges{positions}"

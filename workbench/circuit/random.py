@@ -1,8 +1,8 @@
 """Random circuits of a given size: what a circuit must beat.
 
-Random edges are a weak opponent: hardly any of them lie on a way from the input to the logits, and after pruning such a
+Random edges are a weak opponent: hardly any of them lie on a path from the input to the logits, and after pruning such a
 circuit is mostly empty. Random *paths* are the hard one: pruning leaves all of their edges, so that a circuit that beats
-them beats something that runs.
+them beats something that runs. `random_circuits` draws both, `relocated` moves a circuit to other heads. No model is run.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def random_circuits(
 
     Args:
         n_edges: of each circuit. With `paths`, at most: a few less where no edge can be added to what is there.
-        paths: False: sets of edges, all as likely. True: complete ways from the logits back to `input` are drawn (each reader
+        paths: False: sets of edges, all as likely. True: complete paths from the logits back to `input` are drawn (each reader
             gets a uniform writer; a head its query, and its key or value), as long as they fit; the rest are random edges
             between what is live by then. `prune` leaves all of it.
         within: bool [(pos,) writer, reader], the edges to draw from; None: all.
@@ -46,15 +46,15 @@ def random_circuits(
             f"random_circuits: n_edges={n_edges}; there are {allowed.sum()} edges to draw from."
         )
     rng = np.random.default_rng(seed)
-    out = np.zeros((draws, *graph.exists.shape), dtype=bool)
-    for circuit in out:
+    circuits = np.zeros((draws, *graph.exists.shape), dtype=bool)
+    for circuit in circuits:
         if n_edges == allowed.sum():
             circuit[:] = allowed
         elif paths:
             _grow(graph, allowed, n_edges, rng, circuit)
         else:
             circuit[_some(allowed, n_edges, rng)] = True
-    return out
+    return circuits
 
 
 def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -> np.ndarray:
@@ -70,11 +70,11 @@ def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -
     ['a0.0']
     """
     shape, rng = graph.shape, np.random.default_rng(seed)
-    out = np.zeros((draws, *graph.exists.shape), dtype=bool)
-    for moved in out:
+    relocations = np.zeros((draws, *graph.exists.shape), dtype=bool)
+    for moved in relocations:
         heads, groups = {}, {}
         for layer in range(shape.n_layers):
-            for old, new in enumerate(_elsewhere(shape.n_kv_heads, rng)):
+            for old, new in enumerate(_derangement(shape.n_kv_heads, rng)):
                 groups[f"a{layer}.{old}"] = f"a{layer}.{new}"
                 for i in range(shape.group):
                     heads[f"a{layer}.{old * shape.group + i}"] = f"a{layer}.{new * shape.group + i}"
@@ -82,15 +82,17 @@ def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -
         readers = []
         for name in graph.readers:
             head, bracket, port = name.partition("<")
-            where = heads if port == "q>" else groups
-            readers.append(graph.readers.index(where.get(head, head) + bracket + port))
+            # Keys and values are named by their kv head.
+            new_names = heads if port == "q>" else groups
+            readers.append(graph.readers.index(new_names.get(head, head) + bracket + port))
         moved[..., np.array(writers)[:, None], np.array(readers)] = circuit
-    return out
+    return relocations
 
 
-def _elsewhere(n: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order of 0 ... n - 1 that leaves nothing in its place, where there is one."""
+def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0 ... n - 1 that leaves nothing where it was, unless n is 1."""
     order = rng.permutation(n)
+    # About 1 in e permutations is a derangement, so few are drawn.
     while n > 1 and (order == np.arange(n)).any():
         order = rng.permutation(n)
     return order
@@ -104,9 +106,9 @@ def add_path(
     allowed: np.ndarray | None = None,
     most: int | None = None,
 ) -> np.ndarray:
-    """The circuit with one more complete way from `input` to the logits; unchanged where the draw did not lead to one.
+    """The circuit with one more complete path from `input` to the logits; unchanged where the draw did not lead to one.
 
-    Components that are already in the circuit are ends of the way: what they need is there.
+    A path ends at components that are already in the circuit: what they need is there.
 
     Args:
         allowed: the edges to draw from; None: all.
@@ -114,34 +116,48 @@ def add_path(
     """
     allowed = graph.exists if allowed is None else allowed
     most = graph.n_edges if most is None else most
-    split, made = (
-        edges.reshape(-1, *edges.shape[-2:]).copy() for edges in (allowed, circuit)
-    )  # [pos, writer, reader]
-    count, todo = int(made.sum()), [(int(rng.integers(len(split))), len(graph.readers) - 1)]
-    while todo:
-        pos, reader = todo.pop()
-        writers = np.flatnonzero(split[pos, :, reader])
+    # [pos, writer, reader], with one position where the graph has none
+    choices, edges = (matrix.reshape(-1, *matrix.shape[-2:]).copy() for matrix in (allowed, circuit))
+    n_positions = len(choices)
+    # Readers (position, index) that still need a writer, from the logits on.
+    open_readers = [(int(rng.integers(n_positions)), len(graph.readers) - 1)]
+    count = int(edges.sum())
+    while open_readers:
+        pos, reader = open_readers.pop()
+        writers = np.flatnonzero(choices[pos, :, reader])
         count += 1
-        if not len(writers) or count + len(todo) > most:
+        # Every open reader will need an edge at least.
+        if not len(writers) or count + len(open_readers) > most:
             return circuit
         writer = int(rng.choice(writers))
-        if made[pos, writer, reader]:
+        if edges[pos, writer, reader]:
             count -= 1
-        live = writer == 0 or made[pos, writer].any()
-        made[pos, writer, reader] = True
+        live = writer == 0 or edges[pos, writer].any()
+        edges[pos, writer, reader] = True
         if not live:
-            fed = np.flatnonzero(graph.feeds[:, writer])
-            others = [int(r) for r in fed if graph.readers[r].endswith(("<k>", "<v>"))]
-            todo += [(pos, int(r)) for r in fed if int(r) not in others]
-            todo += [(int(rng.integers(len(split))), int(rng.choice(others)))] if others else []
-    whole = made.reshape(circuit.shape)
+            open_readers += _inputs_to_draw(graph, writer, pos, n_positions, rng)
+    longer = edges.reshape(circuit.shape)
     # A key may have been drawn at a position that its query does not see.
-    return whole if graph.positions is None or (graph.prune(whole) == whole).all() else circuit
+    runs = graph.positions is None or (graph.prune(longer) == longer).all()
+    return longer if runs else circuit
+
+
+def _inputs_to_draw(
+    graph: Graph, writer: int, pos: int, n_positions: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """The readers (position, index) that a component needs to run: its query or input, and its key or its value."""
+    inputs = [int(reader) for reader in np.flatnonzero(graph.feeds[:, writer])]
+    keys_values = [reader for reader in inputs if graph.readers[reader].endswith(("<k>", "<v>"))]
+    drawn = [(pos, reader) for reader in inputs if reader not in keys_values]
+    if keys_values:
+        drawn.append((int(rng.integers(n_positions)), int(rng.choice(keys_values))))
+    return drawn
 
 
 def _grow(
     graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray
 ) -> None:
+    """Fill an empty circuit with paths as long as they fit, then with edges between components that are live."""
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)

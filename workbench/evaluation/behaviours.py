@@ -1,4 +1,8 @@
-"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be trusted there."""
+"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be trusted there.
+
+`smallest_circuits` yields rows, `behaviours_table` and `areas_table` show them. Sizes are searched on training prompts; all
+else is measured on held-out ones.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +14,13 @@ from tqdm.auto import tqdm
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture_pairs
-from workbench.engine.values import from_store
+from workbench.engine.values import Value, from_store
 from workbench.errors import CircuitError, PromptError, UnknownName
 from workbench.evaluation.curves import faithfulness_curve, stability
 from workbench.evaluation.evaluate import evaluate
 from workbench.models.load import model_name
+from workbench.models.model import Model
+from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
 
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
@@ -59,7 +65,7 @@ class Behaviour:
 
 
 def smallest_circuits(
-    model: Any,
+    model: Model,
     *,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] = METHODS,
@@ -75,15 +81,18 @@ def smallest_circuits(
         methods: of `METHODS`.
         share: of the behaviour that the circuit has to keep.
         n: prompts of the search, and as many held-out ones to measure on.
+        seed: of the prompts and of what a method draws.
 
     Raises:
-        UnknownName, CircuitError, PromptError: see the messages.
+        UnknownName: a task or a method that does not exist.
+        CircuitError: a share that is none.
+        PromptError: too few prompts for intervals, or a task that does not suit the model.
     """
     wanted = list(TASKS) if tasks is None else list(tasks)
-    for what, given, known in (("tasks", wanted, TASKS), ("methods", methods, METHODS)):
-        wrong = [name for name in given if name not in known]
-        if wrong:
-            raise UnknownName(what, wrong[0], known)
+    for argument, names, known in (("tasks", wanted, TASKS), ("methods", methods, METHODS)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UnknownName(argument, unknown[0], known)
     if not 0 < share < 1:
         raise CircuitError(
             f"smallest_circuits: share={share}; it is a share of the behaviour, between 0 and 1."
@@ -94,45 +103,48 @@ def smallest_circuits(
         total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False
     ) as bar:
         for task in wanted:
-            train, heldout = (
-                load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout")
-            )
-            other, held = (
-                from_store(capture_pairs(model, pairs, progress=False)[1]) for pairs in (train, heldout)
-            )
+            train, heldout = (_prompts(model, task, split, n, seed) for split in ("train", "heldout"))
             rows = []
             for method in methods:
-                rows.append(_row(model, task, method, share, train, other, heldout, held, seed))
+                rows.append(_row(model, task, method, share, train, heldout, seed))
                 bar.update()
             yield _marked(rows)
 
 
+@dataclass(frozen=True)
+class _TaskPrompts:
+    """Prompts of one split, with the value that patches them: their corrupt run."""
+
+    pairs: PromptPairs
+    value: Value
+
+
+def _prompts(model: Model, task: str, split: str, n: int, seed: int) -> _TaskPrompts:
+    pairs = load_task(task, model, n=n, seed=seed, split=split)
+    return _TaskPrompts(pairs, from_store(capture_pairs(model, pairs, progress=False)[1]))
+
+
 def _row(
-    model: Any,
-    task: str,
-    method: str,
-    share: float,
-    train: Any,
-    other: Any,
-    heldout: Any,
-    held: Any,
-    seed: int,
+    model: Model, task: str, method: str, share: float, train: _TaskPrompts, heldout: _TaskPrompts, seed: int
 ) -> Behaviour:
+    """One method on one task: found on `train`, measured on `heldout`."""
     metric = TASKS[task].metric
-    own: dict[str, Any] = {"value": other, "metric": metric}
-    apart: dict[str, Any] = {"value": held, "metric": metric, "progress": False}
-    each = score_edges(model, train, method=method, keep=("example",), seed=seed, progress=False, **own)
-    scores = each.mean("example", skipna=False, keep_attrs=True)
-    circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train, **own)
+    searching: dict[str, Any] = {"value": train.value, "metric": metric}
+    measuring: dict[str, Any] = {"value": heldout.value, "metric": metric, "progress": False}
+    by_example = score_edges(
+        model, train.pairs, method=method, keep=("example",), seed=seed, progress=False, **searching
+    )
+    scores = by_example.mean("example", skipna=False, keep_attrs=True)
+    circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train.pairs, **searching)
     size = circuit.n_requested
-    kept = evaluate(circuit, model, heldout, checks=(), **apart).squeeze()
-    agree = stability(each, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
+    kept = evaluate(circuit, model, heldout.pairs, checks=(), **measuring).squeeze()
+    agreement = stability(by_example, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)
     signed, sized = (
-        faithfulness_curve(scores, model, heldout, by=by, **apart) for by in ("signed", "magnitude")
+        faithfulness_curve(scores, model, heldout.pairs, by=by, **measuring) for by in ("signed", "magnitude")
     )
     intervals: dict[str, Any] = {
         "faithfulness": kept["faithfulness"], "low": kept["low"], "high": kept["high"],
-        "jaccard": agree["jaccard"], "jaccard_low": agree["low"], "jaccard_high": agree["high"],
+        "jaccard": agreement["jaccard"], "jaccard_low": agreement["low"], "jaccard_high": agreement["high"],
     }  # fmt: skip
     for end, name in (("", "faithfulness"), ("_low", "low"), ("_high", "high")):
         intervals |= {f"at_1{end}": signed[name].sel(size=0.01)}
@@ -168,8 +180,10 @@ def areas_table(rows: Sequence[Behaviour]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "behaviour": row.task, "method": row.method, "edges": row.n_edges,
-            "at 1 %": _interval(row.at_1, row.at_1_low, row.at_1_high), "CPR": _interval(row.cpr, row.cpr_low, row.cpr_high),
-            "CMD": _interval(row.cmd, row.cmd_low, row.cmd_high), "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
+            "at 1 %": _interval(row.at_1, row.at_1_low, row.at_1_high),
+            "CPR": _interval(row.cpr, row.cpr_low, row.cpr_high),
+            "CMD": _interval(row.cmd, row.cmd_low, row.cmd_high),
+            "Jaccard": _interval(row.jaccard, row.jaccard_low, row.jaccard_high),
         }
         for row in rows
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The bench: every method on every model whose circuit is known by construction, and on the tasks of `tiny`.
+"""The benchmark: every method on every model whose circuit is known by construction, and on the tasks of `tiny`.
 
-Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of scores, on the
+`bench_circuits` yields a `Row` for each; `overview` sums them up. Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of scores, on the
 edges that the kind of value can see. Everywhere: CPR and CMD on held-out prompts, seconds, peak memory, passes.
 """
 
@@ -25,6 +25,7 @@ from workbench.errors import UnknownName, WorkbenchError
 from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.models.load import load_model
+from workbench.models.model import Model
 from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import VARIANTS, planted
 from workbench.prompts.pairs import PromptPairs
@@ -33,7 +34,8 @@ from workbench.tasks.registry import TASKS, load_task
 SLOW = {"exact": 48, "conditional": 8}
 """Prompts of `tiny` that the methods that try every edge get; the others get `PROMPTS`. With `quick`, 12 everywhere."""
 PROMPTS = 64
-OPTIONS: dict[str, dict[str, Any]] = {"learn-edges": {"steps": 200}, "learn-nodes": {"steps": 200}}
+TRAINING_STEPS = {"full": 200, "quick": 60}
+"""Of learned masks."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Row:
     """One method on one model and task. What was not measured is NaN.
 
     Attributes:
-        value: the other value, "corrupt" or "zero"; the true edges are those that it can see.
+        value: the patched value, "corrupt" or "zero"; the true edges are those that it can see.
         edge_auroc, edge_auroc_mib, precision: against known edges, scores ranked by size.
         cpr, cmd: on held-out prompts.
         seconds, peak_mb, forwards: of finding the scores; peak_mb is the growth of the process.
@@ -75,21 +77,19 @@ def bench_circuits(
     Args:
         quick: fewer prompts, the planted models with corrupt values only, and of `tiny` three tasks without the methods that
             try every edge.
-        methods, models: some of them; models are "tiny" and "planted-NAME".
+        methods, models: some of them; models are "tiny" and "planted-NAME". None takes all.
+        seed: of models, prompts and of what a method draws.
 
     Raises:
-        UnknownName: a method or a model that there is not.
+        UnknownName: a method or a model that does not exist.
     """
     chosen = list(METHODS) if methods is None else list(methods)
-    names = ["tiny", *(f"planted-{name}" for name in VARIANTS)]
-    wanted = names if models is None else list(models)
-    for what, given, known in (
-        ("methods", chosen, METHODS),
-        ("models", wanted, names),
-    ):
-        wrong = [name for name in given if name not in known]
-        if wrong:
-            raise UnknownName(what, wrong[0], known)
+    known_models = ["tiny", *(f"planted-{name}" for name in VARIANTS)]
+    wanted = known_models if models is None else list(models)
+    for argument, names, known in (("methods", chosen, METHODS), ("models", wanted, known_models)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UnknownName(argument, unknown[0], known)
     cases = list(_cases(wanted, quick, seed))
     with tqdm(
         total=len(cases) * len(chosen),
@@ -100,6 +100,7 @@ def bench_circuits(
     ) as bar:
         for case in cases:
             for method in chosen:
+                # On `tiny` the methods that try every edge take minutes a task.
                 if not (quick and case.truth is None and method in SLOW):
                     yield _row(case, method, quick, seed)
                 bar.update()
@@ -107,7 +108,9 @@ def bench_circuits(
 
 @dataclass(frozen=True)
 class _Case:
-    model: Any
+    """A model with a task, on one kind of value; `truth` are the known edges, None where nobody knows them."""
+
+    model: Model
     name: str
     task: str
     value: str
@@ -121,48 +124,62 @@ def _cases(names: Sequence[str], quick: bool, seed: int) -> Iterator[_Case]:
     n = 24 if quick else 32
     for name in names:
         if name == "tiny":
-            model = load_model("tiny")
-            for task in ("ioi", "induction", "agreement") if quick else TASKS:
-                train, heldout = (
-                    load_task(task, model, n=32 if quick else PROMPTS, seed=seed, split=s)
-                    for s in ("train", "heldout")
-                )
-                yield _Case(model, "tiny", task, "corrupt", TASKS[task].metric, train, heldout, None)
+            yield from _tiny_cases(quick, seed)
             continue
-        made = planted(name.removeprefix("planted-"), seed=seed, n=n)
-        train, heldout = planted_pairs(made), planted_pairs(made, n=n, split="heldout")
+        known = planted(name.removeprefix("planted-"), seed=seed, n=n)
+        train, heldout = planted_pairs(known), planted_pairs(known, n=n, split="heldout")
         for value in ("corrupt",) if quick else ("corrupt", "zero"):
-            yield _Case(made.model, name, name, value, "logit_diff", train, heldout, made.edges[value])
+            yield _Case(known.model, name, name, value, "logit_diff", train, heldout, known.edges[value])
+
+
+def _tiny_cases(quick: bool, seed: int) -> Iterator[_Case]:
+    model = load_model("tiny")
+    n = 32 if quick else PROMPTS
+    for task in ("ioi", "induction", "agreement") if quick else TASKS:
+        train, heldout = (
+            load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout")
+        )
+        yield _Case(model, "tiny", task, "corrupt", TASKS[task].metric, train, heldout, None)
 
 
 def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
+    """One method on one case; a method that refuses the case gives a row with its message."""
     train = case.train
     if method in SLOW and (quick or case.truth is None):
         train = train.select(range(min(12 if quick else SLOW[method], len(train))))
-    nothing = float("nan")
+    not_measured = float("nan")
     own, held = (_value(case, pairs) for pairs in (train, case.heldout))
-    more = OPTIONS.get(method, {}) | ({"steps": 60} if quick and method.startswith("learn") else {})
+    steps = TRAINING_STEPS["quick" if quick else "full"] if method.startswith("learn") else None
     try:
         with _watched() as used:
-            found = find_by(
-                method, case.model, train, value=own, metric=case.metric, seed=seed, progress=False, **more
+            discovery = find_by(
+                method,
+                case.model,
+                train,
+                value=own,
+                metric=case.metric,
+                steps=steps,
+                seed=seed,
+                progress=False,
             )
     except WorkbenchError as error:
-        return Row(case.name, case.task, case.value, method, *[nothing] * 7, forwards=0, error=str(error))
+        return Row(
+            case.name, case.task, case.value, method, *[not_measured] * 7, forwards=0, error=str(error)
+        )
 
     def area(by: str) -> float:
         curve = faithfulness_curve(
-            found.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False
+            discovery.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False
         )
         return float(curve.attrs["area"])
 
-    known = {"edge_auroc": edge_auroc, "edge_auroc_mib": edge_auroc_mib, "precision": precision_at_true_size}
-    truth = {
-        name: nothing if case.truth is None else f(found.scores, case.truth) for name, f in known.items()
-    }
+    agreement = [not_measured] * 3
+    if case.truth is not None:
+        measures = (edge_auroc, edge_auroc_mib, precision_at_true_size)
+        agreement = [measure(discovery.scores, case.truth) for measure in measures]
     return Row(
-        case.name, case.task, case.value, method, truth["edge_auroc"], truth["edge_auroc_mib"], truth["precision"],
-        area("signed"), area("magnitude"), used["seconds"], used["peak_mb"], found.forwards,
+        case.name, case.task, case.value, method, *agreement, area("signed"), area("magnitude"), used["seconds"],
+        used["peak_mb"], discovery.forwards,
     )  # fmt: skip
 
 
@@ -172,7 +189,10 @@ def _value(case: _Case, pairs: PromptPairs) -> Value:
 
 @contextmanager
 def _watched() -> Iterator[dict[str, float]]:
-    """Seconds, and how much the process grew at most, looked at every few milliseconds."""
+    """Seconds, and how much the process grew at most, looked at every few milliseconds.
+
+    By a thread, because the peak that the system keeps for a process never falls between two measurements.
+    """
     process, used, done = psutil.Process(), {"seconds": 0.0, "peak_mb": 0.0}, threading.Event()
     before = process.memory_info().rss
 
@@ -193,13 +213,14 @@ def _watched() -> Iterator[dict[str, float]]:
 
 def json_line(row: Any) -> str:
     """A row as one JSON object; what was not measured is null."""
-    fields = {
-        key: None if isinstance(value, float) and not np.isfinite(value) else value
-        for key, value in asdict(row).items()
-    }
-    return json.dumps(
-        {key: round(value, 4) if isinstance(value, float) else value for key, value in fields.items()}
-    )
+    return json.dumps({key: _for_json(value) for key, value in asdict(row).items()})
+
+
+def _for_json(value: Any) -> Any:
+    """Four digits of a number; null for NaN, which JSON has not."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def overview(rows: Sequence[Row]) -> pd.DataFrame:
@@ -208,22 +229,23 @@ def overview(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     planted_rows = pd.DataFrame(frame[frame["model"] != "tiny"])
     for value, method in dict.fromkeys(zip(planted_rows["value"], planted_rows["method"], strict=True)):
-        part = pd.DataFrame(
-            planted_rows[(planted_rows["value"] == value) & (planted_rows["method"] == method)]
-        )
-        ranked = part.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
+        of_method = (planted_rows["value"] == value) & (planted_rows["method"] == method)
+        group = pd.DataFrame(planted_rows[of_method])
+        ranked = group.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
         lines.append(
             {
-                "value": value, "method": method, "models": len(part), "mean AUROC": part["edge_auroc"].mean(),
-                "worst AUROC": part["edge_auroc"].min(), "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
-                "mean AUROC (MIB)": part["edge_auroc_mib"].mean(), "mean precision": part["precision"].mean(),
-                "mean CPR": part["cpr"].mean(), "mean CMD": part["cmd"].mean(), "seconds": part["seconds"].sum(),
+                "value": value, "method": method, "models": len(group), "mean AUROC": group["edge_auroc"].mean(),
+                "worst AUROC": group["edge_auroc"].min(), "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
+                "mean AUROC (MIB)": group["edge_auroc_mib"].mean(), "mean precision": group["precision"].mean(),
+                "mean CPR": group["cpr"].mean(), "mean CMD": group["cmd"].mean(), "seconds": group["seconds"].sum(),
             }
         )  # fmt: skip
-    for method, part in frame[frame["model"] == "tiny"].groupby("method", sort=False):
+    for method, group in frame[frame["model"] == "tiny"].groupby("method", sort=False):
         lines.append(
-            {"value": "tiny", "method": method, "models": len(part), "mean CPR": part["cpr"].mean(), "mean CMD": part["cmd"].mean(),
-             "seconds": part["seconds"].sum()}
+            {
+                "value": "tiny", "method": method, "models": len(group), "mean CPR": group["cpr"].mean(),
+                "mean CMD": group["cmd"].mean(), "seconds": group["seconds"].sum(),
+            }
         )  # fmt: skip
     return pd.DataFrame(lines).round(3)
 

@@ -1,6 +1,6 @@
 """Answers of several tokens: what has to be run to measure them, and how the measures of those runs combine.
 
-A token of an answer is read behind those before it, so each answer asks for a run of its own, prompt + answer; answers
+A token of an answer is read after those before it, so each answer asks for a run of its own, prompt + answer; answers
 that differ in their last token alone share one. A metric of pairs is then a weighted sum over such *rows*, and as effects,
 edge scores and circuits are linear in the metric, every table of rows combines in the same way:
 
@@ -8,11 +8,12 @@ edge scores and circuits are linear in the metric, every table of rows combines 
     bound = bind(model, rows, value, side="clean")       # workbench.engine.continuations: writes at prompt positions only
     table = ...rows.pairs, rows.metric, bound...         # [row, ...]
     result = rows.combine(table)                         # [example, ...]
+
+`expand` returns an `Expansion`. What is written in a run, and where, is the engine's matter.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -21,11 +22,13 @@ from torch import Tensor
 from workbench.errors import MetricError, PromptError
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs, padded_answers
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
 ROW_METRIC = "sequence_logprob"
+"""What is measured of a row; differences are in the weights of rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class Expansion:
         return combined.index_add(0, self.owner.to(table.device), table * weight)
 
 
-def expand(model: Any, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor]) -> Expansion:
+def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor]) -> Expansion:
     """The rows of pairs under a metric; the pairs themselves unless it reads answers of several tokens.
 
     Raises:
@@ -77,60 +80,75 @@ def expand(model: Any, pairs: PromptPairs, metric: str | Metric | Callable[..., 
         )
     measure.check(pairs)
     for side in (pairs.clean, pairs.corrupt):
-        elsewhere = (side.at("END") != side.lengths - 1).nonzero()
-        if len(elsewhere):
+        not_last = (side.at("END") != side.lengths - 1).nonzero()
+        if len(not_last):
             raise PromptError(
-                f"Prompt {int(elsewhere[0])} goes on behind its END, where the answers would have to follow."
+                f"Prompt {int(not_last[0])} goes on behind its END, where the answers would have to follow."
             )
-    owner: list[int] = []
-    weight: list[float] = []
-    answers: list[list[list[int]]] = []
-    for sign, table in ((1, "answers"), (-1, "wrong")):
-        for example, listed in enumerate(
-            _alternatives(getattr(pairs, table)) if table in measure.needs else ()
-        ):
-            shared: dict[tuple[int, ...], list[list[int]]] = {}
-            for tokens in listed:
-                shared.setdefault(tuple(tokens[:-1]), []).append(tokens)
-            for alike in shared.values():
-                owner.append(example)
-                weight.append(sign * len(alike) / len(listed))
-                answers.append(alike)
-    given = [alike[0][:-1] for alike in answers]
-    clean, corrupt = (_continued(model, side, owner, given) for side in (pairs.clean, pairs.corrupt))
-    table = padded_answers(answers)
+    terms = _terms(pairs, measure)
+    prefixes = [term.answers[0][:-1] for term in terms]
+    owner = [term.example for term in terms]
+    clean, corrupt = (_with_answers(model, side, owner, prefixes) for side in (pairs.clean, pairs.corrupt))
+    table = padded_answers([term.answers for term in terms])
+    # A row has right answers only: the sign of a wrong one is in its weight.
     rows = PromptPairs(clean, corrupt, table, torch.full_like(table[:, :1, :1], -1), pairs.provenance)
-    return Expansion(
-        pairs, rows, BUILT_IN[ROW_METRIC], torch.tensor(owner), torch.tensor(weight, dtype=torch.float64)
-    )
+    weight = torch.tensor([term.weight for term in terms], dtype=torch.float64)
+    return Expansion(pairs, rows, BUILT_IN[ROW_METRIC], torch.tensor(owner), weight)
+
+
+@dataclass(frozen=True)
+class _AnswerTerm:
+    """Answers of one example that share all tokens but the last, and so one run; `weight` is theirs in its metric."""
+
+    example: int
+    weight: float
+    answers: list[list[int]]
+
+
+def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
+    """The terms of the metric of every example: right answers first, each table's in the order of examples."""
+    terms: list[_AnswerTerm] = []
+    for sign, table in ((1, "answers"), (-1, "wrong")):
+        if table not in metric.needs:
+            continue
+        for example, listed in enumerate(_alternatives(getattr(pairs, table))):
+            by_prefix: dict[tuple[int, ...], list[list[int]]] = {}
+            for tokens in listed:
+                by_prefix.setdefault(tuple(tokens[:-1]), []).append(tokens)
+            for answers in by_prefix.values():
+                terms.append(_AnswerTerm(example, sign * len(answers) / len(listed), answers))
+    return terms
 
 
 def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[list[int]]]:
-    """The tokens of every real alternative of each example."""
-    listed = [[[token for token in tokens if token >= 0] for tokens in example] for example in table.tolist()]
+    """The tokens of every real alternative of each example, without padding."""
     gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
     if len(gaps):
         raise PromptError(
             f"An answer of example {int(gaps[0])} has a gap: its tokens come first and -1 fills up the rest."
         )
-    return [[tokens for tokens in example if tokens] for example in listed]
+    listed: list[list[list[int]]] = []
+    for example in table.tolist():
+        without_padding = [[token for token in tokens if token >= 0] for tokens in example]
+        listed.append([tokens for tokens in without_padding if tokens])
+    return listed
 
 
-def _continued(model: Any, prompts: Prompts, owner: Sequence[int], given: Sequence[Sequence[int]]) -> Prompts:
-    """Prompts with tokens behind them; their named positions stay."""
-    room = Shape.of(model).n_ctx
-    rows = [
-        [*prompts.tokens[i, : int(prompts.lengths[i])].tolist(), *tokens]
-        for i, tokens in zip(owner, given, strict=True)
-    ]
-    for i, row, tokens in zip(owner, rows, given, strict=True):
-        if len(row) > room:
+def _with_answers(
+    model: Model, prompts: Prompts, owner: Sequence[int], prefixes: Sequence[Sequence[int]]
+) -> Prompts:
+    """For each row its example's prompt with answer tokens after it; named positions and `END` stay the prompt's."""
+    context = Shape.of(model).n_ctx
+    rows, strings, positions = [], [], []
+    for i, tokens in zip(owner, prefixes, strict=True):
+        n_prompt = int(prompts.lengths[i])
+        if n_prompt + len(tokens) > context:
             raise PromptError(
-                f"Example {i}: a prompt of {len(row) - len(tokens)} tokens and {len(tokens)} of an answer do not fit into the "
-                f"model's context of {room}."
+                f"Example {i}: a prompt of {n_prompt} tokens and {len(tokens)} of an answer do not fit into the "
+                f"model's context of {context}."
             )
-    strings = [(*prompts.strings[i], *map(str, tokens)) for i, tokens in zip(owner, given, strict=True)]
-    positions = [
-        {name: int(where[i]) for name, where in prompts.positions.items() if where[i] >= 0} for i in owner
-    ]
+        rows.append([*prompts.tokens[i, :n_prompt].tolist(), *tokens])
+        strings.append((*prompts.strings[i], *map(str, tokens)))
+        # -1 marks a name that this example does not have.
+        positions.append({name: int(index[i]) for name, index in prompts.positions.items() if index[i] >= 0})
     return Prompts.of(rows, strings=strings, positions=positions, bos=prompts.bos)

@@ -1,11 +1,25 @@
-"""How an outcome is measured, per example. Metrics are frozen objects that are not bound to prompts.
+"""How an outcome is measured, per example. `Metric` is the type, `metric` makes one, `BUILT_IN` lists those there are.
 
-A metric is called with the logits it reads, the pairs they belong to, and the logits of the unedited clean run
-(`reference`). The built-in ones read the last position (`END`) and get `[example, vocab]`; a callable of your own gets
+Below, l are the logits at the last position (`END`), p their softmax; right and wrong are the alternatives of an example.
+
+| name | formula | unit | better |
+|---|---|---|---|
+| `logit_diff` | mean of l over right - mean of l over wrong | logits | higher |
+| `prob_diff` | sum of p over right - sum of p over wrong | probability | higher |
+| `kl` | KL(p of the clean run, p) = sum over the vocabulary of p_clean (log p_clean - log p) | nats | lower |
+| `nll` | -log(sum of p over right) | nats | lower |
+| `rank` | how many tokens have a higher logit than the best right one; 0 is the top | places | lower |
+| `accuracy` | 1 if the best right logit is above the best wrong one, else 0 | share | higher |
+| `sequence_logprob` | mean over right answers of log p(answer tokens, one after the other) | nats | higher |
+| `sequence_logprob_diff` | that of the right answers - that of the wrong ones | nats | higher |
+
+Metrics are frozen objects that are not bound to prompts. One is called with the logits it reads, the pairs they belong to, and
+the logits of the clean run (`reference`). The built-in ones read `END` and get `[example, vocab]`; a callable of your own gets
 `[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`, `[example, vocab]`.
 
-`sequence_logprob` and `sequence_logprob_diff` read answers of several tokens. The tokens of an answer are read behind
-each other, so every answer is a run of its own: `tasks.continuations` makes those runs.
+The two `sequence_` metrics read answers of several tokens. Each token of an answer is read after those before it, so every
+answer is a run of its own: `metrics.continuations` makes those runs. How *circuits* are measured, faithfulness, is in
+`evaluation`.
 """
 
 from collections.abc import Callable
@@ -34,7 +48,7 @@ class Metric:
         needs: which of the pairs' tables it reads, `answers` and `wrong`: at least one alternative, and unless it reads a
             continuation, one token each.
         whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
-        needs_reference: whether it compares with the clean run. It is then flat there: nothing can be attributed to it.
+        needs_reference: whether it compares with the clean run. Its gradient is then 0 there: nothing can be attributed.
         higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
         rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be measured
             together; otherwise the function is called once per run, with every example.
@@ -53,7 +67,7 @@ class Metric:
 
     @property
     def reads_answer_tokens(self) -> bool:
-        """Whether it reads answers of several tokens, a run for each."""
+        """Whether it reads answers of several tokens, with a run for each."""
         return self.positions == "continuation"
 
     def rows(self, pairs: PromptPairs) -> Tensor | None:
@@ -100,14 +114,15 @@ class Metric:
             )
 
     def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
-        """The part of the logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
-        places = self.places(prompts)
-        if places is None:
+        """The logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
+        positions = self.positions_read(prompts)
+        if positions is None:
             return logits
         rows = torch.arange(len(prompts), device=logits.device)
-        return logits[rows.view(-1, *[1] * (places.ndim - 1)), places.to(logits.device)]
+        rows = rows.view(-1, *[1] * (positions.ndim - 1))  # [example, 1] against [example, step]
+        return logits[rows, positions.to(logits.device)]
 
-    def places(self, prompts: Prompts) -> Int[Tensor, "example *step"] | None:
+    def positions_read(self, prompts: Prompts) -> Int[Tensor, "example *step"] | None:
         """The positions that it reads: [example], or [example, step] of a continuation; None for all."""
         if self.positions == "all":
             return None
@@ -119,12 +134,14 @@ class Metric:
         """The measure of each example, in float32 (float64 stays).
 
         Raises:
-            NotFinite: the logits or the metric.  MetricError: the function does not return one number per example.
+            NotFinite: the logits or the metric.
+            MetricError: the function does not return one number per example, or the clean run's logits are missing.
         """
         if self.needs_reference and reference is None:
             raise MetricError(
                 f"The metric {self.name!r} compares with the clean run: give its logits as reference."
             )
+        # Half precision would lose the digits that effects, differences of metrics, are made of.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
@@ -153,10 +170,12 @@ def metric(
     """A metric from a name, a metric, or a function of your own `logits -> [example]`.
 
     Args:
+        given: the name of one in `BUILT_IN`, a metric (which comes back as it is), or a function.
         positions: what a function gets: "all" [example, pos, vocab] (the default) or "END" [example, vocab].
 
     Raises:
-        UnknownName: no metric of that name.  MetricError: `positions` with a metric that has its own.
+        UnknownName: no metric of that name.
+        MetricError: `positions` with a metric that has its own.
 
     >>> metric("logit_diff").unit
     'logits'
@@ -178,10 +197,11 @@ def metric(
 
 
 def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The values at the first token of every alternative, and which of them are real."""
+    """[example, alternative]: the values at the first token of every alternative, and which of them are real (no padding)."""
     tokens = table[:, :, 0].to(logits.device)
     if int(tokens.max()) >= logits.shape[1]:
         raise MetricError(f"Token id {int(tokens.max())} is outside the vocabulary of {logits.shape[1]}.")
+    # Padding is -1, which cannot be gathered; what is read in its place is masked by the caller.
     return logits.gather(1, tokens.clamp(min=0)), tokens >= 0
 
 
@@ -221,8 +241,9 @@ def alternatives_logprob(
         raise MetricError(f"Token id {int(table.max())} is outside the vocabulary of {logits.shape[2]}.")
     tokens = table[:, :, :longest].to(logits.device)
     steps = logits[:, :longest].log_softmax(-1)
-    found = steps.transpose(1, 2).gather(1, tokens.clamp(min=0))
-    return (found * (tokens >= 0)).sum(-1)
+    # [example, vocab, step] at [example, alternative, step]: each token of an alternative at its own step
+    logprobs = steps.transpose(1, 2).gather(1, tokens.clamp(min=0))
+    return (logprobs * (tokens >= 0)).sum(-1)
 
 
 def _sequence(logits: Tensor, table: Tensor) -> Tensor:
@@ -249,8 +270,8 @@ def _prob_diff(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
 
 def _kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
     assert reference is not None
-    expected, got = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
-    return (expected.exp() * (expected - got)).sum(-1)
+    clean, current = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
+    return (clean.exp() * (clean - current)).sum(-1)
 
 
 def _nll(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
@@ -271,51 +292,18 @@ def _accuracy(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
     return (best_alternative(logits, pairs.answers) > best_alternative(logits, pairs.wrong)).to(logits.dtype)
 
 
+ANSWERS: tuple[Literal["answers", "wrong"], ...] = ("answers",)
+BOTH: tuple[Literal["answers", "wrong"], ...] = ("answers", "wrong")
 BUILT_IN: dict[str, Metric] = {
-    made.name: made
-    for made in (
-        Metric(
-            "logit_diff",
-            _logit_diff,
-            needs=("answers", "wrong"),
-            whole_vocabulary=False,
-            unit="logits",
-            rowwise=True,
-        ),
-        Metric("prob_diff", _prob_diff, needs=("answers", "wrong"), unit="probability", rowwise=True),
+    built_in.name: built_in
+    for built_in in (
+        Metric("logit_diff", _logit_diff, needs=BOTH, whole_vocabulary=False, unit="logits", rowwise=True),
+        Metric("prob_diff", _prob_diff, needs=BOTH, unit="probability", rowwise=True),
         Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats", rowwise=True),
-        Metric("nll", _nll, needs=("answers",), higher_is_better=False, unit="nats", rowwise=True),
-        Metric(
-            "rank",
-            _rank,
-            needs=("answers",),
-            higher_is_better=False,
-            unit="places below the top",
-            rowwise=True,
-        ),
-        Metric(
-            "accuracy",
-            _accuracy,
-            needs=("answers", "wrong"),
-            whole_vocabulary=False,
-            unit="share",
-            rowwise=True,
-        ),
-        Metric(
-            "sequence_logprob",
-            _sequence_logprob,
-            "continuation",
-            needs=("answers",),
-            unit="nats",
-            rowwise=True,
-        ),
-        Metric(
-            "sequence_logprob_diff",
-            _sequence_logprob_diff,
-            "continuation",
-            needs=("answers", "wrong"),
-            unit="nats",
-            rowwise=True,
-        ),
+        Metric("nll", _nll, needs=ANSWERS, higher_is_better=False, unit="nats", rowwise=True),
+        Metric("rank", _rank, needs=ANSWERS, higher_is_better=False, unit="places below the top", rowwise=True),
+        Metric("accuracy", _accuracy, needs=BOTH, whole_vocabulary=False, unit="share", rowwise=True),
+        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=ANSWERS, unit="nats", rowwise=True),
+        Metric("sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=BOTH, unit="nats", rowwise=True),
     )
-}
+}  # fmt: skip

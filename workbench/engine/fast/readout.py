@@ -52,7 +52,7 @@ class Readout:
     @cached_property
     def places(self) -> Int[Tensor, "example *step"] | None:
         """The positions of each example whose logits are read, or None for all."""
-        return self.metric.places(self.prompts)
+        return self.metric.positions_read(self.prompts)
 
     def base_logits(self, base: BaseRun) -> Tensor:
         """What the metric reads of the base run: [example, vocab], [example, step, vocab] or [example, pos, vocab]."""

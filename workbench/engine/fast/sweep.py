@@ -145,7 +145,7 @@ class StaircaseSweep:
         item, metric, vocab = self.decoder.embed.element_size(), self.runs.metric, self.decoder.shape.d_vocab
         editing = 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * item
         prompts = self.runs.pairs.side(self.runs.side)
-        places = metric.places(prompts)
+        places = metric.positions_read(prompts)
         share = 1 if places is None else places[0].numel() / int(prompts.lengths.max())
         # The unedited logits, an edited copy, and the metric's own float32 copies; single rows come in tiles.
         copies = (2 if metric.rows(self.runs.pairs) is None else 0) if metric.rowwise else 5
