@@ -2,7 +2,10 @@
 
 import re
 import unicodedata
+from typing import Any
 from xml.sax.saxutils import escape
+
+from tqdm.auto import tqdm
 
 
 def visible(text: object) -> str:
@@ -22,6 +25,17 @@ def visible(text: object) -> str:
 def xml(text: object) -> str:
     """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
     return escape(_spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+
+
+def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tqdm[Any]":
+    """A progress bar that leaves no line behind: `with progress_bar(...) as bar`, then `bar.update()`.
+
+    Args:
+        shown: False hides it; True shows it in a terminal or a notebook, and never in a file.
+    """
+    # `disable=None` is tqdm's word for "where there is a terminal".
+    hidden = None if shown else True
+    return tqdm(total=total, desc=description, unit=unit, disable=hidden, leave=False)
 
 
 def _spelled(text: str) -> str:

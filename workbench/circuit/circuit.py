@@ -1,7 +1,8 @@
-"""`Circuit`: a set of edges of a model's graph, with where it came from. It can be compared, drawn, saved and evaluated.
+"""`Circuit`: a set of edges of a model's graph, with where it came from. It can be compared, drawn, saved and
+evaluated.
 
-`Circuit.of` builds one and prunes dead ends. Set algebra and `restricted` do not prune: they are exact on edges, and a subset
-of a circuit need not run on its own. `pruned` is what is left of it when it runs.
+`Circuit.of` builds one and prunes dead ends. Set algebra and `restricted` do not prune: they are exact on
+edges, and a subset of a circuit need not run on its own. `pruned` is what is left of it when it runs.
 
 A circuit knows no model and runs nothing: `evaluation` measures it, `render` draws it.
 """
@@ -34,16 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Edges of a graph. `edges` has the shape of `graph.exists`; build it with `Circuit.of`, which prunes dead ends.
+    """Edges of a graph. `edges` has the shape of `graph.exists`; build it with `Circuit.of`, which prunes
+    dead ends.
 
-    Circuits of one graph are sets: `a | b`, `a & b`, `a - b`, `a ^ b`, `~a`, `a <= b`, exact on edges. The result has the
-    scores of the left circuit, the prompts of both, and the attributes on which they agree.
+    Circuits of one graph are sets: `a | b`, `a & b`, `a - b`, `a ^ b`, `~a`, `a <= b`, exact on edges. The
+    result has the scores of the left circuit, the prompts of both, and the attributes on which they agree.
 
     Attributes:
         graph: the graph the edges belong to.
         edges: bool [writer, reader], or [pos, writer, reader] where the graph has positions.
-        scores: floats of that shape or None: the scores it was cut from (positive supports the behaviour), NaN where
-            there is no edge.
+        scores: floats of that shape or None: the scores it was cut from (positive supports the behaviour),
+            NaN where there is no edge.
         n_requested: how many edges were chosen before dead ends were pruned.
         attrs: provenance: model and data fingerprints, metric, value, method.
         prompt_ids: hashes of the prompts it was found on.
@@ -72,7 +74,8 @@ class Circuit:
         """A circuit of these edges, dead ends pruned.
 
         Args:
-            edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms `a9.9->a10.7<q>`.
+            edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms
+                `a9.9->a10.7<q>`.
             scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
 
         Raises:
@@ -103,7 +106,8 @@ class Circuit:
         attrs: Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> "Circuit":
-        """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`); input and logits are always in.
+        """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`); input and logits are
+        always in.
 
         Raises:
             CircuitError: a component that the graph does not have.
@@ -135,15 +139,18 @@ class Circuit:
 
     @property
     def n_edges(self) -> int:
-        """How many edges it has: after pruning, where `Circuit.of` built it. An edge at two positions counts twice."""
+        """How many edges it has: after pruning, where `Circuit.of` built it. An edge at two positions counts
+        twice.
+        """
         return int(self.edges.sum())
 
     @property
     def weighted_edge_count(self) -> float:
         """The sum over edges (u, v) of the share of u's neurons that are in the circuit (2504.13151).
 
-        All edges of u's neurons into v are one edge. Where no MLP is split into neurons this is `n_edges`, except for
-        imported circuits that hold some dimensions of a node's output only: their shares come from the file.
+        All edges of u's neurons into v are one edge. Where no MLP is split into neurons this is `n_edges`,
+        except for imported circuits that hold some dimensions of a node's output only: their shares come from
+        the file.
         """
         from_file = {name: len(dims) / self.graph.shape.d_model for name, dims in self.output_neurons.items()}
         writing = set(np.flatnonzero(self._by_position.any((0, 2))).tolist())
@@ -159,7 +166,9 @@ class Circuit:
 
     @property
     def output_neurons(self) -> dict[str, list[int]]:
-        """Nodes of an imported circuit that have only these dimensions of their output in it; evaluation takes all of them."""
+        """Nodes of an imported circuit that have only these dimensions of their output in it; evaluation
+        takes all of them.
+        """
         return json.loads(self.attrs.get("output_neurons", "{}"))
 
     @property
@@ -210,7 +219,9 @@ class Circuit:
         return self.edges.reshape(-1, *self.edges.shape[-2:])
 
     def score(self, edge: Edge | str) -> float:
-        """The score of one edge; NaN where it has none. An edge without a position sums those it has at any."""
+        """The score of one edge; NaN where it has none. An edge without a position sums those
+        it has at any.
+        """
         if self.scores is None:
             return float("nan")
         values = np.atleast_1d(self.scores[self.graph.index(edge)])
@@ -291,7 +302,8 @@ class Circuit:
             raise CircuitError(f"circuit {sign} {type(other).__name__}: both sides must be circuits.")
         if self.graph != other.graph:
             raise CircuitError(
-                f"circuit {sign} circuit: they are for different graphs: {differences(self.graph, other.graph, 'other')}. "
+                f"circuit {sign} circuit: they are for different graphs: "
+                f"{differences(self.graph, other.graph, 'other')}. "
                 "Use .collapsed on both, or wb.compare(a, b)."
             )
 
@@ -305,7 +317,8 @@ class Circuit:
 
     @property
     def collapsed(self) -> "Circuit":
-        """The circuit on the plain graph: an edge is in it if it is at any position and for any neuron of an MLP.
+        """The circuit on the plain graph: an edge is in it if it is at any position and for any neuron of an
+        MLP.
 
         Its scores are the sums over the edges that it stands for and that are in the circuit.
         """
@@ -328,7 +341,8 @@ class Circuit:
 
         Args:
             positions: of the graph's classes of tokens.
-            writers, readers: nodes (`a9.9`, `m3`), readers (`a9.9<q>`), the words `heads`, `mlps`, `q`, `k`, `v`, or roles.
+            writers, readers: nodes (`a9.9`, `m3`), readers (`a9.9<q>`), the words `heads`, `mlps`, `q`, `k`,
+                `v`, or roles.
             where: keeps an edge for which it is true.
 
         Raises:
@@ -345,8 +359,9 @@ class Circuit:
         """The circuit split into classes of edges, in graph order.
 
         Args:
-            by: what an edge enters ("reader": `q k v mlps logits`), what writes it ("writer": `input heads mlps`), the
-                reader's "layer", or the roles of both ends ("role": `S-inhibition -> name mover`).
+            by: what an edge enters ("reader": `q k v mlps logits`), what writes it ("writer": `input heads
+                mlps`), the reader's "layer", or the roles of both ends ("role": `S-inhibition -> name
+                mover`).
 
         Raises:
             UnknownName: any other `by`.
@@ -361,7 +376,8 @@ class Circuit:
         return edge_table(self._scored_edges)
 
     def to_scores(self) -> xr.DataArray:
-        """The scores as `score_edges` returns them, for `find_circuit`: this is how scores of other tools are cut anew.
+        """The scores as `score_edges` returns them, for `find_circuit`: this is how scores of other tools are
+        cut anew.
 
         Raises:
             CircuitError: it has no scores.
@@ -371,15 +387,18 @@ class Circuit:
         return score_array(self.graph, self.scores, self.attrs, self.prompt_ids)
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with positions, `pos`.
+        """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with
+        positions, `pos`.
 
-        The key of an edge is its string form. An edge into a shared key or value leads to each query head of the
-        circuit that shares it, under one key.
+        The key of an edge is its string form. An edge into a shared key or value leads to each query head of
+        the circuit that shares it, under one key.
         """
         return component_graph(self.graph, self.nodes, self._scored_edges, self.labels)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than replace a file."""
+        """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than
+        replace a file.
+        """
         path = Path(path)
         document = CircuitDocument(
             self.graph, self.edges, self.scores, self.n_requested, self.attrs, self.prompt_ids, self.labels
@@ -406,12 +425,15 @@ class Circuit:
         )
 
     def check_fits(self, model_or_shape: Model | Shape) -> None:
-        """Raise `CircuitError` when the circuit is of another model's graph. It may have its own positions and neurons."""
+        """Raise `CircuitError` when the circuit is of another model's graph. It may have its own positions
+        and neurons.
+        """
         graph = Graph.of(model_or_shape)
         if graph.shape != self.graph.shape:
             differ = differences(Graph(self.graph.shape), graph, "model")
             raise CircuitError(
-                f"This circuit is for another graph: {self.graph}; the model has {graph}. They differ in {differ}."
+                f"This circuit is for another graph: {self.graph}; the model has {graph}. They "
+                f"differ in {differ}."
             )
 
 

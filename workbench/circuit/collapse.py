@@ -10,7 +10,9 @@ from workbench.circuit.graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class CollapsedEdges:
-    """Edges and scores on the plain graph: bool and float [writer, reader]; `scores` is None where there were none."""
+    """Edges and scores on the plain graph: bool and float [writer, reader]; `scores` is None where there were
+    none.
+    """
 
     graph: Graph
     edges: np.ndarray
@@ -18,7 +20,8 @@ class CollapsedEdges:
 
 
 def collapse(graph: Graph, edges: np.ndarray, scores: np.ndarray | None) -> CollapsedEdges:
-    """The edges of the plain graph that stand for some of these; their scores are sums over those that have one.
+    """The edges of the plain graph that stand for some of these; their scores are sums over those that have
+    one.
 
     Args:
         edges, scores: [(pos,) writer, reader] of the finer graph.

@@ -1,4 +1,6 @@
-"""How far two circuits agree: on edges, on nodes, and class by class. `compare` returns a `Comparison`; no model is run."""
+"""How far two circuits agree: on edges, on nodes, and class by class. `compare` returns a `Comparison`; no
+model is run.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -70,9 +72,11 @@ class Comparison:
 
     @property
     def by_component(self) -> pd.DataFrame:
-        """Edges class by class: `side class a b both jaccard precision recall`, NaN where there is nothing to share.
+        """Edges class by class: `side class a b both jaccard precision recall`, NaN where there is nothing to
+        share.
 
-        Readers are `q k v mlps logits`, writers `input heads mlps`. Classes that neither circuit has are left out.
+        Readers are `q k v mlps logits`, writers `input heads mlps`. Classes that neither circuit has are left
+        out.
         """
         rows = []
         for side in _CLASSES:
@@ -86,7 +90,8 @@ class Comparison:
 
     @property
     def by_role(self) -> pd.DataFrame:
-        """Nodes by role, where one of the circuits gives roles: `role a b both jaccard precision recall missing`.
+        """Nodes by role, where one of the circuits gives roles: `role a b both jaccard precision recall
+        missing`.
 
         `missing` names the nodes of that role that b lacks.
         """
@@ -102,7 +107,9 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, and the edges and nodes of one circuit alone, for JSON; None where a share is not defined."""
+        """Every number, and the edges and nodes of one circuit alone, for JSON; None where a share is not
+        defined.
+        """
         a, b = self.a.nodes, self.b.nodes
         return {
             "edges": {"a": self.a.n_edges, "b": self.b.n_edges, "both": self._shared},
@@ -146,8 +153,8 @@ class Comparison:
 def compare(a: Circuit, b: Circuit) -> Comparison:
     """How far `b` agrees with `a`, which counts as the reference for precision and recall.
 
-    Circuits that differ in positions or neurons are compared collapsed, and the comparison says so. Sizes that decide
-    no edge (`d_model`, the vocabulary) may differ; the edges that exist may not.
+    Circuits that differ in positions or neurons are compared collapsed, and the comparison says so. Sizes
+    that decide no edge (`d_model`, the vocabulary) may differ; the edges that exist may not.
 
     Raises:
         CircuitError: the circuits are for models with different edges.

@@ -1,7 +1,7 @@
 """What writers and readers are called: their component, its class and its role.
 
-A component is `input`, a head, an MLP or one of its neurons, or `logits`. A key or value that query heads share belongs
-to each of those heads.
+A component is `input`, a head, an MLP or one of its neurons, or `logits`. A key or value that query heads
+share belongs to each of those heads.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +19,9 @@ _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 
 
 def components(graph: Graph, node: str) -> tuple[str, ...]:
-    """The components that a writer or reader belongs to: one, or the query heads that share a key or value."""
+    """The components that a writer or reader belongs to: one, or the query heads that share a
+    key or value.
+    """
     parsed = Node.parse(node)
     # The head of a key or value is the kv head, which a group of query heads shares.
     if parsed.head is not None and parsed.port in ("k", "v"):
@@ -42,7 +44,9 @@ def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
 
 
 def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str, by: Classes | str) -> str:
-    """The class of an edge: by what it enters, by what writes it, by the layer it enters, or by the roles of both ends."""
+    """The class of an edge: by what it enters, by what writes it, by the layer it enters, or by the roles of
+    both ends.
+    """
     node = Node.parse(reader)
     if by == "reader":
         return node.port or ("mlps" if node.is_mlp else "logits")
@@ -56,7 +60,9 @@ def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str
 
 
 def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:
-    """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its role."""
+    """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its
+    role.
+    """
     owners = components(graph, node)
     known = {node, *owners, *map(mlp_of, owners)}
     known |= {labels[owner] for owner in owners if owner in labels}
@@ -84,7 +90,9 @@ def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_size(graph: Graph) -> None:
-    """Raise `CircuitError` when a graph that a file promises is too large, before anything of its size is made."""
+    """Raise `CircuitError` when a graph that a file promises is too large, before anything of its size is
+    made.
+    """
     shape = graph.shape
     nodes = shape.n_layers * (shape.n_heads + 1) + len(graph.neurons) * shape.d_mlp
     if nodes * len(graph.positions or "-") > MOST_NODES:

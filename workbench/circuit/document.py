@@ -1,7 +1,9 @@
-"""The workbench's own circuit files: JSON that names the edges of a circuit, its graph, its model and its prompts.
+"""The workbench's own circuit files: JSON that names the edges of a circuit, its graph, its model and its
+prompts.
 
-`CircuitDocument` is what a file says, `read_document` and `write_document` are the way in and out. A file that was damaged
-or cut is refused, and so is one whose edges its own graph does not have. Files of other tools are read in `formats`.
+`CircuitDocument` is what a file says, `read_document` and `write_document` are the way in and out. A file
+that was damaged or cut is refused, and so is one whose edges its own graph does not have. Files of other
+tools are read in `formats`.
 """
 
 import json
@@ -26,7 +28,9 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 
 @dataclass(frozen=True, eq=False)
 class CircuitDocument:
-    """What a circuit file says; the fields are those of `Circuit`. `scores` has numbers at the circuit's own edges only."""
+    """What a circuit file says; the fields are those of `Circuit`. `scores` has numbers at the circuit's own
+    edges only.
+    """
 
     graph: Graph
     edges: np.ndarray
@@ -123,7 +127,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_output_neurons(text: Any) -> None:
-    """Raise `ValueError` when the attribute `output_neurons` is not the text of lists of dimensions by name."""
+    """Raise `ValueError` when the attribute `output_neurons` is not the text of lists of
+    dimensions by name.
+    """
     by_node = json.loads(text) if isinstance(text, str) else None
     lists = by_node.values() if isinstance(by_node, dict) else [None]
     for dims in lists:

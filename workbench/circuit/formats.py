@@ -1,14 +1,18 @@
-"""Circuit files of this and of other tools: `read_circuit` and `write_circuit`; `FORMATS` is the list they use.
+"""Circuit files of this and of other tools: `read_circuit` and `write_circuit`; `FORMATS` is the list they
+use.
 
-EAP-IG and MIB write a graph as JSON or as a torch file. Nothing in a file is executed: torch files are read with
-`weights_only`. What their files mean and ours need:
+EAP-IG and MIB write a graph as JSON or as a torch file. Nothing in a file is executed: torch files are read
+with `weights_only`. What their files mean and ours need:
 
-* They fix no sign, so `positive=` says what a positive score means there. Edges decide what is in the circuit; the flags
-  of nodes are checked and otherwise only noted.
-* They name a key and a value for every query head. Where heads share them, one of ours is in the circuit if any of
-  theirs is and has the sum of their scores; writing splits the score evenly over the heads that share it.
-* Their "neurons" are dimensions of a node's output. They are kept (`Circuit.output_neurons`) and written back.
-* An edge without a score is written as 0, the score that their graphs start with; if every score is 0, none is read.
+* They fix no sign, so `positive=` says what a positive score means there. Edges decide what is in the
+  circuit; the flags of nodes are checked and otherwise only noted.
+* They name a key and a value for every query head. Where heads share them, one of ours is in the circuit if
+  any of theirs is and has the sum of their scores; writing splits the score evenly over the heads that share
+  it.
+* Their "neurons" are dimensions of a node's output. They are kept (`Circuit.output_neurons`) and written
+  back.
+* An edge without a score is written as 0, the score that their graphs start with; if every score is 0, none
+  is read.
 """
 
 import hashlib
@@ -31,6 +35,8 @@ from workbench.files import check_free, whole
 from workbench.sites import Shape
 
 Positive = Literal["supports", "opposes"]
+_SIGNS = {"supports": 1.0, "opposes": -1.0}
+"""What turns another tool's scores into ours, whose positive ones support the behaviour."""
 _NODE = re.compile(
     r"(?:a(?P<layer>0|[1-9]\d{0,8})\.h(?P<head>0|[1-9]\d{0,8})|m(?:0|[1-9]\d{0,8})|input|logits)", re.ASCII
 )
@@ -87,11 +93,11 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
 
     Args:
         path: our JSON, or the `.json` or `.pt` of EAP-IG and MIB.
-        positive: what a positive score means in another tool's file: "supports" or "opposes" the behaviour. Required for
-            those, because they descend a loss or ascend a metric; ours are always "supports".
-        shape: the model or `Shape` the circuit is of. Without one, what another tool's file does not say is assumed and
-            named in `attrs["assumed"]`: as many kv heads as heads, d_head = d_model / n_heads, d_mlp = 4 d_model, and
-            the vocabulary and context of GPT-2.
+        positive: what a positive score means in another tool's file: "supports" or "opposes" the behaviour.
+            Required for those, because they descend a loss or ascend a metric; ours are always "supports".
+        shape: the model or `Shape` the circuit is of. Without one, what another tool's file does not say is
+            assumed and named in `attrs["assumed"]`: as many kv heads as heads, d_head = d_model / n_heads,
+            d_mlp = 4 d_model, and the vocabulary and context of GPT-2.
 
     Raises:
         CircuitError: no such file, a malformed file, one for another model, or a missing `positive`.
@@ -119,7 +125,7 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
         )
     try:
         known_shape = None if shape is None else Shape.of(shape)
-        circuit = _from_foreign(source.parse(path), known_shape, -1.0 if positive == "opposes" else 1.0)
+        circuit = _from_foreign(source.parse(path), known_shape, _SIGNS[positive])
     except CircuitError as error:
         raise CircuitError(f"{str(path)!r} is not usable as {source.title}: {error}") from error
     except _MALFORMED as error:
@@ -131,7 +137,8 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     facts["source_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     if circuit.output_neurons:
         warnings.warn(
-            f"{path.name}: {len(circuit.output_neurons)} nodes have only some dimensions of their output in the circuit. "
+            f"{path.name}: {len(circuit.output_neurons)} nodes have only some dimensions of their "
+            "output in the circuit. "
             "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes.",
             stacklevel=2,
         )
@@ -153,7 +160,8 @@ def write_circuit(
         positive: what a positive score shall mean in another tool's file.
 
     Raises:
-        CircuitError: a circuit with positions or neurons, which the other formats cannot hold, or an unknown suffix.
+        CircuitError: a circuit with positions or neurons, which the other formats cannot hold, or an unknown
+            suffix.
         UnknownName: an unknown format.  OutputExists: the file exists.
     """
     path = Path(path)
@@ -167,10 +175,11 @@ def write_circuit(
     check_free(path, overwrite=overwrite)
     if circuit.graph != Graph(circuit.graph.shape):
         raise CircuitError(
-            f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write circuit.collapsed."
+            f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write "
+            "circuit.collapsed."
         )
     with whole(path) as partial:
-        target.dump(_to_foreign(circuit, -1.0 if positive == "opposes" else 1.0), partial)
+        target.dump(_to_foreign(circuit, _SIGNS[positive]), partial)
     return path
 
 
@@ -217,7 +226,8 @@ def _from_foreign(foreign: Foreign, shape: Shape | None, sign: float) -> Circuit
     for name, known in named:
         if _ours(name, group=shape.group) not in known:
             raise CircuitError(f"there is no {name!r} in {graph}.")
-    # Their matrices [source, target] lie at these rows and columns of ours. Where heads share keys, columns repeat.
+    # Their matrices [source, target] lie at these rows and columns of ours. Where heads share keys, columns
+    # repeat.
     cells = np.ix_(
         [graph.writer_index[_ours(name)] for name in foreign.sources],
         [graph.reader_index[_ours(name, group=shape.group)] for name in foreign.targets],
@@ -270,7 +280,8 @@ def _shape_of(foreign: Foreign, shape: Shape | None) -> tuple[Shape, str]:
         return shape, ""
     if cfg["d_model"] % cfg["n_heads"]:
         raise CircuitError(
-            f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a model or Shape)."
+            f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a "
+            "model or Shape)."
         )
     attn_only = not any(name.startswith("m") for name in foreign.nodes)
     sizes = {"n_kv_heads": cfg["n_heads"], "d_head": cfg["d_model"] // cfg["n_heads"]}
@@ -284,14 +295,16 @@ def _shape_of(foreign: Foreign, shape: Shape | None) -> tuple[Shape, str]:
 
 def _ours(name: str, *, group: int = 1) -> str:
     """Our name of their node or reader; with `group`, of the key or value that the query head shares."""
-    node, _, port = name.partition("<")
+    node, bracket, port = name.partition("<")
     match = _NODE.fullmatch(node)
     if match is None or (port and (port not in ("q>", "k>", "v>") or match["head"] is None)):
         raise CircuitError(f"{name!r} is not the name of a node. Names: input, a9.h6, a9.h6<q>, m3, logits.")
     if match["head"] is None:
         return node
-    head = int(match["head"]) // (group if port in ("k>", "v>") else 1)
-    return f"a{match['layer']}.{head}" + (f"<{port}" if port else "")
+    head = int(match["head"])
+    if port in ("k>", "v>"):
+        head //= group
+    return f"a{match['layer']}.{head}{bracket}{port}"
 
 
 def _theirs(component: str) -> str:
@@ -300,7 +313,9 @@ def _theirs(component: str) -> str:
 
 
 def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
-    """What a file of another tool holds of our circuit: a column for every query head, in the order of EAP-IG."""
+    """What a file of another tool holds of our circuit: a column for every query head, in the order of
+    EAP-IG.
+    """
     graph, shape = circuit.graph, circuit.graph.shape
     targets = []
     for layer in range(shape.n_layers):

@@ -1,11 +1,14 @@
-"""The writer x reader graph of a decoder: who adds to the residual stream, who reads it, and who comes before whom.
+"""The writer x reader graph of a decoder: who adds to the residual stream, who reads it, and who comes before
+whom.
 
-Writers: `input`, every head `a{l}.{h}`, every MLP `m{l}`. Readers: q of every head, k and v of every kv head, every
-MLP, `logits`. An edge (u, v) exists when u has been added to the stream before v reads it; a block whose attention and
-MLP run in parallel gives its MLP no edge from its own heads. A circuit is a boolean matrix over these edges.
+Writers: `input`, every head `a{l}.{h}`, every MLP `m{l}`. Readers: q of every head, k and v of every kv head,
+every MLP, `logits`. An edge (u, v) exists when u has been added to the stream before v reads it; a block
+whose attention and MLP run in parallel gives its MLP no edge from its own heads. A circuit is a boolean
+matrix over these edges.
 
-A finer graph splits MLPs into neurons (`m{l}:{n}` is a writer and a reader), or edges by position: one class of tokens
-for each index or name, and `rest` for the tokens of none. Its matrices are then [pos, writer, reader].
+A finer graph splits MLPs into neurons (`m{l}:{n}` is a writer and a reader), or edges by position: one class
+of tokens for each index or name, and `rest` for the tokens of none. Its matrices are then [pos, writer,
+reader].
 """
 
 import re
@@ -37,12 +40,13 @@ def _is_whole(number: Any) -> bool:
 
 @dataclass(frozen=True)
 class Graph:
-    """The edge graph of a decoder. Matrices over it have shape `[writer, reader]` in the order of the two tuples.
+    """The edge graph of a decoder. Matrices over it have shape `[writer, reader]` in the order of the two
+    tuples.
 
     Attributes:
         shape: of the decoder.
-        positions: the classes of tokens that edges are told apart by, `rest` last; None: an edge means every position, and
-            matrices have no position axis. A token at several of them belongs to the first.
+        positions: the classes of tokens that edges are told apart by, `rest` last; None: an edge means every
+            position, and matrices have no position axis. A token at several of them belongs to the first.
         neurons: the layers whose MLP is split into neurons.
     """
 
@@ -58,10 +62,14 @@ class Graph:
                     f"{position!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
                 )
         if positions == (REST,) or (positions == () and self.positions is not None):
-            raise SiteError(f"A graph with positions needs one beside {REST!r}, which is every other token; positions=None tells none apart.")  # fmt: skip
+            raise SiteError(
+                f"A graph with positions needs one beside {REST!r}, which is every other token; "
+                "positions=None tells none apart."
+            )
         if positions and (positions[-1] != REST or len(set(positions)) < len(positions)):
             raise SiteError(
-                f"The positions {self.positions} of a graph must differ and end with {REST!r}: use Graph.of(...)."
+                f"The positions {self.positions} of a graph must differ and end with {REST!r}: use "
+                "Graph.of(...)."
             )
         wrong = [layer for layer in self.neurons if not (_is_whole(layer) and layer < self.shape.n_layers)]
         if self.neurons and (
@@ -93,10 +101,13 @@ class Graph:
             layers = tuple(range(shape.n_layers)) if neurons else ()
         else:
             layers = _several(neurons)
-            layers = tuple(sorted(set(layers))) if all(map(_is_whole, layers)) else layers
+            # Anything but whole numbers is left as it is, for the graph to refuse.
+            if all(map(_is_whole, layers)):
+                layers = tuple(sorted(set(layers)))
         if positions is None:
             return cls(shape, None, layers)
-        # Each once, in the order given. A list and not a set: what cannot be hashed is refused later, with a message.
+        # Each once, in the order given. A list and not a set: what cannot be hashed is refused later, with a
+        # message.
         named: list[Any] = []
         for position in _several(positions):
             if position != REST and position not in named:
@@ -105,7 +116,9 @@ class Graph:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
-        """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for anything else."""
+        """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for anything
+        else.
+        """
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
         return cls(Shape(**sizes), None if positions is None else tuple(positions), tuple(neurons))
@@ -113,8 +126,11 @@ class Graph:
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the graph, for JSON."""
         facts = asdict(self.shape)
-        facts |= {} if self.positions is None else {"positions": list(self.positions)}
-        return facts | ({"neurons": list(self.neurons)} if self.neurons else {})
+        if self.positions is not None:
+            facts["positions"] = list(self.positions)
+        if self.neurons:
+            facts["neurons"] = list(self.neurons)
+        return facts
 
     @cached_property
     def whole(self) -> "Graph":
@@ -143,7 +159,9 @@ class Graph:
         """The nodes of a layer's MLP: itself, its neurons, or none."""
         if self.shape.attn_only:
             return []
-        return [f"m{layer}:{n}" for n in range(self.shape.d_mlp)] if layer in self.neurons else [f"m{layer}"]
+        if layer in self.neurons:
+            return [f"m{layer}:{n}" for n in range(self.shape.d_mlp)]
+        return [f"m{layer}"]
 
     @cached_property
     def exists(self) -> np.ndarray:
@@ -152,7 +170,9 @@ class Graph:
         added = np.array([self._moment(name, reads=False) for name in self.writers])
         read = np.array([self._moment(name, reads=True) for name in self.readers])
         before = added[:, None] < read[None, :]
-        return before if self.positions is None else np.repeat(before[None], len(self.positions), axis=0)
+        if self.positions is None:
+            return before
+        return np.repeat(before[None], len(self.positions), axis=0)
 
     def _moment(self, name: str, *, reads: bool) -> int:
         """When a writer is added, or a reader reads: four moments a layer."""
@@ -176,7 +196,8 @@ class Graph:
         return int(self.exists.sum())
 
     def index(self, edge: Edge | str) -> tuple[Any, ...]:
-        """Index of an edge into a matrix over the graph; without a position it means every one where there are some.
+        """Index of an edge into a matrix over the graph; without a position it means every one where there
+        are some.
 
         Raises:
             SiteError: the graph has no such edge.
@@ -211,12 +232,12 @@ class Graph:
     def prune(self, edges: np.ndarray) -> np.ndarray:
         """The edges that lie on a path from `input` to `logits`: dead ends are removed, again and again.
 
-        A head is live when something reads it and something enters its q or its group's k or v. With positions, it is
-        live at the position of its query; keys and values enter at any position that the query may see.
-        `edges` is bool [..., writer, reader] or [..., pos, writer, reader].
+        A head is live when something reads it and something enters its q or its group's k or v. With
+        positions, it is live at the position of its query; keys and values enter at any position that the
+        query may see. `edges` is bool [..., writer, reader] or [..., pos, writer, reader].
         """
         edges = edges & self.exists
-        split = edges if self.positions is not None else edges[..., None, :, :]
+        split = self._by_position(edges)
         # Removing an edge can make another a dead end, so this goes on until nothing changes.
         while True:
             into = split.any(-2)  # [..., pos, reader]
@@ -230,11 +251,17 @@ class Graph:
             )
             kept = split & alive[..., :, None] & needed[..., None, :]
             if (kept == split).all():
-                return kept if self.positions is not None else kept[..., 0, :, :]
+                return kept[..., 0, :, :] if self.positions is None else kept
             split = kept
 
+    def _by_position(self, edges: np.ndarray) -> np.ndarray:
+        """[..., pos, writer, reader], with one position where the graph has none."""
+        return edges[..., None, :, :] if self.positions is None else edges
+
     def between(self, writers: np.ndarray) -> np.ndarray:
-        """The edges between some components, `input` and `logits` included: bool [..., writer, reader] of [..., writer]."""
+        """The edges between some components, `input` and `logits` included: bool [..., writer, reader] of
+        [..., writer].
+        """
         inside = writers | self._is_input
         read = inside @ self.feeds.T | self._is_logits
         edges = inside[..., :, None] & read[..., None, :]

@@ -1,4 +1,6 @@
-"""Circuits from papers, as data: `circuits/reference/` holds them, with their sources and the roles of their nodes."""
+"""Circuits from papers, as data: `circuits/reference/` holds them, with their sources and the roles of their
+nodes.
+"""
 
 from workbench import resources
 from workbench.circuit.circuit import Circuit
@@ -13,8 +15,8 @@ def published_names() -> list[str]:
 def reference_circuit(name: str) -> Circuit:
     """A published circuit, on the graph of its own model: `ioi`, `greater_than` or `docstring`.
 
-    `labels` are the roles of its nodes, `attrs` its source and what had to be assumed; circuits/reference/README.md says
-    more. It has no scores.
+    `labels` are the roles of its nodes, `attrs` its source and what had to be assumed;
+    circuits/reference/README.md says more. It has no scores.
 
     Raises:
         UnknownName: any other name.

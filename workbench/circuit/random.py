@@ -1,8 +1,9 @@
 """Random circuits of a given size: what a circuit must beat.
 
-Random edges are a weak opponent: hardly any of them lie on a path from the input to the logits, and after pruning such a
-circuit is mostly empty. Random *paths* are the hard one: pruning leaves all of their edges, so that a circuit that beats
-them beats something that runs. `random_circuits` draws both, `relocated` moves a circuit to other heads. No model is run.
+Random edges are a weak opponent: hardly any of them lie on a path from the input to the logits, and after
+pruning such a circuit is mostly empty. Random *paths* are the hard one: pruning leaves all of their edges, so
+that a circuit that beats them beats something that runs. `random_circuits` draws both, `relocated` moves a
+circuit to other heads. No model is run.
 """
 
 import numpy as np
@@ -26,10 +27,11 @@ def random_circuits(
     """bool [draw, (pos,) writer, reader]: random circuits of a size, before pruning.
 
     Args:
-        n_edges: of each circuit. With `paths`, at most: a few less where no edge can be added to what is there.
-        paths: False: sets of edges, all as likely. True: complete paths from the logits back to `input` are drawn (each reader
-            gets a uniform writer; a head its query, and its key or value), as long as they fit; the rest are random edges
-            between what is live by then. `prune` leaves all of it.
+        n_edges: of each circuit. With `paths`, at most: a few less where no edge can be added to what is
+            there.
+        paths: False: sets of edges, all as likely. True: complete paths from the logits back to `input` are
+            drawn (each reader gets a uniform writer; a head its query, and its key or value), as long as they
+            fit; the rest are random edges between what is live by then. `prune` leaves all of it.
         within: bool [(pos,) writer, reader], the edges to draw from; None: all.
 
     Raises:
@@ -60,12 +62,14 @@ def random_circuits(
 def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -> np.ndarray:
     """bool [draw, (pos,) writer, reader]: circuits of the same shape, where in each layer no head is itself.
 
-    Every head's edges go to another head of its layer, drawn at random; under grouped queries a group goes to another
-    group. A layer with a single group keeps it. MLPs stay. This says whether it matters which heads the circuit has.
+    Every head's edges go to another head of its layer, drawn at random; under grouped queries a group goes to
+    another group. A layer with a single group keeps it. MLPs stay. This says whether it matters which heads
+    the circuit has.
 
     >>> from workbench.sites import Shape
     >>> graph = Graph.of(Shape(1, 2, 2, 32, 16, 128, 100, 64))
-    >>> edges = np.array([[writer == "a0.1" and reader == "logits" for reader in graph.readers] for writer in graph.writers])
+    >>> edges = np.zeros_like(graph.exists)
+    >>> edges[graph.index("a0.1->logits")] = True
     >>> [graph.writers[w] for w in relocated(graph, edges, draws=1)[0].any(-1).nonzero()[0]]
     ['a0.0']
     """
@@ -106,7 +110,8 @@ def add_path(
     allowed: np.ndarray | None = None,
     most: int | None = None,
 ) -> np.ndarray:
-    """The circuit with one more complete path from `input` to the logits; unchanged where the draw did not lead to one.
+    """The circuit with one more complete path from `input` to the logits; unchanged where the draw did not
+    lead to one.
 
     A path ends at components that are already in the circuit: what they need is there.
 
@@ -145,7 +150,9 @@ def add_path(
 def _inputs_to_draw(
     graph: Graph, writer: int, pos: int, n_positions: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """The readers (position, index) that a component needs to run: its query or input, and its key or its value."""
+    """The readers (position, index) that a component needs to run: its query or input, and its key or its
+    value.
+    """
     inputs = [int(reader) for reader in np.flatnonzero(graph.feeds[:, writer])]
     keys_values = [reader for reader in inputs if graph.readers[reader].endswith(("<k>", "<v>"))]
     drawn = [(pos, reader) for reader in inputs if reader not in keys_values]
@@ -157,7 +164,9 @@ def _inputs_to_draw(
 def _grow(
     graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray
 ) -> None:
-    """Fill an empty circuit with paths as long as they fit, then with edges between components that are live."""
+    """Fill an empty circuit with paths as long as they fit, then with edges between components
+    that are live.
+    """
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)

@@ -1,6 +1,8 @@
-"""Which edges of a circuit lie at some positions, come from some writers, or enter some readers; and its edges by class.
+"""Which edges of a circuit lie at some positions, come from some writers, or enter some readers; and its
+edges by class.
 
-`select_edges` is `Circuit.restricted`, `edges_by_class` is `Circuit.by_component`. Both work on matrices, not on circuits.
+`select_edges` is `Circuit.restricted`, `edges_by_class` is `Circuit.by_component`. Both work on matrices, not
+on circuits.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -47,7 +49,9 @@ def select_edges(
 def edges_by_class(
     graph: Graph, labels: Mapping[str, str], edges: np.ndarray, by: Classes | str
 ) -> dict[str, np.ndarray]:
-    """Name of a class -> bool [(pos,) writer, reader], in graph order. `components.edge_class` says what the classes are."""
+    """Name of a class -> bool [(pos,) writer, reader], in graph order. `components.edge_class` says what the
+    classes are.
+    """
     groups: dict[str, np.ndarray] = {}
     for index in np.argwhere(edges):
         name = edge_class(graph, labels, graph.writers[index[-2]], graph.readers[index[-1]], by)

@@ -1,4 +1,6 @@
-"""A circuit's edges as a table, as an array of scores, and as a graph of networkx. `Circuit.to_*` call these functions."""
+"""A circuit's edges as a table, as an array of scores, and as a graph of networkx. `Circuit.to_*` call these
+functions.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -54,7 +56,9 @@ def score_array(
 def component_graph(
     graph: Graph, nodes: Iterable[str], scored_edges: ScoredEdges, labels: Mapping[str, str]
 ) -> "networkx.MultiDiGraph":
-    """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with positions, `pos`."""
+    """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with
+    positions, `pos`.
+    """
     import networkx
 
     multigraph = networkx.MultiDiGraph()

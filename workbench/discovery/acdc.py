@@ -1,7 +1,9 @@
-"""ACDC: try every edge, from the logits down, and leave out those whose removal costs little (Conmy et al. 2304.14997).
+"""ACDC: try every edge, from the logits down, and leave out those whose removal costs little (Conmy et al.
+2304.14997).
 
-Most edges are left out, so several are tried at once: run k has the next k edges removed. The results are read in order, up
-to the first edge whose removal costs too much; so the circuit is exactly that of one edge at a time. Begin with `acdc`.
+Most edges are left out, so several are tried at once: run k has the next k edges removed. The results are
+read in order, up to the first edge whose removal costs too much; so the circuit is exactly that of one edge
+at a time. Begin with `acdc`.
 """
 
 from collections.abc import Callable
@@ -10,7 +12,6 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
@@ -25,6 +26,7 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed
+from workbench.text import progress_bar
 
 ORDERS = ("late-first", "early-first", "random", "scores")
 MOST_AT_ONCE, FIRST_AT_ONCE = 64, 8
@@ -51,16 +53,16 @@ def acdc(
 ) -> Circuit:
     """The circuit that is left when every edge whose removal costs less than `threshold` is removed.
 
-    Readers are taken in reverse topological order, and for each its senders in the order given. The cost of an edge is the
-    rise of the metric (the fall of one where higher is better) when it goes, on the mean over prompts; a node that is left
-    with no input or no output goes with it.
+    Readers are taken in reverse topological order, and for each its senders in the order given. The cost of
+    an edge is the rise of the metric (the fall of one where higher is better) when it goes, on the mean over
+    prompts; a node that is left with no input or no output goes with it.
 
     Args:
         value: the patched value of edges that are left out.
         threshold: tau, in the metric's unit; None takes 1 % of |m(empty) - m(full)|.
         metric: "kl" is the distance to the clean run.
-        order: of the senders of a reader: latest first, earliest first, at random, or least score first (`scores=`). The
-            circuit depends on it.
+        order: of the senders of a reader: latest first, earliest first, at random, or least score first
+            (`scores=`). The circuit depends on it.
         scores: of `score_edges`, for order="scores".
         positions: indices or names that edges are told apart by, as in `score_edges`.
         seed: of the random order.
@@ -68,8 +70,8 @@ def acdc(
         budget: bytes of working memory.
 
     Returns:
-        A circuit; its scores are the cost of each edge when it was tried (0 for those that went with a dead node: without
-        them nothing changes), its attrs say threshold, order, and how many circuits were run.
+        A circuit; its scores are the cost of each edge when it was tried (0 for those that went with a dead
+        node: without them nothing changes), its attrs say threshold, order, and how many circuits were run.
 
     Raises:
         UnknownName: an order that does not exist.
@@ -108,16 +110,15 @@ def acdc(
     if threshold is None:
         threshold = _default_threshold(runs, measure.name)
     trial = _Trial(runs, float(threshold), at_once, higher_is_better=measure.higher_is_better)
-    with tqdm(
-        total=graph.n_edges, desc="acdc", unit="edge", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(graph.n_edges, "acdc", "edge", shown=progress) as bar:
         for reader in reversed(range(len(graph.readers))):
             senders = _senders(graph, reader, order, scores, seed)
             trial.try_edges(senders)
             bar.update(len(senders))
     attrs = pairs.attrs(model) | {
-        "method": "acdc", "value": value.describe(), "metric": measure.name, "threshold": threshold, "order": order,
-        "higher_is_better": measure.higher_is_better, "forwards": trial.n_runs, "engine": runs.engine,
+        "method": "acdc", "value": value.describe(), "metric": measure.name, "threshold": threshold,
+        "order": order, "higher_is_better": measure.higher_is_better,
+        "forwards": trial.n_runs, "engine": runs.engine,
     }  # fmt: skip
     ids = (*pairs.clean.ids, *pairs.corrupt.ids)
     return Circuit.of(graph, trial.edges, scores=trial.costs, attrs=attrs, prompt_ids=ids)
@@ -186,7 +187,8 @@ class _Trial:
     def _decide(self, tried: list[tuple[int, ...]], losses: list[float]) -> int:
         """Remove edges in order, up to the first whose removal costs too much; how many were decided on.
 
-        The losses behind a kept edge are those of runs without it: they say nothing about the edges that are left.
+        The losses behind a kept edge are those of runs without it: they say nothing about the edges that are
+        left.
         """
         for k, (edge, loss) in enumerate(zip(tried, losses, strict=True), start=1):
             self.costs[edge] = loss - self.loss

@@ -1,14 +1,14 @@
 """Exact scores of edges, also in contexts where something else is already taken out.
 
-An edge of a head that stands in for another has no effect while the other works. "conditional" therefore measures every
-edge again where one of the strongest edges is already taken out, and keeps the largest effect, with its sign.
-`score_edges` calls these functions; they know no labels.
+An edge of a head that stands in for another has no effect while the other works. "conditional" therefore
+measures every edge again where one of the strongest edges is already taken out, and keeps the largest effect,
+with its sign. `score_edges` calls these functions; they know no labels.
 """
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from workbench.engine.circuits import Circuits
+from workbench.text import progress_bar
 
 CONTEXTS = 6
 """How many of the strongest edges are taken out, one at a time."""
@@ -19,7 +19,8 @@ MASKS_AT_ONCE = 2**27
 def exact_scores(
     circuits: Circuits, *, present: np.ndarray | None = None, progress: bool = False
 ) -> np.ndarray:
-    """[example, (pos,) writer, reader]: m(present) - m(present without the edge); 0 for edges that are not present.
+    """[example, (pos,) writer, reader]: m(present) - m(present without the edge); 0 for edges that are not
+    present.
 
     Args:
         present: bool [(pos,) writer, reader], the edges that are there; None: all.
@@ -31,9 +32,7 @@ def exact_scores(
     scores = np.zeros((len(circuits.pairs), *graph.exists.shape))
     whole = circuits.full if present is graph.exists else circuits.measure(present[None])[0]
     size = max(1, MASKS_AT_ONCE // graph.exists.size)
-    with tqdm(
-        total=len(edges), desc="edges", unit="edge", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(len(edges), "edges", "edge", shown=progress) as bar:
         for start in range(0, len(edges), size):
             removed = tuple(np.array(edges[start : start + size]).T)  # an index array per axis
             n_removed = len(removed[0])
@@ -45,7 +44,8 @@ def exact_scores(
 
 
 def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[np.ndarray, int]:
-    """[example, (pos,) writer, reader]: the exact score of each edge in the context where its mean is largest; and the runs.
+    """[example, (pos,) writer, reader]: the exact score of each edge in the context where its mean is
+    largest; and the runs.
 
     Contexts: nothing taken out, and each of the `CONTEXTS` strongest edges taken out.
     """
@@ -55,12 +55,12 @@ def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[n
     strongest = np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS]
     # An edge without any effect makes no context of its own.
     taken_out = [index for index in strongest if strength.flat[index] > 0]
-    for index in tqdm(
-        taken_out, desc="contexts", unit="edge", disable=None if progress else True, leave=False
-    ):
-        present = graph.exists.copy()
-        present.flat[index] = False
-        scores = exact_scores(circuits, present=present)
-        # One context for all prompts of an edge: the choice is made by the mean.
-        best = np.where(np.abs(scores.mean(0)) > np.abs(best.mean(0)), scores, best)
+    with progress_bar(len(taken_out), "contexts", "edge", shown=progress) as bar:
+        for index in taken_out:
+            present = graph.exists.copy()
+            present.flat[index] = False
+            scores = exact_scores(circuits, present=present)
+            # One context for all prompts of an edge: the choice is made by the mean.
+            best = np.where(np.abs(scores.mean(0)) > np.abs(best.mean(0)), scores, best)
+            bar.update()
     return best, (len(taken_out) + 1) * (graph.n_edges + 1)

@@ -1,6 +1,8 @@
-"""Edge scores from gradients: sums over batches of (change of a writer) x (gradient at a reader), at the points of a method.
+"""Edge scores from gradients: sums over batches of (change of a writer) x (gradient at a reader), at the
+points of a method.
 
-`gradient_scores` is called by `score_edges`. Where gradients are taken is the engine's matter: `engine.gradients`.
+`gradient_scores` is called by `score_edges`. Where gradients are taken is the engine's matter:
+`engine.gradients`.
 """
 
 from collections.abc import Sequence
@@ -8,9 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from workbench.circuit.graph import Graph
 from workbench.discovery.score_table import ScoreTable
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.gradients.atp_star import atp_star_table
@@ -20,6 +20,7 @@ from workbench.engine.gradients.runs import GradientRuns, groups, shares
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device
+from workbench.text import progress_bar
 
 INTEGRATED = ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
 """Methods that take gradients at `steps` points between the patched value and the clean one."""
@@ -56,10 +57,8 @@ def gradient_scores(
     for_one_token = 6 * circuits.graph.shape.d_model * (circuits.graph.shape.n_heads + 2) * len(points)
     rows = rows_per_forward(model, circuits.longest, budget=budget, gradients=True, extra=for_one_token)
     totals, blocks, passes = None, 1, 0
-    with tqdm(
-        total=len(circuits.expansion.pairs), desc=f"edges ({method})", unit="example",
-        disable=None if progress else True, leave=False,
-    ) as bar:  # fmt: skip
+    n_rows = len(circuits.expansion.pairs)
+    with progress_bar(n_rows, f"edges ({method})", "example", shown=progress) as bar:
         # A batch is run at all points at once, so it holds so many times fewer prompts.
         for batch in circuits.batches(max(1, rows // len(points))):
             batch_scores = scoring.batch(batch)
@@ -91,14 +90,17 @@ def _check_method(circuits: Circuits, method: str) -> None:
         circuits.metric.check_attributable()
     if method == "atp-star" and circuits.decoder is None:
         raise ModelError(
-            f"atp-star recomputes attention from queries and keys, which the fast engine alone knows; {circuits.why}. "
+            "atp-star recomputes attention from queries and keys, which the fast engine alone "
+            f"knows; {circuits.why}. "
             "Use eap-ig-inputs or exact."
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _BatchScores:
-    """Sums over one batch [example or 1, pos or 1, writer, reader], in how many blocks of writers and passes they were made."""
+    """Sums over one batch [example or 1, pos or 1, writer, reader], in how many blocks of writers and passes
+    they were made.
+    """
 
     values: Tensor
     blocks: int
@@ -111,17 +113,15 @@ class _GradientScoring:
     def __init__(
         self, circuits: Circuits, method: str, points: Sequence[float], keep: tuple[str, ...], room: int
     ) -> None:
-        self.circuits, self.method, self.points, self.keep, self.room = circuits, method, points, keep, room
+        self.circuits, self.graph, self.method = circuits, circuits.graph, method
+        self.points, self.keep, self.room = points, keep, room
         self.maps = ReaderMaps.all_of(circuits.model, circuits.decoder)
-
-    @property
-    def graph(self) -> Graph:
-        return self.circuits.graph
 
     def batch(self, batch: CircuitBatch) -> _BatchScores:
         """The scores of one batch."""
         model = self.circuits.model
-        # Before the first changed token nothing differs. atp-star needs whole rows: it recomputes the softmax.
+        # Before the first changed token nothing differs. atp-star needs whole rows: it recomputes the
+        # softmax.
         start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
         sources = WriterDifferences.of(batch, self.graph, model, start=start, room=self.room)
         runs = GradientRuns(model, self.graph, batch, self.circuits.metric, sources, start)
@@ -152,7 +152,9 @@ class _GradientScoring:
         return len(moved) * len(self.points)
 
     def added(self, totals: np.ndarray | None, values: Tensor, batch: CircuitBatch) -> np.ndarray:
-        """The running totals of all batches [example or 1, pos or 1, writer, reader] with those of one more."""
+        """The running totals of all batches [example or 1, pos or 1, writer, reader] with
+        those of one more.
+        """
         if totals is None:
             n_rows = len(self.circuits.expansion.pairs) if "example" in self.keep else 1
             n_positions = self.circuits.longest if "pos" in self.keep else values.shape[1]

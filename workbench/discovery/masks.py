@@ -1,7 +1,8 @@
-"""Learned masks: a hard-concrete gate on every edge or component, trained until a stated share of them is open.
+"""Learned masks: a hard-concrete gate on every edge or component, trained until a stated share of them is
+open.
 
-Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components; what is
-closed carries the patched value. Gates: Louizos et al. 1712.01312. Begin with `learn_circuit`.
+Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components;
+what is closed carries the patched value. Gates: Louizos et al. 1712.01312. Begin with `learn_circuit`.
 """
 
 import math
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
@@ -27,11 +27,15 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed
+from workbench.text import progress_bar
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
-"""Of the hard-concrete distribution: a gate is stretched to (LEFT, RIGHT) and clipped, so that it can be exactly 0 or 1."""
+"""Of the hard-concrete distribution: a gate is stretched to (LEFT, RIGHT) and clipped, so that it can be
+exactly 0 or 1.
+"""
 START = 2.0
-"""Logit of every gate before training: mostly open, so that the first circuits still do what the model does."""
+"""Logit of every gate before training: mostly open, so that the first circuits still do what the model does.
+"""
 GATED = ("edges", "nodes")
 
 
@@ -55,13 +59,14 @@ def learn_circuit(
     """The circuit of the gates that stay most open when a target share of them is all that may.
 
     Loss: the mean of "kl", or for any other metric the squared distance to the full model's, in units of
-    m(full) - m(empty), plus a Lagrangian term that brings the expected share of open gates to the target (approached
-    linearly over the first half of the steps). Gates are sampled anew each step.
+    m(full) - m(empty), plus a Lagrangian term that brings the expected share of open gates to the target
+    (approached linearly over the first half of the steps). Gates are sampled anew each step.
 
     Args:
         value: the patched value of what is closed.
         n_edges: gates on edges, and how many stay (before pruning).
-        n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every edge between.
+        n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
+            edge between.
         metric: of the loss.
         steps, lr: of Adam.
         batch: prompts per step.
@@ -104,9 +109,7 @@ def learn_circuit(
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     gates = _Gates(graph, on, seed)
     loss = _loss(runs, measure)
-    with tqdm(
-        total=steps, desc=f"gates on {on}", unit="step", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(steps, f"gates on {on}", "step", shown=progress) as bar:
         _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
     logits = gates.logits.detach().double().numpy()
     # Sigmoids are all positive, so that they rank by size as by sign.
@@ -121,8 +124,9 @@ def learn_circuit(
         best[1 + np.argsort(-logits, kind="stable")[:target]] = True
         edges = graph.between(best)
     attrs = pairs.attrs(model) | {
-        "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps, "lr": lr, "seed": seed,
-        "forwards": steps, "higher_is_better": measure.higher_is_better, "expected_open": float(gates.open_share().detach()) * most,
+        "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps,
+        "lr": lr, "seed": seed, "forwards": steps, "higher_is_better": measure.higher_is_better,
+        "expected_open": float(gates.open_share().detach()) * most,
     }  # fmt: skip
     return Circuit.of(
         graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids)
@@ -130,7 +134,9 @@ def learn_circuit(
 
 
 class _Gates:
-    """A gate on every edge, or on every writer but the input (then it holds for all edges that leave the writer)."""
+    """A gate on every edge, or on every writer but the input (then it holds for all edges that leave the
+    writer).
+    """
 
     def __init__(self, graph: Graph, on: str, seed: int) -> None:
         if on not in GATED:
@@ -157,7 +163,9 @@ class _Gates:
         return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:
-        """[(pos,) writer, reader]: a number of each gate at its edges; the input's edges share the highest of nodes."""
+        """[(pos,) writer, reader]: a number of each gate at its edges; the input's edges share the highest of
+        nodes.
+        """
         table = np.full(self.graph.exists.shape, np.nan)
         if self.on == "edges":
             table[self.graph.exists] = numbers
@@ -167,7 +175,9 @@ class _Gates:
 
 
 def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
-    """The distance of measured circuits from the model, as a function of their metric and the batch it was measured on."""
+    """The distance of measured circuits from the model, as a function of their metric and the batch it was
+    measured on.
+    """
     if metric.needs_reference:
         # Such a metric is a distance from the clean run already.
         return lambda measured, batch: measured.mean()
@@ -199,7 +209,9 @@ def _train(
     seed: int,
     step: Callable[[], Any],
 ) -> None:
-    """Train the gates: Adam descends on them and ascends on the multipliers of the constraint on their open share."""
+    """Train the gates: Adam descends on them and ascends on the multipliers of the constraint on their open
+    share.
+    """
     # Multipliers grow while the constraint is violated, so that no weight of a penalty has to be chosen.
     multipliers = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam(
@@ -210,14 +222,16 @@ def _train(
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]
         optimizer.zero_grad()
-        # The target is approached linearly over the first half: a sudden one would close gates before they are ranked.
+        # The target is approached linearly over the first half: a sudden one would close gates before they
+        # are ranked.
         wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
         miss = gates.open_share() - wanted
         distance = loss(runs.soft(gates.sample(), batch), batch)
         total = distance + multipliers[0] * miss + multipliers[1] * miss**2
         if not distance.requires_grad or not bool(torch.isfinite(total)):
             raise MetricError(
-                f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, prob_diff or nll."
+                f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, "
+                "prob_diff or nll."
             )
         total.backward()
         optimizer.step()

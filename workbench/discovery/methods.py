@@ -1,6 +1,8 @@
-"""Every method of discovery behind one call: `find_by` returns a `Discovery`, whichever of `METHODS` found it.
+"""Every method of discovery behind one call: `find_by` returns a `Discovery`, whichever of `METHODS` found
+it.
 
-Scores that are cut (`scores`, `search`), ACDC (`acdc`) and learned masks (`masks`). Nothing here evaluates a circuit.
+Scores that are cut (`scores`, `search`), ACDC (`acdc`) and learned masks (`masks`). Nothing here evaluates a
+circuit.
 """
 
 from collections.abc import Callable
@@ -24,13 +26,16 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 
 SEARCHES = {
-    "acdc": "edges left out one after the other, from the logits down (Conmy et al. 2304.14997); it decides the size",
+    "acdc": "edges left out one after the other, from the logits down "
+    "(Conmy et al. 2304.14997); it decides the size",
     "learn-edges": "hard-concrete gates on edges (Bhaskar et al. 2406.16778)",
     "learn-nodes": "hard-concrete gates on heads and MLPs, subnetwork probing (Cao et al. 2104.03514)",
 }
 METHODS: dict[str, str] = score_methods.METHODS | SEARCHES
 MEANS_OVER_EXAMPLES = ("eap", "eap-ig-inputs", "clean-corrupt")
-"""Methods whose scores are means over prompts of gradients at the same few points: each prompt's scores cost nothing more."""
+"""Methods whose scores are means over prompts of gradients at the same few points: each prompt's scores cost
+nothing more.
+"""
 DEFAULT_SHARE = 0.02
 """Of the graph's edges, where no size is given."""
 
@@ -42,8 +47,8 @@ class Discovery:
     Attributes:
         scores: of every edge: for "acdc" the cost of leaving it out, for learned masks how open its gate is.
         circuit: cut from them, or the method's own.
-        by_example: the scores of each prompt (example, writer, reader), whose mean `scores` is; None unless they were
-            wanted, and for methods outside `MEANS_OVER_EXAMPLES`.
+        by_example: the scores of each prompt (example, writer, reader), whose mean `scores` is; None unless
+            they were wanted, and for methods outside `MEANS_OVER_EXAMPLES`.
     """
 
     scores: xr.DataArray
@@ -75,9 +80,10 @@ def find_by(
     Args:
         method: one of `METHODS`.
         metric: of the scores and of ACDC; learned masks come as near as they can to the model's.
-        n_edges: how many edges, before pruning; None takes 2 % of the graph. Gates on nodes keep the share of nodes that
-            comes nearest to as many edges. ACDC decides itself: it refuses a number.
-        steps: points on the path of integrated gradients, or training steps of masks; None: the method's own default.
+        n_edges: how many edges, before pruning; None takes 2 % of the graph. Gates on nodes keep the share of
+            nodes that comes nearest to as many edges. ACDC decides itself: it refuses a number.
+        steps: points on the path of integrated gradients, or training steps of masks; None: the method's own
+            default.
         by_example: whether to keep the scores of each prompt, where that costs nothing.
         seed: of what the method draws at random.
         budget: bytes of working memory.
@@ -92,7 +98,8 @@ def find_by(
     if method == "acdc":
         if n_edges is not None:
             raise CircuitError(
-                f"acdc decides the size of its circuit by its threshold, so n_edges={n_edges} has no meaning for it."
+                f"acdc decides the size of its circuit by its threshold, so n_edges={n_edges} has "
+                "no meaning for it."
             )
         if steps is not None:
             raise CircuitError(f"acdc tries every edge once, so steps={steps} has no meaning for it.")

@@ -2,8 +2,8 @@
 
     score(edge) = m(clean) - m(clean run with that edge at the patched value)
 
-"exact" measures that; the other methods of `METHODS` estimate it. Read `score_edges` first; `score_nodes` is the same for
-whole components. What is done with scores is the matter of `search`.
+"exact" measures that; the other methods of `METHODS` estimate it. Read `score_edges` first; `score_nodes` is
+the same for whole components. What is done with scores is the matter of `search`.
 """
 
 import json
@@ -33,13 +33,16 @@ from workbench.statistics import check_seed
 
 METHODS: dict[str, str] = {
     "exact": "every edge alone is patched",
-    "conditional": "exact, also where each important edge is already patched: finds edges that stand in for another",
+    "conditional": "exact, also where each important edge is already patched: "
+    "finds edges that stand in for another",
     "eap": "first-order, at the clean run (Syed et al. 2310.10348)",
     "eap-ig-inputs": "gradients on the path between input embeddings (Hanna et al. 2403.17806)",
-    "eap-ig-activations": "one group of writers moves at a time, every edge counts each time (published code of 2403.17806)",
+    "eap-ig-activations": "one group of writers moves at a time, every edge counts each time "
+    "(published code of 2403.17806)",
     "ig-activations": "one group of writers moves at a time and counts then (Marks et al. 2403.19647)",
     "clean-corrupt": "mean of the gradients at both ends",
-    "atp-star": "softmax recomputed for queries and keys, gradients with each layer dropped (Kramár et al. 2403.00745)",
+    "atp-star": "softmax recomputed for queries and keys, gradients with each layer dropped "
+    "(Kramár et al. 2403.00745)",
     "random": "noise, to compare with",
 }
 GRIDS = ("left", "right", "midpoint")
@@ -71,27 +74,29 @@ def score_edges(
 ) -> xr.DataArray:
     """A score for every edge of the model's graph; positive means that without the edge the metric falls.
 
-    That is support for the behaviour where a higher metric is better; `find_circuit` turns the others around. "exact" is
-    m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
+    That is support for the behaviour where a higher metric is better; `find_circuit` turns the others around.
+    "exact" is m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:
         value: the patched value of the writers, as in `effects`.
-        metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient there is 0, so
-            methods that take gradients only there refuse it.
+        metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
+            there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
         steps: points on the path of the methods that take one.
-        grid: where they lie, from the patched value (0) to the clean one (1): "left" k = 0..m-1 over m (the published
-            code), "right" 1..m (the paper), or the midpoints.
+        grid: where they lie, from the patched value (0) to the clean one (1): "left" k = 0..m-1 over m (the
+            published code), "right" 1..m (the paper), or the midpoints.
         seed: of "random".
         normalized: divide by m(full) - m(empty), means over prompts: scores are then shares of the behaviour.
         positions: indices or names; edges are told apart by them, all other tokens make the class "rest".
         neurons: layers whose MLP is split into neurons; True: all.
-        keep: axes not to sum or average over: "example", "pos" (gradient methods and graphs without positions).
+        keep: axes not to sum or average over: "example", "pos" (gradient methods and graphs without
+            positions).
         budget: bytes of working memory; writers are worked out in blocks that fit.
 
     Returns:
-        DataArray ([example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the classes of a graph
-        with positions. A graph with neurons gives one flat axis `edge` with coordinates `writer` and `reader`.
+        DataArray ([example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the
+        classes of a graph with positions. A graph with neurons gives one flat axis `edge` with coordinates
+        `writer` and `reader`.
         attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`.
 
     Raises:
@@ -125,7 +130,8 @@ def score_edges(
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
         raise WorkbenchError(
-            f"score_edges: keep=('pos',) is for gradient methods without positions=. With method={method!r} name them: "
+            "score_edges: keep=('pos',) is for gradient methods without positions=. With "
+            f"method={method!r} name them: "
             "positions=[...] gives every edge a score at each."
         )
     measure = as_metric(metric)
@@ -156,7 +162,8 @@ def _check_one_token(method: str, metric: Metric) -> None:
     """Raise `MetricError` for atp-star with answers of several tokens."""
     if method == "atp-star" and metric.reads_answer_tokens:
         raise MetricError(
-            f"atp-star takes sizes prompt by prompt, which answers of several tokens ({metric.name}) do not allow. Use eap."
+            "atp-star takes sizes prompt by prompt, which answers of several tokens "
+            f"({metric.name}) do not allow. Use eap."
         )
 
 
@@ -210,8 +217,8 @@ def score_nodes(
 ) -> xr.DataArray:
     """A score for every writer: input, heads, MLPs. Positive: without it the metric falls.
 
-    "exact", "gradient", "integrated" and "atp-star" are the negated `effects` of what each writes; the edge methods are sums
-    of a writer's edge scores over its readers.
+    "exact", "gradient", "integrated" and "atp-star" are the negated `effects` of what each writes; the edge
+    methods are sums of a writer's edge scores over its readers.
 
     Args:
         value, metric, budget: as in `score_edges`.
@@ -246,7 +253,8 @@ def score_nodes(
         return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores")
     if normalized:
         raise WorkbenchError(
-            f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True goes with methods of edges, such as eap."
+            f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True "
+            "goes with methods of edges, such as eap."
         )
     graph = Graph.of(model)
     sites = [_output_site(name) for name in graph.writers]

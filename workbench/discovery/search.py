@@ -1,6 +1,8 @@
-"""From scores of edges or nodes to a circuit: the best ones, those that grow from the logits, or as few as suffice.
+"""From scores of edges or nodes to a circuit: the best ones, those that grow from the logits, or as few as
+suffice.
 
-Read `find_circuit` first. `graph_of` and `matrix_of` read an array of scores and refuse what is none; nothing here scores.
+Read `find_circuit` first. `graph_of` and `matrix_of` read an array of scores and refuse what is none; nothing
+here scores.
 """
 
 import heapq
@@ -27,7 +29,9 @@ from workbench.statistics import ratio_of_means
 RANKINGS = ("signed", "magnitude")
 STRATEGIES = ("top", "greedy")
 FIRST_SIZES, FINER_SIZES = 24, 12
-"""How many sizes `min_faithfulness` tries at once: first over the whole range, then between two that were tried."""
+"""How many sizes `min_faithfulness` tries at once: first over the whole range, then between two that were
+tried.
+"""
 
 
 def find_circuit(
@@ -51,12 +55,15 @@ def find_circuit(
         scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`.
         n_edges: how many edges to choose, counted before pruning.
         threshold: choose every edge with a score of at least this (an absolute score with `by="magnitude"`).
-        n_nodes: how many heads and MLPs to choose, by their node scores; the circuit is every edge between them.
-        min_faithfulness: the smallest number of edges whose circuit keeps this share of the behaviour on `pairs`. Sizes are
-            searched on a grid that is refined; faithfulness need not grow with size, so a smaller one may exist.
+        n_nodes: how many heads and MLPs to choose, by their node scores; the circuit is every edge between
+            them.
+        min_faithfulness: the smallest number of edges whose circuit keeps this share of the behaviour on
+            `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
+            smaller one may exist.
         by: rank by the score itself (edges that support the behaviour) or by its size.
-        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits, always the best edge into
-            what is there already (not with `threshold`), so that nothing is a dead end towards the logits.
+        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits, always the
+            best edge into what is there already (not with `threshold`), so that nothing is a dead end towards
+            the logits.
         model, pairs: for `min_faithfulness`.
         value, metric: for `min_faithfulness`; None takes those of the scores.
         budget: for `min_faithfulness`: bytes of working memory.
@@ -80,7 +87,8 @@ def find_circuit(
     if n_nodes is not None:
         if strategy == "greedy":
             raise CircuitError(
-                "find_circuit: greedy grows a circuit by its edges, so it goes with n_edges= and not with n_nodes=."
+                "find_circuit: greedy grows a circuit by its edges, so it goes with n_edges= and "
+                "not with n_nodes=."
             )
         return _of_nodes(scores, n_nodes, by)
     graph = graph_of(scores)
@@ -93,7 +101,8 @@ def find_circuit(
     if threshold is not None:
         if strategy == "greedy":
             raise CircuitError(
-                "find_circuit: a threshold says which edges, so there is nothing to grow: use n_edges= with greedy."
+                "find_circuit: a threshold says which edges, so there is nothing to grow: use "
+                "n_edges= with greedy."
             )
         if not is_number(threshold):
             raise CircuitError(f"find_circuit: threshold={threshold} is not a finite number.")
@@ -179,7 +188,9 @@ def _runs(
 
 
 def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
-    """The smallest size tried whose circuit is faithful enough: a grid of sizes, refined below the first that is."""
+    """The smallest size tried whose circuit is faithful enough: a grid of sizes, refined below the first that
+    is.
+    """
     graph = runs.graph
     empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 
@@ -210,7 +221,9 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
 
 
 def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
-    """The patched value that scores were made with, for these prompts. Raises `CircuitError` where it has to be given."""
+    """The patched value that scores were made with, for these prompts. Raises `CircuitError` where it has to
+    be given.
+    """
     name = scores.attrs.get("value", "")
     if name == "zero":
         return zero()
@@ -220,12 +233,15 @@ def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
             sites += ["mlp_out", "mlp_post"]
         return from_store(capture(model, pairs.corrupt, sites=sites, progress=False))
     raise CircuitError(
-        f"find_circuit: the scores were made with value={name!r}, which cannot be made again from them: pass value=."
+        f"find_circuit: the scores were made with value={name!r}, which cannot be made again from "
+        "them: pass value=."
     )
 
 
 def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
-    """The metric given, or that of the scores. Raises `CircuitError` for one of your own that is not given."""
+    """The metric given, or that of the scores. Raises `CircuitError` for one of your own that
+    is not given.
+    """
     name = scores.attrs.get("metric", "")
     if metric is None and name not in BUILT_IN:
         raise CircuitError(
@@ -239,13 +255,15 @@ def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
     _check_array(scores)
     if scores.dims != ("writer",):
         raise CircuitError(
-            f"find_circuit: n_nodes= needs node scores with dims (writer,), not {scores.dims}: use wb.score_nodes(...)."
+            f"find_circuit: n_nodes= needs node scores with dims (writer,), not {scores.dims}: use "
+            "wb.score_nodes(...)."
         )
     graph = _graph_of(scores)
     values = _supporting(scores)
     if "writer" not in scores.coords or tuple(scores["writer"].values) != graph.writers:
         raise CircuitError(
-            f"These node scores are not over all writers in graph order ({graph}): do not select or sort them."
+            f"These node scores are not over all writers in graph order ({graph}): do not select "
+            "or sort them."
         )
     if not (type(n_nodes) is int and 0 <= n_nodes < len(graph.writers)):
         raise CircuitError(
@@ -285,7 +303,9 @@ def _supporting(scores: xr.DataArray) -> np.ndarray:
 
 
 def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
-    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there is no edge."""
+    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there
+    is no edge.
+    """
     values = _supporting(scores)
     if scores.dims[-1] != "edge":
         return values
@@ -301,16 +321,19 @@ def graph_of(scores: xr.DataArray) -> Graph:
     axes = [dim for dim in scores.dims if dim != "pos"]
     if axes not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
         raise CircuitError(
-            f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with wb.score_edges(...); average kept axes first."
+            f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with "
+            "wb.score_edges(...); average kept axes first."
         )
     graph = _graph_of(scores)
-    # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be summed first.
+    # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be
+    # summed first.
     leading = ("pos",) if graph.positions is not None else ()
     positions = [str(position) for position in graph.positions or ()]
     fits = scores.dims[: -len(axes)] == leading
     if not fits or (leading and list(scores["pos"].values) != positions):
         raise CircuitError(
-            f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept axes first."
+            f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept "
+            "axes first."
         )
     expected = [list(graph.writers), list(graph.readers)]
     if "edge" in scores.dims:
@@ -321,7 +344,8 @@ def graph_of(scores: xr.DataArray) -> Graph:
     ]
     if labels != expected:
         raise CircuitError(
-            f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
+            f"These edge scores are not over the whole graph in its own order ({graph}): do not "
+            "select or sort them."
         )
     return graph
 
@@ -339,7 +363,8 @@ def _check_array(scores: Any) -> None:
     """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
     if not isinstance(scores, xr.DataArray):
         raise CircuitError(
-            f"Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not {type(scores).__name__}."
+            "Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not "
+            f"{type(scores).__name__}."
         )
     if scores.dtype.kind not in "fiu":
         raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")

@@ -2,8 +2,9 @@
 
     faithfulness = (m(circuit) - m(empty)) / (m(full) - m(empty))
 
-m is the mean of a metric over prompts; outside the circuit every edge carries a patched value: 1 is all of the model's
-behaviour, 0 none. `evaluate` measures it and makes the further `checks`; `curves` measures many sizes (CPR, CMD) and
-stability; `hypothesis_tests` are five statistical tests. `ground_truth` compares scores with edges that are known to be true,
-`benchmark` does so for every method, `behaviours` for every task. Begin with `evaluate.evaluate`.
+m is the mean of a metric over prompts; outside the circuit every edge carries a patched value: 1 is all of
+the model's behaviour, 0 none. `evaluate` measures it and makes the further `checks`; `curves` measures many
+sizes (CPR, CMD) and stability; `hypothesis_tests` are five statistical tests. `ground_truth` compares scores
+with edges that are known to be true, `benchmark` does so for every method, `behaviours` for every task. Begin
+with `evaluate.evaluate`.
 """

@@ -1,7 +1,8 @@
-"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be trusted there.
+"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be
+trusted there.
 
-`smallest_circuits` yields rows, `behaviours_table` and `areas_table` show them. Sizes are searched on training prompts; all
-else is measured on held-out ones.
+`smallest_circuits` yields rows, `behaviours_table` and `areas_table` show them. Sizes are searched on
+training prompts; all else is measured on held-out ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
@@ -22,13 +22,15 @@ from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
+from workbench.text import progress_bar
 
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What one method finds for one behaviour. Everything but the choice of edges is measured on held-out prompts.
+    """What one method finds for one behaviour. Everything but the choice of edges is measured on held-out
+    prompts.
 
     Attributes:
         n_edges: the fewest best-scored edges that keep `share` of the behaviour on the prompts of the search.
@@ -99,9 +101,7 @@ def smallest_circuits(
         )
     if type(n) is not int or n < 2:
         raise PromptError(f"smallest_circuits: n={n}; intervals need at least two prompts.")
-    with tqdm(
-        total=len(wanted) * len(methods), desc="behaviours", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(len(wanted) * len(methods), "behaviours", "row", shown=progress) as bar:
         for task in wanted:
             train, heldout = (_prompts(model, task, split, n, seed) for split in ("train", "heldout"))
             rows = []

@@ -1,7 +1,9 @@
-"""The benchmark: every method on every model whose circuit is known by construction, and on the tasks of `tiny`.
+"""The benchmark: every method on every model whose circuit is known by construction, and on the tasks of
+`tiny`.
 
-`bench_circuits` yields a `Row` for each; `overview` sums them up. Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of scores, on the
-edges that the kind of value can see. Everywhere: CPR and CMD on held-out prompts, seconds, peak memory, passes.
+`bench_circuits` yields a `Row` for each; `overview` sums them up. Against known edges: both areas under the
+ROC curve and the precision at the true size, ranked by the size of scores, on the edges that the kind of
+value can see. Everywhere: CPR and CMD on held-out prompts, seconds, peak memory, passes.
 """
 
 import json
@@ -16,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-from tqdm.auto import tqdm
 
 from workbench.discovery.methods import METHODS, find_by
 from workbench.engine.capture import capture_pairs
@@ -30,12 +31,37 @@ from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import VARIANTS, planted
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
+from workbench.text import progress_bar
 
 SLOW = {"exact": 48, "conditional": 8}
-"""Prompts of `tiny` that the methods that try every edge get; the others get `PROMPTS`. With `quick`, 12 everywhere."""
+"""Prompts of `tiny` that the methods that try every edge get; the others get `PROMPTS`. With `quick`, 12
+everywhere.
+"""
 PROMPTS = 64
-TRAINING_STEPS = {"full": 200, "quick": 60}
-"""Of learned masks."""
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """How much a run of the benchmark does.
+
+    Attributes:
+        planted_prompts, tiny_prompts: of each kind of model.
+        slow_prompts: for the methods of `SLOW`; None takes what `SLOW` says.
+        values: patched values on planted models.
+        tasks: of `tiny`.
+        training_steps: of learned masks.
+    """
+
+    planted_prompts: int
+    tiny_prompts: int
+    slow_prompts: int | None
+    values: tuple[str, ...]
+    tasks: tuple[str, ...]
+    training_steps: int
+
+
+QUICK = _Extent(24, 32, 12, ("corrupt",), ("ioi", "induction", "agreement"), 60)
+FULL = _Extent(32, PROMPTS, None, ("corrupt", "zero"), tuple(TASKS), 200)
 
 
 @dataclass(frozen=True)
@@ -75,8 +101,8 @@ def bench_circuits(
     """Rows as they come.
 
     Args:
-        quick: fewer prompts, the planted models with corrupt values only, and of `tiny` three tasks without the methods that
-            try every edge.
+        quick: fewer prompts, the planted models with corrupt values only, and of `tiny` three tasks without
+            the methods that try every edge.
         methods, models: some of them; models are "tiny" and "planted-NAME". None takes all.
         seed: of models, prompts and of what a method draws.
 
@@ -90,25 +116,22 @@ def bench_circuits(
         unknown = [name for name in names if name not in known]
         if unknown:
             raise UnknownName(argument, unknown[0], known)
-    cases = list(_cases(wanted, quick, seed))
-    with tqdm(
-        total=len(cases) * len(chosen),
-        desc="bench",
-        unit="row",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    extent = QUICK if quick else FULL
+    cases = list(_cases(wanted, extent, seed))
+    with progress_bar(len(cases) * len(chosen), "bench", "row", shown=progress) as bar:
         for case in cases:
             for method in chosen:
                 # On `tiny` the methods that try every edge take minutes a task.
                 if not (quick and case.truth is None and method in SLOW):
-                    yield _row(case, method, quick, seed)
+                    yield _row(case, method, extent, seed)
                 bar.update()
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A model with a task, on one kind of value; `truth` are the known edges, None where nobody knows them."""
+    """A model with a task, on one kind of value; `truth` are the known edges, None where
+    nobody knows them.
+    """
 
     model: Model
     name: str
@@ -120,36 +143,36 @@ class _Case:
     truth: frozenset[str] | None
 
 
-def _cases(names: Sequence[str], quick: bool, seed: int) -> Iterator[_Case]:
-    n = 24 if quick else 32
+def _cases(names: Sequence[str], extent: _Extent, seed: int) -> Iterator[_Case]:
     for name in names:
         if name == "tiny":
-            yield from _tiny_cases(quick, seed)
+            yield from _tiny_cases(extent, seed)
             continue
-        known = planted(name.removeprefix("planted-"), seed=seed, n=n)
-        train, heldout = planted_pairs(known), planted_pairs(known, n=n, split="heldout")
-        for value in ("corrupt",) if quick else ("corrupt", "zero"):
+        known = planted(name.removeprefix("planted-"), seed=seed, n=extent.planted_prompts)
+        train = planted_pairs(known)
+        heldout = planted_pairs(known, n=extent.planted_prompts, split="heldout")
+        for value in extent.values:
             yield _Case(known.model, name, name, value, "logit_diff", train, heldout, known.edges[value])
 
 
-def _tiny_cases(quick: bool, seed: int) -> Iterator[_Case]:
+def _tiny_cases(extent: _Extent, seed: int) -> Iterator[_Case]:
     model = load_model("tiny")
-    n = 32 if quick else PROMPTS
-    for task in ("ioi", "induction", "agreement") if quick else TASKS:
+    n = extent.tiny_prompts
+    for task in extent.tasks:
         train, heldout = (
             load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout")
         )
         yield _Case(model, "tiny", task, "corrupt", TASKS[task].metric, train, heldout, None)
 
 
-def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
+def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
     """One method on one case; a method that refuses the case gives a row with its message."""
     train = case.train
-    if method in SLOW and (quick or case.truth is None):
-        train = train.select(range(min(12 if quick else SLOW[method], len(train))))
+    if method in SLOW and (extent.slow_prompts is not None or case.truth is None):
+        train = train.select(range(min(extent.slow_prompts or SLOW[method], len(train))))
     not_measured = float("nan")
     own, held = (_value(case, pairs) for pairs in (train, case.heldout))
-    steps = TRAINING_STEPS["quick" if quick else "full"] if method.startswith("learn") else None
+    steps = extent.training_steps if method.startswith("learn") else None
     try:
         with _watched() as used:
             discovery = find_by(
@@ -173,13 +196,14 @@ def _row(case: _Case, method: str, quick: bool, seed: int) -> Row:
         )
         return float(curve.attrs["area"])
 
-    agreement = [not_measured] * 3
+    auroc = auroc_mib = precision = not_measured
     if case.truth is not None:
-        measures = (edge_auroc, edge_auroc_mib, precision_at_true_size)
-        agreement = [measure(discovery.scores, case.truth) for measure in measures]
+        auroc = edge_auroc(discovery.scores, case.truth)
+        auroc_mib = edge_auroc_mib(discovery.scores, case.truth)
+        precision = precision_at_true_size(discovery.scores, case.truth)
     return Row(
-        case.name, case.task, case.value, method, *agreement, area("signed"), area("magnitude"), used["seconds"],
-        used["peak_mb"], discovery.forwards,
+        case.name, case.task, case.value, method, auroc, auroc_mib, precision, area("signed"), area("magnitude"),
+        used["seconds"], used["peak_mb"], discovery.forwards,
     )  # fmt: skip
 
 
@@ -224,7 +248,9 @@ def _for_json(value: Any) -> Any:
 
 
 def overview(rows: Sequence[Row]) -> pd.DataFrame:
-    """Each method over the planted models: mean and worst AUROC, precision; and over `tiny` mean CPR and CMD."""
+    """Each method over the planted models: mean and worst AUROC, precision; and over `tiny`
+    mean CPR and CMD.
+    """
     frame = pd.DataFrame([asdict(row) for row in rows])
     lines = []
     planted_rows = pd.DataFrame(frame[frame["model"] != "tiny"])
@@ -234,10 +260,12 @@ def overview(rows: Sequence[Row]) -> pd.DataFrame:
         ranked = group.dropna(subset=["edge_auroc"]).sort_values("edge_auroc", kind="stable")
         lines.append(
             {
-                "value": value, "method": method, "models": len(group), "mean AUROC": group["edge_auroc"].mean(),
-                "worst AUROC": group["edge_auroc"].min(), "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
-                "mean AUROC (MIB)": group["edge_auroc_mib"].mean(), "mean precision": group["precision"].mean(),
-                "mean CPR": group["cpr"].mean(), "mean CMD": group["cmd"].mean(), "seconds": group["seconds"].sum(),
+                "value": value, "method": method, "models": len(group),
+                "mean AUROC": group["edge_auroc"].mean(), "worst AUROC": group["edge_auroc"].min(),
+                "worst on": "" if ranked.empty else ranked.iloc[0]["model"],
+                "mean AUROC (MIB)": group["edge_auroc_mib"].mean(),
+                "mean precision": group["precision"].mean(), "mean CPR": group["cpr"].mean(),
+                "mean CMD": group["cmd"].mean(), "seconds": group["seconds"].sum(),
             }
         )  # fmt: skip
     for method, group in frame[frame["model"] == "tiny"].groupby("method", sort=False):

@@ -1,8 +1,10 @@
-"""Further checks of a circuit: its complement, what it lacks, what it does not need, and random circuits of its size.
+"""Further checks of a circuit: its complement, what it lacks, what it does not need, and random circuits of
+its size.
 
-Start at `CircuitChecks`; `evaluate` and `minimality` call it. Sets of components K are knocked out of the circuit and of the
-whole model: the circuit is complete if both change alike, and minimal if for each of its components there is a K beyond
-which it is missed (Wang et al. 2211.00593). Nothing here knows how a circuit was found.
+Start at `CircuitChecks`; `evaluate` and `minimality` call it. Sets of components K are knocked out of the
+circuit and of the whole model: the circuit is complete if both change alike, and minimal if for each of its
+components there is a K beyond which it is missed (Wang et al. 2211.00593). Nothing here knows how a circuit
+was found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +54,9 @@ class CircuitChecks:
         return self.circuit.graph
 
     def complement(self) -> dict[str, float]:
-        """Faithfulness of all edges outside the circuit (Marks et al. 2403.19647); near 0 when the circuit is all there is."""
+        """Faithfulness of all edges outside the circuit (Marks et al. 2403.19647); near 0 when the circuit is
+        all there is.
+        """
         rest = self.graph.prune(self.graph.exists & ~self.circuit.edges)
         table = np.stack([self.runs.full, self.empty, self.runs.measure(rest[None])[0]], 1)
         statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
@@ -64,7 +68,9 @@ class CircuitChecks:
         }
 
     def random(self) -> dict[str, float]:
-        """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central share of draws."""
+        """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central
+        share of draws.
+        """
         size = min(self.circuit.n_requested, self.graph.n_edges)
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
         measured = self.runs.measure(self.graph.prune(masks))
@@ -73,10 +79,13 @@ class CircuitChecks:
         return {"random": float(faithfulness.mean()), "random_low": float(low), "random_high": float(high)}
 
     def completeness(self) -> dict[str, Any]:
-        """The largest |F(C without K) - F(M without K)| over sets K, in shares of m(full) - m(empty); and that K.
+        """The largest |F(C without K) - F(M without K)| over sets K, in shares of m(full) - m(empty); and
+        that K.
 
-        K: none, random halves of the circuit's components, the heads of each layer, all MLPs, and a set that grows by the
-        component that makes the difference largest. `incompleteness_set` names the components of the K with the largest.
+        K: none, random halves of the circuit's components, the heads of each layer, all MLPs, and a set that
+            grows by the
+        component that makes the difference largest. `incompleteness_set` names the components of the K with
+        the largest.
         """
         members = _members(self.circuit)
         rng = np.random.default_rng(self.seed)
@@ -101,12 +110,14 @@ class CircuitChecks:
         }
 
     def minimality(self) -> xr.Dataset:
-        """How much each component of the circuit is missed: the largest |F(C without K and v) - F(C without K)| over sets K.
+        """How much each component of the circuit is missed: the largest |F(C without K and v) - F(C without
+        K)| over sets K.
 
         K: none, every other component of its class (heads of a layer, MLPs), all of them, and random halves.
 
         Returns:
-            Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where missed >= 1 %), `without` (K).
+            Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where missed >= 1 %),
+            `without` (K).
         """
         trials = self._minimality_trials()
         change = self._changes(trials)

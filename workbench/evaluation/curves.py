@@ -1,6 +1,8 @@
-"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are drawn again.
+"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are
+drawn again.
 
-`faithfulness_curve` and `stability`. A curve needs scores or a scored circuit; how they were made does not matter here.
+`faithfulness_curve` and `stability`. A curve needs scores or a scored circuit; how they were made does not
+matter here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,16 +51,16 @@ def faithfulness_curve(
         scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
         value, metric, level, budget: as in `evaluate`; one value.
         by: rank edges by their score ("signed") or by its size ("magnitude"), as a circuit's always are.
-        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers of edges, by
-            default each up to 20, then about every twelfth more.
+        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers
+            of edges, by default each up to 20, then about every twelfth more.
 
     Returns:
-        Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before pruning), `n_pruned`;
-        attrs `area` is CPR (by="signed") or CMD (by="magnitude") when the sizes are MIB's ten, with its interval
-        `area_low`, `area_high`.
+        Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before
+        pruning), `n_pruned`; attrs `area` is CPR (by="signed") or CMD (by="magnitude") when the sizes are
+        MIB's ten, with its interval `area_low`, `area_high`.
 
-        CPR = integral of f(s) ds and CMD = integral of |1 - f(s)| ds, where f is the faithfulness of the best share s of
-        the edges: of CPR more is better, of CMD less.
+        CPR = integral of f(s) ds and CMD = integral of |1 - f(s)| ds, where f is the faithfulness of the best
+        share s of the edges: of CPR more is better, of CMD less.
 
     Raises:
         CircuitError: sizes outside the graph, several values, or a circuit without scores.
@@ -69,7 +71,8 @@ def faithfulness_curve(
     if isinstance(value, Mapping):
         raise CircuitError("faithfulness_curve: a curve has one value. Make one curve for each.")
     measuring: dict[str, Any] = {
-        "value": value, "metric": metric, "checks": (), "level": level, "budget": budget, "progress": progress,
+        "value": value, "metric": metric, "checks": (), "level": level, "budget": budget,
+        "progress": progress,
     }  # fmt: skip
     if isinstance(scores, Circuit):
         circuits, counts = _growth(scores, sizes)
@@ -90,20 +93,24 @@ def faithfulness_curve(
 
 
 def _shares(sizes: Sequence[Any] | None) -> list[Any]:
-    """The sizes of a curve as shares of the edges; None: MIB's ten. Raises `CircuitError` for anything else."""
+    """The sizes of a curve as shares of the edges; None: MIB's ten. Raises `CircuitError` for
+    anything else.
+    """
     if sizes is None:
         return list(SIZES)
-    shares = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
+    shares: list[Any] = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
     if not shares or not all(is_number(share) and 0 <= share <= 1 for share in shares):
         raise CircuitError(
-            f"faithfulness_curve: sizes={shares}; they are shares of the edges, from 0 to 1, and at least one."
+            f"faithfulness_curve: sizes={shares}; they are shares of the edges, from 0 to 1, and "
+            "at least one."
         )
     return shares
 
 
 def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
     """CPR or CMD over MIB's ten sizes, with its bootstrap interval over the prompts."""
-    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary together.
+    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary
+    # together.
     table = np.concatenate(
         [result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]
     ).T
@@ -123,7 +130,8 @@ def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit
     edges = circuit.edge_list
     if circuit.scores is None or not edges:
         raise CircuitError(
-            "faithfulness_curve: a circuit without scores, or without edges, has no strongest ones. Give scores."
+            "faithfulness_curve: a circuit without scores, or without edges, has no strongest "
+            "ones. Give scores."
         )
     n = len(edges)
     if sizes is None:
@@ -133,7 +141,8 @@ def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit
         counts = sizes
     if not all(type(k) is int and 1 <= k <= n for k in counts):
         raise CircuitError(
-            f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges from 1 to {n}."
+            f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges "
+            f"from 1 to {n}."
         )
     return [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts], counts
 
@@ -147,7 +156,8 @@ def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = "signed") -> float:
-    """CPR, the integral of f over sizes (by="signed"), or CMD, that of |1 - f| (by="magnitude"); trapezoids, no point at 0.
+    """CPR, the integral of f over sizes (by="signed"), or CMD, that of |1 - f| (by="magnitude"); trapezoids,
+    no point at 0.
 
     >>> round(area(np.ones(10)), 9), area(np.ones(10), by="magnitude")
     (0.999, 0.0)
@@ -166,7 +176,8 @@ def stability(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    """How much circuits found on resampled prompts agree: the Jaccard index of the edges of two of them, after pruning.
+    """How much circuits found on resampled prompts agree: the Jaccard index of the edges of two of them,
+    after pruning.
 
     Args:
         scores: with an axis `example`, from `score_edges(..., keep=("example",))`.
@@ -176,8 +187,8 @@ def stability(
         seed: of the resamples.
 
     Returns:
-        Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over (draw,)
-        `n_edges`. Two empty circuits agree wholly.
+        Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over
+        (draw,) `n_edges`. Two empty circuits agree wholly.
 
     Raises:
         CircuitError: scores without examples, or too few draws.

@@ -1,11 +1,13 @@
-"""How well a circuit stands for the model: `evaluate` for its faithfulness and checks, `minimality` node by node.
+"""How well a circuit stands for the model: `evaluate` for its faithfulness and checks, `minimality` node by
+node.
 
     faithfulness(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 
-m(.) is the metric's mean over the prompts. m(full) is the clean run. In m(C) every edge outside C carries `value` in place
-of its clean activation; in m(empty) every edge does: with corrupt values it is the corrupt run. So 1 says that the circuit
-alone does what the model does, 0 that it does nothing, and more than 1 that the circuit leaves out what works against the
-behaviour. It has no unit. The sign of the metric cancels: the formula is the same where lower is better.
+m(.) is the metric's mean over the prompts. m(full) is the clean run. In m(C) every edge outside C carries
+`value` in place of its clean activation; in m(empty) every edge does: with corrupt values it is the corrupt
+run. So 1 says that the circuit alone does what the model does, 0 that it does nothing, and more than 1 that
+the circuit leaves out what works against the behaviour. It has no unit. The sign of the metric cancels: the
+formula is the same where lower is better.
 
 This module knows nothing of how a circuit was found.
 """
@@ -32,7 +34,9 @@ from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_me
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 NO_DIFFERENCE = 1e-6
-"""An example whose clean and empty runs differ by less, in the metric's unit, has no ratio: it would divide by rounding."""
+"""An example whose clean and empty runs differ by less, in the metric's unit, has no ratio: it would divide
+by rounding.
+"""
 
 
 @one_fingerprint()
@@ -51,19 +55,19 @@ def evaluate(
 ) -> xr.Dataset:
     """The faithfulness of circuits on prompts, and further checks, with bootstrap intervals over the prompts.
 
-    faithfulness = (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts: 1 when the circuit alone does what the
-    model does, 0 when it does no more than the run with every edge at `value`.
+    faithfulness = (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts: 1 when the circuit alone
+    does what the model does, 0 when it does no more than the run with every edge at `value`.
 
     Args:
         circuit: one circuit, or several of one graph, which are run in common batches.
-        value: what every edge outside the circuit carries, as in `score_edges`. A mapping of names to values measures
-            them side by side, on an axis `ablation`.
-        checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is much cheaper:
-            take it for many circuits.
+        value: what every edge outside the circuit carries, as in `score_edges`. A mapping of names to values
+            measures them side by side, on an axis `ablation`.
+        checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is
+            much cheaper: take it for many circuits.
             "complement": the faithfulness of all edges outside the circuit.
             "random": the faithfulness of random circuits of as many edges.
-            "completeness": the largest difference between circuit and model when components are knocked out of both, as
-            a share of m(full) - m(empty).
+            "completeness": the largest difference between circuit and model when components are knocked out
+            of both, as a share of m(full) - m(empty).
             "minimality": the share of components that are missed when they are knocked out.
         level: coverage of the intervals.
         seed: of random circuits and sets.
@@ -71,10 +75,11 @@ def evaluate(
 
     Returns:
         Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
-        `in_sample` (share of the pairs it was found on); of the checks `complement`, `random`, `incompleteness`, each with
-        `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of components that are needed) with
-        `unneeded` (the others by name). Over (circuit, example) the metric `m_circuit`, over (example,) `m_full` and
-        `m_empty`. Faithfulness is NaN where m(full) - m(empty) is ~0. attrs: `checks` names those that were made.
+        `in_sample` (share of the pairs it was found on); of the checks `complement`, `random`,
+        `incompleteness`, each with `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of
+        components that are needed) with `unneeded` (the others by name). Over (circuit, example) the metric
+        `m_circuit`, over (example,) `m_full` and `m_empty`. Faithfulness is NaN where m(full) - m(empty) is
+        ~0. attrs: `checks` names those that were made.
 
     Raises:
         CircuitError: no circuit, circuits of different graphs, or of another model's graph.
@@ -89,7 +94,8 @@ def evaluate(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=4)
-    >>> float(wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())["faithfulness"][0])
+    >>> result = wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())
+    >>> float(result["faithfulness"][0])
     0.0
     """
     circuits = _circuits_of_one_graph(circuit, model)
@@ -100,8 +106,8 @@ def evaluate(
         if not value:
             raise CircuitError("evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}.")
         by_value = [
-            evaluate(circuits, model, pairs, value=one, metric=metric, checks=names, level=level, seed=seed, budget=budget,
-                     progress=progress)
+            evaluate(circuits, model, pairs, value=one, metric=metric, checks=names, level=level, seed=seed,
+                     budget=budget, progress=progress)
             for one in value.values()
         ]  # fmt: skip
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
@@ -119,8 +125,8 @@ def evaluate(
     rows = [_further_checks(CircuitChecks(one, runs, empty, level, seed), names) for one in circuits]
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
     attrs = pairs.attrs(model) | {
-        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(), "level": level,
-        "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
+        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
+        "level": level, "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
@@ -137,16 +143,19 @@ def minimality(
     seed: int = 0,
     budget: int | None = None,
 ) -> xr.Dataset:
-    """How much each head and MLP of a circuit is missed when it goes, beyond the set of others that shows it best.
+    """How much each head and MLP of a circuit is missed when it goes, beyond the set of others that shows it
+    best.
 
-    missed(v) = max over K of |F(C without K and v) - F(C without K)| / |F(M)|, where F is the metric's mean over prompts.
+    missed(v) = max over K of |F(C without K and v) - F(C without K)| / |F(M)|, where F is the metric's mean
+    over prompts.
 
     Args:
         value, metric, level, budget: as in `evaluate`.
         seed: of the random sets K.
 
     Returns:
-        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1 %), `without` (K).
+        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1
+        %), `without` (K).
 
     Raises:
         CircuitError: not one circuit, or one of another model's graph.
@@ -178,7 +187,8 @@ def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -
         one.check_fits(model)
         if one.graph != circuits[0].graph:
             raise CircuitError(
-                f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and {one.graph}."
+                f"evaluate: circuits of one graph run together; these have {circuits[0].graph} and "
+                f"{one.graph}."
             )
     return circuits
 
@@ -196,7 +206,8 @@ def _check_names(checks: Sequence[str] | None) -> tuple[str, ...]:
 
 def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, level: float) -> dict[str, Any]:
     """Both ratios of every circuit [circuit, example], with intervals, and the metrics they are made of."""
-    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary together.
+    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary
+    # together.
     table = np.concatenate([full[None], empty[None], measured]).T
     statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
     low, high = bootstrap(table, statistic, level=level)

@@ -1,8 +1,8 @@
 """Scores of edges against the edges that are known to be true.
 
-Two areas under the curve exist in the field and differ: over all thresholds (`edge_auroc`), and over the ten sizes of MIB
-(`edge_auroc_mib`). Edges of equal score count as the mean over all their orders, so that no result depends on the order of the
-graph. Only numbers are compared here: no model is run.
+Two areas under the curve exist in the field and differ: over all thresholds (`edge_auroc`), and over the ten
+sizes of MIB (`edge_auroc_mib`). Edges of equal score count as the mean over all their orders, so that no
+result depends on the order of the graph. Only numbers are compared here: no model is run.
 """
 
 import json
@@ -28,7 +28,8 @@ Truth = Iterable[Edge | str] | Bool[np.ndarray, "..."]
 
 
 def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
-    """The chance that a true edge outranks a false one, ties counting half: the ordinary area under the ROC curve.
+    """The chance that a true edge outranks a false one, ties counting half: the ordinary area under the ROC
+    curve.
 
     (sum of the ranks of the true edges - t(t + 1)/2) / (t f), of t true and f false edges.
 
@@ -53,8 +54,9 @@ def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> fl
 def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
     """MIB's area under the ROC curve: its ten sizes only, n = int(share * edges) of the best edges.
 
-    TPR and FPR at each, FPR divided by its last value, trapezoid, no point before the first: on small graphs the first
-    sizes hold no edge, and on large ones what lies before FPR(.001) is missing. Arguments as of `edge_auroc`.
+    TPR and FPR at each, FPR divided by its last value, trapezoid, no point before the first: on small graphs
+    the first sizes hold no edge, and on large ones what lies before FPR(.001) is missing. Arguments as of
+    `edge_auroc`.
 
     Source: MIB, Mueller et al. 2504.13151.
     """
@@ -66,7 +68,9 @@ def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -
 
 
 def precision_at_true_size(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
-    """The share of true edges among as many of the best as there are true ones. Arguments as of `edge_auroc`."""
+    """The share of true edges among as many of the best as there are true ones. Arguments as
+    of `edge_auroc`.
+    """
     edges = _ranked(scores, true_edges, by)
     n_true = edges.true.sum()
     return float(_hits(edges)[n_true] / n_true)
@@ -119,7 +123,9 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
 
 
 def _graph_of(scores: xr.DataArray) -> Graph:
-    """The graph that scores belong to. Raises `CircuitError` where they do not say, or are kept by example."""
+    """The graph that scores belong to. Raises `CircuitError` where they do not say, or are
+    kept by example.
+    """
     try:
         graph = Graph.from_dict(json.loads(scores.attrs["graph"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -128,7 +134,8 @@ def _graph_of(scores: xr.DataArray) -> Graph:
         ) from error
     if "example" in scores.dims:
         raise CircuitError(
-            "These scores are kept by example: average them first, with scores.mean('example', keep_attrs=True)."
+            "These scores are kept by example: average them first, with scores.mean('example', "
+            "keep_attrs=True)."
         )
     return graph
 

@@ -1,11 +1,13 @@
-"""The five statistical tests of a circuit of Shi et al. 2410.13032: what must hold if it is what the model works by.
+"""The five statistical tests of a circuit of Shi et al. 2410.13032: what must hold if it is what the model
+works by.
 
-s_M, s_C, s_-C: the metric of the model, of the circuit, and of what is left without it, each per example. The distance of
-two runs is d(a, b) = mean over examples of |s_a - s_b|. The tests differ in what rejecting their null says: for
-`equivalence`, `independence` and `minimality` the null is the good news, and few examples or draws cannot refute it; for
-`sufficiency` and `partial_necessity` it is the bad news.
+s_M, s_C, s_-C: the metric of the model, of the circuit, and of what is left without it, each per example. The
+distance of two runs is d(a, b) = mean over examples of |s_a - s_b|. The tests differ in what rejecting their
+null says: for `equivalence`, `independence` and `minimality` the null is the good news, and few examples or
+draws cannot refute it; for `sufficiency` and `partial_necessity` it is the bad news.
 
-Begin with `circuit_tests`; the docstring of each test states its null, its p-value, and the control that it can fail.
+Begin with `circuit_tests`; the docstring of each test states its null, its p-value, and the control that it
+can fail.
 """
 
 import warnings
@@ -97,15 +99,17 @@ class _TestedCircuit:
 def equivalence(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: |P(s_C > s_M) - 1/2| < eps, on a random example: neither is better more often.
 
-    Statistic: k/n, the share of examples on which the circuit is higher, ties counting half. p = P(|K/n - 1/2| >=
+    Statistic: k/n, the share of examples on which the circuit is higher, ties counting half. p = P(|K/n -
+    1/2| >=
     |k/n - 1/2|) for K ~ Binomial(n, 1/2 + eps), the most likely null. A rejection speaks against the circuit.
-    Ties: differences of rounding, or up to `tolerance` of |mean s_M - mean s_empty|. The published code compares the mean of
-    s_M - s_C with 1/2 in place of k/n; this is the paper's.
+    Ties: differences of rounding, or up to `tolerance` of |mean s_M - mean s_empty|. The published code
+    compares the mean of s_M - s_C with 1/2 in place of k/n; this is the paper's.
 
     A circuit that errs to both sides passes, however much it errs: read it with `sufficiency`.
 
-    Control: a random circuit is lower everywhere (rejected); a planted one ties, or with noise is off to both sides. Where
-    noise shifts every example to one side by little (norms without what was ablated), only a tolerance accepts it.
+    Control: a random circuit is lower everywhere (rejected); a planted one ties, or with noise is off to both
+    sides. Where noise shifts every example to one side by little (norms without what was ablated), only a
+    tolerance accepts it.
     """
     empty, own = tested.measured([np.zeros_like(tested.edges), tested.edges])
     difference = own - tested.model
@@ -119,15 +123,17 @@ def equivalence(tested: _TestedCircuit) -> HypothesisOutcome:
 
 
 def independence(tested: _TestedCircuit) -> HypothesisOutcome:
-    """Null: s_-C and s_M are independent over examples: what is left knows nothing of how well the model does.
+    """Null: s_-C and s_M are independent over examples: what is left knows nothing of how well the model
+    does.
 
-    Statistic: HSIC. p: permutations of the examples. A rejection speaks against the circuit. A constant s_-C is independent
-    of everything; where s_M is constant there is nothing to test (p is NaN). The patched value must not tell the answer: with
-    corrupt values what is left answers the corrupt prompt, and depends on the clean one as far as the two prompts do.
+    Statistic: HSIC. p: permutations of the examples. A rejection speaks against the circuit. A constant s_-C
+    is independent of everything; where s_M is constant there is nothing to test (p is NaN). The patched value
+    must not tell the answer: with corrupt values what is left answers the corrupt prompt, and depends on the
+    clean one as far as the two prompts do.
 
-    Control: prompts on which the model is sometimes wrong (answers exchanged on half of them), zero ablation: what a random
-    circuit leaves holds the mechanism (rejected), what a planted one leaves is constant. A random circuit that happens to break
-    the mechanism passes.
+    Control: prompts on which the model is sometimes wrong (answers exchanged on half of them), zero ablation:
+    what a random circuit leaves holds the mechanism (rejected), what a planted one leaves is constant. A
+    random circuit that happens to break the mechanism passes.
     """
     left = tested.measured([tested.without(tested.edges)])[0]
     # Rounding errors of two runs of one model need not be independent.
@@ -141,15 +147,17 @@ def independence(tested: _TestedCircuit) -> HypothesisOutcome:
 
 
 def minimality(tested: _TestedCircuit) -> HypothesisOutcome:
-    """Null, of every edge e of C: with probability >= .9, d(C, C - e) > d(C+, C+ - r): no edge is like a needless one.
+    """Null, of every edge e of C: with probability >= .9, d(C, C - e) > d(C+, C+ - r): no edge is like a
+    needless one.
 
-    C+ is the circuit with one more random path, r a random edge of that path, drawn `draws` times. p_e = P(K <= k) for
-    K ~ Binomial(draws, .9), k the draws that e exceeds; p = min p_e times the edges (Bonferroni). Statistic: the least share of
-    draws that an edge exceeds. A rejection (some edge matters no more than a random one) speaks against the circuit.
-    An edge whose loss another of its edges covers counts as needless. Without edges, p is NaN.
+    C+ is the circuit with one more random path, r a random edge of that path, drawn `draws` times. p_e = P(K
+    <= k) for K ~ Binomial(draws, .9), k the draws that e exceeds; p = min p_e times the edges (Bonferroni).
+    Statistic: the least share of draws that an edge exceeds. A rejection (some edge matters no more than a
+    random one) speaks against the circuit. An edge whose loss another of its edges covers counts as needless.
+    Without edges, p is NaN.
 
-    Control: a circuit of random paths has edges that do nothing (rejected); those of planted ones without redundancy all do
-    more than edges beside the circuit.
+    Control: a circuit of random paths has edges that do nothing (rejected); those of planted ones without
+    redundancy all do more than edges beside the circuit.
     """
     edges = np.argwhere(tested.edges)
     rng = np.random.default_rng(tested.seed)
@@ -182,11 +190,12 @@ def minimality(tested: _TestedCircuit) -> HypothesisOutcome:
 def sufficiency(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: C is no more faithful than a random circuit of its size.
 
-    p = (1 + #{d(R, M) <= d(C, M)}) / (1 + draws) over random circuits R. Statistic: the share of them that are less faithful.
-    A rejection speaks for the circuit. (The published code tests that share against .9 with a binomial test.)
+    p = (1 + #{d(R, M) <= d(C, M)}) / (1 + draws) over random circuits R. Statistic: the share of them that
+    are less faithful. A rejection speaks for the circuit. (The published code tests that share against .9
+    with a binomial test.)
 
-    Control: a planted circuit is exceeded by none; a random one is a draw like the others, so that it passes with
-    probability alpha at most.
+    Control: a planted circuit is exceeded by none; a random one is a draw like the others, so that it passes
+    with probability alpha at most.
     """
     graph = tested.circuits.graph
     random = random_circuits(
@@ -200,12 +209,13 @@ def sufficiency(tested: _TestedCircuit) -> HypothesisOutcome:
 def partial_necessity(tested: _TestedCircuit) -> HypothesisOutcome:
     """Null: knocking C out hurts no more than knocking out as many random edges of the rest.
 
-    p = (1 + #{d(M - R, M) >= d(M - C, M)}) / (1 + draws) over random sets R of edges outside C, all as likely: in the whole
-    model every edge is live. Statistic: the share of them that hurt less. A rejection speaks for the circuit.
+    p = (1 + #{d(M - R, M) >= d(M - C, M)}) / (1 + draws) over random sets R of edges outside C, all as
+    likely: in the whole model every edge is live. Statistic: the share of them that hurt less. A rejection
+    speaks for the circuit.
 
-    Control: beside a planted circuit nothing matters; beside a random one lies the mechanism, which some R hit. As R never meets
-    C, p is not exact for a random C that breaks the mechanism itself. The published code draws R from all edges by default,
-    where a small model has few sets that miss its circuit.
+    Control: beside a planted circuit nothing matters; beside a random one lies the mechanism, which some R
+    hit. As R never meets C, p is not exact for a random C that breaks the mechanism itself. The published
+    code draws R from all edges by default, where a small model has few sets that miss its circuit.
     """
     graph = tested.circuits.graph
     rest = tested.without(tested.edges)
@@ -219,7 +229,13 @@ def partial_necessity(tested: _TestedCircuit) -> HypothesisOutcome:
 TESTS: dict[str, Callable[[_TestedCircuit], HypothesisOutcome]] = {
     test.__name__: test for test in (equivalence, independence, minimality, sufficiency, partial_necessity)
 }
-REJECTION_SUPPORTS = {"sufficiency": True, "partial_necessity": True, "equivalence": False, "independence": False, "minimality": False}  # fmt: skip
+REJECTION_SUPPORTS = {
+    "sufficiency": True,
+    "partial_necessity": True,
+    "equivalence": False,
+    "independence": False,
+    "minimality": False,
+}
 """Whether rejecting the null speaks for the circuit."""
 
 
@@ -240,25 +256,29 @@ def circuit_tests(
     budget: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Statistical tests of whether a circuit is what the model works by; each test's function states its null and its p.
+    """Statistical tests of whether a circuit is what the model works by; each test's function states its null
+    and its p.
 
     Args:
         value: what every edge outside the circuit carries, as in `evaluate`.
         metric: as in `evaluate`.
         alpha: level of every test.
         eps: of "equivalence": how far from 1/2 the share of examples where the circuit is higher may be.
-        tolerance: of "equivalence": differences up to this share of m(full) - m(empty) are ties. 0: those of rounding only.
+        tolerance: of "equivalence": differences up to this share of m(full) - m(empty) are ties. 0: those of
+            rounding only.
         draws: random circuits, or edges, of each test.
-        null: of "sufficiency": random circuits are made of whole "paths", or of "edges", which are mostly dead.
+        null: of "sufficiency": random circuits are made of whole "paths", or of "edges", which are mostly
+            dead.
         seed: of random circuits, edges and permutations.
         tests: which, in this order.
         budget: bytes of working memory.
 
     Returns:
-        Dataset over (test,): `statistic`, `p`, `rejected` (p < alpha), `supports` (the outcome speaks for the circuit: null
-        rejected in "sufficiency" and "partial_necessity", kept in the others), `n`; with "minimality" also `edge_p` over
-        (edge,), not corrected. `accepted`: every test that could be made supports the circuit, and one could be. A test
-        without anything to test has p NaN and supports nothing; a warning names it.
+        Dataset over (test,): `statistic`, `p`, `rejected` (p < alpha), `supports` (the outcome speaks for the
+        circuit: null rejected in "sufficiency" and "partial_necessity", kept in the others), `n`; with
+            "minimality" also `edge_p` over
+        (edge,), not corrected. `accepted`: every test that could be made supports the circuit, and one could
+        be. A test without anything to test has p NaN and supports nothing; a warning names it.
 
     Raises:
         CircuitError: no circuit, or one of another graph.
@@ -274,7 +294,8 @@ def circuit_tests(
     >>> import workbench as wb
     >>> known = wb.planted("induction", n=16)
     >>> circuit = wb.Circuit.of(wb.Graph.of(known.model), known.edges["zero"])
-    >>> tests = circuit_tests(circuit, known.model, wb.planted_pairs(known), value=wb.zero(), tests=["sufficiency"])
+    >>> pairs = wb.planted_pairs(known)
+    >>> tests = circuit_tests(circuit, known.model, pairs, value=wb.zero(), tests=["sufficiency"])
     >>> float(tests["p"][0]), bool(tests["accepted"])
     (0.01, True)
     """
@@ -285,13 +306,15 @@ def circuit_tests(
         raise UnknownName("null", null, ("paths", "edges"))
     if not tests or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
         raise WorkbenchError(
-            "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, tolerance >= 0, draws >= 1; "
+            "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, "
+            "tolerance >= 0, draws >= 1; "
             f"not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
         )
     least = 1 / (1 + draws)
     if least >= alpha and any(REJECTION_SUPPORTS[test] for test in tests):
         raise WorkbenchError(
-            f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and alpha={alpha}: draw more."
+            f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and "
+            f"alpha={alpha}: draw more."
         )
     if not isinstance(circuit, Circuit):
         raise CircuitError(f"circuit_tests: give a Circuit, not {type(circuit).__name__}.")
@@ -307,7 +330,11 @@ def circuit_tests(
     supports = decided & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
     if not decided.all():
         untested = ", ".join(test for test, known in zip(tests, decided, strict=True) if not known)
-        warnings.warn(f"circuit_tests: nothing to test in {untested}: no edges, or a metric that is the same on every prompt.", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"circuit_tests: nothing to test in {untested}: no edges, "
+            "or a metric that is the same on every prompt.",
+            stacklevel=2,
+        )
     data: dict[str, Any] = {
         "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),
         "p": ("test", p),
@@ -321,7 +348,8 @@ def circuit_tests(
         data["edge_p"] = ("edge", outcomes["minimality"].edges)
         coords["edge"] = [str(edge) for edge in circuit.graph.edges(circuit.edges)]
     attrs = pairs.attrs(model) | {
-        "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha, "eps": eps, "tolerance": tolerance,
-        "draws": draws, "null": null, "seed": seed, "n_edges": circuit.n_edges, "engine": circuits.engine,
+        "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha,
+        "eps": eps, "tolerance": tolerance, "draws": draws, "null": null, "seed": seed,
+        "n_edges": circuit.n_edges, "engine": circuits.engine,
     }  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=clean_attrs(attrs))

@@ -1,12 +1,13 @@
 """Answers of several tokens: what has to be run to measure them, and how the measures of those runs combine.
 
-A token of an answer is read after those before it, so each answer asks for a run of its own, prompt + answer; answers
-that differ in their last token alone share one. A metric of pairs is then a weighted sum over such *rows*, and as effects,
-edge scores and circuits are linear in the metric, every table of rows combines in the same way:
+A token of an answer is read after those before it, so each answer asks for a run of its own, prompt + answer;
+answers that differ in their last token alone share one. A metric of pairs is then a weighted sum over such
+*rows*, and as effects, edge scores and circuits are linear in the metric, every table of rows combines in the
+same way:
 
     rows = expand(model, pairs, metric)                  # a metric of one token: the pairs themselves
-    bound = bind(model, rows, value, side="clean")       # workbench.engine.continuations: writes at prompt positions only
-    table = ...rows.pairs, rows.metric, bound...         # [row, ...]
+    bound = bind(model, rows, value, side="clean")       # workbench.engine.continuations: writes at prompt
+    positions only table = ...rows.pairs, rows.metric, bound...         # [row, ...]
     result = rows.combine(table)                         # [example, ...]
 
 `expand` returns an `Expansion`. What is written in a run, and where, is the engine's matter.
@@ -68,15 +69,16 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
 
     Raises:
         MetricError: no answers where it needs them, or a metric of one's own that reads a continuation.
-        PromptError: an answer that does not fit into the context behind its prompt, has a gap, or would follow something
-            else than the last token.
+        PromptError: an answer that does not fit into the context behind its prompt, has a gap, or would
+            follow something else than the last token.
     """
     measure = as_metric(metric)
     if not measure.reads_answer_tokens:
         return Expansion(pairs, pairs, measure, torch.arange(len(pairs)), torch.ones(len(pairs)))
     if measure not in BUILT_IN.values():
         raise MetricError(
-            f"The metric {measure.name!r} reads a continuation, which only sequence_logprob and its difference can."
+            f"The metric {measure.name!r} reads a continuation, which only sequence_logprob and "
+            "its difference can."
         )
     measure.check(pairs)
     for side in (pairs.clean, pairs.corrupt):
@@ -98,7 +100,9 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
 
 @dataclass(frozen=True)
 class _AnswerTerm:
-    """Answers of one example that share all tokens but the last, and so one run; `weight` is theirs in its metric."""
+    """Answers of one example that share all tokens but the last, and so one run; `weight` is theirs in its
+    metric.
+    """
 
     example: int
     weight: float
@@ -106,7 +110,9 @@ class _AnswerTerm:
 
 
 def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
-    """The terms of the metric of every example: right answers first, each table's in the order of examples."""
+    """The terms of the metric of every example: right answers first, each table's in the order
+    of examples.
+    """
     terms: list[_AnswerTerm] = []
     for sign, table in ((1, "answers"), (-1, "wrong")):
         if table not in metric.needs:
@@ -137,14 +143,17 @@ def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[
 def _with_answers(
     model: Model, prompts: Prompts, owner: Sequence[int], prefixes: Sequence[Sequence[int]]
 ) -> Prompts:
-    """For each row its example's prompt with answer tokens after it; named positions and `END` stay the prompt's."""
+    """For each row its example's prompt with answer tokens after it; named positions and `END` stay the
+    prompt's.
+    """
     context = Shape.of(model).n_ctx
     rows, strings, positions = [], [], []
     for i, tokens in zip(owner, prefixes, strict=True):
         n_prompt = int(prompts.lengths[i])
         if n_prompt + len(tokens) > context:
             raise PromptError(
-                f"Example {i}: a prompt of {n_prompt} tokens and {len(tokens)} of an answer do not fit into the "
+                f"Example {i}: a prompt of {n_prompt} tokens and {len(tokens)} of an answer do not "
+                "fit into the "
                 f"model's context of {context}."
             )
         rows.append([*prompts.tokens[i, :n_prompt].tolist(), *tokens])

@@ -1,6 +1,8 @@
-"""How an outcome is measured, per example. `Metric` is the type, `metric` makes one, `BUILT_IN` lists those there are.
+"""How an outcome is measured, per example. `Metric` is the type, `metric` makes one, `BUILT_IN` lists those
+there are.
 
-Below, l are the logits at the last position (`END`), p their softmax; right and wrong are the alternatives of an example.
+Below, l are the logits at the last position (`END`), p their softmax; right and wrong are the alternatives of
+an example.
 
 | name | formula | unit | better |
 |---|---|---|---|
@@ -13,13 +15,14 @@ Below, l are the logits at the last position (`END`), p their softmax; right and
 | `sequence_logprob` | mean over right answers of log p(answer tokens, one after the other) | nats | higher |
 | `sequence_logprob_diff` | that of the right answers - that of the wrong ones | nats | higher |
 
-Metrics are frozen objects that are not bound to prompts. One is called with the logits it reads, the pairs they belong to, and
-the logits of the clean run (`reference`). The built-in ones read `END` and get `[example, vocab]`; a callable of your own gets
-`[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`, `[example, vocab]`.
+Metrics are frozen objects that are not bound to prompts. One is called with the logits it reads, the pairs
+they belong to, and the logits of the clean run (`reference`). The built-in ones read `END` and get `[example,
+vocab]`; a callable of your own gets `[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`,
+`[example, vocab]`.
 
-The two `sequence_` metrics read answers of several tokens. Each token of an answer is read after those before it, so every
-answer is a run of its own: `metrics.continuations` makes those runs. How *circuits* are measured, faithfulness, is in
-`evaluation`.
+The two `sequence_` metrics read answers of several tokens. Each token of an answer is read after those before
+it, so every answer is a run of its own: `metrics.continuations` makes those runs. How *circuits* are
+measured, faithfulness, is in `evaluation`.
 """
 
 from collections.abc import Callable
@@ -43,15 +46,17 @@ class Metric:
 
     Attributes:
         function: `(logits, pairs, reference) -> [example]`.
-        positions: "END" (logits are [example, vocab]), "all" ([example, pos, vocab]; equal lengths only) or "continuation"
-            ([example, step, vocab] from `END` to the last position).
-        needs: which of the pairs' tables it reads, `answers` and `wrong`: at least one alternative, and unless it reads a
-            continuation, one token each.
+        positions: "END" (logits are [example, vocab]), "all" ([example, pos, vocab]; equal lengths only) or
+            "continuation" ([example, step, vocab] from `END` to the last position).
+        needs: which of the pairs' tables it reads, `answers` and `wrong`: at least one alternative, and
+            unless it reads a continuation, one token each.
         whole_vocabulary: whether it reads every row of the vocabulary or only those of the tables.
-        needs_reference: whether it compares with the clean run. Its gradient is then 0 there: nothing can be attributed.
-        higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the clean run.
-        rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be measured
-            together; otherwise the function is called once per run, with every example.
+        needs_reference: whether it compares with the clean run. Its gradient is then 0 there: nothing can be
+            attributed.
+        higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the
+            clean run.
+        rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be
+            measured together; otherwise the function is called once per run, with every example.
         unit: of the result.
     """
 
@@ -84,16 +89,20 @@ class Metric:
         ):
             raise MetricError(
                 f"The metric {self.name!r} reads every position, and these prompts differ in length. "
-                "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads the last position."
+                "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads "
+                "the last position."
             )
         for table in self.needs:
             self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
 
     def check_attributable(self, base: str = "clean") -> None:
-        """Raise `MetricError` when its gradient at that run says nothing: it compares the clean run with itself."""
+        """Raise `MetricError` when its gradient at that run says nothing: it compares the clean run with
+        itself.
+        """
         if self.needs_reference and base == "clean":
             raise MetricError(
-                f"The metric {self.name!r} compares with the clean run, so its gradient there is zero and every score would be "
+                f"The metric {self.name!r} compares with the clean run, so its gradient there is "
+                "zero and every score would be "
                 "noise. Use logit_diff, prob_diff or nll, or the exact method."
             )
 
@@ -103,8 +112,10 @@ class Metric:
             example = int(long.any(-1).nonzero()[0])
             tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
             raise MetricError(
-                f"The metric {self.name!r} reads one token, and the {word} of example {example} has {len(tokens)} "
-                f"(ids {tokens}). Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
+                f"The metric {self.name!r} reads one token, and the {word} of example {example} "
+                f"has {len(tokens)} "
+                f"(ids {tokens}). Choose words that are one token in this vocabulary, or "
+                "metric='sequence_logprob_diff'."
             )
         none = (table >= 0).flatten(1).sum(1) == 0
         if bool(none.any()):
@@ -114,7 +125,9 @@ class Metric:
             )
 
     def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
-        """The logits that it reads: [example, vocab] at each prompt's `END`, [example, step, vocab], or all."""
+        """The logits that it reads: [example, vocab] at each prompt's `END`, [example, step,
+        vocab], or all.
+        """
         positions = self.positions_read(prompts)
         if positions is None:
             return logits
@@ -135,7 +148,8 @@ class Metric:
 
         Raises:
             NotFinite: the logits or the metric.
-            MetricError: the function does not return one number per example, or the clean run's logits are missing.
+            MetricError: the function does not return one number per example, or the clean run's logits are
+                missing.
         """
         if self.needs_reference and reference is None:
             raise MetricError(
@@ -146,14 +160,16 @@ class Metric:
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
             raise NotFinite(
-                f"The logits of example {bad} are not finite. Check the edit (a scale or a constant that is too large) "
+                f"The logits of example {bad} are not finite. Check the edit (a scale or a "
+                "constant that is too large) "
                 "and the model's dtype."
             )
         measured = self.function(logits, pairs, reference)
         if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
             shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
             raise MetricError(
-                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must return one number per "
+                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must "
+                "return one number per "
                 "example, a tensor of shape [example]; averaging is yours to do afterwards."
             )
         if not bool(torch.isfinite(measured).all()):
@@ -197,7 +213,9 @@ def metric(
 
 
 def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """[example, alternative]: the values at the first token of every alternative, and which of them are real (no padding)."""
+    """[example, alternative]: the values at the first token of every alternative, and which of them are real
+    (no padding).
+    """
     tokens = table[:, :, 0].to(logits.device)
     if int(tokens.max()) >= logits.shape[1]:
         raise MetricError(f"Token id {int(tokens.max())} is outside the vocabulary of {logits.shape[1]}.")
@@ -206,7 +224,9 @@ def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alternatives_mean(logits: Tensor, table: Tensor) -> Tensor:
-    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table` [example, alternative, token]."""
+    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table` [example,
+    alternative, token].
+    """
     values, real = _at(logits, table)
     return (values * real).sum(1) / real.sum(1)
 
@@ -226,7 +246,8 @@ def best_alternative(logits: Tensor, table: Tensor) -> Tensor:
 def alternatives_logprob(
     logits: Float[Tensor, "example step vocab"], table: Int[Tensor, "example alternative token"]
 ) -> Float[Tensor, "example alternative"]:
-    """The summed log-probability of the tokens of each alternative, read step by step; 0 for those that are not real.
+    """The summed log-probability of the tokens of each alternative, read step by step; 0 for those that are
+    not real.
 
     Raises:
         MetricError: more tokens than steps, or an id outside the vocabulary.
@@ -234,7 +255,8 @@ def alternatives_logprob(
     longest = int((table >= 0).sum(-1).max())
     if longest > logits.shape[1]:
         raise MetricError(
-            f"Answers have up to {longest} tokens and the runs go on for {logits.shape[1]}: answers of several tokens need runs "
+            f"Answers have up to {longest} tokens and the runs go on for {logits.shape[1]}: "
+            "answers of several tokens need runs "
             "of their own, workbench.metrics.continuations.expand(model, pairs, metric)."
         )
     if int(table.max()) >= logits.shape[2]:
@@ -301,9 +323,12 @@ BUILT_IN: dict[str, Metric] = {
         Metric("prob_diff", _prob_diff, needs=BOTH, unit="probability", rowwise=True),
         Metric("kl", _kl, needs_reference=True, higher_is_better=False, unit="nats", rowwise=True),
         Metric("nll", _nll, needs=ANSWERS, higher_is_better=False, unit="nats", rowwise=True),
-        Metric("rank", _rank, needs=ANSWERS, higher_is_better=False, unit="places below the top", rowwise=True),
+        Metric("rank", _rank, needs=ANSWERS, higher_is_better=False, unit="places below the top",
+               rowwise=True),
         Metric("accuracy", _accuracy, needs=BOTH, whole_vocabulary=False, unit="share", rowwise=True),
-        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=ANSWERS, unit="nats", rowwise=True),
-        Metric("sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=BOTH, unit="nats", rowwise=True),
+        Metric("sequence_logprob", _sequence_logprob, "continuation", needs=ANSWERS, unit="nats",
+               rowwise=True),
+        Metric("sequence_logprob_diff", _sequence_logprob_diff, "continuation", needs=BOTH, unit="nats",
+               rowwise=True),
     )
 }  # fmt: skip
