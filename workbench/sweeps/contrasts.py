@@ -1,4 +1,4 @@
-"""What needs several jobs at once: synergy of pairs, agreement of circuits, the difference between two sweeps."""
+"""What needs several jobs at once: synergy of pairs, agreement of circuits, differences of two sweeps."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -18,8 +18,9 @@ _SETTING = tuple(flag for flag in FLAGS if flag != "what")
 def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
     """Each pair that was edited together beside its two sites edited alone, on the same examples.
 
-    synergy = effect_both - (effect_a + effect_b). Effects are m(edited) - m(base), so a site that stands in for another has
-    a negative synergy where the metric is high: losing both costs more than the two losses. NaN where one was not measured.
+    synergy = effect_both - (effect_a + effect_b). Effects are m(edited) - m(base), so a site that stands in
+    for another has a negative synergy where the metric is high: losing both costs more than the two losses.
+    NaN where one was not measured.
 
     Raises:
         SweepError: no pair was edited.
@@ -52,7 +53,9 @@ def _setting(record: LogRow) -> tuple[Any, ...]:
 
 
 def stability_table(records: Sequence[LogRow]) -> pd.DataFrame:
-    """How much the circuits of different seeds agree: mean, least and largest Jaccard index of edges over pairs of seeds.
+    """How much the circuits of different seeds agree.
+
+    Mean, least and largest Jaccard index of edges over pairs of seeds.
 
     Raises:
         SweepError: no record holds the edges of a circuit.
@@ -82,7 +85,8 @@ def _agreement(circuits: Sequence[LogRow], by: Sequence[str]) -> dict[str, Any]:
     row = {flag: first.get(flag) for flag in by} | {"what": first["what"]}
     return row | place_of("stability", str(first["what"])) | {
         "jaccard": float(indices.mean()), "least": float(indices.min()), "most": float(indices.max()),
-        "seeds": len(circuits), "edges_least": min(sizes), "edges_most": max(sizes), "faithfulness": faithfulness.mean(),
+        "seeds": len(circuits), "edges_least": min(sizes), "edges_most": max(sizes),
+        "faithfulness": faithfulness.mean(),
     }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Which sites an entry of a spec's `sites` stands for: `elements_of`. An element is one site, or several edited together."""
+"""Which elements an entry of a spec's `sites` stands for: `elements_of`.
+
+An element is one site, or several edited together.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +16,7 @@ Entry = str | Sequence[str]
 
 
 def elements_of(entry: Entry, shape: Shape, pairs: PromptPairs, base: str) -> list[str]:
-    """The elements that an entry stands for, as jobs spell them: a site, several joined by `+`, or all of a kind.
+    """The elements that an entry stands for, as jobs spell them: a site, or several joined by `+`.
 
     Args:
         base: the run that is edited; its prompts must have the position.
@@ -56,6 +59,6 @@ def _check_position(pos: Position | None, entry: Entry, prompts: Prompts) -> Non
     """Raise unless some prompt has that position."""
     if pos is not None and bool((prompts.at(pos) < 0).all()):
         raise SweepError(
-            f"The site {entry_text(entry)!r}: no prompt has that position; the longest has {int(prompts.lengths.max())} "
-            "tokens."
+            f"The site {entry_text(entry)!r}: no prompt has that position; the longest has "
+            f"{int(prompts.lengths.max())} tokens."
         )

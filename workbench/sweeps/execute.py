@@ -1,4 +1,4 @@
-"""Running the jobs of one setting: `run_jobs` gives a row for each, and a job that fails takes no other with it.
+"""Running the jobs of one setting: `run_jobs` gives a row for each, even for a job that fails.
 
 What a job measures is in `measure`; this module turns it into rows of the log, whatever happens.
 """

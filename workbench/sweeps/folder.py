@@ -1,6 +1,7 @@
 """The folder of a sweep: `spec.json` says what was asked for, beside the log. Read `begin` and `read_header`.
 
-Which of its jobs have run is in the log (`log`), and who may write (`lock`) in the lock; neither is decided here.
+Which of its jobs have run is in the log (`log`), and who may write (`lock`) in the lock; neither is decided
+here.
 """
 
 import json
@@ -26,13 +27,14 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     path = folder / SPEC
     if not folder.is_dir():
         raise SweepError(
-            f"There is no folder {str(folder)!r}. Give the folder of a sweep, as `workbench sweep run --out` made it."
+            f"There is no folder {str(folder)!r}. Give the folder of a sweep, as `workbench sweep run --out` "
+            "made it."
         )
     if not path.is_file():
         names = sorted(entry.name for entry in folder.iterdir())[:8]
         raise SweepError(
-            f"{str(folder)!r} is not the folder of a sweep: it has no {SPEC}. It holds: {', '.join(names) or 'nothing'}. "
-            "Start one with `workbench sweep run --out FOLDER`."
+            f"{str(folder)!r} is not the folder of a sweep: it has no {SPEC}. It holds: "
+            f"{', '.join(names) or 'nothing'}. Start one with `workbench sweep run --out FOLDER`."
         )
     try:
         header = json.loads(path.read_bytes().decode())
@@ -87,8 +89,8 @@ def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bo
         ]
         if changed and not extend:
             raise SweepError(
-                f"{str(folder)!r} holds another sweep: {'; '.join(changed)}. Choose another folder, or pass extend=True "
-                "(--extend) to add these jobs to it."
+                f"{str(folder)!r} holds another sweep: {'; '.join(changed)}. Choose another folder, or pass "
+                "extend=True (--extend) to add these jobs to it."
             )
         if not changed:
             return

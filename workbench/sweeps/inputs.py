@@ -1,5 +1,6 @@
-"""What jobs of a sweep work with: `JobSetting` says which model, prompts and metric, `JobInputs` loads and keeps them.
+"""What jobs of a sweep work with.
 
+`JobSetting` says which model, prompts and metric; `JobInputs` loads and keeps them.
 Nothing here knows which jobs there are, or what they do.
 """
 
@@ -44,7 +45,8 @@ class JobSetting:
 
 
 class JobInputs:
-    """Models, prompts and stores that jobs share. The latest of each is kept, of prompts and stores one for each split.
+    """Models, prompts and stores that jobs share: the latest of each, of prompts and stores one for each
+    split.
 
     Jobs come group by group, so that the latest is nearly always the one that is wanted next.
 
@@ -65,17 +67,19 @@ class JobInputs:
 
     def pairs(self, setting: JobSetting) -> PromptPairs:
         """The clean and corrupt prompts of a setting."""
-        identity = (
-            setting.model, setting.checkpoint, setting.task, setting.split, setting.variant, setting.n, setting.seed,
-        )  # fmt: skip
-        return self._latest(f"{setting.split} pairs", identity, lambda: _pairs(setting, self.model(setting)))
+        model = (setting.model, setting.checkpoint)
+        prompts = (setting.task, setting.split, setting.variant, setting.n, setting.seed)
+        return self._latest(
+            f"{setting.split} pairs", (model, prompts), lambda: _pairs(setting, self.model(setting))
+        )
 
     def stores(
         self, setting: JobSetting, sites: Sequence[Site] = ()
     ) -> tuple[ActivationStore, ActivationStore]:
         """The activations of the clean and of the corrupt run.
 
-        They hold what `capture_pairs` keeps by default. Where one of `sites` is of another kind they hold `sites` alone.
+        They hold what `capture_pairs` keeps by default. Where one of `sites` is of another kind they hold
+        `sites` alone.
         """
         pairs = self.pairs(setting)
         uncommon = any(site.kind not in PAIR_KINDS for site in sites)
@@ -95,7 +99,7 @@ class JobInputs:
 
 
 def planted_variant(model: str) -> str | None:
-    """The variant of a model whose weights were set by hand, as in `planted-backup`; None for any other model."""
+    """The variant of a model whose weights were set by hand, as in `planted-backup`, or None."""
     return model.removeprefix("planted-") if model.startswith("planted-") else None
 
 
@@ -113,7 +117,8 @@ def metric_of(name: str, pairs: PromptPairs) -> Metric:
         return as_metric(getattr(importlib.import_module(module), function))
     except Exception as error:  # the module's code runs here, and may raise anything
         raise SweepError(
-            f"The metric {name!r} cannot be found: {error}. Write MODULE:FUNCTION of a module that can be imported from here."
+            f"The metric {name!r} cannot be found: {error}. Write MODULE:FUNCTION of a module that can be "
+            "imported from here."
         ) from error
 
 

@@ -1,7 +1,8 @@
 """The jobs of a sweep: which there are and what makes each of them itself. Read `Job` and `plan` first.
 
-A job's key is a hash of everything that its result depends on. A folder that holds the key holds the result, so keys must
-never change by accident: `tests/sweeps/old_sweep` is a folder of an earlier version that has to resume.
+A job's key is a hash of everything that its result depends on. A folder that holds the key holds the result,
+so keys must never change by accident: `tests/sweeps/old_sweep` is a folder of an earlier version that has to
+resume.
 """
 
 import hashlib
@@ -31,7 +32,8 @@ from workbench.sweeps.inputs import JobInputs, JobSetting, metric_of, planted_va
 from workbench.sweeps.places import JOIN
 from workbench.sweeps.spec import SweepSpec, TaskSpec
 
-# Raised by one when a change of the code makes the same job give another number: old rows must not pass for new ones.
+# Raised by one when a change of the code makes the same job give another number: old rows must not pass for
+# new ones.
 MEANING = 1
 
 
@@ -41,7 +43,8 @@ class Job:
 
     Attributes:
         what: a site or several joined by `+`, a path, a circuit's file, METHOD@EDGES, or SITE*STRENGTH.
-        key: hash of everything that determines its result: the setting, `what`, weights, prompts, metric, versions.
+        key: hash of everything that determines its result: the setting, `what`, weights, prompts, metric,
+            versions.
     """
 
     setting: JobSetting
@@ -82,24 +85,25 @@ def plan(spec: SweepSpec, inputs: JobInputs) -> SweepPlan:
         model, pairs = inputs.model(setting), inputs.pairs(setting)
         setting_hash = _setting_hash(setting, model_fingerprint(model), pairs.fingerprint)
         jobs: list[Job] = []
-        for what in _whats(spec, model, pairs):
+        for target in _whats(spec, model, pairs):
             job_hash = setting_hash.copy()
-            job_hash.update(_content(spec, what))
+            job_hash.update(_content(spec, target))
             key = job_hash.hexdigest()
             # Entries of a spec may overlap ("z" and "z[1.2]"): the first of equal jobs is kept.
             if key not in known_keys:
                 known_keys.add(key)
-                jobs.append(Job(setting, what, key))
+                jobs.append(Job(setting, target, key))
         groups.append((setting, tuple(jobs)))
     if not known_keys:
         raise SweepError(
-            "The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and receivers."
+            "The sweep has no jobs: no site, path, circuit or method is left. Check sites, senders and "
+            "receivers."
         )
     return SweepPlan(spec, tuple(groups))
 
 
 def _settings(spec: SweepSpec, inputs: JobInputs) -> Iterator[JobSetting]:
-    """Every combination of model, checkpoint, task, seed, metric and value, models outermost: loading them costs most."""
+    """Every combination of the spec's lists, models outermost: loading them costs most."""
     for model in spec.models:
         for step in spec.checkpoints or (None,):
             for task in spec.tasks:
@@ -115,8 +119,8 @@ def _settings(spec: SweepSpec, inputs: JobInputs) -> Iterator[JobSetting]:
 def _check_planted(model: str, step: int | None, task: TaskSpec) -> None:
     if planted_variant(model) and (task.name != "planted" or task.variant or step is not None):
         raise SweepError(
-            f"The model {model!r} brings its own prompts and has no checkpoints: write tasks: [planted], without "
-            "variant and checkpoints."
+            f"The model {model!r} brings its own prompts and has no checkpoints: write tasks: [planted], "
+            "without variant and checkpoints."
         )
 
 
@@ -173,7 +177,8 @@ def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
 def _setting_hash(setting: JobSetting, model: str, data: str) -> Any:
     """The hash of what a whole group depends on, to be completed by each job."""
     facts = asdict(setting) | {
-        # Earlier versions called the run that is not edited "other". Keys keep that spelling, so that their folders resume.
+        # Earlier versions called the run that is not edited "other". Keys keep that spelling, so that their
+        # folders resume.
         "value": key_name(setting.value, base=setting.base),
         "model_fingerprint": model,
         "data_fingerprint": data,

@@ -1,4 +1,5 @@
-"""`locked`: only one process writes into a sweep's folder, and the lock of a process that is gone is taken over."""
+"""`locked`: only one process writes into a sweep's folder. The lock of a process that is gone is taken
+over."""
 
 import json
 import os
@@ -71,7 +72,7 @@ def _take_over(path: Path) -> None:
 
 
 def _remove_stale(path: Path, pid: int) -> None:
-    """Remove the lock of a process that is gone, but not one that another process has written in the meantime."""
+    """Remove the lock of a process that is gone, but not one that another has written in the meantime."""
     moved = path.with_name(f"{LOCK}.{os.getpid()}.gone")
     try:
         # Renaming is atomic: of several processes that see the lock stale, one gets it.

@@ -1,7 +1,8 @@
 """The log of a sweep, `jobs.jsonl`: one line for every try of a job. Read `read_log` and `Log`.
 
-A batch is one write and one fsync, so that a killed run loses at most the batch it was in, and a line that was torn is cut
-off by the next run. Nothing is ever rewritten. What a line means for tables and pictures is not known here.
+A batch is one write and one fsync, so that a killed run loses at most the batch it was in, and a line that
+was torn is cut off by the next run. Nothing is ever rewritten. What a line means for tables and pictures is
+not known here.
 """
 
 import json
@@ -15,7 +16,8 @@ from workbench.errors import SweepError
 
 LogRow = dict[str, Any]
 FLAGS = (
-    "study", "model", "checkpoint", "task", "split", "variant", "n", "seed", "base", "metric", "value", "what",
+    "study", "model", "checkpoint", "task", "split",
+    "variant", "n", "seed", "base", "metric", "value", "what",
 )  # fmt: skip
 LOG = "jobs.jsonl"
 MEASURED = ("done", "nan")
@@ -43,8 +45,8 @@ def read_log(folder: str | Path) -> list[LogRow]:
         except ValueError as error:
             if number < last:
                 raise SweepError(
-                    f"Line {number + 1} of {str(path)!r} is damaged: {error}. Delete that line; `workbench sweep resume` "
-                    "runs its job again."
+                    f"Line {number + 1} of {str(path)!r} is damaged: {error}. Delete that line; `workbench "
+                    "sweep resume` runs its job again."
                 ) from error
     return rows
 
@@ -60,7 +62,7 @@ def last_tries(rows: Iterable[LogRow]) -> list[LogRow]:
 
 
 def value_name(name: Any, base: Any) -> Any:
-    """A value's one name: "other" and "from_store" become the run that is not edited; all else stays as it is."""
+    """A value's one name: "other" and "from_store" become the run that is not edited."""
     if isinstance(name, str) and name in OTHER_SIDE and base in SIDES:
         return canonical_name(name, base=base)
     return name
@@ -142,7 +144,8 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _jsonable(row: Mapping[str, Any]) -> LogRow:
-    """The row with null for what is not a number, which JSON cannot hold, and nine digits, which float32 does not exceed."""
+    """The row with null for what is not a number, which JSON cannot hold, and nine digits (float32 has
+    fewer)."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, float):

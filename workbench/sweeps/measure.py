@@ -95,9 +95,12 @@ class JobContext:
             return optimal(self.model, self.pairs, sites, metric=self.metric, base=setting.base)
 
         return make_value(
-            setting.value, base=setting.base, stores=lambda: self.inputs.stores(setting, sites), seed=setting.seed,
+            setting.value,
+            base=setting.base,
+            stores=lambda: self.inputs.stores(setting, sites),
+            seed=setting.seed,
             optimal=fitted,
-        )  # fmt: skip
+        )
 
 
 def _sites(what: str) -> tuple[Site, ...]:
@@ -137,7 +140,8 @@ def _mean_differences(context: JobContext, sites: Sequence[Site]) -> dict[Site, 
     vectors: dict[Site, torch.Tensor] = {}
     for site in dict.fromkeys(sites):
         unit = _unit_shape(site, shape)
-        # A mean does not depend on the current activation, which only gives it the shape [example, pos, *unit].
+        # A mean does not depend on the current activation, which only gives it the shape [example, pos,
+        # *unit].
         blank = torch.zeros(len(prompts), 1, *unit)
         difference = other_mean.new(site, blank) - own_mean.new(site, blank)
         vectors[site] = difference.reshape(-1, *unit)[0]
@@ -146,9 +150,14 @@ def _mean_differences(context: JobContext, sites: Sequence[Site]) -> dict[Site, 
 
 def _edited(context: JobContext, elements: Sequence[tuple[Site, ...]], value: Value) -> list[Measurement]:
     table = effects(
-        context.model, context.pairs, sites=list(elements), value=value, base=context.setting.base,
-        metric=context.metric, progress=False,
-    )  # fmt: skip
+        context.model,
+        context.pairs,
+        sites=list(elements),
+        value=value,
+        base=context.setting.base,
+        metric=context.metric,
+        progress=False,
+    )
     base = context.base()
     # [example, site] -> one list of examples for each site
     return [Measurement(column, base) for column in table.values.T.astype(float).tolist()]
@@ -160,9 +169,16 @@ def _paths(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
     receivers = list(dict.fromkeys(receiver for _, receiver in ends))
     # The product of all ends in one walk; the jobs are some of its cells.
     table = path_effects(
-        context.model, context.pairs, senders=senders, receivers=receivers, value=context.value(), mlps="recomputed",
-        base=context.setting.base, metric=context.metric, progress=False,
-    )  # fmt: skip
+        context.model,
+        context.pairs,
+        senders=senders,
+        receivers=receivers,
+        value=context.value(),
+        mlps="recomputed",
+        base=context.setting.base,
+        metric=context.metric,
+        progress=False,
+    )
     base, values = context.base(), table.transpose("example", "writer", "reader").values.astype(float)
     measured: list[Measurement] = []
     for sender, receiver in ends:
@@ -176,7 +192,7 @@ def _cumulative(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
 
 
 def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
-    """Sites ablated one after the other, each time the one whose loss changes the metric least, until none is left."""
+    """Sites ablated in turn, each time the one whose loss changes the metric least, until none is left."""
     shape, side = Shape.of(context.model), context.setting.base
     remaining: list[tuple[Site, ...]] = []
     for entry in sites_of(job.what):
@@ -187,9 +203,14 @@ def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
     last: list[float] = []
     while remaining:
         table = effects(
-            context.model, context.pairs, sites=[ablated + element for element in remaining], value=value,
-            base=side, metric=context.metric, progress=False,
-        ).values.astype(float)  # fmt: skip
+            context.model,
+            context.pairs,
+            sites=[ablated + element for element in remaining],
+            value=value,
+            base=side,
+            metric=context.metric,
+            progress=False,
+        ).values.astype(float)
         best = int(np.nanargmin(np.abs(np.nanmean(table, 0))))
         low, high = bootstrap(table[:, best : best + 1], lambda sample: np.nanmean(sample, 0), draws=DRAWS)
         ablated, last = ablated + remaining[best], table[:, best].tolist()
@@ -224,9 +245,15 @@ def _discovered(context: JobContext, job: Job) -> Any:
     """What a job's method finds on the setting's prompts: a circuit, and its scores where it has some."""
     method, _, size = job.what.rpartition("@")
     return find_by(
-        method, context.model, context.pairs, value=context.value(), n_edges=None if method == "acdc" else int(size),
-        seed=context.setting.seed, metric=context.metric, progress=False,
-    )  # fmt: skip
+        method,
+        context.model,
+        context.pairs,
+        value=context.value(),
+        n_edges=None if method == "acdc" else int(size),
+        seed=context.setting.seed,
+        metric=context.metric,
+        progress=False,
+    )
 
 
 def _methods(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
@@ -241,9 +268,14 @@ def _methods(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
             # Areas under the faithfulness curve: edges by signed score (cpr), and by its magnitude (cmd).
             for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
                 curve = faithfulness_curve(
-                    discovery.scores, heldout.model, heldout.pairs, value=heldout.value(), by=by,
-                    metric=heldout.metric, progress=False,
-                )  # fmt: skip
+                    discovery.scores,
+                    heldout.model,
+                    heldout.pairs,
+                    value=heldout.value(),
+                    by=by,
+                    metric=heldout.metric,
+                    progress=False,
+                )
                 extra[name] = float(curve.attrs["area"])
         measured.append(_evaluated(heldout, discovery.circuit, extra))
     return measured

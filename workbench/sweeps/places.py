@@ -1,4 +1,4 @@
-"""What a job edits, taken apart: the text `what` of a log becomes the place columns of a table (`place_of`)."""
+"""What a job edits, taken apart: `place_of` turns the text `what` of a log into columns of a table."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache

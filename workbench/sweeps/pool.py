@@ -160,14 +160,15 @@ class _Actor:
 class _Actors:
     """Ray actors; Ray restarts one that dies, or whose machine does, on another machine if need be.
 
-    A batch goes only to an actor that has answered: Ray may take half a minute to see that a machine is gone, and an actor
-    for which no machine is left waits for one.
+    A batch goes only to an actor that has answered: Ray may take half a minute to see that a machine is gone,
+    and an actor for which no machine is left waits for one.
     """
 
     def __init__(self, ray: Any, workers: int, device: str | None) -> None:
         self.ray = ray
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
-        # The actor is restarted without end, but a batch is never repeated by Ray: the runner must hear that it was lost.
+        # The actor is restarted without end, but a batch is never repeated by Ray: the runner must hear that
+        # it was lost.
         actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
@@ -201,9 +202,9 @@ class _Actors:
     def _warn_of_waiting(self) -> None:
         n_cpus = self.ray.cluster_resources().get("CPU", 0)
         warnings.warn(
-            f"No Ray actor has been there for {PATIENCE:.0f} s: the sweep waits for {len(self.starting)}, each with a CPU "
-            f"(and a GPU if there is one), and the cluster has {n_cpus:g} CPUs, others' work included. Add a machine, or "
-            "stop with Ctrl-C: what is done is kept.",
+            f"No Ray actor has been there for {PATIENCE:.0f} s: the sweep waits for {len(self.starting)}, "
+            f"each with a CPU (and a GPU if there is one), and the cluster has {n_cpus:g} CPUs, others' work "
+            "included. Add a machine, or stop with Ctrl-C: what is done is kept.",
             stacklevel=2,
         )
 

@@ -31,7 +31,7 @@ _ZERO = 1e-12
 
 
 def rows_of(records: Sequence[LogRow]) -> pd.DataFrame:
-    """One row per record, and per step of a cumulative one: flags, place, numbers with intervals, p and q, error."""
+    """One row per record, and per step of a cumulative one; the columns are those of `Sweep.rows`."""
     numbers = estimates([values_of(record) for record in records]).to_dict("records")
     rows: list[dict[str, Any]] = []
     for record, estimate in zip(records, numbers, strict=True):
@@ -54,7 +54,7 @@ def rows_of(records: Sequence[LogRow]) -> pd.DataFrame:
 
 
 def _reported(record: LogRow) -> list[dict[str, Any]]:
-    """What a job reports itself, in place of the mean over its examples: the steps of a cumulative one, a faithfulness."""
+    """What a job reports itself, in place of the mean over its examples: steps, or a faithfulness."""
     extra = record.get("extra") or {}
     if "order" in extra:
         return _steps(extra) or [{}]
@@ -65,7 +65,8 @@ def _reported(record: LogRow) -> list[dict[str, Any]]:
 
 
 def _steps(extra: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a cumulative ablation. A record holds examples of the last step alone: the others have no se and p."""
+    """The steps of a cumulative ablation; only the last has examples in the log, so the others have no se and
+    p."""
     steps: list[dict[str, Any]] = []
     numbers = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
     for step, (added, mean, low, high) in enumerate(numbers, start=1):
@@ -95,7 +96,7 @@ def _mean(values: Any) -> float:
 
 
 def estimates(values: Sequence[np.ndarray]) -> pd.DataFrame:
-    """`NUMBERS` of each of many samples: mean, bootstrap interval and sign-flip p-value. An empty sample has NaN."""
+    """`NUMBERS` of each of many samples: mean, bootstrap interval, sign-flip p-value; NaN of an empty one."""
     lengths = np.array([len(sample) for sample in values], dtype=int)
     numbers = {name: np.full(len(values), np.nan) for name in NUMBERS} | {
         "n_examples": np.zeros(len(values), dtype=int)
@@ -112,7 +113,7 @@ def estimates(values: Sequence[np.ndarray]) -> pd.DataFrame:
 
 
 def corrected(frame: pd.DataFrame, family: Sequence[str]) -> np.ndarray:
-    """The p-values of a table after Benjamini and Hochberg, within rows that agree in the columns of `family`."""
+    """The p-values after Benjamini and Hochberg, among rows that agree in the columns of `family`."""
     q = np.full(len(frame), np.nan)
     p = frame["p"].to_numpy(dtype=float)
     for members in groups(frame, family):
@@ -143,8 +144,8 @@ def varying(frame: pd.DataFrame, names: Sequence[str] = FLAGS) -> list[str]:
 def axes_of(frame: pd.DataFrame) -> list[str]:
     """The columns that tell the jobs of one setting apart.
 
-    They are layer and head, neuron, position or strength where every site is of one kind; the ends of paths; method and
-    size; otherwise `what`.
+    They are layer and head, neuron, position or strength where every site is of one kind; the ends of paths;
+    method and size; otherwise `what`.
     """
     if "step" in frame and bool(frame["step"].notna().to_numpy().any()):
         return [*varying(frame, ["what"]), "step"]

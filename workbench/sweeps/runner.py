@@ -1,7 +1,7 @@
 """`run_sweep`: every job of a spec once, even if the process is killed on the way.
 
-The runner plans the jobs, leaves out those whose rows the folder holds, hands the rest to a pool and writes what comes back.
-It does not know what a job measures.
+The runner plans the jobs, leaves out those whose rows the folder holds, hands the rest to a pool and writes
+what comes back. It does not know what a job measures.
 """
 
 import shlex
@@ -30,7 +30,8 @@ from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
 
-# Jobs of a batch at most: what a killed run loses, against one fsync and one walk of the engine for each batch.
+# Jobs of a batch at most: what a killed run loses, against one fsync and one walk of the engine for each
+# batch.
 BATCH = 1024
 
 
@@ -71,9 +72,9 @@ def run_sweep(
 ) -> Sweep | SweepCost:
     """Run the jobs of a sweep that its folder does not hold yet; the folder's results come back.
 
-    Jobs that share a model, prompts, value and metric run together in one walk of the engine. Each batch is on the disk
-    before the next begins: stopped at any moment, by Ctrl-C or by force, the same call resumes. A job that fails is
-    recorded with its traceback, and the others still run.
+    Jobs that share a model, prompts, value and metric run together in one walk of the engine. Each batch is
+    on the disk before the next begins: stopped at any moment, by Ctrl-C or by force, the same call resumes. A
+    job that fails is recorded with its traceback, and the others still run.
 
     Args:
         spec: a `SweepSpec`, its fields, or a YAML file.
@@ -86,8 +87,8 @@ def run_sweep(
         extend: add the jobs of another spec to a folder.
         retries: how often a job that failed, in this run or in an earlier one, is tried again by this call.
         on_row: is called with each row as it comes, for a tracker of experiments.
-        command: what runs the sweep, for its report; by default the command line of the script, or "Python" where there
-            is none.
+        command: what runs the sweep, for its report; by default the command line of the script, or "Python"
+            where there is none.
 
     Raises:
         SweepError: the folder holds another sweep, another process runs it, or the spec does not fit.
@@ -157,7 +158,8 @@ def _run(
         for result in workforce.results(batches):
             batch = result.batch
             if isinstance(result.rows, Died) and len(batch) > 1:
-                # One job of the batch may have killed the worker, and none of them is blamed: halves show which it was.
+                # One job of the batch may have killed the worker, and none of them is blamed: halves show
+                # which it was.
                 middle = len(batch) // 2
                 next_batches += [batch[:middle], batch[middle:]]
                 continue
@@ -194,22 +196,22 @@ def _known_rows(folder: Path) -> dict[str, LogRow]:
 
 
 def _check_same_keys(folder: Path, planned: SweepPlan, known: Mapping[str, LogRow]) -> None:
-    """Raise where the folder holds a planned job under another key: two results would stand in the table as one job."""
+    """Raise where the folder holds a planned job under another key: the table would mix two results."""
     keys: dict[tuple[Any, ...], str] = {
         (*asdict(job.setting).values(), job.what): job.key for job in planned.jobs
     }
     stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
     if stale:
         raise SweepError(
-            f"{str(folder)!r} holds {len(stale)} of these jobs, such as {stale[0].get('what')}, of other weights, prompts, "
-            "code of the metric, circuits or versions. Choose another folder."
+            f"{str(folder)!r} holds {len(stale)} of these jobs, such as {stale[0].get('what')}, of other "
+            "weights, prompts, code of the metric, circuits or versions. Choose another folder."
         )
 
 
 def _check_nothing_left_behind(
     folder: Path, requested: SweepSpec, planned: SweepPlan, known: Mapping[str, LogRow], inputs: JobInputs
 ) -> None:
-    """Raise where jobs of the folder's spec have not run and the new spec, which replaces it, does not list them."""
+    """Raise where jobs of the folder's spec have not run and the spec that replaces it does not list them."""
     before = read_spec(read_header(folder)["spec"]) if (folder / SPEC).exists() else requested
     if before == requested:
         return
@@ -217,13 +219,13 @@ def _check_nothing_left_behind(
     left = {job.key for job in plan(before, inputs).jobs} - new_keys - set(known)
     if left:
         raise SweepError(
-            f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run them first "
-            "(`workbench sweep resume`), or ask for them too."
+            f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run "
+            "them first (`workbench sweep resume`), or ask for them too."
         )
 
 
 def _batches(jobs: Sequence[Job], workers: int) -> list[JobBatch]:
-    """Jobs of one setting together, in pieces that every worker gets some of; those that share nothing one by one."""
+    """Jobs of one setting together, in pieces that every worker gets some of; separate ones one by one."""
     size = max(1, min(BATCH, -(-len(jobs) // workers)))
     groups: dict[JobSetting, list[Job]] = {}
     for job in jobs:

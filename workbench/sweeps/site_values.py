@@ -49,7 +49,8 @@ class _BySiteBound(Bound):
     def new(self, site: Site, current: Tensor) -> Tensor:
         if site not in self.values:
             raise EditError(
-                f"There is no value for {site}; there are values for {', '.join(map(str, self.values))[:200]}."
+                f"There is no value for {site}; there are values for "
+                f"{', '.join(map(str, self.values))[:200]}."
             )
         return self.values[site].replace(current)
 
@@ -65,10 +66,12 @@ def optimal(
     rate: float = 0.1,
     copies: int = 16,
 ) -> BySite:
-    """For each site its optimal constant: written there in every example, it leaves the metric nearest to the base run's.
+    """For each site its optimal constant: written in every example, it leaves the metric nearest to the base
+    run's.
 
-    The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant on the way is kept,
-    so that it is never worse than the mean. Each site has its own, whatever it is edited together with.
+    The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant on the
+    way is kept, so that it is never worse than the mean. Each site has its own, whatever it is edited
+    together with.
 
     Args:
         base: the run that is edited.
@@ -101,7 +104,8 @@ def optimal(
 def _fit(
     runs: MeasuredRuns, sites: Sequence[Site], means: Bound, target: Tensor, steps: int, rate: float
 ) -> dict[Site, Value]:
-    """The optimal constant of every site, all fitted in the same forward passes: copy k of the prompts is edited at site k."""
+    """The optimal constant of every site, in shared forward passes: copy k of the prompts is edited at site
+    k."""
     starts, spreads = _starts(runs, sites, means)
     # Moves are in standard deviations, so that one rate suits sites of any scale.
     moves = [torch.zeros_like(start, requires_grad=True) for start in starts]
@@ -116,12 +120,14 @@ def _fit(
             losses = _losses(runs, sites, constants, target)
             if not losses.requires_grad:
                 raise MetricError(
-                    f"The metric {runs.metric.name!r} has no gradient, so no optimal constant can be fitted to it."
+                    f"The metric {runs.metric.name!r} has no gradient, so no optimal constant can be fitted "
+                    "to it."
                 )
             for k, loss in enumerate(losses.detach().cpu()):
                 if loss < least[k]:
                     least[k], best[k] = loss, constants[k].detach().clone()
-            # With respect to the moves alone: `backward` would also fill the gradients of the model's weights.
+            # With respect to the moves alone: `backward` would also fill the gradients of the model's
+            # weights.
             gradients = torch.autograd.grad(losses.sum(), moves)
             for move, gradient in zip(moves, gradients, strict=True):
                 move.grad = gradient

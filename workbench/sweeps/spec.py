@@ -1,8 +1,8 @@
-"""What a sweep is to do: `SweepSpec`, the same in Python, in YAML and on the command line. Read `SweepSpec` first.
+"""What a sweep is to do: `SweepSpec`, the same in Python, in YAML and on the command line.
 
-A spec is the product of models, checkpoints, tasks, seeds, values and metrics with the sites, paths, circuits or methods
-of one study. A preset is a name for the fields of a common study; it is replaced by them when the spec is read. This
-module knows names only: whether a model or a site exists is found out by `jobs.plan`.
+A spec is the product of models, checkpoints, tasks, seeds, values and metrics with the sites, paths, circuits
+or methods of one study. A preset is a name for the fields of a common study; it is replaced by them when the
+spec is read. This module knows names only: whether a model or a site exists is found out by `jobs.plan`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ from workbench.engine.named_values import NAMES, canonical_name
 from workbench.errors import EditError, SweepError, UnknownName
 
 Study = Literal["effects", "pairs", "cumulative", "paths", "circuits", "methods", "stability", "steering"]
-# "other" is the run that is not edited, so that a preset goes with either base; the spec turns it into that run's name.
+# "other" is the run that is not edited, so that a preset goes with either base; the spec turns it into that
+# run's name.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "head-ablation": {"study": "effects", "sites": ["z"]},
     "layer-ablation": {"study": "effects", "sites": ["attn_out", "mlp_out"]},
@@ -42,7 +43,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "study": "stability", "methods": ["eap-ig-inputs"], "seeds": [0, 1, 2, 3, 4], "values": ["other"],
     },
     "steering": {
-        "study": "steering", "sites": ["resid_post"], "strengths": [-2.0, -1.0, 1.0, 2.0], "values": ["other"],
+        "study": "steering", "sites": ["resid_post"], "strengths": [-2.0, -1.0, 1.0, 2.0],
+        "values": ["other"],
     },
 }  # fmt: skip
 # Studies whose jobs edit sites, so that a constant can be fitted to each.
@@ -83,24 +85,25 @@ class SweepSpec(_Frozen):
     """The whole of a sweep, as one immutable object.
 
     Attributes:
-        models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own prompts
-            (task: planted).
+        models: names or directories, as `load_model` takes them, or `planted-VARIANT`, which brings its own
+            prompts (task: planted).
         checkpoints: training steps of an embedded model; empty for the trained one.
         tasks: names, files, or `TaskSpec`s.
         n, split: of the tasks that do not set their own.
-        study: "effects" of single sites; "pairs" of two together, for synergy; "cumulative", least important first;
-            "paths"; faithfulness of "circuits"; discovery by "methods"; "stability" of what a method finds over seeds;
-            "steering".
-        sites: kinds ("z": each head; "mlp_post": each neuron; "resid_pre@each", "resid_pre@END": each layer at these
-            positions), sites ("z[1.2]"), or lists of sites that are edited together.
+        study: "effects" of single sites; "pairs" of two together, for synergy; "cumulative", least important
+            first; "paths"; faithfulness of "circuits"; discovery by "methods"; "stability" of what a method
+            finds over seeds; "steering".
+        sites: kinds ("z": each head; "mlp_post": each neuron; "resid_pre@each", "resid_pre@END": each layer
+            at these positions), sites ("z[1.2]"), or lists of sites that are edited together.
         senders, receivers: of paths, as `path_effects` takes them.
         circuits: files.
         methods: of `score_edges`.
         n_edges: sizes of the circuits that methods find.
         strengths: of steering.
         base: the run that is edited, "clean" or "corrupt".
-        values: clean or corrupt (the run that is not edited), zero, mean, resample, optimal (the optimal constant: lowest
-            loss), constant:X, scale:X. `other` and `from_store` are read as the run that is not edited.
+        values: clean or corrupt (the run that is not edited), zero, mean, resample, optimal (the optimal
+            constant: lowest loss), constant:X, scale:X. `other` and `from_store` are read as the run that is
+            not edited.
         metrics: names, or "module:function"; empty for the task's own.
         seeds: of prompts and of resampling.
 
@@ -176,8 +179,8 @@ class SweepSpec(_Frozen):
                 raise ValueError(f"the study {self.study!r} needs {name}")
         if "optimal" in self.values and self.study not in FITTED:
             raise ValueError(
-                f"the value 'optimal' is fitted to sites, and the study {self.study!r} has none; it goes with the studies "
-                f"{', '.join(FITTED)}"
+                f"the value 'optimal' is fitted to sites, and the study {self.study!r} has none; it goes "
+                f"with the studies {', '.join(FITTED)}"
             )
         if self.base == "corrupt" and self.study in FROM_CLEAN:
             raise ValueError(f"the study {self.study!r} runs clean prompts; leave out base")
@@ -206,7 +209,8 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
         fields = _file(Path(fields))
     if not isinstance(fields, Mapping):
         raise SweepError(
-            f"A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not {type(fields).__name__}."
+            "A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not "
+            f"{type(fields).__name__}."
         )
     replaced = PRESETS.get(str(changes.get("preset")), {})
     kept = {name: value for name, value in fields.items() if name not in replaced}

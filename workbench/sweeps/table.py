@@ -1,6 +1,8 @@
-"""What a sweep measured, read from its folder: `load_sweep` returns a `Sweep`, with tables and labelled arrays.
+"""What a sweep measured, read from its folder: `load_sweep` returns a `Sweep`, with tables and labelled
+arrays.
 
-Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made of the same records. Nothing is run here.
+Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made of the same records. Nothing is
+run here.
 """
 
 from collections import Counter
@@ -84,7 +86,8 @@ class Sweep:
         spec: what was asked for.
         jobs: how many jobs there are; fewer may have ended.
         records: the line of the log that counts for each job.
-        command: what ran it, a line for each spec that the folder was extended by; None where that was not kept.
+        command: what ran it, a line for each spec that the folder was extended by; None where that was not
+            kept.
     """
 
     folder: Path
@@ -105,11 +108,12 @@ class Sweep:
     def rows(self) -> pd.DataFrame:
         """One row per job, and per step of a cumulative one.
 
-        Columns: job, status; the flags study, model, checkpoint, task, split, variant, n, seed, base, metric, value, what;
-        the place kind, layer, head, neuron, pos (and what else a study has: step and added, strength, writer and reader,
-        method and n_edges); n_examples, mean, se, low, high (95 % bootstrap over examples), p (sign flips), q (Benjamini
-        and Hochberg within a family of equal study, model, checkpoint, task, metric, value, seed), m_base (the metric of
-        the base run), share (mean / m_base), seconds, error. Rows of circuits have the faithfulness as their mean.
+        Columns: job, status; the flags study, model, checkpoint, task, split, variant, n, seed, base, metric,
+        value, what; the place kind, layer, head, neuron, pos (and what else a study has: step and added,
+        strength, writer and reader, method and n_edges); n_examples, mean, se, low, high (95 % bootstrap over
+        examples), p (sign flips), q (Benjamini and Hochberg within a family of equal study, model,
+        checkpoint, task, metric, value, seed), m_base (the metric of the base run), share (mean / m_base),
+        seconds, error. Rows of circuits have the faithfulness as their mean.
         """
         return rows_of(self.records)
 
@@ -149,10 +153,11 @@ class Sweep:
         )
 
     def arrays(self) -> xr.Dataset:
-        """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q` without `example`.
+        """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q`
+        without `example`.
 
-        The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A flag that is
-        the same in every job is an attribute. Not measured: NaN.
+        The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A
+        flag that is the same in every job is an attribute. Not measured: NaN.
         """
         rows = self._measured()
         dims = list(dict.fromkeys([*varying(rows, FLAGS[1:-1]), *axes_of(rows)]))
@@ -175,15 +180,15 @@ class Sweep:
     def summary(self, by: Sequence[str] | None = None) -> pd.DataFrame:
         """The mean over what is not in `by` (by default over seeds), with its interval.
 
-        The bootstrap draws prompts: what several jobs measured on one example counts once. Jobs without numbers for each
-        example (circuits, methods, steps of a cumulative ablation) count once each.
+        The bootstrap draws prompts: what several jobs measured on one example counts once. Jobs without
+        numbers for each example (circuits, methods, steps of a cumulative ablation) count once each.
 
         Args:
             by: columns of `rows`; by default every flag but the seed.
 
         Returns:
-            One row per group: `by` and what follows from it, n_jobs, n_seeds, n_examples, mean, se, low, high, p, q,
-            m_base, share.
+            One row per group: `by` and what follows from it, n_jobs, n_seeds, n_examples, mean, se, low,
+            high, p, q, m_base, share.
 
         Raises:
             UnknownName: a column that does not exist.
@@ -217,10 +222,11 @@ class Sweep:
         return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])
 
     def synergy(self) -> pd.DataFrame:
-        """Of every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b), low, high, p, q.
+        """Of every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b), low,
+        high, p, q.
 
-        The interval is over examples, on which all three were measured. Negative: losing both costs more than the two losses,
-        as it does where one site stands in for the other.
+        The interval is over examples, on which all three were measured. Negative: losing both costs more than
+        the two losses, as it does where one site stands in for the other.
 
         Raises:
             SweepError: no pair was edited.
@@ -244,13 +250,15 @@ class Sweep:
         rows = pd.DataFrame(self.rows[self.rows["status"].isin(MEASURED)]).reset_index(drop=True)
         if rows.empty:
             raise SweepError(
-                f"No job of {str(self.folder)!r} was measured ({self.status()}). See its errors: workbench sweep status."
+                f"No job of {str(self.folder)!r} was measured ({self.status()}). See its errors: workbench "
+                "sweep status."
             )
         return rows
 
 
 def _has(record: LogRow, flag: str, labels: Sequence[Any]) -> bool:
-    """Whether a record's flag is among the labels. Values are compared under their one name: "other" is "corrupt"."""
+    """Whether a record's flag is among the labels. Values are compared under their one name: "other" is
+    "corrupt"."""
     if flag == "value":
         labels = [value_name(label, record.get("base")) for label in labels]
     return record.get(flag) in labels
@@ -312,10 +320,11 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
-    """The jobs of two sweeps side by side: difference = b - a, with a paired interval where the examples agree.
+    """The jobs of two sweeps side by side: difference = b - a, with a paired interval where the examples
+    agree.
 
-    Rows are joined on every flag and `what`. A flag that has one label in `a` and another in `b`, such as the model, is
-    what is compared: it is not joined on, and `.attrs["apart"]` holds both labels.
+    Rows are joined on every flag and `what`. A flag that has one label in `a` and another in `b`, such as the
+    model, is what is compared: it is not joined on, and `.attrs["apart"]` holds both labels.
 
     Returns:
         One row per job of both: the flags, a, b, difference, n_examples, se, low, high, p, q.
