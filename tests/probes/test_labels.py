@@ -140,7 +140,7 @@ def test_what_files_of_labels_refuse(tmp_path):
         file("prompt,pos,c\nabc,0,1\n"),
     )
     refused(
-        "labels.csv, row 0: start='3', end='2' is no span: 0 <= start < end.",
+        "labels.csv, row 0: start='3', end='2' is not a span: 0 <= start < end.",
         file("prompt,start,end,c\n0,3,2,1\n"),
     )
     with pytest.raises(ProbeError, match=r"labels.jsonl' cannot be read as jsonl: "):

@@ -1,13 +1,14 @@
-"""Probes on all features, as yardsticks of the sparse ones: `BASELINES`, each by its name.
+"""Probes on all features, to compare the sparse ones with: `BASELINES`, each by its name.
 
-`logistic` is the L2 probe on every feature (ridge for numbers). `mass-mean` points from one class's mean to the other's, or
-takes the nearest class mean (Marks and Tegmark, arXiv 2310.06824). `erased` is the L2 probe after LEACE took out all that
-a linear probe can use (Belrose et al., arXiv 2306.03819): it must be at chance, or the other numbers mean nothing.
-All read the activations only through products, so that they stream.
+`logistic` is the L2 probe on every feature (ridge for numbers). `mass-mean` points from one class's mean to
+the other's, or takes the nearest class mean (Marks and Tegmark, arXiv 2310.06824). `erased` is the L2 probe
+after LEACE took out all that a linear probe can use (Belrose et al., arXiv 2306.03819): it must be at chance,
+or the other numbers mean nothing. All read the activations through products only, so that they stream.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from workbench.probes.data import Activations, Columns
 from workbench.probes.fits import ProbeSettings
-from workbench.probes.solver import LOSSES, line_search
+from workbench.probes.solver import LOSSES, Loss, line_search
 
+# Conjugate gradient steps within a Newton step at most.
 INNER = 200
-"""Conjugate gradient steps within a Newton step at most."""
+# Newton decrement of a fit on all features, in nats: looser than of a sparse one, since steps are not exact.
 TOLERANCE = 1e-9
-"""Newton decrement of a fit on all features, in nats."""
+# Of LEACE: a ridge on the covariance of standardised features, the share of the right side that is left over
+# by conjugate gradients, and the share of the largest singular value below which a direction of the labels
+# counts as none.
+ERASER_RIDGE, ERASER_SHARE, ERASER_RANK = 1e-6, 1e-6, 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class Dense:
     Attributes:
         direction, intercept: for the activations as they are.
         logits: of all rows.
+        converged: False too where the training rows have one label only.
     """
 
     direction: Float[Tensor, "column output feature"]
@@ -40,7 +46,8 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Activations shifted and scaled per column by their training rows, and erased where asked, as two products.
+    """Activations shifted and scaled per column by their training rows, and erased where asked, as two
+    products.
 
     Attributes:
         shift, scale: [column, feature].
@@ -62,11 +69,13 @@ class Scaled:
         return direction / self.scale[:, None]
 
     def times(self, direction: Float[Tensor, "column output feature"]) -> Float[Tensor, "column output row"]:
+        """The product of every scaled row with every direction."""
         raw = self.raw(direction)
         products = self.activations.times(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
         return products - (raw * self.shift[:, None]).sum(2, keepdim=True)
 
     def sums(self, weight: Float[Tensor, "column output row"]) -> Float[Tensor, "column output feature"]:
+        """The sum over rows of weight times the scaled row: the transpose of `times`."""
         sums = self.activations.sums(weight.flatten(0, 1))[0].unflatten(0, weight.shape[:2])
         scaled = (sums - weight.sum(2, keepdim=True) * self.shift[:, None]) / self.scale[:, None]
         if self.erasing is None:
@@ -77,75 +86,98 @@ class Scaled:
 
 def _scaled(activations: Activations, columns: Columns, settings: ProbeSettings) -> Scaled:
     mean, square = activations.sums(columns.weight(False), powers=(1, 2))
+    if not settings.standardize:
+        return Scaled(activations, torch.zeros_like(mean), torch.ones_like(mean))
     deviation = (square - mean**2).clamp(min=0).sqrt()
     scale = torch.where(deviation > 0, deviation.clamp(min=settings.std_floor), 1.0)
-    return (
-        Scaled(activations, mean, scale)
-        if settings.standardize
-        else Scaled(activations, 0 * mean, torch.ones_like(scale))
-    )
+    return Scaled(activations, mean, scale)
 
 
 def _conjugate(
     product: Callable[[Tensor], Tensor], right: Tensor, dims: tuple[int, ...], share: float
 ) -> Tensor:
-    """The solution of product(v) = right by conjugate gradients, to a share of its norm; systems lie along the other dims."""
-    found, rest = torch.zeros_like(right), right
-    way, square = rest, (rest**2).sum(dims, keepdim=True)
+    """The solution of product(v) = right by conjugate gradients.
+
+    Args:
+        product: multiplies by a symmetric positive matrix.
+        dims: the axes of one system; the others hold many systems.
+        share: of the norm of `right` that the residual may keep.
+    """
+    solution, residual = torch.zeros_like(right), right
+    direction, square = residual, (residual**2).sum(dims, keepdim=True)
     goal = square * share**2
     for _ in range(INNER):
-        going = square > goal
-        if not bool(going.any()):
+        is_open = square > goal
+        if not bool(is_open.any()):
             break
-        turned = product(way)
+        image = product(direction)
         # A system that is done must stand still: rounding would be divided by rounding.
-        size = torch.where(going, square / (way * turned).sum(dims, keepdim=True), 0.0)
-        found, rest = found + size * way, rest - size * turned
-        before, square = square, (rest**2).sum(dims, keepdim=True)
-        way = torch.where(going, rest + square / before * way, 0.0)
-    return found
+        size = torch.where(is_open, square / (direction * image).sum(dims, keepdim=True), 0.0)
+        solution, residual = solution + size * direction, residual - size * image
+        before, square = square, (residual**2).sum(dims, keepdim=True)
+        direction = torch.where(is_open, residual + square / before * direction, 0.0)
+    return solution
+
+
+@dataclass(frozen=True, eq=False)
+class _DenseProblem:
+    """The objective of the L2 probe on all features; coefficients are [column, output, 1 + feature],
+    intercept first."""
+
+    scaled: Scaled
+    loss: Loss
+    target: Float[Tensor, "column output row"]
+    weight: Float[Tensor, "column row"]
+    penalty: Float[Tensor, "one_and_feature"]
+
+    def logits(self, coefficients: Tensor) -> Float[Tensor, "column output row"]:
+        return self.scaled.times(coefficients[:, :, 1:]) + coefficients[:, :, :1]
+
+    def sums(self, weight: Float[Tensor, "column output row"]) -> Tensor:
+        return torch.cat([weight.sum(2, keepdim=True), self.scaled.sums(weight)], 2)
+
+    def objective(self, logits: Tensor, coefficients: Tensor) -> Float[Tensor, "column"]:
+        fit = (self.loss.value(logits, self.target) * self.weight).sum(1)
+        return fit + (self.penalty * coefficients**2).sum((1, 2)) / 2
+
+    def gradient(self, mean: Tensor, coefficients: Tensor) -> Tensor:
+        return self.sums((mean - self.target) * self.weight[:, None]) + self.penalty * coefficients
+
+    def curvature(self, mean: Tensor, direction: Tensor) -> Tensor:
+        """The Hessian times a direction: two passes over the activations, and no matrix of features by
+        features."""
+        bent = self.loss.curvature(mean, self.logits(direction)) * self.weight[:, None]
+        return self.sums(bent) + self.penalty * direction
+
+    def along(self, logits: Tensor, change: Tensor, at: Tensor, step: Tensor, size: Tensor) -> Tensor:
+        """The objective after a step of a size; logits are linear in it."""
+        return self.objective(logits - size * change, at - size * step)
 
 
 def _fit(scaled: Scaled, columns: Columns, settings: ProbeSettings) -> Dense:
     """The L2 probe on all features: Newton steps, each solved by conjugate gradients."""
     one_vs_rest = columns.loss == "softmax" and settings.multiclass == "one-vs-rest"
-    loss, target = LOSSES["logistic" if one_vs_rest else columns.loss], columns.target
-    weight = columns.weight(settings.balanced)
-    # The intercept is one more coefficient, in front, without a penalty.
-    at = target.new_zeros(len(columns), target.shape[1], 1 + scaled.activations.n_features)
+    at = columns.target.new_zeros(len(columns), columns.target.shape[1], 1 + scaled.activations.n_features)
+    # The intercept is free.
     penalty = torch.full((at.shape[2],), settings.l2, dtype=at.dtype)
     penalty[0] = 0
-
-    def times(given: Tensor) -> Tensor:
-        return scaled.times(given[:, :, 1:]) + given[:, :, :1]
-
-    def sums(given: Tensor) -> Tensor:
-        return torch.cat([given.sum(2, keepdim=True), scaled.sums(given)], 2)
-
-    def objective(logits: Tensor, at: Tensor) -> Tensor:
-        return (loss.value(logits, target) * weight).sum(1) + (penalty * at**2).sum((1, 2)) / 2
-
-    logits, decrement = times(at), torch.full((len(columns),), torch.inf)
-    value = objective(logits, at)
+    loss = LOSSES["logistic" if one_vs_rest else columns.loss]
+    problem = _DenseProblem(scaled, loss, columns.target, columns.weight(settings.balanced), penalty)
+    logits, decrement = problem.logits(at), torch.full((len(columns),), torch.inf)
+    value = problem.objective(logits, at)
     for _ in range(settings.max_iter):
         mean = loss.mean(logits)
-        gradient = sums((mean - target) * weight[:, None]) + penalty * at
-
-        def product(given: Tensor, mean: Tensor = mean) -> Tensor:
-            return sums(loss.bend(mean, times(given)) * weight[:, None]) + penalty * given
-
-        step = _conjugate(product, gradient, (1, 2), min(0.1, float(gradient.norm()) ** 0.5))
+        gradient = problem.gradient(mean, at)
+        # Far from the minimum a rough step will do; its precision grows with the gradient's fall, so that the
+        # end is fast.
+        share = min(0.1, float(gradient.norm()) ** 0.5)
+        step = _conjugate(partial(problem.curvature, mean), gradient, (1, 2), share)
         slope = (gradient * step).sum((1, 2))
         decrement = slope / 2
         if bool((decrement <= TOLERANCE).all()):
             break
-        change = times(step)
-
-        def moved(size: Tensor, given: tuple[Tensor, ...] = (logits, change, at, step)) -> Tensor:
-            logits, change, at, step = given
-            return objective(logits - size * change, at - size * step)
-
-        size, value = line_search(moved, slope, value)  # pyright: ignore[reportGeneralTypeIssues]
+        change = problem.logits(step)
+        size, value = line_search(partial(problem.along, logits, change, at, step), slope, value)
         at, logits = at - size * step, logits - size * change
     raw = scaled.raw(at[:, :, 1:])
     intercept = at[:, :, 0] - (raw * scaled.shift[:, None]).sum(2)
@@ -157,19 +189,22 @@ def _logistic(activations: Activations, columns: Columns, settings: ProbeSetting
 
 
 def eraser(activations: Activations, columns: Columns, settings: ProbeSettings) -> Scaled:
-    """The activations after LEACE, per column: x - S (A'S)^+ A'(x - mean) with S = Cov(x, label) and A = Cov(x)^-1 S.
+    """The activations after LEACE, per column: x - S (A'S)^+ A'(x - mean) with S = Cov(x, label) and A =
+    Cov(x)^-1 S.
 
-    Whatever A is, Cov(erased x, label) = S - S (A'S)^+ (A'S) = 0 in the training rows, so that no linear probe can use
-    them; this A moves the activations least.
+    Whatever A is, Cov(erased x, label) = S - S (A'S)^+ (A'S) = 0 in the training rows, so that no linear
+    probe can use them; this A moves the activations least.
     """
-    base = _scaled(activations, columns, ProbeSettings(**{**settings.__dict__, "standardize": True}))
+    base = _scaled(activations, columns, replace(settings, standardize=True))
     weight = columns.weight(False)[:, None]
     label = columns.indicator if columns.loss == "softmax" else columns.target
     cross = base.sums((label - (label * weight).sum(2, keepdim=True)) * weight)
-    inverse = _conjugate(
-        lambda given: base.sums(base.times(given) * weight) + 1e-6 * given, cross, (2,), 1e-6
-    )
-    inner = torch.linalg.pinv(inverse @ cross.mT, rtol=1e-8)
+
+    def covariance(direction: Tensor) -> Tensor:
+        return base.sums(base.times(direction) * weight) + ERASER_RIDGE * direction
+
+    inverse = _conjugate(covariance, cross, (2,), ERASER_SHARE)
+    inner = torch.linalg.pinv(inverse @ cross.mT, rtol=ERASER_RANK)
     return Scaled(activations, base.shift, base.scale, (cross.mT, (inner.mT @ inverse).mT))
 
 
@@ -178,13 +213,16 @@ def _erased(activations: Activations, columns: Columns, settings: ProbeSettings)
 
 
 def _mass_mean(activations: Activations, columns: Columns, settings: ProbeSettings) -> Dense:
-    if columns.loss == "squares":  # numbers have no class means: not measured
+    if columns.loss == "squares":
+        # Numbers have no class means: not measured.
         nothing = columns.target * torch.nan
         directions = nothing[:, :, :1].expand(-1, -1, activations.n_features)
         return Dense(directions, nothing[:, :, 0], nothing, torch.zeros(len(columns), dtype=torch.bool))
+    # [column, class, row]
     members = columns.indicator * torch.from_numpy(columns.train)[:, None]
     members = members / members.sum(2, keepdim=True).clamp(min=1)
     means = activations.sums(members.flatten(0, 1))[0].unflatten(0, members.shape[:2])
+    # The nearest mean is that of the largest x . mean - |mean|^2 / 2.
     intercept = -(means**2).sum(2) / 2
     if columns.n_classes == 2:
         means, intercept = means[:, 1:] - means[:, :1], intercept[:, 1:] - intercept[:, :1]

@@ -1,6 +1,10 @@
-"""Concepts and their controls as label columns, with the rows that each may see."""
+"""Concepts and their controls as label columns, with the rows that each may see: `splits`, then `batches`.
 
-from collections.abc import Callable, Iterator, Sequence
+A control is one more column of the same batch as the true labels, so that both are selected for and fitted
+alike.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +13,10 @@ from workbench.errors import ProbeError, UnknownName
 from workbench.probes.data import Columns, by_type, check_split, deal, shuffled
 from workbench.probes.labels import Concept, Labels
 
+# `shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k
+# features drawn at random. `control-task`: a random label for every token type, in training and held out
+# (Hewitt and Liang 1909.03368).
 CONTROLS = ("shuffle", "random-features", "control-task")
-"""`shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k features drawn
-at random. `control-task`: a random label for every token type, in training and held out (Hewitt and Liang 1909.03368)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Control:
 
     @property
     def name(self) -> str:
+        """Its label on the axis: `none`, or as in `shuffle-0`."""
         return self.kind if self.kind == "none" else f"{self.kind}-{self.draw}"
 
 
@@ -37,9 +43,10 @@ class ColumnBatch:
     columns: Columns
     cells: tuple[tuple[int, int], ...]
 
-    def where(self, kept: Callable[[Columns, int], bool]) -> "ColumnBatch":
-        """The columns for which `kept(columns, index)` is true."""
-        chosen = [c for c in range(len(self.cells)) if kept(self.columns, c)]
+    @property
+    def with_true_features(self) -> "ColumnBatch":
+        """The columns whose features are not drawn at random."""
+        chosen = [c for c, draw in enumerate(self.columns.random) if draw is None]
         return ColumnBatch(self.columns.select(chosen), tuple(self.cells[c] for c in chosen))
 
 
@@ -50,22 +57,24 @@ def controls_named(names: Sequence[str], draws: int) -> list[Control]:
             raise UnknownName("controls", name, CONTROLS)
     if draws < 1:
         raise ProbeError(f"draws={draws!r}: a control needs at least one.")
-    return [Control("none"), *(Control(name, draw) for name in dict.fromkeys(names) for draw in range(draws))]
+    controls = [Control("none")]
+    for name in dict.fromkeys(names):
+        controls += [Control(name, draw) for draw in range(draws)]
+    return controls
 
 
 def splits(
     labels: Labels, *, test_share: float, folds: int | None, held_out: np.ndarray | None, seed: int
 ) -> list[np.ndarray]:
-    """[concept, row] masks of held-out rows: one, or one per fold. Checked: no group straddles, every class on both sides."""
+    """[concept, row] masks of held-out rows: one, or one per fold.
+
+    Raises:
+        ProbeError: a group in training and held out, a class that one side lacks, or a share, number of folds
+            or mask that does not fit.
+    """
     groups = labels.groups
     if held_out is not None:
-        given = np.asarray(held_out, dtype=bool)
-        if given.shape not in ((len(labels),), (len(labels.concepts), len(labels))):
-            raise ProbeError(
-                f"held_out has shape {given.shape}; it marks the held-out rows: [{len(labels)}], or "
-                f"[{len(labels.concepts)}, {len(labels)}] for each concept."
-            )
-        masks = [np.broadcast_to(given, (len(labels.concepts), len(labels)))]
+        masks = [_checked_mask(held_out, labels)]
     else:
         if folds is None and not 0 < test_share < 1:
             raise ProbeError(
@@ -74,14 +83,27 @@ def splits(
         if folds is not None and folds < 2:
             raise ProbeError(f"folds={folds!r}: at least two are needed, or none for one held-out set.")
         shares = [1 / folds] * folds if folds else [test_share, 1 - test_share]
-        parts = np.stack(
+        # [concept, row]: the share that a row goes to, each concept's classes in proportion
+        dealt = np.stack(
             [deal(c.codes, groups, shares, seed, n_classes=len(c.classes)) for c in labels.concepts]
         )
-        masks = [parts == part for part in range(folds or 1)]
+        masks = [dealt == index for index in range(folds or 1)]
     for mask in masks:
         for concept, rows in zip(labels.concepts, mask, strict=True):
             check_split(concept, ~rows, rows, groups)
     return masks
+
+
+def _checked_mask(held_out: np.ndarray, labels: Labels) -> np.ndarray:
+    """[concept, row]."""
+    mask = np.asarray(held_out, dtype=bool)
+    shape = (len(labels.concepts), len(labels))
+    if mask.shape not in (shape[1:], shape):
+        raise ProbeError(
+            f"held_out has shape {mask.shape}; it marks the held-out rows: [{len(labels)}], or "
+            f"[{len(labels.concepts)}, {len(labels)}] for each concept."
+        )
+    return np.broadcast_to(mask, shape)
 
 
 def batches(
@@ -93,50 +115,71 @@ def batches(
         train, test: [concept, row].
     """
     kinds = dict.fromkeys((concept.loss, len(concept.classes)) for concept in labels.concepts)
-    made = []
+    column_batches: list[ColumnBatch] = []
     for loss, n_classes in kinds:
-        chosen = [i for i, c in enumerate(labels.concepts) if (c.loss, len(c.classes)) == (loss, n_classes)]
-        cells = tuple((i, j) for i in chosen for j in range(len(controls)))
-        codes = [_codes(labels, labels.concepts[i], controls[j], train[i], seed) for i, j in cells]
-        random = tuple(
-            seed + 1 + controls[j].draw if controls[j].kind == "random-features" else None for _, j in cells
-        )
+        cells: list[tuple[int, int]] = []
+        codes: list[np.ndarray] = []
+        random: list[int | None] = []
+        for i, concept in enumerate(labels.concepts):
+            if (concept.loss, len(concept.classes)) != (loss, n_classes):
+                continue
+            for j, control in enumerate(controls):
+                cells.append((i, j))
+                codes.append(_codes(labels, concept, control, train[i], seed))
+                # Every draw of a control has its own seed; the true labels' split has `seed` itself.
+                random.append(seed + 1 + control.draw if control.kind == "random-features" else None)
         owner = [i for i, _ in cells]
-        made.append(
-            ColumnBatch(
-                Columns(loss, np.stack(codes).astype(float), train[owner], test[owner], n_classes, random),
-                cells,
-            )
+        columns = Columns(
+            loss, np.stack(codes).astype(float), train[owner], test[owner], n_classes, tuple(random)
         )
-    return made
+        column_batches.append(ColumnBatch(columns, tuple(cells)))
+    return column_batches
 
 
 def _codes(labels: Labels, concept: Concept, control: Control, train: np.ndarray, seed: int) -> np.ndarray:
+    """[row]: the concept's labels as a control has them."""
     if control.kind == "shuffle":
         return shuffled(concept.codes, train, labels.groups, seed + 1 + control.draw)
     if control.kind == "control-task":
-        return by_type(concept.codes, control_types(labels)[1], seed + 1 + control.draw)
+        return by_type(concept.codes, control_types(labels).types, seed + 1 + control.draw)
     return concept.codes
 
 
-def control_types(labels: Labels) -> tuple[str, np.ndarray]:
-    """What a control task draws one label for, and which each row is: the token or, where all rows hold one, the prompt."""
+@dataclass(frozen=True, eq=False)
+class ControlTypes:
+    """What a control task draws one label for, and [row] which of them each row is."""
+
+    name: str
+    types: np.ndarray
+
+
+def control_types(labels: Labels) -> ControlTypes:
+    """Types are tokens or, where all rows hold one token, prompts."""
     tokens = labels.tokens
-    return ("token", tokens) if len(np.unique(tokens)) > 1 else ("prompt", labels.groups)
+    if len(np.unique(tokens)) > 1:
+        return ControlTypes("token", tokens)
+    return ControlTypes("prompt", labels.groups)
 
 
-def code_blocks(
-    columns: Columns, groups: np.ndarray, seed: int, *, least: int = 16
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """[column, row] rows known and rows to send next: blocks that double, of whole groups, over each column's training rows.
+@dataclass(frozen=True, eq=False)
+class CodeBlock:
+    """[column, row]: the rows whose labels are known, and those whose labels are sent next."""
 
-    The first pair knows nothing. The first block has about `least` rows.
+    known: np.ndarray
+    sent: np.ndarray
+
+
+def code_blocks(columns: Columns, groups: np.ndarray, seed: int, *, least: int = 16) -> Iterator[CodeBlock]:
+    """The training labels in blocks that double, of whole groups.
+
+    Nothing is known before the first block, which has about `least` rows.
     """
     n = int(columns.train.sum(1).max())
     doublings = max(1, int(np.log2(max(n / least, 2))))
+    # As 1/8, 1/8, 1/4, 1/2: every block is as large as all before it.
     shares = [2.0**-doublings, *(2.0 ** -(doublings - i) for i in range(doublings))]
-    parts = np.full(columns.train.shape, -1)
-    for part, codes, rows in zip(parts, columns.codes, columns.train, strict=True):
-        part[rows] = deal(codes[rows], groups[rows], shares, seed, n_classes=columns.n_classes)
+    block_of = np.full(columns.train.shape, -1)
+    for blocks, codes, rows in zip(block_of, columns.codes, columns.train, strict=True):
+        blocks[rows] = deal(codes[rows], groups[rows], shares, seed, n_classes=columns.n_classes)
     for block in range(doublings + 1):
-        yield (parts >= 0) & (parts < block), parts == block
+        yield CodeBlock(known=(block_of >= 0) & (block_of < block), sent=block_of == block)

@@ -1,7 +1,9 @@
-"""What probes are fitted on: a site's labelled rows, read in blocks, and label columns with the rows that each may see.
+"""What probes are fitted on: a site's labelled rows, read in blocks, and label columns with the rows that
+each may see.
 
-A *column* is one way to label the rows: a concept's own labels, or a control's. All columns of a batch are selected for
-and solved together. `deal` is the one place where rows are parted: held-out sets, folds and the blocks of a code.
+A *column* is one way to label the rows: a concept's own labels, or a control's. All columns of a batch are
+selected for and solved together. `deal` alone splits rows: into held-out sets, folds and the blocks of a
+code. Read `Activations` and `Columns` first. Nothing here fits anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +19,14 @@ from torch import Tensor
 from workbench.errors import ProbeError
 from workbench.probes.labels import Concept
 
+# Rows of held activations that are worked on at a time.
 BLOCK = 1024
-"""Rows of held activations that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """The labelled rows of one site: [row, feature], every axis but the row's flattened. Read once if they fit the budget.
+    """The labelled rows of one site: [row, feature], every axis but the row's flattened. Read once if they
+    fit the budget.
 
     Attributes:
         view: a store's view of the site.
@@ -43,6 +46,7 @@ class Activations:
 
     @property
     def n_features(self) -> int:
+        """Numbers in a row."""
         return int(np.prod(self.shape))
 
     @property
@@ -56,8 +60,9 @@ class Activations:
         if not self.fits:
             need = len(self.prompt) * self.n_features * 8 * 3
             raise ProbeError(
-                f"{len(self.prompt)} rows of {self.n_features} features take {need / 2**20:.0f} MiB to work on, more than "
-                f"budget={self.budget} bytes. Give a larger budget, fewer rows, or a selector that streams (welch)."
+                f"{len(self.prompt)} rows of {self.n_features} features take {need / 2**20:.0f} MiB to work "
+                f"on, more than budget={self.budget} bytes. Give a larger budget, fewer rows, or a selector "
+                "that streams (welch)."
             )
         return self._checked(self._read(slice(None)))
 
@@ -72,31 +77,33 @@ class Activations:
         self, weight: Float[Tensor, "column row"], *, powers: Sequence[int] = (1,)
     ) -> Float[Tensor, "power column feature"]:
         """The sum over rows of weight times the activation to each power."""
-        found = weight.new_zeros(len(powers), len(weight), self.n_features)
+        totals = weight.new_zeros(len(powers), len(weight), self.n_features)
         for rows, x in self.blocks():
-            for total, power in zip(found, powers, strict=True):
+            for total, power in zip(totals, powers, strict=True):
                 total.addmm_(weight[:, rows], x if power == 1 else x**power)
-        return found
+        return totals
 
     def times(self, direction: Float[Tensor, "column feature"]) -> Float[Tensor, "column row"]:
         """The product of every row with every direction."""
-        found = direction.new_empty(len(direction), len(self.prompt))
+        products = direction.new_empty(len(direction), len(self.prompt))
         for rows, x in self.blocks():
-            found[:, rows] = direction @ x.T
-        return found
+            products[:, rows] = direction @ x.T
+        return products
 
     def features(self, chosen: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen row"]:
         """Some of the features of every row."""
-        found = torch.empty(len(chosen), len(self.prompt), dtype=torch.float64)
+        columns = torch.empty(len(chosen), len(self.prompt), dtype=torch.float64)
         for rows, x in self.blocks():
-            found[:, rows] = x[:, chosen].T
-        return found
+            columns[:, rows] = x[:, chosen].T
+        return columns
 
     def _read(self, rows: slice) -> Tensor:
         return self.view.rows(prompt=self.prompt[rows].tolist(), pos=self.pos[rows].tolist()).detach().cpu()
 
     def _checked(self, values: Tensor) -> Tensor:
+        # [row, feature]
         flat = values.reshape(len(values), -1)
+        # The sum is finite where all numbers are, and is much faster to check than each of them.
         if not bool(torch.isfinite(flat.sum())):
             raise ProbeError(
                 f"{self.view!r} holds numbers that are not finite: no probe can be fitted to them."
@@ -135,25 +142,25 @@ class Columns:
         codes = torch.from_numpy(self.codes).long()
         return torch.nn.functional.one_hot(codes, max(self.n_classes, 1)).mT.double()
 
-    def weight(self, fair: bool) -> Float[Tensor, "column row"]:
-        """Weights of the training rows that sum to 1, and, when fair, to the same in every class."""
+    def weight(self, balance: bool) -> Float[Tensor, "column row"]:
+        """Weights of the training rows that sum to 1 and, when balanced, to the same in every class."""
         train = torch.from_numpy(self.train).double()
-        if not fair or self.loss == "squares":
+        if not balance or self.loss == "squares":
             return train / train.sum(1, keepdim=True)
         return balanced(self.indicator * train[:, None])
 
     @cached_property
     def varied(self) -> Bool[np.ndarray, "column"]:
         """Whether the training rows have more than one label."""
-        return np.array(
-            [len(np.unique(codes[rows])) > 1 for codes, rows in zip(self.codes, self.train, strict=True)]
-        )
+        columns = zip(self.codes, self.train, strict=True)
+        return np.array([len(np.unique(codes[rows])) > 1 for codes, rows in columns])
 
     def select(self, chosen: Sequence[int] | slice) -> "Columns":
         """Some of the columns."""
-        parts = (self.codes[chosen], self.train[chosen], self.test[chosen])
         random = self.random[chosen] if isinstance(chosen, slice) else tuple(self.random[i] for i in chosen)
-        return replace(self, codes=parts[0], train=parts[1], test=parts[2], random=random)
+        return replace(
+            self, codes=self.codes[chosen], train=self.train[chosen], test=self.test[chosen], random=random
+        )
 
     def with_rows(self, train: np.ndarray, test: np.ndarray) -> "Columns":
         """The same labels, other rows."""
@@ -177,12 +184,16 @@ def deal(
     *,
     n_classes: int = 0,
 ) -> Int[np.ndarray, "row"]:
-    """Which part each row goes to: whole groups, at random, with every class in proportion.
+    """[row]: the index of the share that each row goes to: whole groups, at random, with every class in
+    proportion.
 
-    A group counts for the rarest of its classes; numbers (`n_classes=0`) count as four classes by rank of the group's mean.
+    A group counts for the rarest of its classes; numbers (`n_classes=0`) count as four classes by rank of the
+    group's mean.
 
     Args:
-        shares: of the rows in each part, summing to 1, as nearly as groups allow.
+        codes: index of the class, or the number.
+        groups: what may not be split.
+        shares: of the rows, summing to 1; reached as nearly as groups allow.
     """
     names, owner = np.unique(groups, return_inverse=True)
     size = np.bincount(owner)
@@ -194,53 +205,62 @@ def deal(
         mean = np.bincount(owner, weights=codes) / size
         stratum = np.argsort(np.argsort(mean)) * 4 // len(names)
     order = np.random.default_rng(seed).permutation(len(names))
-    part, edges = np.empty(len(names), dtype=int), np.cumsum(shares)[:-1]
-    for each in np.unique(stratum):
-        members = order[stratum[order] == each]
-        reached = np.cumsum(size[members])
-        part[members] = np.searchsorted(edges, (reached - size[members] / 2) / reached[-1], side="right")
-    return part[owner]
+    share_of_group, edges = np.empty(len(names), dtype=int), np.cumsum(shares)[:-1]
+    for level in np.unique(stratum):
+        members = order[stratum[order] == level]
+        rows_so_far = np.cumsum(size[members])
+        # By the middle of a group's rows, so that a large group at an edge goes to the side with more of it.
+        middles = (rows_so_far - size[members] / 2) / rows_so_far[-1]
+        share_of_group[members] = np.searchsorted(edges, middles, side="right")
+    return share_of_group[owner]
 
 
 def check_split(concept: Concept, train: np.ndarray, test: np.ndarray, groups: np.ndarray) -> None:
     """Raise `ProbeError` unless both sides have rows, and rows of every class, and share no group."""
     for side, rows in (("training", train), ("held-out", test)):
-        found = set(concept.codes[rows].tolist())
-        lacking = [name for code, name in enumerate(concept.classes) if code not in found]
+        present = set(concept.codes[rows].tolist())
+        lacking = [name for code, name in enumerate(concept.classes) if code not in present]
         if lacking or not rows.any():
-            what = f"no {', '.join(map(repr, lacking))}" if lacking else "no rows"
+            missing = f"no {', '.join(map(repr, lacking))}" if lacking else "no rows"
             raise ProbeError(
-                f"The {side} rows have {what} of concept {concept.name!r}: there are {len(set(groups.tolist()))} groups of "
-                "prompts to split, and every class has to be in two. Label more prompts, or change the seed or the share."
+                f"The {side} rows have {missing} of concept {concept.name!r}: there are "
+                f"{len(set(groups.tolist()))} groups of prompts to split, and every class has to be in two. "
+                "Label more prompts, or change the seed or the share."
             )
     straddling = set(groups[train].tolist()) & set(groups[test].tolist())
     if straddling:
         raise ProbeError(
-            f"Concept {concept.name!r}: {len(straddling)} groups have rows in training and held out, the first of them that of "
-            f"prompt {min(straddling)}. Hold out whole prompts."
+            f"Concept {concept.name!r}: {len(straddling)} groups have rows in training and held out, the "
+            f"first of them that of prompt {min(straddling)}. Hold out whole prompts."
         )
 
 
 def shuffled(codes: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """The labels with those of some rows permuted among their groups: groups' runs of labels are laid out in a new order."""
+    """The labels with those of some rows permuted: the rows of whole groups are laid out in a new order.
+
+    Labels that go together within a prompt stay together, so that only their tie to the activations is cut.
+    """
     rng = np.random.default_rng(seed)
     chosen = np.flatnonzero(rows)
     chosen = chosen[np.argsort(groups[chosen], kind="stable")]
     owner = np.unique(groups[chosen], return_inverse=True)[1]
     order = np.argsort(rng.permutation(owner.max() + 1)[owner], kind="stable")
-    made = codes.copy()
-    made[chosen] = codes[chosen[order]]
-    return made
+    permuted = codes.copy()
+    permuted[chosen] = codes[chosen[order]]
+    return permuted
 
 
 def by_type(codes: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
-    """A control task's labels: every type gets the label of a random row, so that classes stay about as frequent.
+    """A control task's labels: every type gets the label of a random row, so that classes stay about as
+    frequent.
 
     The first types get one class each, so that none is missing. Source: Hewitt and Liang, arXiv 1909.03368.
     """
     rng = np.random.default_rng(seed)
     names, owner = np.unique(types, return_inverse=True)
     drawn = codes[rng.integers(0, len(codes), len(names))]
-    first = rng.permutation(np.unique(codes))[: len(names)] if len(np.unique(codes)) <= len(names) else []
-    drawn[rng.permutation(len(names))[: len(first)]] = first
+    classes = np.unique(codes)
+    if len(classes) <= len(names):
+        classes = rng.permutation(classes)
+        drawn[rng.permutation(len(names))[: len(classes)]] = classes
     return drawn[owner]

@@ -1,15 +1,20 @@
-"""How good predictions are, with bootstrap intervals over held-out groups, and how many bits they leave to send."""
+"""How good predictions are (`scores`), under resampled groups (`resamples`), and how many bits they leave
+(`bits`).
+
+Everything is computed for all bootstrap draws at once: a draw is a weighting of the rows.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# `r2` is for numbers, the others for classes. With several classes f1, roc_auc and average_precision are
+# means over one-vs-rest, and balanced accuracy is the mean recall.
 METRICS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "average_precision", "r2")
-"""`r2` for numbers, the others for classes; with several classes f1, roc_auc and average_precision are means over
-one-vs-rest, and balanced accuracy is the mean recall."""
 
 
 def resamples(groups: Int[np.ndarray, "row"], draws: int, seed: int) -> Float[np.ndarray, "draw row"]:
@@ -30,51 +35,71 @@ def scores(
 
     Args:
         logits: of the positive class, of each class, or the predicted number (`n_classes` 2, more, 0).
+        codes: index of the class, or the number.
+        weight: as `resamples` gives it.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         if not n_classes:
             error = weight @ (codes - logits[0]) ** 2
             mean = weight @ codes / weight.sum(1)
             return {"r2": 1 - error / (weight @ codes**2 - weight.sum(1) * mean**2)}
-        said = (logits[0] >= 0).astype(int) if n_classes == 2 else logits.argmax(0)
-        truth, guess = (np.arange(n_classes)[:, None] == given for given in (codes, said))
-        hits, members, claims = (weight @ table.T.astype(float) for table in (truth & guess, truth, guess))
-        recall, f1 = hits / members, 2 * hits / (members + claims)
-        ranked = [(logits[0], truth[1])] if n_classes == 2 else list(zip(logits, truth, strict=True))
-        curves = [_ranking(score, positive, weight) for score, positive in ranked]
+        binary = n_classes == 2
+        predicted = (logits[0] >= 0).astype(int) if binary else logits.argmax(0)
+        # [class, row]
+        is_class, is_predicted = (np.arange(n_classes)[:, None] == labels for labels in (codes, predicted))
+        # [draw, class]
+        hits, members, claims = (
+            weight @ table.T.astype(float) for table in (is_class & is_predicted, is_class, is_predicted)
+        )
+        f1 = 2 * hits / (members + claims)
+        if binary:
+            # A probe that never says the positive class, of which there is none, has an F1 of 0 by
+            # convention.
+            f1_score = np.where(members[:, 1] + claims[:, 1] > 0, f1[:, 1], 0.0)
+            rankings = [_ranking(logits[0], is_class[1], weight)]
+        else:
+            f1_score = _known_mean(f1)
+            rankings = [_ranking(*pair, weight) for pair in zip(logits, is_class, strict=True)]
         return {
             "accuracy": hits.sum(1) / weight.sum(1),
-            "balanced_accuracy": _known_mean(recall),
-            "f1": np.where(members[:, 1] + claims[:, 1] > 0, f1[:, 1], 0.0)
-            if n_classes == 2
-            else _known_mean(f1),
-            "roc_auc": np.mean([auc for auc, _ in curves], axis=0),
-            "average_precision": np.mean([precision for _, precision in curves], axis=0),
+            "balanced_accuracy": _known_mean(hits / members),
+            "f1": f1_score,
+            "roc_auc": np.mean([ranking.auc for ranking in rankings], axis=0),
+            "average_precision": np.mean([ranking.average_precision for ranking in rankings], axis=0),
         }
 
 
 def _known_mean(values: np.ndarray) -> np.ndarray:
+    """[draw]: the mean over classes that a draw has."""
     known = np.isfinite(values)
     return np.where(known, values, 0).sum(1) / known.sum(1)
 
 
-def _ranking(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Ranking:
+    """[draw]: how well a score ranks the positive rows above the others."""
+
+    auc: np.ndarray
+    average_precision: np.ndarray
+
+
+def _ranking(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> _Ranking:
     """ROC-AUC and average precision; rows of equal score share one threshold."""
     order = np.argsort(score)
     ordered, is_positive = score[order], positive[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ups, downs = weight[:, order] * is_positive, weight[:, order] * ~is_positive
+    # [draw, threshold]: the weight of positive and of negative rows at each score
+    positives, negatives = weight[:, order] * is_positive, weight[:, order] * ~is_positive
     if len(starts) < len(order):
-        ups, downs = (np.add.reduceat(side, starts, axis=1) for side in (ups, downs))
-    reached, passed = np.cumsum(ups, 1), np.cumsum(downs, 1)
-    total, rest = reached[:, -1], passed[:, -1]
-    auc = (ups * (passed - downs / 2)).sum(1) / (total * rest)
-    above, all_above = (
-        total[:, None] - reached + ups,
-        (total + rest)[:, None] - reached - passed + ups + downs,
-    )
-    precision = np.divide(above, all_above, out=np.zeros_like(above), where=all_above > 0)
-    return auc, (ups * precision).sum(1) / total
+        positives, negatives = (np.add.reduceat(side, starts, axis=1) for side in (positives, negatives))
+    positives_up_to, negatives_up_to = np.cumsum(positives, 1), np.cumsum(negatives, 1)
+    n_positive, n_negative = positives_up_to[:, -1], negatives_up_to[:, -1]
+    # A positive row beats the negatives below it, and half of those that tie with it.
+    auc = (positives * (negatives_up_to - negatives / 2)).sum(1) / (n_positive * n_negative)
+    positives_above = n_positive[:, None] - positives_up_to + positives
+    all_above = positives_above + n_negative[:, None] - negatives_up_to + negatives
+    precision = np.divide(positives_above, all_above, out=np.zeros_like(positives_above), where=all_above > 0)
+    return _Ranking(auc, (positives * precision).sum(1) / n_positive)
 
 
 def bits(

@@ -1,28 +1,33 @@
-"""Many small penalised regressions solved at once by a damped Newton method, in float64.
+"""Many small penalised regressions solved at once by a damped Newton method, in float64: `solve`.
 
-A batch holds problems of equal size. The objective of each is TransformerLens' and, with C = 1 / (l2 n), scikit-learn's:
+A batch holds problems of equal size. The objective of each is TransformerLens' and, with C = 1 / (l2 n),
+scikit-learn's:
 
-    sum over rows of weight * loss(logits, target) + l2 / 2 * |coefficients|^2,   weights summing to 1, free intercepts.
+    sum over rows of weight * loss(logits, target) + l2 / 2 * |coefficients|^2,   weights summing to 1, free
+    intercepts.
 
-The loss is one of three `LOSSES`; everything else is the same for logistic, softmax and ridge regression. Convergence is
-judged by the Newton decrement g' H^-1 g / 2, an estimate of how far the objective is above its minimum, and reported for
-every problem.
+The loss is one of three `LOSSES`; everything else is the same for logistic, softmax and ridge regression.
+Convergence is judged by the Newton decrement g' H^-1 g / 2, an estimate of how far the objective is above its
+minimum, and reported for every problem. Nothing here knows of probes or stores.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+# Added to the equilibrated Hessian, in turn, until it can be factored: saturated fits leave it singular.
 RIDGE = (1e-12, 1e-9, 1e-6)
-"""Added to the equilibrated Hessian, in turn, until it can be factored: saturated fits leave it singular."""
+# The share of the fall that the slope promises which a step has to reach (Armijo's rule).
 ARMIJO = 1e-4
+# Of a step at most: 2^-40 of it is below the rounding of any coefficient that matters.
 HALVINGS = 40
+# Bytes of design that are solved together: what a core's share of the cache holds.
 CHUNK = 4 * 2**20
-"""Bytes of design that are solved together: what a core's share of the cache holds."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class Loss:
 
     Attributes:
         value: (logits, target) → [problem, row].
-        mean: logits → the prediction whose difference to the target is the slope.
-        bend: (mean, change) → the second derivative times a change of the logits: how the slope changes with them.
+        mean: logits → the prediction; its difference from the target is the gradient by the logits.
+        curvature: (mean, change) → the second derivative times a change of the logits.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     mean: Callable[[Tensor], Tensor]
-    bend: Callable[[Tensor, Tensor], Tensor]
+    curvature: Callable[[Tensor, Tensor], Tensor]
 
 
 LOSSES = {
@@ -98,66 +103,96 @@ def solve(
         x: float64 features, the first one being 1 (see `design`).
         target: 0 or 1 (logistic), one-hot (softmax) or numbers (squares).
         weight: summing to 1 in each problem; 0 leaves a row out.
-        l2: penalty on the coefficients; the intercept is free. scikit-learn's C is 1 / (l2 n), its ridge alpha l2 n.
+        l2: penalty on the coefficients; the intercept is free. scikit-learn's C is 1 / (l2 n), its ridge
+            alpha l2 n.
         start: where to begin, zero unless told.
         tolerance: the largest decrement that counts as converged.
     """
     begin = x.new_zeros(len(x), target.shape[1], x.shape[1]) if start is None else start
     at_once = max(1, CHUNK // (x.shape[1] * x.shape[2] * x.element_size()))
-    parts = []
-    for i in range(0, len(x), at_once):
-        portion = slice(i, i + at_once)
-        given = (x[portion], target[portion], weight[portion], begin[portion])
-        parts.append(_newton(*given, l2, LOSSES[loss], max_iter, tolerance))
-    return Solution(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _newton(
-    x: Tensor, y: Tensor, w: Tensor, start: Tensor, l2: float, loss: Loss, max_iter: int, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found, problems = start.clone(), len(x)
-    converged = torch.zeros(problems, dtype=torch.bool)
-    decrement, iterations = (
-        torch.full((problems,), torch.inf, dtype=x.dtype),
-        torch.zeros(problems, dtype=torch.long),
-    )
-    going, at = torch.arange(problems), start
-    logits = at @ x
+    # The intercept, which comes first, is free.
     penalty = torch.full((x.shape[1],), l2, dtype=x.dtype)
     penalty[0] = 0
-    value = _objective(loss, logits, y, w, at, penalty)
+    solutions: list[Solution] = []
+    for first in range(0, len(x), at_once):
+        chunk = slice(first, first + at_once)
+        problems = _Problems(x[chunk], target[chunk], weight[chunk], penalty, LOSSES[loss])
+        solutions.append(_newton(problems, begin[chunk], max_iter, tolerance))
+    return Solution(
+        coefficients=torch.cat([solution.coefficients for solution in solutions]),
+        converged=torch.cat([solution.converged for solution in solutions]),
+        decrement=torch.cat([solution.decrement for solution in solutions]),
+        iterations=torch.cat([solution.iterations for solution in solutions]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Problems:
+    """A batch of problems: x [problem, one_and_feature, row], target [problem, output, row], weight [problem,
+    row]."""
+
+    x: Tensor
+    target: Tensor
+    weight: Tensor
+    penalty: Tensor
+    loss: Loss
+
+    def objective(self, logits: Tensor, coefficients: Tensor) -> Tensor:
+        """[problem]: the value to minimise."""
+        fit = (self.loss.value(logits, self.target) * self.weight).sum(1)
+        return fit + (self.penalty * coefficients**2).sum((1, 2)) / 2
+
+    def gradient(self, mean: Tensor, coefficients: Tensor) -> Tensor:
+        """[problem, output, one_and_feature]."""
+        return ((mean - self.target) * self.weight[:, None]) @ self.x.mT + self.penalty * coefficients
+
+    def select(self, kept: Tensor) -> "_Problems":
+        return _Problems(self.x[kept], self.target[kept], self.weight[kept], self.penalty, self.loss)
+
+
+def _newton(problems: _Problems, start: Tensor, max_iter: int, tolerance: float) -> Solution:
+    n = len(problems.x)
+    minimum, converged = start.clone(), torch.zeros(n, dtype=torch.bool)
+    decrement = torch.full((n,), torch.inf, dtype=start.dtype)
+    iterations = torch.zeros(n, dtype=torch.long)
+    # Problems that are done leave the batch, which shrinks; `open_` are the indices of the others in the
+    # whole batch.
+    open_, at = torch.arange(n), start
+    logits = at @ problems.x
+    value = problems.objective(logits, at)
     for iteration in range(max_iter + 1):
-        mean = loss.mean(logits)
-        gradient = ((mean - y) * w[:, None]) @ x.mT + penalty * at
-        step = _direction(x, w, mean, gradient, penalty, loss)
+        mean = problems.loss.mean(logits)
+        gradient = problems.gradient(mean, at)
+        step = _direction(problems, mean, gradient)
         slope = (gradient * step).sum((1, 2))
-        decrement[going] = slope / 2
+        decrement[open_] = slope / 2
         done = slope / 2 <= tolerance
-        # At the minimum the step is within rounding, so taking it whole costs nothing and polishes the solution.
-        found[going] = torch.where(done[:, None, None], at - step, at)
-        converged[going] = done
+        # At the minimum the step is within rounding, so taking it whole costs nothing and polishes the
+        # solution.
+        minimum[open_] = torch.where(done[:, None, None], at - step, at)
+        converged[open_] = done
+        # A problem whose numbers overflowed cannot be mended by further steps.
         left = ~done & torch.isfinite(slope)
         if not bool(left.any()) or iteration == max_iter:
             break
         if not bool(left.all()):
-            x, y, w, at, logits, value, step, slope, going = (
-                given[left] for given in (x, y, w, at, logits, value, step, slope, going)
-            )
-        change = step @ x
-
-        def objective(size: Tensor, given: tuple[Tensor, ...] = (logits, change, y, w, at, step)) -> Tensor:
-            logits, change, y, w, at, step = given
-            return _objective(loss, logits - size * change, y, w, at - size * step, penalty)
-
-        size, value = line_search(objective, slope, value)  # pyright: ignore[reportGeneralTypeIssues]
+            problems, open_ = problems.select(left), open_[left]
+            at, logits, value, step, slope = at[left], logits[left], value[left], step[left], slope[left]
+        line = partial(_along, problems, logits, step @ problems.x, at, step)
+        size, value = line_search(line, slope, value)
         at = at - size * step
-        logits = at @ x
-        iterations[going] += 1
-    return found, converged & found.isfinite().all(2).all(1), decrement, iterations
+        # Anew from the coefficients: the differences of many steps would add up their rounding.
+        logits = at @ problems.x
+        iterations[open_] += 1
+    return Solution(minimum, converged & minimum.isfinite().all(2).all(1), decrement, iterations)
 
 
-def _objective(loss: Loss, logits: Tensor, y: Tensor, w: Tensor, at: Tensor, penalty: Tensor) -> Tensor:
-    return (loss.value(logits, y) * w).sum(1) + (penalty * at**2).sum((1, 2)) / 2
+def _along(
+    problems: _Problems, logits: Tensor, change: Tensor, at: Tensor, step: Tensor, size: Tensor
+) -> Tensor:
+    """[problem]: the objective after a step of a size [problem, 1, 1]; logits are linear in it, so no product
+    is needed."""
+    return problems.objective(logits - size * change, at - size * step)
 
 
 def line_search(
@@ -180,31 +215,39 @@ def line_search(
     return size[:, None, None], reached
 
 
-def _direction(x: Tensor, w: Tensor, mean: Tensor, gradient: Tensor, penalty: Tensor, loss: Loss) -> Tensor:
+def _direction(problems: _Problems, mean: Tensor, gradient: Tensor) -> Tensor:
     """[problem, output, 1 + feature]: the Hessian's inverse times the gradient."""
-    problems, outputs, width = gradient.shape
-    hessian = x.new_empty(problems, outputs, width, outputs, width)
-    for b in range(outputs):
-        one = torch.zeros_like(mean)
-        one[:, b] = 1
-        bent = loss.bend(mean, one) * w[:, None]
-        for a in range(b, outputs):
-            hessian[:, a, :, b] = (x * bent[:, a, None]) @ x.mT
-            hessian[:, b, :, a] = hessian[:, a, :, b]
-        hessian[:, b, :, b].diagonal(dim1=1, dim2=2).add_(penalty)
-    if outputs > 1:
-        # Softmax does not see a constant added to all intercepts; the gradient has no part along it, nor may the step.
-        hessian[:, :, 0, :, 0] += 1
-    flat = hessian.view(problems, outputs * width, outputs * width)
-    diagonal = flat.diagonal(dim1=1, dim2=2)
+    hessian = _hessian(problems, mean)
+    # Equilibrated, so that one ridge suits features of any scale.
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
-    flat = flat * scale[:, :, None] * scale[:, None]
+    hessian = hessian * scale[:, :, None] * scale[:, None]
     right = (scale * gradient.flatten(1))[:, :, None]
-    found = right
+    step = right
     for ridge in RIDGE:
-        flat.diagonal(dim1=1, dim2=2).add_(ridge)
-        factor, failed = torch.linalg.cholesky_ex(flat)
-        found = torch.where((failed == 0)[:, None, None], torch.cholesky_solve(right, factor), right)
+        hessian.diagonal(dim1=1, dim2=2).add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        # Where no ridge helps, the gradient itself is the step: it descends, if slowly.
+        step = torch.where((failed == 0)[:, None, None], torch.cholesky_solve(right, factor), right)
         if not bool(failed.any()):
             break
-    return (scale[:, :, None] * found).view_as(gradient)
+    return (scale[:, :, None] * step).view_as(gradient)
+
+
+def _hessian(problems: _Problems, mean: Tensor) -> Tensor:
+    """[problem, output * (1 + feature), output * (1 + feature)], the penalty included."""
+    x, (n, outputs), width = problems.x, mean.shape[:2], problems.x.shape[1]
+    hessian = x.new_empty(n, outputs, width, outputs, width)
+    for b in range(outputs):
+        unit = torch.zeros_like(mean)
+        unit[:, b] = 1
+        curvature = problems.loss.curvature(mean, unit) * problems.weight[:, None]
+        for a in range(b, outputs):
+            hessian[:, a, :, b] = (x * curvature[:, a, None]) @ x.mT
+            hessian[:, b, :, a] = hessian[:, a, :, b]
+        hessian[:, b, :, b].diagonal(dim1=1, dim2=2).add_(problems.penalty)
+    if outputs > 1:
+        # Softmax does not see a constant added to all intercepts; the gradient has no part along it, nor may
+        # the step.
+        hessian[:, :, 0, :, 0] += 1
+    return hessian.view(n, outputs * width, outputs * width)

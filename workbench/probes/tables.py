@@ -1,6 +1,11 @@
-"""The labelled arrays that probes are written into, cell by cell: every cell is NaN until it is measured."""
+"""The labelled arrays that probes are written into, cell by cell (`Tables`): every cell is NaN until it is
+measured.
+
+`Judge` scores predictions; `cell_of` finds one cell of a result by its labels. Nothing is fitted here.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ from workbench.probes.controls import ColumnBatch, Control
 from workbench.probes.fits import Fits
 from workbench.probes.labels import Concept
 from workbench.probes.metrics import METRICS, resamples, scores
+from workbench.probes.selected import Predictions
 from workbench.results import as_labels
 
 MEASURES = (*METRICS, *(f"{metric}_{end}" for metric in METRICS for end in ("low", "high")))
@@ -20,7 +26,8 @@ Cell = tuple[int, ...]
 
 
 class Judge:
-    """Scores of predictions with intervals over resampled groups; cells judged on the same rows share the resamples."""
+    """Scores of predictions with intervals over resampled groups; cells judged on the same rows share the
+    resamples."""
 
     def __init__(self, groups: Int[np.ndarray, "row"], resampled: int, level: float, seed: int) -> None:
         self.groups, self.resampled, self.seed = groups, resampled, seed
@@ -38,21 +45,35 @@ class Judge:
         key = seen.tobytes()
         if key not in self._weights:
             self._weights[key] = resamples(self.groups[seen], self.resampled, self.seed)
-        found: dict[str, float] = {}
+        measures: dict[str, float] = {}
         for metric, values in scores(logits[:, seen], codes[seen], self._weights[key], n_classes).items():
-            found[metric] = values[0]
+            # The first weighting is that of the rows themselves; the others are resamples.
+            measures[metric] = values[0]
             known = values[1:][np.isfinite(values[1:])]
             if len(known):
                 low, high = np.percentile(known, self.tails)
                 if low == high and metric != "r2":
                     low, high = self._exact(values[0], len(np.unique(self.groups[seen])))
-                found[f"{metric}_low"], found[f"{metric}_high"] = low, high
-        return found
+                measures[f"{metric}_low"], measures[f"{metric}_high"] = low, high
+        return measures
 
     def _exact(self, value: float, n: int) -> tuple[float, float]:
-        """Where every resample scores the same: the binomial limits of n groups that are all right, or all wrong."""
-        reach = (self.tails[0] / 100) ** (1 / n)
-        return (reach, 1.0) if value == 1 else (0.0, 1 - reach) if value == 0 else (np.nan, np.nan)
+        """Where every resample scores the same: the binomial limits of n groups that are all right, or all
+        wrong."""
+        limit = (self.tails[0] / 100) ** (1 / n)
+        if value == 1:
+            return limit, 1.0
+        if value == 0:
+            return 0.0, 1 - limit
+        return np.nan, np.nan
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeDatasets:
+    """Results of sparse probes and, where there are any, of baselines."""
+
+    sparse: xr.Dataset
+    dense: xr.Dataset | None
 
 
 class Tables:
@@ -63,19 +84,26 @@ class Tables:
     """
 
     def __init__(
-        self, axes: Mapping[str, Sequence[Any]], concepts: Sequence[Concept], controls: Sequence[Control], ks: Sequence[int],
-        selectors: Sequence[str], baselines: Sequence[str],
-    ) -> None:  # fmt: skip
+        self,
+        axes: Mapping[str, Sequence[Any]],
+        concepts: Sequence[Concept],
+        controls: Sequence[Control],
+        ks: Sequence[int],
+        selectors: Sequence[str],
+        baselines: Sequence[str],
+    ) -> None:
         self.concepts = concepts
         names = as_labels([control.name for control in controls])
         self.control = {
             "control": names,
             "control_kind": ("control", as_labels([control.kind for control in controls])),
         }
-        self.outputs = max(len(c.classes) if len(c.classes) > 2 else 1 for c in concepts)
-        outer = {axis: list(given) for axis, given in axes.items()}
-        self.sparse = _Table({**outer, "k": list(ks), "selector": list(selectors), "control": list(names)})
-        self.dense = _Table({**outer, "baseline": list(baselines), "control": list(names)})
+        self.outputs = max(c.n_outputs for c in concepts)
+        outer = {axis: list(labels) for axis, labels in axes.items()}
+        self.sparse = _CellTable(
+            {**outer, "k": list(ks), "selector": list(selectors), "control": list(names)}
+        )
+        self.dense = _CellTable({**outer, "baseline": list(baselines), "control": list(names)})
         for name in (*MEASURES, "converged", "decrement", "iterations", "n", "n_train", "code_length"):
             self.sparse.add(name)
         for name in (*MEASURES, "converged", "n", "n_train"):
@@ -92,23 +120,22 @@ class Tables:
         selector: int,
         batch: ColumnBatch,
         kept: Fits,
-        logits: np.ndarray,
-        codes: np.ndarray,
+        predictions: Predictions,
         judge: Judge,
     ) -> None:
-        """All columns of a batch: the kept probes, and how good the held-out predictions [column, output, row] are."""
-        features, slopes, level = kept.features.numpy(), kept.coefficients.numpy(), kept.intercept.numpy()
+        """All columns of a batch: the kept probes, and how good the held-out predictions are."""
+        features, coefficients = kept.features.numpy(), kept.coefficients.numpy()
+        outputs, width = coefficients.shape[1:]
         for c, (concept, control) in enumerate(batch.cells):
             cell = (*outer, concept, k, selector, control)
-            self.sparse.put(cell, self._measured(batch, c, logits[c], codes[c], judge))
+            self.sparse.put(cell, self._measured(batch, c, predictions, judge))
             solver = {
                 name: float(getattr(kept, name)[c]) for name in ("converged", "decrement", "iterations")
             }
             self.sparse.put(cell, solver | {"n_train": float(batch.columns.train[c].sum())})
-            width, outputs = features.shape[1], slopes.shape[1]
             self.sparse.values["feature"][cell][:width] = features[c]
-            self.sparse.values["coefficient"][cell][:outputs, :width] = slopes[c]
-            self.sparse.values["intercept"][cell][:outputs] = level[c]
+            self.sparse.values["coefficient"][cell][:outputs, :width] = coefficients[c]
+            self.sparse.values["intercept"][cell][:outputs] = kept.intercept[c].numpy()
 
     def put_lengths(
         self, outer: Cell, selector: int, batch: ColumnBatch, lengths: Float[np.ndarray, "k column"]
@@ -124,15 +151,14 @@ class Tables:
         baseline: int,
         batch: ColumnBatch,
         kept: Dense,
-        logits: np.ndarray,
-        codes: np.ndarray,
+        predictions: Predictions,
         judge: Judge,
     ) -> None:
         """All columns of a batch; the direction of the probes on true labels is kept too."""
         for c, (concept, control) in enumerate(batch.cells):
             cell = (*outer, concept, baseline, control)
             train = float(batch.columns.train[c].sum())
-            self.dense.put(cell, self._measured(batch, c, logits[c], codes[c], judge) | {"n_train": train})
+            self.dense.put(cell, self._measured(batch, c, predictions, judge) | {"n_train": train})
             self.dense.put(cell, {"converged": float(kept.converged[c])})
             self.dense.values["intercept"][cell][: kept.intercept.shape[1]] = kept.intercept[c].numpy()
             if self.control["control"][control] == "none":
@@ -141,34 +167,34 @@ class Tables:
                 self.dense.values["direction"][cell[:-1]][: len(direction), : direction.shape[1]] = direction
 
     def _measured(
-        self, batch: ColumnBatch, c: int, logits: np.ndarray, codes: np.ndarray, judge: Judge
+        self, batch: ColumnBatch, c: int, predictions: Predictions, judge: Judge
     ) -> dict[str, float]:
+        """The measures of one column; none where a prediction is not a number."""
+        logits, codes = predictions.logits[c], predictions.codes[c]
         seen = np.isfinite(codes)
         if not np.isfinite(logits[:, seen]).all():
             return {"n": float(seen.sum())}
         return {**judge(logits, codes, seen, batch.columns.n_classes), "n": float(seen.sum())}
 
-    def datasets(
-        self, attrs: Mapping[str, Any], *, drop: Sequence[str]
-    ) -> tuple[xr.Dataset, xr.Dataset | None]:
-        """The sparse and the dense results, without the outer axes to drop (each of one label)."""
+    def datasets(self, attrs: Mapping[str, Any], *, drop: Sequence[str]) -> ProbeDatasets:
+        """The results, without the outer axes to drop (each of one label)."""
         classes = np.full((len(self.concepts), self.outputs), "", dtype=object)
         for row, concept in zip(classes, self.concepts, strict=True):
             shown = concept.classes[1:] if len(concept.classes) == 2 else concept.classes
             row[: len(shown)] = as_labels(shown)
         coords = {**self.control, "class_name": (("concept", "output"), classes)}
-        made = []
-        for table in (self.sparse, self.dense) if len(self.dense.axes["baseline"]) else (self.sparse,):
-            made.append(
-                table.dataset()
-                .assign_coords(coords)
-                .assign_attrs(attrs)
-                .isel(dict.fromkeys(drop, 0), drop=True)
-            )
-        return made[0], made[1] if len(made) == 2 else None
+
+        def labelled(table: _CellTable) -> xr.Dataset:
+            dataset = table.dataset().assign_coords(coords).assign_attrs(attrs)
+            return dataset.isel(dict.fromkeys(drop, 0), drop=True)
+
+        has_baselines = len(self.dense.axes["baseline"]) > 0
+        return ProbeDatasets(labelled(self.sparse), labelled(self.dense) if has_baselines else None)
 
 
-class _Table:
+class _CellTable:
+    """Arrays over the same axes, each with inner axes of its own."""
+
     def __init__(self, axes: Mapping[str, list[Any]]) -> None:
         self.axes = dict(axes)
         self.shape = tuple(map(len, axes.values()))
@@ -195,35 +221,47 @@ class _Table:
             self.values[name][cell] = value
 
     def dataset(self) -> xr.Dataset:
-        coords = {
-            axis: as_labels(given) if isinstance(given[0], str) else given
-            for axis, given in self.axes.items()
-            if len(given)
-        }
+        coords: dict[str, Any] = {}
+        for axis, labels in self.axes.items():
+            if len(labels):
+                coords[axis] = as_labels(labels) if isinstance(labels[0], str) else labels
         return xr.Dataset(
             {name: (self.dims[name], values) for name, values in self.values.items()}, coords=coords
         )
 
 
 def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
-    """The one cell that these labels name. Raises `UnknownName` for a label that does not exist, `ProbeError` for an open axis."""
+    """The one cell that these labels name.
+
+    Args:
+        where: axis → label; a position may be an index.
+
+    Raises:
+        UnknownName: an axis or a label that does not exist.
+        ProbeError: an axis is left open.
+    """
     inner = ("output", "slot", "feature")
     for axis, label in where.items():
         if axis not in table.dims:
             raise UnknownName("axis", axis, map(str, table.dims))
-        known: list[Any] = (
-            table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))
-        )
-        asked = str(label) if axis == "pos" else label
-        if asked not in known:
+        known = _labels(table, axis)
+        wanted = str(label) if axis == "pos" else label
+        if wanted not in known:
             raise UnknownName(str(axis), label, map(str, known))
-        table = table.isel({axis: known.index(asked)})
-    open_axes = {
-        str(axis): size for axis, size in table.sizes.items() if axis not in inner or axis == "output"
-    }
-    for axis, size in open_axes.items():
-        if size > 1 and not (axis == "output" and str(table["class_name"].values[1]) == ""):
-            named = table[axis].values.tolist() if axis in table.coords else list(range(size))
-            raise ProbeError(f"Which {axis}? There are {', '.join(map(str, named))}: give {axis}=.")
+        table = table.isel({axis: known.index(wanted)})
+    open_axes = [str(axis) for axis in table.sizes if axis not in inner or axis == "output"]
+    for axis in open_axes:
+        # The table is as wide as its concept of most classes; one of two classes has one output, and it is
+        # the first.
+        one_output = axis == "output" and table.sizes[axis] > 1 and str(table["class_name"].values[1]) == ""
+        if table.sizes[axis] > 1 and not one_output:
+            raise ProbeError(
+                f"Which {axis}? There are {', '.join(map(str, _labels(table, axis)))}: give {axis}=."
+            )
         table = table.isel({axis: 0})
     return table
+
+
+def _labels(table: xr.Dataset, axis: str) -> list[Any]:
+    """The labels of an axis; its indices where it has none."""
+    return table[axis].values.tolist() if axis in table.coords else list(range(table.sizes[axis]))

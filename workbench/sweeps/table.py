@@ -272,7 +272,8 @@ def _samples(
     prompts = np.zeros(len(rows), dtype=int)
     for number, same_prompts in enumerate(groups(rows, PROMPTS)):
         prompts[same_prompts] = number
-    jobs, means = rows["job"].to_numpy(), rows["mean"].to_numpy()
+    jobs: list[str] = rows["job"].tolist()
+    means = rows["mean"].to_numpy()
     samples: list[np.ndarray] = []
     for group in members:
         if len(group) == 1:
