@@ -1,7 +1,4 @@
-"""The `workbench` command: a thin skin over the functions. Errors are one message and exit code 2.
-
-Each file of this folder holds the commands of one subject; this one puts them together, in the order of `--help`.
-"""
+"""The `workbench` command: the commands in the order of `--help`. Errors are one message and exit code 2."""
 
 import signal
 import sys
@@ -49,12 +46,15 @@ def main() -> None:
     """Run the command; a deliberate error is its message on stderr and exit code 2."""
     from workbench.errors import WorkbenchError
 
-    # A terminated run cleans up as an interrupted one does.
+    # A terminated run cleans up as an interrupted one does; 143 is the shell's code for SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except (WorkbenchError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        from workbench.cli.messages import message, options_of
+
+        options = options_of(typer.main.get_command(app), sys.argv[1:])
+        typer.echo(f"error: {message(error, options)}", err=True)
         raise SystemExit(2) from None
 
 

@@ -1,11 +1,10 @@
-"""Commands."""
+"""`workbench bench circuits | behaviours`: methods of discovery against models whose circuit is known, and on behaviours."""
 
-from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Device, ModelName, Out, Overwrite, Pairs, command_line
+from workbench.cli.options import Device, ModelName, Out, Overwrite, Pairs, command_line, output_folder
 
 
 def circuits(
@@ -23,10 +22,10 @@ def circuits(
 ) -> None:
     """Every method on every planted model and on the tasks of tiny: a table (bench.parquet) and a page (bench.html)."""
     from workbench.evaluation.benchmark import bench_circuits, json_line, overview
-    from workbench.files import check_output, fresh_folder
+    from workbench.files import check_output
     from workbench.workflows.bench import BENCH_FILES, write_bench
 
-    with nullcontext(out) if out is not None else fresh_folder("bench") as folder:
+    with output_folder(out, "bench") as folder:
         check_output(folder, BENCH_FILES, overwrite=overwrite)
         rows = []
         for row in bench_circuits(quick=quick, methods=method, models=model, seed=seed):
@@ -57,18 +56,18 @@ def behaviours(
     import workbench as wb
     from workbench.evaluation.behaviours import METHODS, behaviours_table, smallest_circuits
     from workbench.evaluation.benchmark import json_line
-    from workbench.files import check_output, fresh_folder
+    from workbench.files import check_output
     from workbench.workflows.bench import BEHAVIOUR_FILES, write_behaviours
 
-    with nullcontext(out) if out is not None else fresh_folder("behaviours") as folder:
+    with output_folder(out, "behaviours") as folder:
         check_output(folder, BEHAVIOUR_FILES, overwrite=overwrite)
         loaded, rows = wb.load_model(model, device=device), []
-        for found in smallest_circuits(
-            loaded, tasks=task, methods=method or METHODS, share=share, n=n, seed=seed
-        ):
-            rows += found
-            for line in map(json_line, found) if as_json else ():
-                typer.echo(line)
+        methods = method or METHODS
+        for task_rows in smallest_circuits(loaded, tasks=task, methods=methods, share=share, n=n, seed=seed):
+            rows += task_rows
+            if as_json:
+                for row in task_rows:
+                    typer.echo(json_line(row))
         if not as_json:
             typer.echo(behaviours_table(rows).to_string(index=False))
         for path in write_behaviours(rows, folder, command_line(), overwrite=overwrite):

@@ -1,9 +1,8 @@
-"""Commands."""
+"""`workbench discover | evaluate | compare | convert`: circuits found, measured, compared, and read from other tools."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,39 +11,40 @@ from workbench.cli.options import (
     Device,
     MetricName,
     ModelName,
+    Out,
     Pairs,
     Positive,
     ShapeOf,
+    Task,
+    Variant,
     command_line,
+    names,
+    output_folder,
 )
+
+if TYPE_CHECKING:
+    from workbench.circuit.circuit import Circuit
+    from workbench.sites import Shape
 
 
 def discover(
-    task: Annotated[
-        str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
-    ],
-    model: Annotated[
-        str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")
-    ] = "tiny",
+    task: Task,
+    model: ModelName = "tiny",
     n: Annotated[
         int | None,
         typer.Option(
             help="Pairs of a task to find the circuit on, and as many to test it on; by default 64."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")
-    ] = None,
+    out: Out = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
-    variant: Annotated[
-        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
-    ] = None,
+    variant: Variant = None,
     metric: Annotated[
         str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")
     ] = None,
     value: Annotated[
-        str, typer.Option(help="What replaces what is outside the circuit: from_store, zero or mean.")
-    ] = "from_store",
+        str, typer.Option(help="What replaces what is outside the circuit: corrupt, zero or mean.")
+    ] = "corrupt",
     method: Annotated[str, typer.Option(help="How the circuit is found (workbench ls methods).")] = "eap",
     edges: Annotated[
         int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")
@@ -56,31 +56,29 @@ def discover(
 ) -> None:
     """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
     import workbench as wb
-    from workbench.files import check_output, fresh_folder
+    from workbench.files import check_output
     from workbench.statistics import interval_text
     from workbench.tasks.registry import find_task
     from workbench.workflows.discover import FILES
 
-    own = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}.get(
-        Path(task).suffix.lower()
-    )
-    if own is None:
+    readers = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}
+    read = readers.get(Path(task).suffix.lower())
+    if read is None:
         find_task(task)
-    with nullcontext(out) if out is not None else fresh_folder(Path(task).stem) as folder:
+    with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)
         loaded = wb.load_model(model, device=device)
-        many = "half of the pairs" if own else f"{n or 64} pairs"
-        typer.echo(f"{task} in {model}: {many} to find the circuit on, as many to test it on, seed {seed}")
-        found = wb.discover(
-            loaded, own(loaded, task) if own else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
+        size = "half of the pairs" if read else f"{n or 64} pairs"
+        typer.echo(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
+        run = wb.discover(
+            loaded, read(loaded, task) if read else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
             value=value, method=method, n_edges=edges, command=command_line(), overwrite=overwrite,
         )  # fmt: skip
-    best = found.evaluation.sel(circuit="held-out")
-    typer.echo(f"circuit: {found.circuit!r}")
-    typer.echo(
-        f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval_text(float(best.low), float(best.high))}"
-    )
-    typer.echo(str(found.report))
+    best = run.evaluation.sel(circuit="held-out")
+    interval = interval_text(float(best.low), float(best.high))
+    typer.echo(f"circuit: {run.circuit!r}")
+    typer.echo(f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval}")
+    typer.echo(str(run.report))
 
 
 def evaluate_circuit(
@@ -92,16 +90,14 @@ def evaluate_circuit(
     value: Annotated[
         str,
         typer.Option(
-            help="What replaces the rest: from_store, zero, mean, resample; several with commas, side by side."
+            help="What replaces the rest: corrupt, zero, mean, resample; several with commas, side by side."
         ),
-    ] = "from_store",
+    ] = "corrupt",
     n: Pairs = 64,
     metric: MetricName = None,
     seed: Annotated[int, typer.Option(help="Seed of the prompts, and of random circuits and sets.")] = 0,
     split: Annotated[str, typer.Option(help="heldout or train prompts of a task.")] = "heldout",
-    variant: Annotated[
-        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
-    ] = None,
+    variant: Variant = None,
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests too.")] = False,
     positive: Positive = None,
     as_json: Annotated[
@@ -111,26 +107,29 @@ def evaluate_circuit(
 ) -> None:
     """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality, with intervals."""
     import workbench as wb
-    from workbench.errors import UnknownName
-    from workbench.workflows.effects import VALUES
-    from workbench.workflows.evaluate import judged, lines
+    from workbench.workflows.evaluate import judge, lines, value_names
 
-    names = [name.strip() for name in value.split(",")]
-    for name in names:
-        if name not in VALUES:
-            raise UnknownName("value", name, VALUES)
+    values = value_names(names(value) or [value])
     loaded = wb.load_model(model, device=device)
-    asked = _circuit(circuit, positive, loaded)
-    if asked.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
+    read = _circuit(circuit, positive, loaded)
+    if read.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
         typer.echo(
-            f"note: this circuit was found in another model ({asked.attrs.get('model', 'unnamed')}, other weights)",
+            f"note: this circuit was found in another model ({read.attrs.get('model', 'unnamed')}, other weights)",
             err=True,
         )
-    found = judged(
-        asked, loaded, task, values=names, n=n, metric=metric, seed=seed, split=split,
-        variant=variant, tests=tests,
-    )  # fmt: skip
-    for line in lines(found, as_json=as_json):
+    judgement = judge(
+        read,
+        loaded,
+        task,
+        values=values,
+        n=n,
+        metric=metric,
+        seed=seed,
+        split=split,
+        variant=variant,
+        tests=tests,
+    )
+    for line in lines(judgement, as_json=as_json):
         typer.echo(line)
 
 
@@ -146,8 +145,9 @@ def compare(
     """Compare two circuits: edges, nodes, classes of components, roles. A is the reference for precision and recall."""
     import workbench as wb
 
-    found = wb.compare(*(_circuit(name, positive, shape_of) for name in (a, b)))
-    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    first, second = (_circuit(name, positive, shape_of) for name in (a, b))
+    comparison = wb.compare(first, second)
+    typer.echo(json.dumps(comparison.to_dict()) if as_json else str(comparison))
 
 
 def convert(
@@ -170,14 +170,22 @@ def convert(
     import workbench as wb
     from workbench.circuit.formats import FORMATS, format_for
 
-    kind = FORMATS[format_for(target, form)]
+    file_format = FORMATS[format_for(target, form)]
     circuit = _circuit(source, positive, shape_of)
-    means = {} if kind.dump is None or positive is None else {"positive": positive}
-    typer.echo(f"{wb.write_circuit(circuit, target, format=form, overwrite=overwrite, **means)}: {circuit!r}")
+    # Our own format says itself what a positive score means.
+    if file_format.dump is None or positive is None:
+        path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite)
+    else:
+        path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite, positive=positive)
+    typer.echo(f"{path}: {circuit!r}")
 
 
-def _circuit(name: str, positive: str | None = None, shape_of: Any = None) -> Any:
-    """The circuit in a file, or the published one of that name."""
+def _circuit(name: str, positive: str | None = None, shape_of: object = None) -> "Circuit":
+    """The circuit in a file, or the published one of that name.
+
+    Args:
+        shape_of: whose graph another tool's file is of: a model, or the name of a model or circuit.
+    """
     import workbench as wb
     from workbench.circuit.formats import is_ours
     from workbench.errors import CircuitError
@@ -191,12 +199,12 @@ def _circuit(name: str, positive: str | None = None, shape_of: Any = None) -> An
     return wb.read_circuit(name, positive=positive, shape=None if shape_of is None else _shape(shape_of))
 
 
-def _shape(name: Any) -> Any:
+def _shape(shape_of: object) -> "Shape":
     import workbench as wb
     from workbench.circuit.published import published_names
 
-    if not isinstance(name, str):
-        return wb.Shape.of(name)
-    if name in published_names() or Path(name).is_file():
-        return _circuit(name).graph.shape
-    return wb.Shape.of(wb.load_model(name))
+    if not isinstance(shape_of, str):
+        return wb.Shape.of(shape_of)
+    if shape_of in published_names() or Path(shape_of).is_file():
+        return _circuit(shape_of).graph.shape
+    return wb.Shape.of(wb.load_model(shape_of))

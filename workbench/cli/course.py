@@ -1,4 +1,7 @@
-"""`workbench course`: list the lessons, check a notebook. Exit code 1: an exercise is not right yet; 2: what was asked is wrong."""
+"""`workbench course`: list the lessons, check a notebook.
+
+Exit code 1: an exercise is not right yet. Exit code 2: the command line is wrong.
+"""
 
 import json
 from dataclasses import asdict
@@ -18,20 +21,22 @@ def list_(as_json: Json = False) -> None:
     from workbench.course.exercises import exercises
     from workbench.course.lessons import LESSONS
 
-    told = [
-        {**asdict(lesson), "file": lesson.file, "exercises": [{"name": e.name, "title": e.title, "difficulty": e.difficulty} for e in exercises(lesson)]}
-        for lesson in LESSONS
-    ]  # fmt: skip
+    listing = []
+    for lesson in LESSONS:
+        rows = [
+            {"name": exercise.name, "title": exercise.title, "difficulty": exercise.difficulty}
+            for exercise in exercises(lesson)
+        ]
+        listing.append({**asdict(lesson), "file": lesson.file, "exercises": rows})
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(listing))
         return
-    for lesson in told:
+    for lesson in listing:
         after = f", after {', '.join(map(str, lesson['needs']))}" if lesson["needs"] else ""
-        print(
-            f"{lesson['number']:2d}  {lesson['title']}  ({lesson['minutes']} min{after})  notebooks/{lesson['file']}.ipynb"
-        )
-        for each in lesson["exercises"]:
-            print(f"      {each['name']}  {each['title']}  ({each['difficulty']})")
+        about = f"({lesson['minutes']} min{after})  notebooks/{lesson['file']}.ipynb"
+        print(f"{lesson['number']:2d}  {lesson['title']}  {about}")
+        for exercise in lesson["exercises"]:
+            print(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
 
 
 @course.command("check")
@@ -43,18 +48,17 @@ def check(
     """Run a notebook and say which exercises are right."""
     from workbench.course.running import run_notebook
 
-    ran = run_notebook(notebook, seconds=seconds)
+    run = run_notebook(notebook, seconds=seconds)
     if as_json:
-        print(json.dumps(asdict(ran)))
+        print(json.dumps(asdict(run)))
     else:
-        for result in ran.results:
+        for result in run.results:
             print(f"{result.exercise}  {result.state:8}{result.message}")
-        for cell, error in ran.broken.items():
+        for cell, error in run.broken.items():
             print(f"cell {cell}  failed  {error}")
-        print(
-            f"{ran.right} of {len(ran.results)} exercises right"
-            if ran.results
-            else "No cell checks an exercise of the course."
-        )
-    if not ran.done:
+        if run.results:
+            print(f"{run.right} of {len(run.results)} exercises right")
+        else:
+            print("No cell checks an exercise of the course.")
+    if not run.done:
         raise typer.Exit(1)

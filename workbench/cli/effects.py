@@ -1,8 +1,8 @@
-"""Commands."""
+"""`workbench effects` and `workbench paths`: patching and ablation as a table and a picture."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,16 @@ from workbench.cli.options import (
     Pairs,
     Task,
     ValueName,
+    Variant,
+    in_bytes,
+    names,
+    output_folder,
 )
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+Seed = Annotated[int, typer.Option(help="Seed of the prompts, and of resample.")]
 
 
 def effects(
@@ -27,7 +36,7 @@ def effects(
         str,
         typer.Option(help="Kind of site: z, resid_pre, mlp_out, attn_out, q, k, v, pattern, mlp_post, ..."),
     ] = "z",
-    value: ValueName = "from_store",
+    value: ValueName = None,
     pos: Annotated[
         str, typer.Option(help="all (whole sequences), each, or positions and names: END or 3,END.")
     ] = "all",
@@ -36,10 +45,8 @@ def effects(
     base: Base = "clean",
     n: Pairs = 64,
     metric: MetricName = None,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts, and of resample.")] = 0,
-    variant: Annotated[
-        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
-    ] = None,
+    seed: Seed = 0,
+    variant: Variant = None,
     budget: Budget = None,
     device: Device = None,
     out: Out = None,
@@ -55,11 +62,13 @@ def effects(
     kind_named(kind)
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
-    question = Question(
-        task, n, seed, variant, value, metric, base, None if budget is None else budget * 2**20
-    )
-    asked = {"kind": kind, "pos": pos, "method": method}
-    _answer(question, "effects", asked, model, device, out, overwrite, dry_run)
+    question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))
+    question.check()
+
+    def measure(loaded: "Model") -> Any:
+        return question.effects(loaded, kind=kind, pos=pos, method=method, dry_run=dry_run)
+
+    _answer(measure, task, "effects", model, device, out, overwrite=overwrite, dry_run=dry_run)
 
 
 def paths(
@@ -80,15 +89,13 @@ def paths(
     mlps: Annotated[
         str, typer.Option(help="MLPs on the way: frozen (direct edges alone) or recomputed.")
     ] = "frozen",
-    value: ValueName = "from_store",
+    value: ValueName = None,
     model: ModelName = "tiny",
     base: Base = "clean",
     n: Pairs = 64,
     metric: MetricName = None,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts, and of resample.")] = 0,
-    variant: Annotated[
-        str | None, typer.Option(help="Kind of corruption; by default the task's first.")
-    ] = None,
+    seed: Seed = 0,
+    variant: Variant = None,
     budget: Budget = None,
     device: Device = None,
     out: Out = None,
@@ -98,47 +105,54 @@ def paths(
     """Path patching from senders into receivers, or along whole paths: a table (paths.nc) and a picture (paths.png)."""
     from workbench.workflows.effects import Question
 
-    def named(text: str | None) -> list[str | tuple[str, ...]] | None:
-        parts = (
-            []
-            if text is None
-            else [tuple(name.strip() for name in part.split("+")) for part in text.split(",")]
-        )
-        return [part[0] if len(part) == 1 else part for part in parts] or None
+    question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))
+    question.check()
+    writers = senders if senders in ("heads", "mlps") else _nodes(None if senders == "all" else senders)
 
-    question = Question(
-        task, n, seed, variant, value, metric, base, None if budget is None else budget * 2**20
-    )
-    which = senders if senders in ("heads", "mlps") else None if senders == "all" else named(senders)
-    asked = {"senders": which, "receivers": named(receivers), "paths": path or None, "mlps": mlps}
-    _answer(question, "paths", asked, model, device, out, overwrite, dry_run)
+    def measure(loaded: "Model") -> Any:
+        return question.paths(
+            loaded,
+            senders=writers,
+            receivers=_nodes(receivers),
+            paths=path or None,
+            mlps=mlps,
+            dry_run=dry_run,
+        )
+
+    _answer(measure, task, "paths", model, device, out, overwrite=overwrite, dry_run=dry_run)
+
+
+def _nodes(text: str | None) -> list[str | tuple[str, ...]] | None:
+    """Names of nodes with commas, sets joined by +; None where there are none."""
+    nodes: list[str | tuple[str, ...]] = []
+    for name in names(text or ""):
+        nodes.append(tuple(part.strip() for part in name.split("+")) if "+" in name else name)
+    return nodes or None
 
 
 def _answer(
-    question: Any,
-    what: str,
-    asked: dict[str, Any],
+    measure: Callable[["Model"], Any],
+    task: str,
+    name: str,
     model: str,
     device: str | None,
     out: Path | None,
+    *,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Run a question, write its table and picture, and print the strongest cells; with `dry_run` print the plan."""
+    """Measure, write the table and picture called `name`, and print the strongest cells; with `dry_run` print the plan."""
     import workbench as wb
-    from workbench.files import check_output, fresh_folder
+    from workbench.files import check_output
     from workbench.workflows.effects import strongest, write
 
-    question.check()
     if dry_run:
-        typer.echo(str(getattr(question, what)(wb.load_model(model, device=device), dry_run=True, **asked)))
+        typer.echo(str(measure(wb.load_model(model, device=device))))
         return
-    with (
-        nullcontext(out) if out is not None else fresh_folder(f"{Path(question.task).stem}-{what}") as folder
-    ):
-        check_output(folder, (f"{what}.nc", f"{what}.png"), overwrite=overwrite)
-        result = getattr(question, what)(wb.load_model(model, device=device), **asked)
+    with output_folder(out, f"{Path(task).stem}-{name}") as folder:
+        check_output(folder, (f"{name}.nc", f"{name}.png"), overwrite=overwrite)
+        result = measure(wb.load_model(model, device=device))
         for line in strongest(result):
             typer.echo(line)
-        for path in write(result, folder, what, overwrite=overwrite):
+        for path in write(result, folder, name, overwrite=overwrite):
             typer.echo(str(path))

@@ -1,4 +1,4 @@
-"""Commands."""
+"""`workbench measure` and `workbench ls`: what models can do, and the names that there are."""
 
 import json
 from typing import Annotated
@@ -21,14 +21,11 @@ def measure(
     for score in wb.measure(wb.load_model(model, device=device), n=n, seed=seed):
         if as_json:
             value = None if score.skipped else score.score
-            typer.echo(
-                json.dumps({"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar})
-            )
+            row = {"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}
+            typer.echo(json.dumps(row))
         if score.skipped:
             typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
-        elif as_json:
-            continue
-        else:
+        elif not as_json:
             verdict = "ok" if score.score >= score.bar else "below"
             typer.echo(
                 f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}"
@@ -49,7 +46,9 @@ def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods 
 def _tasks() -> list[str]:
     from workbench.tasks.registry import TASKS
 
-    return [f"{t.name:13} {t.description} Variants: {', '.join(t.variants)}." for t in TASKS.values()]
+    return [
+        f"{task.name:13} {task.description} Variants: {', '.join(task.variants)}." for task in TASKS.values()
+    ]
 
 
 def _models() -> list[str]:
@@ -68,8 +67,9 @@ def _methods() -> list[str]:
     from workbench.metrics.metric import BUILT_IN
     from workbench.workflows.discover import VALUES
 
+    methods = [f"{name:19} {meaning}" for name, meaning in METHODS.items()]
     return [
-        *(f"{name:19} {what}" for name, what in METHODS.items()),
+        *methods,
         f"effects       {', '.join(effects.METHODS)}",
         f"--value       {', '.join(VALUES)}",
         f"metrics       {', '.join(BUILT_IN)}",
@@ -79,8 +79,9 @@ def _methods() -> list[str]:
 def _circuits() -> list[str]:
     from workbench.circuit.published import published_names, reference_circuit
 
-    found = {name: reference_circuit(name) for name in published_names()}
-    return [
-        f"{name:13} {one.attrs['title']}: {one.n_edges} edges. {one.attrs['source']}."
-        for name, one in found.items()
-    ]
+    lines = []
+    for name in published_names():
+        circuit = reference_circuit(name)
+        title, source = circuit.attrs["title"], circuit.attrs["source"]
+        lines.append(f"{name:13} {title}: {circuit.n_edges} edges. {source}.")
+    return lines

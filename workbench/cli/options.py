@@ -1,7 +1,9 @@
-"""What the command files share: options, and the command as it was typed."""
+"""What the command files share: options, readers of their text, the folder for results, and the command as it was typed."""
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +18,10 @@ Task = Annotated[
 ]
 ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")]
 ValueName = Annotated[
-    str, typer.Option(help="What is written: from_store (the other run), zero, mean or resample.")
+    str | None,
+    typer.Option(
+        help="What is written: the other run (clean or corrupt, the default), zero, mean or resample."
+    ),
 ]
 Base = Annotated[str, typer.Option(help="Which run is edited: clean or corrupt.")]
 Pairs = Annotated[int, typer.Option("-n", "--n", help="Pairs of a task.")]
@@ -26,6 +31,7 @@ MetricName = Annotated[
         help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs."
     ),
 ]
+Variant = Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")]
 Budget = Annotated[
     int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")
 ]
@@ -47,3 +53,30 @@ ShapeOf = Annotated[
 def command_line() -> str:
     """The command that runs, for the "Made by" of what it writes."""
     return shlex.join(["workbench", *sys.argv[1:]])
+
+
+@contextmanager
+def output_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """The folder of `--out`, or a fresh one under runs/, which is given up if nothing is written."""
+    from workbench.files import fresh_folder
+
+    if out is not None:
+        yield out
+        return
+    with fresh_folder(name) as folder:
+        yield folder
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def positions(text: str) -> list[int | str]:
+    """Positions in a list with commas: indices, or names such as END."""
+    return [int(name) if name.removeprefix("-").isdigit() else name for name in names(text)]
+
+
+def in_bytes(mebibytes: int | None) -> int | None:
+    """A budget in MiB as bytes; None stays None."""
+    return None if mebibytes is None else mebibytes * 2**20

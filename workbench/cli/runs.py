@@ -1,13 +1,13 @@
-"""`workbench probe`, `report` and `diff`: what runs left, probed, shown again, and compared."""
+"""`workbench probe`, `report` and `diff`: stores probed, and folders of runs shown again and compared."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Out, Overwrite, command_line
+from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, positions
+from workbench.cli.options import names as names_in
 
 Page = Annotated[Path | None, typer.Option(help="The page; by default in the run's folder, or in this one.")]
 
@@ -59,37 +59,28 @@ def probe_store(
 ) -> None:
     """Probe a store for concepts: accuracy by layer with controls (probes.nc), single neurons (neurons.nc), a page (probes.html)."""
     import workbench as wb
-    from workbench.files import check_output, fresh_folder
-    from workbench.workflows.probe import FILES, labels_named, lines, numbers, options, probe, write
+    from workbench.files import check_output
+    from workbench.workflows.probe import FILES, labels_named, lines, numbers, probe, write
 
-    def names(text: str | None) -> list[str] | None:
-        return (
-            None
-            if text is None
-            else [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
-        )
+    def chosen(text: str | None) -> list[str] | None:
+        return None if text is None else [name for name in names_in(text) if name != "none"]
 
-    where = (
-        None
-        if at is None
-        else [int(part) if part.strip().isdigit() else part.strip() for part in at.split(",")]
-    )
-    given = {
-        "sites": names(sites), "layers": numbers(layers, "--layers"), "k": numbers(k, "--k"), "selectors": names(selectors),
-        "controls": names(controls), "draws": draws, "baselines": names(baselines), "code_length": code_length, "folds": folds,
-        "seed": seed, "budget": budget * 2**20, "pos": where, "progress": sys.stderr.isatty(),
+    pos = None if at is None else positions(at)
+    settings = {
+        "sites": chosen(sites), "layers": numbers(layers, "--layers"), "k": numbers(k, "--k"), "selectors": chosen(selectors),
+        "controls": chosen(controls), "draws": draws, "baselines": chosen(baselines), "code_length": code_length, "folds": folds,
+        "seed": seed, "budget": in_bytes(budget), "pos": pos, "progress": sys.stderr.isatty(),
     }  # fmt: skip
-    with nullcontext(out) if out is not None else fresh_folder("probe") as folder:
+    # An option that was left out takes the default of the function, which None would not.
+    given = {name: setting for name, setting in settings.items() if setting is not None}
+    with output_folder(out, "probe") as folder:
         check_output(folder, FILES, overwrite=overwrite)
         store = wb.open_store(path)
-        found = probe(
-            store,
-            labels_named(store, file=labels, concepts=names(concepts) or [], pos=where),
-            **options(given),
-        )
-        for line in lines(found):
+        concept_labels = labels_named(store, file=labels, concepts=chosen(concepts) or [], pos=pos)
+        probed = probe(store, concept_labels, **given)
+        for line in lines(probed):
             typer.echo(line)
-        for written in write(found, folder, command=command_line(), source=repr(store), overwrite=overwrite):
+        for written in write(probed, folder, command=command_line(), source=repr(store), overwrite=overwrite):
             typer.echo(str(written))
 
 
@@ -113,5 +104,5 @@ def diff_runs(
     """Show what differs between two runs as one page: circuits edge by edge, results cell by cell. Needs no model."""
     from workbench.workflows.runs import report_difference as write
 
-    place = out or Path(f"{a.name}-{b.name}.html")
-    typer.echo(str(write(a, b, place, command=command_line(), overwrite=overwrite)))
+    page = out or Path(f"{a.name}-{b.name}.html")
+    typer.echo(str(write(a, b, page, command=command_line(), overwrite=overwrite)))

@@ -5,67 +5,80 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, positions
+
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
-Place = Annotated[Path, typer.Argument(help="Folder of the store.")]
-ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of the store.")]
 
 
 @store.command()
 def build(
     corpus: Annotated[
-        str, typer.Argument(help="A text file (a text a line), a .jsonl file, or a task (its prompts, clean and corrupt).")
+        str,
+        typer.Argument(
+            help="A text file (a text a line), a .jsonl file, or a task (its prompts, clean and corrupt)."
+        ),
     ],
-    path: Annotated[Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")],
+    path: Annotated[
+        Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")
+    ],
     model: ModelName = "tiny",
-    sites: Annotated[str | None, typer.Option(help="Kinds or sites with commas: resid_post,mlp_post[3]; by default what patching needs.")] = None,
-    keep: Annotated[str, typer.Option(help="all rows, mean over each prompt, or positions with commas: END,3.")] = "all",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the model's.")] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds or sites with commas: resid_post,mlp_post[3]; by default what patching needs."
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="all rows, mean over each prompt, or positions with commas: END,3.")
+    ] = "all",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default the model's.")
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", "--n", help="Prompts at most (64 of a task).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of a task's prompts.")] = 0,
     split: Annotated[str, typer.Option(help="train or heldout prompts of a task.")] = "train",
-    column: Annotated[str | None, typer.Option(help="Column of a .jsonl file; by default tokens, input_ids or text.")] = None,
-    long: Annotated[str, typer.Option(help="Texts longer than the context: split, truncate or error.")] = "split",
+    column: Annotated[
+        str | None, typer.Option(help="Column of a .jsonl file; by default tokens, input_ids or text.")
+    ] = None,
+    long: Annotated[
+        str, typer.Option(help="Texts longer than the context: split, truncate or error.")
+    ] = "split",
     workers: Annotated[int, typer.Option(help="Processes, or Ray tasks.")] = 1,
     backend: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    budget: Annotated[int | None, typer.Option(help="Working memory in MiB; by default 1024, or half of a GPU's free memory.")] = None,
+    budget: Budget = None,
     device: Device = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")] = False,
-) -> None:  # fmt: skip
-    """Run prompts and keep their activations. Started again after a crash, it goes on where it stopped."""
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")
+    ] = False,
+) -> None:
+    """Run prompts and keep their activations. After a crash, run the same command again to resume."""
     import workbench as wb
     from workbench.models.load import dtype_named
     from workbench.tasks.registry import TASKS
 
     loaded = wb.load_model(model, device=device)
-    wanted = None if sites is None else [site.strip() for site in sites.split(",")]
-    rows = (
-        keep
-        if keep in ("all", "mean")
-        else [int(p) if p.strip().lstrip("-").isdigit() else p.strip() for p in keep.split(",")]
-    )
     options = {
-        "sites": wanted,
-        "keep": rows,
+        "sites": None if sites is None else names(sites),
+        "keep": keep if keep in ("all", "mean") else positions(keep),
         "dtype": dtype_named(dtype),
-        "budget": None if budget is None else budget * 2**20,
+        "budget": in_bytes(budget),
     }
     if corpus in TASKS:
         pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
-        parts = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
+        prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
     else:
-        parts = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
-    for place, prompts in parts.items():
+        prompts_of = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
+    for folder, prompts in prompts_of.items():
         if dry_run:
-            typer.echo(f"{place}: {wb.capture_cost(loaded, prompts, **options)}")
+            typer.echo(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
         else:
-            typer.echo(
-                repr(wb.capture(loaded, prompts, path=place, workers=workers, backend=backend, **options))
-            )
+            built = wb.capture(loaded, prompts, path=folder, workers=workers, backend=backend, **options)
+            typer.echo(repr(built))
 
 
 @store.command()
-def inspect(path: Place) -> None:
+def inspect(path: Folder) -> None:
     """Say what a store holds, and of which model and prompts it is."""
     from workbench.stores.disk import DiskStore, exists, join, read_plan
     from workbench.stores.plan import record_name
@@ -82,12 +95,13 @@ def inspect(path: Place) -> None:
     for kind in held.kinds:
         layers = held.layers(kind)
         shape = list(plan.shapes[plan.sites[f"{kind}[{layers[0]}]" if layers else kind]])
-        typer.echo(f"  {kind:11} {'layers ' + ', '.join(map(str, layers)) if layers else ''} {shape}")
+        listed = "layers " + ", ".join(map(str, layers)) if layers else ""
+        typer.echo(f"  {kind:11} {listed} {shape}")
     typer.echo("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
 
 
 @store.command()
-def verify(path: Place) -> None:
+def verify(path: Folder) -> None:
     """Compare every file with its checksum; exit code 2 and the names of the damaged ones if there are any."""
     from workbench.stores.disk import verify as check
 
@@ -101,19 +115,19 @@ def verify(path: Place) -> None:
 
 @store.command()
 def repair(
-    path: Place,
+    path: Folder,
     model: Annotated[
         str | None, typer.Option(help="The model that the store is of; by default by the name it has there.")
     ] = None,
     device: Device = None,
 ) -> None:
-    """Build the damaged shards anew, and only those."""
+    """Recompute the damaged shards, and only those."""
     import workbench as wb
     from workbench.stores.disk import read_plan
 
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
-    built = wb.repair(loaded, path)
-    for name in built:
-        typer.echo(f"built anew: {name}")
-    if not built:
+    recomputed = wb.repair(loaded, path)
+    for name in recomputed:
+        typer.echo(f"recomputed: {name}")
+    if not recomputed:
         typer.echo(f"{path}: nothing is damaged")

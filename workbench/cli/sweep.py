@@ -1,26 +1,31 @@
-"""`workbench sweep`: run, status, resume, table, report, validate. Exit code 1: a job failed; 2: what was asked is wrong."""
+"""`workbench sweep`: run, status, resume, table, report, validate.
+
+Exit code 1: a job failed. Exit code 2: the command line, the spec or the folder is wrong.
+"""
 
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Json, command_line
+from workbench.cli.options import Device, Json, command_line, names, output_folder
+
+if TYPE_CHECKING:
+    from workbench.sweeps.spec import SweepSpec
+    from workbench.sweeps.table import Sweep
 
 sweep = typer.Typer(help="Many experiments as one table.", no_args_is_help=True)
-Place = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]
 Spec = Annotated[
     Path | None,
     typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them."),
 ]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, or auto; by default one is started here.")
 ]
@@ -28,17 +33,17 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Run at most so many jobs
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _together(text: str) -> list[Any]:
     """Sites; those joined by + are edited together."""
-    return [part.split("+") if "+" in part else part for part in _names(text)]
+    return [name.split("+") if "+" in name else name for name in names(text)]
 
 
-def _numbers(kind: type) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part) for part in _names(text)]
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in names(text)]
+
+
+def _decimals(text: str) -> list[float]:
+    return [float(number) for number in names(text)]
 
 
 FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -47,39 +52,43 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
         "head-ablation, layer-ablation, neuron-ablation, cumulative-ablation, pairwise-ablation, position-sweep, ...",
     ),
     "study": (str, "effects, pairs, cumulative, paths, circuits, methods, stability or steering."),
-    "models": (_names, "Embedded names, local folders or Hub names."),
-    "checkpoints": (_numbers(int), "Training steps of an embedded model."),
-    "tasks": (_names, "Tasks (workbench ls tasks) or .csv files."),
+    "models": (names, "Embedded names, local folders or Hub names."),
+    "checkpoints": (_integers, "Training steps of an embedded model."),
+    "tasks": (names, "Tasks (workbench ls tasks) or .csv files."),
     "split": (str, "train or heldout prompts."),
     "sites": (
         _together,
         "z is every head, resid_pre@each each position, z[1.2], z[1.2]+z[2.0] both together.",
     ),
-    "senders": (_names, "Of paths."),
-    "receivers": (_names, "Of paths."),
-    "circuits": (_names, "Circuit files."),
-    "methods": (_names, "Methods that find circuits (workbench ls methods)."),
-    "n-edges": (_numbers(int), "Sizes of circuits."),
-    "strengths": (_numbers(float), "Of steering."),
-    "values": (_names, "zero, mean, resample, constant:X, optimal, other, scale:X."),
-    "metrics": (_names, "By default the task's; MODULE:FUNCTION of a module that is installed or lies here."),
-    "seeds": (_numbers(int), "Of prompts, and of resample."),
+    "senders": (names, "Of paths."),
+    "receivers": (names, "Of paths."),
+    "circuits": (names, "Circuit files."),
+    "methods": (names, "Methods that find circuits (workbench ls methods)."),
+    "n-edges": (_integers, "Sizes of circuits."),
+    "strengths": (_decimals, "Of steering."),
+    "values": (names, "corrupt (the other run), zero, mean, resample, optimal, constant:X, scale:X."),
+    "metrics": (names, "By default the task's; MODULE:FUNCTION of a module that is installed or lies here."),
+    "seeds": (_integers, "Of prompts, and of resample."),
     "base": (str, "Which run is edited: clean or corrupt."),
 }
 """How the text of an option becomes a field of the spec, and its help."""
 
 
 def _field(name: str) -> Any:
-    return typer.Option(
-        f"--{name}", help=FIELDS[name][1] + (" Several with commas." if FIELDS[name][0] is not str else "")
-    )
+    """The option of a field."""
+    read, help_text = FIELDS[name]
+    several = "" if read is str else " Several with commas."
+    return typer.Option(f"--{name}", help=help_text + several)
 
 
-def spec_of(path: Path | None, given: dict[str, Any]) -> Any:
+def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
     """The spec in a file with options in place of its fields, or one made of options alone.
 
+    Args:
+        given: name of an option → its text; None where it was left out.
+
     Raises:
-        SweepError: neither was given, or a text is not what its option needs.
+        SweepError: neither a file nor an option was given, or a text is not what its option needs.
     """
     from workbench.errors import SweepError
     from workbench.sweeps.spec import read_spec
@@ -88,61 +97,59 @@ def spec_of(path: Path | None, given: dict[str, Any]) -> Any:
     for name, text in given.items():
         if text is None:
             continue
-        key = name.replace("-", "_")
         try:
-            fields[key] = FIELDS[name][0](text) if name in FIELDS else text
+            fields[name.replace("-", "_")] = FIELDS[name][0](text) if name in FIELDS else text
         except ValueError as error:
             raise SweepError(
                 f"--{name} {text!r}: {error}. Numbers with commas are needed, as in 1,2,3."
             ) from error
-    if path is None and not fields:
+    if path is not None:
+        return read_spec(path, **fields)
+    if not fields:
         raise SweepError(
             "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."
         )
-    return read_spec(fields) if path is None else read_spec(path, **fields)
+    return read_spec(fields)
 
 
-def _finish(found: Any, as_json: bool) -> None:
-    """Print where a sweep stands; exit code 1 when a job failed."""
-    status = found.status()
+def _finish(swept: "Sweep", *, as_json: bool) -> None:
+    """Print the state of a sweep; exit code 1 when a job failed."""
+    status = swept.status()
     if as_json:
-        typer.echo(json.dumps({"folder": str(found.folder), **status.to_dict()}, default=str))
+        typer.echo(json.dumps({"folder": str(swept.folder), **status.to_dict()}, default=str))
     else:
-        _tell(found.folder, status)
+        _print_status(swept.folder, status)
     if not status.ok:
         raise typer.Exit(1)
 
 
-def _tell(folder: Path, status: Any) -> None:
+def _print_status(folder: Path, status: Any) -> None:
     from workbench.text import visible
 
     typer.echo(f"{folder}: {status}")
     for row in status.to_dict()["failures"]:
-        where = " ".join(
-            str(row[flag]) for flag in ("model", "task", "metric", "value", "what") if row[flag] is not None
-        )
-        typer.echo(
-            f"  {row['status']:6} {visible(where)}, seed {row['seed']}: {visible(str(row['error'] or 'cells that are no number'))}"
-        )
+        settings = [row[column] for column in ("model", "task", "metric", "value", "what")]
+        job = visible(" ".join(str(setting) for setting in settings if setting is not None))
+        reason = visible(str(row["error"] or "cells that are no number"))
+        typer.echo(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}")
 
 
-def _run(spec: Any, out: Path, as_json: bool, dry_run: bool = False, **options: Any) -> None:
+def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, **options: Any) -> None:
+    """Run a sweep with these options of `run_sweep`, or print what it would run."""
     from workbench.sweeps.runner import run_sweep
+    from workbench.sweeps.table import Sweep
 
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last, so that nothing here hides an installed module
-    found = run_sweep(
-        spec,
-        out=out,
-        dry_run=dry_run,
-        progress=sys.stderr.isatty() and not as_json,
-        command=command_line(),
-        **options,
-    )
-    if dry_run:
-        typer.echo(json.dumps(asdict(found), default=str) if as_json else str(found))
-    else:
-        _finish(found, as_json)
+    current = str(Path.cwd())
+    if current not in sys.path:
+        sys.path.append(
+            current
+        )  # for metrics as MODULE:FUNCTION; last, so that no file here hides an installed module
+    progress = sys.stderr.isatty() and not as_json
+    answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
+    if isinstance(answer, Sweep):
+        _finish(answer, as_json=as_json)
+    else:  # the cost of a dry run
+        typer.echo(json.dumps(asdict(answer), default=str) if as_json else str(answer))
 
 
 @sweep.command()
@@ -183,27 +190,24 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a sweep, one job for every combination, or go on with it."""
-    from workbench.files import fresh_folder
-
+    """Run a sweep, one job for every combination, or resume it."""
     given = {
         "preset": preset, "study": study, "models": models, "checkpoints": checkpoints, "tasks": tasks, "n": n, "split": split,
         "sites": sites, "senders": senders, "receivers": receivers, "circuits": circuits, "methods": methods, "n-edges": n_edges,
         "strengths": strengths, "values": values, "metrics": metrics, "seeds": seeds, "base": base,
     }  # fmt: skip
-    asked = spec_of(spec, given)
-    with (
-        nullcontext(out)
-        if out is not None
-        else fresh_folder(f"sweep-{spec.stem if spec else preset or study or 'own'}") as folder
-    ):
-        where: dict[str, Any] = {"backend": backend, "workers": workers, "device": device, "address": address}
-        _run(asked, folder, as_json, dry_run, limit=limit, retries=retries, extend=extend, **where)
+    read = spec_of(spec, given)
+    name = spec.stem if spec else preset or study or "own"
+    with output_folder(out, f"sweep-{name}") as folder:
+        _run(
+            read, folder, as_json=as_json, dry_run=dry_run, limit=limit, retries=retries, extend=extend, backend=backend,
+            workers=workers, device=device, address=address,
+        )  # fmt: skip
 
 
 @sweep.command()
 def resume(
-    folder: Place,
+    folder: Folder,
     backend: Backend = "local",
     workers: Workers = 1,
     device: Device = None,
@@ -217,21 +221,23 @@ def resume(
     from workbench.sweeps.table import load_sweep
 
     spec = read_spec(dict(load_sweep(folder).spec))
-    where: dict[str, Any] = {"backend": backend, "workers": workers, "device": device, "address": address}
-    _run(spec, folder, as_json, limit=limit, retries=retries, **where)
+    _run(
+        spec, folder, as_json=as_json, limit=limit, retries=retries, backend=backend, workers=workers, device=device,
+        address=address,
+    )  # fmt: skip
 
 
 @sweep.command()
-def status(folder: Place, as_json: Json = False) -> None:
+def status(folder: Folder, as_json: Json = False) -> None:
     """How many jobs are done, failed and remaining, and every failure; exit code 1 when there is one."""
     from workbench.sweeps.table import load_sweep
 
-    _finish(load_sweep(folder), as_json)
+    _finish(load_sweep(folder), as_json=as_json)
 
 
 @sweep.command()
 def table(
-    folder: Place,
+    folder: Folder,
     csv: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files.")] = False,
@@ -243,25 +249,28 @@ def table(
     from workbench.text import visible
     from workbench.workflows.sweep import strongest
 
-    found = load_sweep(folder)
-    files = [(path, name) for path, name in ((csv, "to_csv"), (parquet, "to_parquet")) if path is not None]
-    for path, _ in files:
+    swept = load_sweep(folder)
+    files = [path for path in (csv, parquet) if path is not None]
+    for path in files:
         check_free(path, overwrite=overwrite)
-    for path, name in files:
+    for path in files:
         with whole(path) as partial:
-            getattr(found.rows, name)(partial, index=False)
+            if path == csv:
+                swept.rows.to_csv(partial, index=False)
+            else:
+                swept.rows.to_parquet(partial, index=False)
         typer.echo(str(path), err=as_json)
     if as_json:
-        typer.echo(found.rows.to_json(orient="records", lines=True), nl=False)
+        typer.echo(swept.rows.to_json(orient="records", lines=True), nl=False)
     elif not files:
-        shown, caption = strongest(found)
+        shown, caption = strongest(swept)
         texts = shown.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         typer.echo(f"{caption}\n{texts.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}")
 
 
 @sweep.command()
 def report(
-    folder: Place,
+    folder: Folder,
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
     as_json: Json = False,
@@ -283,13 +292,13 @@ def validate(
     from workbench.sweeps.table import load_sweep
 
     if path.is_dir():
-        found = load_sweep(path)
-        facts = {"folder": str(path), "jobs": found.jobs, "rows": len(found.rows)}
+        swept = load_sweep(path)
+        facts = {"folder": str(path), "jobs": swept.jobs, "rows": len(swept.rows)}
     else:
         facts = spec_of(path, {}).model_dump(mode="json")
-    shown = {name: value for name, value in facts.items() if value not in (None, [], {})}
-    typer.echo(
-        json.dumps(facts)
-        if as_json
-        else "\n".join(f"{name}: {json.dumps(value)}" for name, value in shown.items())
-    )
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if value not in (None, [], {}):
+            typer.echo(f"{name}: {json.dumps(value)}")

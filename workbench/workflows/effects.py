@@ -1,30 +1,36 @@
-"""One table of effects from names alone, with its picture: what `workbench effects` and `workbench paths` run."""
+"""One table of effects from names alone, with its picture: what `workbench effects` and `workbench paths` run.
+
+A `Question` says what is asked, in names; `write` saves the answer, `strongest` puts it into lines of text.
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from workbench import results
-from workbench.engine.capture import capture_pairs
+from workbench.engine.named_values import canonical_name
 from workbench.engine.select import CallPlan
-from workbench.engine.values import Value, value_named, zero
-from workbench.errors import UnknownName, WorkbenchError
+from workbench.errors import WorkbenchError
+from workbench.experiment import PairsInModel, writer_kinds
 from workbench.files import check_output, replaced
 from workbench.interventions.effects import effects
 from workbench.interventions.explain import explain
 from workbench.interventions.paths import path_effects
-from workbench.prompts.pairs import PromptPairs
+from workbench.models.model import Model
 from workbench.render.plots import plot
-from workbench.sites import KINDS, Shape, grid, kind_named
+from workbench.sites import Position, grid, kind_named
 from workbench.statistics import summary
 from workbench.tasks.registry import _READERS, find_task, pairs_of
 
-VALUES = ("from_store", "zero", "mean", "resample")
+VALUES = ("clean", "corrupt", "zero", "mean", "resample")
+"""What can be written; of `clean` and `corrupt` the one that is not edited."""
+Nodes = Sequence[str | tuple[str, ...]]
+"""Names of writers or readers; a tuple is a set that is patched together."""
 
 
 @dataclass(frozen=True)
@@ -33,69 +39,90 @@ class Question:
 
     Attributes:
         task: a task's name, or a .csv or .jsonl file of pairs.
-        value: one of `VALUES`; `from_store` is the other run, `mean` and `resample` are over the run that is edited.
+        n: pairs of a task.
+        seed: of the prompts, and of resample.
+        value: one of `VALUES`; None is the run that is not edited. `mean` and `resample` are over the run that is edited.
         metric: None takes the task's.
         base: "clean" or "corrupt": which run is edited.
+        budget: bytes of working memory.
     """
 
     task: str
     n: int = 64
     seed: int = 0
     variant: str | None = None
-    value: str = "from_store"
+    value: str | None = None
     metric: str | None = None
     base: str = "clean"
     budget: int | None = None
 
     def check(self) -> None:
-        """Raise `UnknownName` for a task or a value that there is not, before anything is loaded."""
+        """Refuse what is not known before anything is loaded.
+
+        Raises:
+            UnknownName: no such task, value or base.
+            EditError: the value is the run that is edited.
+        """
         if Path(self.task).suffix.lower() not in _READERS:
             find_task(self.task)
-        if self.value not in VALUES:
-            raise UnknownName("value", self.value, VALUES)
-        if self.base not in ("clean", "corrupt"):
-            raise UnknownName("base", self.base, ("clean", "corrupt"))
+        canonical_name(self.value, base=self.base, choices=VALUES)
 
     def effects(
-        self, model: Any, *, kind: str, pos: str = "all", method: str = "exact", dry_run: bool = False
+        self, model: Model, *, kind: str, pos: str = "all", method: str = "exact", dry_run: bool = False
     ) -> xr.DataArray | CallPlan:
-        """The effect of every site of a kind; `pos` is "all", "each", or positions separated by commas."""
+        """The effect of every site of a kind, or what that would take.
+
+        Args:
+            pos: "all", "each", or positions separated by commas.
+        """
         kind_named(kind)
-        sites = grid(
-            kind, model, pos=pos if pos in ("all", "each") else [_position(each) for each in pos.split(",")]
-        )
-        asked, pairs = self._asked(model, [kind])
+        positions = pos if pos in ("all", "each") else [_position(text) for text in pos.split(",")]
+        sites, data = grid(kind, model, pos=positions), self._pairs_in(model, [kind])
+        value = data.value(self.value)
         if dry_run:
-            return explain(model, pairs, sites=sites, **asked)
-        return effects(model, pairs, sites=sites, method=method, **asked)
+            return explain(
+                model,
+                data.pairs,
+                sites=sites,
+                value=value,
+                metric=data.metric,
+                base=self.base,
+                budget=self.budget,
+            )
+        return effects(
+            model, data.pairs, sites=sites, method=method, value=value, metric=data.metric, base=self.base, budget=self.budget
+        )  # fmt: skip
 
-    def paths(self, model: Any, *, dry_run: bool = False, **nodes: Any) -> xr.DataArray | CallPlan:
-        """The effect of every path: `senders` and `receivers`, or `paths`, and `mlps`."""
-        shape = Shape.of(model)
-        kinds = [kind for kind in ("resid_pre", "z", "mlp_out", "mlp_post") if not shape.lacks(KINDS[kind])]
-        asked, pairs = self._asked(model, kinds)
-        return (
-            explain(model, pairs, **nodes, **asked)
-            if dry_run
-            else path_effects(model, pairs, **nodes, **asked)
-        )
+    def paths(
+        self,
+        model: Model,
+        *,
+        senders: Nodes | str | None = None,
+        receivers: Nodes | None = None,
+        paths: Sequence[str] | None = None,
+        mlps: str = "frozen",
+        dry_run: bool = False,
+    ) -> xr.DataArray | CallPlan:
+        """The effect of every path, or what that would take; arguments as in `path_effects`."""
+        data = self._pairs_in(model, writer_kinds(model))
+        value = data.value(self.value)
+        measure = explain if dry_run else path_effects
+        return measure(
+            model, data.pairs, senders=senders, receivers=receivers, paths=paths, mlps=mlps, value=value, metric=data.metric,
+            base=self.base, budget=self.budget,
+        )  # fmt: skip
 
-    def _asked(self, model: Any, kinds: Sequence[str]) -> tuple[dict[str, Any], PromptPairs]:
+    def _pairs_in(self, model: Model, sites: Sequence[str]) -> PairsInModel:
         pairs = pairs_of(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
-        metric = self.metric or pairs.metric
-        return {
-            "value": self._value(model, pairs, kinds),
-            "metric": metric,
-            "base": self.base,
-            "budget": self.budget,
-        }, pairs
-
-    def _value(self, model: Any, pairs: PromptPairs, kinds: Sequence[str]) -> Value:
-        if self.value == "zero":
-            return zero()
-        clean, corrupt = capture_pairs(model, pairs, sites=kinds, budget=self.budget)
-        own, other = (clean, corrupt) if self.base == "clean" else (corrupt, clean)
-        return value_named(self.value, own=own, other=other, seed=self.seed)
+        return PairsInModel.of(
+            model,
+            pairs,
+            metric=self.metric or None,
+            base=self.base,
+            sites=sites,
+            seed=self.seed,
+            budget=self.budget,
+        )
 
 
 def write(result: xr.DataArray, folder: Path, name: str, *, overwrite: bool = False) -> tuple[Path, Path]:
@@ -115,62 +142,66 @@ def write(result: xr.DataArray, folder: Path, name: str, *, overwrite: bool = Fa
 def strongest(result: xr.DataArray, most: int = 8) -> list[str]:
     """The cells of largest mean effect, a line each, with the standard error over examples."""
     table = summary(result)
-    order = np.argsort(-np.nan_to_num(np.abs(table["mean"].values)).ravel(), kind="stable")[:most]
+    means, errors = table["mean"], table["se"]
+    order = np.argsort(-np.nan_to_num(np.abs(means.values)).ravel(), kind="stable")[:most]
     lines = []
     for number in order:
-        at = np.unravel_index(number, table["mean"].shape)
-        names = [f"{axis} {table[axis].values[i]}" for axis, i in zip(table["mean"].dims, at, strict=True)]
+        cell = np.unravel_index(number, means.shape)
+        labels = [f"{axis} {table[axis].values[i]}" for axis, i in zip(means.dims, cell, strict=True)]
         lines.append(
-            f"{', '.join(names):40} {float(table['mean'].values[at]):+.4f} ± {float(table['se'].values[at]):.4f}"
+            f"{', '.join(labels):40} {float(means.values[cell]):+.4f} ± {float(errors.values[cell]):.4f}"
         )
     return lines
 
 
-def _picture(result: xr.DataArray) -> Any:
+def _picture(result: xr.DataArray) -> Figure:
     """A heatmap of at most two axes: heads or neurons of every layer become one axis where positions are the other."""
-    facts = result.attrs
-    into = (
-        f"paths into {', '.join(map(str, result['reader'].values[:3]))}"
-        if "reader" in result.dims
-        else "paths"
-    )
-    title = f"{facts.get('task') or 'own prompts'} in {facts['model']}: {facts.get('sites', into)}, {facts['value']}"
     shown = result.mean("example", skipna=True, keep_attrs=True)
     single = [axis for axis in ("pos", "query_pos") if shown.sizes.get(axis) == 1]
-    shown = shown.squeeze(single, drop=True) if shown.ndim > 2 else shown
-    unit = next((axis for axis in ("head", "kv_head", "neuron") if axis in shown.dims), None)
-    if shown.ndim == 3 and unit and "layer" in shown.dims:
-        names = [f"{layer}.{number}" for layer in shown["layer"].values for number in shown[unit].values]
-        last = next(str(axis) for axis in shown.dims if axis not in ("layer", unit))
-        flat = shown.transpose("layer", unit, last).values.reshape(len(names), -1)
-        shown = xr.DataArray(
-            flat,
-            dims=(unit, last),
-            coords={unit: names, last: shown[last].values},
-            name=shown.name,
-            attrs=facts,
-        )
+    if shown.ndim > 2:
+        shown = shown.squeeze(single, drop=True)
+    units = [axis for axis in ("head", "kv_head", "neuron") if axis in shown.dims]
+    if shown.ndim == 3 and units and "layer" in shown.dims:
+        shown = _layers_and_units(shown, units[0])
     if "writer" in shown.dims:
         shown = _senders_across(shown)
     if shown.ndim > 2:
         raise WorkbenchError(
             f"A result with axes {', '.join(map(str, result.dims))} has no picture: name fewer positions."
         )
-    return plot(shown, title=title)
+    return plot(shown, title=_title(result))
+
+
+def _title(result: xr.DataArray) -> str:
+    facts = result.attrs
+    sites = facts.get("sites", "paths")
+    if "reader" in result.dims:
+        sites = f"paths into {', '.join(map(str, result['reader'].values[:3]))}"
+    return f"{facts.get('task') or 'own prompts'} in {facts['model']}: {sites}, {facts['value']}"
+
+
+def _layers_and_units(shown: xr.DataArray, unit: str) -> xr.DataArray:
+    """(layer, unit, other axis) as (unit, other axis), the units named `layer.number`."""
+    other = next(str(axis) for axis in shown.dims if axis not in ("layer", unit))
+    names = [f"{layer}.{number}" for layer in shown["layer"].values for number in shown[unit].values]
+    flat = shown.transpose("layer", unit, other).values.reshape(len(names), -1)
+    coords = {unit: names, other: shown[other].values}
+    return xr.DataArray(flat, dims=(unit, other), coords=coords, name=shown.name, attrs=shown.attrs)
 
 
 def _senders_across(shown: xr.DataArray) -> xr.DataArray:
     """Layer x head where heads are the only senders and there is one reader; else readers x writers."""
-    heads = [re.fullmatch(r"a(\d+)\.(\d+)", str(name)) for name in shown["writer"].values]
-    if shown.sizes["reader"] > 1 or not all(heads):
+    parsed = [re.fullmatch(r"a(\d+)\.(\d+)", str(name)) for name in shown["writer"].values]
+    heads = [(int(match[1]), int(match[2])) for match in parsed if match]
+    if shown.sizes["reader"] > 1 or len(heads) < len(parsed):
         return shown.transpose("reader", "writer")
-    places = [(int(found[1]), int(found[2])) for found in heads if found]
-    table = np.full((max(layer for layer, _ in places) + 1, max(head for _, head in places) + 1), np.nan)
-    for (layer, head), effect in zip(places, shown.values[:, 0], strict=True):
-        table[layer, head] = effect
-    coords = {"layer": np.arange(table.shape[0]), "head": np.arange(table.shape[1])}
+    n_layers, n_heads = (1 + max(numbers) for numbers in zip(*heads, strict=True))
+    table = np.full((n_layers, n_heads), np.nan)
+    for head, effect in zip(heads, shown.values[:, 0], strict=True):
+        table[head] = effect
+    coords = {"layer": np.arange(n_layers), "head": np.arange(n_heads)}
     return xr.DataArray(table, dims=("layer", "head"), coords=coords, name=shown.name, attrs=shown.attrs)
 
 
-def _position(text: str) -> int | str:
+def _position(text: str) -> Position:
     return int(text) if text.strip().isdigit() else text.strip()

@@ -1,4 +1,7 @@
-"""One circuit judged on the prompts of a task, and the benches as pages: what `workbench evaluate | bench` run."""
+"""One circuit evaluated on the prompts of a task: what `workbench evaluate` runs.
+
+`judge` measures, `lines` puts a `Judgement` into text or JSON.
+"""
 
 import json
 from collections.abc import Sequence
@@ -9,103 +12,121 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
-from workbench.engine.capture import capture_pairs
-from workbench.engine.values import Value, value_named
+from workbench.engine.named_values import canonical_name
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.hypothesis_tests import circuit_tests
-from workbench.prompts.pairs import PromptPairs
-from workbench.sites import KINDS, Shape
+from workbench.experiment import PairsInModel, writer_kinds
+from workbench.models.model import Model
 from workbench.statistics import interval_text
 from workbench.tasks.registry import pairs_of
 
-_KINDS = ("resid_pre", "z", "mlp_out", "mlp_post")
-_SCALES = ("faithfulness", "complement", "random", "incompleteness")
+VALUES = ("corrupt", "zero", "mean", "resample")
+"""What can stand in for everything outside the circuit."""
+_FIELDS = ("faithfulness", "complement", "random", "incompleteness")
+_FACTS = ("model", "task", "split", "n", "metric", "level")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What was measured: the evaluation over (ablation, circuit), and the tests of each value where they were asked for."""
+class Judgement:
+    """What was measured of a circuit.
+
+    Attributes:
+        evaluation: over (ablation, circuit), with every check.
+        tests: value → the hypothesis tests under it; empty where they were not wanted.
+    """
 
     evaluation: xr.Dataset
     tests: dict[str, xr.Dataset]
 
 
-def judged(
+def value_names(names: Sequence[str]) -> list[str]:
+    """Names of values in their one spelling. Raises `UnknownName` for one that is not in `VALUES`."""
+    return [canonical_name(name, choices=VALUES) for name in names]
+
+
+def judge(
     circuit: Circuit,
-    model: Any,
+    model: Model,
     task: str,
     *,
-    values: Sequence[str] = ("from_store",),
+    values: Sequence[str] = ("corrupt",),
     n: int = 64,
     metric: str | None = None,
     seed: int = 0,
     split: str = "heldout",
     variant: str | None = None,
     tests: bool = False,
-) -> Judged:
+) -> Judgement:
     """A circuit on the prompts of a task, under several values by name, with every check.
 
+    Args:
+        task: a task's name, or a .csv or .jsonl file of pairs.
+        values: names from `VALUES`, measured side by side.
+        seed: of the prompts, of resample, and of random circuits and sets.
+        tests: whether to run the hypothesis tests too.
+
     Raises:
-        UnknownName, CircuitError, PromptError, MetricError: see the messages.
+        UnknownName: no such task, split, variant, metric or value.
+        CircuitError: a circuit of another graph.
+        PromptError: prompts that do not suit the model.
+        MetricError: a metric that does not fit the prompts.
     """
     circuit.check_fits(model)
     pairs = pairs_of(task, model, n=n, seed=seed, split=split, variant=variant)
-    made = _values(model, pairs, values, seed)
-    measure = metric or pairs.metric
-    found = evaluate(circuit, model, pairs, value=made, metric=measure, seed=seed)
-    tested = {
-        name: circuit_tests(circuit, model, pairs, value=value, metric=measure, seed=seed)
-        for name, value in (made.items() if tests else ())
-    }
-    return Judged(found, tested)
+    data = PairsInModel.of(model, pairs, metric=metric or None, sites=writer_kinds(model), seed=seed)
+    by_name = {name: data.value(name) for name in value_names(values)}
+    evaluation = evaluate(circuit, model, pairs, value=by_name, metric=data.metric, seed=seed)
+    results = {}
+    if tests:
+        for name, value in by_name.items():
+            results[name] = circuit_tests(circuit, model, pairs, value=value, metric=data.metric, seed=seed)
+    return Judgement(evaluation, results)
 
 
-def _values(model: Any, pairs: PromptPairs, names: Sequence[str], seed: int) -> dict[str, Value]:
-    kinds = [kind for kind in _KINDS if not Shape.of(model).lacks(KINDS[kind])]
-    clean, corrupt = capture_pairs(model, pairs, sites=kinds)
-    return {name: value_named(name, own=clean, other=corrupt, seed=seed) for name in names}
-
-
-def lines(found: Judged, *, as_json: bool) -> list[str]:
+def lines(judgement: Judgement, *, as_json: bool) -> list[str]:
     """A judgement as text, or as one JSON object for each value and each test."""
-    evaluation, printed = found.evaluation.isel(circuit=0), []
+    evaluation = judgement.evaluation.isel(circuit=0)
+    printed = []
     for name in evaluation["ablation"].values:
         row = evaluation.sel(ablation=name)
-        if as_json:
-            scalars = {str(key): _plain(row[key].values) for key in row.data_vars if row[key].ndim == 0}
-            facts = {
-                key: evaluation.attrs.get(key) for key in ("model", "task", "split", "n", "metric", "level")
-            }
-            printed.append(json.dumps({"value": str(name), **facts, **scalars}))
-            continue
-        printed.append(f"value {name}, {evaluation.attrs['n']} prompts, {evaluation.attrs['metric']}")
-        for field in _SCALES:
-            low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-            printed.append(
-                f"  {field:16} {float(row[field]):7.3f} {interval_text(float(row[low]), float(row[high]))}"
-            )
-        printed.append(f"  {'mean of ratios':16} {float(row['mean_of_ratios']):7.3f}")
-        printed.append(
-            f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {row['unneeded'].values or 'none'}"
-        )
-        printed.append(
-            f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it"
-        )
-    for name, tests in found.tests.items():
+        printed += [_row_as_json(str(name), row)] if as_json else _row_as_text(str(name), row)
+    for name, tests in judgement.tests.items():
         for test in tests["test"].values:
-            row = tests.sel(test=test)
-            numbers = {key: _plain(row[key].values) for key in ("statistic", "p", "rejected", "supports")}
-            if as_json:
-                printed.append(json.dumps({"value": name, "test": str(test), **numbers}))
-            else:
-                verdict = "supports the circuit" if numbers["supports"] else "speaks against it"
-                printed.append(
-                    f"  {test:16} {name}: statistic {float(row['statistic']):.3f}, p {float(row['p']):.3f}, {verdict}"
-                )
+            printed.append(_test(name, str(test), tests.sel(test=test), as_json=as_json))
     return printed
+
+
+def _row_as_json(name: str, row: xr.Dataset) -> str:
+    facts = {key: row.attrs.get(key) for key in _FACTS}
+    numbers = {str(key): _plain(row[key].values) for key in row.data_vars if row[key].ndim == 0}
+    return json.dumps({"value": name, **facts, **numbers})
+
+
+def _row_as_text(name: str, row: xr.Dataset) -> list[str]:
+    printed = [f"value {name}, {row.attrs['n']} prompts, {row.attrs['metric']}"]
+    for field in _FIELDS:
+        low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
+        interval = interval_text(float(row[low]), float(row[high]))
+        printed.append(f"  {field:16} {float(row[field]):7.3f} {interval}")
+    unneeded = row["unneeded"].values or "none"
+    return [
+        *printed,
+        f"  {'mean of ratios':16} {float(row['mean_of_ratios']):7.3f}",
+        f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {unneeded}",
+        f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it",
+    ]
+
+
+def _test(value: str, test: str, row: xr.Dataset, *, as_json: bool) -> str:
+    numbers = {key: _plain(row[key].values) for key in ("statistic", "p", "rejected", "supports")}
+    if as_json:
+        return json.dumps({"value": value, "test": test, **numbers})
+    verdict = "supports the circuit" if numbers["supports"] else "speaks against it"
+    statistic, p = float(row["statistic"]), float(row["p"])
+    return f"  {test:16} {value}: statistic {statistic:.3f}, p {p:.3f}, {verdict}"
 
 
 def _plain(value: Any) -> Any:
     """A number or text for JSON; what was not measured is null."""
-    found = np.asarray(value).item()
-    return None if isinstance(found, float) and not np.isfinite(found) else found
+    plain = np.asarray(value).item()
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
