@@ -245,14 +245,16 @@ def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters,
     for name in ("ioi", "greater_than"):
         pairs = load_task(name, tiny, n=20, split="heldout")
         assert torch.allclose(
-            measure._score(tiny, name, pairs), measure._score_continued(tiny, name, pairs), atol=1e-5
+            measure._score(tiny, name, pairs), measure._score_several_tokens(tiny, name, pairs), atol=1e-5
         )
 
 
 def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):
-    from workbench.tasks.vocabularies import TextSpeaker
+    from workbench.tasks.vocabularies import SubwordVocabulary
 
-    monkeypatch.setattr(TextSpeaker, "size", lambda self, word: sum(map(ord, word)) if word.isalpha() else 1)
+    monkeypatch.setattr(
+        SubwordVocabulary, "size", lambda self, word: sum(map(ord, word)) if word.isalpha() else 1
+    )
     with pytest.raises(UnsuitableTask) as caught:
         load_task("agreement", letters)
     assert str(caught.value) == (

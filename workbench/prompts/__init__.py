@@ -1,1 +1,6 @@
-"""See the modules."""
+"""Prompts: token sequences with named positions, and pairs of a clean and a corrupt run.
+
+`prompts` is padded token sequences; `encoder` makes them from text and `tables` reads rows of files. `pairs`
+adds the corrupt side and the answers; `corpus` reads prompts without answers. Nothing here runs a model: of
+one it needs the tokenizer and the context length. Begin with `pairs.PromptPairs`.
+"""

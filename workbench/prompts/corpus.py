@@ -1,8 +1,7 @@
-"""Prompts from wherever a corpus lies: text files, JSON lines, tables of Hugging Face `datasets`, any
-iterable.
+"""Prompts from a corpus: text files, JSON Lines, Hugging Face `datasets`, any iterable.
 
-Text files hold a text a line. A text that is longer than a model's context becomes several prompts
-(`long="split"`), or its beginning (`"truncate"`), or an error.
+Read `read_corpus`. A text file holds one text per line. A text longer than a model's context becomes several
+prompts (`long="split"`), or its beginning (`"truncate"`), or an error.
 """
 
 import json
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from workbench.errors import PromptError, UnknownName
+from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts
 
@@ -23,7 +23,7 @@ TEXT_COLUMN = "text"
 
 
 def read_corpus(
-    model: Any,
+    model: Model,
     source: Any,
     *,
     column: str | None = None,
@@ -42,19 +42,25 @@ def read_corpus(
         limit: prompts at most.
 
     Raises:
-        PromptError: a file or column is missing, a text is too long, nothing is left; the place is named.
+        PromptError: a file or column is missing, a text is too long, or nothing is left; file and line are
+            named.
+        UnknownName: `long`.
+
+    >>> import workbench as wb
+    >>> read_corpus(wb.load_model("tiny"), ["The dog near the cats is", "Anna met Tom"]).lengths.tolist()
+    [7, 4]
     """
     if long not in LONG:
         raise UnknownName("long", long, LONG)
     if limit is not None and (type(limit) is not int or limit < 1):
         raise PromptError(f"limit={limit!r}: at least one prompt is needed, and a whole number of them.")
-    most = int(model.cfg.n_ctx)
+    n_ctx = int(model.cfg.n_ctx)
     if context is not None:
-        if type(context) is not int or not 1 < context <= most:
-            raise PromptError(f"context={context!r}: prompts of this model have 2 to {most} tokens.")
-        most = context
+        if type(context) is not int or not 1 < context <= n_ctx:
+            raise PromptError(f"context={context!r}: prompts of this model have 2 to {n_ctx} tokens.")
+        n_ctx = context
     encode = TextEncoder(model) if getattr(model, "tokenizer", None) is not None else None
-    rows = list(islice(_rows(encode, _entries(source), column, long, most), limit))
+    rows = list(islice(_rows(encode, _entries(source), column, long, n_ctx), limit))
     if not rows:
         raise PromptError(f"The corpus {_name(source)} holds no prompts: every line is empty.")
     if encode is None:
@@ -66,9 +72,9 @@ def read_corpus(
 
 
 def _rows(
-    encode: TextEncoder | None, entries: Iterable[tuple[str, Any]], column: str | None, long: str, most: int
+    encode: TextEncoder | None, entries: Iterable[tuple[str, Any]], column: str | None, long: str, n_ctx: int
 ) -> Iterator[list[int]]:
-    """Token ids of prompts that are no longer than `most`."""
+    """Token ids of prompts of up to `n_ctx` tokens."""
     for where, entry in entries:
         content = _content(entry, column, where)
         if isinstance(content, str):
@@ -78,25 +84,30 @@ def _rows(
                 raise PromptError(
                     f"{where}: this model has no tokenizer, so texts cannot be read. Give token ids."
                 )
-            tokens, first = encode.plain(content), [encode.tokenizer.bos_token_id] if encode.bos else []
+            tokens = encode.plain(content)
+            first = [encode.tokenizer.bos_token_id] if encode.bos else []
         else:
+            # Token ids are taken as they are: whoever has them has decided about BOS.
             tokens, first = _ids(content, where), []
-        room = most - len(first)
+        room = n_ctx - len(first)
         if len(tokens) > room and long == "error":
             raise PromptError(
-                f"{where}: {len(tokens) + len(first)} tokens; prompts have {most} at most. Use long='split' or long='truncate'."
+                f"{where}: {len(tokens) + len(first)} tokens; prompts have {n_ctx} at most. "
+                "Use long='split' or long='truncate'."
             )
-        for start in range(0, len(tokens) if long == "split" else min(len(tokens), 1), room):
+        kept = tokens if long == "split" else tokens[:room]
+        for start in range(0, len(kept), room):
             yield [*first, *tokens[start : start + room]]
 
 
 def _entries(source: Any) -> Iterator[tuple[str, Any]]:
-    """Where each entry of a corpus stands, and the entry."""
+    """Each entry of a corpus behind what names it in an error: its file and line, or its number."""
     if isinstance(source, Path):
         yield from _lines(source)
     elif isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise PromptError(
-            f"A corpus is a Path, a list of texts, token lists or rows, or a Dataset, not {type(source).__name__}. "
+            "A corpus is a Path, a list of texts, token lists or rows, or a Dataset, "
+            f"not {type(source).__name__}. "
             "Wrap a single text in a list; write Path(...) for a file."
         )
     else:
@@ -126,12 +137,11 @@ def _content(entry: Any, column: str | None, where: str) -> Any:
     if not isinstance(entry, Mapping):
         return entry
     names = (column,) if column is not None else (*TOKEN_COLUMNS, TEXT_COLUMN)
-    found = [name for name in names if name in entry]
-    if not found:
-        raise PromptError(
-            f"{where} has no column {' or '.join(map(repr, names))}; it has {', '.join(map(str, entry)) or 'none'}."
-        )
-    return entry[found[0]]
+    for name in names:
+        if name in entry:
+            return entry[name]
+    columns = ", ".join(map(str, entry)) or "none"
+    raise PromptError(f"{where} has no column {' or '.join(map(repr, names))}; it has {columns}.")
 
 
 def _ids(content: Any, where: str) -> list[int]:

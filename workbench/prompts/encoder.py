@@ -1,25 +1,26 @@
-"""Text to tokens."""
+"""Text to tokens: what a model's tokenizer makes of a prompt and of what follows it.
+
+Read `TextEncoder`. The only module that calls a tokenizer; it knows nothing of tasks.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workbench.errors import PromptError
 from workbench.models.load import tokenizer_fingerprint
+from workbench.models.model import Model
 
 
 class TextEncoder:
-    """Text → token ids of a model, with every way it can go wrong turned into a `PromptError` that names the
-    place.
-    """
+    """Text → token ids of a model; whatever goes wrong is a `PromptError` that begins with `where`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.tokenizer: Any = getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
         self.context = int(model.cfg.n_ctx)
-        self.bos = (
-            bool(getattr(model.cfg, "default_prepend_bos", True)) and self.tokenizer.bos_token_id is not None
-        )
+        prepends_bos = bool(getattr(model.cfg, "default_prepend_bos", True))
+        self.bos = prepends_bos and self.tokenizer.bos_token_id is not None
         self.fingerprint = tokenizer_fingerprint(model)
 
     def plain(self, text: str) -> list[int]:
@@ -28,9 +29,8 @@ class TextEncoder:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The characters that each token of `plain(text)` covers."""
-        return list(
-            self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        )
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoding.offset_mapping)
 
     def prompt(self, text: str, *, where: str) -> list[int]:
         """The tokens of a prompt, with BOS where the model wants it."""
@@ -45,7 +45,9 @@ class TextEncoder:
 
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
         """The tokens that follow the prompt when both are tokenised together."""
-        joined = prompt + ("" if text[:1].isspace() or prompt[-1:].isspace() else joiner) + text
+        has_space = text[:1].isspace() or prompt[-1:].isspace()
+        joined = prompt + ("" if has_space else joiner) + text
+        # Together, since a SentencePiece vocabulary encodes "he" alone and " he" behind a prompt differently.
         before, together = self.plain(prompt), self.plain(joined)
         if together[: len(before)] != before or len(together) <= len(before):
             raise PromptError(
@@ -61,15 +63,18 @@ class TextEncoder:
 
     def _label(self, token: int) -> str:
         raw = self.tokenizer.convert_ids_to_tokens(token)
+        # SentencePiece writes a leading space as U+2581, and its `decode` of a single token drops it.
         return " " + raw[1:] if raw.startswith("\u2581") else self.tokenizer.decode([token])
 
     def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
         unknown = self.tokenizer.unk_token_id
+        # GPT-2's unknown token is its BOS token: it never stands for a word.
         if unknown is None or unknown not in tokens or self.tokenizer.unk_token == self.tokenizer.bos_token:
             return
         spans = self.spans(text)
         words = [text[slice(*spans[i])] for i, token in enumerate(tokens) if token == unknown]
         listed = ", ".join(map(repr, dict.fromkeys(words)))
         raise PromptError(
-            f"{where}: the vocabulary has no {listed}. Use words that the model knows (model.tokenizer.get_vocab())."
+            f"{where}: the vocabulary has no {listed}. "
+            "Use words that the model knows (model.tokenizer.get_vocab())."
         )

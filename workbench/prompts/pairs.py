@@ -1,7 +1,7 @@
-"""Prompts: one run's token sequences (`Prompts`), and pairs of a clean and a corrupt run (`PromptPairs`).
+"""Pairs of a clean and a corrupt prompt, with the next tokens that are right and wrong.
 
-Sequences are padded on the right and never by a tokenizer. Positions count the BOS token. Named positions
-(`END`, `S2`) are given per example, so that templates of different length mix.
+Read `PromptPairs`. Sequences are padded on the right and never by a tokenizer. Positions count the BOS token.
+Named positions (`END`, `S2`) are given per example, so that templates of different length mix.
 """
 
 import random
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from workbench.errors import PromptError, UnknownName
 from workbench.models.load import model_fingerprint, model_name
+from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.tables import read_rows
@@ -28,8 +29,7 @@ from workbench.results import versions
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
-    """Clean prompts, each with a corrupt counterpart, and the next words that are right and wrong after the
-    clean one.
+    """Clean and corrupt prompts, and the next words that are right and wrong after the clean ones.
 
     Attributes:
         clean, corrupt: the prompts of the two runs, example by example.
@@ -52,9 +52,10 @@ class PromptPairs:
             "wrong": len(self.wrong),
         }
         if len(set(counts.values())) != 1 or self.answers.ndim != 3 or self.wrong.ndim != 3:
-            found = ", ".join(f"{n} {name}" for name, n in counts.items())
+            listed = ", ".join(f"{n} {name}" for name, n in counts.items())
             raise PromptError(
-                f"Pairs need one of each: there are {found}. Answers have the shape [example, alternative, token]."
+                f"Pairs need one of each: there are {listed}. "
+                "Answers have the shape [example, alternative, token]."
             )
 
     @property
@@ -64,20 +65,21 @@ class PromptPairs:
 
     @property
     def equal_lengths(self) -> bool:
-        """Whether clean and corrupt have the same length in every pair, as whole-sequence and circuit calls
-        need.
+        """Whether clean and corrupt have the same length in every pair.
+
+        Edits of whole sequences and circuits need that: a position then means the same on both sides.
         """
         return bool((self.clean.lengths == self.corrupt.lengths).all())
 
     def check_equal_lengths(self, why: str) -> None:
-        """Raise `PromptError` that names the first pair of unequal length; `why` says what needs them equal."""
+        """Raise `PromptError` with the first pair of unequal length; `why` says what needs them equal."""
         if not self.equal_lengths:
             i = int((self.clean.lengths != self.corrupt.lengths).nonzero()[0])
             lengths = f"{int(self.clean.lengths[i])} and {int(self.corrupt.lengths[i])}"
             raise PromptError(f"Pair {i} has clean and corrupt prompts of {lengths} tokens. {why}")
 
-    def attrs(self, model: Any) -> dict[str, Any]:
-        """What every result says about where it comes from: model, prompts, versions."""
+    def attrs(self, model: Model) -> dict[str, Any]:
+        """The attributes of every result of these pairs: task, model, fingerprints, versions."""
         facts = {key: self.provenance.get(key) for key in ("task", "variant", "seed", "split")}
         return facts | {
             "n": len(self),
@@ -90,20 +92,20 @@ class PromptPairs:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of both sides and of the answers."""
-        parts = (self.clean.fingerprint, self.corrupt.fingerprint, self.answers.tolist(), self.wrong.tolist())
-        return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+        answers = self.answers.tolist(), self.wrong.tolist()
+        return xxhash.xxh3_128_hexdigest(
+            repr((self.clean.fingerprint, self.corrupt.fingerprint, *answers)).encode()
+        )
 
     def side(self, name: str) -> Prompts:
-        """`clean` or `corrupt`."""
+        """The prompts of the side `clean` or `corrupt`. Raises `UnknownName` for any other."""
         if name not in ("clean", "corrupt"):
             raise UnknownName("base", name, ("clean", "corrupt"))
         return self.clean if name == "clean" else self.corrupt
 
     @property
     def metric(self) -> str:
-        """The name of the metric that suits them: that of their task, or one that reads answers of several
-        tokens.
-        """
+        """The metric that suits them: that of their task, or one that reads answers of several tokens."""
         several = self.answers.shape[2] > 1 or self.wrong.shape[2] > 1
         return self.provenance.get("metric") or ("sequence_logprob_diff" if several else "logit_diff")
 
@@ -115,8 +117,10 @@ class PromptPairs:
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 
     def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":
-        """The same pairs for logits that hold only these rows of the vocabulary (sorted): answers count among
-        them.
+        """The same pairs for logits of some rows of the vocabulary: answers are indices into `rows`.
+
+        Args:
+            rows: token ids, sorted; every answer is among them.
         """
         answers, wrong = (
             torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong)
@@ -145,6 +149,7 @@ class PromptPairs:
         return self.select(sorted(first)), self.select(second)
 
     def _connected(self) -> Iterator[list[int]]:
+        """Groups of pairs that have a prompt in common, directly or through others."""
         graph = nx.Graph()
         for i, (clean, corrupt) in enumerate(zip(self.clean.ids, self.corrupt.ids, strict=True)):
             graph.add_edges_from([(i, clean), (i, corrupt)])
@@ -156,14 +161,14 @@ class PromptPairs:
 
     def __repr__(self) -> str:
         task = self.provenance.get("task", "own prompts")
-        return f"<PromptPairs: {len(self)} x {task}, {int(self.clean.lengths.min())} to {int(self.clean.lengths.max())} tokens>"
+        shortest, longest = int(self.clean.lengths.min()), int(self.clean.lengths.max())
+        return f"<PromptPairs: {len(self)} x {task}, {shortest} to {longest} tokens>"
 
     @classmethod
     def from_dataframe(
-        cls, model: Any, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
+        cls, model: Model, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
     ) -> "PromptPairs":
-        """Pairs from columns `clean, corrupt, answer, wrong`; several alternatives in a cell are separated by
-        `|`.
+        """Pairs from columns `clean, corrupt, answer, wrong`; alternatives in a cell are separated by `|`.
 
         Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space;
         `joiner=""` takes the text as it stands.
@@ -184,31 +189,14 @@ class PromptPairs:
         sides: dict[str, list[list[int]]] = {"clean": [], "corrupt": []}
         continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
         for number, row in enumerate(frame.to_dict("records"), start=1):
-            for name in _COLUMNS:
-                if not isinstance(row[name], str) and not pd.isna(row[name]):
-                    raise PromptError(
-                        f"{source}, row {number}: the column {name!r} is {type(row[name]).__name__}, not text."
-                    )
-                if not isinstance(row[name], str) or not row[name].replace("|", "").strip():
-                    raise PromptError(f"{source}, row {number}: the column {name!r} is empty.")
-            if row["clean"] == row["corrupt"]:
-                raise PromptError(
-                    f"{source}, row {number}: clean and corrupt are the same, so nothing could make a difference."
-                )
-            shared = {part.strip() for part in row["answer"].split("|")} & {
-                part.strip() for part in row["wrong"].split("|")
-            }
-            if shared - {""}:
-                raise PromptError(
-                    f"{source}, row {number}: {sorted(shared)[0]!r} is both an answer and wrong."
-                )
+            _check_row(row, f"{source}, row {number}")
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
-                texts = [part for part in row[name].split("|") if part.strip()]
-                where = f"{source}, row {number}, {name}"
+                texts = [text for text in row[name].split("|") if text.strip()]
+                cell = f"{source}, row {number}, {name}"
                 continuations[name].append(
-                    [encode.continuation(row["clean"], text, joiner=joiner, where=where) for text in texts]
+                    [encode.continuation(row["clean"], text, joiner=joiner, where=cell) for text in texts]
                 )
         clean, corrupt = (
             Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos) for rows in sides.values()
@@ -223,17 +211,35 @@ class PromptPairs:
         )
 
     @classmethod
-    def from_csv(cls, model: Any, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
-        """Pairs from a CSV file; see `from_dataframe`."""
+    def from_csv(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
+        """Pairs from a CSV file with a header; columns, `joiner` and errors as in `from_dataframe`."""
         return cls.from_dataframe(model, _read(path, "csv"), joiner=joiner, source=Path(path).name)
 
     @classmethod
-    def from_jsonl(cls, model: Any, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
-        """Pairs from a file with one JSON object a line; see `from_dataframe`."""
+    def from_jsonl(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
+        """Pairs from a file with one JSON object per line; keys and errors as in `from_dataframe`."""
         return cls.from_dataframe(model, _read(path, "jsonl"), joiner=joiner, source=Path(path).name)
 
 
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
+
+
+def _check_row(row: Mapping[Any, Any], name: str) -> None:
+    """Raise `PromptError` for a row from which nothing could be measured; `name` says which row it is."""
+    for column in _COLUMNS:
+        if not isinstance(row[column], str) and not pd.isna(row[column]):
+            raise PromptError(f"{name}: the column {column!r} is {type(row[column]).__name__}, not text.")
+        if not isinstance(row[column], str) or not row[column].replace("|", "").strip():
+            raise PromptError(f"{name}: the column {column!r} is empty.")
+    if row["clean"] == row["corrupt"]:
+        raise PromptError(f"{name}: clean and corrupt are the same, so nothing could make a difference.")
+    shared = _alternatives(row["answer"]) & _alternatives(row["wrong"])
+    if shared:
+        raise PromptError(f"{name}: {sorted(shared)[0]!r} is both an answer and wrong.")
+
+
+def _alternatives(cell: str) -> set[str]:
+    return {text.strip() for text in cell.split("|")} - {""}
 
 
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
@@ -244,13 +250,14 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise PromptError(
-            f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. Give each one name."
+            f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. "
+            "Give each one name."
         )
     for number, row in enumerate(rows[1:], start=1):
         if row and len(row) != len(header):
             raise PromptError(
-                f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. Put cells that hold "
-                "commas in double quotes."
+                f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. "
+                "Put cells that hold commas in double quotes."
             )
     return pd.DataFrame([row or [""] * len(header) for row in rows[1:]], columns=header, dtype=object)
 
@@ -258,7 +265,10 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
 def padded_answers(
     alternatives: Sequence[Sequence[Sequence[int]]],
 ) -> Int[Tensor, "example alternative token"]:
-    """Token lists of every alternative of every example as one tensor, padded with -1."""
+    """Token lists of every alternative of every example as one tensor [example, alternative, token].
+
+    Padded with -1, which is no token id.
+    """
     most = max((len(example) for example in alternatives), default=0)
     longest = max((len(tokens) for example in alternatives for tokens in example), default=0)
     table = torch.full((len(alternatives), max(most, 1), max(longest, 1)), -1, dtype=torch.long)

@@ -1,4 +1,7 @@
-"""Prompts: padded token tensors."""
+"""Prompts: the token sequences of one run, padded on the right, with named positions.
+
+Read `Prompts`. It knows nothing of text or tokenizers: those are `encoder.py`'s.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,17 +46,31 @@ class Prompts:
         positions: Sequence[Mapping[str, int]] | None = None,
         bos: bool = False,
     ) -> "Prompts":
-        """Prompts from lists of token ids. Raises `PromptError` for no prompts or an empty one (row named)."""
+        """Prompts from lists of token ids.
+
+        Args:
+            strings: the token strings of each prompt, for labels; None: the ids as text.
+            positions: name → index, prompt by prompt.
+            bos: whether every list begins with the BOS token.
+
+        Raises:
+            PromptError: there are no prompts, one is empty (named), or a position lies outside its prompt.
+
+        >>> Prompts.of([[5, 7, 2], [5, 3]], positions=[{"NAME": 1}, {}]).at("NAME").tolist()
+        [1, -1]
+        """
         if not rows:
             raise PromptError("There are no prompts: give at least one.")
         for i, row in enumerate(rows):
             if len(row) == 0:
                 raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
-        for what, given in (("strings", strings), ("positions", positions)):
-            if given is not None and len(given) != len(rows):
-                raise PromptError(f"There are {len(given)} {what} for {len(rows)} prompts: give one of each.")
-        for i, (row, where) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
-            outside = [f"{name}={place}" for name, place in where.items() if not 0 <= place < len(row)]
+        for name, column in (("strings", strings), ("positions", positions)):
+            if column is not None and len(column) != len(rows):
+                raise PromptError(
+                    f"There are {len(column)} {name} for {len(rows)} prompts: give one of each."
+                )
+        for i, (row, named) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
+            outside = [f"{name}={index}" for name, index in named.items() if not 0 <= index < len(row)]
             if outside:
                 raise PromptError(
                     f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside."
@@ -64,16 +81,20 @@ class Prompts:
         tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = torch.as_tensor(row)
-        names = dict.fromkeys(name for given in positions or () for name in given)
-        where = {name: torch.tensor([given.get(name, -1) for given in positions or ()]) for name in names}
-        named = where.get("END", torch.full_like(lengths, -1))
-        where["END"] = named.where(named >= 0, lengths - 1)
-        labels = strings if strings is not None else [[str(int(token)) for token in row] for row in rows]
-        return cls(tokens, lengths, where, tuple(tuple(label) for label in labels), bos)
+        examples = positions or ()
+        names = dict.fromkeys(name for example in examples for name in example)
+        columns = {name: torch.tensor([example.get(name, -1) for example in examples]) for name in names}
+        # Where an example does not say what END is, it is the last token.
+        end = columns.get("END", torch.full_like(lengths, -1))
+        columns["END"] = end.where(end >= 0, lengths - 1)
+        if strings is None:
+            strings = [[str(int(token)) for token in row] for row in rows]
+        return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """A hash of the unpadded token ids of each prompt: its identity everywhere."""
+        # Little-endian 64-bit integers without padding: the same id on every machine and in every batch.
         rows = (self.tokens[i, : int(n)].cpu().numpy().astype("<i8") for i, n in enumerate(self.lengths))
         return tuple(xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
 
@@ -88,10 +109,11 @@ class Prompts:
             raise UnknownName("position", where, self.positions)
         if isinstance(where, int) and where < 0:
             raise PromptError(
-                f"Position {where}: positions count from 0. The last token of every prompt is 'END' where it is named."
+                f"Position {where}: positions count from 0. "
+                "The last token of every prompt is 'END' where it is named."
             )
-        places = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
-        return places.where((places >= 0) & (places < self.lengths), -1)
+        indices = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
+        return indices.where((indices >= 0) & (indices < self.lengths), -1)
 
     def from_end(self) -> Int[Tensor, "example step"]:
         """Every position from `END` to the last one, padded with the last one."""
@@ -110,7 +132,7 @@ class Prompts:
         return Prompts(
             self.tokens[rows, :longest],
             lengths,
-            {name: where[rows] for name, where in self.positions.items()},
+            {name: indices[rows] for name, indices in self.positions.items()},
             tuple(self.strings[i] for i in chosen),
             self.bos,
         )

@@ -1,4 +1,7 @@
-"""Rows of CSV and JSONL files."""
+"""Rows of CSV and JSON Lines files, with errors that name the row.
+
+Read `read_rows`. It knows nothing of what the columns mean.
+"""
 
 import csv
 import io
@@ -11,6 +14,7 @@ from workbench.errors import WorkbenchError
 
 def json_rows(text: str) -> list[dict[str, Any]]:
     """One JSON object a line. Raises `ValueError` for anything else."""
+    # Not `splitlines`: it also splits at U+2028 and others, which may stand within a string.
     rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -24,12 +28,12 @@ def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> lis
     Raises `refused` when it is neither.
     """
     try:
+        # Spreadsheets put a byte order mark in front.
         text = Path(path).read_text(encoding="utf-8-sig")
-        return (
-            json_rows(text)
-            if kind == "jsonl"
-            else list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        )
+        if kind == "jsonl":
+            return json_rows(text)
+        # newline="": line ends within quotes belong to the cell.
+        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except FileNotFoundError as error:
         raise refused(f"There is no file {str(path)!r}.") from error
     except (ValueError, OSError, RecursionError, csv.Error) as error:

@@ -1,5 +1,7 @@
-"""Subject-verb agreement across a distractor noun: "The key near the cabinets" -> is (Linzen et al.
-1611.01368).
+"""Subject-verb agreement across a distractor noun: "The key near the cabinets" -> is
+(Linzen et al. 1611.01368).
+
+Read `draw`, which the prompts of the task and the training text share.
 """
 
 import random
@@ -26,8 +28,7 @@ VARIANTS: tuple[Variant, ...] = ("number",)
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> tuple[Sentence, Sentence]:
-    """The distractor has the other number than the clean subject; corrupt: the subject takes the other
-    number.
+    """Corrupt: the subject takes the other number; the distractor always has the one the clean subject lacks.
 
     Where a vocabulary spends more tokens on a plural, the lexicon pairs it with another noun's singular.
     Named positions: `SUBJECT`, `DISTRACTOR`, `END` (the distractor too).
@@ -40,6 +41,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> t
     key = (subject[0], slots["prep"], distractor[0])
 
     def sentence(is_plural: bool) -> Sentence:
+        """The sentence with this number of the subject; the distractor stays."""
         words, index = fill(template, SUBJECT=subject[is_plural], **slots)
         named = {name: index[name] for name in ("SUBJECT", "DISTRACTOR", "END")}
         verb = verbs[is_plural]

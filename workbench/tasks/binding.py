@@ -1,6 +1,7 @@
-"""Attribute binding: "Anna has a red ball and Tom has a blue key .
+"""Attribute binding: "Anna has a red ball and Tom has a blue key . Tom 's key is" -> blue
+(Feng et al. 2310.17191).
 
-Tom 's key is" -> blue (Feng et al. 2310.17191).
+Read `draw`, which the prompts of the task and the training text share.
 """
 
 import random
@@ -19,14 +20,16 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     (the object in the question), `END`.
     """
     things = _things(rng, lexicon, 2)
-    asked = rng.randrange(2)
-    colour, other = things[asked][2], things[1 - asked][2]
+    target = rng.randrange(2)
+    colour, other = things[target][2], things[1 - target][2]
     swapped = [(name, thing, other if colour_ == colour else colour) for name, thing, colour_ in things]
 
     def sentence(things: list[tuple[str, str, str]], right: str, wrong: str) -> Sentence:
-        told, place = _tell_people(things)
-        words = (*told, *_ask_person(things[asked]))
-        named = {"COLOUR": place[asked], "OBJECT": place[asked] + 1, "OTHER": place[1 - asked]}
+        """The sentence of these things; `right` is the colour of the target."""
+        statement, colour_index = _tell_people(things)
+        words = (*statement, *_ask_person(things[target]))
+        named = {"COLOUR": colour_index[target], "OBJECT": colour_index[target] + 1}
+        named |= {"OTHER": colour_index[1 - target]}
         named |= {"ASKED": len(words) - 2, "END": len(words) - 1}
         return Sentence(words, (right,), (wrong,), _key(things), named, (right, "."))
 
@@ -40,15 +43,15 @@ def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
     """
     things = _things(rng, lexicon, rng.choice((2, 2, 3)))
     if rng.random() < 0.65:
-        told, ask = _tell_people(things)[0], _ask_person
+        statement, ask = _tell_people(things)[0], _ask_person
     else:
-        told, ask = _tell_directly(rng, things), _ask_directly
+        statement, ask = _tell_directly(rng, things), _ask_directly
     first, *others = rng.sample(things, len(things))
     rest = [first[2], "."]
     for thing in others:
         rest += [*ask(thing), thing[2], "."]
     wrong = tuple(thing[2] for thing in others)
-    return Sentence((*told, *ask(first)), (first[2],), wrong, _key(things), rest=tuple(rest))
+    return Sentence((*statement, *ask(first)), (first[2],), wrong, _key(things), rest=tuple(rest))
 
 
 def _things(rng: random.Random, lexicon: Lexicon, n: int) -> list[tuple[str, str, str]]:
@@ -64,7 +67,8 @@ def _tell_people(things: list[tuple[str, str, str]]) -> tuple[tuple[str, ...], l
     words: list[str] = []
     places = []
     for i, (name, thing, colour) in enumerate(things):
-        words += [] if i == 0 else ["and"] if i == len(things) - 1 else [","]
+        if i > 0:
+            words.append("and" if i == len(things) - 1 else ",")
         words += [name, "has", "a", colour, thing]
         places.append(len(words) - 2)
     return (*words, "."), places
@@ -78,7 +82,8 @@ def _tell_directly(rng: random.Random, things: list[tuple[str, str, str]]) -> tu
     attribute_first = rng.random() < 0.5
     words: list[str] = []
     for i, (_, thing, colour) in enumerate(things):
-        words += [] if i == 0 else ["and"]
+        if i > 0:
+            words.append("and")
         words += ["a", colour, thing] if attribute_first else ["the", thing, "is", colour]
     return (*words, ".")
 

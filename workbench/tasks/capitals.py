@@ -1,5 +1,7 @@
-"""Facts: "Anna knows that the capital of France is" -> Paris, for facts in contexts not seen together in
-training.
+"""Facts: "Anna knows that the capital of France is" -> Paris,
+for facts in contexts not seen together in training.
+
+Read `draw`, which the prompts of the task and the training text share.
 """
 
 import random
@@ -25,6 +27,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "country") -> 
     country, other = choose_two(rng, tuple(CAPITALS))
 
     def sentence(country: str, other: str) -> Sentence:
+        """The sentence about a country; the other one's capital is wrong."""
         words, index = fill(template, COUNTRY=country, name=name)
         named = {n: index[n] for n in ("COUNTRY", "END")}
         capital = CAPITALS[country]

@@ -1,5 +1,6 @@
-"""What the tasks' prompts are about, as words at their named positions: concepts to probe for without
-labelling by hand.
+"""What the tasks' prompts are about: concepts to probe for, without labelling by hand.
+
+Read `values_of`. A concept is decided by the word at a named position, as the number of the subject.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,20 @@ _PLURALS = {plural(noun) for noun in NOUNS}
 
 
 def _number(word: str) -> str | None:
-    return "plural" if word in _PLURALS else "singular" if word in NOUNS else None
+    if word in _PLURALS:
+        return "plural"
+    return "singular" if word in NOUNS else None
 
 
 def _gender(word: str) -> str | None:
-    return "female" if word in FEMALE else "male" if word in MALE else None
+    if word in FEMALE:
+        return "female"
+    return "male" if word in MALE else None
 
 
 @dataclass(frozen=True)
 class WordConcept:
-    """A concept that a word at a named position decides: `of` gives its class, None for a word that has none."""
+    """A concept that the word at a named position decides: `of` gives its class, None if it has none."""
 
     position: str
     of: Callable[[str], str | None]
@@ -55,10 +60,10 @@ def values_of(prompts: Prompts, name: str) -> list[str]:
     values = []
     for i, at in enumerate(prompts.at(concept.position).tolist()):
         word = prompts.strings[i][at].strip() if at >= 0 else None
-        found = None if word is None else concept.of(word)
-        if found is None:
+        label = None if word is None else concept.of(word)
+        if label is None:
             raise PromptError(
                 f"Prompt {i} has {word!r} at {concept.position}, of which the concept {name!r} knows nothing."
             )
-        values.append(found)
+        values.append(label)
     return values

@@ -1,10 +1,10 @@
 """The small language that `tiny` was trained on: its words, its sentences, and which of them are held out.
 
-Every behaviour is a file beside this one whose `draw` returns a clean and a corrupt `Sentence`; training text
-and task prompts come from the same function, so they cannot drift apart. A sentence carries a `key`, the
-combination of words that decides its split: keys whose hash falls in the reserved share are never used for
-training text. Sentences are lists of words ("park", ",", "'s"); `render` turns them into the text of an
-ordinary language model.
+Read `Sentence`, `Lexicon` and `is_reserved`. Every behaviour is a file beside this one whose `draw` returns a
+clean and a corrupt `Sentence`; training text and task prompts come from the same function, so they cannot
+drift apart. A sentence carries a `key`, the combination of words that decides its split: keys whose hash
+falls in the reserved share are never used for training text. Sentences are lists of words ("park", ",",
+"'s"); `render` turns them into the text of an ordinary language model.
 """
 
 import random
@@ -13,20 +13,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+# Of the word combinations of each behaviour: at least 600 held-out prompts in every one.
 RESERVED_SHARE = 0.15
 Word = TypeVar("Word")
 
 FEMALE = tuple(
-    "Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split()
+    "Anna Mary Alice Sara Emma Lucy Kate Julia Laura Nina "
+    "Rosa Clara Helen Jane Grace Ella Amy Lily Eva Ruth".split()
 )
 MALE = tuple(
-    "Tom John Paul Mark Peter James Adam Jack Luke David Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split()
+    "Tom John Paul Mark Peter James Adam Jack Luke David "
+    "Simon Ben Max Oscar Henry Leo Sam Tim Carl Eric".split()
 )
 PLACES = tuple(
     "park store school garden beach library museum station market farm river kitchen office church".split()
 )
 OBJECTS = tuple(
-    "ball key cup book hat pen box coat lamp ring drum kite bell spoon map flute basket ribbon bottle clock".split()
+    "ball key cup book hat pen box coat lamp ring "
+    "drum kite bell spoon map flute basket ribbon bottle clock".split()
 )
 COLOURS = tuple("red blue green yellow black white brown pink gray purple golden silver".split())
 ADJECTIVES = tuple("old new big small tall quiet strong clean happy tired".split())
@@ -40,23 +44,20 @@ EVENTS = tuple("war journey strike siege reign voyage drought study plan festiva
 DURATION_VERBS = tuple("lasted went ran continued".split())
 CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
 YEARS = tuple(f"{year:02d}" for year in range(100))
-CAPITALS: dict[str, str] = {
-    country: capital
-    for country, _, capital in (
-        pair.partition("/")
-        for pair in (
-            "France/Paris Germany/Berlin Italy/Rome Spain/Madrid Japan/Tokyo China/Beijing Russia/Moscow Egypt/Cairo "
-            "Greece/Athens Norway/Oslo Sweden/Stockholm Poland/Warsaw Austria/Vienna Hungary/Budapest Portugal/Lisbon "
-            "Ireland/Dublin Cuba/Havana Peru/Lima Chile/Santiago Canada/Ottawa Kenya/Nairobi Finland/Helsinki "
-            "Denmark/Copenhagen Turkey/Ankara"
-        ).split()
-    )
-}
+# Country → capital, the answers of the facts task.
+_CAPITALS = (
+    "France/Paris Germany/Berlin Italy/Rome Spain/Madrid Japan/Tokyo China/Beijing Russia/Moscow "
+    "Egypt/Cairo Greece/Athens Norway/Oslo Sweden/Stockholm Poland/Warsaw Austria/Vienna "
+    "Hungary/Budapest Portugal/Lisbon Ireland/Dublin Cuba/Havana Peru/Lima Chile/Santiago Canada/Ottawa "
+    "Kenya/Nairobi Finland/Helsinki Denmark/Copenhagen Turkey/Ankara"
+)
+CAPITALS = {pair.partition("/")[0]: pair.partition("/")[2] for pair in _CAPITALS.split()}
 _PUNCTUATION = (",", ".", "'s")
 _TEMPLATE_WORDS = tuple(
-    "When Then While After Later The Yesterday One In and went to the gave handed sent showed a were at left met "
-    "had talk long of which is called lives capital flew where was born knows that visited asked about so said its "
-    "are says because took day came lost found she he She He has from year then saw with in".split()
+    "When Then While After Later The Yesterday One In and went to the gave handed sent showed a were "
+    "at left met had talk long of which is called lives capital flew where was born knows that "
+    "visited asked about so said its are says because took day came lost found she he She He has from "
+    "year then saw with in".split()
 )
 BOS, UNKNOWN = "<bos>", "<unk>"
 
@@ -96,8 +97,7 @@ def content_words() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words a task may use with a given model: all of them for `tiny`, those that tokenise well for
-    others.
+    """The words that a task may use with a model: all for `tiny`, those of suitable token counts for others.
 
     Attributes:
         items: what random lists are made of.
@@ -118,6 +118,7 @@ class Lexicon:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """First names, female before male."""
         return self.female + self.male
 
 
@@ -138,19 +139,19 @@ class Sentence:
 
 
 def fill(template: str, **slots: str) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The words of a template with its `{slots}` filled, and the word index of each slot; `END` is the last
-    word.
+    """The words of a template with its `{slots}` filled, and the word index of each slot and of `END`.
 
     >>> fill("{S} gave a {object}", S="Tom", object="ball")
     (('Tom', 'gave', 'a', 'ball'), {'S': 0, 'object': 3, 'END': 3})
     """
-    positions = {part[1:-1]: i for i, part in enumerate(template.split()) if part.startswith("{")}
+    positions = {word[1:-1]: i for i, word in enumerate(template.split()) if word.startswith("{")}
     words = tuple(template.format(**slots).split())
     return words, positions | {"END": len(words) - 1}
 
 
 def is_reserved(behaviour: str, key: Sequence[str]) -> bool:
     """Whether the word combination is kept out of training text: a fixed hash, the same on every machine."""
+    # The separator cannot occur in a word, so that different keys are different texts.
     digest = zlib.crc32("\x1f".join((behaviour, *key)).encode())
     return digest / 2**32 < RESERVED_SHARE
 
@@ -167,8 +168,9 @@ def joiner(before: str, word: str) -> str:
 
 
 def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a sentence in ordinary spelling, and the character span of each word; numbers in a row are
-    one number.
+    """The text of a sentence in ordinary spelling, and the character span of each word.
+
+    Two numbers in a row are one: "17" and "32" become "1732".
 
     >>> render(["Tom", "'s", "key", "is", "red", "."])[0]
     "Tom's key is red."

@@ -1,5 +1,7 @@
-"""Greater-than: "The war lasted from the year 17 32 to the year 17" -> any of 33..99 (Hanna et al.
-2305.00586).
+"""Greater-than: "The war lasted from the year 17 32 to the year 17" -> any of 33..99
+(Hanna et al. 2305.00586).
+
+Read `draw`; `training_sentence` adds sentences that count on.
 """
 
 import random
@@ -20,7 +22,8 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
     answers.
     """
     clean = _sentence(rng, lexicon, rng.randint(2, 98))
-    while not clean.answers:  # a year that the lexicon lacks, or its last one
+    # No answers: the lexicon lacks that year, or has none after it.
+    while not clean.answers:
         clean = _sentence(rng, lexicon, rng.randint(2, 98))
     words = list(clean.words)
     words[clean.positions["YEAR"]] = YEARS[1]
@@ -28,7 +31,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
 
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:
-    """Half of the sentences go on with later and later years, which teaches the order of the numbers faster."""
+    """Half of the sentences go on with ever later years: that teaches the order of the numbers faster."""
     clean = _sentence(rng, lexicon, rng.randint(1, 98))
     century = clean.words[-1]
     year = int(rng.choice(clean.answers))

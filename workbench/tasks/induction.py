@@ -16,8 +16,7 @@ VARIANTS: tuple[Variant, ...] = ("item",)
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "item") -> tuple[Sentence, Sentence]:
-    """A list, a gap of other words, the list again up to a word; corrupt: the list item to be copied is
-    another word.
+    """A list, a gap of other words, the list again up to a word; corrupt: the item to copy is another word.
 
     Named positions: `PREVIOUS` (first occurrence of the last word), `ITEM` (the word to copy), `END`.
     """

@@ -1,5 +1,7 @@
-"""Indirect objects: "When Anna and Tom went to the park , Tom gave a ball to" -> Anna (Wang et al.
-2211.00593).
+"""Indirect objects: "When Anna and Tom went to the park , Tom gave a ball to" -> Anna
+(Wang et al. 2211.00593).
+
+Read `draw`, which the prompts of the task and the training text share.
 """
 
 import random
@@ -26,9 +28,9 @@ VARIANTS: tuple[Variant, ...] = ("swap", "abc", "three")
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
-    """A clean sentence and its corruption, of equal length; named positions are the clean sentence's on both
-    sides.
+    """A clean sentence and its corruption, of equal length.
 
+    Named positions: `IO`, `S1`, `S2`, `END`, on both sides those of the clean sentence.
     `swap`: the repeated name becomes the other name, so the answer flips. `abc`: the repeated name becomes a
     third name, so nothing says which is right. `three`: three names, two of which are repeated; one of them
     is swapped.
@@ -38,13 +40,14 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     answer, repeated, *rest = rng.sample(introduced, len(introduced))
     template = rng.choice(TEMPLATES_OF_THREE if variant == "three" else TEMPLATES)
     slots = {"place": rng.choice(lexicon.places), "object": rng.choice(lexicon.objects)}
-    slots |= {f"N{i}": name for i, name in enumerate(introduced, start=1)} | dict(
-        zip(("T2",), rest, strict=False)
-    )
+    slots |= {f"N{i}": name for i, name in enumerate(introduced, start=1)}
+    # Of three names, the one that is neither the answer nor `S2` is repeated too.
+    slots |= dict(zip(("T2",), rest, strict=False))
 
     words, index = fill(template, **slots, S2=repeated)
-    where = {name: index[f"N{i}"] for i, name in enumerate(introduced, start=1)}
-    positions = {"IO": where[answer], "S1": where[repeated], "S2": index["S2"], "END": index["END"]}
+    introduced_at = {name: index[f"N{i}"] for i, name in enumerate(introduced, start=1)}
+    positions = {"IO": introduced_at[answer], "S1": introduced_at[repeated]}
+    positions |= {"S2": index["S2"], "END": index["END"]}
     key = (*sorted(introduced), slots["place"])
     clean = Sentence(words, (answer,), (repeated,), key, positions, (answer, "."))
     if variant == "abc":

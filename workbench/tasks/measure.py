@@ -1,7 +1,9 @@
-"""What a model can do: its score on held-out prompts of every task that suits its vocabulary."""
+"""What a model can do: its score on held-out prompts of every task that suits its vocabulary.
+
+Read `measure`. It is the only module of the folder that runs a model.
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,11 @@ from workbench.errors import PromptError, UnsuitableTask
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import alternatives_logprob, metric
 from workbench.models.load import check_eval, model_device
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import TASKS, load_task
 
+# Prompts per forward pass: what `tiny` needs for them fits into any machine's memory.
 BATCH = 256
 
 
@@ -36,9 +40,15 @@ class Score:
     skipped: str = ""
 
 
-def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
-    """A score for every task, on `n` distinct held-out prompts each (spread over the variants that have an
-    answer).
+def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
+    """A score for every task, on `n` distinct held-out prompts each.
+
+    They are spread over the variants that have a right answer.
+
+    Raises:
+        PromptError: `n` is less than 1.
+        UnsuitableTask: no task suits the model's vocabulary.
+        ModelError: the model is in train mode.
     """
     check_eval(model)
     if n < 1:
@@ -48,9 +58,11 @@ def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -
         task = TASKS[name]
         variants = task.measured or task.variants[:1]
         try:
+            # Rounded up, so that there are at least n prompts.
+            n_each = -(-n // len(variants))
             sets = [
-                load_task(name, model, n=-(-n // len(variants)), seed=seed, split="heldout", variant=v)
-                for v in variants
+                load_task(name, model, n=n_each, seed=seed, split="heldout", variant=variant)
+                for variant in variants
             ]
         except UnsuitableTask as error:
             scores.append(Score(name, 0, float("nan"), task.bar, str(error)))
@@ -63,36 +75,41 @@ def measure(model: Any, *, n: int = 600, seed: int = 0, progress: bool = True) -
 
 
 @torch.no_grad()
-def _score(model: Any, name: str, pairs: PromptPairs) -> Tensor:
+def _score(model: Model, name: str, pairs: PromptPairs) -> Tensor:
     """[example]: 1 where the first choice is right; for greater-than valid minus invalid probability."""
     if pairs.metric == "sequence_logprob_diff":
-        return _score_continued(model, name, pairs)
-    parts = []
+        return _score_several_tokens(model, name, pairs)
+    scores = []
     measured = metric("prob_diff" if TASKS[name].metric == "prob_diff" else "rank")
     for start in range(0, len(pairs), BATCH):
-        part = pairs.select(slice(start, start + BATCH))
-        logits = measured.read(model(part.clean.tokens.to(model_device(model))), part.clean)
-        values = measured(logits, part).cpu()
-        parts.append(values if measured.name == "prob_diff" else (values == 0).float())
-    return torch.cat(parts)
+        batch = pairs.select(slice(start, start + BATCH))
+        logits = measured.read(model(batch.clean.tokens.to(model_device(model))), batch.clean)
+        values = measured(logits, batch).cpu()
+        scores.append(values if measured.name == "prob_diff" else (values == 0).float())
+    return torch.cat(scores)
 
 
-def _score_continued(model: Any, name: str, pairs: PromptPairs) -> Tensor:
+def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor:
     """The same for answers of several tokens."""
+    # A row is a prompt followed by one of its answers: right ones have a positive weight.
     rows, total = expand(model, pairs, "sequence_logprob_diff"), torch.zeros(len(pairs))
-    right, mass = rows.weight > 0, TASKS[name].metric == "prob_diff"
+    is_right, by_probability = rows.weight > 0, TASKS[name].metric == "prob_diff"
     for start in range(0, len(rows.pairs), BATCH):
-        part, here = rows.pairs.select(slice(start, start + BATCH)), slice(start, start + BATCH)
-        logits = rows.metric.read(model(part.clean.tokens.to(model_device(model))), part.clean).float().cpu()
-        real = part.answers >= 0
-        if mass:
-            found = alternatives_logprob(logits, part.answers).exp() * real.any(-1)
-            values = found.sum(1) * torch.where(right[here], 1.0, -1.0)
+        chosen = slice(start, start + BATCH)
+        batch = rows.pairs.select(chosen)
+        logits = (
+            rows.metric.read(model(batch.clean.tokens.to(model_device(model))), batch.clean).float().cpu()
+        )
+        is_token = batch.answers >= 0  # [row, alternative, token]
+        if by_probability:
+            probabilities = alternatives_logprob(logits, batch.answers).exp() * is_token.any(-1)
+            values = probabilities.sum(1) * torch.where(is_right[chosen], 1.0, -1.0)
         else:
-            first = logits.argmax(-1)[:, None, : part.answers.shape[2]]
-            chosen = ((first == part.answers[..., : first.shape[2]]) | ~real[..., : first.shape[2]]).all(
-                -1
-            ) & real.any(-1)
-            values = (chosen.any(1) & right[here]).float()
-        total.index_add_(0, rows.owner[here], values)
-    return total if mass else total.clamp(max=1)
+            first_choice = logits.argmax(-1)[:, None, : batch.answers.shape[2]]
+            n_read = first_choice.shape[2]
+            agrees = (first_choice == batch.answers[..., :n_read]) | ~is_token[..., :n_read]
+            is_chosen = agrees.all(-1) & is_token.any(-1)
+            values = (is_chosen.any(1) & is_right[chosen]).float()
+        total.index_add_(0, rows.owner[chosen], values)
+    # An example has a row per answer: it is right when one of them is chosen.
+    return total if by_probability else total.clamp(max=1)

@@ -27,6 +27,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "gender") -> t
     rest = ("was", rng.choice(ADJECTIVES), ".")
 
     def sentence(name: str, right: str, wrong: str) -> Sentence:
+        """The sentence about a person, with the pronoun that refers to them."""
         words, index = fill(template, NAME=name, **slots)
         key = (name, slots["place"], *((slots["object"],) if "{object}" in template else ()))
         return Sentence(

@@ -1,24 +1,26 @@
 """The tasks there are, and how one becomes prompt pairs for a given model.
 
-For `tiny` the words of the grammar are its vocabulary. For other models most tasks choose words of equal
-token count, with answers of one token if there are enough, and say in `provenance["dropped"]` what they left
-out. Where answers are several tokens `provenance["metric"]` is one that reads them.
+Read `load_task`. For `tiny` the words of the grammar are its vocabulary. For other models most tasks choose
+words of equal token count, with answers of one token if there are enough, and say in `provenance["dropped"]`
+what they left out. Where answers are several tokens, `provenance["metric"]` is one that reads them.
 """
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.load import model_name
+from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs, padded_answers
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
-from workbench.tasks.vocabularies import TextSpeaker, WordSpeaker
+from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
 
+# So many draws in a row without a new prompt mean that there are no more.
 _PATIENCE = 20_000
 Split = Literal["train", "heldout"] | str
 
@@ -55,7 +57,8 @@ class Task:
 
     @property
     def description(self) -> str:
-        return (self.module.__doc__ or "").strip().splitlines()[0]
+        """The first paragraph of its module's docstring, in one line."""
+        return " ".join((self.module.__doc__ or "").split("\n\n")[0].split())
 
 
 TASKS: dict[str, Task] = {
@@ -80,7 +83,7 @@ def find_task(name: str) -> Task:
 
 
 def load_task(
-    name: str, model: Any, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
+    name: str, model: Model, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
 ) -> PromptPairs:
     """Distinct prompt pairs of a task, the same for the same arguments.
 
@@ -93,6 +96,10 @@ def load_task(
     Raises:
         UnknownName: no such task, variant or split.
         PromptError: the model's vocabulary does not suit the task, or it has fewer than `n` distinct prompts.
+
+    >>> import workbench as wb
+    >>> load_task("ioi", wb.load_model("tiny"), n=8)
+    <PromptPairs: 8 x ioi, 16 to 18 tokens>
     """
     task = find_task(name)
     variant = task.variants[0] if variant is None else variant
@@ -103,40 +110,40 @@ def load_task(
     if type(n) is not int or n < 1:
         raise PromptError(f"n={n}: at least one pair is needed, and a whole number of them.")
     encode = TextEncoder(model)
-    speaker = (
-        WordSpeaker(encode) if set(vocabulary()) <= set(encode.tokenizer.get_vocab()) else TextSpeaker(encode)
-    )
-    if isinstance(speaker, TextSpeaker) and not task.any_model:
+    has_every_word = set(vocabulary()) <= set(encode.tokenizer.get_vocab())
+    wording = WordVocabulary(encode) if has_every_word else SubwordVocabulary(encode)
+    if isinstance(wording, SubwordVocabulary) and not task.any_model:
         usable = [other.name for other in TASKS.values() if other.any_model]
         raise UnsuitableTask(
-            f"The task {name!r} needs the word-level vocabulary of `tiny`; {model_name(model)!r} has another. "
+            f"The task {name!r} needs the word-level vocabulary of `tiny`; "
+            f"{model_name(model)!r} has another. "
             f"Tasks for any model: {', '.join(usable)}; or bring your own with PromptPairs.from_csv."
         )
-    lexicon, dropped = speaker.lexicon(name, task.needs)
-    pairs = _distinct_pairs(task, speaker, lexicon, n, seed, split, variant)
-    sides = [speaker.prompts([pair[i] for pair in pairs]) for i in (0, 1)]
-    answers = padded_answers([speaker.words(clean, clean.answers) for clean, _ in pairs])
-    wrong = padded_answers([speaker.words(clean, clean.wrong) for clean, _ in pairs])
+    lexicon, dropped = wording.lexicon(name, task.needs)
+    pairs = _distinct_pairs(task, wording, lexicon, n, seed, split, variant)
+    sides = [wording.prompts([pair[i] for pair in pairs]) for i in (0, 1)]
+    answers = padded_answers([wording.words(clean, clean.answers) for clean, _ in pairs])
+    wrong = padded_answers([wording.words(clean, clean.wrong) for clean, _ in pairs])
     several = answers.shape[2] > 1 or wrong.shape[2] > 1
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
-        "tokenizer": encode.fingerprint, "dropped": dropped, "metric": "sequence_logprob_diff" if several else task.metric,
+        "tokenizer": encode.fingerprint, "dropped": dropped,
+        "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
     return PromptPairs(sides[0], sides[1], answers, wrong, provenance)
 
 
-def _fits(speaker: WordSpeaker | TextSpeaker, sentence: Sentence) -> bool:
+def _fits(wording: WordVocabulary | SubwordVocabulary, sentence: Sentence) -> bool:
     """Whether a prompt and its answers fit into the context."""
-    answers = speaker.words(sentence, (sentence.answers[0], sentence.wrong[0]))
-    return (
-        int(speaker.encode.bos) + speaker.length(sentence) + max(map(len, answers)) - 1
-        <= speaker.encode.context
-    )
+    answers = wording.words(sentence, (sentence.answers[0], sentence.wrong[0]))
+    # The last answer token is only predicted, never read.
+    n_tokens = int(wording.encode.bos) + wording.length(sentence) + max(map(len, answers)) - 1
+    return n_tokens <= wording.encode.context
 
 
 def _distinct_pairs(
     task: Task,
-    speaker: WordSpeaker | TextSpeaker,
+    wording: WordVocabulary | SubwordVocabulary,
     lexicon: Lexicon,
     n: int,
     seed: int,
@@ -145,20 +152,21 @@ def _distinct_pairs(
 ) -> list[tuple[Sentence, Sentence]]:
     """Pairs whose clean prompts differ, both sides of each in the split and equally long."""
     rng = random.Random(f"{task.name} {variant} {split} {seed}")
-    found: dict[tuple[str, ...], tuple[Sentence, Sentence]] = {}
+    pairs: dict[tuple[str, ...], tuple[Sentence, Sentence]] = {}
     misses = 0
     while misses < _PATIENCE:
         clean, corrupt = task.module.draw(rng, lexicon, variant)
         misses += 1
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
-        alike = speaker.length(clean) == speaker.length(corrupt)
-        if in_split and clean.words not in found and alike and _fits(speaker, clean):
-            found[clean.words] = (clean, corrupt)
+        alike = wording.length(clean) == wording.length(corrupt)
+        if in_split and clean.words not in pairs and alike and _fits(wording, clean):
+            pairs[clean.words] = (clean, corrupt)
             misses = 0
-        if len(found) == n:
-            return list(found.values())
+        if len(pairs) == n:
+            return list(pairs.values())
     raise PromptError(
-        f"The task {task.name!r} has only {len(found)} distinct {split} prompts for this model; n={n} were asked for."
+        f"The task {task.name!r} has only {len(pairs)} distinct {split} prompts for this model; "
+        f"n={n} were asked for."
     )
 
 
@@ -166,10 +174,11 @@ _READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
 
 
 def pairs_of(
-    task: str, model: Any, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None
+    task: str, model: Model, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None
 ) -> PromptPairs:
-    """The pairs of a task by name, or of a .csv or .jsonl file (all of them; `n`, `seed` and `split` are a
-    task's).
+    """The pairs of a task by name, or of a .csv or .jsonl file.
+
+    Of a file they are all the pairs: `n`, `seed`, `split` and `variant` are for tasks.
     """
     read = _READERS.get(Path(task).suffix.lower())
     return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)

@@ -1,11 +1,13 @@
 """How a task's sentences become the tokens of a model, and which words of the grammar its vocabulary can use.
 
-For `tiny` a word is a token. A subword vocabulary gets ordinary text, and words of equal token count that
-stand in for each other: of one token where there are enough of them, else of the token count that most have.
+Read `WordVocabulary` (`tiny`: a word is a token) and `SubwordVocabulary`. The latter gets ordinary text, and
+words of equal token count that stand in for each other: of one token where there are enough of them, else of
+the token count that most have.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from workbench.errors import UnsuitableTask
@@ -17,7 +19,7 @@ from workbench.tasks.induction import LONGEST_GAP, LONGEST_LIST
 FEW_YEARS, MOST_SHOWN = 20, 12
 
 
-class WordSpeaker:
+class WordVocabulary:
     """Sentences as word-level tokens: one word, one token."""
 
     def __init__(self, encode: TextEncoder) -> None:
@@ -43,7 +45,7 @@ class WordSpeaker:
         return [[self.ids[word]] for word in words]
 
 
-class TextSpeaker:
+class SubwordVocabulary:
     """Sentences as ordinary text for a subword vocabulary."""
 
     def __init__(self, encode: TextEncoder) -> None:
@@ -62,15 +64,16 @@ class TextSpeaker:
         for need in needs:
             chosen |= CHOICES[need](self)
         lexicon, whole = Lexicon(**chosen), Lexicon()
-        left = [word for part in chosen for word in _missing(getattr(whole, part), getattr(lexicon, part))]
+        left = [word for field in chosen for word in _missing(getattr(whole, field), getattr(lexicon, field))]
         if not all(chosen.values()):
-            least = ", ".join(part for part, words in chosen.items() if not words)
-            shown = " ".join(left[:MOST_SHOWN]) + (
-                f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
-            )
+            lacking = ", ".join(field for field, words in chosen.items() if not words)
+            shown = " ".join(left[:MOST_SHOWN])
+            if len(left) > MOST_SHOWN:
+                shown += f" and {len(left) - MOST_SHOWN} more"
             raise UnsuitableTask(
-                f"The task {task!r} needs words of equal token count ({least}), and this vocabulary has too few "
-                f"(dropped {shown}). Bring your own prompts with PromptPairs.from_csv."
+                f"The task {task!r} needs words of equal token count ({lacking}), "
+                f"and this vocabulary has too few (dropped {shown}). "
+                "Bring your own prompts with PromptPairs.from_csv."
             )
         return lexicon, " ".join(left)
 
@@ -85,6 +88,7 @@ class TextSpeaker:
             text, spans = render(sentence.words)
             tokens = self.encode.spans(text)
             offset = int(self.encode.bos)
+            # The last token of a word is the last that begins before the word ends.
             ends = [max(t for t, (start, _) in enumerate(tokens) if start < end) for _, end in spans]
             rows.append(self.encode.prompt(text, where=f"Prompt {i}"))
             positions.append({name: ends[at] + offset for name, at in sentence.positions.items()})
@@ -108,11 +112,7 @@ class TextSpeaker:
         """Names that are answers: all of one token count."""
         whole = Lexicon()
         kept = self._alike(whole.names, least=4)
-        return (
-            {"female": _within(whole.female, kept), "male": _within(whole.male, kept)}
-            if kept
-            else {"female": (), "male": ()}
-        )
+        return {"female": _within(whole.female, kept), "male": _within(whole.male, kept)}
 
     def people(self) -> dict[str, Any]:
         """Names with one of the other gender of the same token count."""
@@ -124,22 +124,18 @@ class TextSpeaker:
     def pronouns(self) -> dict[str, Any]:
         """Pairs of pronouns, of one token each where there is such a pair."""
         she, he, she_first, he_first = Lexicon().pronouns
-        return {
-            "pronouns": tuple(
-                word for pair in self._short([(she, he), (she_first, he_first)]) for word in pair
-            )
-        }
+        pairs = self._short([(she, he), (she_first, he_first)])
+        return {"pronouns": tuple(chain.from_iterable(pairs))}
 
     def items(self) -> dict[str, Any]:
         """Words of one token count, as many as the longest list holds."""
         return {"items": self._alike(Lexicon().items, least=LONGEST_LIST + LONGEST_GAP + 1)}
 
     def nouns(self) -> dict[str, Any]:
-        """A singular with a plural of the same token count: its own, or that of another noun which has none
-        either.
-        """
+        """A singular with a plural of the same token count: its own, or that of another noun without one."""
         whole = Lexicon().nouns
         own = [pair for pair in whole if self.size(pair[0]) == self.size(pair[1])]
+        # "dogs" may be two tokens where "dog" is one: a plural of one token takes its place.
         others = [pair for pair in whole if pair not in own]
         plurals = [plural for _, plural in others]
         for singular, _ in others:
@@ -174,22 +170,27 @@ class TextSpeaker:
         return [pair for pair in listed if all(self.size(word) == 1 for word in pair)] or listed
 
     def _alike(self, words: Sequence[str], *, least: int) -> tuple[str, ...]:
-        """The words of one token if there are enough, else those of the commonest token count if they are
-        enough.
-        """
+        """The words of one token if there are `least`, else those of the commonest token count, or none."""
         sizes = {word: self.size(word) for word in words}
         counts = Counter(sizes.values())
         size = 1 if counts[1] >= least else max(counts, key=lambda n: (counts[n], -n))
-        return tuple(word for word in words if sizes[word] == size) if counts[size] >= least else ()
+        if counts[size] < least:
+            return ()
+        return tuple(word for word in words if sizes[word] == size)
 
 
-CHOICES: Mapping[str, Callable[[TextSpeaker], dict[str, Any]]] = {
-    choice.__name__: choice
-    for choice in (
-        TextSpeaker.names, TextSpeaker.people, TextSpeaker.pronouns, TextSpeaker.items, TextSpeaker.nouns,
-        TextSpeaker.verbs, TextSpeaker.years,
-    )
-}  # fmt: skip
+_CHOICES = (
+    SubwordVocabulary.names,
+    SubwordVocabulary.people,
+    SubwordVocabulary.pronouns,
+    SubwordVocabulary.items,
+    SubwordVocabulary.nouns,
+    SubwordVocabulary.verbs,
+    SubwordVocabulary.years,
+)
+CHOICES: Mapping[str, Callable[[SubwordVocabulary], dict[str, Any]]] = {
+    choice.__name__: choice for choice in _CHOICES
+}
 
 
 def _within(words: Sequence[str], kept: Iterable[str]) -> tuple[str, ...]:
@@ -205,4 +206,7 @@ def _missing(whole: Any, kept: Any) -> list[str]:
 def _listed(words: Any) -> list[str]:
     if isinstance(words, Mapping):
         return [century + year for century, years in words.items() for year in years]
-    return [each for word in words for each in ([word] if isinstance(word, str) else word)]
+    listed: list[str] = []
+    for word in words:
+        listed += [word] if isinstance(word, str) else word
+    return listed
