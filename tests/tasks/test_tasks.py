@@ -1,11 +1,13 @@
 """Tasks and prompt pairs on `tiny` and on a BPE vocabulary: minimal corruptions, named positions, honest splits."""
 
 import json
+import random
 import re
 
 import pandas as pd
 import pytest
 import torch
+from closeness import close
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -14,8 +16,9 @@ from workbench.errors import MetricError, PromptError, UnknownName, UnsuitableTa
 from workbench.models.load import load_model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.tasks import grammar
+from workbench.tasks import grammar, measure, registry
 from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.vocabularies import SubwordVocabulary
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,7 @@ def letters(tmp_path_factory):
     return bpe_model(tmp_path_factory.mktemp("letters"), [" a"], 257)
 
 
+@pytest.mark.types
 @pytest.mark.parametrize(
     ("name", "variant"), [(task.name, variant) for task in TASKS.values() for variant in task.variants]
 )
@@ -103,23 +107,16 @@ def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: st
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_no_prompt_clean_or_corrupt_is_in_both_splits(tiny, name: str):
-    sides = {}
-    for split in ("train", "heldout"):
-        pairs = load_task(name, tiny, n=300, split=split)
-        sides[split] = {*pairs.clean.ids, *pairs.corrupt.ids}
-    assert not sides["train"] & sides["heldout"]
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
-def test_there_are_600_distinct_held_out_prompts(tiny, name: str):
-    assert len(set(load_task(name, tiny, n=600, split="heldout").clean.ids)) == 600
+def test_600_held_out_prompts_are_distinct_and_none_is_in_the_training_split(tiny, name: str):
+    train, heldout = (
+        load_task(name, tiny, n=n, split=split) for n, split in ((300, "train"), (600, "heldout"))
+    )
+    assert len(set(heldout.clean.ids)) == 600
+    assert not {*train.clean.ids, *train.corrupt.ids} & {*heldout.clean.ids, *heldout.corrupt.ids}
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_training_text_never_holds_a_reserved_combination(name: str):
-    import random
-
     rng, task, seen = random.Random(1), TASKS[name].module, 0
     for _ in range(300):
         sentence = task.training_sentence(rng, grammar.Lexicon())
@@ -149,9 +146,10 @@ def test_named_positions_of_a_bpe_model_point_at_the_words(bpe):
     pairs = load_task("ioi", bpe, n=20)
     rows = torch.arange(20)
     assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("S2")], pairs.wrong[:, 0, 0])
-    first_word = [strings[1].strip() for strings in pairs.clean.strings]
-    inside = [i for i, word in enumerate(first_word) if word not in ("",)]
-    assert inside
+    named = [
+        strings[at].strip() for strings, at in zip(pairs.clean.strings, pairs.clean.at("S2"), strict=True)
+    ]
+    assert set(named) <= set(grammar.Lexicon().names)
 
 
 ANY = [task.name for task in TASKS.values() if task.any_model]
@@ -239,19 +237,15 @@ def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters,
     scores = {score.behaviour: score for score in wb.measure(letters, n=8, progress=False)}
     assert {name for name, score in scores.items() if not score.skipped} == set(ANY)
     assert all(-1 <= scores[name].score <= 1 for name in ANY)
-    # A model of one-token answers scores the same on both ways.
-    from workbench.tasks import measure
-
+    # A model of one-token answers scores the same in both ways.
     for name in ("ioi", "greater_than"):
         pairs = load_task(name, tiny, n=20, split="heldout")
-        assert torch.allclose(
-            measure._score(tiny, name, pairs), measure._score_several_tokens(tiny, name, pairs), atol=1e-5
+        assert close(
+            measure._score(tiny, name, pairs), measure._score_several_tokens(tiny, name, pairs), scale=1
         )
 
 
 def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):
-    from workbench.tasks.vocabularies import SubwordVocabulary
-
     monkeypatch.setattr(
         SubwordVocabulary, "size", lambda self, word: sum(map(ord, word)) if word.isalpha() else 1
     )
@@ -270,7 +264,7 @@ def test_other_tasks_refuse_a_bpe_model_and_say_what_works(bpe):
     assert f"Tasks for any model: {usable}; or bring your own with PromptPairs.from_csv." in str(caught.value)
 
 
-def test_unknown_names_say_what_there_is(tiny):
+def test_unknown_names_say_what_there_is(tiny, monkeypatch):
     with pytest.raises(UnknownName) as caught:
         load_task("ioii", tiny)
     known = "agreement, binding, capitals, greater_than, induction, ioi, pronoun"
@@ -281,10 +275,10 @@ def test_unknown_names_say_what_there_is(tiny):
     with pytest.raises(UnknownName) as caught:
         load_task("ioi", tiny, split="test")
     assert str(caught.value) == "split='test' is not known. Choices: heldout, train."
-    with pytest.raises(
-        PromptError,
-        match=r"^The task 'greater_than' has only 4[0-9]{3} distinct heldout prompts for this model; n=5000 were asked for.$",
-    ):
+    # With less patience the prompts seem to run out after some dozens.
+    monkeypatch.setattr(registry, "_PATIENCE", 20)
+    message = r"^The task 'greater_than' has only [0-9]+ distinct heldout prompts for this model; n=5000 were asked for.$"
+    with pytest.raises(PromptError, match=message):
         load_task("greater_than", tiny, n=5000, split="heldout")
 
 
@@ -293,6 +287,7 @@ def test_unknown_names_say_what_there_is(tiny):
 ROW = {"clean": "The dog near the cats", "corrupt": "The dogs near the cats", "answer": "is", "wrong": "are"}
 
 
+@pytest.mark.types
 def test_a_csv_a_jsonl_and_a_frame_give_the_same_pairs(tiny, tmp_path):
     frame = pd.DataFrame([ROW, ROW | {"clean": "The boy near the cats", "corrupt": "The boys near the cats"}])
     frame.to_csv(tmp_path / "p.csv", index=False)
@@ -306,6 +301,7 @@ def test_a_csv_a_jsonl_and_a_frame_give_the_same_pairs(tiny, tmp_path):
     assert made[0].clean.strings[0] == ("<bos>", "The", "dog", "near", "the", "cats")
 
 
+@pytest.mark.types
 def test_alternatives_are_separated_by_bars(tiny):
     pairs = PromptPairs.from_dataframe(
         tiny, pd.DataFrame([ROW | {"answer": "is|was"}, ROW | {"clean": "The boy near the cats"}])
@@ -462,7 +458,8 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
     )
     expected = wb.run(tiny, pairs.corrupt).logits[0, -1] - wb.run(tiny, pairs.clean).logits[0, -1]
     right, wrong = int(pairs.answers[0, 0, 0]), int(pairs.wrong[0, 0, 0])
-    assert float(last[0, 0, 0]) == pytest.approx(float(expected[right] - expected[wrong]), abs=1e-5)
+    size = float(expected.abs().max())
+    assert close(float(last[0, 0, 0]), float(expected[right] - expected[wrong]), tolerance=1e-5, scale=size)
 
 
 def test_a_split_of_own_pairs_shares_no_prompt(tiny):
@@ -512,12 +509,12 @@ def hand_made() -> tuple[torch.Tensor, PromptPairs]:
 )
 def test_metrics_on_numbers_worked_out_by_hand(name: str, value: float):
     logits, pairs = hand_made()
-    assert float(wb.metric(name)(logits, pairs)) == pytest.approx(value, abs=1e-6)
+    assert close(float(wb.metric(name)(logits, pairs)), value, tolerance=1e-6, scale=1)
 
 
 def test_kl_is_zero_for_the_reference_and_positive_elsewhere():
     logits, pairs = hand_made()
-    assert float(wb.metric("kl")(logits, pairs, logits)) == pytest.approx(0, abs=1e-7)
+    assert close(float(wb.metric("kl")(logits, pairs, logits)), 0, tolerance=1e-6, scale=1)
     assert float(wb.metric("kl")(logits.flip(1), pairs, logits)) > 0.1
     with pytest.raises(
         MetricError,

@@ -99,7 +99,7 @@ def load_task(
 
     >>> import workbench as wb
     >>> load_task("ioi", wb.load_model("tiny"), n=8)
-    <PromptPairs: 8 x ioi, 16 to 18 tokens>
+    <PromptPairs: 8 x ioi, 14 to 18 tokens>
     """
     task = find_task(name)
     variant = task.variants[0] if variant is None else variant
