@@ -1,8 +1,9 @@
 """`Value`, what is written at a site, and `Bound`, a value made ready for the prompts of one run.
 
-`value.bind(model, prompts, other)` checks a value once; the `Bound` it returns then maps the current activation of any site
-to the new one (`apply_edit` writes it). `SitePositions` says where a site is in each example. The values themselves are in
-`values.py` and `store_values.py`. This module knows no engine: it never runs a model.
+`value.bind(model, prompts, other)` checks a value once; the `Bound` it returns then maps the current
+activation of any site to the new one (`apply_edit` writes it). `SitePositions` says where a site is in each
+example. The values themselves are in `values.py` and `store_values.py`. This module knows no engine: it never
+runs a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ class SitePositions:
     """Where a site's positions are in each example.
 
     Attributes:
-        index: position axis of the site → [example]; an axis without a position of its own (all of it) is left out.
+        index: position axis of the site → [example]; an axis without a position of its own (all of it) is
+            left out.
         has: [example], whether the example has all of these positions.
     """
 

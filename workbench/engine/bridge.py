@@ -1,7 +1,8 @@
 """Reading the modules that a TransformerLens bridge wraps: norms, activation functions, children by name.
 
-`norm` is the one reader of norms: the fast engine, the hooked circuit run, gradients and lenses all compute a norm through it.
-`Unsupported` is how a reader says that the fast engine cannot run a model. This module knows no engine.
+`norm` is the one reader of norms: the fast engine, the hooked circuit run, gradients and lenses all compute a
+norm through it. `Unsupported` is how a reader says that the fast engine cannot run a model. This module knows
+no engine.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from workbench.models.model import Model
 Norm = Callable[[Tensor], Tensor]
 Act = Callable[[Tensor], Tensor]
 
-# Fused functions in place of the modules of transformers, which spell the same formulas out in several products.
+# Fused functions in place of the modules of transformers, which spell the same formulas out in several
+# products.
 _ACTS: dict[str, Act] = {
     "NewGELUActivation": lambda x: F.gelu(x, approximate="tanh"),
     "PytorchGELUTanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -45,7 +47,8 @@ def child(component: Any, name: str) -> Any:
 
 
 def norm(component: Any) -> Norm:
-    """A norm over the last axis, computed as the bridge computes it but without its hooks; the identity for None.
+    """A norm over the last axis, computed as the bridge computes it but without its hooks; the identity for
+    None.
 
     Gradients flow to the input, not to the weights where they are applied here.
     """
@@ -84,7 +87,9 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _runs_the_module_itself(component: Any) -> bool:
-    """Whether the component calls the module that it wraps: those that are no norm of the bridge's own always do."""
+    """Whether the component calls the module that it wraps: those that are no norm of the bridge's own always
+    do.
+    """
     if not hasattr(component, "uses_rms_norm"):
         return True
     folded = getattr(component.config, "layer_norm_folding", False)
@@ -99,7 +104,9 @@ def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _norm_by_hand(component: Any, module: Any, x: Tensor) -> Tensor:
-    """The formula of TransformerLens 4.3's `NormalizationBridge`, in its order of operations, so that the bits agree."""
+    """The formula of TransformerLens 4.3's `NormalizationBridge`, in its order of operations, so that the
+    bits agree.
+    """
     wide = x if x.dtype == torch.float64 else x.float()
     if not component.uses_rms_norm:
         wide = wide - wide.mean(-1, keepdim=True)

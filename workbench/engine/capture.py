@@ -54,19 +54,20 @@ def capture(
 ) -> ActivationStore:
     """The activations of prompts, in memory or, with `path=`, on disk.
 
-    A store on disk may be larger than memory. It is written shard by shard: after a crash or a kill, the same call goes
-    on where it stopped, and the bytes are those of a run that was not interrupted.
+    A store on disk may be larger than memory. It is written shard by shard: after a crash or a kill, the same
+    call goes on where it stopped, and the bytes are those of a run that was not interrupted.
 
     Args:
-        tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a corpus: a path to
-            a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see `read_corpus`).
-        sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None takes
-            every kind that the model has but logits, `resid_mid` and `mlp_pre`.
+        tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a
+            corpus: a path to a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see
+            `read_corpus`).
+        sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
+            takes every kind that the model has but logits, `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
 
     The rest is for stores on disk:
-        keep: which rows of a prompt: "all", "mean" over its tokens, positions such as ["END", 3], or a list of positions
-            for each prompt.
+        keep: which rows of a prompt: "all", "mean" over its tokens, positions such as ["END", 3], or a list
+            of positions for each prompt.
         dtype: of the rows; None takes the model's.
         workers, backend: processes of this machine, or Ray tasks ("ray"); each writes shards of its own.
         threads: of the processor per forward pass; several workers take one each unless told.
@@ -133,7 +134,9 @@ def capture_cost(
     shard_bytes: int = SHARD_BYTES,
     budget: int | None = None,
 ) -> StoreCost:
-    """What a store on disk would take: rows, bytes, shards and seconds; one forward pass is run. Arguments of `capture`."""
+    """What a store on disk would take: rows, bytes, shards and seconds; one forward pass is run. Arguments of
+    `capture`.
+    """
     request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
     return request.cost(model, request.plan(model))
 
@@ -148,7 +151,9 @@ def capture_pairs(
     progress: bool = True,
     **more: Any,
 ) -> tuple[ActivationStore, ActivationStore]:
-    """The stores of the clean and of the corrupt run, with `path=` in its folders `clean` and `corrupt`; see `capture`."""
+    """The stores of the clean and of the corrupt run, with `path=` in its folders `clean` and `corrupt`; see
+    `capture`.
+    """
     chosen = None if sites is None else list(sites)
     places = {name: None if path is None else Path(path) / name for name in ("clean", "corrupt")}
     clean, corrupt = (

@@ -92,7 +92,9 @@ class Request:
     threads: int | None = None
 
     def rows(self) -> tuple[Int[np.ndarray, "example"], Int[Tensor, "row"] | None]:
-        """How many rows each prompt gets, and the position of each row, prompt after prompt (None: all of them)."""
+        """How many rows each prompt gets, and the position of each row, prompt after prompt (None: all of
+        them).
+        """
         lengths = self.prompts.lengths.cpu()
         if self.keep == "all":
             return lengths.numpy().astype(np.int64), None
@@ -196,7 +198,8 @@ def build_store(
     """Write what is missing of a store, then open it.
 
     Raises:
-        StoreError: the folder holds a store of something else, another process writes the same shard, the disk is too small.
+        StoreError: the folder holds a store of something else, another process writes the same shard, the
+            disk is too small.
         OutputExists: the folder holds something that is no store.
     """
     check_backend(backend, workers)

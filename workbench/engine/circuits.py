@@ -1,4 +1,6 @@
-"""Metrics of many circuits on the same prompts, on the engine that can run them: what every judgement of circuits is made of."""
+"""Metrics of many circuits on the same prompts, on the engine that can run them: what every judgement of
+circuits is made of.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +53,9 @@ class CircuitBatch:
     logits: Tensor | None
 
     def measured(self, stream: Float[Tensor, "example pos d_model"]) -> Float[Tensor, "example"]:
-        """The metric of a stream after the last block, at the position that is read or from the first changed one on."""
+        """The metric of a stream after the last block, at the position that is read or from the first changed
+        one on.
+        """
         assert self.walk is not None
         assert self.readout is not None
         if self.walk.read is not None:

@@ -1,4 +1,6 @@
-"""Values for prompts that go on with an answer: they are written where the prompt is, and the answer's tokens are left be."""
+"""Values for prompts that go on with an answer: they are written where the prompt is, and the answer's tokens
+are left be.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +16,8 @@ from workbench.sites import KINDS, Site
 
 
 def bind(model: Any, rows: Expansion, value: Value, *, side: str = "clean") -> Bound:
-    """A value made ready for the rows of pairs; stores are asked for the prompts of the pairs, without answers.
+    """A value made ready for the rows of pairs; stores are asked for the prompts of the pairs, without
+    answers.
 
     Args:
         side: "clean" or "corrupt", the run that is edited.

@@ -1,4 +1,6 @@
-"""What readers see when each edge carries one value or the other: a weighted sum of what writers wrote, never a loop."""
+"""What readers see when each edge carries one value or the other: a weighted sum of what writers wrote, never
+a loop.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +34,9 @@ def mixed(
 
 
 def check_classes(graph: Graph, prompts: Prompts) -> None:
-    """Raise `PromptError` when no prompt has one of the graph's positions, `UnknownName` when none has such a name."""
+    """Raise `PromptError` when no prompt has one of the graph's positions, `UnknownName` when none has such a
+    name.
+    """
     places = graph.positions or ()
     if places and REST in prompts.positions:
         raise PromptError(

@@ -72,7 +72,9 @@ def stacked(tokens: Tensor, times: int) -> Tensor:
 
 
 def check_pairs(model: Any, pairs: PromptPairs) -> None:
-    """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, prompts over the context."""
+    """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, prompts over the
+    context.
+    """
     if not isinstance(pairs, PromptPairs):
         raise PromptError(f"Pairs are wb.PromptPairs, as from wb.load_task(...), not {type(pairs).__name__}.")
     check_context(model, pairs.clean)

@@ -1,14 +1,16 @@
-"""Values by name: the one table from a name, as commands, sweep specs and files spell it, to the value it means.
+"""Values by name: the one table from a name, as commands, sweep specs and files spell it, to the value it
+means.
 
-The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run that is edited (`base`) cannot be its own
-value. Without a name the value is the other run. `other` and `from_store` are older spellings of it and stay readable.
+The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run that is edited (`base`)
+cannot be its own value. Without a name the value is the other run. `other` and `from_store` are older
+spellings of it and stay readable.
 
-    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))    # check before anything is loaded
-    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))  # captures only where it must
-    spelling = key_name(name, base="clean")                                             # what keys of sweep jobs hold
+    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))  # before a model is loaded
+    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))
+    spelling = key_name(name, base="clean")  # what keys of sweep jobs hold
 
-A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to `make_value`, who
-cannot leaves the name out of `choices`. This module runs no model.
+A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to
+`make_value`, who cannot leaves the name out of `choices`. This module runs no model.
 """
 
 import math
@@ -26,7 +28,9 @@ PairStores = tuple[ActivationStore, ActivationStore]
 
 @dataclass(frozen=True)
 class _Sources:
-    """What the makers draw on: stores of both runs, which are captured only when asked for, a seed, a number, a fit."""
+    """What the makers draw on: stores of both runs, which are captured only when asked for, a seed, a number,
+    a fit.
+    """
 
     base: str
     stores: Callable[[], PairStores]
@@ -36,13 +40,16 @@ class _Sources:
 
     @property
     def base_store(self) -> ActivationStore:
+        """Of the run that is edited."""
         return self.stores()[SIDES.index(self.base)]
 
     @property
     def other_store(self) -> ActivationStore:
+        """Of the run that is not."""
         return self.stores()[SIDES.index(other_side(self.base))]
 
     def fitted(self) -> Value:
+        """What the caller's fit returns."""
         if self.optimal is None:
             raise EditError(
                 "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: "
@@ -75,18 +82,21 @@ MEANINGS: Mapping[str, str] = {name: entry.meaning for name, entry in _TABLE.ite
 def canonical_name(
     name: str | None, *, base: str = "clean", choices: Sequence[str] = NAMES, argument: str = "value"
 ) -> str:
-    """The one spelling of a value's name; `None`, `other` and `from_store` become the side that is not the base.
+    """The one spelling of a value's name; `None`, `other` and `from_store` become the side that is not the
+    base.
 
     Numbers keep their spelling (`constant:2` is not made `constant:2.0`), because keys of sweep jobs hold it.
 
     Args:
         base: "clean" or "corrupt": the run that is edited.
-        choices: those of `NAMES` that the caller can use. Both sides may be listed; the base's own is refused.
+        choices: those of `NAMES` that the caller can use. Both sides may be listed; the base's own is
+            refused.
         argument: what the caller calls the name, for the message.
 
     Raises:
         UnknownName: it is not among the choices.
-        EditError: it is the run that is edited, or the number of `constant:X` or `scale:X` is not a finite number.
+        EditError: it is the run that is edited, or the number of `constant:X` or `scale:X` is not a finite
+            number.
 
     >>> canonical_name("from_store"), canonical_name(None, base="corrupt"), canonical_name("scale:0.5")
     ('corrupt', 'clean', 'scale:0.5')
@@ -97,8 +107,8 @@ def canonical_name(
     if name == base:
         rest = [choice for choice in choices if choice not in SIDES]
         raise EditError(
-            f"{argument}={name!r} is the run that is edited (base={base!r}), so writing it would change nothing. "
-            f"Choices: {', '.join([other, *rest])}."
+            f"{argument}={name!r} is the run that is edited (base={base!r}), "
+            f"so writing it would change nothing. Choices: {', '.join([other, *rest])}."
         )
     if _entry(name) not in choices:
         raise UnknownName(argument, name, [choice for choice in choices if choice != base])
@@ -108,7 +118,7 @@ def canonical_name(
 
 
 def key_name(name: str | None, *, base: str = "clean") -> str:
-    """The name as keys of sweep jobs spell it: `other` for the other run, so that folders of earlier versions resume.
+    """The name as keys of sweep jobs spell it: `other` for the other run, as in folders of earlier versions.
 
     >>> key_name("corrupt"), key_name("zero")
     ('other', 'zero')
@@ -130,8 +140,8 @@ def make_value(
     Args:
         name: any spelling that `canonical_name` reads.
         base: the run that is edited: `mean` and `resample` are over its own activations.
-        stores: returns the activations of the clean and of the corrupt run, in this order, as `capture_pairs` does.
-            It is called only for the values that need them.
+        stores: returns the activations of the clean and of the corrupt run, in this order, as `capture_pairs`
+            does. It is called only for the values that need them.
         seed: chooses the donors of `resample`.
         optimal: returns the fitted value; needed for that name alone.
 
@@ -145,7 +155,7 @@ def make_value(
 
 
 def other_side(base: str) -> str:
-    """The side of a pair that is not the base. Raises `UnknownName` for a base other than clean or corrupt."""
+    """The side of a pair that is not the base. Raises `UnknownName` for another base."""
     if base not in SIDES:
         raise UnknownName("base", base, SIDES)
     return "corrupt" if base == "clean" else "clean"

@@ -51,7 +51,8 @@ class Reader:
 
     Attributes:
         port: "q", "k", "v", "mlp", "neuron" or "logits".
-        layer: n_layers for the logits.  unit: head, kv head or neuron.  pos: the only position that it reads anew.
+        layer: n_layers for the logits.  unit: head, kv head or neuron.  pos: the only position that it reads
+            anew.
     """
 
     port: str
@@ -91,7 +92,8 @@ def writer(name: str, shape: Shape) -> Writer:
 
 
 def readers(name: str, shape: Shape) -> tuple[Reader, ...]:
-    """The readers that a name means, as in `a9.6<q>`, `m3`, `logits`, `a9.6<k>@END`; a bare head is its three.
+    """The readers that a name means, as in `a9.6<q>`, `m3`, `logits`, `a9.6<k>@END`; a bare head is its
+    three.
 
     Raises:
         SiteError: no such node, a writer that reads nothing, or one that the model lacks.

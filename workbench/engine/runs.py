@@ -31,7 +31,8 @@ class RunCost:
         runs: edited prompts that are run.  skipped: those that provably change nothing.
         walks: through the layers, of many runs each (on the reference path: forwards of all prompts).
         token_layers: tokens times blocks that are computed, the base run included.
-        flops: floating-point operations of their matrix products.  peak_bytes: of working memory at a time, about.
+        flops: floating-point operations of their matrix products.  peak_bytes: of working memory at a time,
+            about.
     """
 
     runs: int = 0
@@ -49,7 +50,9 @@ class RunCost:
 
 
 def forward_flops(shape: Shape) -> int:
-    """Floating-point operations of one token in a whole forward pass, without attention's scores (MLPs counted ungated)."""
+    """Floating-point operations of one token in a whole forward pass, without attention's scores (MLPs
+    counted ungated).
+    """
     heads = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
     return 2 * (shape.n_layers * (heads + 2 * shape.d_model * shape.d_mlp) + shape.d_model * shape.d_vocab)
 

@@ -1,7 +1,7 @@
 """Which engine takes a call, the fast one or the reference, and what it will cost.
 
-The first time a model is used, the fast engine makes a few random edits of every kind beside the reference; where they
-differ it warns once, and that model stays on the reference path.
+The first time a model is used, the fast engine makes a few random edits of every kind beside the reference;
+where they differ it warns once, and that model stays on the reference path.
 """
 
 import math
@@ -37,7 +37,8 @@ class CallPlan:
     """What a call will do.
 
     Attributes:
-        path: "staircase" (the fast engine) or "reference" (hooks, one full forward per edited run), and why that one.
+        path: "staircase" (the fast engine) or "reference" (hooks, one full forward per edited run), and why
+            that one.
         cost: of it; peak memory is beside the model and the stores, under `budget` bytes.
         whole: FLOPs of one forward pass of the prompts with hooks, to compare with.
     """

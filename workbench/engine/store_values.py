@@ -1,7 +1,8 @@
-"""Values that are read from a store of activations: `FromStore` (patching), `Mean` and `Resample` (ablations).
+"""Values that are read from a store of activations: `FromStore` (patching), `Mean` and `Resample`
+(ablations).
 
-Each is checked against the model and the prompts when it is bound; the rows are read when they are written. Use the functions
-`from_store`, `mean` and `resample` of `values.py` to make one.
+Each is checked against the model and the prompts when it is bound; the rows are read when they are written.
+Use the functions `from_store`, `mean` and `resample` of `values.py` to make one.
 """
 
 from collections.abc import Sequence
@@ -126,7 +127,8 @@ class Resample(Value):
                 f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt {i}. "
                 "Capture more prompts, or use mean(store)."
             )
-        # A hash instead of a random generator: the donor does not depend on which other prompts are in the batch.
+        # A hash instead of a random generator: the donor does not depend on which other prompts are in the
+        # batch.
         return donors[xxhash.xxh3_64_intdigest(f"{self.seed} {prompt_id}".encode()) % len(donors)]
 
 
@@ -186,7 +188,8 @@ class _StoreBound(Bound):
     def __init__(self, value: Value, prompts: Prompts, store: ActivationStore, rows: list[int]) -> None:
         super().__init__(value, prompts)
         self.store, self.rows, self.source = store, rows, store.prompts.select(rows)
-        # The activation read last: edits of one layer's heads come one after the other, and all of them need it.
+        # The activation read last: edits of one layer's heads come one after the other, and all of them need
+        # it.
         self._padded: tuple[Key, Tensor] | None = None
 
     def select(self, examples: Sequence[int]) -> Bound:

@@ -1,8 +1,9 @@
 """The values: functions that say what is written at a site, as in `zero()`, `mean(store)`, `add(vector)`.
 
-A `Value` is a frozen description; `value.bind(model, prompts, other)` checks it against a run and returns a `Bound`, which
-maps the current activation of a site to the new one (`bound.py`). Those read from a store are in `store_values.py`, names for
-them in `named_values.py`. Values never know where they are used; sites never know what is done to them.
+A `Value` is a frozen description; `value.bind(model, prompts, other)` checks it against a run and returns a
+`Bound`, which maps the current activation of a site to the new one (`bound.py`). Those read from a store are
+in `store_values.py`, names for them in `named_values.py`. Values never know where they are used; sites never
+know what is done to them.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,7 @@
-"""See the modules."""
+"""Interventions: how a metric changes when activations are edited, site by site or path by path.
+
+`effects.py` has `effects`, the effect of every site (patching, ablation, steering); begin there.
+`gradients.py` estimates the same effects from gradients. `paths.py` has `path_effects`, path patching;
+`explain.py` says what either call will run and cost. All of them turn arguments into edited runs and hand
+these to `engine`; none installs a hook.
+"""

@@ -1,4 +1,5 @@
-"""The effect of editing sites, one at a time: patching, ablation, steering and attribution are values and methods.
+"""The effect of editing sites, one at a time: patching, ablation, steering and attribution are values and
+methods.
 
 `effect = m(edited) - m(base)`, per example: ablating a supporting site is negative.
 """
@@ -56,32 +57,36 @@ def effects(
 ) -> xr.DataArray:
     """How the metric changes when the run `base` is edited at each site in turn: m(edited) - m(base).
 
-    `base="clean"` with `value=from_store(corrupt)` is noising, `base="corrupt"` with `from_store(clean)` denoising.
+    `base="clean"` with `value=from_store(corrupt)` is noising, `base="corrupt"` with `from_store(clean)`
+    denoising.
 
     Args:
         sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
         value: what is written there.
-        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. `sequence_logprob_diff` reads
-            answers of several tokens, each in a run of its own; edits touch the prompt's positions only.
-        method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all;
-            "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one kind and layer moving
-            together: over a full cut of the graph the effects then add up to m(all edited) - m(base), and
-            attrs["completeness_gap"] says by how much they do not.
-            "atp-star" is the gradient with attention recomputed for q and k and with layers dropped (2403.00745).
+        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
+            `sequence_logprob_diff` reads answers of several tokens, each in a run of its own; edits touch the
+            prompt's positions only.
+        method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass
+            for all; "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one
+            kind and layer moving together: over a full cut of the graph the effects then add up to m(all
+            edited) - m(base), and attrs["completeness_gap"] says by how much they do not. "atp-star" is the
+            gradient with attention recomputed for q and k and with layers dropped (2403.00745).
         steps: midpoints on that way.
         normalized: divide by m(other run) - m(base) of each example: 1 is full recovery.
-        budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in pieces.
+        budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in
+            pieces.
         readout: precision of the final norm and the unembedding, as torch.float32 for a bfloat16 model.
         progress: whether to show a bar; `explain` says beforehand what an exact call will take.
 
     Returns:
-        DataArray (example, *axes of the grid) or (example, site). Cells beyond the length of an example, at a named
-        position that it lacks, or at a key that the query does not see, are NaN.
+        DataArray (example, *axes of the grid) or (example, site). Cells beyond the length of an example, at a
+        named position that it lacks, or at a key that the query does not see, are NaN.
 
     Raises:
         SiteError, MetricError, StoreError, PromptError, EditError: see the messages; nothing is left behind.
 
-    Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution patching,
+    Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution
+        patching,
     Syed et al. 2310.10348.
 
     >>> import workbench as wb
@@ -160,7 +165,9 @@ def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
 def _asked(
     runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any
 ) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
-    """The elements with their axes, and the value bound to the prompts; everything that can be wrong is checked."""
+    """The elements with their axes, and the value bound to the prompts; everything that can be wrong is
+    checked.
+    """
     runs.check()
     check_value(value)
     elements, dims, coords = _elements(sites, runs.model, rows.examples.side(runs.side))

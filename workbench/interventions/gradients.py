@@ -1,4 +1,5 @@
-"""Effects estimated from gradients: one linear step at the base run, or the mean slope along the way to the edit.
+"""Effects estimated from gradients: one linear step at the base run, or the mean slope along the way to the
+edit.
 
 Both run in batches of examples whose forward and backward pass fit into the budget.
 """
@@ -20,7 +21,9 @@ Elements = Sequence[tuple[Site, ...]]
 
 
 def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
-    """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per batch."""
+    """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per
+    batch.
+    """
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
     tables = []
     with tqdm(
@@ -46,12 +49,14 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
 def integrated(
     runs: MeasuredRuns, elements: Elements, bound: Bound, *, steps: int, progress: bool
 ) -> tuple[Tensor, dict[Key, Tensor]]:
-    """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to e(a).
+    """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to
+    e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
 
     Returns:
-        the table, and for each (kind, layer) [example] the sum over its sites minus m(those edited) - m(base).
+        the table, and for each (kind, layer) [example] the sum over its sites minus m(those edited) -
+        m(base).
     """
     sites: dict[Key, list[Site]] = {}
     for site in dict.fromkeys(site for element in elements for site in element):
@@ -80,10 +85,12 @@ def integrated(
 
 
 def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
-    """[example, element]: first-order effects with attention recomputed for queries and keys, and with layers dropped.
+    """[example, element]: first-order effects with attention recomputed for queries and keys, and with layers
+    dropped.
 
-    The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own layer is left
-    out where it would see nothing); the sign is that of the plain estimate. Queries and keys take a forward pass each.
+    The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own
+    layer is left out where it would see nothing); the sign is that of the plain estimate. Queries and keys
+    take a forward pass each.
     """
     n_layers = Shape.of(runs.model).n_layers
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
@@ -132,7 +139,9 @@ def _slopes(
 def _changed(
     runs: MeasuredRuns, site: Site, recorded: Mapping[Key, Tensor], bound: Bound
 ) -> tuple[Key, Tensor]:
-    """Where a site's effect is linear, and by how much that changes: itself, or z behind a pattern that is run anew."""
+    """Where a site's effect is linear, and by how much that changes: itself, or z behind a pattern that is
+    run anew.
+    """
     activation = recorded[site.key]
     edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)
     if site.kind not in ("q", "k"):
@@ -175,7 +184,9 @@ def _along(
     examples: Sequence[int],
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole change e(a) - a of an activation, the mean slope on the way there, and [example] m(edited) - m(base)."""
+    """The whole change e(a) - a of an activation, the mean slope on the way there, and [example] m(edited) -
+    m(base).
+    """
     plain = forward(runs.model, prompts.tokens, record=[key])
     start, causal = plain.recorded[key], Shape.of(runs.model).causal
     end = start.clone()

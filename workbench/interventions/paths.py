@@ -1,7 +1,7 @@
 """Path patching: what reaches a reader from a writer along one path, and what that does to the metric.
 
-The base run, with the inputs of some readers set to what they would be had the senders written another value and
-everything else but, if wanted, the MLPs on the way stayed as it is.
+The base run, with the inputs of some readers set to what they would be had the senders written another value
+and everything else but, if wanted, the MLPs on the way stayed as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,27 +58,31 @@ def path_effects(
 ) -> xr.DataArray:
     """How the metric changes when only a path carries another value: m(patched) - m(base), per example.
 
-    The receivers' inputs are set to what they would be if the senders wrote the other value while all other heads wrote
-    what they do in the base run; then the base run goes on from there, everything else free. Exact, norms included.
+    The receivers' inputs are set to what they would be if the senders wrote the other value while all other
+    heads wrote what they do in the base run; then the base run goes on from there, everything else free.
+    Exact, norms included.
 
     Args:
-        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all of these but
-            neurons. A sequence is a sweep; an element that is a tuple of names is patched together.
-        receivers: readers: `a9.6<q>`, `a5.2<k>` (a kv head), `m3`, `m3:113`, `logits` (the default), each at every position or
-            at one, `a9.6<q>@END`. A bare head is its three readers. A sequence is a sweep, a tuple is a set.
+        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all
+            of these but neurons. A sequence is a sweep; an element that is a tuple of names is patched
+            together.
+        receivers: readers: `a9.6<q>`, `a5.2<k>` (a kv head), `m3`, `m3:113`, `logits` (the default), each at
+            every position or at one, `a9.6<q>@END`. A bare head is its three readers. A sequence is a sweep,
+            a tuple is a set.
         paths: whole paths instead, as in `input->a2.2->a5.5<k>->a9.9<q>->logits`. An arrow is a direct edge;
-            `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with the changed input
-            minus its output in the base run.
+            `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with
+            the changed input minus its output in the base run.
         value: what the senders write, as in `effects`; heads write z . W_O.
-        mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed" from what
-            reaches them, as in the IOI paper. Both are in the literature, and give different numbers.
+        mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed"
+            from what reaches them, as in the IOI paper. Both are in the literature, and give different
+            numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value at the prompt's
-            positions only, and what comes of it is followed everywhere.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value
+            at the prompt's positions only, and what comes of it is followed everywhere.
 
     Returns:
-        DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver, or an
-        example lacks the position.
+        DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver,
+        or an example lacks the position.
 
     Raises:
         SiteError: no such node or path.  UnknownName: `mlps`.  StoreError: `store` is of another run.

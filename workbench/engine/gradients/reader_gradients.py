@@ -153,7 +153,7 @@ def hooked_run(
         norm = final_norm(model) if last else blocks[layer].mlp_norm
         assert norm is not None
         entry = entry.detach()
-        pulled = pull_back(norm, stream=entry, slope=slope.view_as(entry))
+        pulled = pull_back(norm, stream=entry, gradient=slope.view_as(entry))
         slopes["logits" if last else "mlp", layer] = apart(pulled)
         if not last:
             mlp_streams[layer] = apart(entry)
@@ -242,7 +242,7 @@ def _neuron_slopes(run: GradientRun, maps: ReaderMaps, layer: int, part: slice) 
 
 def _back(norm: Norm, stream: Tensor, after: Float[Tensor, "reader token d_model"]) -> Tensor:
     """[reader, example, pos, d_model]: gradients behind a norm as gradients before it, summed over the rows of a run."""
-    return pull_back(norm, stream=stream.flatten(0, 2), slope=after).view(len(after), *stream.shape).sum(1)
+    return pull_back(norm, stream=stream.flatten(0, 2), gradient=after).view(len(after), *stream.shape).sum(1)
 
 
 def _parts(n: int, stream: Tensor, room: int) -> Iterator[slice]:

@@ -1,1 +1,8 @@
-"""See the modules."""
+"""The engine of hooks: full forward passes of any model. Slow, general, and the definition of what every
+other engine must give.
+
+`forward.py` is one pass with edits, the only module of the package that installs hooks; begin there.
+`sweep.py` runs many edited runs with it, `block.py` reads what a block's readers do, `circuits.py` runs
+circuits and `paths.py` patched paths. The fast engine is checked against this folder; this folder takes from
+it only the types of an edited run (`Element`) and of a path (`Route`).
+"""

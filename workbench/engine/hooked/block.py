@@ -1,7 +1,8 @@
-"""The pieces of a block that a reader's input passes through: its norm, and its projection into q, k or v.
+"""`Block`: what a reader's input passes through in a block, its norm and its projection into q, k or v.
 
-The circuit run and edge attribution rebuild every reader's input themselves, so that they work on models whose split
-inputs TransformerLens refuses (native ones, grouped-query attention).
+The circuit run and edge attribution rebuild every reader's input themselves, so that they work on models
+whose split inputs TransformerLens 4.3 refuses (native ones, grouped-query attention). `check_parts_add_up`
+says whether that is right for a model. This module knows neither circuits nor gradients of a metric.
 """
 
 import weakref
@@ -15,8 +16,10 @@ from torch import Tensor
 from workbench.engine.bridge import Norm, norm
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
+from workbench.models.model import Model
 from workbench.sites import Shape
 
+# Models that have been checked; weak, so that the check keeps no model alive.
 _add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
@@ -29,7 +32,8 @@ class Block:
         weights: port → [head or kv head, d_model, d_head] of q, k and v.
         biases: port → [head or kv head, d_head], zeros where the model has none.
         w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
-        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that have one.
+        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that
+            have one.
         mlp_stream: the hook whose value is the MLP's input before its norm.
     """
 
@@ -43,7 +47,7 @@ class Block:
     mlp_stream: str
 
     @classmethod
-    def of(cls, model: Any, layer: int) -> "Block":
+    def of(cls, model: Model, layer: int) -> "Block":
         """The readers of a block."""
         block = model.blocks[layer]
         children = dict(block.named_children())
@@ -52,16 +56,21 @@ class Block:
         biases = {}
         for port, weight in weights.items():
             bias = getattr(attn, f"b_{port.upper()}", None)
-            biases[port] = (
-                weight.new_zeros(weight.shape[0], weight.shape[2])
-                if bias is None
-                else bias.detach().view(weight.shape[0], -1)
-            )
+            if bias is None:
+                bias = weight.new_zeros(weight.shape[0], weight.shape[2])
+            biases[port] = bias.detach().view(
+                weight.shape[0], -1
+            )  # [head, d_head], whatever the model's own shape
         attn_norm, b_out = norm(children.get("ln1")), getattr(attn, "b_O", None)
-        own_mlp_norm = "ln2" in children
+        own_mlp_norm = (
+            "ln2" in children
+        )  # parallel blocks such as GPT-J's share one norm between attention and MLP
+        mlp_norm = None
+        if "mlp" in children:
+            mlp_norm = norm(children["ln2"]) if own_mlp_norm else attn_norm
         return cls(
             attn_norm=attn_norm,
-            mlp_norm=(norm(children["ln2"]) if own_mlp_norm else attn_norm) if "mlp" in children else None,
+            mlp_norm=mlp_norm,
             weights=weights,
             biases=biases,
             w_out=attn.W_O.detach(),
@@ -79,8 +88,9 @@ class Block:
 
 
 @torch.no_grad()
-def check_parts_add_up(model: Any) -> None:
-    """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its MLP's output.
+def check_parts_add_up(model: Model) -> None:
+    """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its
+    MLP's output.
 
     Checked once per model, on four tokens: models differ in what they do between a part and the stream.
     """
@@ -95,35 +105,38 @@ def check_parts_add_up(model: Any) -> None:
         block = Block.of(model, layer)
         added = kept["resid_post", layer] - kept["resid_pre", layer]
         written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
-        written = (
-            written if block.attn_post is None else block.attn_post(written + block.b_out.to(written.dtype))
-        )
-        written = written if shape.attn_only else written + kept["mlp_out", layer]
+        if block.attn_post is not None:
+            # Such a norm (Gemma 2) sees the bias too, so what is left over below is zero.
+            written = block.attn_post(written + block.b_out.to(written.dtype))
+        if not shape.attn_only:
+            written = written + kept["mlp_out", layer]
         bias = (added - written).float()  # b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())
-        rough = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        rounding = (
-            8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())
-        )  # of a block that adds nothing
-        if spread > rough * float(added.abs().max()) + rounding:
+        # A scale or norm on the way is an error of the size of the parts; half precision alone reaches a few
+        # percent.
+        tolerance = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        # A block that adds next to nothing still rounds at the size of the stream.
+        rounding = 8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())
+        if spread > tolerance * float(added.abs().max()) + rounding:
             raise ModelError(
-                f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: it scales or norms "
-                f"them on the way (difference {spread:.2g}). Edges and circuits of such models are not supported yet; "
-                "effects(...) works on them."
+                f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: "
+                f"it scales or norms them on the way (difference {spread:.2g}). "
+                "Edges and circuits of such models are not supported yet; effects(...) works on them."
             )
     _add_up.add(model)
 
 
 def pull_back(
-    norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], slope: Float[Tensor, "*more d_model"]
+    norm: Norm, *, stream: Float[Tensor, "*tokens d_model"], gradient: Float[Tensor, "*more d_model"]
 ) -> Tensor:
-    """The gradient at readers' inputs from the gradients after their norms, of the shape of `slope`.
+    """The gradient at readers' inputs from the gradients after their norms, of the shape of `gradient`.
 
     Args:
         stream: the input; it is broadcast to the readers that share it.
-        slope: the gradient after the norm, of each reader.
+        gradient: after the norm, of each reader.
     """
     with torch.enable_grad():
-        entry = stream.detach().expand(slope.shape).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(norm(entry), entry, slope)
-    return gradient
+        # Cloned, because readers that share a stream have gradients of their own.
+        entry = stream.detach().expand(gradient.shape).clone().requires_grad_()
+        (at_input,) = torch.autograd.grad(norm(entry), entry, gradient)
+    return at_input

@@ -1,12 +1,13 @@
-"""The run of a circuit: every reader sees the current value of the writers on its circuit edges and the other value of
-the rest. `in_v += sum over edges (u, v) not in the circuit of (z'_u - z~_u)`.
+"""`circuit_logits`: runs of circuits on any model. Every reader sees the current value of the writers on its
+circuit edges, and the counterfactual value of the rest: `in_v += sum over edges (u, v) not in the circuit of
+(z'_u - z~_u)`.
 
-With corrupt values the empty circuit is the corrupt run and the full circuit the clean run, exactly. Many circuits
-run in one batch; edges are a masked product of writers and readers, never a loop.
+With corrupt values the empty circuit is the corrupt run and the full circuit the clean run, exactly. Many
+circuits run in one batch; edges are a masked product of writers and readers, never a loop. Metrics are not
+known here.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,21 +23,23 @@ from workbench.engine.inputs import stacked
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device
+from workbench.models.model import Model
 from workbench.sites import KINDS, Shape, Site
 
 
 def circuit_logits(
-    model: Any, graph: Graph, keep: Float[Tensor, "circuit *pos_class writer reader"], bound: Bound
+    model: Model, graph: Graph, keep: Float[Tensor, "circuit *pos_class writer reader"], bound: Bound
 ) -> Float[Tensor, "circuit example pos vocab"]:
     """The logits of every circuit on the prompts that `bound` was made for.
 
     Args:
-        keep: 1 where the edge is in the circuit, 0 where it is not, or something between; pruned ones are expected.
-            Gradients flow to it where it asks for them.
-        bound: the other value z', bound to the prompts.
+        keep: 1 where the edge is in the circuit, 0 where it is not, or something between; pruned ones are
+            expected. Gradients flow to it where it asks for them.
+        bound: the counterfactual value z', bound to the prompts.
 
     Raises:
-        ModelError: a graph of neurons, which the fast engine alone runs; a model whose parts do not add up.
+        ModelError: a graph of neurons, which the fast engine alone runs, or a model whose parts do not add
+            up.
     """
     check_hooks_suffice(model, graph)
     walk = _Walk(model, graph, keep, bound)
@@ -45,19 +48,23 @@ def circuit_logits(
     return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
-def check_hooks_suffice(model: Any, graph: Graph) -> None:
+def check_hooks_suffice(model: Model, graph: Graph) -> None:
     """Raise `ModelError` for what hooks cannot run: a graph of neurons, a model whose parts do not add up."""
     check_parts_add_up(model)
     if graph.neurons:
         raise ModelError(
-            "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: use whole MLPs, "
-            "Graph.of(model), and a value that does not depend on what is there."
+            "Circuits of neurons run on the fast engine alone, and this model or value needs the reference: "
+            "use whole MLPs, Graph.of(model), and a value that does not depend on what is there."
         )
 
 
-def circuits_per_forward(model: Any, graph: Graph, length: int, *, budget: int | None = None) -> int:
-    """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the model's own."""
+def circuits_per_forward(model: Model, graph: Graph, length: int, *, budget: int | None = None) -> int:
+    """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the
+    model's own.
+    """
     shape = Shape.of(model)
+    # Every writer's difference is kept; of one block, the inputs of all heads' q, k and v exist twice (before
+    # the norm, and after).
     kept = (len(graph.writers) + 6 * shape.n_heads) * shape.d_model
     return rows_per_forward(model, length, budget=budget, extra=kept)
 
@@ -67,7 +74,8 @@ class _WriterChanges:
     """What some writers of a block change: z' - z~ [circuit, writer, example, pos, d_model].
 
     Attributes:
-        post: the norm that their sum passes before it is added, with that sum [circuit, 1, example, pos, d_model].
+        post: the norm that their sum passes before it is added, with that sum [circuit, 1, example, pos,
+            d_model].
     """
 
     change: Tensor
@@ -75,9 +83,15 @@ class _WriterChanges:
 
 
 class _Walk:
-    """The hooks of one circuit run. Writers' differences z' - z~ are collected as the run reaches them."""
+    """The hooks of one circuit run. Writers' differences z' - z~ are collected as the run reaches them.
 
-    def __init__(self, model: Any, graph: Graph, keep: Tensor, bound: Bound) -> None:
+    Attributes:
+        cut: [circuit, (pos_class,) writer, reader], 1 on the edges that carry the counterfactual value.
+        differences: of the writers so far, in the order of the graph's writers.
+        inputs: what a later hook of the same block needs, by reader ("m3") or port and layer ("q3").
+    """
+
+    def __init__(self, model: Model, graph: Graph, keep: Tensor, bound: Bound) -> None:
         self.model, self.graph, self.bound, self.n = model, graph, bound, len(keep)
         self.shape, device = graph.shape, model_device(model)
         exists = torch.from_numpy(graph.exists).to(keep)
@@ -89,6 +103,7 @@ class _Walk:
         self.inputs: dict[str, Tensor] = {}
 
     def hooks(self) -> dict[str, Change]:
+        """Hook name → what is done there, for every block and the unembedding."""
         hooks: dict[str, Change] = {}
         for layer in range(self.shape.n_layers):
             self._add_block(hooks, layer)
@@ -115,14 +130,17 @@ class _Walk:
 
         def change(stream: Tensor) -> Tensor:
             if layer == 0:
-                self._collected(Site("resid_pre", 0), stream)
+                self._collected(Site("resid_pre", 0), stream)  # the writer `input`
             heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
             first = self.reader[f"a{layer}.0<q>"]
+            # [row, pos, reader, d_model]: the graph's readers of a block are its queries, then its keys, then
+            # its values.
             normed = block.attn_norm(self._rebuilt(stream, slice(first, first + sum(heads))))
-            for port, part in zip("qkv", normed.split(heads, 2), strict=True):
-                self.inputs[f"{port}{layer}"] = block.project(part, port)
+            for port, normed_of_port in zip("qkv", normed.split(heads, 2), strict=True):
+                self.inputs[f"{port}{layer}"] = block.project(normed_of_port, port)
+            # A parallel MLP reads this stream too; a sequential one replaces it at its own hook.
             self.inputs[f"m{layer}"] = stream
-            return stream
+            return stream  # unchanged: readers are written, the stream itself stays the circuit's own
 
         return change
 
@@ -135,6 +153,8 @@ class _Walk:
             written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
             post = None
             if block.attn_post is not None:
+                # That norm is not linear in the heads: their changes must pass it together with all else they
+                # add up to.
                 whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
                 post = block.attn_post, self._apart(whole[:, :, None])
             self.differences.append(_WriterChanges(self._apart(written), post))
@@ -144,8 +164,8 @@ class _Walk:
 
     def _write_mlp(self, layer: int, block: Block) -> Change:
         def change(value: Tensor) -> Tensor:
-            at = self.reader[f"m{layer}"]
-            rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(at, at + 1))
+            index = self.reader[f"m{layer}"]
+            rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(index, index + 1))
             assert block.mlp_norm is not None
             return block.mlp_norm(rebuilt)[:, :, 0].view_as(value)
 
@@ -153,8 +173,8 @@ class _Walk:
 
     def _write_logits(self) -> Change:
         def change(value: Tensor) -> Tensor:
-            at = self.reader["logits"]
-            rebuilt = self._rebuilt(self.inputs.pop("logits"), slice(at, at + 1))
+            index = self.reader["logits"]
+            rebuilt = self._rebuilt(self.inputs.pop("logits"), slice(index, index + 1))
             return final_norm(self.model)(rebuilt)[:, :, 0].view_as(value)
 
         return change
@@ -178,22 +198,26 @@ class _Walk:
         self.differences.append(_WriterChanges(self._apart(self._changed(site, value)[:, :, None])))
 
     def _changed(self, site: Site, current: Tensor) -> Tensor:
-        return torch.cat(
-            [self.bound.edited(site, part) - part for part in current.split(len(self.bound.prompts))]
-        )
+        """z' - z~ of every circuit: a value is bound to the prompts, so each circuit's copy of them is edited
+        by itself.
+        """
+        copies = current.split(len(self.bound.prompts))
+        return torch.cat([self.bound.edited(site, copy) - copy for copy in copies])
 
     def _apart(self, rows: Tensor) -> Tensor:
         """[circuit, writer, example, pos, d_model] of [row, pos, writer, d_model]."""
         return rows.view(self.n, -1, *rows.shape[1:]).movedim(3, 1)
 
     def _rebuilt(self, stream: Tensor, readers: slice) -> Tensor:
-        """[row, pos, reader, d_model]: the stream with the other value on every edge that is cut."""
-        at, change = 0, torch.zeros((), dtype=stream.dtype, device=stream.device)
+        """[row, pos, reader, d_model]: the stream with the counterfactual value on every edge that is cut."""
+        first, change = 0, torch.zeros((), dtype=stream.dtype, device=stream.device)
         for written in self.differences:
-            writers = slice(at, at + written.change.shape[1])
+            writers = slice(first, first + written.change.shape[1])
             moved = mixed(written.change, self.cut[..., writers, readers], self.classes)
             if written.post is not None:
                 norm, whole = written.post
                 moved = norm(whole + moved) - norm(whole)
-            at, change = writers.stop, change + moved
+            first, change = writers.stop, change + moved
+        # [circuit, reader, example, pos, d_model] becomes [row, pos, reader, d_model]: a row is a prompt
+        # under a circuit.
         return stream[:, :, None] + change.movedim(1, 3).flatten(0, 1)

@@ -1,7 +1,9 @@
-"""One forward pass of any model with edits: the only place that installs hooks, and the definition of the truth.
+"""`forward`: one pass of any model with edits. The only module that installs hooks, and the definition of
+what an edit does.
 
-An edit that did not run is an exception. `resid_mid` is defined here as resid_pre + attn_out, because
-TransformerLens' hook of that name changes only the MLP's branch when a hook returns a new tensor.
+An edit that did not run is an exception. `resid_mid` is defined here as resid_pre + attn_out, because in
+TransformerLens 4.3 the hook of that name changes only the MLP's branch when it returns a new tensor. `Write`
+is an edit of a whole activation, `Run` what comes out. This module knows neither values nor metrics.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from workbench.errors import EditError, MetricError, SiteError
 from workbench.models.load import check_eval, model_device
+from workbench.models.model import Model
 from workbench.sites import KINDS, Key
 
 Change = Callable[[Tensor], Tensor]
@@ -34,14 +37,16 @@ class Write:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of a forward pass: logits [example, pos, vocab], and what was asked for by (kind, layer) or hook."""
+    """What came out of a forward pass: logits [example, pos, vocab], and what was asked for by (kind, layer)
+    or hook.
+    """
 
     logits: Float[Tensor, "example pos vocab"]
     recorded: Mapping[Any, Tensor] = field(default_factory=dict)
 
 
 def forward(
-    model: Any,
+    model: Model,
     tokens: Int[Tensor, "example pos"],
     *,
     writes: Sequence[Write] = (),
@@ -50,31 +55,36 @@ def forward(
     raw_record: Iterable[str] = (),
     gradients: bool = False,
 ) -> Run:
-    """Run the model on right-padded tokens, change activations on the way, keep some of them.
+    """The logits of right-padded tokens, with activations changed on the way, and those that are to be kept.
 
     Args:
-        writes: applied in the order given; those of one place see each other's result.
+        writes: applied in this order; those of one activation see each other's result.
         record: (kind, layer) pairs; what is kept is the value after the edits.
-        raw_writes, raw_record: the same by TransformerLens hook name, for readers' inputs that are no kind of their own.
+        raw_writes, raw_record: the same by TransformerLens hook name, for readers' inputs that are no kind of
+            their own.
         gradients: keep the graph; recorded tensors are then the ones that gradients flow through.
 
     Raises:
-        ModelError: the model is in train mode.  EditError: a hook of an edit did not fire.
+        ModelError: the model is in train mode.
+        EditError: a hook of an edit did not fire, or changed the shape of its activation.
         SiteError: the model has no such hook.
     """
     check_eval(model)
     plan = _Hooks(writes, record, raw_writes or {}, raw_record, gradients)
     hooks = plan.hooks()
+    model_tokens = tokens.to(model_device(model))
     try:
         with nullcontext() if gradients else torch.no_grad():
-            logits = model.run_with_hooks(
-                tokens.to(model_device(model)), fwd_hooks=hooks, return_type="logits"
-            )
+            logits = model.run_with_hooks(model_tokens, fwd_hooks=hooks, return_type="logits")
     except (ValueError, KeyError, AttributeError) as error:
+        # TransformerLens 4.3 raises any of these for an unknown hook; others of their kind are errors of the
+        # run itself.
         missing = [name for name, _ in hooks if not _has_hook(model, name)]
         if not missing:
             raise
         raise SiteError(f"This model has no hook {missing[0]!r}: {error}") from error
+    # TransformerLens runs attention without its inner hooks where the implementation is not "eager", and says
+    # nothing.
     silent = {name for name, _ in hooks} - plan.fired
     if silent:
         raise EditError(
@@ -85,7 +95,13 @@ def forward(
 
 
 class _Hooks:
-    """Which hooks a run needs, what each does, and what they have seen."""
+    """Which hooks a run needs, what each does, and what they have recorded.
+
+    Attributes:
+        keys: hook name → the (kind, layer) pairs that are changed or recorded there.
+        streams: hook name → what passed it last, from which `resid_mid` is made up.
+        fired: names of the hooks that ran.
+    """
 
     def __init__(
         self,
@@ -105,14 +121,14 @@ class _Hooks:
         self.fired: set[str] = set()
 
     def hooks(self) -> list[tuple[str, Callable[..., Tensor]]]:
+        """(name, function) of every hook that the run needs."""
         for kind, layer in dict.fromkeys([*self.changes, *self.record]):
             if kind == "resid_mid":
                 self.keys.setdefault(_stream_before(layer), [])
             self.keys.setdefault(KINDS[kind].hook.format(layer=layer), []).append((kind, layer))
         raw = dict.fromkeys([*self.raw, *self.raw_record])
-        return [(name, self._hook(name)) for name in self.keys] + [
-            (name, self._raw_hook(name)) for name in raw
-        ]
+        hooks = [(name, self._hook(name)) for name in self.keys]
+        return hooks + [(name, self._raw_hook(name)) for name in raw]
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
         # attn_out comes before resid_mid where both are edited, as in the model.
@@ -122,9 +138,11 @@ class _Hooks:
             self.fired.add(name)
             value = self._tracked(value)
             for key in keys:
-                before = self.streams.get(_stream_before(key[1])) if key[0] == "resid_mid" else None
-                value = self._edited(key, value if before is None else value + before, name)
-                value = value if before is None else value - before
+                if key[0] == "resid_mid" and (stream := self.streams.get(_stream_before(key[1]))) is not None:
+                    # This hook is attn_out's: an edit of the sum is written as an edit of that summand.
+                    value = self._edited(key, value + stream, name) - stream
+                else:
+                    value = self._edited(key, value, name)
             self.streams[name] = value
             return value
 
@@ -182,16 +200,22 @@ def _has_hook(model: Any, name: str) -> bool:
 def gradients_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[Any, Tensor]:
     """The gradient of a summed metric at each activation; zeros where it does not depend on one.
 
+    Args:
+        total: a number, the metric summed over examples, so that one backward pass gives the gradient of
+            each.
+        at: any key → an activation of the run.
+        metric: its name, for the message.
+
     Raises:
         MetricError: the metric has no gradient (ranks and accuracies are steps).
     """
     if not total.requires_grad:
         raise MetricError(
-            f"The metric {metric!r} has no gradient, so nothing can be attributed to it. Use one that changes smoothly: "
-            "logit_diff, prob_diff or nll."
+            f"The metric {metric!r} has no gradient, so nothing can be attributed to it. "
+            "Use one that changes smoothly: logit_diff, prob_diff or nll."
         )
-    found = torch.autograd.grad(total, list(at.values()), allow_unused=True)
+    gradients = torch.autograd.grad(total, list(at.values()), allow_unused=True)
     return {
-        key: torch.zeros_like(at[key]) if slope is None else slope
-        for key, slope in zip(at, found, strict=True)
+        key: torch.zeros_like(at[key]) if gradient is None else gradient
+        for key, gradient in zip(at, gradients, strict=True)
     }

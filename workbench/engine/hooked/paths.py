@@ -1,11 +1,11 @@
-"""Path patching on the reference path: the textbook's runs with hooks, one receiver of one path at a time.
+"""`HookedPaths`: path patching with hooks, as papers describe it, one receiver of one path at a time.
 
-(2) the base run with the senders at their other value, every other head at its base value and MLPs frozen or not, shows
-what a receiver computes; (3) the base run with only that set is an edited run like any other.
+(1) The base run is recorded. (2) The base run with the senders at their counterfactual value, every other
+head at its base value and MLPs frozen or not, shows what a receiver computes. (3) The base run with only that
+set is an edited run like any other, an `Element`. Source: Wang et al. 2211.00593, appendix B.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from torch import Tensor
 from workbench.engine.bound import Bound, SitePositions, apply_edit
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import Route
-from workbench.engine.hooked.forward import Write, forward
+from workbench.engine.hooked.forward import Change, Write, forward
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Precomputed
 from workbench.engine.run import Edit
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
@@ -24,9 +25,14 @@ Values = Mapping[Site, Tensor]
 
 
 class HookedPaths:
-    """Patched paths of one batch, as edited runs."""
+    """Patched paths of one batch, as edited runs.
 
-    def __init__(self, model: Any, bound: Bound, *, recompute: bool) -> None:
+    Args:
+        bound: what the senders write.
+        recompute: whether MLPs on the way are recomputed from what reaches them, or frozen at the base run.
+    """
+
+    def __init__(self, model: Model, bound: Bound, *, recompute: bool) -> None:
         self.model, self.bound, self.recompute = model, bound, recompute
         self.shape, self.prompts = Shape.of(model), bound.prompts
         kinds = ["z", *([] if self.shape.attn_only else ["mlp_out", "mlp_post"])]
@@ -38,13 +44,14 @@ class HookedPaths:
 
     def element(self, route: Route) -> Element:
         """The edited run of a path."""
-        values: Values = {each.site: self._other(each.site) for each in route.senders}
+        values: Values = {sender.site: self._patched(sender.site) for sender in route.senders}
         for read, written in route.middles:
             values = self._through(values, read, written)
         return self._set(values, route.receivers)
 
-    def _other(self, site: Site) -> Tensor:
-        return _part(apply_edit(site, self.bound, self.base[site.key].clone()), site, self.prompts)
+    def _patched(self, site: Site) -> Tensor:
+        """A sender's counterfactual value."""
+        return _of_site(apply_edit(site, self.bound, self.base[site.key].clone()), site, self.prompts)
 
     def _set(self, values: Values, receivers: Sequence[Reader]) -> Element:
         """An edit of what each receiver computes from its changed input."""
@@ -57,45 +64,43 @@ class HookedPaths:
     def _computed(self, values: Values, reader: Reader) -> Tensor:
         """[example, pos, ...]: what a reader computes when these writers write other values."""
         site = reader.whole.site
-        spare = reader.layer if reader.is_mlp else None
-        sent = {
-            at: value
-            for at, value in values.items()
-            if at.kind not in ("mlp_out", "mlp_post") or at.layer != spare
-        }
-        writes = self._frozen(sent, spare=spare)
-        return _part(
-            forward(self.model, self.prompts.tokens, writes=writes, record=[site.key]).recorded[site.key],
-            site,
-            self.prompts,
-        )
+        receiving_mlp = reader.layer if reader.is_mlp else None
+        sent = {}
+        for sender, value in values.items():
+            # An MLP does not send to itself: what it computes is what is asked for.
+            if sender.kind not in ("mlp_out", "mlp_post") or sender.layer != receiving_mlp:
+                sent[sender] = value
+        writes = self._frozen(sent, receiving_mlp=receiving_mlp)
+        recorded = forward(self.model, self.prompts.tokens, writes=writes, record=[site.key]).recorded
+        return _of_site(recorded[site.key], site, self.prompts)
 
     def _through(self, values: Values, read: Sequence[Reader], written: Sequence[Writer]) -> Values:
         """What the writers of a node write when its readers read the change."""
-        element, key = self._set(values, read), written[0].site.key
+        element, key = self._set(values, read), written[0].site.key  # all writers of a node are of one layer
         writes = [Edit(site, bound).write() for site, bound in element.edits]
         recorded = forward(self.model, self.prompts.tokens, writes=writes, record=[key]).recorded[key]
-        return {each.site: _part(recorded, each.site, self.prompts) for each in written}
+        return {writer.site: _of_site(recorded, writer.site, self.prompts) for writer in written}
 
-    def _frozen(self, values: Values, *, spare: int | None) -> list[Write]:
-        """Every head at its base value, and MLPs too unless they answer or are the one to be looked at."""
+    def _frozen(self, values: Values, *, receiving_mlp: int | None) -> list[Write]:
+        """Every head at its base value, and MLPs too unless they are recomputed or are the receiver."""
         writes = []
         for kind, layer in self.base:
-            mine = {site: value for site, value in values.items() if site.key == (kind, layer)}
-            neurons = any(site.key == ("mlp_post", layer) for site in values)
-            free = self.recompute or layer == spare
-            still = (
-                kind == "z"
-                or (kind == "mlp_out" and not free and not neurons)
-                or (kind == "mlp_post" and neurons and not free)
-            )
-            if still or mine:
-                writes.append(Write(kind, layer, self._writer((kind, layer), mine, still=still)))
+            of_layer = {site: value for site, value in values.items() if site.key == (kind, layer)}
+            neurons_send = any(site.key == ("mlp_post", layer) for site in values)
+            recomputed = self.recompute or layer == receiving_mlp
+            # Where neurons send, their MLP is frozen at its neurons: frozen at its output, nothing of them
+            # would get out.
+            frozen_kind = "mlp_post" if neurons_send else "mlp_out"
+            frozen = kind == "z" or (kind == frozen_kind and not recomputed)
+            if frozen or of_layer:
+                writes.append(Write(kind, layer, self._change((kind, layer), of_layer, frozen=frozen)))
         return writes
 
-    def _writer(self, key: Key, values: Values, *, still: bool) -> Any:
+    def _change(self, key: Key, values: Values, *, frozen: bool) -> Change:
+        """What sets an activation to its base value (if frozen) and then its senders to theirs."""
+
         def change(current: Tensor) -> Tensor:
-            new = self.base[key].clone() if still else current
+            new = self.base[key].clone() if frozen else current
             for site, value in values.items():
                 new[SitePositions.of(site, self.prompts).indices(new)] = value
             return new
@@ -103,5 +108,6 @@ class HookedPaths:
         return change
 
 
-def _part(activation: Tensor, site: Site, prompts: Prompts) -> Tensor:
+def _of_site(activation: Tensor, site: Site, prompts: Prompts) -> Tensor:
+    """What belongs to the site of a whole activation."""
     return activation[SitePositions.of(site, prompts).indices(activation)]

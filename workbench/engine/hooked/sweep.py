@@ -1,8 +1,11 @@
-"""The same work as `sweep` on the reference path: full forward passes with hooks, several edited runs in each."""
+"""`HookedSweep`: many edited runs as full forward passes with hooks, several of them in each.
+
+It gives the same table as the fast engine's sweep, for any model and any site. It knows nothing of what the
+edits mean.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +16,18 @@ from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import forward
 from workbench.engine.run import Edit
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flops
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
 
 @dataclass(frozen=True)
 class HookedSweep:
-    """Edited runs on the reference path.
+    """Edited runs on hooks.
 
     Attributes:
         elements_of: the edited runs of a batch.
+        n_elements: how many there are, and so columns in the table.
     """
 
     runs: MeasuredRuns
@@ -33,18 +38,12 @@ class HookedSweep:
     def cost(self) -> RunCost:
         """What `run` will take."""
         tokens, shape = self.runs.prompts.tokens.numel(), Shape.of(self.runs.model)
-        n = self.n_elements + 1
+        n = self.n_elements + 1  # and the base run
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
         runs = self.n_elements * len(self.runs.prompts)
-        return RunCost(
-            runs,
-            0,
-            n,
-            float(tokens * shape.n_layers * n),
-            float(tokens * forward_flops(shape) * n),
-            per_row * rows,
-        )
+        token_layers, flops = tokens * shape.n_layers * n, tokens * forward_flops(shape) * n
+        return RunCost(runs, 0, n, float(token_layers), float(flops), per_row * rows)
 
     def run(self, *, progress: bool, what: str) -> Tensor:
         """[example, element]: m(edited) - m(base), exactly 0 where every edit writes what is there."""
@@ -54,50 +53,48 @@ class HookedSweep:
             total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
         ) as bar:
             for examples in runs.batches():
-                part, elements = runs.prompts.select(examples), self.elements_of(examples)
-                held = _BaseRun(runs.model, part)
-                together = max(1, runs.per_forward // len(part))
-                waiting: list[int] = []
+                prompts, elements = runs.prompts.select(examples), self.elements_of(examples)
+                base_run = _BaseRun(runs.model, prompts)
+                per_pass = max(1, runs.per_forward // len(prompts))
+                waiting: list[int] = []  # columns of the runs that share the next pass
                 for j, element in enumerate(elements):
-                    if not all(held.unchanged(site, bound) for site, bound in element.edits):
+                    # Not run at all, because the same numbers in a larger batch may differ in their last bit.
+                    if not all(base_run.unchanged(site, bound) for site, bound in element.edits):
                         waiting.append(j)
-                    if waiting and (len(waiting) == together or j == len(elements) - 1):
-                        chosen = [elements[k] for k in waiting]
-                        table[examples.start : examples.stop, waiting] = self._edited(
-                            chosen, part, examples
-                        ).to(table)
+                    if waiting and (len(waiting) == per_pass or j == len(elements) - 1):
+                        effects = self._edited([elements[k] for k in waiting], prompts, examples)
+                        table[examples.start : examples.stop, waiting] = effects.to(table)
                         waiting = []
-                    bar.update(len(part))
+                    bar.update(len(prompts))
         return table if runs.measured.dtype == torch.float64 else table.float()
 
     def _edited(self, elements: Sequence[Element], prompts: Prompts, examples: Sequence[int]) -> Tensor:
         """[example, element] of runs that share one forward pass."""
         n, causal = len(prompts), Shape.of(self.runs.model).causal
-        placed = (
-            (slice(k * n, (k + 1) * n), edit) for k, element in enumerate(elements) for edit in element.edits
-        )
-        writes = [Edit(site, bound, rows, causal).write() for rows, (site, bound) in placed]
+        writes = []
+        for k, element in enumerate(elements):
+            rows = slice(k * n, (k + 1) * n)  # each element edits a copy of the batch of its own
+            writes += [Edit(site, bound, rows, causal).write() for site, bound in element.edits]
         logits = self.runs.logits(prompts, len(elements), writes)
         measured = [self.runs.measure(one, prompts, examples) for one in logits.split(n)]
         return torch.stack(measured, 1) - self.runs.measured[list(examples)][:, None]
 
 
 class _BaseRun:
-    """Activations of the unedited run of a batch; those of the last (kind, layer) asked for are kept."""
+    """Activations of the base run of a batch; those of the last (kind, layer) asked for are kept."""
 
-    def __init__(self, model: Any, prompts: Prompts) -> None:
+    def __init__(self, model: Model, prompts: Prompts) -> None:
         self.model, self.prompts = model, prompts
-        self.held: dict[Key, Tensor] = {}
+        self.kept: dict[Key, Tensor] = {}  # of one key: all of them would not fit
 
     def unchanged(self, site: Site, bound: Bound) -> bool:
         """Whether an edit writes, bit by bit, what is there already in every example."""
-        if site.key not in self.held:
-            self.held = {
-                site.key: forward(self.model, self.prompts.tokens, record=[site.key]).recorded[site.key]
-            }
-        before = self.held[site.key]
+        if site.key not in self.kept:
+            self.kept = dict(forward(self.model, self.prompts.tokens, record=[site.key]).recorded)
+        before = self.kept[site.key]
         after = Edit(site, bound, causal=Shape.of(self.model).causal).write().change(before.clone())
         if site.kind == "pattern":
             return bool(torch.equal(before, after))
+        # Padding may differ: nothing that is measured reads it.
         inside = (torch.arange(before.shape[1]) < self.prompts.lengths[:, None]).to(before.device)
         return bool(torch.equal(before[inside], after[inside]))
