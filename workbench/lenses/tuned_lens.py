@@ -1,13 +1,13 @@
-"""The tuned lens: an affine map per layer into the last layer's terms (Belrose et al., arXiv 2303.08112), from a store alone.
+"""The tuned lens: an affine map per layer into the last layer's basis (Belrose et al., arXiv 2303.08112).
 
-`fit_tuned_lens` returns a frozen `TunedLens`; `logit_lens(..., lens=)` and `top_tokens(..., lens=)` read through it.
+`fit_tuned_lens` returns a frozen `TunedLens`; `logit_lens(..., lens=)` and `top_tokens(..., lens=)` read
+through it.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,17 @@ from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
 from workbench.lenses.unembedding import ReadOut, check_store, last_stream, needed, token_rows
 from workbench.models.load import model_device
+from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
 from workbench.statistics import check_level, check_seed, summary
-from workbench.stores.store import ActivationStore
+from workbench.stores.store import ActivationStore, SiteView
 
 FORMAT = "interp-workbench tuned lens 1"
+# Rows of a store that are read at a time.
+BLOCK = 4096
+# Of the least-squares maps, as a share of the mean square of the stream.
+RIDGE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +41,12 @@ class TunedLens:
 
     Attributes:
         layers: those that have a translator, in order.
-        weight: [layer, d_model, d_model].  bias: [layer, d_model].
+        weight, bias: [layer, d_model, d_model] and [layer, d_model].
         kind: the stream that they translate.
-        model: fingerprint of the model.  model_name: its name.
-        heldout: Dataset (layer) of the KL (nats) from the last layer's distribution on held-out prompts: `tuned`, `logit`
-            (the plain logit lens on the same rows) and their difference `gain`, each with `_low` and `_high`.
+        model, model_name: fingerprint and name of the model.
+        heldout: Dataset (layer) of the KL (nats) from the last layer's distribution on held-out prompts:
+            `tuned`, `logit` (the plain logit lens on the same rows) and their difference `gain`, each with
+            `_low` and `_high`.
     """
 
     layers: tuple[int, ...]
@@ -53,15 +59,18 @@ class TunedLens:
     name: str = "tuned"
 
     def __call__(self, stream: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, "row d_model"]:
-        """The stream of a layer in the last layer's terms. Raises `StoreError` for a layer without a translator."""
+        """The stream of a layer in the last layer's basis.
+
+        Raises:
+            StoreError: the layer has no translator.
+        """
         if layer not in self.layers:
             raise StoreError(
                 f"This tuned lens has no translator for layer {layer}; it has layers {list(self.layers)}."
             )
-        at = self.layers.index(layer)
+        index = self.layers.index(layer)
         stream = stream if stream.dtype == torch.float64 else stream.float()
-        weight, bias = (part[at].to(stream) for part in (self.weight, self.bias))
-        return torch.addmm(bias, stream, weight)
+        return torch.addmm(self.bias[index].to(stream), stream, self.weight[index].to(stream))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as safetensors, whole or not at all. Raises `OutputExists` rather than replace a file."""
@@ -86,21 +95,18 @@ class TunedLens:
                 meta = file.metadata() or {}
                 if meta.get("format") != FORMAT:
                     raise StoreError(
-                        f"{str(path)!r} is no tuned lens of this workbench: its format is {meta.get('format')!r}."
+                        f"{str(path)!r} is not a tuned lens of this workbench: its format is "
+                        f"{meta.get('format')!r}."
                     )
-                facts, weight, bias = (
-                    json.loads(meta["facts"]),
-                    file.get_tensor("weight"),
-                    file.get_tensor("bias"),
-                )
-            layers, table = (
-                tuple(facts["layers"]),
-                {name: ("layer", values) for name, values in facts["heldout"].items()},
-            )
+                facts = json.loads(meta["facts"])
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            layers = tuple(facts["layers"])
+            table = {name: ("layer", values) for name, values in facts["heldout"].items()}
             heldout = xr.Dataset(table, coords={"layer": list(layers)}, attrs=facts["attrs"])
             if weight.shape != (len(layers), *bias.shape[1:], *bias.shape[1:]) or len(bias) != len(layers):
                 raise StoreError(
-                    f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit {layers}."
+                    f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit "
+                    f"{layers}."
                 )
             return cls(layers, weight, bias, facts["kind"], facts["model"], facts["model_name"], heldout)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -108,12 +114,13 @@ class TunedLens:
 
     def __repr__(self) -> str:
         gain = float(self.heldout["gain"].mean())
-        return f"<TunedLens of {self.model_name}: {len(self.layers)} layers of {self.kind}, {gain:.3f} nats better than the logit lens>"
+        layers = f"{len(self.layers)} layers of {self.kind}"
+        return f"<TunedLens of {self.model_name}: {layers}, {gain:.3f} nats better than the logit lens>"
 
 
 def fit_tuned_lens(
     store: ActivationStore,
-    model: Any,
+    model: Model,
     *,
     kind: str = "resid_post",
     layers: Sequence[int] | None = None,
@@ -126,17 +133,22 @@ def fit_tuned_lens(
     budget: int = 2**30,
     progress: bool = False,
 ) -> TunedLens:
-    """Fit one affine map per layer so that reading it out gives the last layer's distribution, by KL over a store's rows.
+    """A tuned lens: one affine map per layer whose read-out gives the last layer's distribution, by KL over a
+    store.
 
-    Only the store's rows and the model's final norm and unembedding are used; no prompt is run again. Each map starts as
-    the least-squares map to the last layer's stream and is trained by Adam with a rate that falls to zero.
+    Only the store's rows and the model's final norm and unembedding are used; no prompt is run again. Each
+    map starts as the least-squares map to the last layer's stream and is trained by Adam with a rate that
+    falls to zero.
 
     Args:
         store: holds `kind` at the layers to fit, and the last layer's `resid_post`.
-        layers: all that the store has, but the last one's `resid_post`, unless told.
+        layers: by default all that the store has, without the last one's `resid_post`.
         test_share: share of the prompts that is held out; equal prompts stay together. BOS rows are left out.
-        epochs: passes over the training rows.  rate: Adam's first step size.  batch: rows per step.
+        epochs: passes over the training rows.
+        rate: Adam's first step size.
+        batch: rows per step.
         level: coverage of the intervals over held-out prompts.
+        seed: of the split, the order of rows and the intervals.
         budget: bytes that rows, logits and their gradients may take.
 
     Raises:
@@ -150,58 +162,49 @@ def fit_tuned_lens(
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
     last = Shape.of(model).n_layers - 1
     final = last_stream(store, last, "fit_tuned_lens")
-    wanted = [
-        layer
-        for layer in needed(store, kind, "fit_tuned_lens", layers=layers)
-        if (kind, layer) != ("resid_post", last)
-    ]
+    stored = needed(store, kind, "fit_tuned_lens", layers=layers)
+    # The last stream needs no translation: it is what the others are translated to.
+    wanted = [layer for layer in stored if (kind, layer) != ("resid_post", last)]
     if not wanted:
         raise StoreError(
-            f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with sites=[{kind!r}]."
+            f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with "
+            f"sites=[{kind!r}]."
         )
-    owner, place = token_rows(final)
-    held = _held_out(store, test_share, seed)[owner]
-    counted = (place > 0) | (not store.prompts.bos)
+    of_rows = token_rows(final)
+    held_out = _held_out(store, test_share, seed)[of_rows.prompts]
+    # BOS is the same in every prompt, and its activations are far larger than others.
+    counted = (of_rows.positions > 0) | (not store.prompts.bos)
     views = [store[kind, layer] for layer in wanted]
-    rows = _StreamRows(views, final, counted & ~held)
+    train, test = (_StreamRows(views, final, counted & side) for side in (~held_out, held_out))
     read_out = ReadOut.of(model)
+    # Logits of every layer, their log-softmax and the gradients of both are held at once.
     batch = min(batch, read_out.rows_at_once(budget, copies=6 * len(wanted)))
-    weight, bias = _least_squares(rows)
-    weight, bias = (part.to(model_device(model)).requires_grad_() for part in (weight, bias))
-    steps = epochs * sum(-(-n // batch) for n in rows.sizes())
-    descent = torch.optim.Adam([weight, bias], lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(descent, lambda step: max(0.0, 1 - step / steps))
-    with torch.enable_grad(), tqdm(total=steps, desc="tuned lens", disable=not progress) as bar:
-        for epoch in range(epochs):
-            for streams, target in rows.shuffled(batch, seed + epoch):
-                descent.zero_grad()
-                loss = _divergences(read_out, streams, target, weight, bias).mean(1).sum()
-                loss.backward()
-                descent.step()
-                schedule.step()
-                bar.update()
-    weight, bias = weight.detach(), bias.detach()
-    if not all(bool(torch.isfinite(part).all()) for part in (weight, bias)):
-        raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
-    heldout = _compared(
-        _StreamRows(views, final, counted & held), read_out, weight, bias, owner, batch, level, seed
-    )
+    maps = _trained(train, read_out, epochs=epochs, rate=rate, batch=batch, seed=seed, progress=progress)
+    heldout = _compared(test, read_out, maps, of_rows.prompts, batch=batch, level=level, seed=seed)
     facts = {
-        "kind": "tuned_lens",
-        "site": kind,
-        "epochs": epochs,
-        "rate": rate,
-        "batch": batch,
-        "seed": seed,
-        "level": level,
-    }
-    facts |= {
-        "test_share": test_share,
-        "model": store.model_name,
-        "data_fingerprint": store.prompts.fingerprint,
-    }
+        "kind": "tuned_lens", "site": kind, "epochs": epochs, "rate": rate, "batch": batch, "seed": seed,
+        "level": level, "test_share": test_share, "model": store.model_name, "data_fingerprint": store.prompts.fingerprint,
+    }  # fmt: skip
     heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
-    return TunedLens(tuple(wanted), weight.cpu(), bias.cpu(), kind, store.model, store.model_name, heldout)
+    weight, bias = maps.weight.cpu(), maps.bias.cpu()
+    return TunedLens(tuple(wanted), weight, bias, kind, store.model, store.model_name, heldout)
+
+
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """An affine map for each layer."""
+
+    weight: Float[Tensor, "layer d_model d_model"]
+    bias: Float[Tensor, "layer d_model"]
+
+    def __call__(self, streams: Float[Tensor, "layer row d_model"]) -> Float[Tensor, "layer row d_model"]:
+        return torch.baddbmm(self.bias[:, None], streams.to(self.weight), self.weight)
+
+    @classmethod
+    def identity_like(cls, maps: "_Maps") -> "_Maps":
+        """The maps of the plain logit lens."""
+        identity = torch.eye(maps.weight.shape[1]).to(maps.weight).expand_as(maps.weight)
+        return cls(identity, torch.zeros_like(maps.bias))
 
 
 def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
@@ -217,65 +220,112 @@ def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
     return torch.from_numpy(chosen[[ids[prompt_id] for prompt_id in store.prompts.ids]])
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some rows: which they are, these of every site, and of the last stream."""
+
+    rows: Tensor
+    streams: list[Tensor]
+    target: Tensor
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Which rows, streams [layer, row, d_model] and last streams [row, d_model]."""
+        for start in range(0, len(self.target), size):
+            chosen = slice(start, start + size)
+            yield (
+                self.rows[chosen],
+                torch.stack([stream[chosen] for stream in self.streams]),
+                self.target[chosen],
+            )
+
+
 class _StreamRows:
     """The same rows of several sites and of the last stream, in blocks."""
 
-    def __init__(self, views: Sequence[Any], final: Any, chosen: Tensor) -> None:
+    def __init__(self, views: Sequence[SiteView], final: SiteView, chosen: Tensor) -> None:
         self.views, self.final, self.chosen = views, final, chosen
         if not bool(chosen.any()):
             raise ProbeError("fit_tuned_lens: there are no rows but BOS ones to train on or to hold out.")
 
-    def blocks(self, *, shuffle: bool, seed: int = 0) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-        """Which rows, these of every site, and of the last stream; every chosen row once."""
-        how: dict[str, Any] = {"size": 4096, "shuffle": shuffle, "seed": seed}
-        for parts in zip(*(view.data.blocks(**how) for view in (*self.views, self.final)), strict=True):
-            rows = parts[0][0]
-            assert all(bool((other == rows).all()) for other, _ in parts[1:])
+    def blocks(self, *, shuffle: bool, seed: int = 0) -> Iterator[_Block]:
+        """Every chosen row once."""
+        of_views = [
+            view.data.blocks(size=BLOCK, shuffle=shuffle, seed=seed) for view in (*self.views, self.final)
+        ]
+        for blocks in zip(*of_views, strict=True):
+            rows = blocks[0][0]
+            # One seed shuffles all sites alike; a map between different rows would be silent nonsense.
+            assert all(bool((other == rows).all()) for other, _ in blocks[1:])
             kept = self.chosen[rows]
             if bool(kept.any()):
-                yield rows[kept], [block[kept] for _, block in parts[:-1]], parts[-1][1][kept]
+                *streams, target = (values[kept] for _, values in blocks)
+                yield _Block(rows[kept], streams, target)
 
-    def sizes(self) -> list[int]:
-        return [len(rows) for rows, _, _ in self.blocks(shuffle=False)]
+    def n_batches(self, size: int) -> int:
+        """Batches of up to `size` rows, of which none lies in two blocks."""
+        return sum(-(-len(block.rows) // size) for block in self.blocks(shuffle=False))
 
-    def shuffled(self, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Streams [layer, row, d_model] and last streams [row, d_model]."""
-        for _, streams, target in self.blocks(shuffle=True, seed=seed):
-            for start in range(0, len(target), batch):
-                part = slice(start, start + batch)
-                yield torch.stack([stream[part] for stream in streams]), target[part]
+
+def _trained(
+    rows: _StreamRows, read_out: ReadOut, *, epochs: int, rate: float, batch: int, seed: int, progress: bool
+) -> _Maps:
+    """Maps fitted by Adam from the least-squares maps, with a rate that falls linearly to zero."""
+    start = _least_squares(rows)
+    device = model_device(read_out.model)
+    maps = _Maps(start.weight.to(device).requires_grad_(), start.bias.to(device).requires_grad_())
+    steps = epochs * rows.n_batches(batch)
+    adam = torch.optim.Adam([maps.weight, maps.bias], lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(0.0, 1 - step / steps))
+    with torch.enable_grad(), tqdm(total=steps, desc="tuned lens", disable=not progress) as bar:
+        for epoch in range(epochs):
+            for block in rows.blocks(shuffle=True, seed=seed + epoch):
+                for _, streams, target in block.batches(batch):
+                    adam.zero_grad()
+                    # Layers share no weights, so that their losses may be added.
+                    _divergences(read_out, streams, target, maps).mean(1).sum().backward()
+                    adam.step()
+                    schedule.step()
+                    bar.update()
+    trained = _Maps(maps.weight.detach(), maps.bias.detach())
+    if not bool(torch.isfinite(trained.weight).all()) or not bool(torch.isfinite(trained.bias).all()):
+        raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
+    return trained
 
 
 @torch.no_grad()
-def _least_squares(rows: _StreamRows) -> tuple[Tensor, Tensor]:
-    """Per layer the ridge map to the last stream, by one pass of sums in float64: weight [layer, d, d], bias [layer, d]."""
-    size = rows.final.data.row_shape[0]
-    n, squares = 0, torch.zeros(len(rows.views), size + 1, size + 1, dtype=torch.float64)
-    across = torch.zeros(len(rows.views), size + 1, size, dtype=torch.float64)
-    for _, streams, target in rows.blocks(shuffle=False):
-        wanted = target.cpu().double()
-        for at, stream in enumerate(streams):
-            x = torch.cat([stream.cpu().double(), wanted.new_ones(len(wanted), 1)], 1)
-            squares[at] += x.T @ x
-            across[at] += x.T @ wanted
-        n += len(wanted)
-    ridge = 1e-4 * squares.diagonal(dim1=1, dim2=2)[:, :size].mean(1) + 1e-12
+def _least_squares(rows: _StreamRows) -> _Maps:
+    """Per layer the ridge map to the last layer's stream, by one pass of sums in float64."""
+    size, n_layers = rows.final.data.row_shape[0], len(rows.views)
+    # Sums of x x' and x y', where x has a 1 behind it for the bias.
+    squares = torch.zeros(n_layers, size + 1, size + 1, dtype=torch.float64)
+    products = torch.zeros(n_layers, size + 1, size, dtype=torch.float64)
+    for block in rows.blocks(shuffle=False):
+        target = block.target.cpu().double()
+        for layer, stream in enumerate(block.streams):
+            x = torch.cat([stream.cpu().double(), target.new_ones(len(target), 1)], 1)
+            squares[layer] += x.T @ x
+            products[layer] += x.T @ target
+    ridge = RIDGE * squares.diagonal(dim1=1, dim2=2)[:, :size].mean(1) + 1e-12
     penalty = torch.eye(size + 1, dtype=torch.float64)
+    # The bias is free.
     penalty[size, size] = 0
+    penalties = ridge[:, None, None] * penalty
     # Towards the identity, which is the logit lens, where rows are too few to say.
     prior = torch.eye(size + 1, size, dtype=torch.float64)
-    bent = ridge[:, None, None] * penalty
-    found = torch.linalg.solve(
-        squares + bent + 1e-9 * torch.eye(size + 1, dtype=torch.float64), across + bent @ prior
-    )
-    return found[:, :size].float().contiguous(), found[:, size].float().contiguous()
+    # The last term keeps the system solvable where the bias has no rows of its own.
+    system = squares + penalties + 1e-9 * torch.eye(size + 1, dtype=torch.float64)
+    solution = torch.linalg.solve(system, products + penalties @ prior)
+    return _Maps(solution[:, :size].float().contiguous(), solution[:, size].float().contiguous())
 
 
-def _divergences(read_out: ReadOut, streams: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[layer, row]: KL (nats) from the last stream's distribution to that of every layer's translated stream."""
+def _divergences(
+    read_out: ReadOut, streams: Tensor, target: Tensor, maps: _Maps
+) -> Float[Tensor, "layer row"]:
+    """KL (nats) from the last stream's distribution to that of every layer's translated stream."""
     with torch.no_grad():
         theirs = read_out(target).float().log_softmax(-1)
-    translated = torch.baddbmm(bias[:, None], streams.to(weight), weight)
+    translated = maps(streams)
+    # [layer * row, vocab] -> [layer, row, vocab]
     ours = read_out(translated.flatten(0, 1)).float().log_softmax(-1).view(*translated.shape[:2], -1)
     return (theirs.exp() * (theirs - ours)).sum(-1)
 
@@ -284,27 +334,31 @@ def _divergences(read_out: ReadOut, streams: Tensor, target: Tensor, weight: Ten
 def _compared(
     rows: _StreamRows,
     read_out: ReadOut,
-    weight: Tensor,
-    bias: Tensor,
-    owner: Tensor,
+    maps: _Maps,
+    prompt_of_row: Tensor,
+    *,
     batch: int,
     level: float,
     seed: int,
 ) -> xr.Dataset:
     """The held-out KL of tuned and plain lens, with intervals over prompts."""
-    plain = torch.eye(weight.shape[1]).to(weight).expand_as(weight), torch.zeros_like(bias)
-    n = len(rows.final.store)
-    sums, counts = torch.zeros(2, n, len(weight), dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for which, streams, target in rows.blocks(shuffle=False):
-        for start in range(0, len(target), batch):
-            part = slice(start, start + batch)
-            x, y, prompt = torch.stack([stream[part] for stream in streams]), target[part], owner[which[part]]
-            for at, (w, b) in enumerate(((weight, bias), plain)):
-                sums[at].index_add_(0, prompt, _divergences(read_out, x, y, w, b).T.double().cpu())
-            counts.index_add_(0, prompt, torch.ones(len(prompt), dtype=torch.float64))
-    tuned, logit = sums[:, counts > 0] / counts[counts > 0, None]
-    table = {}
-    for name, values in (("tuned", tuned), ("logit", logit), ("gain", logit - tuned)):
-        found = summary(effect_array(values, ("example", "layer"), name=name), level=level, seed=seed)
-        table |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-    return xr.Dataset(table, attrs={"n_prompts": int((counts > 0).sum()), "n_rows": int(counts.sum())})
+    n, n_layers = len(rows.final.store), len(maps.weight)
+    counts = torch.zeros(n, dtype=torch.float64)
+    lenses = {"tuned": maps, "logit": _Maps.identity_like(maps)}
+    # [example, layer]
+    sums = {name: torch.zeros(n, n_layers, dtype=torch.float64) for name in lenses}
+    for block in rows.blocks(shuffle=False):
+        for chosen, streams, target in block.batches(batch):
+            prompts = prompt_of_row[chosen]
+            for name, lens in lenses.items():
+                divergences = _divergences(read_out, streams, target, lens)
+                sums[name].index_add_(0, prompts, divergences.T.double().cpu())
+            counts.index_add_(0, prompts, torch.ones(len(prompts), dtype=torch.float64))
+    measured = counts > 0
+    means = {name: total[measured] / counts[measured, None] for name, total in sums.items()}
+    means["gain"] = means["logit"] - means["tuned"]
+    table: dict[str, xr.DataArray] = {}
+    for name, values in means.items():
+        estimate = summary(effect_array(values, ("example", "layer"), name=name), level=level, seed=seed)
+        table |= {name: estimate["mean"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+    return xr.Dataset(table, attrs={"n_prompts": int(measured.sum()), "n_rows": int(counts.sum())})

@@ -1,9 +1,12 @@
-"""From the residual stream to logits: the model's own final norm and unembedding, for the whole vocabulary or a part."""
+"""From the residual stream to logits: the model's own final norm and unembedding (`ReadOut`).
+
+Below it are the checks and readers of stores that all lenses share. Nothing here knows what is measured of
+the logits.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,46 +17,57 @@ from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError, StoreError
 from workbench.models.load import model_device, model_fingerprint, model_name
+from workbench.models.model import Model
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView
 
+# Rows that are read out at a time at most.
 CHUNK = 2**14
+# How far the read-out may be from the logits, as a share of the largest: a logit scale or cap is far above
+# it.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class ReadOut:
-    """What the model would say of a vector in its residual stream. Made by `of`, which checks it against the model.
+    """The logits that a model gives vectors of its residual stream. Make it by `of`, which checks it.
 
     Attributes:
         tokens: [token] those of the vocabulary that are read, or None for all.
     """
 
-    model: Any
+    model: Model
     tokens: Int[Tensor, "token"] | None = None
 
     @classmethod
-    def of(cls, model: Any, tokens: Sequence[int] | Tensor | None = None) -> "ReadOut":
-        """Raises `ModelError` when norm and unembedding of the last stream are not the model's logits (four tokens)."""
-        made = cls(model, None if tokens is None else cls._checked(model, tokens))
+    def of(cls, model: Model, tokens: Sequence[int] | Tensor | None = None) -> "ReadOut":
+        """The read-out of a model, for all tokens or some.
+
+        Raises:
+            ModelError: norm and unembedding of the last stream are not the model's logits, tried on four
+                tokens.
+            PromptError: token ids that the vocabulary does not have, or one twice.
+        """
+        read_out = cls(model, None if tokens is None else cls._checked(model, tokens))
         shape = Shape.of(model)
         last = ("resid_post", shape.n_layers - 1)
         result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
-        logits = result.logits[0]
-        stream = result.recorded[last][0]
-        for read, wanted in (
-            (cls(model), logits),
-            (made, logits if made.tokens is None else logits[:, made.tokens]),
-        ):
+        # [pos, vocab] and [pos, d_model] of the one prompt
+        logits, stream = result.logits[0], result.recorded[last][0]
+        chosen = logits if read_out.tokens is None else logits[:, read_out.tokens]
+        # The whole vocabulary too: some tokens alone may agree by chance.
+        for read, wanted in ((cls(model), logits), (read_out, chosen)):
             worst = float((read(stream).detach() - wanted).abs().max())
-            if worst > 1e-3 * float(logits.abs().max()):
+            if worst > TOLERANCE * float(logits.abs().max()):
                 raise ModelError(
-                    f"The logits of this model are not its final norm and unembedding (difference {worst:.2g}): it scales "
-                    "them afterwards, so the logit lens would not end in its own output."
+                    "The logits of this model are not its final norm and unembedding (difference "
+                    f"{worst:.2g}): it scales them afterwards, so the logit lens would not end in its own "
+                    "output."
                 )
-        return made
+        return read_out
 
     @staticmethod
-    def _checked(model: Any, tokens: Sequence[int] | Tensor) -> Tensor:
+    def _checked(model: Model, tokens: Sequence[int] | Tensor) -> Tensor:
         chosen, size = torch.as_tensor(tokens).to(model_device(model)), Shape.of(model).d_vocab
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
             raise PromptError(f"A vocabulary is a list of at least one token id, not {str(tokens)[:60]}.")
@@ -65,6 +79,7 @@ class ReadOut:
 
     @cached_property
     def norm(self) -> Norm:
+        """The norm before the unembedding."""
         return final_norm(self.model)
 
     @cached_property
@@ -79,72 +94,104 @@ class ReadOut:
 
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
-        rows = stream.to(self.model.W_U)[None]  # a store may hold another precision than the model's
+        # A store may hold another precision than the model's. [1, row, d_model], as the model's modules
+        # expect.
+        rows = stream.to(self.model.W_U)[None]
         if self.tokens is None:
-            logits = self.model.unembed(
-                self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows
-            )[0]
+            normed = self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows
+            logits = self.model.unembed(normed)[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
+        # TransformerLens (4.3) caps logits in `forward`, behind `unembed`; -1 stands for no cap.
         cap = getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def rows_at_once(self, budget: int | None, *, copies: int = 4) -> int:
-        """How many residual vectors can be read out under a memory budget, keeping `copies` numbers for each logit."""
+        """How many residual vectors fit a memory budget, keeping `copies` numbers for each logit."""
         width = Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
         budget = memory_budget(model_device(self.model), budget)
         size = 4 * (copies * width + 4 * Shape.of(self.model).d_model)
         return max(1, min(CHUNK, int(budget // size)))
 
     def index(self, table: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
-        """Where tokens stand among those that are read; -1 stays. Raises `PromptError` for one that is not among them."""
+        """The indices of tokens among those that are read; -1 stays.
+
+        Raises:
+            PromptError: a token is not among them.
+        """
         if self.tokens is None:
             return table
-        places = torch.full((Shape.of(self.model).d_vocab,), -1)
-        places[self.tokens.cpu()] = torch.arange(len(self.tokens))
-        found = places[table.cpu().clamp(min=0)].where(table.cpu() >= 0, -1)
-        missing = table.cpu()[(found < 0) & (table.cpu() >= 0)]
+        table = table.cpu()
+        index_of = torch.full((Shape.of(self.model).d_vocab,), -1)
+        index_of[self.tokens.cpu()] = torch.arange(len(self.tokens))
+        indices = index_of[table.clamp(min=0)].where(table >= 0, -1)
+        missing = table[(indices < 0) & (table >= 0)]
         if len(missing):
             raise PromptError(
                 f"Target token {int(missing[0])} is not in vocabulary=, which has {len(self.tokens)} tokens."
             )
-        return found
+        return indices
 
 
-def check_store(store: ActivationStore, model: Any, what: str) -> None:
-    """Raise `StoreError` when a store is of another model."""
+def check_store(store: ActivationStore, model: Model, caller: str) -> None:
+    """Raise `StoreError` when a store is of another model; `caller` names the function in the message."""
     if store.model != model_fingerprint(model):
         raise StoreError(
-            f"{what}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)}."
+            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
+            f"{model_name(model)}."
         )
 
 
-def needed(store: ActivationStore, kind: str, what: str, *, layers: Sequence[int] | None = None) -> list[int]:
-    """The layers of a kind in a store (or those asked for). Raises `StoreError` when there are none or one is missing."""
-    there = store.layers(kind)
-    if not there:
+def needed(
+    store: ActivationStore, kind: str, caller: str, *, layers: Sequence[int] | None = None
+) -> list[int]:
+    """The layers of a kind in a store, or those asked for.
+
+    Raises:
+        StoreError: there are none, or one is missing; `caller` says in the message who needs it.
+    """
+    stored = store.layers(kind)
+    if not stored:
         raise StoreError(
-            f"{what} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., {kind!r}]."
+            f"{caller} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., "
+            f"{kind!r}]."
         )
-    missing = [layer for layer in layers or () if layer not in there]
+    missing = [layer for layer in layers or () if layer not in stored]
     if missing:
-        raise StoreError(f"{what} needs {kind}[{missing[0]}]; the store holds layers {there} of it.")
-    return there if layers is None else list(layers)
+        raise StoreError(f"{caller} needs {kind}[{missing[0]}]; the store holds layers {stored} of it.")
+    return stored if layers is None else list(layers)
 
 
-def last_stream(store: ActivationStore, last: int, what: str) -> SiteView:
-    """The last layer's `resid_post`, of which the logits are read. Raises `StoreError` where the store lacks it."""
-    return store["resid_post", needed(store, "resid_post", what, layers=[last])[0]]
+def last_stream(store: ActivationStore, last: int, caller: str) -> SiteView:
+    """The last layer's `resid_post`, from which logits come. Raises `StoreError` where the store lacks it."""
+    return store["resid_post", needed(store, "resid_post", caller, layers=[last])[0]]
 
 
-def token_rows(view: SiteView) -> tuple[Tensor, Tensor]:
-    """The prompt and the position of every row. Raises `StoreError` for means over prompts, which lie at no position."""
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """[row]: the prompt and the position of every row of a site."""
+
+    prompts: Int[Tensor, "row"]
+    positions: Int[Tensor, "row"]
+
+    @property
+    def n_positions(self) -> int:
+        """Positions of the longest prompt that has rows."""
+        return int(self.positions.max()) + 1
+
+
+def token_rows(view: SiteView) -> TokenRows:
+    """Which token every row of a site is of.
+
+    Raises:
+        StoreError: the rows are means over prompts, which lie at no position.
+    """
     if bool((view.row_positions < 0).any()):
         raise StoreError(
             f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions."
         )
-    return view.row_prompts, view.row_positions
+    return TokenRows(view.row_prompts, view.row_positions)
 
 
 def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -154,8 +201,8 @@ def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
         yield rows, view.data.part(rows.start, rows.stop)
 
 
-def one_token(targets: Tensor, store: ActivationStore, model: Any, name: str) -> Tensor:
-    """[example, alternative, 1] tokens, -1 where there is no alternative; `name` says in errors whose they are."""
+def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) -> Tensor:
+    """[example, alternative, 1] tokens, -1 where there is no alternative; `name` is for error messages."""
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
     size = Shape.of(model).d_vocab
