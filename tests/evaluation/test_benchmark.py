@@ -196,7 +196,7 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
         "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "8", "--tests", "--json"
     )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [line["value"] for line in found if "faithfulness" in line] == ["from_store", "zero"]
+    assert [line["value"] for line in found if "faithfulness" in line] == ["corrupt", "zero"]
     assert {line["test"] for line in found if "test" in line} == {
         "sufficiency",
         "partial_necessity",

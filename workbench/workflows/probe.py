@@ -1,6 +1,9 @@
-"""Probes over a store with a page that shows them: what `workbench probe` runs."""
+"""Probes over a store with a page that shows them: what `workbench probe` runs.
 
-from collections.abc import Mapping, Sequence
+`labels_named` reads the labels, `probe` fits, `write` leaves the files; `best_table` and `neuron_table` are the summaries.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,7 +17,7 @@ from workbench import results
 from workbench.errors import ProbeError
 from workbench.files import check_output, replaced
 from workbench.probes.fit import Probes, fit_probes
-from workbench.probes.labels import Labels
+from workbench.probes.labels import Concept, Labels
 from workbench.probes.neurons import neuron_maps
 from workbench.render.figures.probe_plots import probe_figure
 from workbench.render.report import report
@@ -24,6 +27,8 @@ from workbench.stores.store import ActivationStore
 
 FILES = ("probes.nc", "neurons.nc", "probes.html")
 SHOWN_NEURONS = 5
+SHOWN_CLASSES = 6
+Section = tuple[str, Any, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ def labels_named(
     concepts: Sequence[str],
     pos: Sequence[Position] | None,
 ) -> Labels:
-    """Labels from a .csv or .jsonl file, or of concepts by name (see `Labels.of_concepts`) read at `pos` (END unless told).
+    """Labels from a .csv or .jsonl file, or of concepts by name (see `Labels.of_concepts`) read at `pos`; None is END.
 
     Raises:
         ProbeError: neither or both are given, or the file is of another kind.
@@ -59,108 +64,127 @@ def labels_named(
         )
     if file is None:
         return Labels.of_concepts(store, concepts, pos=list(pos or ["END"]))
-    read = {".csv": Labels.from_csv, ".jsonl": Labels.from_jsonl}.get(Path(file).suffix.lower())
+    readers = {".csv": Labels.from_csv, ".jsonl": Labels.from_jsonl}
+    read = readers.get(Path(file).suffix.lower())
     if read is None:
         raise ProbeError(f"{str(file)!r}: labels are read from .csv and .jsonl files.")
     return read(store, file)
 
 
-def probe(store: ActivationStore, labels: Labels, **how: Any) -> Probed:
-    """`fit_probes` with these arguments, and a probe of every single neuron of the same layers and rows."""
-    probes = fit_probes(store, labels, **how)
-    known = [concept.name for concept in labels.concepts if concept.classes]
-    if "mlp_post" not in store.kinds or not known:
+def probe(store: ActivationStore, labels: Labels, **settings: Any) -> Probed:
+    """`fit_probes` with these settings, and a probe of every single neuron of the same layers and rows."""
+    probes = fit_probes(store, labels, **settings)
+    # Neuron maps rank by the area under the ROC curve, which needs classes.
+    with_classes = tuple(concept for concept in labels.concepts if concept.classes)
+    if "mlp_post" not in store.kinds or not with_classes:
         return Probed(labels, probes, None)
-    named = Labels(labels.prompts, labels.prompt, labels.pos, tuple(c for c in labels.concepts if c.classes))
-    kept = {
-        name: how[name] for name in ("layers", "test_share", "seed", "budget") if how.get(name) is not None
+    classified = Labels(labels.prompts, labels.prompt, labels.pos, with_classes)
+    shared = {
+        name: settings[name]
+        for name in ("layers", "test_share", "seed", "budget")
+        if settings.get(name) is not None
     }
-    places = how.get("pos")
-    if places is None:
-        return Probed(labels, probes, neuron_maps(store, named, **kept))
-    maps = [neuron_maps(store, named.at(where), **kept) for where in places]
-    return Probed(labels, probes, xr.concat(maps, pd.Index([str(where) for where in places], name="pos")))
+    positions = settings.get("pos")
+    if positions is None:
+        return Probed(labels, probes, neuron_maps(store, classified, **shared))
+    maps = [neuron_maps(store, classified.at(position), **shared) for position in positions]
+    index = pd.Index([str(position) for position in positions], name="pos")
+    return Probed(labels, probes, xr.concat(maps, index))
 
 
 def best_table(probes: Probes) -> pd.DataFrame:
-    """For each concept, kind and k, the site that tells most, its features, and its controls."""
-    whole, rows = probes.results, []
-    if "kind" not in whole.dims:
-        whole = whole.expand_dims(kind=[whole.attrs["kinds"]])
-    kinds = whole["control_kind"].values
-    for concept, kind in product(whole["concept"].values, whole["kind"].values):
-        table = whole.sel(concept=concept, kind=kind)
-        outer = [axis for axis in table["accuracy"].dims if axis not in ("k", "control")]
-        measure = "accuracy" if bool(table["accuracy"].notnull().any()) else "r2"
+    """For each concept, kind and k, the site that its probe tells best, with the features and the controls there."""
+    results = probes.results
+    if "kind" not in results.dims:
+        results = results.expand_dims(kind=[results.attrs["kinds"]])
+    rows = []
+    for concept, kind in product(results["concept"].values, results["kind"].values):
+        table = results.sel(concept=concept, kind=kind)
         for k in table["k"].values:
-            cells = table.sel(k=k).stack(site=outer)
-            main = cells.sel(control="none")
-            if not bool(main[measure].notnull().any()):
-                continue
-            at = int(main[measure].fillna(-np.inf).argmax("site"))
-            best = main.isel(site=at)
-            place = dict(zip(outer, best["site"].item(), strict=True))
-            row = {
-                "concept": str(concept),
-                "kind": str(kind),
-                "k": int(k),
-                **{name: str(label) for name, label in place.items()},
-            }
-            row |= {"measure": measure, "value": round(float(best[measure]), 3)}
-            row["interval"] = interval_text(float(best[f"{measure}_low"]), float(best[f"{measure}_high"]))
-            for null in dict.fromkeys(kinds[kinds != "none"]):
-                row[str(null)] = round(
-                    float(cells[measure].isel(site=at, control=np.flatnonzero(kinds == null)).mean()), 3
+            best = _best_cells(table.sel(k=k))
+            if best is not None:
+                rows.append(
+                    {"concept": str(concept), "kind": str(kind), "k": int(k), **_best_row(best, int(k))}
                 )
-            features = best["feature"].values
-            row["features"] = " ".join(str(int(f)) for f in features[features >= 0][:8]) + (
-                " …" if int(k) > 8 else ""
-            )
-            rows.append(row)
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The site with the highest held-out score, (control,), the score's name, and the site's labels by axis."""
+
+    cells: xr.Dataset
+    measure: str
+    site: dict[str, str]
+
+
+def _best_cells(table: xr.Dataset) -> _Best | None:
+    """The best site of a table (control, site axes ...); None where nothing was measured."""
+    measure = "accuracy" if bool(table["accuracy"].notnull().any()) else "r2"
+    axes = [axis for axis in table["accuracy"].dims if axis != "control"]
+    cells = table.stack(site=axes)
+    scores = cells[measure].sel(control="none")
+    if not bool(scores.notnull().any()):
+        return None
+    best = cells.isel(site=int(scores.fillna(-np.inf).argmax("site")))
+    labels = {str(axis): str(label) for axis, label in zip(axes, best["site"].item(), strict=True)}
+    return _Best(best, measure, labels)
+
+
+def _best_row(best: _Best, k: int) -> dict[str, Any]:
+    main, measure = best.cells.sel(control="none"), best.measure
+    row: dict[str, Any] = {**best.site, "measure": measure, "value": round(float(main[measure]), 3)}
+    row["interval"] = interval_text(float(main[f"{measure}_low"]), float(main[f"{measure}_high"]))
+    kinds = best.cells["control_kind"].values
+    for kind in dict.fromkeys(kinds[kinds != "none"]):
+        draws = best.cells[measure].isel(control=np.flatnonzero(kinds == kind))
+        row[str(kind)] = round(float(draws.mean()), 3)
+    features = main["feature"].values
+    listed = " ".join(
+        str(int(feature)) for feature in features[features >= 0][:8]
+    )  # -1 fills up to the largest k
+    row["features"] = listed + (" …" if k > 8 else "")
+    return row
 
 
 def neuron_table(neurons: xr.Dataset) -> pd.DataFrame:
     """The neurons that tell each concept best by themselves, by how far the area under the ROC curve is from a half."""
     rows = []
+    axes = [axis for axis in ("pos", "layer", "neuron") if axis in neurons["roc_auc"].dims]
     for concept in neurons["concept"].values:
-        cell = neurons.sel(concept=concept)
-        apart = abs(cell["roc_auc"] - 0.5)
-        apart = apart.stack(at=apart.dims)
-        order = apart.fillna(-1).argsort()[::-1][:SHOWN_NEURONS]
-        for at in order.values:
-            where = dict(
-                zip(("pos", "layer", "neuron")[-cell["roc_auc"].ndim :], _place(apart, at), strict=True)
-            )
-            one = cell.sel(where)
-            facts = {name: round(float(one[name]), 3) for name in ("roc_auc", "accuracy", "coefficient")}
-            site = f"mlp_post[{where['layer']}:{where['neuron']}]" + (
-                f"@{where['pos']}" if "pos" in where else ""
-            )
-            rows.append({"concept": str(concept), "neuron": site, **facts})
+        maps = neurons.sel(concept=concept)
+        distance = abs(maps["roc_auc"] - 0.5).stack(cell=axes)
+        order = distance.fillna(-1).argsort()[::-1][:SHOWN_NEURONS]
+        for i in order.values:
+            cell = dict(zip(axes, distance["cell"].values[i], strict=True))
+            numbers = {
+                name: round(float(maps[name].sel(cell)), 3) for name in ("roc_auc", "accuracy", "coefficient")
+            }
+            site = f"mlp_post[{cell['layer']}:{cell['neuron']}]"
+            site += f"@{cell['pos']}" if "pos" in cell else ""
+            rows.append({"concept": str(concept), "neuron": site, **numbers})
     return pd.DataFrame(rows)
 
 
-def _place(stacked: xr.DataArray, at: int) -> tuple[Any, ...]:
-    """The labels of one cell of an array whose axes are stacked."""
-    return stacked["at"].values[at]
-
-
-def lines(found: Probed) -> list[str]:
+def lines(probed: Probed) -> list[str]:
     """What a command prints: the best site of each concept and k."""
-    return best_table(found.probes).to_string(index=False).splitlines()
+    return best_table(probed.probes).to_string(index=False).splitlines()
 
 
-def write(found: Probed, folder: Path, *, command: str, source: str, overwrite: bool = False) -> list[Path]:
-    """Results as netCDF and a page. Raises `OutputExists` when they are there already."""
-    files = [name for name in FILES if name != "neurons.nc" or found.neurons is not None]
+def write(probed: Probed, folder: Path, *, command: str, source: str, overwrite: bool = False) -> list[Path]:
+    """Write results as netCDF and a page; returns the paths.
+
+    Raises:
+        OutputExists: they are there already.
+    """
+    files = [name for name in FILES if name != "neurons.nc" or probed.neurons is not None]
     check_output(folder, files, overwrite=overwrite)
     with replaced(folder, files, overwrite=overwrite) as partial:
-        results.save(found.probes.results, partial / "probes.nc")
-        if found.neurons is not None:
-            results.save(found.neurons, partial / "neurons.nc")
+        results.save(probed.probes.results, partial / "probes.nc")
+        if probed.neurons is not None:
+            results.save(probed.neurons, partial / "neurons.nc")
         report(
-            _sections(found),
+            _sections(probed),
             partial / "probes.html",
             title="What can be read where",
             subtitle=source,
@@ -169,60 +193,79 @@ def write(found: Probed, folder: Path, *, command: str, source: str, overwrite: 
     return [folder / name for name in files]
 
 
-def _sections(found: Probed) -> list[tuple[Any, ...]]:
-    table = found.probes.results
+def _sections(probed: Probed) -> list[Section]:
+    table = probed.probes.results
     level = f"{float(table.attrs['level']):.0%}"
-    sections: list[tuple[Any, ...]] = [
-        ("Concepts", _concepts(found.labels), "Rows are tokens. What is held out shares no prompt with what is learned from."),
-        ("Best sites", best_table(found.probes), f"The site that tells each concept best for each number of features, with its {level} interval over held-out prompts; being the best of several it is a little too good. Columns of controls: the mean over their draws at the same site."),
-    ]  # fmt: skip
-    for where in _panels(table):
-        cell, dense = table.sel(where), found.probes.baselines
-        figures = []
-        for concept in table["concept"].values:
-            inner = {axis: label for axis, label in where.items() if dense is not None and axis in dense.dims}
-            figures.append(probe_figure(cell, None if dense is None else dense.sel(inner), str(concept)))
-        place = ", ".join(str(label) for label in where.values())
-        caption = f"Held-out score at every layer; the band is the {level} interval of the largest k. Dashed: controls at that k, mean and range of their draws."
-        sections.append((f"By layer{': ' + place if place else ''}", figures, caption))
-    if found.neurons is not None:
-        caption = "Single neurons, each with a probe of its own; for several classes, each class against the rest. 0.5 is chance for roc_auc."
-        sections.append(("Neurons", neuron_table(found.neurons), caption))
+    best = (
+        f"The site that tells each concept best for each number of features, with its {level} interval over held-out prompts; "
+        "being the best of several, its score is a little too high. Columns of controls: the mean over their draws at the same "
+        "site."
+    )
+    sections: list[Section] = [
+        (
+            "Concepts",
+            _concepts(probed.labels),
+            "Rows are tokens. Held-out rows share no prompt with training rows.",
+        ),
+        ("Best sites", best_table(probed.probes), best),
+    ]
+    by_layer = (
+        f"Held-out score at every layer; the band is the {level} interval of the largest k. Dashed: controls at that k, mean and "
+        "range of their draws."
+    )
+    for labels in _panels(table):
+        name = ", ".join(str(label) for label in labels.values())
+        figures = [_figure(probed.probes, labels, str(concept)) for concept in table["concept"].values]
+        sections.append((f"By layer: {name}" if name else "By layer", figures, by_layer))
+    if probed.neurons is not None:
+        single = (
+            "Single neurons, each with a probe of its own; for several classes, each class against the rest. 0.5 is chance for "
+            "roc_auc."
+        )
+        sections.append(("Neurons", neuron_table(probed.neurons), single))
     return sections
 
 
+def _figure(probes: Probes, labels: dict[str, Any], concept: str) -> Any:
+    """The scores of a concept by layer, with the probes on all features beside them where there are any."""
+    dense = probes.baselines
+    if dense is not None:
+        # Baselines use all features, so they have no axis of selectors.
+        dense = dense.sel({axis: label for axis, label in labels.items() if axis in dense.dims})
+    return probe_figure(probes.results.sel(labels), dense, concept)
+
+
 def _panels(table: xr.Dataset) -> list[dict[str, Any]]:
-    """Each kind, position and selector: one group of pictures."""
-    places: list[dict[str, Any]] = [{}]
-    for axis in ("kind", "pos", "selector"):
-        if axis in table["accuracy"].dims:
-            places = [place | {axis: label} for place in places for label in table[axis].values.tolist()]
-    return places
+    """The labels of each group of pictures: every kind, position and selector."""
+    axes = [axis for axis in ("kind", "pos", "selector") if axis in table["accuracy"].dims]
+    combinations = product(*(table[axis].values.tolist() for axis in axes))
+    return [dict(zip(axes, labels, strict=True)) for labels in combinations]
 
 
 def _concepts(labels: Labels) -> pd.DataFrame:
-    rows = []
-    for concept in labels.concepts:
-        counts = np.bincount(concept.codes.astype(int)) if concept.classes else np.array([])
-        shown = ", ".join(
-            f"{name} {n}" for name, n in list(zip(concept.classes, counts.tolist(), strict=True))[:6]
-        )
-        more = f" and {len(concept.classes) - 6} more" if len(concept.classes) > 6 else ""
-        values = shown + more if concept.classes else f"{concept.codes.min():g} to {concept.codes.max():g}"
-        rows.append({"concept": concept.name, "rows": len(labels), "values": values})
+    rows = [
+        {"concept": concept.name, "rows": len(labels), "values": _values_of(concept)}
+        for concept in labels.concepts
+    ]
     return pd.DataFrame(rows)
 
 
-def numbers(text: str | None, what: str) -> list[int] | None:
+def _values_of(concept: Concept) -> str:
+    """The classes of a concept with their counts, or the range of its numbers."""
+    if not concept.classes:
+        return f"{concept.codes.min():g} to {concept.codes.max():g}"
+    counts = np.bincount(concept.codes.astype(int)).tolist()
+    # A class that no row has at the end of the list has no count, so the lists may differ in length.
+    listed = [f"{name} {n}" for name, n in zip(concept.classes, counts, strict=False)][:SHOWN_CLASSES]
+    omitted = len(concept.classes) - SHOWN_CLASSES
+    return ", ".join(listed) + (f" and {omitted} more" if omitted > 0 else "")
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
     """`1,2,4` as integers. Raises `ProbeError` for anything else."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ProbeError(f"{what} {text!r}: integers with commas are needed, as in 1,2,4.") from None
-
-
-def options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `fit_probes` without those that were left out."""
-    return {name: value for name, value in given.items() if value is not None}
+        raise ProbeError(f"{option} {text!r}: integers with commas are needed, as in 1,2,4.") from None
