@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import close
 from families import model_of, pairs_and_stores
 
 from workbench.circuit.circuit import Circuit
@@ -36,14 +37,15 @@ def one_at_a_time(
     edges, now = graph.exists.copy(), cost(graph.exists)
     for reader in reversed(range(len(graph.readers))):
         edges = graph.prune(edges)
-        found = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
-        found.sort(key=lambda index: index[-2])
-        found = found[::-1] if order == "late-first" else found
+        senders = [(*index, reader) for index in np.argwhere(graph.exists[..., reader]).tolist()]
+        senders.sort(key=lambda index: index[-2])
+        if order == "late-first":
+            senders.reverse()
         if order == "random":
-            found = [found[i] for i in np.random.default_rng([seed, reader]).permutation(len(found))]
+            senders = [senders[i] for i in np.random.default_rng([seed, reader]).permutation(len(senders))]
         if order == "scores":
-            found.sort(key=lambda index: float(scores.values[index]))
-        for edge in found:
+            senders.sort(key=lambda index: float(scores.values[index]))
+        for edge in senders:
             if not edges[edge]:
                 continue
             edges[edge] = False
@@ -55,16 +57,17 @@ def one_at_a_time(
     return Circuit.of(graph, edges)
 
 
+# Every family, order and metric, alternated: what a family does to a run does not depend on the order of tries.
 CASES = [
-    ("gpt2", {}), ("gpt2", {"order": "early-first"}), ("gpt2", {"order": "random", "seed": 3}), ("gpt2", {"order": "scores"}),
-    ("gpt2", {"metric": "logit_diff"}), ("gpt2", {"positions": [2]}), ("llama", {}), ("neox", {}), ("native-attn-only", {}),
+    ("gpt2", {}), ("llama", {"order": "early-first"}), ("neox", {"order": "random", "seed": 3}),
+    ("native-attn-only", {"order": "scores"}), ("gpt2", {"metric": "logit_diff"}), ("gpt2", {"positions": [2]}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "how"), CASES, ids=str)
 def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
     model = model_of(family, DOUBLE)
-    pairs, _, corrupt = pairs_and_stores(family, (5, 5), DOUBLE)
+    pairs, _, corrupt = pairs_and_stores(family, (4, 4), DOUBLE)
     value, how = from_store(corrupt), dict(how)
     ends = evaluate(
         Circuit.empty(model), model, pairs, value=value, metric=how.get("metric", "kl"), checks=()
@@ -74,11 +77,11 @@ def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
         how["scores"] = score_edges(model, pairs, value=value)
     expected = one_at_a_time(model, pairs, value, threshold, **how)
     assert 0 < expected.n_edges < expected.graph.n_edges
-    for at_once in (1, 3, 64) if family == "gpt2" else (3, 64):
-        found = acdc(model, pairs, value=value, threshold=threshold, at_once=at_once, **how)
-        assert found == expected, at_once
-        assert found.attrs["threshold"] == threshold
-        assert found.attrs["order"] == how.get("order", "late-first")
+    for at_once in (1, 3, 64) if not how else (3, 64):
+        circuit = acdc(model, pairs, value=value, threshold=threshold, at_once=at_once, **how)
+        assert circuit == expected, at_once
+        assert circuit.attrs["threshold"] == threshold
+        assert circuit.attrs["order"] == how.get("order", "late-first")
 
 
 def test_orders_and_seeds_matter():
@@ -106,7 +109,7 @@ def test_a_huge_threshold_leaves_nothing_and_costs_are_what_was_felt(metric):
     graph = found.graph
     last = np.isfinite(found.scores[:, graph.reader_index["logits"]])
     assert last.all(), "every edge into the logits was tried"
-    assert abs(float(np.nansum(found.scores)) - float(fall)) < 1e-9
+    assert close(float(np.nansum(found.scores)), float(fall), tolerance=1e-9)
 
 
 def test_a_threshold_of_zero_keeps_what_costs_anything():
@@ -127,7 +130,8 @@ def test_no_threshold_is_one_per_cent_of_what_there_is_to_lose():
             as_metric("logit_diff")(model(side.tokens)[:, -1], pairs).mean()
             for side in (pairs.clean, pairs.corrupt)
         )
-    assert abs(found.attrs["threshold"] - 0.01 * float(abs(clean - other))) < 1e-6
+    largest = float(max(abs(clean), abs(other)))
+    assert close(found.attrs["threshold"], 0.01 * float(abs(clean - other)), tolerance=1e-5, scale=largest)
     assert found.prompt_ids == {*pairs.clean.ids, *pairs.corrupt.ids}
     assert found.attrs["higher_is_better"] == 1
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from closeness import close
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -14,6 +16,7 @@ from workbench.cli.app import app
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import from_store
 from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
+from workbench.evaluation import benchmark
 from workbench.evaluation.behaviours import areas_table, behaviours_table, smallest_circuits
 from workbench.evaluation.benchmark import bench_circuits, json_line, overview
 from workbench.evaluation.curves import faithfulness_curve
@@ -21,27 +24,22 @@ from workbench.evaluation.ground_truth import edge_auroc, precision_at_true_size
 from workbench.planted_models.pairs import planted_pairs
 from workbench.workflows.bench import BENCH_FILES, write_bench
 
-FIELDS = [
-    "model",
-    "task",
-    "method",
-    "edge_auroc",
-    "edge_auroc_mib",
-    "precision",
-    "cpr",
-    "cmd",
-    "seconds",
-    "peak_mb",
-]
+FIELDS = "model task method edge_auroc edge_auroc_mib precision cpr cmd seconds peak_mb".split()
+SMALL = replace(benchmark.QUICK, planted_prompts=12, tiny_prompts=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts():
+    """What rows mean does not depend on how many prompts they are measured on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "QUICK", SMALL)
+        yield
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return list(
-        bench_circuits(
-            quick=True, methods=["eap", "random"], models=["planted-induction", "tiny"], progress=False
-        )
-    )
+def rows(few_prompts):
+    models, methods = ["planted-induction", "tiny"], ["eap", "random"]
+    return list(bench_circuits(quick=True, methods=methods, models=models, progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +53,9 @@ def run(*call: str):
 
 def test_a_row_is_what_the_parts_say_one_by_one():
     (row,) = bench_circuits(quick=True, methods=["eap"], models=["planted-induction"], seed=3, progress=False)
-    made = wb.planted("induction", seed=3, n=24)
-    train, heldout = planted_pairs(made), planted_pairs(made, n=24, split="heldout")
+    made = wb.planted("induction", seed=3, n=SMALL.planted_prompts)
+    train = planted_pairs(made)
+    heldout = planted_pairs(made, n=SMALL.planted_prompts, split="heldout")
     other, held = (
         from_store(capture_pairs(made.model, pairs, progress=False)[1]) for pairs in (train, heldout)
     )
@@ -66,7 +65,7 @@ def test_a_row_is_what_the_parts_say_one_by_one():
     assert row.precision == precision_at_true_size(scores, truth)
     for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
         curve = faithfulness_curve(scores, made.model, heldout, value=held, by=by, progress=False)
-        assert getattr(row, name) == pytest.approx(curve.attrs["area"], abs=1e-6)
+        assert close(getattr(row, name), curve.attrs["area"], tolerance=1e-5, scale=1.0), name
     assert row.forwards > 0
     assert row.seconds > 0
     assert not row.error
@@ -128,14 +127,14 @@ def behaviours(tiny):
     return [
         row
         for found in smallest_circuits(
-            tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=16, progress=False
+            tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=8, progress=False
         )
         for row in found
     ]
 
 
 def test_the_smallest_circuit_suffices_and_one_edge_less_does_not(tiny, behaviours):
-    pairs = wb.load_task("ioi", tiny, n=16)
+    pairs = wb.load_task("ioi", tiny, n=8)
     other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
     for row in behaviours:
         scores = wb.score_edges(tiny, pairs, value=other, method=row.method, progress=False)
@@ -172,7 +171,7 @@ def test_behaviours_as_a_command(tmp_path):
         "--method",
         "eap",
         "--n",
-        "8",
+        "4",
         "--json",
         "--out",
         str(tmp_path / "b"),
@@ -181,19 +180,18 @@ def test_behaviours_as_a_command(tmp_path):
     assert line["task"] == "ioi"
     assert line["smallest"] is True
     assert line["n_edges"] > 0
-    assert pd.read_parquet(tmp_path / "b" / "behaviours.parquet")["cmd"].iloc[0] == pytest.approx(
-        line["cmd"], abs=1e-4
-    )
+    table = pd.read_parquet(tmp_path / "b" / "behaviours.parquet")
+    assert round(table["cmd"].iloc[0], 4) == line["cmd"], "the printed line has four digits"
     assert "ioi" in Path(tmp_path / "b" / "behaviours.html").read_text()
 
 
 def test_evaluate_and_compare_as_commands(tiny, tmp_path):
-    pairs = wb.load_task("ioi", tiny, n=8)
+    pairs = wb.load_task("ioi", tiny, n=4)
     other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
     scores = wb.score_edges(tiny, pairs, value=other, progress=False)
-    files = [str(wb.find_circuit(scores, n_edges=n).save(tmp_path / f"{n}.json")) for n in (10, 30)]
+    files = [str(wb.find_circuit(scores, n_edges=n).save(tmp_path / f"{n}.json")) for n in (4, 8)]
     done = run(
-        "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "8", "--tests", "--json"
+        "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "4", "--tests", "--json"
     )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["value"] for line in found if "faithfulness" in line] == ["corrupt", "zero"]
@@ -204,10 +202,10 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
         "equivalence",
         "independence",
     }
-    heldout = wb.load_task("ioi", tiny, n=8, split="heldout")
+    heldout = wb.load_task("ioi", tiny, n=4, split="heldout")
     held = from_store(capture_pairs(tiny, heldout, progress=False)[1])
     same = wb.evaluate(wb.Circuit.load(files[1]), tiny, heldout, value=held, checks=(), progress=False)
-    assert found[0]["faithfulness"] == pytest.approx(float(same["faithfulness"].squeeze()), abs=1e-5)
+    assert close(found[0]["faithfulness"], float(same["faithfulness"].squeeze()), tolerance=1e-5, scale=1.0)
     shown = json.loads(run("compare", *files, "--json").stdout)
     small, large = (wb.Circuit.load(name) for name in files)
     assert shown["jaccard"] == pytest.approx((small & large).n_edges / (small | large).n_edges)
