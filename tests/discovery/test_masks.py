@@ -1,10 +1,11 @@
-"""Learned masks: closed and open gates are circuits, gradients are slopes, and planted edges are found."""
+"""Learned masks: closed and open gates are circuits, gradients are finite differences, planted edges are found."""
 
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from closeness import close
 from families import model_of, pairs_and_stores
 
 import workbench as wb
@@ -53,13 +54,15 @@ def test_open_and_closed_gates_are_a_circuit(family, value, positions):
     expected = runs.measure(masks)
     (batch,) = runs.batches()
     got = runs.soft(torch.from_numpy(masks).double().requires_grad_(), batch).detach().numpy()
-    assert np.abs(got - expected).max() < 1e-9
+    assert close(got, expected)
     assert np.ptp(expected) > 1e-3
 
 
-@pytest.mark.parametrize(("family", "positions"), [("gpt2", None), ("llama", None), ("gpt2", [2])])
-@pytest.mark.parametrize("metric", ["kl", "logit_diff"])
-def test_the_gradient_of_a_weight_is_the_slope_of_the_metric(family, positions, metric):
+@pytest.mark.parametrize(
+    ("family", "positions", "metric"),
+    [("gpt2", None, "kl"), ("llama", None, "logit_diff"), ("llama", None, "kl"), ("gpt2", [2], "logit_diff")],
+)
+def test_the_gradient_of_a_weight_is_a_finite_difference_of_the_metric(family, positions, metric):
     runs = runs_of(family, "from_store", metric=metric, positions=positions)
     graph, generator = runs.graph, np.random.default_rng(0)
     keep = torch.from_numpy(np.where(graph.exists, generator.uniform(0.2, 0.8, graph.exists.shape), 0))[
@@ -67,7 +70,7 @@ def test_the_gradient_of_a_weight_is_the_slope_of_the_metric(family, positions, 
     ].requires_grad_()
     (batch,) = runs.batches()
     # The norms of a llama work in float32, whatever the model's dtype.
-    size, allowed = (5e-3, 1e-4) if family == "llama" else (1e-5, 1e-6)
+    size, tolerance = (5e-3, 2e-3) if family == "llama" else (1e-5, 1e-5)
     runs.soft(keep, batch).sum().backward()
     assert keep.grad is not None
     for at in generator.permutation(np.argwhere(graph.exists))[:4]:
@@ -76,11 +79,14 @@ def test_the_gradient_of_a_weight_is_the_slope_of_the_metric(family, positions, 
             moved = keep.detach().clone()
             moved[index] += step
             ends.append(float(runs.of_batch(batch, moved).detach().sum()))
-        assert abs((ends[0] - ends[1]) / (2 * size) - float(keep.grad[index])) < allowed
+        difference = (ends[0] - ends[1]) / (2 * size)
+        assert close(
+            difference, float(keep.grad[index]), tolerance=tolerance, scale=float(keep.grad.abs().max())
+        )
 
 
 @pytest.mark.parametrize("on", ["edges", "nodes"])
-def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(on):
+def test_the_gradient_of_a_gate_is_a_finite_difference_of_the_loss(on):
     runs = runs_of("gpt2", "from_store", metric="kl")
     (batch,) = runs.batches()
 
@@ -95,13 +101,13 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(on):
 
     value, gates = loss()
     value.backward()
-    slopes = gates.logits.grad
-    assert slopes is not None
-    strongest = slopes.abs().argsort(descending=True)[:3].tolist()
-    assert float(slopes.abs().max()) > 1e-4
+    gradients = gates.logits.grad
+    assert gradients is not None
+    strongest = gradients.abs().argsort(descending=True)[:3].tolist()
+    assert float(gradients.abs().max()) > 1e-4
     for gate in strongest:
         up, down = (float(loss(gate, step)[0].detach()) for step in (1e-2, -1e-2))
-        assert abs((up - down) / 2e-2 - float(slopes[gate])) < 2e-2 * float(slopes.abs().max())
+        assert abs((up - down) / 2e-2 - float(gradients[gate])) < 2e-2 * float(gradients.abs().max())
 
 
 def test_gates_stand_for_edges_or_for_writers():
@@ -122,7 +128,7 @@ def test_gates_stand_for_edges_or_for_writers():
 
 @cache
 def planted(name):
-    made = wb.planted(name, n=32)
+    made = wb.planted(name, n=16)
     pairs = wb.planted_pairs(made)
     return made, pairs, from_store(wb.capture_pairs(made.model, pairs)[1])
 
@@ -133,7 +139,7 @@ def planted(name):
 def test_planted_edges_are_found(name, metric):
     made, pairs, value = planted(name)
     true = made.edges["corrupt"]
-    found = learn_circuit(made.model, pairs, value=value, n_edges=len(true) + 2, metric=metric, steps=100)
+    found = learn_circuit(made.model, pairs, value=value, n_edges=len(true) + 2, metric=metric, steps=60)
     assert len(set(map(str, found.edge_list)) & true) >= 0.8 * len(true)
     assert found.n_requested == len(true) + 2
     assert found.attrs["method"] == "learn-edges"

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from closeness import close
 from families import (
     FAMILIES,
     NATIVES,
     VARIANTS,
     logit_difference,
     make_pairs,
-    max_difference,
     model_of,
     native,
     pairs_and_stores,
@@ -90,11 +91,11 @@ def test_eap_equals_transformer_lens_with_the_sides_and_the_sign_turned(family):
             by_pos[cell] = np.nan_to_num(by_pos[cell]) - score / 3
         assert len(result.edge_scores) == 6 * graph.n_edges
     largest = np.nanmax(np.abs(expected))
-    assert max_difference(scores, expected) < 1e-6 * largest
+    assert close(scores, expected, tolerance=1e-6)
     kept = score_edges(model, pairs, value=from_store(corrupt), keep=("pos",))
-    assert max_difference(kept, by_pos) < 1e-6 * largest
+    assert close(kept, by_pos, tolerance=1e-6, scale=largest)
     single = score_edges(model_of(family), pairs, value=from_store(pairs_and_stores(family)[2]))
-    assert max_difference(single, scores) < 1e-5 * largest
+    assert close(single, scores)
 
 
 def finite_differences(model, pairs, value, edges, epsilon, measure=logit_difference):
@@ -110,8 +111,14 @@ def finite_differences(model, pairs, value, edges, epsilon, measure=logit_differ
     return -(ends[0] - ends[1]) / (2 * epsilon)
 
 
-@pytest.mark.parametrize("family", ALL)
-@pytest.mark.parametrize("value", ["from_store", "zero", "mean"])
+# Every value on gpt2, every family on some value: what a value is does not depend on the family.
+VALUES = ("from_store", "zero", "mean")
+FAMILIES_AND_VALUES = [("gpt2", value) for value in VALUES]
+FAMILIES_AND_VALUES += [(family, VALUES[i % 3]) for i, family in enumerate(ALL) if family != "gpt2"]
+
+
+@pytest.mark.types
+@pytest.mark.parametrize(("family", "value"), FAMILIES_AND_VALUES)
 def test_eap_equals_finite_differences_of_single_edges(family, value):
     """In float64. In transformers the norms of Llama and Qwen and GPT-J's attention scores are computed in float32 all the
     same: a larger step there, and a looser comparison."""
@@ -121,7 +128,7 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
     scores = score_edges(model, pairs, value=made)
     graph = Graph.of(model)
     every = np.argwhere(graph.exists)
-    chosen = every[np.random.default_rng(1).permutation(len(every))[:30]]
+    chosen = every[np.random.default_rng(1).permutation(len(every))[:15]]
     ends = [
         graph.index(edge)
         for edge in ("input->logits", "input->a0.0<v>", "a0.1->a1.1<k>", "a0.2->a1.0<v>", "a1.3->logits")
@@ -131,7 +138,7 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
     expected = finite_differences(model, pairs, made, edges, epsilon)
     got = scores.values[tuple(edges.T)]
     assert scores.dtype == "float64"
-    assert max_difference(got, expected) < tolerance * float(expected.abs().max())
+    assert close(got, expected, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -153,13 +160,13 @@ def test_kept_axes_sum_over_positions_and_average_over_examples(family):
         assert kept.dims == (*dims, "writer", "reader")
         total = kept.sum("pos", min_count=1) if "pos" in dims else kept
         total = total.mean("example") if "example" in dims else total
-        assert max_difference(total, plain) < 2e-6 * largest, keep
+        assert close(total, plain, tolerance=2e-6), keep
     for i, length in enumerate((4, 6, 5)):
         graph = Graph.of(model)
         assert np.isfinite(kept.values[i, :length][:, graph.exists]).all()
         assert np.isnan(kept.values[i, length:]).all()
         alone = score_edges(model, pairs.select([i]), value=from_store(corrupt))
-        assert max_difference(kept[i].sum("pos", min_count=1), alone) < 2e-6 * largest
+        assert close(kept[i].sum("pos", min_count=1), alone, tolerance=2e-6, scale=largest)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -179,15 +186,12 @@ def test_the_memory_budget_and_the_order_of_examples_do_not_change_a_score(famil
     clean, corrupt = capture_pairs(model, pairs)
     made = from_store(corrupt) if value == "from_store" else resample(clean, seed=4)
     usual = score_edges(model, pairs, value=made, keep=("example",))
-    largest = float(abs(usual).max())
     for budget in (1, 400_000):
-        assert (
-            max_difference(score_edges(model, pairs, value=made, keep=("example",), budget=budget), usual)
-            < 1e-5 * largest
-        )
+        small = score_edges(model, pairs, value=made, keep=("example",), budget=budget)
+        assert close(small, usual), budget
     order = [3, 1, 4, 0, 2]
     mixed = score_edges(model, pairs.select(order), value=made, keep=("example",))
-    assert max_difference(mixed, usual[order]) < 1e-5 * largest
+    assert close(mixed, usual[order])
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -200,7 +204,8 @@ def test_edges_out_of_a_writer_sum_to_its_first_order_effect(family):
     for writer, site in writers.items():
         node = effects(model, pairs, sites=site, value=from_store(corrupt), method="gradient")[:, 0]
         total = scores.sel(writer=writer).sum("reader")
-        assert max_difference(-node, total) < 1e-4, writer
+        largest = float(abs(scores.sel(writer=writer)).sum("reader").max())
+        assert close(-node, total, tolerance=1e-4, scale=largest), writer
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "prob_diff", "nll"])
@@ -218,10 +223,8 @@ def test_scores_follow_the_metric(metric):
         [Graph.of(model).index(edge) for edge in ("input->m0", "a0.1->a1.1<v>", "m0->logits", "m1->logits")]
     )
     expected = finite_differences(model, pairs, from_store(corrupt), edges, 1e-4, measure)
-    assert max_difference(scores.values[tuple(edges.T)], expected) < 1e-7
+    assert close(scores.values[tuple(edges.T)], expected, tolerance=1e-6)
     assert scores.attrs["metric"] == metric
-    if metric == "kl":
-        assert float(abs(scores).max()) < 1e-10, "the clean run is the minimum of the divergence from itself"
 
 
 def test_a_function_that_reads_every_position_is_scored():
@@ -232,12 +235,14 @@ def test_a_function_that_reads_every_position_is_scored():
         return logits[rows, -1, pairs.answers[:, 0, 0]] - logits[rows, -1, pairs.wrong[:, 0, 0]]
 
     got = score_edges(model, pairs, value=from_store(corrupt), metric=ends)
-    assert max_difference(got, score_edges(model, pairs, value=from_store(corrupt))) < 1e-5
+    assert close(got, score_edges(model, pairs, value=from_store(corrupt)))
 
 
 def test_scores_of_a_value_that_changes_nothing_are_zero():
-    model, (pairs, clean, _) = model_of("gpt2"), pairs_and_stores("gpt2")
-    assert float(abs(score_edges(model, pairs, value=from_store(clean, allow_self=True))).max()) < 1e-5
+    model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    usual = abs(score_edges(model, pairs, value=from_store(corrupt))).max()
+    same = score_edges(model, pairs, value=from_store(clean, allow_self=True))
+    assert close(same, xr.zeros_like(same).where(same.notnull()), scale=float(usual))
     assert float(abs(score_edges(model, pairs, value=add(0.0))).max()) == 0
 
 
@@ -329,7 +334,7 @@ def test_a_metric_that_falls_with_the_behaviour_finds_the_edges_that_support_it(
     scores = score_edges(model, pairs, value=from_store(corrupt), metric="nll")
     best = find_circuit(scores, n_edges=10).scores
     assert best is not None
-    assert max_difference(best, -scores.values) == 0
+    assert np.array_equal(best, -scores.values, equal_nan=True)
     with pytest.raises(MetricError, match="its gradient there is zero and every score would be noise"):
         score_edges(model, pairs, value=from_store(corrupt), metric="kl")
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from closeness import close
 from families import model_of, pairs_and_stores
 
 from workbench.circuit.circuit import Circuit
@@ -18,13 +19,13 @@ from workbench.results import load, save
 
 
 def test_areas_of_known_curves():
-    assert abs(area(np.ones(10)) - 0.999) < 1e-12
+    assert close(area(np.ones(10)), 0.999)
     assert area(np.ones(10), by="magnitude") == 0
     assert area(np.zeros(10)) == 0
-    assert abs(area(np.zeros(10), by="magnitude") - 0.999) < 1e-12
+    assert close(area(np.zeros(10), by="magnitude"), 0.999)
     line = np.array(SIZES)
-    assert abs(area(line) - (1 - 0.001**2) / 2) < 1e-12
-    assert abs(area(1 + line, by="magnitude") - area(1 - line, by="magnitude")) < 1e-12
+    assert close(area(line), (1 - 0.001**2) / 2)
+    assert close(area(1 + line, by="magnitude"), area(1 - line, by="magnitude"))
     assert np.isnan(area(np.full(10, np.nan)))
     with pytest.raises(UnknownName) as error:
         area(np.ones(10), by="size")
@@ -52,7 +53,7 @@ def test_finer_graphs_have_curves(more):
     curve = faithfulness_curve(scores, model, pairs, value=from_store(corrupt), sizes=[0.0, 0.3, 1.0])
     n = Graph.of(model, **more).n_edges
     assert curve.n_edges.values.tolist() == [0, int(0.3 * n), n]
-    assert np.allclose(curve.faithfulness[[0, 2]], [0, 1], atol=1e-4)
+    assert close(curve.faithfulness[[0, 2]], [0.0, 1.0], tolerance=1e-4)
 
 
 def test_pairs_that_do_not_differ_have_no_area():
@@ -93,18 +94,18 @@ def kept_scores(values):
     return xr.DataArray(values, dims=("example", "writer", "reader"), coords=coords, attrs=attrs)
 
 
-def ten(scores):
+def thirty(scores):
     return find_circuit(scores, n_edges=30)
 
 
 def test_prompts_that_are_alike_give_one_circuit():
     graph = Graph.of(model_of("gpt2"))
     one = np.random.default_rng(0).normal(size=graph.exists.shape)
-    found = stability(kept_scores(np.stack([one] * 5)), find=ten, draws=6)
+    found = stability(kept_scores(np.stack([one] * 5)), find=thirty, draws=6)
     assert (float(found.jaccard), float(found.low), float(found.high)) == (1, 1, 1)
     assert (
         found.n_edges.values.tolist()
-        == [ten(kept_scores(one[None]).mean("example", keep_attrs=True)).n_edges] * 6
+        == [thirty(kept_scores(one[None]).mean("example", keep_attrs=True)).n_edges] * 6
     )
     none = stability(
         kept_scores(np.stack([one] * 5)), find=lambda scores: find_circuit(scores, n_edges=0), draws=3
@@ -115,7 +116,7 @@ def test_prompts_that_are_alike_give_one_circuit():
 def test_prompts_that_differ_give_circuits_that_do_and_the_seed_decides():
     graph = Graph.of(model_of("gpt2"))
     scores = kept_scores(np.random.default_rng(0).normal(size=(5, *graph.exists.shape)))
-    first, again, other = (stability(scores, find=ten, draws=8, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (stability(scores, find=thirty, draws=8, seed=seed) for seed in (0, 0, 1))
     assert 0 < float(first.jaccard) < 0.9
     assert float(first.low) <= float(first.jaccard) <= float(first.high)
     assert first.identical(again)
@@ -128,7 +129,7 @@ def test_what_has_no_stability_is_refused():
 
     def refused(given=scores, **how):
         with pytest.raises(WorkbenchError) as error:
-            stability(given, **({"find": ten, "draws": 3} | how))
+            stability(given, **({"find": thirty, "draws": 3} | how))
         return str(error.value)
 
     assert (
@@ -146,7 +147,7 @@ def test_what_has_no_stability_is_refused():
         "stability: find= returned circuits of different graphs, which share no edges to compare."
     )
     assert (
-        refused(find=lambda scores: ten(scores).edges)
+        refused(find=lambda scores: thirty(scores).edges)
         == "stability: find= must return a Circuit, and it returned ndarray."
     )
     broken = scores.copy()

@@ -6,13 +6,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from closeness import close
 from families import (
     FAMILIES,
     NATIVES,
     build,
     logit_difference,
     make_pairs,
-    max_difference,
     model_of,
     pairs_and_stores,
     untyped,
@@ -46,17 +46,17 @@ def test_the_full_circuit_is_faithful_and_the_empty_one_is_not(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
     for value in (from_store(corrupt), zero(), mean(clean)):
         result = evaluate([Circuit.full(model), Circuit.empty(model)], model, pairs, value=value, checks=())
-        assert np.allclose(result.faithfulness, [1, 0], atol=1e-3)
-        assert np.allclose(result.mean_of_ratios, [1, 0], atol=1e-3)
-        assert np.allclose(result.low, [1, 0], atol=1e-3)
-        assert np.allclose(result.high, [1, 0], atol=1e-3)
+        assert close(result.faithfulness, [1.0, 0.0], tolerance=1e-3)
+        assert close(result.mean_of_ratios, [1.0, 0.0], tolerance=1e-3)
+        assert close(result.low, [1.0, 0.0], tolerance=1e-3)
+        assert close(result.high, [1.0, 0.0], tolerance=1e-3)
         assert result.n_edges.values.tolist() == [Graph.of(model).n_edges, 0]
     with torch.no_grad():
         ends = [logit_difference(model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
     result = evaluate(Circuit.full(model), model, pairs, value=from_store(corrupt), checks=())
-    assert max_difference(result.m_full, ends[0]) < 1e-5
-    assert max_difference(result.m_empty, ends[1]) < 1e-5
-    assert max_difference(result.m_circuit[0], ends[0]) < 1e-5
+    assert close(result.m_full, ends[0], tolerance=1e-5)
+    assert close(result.m_empty, ends[1], tolerance=1e-5)
+    assert close(result.m_circuit[0], ends[0], tolerance=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,12 +102,12 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
             alone = evaluate(circuit, model, pairs, value=value, metric=metric, checks=())
             assert alone.sizes["circuit"] == 1
             for name in ("faithfulness", "low", "high", "mean_of_ratios", "n_edges"):
-                assert np.allclose(alone[name][0], together[name][i], rtol=1e-3), name
-            assert max_difference(alone.m_circuit[0], together.m_circuit[i]) < 1e-5
+                assert close(alone[name][0], together[name][i], tolerance=1e-3), name
+            assert close(alone.m_circuit[0], together.m_circuit[i], tolerance=1e-5)
     for budget in (1, 500_000):
         parts = evaluate(circuits[:2], model, pairs, value=value, metric=metric, budget=budget, checks=())
-        assert max_difference(parts.m_circuit, together.m_circuit[:2]) < 1e-5
-        assert max_difference(parts.m_full, together.m_full) < 1e-5
+        assert close(parts.m_circuit, together.m_circuit[:2], tolerance=1e-5)
+        assert close(parts.m_full, together.m_full, tolerance=1e-5)
     if metric == "kl":
         assert (together.m_full == 0).all()
 
@@ -119,7 +119,7 @@ def test_resampled_values_do_not_depend_on_the_memory_budget():
         evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget, checks=())
         for budget in (None, 1)
     )
-    assert max_difference(parts.m_circuit, usual.m_circuit) < 1e-5
+    assert close(parts.m_circuit, usual.m_circuit, tolerance=1e-5)
 
 
 def test_pairs_that_do_not_differ_give_nan():
@@ -139,7 +139,7 @@ def test_an_example_that_does_not_differ_is_left_out_of_the_mean_of_ratios():
     _, corrupt = capture_pairs(model, mixed)
     result = evaluate(some_circuits(model, 2), model, mixed, value=from_store(corrupt), checks=())
     full, empty, each = result.m_full.values[1:], result.m_empty.values[1:], result.m_circuit.values[:, 1:]
-    assert np.allclose(result.mean_of_ratios, ((each - empty) / (full - empty)).mean(1), rtol=1e-4)
+    assert close(result.mean_of_ratios, ((each - empty) / (full - empty)).mean(1), tolerance=1e-4)
 
 
 def test_prompts_that_a_circuit_was_found_on_are_counted():
@@ -181,13 +181,13 @@ def test_a_curve_is_the_faithfulness_of_the_best_edges_at_each_size(by):
     assert curve.n_pruned.values.tolist() == [circuit.n_edges for circuit in circuits]
     plain = evaluate(circuits, model, pairs, value=from_store(corrupt), checks=())
     for name in ("faithfulness", "low", "high"):
-        assert np.allclose(curve[name], plain[name], atol=1e-5)
-    assert abs(float(curve.faithfulness[-1]) - 1) < 1e-3
+        assert close(curve[name], plain[name], tolerance=1e-5)
+    assert close(float(curve.faithfulness[-1]), 1.0, tolerance=1e-3)
     heights = curve.faithfulness.values if by == "signed" else abs(1 - curve.faithfulness.values)
     area = sum(
         (b - a) * (x + y) / 2 for a, b, x, y in zip(SIZES, SIZES[1:], heights, heights[1:], strict=False)
     )
-    assert abs(curve.attrs["area"] - area) < 1e-9
+    assert close(curve.attrs["area"], area, tolerance=1e-9)
     assert curve.attrs["area_name"] == {"signed": "CPR", "magnitude": "CMD"}[by]
     assert curve.attrs["ranked_by"] == by
 
@@ -196,7 +196,7 @@ def test_a_curve_over_other_sizes_claims_no_standard_area():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     scores = score_edges(model, pairs, value=from_store(corrupt))
     curve = faithfulness_curve(scores, model, pairs, value=from_store(corrupt), sizes=[0.0, 1.0])
-    assert np.allclose(curve.faithfulness, [0, 1], atol=1e-3)
+    assert close(curve.faithfulness, [0.0, 1.0], tolerance=1e-3)
     assert curve.n_edges.values.tolist() == [0, 110]
     assert "area" not in curve.attrs
 

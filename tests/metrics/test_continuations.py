@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from families import D_VOCAB, N_CTX, make_pairs, max_difference, model_of
+from closeness import close
+from families import D_VOCAB, N_CTX, make_pairs, model_of
 from three_runs import ThreeRuns
 
 import workbench as wb
@@ -77,15 +78,13 @@ def edit_z(store, layer: int, head: int, at: int | None = None):
     return hooks
 
 
+@pytest.mark.types
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 @pytest.mark.parametrize(
-    ("family", "dtype", "tolerance"),
-    [(f, torch.float32, 1e-5) for f in ("gpt2", "llama", "neox")]
-    + [(f, torch.float64, 1e-10) for f in ("gpt2", "neox")],
+    ("family", "dtype"), [("gpt2", torch.float64), ("llama", torch.float32), ("neox", torch.float64)]
 )
-def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(
-    family, dtype, tolerance, engine, monkeypatch
-):
+def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, dtype, engine, monkeypatch):
+    """The norms of a llama work in float32, whatever the model's dtype."""
     if engine == "hooks":
         on_hooks(monkeypatch)
     model, pairs = model_of(family, dtype), answered()
@@ -98,7 +97,8 @@ def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(
         assert got.attrs["engine"] == ("staircase" if engine == "fast" else "reference")
         places = ((0, 1, None), (1, 2, None), (0, 3, -1), (1, 0, 2))
         expected = [by_hand(model, pairs, edit_z(store, *place)) - base for place in places]
-        assert max_difference(got, torch.stack(expected, 1)) < tolerance
+        # Effects are differences of metrics, so their errors are those of the metric.
+        assert close(got, torch.stack(expected, 1), scale=float(base.abs().max())), value
     assert got.attrs["metric"] == DIFF
     assert got.attrs["unit"] == "nats"
     assert got.dims == ("example", "site")
@@ -108,8 +108,13 @@ def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(
 def test_both_engines_agree_on_every_kind_of_site_and_value(family, monkeypatch):
     model, pairs = model_of(family), answered((6, 7, 6, 7), [*ANSWERS, [[1, 2]]], [*WRONG, [[5]]])
     clean, corrupt = capture_pairs(model, pairs)
-    asked = [(grid(kind, model, pos=pos), value) for kind in ("z", "resid_pre", "k") for pos in ("all", ["END", 1, 6])
-             for value in (from_store(corrupt), mean(clean), scale(0.5))]  # fmt: skip
+    base = float(by_hand(model, pairs).abs().max())
+    # Kinds, positions and values alternated: each of each, and no two of one position alike.
+    asked = [
+        (grid("z", model), from_store(corrupt)), (grid("z", model, pos=["END", 1, 6]), mean(clean)),
+        (grid("resid_pre", model), scale(0.5)), (grid("resid_pre", model, pos=["END", 1, 6]), from_store(corrupt)),
+        (grid("k", model), mean(clean)), (grid("k", model, pos=["END", 1, 6]), scale(0.5)),
+    ]  # fmt: skip
     asked += [
         (["mlp_post[1:3]", "embed", "mlp_out[0]@END"], mean(clean, per="pos")),
         (grid("v", model), resample(clean)),
@@ -124,10 +129,8 @@ def test_both_engines_agree_on_every_kind_of_site_and_value(family, monkeypatch)
     on_hooks(monkeypatch)
     for (sites, value), got in zip(asked, fast, strict=True):
         assert got.attrs["engine"] == "staircase"
-        assert max_difference(got, effects(model, pairs, sites=sites, value=value, metric=DIFF)) < 1e-5, (
-            sites,
-            value,
-        )
+        hooked = effects(model, pairs, sites=sites, value=value, metric=DIFF)
+        assert close(got, hooked, tolerance=1e-5, scale=base), (sites, value)
 
 
 @pytest.mark.parametrize("method", ["exact", "gradient", "integrated"])
@@ -139,11 +142,11 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
     one, several = (
         effects(model, pairs, metric=name, **asked, normalized=True) for name in ("logit_diff", DIFF)
     )
-    assert max_difference(one, several) < 1e-10
+    assert close(one, several)
     if method == "integrated":
-        assert several.attrs["completeness_gap"] == pytest.approx(one.attrs["completeness_gap"], abs=1e-10)
+        assert close(several.attrs["completeness_gap"], one.attrs["completeness_gap"], scale=1.0), "a share"
     logits = metric(DIFF).read(model(pairs.clean.tokens), pairs.clean)
-    assert max_difference(metric(DIFF)(logits, pairs), metric("logit_diff")(logits[:, 0], pairs)) < 1e-10
+    assert close(metric(DIFF)(logits, pairs), metric("logit_diff")(logits[:, 0], pairs))
 
 
 def test_integrated_effects_add_up_to_the_edit_of_all():
@@ -173,11 +176,11 @@ def test_the_same_value_is_an_effect_of_exactly_nothing_and_all_of_the_other_run
     assert float(abs(same).max()) == 0
     # Keys, values and the stream at END come from the other prompt; from there the answer is read alike.
     got = effects(model, pairs, sites="embed", value=from_store(corrupt), metric=DIFF, normalized=True)
-    assert max_difference(got[:, 0], torch.ones(3)) < 1e-4
+    assert close(got[:, 0], torch.ones(3), tolerance=1e-4)
     turned = effects(
         model, pairs, sites="embed", value=from_store(clean), metric=DIFF, base="corrupt", normalized=True
     )
-    assert max_difference(turned[:, 0], torch.ones(3)) < 1e-4
+    assert close(turned[:, 0], torch.ones(3), tolerance=1e-4)
 
 
 class Ready(Value):
@@ -190,8 +193,10 @@ class Ready(Value):
         return self.bound
 
 
-@pytest.mark.parametrize("mlps", ["frozen", "recomputed"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize(
+    ("family", "mlps"),
+    [("gpt2", "frozen"), ("gpt2", "recomputed"), ("llama", "frozen"), ("neox", "recomputed")],
+)
 def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     model, pairs = model_of(family), answered((6, 6, 6))
     _, corrupt = capture_pairs(model, pairs, sites=["z", "resid_pre", "mlp_out"])
@@ -207,30 +212,24 @@ def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     whole = {"paths": ["a0.2->a1.1<v>->logits", "input->a1.1<k>->logits"]}
     got, paths = (path_effects(model, pairs, **asked, **which) for which in (grids, whole))
     expected = rows.combine(torch.as_tensor(plain.table(senders, receivers)))
-    assert max_difference(got, expected) < 1e-5
+    base = float(by_hand(model, pairs).abs().max())
+    assert close(got, expected, tolerance=1e-5, scale=base)
     last = path_effects(
         model, pairs, senders="a1.2", value=from_store(corrupt), mlps="recomputed", metric=DIFF
     )
-    assert (
-        max_difference(
-            last[:, 0], effects(model, pairs, sites="z[1.2]", value=from_store(corrupt), metric=DIFF)
-        )
-        < 1e-5
-    )
+    effect = effects(model, pairs, sites="z[1.2]", value=from_store(corrupt), metric=DIFF)
+    assert close(last[:, 0], effect, tolerance=1e-5, scale=base)
     on_hooks(monkeypatch)
     for fast, which in ((got, grids), (paths, whole)):
         assert fast.attrs["engine"] == "staircase"
-        assert max_difference(fast, path_effects(model, pairs, **asked, **which)) < 1e-5
+        assert close(fast, path_effects(model, pairs, **asked, **which), tolerance=1e-5, scale=base)
 
 
 def test_paths_with_answers_of_one_token_are_those_of_logit_diff():
     model = model_of("gpt2", torch.float64)
     pairs = answered((6, 6), answers=[[[3], [5]], [[7]]], wrong=[[[6]], [[1]]])
     asked = {"senders": "heads", "receivers": ["logits", "a1.1<v>"], "value": zero(), "mlps": "recomputed"}
-    assert (
-        max_difference(*(path_effects(model, pairs, metric=name, **asked) for name in ("logit_diff", DIFF)))
-        < 1e-10
-    )
+    assert close(*(path_effects(model, pairs, metric=name, **asked) for name in ("logit_diff", DIFF)))
 
 
 def test_answers_that_differ_in_their_last_token_share_a_run():
@@ -243,7 +242,7 @@ def test_answers_that_differ_in_their_last_token_share_a_run():
     assert rows.combine(torch.ones(8, 2)).tolist() == [[0, 0]] * 3
     with torch.no_grad():
         measured = rows.metric(rows.metric.read(model(rows.pairs.clean.tokens), rows.pairs.clean), rows.pairs)
-    assert max_difference(rows.combine(measured), by_hand(model, pairs)) < 1e-5
+    assert close(rows.combine(measured), by_hand(model, pairs), tolerance=1e-5)
     plain = expand(model, pairs.select([2]), "kl")
     assert plain.plain
     assert plain.combine(measured) is measured
@@ -262,7 +261,7 @@ def test_small_budgets_give_the_same_numbers():
         effects(model, pairs, sites=grid("z", model), value=add(torch.ones(8)), metric=DIFF, budget=b)
         for b in (None, 300_000)
     )
-    assert max_difference(whole, cut) < 1e-5
+    assert close(whole, cut, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(
