@@ -1,28 +1,43 @@
 """Panels as still pictures: attention, coloured tokens and top-k tables as SVG text, always the same bytes.
 
 They show what the script of a panel shows, so that a page says the same without it. Blue is above 0 and red below, and a
-number stands on every colour where it fits.
+number stands on every colour where it fits. Begin with `tokens_svg`, the shortest. Which numbers are drawn is decided in
+`panels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from workbench.render.writing import BLUE, RED, decimal, letters, shorten, signed
+from workbench.render.writing import BLUE, FONT, RED, decimal, letters, shorten, signed
 from workbench.text import visible, xml
 
-__all__ = ["BLUE", "RED", "attention_svg", "shade", "tokens_svg", "top_k_svg"]
+__all__ = ["BLUE", "RED", "Guess", "TokenLine", "attention_svg", "shade", "tokens_svg", "top_k_svg"]
 
 Guess = tuple[str, float]
+"""A token string and its probability."""
 _STYLE = (
-    "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}.v{font-size:9px;text-anchor:middle}"
+    "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}"
+    ".v{font-size:9px;text-anchor:middle}"
     ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}.c{text-anchor:middle}.r{text-anchor:end}"
-    ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}.b{stroke:#cbd5e1;stroke-width:.7}"
+    ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}"
+    ".b{stroke:#cbd5e1;stroke-width:.7}"
 )
-_WIDTH, _LETTER = 960.0, 7.3
-_CELLS, _GUESSES, _CHIPS, _SHADES = 12_000, 3000, 4000, 50
+_WIDTH, _LETTER = 960.0, 7.3  # of a picture, and of a letter of class k
+_CELLS, _GUESSES, _TOKENS = 12_000, 3000, 4000
+"""The most that one picture draws, so that a browser stays quick; a note says what was left out."""
+_SHADES = 50  # cells of one shade are one path, which keeps a picture of thousands of cells small
+
+
+class TokenLine(NamedTuple):
+    """A line of tokens with a value for each, and what the line is called."""
+
+    label: str
+    strings: Sequence[str]
+    values: Sequence[float]
 
 
 def attention_svg(
@@ -38,32 +53,49 @@ def attention_svg(
     """
     n = len(strings)
     cell = float(np.clip(340 / n, 3, 30))
-    every = int(np.ceil(10 / cell))
     labels = [shorten(visible(text), 14) for text in strings]
-    left, below = 12 + 6.1 * max(map(letters, labels)), 8 + 5.2 * max(map(letters, labels))
+    longest = max(map(letters, labels))
+    left, below = 12 + 6.1 * longest, 8 + 5.2 * longest
     wide, tall = left + n * cell + 30, 26 + n * cell + below + 10
     across = max(1, int(_WIDTH // wide))
-    strong = np.abs(pattern) >= 0.005
-    floor = 0.0
-    if strong.sum() > _CELLS:
-        floor = float(np.partition(np.abs(pattern).ravel(), -_CELLS)[-_CELLS])
-        strong &= np.abs(pattern) >= floor
-    shared, scale = "", max(1.0, float(np.abs(pattern).max()))
-    for i in range(0, n, every):
-        middle, full = decimal((i + 0.5) * cell + 3.5), f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
-        shared += f'<text x="-5" y="{middle}">{xml(labels[i])}{full}</text>'
-        shared += f'<text transform="translate({middle} {decimal(n * cell + 6)}) rotate(-90)">{xml(labels[i])}{full}</text>'
-    frame = f'<rect class="g" width="{decimal(n * cell)}" height="{decimal(n * cell)}"/>'
-    body = f'<defs><g id="axes">{frame}<g class="x r">{shared}</g></g></defs>'
-    for h, name in enumerate(names):
-        place = f"{decimal((h % across) * wide + left)} {decimal(62 + (h // across) * tall)}"
-        cells = _cells(np.where(strong[h], pattern[h], 0.0), scale, cell)
-        head = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
-        body += f'<g transform="translate({place})">{head}{cells}<use href="#axes"/></g>'
+    floor = _weight_floor(pattern)
+    drawn = np.abs(pattern) >= max(floor, 0.005)
+    scale = max(1.0, float(np.abs(pattern).max()))
+    body = f'<defs><g id="axes">{_token_axes(strings, labels, cell)}</g></defs>'
+    for number, name in enumerate(names):
+        row, column = divmod(number, across)
+        at = f"{decimal(column * wide + left)} {decimal(62 + row * tall)}"
+        cells = _cells(np.where(drawn[number], pattern[number], 0.0), scale, cell)
+        heading = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
+        # the axes are the same for every head, so they are written once and used by name
+        body += f'<g transform="translate({at})">{heading}{cells}<use href="#axes"/></g>'
     note = "rows: query, columns: key; white 0, blue 1"
-    note += f"; the {int(strong.sum()):,} largest weights, from {floor:.3f}, are drawn" if floor else ""
-    rows = (len(names) + across - 1) // across
-    return _svg(max(430.0, wide * min(across, len(names))), 40 + rows * tall, title, note, body)
+    if floor:
+        note += f"; the {int(drawn.sum()):,} largest weights, from {floor:.3f}, are drawn"
+    n_rows = (len(names) + across - 1) // across
+    return _document(max(430.0, wide * min(across, len(names))), 40 + n_rows * tall, title, note, body)
+
+
+def _weight_floor(pattern: np.ndarray) -> float:
+    """The smallest weight that is drawn where there are more than a picture can hold, otherwise 0."""
+    sizes = np.abs(pattern).ravel()
+    if (sizes >= 0.005).sum() <= _CELLS:
+        return 0.0
+    return float(np.partition(sizes, -_CELLS)[-_CELLS])
+
+
+def _token_axes(strings: Sequence[str], labels: Sequence[str], cell: float) -> str:
+    """The frame of a grid with tokens at its left and below it; of very small cells not every token."""
+    size = len(strings) * cell
+    text = ""
+    for i in range(0, len(strings), int(np.ceil(10 / cell))):
+        middle = decimal((i + 0.5) * cell + 3.5)
+        title = f"<title>{xml(f'{i}: {visible(strings[i])}')}</title>"
+        text += f'<text x="-5" y="{middle}">{xml(labels[i])}{title}</text>'
+        turned = f'transform="translate({middle} {decimal(size + 6)}) rotate(-90)"'
+        text += f"<text {turned}>{xml(labels[i])}{title}</text>"
+    frame = f'<rect class="g" width="{decimal(size)}" height="{decimal(size)}"/>'
+    return f'{frame}<g class="x r">{text}</g>'
 
 
 def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) -> str:
@@ -72,66 +104,84 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
     for row, column in zip(*np.nonzero(weights), strict=True):
         colour = shade(round(float(weights[row, column]) / scale * _SHADES) / _SHADES, 1.0)
         squares[colour] = squares.get(colour, "") + f"M{column} {row}h1v1h-1z"
-    drawn = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in squares.items())
-    drawn = f'<g transform="scale({decimal(cell)})">{drawn}</g>'
+    paths = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in squares.items())
+    text = f'<g transform="scale({decimal(cell)})">{paths}</g>'
     if cell < 24:
-        return drawn
-    for ink in (False, True):
-        rows = "".join(
-            _numbers(line, ink, scale, cell, (row + 0.5) * cell + 3) for row, line in enumerate(weights)
-        )
-        drawn += f'<g class="{"o w" if ink else "o"}">{rows}</g>' if rows else ""
-    return drawn
+        return text
+    for style, white in (("o", False), ("o w", True)):
+        rows = ""
+        for row, line in enumerate(weights):
+            rows += _numbers(line, white, scale, cell, (row + 0.5) * cell + 3)
+        if rows:
+            text += f'<g class="{style}">{rows}</g>'
+    return text
 
 
 def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell: float, y: float) -> str:
-    """The numbers of a row that are written in white, or those that are not, as one text with a place for every letter."""
+    """The numbers of a row that are written in white, or those that are not.
+
+    They are one text with an x for every character, which is much shorter than a text element for each number.
+    """
     places, digits = [], ""
     for column in np.flatnonzero(line):
         weight = float(line[column])
-        if _dark(weight, scale) is white:
-            told = _brief(weight)
-            digits += told
-            places += [f"{(column + 0.5) * cell + (i - len(told) / 2) * 5:.0f}" for i in range(len(told))]
+        if _is_dark(weight, scale) is white:
+            text = _brief(weight)
+            digits += text
+            for i in range(len(text)):
+                places.append(f"{(column + 0.5) * cell + (i - len(text) / 2) * 5:.0f}")
     return f'<text x="{" ".join(places)}" y="{decimal(y)}">{digits}</text>' if digits else ""
 
 
-def tokens_svg(
-    lines: Sequence[tuple[str, Sequence[str], Sequence[float]]], *, title: str, note: str = ""
-) -> str:
+def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str:
     """Lines of tokens, each on the colour of its value and with the value under it; one scale for all lines.
 
     Args:
-        lines: (label, token strings, one value for each token).
         note: what the picture leaves out, or what the numbers are.
     """
-    scale = _scale([value for _, _, values in lines for value in values])
-    y, body, left = 50.0, "", 0
+    scale = max((abs(value) for line in lines for value in line[2]), default=0.0) or 1.0
+    y, body, n_tokens = 50.0, "", 0
     for label, strings, values in lines:
         if label:
             body += f'<text class="t" x="10" y="{decimal(y + 12)}">{xml(shorten(visible(label), 100))}</text>'
             y += 22
         x = 10.0
         for string, value in zip(strings, values, strict=True):
-            if (left := left + 1) > _CHIPS:
+            n_tokens += 1
+            if n_tokens > _TOKENS:
                 continue
-            full, told = visible(string), signed(value) if value else "0"
-            text = shorten(full, 40)
-            width = max(_LETTER * letters(text) + 8, 5.6 * len(told) + 4)
+            width = _token_width(string, value)
             if x > 10 and x + width > _WIDTH - 10:
                 x, y = 10.0, y + 38
-            ink = " w" if _dark(value, scale) else ""
-            body += (
-                f'<g><title>{xml(f"{full}: {told}")}</title><rect class="b" x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
-                f'height="20" fill="{shade(value, scale)}"/>'
-                f'<text class="k c{ink}" x="{decimal(x + width / 2)}" y="{decimal(y + 14)}">{xml(text)}</text>'
-                f'<text class="v d" x="{decimal(x + width / 2)}" y="{decimal(y + 30)}">{told}</text></g>'
-            )
+            body += _token(string, value, scale, x, y, width)
             x += width + 2
         y += 46
-    scaled = f"red −{scale:.3g}, white 0, blue +{scale:.3g}"
-    cut = f"; the first {_CHIPS:,} of {left:,} tokens are drawn" if left > _CHIPS else ""
-    return _svg(_WIDTH, y, title, "; ".join(filter(None, (note, scaled))) + cut, body)
+    notes = [note, f"red −{scale:.3g}, white 0, blue +{scale:.3g}"]
+    if n_tokens > _TOKENS:
+        notes.append(f"the first {_TOKENS:,} of {n_tokens:,} tokens are drawn")
+    return _document(_WIDTH, y, title, _joined(notes), body)
+
+
+def _value_text(value: float) -> str:
+    return signed(value) if value else "0"
+
+
+def _token_width(string: str, value: float) -> float:
+    """Wide enough for the token and for the number under it."""
+    return max(_LETTER * letters(shorten(visible(string), 40)) + 8, 5.6 * len(_value_text(value)) + 4)
+
+
+def _token(string: str, value: float, scale: float, x: float, y: float, width: float) -> str:
+    """A token on the colour of its value, with the value under it."""
+    full, number = visible(string), _value_text(value)
+    ink = " w" if _is_dark(value, scale) else ""
+    size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="20"'
+    middle = decimal(x + width / 2)
+    return (
+        f'<g><title>{xml(f"{full}: {number}")}</title><rect class="b" {size} fill="{shade(value, scale)}"/>'
+        f'<text class="k c{ink}" x="{middle}" y="{decimal(y + 14)}">{xml(shorten(full, 40))}</text>'
+        f'<text class="v d" x="{middle}" y="{decimal(y + 30)}">{number}</text></g>'
+    )
 
 
 def top_k_svg(
@@ -149,43 +199,49 @@ def top_k_svg(
         cells: [row][column][rank] (token string, probability), likeliest first; a cell may be empty.
     """
     deepest = max((len(cell) for row in cells for cell in row), default=0)
-    shown = max(1, min(deepest, _GUESSES // max(1, len(rows) * len(columns))))
-    last = max(1, min(len(columns), _GUESSES // max(1, len(rows) * shown)))
-    if shown < deepest:
-        note = "; ".join(filter(None, (note, f"the {shown} likeliest of {deepest} are drawn")))
-    if last < len(columns):
-        note = "; ".join(filter(None, (note, f"the first {last} of {len(columns)} columns are drawn")))
-    room = max(
-        [
-            6,
-            *(
-                letters(shorten(visible(guess[0]), 14))
-                for row in cells
-                for cell in row[:last]
-                for guess in cell[:shown]
-            ),
-        ]
-    )
+    n_ranks = max(1, min(deepest, _GUESSES // max(1, len(rows) * len(columns))))
+    n_columns = max(1, min(len(columns), _GUESSES // max(1, len(rows) * n_ranks)))
+    notes = [note]
+    if n_ranks < deepest:
+        notes.append(f"the {n_ranks} likeliest of {deepest} are drawn")
+    if n_columns < len(columns):
+        notes.append(f"the first {n_columns} of {len(columns)} columns are drawn")
+    shown = [[cell[:n_ranks] for cell in row[:n_columns]] for row in cells]
+    room = _most_letters(shown)
     wide, line = _LETTER * room + 52, 17.0
-    left = 16 + 6.4 * max([0, *(letters(shorten(visible(row), 20)) for row in rows)])
+    left = 16 + 6.4 * max((letters(shorten(visible(row), 20)) for row in rows), default=0)
     across = max(1, int((_WIDTH - left) // wide))
-    heights = [line * max([1, *(len(cell[:shown]) for cell in row[:last])]) + 6 for row in cells]
+    heights = [line * max([1, *map(len, row)]) + 6 for row in shown]
     tops, body, y = list(accumulate(heights, initial=0.0)), "", 50.0
-    for first in range(0, last, across):
-        for c, name in enumerate(columns[first : min(first + across, last)]):
-            full = visible(name)
-            at = f'x="{decimal(left + c * wide + 3)}" y="{decimal(y + 12)}"'
-            body += f'<text class="k" {at}>{xml(shorten(full, room + 6))}<title>{xml(f"{first + c}: {full}")}</title></text>'
-        for row, top, cells_of_row in zip(rows, tops, cells, strict=False):
+    for first in range(0, n_columns, across):
+        last = min(first + across, n_columns)
+        for column in range(first, last):
+            full, x = visible(columns[column]), left + (column - first) * wide
+            heading = f"{xml(shorten(full, room + 6))}<title>{xml(f'{column}: {full}')}</title>"
+            body += f'<text class="k" x="{decimal(x + 3)}" y="{decimal(y + 12)}">{heading}</text>'
+        for name, top, row in zip(rows, tops, shown, strict=False):
             at = f'x="{decimal(left - 8)}" y="{decimal(y + 32 + top)}"'
-            body += f'<text class="s r" {at}>{xml(shorten(visible(row), 20))}</text>'
-            for c, cell in enumerate(cells_of_row[first : min(first + across, last)]):
-                for rank, guess in enumerate(cell[:shown]):
-                    body += _guess(
-                        guess, rank, left + c * wide, y + 20 + top + rank * line, wide - 3, line - 1
-                    )
+            body += f'<text class="s r" {at}>{xml(shorten(visible(name), 20))}</text>'
+            for column, cell in enumerate(row[first:last]):
+                for rank, guess in enumerate(cell):
+                    corner = left + column * wide, y + 20 + top + rank * line
+                    body += _guess(guess, rank, *corner, wide - 3, line - 1)
         y += tops[-1] + 40
-    return _svg(left + wide * min(across, last) + 8, y, title, note, body)
+    return _document(left + wide * min(across, n_columns) + 8, y, title, _joined(notes), body)
+
+
+def _most_letters(cells: Sequence[Sequence[Sequence[Guess]]]) -> int:
+    """The width of the longest token of a table, at least 6 letters."""
+    most = 6
+    for row in cells:
+        for cell in row:
+            for token, _ in cell:
+                most = max(most, letters(shorten(visible(token), 14)))
+    return most
+
+
+def _joined(notes: Iterable[str]) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def shade(value: float, scale: float) -> str:
@@ -196,40 +252,43 @@ def shade(value: float, scale: float) -> str:
     """
     depth = min(abs(value) / scale, 1.0) if scale else 0.0
     full = BLUE if value >= 0 else RED
-    mixed = (255 + (int(full[i : i + 2], 16) - 255) * depth for i in (1, 3, 5))
-    return "#" + "".join(f"{round(part):02x}" for part in mixed)
+    channels = [255 + (int(full[i : i + 2], 16) - 255) * depth for i in (1, 3, 5)]  # red, green, blue
+    return "#" + "".join(f"{round(channel):02x}" for channel in channels)
 
 
 def _guess(guess: Guess, rank: int, x: float, y: float, width: float, height: float) -> str:
+    """A token on the colour of its probability, with the number at its right."""
     token, prob = guess
     full = visible(token)
-    ink = " w" if _dark(prob, 1.0) else ""
+    ink = " w" if _is_dark(prob, 1.0) else ""
+    size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="{decimal(height)}"'
+    base = decimal(y + 12)
     return (
-        f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
-        f'height="{decimal(height)}" fill="{shade(prob, 1.0)}"/><text class="k{ink}" x="{decimal(x + 3)}" y="{decimal(y + 12)}">'
-        f'{xml(shorten(full, 14))}</text><text class="x r{ink}" x="{decimal(x + width - 4)}" y="{decimal(y + 12)}">{_plain(prob)}</text></g>'
+        f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect {size} fill="{shade(prob, 1.0)}"/>'
+        f'<text class="k{ink}" x="{decimal(x + 3)}" y="{base}">{xml(shorten(full, 14))}</text>'
+        f'<text class="x r{ink}" x="{decimal(x + width - 4)}" y="{base}">{_plain(prob)}</text></g>'
     )
 
 
-def _svg(width: float, height: float, title: str, note: str, body: str) -> str:
-    size = f'width="{decimal(width)}" height="{decimal(height)}" viewBox="0 0 {decimal(width)} {decimal(height)}"'
+def _document(width: float, height: float, title: str, note: str, body: str) -> str:
+    wide, tall = decimal(width), decimal(height)
+    size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{xml(title)}" '
-        f'font-family="Helvetica, Arial, sans-serif"><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
+        f'font-family="{FONT}"><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
         f'<text class="t" x="10" y="20">{xml(shorten(visible(title), 120))}</text>'
         f'<text class="s" x="10" y="37">{xml(note)}</text>{body}</svg>'
     )
 
 
-def _scale(values: Sequence[float]) -> float:
-    return max((abs(value) for value in values), default=0.0) or 1.0
-
-
-def _dark(value: float, scale: float) -> bool:
+def _is_dark(value: float, scale: float) -> bool:
     """Whether white text is easier to read on the colour of the value than dark text (by WCAG's relative luminance)."""
-    parts = (int(shade(value, scale)[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)) < 0.225
+    colour = shade(value, scale)
+    luminance = 0.0
+    for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):  # red, green, blue of #rrggbb
+        channel = int(colour[i : i + 2], 16) / 255
+        luminance += weight * (channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4)
+    return luminance < 0.225
 
 
 def _plain(value: float) -> str:

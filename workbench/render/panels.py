@@ -1,20 +1,30 @@
-"""Panels of attention, tokens and neurons: what each figure of circuitsvis needs, made from stores and results.
+"""Panels of attention, tokens and neurons: what each figure of circuitsvis needs, computed from stores and results.
 
-Each function returns a `Panel`: it draws itself in a notebook, stands in a report, and `str()` of it is a page of its own.
+Begin with `attention` and `tokens`. Each function returns a `Panel`: it draws itself in a notebook, can be put into a
+report, and `str()` of it is a page of its own. What they are given is checked in `panel_inputs`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from workbench.errors import SiteError, StoreError, WorkbenchError
+from workbench.errors import SiteError, WorkbenchError
 from workbench.render.panel import Panel
-from workbench.render.panel_svg import attention_svg, tokens_svg, top_k_svg
+from workbench.render.panel_inputs import (
+    Decode,
+    NeuronActivations,
+    as_activations,
+    as_array,
+    as_decoder,
+    as_finite,
+    as_head,
+    as_strings,
+    example_of,
+)
+from workbench.render.panel_svg import Guess, TokenLine, attention_svg, tokens_svg, top_k_svg
 from workbench.render.writing import BLUE, RED, shorten
-from workbench.sites import Node
 from workbench.stores.store import ActivationStore
 from workbench.text import visible
 
@@ -30,7 +40,7 @@ __all__ = [
 ]
 
 _STILL_LINES = 12
-Decode = Callable[[int], str] | Sequence[str] | Mapping[int, str]
+"""Lines of tokens in a still picture; the interactive panel has all."""
 
 
 def attention(
@@ -48,32 +58,30 @@ def attention(
         layer: of heads that are plain numbers.
         prompt: its index, or its id.
     Raises:
-        SiteError: heads that are none, or that the model does not have.
+        SiteError: no heads named, text that is not a head, or heads that the model does not have.
         StoreError: no such prompt, or no patterns of that layer.
     """
-    example = _example(store, prompt)
-    if heads is None and layer is None:
-        raise SiteError(
-            f"Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers {store.layers('pattern')}."
-        )
+    example = example_of(store, prompt)
     if heads is None:
-        assert layer is not None
-        pairs = [(layer, head) for head in range(len(store["pattern", layer].prompt(example)))]
-    else:
-        pairs = [_head(head, layer) for head in heads]
-    found: dict[int, np.ndarray] = {}
+        if layer is None:
+            raise SiteError(
+                f"Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers {store.layers('pattern')}."
+            )
+        heads = range(len(store["pattern", layer].prompt(example)))
+    pairs = [as_head(head, layer) for head in heads]
+    patterns: dict[int, np.ndarray] = {}  # layer -> [head, query_pos, key_pos]
     for at, head in pairs:
-        if at not in found:
-            found[at] = store["pattern", at].prompt(example).detach().float().cpu().numpy()
-        if head not in range(len(found[at])):
-            raise SiteError(f"There is no head a{at}.{head}: layer {at} has heads 0 to {len(found[at]) - 1}.")
+        if at not in patterns:
+            patterns[at] = store["pattern", at].prompt(example).detach().float().cpu().numpy()
+        if head not in range(len(patterns[at])):
+            raise SiteError(
+                f"There is no head a{at}.{head}: layer {at} has heads 0 to {len(patterns[at]) - 1}."
+            )
     strings = store.prompts.strings[example]
-    pattern = (
-        np.stack([found[at][head] for at, head in pairs])
-        if pairs
-        else np.zeros((0, len(strings), len(strings)))
-    )
-    return attention_panel(strings, pattern, [f"a{at}.{head}" for at, head in pairs])
+    values = np.zeros((len(pairs), len(strings), len(strings)))
+    for row, (at, head) in enumerate(pairs):
+        values[row] = patterns[at][head]
+    return attention_panel(strings, values, [f"a{at}.{head}" for at, head in pairs])
 
 
 def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -> Panel:
@@ -86,7 +94,7 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
-    values, names = _array(pattern, "the attention pattern"), list(map(str, names))
+    values, names = as_array(pattern, "the attention pattern"), list(map(str, names))
     if values.shape != (len(names), len(tokens), len(tokens)):
         raise WorkbenchError(
             f"A pattern of shape {values.shape} does not fit {len(names)} heads and {len(tokens)} tokens: "
@@ -98,7 +106,8 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
         raise WorkbenchError(
             "The attention pattern has cells that are not finite: cut the prompt to its own length first."
         )
-    scale, title = max(1.0, float(np.abs(values).max())), "Attention of " + ", ".join(names)
+    title = "Attention of " + ", ".join(names)
+    scale = max(1.0, float(np.abs(values).max()))
     props = {
         "attention": np.round(values, 4),
         "attentionHeadNames": names,
@@ -125,8 +134,8 @@ def tokens(
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
-    strings, numbers = _strings(strings), _finite(values, "The values of the tokens")
-    rows = numbers[None] if numbers.ndim == 1 else numbers
+    strings, numbers = as_strings(strings), as_finite(values, "The values of the tokens")
+    rows = numbers[None] if numbers.ndim == 1 else numbers  # [row, pos]
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(strings):
         raise WorkbenchError(
             f"Values of shape {numbers.shape} do not fit {len(strings)} tokens: [pos] = ({len(strings)},) or [row, pos] is needed."
@@ -136,26 +145,34 @@ def tokens(
         raise WorkbenchError(
             f"{len(names)} labels do not fit {len(rows)} rows of values: one for each row is needed."
         )
-    named = names if labels is not None or len(rows) > 1 else [""]
-    kept = list(zip(named, rows.tolist(), strict=True))[:_STILL_LINES]
+    # a single row that was not named needs no heading
+    headings = [""] if labels is None and len(rows) == 1 else names
+    lines = []
+    for heading, row in list(zip(headings, rows.tolist(), strict=True))[:_STILL_LINES]:
+        lines.append(TokenLine(heading, strings, row))
     note = f"the first {_STILL_LINES} of {len(rows)} rows are drawn" if len(rows) > _STILL_LINES else ""
-    still = tokens_svg([(name, strings, row) for name, row in kept], title=title, note=note)
+    still = tokens_svg(lines, title=title, note=note)
     scale = float(np.abs(rows).max()) or 1.0
     if len(rows) == 1:
         props = {
+            "tokens": strings,
             "values": rows[0],
             "maxValue": scale,
             "minValue": -scale,
             "negativeColor": RED,
             "positiveColor": BLUE,
         }
-        return Panel("ColoredTokens", {"tokens": strings, **props}, still, title)
-    # The component writes its bounds with six decimals.
+        return Panel("ColoredTokens", props, still, title)
+    # the component writes its bounds with six decimals, and divides by them
     bound = max(scale, 1e-6)
-    bounds = {"positiveBounds": [bound] * len(rows), "negativeBounds": [-bound] * len(rows)}
-    return Panel(
-        "ColoredTokensMulti", {"tokens": strings, "values": rows.T, "labels": names, **bounds}, still, title
-    )
+    props = {
+        "tokens": strings,
+        "values": rows.T,
+        "labels": names,
+        "positiveBounds": [bound] * len(rows),
+        "negativeBounds": [-bound] * len(rows),
+    }
+    return Panel("ColoredTokensMulti", props, still, title)
 
 
 def top_tokens(
@@ -177,54 +194,32 @@ def top_tokens(
     Raises:
         WorkbenchError: another Dataset, a prompt that is not there, or ids that `decode` does not know.
     """
-    axes = ("layer", "pos", "rank")
-    if (
-        not isinstance(lens, xr.Dataset)
-        or not {"token", "prob"} <= set(lens.data_vars)
-        or not set(axes) <= set(lens.dims)
-    ):
-        has = (
-            f"variables {', '.join(map(str, lens))}"
-            if isinstance(lens, xr.Dataset)
-            else f"a {type(lens).__name__}"
-        )
-        raise WorkbenchError(
-            f"top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; this has {has}."
-        )
-    if "example" in lens.dims:
-        if prompt not in range(lens.sizes["example"]):
-            raise WorkbenchError(
-                f"There is no prompt {prompt}: the Dataset has examples 0 to {lens.sizes['example'] - 1}."
-            )
-        lens = lens.isel(example=prompt)
-    ids, probs = (lens[name].transpose(*axes).values for name in ("token", "prob"))
-    measured = [int(p) for p in np.flatnonzero((ids >= 0).all((0, 2)))]
-    if not measured or not ids.size:
+    lens = _one_prompt(lens, prompt)
+    ids, probs = (
+        lens[name].transpose(*_LENS_AXES).values for name in ("token", "prob")
+    )  # [layer, pos, rank]
+    # a shorter prompt was not measured up to the end: there the ids are -1
+    measured = np.flatnonzero((ids >= 0).all((0, 2)))
+    if not measured.size or not ids.size:
         raise WorkbenchError(f"Prompt {prompt} has no position with tokens at every layer.")
-    places = [int(lens["pos"].values[p]) if "pos" in lens.coords else p for p in measured]
-    if strings is not None and len(_strings(strings)) <= max(places):
+    positions: list[int] = (lens["pos"].values[measured] if "pos" in lens.coords else measured).tolist()
+    if strings is not None and len(as_strings(strings)) <= max(positions):
         raise WorkbenchError(
-            f"{len(strings)} token strings do not reach position {max(places)} of the Dataset."
+            f"{len(strings)} token strings do not reach position {max(positions)} of the Dataset."
         )
-    columns = [str(p) if strings is None else f"{p} {visible(strings[p])}" for p in places]
-    layers = [
-        f"layer {layer}" for layer in (lens["layer"].values if "layer" in lens.coords else range(len(ids)))
-    ]
-    ids, probs, word = (
-        ids[:, measured].astype(int),
-        _finite(probs[:, measured], "The probabilities"),
-        _words(decode),
-    )
-    known = [list(dict.fromkeys(table.ravel().tolist())) for table in ids]
-    index = [
-        np.vectorize({token: i for i, token in enumerate(row)}.get)(table)
-        for row, table in zip(known, ids, strict=True)
-    ]
+    columns = [str(pos) if strings is None else f"{pos} {visible(strings[pos])}" for pos in positions]
+    numbers = lens["layer"].values if "layer" in lens.coords else range(len(ids))
+    layers = [f"layer {layer}" for layer in numbers]
+    ids = ids[:, measured].astype(int)
+    probs = as_finite(probs[:, measured], "The probabilities")
+    word = as_decoder(decode)
+    vocabulary, index = _by_layer(ids)
     nothing = [[[]] for _ in layers]
     props = {
-        "tokens": [[word(token) for token in row] for row in known],
+        "tokens": [[word(token) for token in known] for known in vocabulary],
+        # the component wants [layer, prompt, rank, pos]
         "topkVals": probs.transpose(0, 2, 1)[:, None],
-        "topkIdxs": np.stack(index).transpose(0, 2, 1)[:, None],
+        "topkIdxs": index.transpose(0, 2, 1)[:, None],
         "bottomkVals": nothing,
         "bottomkIdxs": nothing,
         "sampleLabels": layers,
@@ -232,11 +227,45 @@ def top_tokens(
         "firstDimensionLabels": [str(prompt)],
         "thirdDimensionName": "Position",
     }
-    cells = [
-        [[(word(token), prob) for token, prob in zip(*pair, strict=True)] for pair in zip(*row, strict=True)]
-        for row in zip(ids.tolist(), probs.tolist(), strict=True)
-    ]
+    cells = []
+    for layer_ids, layer_probs in zip(ids.tolist(), probs.tolist(), strict=True):
+        cells.append([_guesses(word, *cell) for cell in zip(layer_ids, layer_probs, strict=True)])
     return Panel("TopkTokens", props, top_k_svg(columns, layers, cells, title=title), title)
+
+
+_LENS_AXES = ("layer", "pos", "rank")
+
+
+def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
+    """The (layer, pos, rank) tables of one prompt of a `workbench.top_tokens`."""
+    is_dataset = isinstance(lens, xr.Dataset)
+    if not is_dataset or not {"token", "prob"} <= set(lens) or not set(_LENS_AXES) <= set(lens.dims):
+        has = f"variables {', '.join(map(str, lens))}" if is_dataset else f"a {type(lens).__name__}"
+        raise WorkbenchError(
+            f"top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; this has {has}."
+        )
+    if "example" not in lens.dims:
+        return lens
+    if prompt not in range(lens.sizes["example"]):
+        raise WorkbenchError(
+            f"There is no prompt {prompt}: the Dataset has examples 0 to {lens.sizes['example'] - 1}."
+        )
+    return lens.isel(example=prompt)
+
+
+def _by_layer(ids: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+    """The distinct ids of each layer in order of appearance, and [layer, pos, rank] indices into these lists."""
+    vocabulary, index = [], []
+    for table in ids:
+        known = list(dict.fromkeys(table.ravel().tolist()))
+        number = {token: i for i, token in enumerate(known)}
+        vocabulary.append(known)
+        index.append(np.vectorize(number.get)(table))
+    return vocabulary, np.stack(index)
+
+
+def _guesses(word: Callable[[int], str], ids: Sequence[int], probs: Sequence[float]) -> list[Guess]:
+    return [(word(token), prob) for token, prob in zip(ids, probs, strict=True)]
 
 
 def log_probs(
@@ -248,7 +277,7 @@ def log_probs(
     k: int = 10,
     title: str = "Next tokens",
 ) -> Panel:
-    """How likely the model held each token of a prompt, and what it held likelier.
+    """The probability that the model gave each token of a prompt, and the tokens that it found likelier.
 
     Args:
         strings: token strings of one prompt.
@@ -260,8 +289,8 @@ def log_probs(
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are no log-probabilities.
     """
-    strings, table = _strings(strings), _array(logprobs, "the log-probabilities")
-    numbers = _array(ids, "ids")
+    strings, table = as_strings(strings), as_array(logprobs, "the log-probabilities")
+    numbers = as_array(ids, "ids")
     if not np.array_equal(numbers, numbers.round()):
         raise WorkbenchError("ids are token ids, and not all of them are whole numbers.")
     numbers = numbers.astype(int)
@@ -283,32 +312,27 @@ def log_probs(
         raise WorkbenchError(
             "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass logits.log_softmax(-1)."
         )
+    # [pos, token] without the last position, whose next token is not in the prompt; JSON has no -inf
     table = np.maximum(table[:-1], -1e4)
-    best = np.stack([np.argsort(-row, kind="stable")[:k] for row in table])
-    word, right = _words(decode), table[np.arange(n - 1), numbers[1:]]
-    guesses = np.take_along_axis(table, best, 1)
+    right = table[np.arange(n - 1), numbers[1:]]
+    best = np.stack([np.argsort(-row, kind="stable")[:k] for row in table])  # [pos, rank]
+    best_logprobs = np.take_along_axis(table, best, 1)
+    word = as_decoder(decode)
     words = [[word(token) for token in row] for row in best.tolist()]
     props = {
         "prompt": strings,
-        "topKLogProbs": guesses,
+        "topKLogProbs": best_logprobs,
         "topKTokens": words,
         "correctTokenRank": (table > right[:, None]).sum(1),
         "correctTokenLogProb": right,
     }
-    cells = [
-        [[(token, float(np.exp(value)))] for token, value in zip(strings[1:], right, strict=True)],
-        [
-            list(zip(row, np.exp(values).tolist(), strict=True))
-            for row, values in zip(words, guesses, strict=True)
-        ],
-    ]
+    actual = [[(token, prob)] for token, prob in zip(strings[1:], np.exp(right).tolist(), strict=True)]
+    likeliest = []
+    for row, probs in zip(words, np.exp(best_logprobs).tolist(), strict=True):
+        likeliest.append(list(zip(row, probs, strict=True)))
     note = "after each token: the probability of the next one, and the likeliest ones"
-    return Panel(
-        "TokenLogProbs",
-        props,
-        top_k_svg(strings[:-1], ["next", "likeliest"], cells, title=title, note=note),
-        title,
-    )
+    still = top_k_svg(strings[:-1], ["next", "likeliest"], [actual, likeliest], title=title, note=note)
+    return Panel("TokenLogProbs", props, still, title)
 
 
 def neurons(
@@ -329,25 +353,18 @@ def neurons(
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
-    prompts, tables, labels = _activations(strings, activations, layers, names)
+    acts = as_activations(strings, activations, layers, names)
     props = {
-        "tokens": prompts,
-        "activations": tables,
-        "firstDimensionLabels": labels[0],
-        "secondDimensionLabels": labels[1],
+        "tokens": acts.prompts,
+        "activations": acts.tables,
+        "firstDimensionLabels": acts.layers,
+        "secondDimensionLabels": acts.neurons,
     }
-    shown = [
-        (i, u, p) for p in range(len(prompts)) for i in range(len(labels[0])) for u in range(len(labels[1]))
-    ]
-    lines = [
-        (
-            f"layer {labels[0][i]}, neuron {labels[1][u]}" + f", prompt {p}" * (len(prompts) > 1),
-            prompts[p],
-            tables[p][:, i, u],
-        )
-        for i, u, p in shown[:_STILL_LINES]
-    ]
-    return Panel("TextNeuronActivations", props, _still(lines, len(shown), title), title)
+    n_layers, n_neurons, n_prompts = len(acts.layers), len(acts.neurons), len(acts.prompts)
+    chosen = list(np.ndindex(n_prompts, n_layers, n_neurons))
+    return Panel(
+        "TextNeuronActivations", props, _still(acts, chosen, title, name_prompts=n_prompts > 1), title
+    )
 
 
 def top_samples(
@@ -370,125 +387,38 @@ def top_samples(
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
-    prompts, tables, labels = _activations(strings, activations, layers, names)
+    acts = as_activations(strings, activations, layers, names)
     if not isinstance(k, int | np.integer) or k < 1:
         raise WorkbenchError(f"k={k}; ask for one prompt or more.")
-    peaks = np.stack([table.max(0) for table in tables])
-    order = np.argsort(-peaks, axis=0, kind="stable")[:k]
-    places = [[order[:, i, u].tolist() for u in range(len(labels[1]))] for i in range(len(labels[0]))]
-    values = [
-        [[tables[p][:, i, u] for p in chosen] for u, chosen in enumerate(row)] for i, row in enumerate(places)
-    ]
+    peaks = np.stack([table.max(0) for table in acts.tables])  # [prompt, layer, neuron]
+    order = np.argsort(-peaks, axis=0, kind="stable")[:k]  # [rank, layer, neuron]
+    best = order.transpose(1, 2, 0).tolist()  # [layer][neuron][rank]
+    tokens, values, chosen = [], [], []
+    for layer, row in enumerate(best):
+        tokens.append([[acts.prompts[prompt] for prompt in ranked] for ranked in row])
+        values.append([])
+        for neuron, ranked in enumerate(row):
+            values[-1].append([acts.tables[prompt][:, layer, neuron] for prompt in ranked])
+            chosen += [(prompt, layer, neuron) for prompt in ranked]
     props = {
-        "tokens": [[[prompts[p] for p in chosen] for chosen in row] for row in places],
+        "tokens": tokens,
         "activations": values,
-        "zerothDimensionLabels": labels[0],
-        "firstDimensionLabels": labels[1],
+        "zerothDimensionLabels": acts.layers,
+        "firstDimensionLabels": acts.neurons,
     }
-    shown = [(i, u, p) for i, row in enumerate(places) for u, chosen in enumerate(row) for p in chosen]
-    lines = [
-        (f"layer {labels[0][i]}, neuron {labels[1][u]}, prompt {p}", prompts[p], tables[p][:, i, u])
-        for i, u, p in shown[:_STILL_LINES]
-    ]
-    return Panel("TopkSamples", props, _still(lines, len(shown), title), title)
+    return Panel("TopkSamples", props, _still(acts, chosen, title, name_prompts=True), title)
 
 
-def _array(values: Any, what: str) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().double().numpy()
-    try:
-        return np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise WorkbenchError(f"{what} cannot be read as one array of numbers: {error}.") from error
-
-
-def _finite(values: Any, what: str) -> np.ndarray:
-    numbers = _array(values, what)
-    if not np.isfinite(numbers).all():
-        raise WorkbenchError(f"{what} are not all finite: leave out the positions that were not measured.")
-    return numbers
-
-
-def _strings(strings: Sequence[str]) -> list[str]:
-    if isinstance(strings, str) or not len(strings) or not all(isinstance(text, str) for text in strings):
-        raise WorkbenchError(
-            f"{strings!r:.60} is no list of token strings: one string for each token is needed."
-        )
-    return list(map(str, strings))
-
-
-def _words(decode: Decode) -> Callable[[int], str]:
-    """A function from a token id to its string."""
-    if callable(decode):
-        return lambda token: str(decode(token))
-
-    def word(token: int) -> str:
-        try:
-            return str(decode[token])
-        except (LookupError, TypeError) as error:
-            raise WorkbenchError(
-                f"decode has no string for token {token}; it has {len(decode)} of them."
-            ) from error
-
-    return word
-
-
-def _example(store: ActivationStore, prompt: int | str) -> int:
-    example = store.example(prompt) if isinstance(prompt, str) else int(prompt)
-    if example is None or example not in range(len(store)):
-        raise StoreError(
-            f"There is no prompt {prompt!r} in {store!r}: name one by its id, or by 0 to {len(store) - 1}."
-        )
-    return example
-
-
-def _head(head: str | tuple[int, int] | int, layer: int | None) -> tuple[int, int]:
-    if isinstance(head, str):
-        node = Node.parse(head)
-        if node.is_head and not node.port:
-            return node.layer_and_head
-    elif isinstance(head, int | np.integer):
-        if layer is not None:
-            return layer, int(head)
-    elif isinstance(head, Sequence) and len(head) == 2:
-        return int(head[0]), int(head[1])
-    raise SiteError(f"{head!r} is not a head. Heads: 'a3.4', (3, 4), or with layer=3 the number 4.")
-
-
-def _activations(
-    strings: Sequence[str] | Sequence[Sequence[str]],
-    activations: Any,
-    layers: Sequence[object] | None,
-    names: Sequence[object] | None,
-) -> tuple[list[list[str]], list[np.ndarray], tuple[list[str], list[str]]]:
-    """Prompts, [pos, layer, neuron] of each, and the labels of layers and neurons."""
-    one = len(strings) > 0 and isinstance(strings[0], str)
-    rows: Sequence[Any] = [strings] if one else strings
-    prompts = [_strings(row) for row in rows]
-    tables = [_finite(table, "The activations") for table in ([activations] if one else activations)]
-    if not prompts or len(prompts) != len(tables):
-        raise WorkbenchError(
-            f"{len(prompts)} prompts and {len(tables)} arrays of activations: one for each prompt is needed."
-        )
-    units = tables[0].shape[1:]
-    for row, table in zip(prompts, tables, strict=True):
-        if table.ndim != 3 or len(table) != len(row) or table.shape[1:] != units or not table.size:
-            raise WorkbenchError(
-                f"Activations of shape {table.shape} do not fit {len(row)} tokens: [pos, layer, neuron] = ({len(row)}, ...) is "
-                "needed, with as many layers and neurons for every prompt."
-            )
-    labels = []
-    for what, given, size in (("layers", layers, units[0]), ("names", names, units[1])):
-        labels.append(list(map(str, range(size) if given is None else given)))
-        if len(labels[-1]) != size:
-            raise WorkbenchError(
-                f"{what} has {len(labels[-1])} labels for {size} of them: one for each is needed."
-            )
-    return prompts, tables, (labels[0], labels[1])
-
-
-def _still(lines: Sequence[tuple[str, Sequence[str], Any]], known: int, title: str) -> str:
-    note = f"the first {len(lines)} of {known} are drawn" if known > len(lines) else ""
-    return tokens_svg(
-        [(label, strings, values.tolist()) for label, strings, values in lines], title=title, note=note
-    )
+def _still(
+    acts: NeuronActivations, chosen: Sequence[tuple[int, ...]], title: str, *, name_prompts: bool
+) -> str:
+    """The first of the chosen (prompt, layer, neuron) as lines of tokens."""
+    lines = []
+    for prompt, layer, neuron in chosen[:_STILL_LINES]:
+        label = f"layer {acts.layers[layer]}, neuron {acts.neurons[neuron]}"
+        if name_prompts:
+            label += f", prompt {prompt}"
+        values = acts.tables[prompt][:, layer, neuron].tolist()
+        lines.append(TokenLine(label, acts.prompts[prompt], values))
+    note = f"the first {len(lines)} of {len(chosen)} are drawn" if len(chosen) > len(lines) else ""
+    return tokens_svg(lines, title=title, note=note)

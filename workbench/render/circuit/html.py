@@ -3,6 +3,8 @@
 A figure is a still picture (`<img>` with the SVG inside, which survives in notebooks that drop scripts) that a script
 replaces by the interactive circuit in a sandboxed frame. All data enter scripts as JSON with `<` spelled `\\u003c`, and
 the document as text; the page's Content-Security-Policy forbids every request.
+
+Begin with `to_html` (a circuit) and `page` (a document around any HTML); `circuit.js` is the script inside the frame.
 """
 
 import base64
@@ -10,6 +12,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -27,8 +30,8 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-_PATTERN_CELLS = 400_000
-_NEAR = 1.5  # the picture of the strongest edges reaches as far as so many times those shown at first
+_PATTERN_CELLS = 400_000  # of all prompts together: more would make a page too large to send
+_NEAR = 1.5  # the picture of the strongest edges has up to 1.5 times as many edges as are shown at first
 _UPGRADE = """(async () => {
   const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0)), id = %s;
   const source = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -78,37 +81,34 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "",
         sections: (heading, html); headings are escaped here, the html is taken as it is.
         footer: html at the end of the page.
     """
-    entries = "".join(
-        f'<li><a href="#s{i}">{xml(heading)}</a></li>' for i, (heading, _) in enumerate(sections, 1)
-    )
+    entries, body = "", ""
+    for number, (heading, html) in enumerate(sections, 1):
+        entries += f'<li><a href="#s{number}">{xml(heading)}</a></li>'
+        body += f'<section id="s{number}"><h2>{xml(heading)}</h2>{html}</section>'
     contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>' if len(sections) > 1 else ""
-    body = "".join(
-        f'<section id="s{i}"><h2>{xml(heading)}</h2>{text}</section>'
-        for i, (heading, text) in enumerate(sections, 1)
-    )
     below = f'<p class="subtitle">{xml(subtitle)}</p>' if subtitle else ""
+    foot = f"<footer>{footer}</footer>" if footer else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{xml(title)}</title><style>{asset('page.css')}</style></head>\n"
-        f"<body><main><h1>{xml(title)}</h1>{below}{contents}{body}{f'<footer>{footer}</footer>' if footer else ''}"
+        f"<body><main><h1>{xml(title)}</h1>{below}{contents}{body}{foot}"
         "</main></body></html>\n"
     )
 
 
 def script_json(value: Any) -> str:
     """JSON that is safe inside a script element, whatever text is in it; ASCII only, so U+2028 is escaped too."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def packed(text: str) -> str:
     """Text as a browser's DecompressionStream unpacks it: gzip, base64, the same bytes everywhere."""
-    made = bytearray(gzip.compress(text.encode(), 9, mtime=0))
-    made[9] = 255  # the header names the operating system
-    return base64.b64encode(made).decode()
+    data = bytearray(gzip.compress(text.encode(), 9, mtime=0))
+    data[9] = 255  # this byte of the header names the operating system; 255 is "unknown"
+    return base64.b64encode(data).decode()
 
 
 @cache
@@ -119,42 +119,19 @@ def asset(name: str) -> str:
 
 def frame_document(view: CircuitView) -> str:
     """The document inside the frame."""
-    scenes: dict[str, dict[str, Any]] = {}
-    pictures = ""
+    scenes = _scenes(view)
     prompts = [view, *view.more]
-    for number, one in enumerate(prompts):
-        kinds: list[ViewKind] = [
-            *(["component"] if number == 0 else []),
-            *(["position"] if one.has_positions else []),
-        ]
-        for kind in kinds:
-            lines = lines_of(one, kind)
-            start = cut(lines, one.top) if one.scored else len(lines)
-            most = len(lines) if kind == "component" else cut(lines, 2 * one.top)
-            kept = alive(lines[:most])
-            name = kind if kind == "component" else f"position-{number}"
-            scenes[name] = {"start": len(set(lines[:start]) & set(kept)), "known": one.count(kind)}
-            drawn = {name: kept}
-            strongest = lines[: cut(lines, int(_NEAR * one.top))] if one.scored else lines
-            if kind == "component" and 2 * len(near := alive(strongest)) < len(kept):
-                # a picture of the strongest alone, without the room that the rest takes
-                drawn[f"{name}-near"] = near
-                scenes[f"{name}-near"] = {"limit": len(set(strongest) & set(kept))}
-            for name, some in drawn.items():
-                drawing = draw(one, kind, some)
-                scenes[name] |= _scene(drawing)
-                width = drawing.width * 0.72
-                pictures += f'<div class="scene" id="{name}"><div style="min-width:{width:.0f}px">{drawing.svg}</div></div>'
     data = {
         "scored": view.scored,
         "title": visible(view.title),
         "prompts": [[visible(token) for token in one.tokens] for one in prompts],
         "edges": [_edge(prompts, i) for i in range(len(view.edges))],
         "patterns": [_patterns(one, _PATTERN_CELLS // len(prompts)) for one in prompts],
-        "curve": [[n, *(_round(value) for value in row)] for n, *row in view.curve],
+        "curve": [[n, *map(_round, shares)] for n, *shares in view.curve],
         "sides": [visible(name) for name in view.sides],
-        "scenes": scenes,
+        "scenes": {scene.name: scene.data for scene in scenes},
     }
+    pictures = "".join(scene.html for scene in scenes)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{xml(view.title)}</title>'
         f"<style>{asset('frame.css')}</style></head><body>{_controls(view)}{pictures}"
@@ -164,64 +141,127 @@ def frame_document(view: CircuitView) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """A picture in the frame: its name, its HTML, and what the script knows about it."""
+
+    name: str
+    html: str
+    data: dict[str, Any]
+
+
+def _scenes(view: CircuitView) -> list[_Scene]:
+    """The component view, and the position view of each prompt that has scores by position."""
+    scenes = _component_scenes(view)
+    for number, one in enumerate([view, *view.more]):
+        if one.has_positions:
+            scenes.append(_position_scene(one, f"position-{number}"))
+    return scenes
+
+
+def _component_scenes(view: CircuitView) -> list[_Scene]:
+    lines = lines_of(view, "component")
+    start = cut(lines, view.top) if view.scored else len(lines)
+    shown = alive(lines)
+    first = {"start": len(set(lines[:start]) & set(shown)), "known": view.count("component")}
+    scenes = [_scene(view, "component", "component", shown, first)]
+    strongest = lines[: cut(lines, int(_NEAR * view.top))] if view.scored else lines
+    near = alive(strongest)
+    if 2 * len(near) < len(shown):
+        # a picture of the strongest alone, without the room that the rest takes
+        limit = {"limit": len(set(strongest) & set(shown))}
+        scenes.append(_scene(view, "component", "component-near", near, limit))
+    return scenes
+
+
+def _position_scene(view: CircuitView, name: str) -> _Scene:
+    lines = lines_of(view, "position")
+    start = cut(lines, view.top) if view.scored else len(lines)
+    # every position would be too many lines: twice those shown at first leave the slider room
+    shown = alive(lines[: cut(lines, 2 * view.top)])
+    first = {"start": len(set(lines[:start]) & set(shown)), "known": view.count("position")}
+    return _scene(view, "position", name, shown, first)
+
+
+def _scene(
+    view: CircuitView, kind: ViewKind, name: str, lines: Sequence[Line], facts: dict[str, Any]
+) -> _Scene:
+    drawing = draw(view, kind, lines)
+    # smaller than drawn on a narrow screen, but not so small that labels cannot be read
+    width = drawing.width * 0.72
+    picture = f'<div style="min-width:{width:.0f}px">{drawing.svg}</div>'
+    return _Scene(name, f'<div class="scene" id="{name}">{picture}</div>', facts | _scene_data(drawing))
+
+
 def _controls(view: CircuitView) -> str:
+    """The row of buttons, sliders and filters above a picture."""
     hint = "" if view.has_positions else ' title="scores by position are not known"'
-    groups = {"ports": ["q", "k", "v", "other"]} if view.edges else {}
-    if view.sides:
-        groups = {"circuits": [f"only {view.sides[0]}", f"only {view.sides[1]}", "both"], **groups}
-    elif view.scored:
-        groups = {"signs": ["supports", "opposes"], **groups}
-    filters = ""
-    for name, labels in groups.items():
-        boxes = "".join(
-            f'<label><input type="checkbox" checked data-filter="{name}" value="{i}">{xml(visible(label))}</label>'
-            for i, label in enumerate(labels)
-        )
-        filters += f"<fieldset><legend>{name}</legend>{boxes}</fieldset>"
-    options = "".join(
-        f'<option value="{i}">{i + 1}: {xml(_start_of(one))}</option>'
-        for i, one in enumerate([view, *view.more])
-    )
-    prompts = f'<label>prompt <select id="prompt">{options}</select></label>' if view.more else ""
+    filters = "".join(_filter(name, labels) for name, labels in _filters(view).items())
     return (
-        f'<nav aria-label="what is shown"><span><button id="to-component">component</button><button id="to-position"{hint}>'
-        'position</button></span><label>edges <input id="top" type="range" min="1" step="1"></label>'
-        f'<output id="count" for="top"></output><output id="faith" for="top"></output>{prompts}{filters}'
+        '<nav aria-label="what is shown">'
+        f'<span><button id="to-component">component</button><button id="to-position"{hint}>position</button></span>'
+        '<label>edges <input id="top" type="range" min="1" step="1"></label>'
+        f'<output id="count" for="top"></output><output id="faith" for="top"></output>{_prompt_choice(view)}{filters}'
         '<span class="tools"><button id="theme" aria-pressed="false">dark</button><button id="save-svg">SVG</button>'
         '<button id="save-png">PNG</button></span></nav>'
     )
 
 
-def _start_of(view: CircuitView) -> str:
-    """The end of a prompt, to tell it from others by."""
+def _filters(view: CircuitView) -> dict[str, list[str]]:
+    """Names of groups of checkboxes, and the labels of each."""
+    filters = {}
+    if view.sides:
+        filters["circuits"] = [f"only {view.sides[0]}", f"only {view.sides[1]}", "both"]
+    elif view.scored:
+        filters["signs"] = ["supports", "opposes"]
+    if view.edges:
+        filters["ports"] = ["q", "k", "v", "other"]
+    return filters
+
+
+def _filter(name: str, labels: Sequence[str]) -> str:
+    boxes = ""
+    for value, label in enumerate(labels):
+        box = f'<input type="checkbox" checked data-filter="{name}" value="{value}">'
+        boxes += f"<label>{box}{xml(visible(label))}</label>"
+    return f"<fieldset><legend>{name}</legend>{boxes}</fieldset>"
+
+
+def _prompt_choice(view: CircuitView) -> str:
+    if not view.more:
+        return ""
+    options = ""
+    for value, one in enumerate([view, *view.more]):
+        options += f'<option value="{value}">{value + 1}: {xml(_end_of_prompt(one))}</option>'
+    return f'<label>prompt <select id="prompt">{options}</select></label>'
+
+
+def _end_of_prompt(view: CircuitView) -> str:
+    """The last words of a prompt, which tell it from others."""
     words = " ".join(visible(token).strip("·") for token in view.tokens)
     return words if len(words) <= 48 else "…" + words[-47:]
 
 
-def _scene(drawing: Drawing) -> dict[str, Any]:
-    units = {"input": 0, "logits": 1}
-    at = {node.key: i for i, node in enumerate(drawing.boxes)}
-
-    def unit(name: str) -> int:
-        return units.setdefault(name, len(units))
-
-    def row(line: Line) -> list[Any]:
-        position = -1 if line.pos is None else line.pos
-        fed, shared = [unit(name) for name in line.feeds], int(line.port in ("k", "v"))
-        return [
+def _scene_data(drawing: Drawing) -> dict[str, Any]:
+    """Lines, hops and boxes by number, as `circuit.js` says at its top."""
+    box_numbers = {box.key: number for number, box in enumerate(drawing.boxes)}
+    unit_numbers = {"input": 0, "logits": 1}
+    rows = []
+    for line in drawing.lines:
+        for unit in (*line.feeds, line.unit):
+            unit_numbers.setdefault(unit, len(unit_numbers))
+        rows.append([
             line.edge,
-            position,
+            -1 if line.pos is None else line.pos,
             _round(line.weight),
-            unit(line.unit),
-            fed,
-            at[line.start],
-            at[line.end],
-            shared,
-        ]
-
-    hops = [[at[hop.start], at[hop.end]] for hop in drawing.hops]
-    keys = [node.key for node in drawing.boxes]
-    return {"lines": [row(line) for line in drawing.lines], "hops": hops, "nodes": keys}
+            unit_numbers[line.unit],
+            [unit_numbers[unit] for unit in line.feeds],
+            box_numbers[line.start],
+            box_numbers[line.end],
+            int(line.port in ("k", "v")),
+        ])  # fmt: skip
+    hops = [[box_numbers[hop.start], box_numbers[hop.end]] for hop in drawing.hops]
+    return {"lines": rows, "hops": hops, "nodes": list(box_numbers)}
 
 
 def _heads_read(view: CircuitView, index: int) -> list[str]:
@@ -255,20 +295,23 @@ def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
 
 
 def _patterns(view: CircuitView, room: int) -> dict[str, str]:
-    """Patterns as one byte per cell (254 is 1, 255 not measured), heads of the strongest edges first, up to so many cells."""
-    wanted = dict.fromkeys(head for i in range(len(view.edges)) for head in _heads_read(view, i))
-    kept = {}
-    for name in wanted:
-        layer, head = (int(part) for part in name.split("."))
+    """Patterns as one byte per cell (254 is 1, 255 not measured), heads of the strongest edges first.
+
+    Args:
+        room: the most cells; patterns that no longer fit are left out.
+    """
+    heads = dict.fromkeys(head for i in range(len(view.edges)) for head in _heads_read(view, i))
+    encoded = {}
+    for name in heads:
+        layer, head = map(int, name.split("."))
         pattern = view.patterns.get((layer, head))
         if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
             continue
         room -= pattern.size
-        cells = np.where(
-            np.isfinite(pattern), np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254), 255
-        ).astype(np.uint8)
-        kept[name] = base64.b64encode(cells.tobytes()).decode()
-    return kept
+        bytes_of_weights = np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254)
+        cells = np.where(np.isfinite(pattern), bytes_of_weights, 255).astype(np.uint8)
+        encoded[name] = base64.b64encode(cells.tobytes()).decode()
+    return encoded
 
 
 def _round(value: float) -> float | None:
