@@ -1,8 +1,8 @@
-"""A figure drawn by the script of circuitsvis: the one place that knows of it.
+"""A figure drawn by the script of circuitsvis, the one module that knows of it: `Panel`, and `script_html` for its script.
 
-circuitsvis puts 1.3 MB of script into every figure, asks the network whether it is there, and takes token text for HTML.
-So only its script file is used, mended where it does that, and never its Python: one compressed copy per page, unpacked by
-the browser, draws any number of panels. Until it has, and wherever scripts do not run, each panel is a still picture.
+The Python of circuitsvis puts 1.3 MB of script into every figure, asks the network whether the script is there, and takes
+token text for HTML. So only its script file is used, corrected where it does that: one compressed copy per page, unpacked
+by the browser, draws any number of panels. Until it has, and wherever scripts do not run, each panel is a still picture.
 """
 
 import base64
@@ -26,7 +26,7 @@ from workbench.text import visible, xml
 VERSION = "1.43.3"
 _SCRIPT = "circuitsvis/dist/cdn/iife.js"
 _MOST_BYTES = 16_000_000
-# What each component needs, and what it can do without.
+# component -> (the properties it needs, those it can do without)
 COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "AttentionHeads": (
         ("attention", "tokens"),
@@ -68,7 +68,7 @@ COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("firstDimensionName", "thirdDimensionName", "sampleLabels", "firstDimensionLabels"),
     ),
 }
-# The axes of what must fit together; a name stands for one size.
+# The axes of properties that have to fit together: an axis has the same size wherever its name stands.
 _AXES: Mapping[str, Mapping[str, str]] = {
     "AttentionHeads": {"attention": "head token token", "tokens": "token", "attentionHeadNames": "head"},
     "AttentionPattern": {"attention": "token token", "tokens": "token"},
@@ -79,8 +79,8 @@ _AXES: Mapping[str, Mapping[str, str]] = {
         "topKLogProbs": "token k", "topKTokens": "token k", "correctTokenRank": "token", "correctTokenLogProb": "token",
     },
 }  # fmt: skip
-# What is mended in the script: (pattern, replacement, how often it is there).
-_MENDED = (
+# What is corrected in the script of version 1.43.3: (pattern, replacement, how often it is there).
+_CORRECTIONS = (
     # token text becomes text and not HTML; spaces in it are spelled as characters and not as entities
     (r"dangerouslySetInnerHTML:\{__html:([^{}]+)\}", r"children:\1", 5),
     (r'"&nbsp;"', r'"\\xa0"', 3),
@@ -97,8 +97,9 @@ _PAPER = (
     "background:#fff;color:#1f2937;color-scheme:light;--jp-content-font-color1:#1f2937;--jp-ui-font-color1:#1f2937;"
     "--jp-layout-color0:#fff;--jp-rendermime-table-row-background:#f5f5f5;--jp-rendermime-table-row-hover-background:#e0f2fe"
 )
-# A classic script element: indirect eval and type=module would hide the bundle's global name. Panels are drawn one at a time,
-# those near the reader first. The still picture goes when the component has drawn something, and comes back if it fails.
+# A classic script element is needed: indirect eval and type=module would hide the bundle's global name. Panels are drawn one
+# at a time, those near the reader first, so that the page stays responsive. The still picture is hidden when the component
+# has drawn something, and comes back if it fails.
 _UNPACK = """(async () => {
   if (window.panelsUnpacked) return;
   window.panelsUnpacked = true;
@@ -150,12 +151,13 @@ class Panel:
 
     Attributes:
         component: one of the ten of circuitsvis, as in `COMPONENTS`.
-        props: what it draws. Text is made visible (`view.visible`), arrays become lists, numbers keep five digits.
+        props: what it draws. Text is made visible (`text.visible`), arrays become lists, numbers keep five digits.
         still: SVG that is shown until the script has drawn the panel; "" for none.
         title: of the picture, and of the page that `str()` makes.
     Raises:
-        UnknownName: no such component.  WorkbenchError: other properties than it has, shapes that do not fit each other,
-            numbers that are not finite, or more of them than a page can hold.
+        UnknownName: no such component.
+        WorkbenchError: other properties than it has, shapes that do not fit each other, numbers that are not finite, or
+            more of them than a page can hold.
 
     >>> Panel("Hello", {"name": "</script>"}).html().count("<script")
     1
@@ -169,19 +171,8 @@ class Panel:
     def __post_init__(self) -> None:
         if self.component not in COMPONENTS:
             raise UnknownName("component", self.component, COMPONENTS)
-        needed, optional = COMPONENTS[self.component]
         props = {name: _ready(value, name) for name, value in self.props.items() if value is not None}
-        missing, extra = (
-            [name for name in needed if name not in props],
-            sorted(set(props) - {*needed, *optional}),
-        )
-        if missing or extra:
-            wrong = [f"has no {', '.join(extra)}"] * bool(extra) + [f"needs {', '.join(missing)}"] * bool(
-                missing
-            )
-            raise WorkbenchError(
-                f"{self.component} {' and '.join(wrong)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
-            )
+        _check_names(self.component, props)
         _check_shapes(self.component, props)
         object.__setattr__(self, "props", props)
         if len(self._text) > _MOST_BYTES:
@@ -197,17 +188,20 @@ class Panel:
     def html(self) -> str:
         """The panel without the script that draws it; a page holds `script_html()` once, before or after its panels."""
         name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
-        if self.still:
-            shown = re.sub(
-                "<title>[^<]*</title>", "", self.still
-            )  # no one can point at the cells of an <img>
-            picture = base64.b64encode(shown.encode()).decode()
-            style = "max-width:100%;height:auto"
-            still = f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
-        else:
-            still = f"<p>{xml(self.title)}: drawn by a script.</p>"
         push = f'(window.panels = window.panels || []).push(["{name}", "{self.component}", {self._text}]);'
-        return f'<div class="panel" data-panel="{name}">{still}</div><script>{push} if (window.drawPanels) drawPanels();</script>'
+        return (
+            f'<div class="panel" data-panel="{name}">{self._still_html()}</div>'
+            f"<script>{push} if (window.drawPanels) drawPanels();</script>"
+        )
+
+    def _still_html(self) -> str:
+        if not self.still:
+            return f"<p>{xml(self.title)}: drawn by a script.</p>"
+        # no one can point at the cells of an <img>, so their tooltips would only make the page larger
+        shown = re.sub("<title>[^<]*</title>", "", self.still)
+        picture = base64.b64encode(shown.encode()).decode()
+        style = "max-width:100%;height:auto"
+        return f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
 
     def _repr_html_(self) -> str:
         return script_html() + self.html()
@@ -243,31 +237,48 @@ def bundle_html() -> str:
             f"circuitsvis {package.version} is installed; panels are written for {VERSION}: pip install circuitsvis=={VERSION}."
         )
     with open(str(package.locate_file(_SCRIPT)), encoding="utf-8") as file:
-        # without its last line, the address of a source map that a browser's inspector would ask the network for
+        # the last line is the address of a source map, which a browser's inspector would ask the network for
         text = file.read().rpartition("//# sourceMappingURL=")[0]
-    for pattern, replacement, times in _MENDED:
-        text, found = re.subn(pattern, replacement, text)
-        if found != times:
+    for pattern, replacement, times in _CORRECTIONS:
+        text, n_matches = re.subn(pattern, replacement, text)
+        if n_matches != times:
             raise WorkbenchError(
-                f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {found} times, not {times}): "
+                f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {n_matches} times, not {times}): "
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
     return f"<script>{_UNPACK % (packed(text), _PAPER)}</script>"
 
 
+def _check_names(component: str, props: Mapping[str, Any]) -> None:
+    """Raises `WorkbenchError` where properties are missing, or unknown to the component."""
+    needed, optional = COMPONENTS[component]
+    missing = [name for name in needed if name not in props]
+    extra = sorted(set(props) - {*needed, *optional})
+    problems = []
+    if extra:
+        problems.append(f"has no {', '.join(extra)}")
+    if missing:
+        problems.append(f"needs {', '.join(missing)}")
+    if problems:
+        raise WorkbenchError(
+            f"{component} {' and '.join(problems)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
+        )
+
+
 def _check_shapes(component: str, props: Mapping[str, Any]) -> None:
-    sizes: dict[str, int] = {}
+    """Raises `WorkbenchError` where arrays disagree about the size of an axis that they share."""
     axes = {name: words.split() for name, words in _AXES.get(component, {}).items() if name in props}
     shapes = {name: _shape(props[name]) for name in axes}
+    sizes: dict[str, int] = {}
     for name, words in axes.items():
-        shape = shapes[name]
-        if len(shape) != len(words) or any(
-            sizes.setdefault(word, size) != size for word, size in zip(words, shape, strict=True)
-        ):
+        fits = len(shapes[name]) == len(words)
+        for word, size in zip(words, shapes[name], strict=False):
+            fits = fits and sizes.setdefault(word, size) == size
+        if not fits:
             needed = "; ".join(f"{name} [{', '.join(words)}]" for name, words in axes.items())
-            given = "; ".join(f"{name} {shape or 'uneven'}" for name, shape in shapes.items())
+            shown = "; ".join(f"{name} {shape or 'uneven'}" for name, shape in shapes.items())
             raise WorkbenchError(
-                f"The shapes of {component} do not fit each other: {given}. Needed: {needed}."
+                f"The shapes of {component} do not fit each other: {shown}. Needed: {needed}."
             )
 
 
@@ -285,16 +296,17 @@ def _ready(value: Any, name: str) -> Any:
         return visible(value)
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, torch.Tensor | np.ndarray | xr.DataArray):
-        value = (
-            value.detach().cpu().tolist() if isinstance(value, torch.Tensor) else np.asarray(value).tolist()
-        )
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, np.ndarray | xr.DataArray):
+        value = np.asarray(value).tolist()
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             raise WorkbenchError(f"{name} has numbers that are not finite: leave them out of the panel.")
         short = float(f"{value:.5g}")
+        # "1" is shorter than "1.0"; larger numbers would be written with all of their digits
         return int(short) if short.is_integer() and abs(short) < 1e15 else short
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]

@@ -1,6 +1,9 @@
-"""One self-contained page for a whole run: circuit, panels, heatmaps, curves, tables, and the command that made it."""
+"""One self-contained page for a whole run, see `report`: circuits, panels, figures, tables, and the command that made it.
 
-from collections.abc import Sequence
+How each of them is drawn is known to its own module; here is only which one draws what, and tables.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ def report(
     command: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML page that asks the network for nothing, whole or not at all; its path comes back.
+    """Write one HTML page that asks the network for nothing, whole or not at all, and return its path.
 
     Args:
         sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a
@@ -52,73 +55,84 @@ def report(
         command: what made the run, shown at the end with the versions and the facts that the results carry.
         overwrite: replace a file that is there.
     Raises:
-        OutputExists: something is at `path`.  WorkbenchError: no title or section, or an item that cannot be shown.
+        OutputExists: something is at `path`.
+        WorkbenchError: no title or section, or an item that cannot be shown.
     """
     if not isinstance(title, str):
         raise WorkbenchError(f"A report needs a title, and {title!r} is no text.")
     _check_sections(sections)
     path = Path(path)
     check_free(path, overwrite=overwrite)
-    drawn: list[tuple[str, str]] = []
-    panels, facts = False, {}
-    for section in sections:
-        heading, item = section[0], section[1]
-        caption = section[2] if len(section) == 3 else ""
-        items = item if isinstance(item, list | tuple) else [item]
-        try:
-            text = "".join(_show(one, heading) for one in items)
-        except WorkbenchError as error:
-            raise WorkbenchError(f"Section {heading!r} of the report: {error}") from error
-        panels = panels or any(isinstance(one, Panel) for one in items)
-        for one in items:
-            for key, value in _attrs(one).items():
+    shown = [_section(section) for section in sections]
+    pieces = [(one.heading, one.html) for one in shown]
+    if any(isinstance(item, Panel) for one in shown for item in one.items):
+        # the script of all panels, once; it works wherever it stands on the page
+        pieces[-1] = shown[-1].heading, shown[-1].html + script_html()
+    facts: dict[str, list[str]] = {}
+    for one in shown:
+        for item in one.items:
+            for key, value in _facts(item).items():
                 facts.setdefault(key, []).append(value)
-        drawn.append((heading, text + (f'<p class="caption">{xml(caption)}</p>' if caption else "")))
-    if panels:
-        heading, text = drawn[-1]
-        drawn[-1] = heading, text + script_html()
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = page(title, pieces, subtitle=subtitle, footer=_footer(command, facts))
     with whole(path) as partial:
-        partial.write_text(
-            page(title, drawn, subtitle=subtitle, footer=_footer(command, facts)), encoding="utf-8"
-        )
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A section that was drawn: its heading, its items and their HTML with the caption."""
+
+    heading: str
+    items: Sequence[Any]
+    html: str
+
+
+def _section(section: Section) -> _Shown:
+    heading, item = section[0], section[1]
+    items = item if isinstance(item, list | tuple) else [item]
+    try:
+        html = "".join(_show(one, heading) for one in items)
+    except WorkbenchError as error:
+        raise WorkbenchError(f"Section {heading!r} of the report: {error}") from error
+    caption = section[2] if len(section) == 3 else ""
+    if caption:
+        html += f'<p class="caption">{xml(caption)}</p>'
+    return _Shown(heading, items, html)
+
+
 def _check_sections(sections: Any) -> None:
-    good = isinstance(sections, Sequence) and not isinstance(sections, str)
-    wrong = [one for one in sections if not _is_section(one)] if good else [sections]
+    """Raises `WorkbenchError` for anything but a list of sections, and for an empty one."""
+    is_list = isinstance(sections, Sequence) and not isinstance(sections, str)
+    wrong = [one for one in sections if not _is_section(one)] if is_list else [sections]
     if wrong:
         raise WorkbenchError(
-            f"A report has a list of sections, (heading, item) or (heading, item, caption) each, and no {_told(wrong[0])}."
+            "A report has a list of sections, (heading, item) or (heading, item, caption) each, and no "
+            f"{_type_of(wrong[0])}."
         )
     if not sections:
         raise WorkbenchError("A report needs a section: (heading, item) or (heading, item, caption).")
 
 
 def _is_section(one: Any) -> bool:
-    return (
-        isinstance(one, tuple | list)
-        and len(one) in (2, 3)
-        and all(isinstance(text, str) for text in (one[0], *one[2:]))
-    )
+    if not isinstance(one, tuple | list) or len(one) not in (2, 3):
+        return False
+    return all(isinstance(text, str) for text in (one[0], *one[2:]))
 
 
-def _told(section: Any) -> str:
-    return (
-        f"{type(section).__name__} of {len(section)}"
-        if isinstance(section, tuple | list)
-        else type(section).__name__
-    )
+def _type_of(section: Any) -> str:
+    name = type(section).__name__
+    return f"{name} of {len(section)}" if isinstance(section, tuple | list) else name
 
 
 def _show(item: Any, heading: str) -> str:
+    """One item as HTML."""
     if isinstance(item, Html):
         return item.text
     if isinstance(item, str):
-        return "".join(
-            f'<p class="text">{_paragraph(part)}</p>' for part in item.split("\n\n") if part.strip()
-        )
+        paragraphs = [text for text in item.split("\n\n") if text.strip()]
+        return "".join(f'<p class="text">{_lines(text)}</p>' for text in paragraphs)
     if isinstance(item, Panel):
         return item.html()
     if isinstance(item, pd.DataFrame):
@@ -139,7 +153,7 @@ def _show(item: Any, heading: str) -> str:
     )
 
 
-def _paragraph(text: str) -> str:
+def _lines(text: str) -> str:
     return "\n".join(xml(line) for line in text.splitlines())
 
 
@@ -147,52 +161,59 @@ def _table(frame: pd.DataFrame) -> str:
     """An HTML table: numbers to four significant digits and aligned on the right, everything escaped."""
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
-    numeric = [
-        pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes
-    ]
-    heads = "".join(
-        f"<th{_right(right)}>{xml(name)}</th>" for name, right in zip(frame.columns, numeric, strict=True)
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_right(right)}>{xml(_cell(value))}</td>" for value, right in zip(row, numeric, strict=True)
-        )
-        + "</tr>"
-        for row in frame.itertuples(index=False, name=None)
-    )
-    return f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    numeric = []
+    for kind in frame.dtypes:
+        # pandas counts booleans as numbers
+        is_number = pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
+        numeric.append(is_number)
+    heads = _row("th", map(str, frame.columns), numeric)
+    rows = ""
+    for row in frame.itertuples(index=False, name=None):
+        rows += _row("td", map(_cell, row), numeric)
+    return f'<table class="table"><thead>{heads}</thead><tbody>{rows}</tbody></table>'
 
 
-def _right(numeric: bool) -> str:
-    return ' class="num"' if numeric else ""
+def _row(tag: str, texts: Iterable[str], numeric: Sequence[bool]) -> str:
+    """A row of cells; those of a column of numbers are aligned on the right."""
+    cells = ""
+    for text, is_number in zip(texts, numeric, strict=True):
+        style = ' class="num"' if is_number else ""
+        cells += f"<{tag}{style}>{xml(text)}</{tag}>"
+    return f"<tr>{cells}</tr>"
 
 
 def _cell(value: Any) -> str:
+    """A value of a table as text: four significant digits, and a dash for what is missing."""
     if value is None or value is pd.NA or value is pd.NaT:
         return "–"
     if isinstance(value, float | np.floating):
         if np.isnan(value):
             return "–"
-        return (
-            f"{value:,.0f}" if abs(value) >= 1e4 and np.isfinite(value) else f"{value:.4g}".replace("-", "−")
-        )
+        if abs(value) >= 1e4 and np.isfinite(value):
+            return f"{value:,.0f}"
+        return f"{value:.4g}".replace("-", "−")
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}".replace("-", "−")
     return str(value)
 
 
-def _attrs(item: Any) -> dict[str, str]:
+def _facts(item: Any) -> dict[str, str]:
+    """What a result says of where it comes from."""
     attrs = item.attrs if isinstance(item, Circuit | xr.DataArray | xr.Dataset) else {}
     return {key: visible(attrs[key]) for key in _FACTS if key in attrs}
 
 
 def _footer(command: str | None, facts: dict[str, list[str]]) -> str:
-    lines = f"<p>Made by</p><pre>{_paragraph(command)}</pre>" if command else ""
-    told = [f"{key} {', '.join(dict.fromkeys(facts[key]))}" for key in _FACTS if key in facts]
-    if told:
-        lines += f"<p>{' · '.join(xml(fact) for fact in told)}</p>"
-    used = [
-        f"{name.removeprefix('version_').replace('_', '-')} {number}" for name, number in versions().items()
-    ]
-    return lines + f"<p>{' · '.join(xml(fact) for fact in used)}</p>"
+    """The command, the facts of all results, and the versions of the libraries."""
+    html = f"<p>Made by</p><pre>{_lines(command)}</pre>" if command else ""
+    known = [f"{key} {', '.join(dict.fromkeys(facts[key]))}" for key in _FACTS if key in facts]
+    if known:
+        html += f"<p>{_dotted(known)}</p>"
+    libraries = []
+    for name, number in versions().items():
+        libraries.append(f"{name.removeprefix('version_').replace('_', '-')} {number}")
+    return html + f"<p>{_dotted(libraries)}</p>"
+
+
+def _dotted(texts: Iterable[str]) -> str:
+    return " · ".join(map(xml, texts))

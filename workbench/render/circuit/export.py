@@ -1,4 +1,4 @@
-"""A circuit as a file for papers and slides: SVG always, PNG and PDF with the extra `pdf`."""
+"""A circuit as a file for papers and slides, see `export`: SVG always, PNG and PDF with the extra `pdf`."""
 
 import re
 from math import isfinite
@@ -22,16 +22,21 @@ def export(
     scale: float = 2.0,
     overwrite: bool = False,
 ) -> Path:
-    """Write one view of a circuit to a .svg, .png or .pdf file, whole or not at all; its path comes back.
+    """Write one view of a circuit to a .svg, .png or .pdf file, whole or not at all, and return its path.
 
     Same view, same bytes.
 
     Args:
         view: or a circuit, whose view without positions is drawn.
+        path: of the file; its ending says which kind.
+        kind: `component` or `position`.
         scale: pixels of a PNG for each unit of the picture.
+        overwrite: replace a file that is there.
     Raises:
-        UnknownName: another ending, or kind of view.  OutputExists: the file is there.  CircuitError: scores by position are
-            not known.  WorkbenchError: a scale that is no positive number, or CairoSVG is not installed.
+        UnknownName: another ending, or kind of view.
+        OutputExists: the file is there.
+        CircuitError: scores by position are not known.
+        WorkbenchError: a scale that is not a positive number, or CairoSVG is not installed.
     """
     view = CircuitView.of(view) if isinstance(view, Circuit) else view
     if not isinstance(view, CircuitView):
@@ -50,32 +55,31 @@ def export(
         raise CircuitError(
             "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or export kind='component'."
         )
-    if ending == ".svg":
-        data = text.encode()
-    else:
-        try:
-            import cairosvg  # pyright: ignore[reportMissingImports]
-        except (ImportError, OSError) as error:
-            raise WorkbenchError(
-                f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
-            ) from error
-        source = text.encode()
-        size: dict[str, Any] = {"scale": scale}
-        png = ending == ".png"
-        data = (
-            cairosvg.svg2png(bytestring=source, **size)
-            if png
-            else _undated(cairosvg.svg2pdf(bytestring=source) or b"")
-        )
+    data = text.encode() if ending == ".svg" else _drawn_by_cairo(text, ending, scale)
     with whole(path) as partial:
-        partial.write_bytes(data or b"")
+        partial.write_bytes(data)
     return path
+
+
+def _drawn_by_cairo(svg: str, ending: str, scale: float) -> bytes:
+    """A PNG, `scale` pixels for each unit of the picture, or a PDF."""
+    try:
+        import cairosvg  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError) as error:
+        raise WorkbenchError(
+            f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
+        ) from error
+    source = svg.encode()
+    if ending == ".png":
+        options: dict[str, Any] = {"scale": scale}  # its stub says int, and a fraction works
+        return cairosvg.svg2png(bytestring=source, **options) or b""
+    return _undated(cairosvg.svg2pdf(bytestring=source) or b"")
 
 
 def _undated(pdf: bytes) -> bytes:
     """The PDF without the time at which it was written; as long as before, so that its table of offsets holds."""
     return re.sub(
         rb"/CreationDate \(D:[^)]*\)",
-        lambda found: b"/CreationDate (D:20000101000000Z)".ljust(len(found[0])),
+        lambda date: b"/CreationDate (D:20000101000000Z)".ljust(len(date[0])),
         pdf,
     )
