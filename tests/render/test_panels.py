@@ -335,7 +335,7 @@ def test_another_version_of_circuitsvis_leaves_still_pictures(monkeypatch, fresh
 
 
 def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):
-    monkeypatch.setattr(panel, "_MENDED", (("no such thing", "", 1),))
+    monkeypatch.setattr(panel, "_CORRECTIONS", (("no such thing", "", 1),))
     assert said(bundle_html) == (
         "The script of circuitsvis 1.43.3 is not the published one (no such thing is there 0 times, not 1): "
         "pip install --force-reinstall circuitsvis==1.43.3."

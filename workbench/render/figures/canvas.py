@@ -1,7 +1,8 @@
 """What every figure shares: its style, palettes, axes with tokens or nodes on them, its title with the facts below.
 
 Figures are made without pyplot and without a global theme. A palette that diverges is centred on 0; a cell that was not
-measured is hatched, never coloured as 0; positions carry their tokens.
+measured is hatched, never coloured as 0; positions carry their tokens. Begin with `Picture`, `styled` and `label_axis`,
+which every figure uses. Nothing here knows what kind of result is drawn.
 """
 
 import base64
@@ -9,7 +10,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -24,6 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from workbench.errors import WorkbenchError
+from workbench.render.writing import BLUE, shorten
 from workbench.text import visible, xml
 
 WORDS = {
@@ -33,7 +35,7 @@ WORDS = {
 POSITIONS = ("pos", "query_pos", "key_pos")
 NODES = ("writer", "reader", "component", "node")
 SHADES = "Blues"
-BLUE, RED, GREY, INK = "#2369b0", "#c2410c", "#64748b", "#334155"
+GREY, INK = "#64748b", "#334155"
 SERIES = (BLUE, "#b45309", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0891b2", "#475569", "#a16207")
 GROUND: dict[str, Any] = {"facecolor": "#e5e7eb", "edgecolor": "#b6bec9", "hatch": "////"}
 """How a cell looks that was not measured."""
@@ -49,7 +51,10 @@ LEGEND: dict[str, Any] = {
     "frameon": False,
     "fontsize": 8,
 }
+DASHED: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
+"""A line that marks a level, such as the faithfulness 1 of the whole model."""
 LABEL = 16
+"""Characters of a label."""
 _SEQUENTIAL = (
     "pattern",
     "prob",
@@ -71,19 +76,14 @@ class Picture(Figure):
     """A figure that a notebook shows by itself, whether or not a backend of pyplot is there."""
 
     def _repr_png_(self) -> bytes:
-        made = io.BytesIO()
-        self.savefig(made, format="png", dpi=110)
-        return made.getvalue()
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=110)
+        return file.getvalue()
 
 
 def word(name: object) -> str:
     """What an axis or a variable is called in a figure."""
     return WORDS.get(str(name), visible(str(name).replace("_", " ")))
-
-
-def shorten(label: str, most: int = LABEL) -> str:
-    """The label, cut with an ellipsis when it is longer than `most`."""
-    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def legend_name(name: object, most: int = 32) -> str:
@@ -99,8 +99,8 @@ def axes_of(result: xr.DataArray) -> str:
 
 def noted(result: xr.DataArray, *notes: str) -> xr.DataArray:
     """The result with more notes, which its figure shows below the title."""
-    found = [note for note in (result.attrs.get("note", ""), *notes) if note]
-    return result.assign_attrs(note=" · ".join(found)) if found else result
+    known = [note for note in (result.attrs.get("note", ""), *notes) if note]
+    return result.assign_attrs(note=" · ".join(known)) if known else result
 
 
 def check_filled(result: xr.DataArray) -> None:
@@ -110,14 +110,11 @@ def check_filled(result: xr.DataArray) -> None:
 
 
 def mean_note(result: xr.DataArray) -> str:
-    """Of how many examples the cells are means; those not measured have no part in one."""
+    """Of how many examples the cells are means; cells that were not measured are left out of a mean."""
     counts = np.unique(result.count("example"))
     counts = counts[counts > 0] if counts.any() else np.array([result.sizes["example"]])
-    return (
-        f"mean of {counts[0]} examples"
-        if len(counts) == 1
-        else f"mean of {counts[0]} to {counts[-1]} examples"
-    )
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"mean of {number} examples"
 
 
 def over_examples(result: xr.DataArray) -> xr.DataArray:
@@ -133,36 +130,32 @@ def over_examples(result: xr.DataArray) -> xr.DataArray:
 def palette(result: xr.DataArray) -> dict[str, Any]:
     """The colours of all cells: centred on 0 where they have two signs or are effects, otherwise one colour from 0."""
     known = result.values[np.isfinite(result.values)]
-    named = str(result.name or "").lower() + " " + str(result.attrs.get("kind", "")) * (result.name is None)
-    if (known < 0).any() or not any(part in named for part in _SEQUENTIAL):
+    quantity = result.name if result.name is not None else result.attrs.get("kind", "")
+    # an effect that happens to be positive everywhere keeps the colour of positive effects
+    is_sequential = any(name in str(quantity).lower() for name in _SEQUENTIAL)
+    if (known < 0).any() or not is_sequential:
         return {"cmap": "RdBu", "norm": CenteredNorm(0, float(np.abs(known).max(initial=0)) or 1.0)}
     return {"cmap": SHADES, "norm": Normalize(0, float(known.max(initial=0)) or 1.0)}
 
 
 def names_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> tuple[list[str], bool]:
     """The names of the cells along an axis, and whether they are tokens: given ones, or the result's own."""
-    size, names = result.sizes[dim], None
-    if dim in POSITIONS:
-        own = next(
-            (
-                c
-                for n, c in result.coords.items()
-                if n in ("token", f"{dim}_token", "tokens") and c.dims == (dim,)
-            ),
-            None,
-        )
-        names = (
-            [str(token) for token in own.values]
-            if own is not None
-            else list(labels)
-            if labels is not None
-            else None
-        )
-        if names is not None and len(names) < size:
-            raise WorkbenchError(f"There are {len(names)} labels for {size} positions.")
-    if names is not None:
-        return names[:size], True
-    return [str(label) for label in (result[dim].values if dim in result.coords else range(size))], False
+    size = result.sizes[dim]
+    tokens = _tokens_of(result, dim, labels) if dim in POSITIONS else None
+    if tokens is None:
+        numbers = result[dim].values if dim in result.coords else range(size)
+        return list(map(str, numbers)), False
+    if len(tokens) < size:
+        raise WorkbenchError(f"There are {len(tokens)} labels for {size} positions.")
+    return tokens[:size], True
+
+
+def _tokens_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> list[str] | None:
+    """The tokens along a position axis: the result's own, or the labels; None where neither is known."""
+    for name, coord in result.coords.items():
+        if name in ("token", f"{dim}_token", "tokens") and coord.dims == (dim,):
+            return list(map(str, coord.values))
+    return None if labels is None else list(labels)
 
 
 def label_axis(
@@ -175,32 +168,33 @@ def label_axis(
         inches: the length of the axis; labels that would not fit are left out, and many nodes are named by layer.
         most: characters of a label.
     """
-    names, tokens = names_of(result, dim, labels)
+    names, are_tokens = names_of(result, dim, labels)
     room = 40 if inches is None else max(2, int(inches / _TICK))
-    axis, size = axes.xaxis if which == "x" else axes.yaxis, len(names)
-    if dim in NODES and size > room:
-        places, names = _by_layer(axes, which, names, size / room)
+    if dim in NODES and len(names) > room:
+        ticks = _by_layer(axes, which, names, len(names) / room)
     else:
-        step = (
-            1
-            if size <= room
-            else int(MaxNLocator(nbins=max(1, room // 2), integer=True).tick_values(0, size)[1]) or 1
-        )
-        places = list(range(0, size, step))
-        names = [names[place] for place in places]
-    shown = [shorten(visible(name), most) for name in names]
-    long = max(map(len, shown), default=0)
-    cell = (inches or size * _TICK * 2) / max(1, len(shown))
-    tilted = which == "x" and (long + 1) * _letter(axes) > cell  # a letter between neighbours
-    axis.set_ticks(
-        places, shown, rotation=45 if tilted else 0, ha="right" if which == "y" or tilted else "center"
-    )
+        ticks = [(float(i), names[i]) for i in range(0, len(names), _step(len(names), room))]
+    shown = [shorten(visible(name), most) for _, name in ticks]
+    longest = max(map(len, shown), default=0)
+    cell = (inches or len(names) * _TICK * 2) / max(1, len(shown))
+    # labels stay a letter apart from their neighbours
+    tilted = which == "x" and (longest + 1) * _letter(axes) > cell
+    align = "right" if which == "y" or tilted else "center"
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks([place for place, _ in ticks], shown, rotation=45 if tilted else 0, ha=align)
     if tilted:
         for label in axis.get_ticklabels():
             label.set_rotation_mode("anchor")
             label.set_verticalalignment("top")
     axis.set_tick_params(length=0)
-    axis.set_label_text(word(dim) + (" (token)" if tokens else ""))
+    axis.set_label_text(word(dim) + (" (token)" if are_tokens else ""))
+
+
+def _step(size: int, room: int) -> int:
+    """Every how many cells are labelled, a round number, where `room` labels fit."""
+    if size <= room:
+        return 1
+    return int(MaxNLocator(nbins=max(1, room // 2), integer=True).tick_values(0, size)[1]) or 1
 
 
 def _letter(axes: Axes) -> float:
@@ -208,38 +202,42 @@ def _letter(axes: Axes) -> float:
     return float(axes.xaxis.get_ticklabels(which="both")[0].get_fontsize()) * 0.62 / 72
 
 
-def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> tuple[list[float], list[str]]:
-    """Ticks in the middle of every run of nodes of one layer and port, and lines between the runs."""
+def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:
+    """Ticks in the middle of every run of nodes of one layer and port, at least `gap` apart; lines between the runs."""
     runs, start = [], 0
     for name, members in groupby(names, _layer_of):
         n = len(list(members))
         runs.append((n, start + (n - 1) / 2, name))
         start += n
         if start < len(names):
-            (axes.axvline if which == "x" else axes.axhline)(start - 0.5, color="white", linewidth=0.8)
-    kept: list[tuple[float, str]] = []
+            mark = axes.axvline if which == "x" else axes.axhline
+            mark(start - 0.5, color="white", linewidth=0.8)
+    ticks: list[tuple[float, str]] = []
+    # where not every run can be named, the longest ones are
     for _, middle, name in sorted(runs, key=lambda run: (-run[0], run[1])):
-        if all(abs(middle - other) >= gap for other, _ in kept):
-            kept.append((middle, name))
-    kept.sort()
-    return [middle for middle, _ in kept], [name for _, name in kept]
+        if all(abs(middle - other) >= gap for other, _ in ticks):
+            ticks.append((middle, name))
+    return sorted(ticks)
 
 
 def _layer_of(node: str) -> str:
     """`a3 q` of `a3.4<q>`, `a3` of `a3.4`, `m3` of `m3:7`."""
-    found = re.fullmatch(r"([am]\d+)[.:]\d+(?:<(\w)>)?", node)
-    return node if found is None else " ".join(part for part in found.groups() if part)
+    match = re.fullmatch(r"([am]\d+)[.:]\d+(?:<(\w)>)?", node)
+    return node if match is None else " ".join(filter(None, match.groups()))
 
 
 def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     """The line or lines below a title: where the numbers come from, and notes on what is shown; `width` in inches."""
     keys = ("model", "task", "metric", "value", "method")
-    facts = [shorten(visible(result.attrs[key])) for key in keys if result.attrs.get(key)]
+    facts = [shorten(visible(result.attrs[key]), LABEL) for key in keys if result.attrs.get(key)]
     facts += [visible(note) for note in str(result.attrs.get("note", "")).split(" · ") if note]
     most, lines = max(24, int(width * 15)), [""]
     for fact in facts:
         joined = f"{lines[-1]} · {fact}" if lines[-1] else fact
-        lines[-1:] = [joined] if len(joined) <= most else [lines[-1], *textwrap.wrap(fact, most)]
+        if len(joined) <= most:
+            lines[-1] = joined
+        else:
+            lines += textwrap.wrap(fact, most)
     return [line for line in lines if line]
 
 
@@ -254,14 +252,15 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
     width = figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6
     lines = facts_of(result, width)
     if lines:
-        place: dict[str, Any] = {
-            "xy": (0, 1),
-            "xycoords": "axes fraction",
-            "xytext": (0, 5),
-            "textcoords": "offset points",
-        }
-        axes.annotate("\n".join(lines), **place, fontsize=8, color=GREY, va="bottom").set_in_layout(False)
-    axes.set_title(title_lines(title, width) if title else " " if lines else "", pad=8 + 12 * len(lines))
+        facts = axes.annotate(
+            "\n".join(lines), xy=(0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
+            fontsize=8, color=GREY, va="bottom",
+        )  # fmt: skip
+        # the layout would shrink the axes to fit a long line, which may run over their edge instead
+        facts.set_in_layout(False)
+    # without a title a space, because an empty text would leave no room for the facts
+    untitled = " " if lines else ""
+    axes.set_title(title_lines(title, width) if title else untitled, pad=8 + 12 * len(lines))
 
 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
@@ -275,10 +274,14 @@ def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | 
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
 
-def styled(**more: Any) -> Any:
-    """The style of figures, and what else is given with `_` for `.`, while it is entered."""
-    style: dict[Any, Any] = STYLE | {name.replace("_", ".", 1): value for name, value in more.items()}
-    return matplotlib.rc_context(style)
+def styled(changes: Mapping[str, Any] | None = None) -> Any:
+    """The style of figures, while it is entered.
+
+    Args:
+        changes: settings of matplotlib that differ from it, such as `{"axes.titlesize": 9}`.
+    """
+    settings: dict[Any, Any] = STYLE | dict(changes or {})
+    return matplotlib.rc_context(settings)
 
 
 def plain_ticks(axis: Any) -> None:

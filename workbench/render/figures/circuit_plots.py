@@ -1,5 +1,10 @@
-"""Pictures of what was found about circuits: how faithful, how stable, how alike two are, and what the tests say."""
+"""Pictures of results about circuits: how faithful, how stable, how alike two are, and what the tests say.
 
+One function for each kind of result; begin with `minimality`, the shortest. `plots` says which result goes to which.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +16,10 @@ from matplotlib.figure import Figure
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
 from workbench.render.figures.canvas import (
-    BLUE,
+    DASHED,
     GREY,
     GROUND,
     LEGEND,
-    RED,
     SERIES,
     Picture,
     light_grid,
@@ -23,98 +27,84 @@ from workbench.render.figures.canvas import (
     plain_ticks,
     set_heading,
     settled,
-    shorten,
     styled,
 )
 from workbench.render.figures.line_plots import bars, curve, draw_bars, side_by_side
+from workbench.render.writing import BLUE, RED, shorten
 from workbench.statistics import interval_text
 from workbench.text import visible
 
 CHECKS = ("faithfulness", "complement", "random", "incompleteness")
 MOST_EDGES = 24
-"""Of a test of minimality: those with the smallest p."""
+"""The most edges of a test of minimality: those with the smallest p."""
 
 
-def evaluation(found: xr.Dataset, title: str | None = None) -> Figure:
+def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
     """Faithfulness of circuits, and of one circuit also its checks: bars with intervals, a series for each ablation."""
-    one = found.isel(circuit=0) if found.sizes.get("circuit") == 1 else found
-    renamed = one.assign(faithfulness_low=one["low"], faithfulness_high=one["high"])
-    names = [name for name in CHECKS if name in one]
-    share = renamed["faithfulness"]
-    if one is not found:
-        names += ["minimal"] if "minimal" in one else []
-        made = side_by_side(renamed, names, "check", quantity="share of the effect")
-        made = made.transpose(..., "check")
-    elif "ablation" in found.dims and found.sizes["ablation"] > 1:
-        made = side_by_side(renamed, ["faithfulness"], "check", quantity="faithfulness").isel(
-            check=0, drop=True
-        )
-        made = made.transpose("ablation", "circuit")
-    elif len(names) > 1:
-        made = side_by_side(
-            renamed.squeeze("ablation") if "ablation" in found.dims else renamed,
-            names,
-            "check",
-            quantity="share of the effect",
-        )
-        made = made.transpose("check", "circuit")
+    is_one = result.sizes.get("circuit") == 1
+    one = result.isel(circuit=0) if is_one else result
+    checks = [name for name in CHECKS if name in one]
+    if is_one:
+        checks += ["minimal"] if "minimal" in one else []
+        table = _checks_table(one, checks).transpose(..., "check")
+    elif result.sizes.get("ablation", 1) > 1:
+        # several circuits and ablations leave no room for further checks
+        table = _checks_table(one, ["faithfulness"], quantity="faithfulness").isel(check=0, drop=True)
+        table = table.transpose("ablation", "circuit")
     else:
-        made = xr.Dataset(
-            {"mean": share, "low": one["low"], "high": one["high"]},
-            attrs=found.attrs | {"quantity": "faithfulness"},
-        ).squeeze()
-    shown = made["mean"].rename(made.attrs["quantity"]).assign_attrs(found.attrs)
-    if "n_edges" in found and one is not found and found["n_edges"].size:
-        shown = noted(shown, f"{int(found['n_edges'].values.flat[0]):,} edges")
-    return bars(shown, low=made["low"], high=made["high"], title=title, reference=1.0)
+        flat = one.squeeze("ablation") if "ablation" in one.dims else one
+        if len(checks) > 1:
+            table = _checks_table(flat, checks).transpose("check", "circuit")
+        else:
+            table = _checks_table(flat, checks, quantity="faithfulness").squeeze("check", drop=True)
+    shown = table["mean"].rename(table.attrs["quantity"]).assign_attrs(result.attrs)
+    if "n_edges" in result and is_one and result["n_edges"].size:
+        shown = noted(shown, f"{int(result['n_edges'].values.flat[0]):,} edges")
+    return bars(shown, low=table["low"], high=table["high"], title=title, reference=1.0)
 
 
-def minimality(found: xr.Dataset, title: str | None = None) -> Figure:
-    """How much each component of a circuit is missed when it goes."""
-    shown = found["missed"].rename("missed (share of the metric)").assign_attrs(found.attrs)
-    needless = found["node"].values[found["needed"].values == 0]
-    shown = noted(
-        shown,
-        f"less than 1 %: {', '.join(map(str, needless))}" if len(needless) else "every component is missed",
-    )
-    return bars(shown, low=found["low"], high=found["high"], title=title)
+def _checks_table(
+    result: xr.Dataset, names: Sequence[str], quantity: str = "share of the effect"
+) -> xr.Dataset:
+    """`mean`, `low` and `high` of each check; those of the faithfulness are called `low` and `high` in a result."""
+    named = result.assign(faithfulness_low=result["low"], faithfulness_high=result["high"])
+    return side_by_side(named, names, "check", quantity=quantity)
 
 
-def stability(found: xr.Dataset, title: str | None = None) -> Figure:
+def minimality(result: xr.Dataset, title: str | None = None) -> Figure:
+    """How much of the metric is lost without each component of a circuit."""
+    shown = result["missed"].rename("missed (share of the metric)").assign_attrs(result.attrs)
+    needless = result["node"].values[result["needed"].values == 0]
+    note = f"less than 1 %: {', '.join(map(str, needless))}" if len(needless) else "every component is missed"
+    return bars(noted(shown, note), low=result["low"], high=result["high"], title=title)
+
+
+def stability(result: xr.Dataset, title: str | None = None) -> Figure:
     """How much circuits found on resampled prompts agree, and how many edges each of them has."""
     with styled():
         figure = Picture(figsize=(6.8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 2.4])
-        jaccard = found["jaccard"].expand_dims(circuits=["resampled"])
-        draw_bars(left, jaccard, found["low"].expand_dims("circuits"), found["high"].expand_dims("circuits"))
+        jaccard, low, high = (result[name].expand_dims("circuits") for name in ("jaccard", "low", "high"))
+        draw_bars(left, jaccard.assign_coords(circuits=["resampled"]), low, high)
         left.set(ylim=(0, 1.02), xlim=(-0.8, 0.8), xticks=[], ylabel="Jaccard index of edges")
-        numbers = [float(found[name]) for name in ("jaccard", "low", "high")]
-        left.set_title(
-            f"{numbers[0]:.2f} {interval_text(numbers[1], numbers[2], '.2f')}",
-            fontsize=9.5,
-            fontweight="normal",
-        )
-        counts = found["n_edges"].values
-        right.hist(
-            counts,
-            bins=np.arange(counts.min(), counts.max() + 2) - 0.5 if np.ptp(counts) < 30 else 20,
-            color=BLUE,
-        )
+        interval = interval_text(float(result["low"]), float(result["high"]), ".2f")
+        left.set_title(f"{float(result['jaccard']):.2f} {interval}", fontsize=9.5, fontweight="normal")
+        counts = result["n_edges"].values
+        # a bar for each number of edges, where they are few
+        one_each = np.arange(counts.min(), counts.max() + 2) - 0.5
+        right.hist(counts, bins=one_each if np.ptp(counts) < 30 else 20, color=BLUE)
         right.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.set(xlabel="number of edges after pruning", ylabel="resamples")
         light_grid(right)
-        set_heading(
-            figure,
-            found.assign_attrs(note=f"{found.attrs['draws']} resamples" if "draws" in found.attrs else ""),
-            title,
-        )
+        note = f"{result.attrs['draws']} resamples" if "draws" in result.attrs else ""
+        set_heading(figure, result.assign_attrs(note=note), title)
         return settled(figure)
 
 
-def comparison(found: Comparison, title: str | None = None) -> Figure:
+def comparison(result: Comparison, title: str | None = None) -> Figure:
     """Edges that two circuits share and those of one alone, by what they enter and what writes them."""
-    frame, colours = found.by_component, {"both": BLUE, "only a": SERIES[1], "only b": SERIES[2]}
+    frame = result.by_component
     present = frame["side"].tolist()
     sides = [side for side in ("reader", "writer") if side in present] or ["reader"]
     heights = [max(1, present.count(side)) for side in sides]
@@ -122,89 +112,106 @@ def comparison(found: Comparison, title: str | None = None) -> Figure:
         figure = Picture(figsize=(7.2, 1.8 + 0.3 * max(3, len(frame))), layout="constrained")
         grid = figure.subplots(len(sides), 1, squeeze=False, sharex=True, height_ratios=heights)
         for axes, side in zip(grid[:, 0], sides, strict=True):
-            part = pd.DataFrame(frame[frame["side"] == side])
-            a, b, both = (part[name].to_numpy() for name in ("a", "b", "both"))
-            parts = {"both": both, "only a": a - both, "only b": b - both}
-            start, places = np.zeros(len(part)), np.arange(len(part))
-            for name, counts in parts.items():
-                axes.barh(places, counts, 0.7, left=start, color=colours[name], label=name)
-                start = start + counts
-            axes.set_yticks(places, [str(name) for name in part["class"]])
-            axes.set_ylim(len(part) - 0.4, -0.6)
+            _draw_shared(axes, pd.DataFrame(frame[frame["side"] == side]))
             axes.set_ylabel("into" if side == "reader" else "out of")
-            axes.tick_params(axis="y", length=0)
-            light_grid(axes, "x")
         grid[0, 0].legend(**LEGEND)
         grid[-1, 0].set_xlabel("number of edges")
-        note = f"Jaccard of edges {found.jaccard:.2f}, of nodes {found.node_jaccard:.2f} · precision of b {found.precision:.2f}, recall of a {found.recall:.2f}"
-        note += " · positions and neurons collapsed" if found.collapsed else ""
+        note = (
+            f"Jaccard of edges {result.jaccard:.2f}, of nodes {result.node_jaccard:.2f}"
+            f" · precision of b {result.precision:.2f}, recall of a {result.recall:.2f}"
+        )
+        if result.collapsed:
+            note += " · positions and neurons collapsed"
         set_heading(figure, xr.Dataset(attrs={"note": note}), title)
         return settled(figure)
 
 
-def verdicts(found: xr.Dataset, title: str | None = None) -> Figure:
+def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
+    """A bar for each class of components: edges of both circuits, then those of one alone."""
+    a, b, both = (rows[name].to_numpy() for name in ("a", "b", "both"))
+    segments = (("both", both, BLUE), ("only a", a - both, SERIES[1]), ("only b", b - both, SERIES[2]))
+    start, places = np.zeros(len(rows)), np.arange(len(rows))
+    for name, counts, colour in segments:
+        axes.barh(places, counts, 0.7, left=start, color=colour, label=name)
+        start = start + counts
+    axes.set_yticks(places, [str(name) for name in rows["class"]])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    light_grid(axes, "x")
+
+
+def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
     """The p-value of every test of a circuit, coloured by what its outcome says; of minimality also those of the edges."""
-    names = [str(name) for name in found["test"].values]
-    p, supports = found["p"].values, found["supports"].values.astype(bool)
-    alpha = float(found.attrs.get("alpha", 0.05))
-    edges = _smallest(found)
+    alpha = float(result.attrs.get("alpha", 0.05))
+    n_tests, edges = result.sizes["test"], _smallest(result)
+    height, ratios = 1.6 + 0.32 * n_tests, [1.0 + n_tests]
+    if edges is not None:
+        height += 0.9 + 0.19 * len(edges.names)
+        ratios.append(0.6 * len(edges.names) + 1)
     with styled():
-        figure = Picture(
-            figsize=(7.2, 1.6 + 0.32 * len(names) + (0.9 + 0.19 * len(edges[0]) if edges else 0)),
-            layout="constrained",
-        )
-        grid = figure.subplots(
-            1 + bool(edges),
-            1,
-            squeeze=False,
-            height_ratios=[1 + len(names), *([0.6 * len(edges[0]) + 1] if edges else [])],
-        )
-        axes = grid[0, 0]
-        _p_values(axes, p, [BLUE if good else RED for good in supports], alpha)
-        axes.set_yticks(range(len(names)), [visible(name.replace("_", " ")) for name in names])
-        for row, (number, good) in enumerate(zip(found["statistic"].values, supports, strict=True)):
-            text = (
-                f"statistic {number:.3g}: {'supports' if good else 'speaks against'} the circuit"
-                if np.isfinite(p[row])
-                else "nothing to test"
-            )
-            axes.text(
-                1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY
-            )
-        axes.set_xlabel("p" if not edges else "")
-        if edges:
-            _p_values(grid[1, 0], edges[1], [RED if value < alpha else BLUE for value in edges[1]], alpha)
-            grid[1, 0].set_yticks(range(len(edges[0])), edges[0], fontsize=7)
-            grid[1, 0].set_xlabel("p")
-            left = found.sizes["edge"] - len(edges[0])
-            more = f"; {left} with larger p left out" if left else ""
-            grid[1, 0].set_title(
-                f"minimality, edge by edge (not corrected{more})", fontsize=9, fontweight="normal"
-            )
-        accepted = "accepted: " + ("yes" if bool(found["accepted"]) else "no") if "accepted" in found else ""
-        set_heading(figure, found.assign_attrs(note=f"{accepted} · dashed: alpha {alpha:g}"), title)
+        figure = Picture(figsize=(7.2, height), layout="constrained")
+        grid = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)
+        _draw_tests(grid[0, 0], result, alpha)
+        grid[-1, 0].set_xlabel("p")
+        if edges is not None:
+            _draw_edges(grid[1, 0], edges, result.sizes["edge"] - len(edges.names), alpha)
+        accepted = ""
+        if "accepted" in result:
+            accepted = f"accepted: {'yes' if bool(result['accepted']) else 'no'}"
+        set_heading(figure, result.assign_attrs(note=f"{accepted} · dashed: alpha {alpha:g}"), title)
         return settled(figure)
 
 
-def _smallest(found: xr.Dataset) -> tuple[list[str], np.ndarray] | None:
-    if "edge_p" not in found or not found.sizes["edge"] or not np.isfinite(found["edge_p"].values).any():
+def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
+    """A row for each test: its p-value, and in words what it says."""
+    p, supports = result["p"].values, result["supports"].values.astype(bool)
+    _draw_p_values(axes, p, [BLUE if good else RED for good in supports], alpha)
+    names = [visible(str(name).replace("_", " ")) for name in result["test"].values]
+    axes.set_yticks(range(len(names)), names)
+    for row, (statistic, good) in enumerate(zip(result["statistic"].values, supports, strict=True)):
+        text = "nothing to test"
+        if np.isfinite(p[row]):
+            text = f"statistic {statistic:.3g}: {'supports' if good else 'speaks against'} the circuit"
+        beside = axes.get_yaxis_transform()  # x as a share of the axes, y as a row
+        axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=GREY)
+
+
+@dataclass(frozen=True)
+class _EdgeTests:
+    """Names of edges and the p-values of their tests, smallest first."""
+
+    names: list[str]
+    p: np.ndarray
+
+
+def _smallest(result: xr.Dataset) -> _EdgeTests | None:
+    """The edges with the smallest p, at most `MOST_EDGES`; None where none was tested."""
+    if "edge_p" not in result or not np.isfinite(result["edge_p"].values).any():
         return None
-    order = np.argsort(found["edge_p"].values, kind="stable")[:MOST_EDGES]
-    return [shorten(visible(name), 32) for name in found["edge"].values[order]], found["edge_p"].values[order]
+    order = np.argsort(result["edge_p"].values, kind="stable")[:MOST_EDGES]
+    names = [shorten(visible(name), 32) for name in result["edge"].values[order]]
+    return _EdgeTests(names, result["edge_p"].values[order])
 
 
-def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> None:
+def _draw_edges(axes: Axes, edges: _EdgeTests, n_left_out: int, alpha: float) -> None:
+    _draw_p_values(axes, edges.p, [RED if p < alpha else BLUE for p in edges.p], alpha)
+    axes.set_yticks(range(len(edges.names)), edges.names, fontsize=7)
+    left_out = f"; {n_left_out} with larger p left out" if n_left_out else ""
+    axes.set_title(f"minimality, edge by edge (not corrected{left_out})", fontsize=9, fontweight="normal")
+
+
+def _draw_p_values(axes: Axes, p: np.ndarray, colours: list[str], alpha: float) -> None:
+    """A dot for each p-value on a logarithmic axis, with alpha dashed."""
     known = np.isfinite(p)
     rows = np.arange(len(p))
-    # a p-value of 0 has no logarithm; nothing here is below 1e-4 but such
+    # a p-value of 0 has no logarithm; no other one of these tests is below 1e-4
     shown = np.clip(p, 1e-4, 1)
-    axes.hlines(
-        rows[known], shown[known], 1, color=[colours[row] for row in rows[known]], linewidth=1.2, alpha=0.5
-    )
-    axes.scatter(shown[known], rows[known], c=[colours[row] for row in rows[known]], s=28, zorder=3)
+    inks = [colours[row] for row in rows[known]]
+    axes.hlines(rows[known], shown[known], 1, color=inks, linewidth=1.2, alpha=0.5)
+    axes.scatter(shown[known], rows[known], c=inks, s=28, zorder=3)
     for row in rows[~known]:
         axes.axhspan(row - 0.3, row + 0.3, linewidth=0, **GROUND)
-    axes.axvline(alpha, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(alpha, **DASHED)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
     axes.set_xlim(min(0.5 * alpha, 0.7 * float(shown[known].min(initial=1.0))), 1.15)
@@ -213,27 +220,17 @@ def _p_values(axes: Axes, p: np.ndarray, colours: list[Any], alpha: float) -> No
     light_grid(axes, "x")
 
 
-def faithfulness(found: xr.Dataset, title: str | None = None) -> Figure:
+def faithfulness(result: xr.Dataset, title: str | None = None) -> Figure:
     """Faithfulness against circuit size, a line for each label of a further axis, such as `method`."""
-    if not found["faithfulness"].ndim:
+    dims = [str(dim) for dim in result["faithfulness"].dims]
+    if not dims:
         raise WorkbenchError(
             "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes."
         )
-    size = "size" if "size" in found.dims else str(found["faithfulness"].dims[-1])
-    over = next((str(dim) for dim in found["faithfulness"].dims if dim != size), None)
-    counted = "n_edges" in found and size in found["n_edges"].dims
-    bounds: dict[str, Any] = {"low": "low", "high": "high"} if {"low", "high"} <= set(found) else {}
-    found = (
-        found.assign_attrs(note=f"{found.attrs['area_name']} {found.attrs['area']:.3f}")
-        if {"area", "area_name"} <= set(found.attrs) and over is None
-        else found
-    )
-    return curve(
-        found,
-        x="n_edges" if counted else size,
-        y="faithfulness",
-        over=over,
-        title=title,
-        reference=1.0,
-        **bounds,
-    )
+    size = "size" if "size" in result.dims else dims[-1]
+    over = next((dim for dim in dims if dim != size), None)
+    x = "n_edges" if "n_edges" in result and size in result["n_edges"].dims else size
+    bounds: dict[str, Any] = {"low": "low", "high": "high"} if {"low", "high"} <= set(result) else {}
+    if {"area", "area_name"} <= set(result.attrs) and over is None:
+        result = result.assign_attrs(note=f"{result.attrs['area_name']} {result.attrs['area']:.3f}")
+    return curve(result, x=x, y="faithfulness", over=over, title=title, reference=1.0, **bounds)

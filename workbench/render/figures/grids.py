@@ -1,7 +1,11 @@
-"""Grids of coloured cells: one (`heatmap`), one for each cell of further axes (`heatmaps`), or with a text in every cell."""
+"""Grids of coloured cells: one (`heatmap`), one for each cell of further axes (`heatmaps`), or with a text in every cell.
+
+Begin with `cells`, which all of them use. Which grid fits a result is decided in `plots`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,16 +28,17 @@ from workbench.render.figures.canvas import (
     set_heading,
     set_title,
     settled,
-    shorten,
     styled,
     word,
 )
+from workbench.render.writing import shorten
 from workbench.text import visible
 
 MOST_PANELS = 48
-"""Of `heatmaps`; a note says how many were left out."""
+"""The most panels of `heatmaps`; a note says how many were left out."""
+_SMALL = {"axes.titlesize": 8.5, "axes.titleweight": "normal", "xtick.labelsize": 7, "ytick.labelsize": 7}
 FEW = 8
-"""Up to so many words on an axis beside layers and heads get a panel each."""
+"""Up to 8 words on an axis beside layers and heads get a panel each."""
 
 
 def cells(
@@ -49,28 +54,25 @@ def cells(
     axes.patch.set(**GROUND)
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
     axes.spines[:].set_visible(False)
-    for at in np.ndindex(values.shape) if texts is not None else ():
-        assert texts is not None
-        red, green, blue, _ = image.to_rgba(values[at]) if np.isfinite(values[at]) else (1, 1, 1, 1)
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        box = (
-            None
-            if np.isfinite(values[at]) or not texts[at]
-            else {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
-        )
-        colour = "white" if dark else "#1f2937"
-        axes.text(
-            at[1],
-            at[0],
-            str(texts[at]),
-            ha="center",
-            va="center",
-            fontsize=size,
-            color=colour,
-            bbox=box,
-            clip_on=True,
-        )
+    if texts is not None:
+        for at in np.ndindex(values.shape):
+            _cell_text(axes, image, at, float(values[at]), str(texts[at]), size)
     return image
+
+
+def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: str, size: float) -> None:
+    """A text in the middle of a cell: white on dark colours; where nothing was measured, on plain grey."""
+    known = bool(np.isfinite(value))
+    red, green, blue, _ = image.to_rgba(value) if known else (1, 1, 1, 1)
+    # luma of ITU-R BT.601: how bright a colour looks
+    is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+    box = None
+    if text and not known:  # hatching would run through the text
+        box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
+    axes.text(
+        at[1], at[0], text, ha="center", va="center", fontsize=size, color="white" if is_dark else "#1f2937",
+        bbox=box, clip_on=True,
+    )  # fmt: skip
 
 
 def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
@@ -87,8 +89,11 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         raise WorkbenchError(f"A heatmap needs two axes besides example; this result has {axes_of(result)}.")
     check_filled(result)
     rows, columns = result.shape
-    width = min(14, max(4.2, 1.9 + columns * (0.34 if columns <= 30 else 0.14)))
-    height = min(12, max(2.4, 1.2 + rows * (0.3 if rows <= 30 else 0.19)))
+    # many cells are smaller, so that a grid still fits on a screen
+    cell_width = 0.34 if columns <= 30 else 0.14
+    cell_height = 0.3 if rows <= 30 else 0.19
+    width = min(14, max(4.2, 1.9 + columns * cell_width))
+    height = min(12, max(2.4, 1.2 + rows * cell_height))
     with styled():
         figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
@@ -121,35 +126,34 @@ def heatmaps(
         )
         result, names = result[:MOST_PANELS], names[:MOST_PANELS]
     n, rows, columns = result.shape
-    width, height = (min(5.0, max(0.95, size * step)) for size, step in ((columns, 0.18), (rows, 0.18)))
+    width, height = (min(5.0, max(0.95, size * 0.18)) for size in (columns, rows))
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)
     room = max(8, int(width * 13))
-    if any(
-        len(name) > room for name in names
-    ):  # "reader a3.7<q>" without the axis says more than its beginning
+    # "reader a3.7<q>" without the axis says more than its beginning
+    if any(len(name) > room for name in names):
         names = [name.removeprefix(panels.axis) for name in names]
-    with styled(axes_titlesize=8.5, axes_titleweight="normal", xtick_labelsize=7, ytick_labelsize=7):
+    with styled(_SMALL):
         figure = Picture(
             figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)),
             layout="constrained",
         )
-        grid = figure.subplots(down, across, squeeze=False)
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
         image = None
-        for i, axes in enumerate(grid.flat):
-            if i >= n:
-                axes.set_axis_off()
-                continue
+        for i, axes in enumerate(grid[:n]):
             image = cells(axes, np.asarray(result.values[i], dtype=float), colours)
             label_cells(axes, result[i], labels, (width, height))
             axes.set_title(shorten(visible(names[i]), room), pad=3)
+            # labels only at the rim: neighbours share them
             if i % across:
                 axes.tick_params(labelleft=False)
                 axes.set_ylabel("")
             if i + across < n:
                 axes.tick_params(labelbottom=False)
                 axes.set_xlabel("")
-        colour_bar(figure, image, list(grid.flat), result.name)
+        for axes in grid[n:]:
+            axes.set_axis_off()
+        colour_bar(figure, image, grid, result.name)
         set_heading(figure, result, title)
         return settled(figure)
 
@@ -170,19 +174,20 @@ def token_table(
         )
     note = ""
     if "example" in best.dims:
-        n, shown = best.sizes["example"], best["example"].values[0] if "example" in best.coords else 0
-        best, note = best.isel(example=0), f"example {shown} of {n}" if n > 1 else ""
-    prob = noted(
-        best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs), note
-    )
+        n = best.sizes["example"]
+        if n > 1:
+            first = best["example"].values[0] if "example" in best.coords else 0
+            note = f"example {first} of {n}"
+        best = best.isel(example=0)
+    prob = best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs)
+    prob = noted(prob, note)
     known = np.isfinite(prob.values).any(0)
     if not known.any():
         raise WorkbenchError("There is nothing to draw: no token was read at any layer and position.")
     prob = prob.isel(pos=slice(0, int(np.flatnonzero(known)[-1]) + 1))
     names = best["text" if "text" in best.coords else "token"].transpose("layer", "pos").values
-    texts = np.array([[shorten(visible(name), 12) for name in row] for row in names], dtype=object)[
-        :, : prob.sizes["pos"]
-    ]
+    shortened = [[shorten(visible(name), 12) for name in row] for row in names]
+    texts = np.array(shortened, dtype=object)[:, : prob.sizes["pos"]]
     texts = np.where(np.isfinite(prob.values), texts, "")
     wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
@@ -215,32 +220,37 @@ class Part(NamedTuple):
 
 def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
     """Tables of numbers below each other, each with a name and coloured on its own from worst to best."""
-    columns, rows = max(table.shape[1] for _, table, _ in parts), [table.shape[0] for _, table, _ in parts]
+    columns = max(part.table.shape[1] for part in parts)
+    rows = [part.table.shape[0] for part in parts]
+    size = 2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)
     with styled():
-        figure = Picture(
-            figsize=(2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)), layout="constrained"
-        )
+        figure = Picture(figsize=size, layout="constrained")
         grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[1 + 0.3 * n for n in rows])
-        for axes, (name, table, best) in zip(grid[:, 0], parts, strict=True):
-            values = table.to_numpy(dtype=float)
-            known = values[np.isfinite(values)]
-            low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-            texts = np.array(
-                [[f"{value:.3f}" if np.isfinite(value) else "not run" for value in row] for row in values]
-            )
-            norm = Normalize(low, high if high > low else low + 1)
-            cells(axes, values, {"cmap": "Blues" if best == "high" else "Blues_r", "norm": norm}, texts)
-            across, down = (
-                [shorten(visible(name), 32) for name in names] for names in (table.columns, table.index)
-            )
-            axes.set_xticks(
-                range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8
-            )
-            axes.set_yticks(range(len(down)), down, fontsize=8)
-            axes.tick_params(length=0)
-            axes.set_title(visible(name) if name else "", fontsize=9.5)
+        for axes, part in zip(grid[:, 0], parts, strict=True):
+            _draw_table(axes, part)
         set_heading(figure, xr.Dataset(), title)
         return settled(figure)
+
+
+def _draw_table(axes: Axes, part: "Part") -> None:
+    """Numbers as coloured cells with their names at the rim."""
+    values = part.table.to_numpy(dtype=float)
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    # equal numbers have no scale of their own
+    norm = Normalize(low, high if high > low else low + 1)
+    texts = np.array([[_number_text(value) for value in row] for row in values])
+    cells(axes, values, {"cmap": "Blues" if part.best == "high" else "Blues_r", "norm": norm}, texts)
+    across = [shorten(visible(name), 32) for name in part.table.columns]
+    down = [shorten(visible(name), 32) for name in part.table.index]
+    axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(down)), down, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_title(visible(part.name) if part.name else "", fontsize=9.5)
+
+
+def _number_text(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "not run"
 
 
 @dataclass(frozen=True)
@@ -248,8 +258,8 @@ class _Panels:
     """A result as (panel, row, column), and what each panel is called.
 
     Attributes:
-        across: how many stand side by side, if that is given.
-        axis: how every name begins, where one axis makes them.
+        across: how many stand side by side, None to choose.
+        axis: what every name begins with, where one axis makes them.
     """
 
     values: xr.DataArray
@@ -259,28 +269,24 @@ class _Panels:
 
     @classmethod
     def of(cls, result: xr.DataArray) -> "_Panels":
+        """The leading axes as panels, or of layer x head x a few words the words."""
         dims = [str(dim) for dim in result.dims]
-        words = result[dims[2]].values if dims[2] in result.coords else np.zeros(0)
-        if len(dims) == 3 and dims[0] == "layer" and words.dtype.kind in "OUT" and len(words) <= FEW:
-            return cls(result.transpose(dims[2], ...), [str(name) for name in words], None)
+        last = _labels_of(result, dims[2])
+        are_words = dims[2] in result.coords and result[dims[2]].dtype.kind in "OUT"
+        if len(dims) == 3 and dims[0] == "layer" and are_words and len(last) <= FEW:
+            return cls(result.transpose(dims[2], ...), last, None)
         lead = dims[:-2]
-        stacked = (
-            result.stack(panel=lead, create_index=False).transpose("panel", ...) if len(lead) > 1 else result
-        )
-        each = [
-            [
-                str(label)
-                for label in (result[dim].values if dim in result.coords else range(result.sizes[dim]))
-            ]
-            for dim in lead
-        ]
-        names = [
-            _panel_name(lead, at)
-            for at in np.array(np.meshgrid(*each, indexing="ij")).reshape(len(lead), -1).T.tolist()
-        ]
         if len(lead) == 1:
-            return cls(stacked, names, None, f"{word(lead[0])} ")
+            names = [_panel_name(lead, [label]) for label in _labels_of(result, lead[0])]
+            return cls(result, names, None, f"{word(lead[0])} ")
+        stacked = result.stack(panel=lead, create_index=False).transpose("panel", ...)
+        names = [_panel_name(lead, labels) for labels in product(*(_labels_of(result, dim) for dim in lead))]
         return cls(stacked, names, result.sizes[lead[-1]])
+
+
+def _labels_of(result: xr.DataArray, dim: str) -> list[str]:
+    """The labels of an axis as text, by default its indices."""
+    return list(map(str, result[dim].values if dim in result.coords else range(result.sizes[dim])))
 
 
 def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:
@@ -290,7 +296,11 @@ def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:
 
 
 def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
-    """How many panels stand side by side: as many as the last leading axis has, where they fit, or so that few gaps are left."""
+    """How many panels stand side by side.
+
+    As many as the last leading axis has, where they fit; otherwise so that the figure is about 1.6 times as wide as high
+    and few gaps are left in its last row.
+    """
     most = max(1, int(12.5 / (width + 0.15)))
     if wanted is not None and wanted <= most:
         return min(n, wanted)

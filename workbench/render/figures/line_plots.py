@@ -1,6 +1,9 @@
-"""Lines with their intervals as bands, and bars with theirs as strokes: `curve` and `bars`, of one series or several."""
+"""Lines with their intervals as bands, and bars with theirs as strokes: `curve` and `bars`, of one series or several.
 
-from collections.abc import Mapping, Sequence
+`draw_line` and `draw_bars` do the same on axes that exist. Which result becomes a line is decided in `plots`.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,13 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.canvas import (
-    BLUE,
+    DASHED,
     GREY,
     GROUND,
     INK,
+    LABEL,
     LEGEND,
-    RED,
+    POSITIONS,
     SERIES,
     Picture,
     axes_of,
@@ -32,10 +36,11 @@ from workbench.render.figures.canvas import (
     styled,
     word,
 )
+from workbench.render.writing import BLUE, RED
 from workbench.text import visible
 
 _LONG, _LONGEST = 12, 44
-"""Names of more characters lie beside horizontal bars, cut at the second number."""
+"""Names of more than 12 characters stand beside horizontal bars, cut at 44."""
 
 
 def curve(
@@ -53,7 +58,9 @@ def curve(
     """A line with its interval as a band, or one for each label of a second axis.
 
     Args:
-        x: axis or coordinate.  y: variable.  low, high: variables of the interval.
+        x: axis or coordinate.
+        y: variable.
+        low, high: variables of the interval.
         over: the axis whose labels get a line each, such as `method`.
         log: logarithmic x; by default for sizes that span more than a factor of 20.
         reference: a level to mark with a dashed line, such as the faithfulness 1 of the whole model.
@@ -72,41 +79,45 @@ def curve(
         raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
     if not bool(np.isfinite(dataset[y]).any()):
         raise WorkbenchError(f"There is nothing to draw: no cell of {y!r} was measured.")
-    lines = [dataset] if over is None else [dataset.isel({over: i}) for i in range(dataset.sizes[over])]
-    labels = [""] if over is None else [legend_name(name) for name in names_of(dataset[y], over, None)[0]]
+    lines = _series(dataset, y, over)
     with styled():
         figure = Picture(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         if reference is not None:
-            axes.axhline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        places, known = np.zeros(0), np.zeros(0, dtype=bool)
-        for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
+            axes.axhline(reference, **DASHED)
+        places, known = np.zeros(0), np.zeros(0, dtype=bool)  # of all lines together
+        for i, (label, line) in enumerate(lines):
             order = np.argsort(line[x].values, kind="stable")
-            at, *numbers = (
-                np.asarray(line[n].values, dtype=float)[order] for n in (x, y, low, high) if n is not None
-            )
-            measured, colour = np.isfinite(numbers[0]), SERIES[i % len(SERIES)]
+            names = [name for name in (x, y, low, high) if name is not None]
+            at, *numbers = (np.asarray(line[name].values, dtype=float)[order] for name in names)
+            measured = np.isfinite(numbers[0])
             places, known = np.concatenate([places, at]), np.concatenate([known, measured])
-            draw_line(
-                axes,
-                at,
-                *numbers,
-                colour=colour,
-                label=label if measured.any() else f"{label} (not measured)",
-            )
+            if not measured.any():
+                label += " (not measured)"
+            draw_line(axes, at, *numbers, colour=SERIES[i % len(SERIES)], label=label)
         _hatch(axes, places, known)
         if over is not None:
             axes.legend(title=word(over), title_fontsize=8, alignment="left", **LEGEND)
         _scale(axes, places, log)
         if np.array_equal(places, places.round()) and axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        share = x == "size" and bool((places <= 1).all())
-        axes.set_xlabel("share of edges" if share else word(x))
-        named = dataset[y].attrs.get("long_name") or (dataset.attrs.get("quantity") if y == "mean" else None)
-        axes.set_ylabel(visible(named) if named else word(y))
+        is_share = x == "size" and bool((places <= 1).all())
+        axes.set_xlabel("share of edges" if is_share else word(x))
+        quantity = dataset[y].attrs.get("long_name")
+        if not quantity and y == "mean":
+            quantity = dataset.attrs.get("quantity")
+        axes.set_ylabel(visible(quantity) if quantity else word(y))
         light_grid(axes)
         set_title(axes, dataset, title)
         return settled(figure)
+
+
+def _series(dataset: xr.Dataset, y: str, over: str | None) -> list[tuple[str, xr.Dataset]]:
+    """Label and data of every line; one without a label where there is no further axis."""
+    if over is None:
+        return [("", dataset)]
+    names, _ = names_of(dataset[y], over, None)
+    return [(legend_name(name), dataset.isel({over: i})) for i, name in enumerate(names)]
 
 
 def draw_line(
@@ -144,10 +155,8 @@ def bars(
     check_filled(result)
     dim = str(result.dims[-1])
     names, _ = names_of(result, dim, labels)
-    lying = (
-        dim not in ("pos", "query_pos", "key_pos")
-        and max((len(visible(name)) for name in names), default=0) > _LONG
-    )
+    longest = max((len(visible(name)) for name in names), default=0)
+    lying = dim not in POSITIONS and longest > _LONG
     n = result.size if result.ndim == 2 else len(names)
     length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
     size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
@@ -156,26 +165,39 @@ def bars(
         axes = figure.subplots()
         draw_bars(axes, result, low, high, lying=lying)
         if reference is not None:
-            (axes.axvline if lying else axes.axhline)(
-                reference, color=GREY, linewidth=1, linestyle=(0, (4, 3))
-            )
-        quantity = word(result.name or "value")
-        (axes.set_xlabel if lying else axes.set_ylabel)(quantity)
-        label_axis(
-            axes,
-            "y" if lying else "x",
-            result,
-            dim,
-            labels,
-            inches=size[lying] - (0.8 if lying else 1.2),
-            most=_LONGEST if lying else 16,
+            mark_reference(axes, reference, lying=lying)
+        name_bars(
+            axes, result, labels, lying=lying, length=size[lying] - (0.8 if lying else 1.2), most=_LONGEST
         )
-        if lying:
-            axes.set_ylabel("")
         if result.ndim == 2:
             axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND)
         set_title(axes, result, title)
         return settled(figure)
+
+
+def mark_reference(axes: Axes, value: float, *, lying: bool) -> None:
+    """A dashed line across the bars at a value of theirs."""
+    mark = axes.axvline if lying else axes.axhline
+    mark(value, **DASHED)
+
+
+def name_bars(
+    axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, *, lying: bool, length: float, most: int,
+    quantity: str | None = None,
+) -> None:  # fmt: skip
+    """The quantity along the bars, and their names beside them.
+
+    Args:
+        length: of the axis of the names, in inches.
+        most: characters of a name beside lying bars; below standing ones they are 16.
+        quantity: by default the name of the result.
+    """
+    set_quantity = axes.set_xlabel if lying else axes.set_ylabel
+    set_quantity(quantity or word(result.name or "value"))
+    dim, which = str(result.dims[-1]), "y" if lying else "x"
+    label_axis(axes, which, result, dim, labels, inches=length, most=most if lying else LABEL)
+    if lying:  # the names say what they are
+        axes.set_ylabel("")
 
 
 def draw_bars(
@@ -187,34 +209,33 @@ def draw_bars(
     Args:
         colours: of the bars of one series; by default blue, and red below 0.
     """
-    values = np.atleast_2d(np.asarray(result.values, dtype=float))
-    bounds = (
-        None
-        if low is None or high is None
-        else [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
-    )
+    values = np.atleast_2d(np.asarray(result.values, dtype=float))  # [series, bar]
+    bounds = []
+    if low is not None and high is not None:
+        bounds = [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
     names = [""] if result.ndim == 1 else names_of(result, str(result.dims[0]), None)[0]
     width, known = 0.72 / len(values), np.isfinite(values)
-    draw: Mapping[str, Any] = {
-        "bar": axes.barh if lying else axes.bar, "line": axes.hlines if lying else axes.vlines,
-        "span": axes.axhspan if lying else axes.axvspan,
-    }  # fmt: skip
+    draw_bar = axes.barh if lying else axes.bar
+    draw_interval = axes.hlines if lying else axes.vlines
+    draw_span = axes.axhspan if lying else axes.axvspan
+    draw_zero = axes.axvline if lying else axes.axhline
     for i, (row, name) in enumerate(zip(values, names, strict=True)):
         places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
-        signs = colours or [BLUE if value >= 0 else RED for value in row]
-        shades: Any = (
-            [signs[j] for j in np.flatnonzero(known[i]).tolist()]
-            if len(values) == 1
-            else SERIES[i % len(SERIES)]
-        )
-        label = {"label": legend_name(name)} if name else {}
-        draw["bar"](places[known[i]], row[known[i]], width, color=shades, **label)
-        if bounds is not None:
-            draw["line"](places[known[i]], *(end[i][known[i]] for end in bounds), color=INK, linewidth=1.3)
-        for place in places[~known[i]]:
-            draw["span"](place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
-    (axes.axvline if lying else axes.axhline)(0, color=GREY, linewidth=0.8)
-    if lying:
+        shown = known[i]
+        shades: Any = SERIES[i % len(SERIES)]
+        if len(values) == 1:
+            by_bar = colours or [BLUE if value >= 0 else RED for value in row]
+            shades = [by_bar[bar] for bar in np.flatnonzero(shown).tolist()]
+        # without a label matplotlib makes one of its own, which legends leave out
+        label: dict[str, Any] = {"label": legend_name(name)} if name else {}
+        draw_bar(places[shown], row[shown], width, color=shades, **label)
+        if bounds:
+            low_end, high_end = (end[i][shown] for end in bounds)
+            draw_interval(places[shown], low_end, high_end, color=INK, linewidth=1.3)
+        for place in places[~shown].tolist():
+            draw_span(place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
+    draw_zero(0, color=GREY, linewidth=0.8)
+    if lying:  # the first bar at the top
         axes.set_ylim(values.shape[1] - 0.4, -0.6)
     light_grid(axes, "x" if lying else "y")
 
@@ -225,18 +246,12 @@ def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quanti
     A variable without an interval has NaN there.
     """
     nothing = xr.full_like(dataset[names[0]], np.nan, dtype=float)
-    ends = {"mean": "", "low": "_low", "high": "_high"}
-    made = {
-        end: xr.concat(
-            [dataset.get(name + tail, nothing) for name in names],
-            dim=axis,
-            coords="minimal",
-            compat="override",
-        )
-        for end, tail in ends.items()
-    }
+    columns = {}
+    for end, tail in (("mean", ""), ("low", "_low"), ("high", "_high")):
+        variables = [dataset.get(name + tail, nothing) for name in names]
+        columns[end] = xr.concat(variables, dim=axis, coords="minimal", compat="override")
     label = np.array([name.replace("_", " ") for name in names], dtype=object)
-    return xr.Dataset(made, attrs=dataset.attrs | {"quantity": quantity}).assign_coords({axis: label})
+    return xr.Dataset(columns, attrs=dataset.attrs | {"quantity": quantity}).assign_coords({axis: label})
 
 
 def _hatch(axes: Axes, places: np.ndarray, known: np.ndarray) -> None:
@@ -249,10 +264,15 @@ def _hatch(axes: Axes, places: np.ndarray, known: np.ndarray) -> None:
 
 
 def _scale(axes: Axes, places: np.ndarray, log: bool | None) -> None:
-    """A logarithmic x where it is asked for, or sizes span more than a factor of 20."""
+    """A logarithmic x where it is asked for, or by default where sizes span more than a factor of 20."""
     positive = places[places > 0]
-    if not (log if log is not None else len(positive) > 1 and positive.max() > 20 * positive.min()):
+    if log is None:
+        log = len(positive) > 1 and bool(positive.max() > 20 * positive.min())
+    if not log:
         return
-    # 0 edges has no logarithm, and is worth showing
-    axes.set_xscale("symlog", linthresh=positive.min()) if (places <= 0).any() else axes.set_xscale("log")
+    if (places <= 0).any():
+        # 0 edges has no logarithm, and is worth showing: the axis is linear below the smallest size
+        axes.set_xscale("symlog", linthresh=positive.min())
+    else:
+        axes.set_xscale("log")
     plain_ticks(axes.xaxis)

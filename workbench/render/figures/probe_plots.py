@@ -1,5 +1,9 @@
-"""Pictures of probes: how well a concept can be read at every layer beside its controls, and whether the model uses it."""
+"""Pictures of probes: how well a concept can be read at every layer beside its controls, and whether the model uses it.
 
+Begin with `probe_figure` (one concept) and `causal_figure`. Nothing is fitted here.
+"""
+
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib
@@ -11,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.canvas import (
+    DASHED,
     GREY,
     LEGEND,
     SERIES,
@@ -25,20 +30,30 @@ from workbench.render.figures.grids import MOST_PANELS
 from workbench.render.figures.line_plots import draw_bars
 from workbench.text import visible
 
-CONTROLS = {"shuffle": ("shuffled labels", GREY), "random-features": ("random features", "#b45309"), "control-task": ("control task", "#7c3aed")}  # fmt: skip
+CONTROLS = {
+    "shuffle": ("shuffled labels", GREY),
+    "random-features": ("random features", "#b45309"),
+    "control-task": ("control task", "#7c3aed"),
+}
+"""Kinds of controls: how a legend calls them, and their colour."""
 BASELINES = ("#0f766e", "#be185d", "#4d7c0f")
 _INNER = ("layer", "k", "control")
+"""The axes that one pair of axes shows."""
+_USED, _NOT_SHOWN = "#2369b0", "#9dbfe0"
 
 
 def probe_figure(
     results: xr.Dataset, baselines: xr.Dataset | None, concept: str, *, measure: str | None = None
 ) -> Figure:
-    """The held-out measure of a concept's probes over layers: a line for each k, with the interval of the largest; controls
-    dashed, with the range of their draws; probes on all features dotted.
+    """The held-out measure of a concept's probes over layers.
+
+    A line for each k, with the interval of the largest; controls dashed, with the range of their draws; probes on all
+    features dotted.
 
     Args:
         results, baselines: of one kind of site, one position and one selector: axes layer, k, control.
-        measure: accuracy for classes and r2 for numbers, unless told.
+        concept: one of the labels.
+        measure: by default accuracy for classes and r2 for numbers.
     Raises:
         WorkbenchError: an axis is left open, or the concept was not measured.
     """
@@ -58,85 +73,99 @@ def probe_figure(
 def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: str | None = None) -> Figure:
     """`probe_figure` of every concept, kind of site, position and selector, a panel each: at most `MOST_PANELS`."""
     open_axes = [str(axis) for axis in results["accuracy"].dims if axis not in _INNER]
-    panels: list[dict[str, Any]] = [{}]
-    for axis in open_axes:
-        panels = [place | {axis: label} for place in panels for label in results[axis].values.tolist()]
-    panels = [place for place in panels if _measured(results.sel(place))]
-    if not panels:
+    cells = []
+    for labels in product(*(results[axis].values.tolist() for axis in open_axes)):
+        cell = dict(zip(open_axes, labels, strict=True))
+        if _measured(results.sel(cell)):
+            cells.append(cell)
+    if not cells:
         raise WorkbenchError("There is nothing to draw: no probe was measured.")
-    shown = panels[:MOST_PANELS]
-    across = 1 if len(shown) == 1 else 2 if len(shown) < 7 else 3
+    shown = cells[:MOST_PANELS]
+    across = _columns(len(shown))
     down = -(-len(shown) // across)
-    with styled(axes_titlesize=9.5):
+    with styled({"axes.titlesize": 9.5}):
         figure = Picture(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False)
-        lines: dict[str, Any] = {}
-        for axes, place in zip(grid.flat, shown, strict=False):
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
+        lines: dict[str, Any] = {}  # name in the legend -> its line
+        for axes, cell in zip(grid, shown, strict=False):
             dense = None
             if baselines is not None:
-                dense = baselines.sel(
-                    {axis: label for axis, label in place.items() if axis in baselines.dims}
-                )
-            _draw(axes, results.sel(place), dense, str(place.get("concept", "")), None)
-            words = [
-                str(label) for axis, label in place.items() if results.sizes[axis] > 1 or axis == "concept"
-            ]
-            axes.set_title(visible(", ".join(words)) if words else "")
+                # baselines have no selector: they use all features
+                dense = baselines.sel({axis: label for axis, label in cell.items() if axis in baselines.dims})
+            _draw(axes, results.sel(cell), dense, str(cell.get("concept", "")), None)
+            axes.set_title(_cell_name(results, cell))
             handles, names = axes.get_legend_handles_labels()
-            lines |= {name: handle for name, handle in zip(names, handles, strict=True) if name not in lines}
-        for axes in list(grid.flat)[len(shown) :]:
+            for name, handle in zip(names, handles, strict=True):
+                lines.setdefault(name, handle)
+        for axes in grid[len(shown) :]:
             axes.set_axis_off()
-        legend = {"loc": "outside right upper", "frameon": False, "fontsize": 8}
-        figure.legend(lines.values(), lines.keys(), **legend)
-        left = len(panels) - len(shown)
-        note = f"the first {len(shown)} of {len(panels)} panels; {left} left out" if left else ""
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
+        left_out = len(cells) - len(shown)
+        note = f"the first {len(shown)} of {len(cells)} panels; {left_out} left out" if left_out else ""
         set_heading(figure, results.assign_attrs(note=note), title)
         return settled(figure)
 
 
-def causal_figure(found: xr.Dataset, *, title: str | None = None) -> Figure:
+def _columns(n: int) -> int:
+    """How many panels stand side by side."""
+    if n == 1:
+        return 1
+    return 2 if n < 7 else 3
+
+
+def _cell_name(results: xr.Dataset, cell: dict[str, Any]) -> str:
+    """The concept, and the labels of every other axis that has more than one."""
+    words = [str(label) for axis, label in cell.items() if results.sizes[axis] > 1 or axis == "concept"]
+    return visible(", ".join(words)) if words else ""
+
+
+def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
     """The effect of erasing and of swapping a probe's direction at each layer, beside the largest of the random directions.
 
     Full colour: the model uses the direction (`used`); pale: not shown to. Grey: up to where random directions reach.
     """
-    edits = [str(edit) for edit in np.atleast_1d(found["edit"].values)]
-    found = found if "edit" in found.dims else found.expand_dims("edit")
-    found = (found if "layer" in found.dims else found.expand_dims("layer")).transpose("layer", "edit", ...)
-    layers = found["layer"].values
-    facts = {name: found.attrs[name] for name in ("concept", "site", "position") if name in found.attrs}
-    with styled(axes_titlesize=9.5):
-        figure = Picture(figsize=(1.9 + len(edits) * max(2.2, 0.5 * len(layers)), 3.2), layout="constrained")
-        grid = figure.subplots(1, len(edits), squeeze=False, sharey=True)
-        for axes, edit in zip(grid[0], edits, strict=True):
-            cell = found.sel(edit=edit)
-            reach, places = cell["random"].values, np.arange(len(layers))
-            axes.bar(places, 2 * reach, 0.92, bottom=-reach, color="#dbe1e8", label="random directions")
-            used = ["#2369b0" if value else "#9dbfe0" for value in cell["used"].values]
-            draw_bars(axes, cell["effect"], cell["low"], cell["high"], colours=used)
-            if edit == "swap":
-                axes.plot(
-                    places,
-                    cell["whole"].values,
-                    "D",
-                    color=SERIES[1],
-                    markersize=4.5,
-                    label="whole activation",
-                )
-            if "total" in found.attrs:
-                axes.axhline(float(found.attrs["total"]), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-            axes.set_xticks(places, [str(layer) for layer in layers])
-            axes.tick_params(axis="x", length=0)
-            axes.set_xlabel("layer")
-            axes.set_title(visible(edit))
-            if edit == edits[-1]:
-                axes.bar([0], [0], color="#2369b0", label="effect, used")
-                axes.bar([0], [0], color="#9dbfe0", label="effect, not shown to be used")
-                axes.plot([], [], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="corrupt run")
-                axes.legend(**LEGEND)
-        grid[0, 0].set_ylabel("change of the metric")
-        note = " · ".join(f"{name} {label}" for name, label in facts.items())
-        set_heading(figure, found.assign_attrs(note=note), title)
+    edits = [str(edit) for edit in np.atleast_1d(result["edit"].values)]
+    for axis in ("edit", "layer"):
+        result = result if axis in result.dims else result.expand_dims(axis)
+    result = result.transpose("layer", "edit", ...)
+    width = 1.9 + len(edits) * max(2.2, 0.5 * result.sizes["layer"])
+    with styled({"axes.titlesize": 9.5}):
+        figure = Picture(figsize=(width, 3.2), layout="constrained")
+        grid = figure.subplots(1, len(edits), squeeze=False, sharey=True)[0]
+        for axes, edit in zip(grid, edits, strict=True):
+            _draw_edit(axes, result.sel(edit=edit), edit)
+        _causal_legend(grid[-1])
+        grid[0].set_ylabel("change of the metric")
+        facts = [
+            f"{name} {result.attrs[name]}" for name in ("concept", "site", "position") if name in result.attrs
+        ]
+        set_heading(figure, result.assign_attrs(note=" · ".join(facts)), title)
         return settled(figure)
+
+
+def _draw_edit(axes: Axes, cell: xr.Dataset, edit: str) -> None:
+    """The effects of one edit over layers."""
+    reach, places = cell["random"].values, np.arange(cell.sizes["layer"])
+    axes.bar(places, 2 * reach, 0.92, bottom=-reach, color="#dbe1e8", label="random directions")
+    colours = [_USED if used else _NOT_SHOWN for used in cell["used"].values]
+    draw_bars(axes, cell["effect"], cell["low"], cell["high"], colours=colours)
+    if edit == "swap":
+        whole = cell["whole"].values
+        axes.plot(places, whole, "D", color=SERIES[1], markersize=4.5, label="whole activation")
+    if "total" in cell.attrs:
+        axes.axhline(float(cell.attrs["total"]), **DASHED)
+    axes.set_xticks(places, list(map(str, cell["layer"].values)))
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlabel("layer")
+    axes.set_title(visible(edit))
+
+
+def _causal_legend(axes: Axes) -> None:
+    """What the colours mean: bars have one of two, so samples of both stand in for them."""
+    axes.bar([0], [0], color=_USED, label="effect, used")
+    axes.bar([0], [0], color=_NOT_SHOWN, label="effect, not shown to be used")
+    axes.plot([], [], label="corrupt run", **DASHED)
+    axes.legend(**LEGEND)
 
 
 def _measured(cell: xr.Dataset) -> bool:
@@ -146,53 +175,40 @@ def _measured(cell: xr.Dataset) -> bool:
 def _draw(
     axes: Axes, cell: xr.Dataset, baselines: xr.Dataset | None, concept: str, measure: str | None
 ) -> None:
-    measure = measure or ("accuracy" if bool(cell["accuracy"].notnull().any()) else "r2")
+    if measure is None:
+        measure = "accuracy" if bool(cell["accuracy"].notnull().any()) else "r2"
     if not bool(cell[measure].notnull().any()):
         raise WorkbenchError(f"The probes of {concept!r} have no {measure}: none was measured.")
     cell = cell.transpose("layer", "k", "control", ...)
-    layers = cell["layer"].values
-    _controls(axes, cell, measure)
-    ks = cell["k"].values
-    main = cell.sel(control="none")
-    for shade, k in zip(np.linspace(0.35, 1, len(ks)), ks, strict=True):
-        line = main.sel(k=k)
-        colour = matplotlib.colormaps[SHADES](shade)
+    layers, ks = cell["layer"].values, cell["k"].values
+    _draw_controls(axes, cell, measure)
+    probes = cell.sel(control="none")
+    for depth, k in zip(np.linspace(0.35, 1, len(ks)), ks, strict=True):
+        line, colour = probes.sel(k=k), matplotlib.colormaps[SHADES](depth)
         axes.plot(
             layers, line[measure], color=colour, marker="o", markersize=3.5, linewidth=1.7, label=f"k = {k}"
         )
-        if k == ks[-1]:
-            axes.fill_between(
-                layers, line[f"{measure}_low"], line[f"{measure}_high"], color=colour, alpha=0.15, linewidth=0
-            )
+        if k == ks[-1]:  # the bands of all of them would hide each other
+            low, high = line[f"{measure}_low"], line[f"{measure}_high"]
+            axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
     if baselines is not None:
-        for name, colour in zip(
-            baselines["baseline"].values, BASELINES * len(baselines["baseline"]), strict=False
-        ):
-            values = baselines.sel(baseline=name, control="none")[measure]
-            axes.plot(
-                layers, values, color=colour, linestyle=":", linewidth=1.6, label=f"{name}, all features"
-            )
+        for name, colour in zip(baselines["baseline"].values, cycle(BASELINES), strict=False):
+            values, label = baselines.sel(baseline=name, control="none")[measure], f"{name}, all features"
+            axes.plot(layers, values, color=colour, linestyle=":", linewidth=1.6, label=label)
     axes.set_xlabel("layer")
     axes.set_ylabel(f"held-out {measure.replace('_', ' ')}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     light_grid(axes)
 
 
-def _controls(axes: Axes, cell: xr.Dataset, measure: str) -> None:
+def _draw_controls(axes: Axes, cell: xr.Dataset, measure: str) -> None:
     """Each kind of control at the largest k: the mean of its draws, and their range."""
-    most = cell.isel(k=-1)
+    largest = cell.isel(k=-1)
+    layers = largest["layer"].values
     for kind, (label, colour) in CONTROLS.items():
-        draws = (
-            most[measure].values[:, most["control_kind"].values == kind]
-            if kind in most["control_kind"].values
-            else None
-        )
-        if draws is None or not np.isfinite(draws).any():
+        draws = largest[measure].values[:, largest["control_kind"].values == kind]  # [layer, draw]
+        if not np.isfinite(draws).any():
             continue
-        layers = most["layer"].values
-        axes.fill_between(
-            layers, np.nanmin(draws, 1), np.nanmax(draws, 1), color=colour, alpha=0.12, linewidth=0
-        )
-        axes.plot(
-            layers, np.nanmean(draws, 1), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label
-        )
+        low, mean, high = np.nanmin(draws, 1), np.nanmean(draws, 1), np.nanmax(draws, 1)
+        axes.fill_between(layers, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(layers, mean, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label)
