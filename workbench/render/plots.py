@@ -1,6 +1,7 @@
-"""The right figure for a result: `plot` chooses by its type, its variables or its axes.
+"""The right figure for a result: `plot` chooses by its type (`drawn`), its variables (`DATASETS`) or its axes.
 
-A type of your own is drawn once a function for it is registered: `drawn.register(Found)(lambda found, title, labels: ...)`.
+How a figure is drawn is known to `figures`. A type of your own is drawn once a function for it is registered:
+`drawn.register(MyResult)(lambda result, title, labels: ...)`.
 """
 
 import re
@@ -30,7 +31,7 @@ from workbench.sweeps.table import Sweep
 
 MOST_BARS, MOST_NEURONS = 60, 64
 STRONGEST = 24
-"""So many cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
+"""The strongest 24 cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
 TRAJECTORIES = ("logit_lens", "norms")
 """Kinds of results that are a line over layers, with a band over examples, when layers are their only axis."""
 Title = str | None
@@ -42,16 +43,17 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
 
     Args:
         result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a heatmap, more a
-            panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`, `minimality`,
-            `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a `TunedLens`, what `compare`
-            or `measure` returns, rows of the bench, a `Sweep` or what `compare_sweeps` returns,
-            or a circuit. A Dataset with one axis besides its x is a line for each.
+            panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`,
+            `minimality`, `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a
+            `TunedLens`, what `compare` or `measure` returns, rows of the benchmark, a `Sweep` or what `compare_sweeps`
+            returns, or a circuit. Of a Dataset of curves, each label of a second axis becomes a line.
         title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
-        A matplotlib `Figure` that notebooks show by themselves; for a circuit its `CircuitView`, which `to_svg` and `to_html` draw.
+        A matplotlib `Figure` that notebooks show by themselves; for a circuit its `CircuitView`, which `to_svg` and
+        `to_html` draw.
     Raises:
-        WorkbenchError: nothing here draws it.
+        WorkbenchError: no figure is known for such a result, or there is nothing in it to draw.
 
     >>> type(plot(xr.DataArray([[1.0, -1.0]], dims=("layer", "head")))).__name__
     'Picture'
@@ -63,11 +65,9 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
 def drawn(result: Any, title: Title, labels: Labels) -> Any:
     """The figure of a result by its type."""
     known = ", ".join(kind.__name__ for kind in drawn.registry if kind is not object)
-    hint = (
-        " Draw what is computed from it, such as norms(store) or attention_to(store, ...)."
-        if hasattr(result, "kinds")
-        else ""
-    )
+    hint = ""
+    if hasattr(result, "kinds"):  # an activation store
+        hint = " Draw what is computed from it, such as norms(store) or attention_to(store, ...)."
     raise WorkbenchError(f"A {type(result).__name__} cannot be drawn. These can: {known}.{hint}")
 
 
@@ -121,17 +121,21 @@ def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     axes = [axis for axis in result.dims if axis != "example"]
     if len(axes) > 1:
         return heatmaps(result, title=title, labels=labels)
-    found = summary(result) if result.sizes.get("example", 1) > 1 else None
+    with_interval = summary(result) if result.sizes.get("example", 1) > 1 else None
     if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
-        data = (
-            found
-            if found is not None
-            else over_examples(result).to_dataset(name="mean").assign_attrs(result.attrs)
-        )
-        ends: dict[str, Any] = {"low": "low", "high": "high"} if found is not None else {}
-        return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title, **ends)
-    low, high = (None, None) if found is None else (found["low"], found["high"])
-    return bars(result, low=low, high=high, title=title, labels=labels)
+        return _trajectory(result, with_interval, title)
+    if with_interval is None:
+        return bars(result, title=title, labels=labels)
+    return bars(result, low=with_interval["low"], high=with_interval["high"], title=title, labels=labels)
+
+
+def _trajectory(result: xr.DataArray, with_interval: xr.Dataset | None, title: Title) -> Figure:
+    """A line over layers, with a band over examples where there are several."""
+    if with_interval is None:
+        data = over_examples(result).to_dataset(name="mean")
+        return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title)
+    data = with_interval.assign_attrs(_facts(result))
+    return curve(data, x="layer", y="mean", low="low", high="high", title=title)
 
 
 @drawn.register
@@ -153,7 +157,9 @@ def _dataset(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
 @drawn.register(list)
 @drawn.register(tuple)
 def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
-    if not result or not all(is_dataclass(row) and not isinstance(row, type) for row in result):
+    # a dataclass itself is one, too, not only its instances
+    are_rows = all(is_dataclass(row) and not isinstance(row, type) for row in result)
+    if not result or not are_rows:
         raise WorkbenchError(
             "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one."
         )
@@ -176,8 +182,7 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
         return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
     if {"what", "difference", "low", "high"} <= columns:
         return sweep_plots.difference_figure(result, title)
-    known = [name for name in BENCH if name in columns] if "method" in columns else []
-    parts = [part for name in known for part in _pivots(result, name, BENCH[name])]
+    parts = _benchmark_parts(result) if "method" in columns else []
     if not parts and result.size and all(pd.api.types.is_numeric_dtype(kind) for kind in result.dtypes):
         parts = [Part("", result, "high")]
     if not parts:
@@ -201,46 +206,54 @@ def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
         ) from error
 
 
-def _pivots(rows: pd.DataFrame, column: str, best: Literal["high", "low"]) -> list[Part]:
-    """Cases x methods of one column, a table for each kind of value."""
-    named = [name for name in ("model", "task") if name in rows]
-    told = [name for name in named if len(set(rows[name])) > 1] or named[-1:]
-    cases = [" ".join(dict.fromkeys(map(str, row))).replace("planted-", "") for row in rows[told].to_numpy()]
+def _benchmark_parts(rows: pd.DataFrame) -> list[Part]:
+    """Cases x methods of each measure of the benchmark, a table for each kind of ablation value."""
+    axes = [name for name in ("model", "task") if name in rows]
+    # a case is named by what differs between cases
+    named = [name for name in axes if len(set(rows[name])) > 1] or axes[-1:]
+    cases = []
+    for labels in rows[named].to_numpy():
+        cases.append(" ".join(dict.fromkeys(map(str, labels))).replace("planted-", ""))
     values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
-    known = pd.DataFrame(
-        {"case": cases, "method": rows["method"], "of": values, "number": _numbers(rows, column)}
-    ).dropna()
-    made = []
-    for value in dict.fromkeys(known["of"].tolist()):
-        part = pd.DataFrame(known[known["of"] == value])
-        table = part.pivot_table(index="case", columns="method", values="number", sort=False)
-        many = f", {value} values" if len(set(values)) > 1 else ""
-        made.append(Part(f"{column.replace('_', ' ')}{many} ({best} is good)", table, best))
-    return made
+    parts = []
+    for column, best in BENCH.items():
+        if column not in rows:
+            continue
+        numbers = _numbers(rows, column)
+        cells = pd.DataFrame(
+            {"case": cases, "method": rows["method"], "of": values, "number": numbers}
+        ).dropna()
+        for value in dict.fromkeys(cells["of"].tolist()):
+            of_value = pd.DataFrame(cells[cells["of"] == value])
+            table = of_value.pivot_table(index="case", columns="method", values="number", sort=False)
+            suffix = f", {value} values" if len(set(values)) > 1 else ""
+            parts.append(Part(f"{column.replace('_', ' ')}{suffix} ({best} is good)", table, best))
+    return parts
 
 
 def _summary(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     """A mean with its interval over one axis, or the mean alone over several."""
     y = next(name for name in ("mean", "value") if name in result.variables)
     main, ends = result[y], [name for name in ("low", "high") if name in result.data_vars]
-    axis = str(main.dims[0]) if main.ndim else ""
     named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
-    if (
-        main.ndim == 1
-        and axis in result.coords
-        and result[axis].dtype.kind in "iuf"
-        and axis not in ("head", "kv_head", "neuron", "feature")
-    ):
-        return curve(result, x=axis, y=y, title=title, **dict(zip(("low", "high"), ends, strict=False)))  # pyright: ignore[reportArgumentType]
+    if main.ndim == 1 and _is_numeric_axis(result, str(main.dims[0])):
+        low, high = ends if len(ends) == 2 else (*ends, None, None)[:2]
+        return curve(result, x=str(main.dims[0]), y=y, low=low, high=high, title=title)
     if main.ndim == 1 and len(ends) == 2:
-        order = np.sort(_order(named)[:STRONGEST]) if len(named) > MOST_BARS else np.arange(len(named))
-        named = (
-            noted(named, f"the {len(order)} strongest of {len(named)}") if len(order) < len(named) else named
-        )
-        return bars(
-            named[order], low=result["low"][order], high=result["high"][order], title=title, labels=labels
-        )
+        shown = np.arange(len(named))
+        if len(named) > MOST_BARS:
+            shown = np.sort(_order(named)[:STRONGEST])
+            named = noted(named, f"the {len(shown)} strongest of {len(named)}")
+        low, high = result["low"][shown], result["high"][shown]
+        return bars(named[shown], low=low, high=high, title=title, labels=labels)
     return _array(named, title, labels)
+
+
+def _is_numeric_axis(result: xr.Dataset, axis: str) -> bool:
+    """Whether an axis is a quantity; heads and neurons have numbers, but no order that means anything."""
+    if axis in ("head", "kv_head", "neuron", "feature") or axis not in result.coords:
+        return False
+    return result[axis].dtype.kind in "iuf"
 
 
 def _lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
@@ -250,38 +263,43 @@ def _lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
 
 def _neuron_maps(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from chance."""
-    apart = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5").assign_attrs(result.attrs)
-    apart = apart if "concept" in apart.dims else apart.expand_dims("concept")
-    return _array(apart.transpose("layer", "neuron", "concept"), title, labels)
+    above_chance = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5")
+    if "concept" not in above_chance.dims:
+        above_chance = above_chance.expand_dims("concept")
+    above_chance = above_chance.assign_attrs(result.attrs).transpose("layer", "neuron", "concept")
+    return _array(above_chance, title, labels)
 
 
 def _top_tokens(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     return token_table(result, title=title, labels=labels)
 
 
-def _of_circuits(
+def _probe_results(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return probe_figures(result, None, title=title)
+
+
+def _causal(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return causal_figure(result, title=title)
+
+
+def _unlabelled(
     draw: Callable[[xr.Dataset, Title], Figure],
 ) -> Callable[[xr.Dataset, Title, Labels], Figure]:
+    """The same figure with an argument for labels, which it has no axis for."""
     return lambda result, title, labels: draw(result, title)
 
 
 DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figure]], ...] = (
     (frozenset({"token", "prob", "layer", "pos"}), _top_tokens),
-    (
-        frozenset({"accuracy", "k", "control_kind"}),
-        lambda result, title, labels: probe_figures(result, None, title=title),
-    ),
-    (
-        frozenset({"effect", "random", "used", "edit"}),
-        lambda result, title, labels: causal_figure(result, title=title),
-    ),
+    (frozenset({"accuracy", "k", "control_kind"}), _probe_results),
+    (frozenset({"effect", "random", "used", "edit"}), _causal),
     (frozenset({"roc_auc", "coefficient", "neuron"}), _neuron_maps),
     (frozenset({"tuned", "logit", "layer"}), _lens_quality),
-    (frozenset({"p", "statistic", "supports"}), _of_circuits(circuit_plots.verdicts)),
-    (frozenset({"jaccard", "low", "high", "n_edges"}), _of_circuits(circuit_plots.stability)),
-    (frozenset({"missed", "needed", "node"}), _of_circuits(circuit_plots.minimality)),
-    (frozenset({"faithfulness", "low", "high", "in_sample"}), _of_circuits(circuit_plots.evaluation)),
-    (frozenset({"faithfulness"}), _of_circuits(circuit_plots.faithfulness)),
+    (frozenset({"p", "statistic", "supports"}), _unlabelled(circuit_plots.verdicts)),
+    (frozenset({"jaccard", "low", "high", "n_edges"}), _unlabelled(circuit_plots.stability)),
+    (frozenset({"missed", "needed", "node"}), _unlabelled(circuit_plots.minimality)),
+    (frozenset({"faithfulness", "low", "high", "in_sample"}), _unlabelled(circuit_plots.evaluation)),
+    (frozenset({"faithfulness"}), _unlabelled(circuit_plots.faithfulness)),
     (frozenset({"mean"}), _summary),
     (frozenset({"value"}), _summary),
 )
@@ -296,60 +314,63 @@ def _facts(result: xr.DataArray) -> dict[str, Any]:
 
 def _up_to_end(result: xr.DataArray) -> xr.DataArray:
     """One prompt without the positions behind its end, whose tokens are ""."""
-    own = result.coords.get("pos_token")
-    if own is None or "pos" not in own.dims:
+    tokens = result.coords.get("pos_token")
+    if tokens is None or "pos" not in tokens.dims:
         return result
-    there = np.flatnonzero((own.values != "").any(tuple(i for i, dim in enumerate(own.dims) if dim != "pos")))
-    return result.isel(pos=slice(0, int(there[-1]) + 1)) if len(there) else result
+    others = tuple(i for i, dim in enumerate(tokens.dims) if dim != "pos")
+    filled = np.flatnonzero((tokens.values != "").any(others))
+    return result.isel(pos=slice(0, int(filled[-1]) + 1)) if len(filled) else result
 
 
 def _without_single(result: xr.DataArray) -> xr.DataArray:
     """The result without axes of one label, which become notes; one axis besides `example` stays."""
     notes = []
-    for axis in [axis for axis in result.dims if axis != "example" and result.sizes[axis] == 1]:
+    for axis in [str(axis) for axis in result.dims]:
+        if axis == "example" or result.sizes[axis] > 1:
+            continue
         if sum(dim != "example" for dim in result.dims) == 1:
             break
-        notes.append(f"{axis} {result[axis].values[0]}" if axis in result.coords else f"{axis} 0")
+        label = result[axis].values[0] if axis in result.coords else 0
+        notes.append(f"{axis} {label}")
         result = result.isel({axis: 0}, drop=True)
     return noted(result, *notes)
 
 
 def _by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
-    """An axis of heads `a3.4` and MLPs `m3` as two axes, layer and head with the MLP as the last one; other parts are notes.
+    """An axis of heads `a3.4` and MLPs `m3` as two axes, layer and head, with the MLP as the last column.
 
-    So it is with more than one head, when no other axis than `example` and a few readers is beside it.
+    Done where there is more than one head, and no other axis than `example` and a few readers beside it. What is neither
+    (input, bias, embeddings) becomes a note.
     """
     dim = next((str(axis) for axis in result.dims if axis in ("writer", "component")), None)
     others = [axis for axis in result.dims if axis not in ("example", dim)]
     if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
         return result
     names = [str(name) for name in result[dim].values]
-    places = {i: re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name) for i, name in enumerate(names)}
-    rest = [i for i, place in places.items() if place is None]
-    heads = {int(place[2]) for place in places.values() if place and place[2]}
+    cells: dict[int, tuple[int, str]] = {}  # index -> layer and column
+    for i, name in enumerate(names):
+        match = re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name)
+        if match:
+            cells[i] = int(match[1] or match[3]), match[2] or "mlp"
+    rest = [i for i in range(len(names)) if i not in cells]
+    heads = {int(column) for _, column in cells.values() if column != "mlp"}
     if len(heads) < 2 or any(names[i] not in ("input", "bias", "embed", "pos_embed") for i in rest):
         return result
     result = over_examples(result).transpose(*others, dim)
-    layers = sorted({int(place[1] or place[3]) for place in places.values() if place})
-    columns = [
-        *map(str, sorted(heads)),
-        *(["mlp"] if any(place and place[3] for place in places.values()) else []),
-    ]
+    layers = sorted({layer for layer, _ in cells.values()})
+    columns = list(map(str, sorted(heads)))
+    if any(column == "mlp" for _, column in cells.values()):
+        columns.append("mlp")
     table = np.full((*result.shape[:-1], len(layers), len(columns)), np.nan)
-    for i, place in places.items():
-        if place:
-            table[..., layers.index(int(place[1] or place[3])), columns.index(place[2] or "mlp")] = (
-                result.values[..., i]
-            )
-    coords = {axis: result[axis] for axis in others} | {
-        "layer": layers,
-        "head": np.array(columns, dtype=object),
-    }
-    made = xr.DataArray(
-        table, dims=(*others, "layer", "head"), coords=coords, name=result.name, attrs=result.attrs
-    )
-    alone = [f"{names[i]} {float(result.values[i]):+.3g}" for i in rest] if not others else []
-    return noted(made, *alone)
+    for i, (layer, column) in cells.items():
+        table[..., layers.index(layer), columns.index(column)] = result.values[..., i]
+    coords = {axis: result[axis] for axis in others}
+    coords |= {"layer": layers, "head": np.array(columns, dtype=object)}
+    dims = (*others, "layer", "head")
+    grid = xr.DataArray(table, dims=dims, coords=coords, name=result.name, attrs=result.attrs)
+    if others:
+        return grid
+    return noted(grid, *(f"{names[i]} {float(result.values[i]):+.3g}" for i in rest))
 
 
 def _strongest(result: xr.DataArray) -> xr.DataArray:
@@ -357,39 +378,41 @@ def _strongest(result: xr.DataArray) -> xr.DataArray:
 
     Layers and neurons become one axis.
     """
-    if result.sizes.get("neuron", 0) > MOST_NEURONS or (
-        "neuron" in result.dims and result.ndim - ("example" in result.dims) > 2
-    ):
-        if "layer" in result.dims:
-            names = np.array(
-                [f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values],
-                dtype=object,
-            )
-            coords = [name for name, c in result.coords.items() if {"layer", "neuron"} & set(c.dims)]
-            result = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
-            result = result.rename(at="neuron").assign_coords(neuron=names)
-        return _cut(result, "neuron")
     axes = [str(axis) for axis in result.dims if axis != "example"]
-    if (
-        len(axes) == 1
-        and result.sizes[axes[0]] > MOST_BARS
-        and axes[0] not in ("layer", "pos", "query_pos", "key_pos")
-    ):
-        if axes[0] == "edge" and {"writer", "reader"} <= set(result.coords):
-            names = [
-                f"{w}->{r}" for w, r in zip(result["writer"].values, result["reader"].values, strict=True)
-            ]
-            result = result.drop_vars(("writer", "reader")).assign_coords(edge=np.array(names, dtype=object))
-        return _cut(result, axes[0])
+    if result.sizes.get("neuron", 0) > MOST_NEURONS or ("neuron" in axes and len(axes) > 2):
+        if "layer" in axes:
+            result = _layers_and_neurons(result)
+        return _cut(result, "neuron")
+    is_ordered = axes[0] in ("layer", "pos", "query_pos", "key_pos")
+    if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and not is_ordered:
+        return _cut(_edge_names(result), axes[0])
     return result
 
 
+def _layers_and_neurons(result: xr.DataArray) -> xr.DataArray:
+    """Neurons of all layers along one axis, named as in `m3:113`."""
+    names = [f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values]
+    coords = [name for name, coord in result.coords.items() if {"layer", "neuron"} & set(coord.dims)]
+    flat = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
+    return flat.rename(at="neuron").assign_coords(neuron=np.array(names, dtype=object))
+
+
+def _edge_names(result: xr.DataArray) -> xr.DataArray:
+    """An axis of edges with names as in `a3.4->logits`; other results as they are."""
+    if "edge" not in result.dims or not {"writer", "reader"} <= set(result.coords):
+        return result
+    ends = zip(result["writer"].values, result["reader"].values, strict=True)
+    names = [f"{writer}->{reader}" for writer, reader in ends]
+    return result.drop_vars(("writer", "reader")).assign_coords(edge=np.array(names, dtype=object))
+
+
 def _cut(result: xr.DataArray, axis: str) -> xr.DataArray:
-    kept = result.isel({axis: _order(result.transpose(axis, ...))[:STRONGEST]})
-    n = result.sizes[axis]
-    kept = noted(kept, f"the {kept.sizes[axis]} strongest of {n:,} {axis}s") if n > kept.sizes[axis] else kept
-    dims = [dim for dim in kept.dims if dim not in ("example", axis)]
-    return kept.transpose(*(["example"] if "example" in kept.dims else []), axis, *dims)
+    """The strongest cells along an axis, which becomes the first besides `example`."""
+    shown = result.isel({axis: _order(result.transpose(axis, ...))[:STRONGEST]})
+    if shown.sizes[axis] < result.sizes[axis]:
+        shown = noted(shown, f"the {shown.sizes[axis]} strongest of {result.sizes[axis]:,} {axis}s")
+    first = [dim for dim in ("example", axis) if dim in shown.dims]
+    return shown.transpose(*first, ...)
 
 
 def _order(result: xr.DataArray) -> np.ndarray:
