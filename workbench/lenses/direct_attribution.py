@@ -18,8 +18,15 @@ from workbench.engine.bridge import Norm, block_norm, final_norm
 from workbench.engine.hooked.block import Block
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.unembedding import ReadOut, TokenRows, check_store, needed, one_token, token_rows
-from workbench.models.load import model_device
+from workbench.lenses.unembedding import (
+    ReadOut,
+    TokenRows,
+    check_store,
+    needed,
+    one_token,
+    token_rows,
+    unembedding_weight,
+)
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
@@ -74,7 +81,7 @@ def direct_attribution(
     kinds = _kinds(store, shape, by)
     reading = _logit_reading(model, store, targets, minus)
     explained = _rows(store, pos)
-    norm = FrozenNorm.of(final_norm(model), shape.d_model, model.W_U)
+    norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
     blocks = [_BlockWriters.of(model, layer, shape) for layer in range(shape.n_layers)]
     chunks: list[Tensor] = []
     gap = 0.0
@@ -82,7 +89,7 @@ def direct_attribution(
         prompts = explained.prompts[chosen]
         rows = _StoreRows(store, prompts, explained.positions[chosen])
         final = rows("resid_post", shape.n_layers - 1)
-        scale = norm.scale(final.to(model_device(model), model.W_U.dtype))
+        scale = norm.scale(final.to(unembedding_weight(model)))
         back, shift = norm.pull_back(reading.direction[prompts], scale)
         if by == "neuron":
             values, chunk_gap = _neurons(rows, blocks, back, known="mlp_out" in kinds)
@@ -147,7 +154,7 @@ class _LogitReading:
 def _logit_reading(
     model: Model, store: ActivationStore, targets: Tensor, minus: Tensor | None
 ) -> _LogitReading:
-    weight, bias = model.W_U.detach().double().cpu(), ReadOut.of(model).bias.double().cpu()
+    weight, bias = unembedding_weight(model).double().cpu(), ReadOut.of(model).bias.double().cpu()
     direction = torch.zeros(len(store), len(weight), dtype=torch.float64)
     constant = torch.zeros(len(store), dtype=torch.float64)
     for sign, name, tokens in ((1, "targets", targets), (-1, "minus", minus)):
@@ -233,8 +240,9 @@ class _BlockWriters:
 
 
 def _writer(weight: Tensor, bias: Tensor, norm: Norm | None, model: Model) -> _StreamWriter:
-    frozen = None if norm is None else FrozenNorm.of(norm, len(bias), model.W_U)
-    return _StreamWriter(weight, bias, frozen, model.W_U)
+    like = unembedding_weight(model)
+    frozen = None if norm is None else FrozenNorm.of(norm, len(bias), like)
+    return _StreamWriter(weight, bias, frozen, like)
 
 
 def _components(

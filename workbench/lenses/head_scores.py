@@ -16,7 +16,7 @@ from workbench.engine.bridge import final_norm
 from workbench.engine.hooked.block import Block
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.unembedding import check_store, needed, pieces, token_rows
+from workbench.lenses.unembedding import check_store, needed, pieces, token_rows, unembedding_weight
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array, versions
@@ -139,8 +139,8 @@ def copying_scores(
         raise PromptError(
             f"copying_scores: top={top!r} of {shape.d_vocab} tokens; give 1 to {shape.d_vocab // 2}."
         )
-    norm = FrozenNorm.of(final_norm(model), shape.d_model, model.W_U)
-    unembed = model.W_U.detach().double().cpu()
+    norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
+    unembed = unembedding_weight(model).double().cpu()
     of_rows = token_rows(store["v", layers[0]])
     counted = (of_rows.positions > 0) | (not store.prompts.bos)
     tokens = store.prompts.tokens.cpu()[of_rows.prompts, of_rows.positions]
@@ -164,7 +164,9 @@ def copying_scores(
 def _written(block: Block, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
     """What heads write, past a norm behind attention where there is one (its scale does not matter)."""
     out = block.w_out.double().cpu()
-    return out if block.attn_post is None else FrozenNorm.of(block.attn_post, size, model.W_U).bare(out)
+    if block.attn_post is None:
+        return out
+    return FrozenNorm.of(block.attn_post, size, unembedding_weight(model)).bare(out)
 
 
 def _earlier(length: int) -> Bool[Tensor, "query_pos key_pos"]:

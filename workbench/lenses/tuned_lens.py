@@ -183,7 +183,8 @@ def fit_tuned_lens(
     heldout = _compared(test, read_out, maps, of_rows.prompts, batch=batch, level=level, seed=seed)
     facts = {
         "kind": "tuned_lens", "site": kind, "epochs": epochs, "rate": rate, "batch": batch, "seed": seed,
-        "level": level, "test_share": test_share, "model": store.model_name, "data_fingerprint": store.prompts.fingerprint,
+        "level": level, "test_share": test_share, "model": store.model_name,
+        "data_fingerprint": store.prompts.fingerprint,
     }  # fmt: skip
     heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
     weight, bias = maps.weight.cpu(), maps.bias.cpu()

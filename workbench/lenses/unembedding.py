@@ -7,10 +7,11 @@ the logits.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.hooked.forward import forward
@@ -85,21 +86,26 @@ class ReadOut:
     @cached_property
     def bias(self) -> Float[Tensor, "vocab"]:
         """What the unembedding gives for zero."""
-        weight = self.model.W_U
-        return self.model.unembed(weight.new_zeros(1, 1, len(weight)))[0, 0].detach()
+        weight = unembedding_weight(self.model)
+        return self._unembed(weight.new_zeros(1, 1, len(weight)))[0, 0].detach()
 
     @cached_property
     def _columns(self) -> tuple[Tensor, Tensor]:
-        return self.model.W_U.detach()[:, self.tokens], self.bias[self.tokens]
+        return unembedding_weight(self.model)[:, self.tokens], self.bias[self.tokens]
+
+    @cached_property
+    def _unembed(self) -> nn.Module:
+        return dict(self.model.named_children())["unembed"]
 
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
         # A store may hold another precision than the model's. [1, row, d_model], as the model's modules
         # expect.
-        rows = stream.to(self.model.W_U)[None]
+        rows = stream.to(unembedding_weight(self.model))[None]
         if self.tokens is None:
-            normed = self.model.ln_final(rows) if hasattr(self.model, "ln_final") else rows
-            logits = self.model.unembed(normed)[0]
+            # The bridge's own module and not `norm`: at the last layer the logits are then exactly the model's.
+            ln_final = dict(self.model.named_children()).get("ln_final")
+            logits = self._unembed(rows if ln_final is None else ln_final(rows))[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
@@ -132,6 +138,11 @@ class ReadOut:
                 f"Target token {int(missing[0])} is not in vocabulary=, which has {len(self.tokens)} tokens."
             )
         return indices
+
+
+def unembedding_weight(model: Any) -> Float[Tensor, "d_model vocab"]:
+    """W_U, which every bridge has, without its gradient."""
+    return model.W_U.detach()
 
 
 def check_store(store: ActivationStore, model: Model, caller: str) -> None:
