@@ -1,10 +1,10 @@
-"""A transformer drawn before it is built: named subspaces of the residual stream, heads and neurons that read
-and write them.
+"""A transformer drawn before it is built: named subspaces, and heads and neurons that read and write them.
 
 Because every read and write is declared, the edges that carry something are known: writer u feeds reader v
 when u writes a subspace that v reads. `Blueprint.build` then hides the drawing: heads in a random order, the
 stream in a random basis, decoys that write where nothing true reads, noise on all weights. Nothing is
-trained.
+trained. Read `Blueprint`, then `_Drawn`, which turns it into weights; what the circuits are for is in
+`recipes.py`.
 """
 
 import math
@@ -18,9 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.models.load import native_model
+from workbench.models.model import Model
+from workbench.sites import Node
 
-READOUT = 4.0  # logits per unit of what the readout reads
-STEADY = 45.0  # with norms: a constant that dominates the stream's length, so that the scale hardly depends on the rest
+# Logits per unit of what the readout reads.
+READOUT = 4.0
+# With norms: a constant that dominates the stream's length, so that the scale hardly depends on the rest.
+STEADY = 45.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,7 @@ class ScoreTerm:
 
 @dataclass(frozen=True)
 class Move:
-    """What a head copies: `scale` times the subspace `v` of the attended position, through `map`, into the
-    subspace `out`.
-    """
+    """What a head copies: `scale` times the subspace `v` of where it attends, through `map`, into `out`."""
 
     v: str
     out: str
@@ -93,20 +95,25 @@ class Embedding:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The model, the place of every named head ("previous" → "a0.3"), and all edges that carry something
-    used.
+    """A model and what is true of it.
+
+    Attributes:
+        heads: role → name, as in "previous" → "a0.3".
+        wired: the edges that carry something used.
+        group: query heads that share a kv head.
     """
 
-    model: Any
+    model: Model
     heads: Mapping[str, str]
     wired: frozenset[str]
     group: int
 
     def edge(self, roles: str) -> str:
-        """The edge between named heads, as in `previous->induction<k>`."""
+        """The edge between heads that are named by their roles, as in `previous->induction<k>`."""
         writer, _, reader = roles.partition("->")
-        name, _, port = reader.partition("<")
-        return f"{self.heads.get(writer, writer)}->{reading_place(self.heads.get(name, name), port[:-1], self.group)}"
+        role, _, port = reader.partition("<")
+        reader = reader_of(self.heads.get(role, role), port.removesuffix(">"), self.group)
+        return f"{self.heads.get(writer, writer)}->{reader}"
 
 
 class Blueprint:
@@ -130,14 +137,12 @@ class Blueprint:
         """Orthogonal subspaces of these widths."""
         self.widths |= widths
 
-    def word(self, text: str, **parts: Tensor) -> None:
-        """A word of the vocabulary, embedded as these vectors in these subspaces."""
-        self.words[text] = parts
+    def word(self, text: str, **vectors: Tensor) -> None:
+        """A word of the vocabulary, embedded as these vectors in the subspaces of these names."""
+        self.words[text] = vectors
 
     def alphabet(self, prefix: str, count: int, *spaces: str) -> tuple[str, ...]:
-        """Words `prefix0`, `prefix1`, …, each a one-hot vector in all the subspaces (in none, if none are
-        named).
-        """
+        """Words `prefix0`, `prefix1`, …, each a one-hot vector in all of the subspaces named."""
         names = tuple(f"{prefix}{i}" for i in range(count))
         for i, name in enumerate(names):
             self.word(name, **{space: one_hot(i, self.widths[space]) for space in spaces})
@@ -156,13 +161,15 @@ class Blueprint:
         return ScoreTerm(None, k, gain * self.gain, torch.ones(1, 1), right)
 
     def gate(
-        self, q: str, k: str, gain: float = 1.0, *, here: int | None = None, there: int | None = None
+        self, q: str, k: str, gain: float = 1.0, *, q_only: int | None = None, k_only: int | None = None
     ) -> ScoreTerm:
-        """Attend to where `k` holds anything (or the one-hot `there`), as much as `q` holds anything (or
-        `here`).
+        """Attend to where `k` holds anything, as much as `q` holds anything.
+
+        Args:
+            q_only, k_only: one coordinate of the subspace that counts alone.
         """
-        left = torch.ones(1, self.widths[q]) if here is None else one_hot(here, self.widths[q])[None]
-        return replace(self.on(k, gain, only=there), q=q, left=left)
+        left = torch.ones(1, self.widths[q]) if q_only is None else one_hot(q_only, self.widths[q])[None]
+        return replace(self.on(k, gain, only=k_only), q=q, left=left)
 
     def move(self, v: str, out: str, scale: float = 1.0, *, shift: int = 0) -> Move:
         """Copy `v` into `out`, its one-hot moved by `shift` steps."""
@@ -191,7 +198,7 @@ class Blueprint:
         """The model in which this drawing is hidden."""
         rng = random.Random(f"planted {name} {seed}")
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        base = 1 + max(part.layer for part in (*self.heads, *self.neurons))
+        base = 1 + max(drawn.layer for drawn in (*self.heads, *self.neurons))
         layers = sorted(rng.sample(range(base + setting.extra), base))
         heads = [replace(head, layer=layers[head.layer]) for head in self.heads]
         neurons = [replace(neuron, layer=layers[neuron.layer]) for neuron in self.neurons]
@@ -206,42 +213,48 @@ class Blueprint:
         )
 
     def _decoys(self, heads: list[Head], setting: Embedding, n_layers: int, rng: random.Random) -> list[Head]:
-        """Loud heads that nothing reads, chains of heads beside the readout, doubles of true heads: in turn."""
+        """In turn: loud heads that nothing reads, chains beside the readout, doubles of true heads."""
         loud = 2.0 if setting.norm else 8.0
-        embedded = sorted({space for parts in self.words.values() for space in parts})
-        made: list[Head] = []
+        embedded = self._embedded_spaces()
+        decoys: list[Head] = []
         for i in range(setting.decoys):
-            crowd = [sum(head.layer == layer for head in (*heads, *made)) for layer in range(n_layers)]
+            crowd = [sum(head.layer == layer for head in (*heads, *decoys)) for layer in range(n_layers)]
+            # Where the fewest heads are, so that every layer has about as many.
             layer = min(range(n_layers), key=lambda layer: (crowd[layer], rng.random()))
-            here, space = [head for head in heads if head.layer == layer], rng.choice(embedded)
+            true_heads, space = [head for head in heads if head.layer == layer], rng.choice(embedded)
             scores = (self.same("position", "position", 0.4, shift=-rng.randint(1, 3)),)
             moves = (self.move(space, "loud", loud),)
-            fed = any(move.out == "aside" for head in made if head.layer < layer for move in head.moves)
+            fed = any(move.out == "aside" for head in decoys if head.layer < layer for move in head.moves)
             if i % 3 == 1:
                 scores = (self.on("aside", 0.3),) if fed else scores
                 moves = (self.move("aside", "loud", 2.0) if fed else self.move(space, "aside", loud / 2),)
-            elif i % 3 == 2 and here:
-                like = rng.choice(here)
+            elif i % 3 == 2 and true_heads:
+                like = rng.choice(true_heads)
                 scores, moves = like.scores, tuple(self.move(move.v, "loud", loud / 2) for move in like.moves)
-            made.append(Head(f"decoy {i}", layer, scores, moves, decoy=True))
-        return made
+            decoys.append(Head(f"decoy {i}", layer, scores, moves, decoy=True))
+        return decoys
+
+    def _embedded_spaces(self) -> list[str]:
+        """The subspaces that words have a part in, sorted so that draws do not depend on their order."""
+        return sorted({space for vectors in self.words.values() for space in vectors})
 
     def _decoy_neurons(self, setting: Embedding, n_layers: int, rng: random.Random) -> list[Neuron]:
-        embedded = sorted({space for parts in self.words.values() for space in parts})
-        made = []
+        embedded = self._embedded_spaces()
+        decoys = []
         for layer in range(n_layers):
             for _ in range(setting.neurons):
                 space = rng.choice(embedded)
                 reads = {space: torch.tensor([float(rng.choice((-1, 1))) for _ in range(self.widths[space])])}
                 writes = {"loud": one_hot(rng.randrange(8), 8) * rng.choice((-2, 2))}
-                made.append(Neuron(layer, reads, 0.2, writes, decoy=True))
-        return made
+                decoys.append(Neuron(layer, reads, 0.2, writes, decoy=True))
+        return decoys
 
     def _wired(
         self, heads: Sequence[Head], neurons: Sequence[Neuron], places: Mapping[str, str], group: int
     ) -> frozenset[str]:
         """Every edge whose writer writes a subspace that its reader reads, decoys aside."""
-        writers = [("input", -1, {space for parts in self.words.values() for space in parts} | {"position"})]
+        # (name, moment, subspaces): attention of a layer at 2 * layer, its MLP at 2 * layer + 1.
+        writers = [("input", -1, {*self._embedded_spaces(), "position"})]
         readers: list[tuple[str, float, set[str]]] = [("logits", math.inf, {self.readout[0]})]
         for head in (head for head in heads if not head.decoy):
             writers.append((places[head.name], 2 * head.layer, {move.out for move in head.moves}))
@@ -251,17 +264,17 @@ class Blueprint:
             }
             read["v"] = {move.v for move in head.moves}
             readers += [
-                (reading_place(places[head.name], port, group), 2 * head.layer, read[port]) for port in "qkv"
+                (reader_of(places[head.name], port, group), 2 * head.layer, read[port]) for port in "qkv"
             ]
         for neuron in (neuron for neuron in neurons if not neuron.decoy):
             writers.append((f"m{neuron.layer}", 2 * neuron.layer + 1, set(neuron.writes)))
             readers.append((f"m{neuron.layer}", 2 * neuron.layer + 1, set(neuron.reads)))
-        return frozenset(
-            f"{u}->{v}"
-            for u, then, wrote in writers
-            for v, now, read in readers
-            if then < now and wrote & read
-        )
+        edges: set[str] = set()
+        for writer, written_at, written in writers:
+            for reader, read_at, read in readers:
+                if written_at < read_at and written & read:
+                    edges.add(f"{writer}->{reader}")
+        return frozenset(edges)
 
 
 class _Drawn:
@@ -277,14 +290,8 @@ class _Drawn:
         rng: random.Random,
         generator: torch.Generator,
     ) -> None:
-        self.drawing, self.setting, self.n_layers, self.heads, self.neurons = (
-            drawing,
-            setting,
-            n_layers,
-            heads,
-            neurons,
-        )
-        self.generator = generator
+        self.drawing, self.setting, self.n_layers = drawing, setting, n_layers
+        self.heads, self.neurons, self.generator = heads, neurons, generator
         ends = torch.tensor(list(drawing.widths.values())).cumsum(0).tolist()
         self.slices = {
             s: slice(end - drawing.widths[s], end) for s, end in zip(drawing.widths, ends, strict=True)
@@ -292,13 +299,13 @@ class _Drawn:
         self.used = int(ends[-1])
         self.d_model = self.used + 1
         start = torch.randn(self.d_model, self.d_model, generator=generator, dtype=torch.float64)
-        start[:, 0] = 1.0  # layer norms subtract the mean: nothing may lie along it
+        # Layer norms subtract the mean: the basis is orthogonal to it, so that nothing is lost.
+        start[:, 0] = 1.0
         self.basis = torch.linalg.qr(start)[0].T[1:].float()
         needed = [sum(len(score.right) for score in head.scores) for head in heads]
         needed += [sum(move.map.shape[1] for move in head.moves) for head in heads]
-        self.d_head = max(
-            16, *needed
-        )  # at least what any decoy may need, so that it is the same for every seed
+        # At least what any decoy may need, so that it is the same for every seed.
+        self.d_head = max(16, *needed)
         self.d_mlp = max([sum(neuron.layer == layer for neuron in neurons) for layer in range(n_layers)])
         kv = max(sum(head.layer == layer and not head.decoy for head in heads) for layer in range(n_layers))
         most = max(sum(head.layer == layer for head in heads) for layer in range(n_layers))
@@ -310,25 +317,28 @@ class _Drawn:
         """Where each head goes: true heads to kv heads of their own, decoys wherever there is room."""
         places = {}
         for layer in range(self.n_layers):
-            here = [head for head in self.heads if head.layer == layer]
-            true = [head for head in here if not head.decoy]
+            heads = [head for head in self.heads if head.layer == layer]
+            true = [head for head in heads if not head.decoy]
             groups = rng.sample(range(self.n_kv_heads), len(true))
             slots = {
                 head.name: group * self.setting.group + rng.randrange(self.setting.group)
                 for head, group in zip(true, groups, strict=True)
             }
             free = [slot for slot in range(self.n_heads) if slot not in slots.values()]
-            slots |= dict(
-                zip((head.name for head in here if head.decoy), rng.sample(free, len(free)), strict=False)
-            )
+            decoys = [head.name for head in heads if head.decoy]
+            # There may be more room than decoys: the heads left over have no weights but noise.
+            slots |= dict(zip(decoys, rng.sample(free, len(free)), strict=False))
             places |= {name: f"a{layer}.{slot}" for name, slot in slots.items()}
         return places
 
     def config(self) -> dict[str, Any]:
+        """The settings of `native_model` for these weights."""
         setting = self.setting
         return {
-            "n_layers": self.n_layers, "n_heads": self.n_heads, "d_model": self.d_model, "d_head": self.d_head,
-            "d_mlp": max(self.d_mlp, 1), "n_ctx": self.drawing.length, "d_vocab": len(self.drawing.words), "act_fn": "relu",
+            "n_layers": self.n_layers, "n_heads": self.n_heads,
+            "d_model": self.d_model, "d_head": self.d_head,
+            "d_mlp": max(self.d_mlp, 1), "n_ctx": self.drawing.length, "d_vocab": len(self.drawing.words),
+            "act_fn": "relu",
             "normalization_type": setting.norm, "attn_only": self.d_mlp == 0,
             "n_key_value_heads": self.n_kv_heads if setting.group > 1 else None,
         }  # fmt: skip
@@ -349,7 +359,7 @@ class _Drawn:
 
     def _embedding(self) -> dict[str, Tensor]:
         drawing = self.drawing
-        rows = torch.stack([self._vector(parts) for parts in drawing.words.values()])
+        rows = torch.stack([self._vector(vectors) for vectors in drawing.words.values()])
         if self.setting.norm:  # equal lengths: the first norm divides by the same number everywhere
             squares = rows.square().sum(-1)
             rows[:, self.slices["slack"]] = (squares.max() - squares).sqrt()[:, None]
@@ -372,16 +382,18 @@ class _Drawn:
         q, k, v, o = (torch.zeros(rows, self.used) for rows in (size, kv_size, kv_size, size))
         q_bias, filled = torch.zeros(size), set()
         for head in sorted((head for head in self.heads if head.layer == layer), key=lambda head: head.decoy):
-            slot = int(self.places[head.name].split(".")[1])
+            _, slot = Node.parse(self.places[head.name]).layer_and_head
             kv = slot // self.setting.group
             at, kv_at = slot * self.d_head, kv * self.d_head
             for score in head.scores:
+                # q and k share the gain, and attention divides by sqrt(d_head).
                 strength = math.sqrt(abs(score.gain) * math.sqrt(self.d_head))
                 rank, sign = len(score.right), math.copysign(1.0, score.gain)
                 if score.q is None:
                     q_bias[at : at + rank] = sign * strength
                 else:
                     q[at : at + rank, self.slices[score.q]] = sign * strength * score.left
+                # Decoys come last: where they share a kv head, its k and v are those of the true head.
                 if kv not in filled:
                     k[kv_at : kv_at + rank, self.slices[score.k]] = strength * score.right
                 at, kv_at = at + rank, kv_at + rank
@@ -404,29 +416,24 @@ class _Drawn:
         }  # fmt: skip
 
     def _mlp(self, layer: int) -> dict[str, Tensor]:
-        here = [neuron for neuron in self.neurons if neuron.layer == layer]
-        reads, writes, bias = (
-            torch.zeros(self.d_mlp, self.used),
-            torch.zeros(self.d_mlp, self.used),
-            torch.zeros(self.d_mlp),
-        )
-        for i, neuron in enumerate(here):
-            reads[i], writes[i], bias[i] = (
-                self._vector(neuron.reads),
-                self._vector(neuron.writes),
-                neuron.bias,
-            )
+        neurons = [neuron for neuron in self.neurons if neuron.layer == layer]
+        reads, writes = torch.zeros(self.d_mlp, self.used), torch.zeros(self.d_mlp, self.used)
+        bias = torch.zeros(self.d_mlp)
+        for i, neuron in enumerate(neurons):
+            reads[i], writes[i] = self._vector(neuron.reads), self._vector(neuron.writes)
+            bias[i] = neuron.bias
         order = torch.randperm(self.d_mlp, generator=self.generator)
         return {
             "fc_in.weight": self._reading(reads[order], first=False), "fc_in.bias": bias[order],
             "fc_out.weight": (writes[order] @ self.basis).T, "fc_out.bias": torch.zeros(self.d_model),
         }  # fmt: skip
 
-    def _vector(self, parts: Mapping[str, Tensor]) -> Tensor:
-        vector = torch.zeros(self.used)
-        for space, part in parts.items():
-            vector[self.slices[space]] += part
-        return vector
+    def _vector(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """[used] of vectors in some subspaces."""
+        total = torch.zeros(self.used)
+        for space, vector in vectors.items():
+            total[self.slices[space]] += vector
+        return total
 
     def _reading(self, matrix: Tensor, first: bool) -> Tensor:
         """Weights that read the hidden stream, and undo what a norm will divide by."""
@@ -436,12 +443,12 @@ class _Drawn:
         return matrix @ self.basis * length / math.sqrt(self.d_model)
 
 
-def reading_place(place: str, port: str, group: int) -> str:
-    """The reader of a head's port: k and v belong to kv heads. A place without ports is its own reader."""
+def reader_of(name: str, port: str, group: int) -> str:
+    """The reader of a head's port: k and v belong to kv heads. A node without a port is its own reader."""
     if not port:
-        return place
-    layer, head = place.split(".")
-    return f"{layer}.{int(head) // (1 if port == 'q' else group)}<{port}>"
+        return name
+    layer, head = Node.parse(name).layer_and_head
+    return f"a{layer}.{head if port == 'q' else head // group}<{port}>"
 
 
 def one_hot(index: int, width: int) -> Float[Tensor, "width"]:
@@ -451,7 +458,7 @@ def one_hot(index: int, width: int) -> Float[Tensor, "width"]:
 
 def rectangular(matrix: Tensor, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
     """The matrix cut, or filled up with zeros, to that shape."""
-    made = torch.zeros(rows, columns)
-    high, wide = min(rows, matrix.shape[0]), min(columns, matrix.shape[1])
-    made[:high, :wide] = matrix[:high, :wide]
-    return made
+    padded = torch.zeros(rows, columns)
+    height, width = min(rows, matrix.shape[0]), min(columns, matrix.shape[1])
+    padded[:height, :width] = matrix[:height, :width]
+    return padded

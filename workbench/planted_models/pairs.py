@@ -1,4 +1,7 @@
-"""The prompts of a planted model as pairs, so that everything that takes pairs takes them."""
+"""The prompts of a planted model as pairs, so that everything that takes pairs takes them.
+
+Read `planted_pairs`.
+"""
 
 from collections.abc import Sequence
 
@@ -19,17 +22,19 @@ def planted_pairs(
             `split`. Clean prompts of the split "heldout" never occur in "train".
 
     Raises:
-        ModelError: there are not so many different prompts.  UnknownName: `split`.
+        ModelError: there are not so many different prompts.
+        UnknownName: `split`.
 
     >>> import workbench as wb
-    >>> made = wb.planted("induction", n=4)
-    >>> pairs, heldout = wb.planted_pairs(made), wb.planted_pairs(made, n=8, split="heldout")
+    >>> planted = wb.planted("induction", n=4)
+    >>> pairs, heldout = wb.planted_pairs(planted), wb.planted_pairs(planted, n=8, split="heldout")
     >>> len(pairs), len(heldout), pairs.clean.strings[0][0]
     (4, 8, 'BOS')
     """
     used = planted if n is None else planted.drawn(n, seed=seed, split=split)
     provenance = {
-        "task": f"planted-{used.name}", "variant": used.name, "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
+        "task": f"planted-{used.name}", "variant": used.name,
+        "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
     }  # fmt: skip
     return PromptPairs(
         _prompts(used.clean, used.words),

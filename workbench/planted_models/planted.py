@@ -1,22 +1,23 @@
-"""Transformers whose weights are set by hand, so that the edges they use are known: the yardstick for finding
-circuits.
+"""Transformers whose weights are set by hand, so that the edges they use are known.
 
-Ground truth is relative to the counterfactual. An edge that carries only what the clean and the corrupt run
-share (a previous-token head reads positions) is used, and yet no corrupt patching can see it. So there are
-two true sets.
+They are the yardstick for finding circuits: read `planted` and the table of `VARIANTS`. Ground truth is
+relative to the counterfactual. An edge that carries only what the clean and the corrupt run share (a
+previous-token head reads positions) is used, and yet no corrupt patching can see it. So there are two true
+sets.
 """
 
 import random
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
+from workbench.models.model import Model
 from workbench.planted_models import recipes
 from workbench.planted_models.blueprint import Embedding
 from workbench.planted_models.recipes import Recipe
@@ -37,37 +38,44 @@ VARIANTS: dict[str, Variant] = {
     "induction": Variant(
         recipes.induction,
         Embedding(),
-        "Saturated attention: gradients into q and k vanish, so EAP misses all that decides where the heads look.",
+        "Saturated attention: gradients into q and k vanish, "
+        "so EAP misses all that decides where the heads look.",
     ),
     "induction-noisy": Variant(
         recipes.induction,
         Embedding(gain=10, noise=0.006, decoys=5, extra=1),
-        "Every edge has some effect: rankings must tell small from large, and loud decoys have the largest activations.",
+        "Every edge has some effect: rankings must tell small from large, "
+        "and loud decoys have the largest activations.",
     ),
     "induction-ln": Variant(
         recipes.induction,
         Embedding(norm="LN", gain=14, noise=0.002, decoys=5, neurons=4),
-        "Layer norms: whatever adds to the stream's length reaches every reader; MLPs that do nothing for the answer.",
+        "Layer norms: whatever adds to the stream's length reaches every reader; "
+        "MLPs that do nothing for the answer.",
     ),
     "ioi": Variant(
         recipes.ioi,
         Embedding(gain=14, decoys=6),
-        "Four layers; two signals add up, so zeroing either alone changes little; three hard heads decide by q and k alone.",
+        "Four layers; two signals add up, so zeroing either alone changes little; "
+        "three hard heads decide by q and k alone.",
     ),
     "ioi-noisy": Variant(
         recipes.ioi,
         Embedding(gain=14, noise=0.006, decoys=6),
-        "As ioi, with small effects at most false edges: signed EAP ranks true edges of gradient zero among them.",
+        "As ioi, with small effects at most false edges: "
+        "signed EAP ranks true edges of gradient zero among them.",
     ),
     "ioi-ln-gqa": Variant(
         recipes.ioi,
         Embedding(norm="LN", group=2, gain=14, noise=0.002, decoys=7, neurons=4),
-        "As ioi, with norms, and kv heads shared with decoys: a method that splits k and v by query head fails.",
+        "As ioi, with norms, and kv heads shared with decoys: "
+        "a method that splits k and v by query head fails.",
     ),
     "lookup": Variant(
         recipes.lookup,
         Embedding(decoys=4, neurons=6, extra=1),
-        "A cell of a table: the gradient sees the neuron that is on; the one that the other run turns on is flat.",
+        "A cell of a table: the gradient sees the neuron that is on; "
+        "the one that the other run turns on is flat.",
     ),
     "lookup-noisy": Variant(
         recipes.lookup,
@@ -87,12 +95,14 @@ VARIANTS: dict[str, Variant] = {
     "backup": Variant(
         recipes.backup,
         Embedding(gain=16, decoys=4, extra=1),
-        "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: the backup covers for it.",
+        "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: "
+        "the backup covers for it.",
     ),
     "backup-gqa": Variant(
         recipes.backup,
         Embedding(group=2, gain=10, noise=0.004, decoys=6),
-        "As backup, with kv heads that decoys share, and false edges whose effects exceed those of the redundant ones.",
+        "As backup, with kv heads that decoys share, "
+        "and false edges whose effects exceed those of the redundant ones.",
     ),
     "negative": Variant(
         recipes.negative,
@@ -107,7 +117,8 @@ VARIANTS: dict[str, Variant] = {
     "q-composition": Variant(
         recipes.q_composition,
         Embedding(gain=16, decoys=4),
-        "The feeder matters through the target's saturated q alone: EAP scores the feeder and all before it zero.",
+        "The feeder matters through the target's saturated q alone: "
+        "EAP scores the feeder and all before it zero.",
     ),
     "v-composition": Variant(
         recipes.v_composition,
@@ -144,7 +155,7 @@ class Planted:
     """
 
     name: str
-    model: Any
+    model: Model
     clean: Int[Tensor, "example pos"]
     corrupt: Int[Tensor, "example pos"]
     answers: Int[Tensor, "example 1 1"]
@@ -163,7 +174,8 @@ class Planted:
         """The same model with other prompts.
 
         Raises:
-            ModelError: there are not so many different prompts.  UnknownName: `split`.
+            ModelError: there are not so many different prompts.
+            UnknownName: `split`.
         """
         tensors = _prompts(self.name, self.recipe, self.words, n, seed, split)
         return replace(self, **tensors, prompt_seed=seed, split=split)
@@ -193,11 +205,12 @@ def planted(
         n: pairs of prompts. `prompt_seed` and `split` choose them: "heldout" ones never occur in "train".
 
     Raises:
-        UnknownName: no such variant or split.  ModelError: a size out of range, or more prompts than there
+        UnknownName: no such variant or split.
+        ModelError: a size out of range, or more prompts than there
             are.
 
-    >>> made = planted("induction", n=4)
-    >>> made.clean.shape, len(made.edges["corrupt"]), len(made.edges["zero"])
+    >>> model = planted("induction", n=4)
+    >>> model.clean.shape, len(model.edges["corrupt"]), len(model.edges["zero"])
     (torch.Size([4, 8]), 5, 7)
     """
     if name not in VARIANTS:
@@ -207,8 +220,8 @@ def planted(
             f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words."
         )
     variant = VARIANTS[name]
-    given = {"decoys": decoys, "noise": noise, "extra": extra}
-    setting = replace(variant.setting, **{key: value for key, value in given.items() if value is not None})
+    changes = {"decoys": decoys, "noise": noise, "extra": extra}
+    setting = replace(variant.setting, **{key: value for key, value in changes.items() if value is not None})
     recipe = variant.recipe(size, setting.gain)
     words = tuple(recipe.blueprint.words)
     built = recipe.blueprint.build(name, setting, seed=seed)
@@ -220,8 +233,9 @@ def planted(
     sets = tuple(frozenset(built.edge(text) for text in texts) for texts in recipe.redundant)
     return Planted(
         name, built.model, **_prompts(name, recipe, words, n, prompt_seed, split),
-        edges={"corrupt": built.wired - shared, "zero": built.wired}, redundant=sets, heads=built.heads, words=words,
-        recipe=recipe, setting=setting, seed=seed, prompt_seed=prompt_seed, split=split,
+        edges={"corrupt": built.wired - shared, "zero": built.wired},
+        redundant=sets, heads=built.heads, words=words, recipe=recipe, setting=setting, seed=seed,
+        prompt_seed=prompt_seed, split=split,
     )  # fmt: skip
 
 
@@ -232,21 +246,22 @@ def _prompts(
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
     rng = random.Random(f"prompts {name} {seed} {split}")
-    found: dict[tuple[str, ...], recipes.Example] = {}
+    examples: dict[tuple[str, ...], recipes.Example] = {}
     for _ in range(100 * n):
-        example = recipe.draw(rng, len(found) % recipe.kinds)
+        example = recipe.draw(rng, len(examples) % recipe.kinds)
+        # A fixed hash of the clean prompt: no prompt is in both splits, whatever the seed.
         side = "heldout" if zlib.crc32(" ".join(example.clean).encode()) % 3 == 0 else "train"
-        if side == split and len(found) < n:
-            found.setdefault(example.clean, example)
-    if len(found) < n or n < 1:
+        if side == split and len(examples) < n:
+            examples.setdefault(example.clean, example)
+    if len(examples) < n or n < 1:
         raise ModelError(
-            f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(found)}."
+            f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(examples)}."
         )
     ids = {word: i for i, word in enumerate(words)}
-    examples = found.values()
+    pairs = examples.values()
     return {
-        "clean": torch.tensor([[ids[word] for word in ("BOS", *example.clean)] for example in examples]),
-        "corrupt": torch.tensor([[ids[word] for word in ("BOS", *example.corrupt)] for example in examples]),
-        "answers": torch.tensor([[[ids[example.answer]]] for example in examples]),
-        "wrong": torch.tensor([[[ids[example.wrong]]] for example in examples]),
+        "clean": torch.tensor([[ids[word] for word in ("BOS", *example.clean)] for example in pairs]),
+        "corrupt": torch.tensor([[ids[word] for word in ("BOS", *example.corrupt)] for example in pairs]),
+        "answers": torch.tensor([[[ids[example.answer]]] for example in pairs]),
+        "wrong": torch.tensor([[[ids[example.wrong]]] for example in pairs]),
     }

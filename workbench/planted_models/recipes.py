@@ -1,9 +1,9 @@
-"""The circuits that are planted: for each, a drawing, the prompts that it solves, and what the two runs
-share.
+"""The circuits that are planted: for each a drawing, the prompts it solves, and what the two runs share.
 
-A recipe declares which wired edges carry the same in the clean and the corrupt run (`shared`): corrupt
-patching cannot see them. It declares the sets that only matter together (`redundant`). Edges are named by
-roles: `input->previous<q>`.
+Read `Recipe`, then `induction`, the simplest. A recipe declares which wired edges carry the same in the clean
+and the corrupt run (`shared`): corrupt patching cannot see them. It declares the sets that only matter
+together (`redundant`). Edges are named by roles: `input->previous<q>`. How they become weights is in
+`blueprint.py`.
 """
 
 import random
@@ -28,12 +28,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A drawing with its prompts: `draw(rng, kind)` makes an example with the kind of corruption that number
-    stands for.
+    """A drawing with its prompts.
 
     Attributes:
         blueprint: the drawing.
-        draw: `(rng, kind) -> Example`, `kind` from 0 to `kinds` - 1.
+        draw: `(rng, kind) -> Example`: a pair of prompts; `kind` is the kind of corruption, from 0 to `kinds`
+            - 1.
         shared: edges that carry nothing that differs between the runs.
         redundant: sets of edges of which each alone changes little.
     """
@@ -60,6 +60,7 @@ def induction(size: int, gain: float) -> Recipe:
     drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         keys, values, (a, b) = *_deal(rng, words, 3, 3), rng.sample(range(3), 2)
         other_keys, other_values = _swapped(keys, a, b, kind == 1), _swapped(values, a, b, kind == 2)
         clean = (*_interleaved(keys, values), keys[a])
@@ -91,10 +92,11 @@ def ioi(size: int, gain: float) -> Recipe:
     drawing.head(
         "inhibition",
         2,
-        [drawing.gate("position", "position", here=7, there=second)],
+        [drawing.gate("position", "position", q_only=7, k_only=second)],
         [drawing.move("seen", "inhibit")],
     )
-    soft = 6.0 / gain  # a saturated mover would need only one of the two signals
+    # A saturated mover would need only one of the two signals.
+    soft = 6.0 / gain
     choice = [
         drawing.on("token", soft),
         drawing.on("position", -soft, only=second),
@@ -104,6 +106,7 @@ def ioi(size: int, gain: float) -> Recipe:
     drawing.read_out("out", names)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         (a, b), fill = rng.sample(names, 2), rng.sample(fillers, 3)
         listed = rng.sample([a, b, *fill[:2]], 4)
         clean = (*listed, fill[2], a, "to")
@@ -121,8 +124,9 @@ def ioi(size: int, gain: float) -> Recipe:
 
 
 def lookup(size: int, gain: float) -> Recipe:
-    """`f a2 f f b3` → `y0`: the cell of a Latin square, which no sum of a part for `a` and a part for `b`
-    gives.
+    """`f a2 f f b3` → `y0`: the cell of a Latin square.
+
+    No sum of a term for `a` and a term for `b` gives it.
 
     A head fetches `a`; one neuron of the MLP for each pair. Corrupt: another `b`, or another `a` at another
     place.
@@ -143,6 +147,7 @@ def lookup(size: int, gain: float) -> Recipe:
     drawing.read_out("out", answers)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         (i, other_i), (j, other_j), fill = (
             rng.sample(range(n), 2),
             rng.sample(range(n), 2),
@@ -160,8 +165,7 @@ def lookup(size: int, gain: float) -> Recipe:
 
 
 def conjunction(size: int, gain: float) -> Recipe:
-    """`yes` when both a `p` word and a `q` word are there, otherwise `no`: two heads and an MLP that takes
-    the AND.
+    """`yes` when there are both a `p` word and a `q` word, else `no`: two heads and an AND in the MLP.
 
     Corrupt: one of the two is missing; in half of the pairs the other way round.
     """
@@ -182,12 +186,13 @@ def conjunction(size: int, gain: float) -> Recipe:
     drawing.read_out("out", ("yes", "no"))
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         p, q, fill = f"p{rng.randrange(n)}", f"q{rng.randrange(n)}", rng.sample(fillers, 6)
-        places = rng.sample(range(6), 2)
+        indices = rng.sample(range(6), 2)
         both, one = list(fill), list(fill)
-        for place, word, missing in zip(places, (p, q), (kind % 2 == 0, kind % 2 == 1), strict=True):
-            both[place] = word
-            one[place] = fill[place] if missing else word
+        for index, word, missing in zip(indices, (p, q), (kind % 2 == 0, kind % 2 == 1), strict=True):
+            both[index] = word
+            one[index] = fill[index] if missing else word
         yes, no = (*both, ask), (*one, ask)
         return Example(yes, no, "yes", "no") if kind < 2 else Example(no, yes, "no", "yes")
 
@@ -210,8 +215,9 @@ def backup(size: int, gain: float) -> Recipe:
 
 
 def negative(size: int, gain: float) -> Recipe:
-    """The word in capitals → the word; a negative head attends to what is about to be said and writes half of
-    it with a minus.
+    """The word in capitals → the word; a negative head opposes it.
+
+    It attends to the word that is about to be the answer and writes half of it with a minus.
 
     It lowers the metric, and the model is not itself without it: all its edges oppose (2310.04625).
     Corrupt: another word is in capitals, or the word in capitals trades places with another.
@@ -223,6 +229,7 @@ def negative(size: int, gain: float) -> Recipe:
     moves = _capital_moves(words)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         example = moves(rng, 0)
         if kind == 0:
             return example
@@ -263,12 +270,14 @@ def q_composition(size: int, gain: float) -> Recipe:
     drawing.word("?")
     drawing.head("fetch", 0, [drawing.on("digit")], [drawing.move("digit", "pointer")])
     left = torch.zeros(drawing.length, 5)
-    left[2:7] = torch.eye(5)  # the first digit points to position 2
+    # Behind BOS and the digit itself: the first digit points to position 2.
+    left[2:7] = torch.eye(5)
     point = replace(drawing.same("pointer", "position"), left=left)
     drawing.head("target", 1, [point], [drawing.move("token", "out")])
     drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         listed, (a, b) = rng.sample(words, 5), rng.sample(range(5), 2)
         clean = (digits[a], *listed, "?")
         corrupt = (digits[a if kind else b], *_swapped(listed, a, b, kind == 1), "?")
@@ -278,8 +287,7 @@ def q_composition(size: int, gain: float) -> Recipe:
 
 
 def v_composition(size: int, gain: float) -> Recipe:
-    """`x1 x2 x3 ! x4 x5 ?` → `x3`: a head copies each word one step on, another moves the copy from the mark
-    to the end.
+    """`x1 x2 x3 ! x4 x5 ?` → `x3`: a head copies each word one step on, another moves the copy to the end.
 
     Corrupt: the mark stands elsewhere, or the word before it trades places with another.
     """
@@ -295,6 +303,7 @@ def v_composition(size: int, gain: float) -> Recipe:
     drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         listed, (a, b) = rng.sample(words, 5), rng.sample(range(5), 2)
         other, at = _swapped(listed, a, b, kind == 1), a if kind else b
         clean, corrupt = ((*row[: i + 1], "!", *row[i + 1 :], "?") for row, i in ((listed, a), (other, at)))
@@ -316,7 +325,10 @@ def compositions(size: int, gain: float) -> Recipe:
     drawing.word(";", separator=torch.ones(1))
     drawing.word("?")
     drawing.head(
-        "feed-q", 0, [drawing.gate("position", "position", here=11, there=1)], [drawing.move("token", "cue")]
+        "feed-q",
+        0,
+        [drawing.gate("position", "position", q_only=11, k_only=1)],
+        [drawing.move("token", "cue")],
     )
     drawing.head(
         "feed-k", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "key")]
@@ -330,6 +342,7 @@ def compositions(size: int, gain: float) -> Recipe:
     drawing.read_out("out", words)
 
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         keys, values, (a, b) = *_deal(rng, words, 3, 3), rng.sample(range(3), 2)
         other_keys, other_values = _swapped(keys, a, b, kind == 1), _swapped(values, a, b, kind == 2)
         clean = (keys[a], *_interleaved(values, keys, [";"] * 3), "?")
@@ -353,6 +366,7 @@ def _capitals(size: int, gain: float) -> tuple[Blueprint, tuple[str, ...]]:
 
 def _capital_moves(words: tuple[str, ...]) -> Callable[[random.Random, int], Example]:
     def draw(rng: random.Random, kind: int) -> Example:
+        """A pair of prompts with this kind of corruption."""
         listed, (a, b) = rng.sample(words, 6), rng.sample(range(6), 2)
         clean, corrupt = ((*listed[:i], listed[i].upper(), *listed[i + 1 :], "?") for i in (a, b))
         return Example(clean, corrupt, listed[a], listed[b])
