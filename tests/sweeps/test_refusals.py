@@ -3,17 +3,19 @@
 import json
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from closeness import close
 from fake_sweeps import record, write_sweep
+from typer.testing import CliRunner
 
 import workbench as wb
+from workbench.cli.app import app
 from workbench.errors import OutputExists, SweepError
+from workbench.sweeps import jobs
 from workbench.sweeps.folder import SPEC, TABLE
 from workbench.sweeps.inputs import JobInputs
 from workbench.sweeps.jobs import plan
@@ -37,8 +39,8 @@ def inputs():
     return JobInputs("cpu")
 
 
-def run(spec, out, **more):
-    return run_sweep(spec, out=out, progress=False, device="cpu", **more)
+def run(spec, out, **options):
+    return run_sweep(spec, out=out, progress=False, device="cpu", **options)
 
 
 def test_a_preset_beside_a_file_replaces_what_it_stands_for(tmp_path):
@@ -55,9 +57,7 @@ LACKING = [
     ({"sites": ["z@"]}, "z@"),
     ({"sites": ["z[9.9]"]}, "this model has layers 0 to 3"),
     ({"sites": ["zz"]}, "kind='zz' is not known"),
-    ({"models": ["planted-ioi"], "sites": ["z"]}, "The model 'planted-ioi' brings its own prompts and has no checkpoints"),
     ({"models": ["planted-ioi"], "sites": ["z"], "tasks": ["planted"], "checkpoints": [500]}, "has no checkpoints"),
-    ({"models": ["tinny"]}, "tinny"),
     ({"tasks": ["iio"]}, "task='iio' is not known. Did you mean 'ioi'"),
     ({"metrics": [":f"]}, "The metric ':f' cannot be found: Empty module name"),
     ({"metrics": [".a:f"]}, "The metric '.a:f' cannot be found"),
@@ -67,6 +67,8 @@ LACKING = [
     ({"preset": "path-sweep", "senders": ["a9.9"]}, "this model has layers 0 to 3"),
     ({"preset": "path-sweep", "receivers": ["input"]}, "input"),
     ({"preset": "circuit-evaluation", "circuits": ["none.json"]}, "The circuit 'none.json' cannot be read"),
+    ({"models": ["planted-ioi"], "sites": ["z"]}, "The model 'planted-ioi' brings its own prompts and has no checkpoints"),
+    ({"models": ["tinny"]}, "tinny"),
 ]  # fmt: skip
 
 
@@ -90,36 +92,35 @@ def test_a_metric_whose_module_raises_is_named(inputs, tmp_path, monkeypatch):
         plan(read_spec({**HEADS, "metrics": ["raising:f"]}), inputs)
 
 
-def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path):
-    (tmp_path / "mine.py").write_text(METRIC.format(factor=1))
-    spec = "run --preset head-ablation --tasks ioi -n 3 --sites z[1.1] --metrics mine:score --dry-run".split()
-    script = "import sys; sys.path.remove(''); from workbench.cli.app import main; main()"  # as the installed command has it
-    env = os.environ | {"PYTHONPATH": str(Path(wb.__file__).parents[1])}
-    command = [sys.executable, "-c", script, "sweep", *spec]
-    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.splitlines()[:1]) == (0, ["1 jobs, 0 done, 1 left"]), ran.stderr
+def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path, monkeypatch):
+    """Also by the installed command, which does not have the current folder among its paths."""
+    (tmp_path / "beside.py").write_text(METRIC.format(factor=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    options = "--preset head-ablation --tasks ioi -n 3 --sites z[1.1] --metrics beside:score --dry-run"
+    result = CliRunner().invoke(app, ["sweep", "run", *options.split()])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == "1 jobs, 0 done, 1 left"
 
 
 def test_paths_that_cannot_be_are_no_jobs(inputs):
-    jobs = plan(
-        read_spec({"preset": "path-sweep", "tasks": ["ioi"], "n": 3, "receivers": ["a2.7", "m2"]}), inputs
-    ).jobs
-    whats = [job.what for job in jobs]
+    spec = read_spec({"preset": "path-sweep", "tasks": ["ioi"], "n": 3, "receivers": ["a2.7", "m2"]})
+    whats = [job.what for job in plan(spec, inputs).jobs]
     assert whats.count("a1.0->a2.7") == whats.count("a2.0->m2") == 1
     assert not {"a2.0->a2.7", "a3.0->a2.7", "a3.0->m2"} & set(whats)
     assert place_of("paths", "a1.0->a2.7") == {"writer": "a1.0", "reader": "a2.7"}
 
 
 def test_kinds_that_are_seldom_kept_take_every_value(tmp_path):
-    spec = {**HEADS, "sites": ["resid_mid[1]", "mlp_pre[1]", "logits"], "values": ["mean", "other"]}
+    spec = {**HEADS, "sites": ["resid_mid[1]", "mlp_pre[1]", "logits"], "values": ["mean", "corrupt"]}
     sweep = run(spec, tmp_path / "a", retries=0)
     assert sweep.status().ok
     model = wb.load_model("tiny", device="cpu")
     pairs = wb.load_task("ioi", model, n=3)
     clean, _ = wb.capture_pairs(model, pairs, sites=["resid_mid"])
     expected = wb.effects(model, pairs, sites=["resid_mid[1]"], value=wb.mean(clean)).values[:, 0]
-    found = next(row for row in sweep.records if (row["what"], row["value"]) == ("resid_mid[1]", "mean"))
-    assert found["values"] == pytest.approx(expected.tolist(), abs=1e-5)
+    row = next(row for row in sweep.records if (row["what"], row["value"]) == ("resid_mid[1]", "mean"))
+    assert close(row["values"], expected, tolerance=1e-5, scale=max(row["m_base"]))
     assert (
         run({**STEERING, "sites": ["resid_mid"], "strengths": [1.0]}, tmp_path / "b", retries=0).status().ok
     )
@@ -150,12 +151,13 @@ def test_half_a_surrogate_pair_in_a_message_harms_nothing(tmp_path, monkeypatch)
 def test_rows_of_another_metric_of_the_same_name_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     spec, out = {**HEADS, "metrics": ["remade:score"]}, tmp_path / "a"
-    script = f"from workbench.sweeps.runner import run_sweep; run_sweep({spec!r}, out={str(out)!r}, progress=False, device='cpu')"
     (tmp_path / "remade.py").write_text(METRIC.format(factor=1))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    subprocess.run([sys.executable, "-c", script], check=True, env=env)
+    run(spec, out)
     before = (out / LOG).read_bytes()
-    (tmp_path / "remade.py").write_text(METRIC.format(factor=-2))
+    # As in a new process: the module is imported anew, and its source hashed anew.
+    (tmp_path / "remade.py").write_text(METRIC.format(factor=-20))
+    monkeypatch.delitem(sys.modules, "remade")
+    jobs._metric_source.cache_clear()
     with pytest.raises(
         SweepError,
         match=r"holds 2 of these jobs, such as z\[1.1\], of other weights, prompts, code of the metric, circuits or versions",

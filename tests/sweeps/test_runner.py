@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import close
 
 import workbench as wb
 from workbench.errors import OutputExists, SweepError
@@ -16,40 +18,47 @@ from workbench.sweeps.log import LOG, last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 
 HEADS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3}
-TESTS = Path(__file__).parents[1]
 
 
-def run(spec, out, **more):
-    return run_sweep(spec, out=out, progress=False, device="cpu", **more)
+def run(spec, out, **options):
+    return run_sweep(spec, out=out, progress=False, device="cpu", **options)
 
 
 def lines(out: Path) -> dict[str, dict]:
     return {row["what"]: row for row in last_tries(read_log(out))}
 
 
+def effects_agree(row, effects) -> bool:
+    """Whether a row has these effects, up to the rounding of the metric whose differences they are."""
+    return close(row["values"], effects, tolerance=1e-5, scale=float(np.abs(row["m_base"]).max()))
+
+
+@cache
+def tiny_ioi(n: int, checkpoint: int | None = None) -> tuple:
+    """The model and the prompts of these sweeps."""
+    model = wb.load_model("tiny" if checkpoint is None else f"tiny@{checkpoint}", device="cpu")
+    return model, wb.load_task("ioi", model, n=n)
+
+
 def test_rows_are_what_effects_gives(tmp_path):
-    model = wb.load_model("tiny", device="cpu")
-    pairs = wb.load_task("ioi", model, n=8)
+    model, pairs = tiny_ioi(8)
     clean, corrupt = wb.capture_pairs(model, pairs)
-    named = {
+    values = {
         "zero": wb.zero(),
         "mean": wb.mean(clean),
         "resample": wb.resample(clean, 0),
         "corrupt": wb.from_store(corrupt),
+        "constant:0.5": wb.constant(0.5),
+        "scale:2": wb.scale(2.0),
     }
-    named |= {"constant:0.5": wb.constant(0.5), "scale:2": wb.scale(2.0)}
-    run({**HEADS, "n": 8, "values": list(named)}, tmp_path / "a")
-    rows = last_tries(read_log(tmp_path / "a"))
-    assert len(rows) == 6 * 32
-    for name, value in named.items():
-        table = wb.effects(model, pairs, sites=wb.grid("z", model), value=value)
-        rows_of_value = [row for row in rows if row["value"] == name]
-        assert len(rows_of_value) == 32, name
-        for row in rows_of_value:
-            site = wb.Site.parse(row["what"])
-            assert row["values"] == pytest.approx(
-                table.sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5
-            )
+    sites = ["z[0.2]", "z[1.7]", "z[3.7]"]
+    run({**HEADS, "n": 8, "sites": sites, "values": list(values)}, tmp_path / "a")
+    rows = {(row["value"], row["what"]): row for row in last_tries(read_log(tmp_path / "a"))}
+    assert len(rows) == len(values) * len(sites)
+    for name, value in values.items():
+        table = wb.effects(model, pairs, sites=sites, value=value).values
+        for site, effects in zip(sites, table.T, strict=True):
+            assert effects_agree(rows[name, site], effects), (name, site)
 
 
 def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
@@ -59,23 +68,20 @@ def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
     assert [sum(row["checkpoint"] == step for row in rows) for step in steps] == [32, 32]
     tables = []
     for step in steps:
-        model = wb.load_model(f"tiny@{step}", device="cpu")
-        tables.append(
-            wb.effects(model, wb.load_task("ioi", model, n=3), sites=wb.grid("z", model), value=wb.zero())
-        )
-        for row in (row for row in rows if row["checkpoint"] == step):
-            site = wb.Site.parse(row["what"])
-            assert row["values"] == pytest.approx(
-                tables[-1].sel(layer=site.layer, head=site.head).values.tolist(), abs=1e-5
-            )
+        model, pairs = tiny_ioi(3, step)
+        table = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero())
+        tables.append(table)
+        for row in rows:
+            if row["checkpoint"] == step:
+                site = wb.Site.parse(row["what"])
+                assert effects_agree(row, table.sel(layer=site.layer, head=site.head).values), row["what"]
     assert abs(tables[0] - tables[1]).max() > 0.1, "the two checkpoints differ"
     sweep = wb.load_sweep(tmp_path / "steps")
     assert sweep.rows["checkpoint"].value_counts().to_dict() == dict.fromkeys(steps, 32)
     summary = sweep.summary()
     assert summary.groupby("checkpoint")["n_jobs"].sum().to_dict() == dict.fromkeys(steps, 32)
-    assert sweep.summary(["checkpoint"])["mean"].tolist() == pytest.approx(
-        [float(table.mean()) for table in tables], abs=1e-5
-    )
+    means = [float(table.mean()) for table in tables]
+    assert close(sweep.summary(["checkpoint"])["mean"].to_numpy(), means, tolerance=1e-5, scale=10.0)
     assert sweep.arrays()["mean"].sizes == {"checkpoint": 2, "layer": 4, "head": 8}
     trained = run(HEADS, tmp_path / "trained").rows
     assert trained["checkpoint"].isna().all()
@@ -83,43 +89,30 @@ def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
 
 
 def test_pairs_paths_and_positions_are_what_single_calls_give(tmp_path):
-    model = wb.load_model("tiny", device="cpu")
-    pairs = wb.load_task("ioi", model, n=3)
+    model, pairs = tiny_ioi(3)
     _, corrupt = wb.capture_pairs(model, pairs)
-    run(
-        {"preset": "pairwise-ablation", "sites": ["z[3.7]", "z[1.7]"], "tasks": ["ioi"], "n": 3},
-        tmp_path / "pairs",
-    )
+    task = {"tasks": ["ioi"], "n": 3}
+    run({"preset": "pairwise-ablation", "sites": ["z[3.7]", "z[1.7]"], **task}, tmp_path / "pairs")
     both = wb.effects(model, pairs, sites=[("z[3.7]", "z[1.7]")], value=wb.zero()).values[:, 0]
     assert set(lines(tmp_path / "pairs")) == {"z[3.7]", "z[1.7]", "z[3.7]+z[1.7]"}
-    assert lines(tmp_path / "pairs")["z[3.7]+z[1.7]"]["values"] == pytest.approx(both.tolist(), abs=1e-5)
-    run(
-        {
-            "preset": "path-sweep",
-            "senders": ["a1.7"],
-            "receivers": ["a3.7<v>", "logits"],
-            "tasks": ["ioi"],
-            "n": 3,
-        },
-        tmp_path / "paths",
-    )
+    assert effects_agree(lines(tmp_path / "pairs")["z[3.7]+z[1.7]"], both)
+    ends = {"senders": ["a1.7"], "receivers": ["a3.7<v>", "logits"]}
+    run({"preset": "path-sweep", **ends, **task}, tmp_path / "paths")
     value = wb.from_store(corrupt)
     path = wb.path_effects(
         model, pairs, senders=["a1.7"], receivers=["a3.7<v>"], value=value, mlps="recomputed"
     ).values
-    assert lines(tmp_path / "paths")["a1.7->a3.7<v>"]["values"] == pytest.approx(
-        path.ravel().tolist(), abs=1e-5
-    )
-    run({"preset": "position-sweep", "tasks": ["ioi"], "n": 3, "sites": ["resid_pre@END"]}, tmp_path / "pos")
-    there = wb.effects(model, pairs, sites=["resid_pre[2]@END"], value=value).values[:, 0]
-    assert lines(tmp_path / "pos")["resid_pre[2]@END"]["values"] == pytest.approx(there.tolist(), abs=1e-5)
+    assert effects_agree(lines(tmp_path / "paths")["a1.7->a3.7<v>"], path.ravel())
+    run({"preset": "position-sweep", "sites": ["resid_pre@END"], **task}, tmp_path / "pos")
+    at_end = wb.effects(model, pairs, sites=["resid_pre[2]@END"], value=value).values[:, 0]
+    assert effects_agree(lines(tmp_path / "pos")["resid_pre[2]@END"], at_end)
 
 
 def test_the_optimal_constant_is_nearer_than_the_mean(tmp_path):
     run({**HEADS, "sites": ["z[3.7]", "z[1.7]"], "values": ["mean", "optimal"]}, tmp_path)
-    away = {(row["value"], row["what"]): np.square(row["values"]).mean() for row in read_log(tmp_path)}
+    losses = {(row["value"], row["what"]): np.square(row["values"]).mean() for row in read_log(tmp_path)}
     for site in ("z[3.7]", "z[1.7]"):
-        assert away["optimal", site] < away["mean", site]
+        assert losses["optimal", site] < losses["mean", site]
 
 
 def test_cumulative_ablation_ends_with_everything_gone(tmp_path):
@@ -127,28 +120,20 @@ def test_cumulative_ablation_ends_with_everything_gone(tmp_path):
     run({"preset": "cumulative-ablation", "sites": sites, "tasks": ["ioi"], "n": 3}, tmp_path)
     (row,) = read_log(tmp_path)
     assert sorted(row["extra"]["order"]) == sorted(sites)
-    model = wb.load_model("tiny", device="cpu")
-    pairs = wb.load_task("ioi", model, n=3)
+    model, pairs = tiny_ioi(3)
     single = wb.effects(model, pairs, sites=sites, value=wb.zero()).mean("example").values
     assert row["extra"]["order"][0] == sites[int(np.abs(single).argmin())]
     whole = wb.effects(model, pairs, sites=[tuple(sites)], value=wb.zero()).values[:, 0]
-    assert row["values"] == pytest.approx(whole.tolist(), abs=1e-5)
-    assert row["extra"]["mean"][-1] == pytest.approx(whole.mean(), abs=1e-5)
+    assert effects_agree(row, whole)
+    assert close(row["extra"]["mean"][-1], whole.mean(), tolerance=1e-5, scale=max(row["m_base"]))
 
 
 def test_cumulative_ablation_takes_kinds_and_single_sites_together(tmp_path):
-    run(
-        {"preset": "cumulative-ablation", "sites": ["attn_out", "z[3.7]"], "tasks": ["ioi"], "n": 3}, tmp_path
-    )
+    sites = ["attn_out", "z[3.7]"]
+    run({"preset": "cumulative-ablation", "sites": sites, "tasks": ["ioi"], "n": 3}, tmp_path)
     (row,) = read_log(tmp_path)
     assert row["status"] == "done"
-    assert sorted(row["extra"]["order"]) == [
-        "attn_out[0]",
-        "attn_out[1]",
-        "attn_out[2]",
-        "attn_out[3]",
-        "z[3.7]",
-    ]
+    assert sorted(row["extra"]["order"]) == [*(f"attn_out[{layer}]" for layer in range(4)), "z[3.7]"]
 
 
 def test_a_finished_sweep_runs_nothing(tmp_path):
