@@ -116,6 +116,7 @@ class Circuit:
         >>> Circuit.of_nodes(graph, ["m1"]).edge_list
         [Edge('input->m1'), Edge('input->logits'), Edge('m1->logits')]
         """
+        # Without them nothing would enter or leave the circuit.
         wanted = {"input", "logits", *nodes}
         known = {"logits", *graph.writers, *map(mlp_of, graph.writers)}
         check_known(wanted, known, "node", "Nodes: a9.6, m3, m3:113.")
@@ -232,6 +233,7 @@ class Circuit:
 
     def __contains__(self, edge: Edge | str) -> bool:
         """Whether the edge is in it; one without a position means every position."""
+        # An index without a position is a slice over all of them.
         return bool(self.edges[self.graph.index(edge)].all())
 
     def __eq__(self, other: object) -> bool:
@@ -242,6 +244,7 @@ class Circuit:
         )
 
     def __hash__(self) -> int:
+        # Scores and provenance do not count: circuits are equal when their edges are.
         return hash((self.graph, self.edges.tobytes()))
 
     def __repr__(self) -> str:
@@ -325,6 +328,7 @@ class Circuit:
         if self.graph == Graph(self.graph.shape):
             return self
         plain = collapse(self.graph, self.edges, self.scores)
+        # The role of one neuron is not that of its MLP.
         labels = {name: role for name, role in self.labels.items() if ":" not in name}
         n_edges = int(plain.edges.sum())
         return Circuit(plain.graph, plain.edges, plain.scores, n_edges, self.attrs, self.prompt_ids, labels)

@@ -47,6 +47,7 @@ class Comparison:
     @property
     def jaccard(self) -> float:
         """Edges of both over edges of either; 1 for two empty circuits."""
+        # Two empty circuits agree: a mean over circuits is not lost to one NaN.
         either = int((self.a.edges | self.b.edges).sum())
         return self._shared / either if either else 1.0
 
@@ -95,6 +96,7 @@ class Comparison:
 
         `missing` names the nodes of that role that b lacks.
         """
+        # Where both give a role to a node, that of `a` counts: it is the one compared with.
         labels = {**self.b.labels, **self.a.labels}
         a, b = set(self.a.nodes), set(self.b.nodes)
         rows = []
@@ -166,6 +168,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     """
     collapsed = (a.graph.positions, a.graph.neurons) != (b.graph.positions, b.graph.neurons)
     one, two = (a.collapsed, b.collapsed) if collapsed else (a, b)
+    # By edges and not by shape: a vocabulary or a width decides no edge.
     same = (one.graph.writers, one.graph.readers) == (two.graph.writers, two.graph.readers)
     if not (same and np.array_equal(one.graph.exists, two.graph.exists)):
         differ = differences(Graph(a.graph.shape), Graph(b.graph.shape), "b")

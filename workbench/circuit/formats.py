@@ -278,6 +278,7 @@ def _shape_of(foreign: Foreign, shape: Shape | None) -> tuple[Shape, str]:
         if wrong:
             raise CircuitError(f"it is for another model. They differ in {', '.join(wrong)}.")
         return shape, ""
+    # d_head is assumed below, and must be whole.
     if cfg["d_model"] % cfg["n_heads"]:
         raise CircuitError(
             f"d_model {cfg['d_model']} is no multiple of {cfg['n_heads']} heads. Pass shape= (a "
@@ -382,6 +383,7 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
 def _parse_pt(path: Path) -> Foreign:
     """The torch file of EAP-IG and MIB."""
     try:
+        # Never without `weights_only`: a pickle runs whatever its author put in it.
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever its parsing of damaged bytes runs into
         text = str(error).splitlines()[0] if str(error) else "it ends too soon"
@@ -442,6 +444,7 @@ def _matrix(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np
 
 def _flags(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np.ndarray:
     matrix = _matrix(document, name, size)
+    # Flags may have any dtype, but only two values have a meaning.
     if not np.isin(matrix, (0.0, 1.0)).all():
         raise CircuitError(f"{name} holds more than true and false.")
     return matrix.astype(bool)

@@ -241,8 +241,10 @@ class Graph:
         # Removing an edge can make another a dead end, so this goes on until nothing changes.
         while True:
             into = split.any(-2)  # [..., pos, reader]
+            # Queries and MLPs are entered at their own position, keys and values at any the query sees.
             own, shared = into @ self._feeds, into @ self._feeds_other_positions
             entered = own | self._sees @ shared | self._is_input
+            # A component matters if something enters it and something reads it.
             alive = entered & split.any(-1)
             needed = (
                 alive @ self._feeds.T

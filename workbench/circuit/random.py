@@ -50,6 +50,7 @@ def random_circuits(
     rng = np.random.default_rng(seed)
     circuits = np.zeros((draws, *graph.exists.shape), dtype=bool)
     for circuit in circuits:
+        # All edges: the only circuit of that size, in whatever way it is drawn.
         if n_edges == allowed.sum():
             circuit[:] = allowed
         elif paths:
@@ -170,8 +171,10 @@ def _grow(
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)
+        # A path that did not fit is no reason to stop: the next may be shorter.
         tries = 0 if more.sum() > circuit.sum() else tries + 1
         circuit[:] = more
+    # In an empty circuit nothing is live, not even `input`, so no edge is added at random.
     live = circuit.any()
     writers = np.asarray(circuit.any(-1))
     writers[..., 0] = live

@@ -76,6 +76,7 @@ def _named(
     graph: Graph, labels: Mapping[str, str], nodes: Iterable[str], names: str | Iterable[str], kind: str
 ) -> np.ndarray:
     """bool [node]: which writers or readers have one of these names, words or roles."""
+    # A single name is a string, and so iterable itself.
     wanted = {names} if isinstance(names, str) else set(names)
     selectable = [selectors(graph, labels, node) for node in nodes]
     check_known(

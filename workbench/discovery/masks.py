@@ -190,6 +190,7 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Te
     full = torch.from_numpy(runs.full)
 
     def squared_distance(measured: Tensor, batch: CircuitBatch) -> Tensor:
+        """In units of m(full) - m(empty), so that the learning rate suits any metric."""
         # With answers of several tokens there is one batch, and its rows are combined to examples by now.
         wanted = full[list(batch.examples)] if runs.expansion.plain else full
         return (((measured - wanted.to(measured)) / gap) ** 2).mean()

@@ -149,6 +149,7 @@ def _grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
     waiting: list[tuple[float, int]] = []
 
     def enter(readers: np.ndarray) -> None:
+        """Put every edge into these readers on the heap."""
         new = readers & ~inside
         inside[new] = True
         edges = flat[..., new][graph.exists[..., new]]
@@ -195,6 +196,7 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
     empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 
     def faithfulness(sizes: np.ndarray) -> np.ndarray:
+        """[size]: of the circuits of the first edges, in one batch."""
         masks = np.stack([graph.prune(first_edges(graph, order, int(n))) for n in sizes])
         return ratio_of_means(runs.measure(masks).T, runs.full[:, None], empty[:, None])
 

@@ -135,7 +135,9 @@ def _row(
         model, train.pairs, method=method, keep=("example",), seed=seed, progress=False, **searching
     )
     scores = by_example.mean("example", skipna=False, keep_attrs=True)
+    # Searched on training prompts: the size must not be chosen on those that judge it.
     circuit = find_circuit(scores, min_faithfulness=share, model=model, pairs=train.pairs, **searching)
+    # Before pruning: that is what `find_circuit` counts, and what resamples are cut to.
     size = circuit.n_requested
     kept = evaluate(circuit, model, heldout.pairs, checks=(), **measuring).squeeze()
     agreement = stability(by_example, find=lambda sample: find_circuit(sample, n_edges=size), seed=seed)

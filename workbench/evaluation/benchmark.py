@@ -173,6 +173,7 @@ def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
     not_measured = float("nan")
     own, held = (_value(case, pairs) for pairs in (train, case.heldout))
     steps = extent.training_steps if method.startswith("learn") else None
+    # A refusal is a result too: atp-star, for one, does not run on every model.
     try:
         with _watched() as used:
             discovery = find_by(
@@ -191,6 +192,7 @@ def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
         )
 
     def area(by: str) -> float:
+        """CPR or CMD on held-out prompts."""
         curve = faithfulness_curve(
             discovery.scores, case.model, case.heldout, value=held, metric=case.metric, by=by, progress=False
         )
@@ -202,8 +204,8 @@ def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
         auroc_mib = edge_auroc_mib(discovery.scores, case.truth)
         precision = precision_at_true_size(discovery.scores, case.truth)
     return Row(
-        case.name, case.task, case.value, method, auroc, auroc_mib, precision, area("signed"), area("magnitude"),
-        used["seconds"], used["peak_mb"], discovery.forwards,
+        case.name, case.task, case.value, method, auroc, auroc_mib, precision, area("signed"),
+        area("magnitude"), used["seconds"], used["peak_mb"], discovery.forwards,
     )  # fmt: skip
 
 
@@ -217,10 +219,12 @@ def _watched() -> Iterator[dict[str, float]]:
 
     By a thread, because the peak that the system keeps for a process never falls between two measurements.
     """
+    # Resident memory and not what Python allocates: torch has its own allocator.
     process, used, done = psutil.Process(), {"seconds": 0.0, "peak_mb": 0.0}, threading.Event()
     before = process.memory_info().rss
 
     def watch() -> None:
+        """Keep the largest growth until it is told to stop."""
         while not done.wait(0.005):
             used["peak_mb"] = max(used["peak_mb"], (process.memory_info().rss - before) / 2**20)
 

@@ -71,6 +71,7 @@ class CircuitChecks:
         """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central
         share of draws.
         """
+        # As many as were chosen, before pruning: pruning is part of what random circuits must survive too.
         size = min(self.circuit.n_requested, self.graph.n_edges)
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
         measured = self.runs.measure(self.graph.prune(masks))
@@ -89,16 +90,19 @@ class CircuitChecks:
         """
         members = _members(self.circuit)
         rng = np.random.default_rng(self.seed)
+        # The empty set first: there circuit and model differ as far as the circuit is unfaithful.
         sets = [np.zeros(len(self.graph.writers), dtype=bool)]
         sets += [_set_of(self.graph, half) for half in _random_halves(members, rng)]
         sets += [_set_of(self.graph, group) for group in _classes(self.graph, members).values()]
         gaps = self._gaps(np.stack(sets))
+        # Greedy, because there are too many sets to try all; random halves make up for what it misses.
         grown = sets[0]
         for _ in range(min(GREEDY_STEPS, len(members))):
             larger = [grown | _set_of(self.graph, [member]) for member in members if not grown[member]]
             larger_gaps = self._gaps(np.stack(larger))
             sets, gaps = sets + larger, np.concatenate([gaps, larger_gaps])
             grown = larger[int(np.argmax(np.abs(larger_gaps.mean(1))))]
+        # The interval is that of the worst set alone: it does not allow for the choice among sets.
         worst = int(np.argmax(np.abs(gaps.mean(1))))
         low, high = self._interval(gaps[worst][:, None])
         behaviour = self._behaviour()
@@ -121,6 +125,7 @@ class CircuitChecks:
         """
         trials = self._minimality_trials()
         change = self._changes(trials)
+        # Where F(M) is 0 no share of it exists: NaN.
         full = abs(float(self.runs.full.mean())) or np.nan
         nodes, missed, lows, highs, without = [], [], [], [], []
         for member in _members(self.circuit):
@@ -149,6 +154,7 @@ class CircuitChecks:
         halves = _random_halves(members, np.random.default_rng(self.seed))
         trials: list[tuple[int, np.ndarray]] = []
         for member in members:
+            # Wang et al. search K within a class of heads; without roles, a layer is the class.
             alike = next(group for group in classes.values() if member in group)
             sets = [[], *([other] for other in alike), alike, *halves]
             for group in sets:
@@ -196,6 +202,7 @@ class CircuitChecks:
 def _members(circuit: Circuit) -> list[int]:
     """The heads and MLPs of a circuit, as indices into the graph's writers."""
     writes = circuit.edges.any(-1)
+    # A component is one node, at however many positions it has edges.
     writes = writes if writes.ndim == 1 else writes.any(0)
     # Index 0 is `input`, which is no component that could be knocked out.
     return [int(writer) for writer in np.flatnonzero(writes) if writer != 0]

@@ -80,6 +80,7 @@ def faithfulness_curve(
         attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
         return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
     graph, shares = graph_of(scores), _shares(sizes)
+    # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]
     circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
     result = evaluate(circuits, model, pairs, **measuring)
@@ -116,6 +117,7 @@ def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
     ).T
 
     def area_of(sample: np.ndarray) -> np.ndarray:
+        """[1]: the area of the curve of these examples."""
         return np.array([area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), by=by)])
 
     low, high = bootstrap(table, area_of, level=level, draws=AREA_DRAWS)
@@ -127,6 +129,7 @@ def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
 
 def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit], Sequence[int]]:
     """The circuits of a circuit's n strongest edges, for growing n, and these n."""
+    # Strongest first: a prefix of it is the circuit of that size.
     edges = circuit.edge_list
     if circuit.scores is None or not edges:
         raise CircuitError(
@@ -207,6 +210,7 @@ def stability(
     n = scores.sizes["example"]
     circuits: list[Circuit] = []
     for _ in range(draws):
+        # NaN of one prompt must reach the mean: `find` then refuses it, rather than score fewer prompts.
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
         circuit = find(sample)
         if not isinstance(circuit, Circuit):

@@ -113,12 +113,14 @@ def evaluate(
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
         described = ", ".join(one.describe() for one in value.values())
         return joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
+    # One `Circuits` for all: the clean run, the patched values and their batches are shared.
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
     # The empty circuit comes first. Dead ends are pruned: they change nothing and cost a run.
     masks = np.stack([np.zeros_like(circuits[0].edges), *(one.pruned.edges for one in circuits)])
     empty, *measured = runs.measure(masks, progress=progress)
     data = _faithfulness(runs.full, empty, np.stack(measured), level)
+    # By prompt, not by pair: the same clean prompt with another corruption has been seen.
     in_sample = [np.mean([prompt in one.prompt_ids for prompt in pairs.clean.ids]) for one in circuits]
     data["n_edges"] = ("circuit", np.array([one.n_edges for one in circuits]))
     data["in_sample"] = ("circuit", np.array(in_sample, dtype=float))

@@ -61,9 +61,11 @@ def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -
     Source: MIB, Mueller et al. 2504.13151.
     """
     edges = _ranked(scores, true_edges, by)
+    # Rounded down, as MIB does.
     n = np.array([int(share * len(edges.rank)) for share in MIB_SIZES])
     hits = _hits(edges)[n]
     tpr, fpr = hits / edges.true.sum(), (n - hits) / (~edges.true).sum()
+    # Over the last value, so that a ranking of all edges spans the whole axis.
     return float(np.trapezoid(tpr, fpr / fpr[-1]))
 
 

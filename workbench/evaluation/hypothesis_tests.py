@@ -113,6 +113,7 @@ def equivalence(tested: _TestedCircuit) -> HypothesisOutcome:
     """
     empty, own = tested.measured([np.zeros_like(tested.edges), tested.edges])
     difference = own - tested.model
+    # Two runs of the same circuit differ by rounding, which must count as a tie and not as half a win.
     tie = max(tested.same, tested.tolerance * abs(tested.model.mean() - empty.mean()))
     n = len(difference)
     rate = float((difference > tie).mean() + (np.abs(difference) <= tie).mean() / 2)
@@ -141,6 +142,7 @@ def independence(tested: _TestedCircuit) -> HypothesisOutcome:
     n = len(left)
     if np.ptp(rounded[0]) <= 1 or n < 3:
         return HypothesisOutcome(float("nan"), float("nan"), n)
+    # What is left is constant: independent of everything, without a test.
     if np.ptp(rounded[1]) <= 1:
         return HypothesisOutcome(0.0, 1.0, n)
     return HypothesisOutcome(hsic(*rounded), hsic_p(*rounded, draws=PERMUTATIONS, seed=tested.seed), n)
@@ -183,6 +185,7 @@ def minimality(tested: _TestedCircuit) -> HypothesisOutcome:
     own = np.abs(one_less - whole).mean(-1)
     random = np.abs(path_more - path_cut).mean(-1)
     exceeded = (own[:, None] > random + tested.same).sum(1)
+    # P(K <= exceeded): small where an edge exceeds far fewer random ones than the null allows.
     p = binom.cdf(exceeded, n, QUANTILE)
     return HypothesisOutcome(float(exceeded.min() / n), float(bonferroni(p).min()), n, p)
 
@@ -202,6 +205,7 @@ def sufficiency(tested: _TestedCircuit) -> HypothesisOutcome:
         graph, int(tested.edges.sum()), draws=tested.draws, seed=tested.seed, paths=tested.paths
     )
     own, *others = tested.distances([tested.edges, *random])
+    # Ties count against the circuit. It is one of the draws itself, so p is at least 1 / (1 + draws).
     as_good = int((np.array(others) <= own + tested.same).sum())
     return HypothesisOutcome(1 - as_good / tested.draws, (1 + as_good) / (1 + tested.draws), tested.draws)
 
@@ -219,6 +223,7 @@ def partial_necessity(tested: _TestedCircuit) -> HypothesisOutcome:
     """
     graph = tested.circuits.graph
     rest = tested.without(tested.edges)
+    # A circuit of more than half of the edges leaves fewer than it has.
     size = min(int(tested.edges.sum()), int(rest.sum()))
     random = random_circuits(graph, size, draws=tested.draws, seed=tested.seed, within=rest)
     own, *others = tested.distances([tested.without(tested.edges), *(tested.without(one) for one in random)])
@@ -310,6 +315,7 @@ def circuit_tests(
             "tolerance >= 0, draws >= 1; "
             f"not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
         )
+    # No p-value of a permutation test is smaller, so with few draws nothing could ever be rejected.
     least = 1 / (1 + draws)
     if least >= alpha and any(REJECTION_SUPPORTS[test] for test in tests):
         raise WorkbenchError(
@@ -327,6 +333,7 @@ def circuit_tests(
     p = np.array([outcome.p for outcome in outcomes.values()])
     decided = np.isfinite(p)
     rejected = decided & (p < alpha)
+    # In three tests the null is the good news, so keeping it is what supports the circuit.
     supports = decided & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
     if not decided.all():
         untested = ", ".join(test for test, known in zip(tests, decided, strict=True) if not known)

@@ -60,6 +60,7 @@ class Expansion:
         if self.plain:
             return table
         weight = self.weight.to(table).view(-1, *[1] * (table.ndim - 1))
+        # `index_add` sums the rows of an example; plain indexing would keep the last.
         combined = table.new_zeros(len(self.examples), *table.shape[1:])
         return combined.index_add(0, self.owner.to(table.device), table * weight)
 
@@ -75,6 +76,7 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
     measure = as_metric(metric)
     if not measure.reads_answer_tokens:
         return Expansion(pairs, pairs, measure, torch.arange(len(pairs)), torch.ones(len(pairs)))
+    # A metric of your own might not be a weighted sum over answers, which is all that rows can combine.
     if measure not in BUILT_IN.values():
         raise MetricError(
             f"The metric {measure.name!r} reads a continuation, which only sequence_logprob and "
@@ -119,6 +121,7 @@ def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
             continue
         for example, listed in enumerate(_alternatives(getattr(pairs, table))):
             by_prefix: dict[tuple[int, ...], list[list[int]]] = {}
+            # The last token is read from the run and not given to it, so answers that differ there share one.
             for tokens in listed:
                 by_prefix.setdefault(tuple(tokens[:-1]), []).append(tokens)
             for answers in by_prefix.values():

@@ -79,6 +79,7 @@ class Metric:
         """The vocabulary rows it reads, or None for all of them."""
         if self.whole_vocabulary:
             return None
+        # The unembedding of these rows alone is far less work than that of a large vocabulary.
         tokens = torch.cat([getattr(pairs, table).flatten() for table in self.needs])
         return torch.unique(tokens[tokens >= 0])
 
@@ -107,6 +108,7 @@ class Metric:
             )
 
     def _check_table(self, word: str, table: Tensor) -> None:
+        # Reading the first token of several would measure another word without a sign of it.
         long = (table >= 0).sum(-1) > 1
         if bool(long.any()) and not self.reads_answer_tokens:
             example = int(long.any(-1).nonzero()[0])
@@ -262,6 +264,7 @@ def alternatives_logprob(
     if int(table.max()) >= logits.shape[2]:
         raise MetricError(f"Token id {int(table.max())} is outside the vocabulary of {logits.shape[2]}.")
     tokens = table[:, :, :longest].to(logits.device)
+    # Log-probabilities add up over steps, so no product of small numbers underflows.
     steps = logits[:, :longest].log_softmax(-1)
     # [example, vocab, step] at [example, alternative, step]: each token of an alternative at its own step
     logprobs = steps.transpose(1, 2).gather(1, tokens.clamp(min=0))
@@ -298,6 +301,7 @@ def _kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
 
 def _nll(logits: Tensor, pairs: PromptPairs, reference: Any) -> Tensor:
     values, real = _at(logits.log_softmax(-1), pairs.answers)
+    # log of a sum of probabilities, from their logarithms: stable where all of them are tiny.
     return -values.masked_fill(~real, float("-inf")).logsumexp(1)
 
 
