@@ -226,7 +226,9 @@ class Circuit:
         if self.scores is None:
             return float("nan")
         values = np.atleast_1d(self.scores[self.graph.index(edge)])
-        return float(np.nansum(values)) if np.isfinite(values).any() else float("nan")
+        if not np.isfinite(values).any():
+            return float("nan")
+        return float(np.nansum(values))
 
     def __len__(self) -> int:
         return self.n_edges

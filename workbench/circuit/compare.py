@@ -49,13 +49,17 @@ class Comparison:
         """Edges of both over edges of either; 1 for two empty circuits."""
         # Two empty circuits agree: a mean over circuits is not lost to one NaN.
         either = int((self.a.edges | self.b.edges).sum())
-        return self._shared / either if either else 1.0
+        if not either:
+            return 1.0
+        return self._shared / either
 
     @property
     def node_jaccard(self) -> float:
         """Nodes of both over nodes of either; 1 for two empty circuits."""
         a, b = set(self.a.nodes), set(self.b.nodes)
-        return len(a & b) / len(a | b) if a | b else 1.0
+        if not a | b:
+            return 1.0
+        return len(a & b) / len(a | b)
 
     @property
     def precision(self) -> float:
@@ -192,12 +196,16 @@ def _agreement(a: int, b: int, both: int) -> tuple[int, int, int, float, float, 
 
 
 def _share(count: int, of: int) -> float:
-    return count / of if of else float("nan")
+    if not of:
+        return float("nan")
+    return count / of
 
 
 def _known(number: Any) -> Any:
     """A number for JSON, which has no NaN."""
-    return None if isinstance(number, float) and not np.isfinite(number) else number
+    if isinstance(number, float) and not np.isfinite(number):
+        return None
+    return number
 
 
 def _known_all(row: dict[Any, Any]) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
     for component in components(graph, node):
         if component in labels:
             return labels[component]
-    return "other heads" if Node.parse(node).is_head else _GROUPS.get(Node.parse(node).kind, node)
+    kind = Node.parse(node).kind
+    if kind == "head":
+        return "other heads"
+    return _GROUPS.get(kind, node)
 
 
 def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str, by: Classes | str) -> str:
@@ -49,7 +52,7 @@ def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str
     """
     node = Node.parse(reader)
     if by == "reader":
-        return node.port or ("mlps" if node.is_mlp else "logits")
+        return node.port or _GROUPS.get(node.kind, "logits")
     if by == "writer":
         return _GROUPS.get(Node.parse(writer).kind, writer)
     if by == "layer":

@@ -8,7 +8,7 @@ tools are read in `formats`.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,15 @@ class CircuitDocument:
 def write_document(
     document: CircuitDocument,
     path: Path,
-    scored_edges: Iterable[tuple[Edge, float]],
+    scored_edges: Sequence[tuple[Edge, float]],
     *,
     overwrite: bool = False,
 ) -> None:
     """Write a circuit as JSON, whole or not at all, with its edges in this order. Raises `OutputExists`."""
     check_free(path, overwrite=overwrite)
     # JSON has no NaN: an edge without a score gets null.
-    edges = {str(edge): score if math.isfinite(score) else None for edge, score in scored_edges}
+    edges = {str(edge): None for edge, _ in scored_edges}
+    edges |= {str(edge): score for edge, score in scored_edges if math.isfinite(score)}
     fields: dict[str, Any] = {
         "format": FORMAT,
         "shape": document.graph.to_dict(),
@@ -102,7 +103,8 @@ def _document(fields: dict[str, Any]) -> CircuitDocument:
         if score is not None and (type(score) not in (int, float) or not math.isfinite(score)):
             raise ValueError(f"the score of {name} is {score!r}")
         edges[index] = True
-        scores[index] = np.nan if score is None else float(score)
+        if score is not None:
+            scores[index] = float(score)
     prompt_ids, n_requested = fields["prompt_ids"], fields["n_requested"]
     if not isinstance(prompt_ids, list) or not all(isinstance(prompt, str) for prompt in prompt_ids):
         raise ValueError("prompt_ids is not a list of texts")

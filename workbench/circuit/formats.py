@@ -233,7 +233,9 @@ def _from_foreign(foreign: Foreign, shape: Shape | None, sign: float) -> Circuit
         [graph.reader_index[_ours(name, group=shape.group)] for name in foreign.targets],
     )
     exists = graph.exists[cells]
-    listed = exists | foreign.inside if foreign.listed is None else foreign.listed
+    listed = foreign.listed
+    if listed is None:
+        listed = exists | foreign.inside
     for wrong, problem in (
         (listed & ~exists, "does not exist"),
         (listed & ~np.isfinite(foreign.scores), "has no finite score"),
@@ -249,8 +251,12 @@ def _from_foreign(foreign: Foreign, shape: Shape | None, sign: float) -> Circuit
     partial = {
         _ours(name): np.flatnonzero(dims).tolist() for name, dims in foreign.neurons.items() if not all(dims)
     }
-    attrs = {"assumed": assumed or None, "output_neurons": json.dumps(partial) if partial else None}
-    circuit = Circuit.of(graph, edges, scores=scores if np.nan_to_num(scores).any() else None, attrs=attrs)
+    attrs = {"assumed": assumed} if assumed else {}
+    if partial:
+        attrs["output_neurons"] = json.dumps(partial)
+    # All 0 is what their graphs start with: no edge was scored.
+    any_score = bool(np.nan_to_num(scores).any())
+    circuit = Circuit.of(graph, edges, scores=scores if any_score else None, attrs=attrs)
     return _with_disagreement(circuit, foreign)
 
 
@@ -325,12 +331,14 @@ def _to_foreign(circuit: Circuit, sign: float) -> Foreign:
     targets.append("logits")
     columns = [graph.reader_index[_ours(name, group=shape.group)] for name in targets]
     # A shared score is split evenly, so that reading the file sums it to what it was.
-    sharing = np.array([shape.group if name.endswith(("k>", "v>")) else 1 for name in targets])
+    sharing = np.ones(len(targets))
+    sharing[[name.endswith(("k>", "v>")) for name in targets]] = shape.group
     scores = np.zeros(graph.exists.shape) if circuit.scores is None else np.nan_to_num(circuit.scores)
     inside, kept, neurons = {*circuit.nodes, "logits"}, circuit.output_neurons, {}
-    for name in graph.writers if kept else ():
-        dims = set(kept.get(name, range(shape.d_model)))
-        neurons[_theirs(name)] = [dim in dims for dim in range(shape.d_model)]
+    if kept:
+        for name in graph.writers:
+            dims = set(kept.get(name, range(shape.d_model)))
+            neurons[_theirs(name)] = [dim in dims for dim in range(shape.d_model)]
     return Foreign(
         cfg={
             "n_layers": shape.n_layers,
@@ -386,7 +394,7 @@ def _parse_pt(path: Path) -> Foreign:
         # Never without `weights_only`: a pickle runs whatever its author put in it.
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever its parsing of damaged bytes runs into
-        text = str(error).splitlines()[0] if str(error) else "it ends too soon"
+        text = str(error).partition("\n")[0] or "it ends too soon"
         raise CircuitError(
             f"it cannot be read without executing what is in it, or is damaged: {text}"
         ) from error
@@ -457,8 +465,8 @@ def _dump_json(foreign: Foreign, path: Path) -> None:
         if name in foreign.neurons:
             nodes[name]["neurons"] = foreign.neurons[name]
     edges: dict[str, Any] = {}
-    listed = np.ones_like(foreign.inside) if foreign.listed is None else foreign.listed
-    for u, v in np.argwhere(listed):
+    assert foreign.listed is not None, "our own circuits know which edges exist"
+    for u, v in np.argwhere(foreign.listed):
         edges[f"{foreign.sources[u]}->{foreign.targets[v]}"] = {
             "score": float(foreign.scores[u, v]),
             "in_graph": bool(foreign.inside[u, v]),

@@ -55,7 +55,7 @@ class Graph:
     neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        positions = () if self.positions is None else self.positions
+        positions = self.positions or ()
         for position in positions:
             if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
                 raise SiteError(
@@ -135,7 +135,9 @@ class Graph:
     @cached_property
     def whole(self) -> "Graph":
         """The same graph without positions."""
-        return self if self.positions is None else replace(self, positions=None)
+        if self.positions is None:
+            return self
+        return replace(self, positions=None)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
@@ -180,10 +182,11 @@ class Graph:
         if node.layer is None:
             return 4 * self.shape.n_layers if reads else -1
         if node.is_head:
-            return 4 * node.layer + (0 if reads else 1)
-        if reads:
-            return 4 * node.layer + (0 if self.shape.parallel else 2)
-        return 4 * node.layer + 3
+            return 4 * node.layer + int(not reads)
+        if not reads:
+            return 4 * node.layer + 3
+        # A parallel MLP reads when the attention of its block does, before its heads are added.
+        return 4 * node.layer + (0 if self.shape.parallel else 2)
 
     @property
     def n_nodes(self) -> int:
@@ -202,7 +205,8 @@ class Graph:
         Raises:
             SiteError: the graph has no such edge.
         """
-        edge = Edge.parse(edge) if isinstance(edge, str) else edge
+        if isinstance(edge, str):
+            edge = Edge.parse(edge)
         if edge.pos is not None and self.positions is None:
             raise SiteError(
                 f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position."
@@ -225,8 +229,10 @@ class Graph:
 
     def edges(self, chosen: np.ndarray | None = None) -> Iterator[Edge]:
         """The edges of a boolean matrix (None: all that exist) in graph order."""
-        for *pos, writer, reader in np.argwhere(self.exists if chosen is None else chosen).tolist():
-            position = self.positions[pos[0]] if self.positions is not None else None
+        if chosen is None:
+            chosen = self.exists
+        for *pos, writer, reader in np.argwhere(chosen).tolist():
+            position = self.positions[pos[0]] if self.positions else None
             yield Edge(self.writers[writer], self.readers[reader], position)
 
     def prune(self, edges: np.ndarray) -> np.ndarray:
@@ -267,7 +273,9 @@ class Graph:
         inside = writers | self._is_input
         read = inside @ self.feeds.T | self._is_logits
         edges = inside[..., :, None] & read[..., None, :]
-        return (edges if self.positions is None else edges[..., None, :, :]) & self.exists
+        if self.positions is not None:
+            edges = edges[..., None, :, :]  # [..., pos, writer, reader]
+        return edges & self.exists
 
     @cached_property
     def _sees(self) -> np.ndarray:
@@ -291,7 +299,8 @@ class Graph:
         """What feeds a component from its own position: queries and MLPs."""
         feeds = np.zeros((len(self.readers), len(self.writers)), dtype=bool)
         for w, writer in enumerate(self.writers[1:], start=1):
-            feeds[self.reader_index[f"{writer}<q>" if Node.parse(writer).is_head else writer], w] = True
+            reader = f"{writer}<q>" if Node.parse(writer).is_head else writer
+            feeds[self.reader_index[reader], w] = True
         return feeds
 
     @cached_property
@@ -329,5 +338,7 @@ class Graph:
         heads = f"{shape.n_heads} heads"
         if shape.n_kv_heads != shape.n_heads:
             heads += f" ({shape.n_kv_heads} kv)"
-        positions = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
-        return f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges{positions}"
+        text = f"{shape.n_layers} layers of {heads}, {self.n_nodes} nodes, {self.n_edges} edges"
+        if self.positions is not None:
+            text += f" at {', '.join(map(str, self.positions))}"
+        return text

@@ -120,8 +120,10 @@ def add_path(
         allowed: the edges to draw from; None: all.
         most: how many edges the result may have; None: any number.
     """
-    allowed = graph.exists if allowed is None else allowed
-    most = graph.n_edges if most is None else most
+    if allowed is None:
+        allowed = graph.exists
+    if most is None:
+        most = graph.n_edges
     # [pos, writer, reader], with one position where the graph has none
     choices, edges = (matrix.reshape(-1, *matrix.shape[-2:]).copy() for matrix in (allowed, circuit))
     n_positions = len(choices)
@@ -144,8 +146,9 @@ def add_path(
             open_readers += _inputs_to_draw(graph, writer, pos, n_positions, rng)
     longer = edges.reshape(circuit.shape)
     # A key may have been drawn at a position that its query does not see.
-    runs = graph.positions is None or (graph.prune(longer) == longer).all()
-    return longer if runs else circuit
+    if graph.positions is not None and (graph.prune(longer) != longer).any():
+        return circuit
+    return longer
 
 
 def _inputs_to_draw(

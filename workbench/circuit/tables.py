@@ -65,8 +65,11 @@ def component_graph(
     for name in nodes:
         kind = Node.parse(name).kind
         # A neuron's nodes are drawn and counted as those of its MLP.
-        kind = "mlp" if kind == "neuron" else kind
-        multigraph.add_node(name, kind=kind, **({"role": labels[name]} if name in labels else {}))
+        if kind == "neuron":
+            kind = "mlp"
+        multigraph.add_node(name, kind=kind)
+        if name in labels:
+            multigraph.nodes[name]["role"] = labels[name]
     for edge, score in scored_edges:
         facts: dict[str, Any] = {"reader": edge.reader, "port": edge.port, "score": score}
         if edge.pos is not None:

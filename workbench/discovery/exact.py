@@ -26,7 +26,8 @@ def exact_scores(
         present: bool [(pos,) writer, reader], the edges that are there; None: all.
     """
     graph = circuits.graph
-    present = graph.exists if present is None else present
+    if present is None:
+        present = graph.exists
     # In the order of readers: runs of a batch begin at the first block that any of them changes.
     edges = sorted(np.argwhere(present).tolist(), key=lambda index: index[-1])
     scores = np.zeros((len(circuits.pairs), *graph.exists.shape))

@@ -144,7 +144,8 @@ class _GradientScoring:
         # The published code lets every edge count in the run of every group: a mean over groups as well.
         every_edge_counts = self.method == "eap-ig-activations"
         share = 1 / len(self.points)
-        share = share / len(moved) if every_edge_counts else share
+        if every_edge_counts:
+            share /= len(moved)
         for key, writers in moved:
             counted = None if every_edge_counts else writers
             run = runs.group(key, self.points)

@@ -105,7 +105,9 @@ def find_by(
             raise CircuitError(f"acdc tries every edge once, so steps={steps} has no meaning for it.")
         circuit = acdc(model, pairs, seed=seed, **shared)
         return Discovery(circuit.to_scores(), circuit)
-    shared |= {"seed": seed} if steps is None else {"seed": seed, "steps": steps}
+    shared["seed"] = seed
+    if steps is not None:
+        shared["steps"] = steps
     if method in score_methods.METHODS:
         return _cut(method, model, pairs, shared, n_edges, by_example)
     graph = Graph.of(model)
@@ -142,4 +144,6 @@ def _cut(
 
 def _size(n_edges: int | None, graph_edges: int) -> int:
     """How many edges to choose of a graph's."""
-    return max(1, int(DEFAULT_SHARE * graph_edges)) if n_edges is None else n_edges
+    if n_edges is not None:
+        return n_edges
+    return max(1, int(DEFAULT_SHARE * graph_edges))

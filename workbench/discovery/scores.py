@@ -145,7 +145,9 @@ def score_edges(
         table = gradient_scores(
             circuits, method, steps=steps, grid=grid, keep=keep, budget=budget, progress=progress
         )
-    values = table.values / _gap(circuits, measure.name) if normalized else table.values
+    values = table.values
+    if normalized:
+        values = values / _gap(circuits, measure.name)
     attrs = pairs.attrs(model) | {
         "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name,
         "unit": "share" if normalized else measure.unit, "higher_is_better": measure.higher_is_better,
@@ -169,7 +171,7 @@ def _check_one_token(method: str, metric: Metric) -> None:
 
 def _noise(graph: Graph, n_rows: int, seed: int) -> ScoreTable:
     """Scores that know nothing: what a method must beat."""
-    n_classes = 1 if graph.positions is None else len(graph.positions)
+    n_classes = len(graph.positions or (None,))
     size = (n_rows, n_classes, *graph.whole.exists.shape)
     return ScoreTable(np.random.default_rng(seed).standard_normal(size), {"seed": seed, "forwards": 0})
 
@@ -245,7 +247,8 @@ def score_nodes(
     if unknown:
         raise UnknownName("keep", unknown[0], ("example",))
     shared: dict[str, Any] = {"value": value, "metric": metric, "budget": budget, "progress": progress}
-    shared |= {} if steps is None else {"steps": steps}
+    if steps is not None:
+        shared["steps"] = steps
     if method not in EFFECTS:
         edges = score_edges(
             model, pairs, method=method, grid=grid, seed=seed, normalized=normalized, keep=keep, **shared

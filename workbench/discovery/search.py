@@ -184,7 +184,8 @@ def _runs(
         raise CircuitError(
             f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
         )
-    value = value_of(scores, model, pairs) if value is None else value
+    if value is None:
+        value = value_of(scores, model, pairs)
     return Circuits(model, graph, pairs, value=value, metric=metric_of(scores, metric), budget=budget)
 
 
@@ -213,7 +214,9 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
         if suffices.any():
             first = int(np.argmax(suffices))
             high = int(sizes[first])
-            low = int(sizes[first - 1]) if first else low
+            # Nothing below the first size was tried now, so `low` stays where it is.
+            if first:
+                low = int(sizes[first - 1])
         else:
             low = int(sizes[-1])
         if high - low <= 1:
@@ -244,12 +247,14 @@ def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor]
     """The metric given, or that of the scores. Raises `CircuitError` for one of your own that
     is not given.
     """
+    if metric is not None:
+        return as_metric(metric)
     name = scores.attrs.get("metric", "")
-    if metric is None and name not in BUILT_IN:
+    if name not in BUILT_IN:
         raise CircuitError(
             f"find_circuit: the scores were made with a metric of your own ({name!r}): pass metric=."
         )
-    return as_metric(name if metric is None else metric)
+    return as_metric(name)
 
 
 def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
@@ -301,7 +306,9 @@ def _circuit_of(
 
 def _supporting(scores: xr.DataArray) -> np.ndarray:
     """The values turned so that positive supports the behaviour, also where a lower metric is better."""
-    return scores.values if int(scores.attrs.get("higher_is_better", 1)) else -scores.values
+    if int(scores.attrs.get("higher_is_better", 1)):
+        return scores.values
+    return -scores.values
 
 
 def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
