@@ -1,4 +1,6 @@
-"""Build `build/gallery.html`: every kind of picture, from `tiny` and from a planted model, each from a real result.
+"""Build `build/gallery.html`.
+
+Every kind of picture, from `tiny` and from a planted model, each from a real result.
 
     python docs/gallery.py [--screenshots]
 

@@ -30,7 +30,9 @@ class Seen:
     requests: list[str] = field(default_factory=list)
 
     def wait(self, condition: str) -> None:
-        """Until a condition holds. Playwright's own wait compiles text in the page, which the page's policy forbids."""
+        """Until a condition holds. Playwright's own wait compiles text in the page, which the page's policy
+        forbids.
+        """
         for _ in range(400):
             if self.page.evaluate(condition):
                 return

@@ -1,4 +1,7 @@
-"""Notebooks in a real JupyterLab, of this machine only: a server in a folder, and a browser that reaches nothing else."""
+"""Notebooks in a real JupyterLab, of this machine only.
+
+A server in a folder, and a browser that reaches nothing else.
+"""
 
 import json
 import os
@@ -35,7 +38,10 @@ _NOTEBOOK = "jupyterapp.shell.currentWidget.context"
 
 @dataclass
 class Opened(Seen):
-    """A notebook in JupyterLab; `requests` are those that asked for anything but the server, and were refused."""
+    """A notebook in JupyterLab.
+
+    `requests` are those that asked for anything but the server, and were refused.
+    """
 
     path: Path = Path()
 
@@ -132,7 +138,9 @@ class Lab:
 
 @contextmanager
 def lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab in a folder, with settings of its own beside it. Skips the test where it or a browser is missing."""
+    """JupyterLab in a folder, with settings of its own beside it. Skips the test where it or a browser is
+    missing.
+    """
     for module in ("jupyterlab", "ipykernel", "playwright"):
         if find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
@@ -172,7 +180,8 @@ def lab(folder: Path) -> Iterator[Lab]:
 def run_all(
     made: Lab, name: str, *, pictures: Path | None = None, seconds: float = 600, **window: Any
 ) -> Ran:
-    """What a notebook of the folder holds after "run all cells", saved in place, and a picture of each cell if asked.
+    """What a notebook of the folder holds after "run all cells", saved in place, and a picture of each cell
+    if asked.
 
     Raises:
         TimeoutError: the kernel is still busy after so many seconds.

@@ -96,7 +96,10 @@ def slider() -> Sequence[Line]:
 
 
 def figures() -> Sequence[Line]:
-    """Twenty attention panels on one page: kilobytes, and seconds from the start of loading until all are drawn."""
+    """Twenty attention panels on one page.
+
+    Kilobytes, and seconds from the start of loading until all are drawn.
+    """
     view = make_view(make_circuit(n=40), TOKENS)
     heads = sorted(view.patterns)[:4]
     pattern = np.stack([view.patterns[head] for head in heads])

@@ -40,7 +40,10 @@ def pictures() -> dict[str, str]:
 
 
 def structure(svg: str) -> list[str]:
-    """A line for each element, indented as it is nested: tag, class, role, text; coordinates and styles are left out."""
+    """A line for each element, indented as it is nested: tag, class, role, text.
+
+    Coordinates and styles are left out.
+    """
     lines: list[str] = []
 
     def visit(element: ElementTree.Element, depth: int) -> None:

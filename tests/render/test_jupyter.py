@@ -1,4 +1,7 @@
-"""Notebooks in JupyterLab, without a network: still pictures where scripts may not run, the interactive ones where they may."""
+"""Notebooks in JupyterLab, without a network.
+
+Still pictures where scripts may not run, the interactive ones where they may.
+"""
 
 import base64
 import io
@@ -37,7 +40,9 @@ def write(path: Path, cells: list[nbformat.NotebookNode]) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, hostile, panels_of, hostile_tokens):
-    """JupyterLab in a folder with two saved notebooks that show the same, one of them trusted, and one that was never run."""
+    """JupyterLab in a folder with two saved notebooks that show the same, one of them trusted, and one that
+    was never run.
+    """
     folder = tmp_path_factory.mktemp("lab")
     png = io.BytesIO()
     plot(xr.DataArray(np.linspace(-1, 1, 12).reshape(3, 4), dims=("layer", "pos"), name="effect")).savefig(

@@ -1,8 +1,11 @@
-"""A figure drawn by the script of circuitsvis, the one module that knows of it: `Panel`, and `script_html` for its script.
+"""A figure drawn by the script of circuitsvis, the one module that knows of it.
 
-The Python of circuitsvis puts 1.3 MB of script into every figure, asks the network whether the script is there, and takes
-token text for HTML. So only its script file is used, corrected where it does that: one compressed copy per page, unpacked
-by the browser, draws any number of panels. Until it has, and wherever scripts do not run, each panel is a still picture.
+`Panel`, and `script_html` for its script.
+
+The Python of circuitsvis puts 1.3 MB of script into every figure, asks the network whether the script is
+there, and takes token text for HTML. So only its script file is used, corrected where it does that: one
+compressed copy per page, unpacked by the browser, draws any number of panels. Until it has, and wherever
+scripts do not run, each panel is a still picture.
 """
 
 import base64
@@ -76,7 +79,8 @@ _AXES: Mapping[str, Mapping[str, str]] = {
     "ColoredTokens": {"values": "token", "tokens": "token"},
     "ColoredTokensMulti": {"values": "token row", "tokens": "token", "labels": "row"},
     "TokenLogProbs": {
-        "topKLogProbs": "token k", "topKTokens": "token k", "correctTokenRank": "token", "correctTokenLogProb": "token",
+        "topKLogProbs": "token k", "topKTokens": "token k",
+        "correctTokenRank": "token", "correctTokenLogProb": "token",
     },
 }  # fmt: skip
 # What is corrected in the script of version 1.43.3: (pattern, replacement, how often it is there).
@@ -92,14 +96,16 @@ _CORRECTIONS = (
     # a single sample shows all of its columns
     (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),
 )
-# The components draw for white paper, as the still pictures do; the names with --jp are what a dark JupyterLab tints.
+# The components draw for white paper, as the still pictures do; the names with --jp are what a dark
+# JupyterLab tints.
 _PAPER = (
-    "background:#fff;color:#1f2937;color-scheme:light;--jp-content-font-color1:#1f2937;--jp-ui-font-color1:#1f2937;"
-    "--jp-layout-color0:#fff;--jp-rendermime-table-row-background:#f5f5f5;--jp-rendermime-table-row-hover-background:#e0f2fe"
+    "background:#fff;color:#1f2937;color-scheme:light;"
+    "--jp-content-font-color1:#1f2937;--jp-ui-font-color1:#1f2937;--jp-layout-color0:#fff;"
+    "--jp-rendermime-table-row-background:#f5f5f5;--jp-rendermime-table-row-hover-background:#e0f2fe"
 )
-# A classic script element is needed: indirect eval and type=module would hide the bundle's global name. Panels are drawn one
-# at a time, those near the reader first, so that the page stays responsive. The still picture is hidden when the component
-# has drawn something, and comes back if it fails.
+# A classic script element is needed: indirect eval and type=module would hide the bundle's global name.
+# Panels are drawn one at a time, those near the reader first, so that the page stays responsive. The still
+# picture is hidden when the component has drawn something, and comes back if it fails.
 _UNPACK = """(async () => {
   if (window.panelsUnpacked) return;
   window.panelsUnpacked = true;
@@ -147,17 +153,20 @@ _UNPACK = """(async () => {
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One figure of circuitsvis and its still picture; draws itself in a notebook, and `str()` of it is a whole page.
+    """One figure of circuitsvis and its still picture.
+
+    Draws itself in a notebook, and `str()` of it is a whole page.
 
     Attributes:
         component: one of the ten of circuitsvis, as in `COMPONENTS`.
-        props: what it draws. Text is made visible (`text.visible`), arrays become lists, numbers keep five digits.
+        props: what it draws. Text is made visible (`text.visible`), arrays become lists, numbers keep five
+            digits.
         still: SVG that is shown until the script has drawn the panel; "" for none.
         title: of the picture, and of the page that `str()` makes.
     Raises:
         UnknownName: no such component.
-        WorkbenchError: other properties than it has, shapes that do not fit each other, numbers that are not finite, or
-            more of them than a page can hold.
+        WorkbenchError: other properties than it has, shapes that do not fit each other, numbers that are not
+            finite, or more of them than a page can hold.
 
     >>> Panel("Hello", {"name": "</script>"}).html().count("<script")
     1
@@ -177,7 +186,8 @@ class Panel:
         object.__setattr__(self, "props", props)
         if len(self._text) > _MOST_BYTES:
             raise WorkbenchError(
-                f"This {self.component} panel holds {len(self._text) / 1e6:.0f} MB, and a page up to {_MOST_BYTES / 1e6:.0f} MB: "
+                f"This {self.component} panel holds {len(self._text) / 1e6:.0f} MB, and a page up to "
+                f"{_MOST_BYTES / 1e6:.0f} MB: "
                 "choose fewer heads, layers, neurons or positions."
             )
 
@@ -186,7 +196,10 @@ class Panel:
         return script_json(self.props)
 
     def html(self) -> str:
-        """The panel without the script that draws it; a page holds `script_html()` once, before or after its panels."""
+        """The panel without the script that draws it.
+
+        A page holds `script_html()` once, before or after its panels.
+        """
         name = hashlib.sha256(f"{self.component} {self._text}".encode()).hexdigest()[:12]
         push = f'(window.panels = window.panels || []).push(["{name}", "{self.component}", {self._text}]);'
         return (
@@ -212,7 +225,7 @@ class Panel:
 
 
 def script_html() -> str:
-    """`bundle_html`, or where circuitsvis cannot be used a line that says why the panels are still pictures."""
+    """`bundle_html`, or where circuitsvis cannot be used a line that says why the panels do not move."""
     try:
         return bundle_html()
     except WorkbenchError as error:
@@ -234,7 +247,8 @@ def bundle_html() -> str:
         ) from error
     if package.version != VERSION:
         raise WorkbenchError(
-            f"circuitsvis {package.version} is installed; panels are written for {VERSION}: pip install circuitsvis=={VERSION}."
+            f"circuitsvis {package.version} is installed; panels are written for {VERSION}: pip install "
+            f"circuitsvis=={VERSION}."
         )
     with open(str(package.locate_file(_SCRIPT)), encoding="utf-8") as file:
         # the last line is the address of a source map, which a browser's inspector would ask the network for
@@ -243,7 +257,8 @@ def bundle_html() -> str:
         text, n_matches = re.subn(pattern, replacement, text)
         if n_matches != times:
             raise WorkbenchError(
-                f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there {n_matches} times, not {times}): "
+                f"The script of circuitsvis {VERSION} is not the published one ({pattern} is there "
+                f"{n_matches} times, not {times}): "
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
     return f"<script>{_UNPACK % (packed(text), _PAPER)}</script>"
@@ -261,7 +276,8 @@ def _check_names(component: str, props: Mapping[str, Any]) -> None:
         problems.append(f"needs {', '.join(missing)}")
     if problems:
         raise WorkbenchError(
-            f"{component} {' and '.join(problems)}. Needed: {', '.join(needed)}; optional: {', '.join(optional) or 'none'}."
+            f"{component} {' and '.join(problems)}. Needed: {', '.join(needed)}; optional: "
+            f"{', '.join(optional) or 'none'}."
         )
 
 

@@ -1,4 +1,6 @@
-"""What the functions of `panels` are given, checked and in one form: arrays, token strings, heads, activations.
+"""What the functions of `panels` are given, checked and in one form.
+
+Arrays, token strings, heads, activations.
 
 Every function raises an error that says what was given and what is needed. Nothing here draws.
 """

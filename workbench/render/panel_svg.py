@@ -1,8 +1,8 @@
 """Panels as still pictures: attention, coloured tokens and top-k tables as SVG text, always the same bytes.
 
-They show what the script of a panel shows, so that a page says the same without it. Blue is above 0 and red below, and a
-number stands on every colour where it fits. Begin with `tokens_svg`, the shortest. Which numbers are drawn is decided in
-`panels`.
+They show what the script of a panel shows, so that a page says the same without it. Blue is above 0 and red
+below, and a number stands on every colour where it fits. Begin with `tokens_svg`, the shortest. Which numbers
+are drawn is decided in `panels`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,8 @@ Guess = tuple[str, float]
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}"
     ".v{font-size:9px;text-anchor:middle}"
-    ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}.c{text-anchor:middle}.r{text-anchor:end}"
+    ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}"
+    ".c{text-anchor:middle}.r{text-anchor:end}"
     ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}"
     ".b{stroke:#cbd5e1;stroke-width:.7}"
 )
@@ -120,7 +121,8 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
 def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell: float, y: float) -> str:
     """The numbers of a row that are written in white, or those that are not.
 
-    They are one text with an x for every character, which is much shorter than a text element for each number.
+    They are one text with an x for every character, which is much shorter than a text element for each
+    number.
     """
     places, digits = [], ""
     for column in np.flatnonzero(line):
@@ -282,7 +284,7 @@ def _document(width: float, height: float, title: str, note: str, body: str) -> 
 
 
 def _is_dark(value: float, scale: float) -> bool:
-    """Whether white text is easier to read on the colour of the value than dark text (by WCAG's relative luminance)."""
+    """Whether white text is easier to read on the colour of the value than dark text, by WCAG's luminance."""
     colour = shade(value, scale)
     luminance = 0.0
     for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):  # red, green, blue of #rrggbb

@@ -1,7 +1,9 @@
-"""Panels of attention, tokens and neurons: what each figure of circuitsvis needs, computed from stores and results.
+"""Panels of attention, tokens and neurons.
 
-Begin with `attention` and `tokens`. Each function returns a `Panel`: it draws itself in a notebook, can be put into a
-report, and `str()` of it is a page of its own. What they are given is checked in `panel_inputs`.
+What each figure of circuitsvis needs, computed from stores and results.
+
+Begin with `attention` and `tokens`. Each function returns a `Panel`: it draws itself in a notebook, can be
+put into a report, and `str()` of it is a page of its own. What they are given is checked in `panel_inputs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +56,8 @@ def attention(
 
     Args:
         store: holds `pattern` of the heads' layers.
-        heads: names as in "a3.4", (layer, head) pairs, or with `layer` plain numbers; None for every head of `layer`.
+        heads: names as in "a3.4", (layer, head) pairs, or with `layer` plain numbers; None for every head of
+            `layer`.
         layer: of heads that are plain numbers.
         prompt: its index, or its id.
     Raises:
@@ -65,7 +68,8 @@ def attention(
     if heads is None:
         if layer is None:
             raise SiteError(
-                f"Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers {store.layers('pattern')}."
+                "Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers "
+                f"{store.layers('pattern')}."
             )
         heads = range(len(store["pattern", layer].prompt(example)))
     pairs = [as_head(head, layer) for head in heads]
@@ -138,7 +142,8 @@ def tokens(
     rows = numbers[None] if numbers.ndim == 1 else numbers  # [row, pos]
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(strings):
         raise WorkbenchError(
-            f"Values of shape {numbers.shape} do not fit {len(strings)} tokens: [pos] = ({len(strings)},) or [row, pos] is needed."
+            f"Values of shape {numbers.shape} do not fit {len(strings)} tokens: [pos] = ({len(strings)},) or "
+            "[row, pos] is needed."
         )
     names = [f"row {i}" for i in range(len(rows))] if labels is None else list(map(str, labels))
     if len(names) != len(rows):
@@ -183,11 +188,13 @@ def top_tokens(
     strings: Sequence[str] | None = None,
     title: str = "Likeliest tokens",
 ) -> Panel:
-    """The likeliest tokens at every layer and position of one prompt, from the Dataset of `workbench.top_tokens`.
+    """The likeliest tokens at every layer and position of one prompt, from the Dataset of
+    `workbench.top_tokens`.
 
     Args:
         lens: (example, layer, pos, rank) `token` ids and `prob`; `example` may have been selected already.
-        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all strings.
+        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all
+            strings.
         prompt: index along `example`.
         strings: token strings of the prompt, for the columns.
         title: of the figure.
@@ -242,7 +249,8 @@ def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
     if not is_dataset or not {"token", "prob"} <= set(lens) or not set(_LENS_AXES) <= set(lens.dims):
         has = f"variables {', '.join(map(str, lens))}" if is_dataset else f"a {type(lens).__name__}"
         raise WorkbenchError(
-            f"top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; this has {has}."
+            "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and "
+            f"`prob`; this has {has}."
         )
     if "example" not in lens.dims:
         return lens
@@ -254,7 +262,7 @@ def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
 
 
 def _by_layer(ids: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
-    """The distinct ids of each layer in order of appearance, and [layer, pos, rank] indices into these lists."""
+    """The distinct ids of each layer as they appear, and [layer, pos, rank] indices into these lists."""
     vocabulary, index = [], []
     for table in ids:
         known = list(dict.fromkeys(table.ravel().tolist()))
@@ -281,9 +289,11 @@ def log_probs(
 
     Args:
         strings: token strings of one prompt.
-        logprobs: [pos, token] log-probabilities of the next token at each position, in nats, as from `log_softmax(-1)`.
+        logprobs: [pos, token] log-probabilities of the next token at each position, in nats, as from
+            `log_softmax(-1)`.
         ids: [pos] the prompt's token ids.
-        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all strings.
+        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all
+            strings.
         k: how many guesses to show at each position.
         title: of the figure.
     Raises:
@@ -297,12 +307,14 @@ def log_probs(
     n = len(strings)
     if table.ndim != 2 or len(table) != n or numbers.shape != (n,) or n < 2:
         raise WorkbenchError(
-            f"Log-probabilities of shape {table.shape} and ids of shape {numbers.shape} do not fit {n} tokens: "
+            f"Log-probabilities of shape {table.shape} and ids of shape {numbers.shape} do not fit {n} "
+            "tokens: "
             f"[pos, token] = ({n}, ...) and [pos] = ({n},), for two tokens or more, are needed."
         )
     if numbers.min() < 0 or numbers.max() >= table.shape[1]:
         raise WorkbenchError(
-            f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} log-probabilities."
+            f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} "
+            "log-probabilities."
         )
     if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
         raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
@@ -310,7 +322,8 @@ def log_probs(
         sums = np.exp(table).sum(1)
     if not (np.abs(sums - 1) < 0.02).all():
         raise WorkbenchError(
-            "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass logits.log_softmax(-1)."
+            "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
+            "logits.log_softmax(-1)."
         )
     # [pos, token] without the last position, whose next token is not in the prompt; JSON has no -inf
     table = np.maximum(table[:-1], -1e4)
@@ -343,7 +356,8 @@ def neurons(
     names: Sequence[object] | None = None,
     title: str = "Neuron activations",
 ) -> Panel:
-    """Tokens of one or several prompts on the colour of a neuron's activation, with a choice of layer and neuron.
+    """Tokens of one or several prompts on the colour of a neuron's activation, with a choice of layer and
+    neuron.
 
     Args:
         strings: token strings of one prompt, or of several.

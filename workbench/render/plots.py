@@ -1,4 +1,6 @@
-"""The right figure for a result: `plot` chooses by its type (`drawn`), its variables (`DATASETS`) or its axes.
+"""The right figure for a result.
+
+`plot` chooses by its type (`drawn`), its variables (`DATASETS`) or its axes.
 
 How a figure is drawn is known to `figures`. A type of your own is drawn once a function for it is registered:
 `drawn.register(MyResult)(lambda result, title, labels: ...)`.
@@ -31,9 +33,12 @@ from workbench.sweeps.table import Sweep
 
 MOST_BARS, MOST_NEURONS = 60, 64
 STRONGEST = 24
-"""The strongest 24 cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
+"""The strongest 24 cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or
+`MOST_NEURONS`.
+"""
 TRAJECTORIES = ("logit_lens", "norms")
-"""Kinds of results that are a line over layers, with a band over examples, when layers are their only axis."""
+"""Kinds of results that are a line over layers, with a band over examples, when layers are their only axis.
+"""
 Title = str | None
 Labels = Sequence[str] | None
 
@@ -42,16 +47,17 @@ def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None 
     """The figure that fits a result, of whatever kind the functions of this package return.
 
     Args:
-        result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a heatmap, more a
-            panel for each cell of the leading ones); a Dataset of `summary`, `faithfulness_curve`, `evaluate`,
-            `minimality`, `stability`, `circuit_tests`, `causal_check`, `top_tokens` or `neuron_maps`; `Probes`, a
-            `TunedLens`, what `compare` or `measure` returns, rows of the benchmark, a `Sweep` or what `compare_sweeps`
-            returns, or a circuit. Of a Dataset of curves, each label of a second axis becomes a line.
+        result: an array of effects, scores or measures (the mean over `example` is taken; two axes make a
+            heatmap, more a panel for each cell of the leading ones); a Dataset of `summary`,
+            `faithfulness_curve`, `evaluate`, `minimality`, `stability`, `circuit_tests`, `causal_check`,
+            `top_tokens` or `neuron_maps`; `Probes`, a `TunedLens`, what `compare` or `measure` returns, rows
+            of the benchmark, a `Sweep` or what `compare_sweeps` returns, or a circuit. Of a Dataset of
+            curves, each label of a second axis becomes a line.
         title: of the figure.
         labels: token strings of the position axes, where the result carries none.
     Returns:
-        A matplotlib `Figure` that notebooks show by themselves; for a circuit its `CircuitView`, which `to_svg` and
-        `to_html` draw.
+        A matplotlib `Figure` that notebooks show by themselves; for a circuit its `CircuitView`, which
+        `to_svg` and `to_html` draw.
     Raises:
         WorkbenchError: no figure is known for such a result, or there is nothing in it to draw.
 
@@ -161,7 +167,8 @@ def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
     are_rows = all(is_dataclass(row) and not isinstance(row, type) for row in result)
     if not result or not are_rows:
         raise WorkbenchError(
-            "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one."
+            "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one "
+            "by one."
         )
     return _frame(pd.DataFrame([asdict(row) for row in result]), title, labels)
 
@@ -187,8 +194,10 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
         parts = [Part("", result, "high")]
     if not parts:
         raise WorkbenchError(
-            f"A table with columns {', '.join(map(str, result.columns))} cannot be drawn: rows of the bench (model, task, method and "
-            f"{' or '.join(BENCH)}), scores of measure(), or numbers alone can. Select columns, as in table[['cpr']]."
+            f"A table with columns {', '.join(map(str, result.columns))} cannot be drawn: rows of the bench "
+            "(model, task, method and "
+            f"{' or '.join(BENCH)}), scores of measure(), or numbers alone can. Select columns, as in "
+            "table[['cpr']]."
         )
     return tables(parts, title=title)
 
@@ -262,7 +271,9 @@ def _lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
 
 
 def _neuron_maps(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
-    """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from chance."""
+    """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from
+    chance.
+    """
     above_chance = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5")
     if "concept" not in above_chance.dims:
         above_chance = above_chance.expand_dims("concept")
@@ -339,8 +350,8 @@ def _without_single(result: xr.DataArray) -> xr.DataArray:
 def _by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
     """An axis of heads `a3.4` and MLPs `m3` as two axes, layer and head, with the MLP as the last column.
 
-    Done where there is more than one head, and no other axis than `example` and a few readers beside it. What is neither
-    (input, bias, embeddings) becomes a note.
+    Done where there is more than one head, and no other axis than `example` and a few readers beside it. What
+    is neither (input, bias, embeddings) becomes a note.
     """
     dim = next((str(axis) for axis in result.dims if axis in ("writer", "component")), None)
     others = [axis for axis in result.dims if axis not in ("example", dim)]
@@ -416,6 +427,9 @@ def _cut(result: xr.DataArray, axis: str) -> xr.DataArray:
 
 
 def _order(result: xr.DataArray) -> np.ndarray:
-    """Cells of the first axis by the size of their mean over examples, of other axes the largest; strongest first."""
+    """Cells of the first axis by the size of their mean over examples, of other axes the largest.
+
+    Strongest first.
+    """
     size = abs(over_examples(result)).fillna(0)
     return np.argsort(-size.max([dim for dim in size.dims if dim != result.dims[0]]).values, kind="stable")

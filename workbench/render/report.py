@@ -1,4 +1,6 @@
-"""One self-contained page for a whole run, see `report`: circuits, panels, figures, tables, and the command that made it.
+"""One self-contained page for a whole run, see `report`.
+
+Circuits, panels, figures, tables, and the command that made it.
 
 How each of them is drawn is known to its own module; here is only which one draws what, and tables.
 """
@@ -30,7 +32,10 @@ _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "se
 
 @dataclass(frozen=True)
 class Html:
-    """HTML that goes into a report as it is. Its author answers for what is in it; plain text is escaped instead."""
+    """HTML that goes into a report as it is. Its author answers for what is in it.
+
+    Plain text is escaped instead.
+    """
 
     text: str
 
@@ -48,8 +53,8 @@ def report(
 
     Args:
         sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a
-            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`, or a
-            list of these.
+            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`, or
+            a list of these.
         path: of the page.
         title, subtitle: plain text.
         command: what made the run, shown at the end with the versions and the facts that the results carry.
@@ -148,7 +153,8 @@ def _show(item: Any, heading: str) -> str:
     if isinstance(item, xr.DataArray | xr.Dataset):
         return figure_html(plot(item), alt=heading)
     raise WorkbenchError(
-        f"a {type(item).__name__} cannot be shown. Circuits, views, panels, xarray results, pandas tables, matplotlib figures, "
+        f"a {type(item).__name__} cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
+        "matplotlib figures, "
         "text and Html(...) can."
     )
 

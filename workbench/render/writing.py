@@ -1,7 +1,10 @@
-"""Text and numbers inside SVG pictures: how wide a text is, where it is cut or wrapped, and how numbers are written.
+"""Text and numbers inside SVG pictures.
 
-Begin with `text_width` (proportional font, in pixels) and `letters` (monospaced font, in letters). A picture is written
-without a browser, so widths are estimates, rather too wide than too narrow. Nothing here knows of circuits or panels.
+How wide a text is, where it is cut or wrapped, and how numbers are written.
+
+Begin with `text_width` (proportional font, in pixels) and `letters` (monospaced font, in letters). A picture
+is written without a browser, so widths are estimates, rather too wide than too narrow. Nothing here knows of
+circuits or panels.
 """
 
 import unicodedata
@@ -59,7 +62,9 @@ def shorten(text: str, most: int) -> str:
 
 
 def wrap(pieces: Sequence[str], room: float, size: float) -> list[str]:
-    """Pieces joined by ` · ` in rows of `room` pixels, cut with an ellipsis where one word is wider than a row."""
+    """Pieces joined by ` · ` in rows of `room` pixels, cut with an ellipsis where one word is wider than a
+    row.
+    """
     rows: list[str] = []
     for number, piece in enumerate(pieces):
         shown = visible(piece)
@@ -90,14 +95,19 @@ def decimal(value: float) -> str:
 
 
 def _cells(character: str) -> int:
-    """How many letters wide a character is: East Asian characters and emoji take 2, marks that combine take 0."""
+    """How many letters wide a character is.
+
+    East Asian characters and emoji take 2, marks that combine take 0.
+    """
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _em(character: str) -> float:
-    """The width of a character as a share of the font size, by the class of its shape, rather too wide than too narrow."""
+    """The width of a character as a share of the font size, by the class of its shape, rather too wide than
+    too narrow.
+    """
     cells = _cells(character)
     if cells == 0:
         return 0.0

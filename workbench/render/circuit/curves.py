@@ -81,7 +81,10 @@ def _margins(box: Box) -> tuple[float, float, float, float]:
 
 
 def _style(edge: ViewEdge, weight: float, strokes: Strokes) -> str:
-    """The class of an edge: its circuit where two are compared, otherwise p (supports), m (opposes) or z (no score)."""
+    """The class of an edge.
+
+    Its circuit where two are compared, otherwise p (supports), m (opposes) or z (no score).
+    """
     if edge.side:
         return SIDES[edge.side]
     if not strokes.knows(weight):
@@ -99,7 +102,9 @@ def _owner(view: CircuitView, edge: ViewEdge) -> str:
 
 
 def _curve(start: Box, end: Box, end_x: float, margins: np.ndarray, *, along_token: bool) -> str:
-    """From the top of one box to a port of another: the least bent of some curves that crosses the fewest boxes.
+    """From the top of one box to a port of another.
+
+    The least bent of some curves that crosses the fewest boxes.
 
     Args:
         margins: [box, (left, right, top, bottom)] of all other boxes.
@@ -120,7 +125,8 @@ def _control_points(start: Box, end: Box, end_x: float, bow: float, along_token:
     y1, y2 = start.y - start.h / 2, end.y + end.h / 2
     reach = max(16.0, 0.42 * (y1 - y2))
     x1, x2 = start.x, end_x
-    # input and logits are as wide as the picture: an edge leaves or enters them close to where it goes or comes from
+    # input and logits are as wide as the picture: an edge leaves or enters them close to where it goes or
+    # comes from
     if start.style == "d" and not along_token:
         x1 = start.x + np.clip(end_x + bow / 2 - start.x, -start.w / 2 + 8, start.w / 2 - 8)
     if end.style == "d" and not along_token:
@@ -144,7 +150,7 @@ def _crossings(points: np.ndarray, margins: np.ndarray) -> float:
 
 
 def hop_path(hop: Hop, start: Box, end: Box) -> str:
-    """A `path.h` from where a key or value enters to the head that attends to it, as wide as the attention."""
+    """A `path.h` from where a key or value enters to the head that attends there, as wide as the attention."""
     apart = end.x - start.x
     if abs(apart) < start.w + 12:  # boxes above each other: from the top of one to the top of the other
         (x1, y1), (x2, y2) = (start.x, start.y - start.h / 2), (end.x, end.y - end.h / 2)

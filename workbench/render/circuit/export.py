@@ -53,7 +53,8 @@ def export(
     text = to_svg(view, kind=kind)
     if kind == "position" and not view.has_positions:
         raise CircuitError(
-            "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or export kind='component'."
+            "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or "
+            "export kind='component'."
         )
     data = text.encode() if ending == ".svg" else _drawn_by_cairo(text, ending, scale)
     with whole(path) as partial:
@@ -67,7 +68,8 @@ def _drawn_by_cairo(svg: str, ending: str, scale: float) -> bytes:
         import cairosvg  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError) as error:
         raise WorkbenchError(
-            f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. SVG needs nothing."
+            f"{ending} pictures need CairoSVG and the library cairo: pip install 'interp-workbench[pdf]'. "
+            "SVG needs nothing."
         ) from error
     source = svg.encode()
     if ending == ".png":
@@ -77,7 +79,10 @@ def _drawn_by_cairo(svg: str, ending: str, scale: float) -> bytes:
 
 
 def _undated(pdf: bytes) -> bytes:
-    """The PDF without the time at which it was written; as long as before, so that its table of offsets holds."""
+    """The PDF without the time at which it was written.
+
+    As long as before, so that its table of offsets holds.
+    """
     return re.sub(
         rb"/CreationDate \(D:[^)]*\)",
         lambda date: b"/CreationDate (D:20000101000000Z)".ljust(len(date[0])),

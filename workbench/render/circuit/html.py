@@ -1,10 +1,11 @@
 """Circuits and whole pages as HTML that asks the network for nothing.
 
-A figure is a still picture (`<img>` with the SVG inside, which survives in notebooks that drop scripts) that a script
-replaces by the interactive circuit in a sandboxed frame. All data enter scripts as JSON with `<` spelled `\\u003c`, and
-the document as text; the page's Content-Security-Policy forbids every request.
+A figure is a still picture (`<img>` with the SVG inside, which survives in notebooks that drop scripts) that
+a script replaces by the interactive circuit in a sandboxed frame. All data enter scripts as JSON with `<`
+spelled `\\u003c`, and the document as text; the page's Content-Security-Policy forbids every request.
 
-Begin with `to_html` (a circuit) and `page` (a document around any HTML); `circuit.js` is the script inside the frame.
+Begin with `to_html` (a circuit) and `page` (a document around any HTML); `circuit.js` is the script inside
+the frame.
 """
 
 import base64
@@ -27,7 +28,8 @@ from workbench.sites import Node
 from workbench.text import visible, xml
 
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
 _PATTERN_CELLS = 400_000  # of all prompts together: more would make a page too large to send
@@ -56,15 +58,17 @@ _UPGRADE = """(async () => {
 def to_html(view: CircuitView) -> str:
     """A fragment of HTML: a still picture, and the script that makes it interactive. Same view, same text.
 
-    The reader chooses how many of the strongest edges to see (with the faithfulness at that size beside it), by sign and by
-    port, in the component or the position view, on one of the prompts; opens an edge or a node (click, or Tab and Enter;
-    Escape closes) to see its scores, intervals, patterns, what enters and what leaves it; and saves what is shown.
+    The reader chooses how many of the strongest edges to see (with the faithfulness at that size beside it),
+    by sign and by port, in the component or the position view, on one of the prompts; opens an edge or a node
+    (click, or Tab and Enter; Escape closes) to see its scores, intervals, patterns, what enters and what
+    leaves it; and saves what is shown.
     """
     source = frame_document(view)
     name = hashlib.sha256(source.encode()).hexdigest()[:12]
     still = base64.b64encode(to_svg(view).encode()).decode()
     script = _UPGRADE % (script_json(packed(source)), script_json(name))
-    picture = f'<img alt="{xml(view.title)}" style="max-width:100%;height:auto" src="data:image/svg+xml;base64,{still}">'
+    address = f"data:image/svg+xml;base64,{still}"
+    picture = f'<img alt="{xml(view.title)}" style="max-width:100%;height:auto" src="{address}">'
     return f'<div class="circuit" data-circuit="{name}">{picture}</div><script>{script}</script>'
 
 
@@ -99,7 +103,10 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "",
 
 
 def script_json(value: Any) -> str:
-    """JSON that is safe inside a script element, whatever text is in it; ASCII only, so U+2028 is escaped too."""
+    """JSON that is safe inside a script element, whatever text is in it.
+
+    ASCII only, so U+2028 is escaped too.
+    """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
@@ -199,11 +206,13 @@ def _controls(view: CircuitView) -> str:
     filters = "".join(_filter(name, labels) for name, labels in _filters(view).items())
     return (
         '<nav aria-label="what is shown">'
-        f'<span><button id="to-component">component</button><button id="to-position"{hint}>position</button></span>'
+        '<span><button id="to-component">component</button>'
+        f'<button id="to-position"{hint}>position</button></span>'
         '<label>edges <input id="top" type="range" min="1" step="1"></label>'
-        f'<output id="count" for="top"></output><output id="faith" for="top"></output>{_prompt_choice(view)}{filters}'
-        '<span class="tools"><button id="theme" aria-pressed="false">dark</button><button id="save-svg">SVG</button>'
-        '<button id="save-png">PNG</button></span></nav>'
+        '<output id="count" for="top"></output><output id="faith" for="top"></output>'
+        f"{_prompt_choice(view)}{filters}"
+        '<span class="tools"><button id="theme" aria-pressed="false">dark</button>'
+        '<button id="save-svg">SVG</button><button id="save-png">PNG</button></span></nav>'
     )
 
 

@@ -1,7 +1,8 @@
 """Where the boxes of a circuit lie: `component_layout` (x = head, y = layer), and what both views share.
 
-Begin with `Box` and `Layout`. Information flows upwards, while the y of SVG grows downwards: the first layer has the
-largest y. Layers without a live component are left out. How edges run between boxes is drawn in `curves`.
+Begin with `Box` and `Layout`. Information flows upwards, while the y of SVG grows downwards: the first layer
+has the largest y. Layers without a live component are left out. How edges run between boxes is drawn in
+`curves`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ class Box:
         x, y: its centre.
         w, h: its size.
         ports: (q, k or v, x) of each port at its lower edge.
-        reach: for a kv head, the x up to which an outline encloses the query heads that share it; otherwise 0.
+        reach: of a kv head, the x up to which an outline encloses the query heads that share it; else 0.
     """
 
     key: str
@@ -102,7 +103,10 @@ _COMPACT = _Sizes(41.0, 23.0, 9.0, 62.0)
 
 
 def component_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
-    """Boxes of the component view: a row for each layer, a column for each head, MLPs in a column of their own."""
+    """Boxes of the component view.
+
+    A row for each layer, a column for each head, MLPs in a column of their own.
+    """
     live = Live.of(lines)
     group = query_heads_per_kv(view)
     columns: set[tuple[int, int, int]] = set()

@@ -1,7 +1,10 @@
-"""The lines of a picture of a circuit: which there are, which lie on complete paths, and which attention joins them.
+"""The lines of a picture of a circuit.
 
-A *line* is an edge (component view) or an edge at one position (position view). Begin with `lines_of`, then `alive`:
-dead ends are found here, on names. Where things lie on the page is no concern of this module, see `layout`.
+Which there are, which lie on complete paths, and which attention joins them.
+
+A *line* is an edge (component view) or an edge at one position (position view). Begin with `lines_of`, then
+`alive`: dead ends are found here, on names. Where things lie on the page is no concern of this module, see
+`layout`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +27,8 @@ class Line:
         pos: its position, None in the component view.
         weight: its score, there.
         unit: what writes it: a component, or a component at a position.
-        feeds: the units that it is an input of; a key or value edge of grouped-query attention feeds several heads.
+        feeds: the units that it is an input of; a key or value edge of grouped-query attention feeds several
+            heads.
         start, end: the boxes that it joins.
         port: of a head: q, k, v, or empty.
     """
@@ -64,7 +68,7 @@ def by_strength(weight: float) -> float:
 
 
 def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
-    """The lines that the view could draw, strongest first; of pairs of edge and position the 2000 strongest."""
+    """The lines that the view could draw, strongest first; of pairs of edge and position the first 2000."""
     scored = _by_edge(view) if kind == "component" else _by_position(view)
     scored.sort(key=lambda line: by_strength(line.weight))
     if kind == "position":
@@ -145,7 +149,8 @@ def alive(lines: Sequence[Line]) -> list[Line]:
 
 def cut(lines: Sequence[Line], target: int) -> int:
     """How many of the strongest lines to consider so that about `target` of them lie on complete paths."""
-    # more lines never make fewer of them alive, so bisection finds the largest number that stays within the target
+    # more lines never make fewer of them alive, so bisection finds the largest number that stays within the
+    # target
     low, high = 0, len(lines)
     while low < high:
         middle = (low + high + 1) // 2
@@ -158,7 +163,11 @@ def cut(lines: Sequence[Line], target: int) -> int:
 
 
 def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
-    """For each head and position it writes at: the hops with the most attention to positions where a k or v edge enters."""
+    """The attention that joins keys and values to the heads that read them.
+
+    For each head and position that it writes at: the hops with the most attention to positions where a k or v edge
+    enters.
+    """
     lines = list(lines)
     group = view.shape.n_heads // view.shape.n_kv_heads
     entered: dict[str, set[int]] = {}  # box -> the positions where keys or values enter it

@@ -21,8 +21,9 @@ from workbench.render.circuit.view import CircuitView
 from workbench.render.writing import decimal, shorten, text_width
 from workbench.text import visible, xml
 
-_EMPTY_RUN, _LONG_PROMPT, _LABEL = 3, 40, 14
-"""Runs of so many tokens without a box are left out of prompts of more tokens than that; characters of a token's label."""
+_LONG_PROMPT, _EMPTY_RUN = 40, 3
+"""In prompts of more than 40 tokens, runs of 3 or more tokens without a box are left out."""
+_LABEL = 14  # characters of a token
 _WIDTH, _HEIGHT, _GAP = 40.0, 23.0, 5
 _TOP, _LEFT = 16.0, 34.0
 
@@ -37,7 +38,9 @@ class _Columns:
 
 @dataclass(frozen=True)
 class _Labels:
-    """The text under the columns, its height, and how far right the columns move so that no label begins left of 0."""
+    """The text under the columns, its height, and how far right the columns move so that no label begins left
+    of 0.
+    """
 
     svg: str
     height: float

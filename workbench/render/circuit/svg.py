@@ -1,9 +1,9 @@
 """A circuit as SVG text: `to_svg` is a pure function of a `CircuitView`, always the same bytes.
 
-Two views of the same edges: *component* (y = layer, x = head, MLPs in a column of their own) and *position* (x = token,
-y = layer, attention hops dotted). Width is |score|; blue solid edges support the behaviour, red dashed ones oppose it.
-Information flows upwards. With grouped-query attention a kv head has a box of its own beside the query heads that share
-it, so that an edge into it is drawn, and counted, once.
+Two views of the same edges: *component* (y = layer, x = head, MLPs in a column of their own) and *position*
+(x = token, y = layer, attention hops dotted). Width is |score|; blue solid edges support the behaviour, red
+dashed ones oppose it. Information flows upwards. With grouped-query attention a kv head has a box of its own
+beside the query heads that share it, so that an edge into it is drawn, and counted, once.
 """
 
 from collections.abc import Sequence
@@ -22,26 +22,31 @@ from workbench.text import xml
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
 
-# Single letters, because a page repeats them for thousands of elements: t title, s small, a label, l text of a box,
-# w white, q port; boxes m MLP, k kv head, d input and logits, o outline; edges e: p supports, m opposes, z no score,
-# cb ca cs of two circuits; h hop, b band, g line under a token.
+# Single letters, because a page repeats them for thousands of elements: t title, s small, a label, l text of
+# a box, w white, q port; boxes m MLP, k kv head, d input and logits, o outline; edges e: p supports, m
+# opposes, z no score, cb ca cs of two circuits; h hop, b band, g line under a token.
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:15px;font-weight:600}.s{font-size:11px;fill:#64748b}.a{font-size:11px}"
     ".l{font-size:10.5px;text-anchor:middle}.w{fill:#fff;font-weight:600}"
     ".q{font-size:7.5px;fill:#475569;text-anchor:middle}"
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:#2369b0}"
-    ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}.e{stroke-opacity:.78}"
+    ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
+    ".e{stroke-opacity:.78}"
     ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}"
     ".cs{stroke:#a15c07;stroke-dasharray:2 4}"
-    ".h{stroke:#6b4fa0;stroke-dasharray:.1 5}.b{fill:#f6f8fa}.g{stroke:#e5e9ef}.n .o{fill:none;stroke:#a3b3c7}"
+    ".h{stroke:#6b4fa0;stroke-dasharray:.1 5}.b{fill:#f6f8fa}.g{stroke:#e5e9ef}"
+    ".n .o{fill:none;stroke:#a3b3c7}"
 )
 _MIN_WIDTH, _MESSAGE_WIDTH = 430.0, 460.0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """SVG text, and what is in it, in document order: `path.e` are the lines, `path.h` the hops, `g.n` the boxes."""
+    """SVG text, and what is in it, in document order.
+
+    `path.e` are the lines, `path.h` the hops, `g.n` the boxes.
+    """
 
     svg: str
     width: float
@@ -54,7 +59,8 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
     """One view as SVG text: the `view.top` strongest edges, dead ends dropped. Same view, same bytes.
 
     Args:
-        kind: `component` or `position`; without scores by position the picture of the latter is a line that says so.
+        kind: `component` or `position`; without scores by position the picture of the latter is a line that
+            says so.
     Raises:
         UnknownName: another kind of view.
 
@@ -104,7 +110,8 @@ def _document(width: float, height: float, title: str, body: str) -> str:
     wide, tall = decimal(width), decimal(height)
     size = f'viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{xml(title)}" font-family="{FONT}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{xml(title)}" '
+        f'font-family="{FONT}">'
         f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{body}</svg>'
     )
 

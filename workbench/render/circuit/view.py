@@ -70,7 +70,8 @@ class CircuitView:
     more: tuple["CircuitView", ...] = ()
     sides: tuple[str, ...] = ()
 
-    # Set by the package (`workbench/render/circuit/__init__.py`): the pictures import this module, not the reverse.
+    # Set by the package (`workbench/render/circuit/__init__.py`): the pictures import this module, not the
+    # reverse.
     draw_in_notebook: ClassVar[Callable[["CircuitView"], str]]
 
     def _repr_html_(self) -> str:
@@ -95,12 +96,13 @@ class CircuitView:
         Args:
             title: of the picture; by default the circuit's task.
             tokens: token strings of one example prompt, for the position view.
-            position_scores: (writer, reader, pos) scores of the edges on that prompt, NaN where there is no edge.
+            position_scores: (writer, reader, pos) scores of the edges on that prompt, NaN where there is no
+                edge.
             patterns: (layer, head) → attention pattern [query_pos, key_pos] on that prompt.
             faithfulness: value, low, high.
             intervals: `low` and `high` of the scores, (writer, reader), as `summary` gives them.
-            curve: `faithfulness_curve(circuit, ...)`: `n_edges`, `faithfulness`, `low`, `high`, shown beside the number
-                of edges.
+            curve: `faithfulness_curve(circuit, ...)`: `n_edges`, `faithfulness`, `low`, `high`, shown beside
+                the number of edges.
             top: about how many edges to draw: the strongest ones that lie on complete paths.
         Raises:
             CircuitError: scores or patterns that do not fit the circuit or the tokens.
@@ -111,7 +113,8 @@ class CircuitView:
         circuit = circuit.collapsed
         if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
             raise CircuitError(
-                "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or NaN where unknown."
+                "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or "
+                "NaN where unknown."
             )
         by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
         bounds = {} if intervals is None else _intervals(circuit, intervals)
@@ -135,7 +138,9 @@ class CircuitView:
     def compared(
         cls, a: Circuit, b: Circuit, *, names: tuple[str, str] = ("A", "B"), title: str = "", top: int = 80
     ) -> "CircuitView":
-        """Two circuits of one graph in one picture: which edges only the first has, which only the second, which both.
+        """Two circuits of one graph in one picture.
+
+        Which edges only the first has, which only the second, which both.
 
         An edge of both has the score of the first. Raises `CircuitError` for circuits of different graphs.
         """
@@ -168,7 +173,8 @@ class CircuitView:
         for view in views[1:]:
             if [edge.ends for edge in view.edges] != first:
                 raise CircuitError(
-                    "on_prompts: the views are of different circuits. Make each with CircuitView.of(circuit, ...)."
+                    "on_prompts: the views are of different circuits. "
+                    "Make each with CircuitView.of(circuit, ...)."
                 )
         return replace(views[0], more=tuple(replace(view, more=()) for view in views[1:]))
 
@@ -191,7 +197,10 @@ class CircuitView:
         return any(edge.by_pos for edge in self.edges)
 
     def count(self, kind: ViewKind) -> int:
-        """How many lines there are to draw: edges, or pairs of edge and position with a score other than 0."""
+        """How many lines there are to draw.
+
+        Edges, or pairs of edge and position with a score other than 0.
+        """
         if kind == "component":
             return len(self.edges)
         known = 0
@@ -233,7 +242,8 @@ def _patterns(
         values = np.asarray(pattern, dtype=float)
         if values.ndim != 2 or min(values.shape) < length:
             raise CircuitError(
-                f"The pattern of a{layer}.{head} has shape {values.shape}; one of [query_pos, key_pos] for a prompt of "
+                f"The pattern of a{layer}.{head} has shape {values.shape}; one of [query_pos, key_pos] for a "
+                "prompt of "
                 f"{length} tokens is needed. Select one example, as in pattern[example, head]."
             )
         shown[int(layer), int(head)] = values[:length, :length] if length else values
@@ -295,7 +305,10 @@ def _order(name: str) -> tuple[int, int, int]:
 
 
 def _provenance(circuit: Circuit, faithfulness: tuple[float, float, float] | None) -> tuple[str, ...]:
-    """The facts under a title: model, data, metric, method, size and faithfulness, as far as they are known."""
+    """The facts under a title.
+
+    Model, data, metric, method, size and faithfulness, as far as they are known.
+    """
     attrs: Mapping[str, Any] = circuit.attrs
     facts = []
     if "model" in attrs:
@@ -323,7 +336,8 @@ def _by_position(
     """The scores of every edge at each position, up to the last token or the last position with a score."""
     if set(scores.dims) != {"writer", "reader", "pos"}:
         raise CircuitError(
-            f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt is needed. "
+            f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt "
+            "is needed. "
             "Select an example, as in scores.isel(example=0)."
         )
     scores = scores.transpose("writer", "reader", "pos")

@@ -1,8 +1,10 @@
-"""What every figure shares: its style, palettes, axes with tokens or nodes on them, its title with the facts below.
+"""What every figure shares.
 
-Figures are made without pyplot and without a global theme. A palette that diverges is centred on 0; a cell that was not
-measured is hatched, never coloured as 0; positions carry their tokens. Begin with `Picture`, `styled` and `label_axis`,
-which every figure uses. Nothing here knows what kind of result is drawn.
+Its style, palettes, axes with tokens or nodes on them, its title with the facts below.
+
+Figures are made without pyplot and without a global theme. A palette that diverges is centred on 0; a cell
+that was not measured is hatched, never coloured as 0; positions carry their tokens. Begin with `Picture`,
+`styled` and `label_axis`, which every figure uses. Nothing here knows what kind of result is drawn.
 """
 
 import base64
@@ -29,8 +31,9 @@ from workbench.render.writing import BLUE, shorten
 from workbench.text import visible, xml
 
 WORDS = {
-    "pos": "position", "query_pos": "query position", "key_pos": "key position", "kv_head": "kv head", "size": "number of edges",
-    "n_edges": "number of edges", "k": "number of features", "kl": "KL (nats)", "roc_auc": "area under the ROC curve",
+    "pos": "position", "query_pos": "query position", "key_pos": "key position", "kv_head": "kv head",
+    "size": "number of edges", "n_edges": "number of edges", "k": "number of features", "kl": "KL (nats)",
+    "roc_auc": "area under the ROC curve",
 }  # fmt: skip
 POSITIONS = ("pos", "query_pos", "key_pos")
 NODES = ("writer", "reader", "component", "node")
@@ -40,7 +43,8 @@ SERIES = (BLUE, "#b45309", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0891b2"
 GROUND: dict[str, Any] = {"facecolor": "#e5e7eb", "edgecolor": "#b6bec9", "hatch": "////"}
 """How a cell looks that was not measured."""
 STYLE: dict[Any, Any] = {
-    "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
+    "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 11, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.edgecolor": GREY, "xtick.color": "#475569", "ytick.color": "#475569",
     "axes.labelcolor": "#1f2937", "svg.fonttype": "none", "svg.hashsalt": "workbench", "hatch.linewidth": 0.6,
     "text.parse_math": False,
@@ -118,7 +122,10 @@ def mean_note(result: xr.DataArray) -> str:
 
 
 def over_examples(result: xr.DataArray) -> xr.DataArray:
-    """The mean over `example`, with a note that it is one; of a single example the numbers and the tokens themselves."""
+    """The mean over `example`, with a note that it is one.
+
+    Of a single example the numbers and the tokens themselves.
+    """
     if "example" not in result.dims:
         return result
     if result.sizes["example"] == 1:
@@ -128,7 +135,10 @@ def over_examples(result: xr.DataArray) -> xr.DataArray:
 
 
 def palette(result: xr.DataArray) -> dict[str, Any]:
-    """The colours of all cells: centred on 0 where they have two signs or are effects, otherwise one colour from 0."""
+    """The colours of all cells.
+
+    Centred on 0 where they have two signs or are effects, otherwise one colour from 0.
+    """
     known = result.values[np.isfinite(result.values)]
     quantity = result.name if result.name is not None else result.attrs.get("kind", "")
     # an effect that happens to be positive everywhere keeps the colour of positive effects
@@ -159,13 +169,16 @@ def _tokens_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> 
 
 
 def label_axis(
-    axes: Axes, which: str, result: xr.DataArray, dim: str, labels: Sequence[str] | None, *, inches: float | None = None,
-    most: int = LABEL,
+    axes: Axes, which: str, result: xr.DataArray, dim: str, labels: Sequence[str] | None, *,
+    inches: float | None = None, most: int = LABEL,
 ) -> None:  # fmt: skip
-    """The axis word, and labels of the cells: tokens on positions where they are known, coordinates elsewhere.
+    """The axis word, and labels of the cells.
+
+    Tokens on positions where they are known, coordinates elsewhere.
 
     Args:
-        inches: the length of the axis; labels that would not fit are left out, and many nodes are named by layer.
+        inches: the length of the axis; labels that would not fit are left out, and many nodes are named by
+            layer.
         most: characters of a label.
     """
     names, are_tokens = names_of(result, dim, labels)
@@ -203,7 +216,10 @@ def _letter(axes: Axes) -> float:
 
 
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:
-    """Ticks in the middle of every run of nodes of one layer and port, at least `gap` apart; lines between the runs."""
+    """Ticks in the middle of every run of nodes of one layer and port, at least `gap` apart.
+
+    Lines between the runs.
+    """
     runs, start = [], 0
     for name, members in groupby(names, _layer_of):
         n = len(list(members))
@@ -227,7 +243,10 @@ def _layer_of(node: str) -> str:
 
 
 def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
-    """The line or lines below a title: where the numbers come from, and notes on what is shown; `width` in inches."""
+    """The line or lines below a title: where the numbers come from, and notes on what is shown.
+
+    `width` in inches.
+    """
     keys = ("model", "task", "metric", "value", "method")
     facts = [shorten(visible(result.attrs[key]), LABEL) for key in keys if result.attrs.get(key)]
     facts += [visible(note) for note in str(result.attrs.get("note", "")).split(" · ") if note]
@@ -297,7 +316,10 @@ def light_grid(axes: Axes, which: str = "y") -> None:
 
 
 def settled(figure: Figure) -> Figure:
-    """The figure with its layout done once: laid out again at each drawing, it would creep, and its bytes with it."""
+    """The figure with its layout done once.
+
+    Laid out again at each drawing, it would creep, and its bytes with it.
+    """
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(w_pad=0.08)  # text is a little wider at other resolutions
@@ -319,7 +341,9 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
 
 @contextmanager
 def _any_glyph() -> Iterator[None]:
-    """Text stays text in SVG and is drawn with the reader's fonts, so a glyph missing from ours needs no warning."""
+    """Text stays text in SVG and is drawn with the reader's fonts, so a glyph missing from ours needs no
+    warning.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

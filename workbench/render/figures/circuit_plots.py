@@ -1,6 +1,7 @@
 """Pictures of results about circuits: how faithful, how stable, how alike two are, and what the tests say.
 
-One function for each kind of result; begin with `minimality`, the shortest. `plots` says which result goes to which.
+One function for each kind of result; begin with `minimality`, the shortest. `plots` says which result goes to
+which.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,10 @@ MOST_EDGES = 24
 
 
 def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
-    """Faithfulness of circuits, and of one circuit also its checks: bars with intervals, a series for each ablation."""
+    """Faithfulness of circuits, and of one circuit also its checks.
+
+    Bars with intervals, a series for each ablation.
+    """
     is_one = result.sizes.get("circuit") == 1
     one = result.isel(circuit=0) if is_one else result
     checks = [name for name in CHECKS if name in one]
@@ -66,7 +70,10 @@ def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
 def _checks_table(
     result: xr.Dataset, names: Sequence[str], quantity: str = "share of the effect"
 ) -> xr.Dataset:
-    """`mean`, `low` and `high` of each check; those of the faithfulness are called `low` and `high` in a result."""
+    """`mean`, `low` and `high` of each check.
+
+    Those of the faithfulness are called `low` and `high` in a result.
+    """
     named = result.assign(faithfulness_low=result["low"], faithfulness_high=result["high"])
     return side_by_side(named, names, "check", quantity=quantity)
 
@@ -93,8 +100,8 @@ def stability(result: xr.Dataset, title: str | None = None) -> Figure:
         # a bar for each number of edges, where they are few
         one_each = np.arange(counts.min(), counts.max() + 2) - 0.5
         right.hist(counts, bins=one_each if np.ptp(counts) < 30 else 20, color=BLUE)
-        right.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
-        right.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
+        for axis in (right.xaxis, right.yaxis):
+            axis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.set(xlabel="number of edges after pruning", ylabel="resamples")
         light_grid(right)
         note = f"{result.attrs['draws']} resamples" if "draws" in result.attrs else ""
@@ -141,7 +148,10 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
-    """The p-value of every test of a circuit, coloured by what its outcome says; of minimality also those of the edges."""
+    """The p-value of every test of a circuit, coloured by what its outcome says.
+
+    Of minimality also those of the edges.
+    """
     alpha = float(result.attrs.get("alpha", 0.05))
     n_tests, edges = result.sizes["test"], _smallest(result)
     height, ratios = 1.6 + 0.32 * n_tests, [1.0 + n_tests]

@@ -1,4 +1,6 @@
-"""Grids of coloured cells: one (`heatmap`), one for each cell of further axes (`heatmaps`), or with a text in every cell.
+"""Grids of coloured cells.
+
+One (`heatmap`), one for each cell of further axes (`heatmaps`), or with a text in every cell.
 
 Begin with `cells`, which all of them use. Which grid fits a result is decided in `plots`.
 """
@@ -49,7 +51,9 @@ def cells(
     *,
     size: float = 7,
 ) -> Any:
-    """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell where given."""
+    """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell
+    where given.
+    """
     values = np.where(np.isfinite(values), values, np.nan)
     axes.patch.set(**GROUND)
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
@@ -78,8 +82,8 @@ def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: 
 def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
     """A grid of coloured cells: rows are the first axis of the result, columns the second.
 
-    Red is negative and blue positive, white is 0; a result without negative numbers that is no effect (a pattern, a
-    probability) gets one colour. Layers grow upwards.
+    Red is negative and blue positive, white is 0; a result without negative numbers that is no effect (a
+    pattern, a probability) gets one colour. Layers grow upwards.
 
     Raises:
         WorkbenchError: the result does not have two axes besides `example`.
@@ -107,9 +111,12 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
 def heatmaps(
     result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """A small heatmap for each cell of the leading axes, on one colour scale: at most `MOST_PANELS`, the first ones.
+    """A small heatmap for each cell of the leading axes, on one colour scale.
 
-    The last two axes make a panel; of layers x heads x a few words (named positions, kinds of score) each word makes one.
+    At most `MOST_PANELS`, the first ones.
+
+    The last two axes make a panel; of layers x heads x a few words (named positions, kinds of score) each
+    word makes one.
     """
     result = over_examples(result)
     if result.ndim < 3:
@@ -161,15 +168,18 @@ def heatmaps(
 def token_table(
     result: xr.Dataset, *, title: str | None = None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """The likeliest token at every layer and position of one prompt (the first one), coloured by its probability.
+    """The likeliest token at every layer and position of one prompt (the first one), coloured by its
+    probability.
 
     Args:
-        result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are shown.
+        result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are
+            shown.
     """
     best = result.isel(rank=0) if "rank" in result.dims else result
     if {*best["prob"].dims} - {"example"} != {"layer", "pos"}:
         raise WorkbenchError(
-            f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. Select with lists, as in "
+            f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. "
+            "Select with lists, as in "
             ".isel(layer=[0])."
         )
     note = ""
@@ -298,8 +308,8 @@ def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:
 def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
     """How many panels stand side by side.
 
-    As many as the last leading axis has, where they fit; otherwise so that the figure is about 1.6 times as wide as high
-    and few gaps are left in its last row.
+    As many as the last leading axis has, where they fit; otherwise so that the figure is about 1.6 times as
+    wide as high and few gaps are left in its last row.
     """
     most = max(1, int(12.5 / (width + 0.15)))
     if wanted is not None and wanted <= most:

@@ -1,4 +1,6 @@
-"""Lines with their intervals as bands, and bars with theirs as strokes: `curve` and `bars`, of one series or several.
+"""Lines with their intervals as bands, and bars with theirs as strokes.
+
+`curve` and `bars`, of one series or several.
 
 `draw_line` and `draw_bars` do the same on axes that exist. Which result becomes a line is decided in `plots`.
 """
@@ -65,7 +67,8 @@ def curve(
         log: logarithmic x; by default for sizes that span more than a factor of 20.
         reference: a level to mark with a dashed line, such as the faithfulness 1 of the whole model.
     Raises:
-        WorkbenchError: a variable that the dataset lacks, that has other axes than x and `over`, or that was not measured.
+        WorkbenchError: a variable that the dataset lacks, that has other axes than x and `over`, or that was
+            not measured.
 
     Where no line was measured, x is hatched; a line has a gap where it alone was not.
     """
@@ -121,8 +124,8 @@ def _series(dataset: xr.Dataset, y: str, over: str | None) -> list[tuple[str, xr
 
 
 def draw_line(
-    axes: Axes, at: np.ndarray, mean: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None, *, colour: str,
-    label: str = "",
+    axes: Axes, at: np.ndarray, mean: np.ndarray,
+    low: np.ndarray | None = None, high: np.ndarray | None = None, *, colour: str, label: str = "",
 ) -> None:  # fmt: skip
     """A line with a mark at every number, and its interval as a band."""
     if low is not None and high is not None:
@@ -141,7 +144,8 @@ def bars(
 ) -> Figure:
     """One bar per cell of a result with one axis besides `example`; a cell that was not measured is hatched.
 
-    With two axes each label of the first is a series of its own colour. Long names lie beside horizontal bars.
+    With two axes each label of the first is a series of its own colour. Long names lie beside horizontal
+    bars.
 
     Args:
         low, high: the interval of each cell, drawn as a line over its bar.
@@ -201,8 +205,8 @@ def name_bars(
 
 
 def draw_bars(
-    axes: Axes, result: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, *, lying: bool = False,
-    colours: Sequence[str] | None = None,
+    axes: Axes, result: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, *,
+    lying: bool = False, colours: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Bars of one series, or of several side by side, with their intervals; what was not measured is hatched.
 
@@ -241,7 +245,8 @@ def draw_bars(
 
 
 def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quantity: str) -> xr.Dataset:
-    """Variables NAME with their NAME_low and NAME_high as `mean`, `low`, `high` over a new axis of their names.
+    """Variables NAME with their NAME_low and NAME_high as `mean`, `low`, `high` over a new axis of their
+    names.
 
     A variable without an interval has NaN there.
     """

@@ -1,4 +1,6 @@
-"""Pictures of probes: how well a concept can be read at every layer beside its controls, and whether the model uses it.
+"""Pictures of probes.
+
+How well a concept can be read at every layer beside its controls, and whether the model uses it.
 
 Begin with `probe_figure` (one concept) and `causal_figure`. Nothing is fitted here.
 """
@@ -47,8 +49,8 @@ def probe_figure(
 ) -> Figure:
     """The held-out measure of a concept's probes over layers.
 
-    A line for each k, with the interval of the largest; controls dashed, with the range of their draws; probes on all
-    features dotted.
+    A line for each k, with the interval of the largest; controls dashed, with the range of their draws;
+    probes on all features dotted.
 
     Args:
         results, baselines: of one kind of site, one position and one selector: axes layer, k, control.
@@ -71,7 +73,10 @@ def probe_figure(
 
 
 def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: str | None = None) -> Figure:
-    """`probe_figure` of every concept, kind of site, position and selector, a panel each: at most `MOST_PANELS`."""
+    """`probe_figure` of every concept, kind of site, position and selector, a panel each.
+
+    At most `MOST_PANELS`.
+    """
     open_axes = [str(axis) for axis in results["accuracy"].dims if axis not in _INNER]
     cells = []
     for labels in product(*(results[axis].values.tolist() for axis in open_axes)):
@@ -120,9 +125,11 @@ def _cell_name(results: xr.Dataset, cell: dict[str, Any]) -> str:
 
 
 def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
-    """The effect of erasing and of swapping a probe's direction at each layer, beside the largest of the random directions.
+    """The effect of erasing and of swapping a probe's direction at each layer, beside the largest of the
+    random directions.
 
-    Full colour: the model uses the direction (`used`); pale: not shown to. Grey: up to where random directions reach.
+    Full colour: the model uses the direction (`used`); pale: not shown to. Grey: up to where random
+    directions reach.
     """
     edits = [str(edit) for edit in np.atleast_1d(result["edit"].values)]
     for axis in ("edit", "layer"):

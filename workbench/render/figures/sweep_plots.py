@@ -1,7 +1,9 @@
-"""The picture of a sweep: what suits its study, a panel for each model, task, metric and value; seeds are averaged.
+"""The picture of a sweep: what suits its study, a panel for each model, task, metric and value.
 
-`sweep_figure` draws one sweep, `difference_figure` what two of them differ in. Panels are made first, as `_Panel`, and
-put together by `_assembled`, which knows how large they all are.
+Seeds are averaged.
+
+`sweep_figure` draws one sweep, `difference_figure` what two of them differ in. Panels are made first, as
+`_Panel`, and put together by `_assembled`, which knows how large they all are.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,9 +70,10 @@ class _Panel:
 def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
     """The figure of a sweep, by its study.
 
-    Effects: layers x heads (or positions) as cells, layers as bars, of neurons the distribution and the strongest. Pairs: the
-    synergy of two sites. Cumulative ablation and steering: lines with bands. Paths: writers x readers. Circuits and methods:
-    faithfulness with intervals. Stability: Jaccard index of edges (least to largest) and numbers of edges.
+    Effects: layers x heads (or positions) as cells, layers as bars, of neurons the distribution and the
+    strongest. Pairs: the synergy of two sites. Cumulative ablation and steering: lines with bands. Paths:
+    writers x readers. Circuits and methods: faithfulness with intervals. Stability: Jaccard index of edges
+    (least to largest) and numbers of edges.
 
     Raises:
         WorkbenchError: nothing was measured.
@@ -286,7 +289,10 @@ def _all_whole(column: Sequence[Any]) -> bool:
 
 
 def _distribution(rows: pd.DataFrame, name: str) -> _Panel:
-    """How many neurons have an effect of which size; the count is logarithmic, for those that matter are few."""
+    """How many neurons have an effect of which size.
+
+    The count is logarithmic, for those that matter are few.
+    """
 
     def draw(axes: Axes) -> None:
         known = rows["mean"].dropna().to_numpy(dtype=float)
@@ -352,7 +358,9 @@ def _agreement(rows: pd.DataFrame, name: str) -> list[_Panel]:
 def _assembled(
     panels: Sequence[_Panel], facts: xr.Dataset, title: str | None, *, across: int, one_scale: bool
 ) -> Figure:
-    """Panels of one size in rows, with one scale for all of them, or for each its own where their metrics differ."""
+    """Panels of one size in rows, with one scale for all of them, or for each its own where their metrics
+    differ.
+    """
     n = len(panels)
     width = max(panel.size[0] for panel in panels)
     height = max(panel.size[1] for panel in panels)
