@@ -1,4 +1,7 @@
-"""Where jobs run: in processes of this machine, or as Ray tasks."""
+"""Where jobs run: in processes of this machine, or as Ray tasks.
+
+Read `run_jobs`. It knows nothing of what a job does: jobs are functions of modules and their arguments.
+"""
 
 import os
 import sys
@@ -60,8 +63,9 @@ def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers:
 
 @contextmanager
 def script_unseen() -> Iterator[None]:
-    """Processes started meanwhile do not run the user's script again; jobs are functions of modules and do
-    not need it.
+    """Within it, processes that are started do not run the user's script again.
+
+    They would look for functions in `__main__`; jobs are functions of modules and do not need it.
     """
     main = sys.modules["__main__"].__dict__
     kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}
@@ -75,8 +79,10 @@ def script_unseen() -> Iterator[None]:
 
 @contextmanager
 def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
-    """The module `ray`, connected: to the cluster it is in already, to one at an address, or to one started
-    here for the while.
+    """The module `ray`, connected to a cluster.
+
+    To the one that it is connected to already, to one at an address, or to one that is started and ended
+    here.
 
     Raises:
         WorkbenchError: Ray is not installed.
@@ -85,8 +91,9 @@ def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise WorkbenchError("backend='ray' needs Ray: pip install 'interp-workbench[ray]'.") from error
-    mine = not ray.is_initialized()
-    if mine:
+    owns_cluster = not ray.is_initialized()
+    if owns_cluster:
+        # Ray would hide every GPU from tasks that ask for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         start: dict[str, Any] = (
             {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
@@ -95,7 +102,7 @@ def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        if mine:
+        if owns_cluster:
             ray.shutdown()
 
 

@@ -1,7 +1,7 @@
 """Every error the workbench raises on purpose. Each message says what was asked, what exists and what to do.
 
 WorkbenchError
-├── UnknownName          a task, model, method, kind, metric or position that does not exist (with near matches)
+├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
 ├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
@@ -21,7 +21,10 @@ from difflib import get_close_matches
 
 
 class WorkbenchError(Exception):
-    """Base of all deliberate errors; the command line prints its message without a traceback and exits with 2."""
+    """Base of all deliberate errors.
+
+    The command line prints the message without a traceback and exits with 2.
+    """
 
 
 class UnknownName(WorkbenchError):
@@ -41,11 +44,11 @@ class UnknownName(WorkbenchError):
         super().__init__(self.sentence(f"{argument}={given!r}"))
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, object, list[str]]]:
-        # Exceptions are pickled by their message alone, which would not do as these arguments: workers send them back.
+        # Workers send errors back, and an exception is pickled with its message alone: `__init__` needs three.
         return type(self), (self.argument, self.given, self.choices)
 
     def sentence(self, subject: str) -> str:
-        """The message about `subject`: an argument and its value, or an option of the command line and its value."""
+        """The message about `subject`: an argument or an option of the command line, with its value."""
         near = get_close_matches(str(self.given), self.choices, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"{subject} is not known.{hint} Choices: {', '.join(self.choices) or 'none'}."

@@ -1,4 +1,7 @@
-"""Files are written whole or not at all, and nothing that exists is replaced unasked."""
+"""Files are written whole or not at all, and nothing that exists is replaced unasked.
+
+Read `whole` (one file) and `replaced` (the files of a run). It knows nothing of what is in a file.
+"""
 
 import glob
 import os
@@ -41,35 +44,35 @@ def whole(path: Path) -> Iterator[Path]:
 def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
     """Raise `OutputExists` when the results cannot be written there, or would replace another run unasked."""
     try:
-        parents = [place for place in (out, *out.parents) if place.exists() or place.is_symlink()]
+        parents = [folder for folder in (out, *out.parents) if folder.exists() or folder.is_symlink()]
         if parents and not parents[0].is_dir():
             raise OutputExists(f"{str(parents[0])!r} is not a folder; an output folder is needed.")
         if parents and not os.access(parents[0], os.W_OK):
             raise OutputExists(f"The folder {str(parents[0])!r} cannot be written to.")
-        there = [name for name in files if (out / name).exists()]
-        folders = [name for name in there if (out / name).is_dir()]
+        existing = [name for name in files if (out / name).exists()]
+        folders = [name for name in existing if (out / name).is_dir()]
     except OSError as error:
         raise OutputExists(f"{str(out)[:80]!r} cannot be an output folder: {error.strerror}.") from error
     if folders:
         raise OutputExists(
-            f"{str(out / folders[0])!r} is a folder where a file must be written. Choose another folder with --out."
+            f"{str(out / folders[0])!r} is a folder where a file must be written. "
+            "Choose another folder with --out."
         )
-    if there and not overwrite:
+    if existing and not overwrite:
         raise OutputExists(
-            f"{str(out)!r} holds another run; this would overwrite {', '.join(there)}. "
+            f"{str(out)!r} holds another run; this would overwrite {', '.join(existing)}. "
             "Choose another folder with --out, or pass --overwrite (overwrite=True)."
         )
 
 
 @contextmanager
 def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
-    """Claims the first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; it is given up again if nothing
-    comes of it.
-    """
+    """The first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; deleted again if it stays empty."""
     number = 1
     while True:
         folder = root / f"{name}-{number:03d}"
         try:
+            # Making the folder claims it: two runs that start together get two.
             folder.mkdir(parents=True)
             break
         except FileExistsError:
@@ -77,15 +80,19 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for place in (folder, root):
-            if not any(place.iterdir()):
-                place.rmdir()
+        for path in (folder, root):
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 @contextmanager
 def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the target to write the files into: they are moved in place at the end, so a stopped
-    run leaves nothing.
+    """A folder beside `out` to write the files into.
+
+    They are moved in place at the end, so that a stopped run leaves nothing.
+
+    Raises:
+        OutputExists: `out` cannot be written to, or holds such files and `overwrite` is not given.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +106,8 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         yield partial
         check_output(out, files, overwrite=overwrite)
         out.mkdir(exist_ok=True)
-        for name in (
-            files
-        ):  # all of the old run first: stopped here, the folder lacks files, and does not mix two runs
+        # All of the old run first: stopped in between, the folder lacks files, and does not mix two runs.
+        for name in files:
             (out / name).unlink(missing_ok=True)
         for name in files:
             os.replace(partial / name, out / name)

@@ -1,7 +1,7 @@
 """Finds the bundled data and circuits, in a checkout and in an installed wheel.
 
-A wheel carries `data/` and `circuits/` as `workbench/_data` and `workbench/_circuits`; in a checkout they
-stand beside the package.
+Read `data` and `circuits`. A wheel carries both folders as `workbench/_data` and `workbench/_circuits`; in a
+checkout they stand beside the package.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
 """Results are labelled arrays (xarray) that say where they come from.
 
-`effect_array` is the only place where torch becomes numpy; `save` and `load` keep every label, attribute and
-NaN. An unmeasured cell is NaN, never 0. Attributes are strings and numbers only, so that netCDF can hold
-them.
+Read `effect_array`, then `save` and `load`. `effect_array` is the only place where torch becomes numpy; files
+keep every label, attribute and NaN. An unmeasured cell is NaN, never 0. Attributes are strings and numbers
+only, so that netCDF can hold them. Nothing here knows what was measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,13 +40,17 @@ def effect_array(
     if isinstance(values, Tensor):
         values = values.detach().to("cpu")
         values = values.numpy() if values.dtype in (torch.float32, torch.float64) else values.float().numpy()
-    labels = {axis: as_labels(given) if _is_text(given) else given for axis, given in (coords or {}).items()}
+    labels = dict(coords or {})
+    for axis, column in labels.items():
+        if _is_text(column):
+            labels[axis] = as_labels(column)
     return xr.DataArray(values, dims=list(dims), coords=labels, name=name, attrs=clean_attrs(attrs or {}))
 
 
 def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Attributes that netCDF can hold: numbers as they are, the rest as text, None left out, booleans as 0
-    and 1.
+    """Attributes that netCDF can hold: numbers as they are, the rest as text.
+
+    None is left out, booleans become 0 and 1.
     """
     kept: dict[str, str | int | float] = {}
     for key, value in attrs.items():
@@ -62,13 +66,14 @@ def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
 @cache
 def versions() -> dict[str, str]:
     """The versions of the packages that a number may depend on, as `version_NAME` attributes."""
-    found = {}
+    attrs = {}
     for package in _PACKAGES:
+        name = f"version_{package.replace('-', '_')}"
         try:
-            found[f"version_{package.replace('-', '_')}"] = version(package)
+            attrs[name] = version(package)
         except PackageNotFoundError:
-            found[f"version_{package.replace('-', '_')}"] = "not installed"
-    return found
+            attrs[name] = "not installed"
+    return attrs
 
 
 def difference(a: Result, b: Result) -> Result:
@@ -78,31 +83,33 @@ def difference(a: Result, b: Result) -> Result:
 
 
 def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a result as netCDF, whole or not at all. Raises `OutputExists` rather than replace a file."""
+    """Write a result as netCDF, whole or not at all, and return its path.
+
+    Raises:
+        OutputExists: there is a file already and `overwrite` is not given.
+    """
     path = Path(path)
     check_free(path, overwrite=overwrite)
     if isinstance(result, xr.DataArray):
         dataset = result.to_dataset(name=result.name or "values").assign_attrs(_array=result.name or "values")
     else:
         dataset = result
-    encoded = dataset.assign_coords(
-        {n: _map_text(c, _escape) for n, c in dataset.coords.items() if _is_text(c.values)}
-    )
-    encoded.attrs = {
-        key: _escape(value) if isinstance(value, str) else value
-        for key, value in clean_attrs(dataset.attrs).items()
-    }
+    # h5netcdf refuses NUL and lone surrogates, which tokens may hold: texts are written backslash-escaped.
+    encoded = dataset.assign_coords(_text_coords(dataset, _escape))
+    encoded.attrs = _map_attrs(clean_attrs(dataset.attrs), _escape)
     for name in encoded.variables:
-        encoded[name].attrs = {
-            k: _escape(v) if isinstance(v, str) else v for k, v in clean_attrs(encoded[name].attrs).items()
-        }
+        encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
         encoded.to_netcdf(partial, engine="h5netcdf")
     return path
 
 
 def load(path: str | Path) -> Any:
-    """Read back what `save` wrote: the same type, labels, attributes and NaN cells."""
+    """Read back what `save` wrote: the same type, labels, attributes and NaN cells.
+
+    Raises:
+        WorkbenchError: there is no such file, or it is not a result.
+    """
     path = Path(path)
     if not path.is_file():
         raise WorkbenchError(f"There is no result file {str(path)!r}.")
@@ -111,17 +118,26 @@ def load(path: str | Path) -> Any:
             dataset = opened.load()
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
-    dataset = dataset.assign_coords(
-        {n: _map_text(c, _unescape) for n, c in dataset.coords.items() if _is_text(c.values)}
-    )
+    dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
     for variable in (dataset, *(dataset[name] for name in dataset.variables)):
-        variable.attrs = {k: _unescape(v) if isinstance(v, str) else v for k, v in variable.attrs.items()}
+        variable.attrs = _map_attrs(variable.attrs, _unescape)
     name = dataset.attrs.pop("_array", None)
     if name is not None and name not in dataset:
         raise WorkbenchError(
             f"{str(path)!r} cannot be read as a netCDF result: it promises {name!r} and does not hold it."
         )
     return dataset[name] if name else dataset
+
+
+def _text_coords(dataset: xr.Dataset, change: Callable[[str], str]) -> dict[Any, xr.DataArray]:
+    """The coordinates that are texts, each text changed."""
+    return {
+        name: _map_text(coord, change) for name, coord in dataset.coords.items() if _is_text(coord.values)
+    }
+
+
+def _map_attrs(attrs: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    return {key: change(value) if isinstance(value, str) else value for key, value in attrs.items()}
 
 
 def _is_text(labels: Any) -> bool:

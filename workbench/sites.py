@@ -1,9 +1,9 @@
 """Places in a transformer, and their names. A site says *where*; it never knows what is done there.
 
-One row of `KINDS` per kind of activation replaces every per-kind setter: the TransformerLens hook it is read
-from and written to, the words of its axes, and its part in the graph. `Site` and `Edge` have one string form
-each, parsed by one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`;
-`a9.9->a10.7<q>`.
+Read `Site`, `Edge` and `Node`, then `grid`. One row of `KINDS` per kind of activation replaces every per-kind
+setter: the TransformerLens hook it is read from and written to, the words of its axes, and its role in the
+graph. Each has one string form, read by one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`,
+`mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
 """
 
 import operator
@@ -23,8 +23,12 @@ Key = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of activation: `hook` is TransformerLens' name with `{layer}`; `axes` are the words of its
-    dimensions.
+    """A kind of activation.
+
+    Attributes:
+        hook: TransformerLens' name of the hook point, with `{layer}`.
+        axes: the words of its dimensions.
+        role: its part in the graph.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Kind:
 
     @property
     def per_layer(self) -> bool:
+        """Whether every layer has one."""
         return "{layer}" in self.hook
 
     @property
@@ -42,6 +47,7 @@ class Kind:
         return next((axis for axis in self.axes if axis in ("head", "kv_head", "neuron")), None)
 
 
+# Axis words are the same in sites, grids, stores and results.
 _STREAM, _HEAD, _KV = ("example", "pos", "d_model"), ("example", "pos", "head", "d_head"), "kv_head"
 _PATTERN = ("example", "head", "query_pos", "key_pos")
 KINDS: dict[str, Kind] = {
@@ -50,7 +56,8 @@ KINDS: dict[str, Kind] = {
         Kind("embed", "hook_embed", _STREAM, "writer"),
         Kind("pos_embed", "hook_pos_embed", _STREAM, "writer"),
         Kind("resid_pre", "blocks.{layer}.hook_resid_pre", _STREAM, "stream"),
-        # TransformerLens' own resid_mid is the MLP's branch only: ours is resid_pre + attn_out, edited through attn_out.
+        # TransformerLens' own resid_mid is the MLP's branch only: ours is resid_pre + attn_out, edited
+        # through attn_out.
         Kind("resid_mid", "blocks.{layer}.hook_attn_out", _STREAM, "stream"),
         Kind("resid_post", "blocks.{layer}.hook_resid_post", _STREAM, "stream"),
         Kind("attn_out", "blocks.{layer}.hook_attn_out", _STREAM, "writer"),
@@ -109,7 +116,8 @@ class Shape:
         cfg = getattr(model, "cfg", None)
         if cfg is None or getattr(cfg, "n_layers", None) is None:
             raise SiteError(
-                f"A model or a Shape was expected, not {type(model).__name__}. Load one with wb.load_model(...)."
+                f"A model or a Shape was expected, not {type(model).__name__}. "
+                "Load one with wb.load_model(...)."
             )
         attn_only = bool(getattr(cfg, "attn_only", False))
         return cls(
@@ -133,12 +141,13 @@ class Shape:
         return self.n_heads // self.n_kv_heads
 
     def units(self, kind: Kind) -> int:
-        """How many heads, kv heads or neurons a site of this kind chooses from; 0 where it has no such axis."""
+        """How many heads, kv heads or neurons a layer has of this kind; 0 where it has no such axis."""
         counts = {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp, None: 0}
         return counts[kind.unit]
 
     def lacks(self, kind: Kind) -> str | None:
         """Why a model of this shape has no such site, or None when it has."""
+        # Rotary positions, for one, act inside attention: nothing is added to the stream.
         if kind.name == "pos_embed" and not self.learned_positions:
             return "its positions are not learned embeddings"
         if self.attn_only and kind.name in ("mlp_out", "mlp_pre", "mlp_post", "resid_mid"):
@@ -148,6 +157,7 @@ class Shape:
         return None
 
 
+# Without leading zeros every site has one spelling, so that strings can be compared.
 _NUMBER = r"(?:0|[1-9]\d{0,8})"
 _POSITION = rf"(?:{_NUMBER}|[A-Za-z_]\w*)"
 _SITE = re.compile(
@@ -159,10 +169,14 @@ _SITE = re.compile(
 
 @dataclass(frozen=True)
 class Site:
-    """One place: a kind, its layer, one head or neuron (None: all of them), one position (None: the whole
-    sequence).
+    """An activation, or a part of one: what is read, edited or patched.
 
-    For `pattern`, `pos` is the query position. For k and v of grouped-query models `head` is the kv head.
+    Attributes:
+        kind: one of `KINDS`.
+        layer: None for the kinds that belong to no layer.
+        head, neuron: one of them; None: all. For k and v of grouped-query models `head` is the kv head.
+        pos: an index or a name; None: the whole sequence. For `pattern` it is the query position.
+        key_pos: the key position of `pattern`.
 
     >>> Site.parse("z[9.6]@END")
     Site('z[9.6]@END')
@@ -201,27 +215,38 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """The site of a string form. Raises `SiteError` with the grammar when it is none."""
+        """The site of a string form.
+
+        Raises:
+            SiteError: the text is not a site; the message shows the grammar.
+            UnknownName: no such kind.
+        """
         match = _SITE.fullmatch(text.strip())
         if match is None:
             raise SiteError(
-                f"{text!r} is not a site. Write KIND[layer], KIND[layer.head] or KIND[layer:neuron], then @POSITION "
-                "if one position is meant: z[9.6]@END, mlp_post[2:113], pattern[5.2]@7<-3."
+                f"{text!r} is not a site. Write KIND[layer], KIND[layer.head] or KIND[layer:neuron], "
+                "then @POSITION if one position is meant: z[9.6]@END, mlp_post[2:113], pattern[5.2]@7<-3."
             )
-        found = match.groupdict()
-        parts: dict[str, Any] = {
-            name: _position(text) for name, text in found.items() if text is not None and name != "kind"
-        }
-        return cls(found["kind"], **parts)
+        groups = match.groupdict()
+        kind = groups.pop("kind")
+        fields: dict[str, Any] = {name: _position(text) for name, text in groups.items() if text is not None}
+        return cls(kind, **fields)
 
     def __str__(self) -> str:
-        inside = "" if self.layer is None else str(self.layer)
-        inside += (
-            f".{self.head}" if self.head is not None else f":{self.neuron}" if self.neuron is not None else ""
-        )
-        where = "" if self.pos is None else str(self.pos)
-        where += "" if self.key_pos is None else f"<-{self.key_pos}"
-        return self.kind + (f"[{inside}]" if inside else "") + (f"@{where}" if where else "")
+        text = self.kind
+        if self.head is not None:
+            text += f"[{self.layer}.{self.head}]"
+        elif self.neuron is not None:
+            text += f"[{self.layer}:{self.neuron}]"
+        elif self.layer is not None:
+            text += f"[{self.layer}]"
+        if self.pos is not None or self.key_pos is not None:
+            text += "@"
+        if self.pos is not None:
+            text += str(self.pos)
+        if self.key_pos is not None:
+            text += f"<-{self.key_pos}"
+        return text
 
     def __repr__(self) -> str:
         return f"Site({str(self)!r})"
@@ -242,7 +267,11 @@ class Site:
         return KINDS[self.kind].hook.format(layer=self.layer)
 
     def check(self, model_or_shape: Any) -> "Site":
-        """The site itself, if the model has it; otherwise a `SiteError` that says what it has."""
+        """The site itself, if the model has it.
+
+        Raises:
+            SiteError: the model lacks it; the message says what it has.
+        """
         shape, kind = Shape.of(model_or_shape), KINDS[self.kind]
         missing = shape.lacks(kind)
         if missing:
@@ -294,24 +323,23 @@ class Grid:
 
     @property
     def dims(self) -> tuple[str, ...]:
+        """The axis words, in order."""
         return tuple(self.at_length(1).coords)
 
     def at_length(self, length: int) -> "Grid":
         """The same grid with `pos="each"` spelled out for prompts of up to `length` tokens."""
-        return (
-            Grid(self.kind, self.layers, self.units, tuple(range(length)), self.key_pos)
-            if self.pos == "each"
-            else self
-        )
+        if self.pos != "each":
+            return self
+        return Grid(self.kind, self.layers, self.units, tuple(range(length)), self.key_pos)
 
     def __iter__(self) -> Iterator[Site]:
         names = {"layer": "layer", "head": "head", "kv_head": "head", "neuron": "neuron"}
         names |= {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
         for values in product(*self.coords.values()):
-            given: dict[str, Any] = {
+            fields: dict[str, Any] = {
                 names[axis]: value for axis, value in zip(self.coords, values, strict=True)
             }
-            yield Site(self.kind, **given)
+            yield Site(self.kind, **fields)
 
     def __len__(self) -> int:
         size = 1
@@ -337,7 +365,8 @@ def grid(
     position.
 
     Raises:
-        UnknownName: no such kind.  SiteError: the model lacks a site that was named, or nothing is left.
+        UnknownName: no such kind.
+        SiteError: the model lacks a site that was named, or nothing is left.
 
     >>> shape = Shape(2, 4, 4, 32, 8, 128, 100, 64)
     >>> [str(site) for site in grid("z", shape, layer=1, head=[0, 3])]
@@ -345,34 +374,37 @@ def grid(
     """
     row, shape = kind_named(kind), Shape.of(model_or_shape)
     unit = {"head": head, "kv_head": head, "neuron": neuron, None: None}[row.unit]
-    for word, given in (("head", head), ("neuron", neuron)):
-        if given is not None and unit is not given:
+    # A head or neuron that the kind has no axis for would be ignored without a word.
+    for word, chosen in (("head", head), ("neuron", neuron)):
+        if chosen is not None and unit is not chosen:
             raise SiteError(f"grid({kind!r}): {kind} has no {word}s.")
     layers = _numbers(layer, shape.n_layers) if row.per_layer else None
     if layer is not None and layers is None:
         raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
     units = None if row.unit is None else _numbers(unit, shape.units(row))
-    where = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
-    made = Grid(kind, layers, units, where, None if key_pos is None else _positions(key_pos))  # pyright: ignore[reportArgumentType]
-    sites = list(made.at_length(1))
+    positions: Any = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
+    cells = Grid(kind, layers, units, positions, None if key_pos is None else _positions(key_pos))
+    sites = list(cells.at_length(1))
     if not sites:
         raise SiteError(
             f"grid({kind!r}) is empty: name at least one layer, head, neuron and position, or leave them out."
         )
     for site in sites:
         site.check(shape)
-    return made
+    return cells
 
 
-def _numbers(given: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
-    if given is None:
+def _numbers(numbers: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
+    """One or several numbers; None: all from 0 to `count` - 1."""
+    if numbers is None:
         return tuple(range(count))
-    return tuple(_index(number) for number in (given if isinstance(given, Iterable) else [given]))
+    return tuple(_index(number) for number in (numbers if isinstance(numbers, Iterable) else [numbers]))
 
 
-def _positions(given: Position | Iterable[Position]) -> tuple[Position, ...]:
-    each = [given] if isinstance(given, str) or not isinstance(given, Iterable) else given
-    return tuple(place if isinstance(place, str) else _index(place) for place in each)
+def _positions(positions: Position | Iterable[Position]) -> tuple[Position, ...]:
+    # A name is iterable too.
+    listed = [positions] if isinstance(positions, str) or not isinstance(positions, Iterable) else positions
+    return tuple(pos if isinstance(pos, str) else _index(pos) for pos in listed)
 
 
 def _index(number: Any) -> int:
@@ -493,16 +525,22 @@ class Edge:
             )
         if reader.is_head and not reader.port:
             raise SiteError(
-                f"{self.reader!r} is three readers: write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>."
+                f"{self.reader!r} is three readers: "
+                f"write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>."
             )
 
     @classmethod
     def parse(cls, text: str) -> "Edge":
-        """The edge of a string form `WRITER->READER[@POSITION]`."""
+        """The edge of a string form `WRITER->READER[@POSITION]`.
+
+        Raises:
+            SiteError: the text is not an edge, or its ends are no writer and no reader.
+        """
         match = _EDGE.fullmatch(text.strip())
         if match is None:
             raise SiteError(
-                f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: a9.9->a10.7<q>@END."
+                f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: "
+                "a9.9->a10.7<q>@END."
             )
         pos = match["pos"]
         return cls(match["writer"], match["reader"], None if pos is None else _position(pos))

@@ -1,4 +1,7 @@
-"""How sure a number is: standard errors, bootstrap intervals and p-values over an axis of any result."""
+"""How sure a number is: standard errors, bootstrap intervals and p-values over an axis of any result.
+
+Read `summary` and `mean_interval`, then `sign_flip_p`. It knows arrays only, not what was measured.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -12,8 +15,8 @@ from scipy.stats import false_discovery_control
 
 from workbench.errors import WorkbenchError
 
+# Up to so many rows every pattern of signs is tried: 4096 of them cost less than a thousand draws.
 EXACT = 12
-"""Up to so many rows every pattern of signs is tried."""
 
 
 def summary(
@@ -28,7 +31,8 @@ def summary(
     """Mean, standard error, percentile bootstrap interval and count over one axis; NaN cells are left out.
 
     Args:
-        level: coverage of the interval.  draws: bootstrap resamples, and patterns of signs.
+        level: coverage of the interval.
+        draws: bootstrap resamples, and patterns of signs.
         p: also the sign-flip p-value of the mean, uncorrected for how many cells there are.
     Returns:
         Dataset with `mean`, `se`, `low`, `high`, `n` (and `p`) over the remaining axes.
@@ -80,11 +84,12 @@ def bootstrap(
 def mean_interval(
     values: Float[np.ndarray, "example *rest"], *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `bootstrap` gives for the mean without NaN cells: the same resamples, as one product of matrices."""
+    """The interval that `bootstrap` gives for the mean over known cells, as one product of matrices."""
     check_level(level)
     n, rest = len(values), values.shape[1:]
     if n < 2:
         return np.full(rest, np.nan), np.full(rest, np.nan)
+    # How often each row is drawn: a resampled mean is then one row of a product of matrices.
     drawn = np.random.default_rng(check_seed(seed)).integers(0, n, (draws, n))
     times = np.zeros((draws, n))
     np.add.at(times, (np.arange(draws)[:, None], drawn), 1)
@@ -125,10 +130,12 @@ def sign_flip_p(
         signs = np.array(list(product((1.0, -1.0), repeat=len(values))))
     else:
         signs = np.random.default_rng(seed).choice((1.0, -1.0), (draws, len(values)))
+    # Sums in another order round otherwise: a pattern that equals the observed one must count as a hit.
     observed = np.abs(flat.sum(0)) * (1 - 100 * np.finfo(flat.dtype).eps)
     hits = (np.abs(signs @ flat) >= observed).sum(0)
-    found = hits / len(signs) if exact else (hits + 1) / (draws + 1)
-    return np.where(known.any(0), found.reshape(values.shape[1:]), np.nan)
+    # Among random patterns the observed one counts too, so that p is never 0.
+    p = hits / len(signs) if exact else (hits + 1) / (draws + 1)
+    return np.where(known.any(0), p.reshape(values.shape[1:]), np.nan)
 
 
 def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
@@ -167,8 +174,9 @@ def hsic(x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"]) -> fl
 def hsic_p(
     x: Float[np.ndarray, "example"], y: Float[np.ndarray, "example"], *, draws: int = 1000, seed: int = 0
 ) -> float:
-    """p-value of independence: (hits + 1) / (draws + 1) of the permutations of y with an HSIC at least the
-    observed one.
+    """p-value of independence: the share of permutations of y with an HSIC at least the observed one.
+
+    (hits + 1) / (draws + 1), so that it is never 0.
     """
     first, second = _centred(_kernel(x)), _kernel(y)
     rng = np.random.default_rng(seed)
@@ -218,5 +226,6 @@ def _nanmean(sample: np.ndarray) -> np.ndarray:
 
 def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
+    # Without a gap between the full and the empty circuit there is nothing to be faithful to.
     gap = full.mean(0) - empty.mean(0)
     return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)

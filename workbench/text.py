@@ -1,4 +1,7 @@
-"""Words on a screen or a page: escaped, and with every invisible character spelled out."""
+"""Words on a screen or a page: escaped, and with every invisible character spelled out.
+
+Read `visible` (for people) and `xml` (for markup). It knows nothing of what the text says.
+"""
 
 import re
 import unicodedata
@@ -9,8 +12,9 @@ from tqdm.auto import tqdm
 
 
 def visible(text: object) -> str:
-    r"""The text with every character that cannot be seen, or that XML forbids, spelled out; outer spaces
-    become `·`.
+    r"""The text with every invisible character spelled out, and outer spaces as `·`.
+
+    Characters that XML forbids count as invisible.
 
     >>> visible(" Mary\n\x00")
     '·Mary\\n\\x00'

@@ -12,8 +12,10 @@ from workbench.errors import UnknownName
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model in this package: its folder, and the bfloat16 weights of one training step (None: the final
-    ones).
+    """A model that comes with this package.
+
+    Attributes:
+        checkpoint: the bfloat16 weights of one training step; None: the final weights of `folder`.
     """
 
     name: str

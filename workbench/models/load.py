@@ -148,15 +148,17 @@ def model_name(model: Model) -> str:
 
 
 def model_source(model: Model) -> dict[str, Any]:
-    """The arguments of `load_model` that load the model again in another process: a bridge itself cannot be
-    pickled.
+    """The arguments of `load_model` that load the model again in another process.
+
+    A bridge itself cannot be pickled.
 
     Raises:
         ModelError: it was not loaded from a name or a directory.
     """
     if model not in _sources:
         raise ModelError(
-            "Worker processes load the model anew, and this one was not loaded by wb.load_model from a name or a directory. "
+            "Worker processes load the model anew, "
+            "and this one was not loaded by wb.load_model from a name or a directory. "
             "Save it as a Hugging Face directory and load that, or use workers=1."
         )
     return dict(_sources[model])
@@ -261,7 +263,8 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
 
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise ModelError(
-            f"The directory {source!r} has no *.safetensors. Other weight files can run code when they are read: convert them "
+            f"The directory {source!r} has no *.safetensors. "
+            "Other weight files can run code when they are read: convert them "
             "first (save_pretrained writes safetensors)."
         )
 
@@ -275,7 +278,8 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
         if checkpoint is not None:
             hf_model = _hf_model(source, checkpoint, precision).to(device)
         return TransformerBridge.boot_transformers(source, device=device, dtype=precision, hf_model=hf_model)
-    # Everything that transformers and TransformerLens raise for files that do not fit: the message names the directory.
+    # Everything that transformers and TransformerLens raise for files that do not fit: the message names the
+    # directory.
     except (
         OSError,
         ValueError,
@@ -297,8 +301,9 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
 
 
 def _is_native(source: str) -> bool:
-    """Whether it is the directory of a native model of TransformerLens, as `data/models/train_induction.py`
-    writes them.
+    """Whether it is the directory of a native model of TransformerLens.
+
+    `data/models/train_induction.py` writes such.
     """
     config = Path(source) / "config.json"
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
@@ -358,7 +363,8 @@ def _device(name: str | torch.device | None) -> torch.device:
         raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(
-            f"The device {str(name)!r} was asked for, and this machine (or this build of torch) has no CUDA. Use cpu."
+            f"The device {str(name)!r} was asked for, "
+            "and this machine (or this build of torch) has no CUDA. Use cpu."
         )
     return device
 
@@ -387,7 +393,8 @@ def _check_reachable(source: str) -> None:
     except OSError:
         pass
     raise ModelError(
-        f"{source!r} is not an embedded model ({', '.join(embedded.names())}) nor a local directory, and the Hugging Face Hub "
+        f"{source!r} is not an embedded model ({', '.join(embedded.names())}) nor a local directory, "
+        "and the Hugging Face Hub "
         "cannot be reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, "
         "tokenizer.json) and pass its path, or use load_model('tiny')."
     )
