@@ -19,15 +19,17 @@ def store_of(layers, *, kind="mlp_post", lengths=None):
     return ActivationStore.of(prompts, data, model="made-up", model_name="made-up", tokenizer="none")
 
 
-def labelled(layers, concepts, **given):
+def labelled(layers, concepts, **options):
     """A store, and labels of all its tokens."""
-    store = store_of(layers, **given)
-    lengths = store.prompts.lengths.tolist()
-    prompt = [i for i, n in enumerate(lengths) for _ in range(n)]
-    return store, Labels.of(store, concepts, prompt=prompt, pos=[at for n in lengths for at in range(n)])
+    store = store_of(layers, **options)
+    prompt, pos = [], []
+    for i, length in enumerate(store.prompts.lengths.tolist()):
+        prompt += [i] * length
+        pos += range(length)
+    return store, Labels.of(store, concepts, prompt=prompt, pos=pos)
 
 
-def marginal(seed, *, n=3000, features=512, k=4):
+def marginal(seed, *, n=2000, features=128, k=4):
     """Activations [row, feature] of unequal scales, labels that k of the features tell, each by itself, and which."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, features))
@@ -36,16 +38,16 @@ def marginal(seed, *, n=3000, features=512, k=4):
     return x * np.exp(rng.normal(size=features)), y, set(chosen.tolist())
 
 
-def suppressors(seed, *, n=3000, features=512, pairs=2):
+def suppressors(seed, *, n=2000, features=128, pairs=2):
     """Likewise, but every second feature tells nothing by itself: it takes the noise out of the one before."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, features))
     chosen = rng.choice(features, 2 * pairs, replace=False)
     logit = np.zeros(n)
-    for told, noise in zip(chosen[::2], chosen[1::2], strict=True):
+    for signal, noise in zip(chosen[::2], chosen[1::2], strict=True):
         shared = 2 * rng.normal(size=n)
-        logit += 1.5 * x[:, told]
-        x[:, told] += shared
+        logit += 1.5 * x[:, signal]
+        x[:, signal] += shared
         x[:, noise] = shared + 0.3 * rng.normal(size=n)
     y = logit + rng.logistic(size=n) > 0
     return x * np.exp(rng.normal(size=features)), y, set(chosen.tolist())
