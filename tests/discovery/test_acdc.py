@@ -84,6 +84,7 @@ def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
         assert circuit.attrs["order"] == how.get("order", "late-first")
 
 
+@pytest.mark.types
 def test_orders_and_seeds_matter():
     model = model_of("gpt2", DOUBLE)
     pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)

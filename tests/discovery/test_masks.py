@@ -110,6 +110,7 @@ def test_the_gradient_of_a_gate_is_a_finite_difference_of_the_loss(on):
         assert abs((up - down) / 2e-2 - float(gradients[gate])) < 2e-2 * float(gradients.abs().max())
 
 
+@pytest.mark.types
 def test_gates_stand_for_edges_or_for_writers():
     graph = Graph.of(model_of("llama"), positions=[2])
     edges, nodes = _Gates(graph, "edges", 0), _Gates(graph, "nodes", 0)
@@ -168,6 +169,7 @@ def test_the_share_of_open_gates_comes_to_the_target():
         assert abs(found.attrs["expected_open"] - target) < 0.25 * target
 
 
+@pytest.mark.types
 def test_the_same_seed_gives_the_same_circuit():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     first, again, other = (

@@ -159,6 +159,7 @@ def test_a_circuit_of_nodes_is_every_edge_between_the_best_of_them():
     assert signed.score("a0.1->logits") == 3
 
 
+@pytest.mark.types
 def test_node_scores_of_a_model_make_a_circuit():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     scores = score_nodes(model, pairs, value=from_store(corrupt))

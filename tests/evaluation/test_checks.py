@@ -237,6 +237,7 @@ def test_a_metric_that_does_not_differ_gives_nan_everywhere():
         assert result[name].isnull().all(), name
 
 
+@pytest.mark.types
 def test_positions_and_neurons_are_checked_too():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     for graph in (Graph.of(model, positions=[2, "END"]), Graph.of(model, neurons=[1])):

@@ -59,6 +59,7 @@ def test_the_full_circuit_is_faithful_and_the_empty_one_is_not(family):
     assert close(result.m_circuit[0], ends[0], tolerance=1e-5)
 
 
+@pytest.mark.types
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_parts_are_what_their_definitions_say(family):
     model = model_of(family)

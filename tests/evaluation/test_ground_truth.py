@@ -10,6 +10,7 @@ from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 
 
+@pytest.mark.types
 def test_both_areas_by_hand():
     # Ten edges, ranked T F T F F F F F F F.
     scores = np.arange(10.0, 0, -1)

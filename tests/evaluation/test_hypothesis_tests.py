@@ -105,6 +105,7 @@ def test_a_needless_edge_is_named(planted_one):
     assert not found["supports"].any()
 
 
+@pytest.mark.types
 def test_the_full_and_the_empty_circuit(planted_one):
     made, pairs, _ = planted_one
     full = circuit_tests(
@@ -184,6 +185,7 @@ def test_random_paths_live_and_random_edges_do_not(kind):
     assert not np.array_equal(paths, random_circuits(graph, 14, draws=40, paths=True, seed=1))
 
 
+@pytest.mark.types
 def test_random_edges_are_uniform_over_the_edges_to_draw_from():
     graph = GRAPHS["plain"]
     within = graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.5)

@@ -7,7 +7,7 @@ here scores.
 
 import heapq
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +79,9 @@ def find_circuit(
     >>> wb.find_circuit(scores, n_edges=30).n_requested
     30
     """
-    _check_one_size(n_edges=n_edges, threshold=threshold, n_nodes=n_nodes, min_faithfulness=min_faithfulness)
+    _check_one_size(
+        {"n_edges": n_edges, "threshold": threshold, "n_nodes": n_nodes, "min_faithfulness": min_faithfulness}
+    )
     if by not in RANKINGS:
         raise UnknownName("by", by, RANKINGS)
     if strategy not in STRATEGIES:
@@ -118,7 +120,7 @@ def find_circuit(
     return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
 
 
-def _check_one_size(**sizes: float | None) -> None:
+def _check_one_size(sizes: Mapping[str, Any]) -> None:
     """Raise `CircuitError` unless exactly one of the arguments that say how many edges is given."""
     named = [name for name, number in sizes.items() if number is not None]
     if len(named) != 1:
