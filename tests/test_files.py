@@ -12,8 +12,8 @@ from workbench.files import check_free, replaced
 FILES = ("a.txt", "report.html")
 
 
-def write(out, text, **how):
-    with replaced(out, FILES, **({"overwrite": True} | how)) as partial:
+def write(out, text):
+    with replaced(out, FILES, overwrite=True) as partial:
         for name in FILES:
             (partial / name).write_text(text)
 

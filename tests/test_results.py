@@ -15,8 +15,8 @@ from workbench.statistics import summary
 
 
 def test_bfloat16_and_gradients_become_plain_float32():
-    made = results.effect_array(torch.ones(2, dtype=torch.bfloat16, requires_grad=True), ("pos",), name="x")
-    assert made.dtype == np.float32
+    result = results.effect_array(torch.ones(2, dtype=torch.bfloat16, requires_grad=True), ("pos",), name="x")
+    assert result.dtype == np.float32
     assert results.effect_array(torch.ones(2, dtype=torch.float64), ("pos",), name="x").dtype == np.float64
 
 
@@ -33,23 +33,23 @@ def test_any_token_text_survives_a_file(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("results") / "r.nc"
     values = np.arange(len(tokens), dtype=np.float32)
     values[0] = np.nan
-    made = results.effect_array(values, ("pos",), {"pos": tokens}, name="x", attrs={"t": "".join(tokens)})
-    results.save(made, path)
+    result = results.effect_array(values, ("pos",), {"pos": tokens}, name="x", attrs={"t": "".join(tokens)})
+    results.save(result, path)
     back = results.load(path)
-    assert back.identical(made)
-    assert list(back["pos"].values) == list(made["pos"].values)
+    assert back.identical(result)
+    assert list(back["pos"].values) == list(result["pos"].values)
 
 
 def test_a_file_that_is_there_is_not_replaced(tmp_path):
     path = tmp_path / "r.nc"
-    made = results.effect_array(np.ones(2), ("pos",), name="x")
-    results.save(made, path)
+    result = results.effect_array(np.ones(2), ("pos",), name="x")
+    results.save(result, path)
     before = path.read_bytes()
     message = f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
     with pytest.raises(OutputExists, match="^" + re.escape(message) + "$"):
-        results.save(made * 2, path)
+        results.save(result * 2, path)
     assert path.read_bytes() == before
-    results.save(made * 2, path, overwrite=True)
+    results.save(result * 2, path, overwrite=True)
     assert float(results.load(path)[0]) == 2
     assert list(tmp_path.iterdir()) == [path]
 
@@ -72,18 +72,18 @@ def test_mismatched_layers_are_an_error_and_not_dropped():
 
 
 def test_the_summary_of_known_numbers():
-    made = summary(xr.DataArray([[1.0, np.nan], [3.0, np.nan], [5.0, np.nan]], dims=("example", "layer")))
-    assert made["mean"].values[0] == 3
-    assert made["se"].values[0] == pytest.approx(2 / np.sqrt(3))
-    assert made["n"].values.tolist() == [3, 0]
-    assert np.isnan(made["mean"].values[1])
-    assert made["low"].values[0] < 3 < made["high"].values[0]
+    result = summary(xr.DataArray([[1.0, np.nan], [3.0, np.nan], [5.0, np.nan]], dims=("example", "layer")))
+    assert result["mean"].values[0] == 3
+    assert result["se"].values[0] == pytest.approx(2 / np.sqrt(3))
+    assert result["n"].values.tolist() == [3, 0]
+    assert np.isnan(result["mean"].values[1])
+    assert result["low"].values[0] < 3 < result["high"].values[0]
 
 
 def test_bootstrap_intervals_cover_a_normal_mean():
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(100):
-        made = summary(xr.DataArray(rng.normal(size=40), dims="example"), draws=300, seed=seed)
-        covered += float(made["low"]) <= 0 <= float(made["high"])
+        result = summary(xr.DataArray(rng.normal(size=40), dims="example"), draws=300, seed=seed)
+        covered += float(result["low"]) <= 0 <= float(result["high"])
     assert 85 <= covered <= 100

@@ -101,10 +101,10 @@ def test_with_grouped_queries_k_has_kv_heads():
 
 
 def test_a_grid_knows_its_axes():
-    made = grid("z", SHAPE, layer=[1, 2], head=3, pos=["S2", "END"])
-    assert isinstance(made, Grid)
-    assert made.coords == {"layer": (1, 2), "head": (3,), "pos": ("S2", "END")}
-    assert [str(site) for site in made] == ["z[1.3]@S2", "z[1.3]@END", "z[2.3]@S2", "z[2.3]@END"]
+    cells = grid("z", SHAPE, layer=[1, 2], head=3, pos=["S2", "END"])
+    assert isinstance(cells, Grid)
+    assert cells.coords == {"layer": (1, 2), "head": (3,), "pos": ("S2", "END")}
+    assert [str(site) for site in cells] == ["z[1.3]@S2", "z[1.3]@END", "z[2.3]@S2", "z[2.3]@END"]
     assert grid("resid_pre", SHAPE, pos="each").at_length(3).coords["pos"] == (0, 1, 2)
     assert grid("pattern", SHAPE, pos=[4], key_pos=[1, 2]).dims == ("layer", "head", "query_pos", "key_pos")
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from families import D_MODEL, FAMILIES, NATIVES, make_pairs, max_difference, model_of
+from closeness import close
+from families import D_MODEL, FAMILIES, NATIVES, make_pairs, model_of
 
 from workbench.engine.capture import PAIR_KINDS, capture, capture_pairs
 from workbench.errors import PromptError, SiteError, StoreError, UnknownName
@@ -41,7 +42,7 @@ def test_each_prompt_reads_as_a_run_of_it_alone(held):
     store, plain = held
     for key in store.keys:
         for i in range(4):
-            assert max_difference(store[key].prompt(i), plain[key][i]) < 1e-5, key
+            assert close(store[key].prompt(i), plain[key][i]), key
         assert len(store[key]) == (len(store[key].packed))
         if key[0] != "pattern":
             assert len(store[key]) == ROWS
@@ -52,7 +53,7 @@ def test_rows_are_found_by_prompt_and_position(held):
     for key in (("resid_post", 1), ("z", 0), ("k", 1), ("mlp_post", 0), ("embed", None)):
         got = store[key].rows(prompt=[3, 0, 0, 2], pos=[4, 0, 3, 0])
         expected = torch.stack([plain[key][3][4], plain[key][0][0], plain[key][0][3], plain[key][2][0]])
-        assert max_difference(got, expected) < 1e-5
+        assert close(got, expected)
     for prompt, pos in (([2], [1]), ([0], [-1]), ([0, 1], [3, 6])):
         with pytest.raises(StoreError) as error:
             store["z", 0].rows(prompt=prompt, pos=pos)
@@ -75,7 +76,7 @@ def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):
             if place is None:
                 assert got[i].isnan().all()
             else:
-                assert max_difference(got[i], plain["resid_pre", 1][i][place]) < 1e-5
+                assert close(got[i], plain["resid_pre", 1][i][place])
     assert not view.packed.isnan().any(), "the store itself is untouched"
     with pytest.raises(UnknownName) as error:
         view.at("S2")
@@ -84,6 +85,7 @@ def test_one_position_of_every_prompt_is_nan_where_it_is_lacking(held):
         view.at(-1)
 
 
+@pytest.mark.types
 @pytest.mark.parametrize("size", [1, 3, 5, 100])
 def test_blocks_cover_every_row_once(held, size):
     store, plain = held
@@ -91,7 +93,7 @@ def test_blocks_cover_every_row_once(held, size):
     expected = torch.cat(plain["resid_post", 0])
     blocks = list(view.blocks(size=size))
     assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
-    assert max_difference(torch.cat(blocks), expected) < 1e-5
+    assert close(torch.cat(blocks), expected)
     shuffled = list(view.blocks(shuffle=True, seed=1, size=size))
     assert sorted(map(tuple, torch.cat(shuffled).tolist())) == sorted(map(tuple, torch.cat(blocks).tolist()))
     again = list(view.blocks(shuffle=True, seed=1, size=size))
@@ -106,7 +108,7 @@ def test_padded_has_zeros_beyond_each_prompt(held):
         got = store[key].padded()
         assert got.shape[:2] == (4, 6)
         for i, length in enumerate(MIXED):
-            assert max_difference(got[i, :length], plain[key][i]) < 1e-5
+            assert close(got[i, :length], plain[key][i])
             assert (got[i, length:] == 0).all()
         some = store[key].padded([3, 2])
         assert torch.equal(some, got[[3, 2], :5])
@@ -121,8 +123,8 @@ def test_patterns_are_squares_per_prompt(held):
     for i, length in enumerate(MIXED):
         got = view.prompt(i)
         assert got.shape == (4, length, length)
-        assert max_difference(got, plain["pattern", 1][i]) < 1e-6
-        assert max_difference(got.sum(-1), torch.ones(4, length)) < 1e-5
+        assert close(got, plain["pattern", 1][i])
+        assert close(got.sum(-1), torch.ones(4, length))
         assert torch.equal(padded[i, :, :length, :length], got)
         assert (padded[i, :, length:] == 0).all()
         assert (padded[i, :, :, length:] == 0).all()
@@ -146,7 +148,7 @@ def test_the_mean_leaves_bos_rows_out(bos):
     view = capture(model, prompts, sites=["z"])["z", 1]
     rows = torch.cat([view.prompt(i)[int(bos) :] for i in range(4)])
     assert len(rows) == (ROWS - 4 if bos else ROWS)
-    assert max_difference(view.mean(), rows.mean(0)) < 1e-6
+    assert close(view.mean(), rows.mean(0))
     assert view.mean().shape == (4, 8)
 
 
@@ -169,7 +171,7 @@ def test_the_stream_between_blocks_is_stored_once(family):
     after = capture(model, prompts, sites=["resid_post"])
     assert after.nbytes() == 2 * 18 * D_MODEL * 4
     assert torch.equal(after["resid_post", 0].packed, both["resid_post", 0].packed)
-    assert max_difference(after["resid_post", 1].packed, both["resid_post", 1].packed) == 0
+    assert torch.equal(after["resid_post", 1].packed, both["resid_post", 1].packed)
 
 
 @pytest.mark.parametrize("family", FAMILIES + NATIVES)
@@ -185,10 +187,7 @@ def test_pairs_are_captured_with_every_kind_that_the_model_has(family):
         with torch.no_grad():
             _, cache = model.run_with_cache(prompts.tokens)
         for layer in range(2):
-            assert (
-                max_difference(store["resid_post", layer].padded(), cache[f"blocks.{layer}.hook_resid_post"])
-                < 1e-6
-            )
+            assert close(store["resid_post", layer].padded(), cache[f"blocks.{layer}.hook_resid_post"])
 
 
 @pytest.mark.parametrize("family", FAMILIES + NATIVES)
@@ -205,7 +204,7 @@ def test_the_memory_budget_does_not_change_a_store(family):
     for budget in (1, 60_000):
         other = capture(model, prompts, sites=["resid_pre", "pattern", "z"], budget=budget)
         assert other.keys == usual.keys
-        assert max(max_difference(other[key].packed, usual[key].packed) for key in usual.keys) < 1e-5
+        assert all(close(other[key].packed, usual[key].packed) for key in usual.keys), budget
 
 
 def test_a_prompt_is_found_by_its_id_wherever_it_stands():
