@@ -1,4 +1,6 @@
-"""Writes every study's README, and the table in `README.md`, from each `study.json`: `python circuits/table.py`"""
+"""Writes every study's README, and the table in `README.md`, from each `study.json`: `python
+circuits/table.py`
+"""
 
 import re
 from pathlib import Path

@@ -1,8 +1,8 @@
 """`Experiment`: a model on one behaviour, with pairs to find things on and held-out pairs to test them on.
 
-An `Experiment` is two `PairsInModel`, `train` and `heldout`. Each holds what every measurement asks for: the model, the
-pairs, the metric, the activations of both runs (captured when they are first read) and values by name. Nothing is
-measured in this module; it knows neither interventions nor circuits.
+An `Experiment` is two `PairsInModel`, `train` and `heldout`. Each holds what every measurement asks for: the
+model, the pairs, the metric, the activations of both runs (captured when they are first read) and values by
+name. Nothing is measured in this module; it knows neither interventions nor circuits.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,7 +158,8 @@ class Experiment:
             size = 64 if n is None else n
             train = load_task(task, model, n=size, seed=seed, split="train", variant=variant)
             heldout = load_task(task, model, n=size, seed=seed, split="heldout", variant=variant)
-        # One metric for both: the halves of own pairs could otherwise differ in whether their answers are single tokens.
+        # One metric for both: the halves of own pairs could otherwise differ in whether their answers are
+        # single tokens.
         measure = as_metric(train.metric if metric is None else metric)
         return cls(
             PairsInModel.of(model, train, metric=measure, base=base, sites=sites, seed=seed, budget=budget),

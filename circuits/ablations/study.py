@@ -1,4 +1,5 @@
-"""Ablate every head of `tiny` in every behaviour, three ways: `README.md` holds the heads that matter most.
+"""Ablate every head of `tiny` on every behaviour under three ablations; `README.md` lists the heads with the
+largest effects.
 
 python circuits/ablations/study.py [OUT]
 """
@@ -6,16 +7,19 @@ python circuits/ablations/study.py [OUT]
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 import workbench as wb
 
 HERE = Path(__file__).parent
-HEAD = """# Heads that matter
+HEAD = """# Which heads matter
 
-`python circuits/ablations/study.py` ablates every head of `tiny` on 32 held-out prompts of every behaviour, writing zeros, the mean
-and another prompt's activation in its place, with three seeds. For each behaviour: the head that is missed most under each
-ablation, the mean effect on the task's metric with its 95 % interval over prompts, and its share of the unablated metric. Where the
-three columns disagree, the first question is what an ablation means, not which head matters. Not measured: some prompt has no other
-of its length to take an activation from.
+`python circuits/ablations/study.py` ablates every head of `tiny` on 32 held-out prompts of every behaviour:
+it replaces the head's output by zeros, by its mean, or by its output on another prompt, with three seeds. The
+table shows, for each behaviour and ablation, the head with the largest effect, the mean effect on the task's
+metric with its 95 % interval over prompts, and the effect as a share of the metric without ablation. Where
+the three columns disagree, ask first what each ablation means, then which head matters. "Not measured": some
+prompt has no other prompt of its length to take an activation from.
 
 | behaviour | zero | mean | resample |
 |---|---|---|---|
@@ -27,19 +31,19 @@ def main() -> None:
     sweep = wb.run_sweep(HERE / "heads.yaml", out=out, command="python circuits/ablations/study.py")
     table, lines = sweep.summary(), []
     for task in sweep.spec["tasks"]:
-        cells = [task["name"]]
-        for value in sweep.spec["values"]:
-            part = table[(table["task"] == task["name"]) & (table["value"] == value)]
-            if part.empty:  # some prompt has no other of its length
-                cells.append("not measured")
-                continue
-            row = part.loc[part["mean"].idxmin()]
-            cells.append(
-                f"{row['what']} {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['share']:.0%})"
-            )
-        lines.append("| " + " | ".join(cells) + " |\n")
+        of_task = table[table["task"] == task["name"]]
+        cells = [cell(of_task[of_task["value"] == value]) for value in sweep.spec["values"]]
+        lines.append(f"| {task['name']} | {' | '.join(cells)} |\n")
     (HERE / "README.md").write_text(HEAD + "".join(lines), encoding="utf-8")
     print(HERE / "README.md")
+
+
+def cell(rows: pd.DataFrame) -> str:
+    """The head whose ablation costs most, its effect with its interval, and the effect as a share."""
+    if rows.empty:  # some prompt has no other of its length
+        return "not measured"
+    row = rows.loc[rows["mean"].idxmin()]
+    return f"{row['what']} {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['share']:.0%})"
 
 
 if __name__ == "__main__":

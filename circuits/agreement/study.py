@@ -1,4 +1,6 @@
-"""Agreement: the verb of a far subject. `python circuits/agreement/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Agreement: the verb of a far subject. `python circuits/agreement/study.py [--model tiny] [--out DIR]
+[--check]`
+"""
 
 from pathlib import Path
 
@@ -39,26 +41,27 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         ),
         Prediction(
             "switches: only their attention",
-            "A switch carries the number in where it attends: replacing its attention from END alone does what replacing its whole "
-            "output does.",
+            "A switch carries the number in where it attends: replacing its attention from END alone does "
+            "what replacing its whole output does.",
             predicted=float(experiment.swapped(outputs(switches)).mean()),
             edit=lambda: experiment.swapped([f"pattern[{head[1:]}]@END" for head in switches]),
         ),
         Prediction(
             "switches: attention to a singular more than to a plural",
-            "A switch attends to a singular subject and away from a plural one. This is measured without an edit.",
+            "A switch attends to a singular subject and away from a plural one. This is measured without an "
+            "edit.",
             predicted=0.5,
             edit=lambda: singular_preference(experiment, switches),
             at_least=0.5,
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="agreement",
     title="Agreement",
-    account="Some heads attend from END to the subject and read its number there. One more head signals the number by where it "
-    "attends: to a singular subject, and away from a plural one.",
+    account="Some heads attend from END to the subject and read its number there. One more head signals the "
+    "number by where it attends: to a singular subject, and away from a plural one.",
     roles=[
         Role("reader", at_least={"SUBJECT": 0.5, "copying": 0.3}),
         Role("switch", at_least={"SUBJECT": 0.2}, at_most={"copying": 0.2}),
@@ -67,7 +70,7 @@ STUDY = Study(
     traced_role="switch",
     method="atp-star",
     limits=["What a switch attends to instead of a plural, and how a key encodes the number of its noun."],
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -1,4 +1,6 @@
-"""Attribute binding: whose is which colour. `python circuits/binding/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Attribute binding: whose is which colour. `python circuits/binding/study.py [--model tiny] [--out DIR]
+[--check]`
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +49,8 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         ),
         Prediction(
             "ask for the other owner",
-            "A colour stands before its thing and cannot know it, so the owner selects it: with the other owner in the question (and "
-            "the thing as it was) the answer flips.",
+            "A colour stands before its thing and cannot know it, so the owner selects it: with the other "
+            "owner in the question (and the thing as it was) the answer flips.",
             predicted=-2 * base,
             edit=lambda: question_changed(experiment, owner=True, thing=False),
         ),
@@ -58,7 +60,7 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
             predicted=1.0,
             edit=lambda: 1 + question_changed(experiment, owner=False, thing=True) / base,
         ),
-    ]  # fmt: skip
+    ]
     below = min(map(layer_of, heads))
     informants = owner_heads(experiment, below=below)
     return predictions + (exchange_tests(experiment, heads, informants, below=below) if informants else [])
@@ -79,42 +81,45 @@ def exchange_tests(
     return [
         Prediction(
             f"{' '.join(informants)} exchanged",
-            "Heads below the movers that attend from a colour to its owner (at least 0.3) write what movers find it by: exchanging "
-            "their outputs between the two colours does what moving the attention by hand does.",
+            "Heads below the movers that attend from a colour to its owner (at least 0.3) write what movers "
+            "find it by: exchanging their outputs between the two colours does what moving the attention by "
+            "hand does.",
             predicted=moved,
             edit=lambda: experiment.change(exchange),
         ),
         Prediction(
             "of that exchange the movers' keys",
-            "They act through the movers' keys: of all that the exchange changes, the movers' keys at the two colours do it alone.",
+            "They act through the movers' keys: of all that the exchange changes, the movers' keys at the "
+            "two colours do it alone.",
             predicted=moved,
-            edit=lambda: experiment.change(
-                experiment.passed_on("k", movers, exchange, ("COLOUR", "OTHER"))
-            ),
+            edit=lambda: experiment.change(experiment.passed_on("k", movers, exchange, ("COLOUR", "OTHER"))),
         ),
         Prediction(
             "share kept with all other heads below exchanged",
-            "A control: exchanging together the heads below the movers that do not attend to the owner leaves the answer as it was.",
+            "A control: exchanging together the heads below the movers that do not attend to the owner "
+            "leaves the answer as it was.",
             predicted=1.0,
             edit=lambda: 1 + experiment.change(control) / base,
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="binding",
     title="Attribute binding",
-    account="Several heads of the last layer attend from END to the colour that belongs to the owner in the question and copy it. "
-    "They find it by the owner that was named before it, not by the thing that comes after it.",
+    account="Several heads of the last layer attend from END to the colour that belongs to the owner in the "
+    "question and copy it. They find it by the owner that was named before it, not by the thing that comes "
+    "after it.",
     roles=[Role("mover", at_least={"COLOUR": 0.5, "copying": 0.3})],
     tests=tests,
     traced_role="mover",
     limits=[
-        "How movers find COLOUR: both prompts share this, so no edge of the circuit carries it; path patching and the last tests "
-        "look for it outside the circuit. How the owner in the question reaches the movers' queries at END was not tested.",
+        "How movers find COLOUR: both prompts share this, so no edge of the circuit carries it; path "
+        "patching and the last tests look for it outside the circuit. How the owner in the question reaches "
+        "the movers' queries at END was not tested.",
     ],
     method="eap-ig-activations",
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -25,26 +25,26 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         ),
         Prediction(
             "share that names the other capital",
-            "These heads suffice at END: given the outputs that they have for the other country, the model's first choice of the "
-            "whole vocabulary is the other country's capital.",
+            "These heads suffice at END: given the outputs that they have for the other country, the model's "
+            "first choice of the whole vocabulary is the other country's capital.",
             predicted=1.0,
             edit=lambda: experiment.read(
                 names_other_capital, {f"{site}@END": corrupt for site in outputs(heads)}
             ),
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="capitals",
     title="Capitals",
-    account="Heads of the middle layers attend from END to the country and move it there. It reaches the logits mostly through the "
-    "MLPs of later layers.",
+    account="Heads of the middle layers attend from END to the country and move it there. It reaches the "
+    "logits mostly through the MLPs of later layers.",
     roles=[Role("reader", at_least={"COUNTRY": 0.5})],
     tests=tests,
     method="ig-activations",
     limits=["Where the fact is stored: MLPs were taken whole, and no test is about them."],
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -1,4 +1,6 @@
-"""Greater-than: which years may follow. `python circuits/greater_than/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Greater-than: which years may follow. `python circuits/greater_than/study.py [--model tiny] [--out DIR]
+[--check]`
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from workbench.studies.study import Study
 
 
 def other_years(pairs: PromptPairs) -> PromptPairs:
-    """The clean prompts, each beside the clean prompt whose year is half of the set away in order of years."""
+    """The clean prompts, each beside the one whose year is half of the set away in order of years."""
     n = len(pairs)
     years = pairs.clean.tokens[range(n), pairs.clean.at("YEAR")].tolist()
     order = sorted(range(n), key=years.__getitem__)
@@ -21,7 +23,9 @@ def other_years(pairs: PromptPairs) -> PromptPairs:
 
 
 def kept_between_years(experiment: CircuitExperiment) -> np.ndarray:
-    """[example]: what the circuit keeps when the corrupt prompt is another clean one, as a share of the mean difference."""
+    """[example]: what the circuit keeps when the corrupt prompt is another clean one, as a share of the mean
+    difference.
+    """
     result = experiment.kept(other_years(experiment.pairs))
     full, empty = float(result["m_full"].mean()), float(result["m_empty"].mean())
     return (result["m_circuit"].values - empty) / (full - empty)
@@ -30,11 +34,11 @@ def kept_between_years(experiment: CircuitExperiment) -> np.ndarray:
 def at_end_only(experiment: CircuitExperiment, name: str, heads: list[str]) -> Prediction:
     return Prediction(
         f"{name} readers at END only",
-        f"{' '.join(heads)} act at END, where the answer is due: swapping their outputs there alone does what swapping them "
-        "everywhere does.",
+        f"{' '.join(heads)} act at END, where the answer is due: swapping their outputs there alone does "
+        "what swapping them everywhere does.",
         predicted=float(experiment.swapped(outputs(heads)).mean()),
         edit=lambda: experiment.swapped([f"z[{head[1:]}]@END" for head in heads]),
-    )  # fmt: skip
+    )
 
 
 def tests(experiment: CircuitExperiment) -> list[Prediction]:
@@ -44,19 +48,20 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
     predictions = [
         Prediction(
             "kept between other years",
-            "The circuit was found against the year 01 alone. If it carries the year and not a mark of 01, it keeps as much when the "
-            "other prompt has any year.",
+            "The circuit was found against the year 01 alone. If it carries the year and not a mark of 01, "
+            "it keeps as much when the other prompt has any year.",
             predicted=float(experiment.kept(experiment.pairs)["faithfulness"]),
             edit=lambda: kept_between_years(experiment),
         ),
         experiment.only_values(
             heads,
             "YEAR",
-            "Between two such years, readers carry the year in the values that they read at it, not in where they attend.",
+            "Between two such years, readers carry the year in the values that they read at it, not in where "
+            "they attend.",
             subject="between other years ",
             pairs=other_years(experiment.pairs),
         ),
-    ]  # fmt: skip
+    ]
     if late:
         predictions.append(at_end_only(experiment, "late", late))
     if first_layer:
@@ -65,30 +70,32 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         predictions.append(
             Prediction(
                 "late readers against 01 only their attention",
-                f"{' '.join(late)} hardly attend to a year as early as 01; replacing their attention alone does what replacing their "
-                "whole outputs does.",
+                f"{' '.join(late)} hardly attend to a year as early as 01; replacing their attention alone "
+                "does what replacing their whole outputs does.",
                 predicted=float(experiment.swapped(outputs(late)).mean()),
                 edit=lambda: experiment.swapped([f"pattern[{head[1:]}]@END" for head in late]),
             )
-        )  # fmt: skip
+        )
     return predictions
 
 
 STUDY = Study(
     task="greater_than",
     title="Greater-than",
-    account="Heads attend from END to YEAR and move it there. Heads after the first layer hardly attend to a year as early as 01, so "
-    "they signal an early year by where they attend. The year reaches the logits mostly through the MLPs.",
+    account="Heads attend from END to YEAR and move it there. Heads after the first layer hardly attend to a "
+    "year as early as 01, so they signal an early year by where they attend. The year reaches the logits "
+    "mostly through the MLPs.",
     roles=[Role("year reader", at_least={"YEAR": 0.5})],
     tests=tests,
     traced_role="year reader",
     limits=[
-        "How the MLPs turn the year into a preference for larger years: they were taken whole, and no test is about them.",
+        "How the MLPs turn the year into a preference for larger years: they were taken whole, and no test "
+        "is about them.",
         "How a key encodes that its year is early, and from which year on heads attend to it.",
     ],
     method="eap-ig-activations",
     reference="greater_than",
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

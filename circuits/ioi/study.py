@@ -1,4 +1,6 @@
-"""Indirect objects: which name is not repeated. `python circuits/ioi/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Indirect objects: which name is not repeated. `python circuits/ioi/study.py [--model tiny] [--out DIR]
+[--check]`
+"""
 
 from pathlib import Path
 
@@ -16,8 +18,8 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
     return [
         Prediction(
             "attend to IO instead of S2",
-            "A suppressor lowers the logit of whichever name it attends to. Made to attend to IO, it changes the metric as much as "
-            "the corrupt run's output does, which was computed with that name at S2.",
+            "A suppressor lowers the logit of whichever name it attends to. Made to attend to IO, it changes "
+            "the metric as much as the corrupt run's output does, which was computed with that name at S2.",
             predicted=swap,
             edit=lambda: experiment.change(experiment.attending(heads, to="IO", instead_of="S2")),
         ),
@@ -26,19 +28,19 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         ),
         Prediction(
             "S2 a third name",
-            "With a third name at S2 neither answer is suppressed, so swapping the heads' outputs loses half of what it loses with "
-            "the other name.",
+            "With a third name at S2 neither answer is suppressed, so swapping the heads' outputs loses half "
+            "of what it loses with the other name.",
             predicted=swap / 2,
             edit=lambda: experiment.swapped(outputs(heads), pairs=three_names),
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="ioi",
     title="Indirect objects",
-    account="The head attends from END to S2 and suppresses that name, so the other name wins. No head of the circuit copies the "
-    "indirect object.",
+    account="The head attends from END to S2 and suppresses that name, so the other name wins. No head of "
+    "the circuit copies the indirect object.",
     roles=[
         Role("suppressor", at_least={"S2": 0.4}, at_most={"copying": -0.2}),
         Role("mover", at_least={"IO": 0.4, "copying": 0.2}),
@@ -46,11 +48,11 @@ STUDY = Study(
     tests=tests,
     traced_role="suppressor",
     limits=[
-        "Why the model prefers these two names to all other words, other names among them: both prompts share this, so no edge of "
-        "the circuit carries it. Which of three names is left was not tested."
+        "Why the model prefers these two names to all other words, other names among them: both prompts "
+        "share this, so no edge of the circuit carries it. Which of three names is left was not tested."
     ],
     reference="ioi",
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -50,23 +50,24 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
         ),
         Prediction(
             "share kept with another name of the same gender",
-            "The gender counts and not the name: outputs computed with another name of the same gender keep the answer, on average.",
+            "The gender counts and not the name: outputs computed with another name of the same gender keep "
+            "the answer, on average.",
             predicted=1.0,
             edit=kept_with_same_gender,
         ),
-    ]  # fmt: skip
+    ]
 
 
 STUDY = Study(
     task="pronoun",
     title="Pronouns",
-    account="Several heads of the last layer attend from END to the name and read its gender; they and the last MLP write the "
-    "pronoun.",
+    account="Several heads of the last layer attend from END to the name and read its gender; they and the "
+    "last MLP write the pronoun.",
     roles=[Role("reader", at_least={"NAME": 0.3, "copying": 0.2})],
     tests=tests,
     method="eap-ig-activations",
     limits=["Names are female or male by construction in this grammar, which says nothing about people."],
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(STUDY, Path(__file__).parent)

@@ -1,4 +1,6 @@
-"""The command line: one message and exit code 2 for each error, in the words of the shell; lists; a quick start."""
+"""The command line: one message and exit code 2 for each error, in the words of the shell; lists; a quick
+start.
+"""
 
 import json
 import os
@@ -35,14 +37,17 @@ def printed(*arguments: str) -> str:
 
 
 REFUSED = {
-    "discover ioi --model tinny/x/y": "There is no model directory 'tinny/x/y'. Embedded models: induction, shortcut, tiny.",
-    "discover io": "task='io' is not known. Did you mean 'ioi'? Choices: agreement, binding, capitals, greater_than, induction, "
-    "ioi, pronoun.",
-    "discover ioi --metric logits": "--metric 'logits' is not known. Did you mean 'logit_diff'? Choices: accuracy, kl, "
-    "logit_diff, nll, prob_diff, rank, sequence_logprob, sequence_logprob_diff.",
-    "discover ioi --method eapp": "--method 'eapp' is not known. Did you mean 'eap'? Choices: acdc, atp-star, clean-corrupt, "
-    "conditional, eap, eap-ig-activations, eap-ig-inputs, exact, ig-activations, learn-edges, learn-nodes, random.",
-    "discover ioi --value zeros": "--value 'zeros' is not known. Did you mean 'zero'? Choices: corrupt, mean, zero.",
+    "discover ioi --model tinny/x/y": "There is no model directory 'tinny/x/y'. Embedded models: induction, "
+    "shortcut, tiny.",
+    "discover io": "task='io' is not known. Did you mean 'ioi'? Choices: agreement, binding, capitals, "
+    "greater_than, induction, ioi, pronoun.",
+    "discover ioi --metric logits": "--metric 'logits' is not known. Did you mean 'logit_diff'? Choices: "
+    "accuracy, kl, logit_diff, nll, prob_diff, rank, sequence_logprob, sequence_logprob_diff.",
+    "discover ioi --method eapp": "--method 'eapp' is not known. Did you mean 'eap'? Choices: acdc, "
+    "atp-star, clean-corrupt, conditional, eap, eap-ig-activations, eap-ig-inputs, exact, ig-activations, "
+    "learn-edges, learn-nodes, random.",
+    "discover ioi --value zeros": "--value 'zeros' is not known. Did you mean 'zero'? Choices: corrupt, "
+    "mean, zero.",
     "discover ioi --variant swop": "--variant 'swop' is not known. Did you mean 'swap'? Choices: ",
     "discover ioi --edges 9999": "discover: --edges 9999; a circuit of this model has 1 to 1519 edges.",
     "discover ioi --n 0": "--n 0: at least one pair is needed, and a whole number of them.",
@@ -53,14 +58,14 @@ REFUSED = {
     "measure tiny@3": "checkpoint='tiny@3' is not known.",
     "ls things": "what='things' is not known. Choices: circuits, methods, models, tasks.",
     "effects ioi --base other": "--base 'other' is not known. Choices: clean, corrupt.",
-    "effects ioi --value clean": "--value 'clean' is the run that is edited (base='clean'), so writing it would change nothing. "
-    "Choices: corrupt, zero, mean, resample.",
+    "effects ioi --value clean": "--value 'clean' is the run that is edited (base='clean'), so writing it "
+    "would change nothing. Choices: corrupt, zero, mean, resample.",
     "effects ioi --kind zz": "--kind 'zz' is not known.",
     "paths ioi --mlps warm --n 4": "--mlps 'warm' is not known.",
     "evaluate ioi --task ioi --value zero,nil": "--value 'nil' is not known.",
     "store build ioi store --split test": "--split 'test' is not known.",
     "sweep run --study effect --tasks ioi": "The sweep's study: Input should be 'effects', 'pairs', ",
-}  # fmt: skip
+}
 
 
 def test_bad_input_is_one_message_in_the_words_of_the_shell_and_exit_code_2(tmp_path, main):
@@ -77,8 +82,8 @@ def test_what_exists_is_replaced_with_the_option_that_the_message_names(tmp_path
     (tmp_path / "out" / "effects.nc").touch()
     assert main("effects", "ioi", "--out", "out") == (
         2,
-        "error: 'out' holds another run; this would overwrite effects.nc. Choose another folder with --out, or pass "
-        "--overwrite.\n",
+        "error: 'out' holds another run; this would overwrite effects.nc. Choose another folder with --out, "
+        "or pass --overwrite.\n",
     )
     (tmp_path / "a.json").touch()
     assert main("convert", "ioi", "a.json") == (

@@ -1,4 +1,6 @@
-"""The studied circuits: complete, true to their evidence, and computed again by their scripts with the same edges."""
+"""The studied circuits: complete, true to their evidence, and computed again by their scripts with the same
+edges.
+"""
 
 import functools
 import importlib.util
@@ -141,7 +143,7 @@ ALTERED = {
         r'"method": ".*?"': '"method": "exact"',
     },
     "circuit.svg": {r">a3\.7<": ">a3.6<"},
-}  # fmt: skip
+}
 
 
 def test_whatever_is_altered_in_a_study_is_reported(tmp_path):
@@ -180,7 +182,9 @@ def test_differences_are_named(tmp_path):
 
 
 def test_numbers_of_another_machine_are_the_same_study():
-    """Means within each other's intervals and ends that moved a little are no difference; a mean outside is one."""
+    """Means within each other's intervals and ends that moved a little are no difference; a mean outside is
+    one.
+    """
     from workbench.studies.check import _differ
 
     ours = Estimate("x", 1.0, 0.9, 1.1, "note")
@@ -205,7 +209,8 @@ def test_evidence_is_read_as_it_was_saved_and_what_is_none_is_refused(tmp_path):
         (None, f"There is no evidence {str(path)!r}. Run the study's study.py first."),
         (
             (IOI / "circuit.json").read_text(encoding="utf-8"),
-            f"{str(path)!r} is not the evidence of a study: task: Field required. Run the study's study.py again.",
+            f"{str(path)!r} is not the evidence of a study: task: Field required. Run the study's study.py "
+            "again.",
         ),
         (
             (IOI / FILE).read_text(encoding="utf-8").replace('"format": 1', '"format": 2'),
@@ -328,7 +333,8 @@ def test_what_is_committed_is_not_written_over(monkeypatch, capsys):
         ),
         (
             ["--model", "other", "--out", str(IOI)],
-            "The committed files are about tiny with the study's own prompts: give another --out, no --check.",
+            "The committed files are about tiny with the study's own prompts: give another --out, no "
+            "--check.",
         ),
         (["--check", "--out", "elsewhere"], "--check writes nothing: leave out --out and --overwrite."),
     ):
@@ -341,7 +347,7 @@ def test_what_is_committed_is_not_written_over(monkeypatch, capsys):
 
 
 def gpt2_like(folder: Path) -> Path:
-    """A directory with a GPT-2 of the small one's layers and heads, but of random weights and few dimensions."""
+    """A directory with a GPT-2 of the layers and heads of the small one, random and of few dimensions."""
     words = [" " + word for word in grammar.vocabulary()[2:] if word.isalpha()]
     words += [*grammar.YEARS] * 2 + [" " + century for century in grammar.CENTURIES] * 10
     tokenizer = Tokenizer(models.BPE())

@@ -112,7 +112,9 @@ def test_zero_and_mean_values_are_found_and_written_as_the_corrupt_run_is(tmp_pa
 
 
 def test_pairs_of_your_own_are_split_and_need_equal_lengths(tmp_path):
-    """Pairs from a file, whose report is written like that of a task; unequal lengths are refused before any work."""
+    """Pairs from a file, whose report is written like that of a task; unequal lengths are refused before any
+    work.
+    """
     nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars")
     rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
     (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")
@@ -125,9 +127,9 @@ def test_pairs_of_your_own_are_split_and_need_equal_lengths(tmp_path):
     with pytest.raises(PromptError) as refused:
         wb.discover(tiny(), odd, out=tmp_path / "odd", progress=False)
     assert str(refused.value) == (
-        "Pair 0 has clean and corrupt prompts of 3 and 4 tokens. Edges and circuits need equal lengths within a pair; row 1 of a "
-        "file is pair 0."
-    )  # fmt: skip
+        "Pair 0 has clean and corrupt prompts of 3 and 4 tokens. Edges and circuits need equal lengths "
+        "within a pair; row 1 of a file is pair 0."
+    )
     assert not (tmp_path / "odd").exists()
 
 

@@ -1,4 +1,6 @@
-"""`workbench probe`: what tiny holds of number, gender, indirect object and country, where, and a page that says so."""
+"""`workbench probe`: what tiny holds of number, gender, indirect object and country, where, and a page that
+says so.
+"""
 
 import json
 from pathlib import Path
@@ -74,9 +76,21 @@ def test_the_indirect_object_can_be_read_at_the_end():
 
 def test_the_command_writes_tables_and_a_page(store, tmp_path):
     code, said, error = ran(
-        "probe", store.path, "--concepts", "number", "--at", "END", "--k", "1,4", "--draws", "1",
-        "--baselines", "mass-mean", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "probe",
+        store.path,
+        "--concepts",
+        "number",
+        "--at",
+        "END",
+        "--k",
+        "1,4",
+        "--draws",
+        "1",
+        "--baselines",
+        "mass-mean",
+        "--out",
+        tmp_path / "out",
+    )
     assert code == 0, (said, error)
     assert said.splitlines()[-1].endswith("probes.html")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"probes.nc", "neurons.nc", "probes.html"}
@@ -98,9 +112,21 @@ def test_labels_of_a_file_and_hostile_names(store, tmp_path):
     ]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, said, error = ran(
-        "probe", store.path, "--labels", tmp_path / "labels.jsonl", "--k", "1", "--sites", "resid_post", "--controls", "none",
-        "--layers", "1", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "probe",
+        store.path,
+        "--labels",
+        tmp_path / "labels.jsonl",
+        "--k",
+        "1",
+        "--sites",
+        "resid_post",
+        "--controls",
+        "none",
+        "--layers",
+        "1",
+        "--out",
+        tmp_path / "out",
+    )
     assert code == 0, (said, error)
     page = (tmp_path / "out" / "probes.html").read_text()
     assert hostile not in page

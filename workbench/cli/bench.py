@@ -1,4 +1,4 @@
-"""`workbench bench circuits | behaviours`: methods of discovery against models whose circuit is known, and on behaviours."""
+"""`workbench bench circuits | behaviours`: methods against known circuits, and on behaviours."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ def circuits(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Every method on every planted model and on the tasks of tiny: a table (bench.parquet) and a page (bench.html)."""
+    """Every method on every planted model and the tasks of tiny: bench.parquet and bench.html."""
     from workbench.evaluation.benchmark import bench_circuits, json_line, overview
     from workbench.files import check_output
     from workbench.workflows.bench import BENCH_FILES, write_bench
@@ -28,6 +28,7 @@ def circuits(
     with output_folder(out, "bench") as folder:
         check_output(folder, BENCH_FILES, overwrite=overwrite)
         rows = []
+        # Rows are printed as they come: the whole benchmark takes half an hour.
         for row in bench_circuits(quick=quick, methods=method, models=model, seed=seed):
             rows.append(row)
             if as_json:
@@ -52,7 +53,7 @@ def behaviours(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The smallest circuit of every behaviour of a model: a table (behaviours.parquet) and a page (behaviours.html)."""
+    """The smallest circuit of every behaviour of a model: behaviours.parquet and behaviours.html."""
     import workbench as wb
     from workbench.evaluation.behaviours import METHODS, behaviours_table, smallest_circuits
     from workbench.evaluation.benchmark import json_line
@@ -62,6 +63,7 @@ def behaviours(
     with output_folder(out, "behaviours") as folder:
         check_output(folder, BEHAVIOUR_FILES, overwrite=overwrite)
         loaded, rows = wb.load_model(model, device=device), []
+        # The package is imported by now, so its default cannot stand in the signature.
         methods = method or METHODS
         for task_rows in smallest_circuits(loaded, tasks=task, methods=methods, share=share, n=n, seed=seed):
             rows += task_rows

@@ -1,4 +1,4 @@
-"""`workbench discover | evaluate | compare | convert`: circuits found, measured, compared, and read from other tools."""
+"""`workbench discover | evaluate | compare | convert`: circuits found, measured and compared."""
 
 import json
 from pathlib import Path
@@ -63,17 +63,28 @@ def discover(
 
     readers = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}
     read = readers.get(Path(task).suffix.lower())
+    # A misspelt task is refused before the model is loaded.
     if read is None:
         find_task(task)
     with output_folder(out, Path(task).stem) as folder:
-        check_output(folder, FILES, overwrite=overwrite)
+        check_output(folder, FILES, overwrite=overwrite)  # before the model is loaded
         loaded = wb.load_model(model, device=device)
         size = "half of the pairs" if read else f"{n or 64} pairs"
         typer.echo(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(
-            loaded, read(loaded, task) if read else task, out=folder, n=n, seed=seed, variant=variant, metric=metric,
-            value=value, method=method, n_edges=edges, command=command_line(), overwrite=overwrite,
-        )  # fmt: skip
+            loaded,
+            read(loaded, task) if read else task,
+            out=folder,
+            n=n,
+            seed=seed,
+            variant=variant,
+            metric=metric,
+            value=value,
+            method=method,
+            n_edges=edges,
+            command=command_line(),
+            overwrite=overwrite,
+        )
     best = run.evaluation.sel(circuit="held-out")
     interval = interval_text(float(best.low), float(best.high))
     typer.echo(f"circuit: {run.circuit!r}")
@@ -105,16 +116,18 @@ def evaluate_circuit(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality, with intervals."""
+    """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality."""
     import workbench as wb
     from workbench.workflows.evaluate import judge, lines, value_names
 
     values = value_names(names(value) or [value])
     loaded = wb.load_model(model, device=device)
     read = _circuit(circuit, positive, loaded)
+    # Circuits of papers and other tools carry no fingerprint, which is no reason to warn.
     if read.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
         typer.echo(
-            f"note: this circuit was found in another model ({read.attrs.get('model', 'unnamed')}, other weights)",
+            f"note: this circuit was found in another model ({read.attrs.get('model', 'unnamed')}, other "
+            "weights)",
             err=True,
         )
     judgement = judge(
@@ -142,7 +155,7 @@ def compare(
         bool, typer.Option("--json", help="Everything as one JSON object, with the edges that differ.")
     ] = False,
 ) -> None:
-    """Compare two circuits: edges, nodes, classes of components, roles. A is the reference for precision and recall."""
+    """Compare two circuits: edges, nodes, roles. A is the reference of precision and recall."""
     import workbench as wb
 
     first, second = (_circuit(name, positive, shape_of) for name in (a, b))
@@ -166,7 +179,10 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Read a circuit in one format and write it in another; --positive is what scores mean in the other tool's file."""
+    """Read a circuit in one format and write it in another.
+
+    --positive is what scores mean in the other tool's file.
+    """
     import workbench as wb
     from workbench.circuit.formats import FORMATS, format_for
 
@@ -191,9 +207,11 @@ def _circuit(name: str, positive: str | None = None, shape_of: object = None) ->
     from workbench.errors import CircuitError
 
     if not Path(name).is_file():
+        # A name with a suffix was meant as a file, so no published circuit is suggested.
         if Path(name).suffix:
             raise CircuitError(f"There is no circuit file {name!r}.")
         return wb.reference_circuit(name)
+    # Our own files say what graph they are of; another tool's need a shape.
     if is_ours(Path(name)):
         return wb.Circuit.load(name)
     return wb.read_circuit(name, positive=positive, shape=None if shape_of is None else _shape(shape_of))

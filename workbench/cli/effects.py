@@ -53,12 +53,13 @@ def effects(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Edit every site of a kind in turn: patching and ablation as a table (effects.nc) and a picture (effects.png)."""
+    """Edit every site of a kind in turn: patching and ablation, as effects.nc and effects.png."""
     from workbench.errors import UnknownName
     from workbench.interventions.effects import METHODS
     from workbench.sites import kind_named
     from workbench.workflows.effects import Question
 
+    # Names are checked before the model is loaded, which takes seconds.
     kind_named(kind)
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
@@ -102,11 +103,12 @@ def paths(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Path patching from senders into receivers, or along whole paths: a table (paths.nc) and a picture (paths.png)."""
+    """Path patching from senders into receivers, or along whole paths: paths.nc and paths.png."""
     from workbench.workflows.effects import Question
 
     question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))
     question.check()
+    # "heads" and "mlps" are words of path_effects; "all" is its default.
     writers = senders if senders in ("heads", "mlps") else _nodes(None if senders == "all" else senders)
 
     def measure(loaded: "Model") -> Any:
@@ -141,11 +143,12 @@ def _answer(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Measure, write the table and picture called `name`, and print the strongest cells; with `dry_run` print the plan."""
+    """Measure, write `NAME.nc` and `NAME.png`, print the strongest cells; with `dry_run` print the plan."""
     import workbench as wb
     from workbench.files import check_output
     from workbench.workflows.effects import strongest, write
 
+    # A plan is printed and leaves no folder behind.
     if dry_run:
         typer.echo(str(measure(wb.load_model(model, device=device))))
         return

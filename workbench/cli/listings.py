@@ -23,6 +23,7 @@ def measure(
             value = None if score.skipped else score.score
             row = {"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}
             typer.echo(json.dumps(row))
+        # On stderr, so that a pipe of JSON lines stays JSON.
         if score.skipped:
             typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif not as_json:

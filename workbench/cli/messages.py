@@ -1,4 +1,4 @@
-"""Errors in the words of the shell: `message` names the option where the Python message names the argument."""
+"""Errors in the words of the shell: `message` names the option, not the argument."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the command files share: options, readers of their text, the folder for results, and the command as it was typed."""
+"""What the command files share: options, readers of their text, folders, and the command as typed."""
 
 import shlex
 import sys

@@ -25,7 +25,8 @@ def probe_store(
     concepts: Annotated[
         str | None,
         typer.Option(
-            help="Instead: number, gender, indirect-object, country, or named positions, whose token is the class."
+            help="Instead: number, gender, indirect-object, country, or named positions, whose token is the "
+            "class."
         ),
     ] = None,
     at: Annotated[
@@ -57,7 +58,7 @@ def probe_store(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Probe a store for concepts: accuracy by layer with controls (probes.nc), single neurons (neurons.nc), a page (probes.html)."""
+    """Probe a store for concepts: probes.nc (by layer, with controls), neurons.nc and probes.html."""
     import workbench as wb
     from workbench.files import check_output
     from workbench.workflows.probe import FILES, labels_named, lines, numbers, probe, write
@@ -67,15 +68,25 @@ def probe_store(
 
     pos = None if at is None else positions(at)
     settings = {
-        "sites": chosen(sites), "layers": numbers(layers, "--layers"), "k": numbers(k, "--k"), "selectors": chosen(selectors),
-        "controls": chosen(controls), "draws": draws, "baselines": chosen(baselines), "code_length": code_length, "folds": folds,
-        "seed": seed, "budget": in_bytes(budget), "pos": pos, "progress": sys.stderr.isatty(),
-    }  # fmt: skip
+        "sites": chosen(sites),
+        "layers": numbers(layers, "--layers"),
+        "k": numbers(k, "--k"),
+        "selectors": chosen(selectors),
+        "controls": chosen(controls),
+        "draws": draws,
+        "baselines": chosen(baselines),
+        "code_length": code_length,
+        "folds": folds,
+        "seed": seed,
+        "budget": in_bytes(budget),
+        "pos": pos,
+        "progress": sys.stderr.isatty(),
+    }
     # An option that was left out takes the default of the function, which None would not.
     given = {name: setting for name, setting in settings.items() if setting is not None}
     with output_folder(out, "probe") as folder:
         check_output(folder, FILES, overwrite=overwrite)
-        store = wb.open_store(path)
+        store = wb.open_store(path)  # may be a URL, so it is no Path
         concept_labels = labels_named(store, file=labels, concepts=chosen(concepts) or [], pos=pos)
         probed = probe(store, concept_labels, **given)
         for line in lines(probed):
@@ -101,7 +112,10 @@ def diff_runs(
     out: Page = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
 ) -> None:
-    """Show what differs between two runs as one page: circuits edge by edge, results cell by cell. Needs no model."""
+    """Show what differs between two runs as one page: circuits by edge, results by cell.
+
+    No model is needed.
+    """
     from workbench.workflows.runs import report_difference as write
 
     page = out or Path(f"{a.name}-{b.name}.html")

@@ -64,6 +64,7 @@ def build(
         "dtype": dtype_named(dtype),
         "budget": in_bytes(budget),
     }
+    # A task has two sides, each a store of its own; a corpus has one.
     if corpus in TASKS:
         pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
         prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
@@ -83,6 +84,7 @@ def inspect(path: Folder) -> None:
     from workbench.stores.disk import DiskStore, exists, join, read_plan
     from workbench.stores.plan import record_name
 
+    # The plan says what the store will hold, the records which of its shards are finished.
     plan, held = read_plan(str(path)), DiskStore(str(path))
     done = sum(exists(join(str(path), record_name(shard))) for shard in range(len(plan.shards)))
     lengths = held.index.counts
@@ -102,7 +104,7 @@ def inspect(path: Folder) -> None:
 
 @store.command()
 def verify(path: Folder) -> None:
-    """Compare every file with its checksum; exit code 2 and the names of the damaged ones if there are any."""
+    """Compare every file with its checksum; exit code 2 and the damaged ones if there are any."""
     from workbench.stores.disk import verify as check
 
     damaged = list(check(path))
@@ -125,6 +127,7 @@ def repair(
     import workbench as wb
     from workbench.stores.disk import read_plan
 
+    # The fingerprint is checked again there, so a name that means another model now is refused.
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
     recomputed = wb.repair(loaded, path)
     for name in recomputed:

@@ -49,7 +49,8 @@ def _decimals(text: str) -> list[float]:
 FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "preset": (
         str,
-        "head-ablation, layer-ablation, neuron-ablation, cumulative-ablation, pairwise-ablation, position-sweep, ...",
+        "head-ablation, layer-ablation, neuron-ablation, cumulative-ablation, pairwise-ablation, "
+        "position-sweep, ...",
     ),
     "study": (str, "effects, pairs, cumulative, paths, circuits, methods, stability or steering."),
     "models": (names, "Embedded names, local folders or Hub names."),
@@ -127,6 +128,7 @@ def _print_status(folder: Path, status: Any) -> None:
     from workbench.text import visible
 
     typer.echo(f"{folder}: {status}")
+    # Errors may quote what a model or a file holds, so they are made visible.
     for row in status.to_dict()["failures"]:
         settings = [row[column] for column in ("model", "task", "metric", "value", "what")]
         job = visible(" ".join(str(setting) for setting in settings if setting is not None))
@@ -192,17 +194,41 @@ def run(
 ) -> None:
     """Run a sweep, one job for every combination, or resume it."""
     given = {
-        "preset": preset, "study": study, "models": models, "checkpoints": checkpoints, "tasks": tasks, "n": n, "split": split,
-        "sites": sites, "senders": senders, "receivers": receivers, "circuits": circuits, "methods": methods, "n-edges": n_edges,
-        "strengths": strengths, "values": values, "metrics": metrics, "seeds": seeds, "base": base,
-    }  # fmt: skip
+        "preset": preset,
+        "study": study,
+        "models": models,
+        "checkpoints": checkpoints,
+        "tasks": tasks,
+        "n": n,
+        "split": split,
+        "sites": sites,
+        "senders": senders,
+        "receivers": receivers,
+        "circuits": circuits,
+        "methods": methods,
+        "n-edges": n_edges,
+        "strengths": strengths,
+        "values": values,
+        "metrics": metrics,
+        "seeds": seeds,
+        "base": base,
+    }
     read = spec_of(spec, given)
     name = spec.stem if spec else preset or study or "own"
     with output_folder(out, f"sweep-{name}") as folder:
         _run(
-            read, folder, as_json=as_json, dry_run=dry_run, limit=limit, retries=retries, extend=extend, backend=backend,
-            workers=workers, device=device, address=address,
-        )  # fmt: skip
+            read,
+            folder,
+            as_json=as_json,
+            dry_run=dry_run,
+            limit=limit,
+            retries=retries,
+            extend=extend,
+            backend=backend,
+            workers=workers,
+            device=device,
+            address=address,
+        )
 
 
 @sweep.command()
@@ -222,9 +248,16 @@ def resume(
 
     spec = read_spec(dict(load_sweep(folder).spec))
     _run(
-        spec, folder, as_json=as_json, limit=limit, retries=retries, backend=backend, workers=workers, device=device,
+        spec,
+        folder,
+        as_json=as_json,
+        limit=limit,
+        retries=retries,
+        backend=backend,
+        workers=workers,
+        device=device,
         address=address,
-    )  # fmt: skip
+    )
 
 
 @sweep.command()
@@ -255,6 +288,7 @@ def table(
         check_free(path, overwrite=overwrite)
     for path in files:
         with whole(path) as partial:
+            # Parquet keeps lists and types, which CSV turns into text.
             if path == csv:
                 swept.rows.to_csv(partial, index=False)
             else:
@@ -264,6 +298,7 @@ def table(
         typer.echo(swept.rows.to_json(orient="records", lines=True), nl=False)
     elif not files:
         shown, caption = strongest(swept)
+        # Names of prompts may hold control characters, which a terminal would obey.
         texts = shown.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         typer.echo(f"{caption}\n{texts.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}")
 
@@ -279,6 +314,7 @@ def report(
     from workbench.sweeps.table import load_sweep
     from workbench.workflows.sweep import report_sweep
 
+    # The page lies in the sweep's folder unless told, where a later report replaces it only when asked.
     page = report_sweep(load_sweep(folder), out or folder / "report.html", overwrite=overwrite)
     typer.echo(json.dumps({"report": str(page)}) if as_json else str(page))
 
@@ -288,7 +324,7 @@ def validate(
     path: Annotated[Path, typer.Argument(metavar="SPEC|DIR", help="A SPEC.yaml, or the folder of a sweep.")],
     as_json: Json = False,
 ) -> None:
-    """Check a spec, or every line of a sweep's folder, and say what is in it; exit code 2 and the reason if it is not sound."""
+    """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if it is not sound."""
     from workbench.sweeps.table import load_sweep
 
     if path.is_dir():

@@ -13,10 +13,9 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.course import fixtures
 from workbench.course.exercises import Wrong, exercise, fields, names, number
-from workbench.engine.capture import capture_pairs
-from workbench.engine.values import Value, from_store, zero
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate
+from workbench.experiment import PairsInModel
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape
 from workbench.tasks.registry import TASKS
@@ -33,9 +32,9 @@ SECTIONS = ("Question", "Prompts", "Circuit", "Controls", "Limits")
 
 
 @lru_cache(maxsize=4)
-def _corrupt_value(pairs: PromptPairs) -> Value:
-    """The activations of the corrupt run of these prompts."""
-    return from_store(capture_pairs(fixtures.model(), pairs, progress=False)[1])
+def _data(pairs: PromptPairs) -> PairsInModel:
+    """These prompts in `tiny`, whose activations are captured once."""
+    return PairsInModel.of(fixtures.model(), pairs)
 
 
 @lru_cache(maxsize=16)
@@ -44,7 +43,7 @@ def _measured(
 ) -> xr.Dataset:
     """The course's own evaluation of circuits on prompts, with "zero" or "corrupt" values."""
     try:
-        chosen = zero() if value == "zero" else _corrupt_value(pairs)
+        chosen = _data(pairs).value(value)
         return evaluate(list(circuits), fixtures.model(), pairs, value=chosen, checks=checks, progress=False)
     except (WorkbenchError, IndexError, RuntimeError) as error:
         raise Wrong(f"this cannot be measured on tiny: {error}") from error

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from workbench.engine.capture import capture_pairs
+from workbench.experiment import PairsInModel
 from workbench.models.load import load_model
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -30,16 +30,25 @@ def heads(bridge: Model) -> list[str]:
 
 
 @lru_cache(maxsize=16)
+def data(
+    task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None
+) -> PairsInModel:
+    """Prompts of a task in a model, as a notebook loads them, with activations and values by name."""
+    loaded = model(name)
+    return PairsInModel.of(loaded, load_task(task, loaded, n=n, split=split, variant=variant))
+
+
 def pairs(
     task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None
 ) -> PromptPairs:
     """Prompts of a task, as a notebook loads them."""
-    return load_task(task, model(name), n=n, split=split, variant=variant)
+    return data(task, n, split=split, name=name, variant=variant).pairs
 
 
-@lru_cache(maxsize=8)
 def stores(
     task: str, n: int, *, split: str = "train", name: str = "tiny"
 ) -> tuple[ActivationStore, ActivationStore]:
     """Activations of the clean and the corrupt prompts."""
-    return capture_pairs(model(name), pairs(task, n, split=split, name=name), progress=False)
+    # The same arguments as `pairs` gives, so that both share one entry of the cache.
+    prompts = data(task, n, split=split, name=name, variant=None)
+    return prompts.clean, prompts.corrupt

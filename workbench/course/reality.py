@@ -12,9 +12,9 @@ from workbench.course import fixtures
 from workbench.course.exercises import Wrong, exercise, fields, names, number, one_name
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
-from workbench.engine.capture import capture_pairs
-from workbench.engine.values import from_store, zero
+from workbench.engine.values import zero
 from workbench.evaluation.evaluate import evaluate
+from workbench.experiment import PairsInModel
 from workbench.interventions.effects import effects
 from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import planted
@@ -28,17 +28,18 @@ N, SMALL = 64, 32
 @lru_cache(maxsize=1)
 def _circuit() -> Circuit:
     """The circuit of `tiny` that the lesson judges."""
-    model, pairs = fixtures.model(), fixtures.pairs("ioi", SMALL)
-    value = from_store(fixtures.stores("ioi", SMALL)[1])
-    return find_circuit(score_edges(model, pairs, value=value, progress=False), n_edges=40)
+    train = fixtures.data("ioi", SMALL)
+    scores = score_edges(train.model, train.pairs, value=train.value("corrupt"), progress=False)
+    return find_circuit(scores, n_edges=40)
 
 
 @lru_cache(maxsize=4)
 def _of_tiny(split: str, *checks: str) -> xr.Dataset:
     """That circuit on the prompts of a split."""
-    model, pairs = fixtures.model(), fixtures.pairs("ioi", SMALL, split=split)
-    value = from_store(fixtures.stores("ioi", SMALL, split=split)[1])
-    return evaluate(_circuit(), model, pairs, value=value, checks=checks, progress=False).isel(circuit=0)
+    data = fixtures.data("ioi", SMALL, split=split)
+    value = data.value("corrupt")
+    result = evaluate(_circuit(), data.model, data.pairs, value=value, checks=checks, progress=False)
+    return result.isel(circuit=0)
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +71,7 @@ class Claim:
 def _of_claim(split: Literal["train", "heldout"]) -> Claim:
     planted_model = planted("backup-negative", n=N, split=split)
     model, pairs = planted_model.model, planted_pairs(planted_model)
-    value = from_store(capture_pairs(model, pairs, progress=False)[1])
+    value = PairsInModel.of(model, pairs).value("corrupt")
     circuit = Circuit.of(Graph.of(model), CLAIMED)
     evaluation = evaluate(circuit, model, pairs, value=value, checks="complement", progress=False)
     table = effects(model, pairs, sites=grid("z", model), value=value, progress=False).mean("example")

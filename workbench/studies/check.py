@@ -1,6 +1,7 @@
 """`differences`: whether a recomputed study says what a committed one says.
 
-It compares evidence with evidence, field by field; the README is compared with the page that its own evidence makes.
+It compares evidence with evidence, field by field; the README is compared with the page that its own evidence
+makes.
 """
 
 import re
@@ -18,9 +19,13 @@ from workbench.studies.readme import page
 
 _DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
 SLACK = 0.002
-"""How far a mean may lie outside the other interval: bootstrap ends at three digits move by as much between machines."""
+"""How far a mean may lie outside the other interval: bootstrap ends at three digits move by as much between
+machines.
+"""
 ENDS = 0.1
-"""How far the ends of an interval may move, as a share of its width: another order of summation resamples near-ties."""
+"""How far the ends of an interval may move, as a share of its width: another order of summation resamples
+near-ties.
+"""
 CLOSE = 0.01
 """How far numbers without an interval may differ, as a share of their size."""
 
@@ -28,8 +33,8 @@ CLOSE = 0.01
 def differences(folder: Path, again: Path) -> list[str]:
     """How a recomputed study differs from a committed one, a sentence each; nothing where they agree.
 
-    Means have to lie in each other's intervals, and the ends of intervals and all other decimals near each other, because
-    another machine rounds otherwise; every word, count and edge has to be the same.
+    Means have to lie in each other's intervals, and the ends of intervals and all other decimals near each
+    other, because another machine rounds otherwise; every word, count and edge has to be the same.
 
     Args:
         folder: the committed study.
@@ -52,6 +57,7 @@ def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
     if ours != theirs:
         return [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
     found = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
+    # Edges that ACDC or a person chose have no scores.
     scores = [np.zeros(0) if each.scores is None else each.scores[each.edges] for each in (ours, theirs)]
     if scores[0].shape != scores[1].shape or not np.allclose(*scores, rtol=CLOSE, atol=1e-4):
         found.append("the scores in circuit.json differ")
@@ -84,6 +90,7 @@ def _differ(path: str, ours: Any, theirs: Any) -> list[str]:
             return [f"{path}: {len(theirs)} entries, and study.json has {len(ours)}"]
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [text for i, (a, b) in pairs for text in _differ(f"{path}.{getattr(a, 'name', i)}", a, b)]
+    # Booleans and integers are exact; only floats depend on the machine.
     if isinstance(ours, float):
         same = np.isclose(theirs, ours, rtol=CLOSE, atol=SLACK, equal_nan=True)
     else:
@@ -100,6 +107,7 @@ def _estimates_differ(path: str, ours: Estimate, theirs: Estimate) -> list[str]:
         return [f"{path}: {theirs.name}, {theirs.note}, and study.json says {ours.name}, {ours.note}"]
     ends = [(each.low, each.high) for each in (ours, theirs)]
     means = (ours.mean, theirs.mean)
+    # Not measured in either: NaN is equal to nothing, so it is asked for by name.
     if np.isnan(means).all():
         return []
     within = all(low - SLACK <= mean <= high + SLACK for mean in means for low, high in ends)

@@ -1,8 +1,9 @@
-"""`CircuitExperiment`: a circuit found on training pairs, with the measurements and edits that test an account of it.
+"""`CircuitExperiment`: a circuit found on training pairs, with the measurements and edits that test an
+account of it.
 
-Everything is measured on the held-out pairs. `heads` says what each component does; `of_role` names the heads that a test
-is about; `attending`, `exchanged` and `passed_on` make edits; `change` and `swapped` run edits and return the change of
-the metric, [example]. Nothing here knows a behaviour: that is what a `Study` adds.
+Everything is measured on the held-out pairs. `heads` says what each component does; `of_role` names the heads
+that a test is about; `attending`, `exchanged` and `passed_on` make edits; `change` and `swapped` run edits
+and return the change of the metric, [example]. Nothing here knows a behaviour: that is what a `Study` adds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,9 +77,9 @@ class CircuitExperiment(Experiment):
     def heads(self) -> pd.DataFrame:
         """A row for each component of the circuit, of means over prompts.
 
-        Columns: `swapped` (the metric's change when the component's output is the corrupt run's), `direct` (its direct
-        contribution to right minus wrong logits, norm frozen); for heads, attention from END to each named position, and
-        the scores `copying`, `previous` and `induction`.
+        Columns: `swapped` (the metric's change when the component's output is the corrupt run's), `direct`
+        (its direct contribution to right minus wrong logits, norm frozen); for heads, attention from END to
+        each named position, and the scores `copying`, `previous` and `induction`.
         """
         means = {name: values.mean("example").to_series() for name, values in self.measured.items()}
         return pd.DataFrame(means).reindex(self.components)
@@ -90,10 +91,15 @@ class CircuitExperiment(Experiment):
             f"z[{name[1:]}]" if name.startswith("a") else f"mlp_out[{name[1:]}]" for name in self.components
         ]
         swapped = effects(
-            self.model, self.pairs, sites=sites, value=self.heldout.value("corrupt"), metric=self.metric, progress=False
-        )  # fmt: skip
+            self.model,
+            self.pairs,
+            sites=sites,
+            value=self.heldout.value("corrupt"),
+            metric=self.metric,
+            progress=False,
+        )
         columns = {"swapped": swapped.rename(site="component").assign_coords(component=self.components)}
-        # Direct attribution reads one logit for each answer.
+        # Direct attribution reads one logit for each answer, so it needs answers of one token.
         if self.pairs.answers.shape[2] == self.pairs.wrong.shape[2] == 1:
             columns["direct"] = direct_attribution(
                 self.clean, self.model, targets=self.pairs.answers, minus=self.pairs.wrong
@@ -131,7 +137,9 @@ class CircuitExperiment(Experiment):
         return replace(self.circuit, labels=self.roles)
 
     def of_role(self, role: str) -> list[str]:
-        """The heads of a role, as `a3.7`. Raises `CircuitError` when there are none, so that nothing is tested."""
+        """The heads of a role, as `a3.7`. Raises `CircuitError` when there are none, so that nothing is
+        tested.
+        """
         heads = [name for name, name_of_role in self.roles.items() if name_of_role == role]
         if not heads:
             raise CircuitError(f"no head of this circuit is a {role} by its rule")
@@ -172,6 +180,7 @@ class CircuitExperiment(Experiment):
     @torch.no_grad()
     def _logits(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
         """[example, vocab]: the logits that the metric reads."""
+        # Values from the corrupt store are matched to prompts by their partner in the pair.
         other = self.pairs.corrupt if edits else None
         return self.metric.read(run(self.model, prompts, edits=dict(edits), other=other).logits, prompts)
 
@@ -187,16 +196,29 @@ class CircuitExperiment(Experiment):
         """
         data = self._with(pairs)
         table = effects(
-            self.model, data.pairs, sites=[tuple(sites)], value=data.value("corrupt"), metric=self.metric, progress=False
-        )  # fmt: skip
+            self.model,
+            data.pairs,
+            sites=[tuple(sites)],
+            value=data.value("corrupt"),
+            metric=self.metric,
+            progress=False,
+        )
         return table.values[:, 0]
 
     def kept(self, pairs: PromptPairs) -> xr.Dataset:
-        """What the circuit keeps on other pairs, with their own metric and corrupt values: `evaluate` without checks."""
+        """What the circuit keeps on other pairs, with their own metric and corrupt values: `evaluate` without
+        checks.
+        """
         data = PairsInModel.of(self.model, pairs)
         result = evaluate(
-            self.circuit, self.model, pairs, value=data.value("corrupt"), metric=data.metric, checks=(), progress=False
-        )  # fmt: skip
+            self.circuit,
+            self.model,
+            pairs,
+            value=data.value("corrupt"),
+            metric=data.metric,
+            checks=(),
+            progress=False,
+        )
         return result.isel(circuit=0)
 
     def _with(self, pairs: PromptPairs | None) -> PairsInModel:
@@ -231,7 +253,9 @@ class CircuitExperiment(Experiment):
     def passed_on(
         self, kind: str, heads: Sequence[str], edits: Mapping[Any, Value], positions: Sequence[Position]
     ) -> Edits:
-        """Edits that give heads, at these positions, the `k` or `v` that other edits would give them, and change nothing else."""
+        """Edits that give heads, at these positions, the `k` or `v` that other edits would give them, and
+        change nothing else.
+        """
         sites = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
         with torch.no_grad():
             recorded = run(
@@ -274,12 +298,21 @@ class CircuitExperiment(Experiment):
         )
 
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Estimate]:
-        """The writers whose direct paths into these heads' queries or keys (`port`) matter most, set to their mean."""
+        """The writers whose direct paths into these heads' queries or keys (`port`) matter most, set to their
+        mean.
+        """
         readers = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
+        # MLPs are frozen, so that only direct edges count and not what they do on the way.
         table = path_effects(
-            self.model, self.pairs, receivers=readers, value=mean(self.clean), metric=self.metric, mlps="frozen",
+            self.model,
+            self.pairs,
+            receivers=readers,
+            value=mean(self.clean),
+            metric=self.metric,
+            mlps="frozen",
             progress=False,
-        ).isel(reader=0)  # fmt: skip
+        ).isel(reader=0)
+        # NaN marks writers that do not come before these readers.
         size = np.abs(np.nan_to_num(table.mean("example").values))
         names = table["writer"].values
         largest = np.argsort(-size, kind="stable")[:top]

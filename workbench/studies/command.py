@@ -1,4 +1,6 @@
-"""The command of a study: `write` studies a model and writes its folder, `main` is the command line of a `study.py`."""
+"""The command of a study: `write` studies a model and writes its folder, `main` is the command line of a
+`study.py`.
+"""
 
 import shlex
 import sys
@@ -32,6 +34,7 @@ def write(
         OutputExists: they are there already.
         PromptError: a single prompt.
     """
+    # Refused now, not after a minute of measuring.
     check_output(out, FILES, overwrite=overwrite)
     experiment = study.experiment(model, n=n)
     measured = evidence(study, experiment, command=command)
@@ -54,13 +57,14 @@ def main(study: Study, folder: Path) -> None:
 
     def command(
         model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Where to write; for tiny the study's own folder."),  # noqa: B008
+        out: Path | None = typer.Option(None, help="Folder; for tiny the study's own."),  # noqa: B008
         n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
         check: bool = typer.Option(
             False, help="Compute it again and compare with the committed files; write nothing."
         ),
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
+        # Other models and sizes must not replace the committed study of tiny.
         committed = model == "tiny" and n is None
         _check_options(committed, folder, out, check=check, overwrite=overwrite)
         if check:

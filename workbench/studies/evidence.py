@@ -1,7 +1,7 @@
 """`Evidence`: everything that a study measured and claims, as the data that `study.json` holds.
 
-The README, the table of studies and `--check` are made from it, so every number and word of theirs stands here once.
-`measure.evidence` fills it; nothing here runs a model.
+The README, the table of studies and `--check` are made from it, so every number and word of theirs stands
+here once. `measure.evidence` fills it; nothing here runs a model.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,9 @@ class TestResult:
 
 @dataclass(frozen=True)
 class PublishedRole:
-    """A role of the published circuit: how many heads have it, how many of those were found, and the names of the rest."""
+    """A role of the published circuit: how many heads have it, how many of those were found, and the names of
+    the rest.
+    """
 
     name: str
     published: int
@@ -149,6 +151,7 @@ class Evidence:
 
     def save(self, path: Path) -> None:
         """Write it as JSON; numbers keep every digit."""
+        # One value a line, so that a diff shows which number moved.
         path.write_bytes(_ADAPTER.dump_json(self, indent=1) + b"\n")
 
     @classmethod
@@ -166,13 +169,16 @@ class Evidence:
             ) from error
         except ValidationError as error:
             reason = error.errors()[0]
+            # The first of pydantic's reasons is enough to find the damage.
             field = ".".join(map(str, reason["loc"])) or "the file"
             raise WorkbenchError(
-                f"{str(path)!r} is not the evidence of a study: {field}: {reason['msg']}. Run the study's study.py again."
+                f"{str(path)!r} is not the evidence of a study: {field}: {reason['msg']}. Run the study's "
+                "study.py again."
             ) from error
         if evidence.format != FORMAT:
             raise WorkbenchError(
-                f"{str(path)!r} has format {evidence.format}; this version reads {FORMAT}. Run the study's study.py again."
+                f"{str(path)!r} has format {evidence.format}; this version reads {FORMAT}. Run the study's "
+                "study.py again."
             )
         return evidence
 

@@ -1,4 +1,8 @@
-"""Measuring a study: `evidence(study, experiment)` is all that a study reports, on held-out prompts and beside controls."""
+"""Measuring a study: `evidence(study, experiment)` is all that a study reports, on held-out prompts and
+beside controls.
+"""
+
+from collections.abc import Sequence
 
 import xarray as xr
 
@@ -7,6 +11,7 @@ from workbench.circuit.compare import compare
 from workbench.circuit.published import reference_circuit
 from workbench.circuit.random import relocated
 from workbench.discovery.search import find_circuit
+from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, PromptError, UnsuitableTask
 from workbench.evaluation.checks import RANDOM_CIRCUITS
 from workbench.evaluation.curves import stability
@@ -21,7 +26,9 @@ from workbench.tasks.registry import TASKS, load_task
 from workbench.text import visible
 
 SMALL = 5000
-"""Up to so many edges, completeness and minimality are measured too: they run the circuit once for each component."""
+"""Up to so many edges, completeness and minimality are measured too: they run the circuit once for each
+component.
+"""
 
 
 def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Evidence:
@@ -34,6 +41,7 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
     checked = _checked(experiment)
     tests, untested = _tests(study, experiment)
     heads = [name for name, role in experiment.roles.items() if role == study.traced_role]
+    # `minimal` and `unneeded` exist only where the check was affordable.
     small = _is_small(circuit)
     return Evidence(
         task=study.task,
@@ -70,10 +78,7 @@ def other_heads(experiment: CircuitExperiment) -> Estimate:
     circuit = experiment.circuit
     masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
     circuits = [Circuit.of(circuit.graph, edges) for edges in masks]
-    result = evaluate(
-        circuits, experiment.model, experiment.pairs, value=experiment.heldout.value("corrupt"), metric=experiment.metric,
-        checks=(), progress=False,
-    )  # fmt: skip
+    result = _evaluate(experiment, circuits, experiment.heldout.value("corrupt"), ())
     kept = result["faithfulness"].values
     low, high = central(kept, 0.95)
     note = f"the same edges through other heads of each layer; central 95 % of {len(circuits)} draws"
@@ -87,20 +92,34 @@ def _is_small(circuit: Circuit) -> bool:
 def _checked(experiment: CircuitExperiment) -> xr.Dataset:
     """The circuit under corrupt values with every check that is affordable."""
     checks = None if _is_small(experiment.circuit) else ("complement", "random")
+    value = experiment.heldout.value("corrupt")
+    return _evaluate(experiment, experiment.circuit, value, checks).isel(circuit=0)
+
+
+def _evaluate(
+    experiment: CircuitExperiment,
+    circuits: Circuit | list[Circuit],
+    value: Value | dict[str, Value],
+    checks: Sequence[str] | None,
+) -> xr.Dataset:
+    """Circuits on the held-out pairs."""
     return evaluate(
-        experiment.circuit, experiment.model, experiment.pairs, value=experiment.heldout.value("corrupt"), checks=checks,
-        metric=experiment.metric, progress=False,
-    ).isel(circuit=0)  # fmt: skip
+        circuits,
+        experiment.model,
+        experiment.pairs,
+        value=value,
+        checks=checks,
+        metric=experiment.metric,
+        progress=False,
+    )
 
 
 def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
     """How much of the behaviour the circuit keeps, under each value, and how stable it is."""
     metric = experiment.metric.name
     values = {name: experiment.heldout.value(name) for name in ("zero", "mean")}
-    by_value = evaluate(
-        experiment.circuit, experiment.model, experiment.pairs, value=values, checks=(), metric=experiment.metric,
-        progress=False,
-    ).isel(circuit=0)  # fmt: skip
+    by_value = _evaluate(experiment, experiment.circuit, values, ()).isel(circuit=0)
+    # Circuits of resampled prompts are as large before pruning, or sizes would differ as well as edges.
     size = experiment.circuit.n_requested
     resampled = stability(experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size))
     share = "share of the difference between clean and corrupt runs that the circuit keeps"
@@ -137,6 +156,7 @@ def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) 
         if task == study.task:
             continue
         try:
+            # Half as many prompts: these are controls, and two are the fewest that have an interval.
             n = max(2, len(experiment.pairs) // 2)
             other_pairs = load_task(task, experiment.model, n=n, split="heldout")
             rows.append(_kept(f"on {task}", experiment.kept(other_pairs), "the same circuit on another task"))
@@ -185,8 +205,9 @@ def _senders(experiment: CircuitExperiment, heads: list[str]) -> list[Estimate]:
 
 
 def _tests(study: Study, experiment: CircuitExperiment) -> tuple[list[TestResult], str]:
-    """What the predictions gave, or why nothing was tested. All predictions are made before any edit is run."""
+    """What the predictions gave, or why nothing was tested; all are made before any edit is run."""
     try:
+        # All predictions before the first edit, so that no result can move a later prediction.
         predictions = study.tests(experiment)
         results = []
         for prediction in predictions:

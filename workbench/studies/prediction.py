@@ -1,4 +1,5 @@
-"""The words of a study: `Estimate` (a number with its interval), `Role` (a rule that names heads) and `Prediction`.
+"""The words of a study: `Estimate` (a number with its interval), `Role` (a rule that names heads) and
+`Prediction`.
 
 They are plain data and rules; nothing here knows a model or a circuit.
 """
@@ -24,7 +25,7 @@ Real = Annotated[float, BeforeValidator(_nan_if_null)]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over held-out prompts with its 95 % bootstrap interval (for random draws: their central 95 %)."""
+    """A mean over held-out prompts with its 95 % interval (of random draws: their central 95 %)."""
 
     name: str
     mean: Real
@@ -36,6 +37,7 @@ class Estimate:
     def of(cls, name: str, values: np.ndarray, note: str = "") -> "Estimate":
         """The mean of values [example] and its interval; NaN counts as not measured."""
         low, high = mean_interval(np.asarray(values, dtype=float))
+        # NaN is a prompt that lacks the position: it is left out of mean and interval alike.
         return cls(name, float(np.nanmean(values)), float(low), float(high), note)
 
     def above(self, other: "Estimate") -> bool:

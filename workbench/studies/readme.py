@@ -10,9 +10,10 @@ SHARED = 0.2
 """A circuit that surely keeps more than this of another task is not particular to its own."""
 SHOWN_EDGES = 60
 _ALWAYS = (
-    "What clean and corrupt prompts have in common: an edge whose input is the same in both prompts cannot be found by "
-    "patching with the corrupt run, even if the model uses it.",
-    "Whether other edges would do as well: the search gives one circuit; `stability` says how much it depends on the prompts.",
+    "What clean and corrupt prompts have in common: an edge whose input is the same in both prompts cannot "
+    "be found by patching with the corrupt run, even if the model uses it.",
+    "Whether other edges would do as well: the search gives one circuit; `stability` says how much it "
+    "depends on the prompts.",
 )
 
 
@@ -27,15 +28,17 @@ def page(evidence: Evidence) -> str:
         f"    clean    {evidence.clean}\n    corrupt  {evidence.corrupt}\n",
         _edges(evidence),
         _method(evidence),
-        "## Evidence\n\n" + table(("", "value", ""), [(row.name, row, row.note) for row in evidence.behaviour]),
-        "## Controls\n\n" + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
+        "## Evidence\n\n"
+        + table(("", "value", ""), [(row.name, row, row.note) for row in evidence.behaviour]),
+        "## Controls\n\n"
+        + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
         _components(evidence),
         _roles(evidence),
         _senders(evidence),
         "## Tests of the account\n\n" + _tests(evidence),
         _published(evidence.agreement, len(evidence.edges)) if evidence.agreement else "",
         "## Not explained\n\n" + "".join(f"* {line}\n" for line in not_explained(evidence)),
-    ]  # fmt: skip
+    ]
     return "\n".join(section for section in sections if section)
 
 
@@ -47,6 +50,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _code(text: str) -> str:
     """A text of one line that does not end the backticks around it."""
+    # A backtick would end the code span and let the rest of a name be read as Markdown.
     return visible(text).replace("`", "'")
 
 
@@ -57,14 +61,17 @@ def _claim(evidence: Evidence) -> str:
         doubt = f" **`{name}` does not surely do this**: see what is not explained."
     return (
         f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` keep "
-        f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and the corrupt run, on "
-        f"{evidence.n_heldout} held-out prompts. Random circuits of the same size keep {evidence.estimate('random circuits')}; the "
-        f"same edges through other heads of each layer keep {evidence.estimate('other heads')}.{doubt}\n"
+        f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and "
+        f"the corrupt run, on {evidence.n_heldout} held-out prompts. Random circuits of the same size keep "
+        f"{evidence.estimate('random circuits')}; the same edges through other heads of each layer keep "
+        f"{evidence.estimate('other heads')}.{doubt}\n"
     )
 
 
 def _behaves(evidence: Evidence) -> bool:
-    """Whether the clean run's metric is surely above the corrupt run's, so that there is something to explain."""
+    """Whether the clean run's metric is surely above the corrupt run's, so that there is something to
+    explain.
+    """
     return evidence.estimate("metric of the model").above(evidence.estimate("metric of the corrupt run"))
 
 
@@ -83,10 +90,11 @@ def _edges(evidence: Evidence) -> str:
 
 def _method(evidence: Evidence) -> str:
     return (
-        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts. The circuit is the smallest set "
-        f"of best-scored edges that keeps {evidence.share:.0%} of the difference on those prompts; dead ends are pruned. Every edge "
-        "outside the circuit carries its value from the corrupt run. All numbers below are means over held-out prompts with 95 % "
-        f"bootstrap intervals; seed 0, metric {evidence.metric}.\n"
+        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts. The "
+        f"circuit is the smallest set of best-scored edges that keeps {evidence.share:.0%} of the difference "
+        "on those prompts; dead ends are pruned. Every edge outside the circuit carries its value from the "
+        "corrupt run. All numbers below are means over held-out prompts with 95 % bootstrap intervals; seed "
+        f"0, metric {evidence.metric}.\n"
     )
 
 
@@ -94,14 +102,17 @@ def _components(evidence: Evidence) -> str:
     header = ("", f"swapped ({evidence.metric})", "direct (logits)", "from END to", "copying", "role")
     rows = [_component_row(component) for component in evidence.components]
     return (
-        "## Components\n\nFor each component: the change of the metric when its output alone is replaced by the corrupt run's; its "
-        "direct contribution to the right minus the wrong logit; where a head attends from END; and its copying score, -1 to 1, "
-        "which is positive when a head raises the logits of the tokens that it attends to.\n\n" + table(header, rows)
-    )  # fmt: skip
+        "## Components\n\nFor each component: the change of the metric when its output alone is replaced by "
+        "the corrupt run's; its direct contribution to the right minus the wrong logit; where a head attends "
+        "from END; and its copying score, -1 to 1, "
+        "which is positive when a head raises the logits of the tokens that it attends to.\n\n"
+        + table(header, rows)
+    )
 
 
 def _component_row(component: Component) -> tuple[Any, ...]:
     direct = "-" if component.direct is None else component.direct
+    # By share, then by name, so that ties do not depend on the order of a dict.
     strongest = sorted(component.attention.items(), key=lambda item: (-item[1], item[0]))[:2]
     attention = ", ".join(f"{position} {share:.2f}" for position, share in strongest) or "-"
     copying = "-" if component.copying is None else f"{component.copying:.2f}"
@@ -119,10 +130,12 @@ def _senders(evidence: Evidence) -> str:
     if not evidence.traced_heads:
         return ""
     return (
-        f"## What tells {' '.join(evidence.traced_heads)} where to attend\n\nPath patching into the queries (q) and keys (k) of these "
-        "heads: a sender's direct path carries the sender's mean over tokens. Shown are the three senders that change the metric "
-        "most, for each.\n\n" + table(("", evidence.metric, ""), [(row.name, row, "") for row in evidence.senders])
-    )  # fmt: skip
+        f"## What tells {' '.join(evidence.traced_heads)} where to attend\n\nPath patching into the queries "
+        "(q) and keys (k) of these heads: a sender's direct path carries the sender's mean over tokens. "
+        "Shown are the three senders that change the metric "
+        "most, for each.\n\n"
+        + table(("", evidence.metric, ""), [(row.name, row, "") for row in evidence.senders])
+    )
 
 
 def _tests(evidence: Evidence) -> str:
@@ -133,19 +146,21 @@ def _tests(evidence: Evidence) -> str:
         verdict = "holds" if test.holds else "**fails**"
         rows.append((test.name, test.measured, f"{test.predicted:.3f}", test.criterion, verdict, test.claim))
     return (
-        "Each prediction was computed before its edit was run. The account, the rules and the criteria were written after looking at "
-        "`tiny`. A criterion is about the mean: where it holds, the interval need not contain the prediction.\n\n"
+        "Each prediction was computed before its edit was run. The account, the rules and the criteria were "
+        "written after looking at `tiny`. A criterion is about the mean: where it holds, the interval need "
+        "not contain the prediction.\n\n"
         + table(("", "measured", "predicted", "criterion", "verdict", "claim"), rows)
-    )  # fmt: skip
+    )
 
 
 def _published(agreement: Agreement, n_edges: int) -> str:
     rows = [(role.name, role.published, role.found, role.missing or "none") for role in agreement.roles]
     return (
-        f"## Beside the published circuit\n\nOf {agreement.published_edges} edges published, {agreement.shared_edges} are among the "
-        f"{n_edges} found: precision {agreement.precision:.3f}, recall {agreement.recall:.3f}, Jaccard {agreement.jaccard:.3f}; "
+        f"## Beside the published circuit\n\nOf {agreement.published_edges} edges published, "
+        f"{agreement.shared_edges} are among the {n_edges} found: precision {agreement.precision:.3f}, "
+        f"recall {agreement.recall:.3f}, Jaccard {agreement.jaccard:.3f}; "
         f"nodes {agreement.node_jaccard:.3f}.\n\n" + table(("role", "published", "found", "missing"), rows)
-    )  # fmt: skip
+    )
 
 
 def not_explained(evidence: Evidence) -> list[str]:
@@ -155,13 +170,14 @@ def not_explained(evidence: Evidence) -> list[str]:
     lines = []
     if not _behaves(evidence):
         lines.append(
-            f"Whether there is anything to explain: the metric of the clean run, {evidence.estimate('metric of the model')}, is not "
-            f"surely above that of the corrupt run, {evidence.estimate('metric of the corrupt run')}."
-        )  # fmt: skip
+            "Whether there is anything to explain: the metric of the clean run, "
+            f"{evidence.estimate('metric of the model')}, is not surely above that of the corrupt run, "
+            f"{evidence.estimate('metric of the corrupt run')}."
+        )
     lines += [
         f"{1 - faithfulness.mean:z.1%} of the difference: the circuit keeps {faithfulness}.",
-        f"The whole behaviour: with zeros outside the circuit it keeps {zero}, with means {mean}. A circuit found against corrupt "
-        "prompts explains the difference between the two prompts.",
+        f"The whole behaviour: with zeros outside the circuit it keeps {zero}, with means {mean}. A circuit "
+        "found against corrupt prompts explains the difference between the two prompts.",
     ]
     if evidence.minimal is not None:
         lines.append(
@@ -169,6 +185,7 @@ def not_explained(evidence: Evidence) -> list[str]:
             f"({evidence.minimal:.0%} are needed)."
         )
     other_heads = evidence.estimate("other heads")
+    # Where the intervals overlap, the choice of heads is not shown to matter.
     if other_heads.high >= faithfulness.low:
         lines.append(
             "Which heads it has to be: the same edges through other heads of the same layers keep up to "

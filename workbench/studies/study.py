@@ -48,7 +48,8 @@ class Study:
     reference: str | None = None
 
     def experiment(self, model: Model, *, n: int | None = None, seed: int = 0) -> CircuitExperiment:
-        """The circuit of this behaviour in a model, found on training prompts, ready to be tested on held-out ones.
+        """The circuit of this behaviour in a model, found on training prompts, ready to be tested on held-out
+        ones.
 
         Args:
             n: prompts to find it on, and as many held-out ones; None takes the study's.
@@ -62,8 +63,15 @@ class Study:
         data = Experiment.of(model, self.task, n=n, seed=seed)
         train, metric, value = data.train.pairs, data.metric, data.train.value("corrupt")
         example_scores = score_edges(
-            model, train, value=value, metric=metric, method=self.method, keep=("example",), seed=seed, progress=False
-        )  # fmt: skip
+            model,
+            train,
+            value=value,
+            metric=metric,
+            method=self.method,
+            keep=("example",),
+            seed=seed,
+            progress=False,
+        )
         # The sign of the scores and the direction of the metric are in the attrs, which the search reads.
         scores = example_scores.mean("example", skipna=False, keep_attrs=True)
         circuit = find_circuit(

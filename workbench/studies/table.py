@@ -22,6 +22,7 @@ def table(circuits: Path) -> str:
 
 
 def _row(name: str, evidence: Evidence) -> tuple[str, ...]:
+    # The hardest control: the other task that the same edges keep most of.
     most = max(evidence.other_tasks, key=lambda row: row.mean)
     return (
         f"[{name}]({name}/README.md)",

@@ -1,4 +1,4 @@
-"""The benchmark of methods, and the smallest circuits of behaviours, as files: what `workbench bench` writes."""
+"""The benchmark of methods and the smallest circuits, as files: what `workbench bench` writes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,14 @@ BENCH_FILES = ("bench.parquet", "bench.html")
 BEHAVIOUR_FILES = ("behaviours.parquet", "behaviours.html")
 Section = tuple[str, Any, str]
 _OVERVIEW = (
-    "Planted models by kind of value: area under the ROC curve of edges ranked by the magnitude of their scores (mean, and the "
-    "worst model), MIB's area, the share of true edges among as many best ones as there are, and on held-out prompts CPR (signed) "
-    "and CMD (by magnitude). Below, the tasks of tiny, whose true edges nobody knows."
+    "Planted models by kind of value: area under the ROC curve of edges ranked by the magnitude of their "
+    "scores (mean, and the worst model), MIB's area, the share of true edges among as many best ones as "
+    "there are, and on held-out prompts CPR (signed) and CMD (by magnitude). Below, the tasks of tiny, whose "
+    "true edges nobody knows."
 )
 _EVERY_METHOD = (
-    "Edges of the smallest circuit, faithfulness at 1 % of the edges, CPR (signed) and CMD (by magnitude) on held-out prompts, and "
-    "stability."
+    "Edges of the smallest circuit, faithfulness at 1 % of the edges, CPR (signed) and CMD (by magnitude) on "
+    "held-out prompts, and stability."
 )
 
 
@@ -41,6 +42,7 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
     if len(tiny):
         caption = "Area between the faithfulness curve and 1, held-out prompts: 0 is best."
         sections.append(("CMD on tiny", bench_figure(_by_method(tiny, "task", "cmd"), best="low"), caption))
+    # All numbers at the end, so that no summary has to be believed.
     sections.append(("Every row", frame.round(4), ""))
     with replaced(folder, BENCH_FILES, overwrite=overwrite) as partial:
         save_rows(rows, partial / BENCH_FILES[0])
@@ -74,9 +76,10 @@ def write_behaviours(
     """
     share = f"{rows[0].share:.0%}" if rows else ""
     caption = (
-        f"The fewest best-scored edges that keep {share} of the behaviour on the prompts of the search, by the method that needs "
-        "fewest; pruned: those that are no dead ends. Faithfulness on held-out prompts, with 95 % bootstrap intervals. Jaccard: "
-        "agreement of circuits of that size found on resampled prompts (published for indirect objects in GPT-2 small: .67)."
+        f"The fewest best-scored edges that keep {share} of the behaviour on the prompts of the search, by "
+        "the method that needs fewest; pruned: those that are no dead ends. Faithfulness on held-out "
+        "prompts, with 95 % bootstrap intervals. Jaccard: agreement of circuits of that size found on "
+        "resampled prompts (published for indirect objects in GPT-2 small: .67)."
     )
     sections: list[Section] = [
         ("Smallest circuits", behaviours_table(rows), caption),

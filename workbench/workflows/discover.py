@@ -1,6 +1,8 @@
-"""The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a report.
+"""The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a
+report.
 
-`discover` is the call, `DiscoveryRun` (in `discovery_run`) what it returns; `discover_page` makes the report's sections.
+`discover` is the call, `DiscoveryRun` (in `discovery_run`) what it returns; `discover_page` makes the
+report's sections.
 """
 
 from pathlib import Path
@@ -59,13 +61,15 @@ def discover(
 
     Args:
         task: a task's name, or pairs of your own, which are split into two halves that share no prompt.
-        out: folder for `circuit.json`, `effects.nc`, `lens.nc`, `edges.parquet`, `faithfulness.nc`, `report.html`.
+        out: folder for `circuit.json`, `effects.nc`, `lens.nc`, `edges.parquet`, `faithfulness.nc`,
+            `report.html`.
         n: pairs of a task to find it on, and as many to test it on; None takes 64.
         seed: of the prompts.
         variant: the task's kind of corruption; None takes its first.
         metric: None takes the task's own.
         method: how the circuit is found: a method of `score_edges`, "acdc", "learn-edges" or "learn-nodes".
-        value: what stands in for everything outside the circuit: the corrupt run ("corrupt"), "zero", or "mean".
+        value: what stands in for everything outside the circuit: the corrupt run ("corrupt"), "zero", or
+            "mean".
         n_edges: size before pruning; None takes 2 % of the graph. ACDC decides itself.
         command: shown in the report.
 
@@ -74,7 +78,8 @@ def discover(
 
     Raises:
         OutputExists: the folder holds a run; nothing is touched.
-        UnknownName: no such task, variant, metric, value or method; nothing is written, as for all errors below.
+        UnknownName: no such task, variant, metric, value or method; nothing is written, as for all errors
+            below.
         PromptError: prompts of unequal length within a pair, or too few of them.
         CircuitError: more edges than the model has.
         MetricError: a metric that does not fit the prompts, or that nothing changes.
@@ -85,6 +90,7 @@ def discover(
     PosixPath('runs/ioi/report.html')
     """
     out = Path(out)
+    # Everything that can be refused is refused before minutes of work.
     check_output(out, FILES, overwrite=overwrite)
     value = canonical_name(value, choices=VALUES)
     if method not in METHODS:
@@ -104,6 +110,7 @@ def discover(
             bar.set_postfix_str(doing)
             bar.update()
 
+        # A step is counted when it begins, so that the bar names what is running.
         step("heads")
         heads = effects(
             model, heldout.pairs, sites=grid("z", model), value=zero(), metric=heldout.metric, progress=False
@@ -112,19 +119,28 @@ def discover(
         patching = _patching(heldout)
         step("edges")
         discovery = find_by(
-            method, model, train.pairs, value=train.value(value), metric=train.metric, n_edges=n_edges, by_example=True,
-            seed=seed, progress=progress,
-        )  # fmt: skip
+            method,
+            model,
+            train.pairs,
+            value=train.value(value),
+            metric=train.metric,
+            n_edges=n_edges,
+            by_example=True,
+            seed=seed,
+            progress=progress,
+        )
         scores, circuit = discovery.scores, discovery.circuit
         step("circuit")
         evaluation = _evaluations(circuit, experiment, value)
         if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
             raise MetricError(
-                f"On the held-out prompts {heldout.metric.name} is the same in the clean run and with every edge replaced, so there "
-                "is no effect to explain. Check the prompts, the answers and the metric."
-            )  # fmt: skip
+                f"On the held-out prompts {heldout.metric.name} is the same in the clean run and with every "
+                "edge replaced, so there is no effect to explain. Check the prompts, the answers and the "
+                "metric."
+            )
         step("curves")
         curve = _curve(scores, heldout, value)
+        # Only edges with scores can be added one by one, strongest first.
         has_scores = circuit.n_edges > 0 and circuit.scores is not None
         grown = _curve(circuit, heldout, value) if has_scores else None
         # Methods that score no single prompt have no intervals over prompts.
@@ -137,12 +153,18 @@ def discover(
 
 
 def _patching(heldout: PairsInModel) -> xr.DataArray:
-    """The clean residual stream patched into the corrupt run, at every named position that all prompts have."""
+    """The clean residual stream patched into the corrupt run, at each position that all prompts name."""
+    # A position that some prompt lacks would be NaN for it and bias the mean.
     names = [name for name, index in heldout.pairs.clean.positions.items() if bool((index >= 0).all())]
     return effects(
-        heldout.model, heldout.pairs, sites=grid("resid_pre", heldout.model, pos=names), value=from_store(heldout.clean),
-        base="corrupt", metric=heldout.metric, progress=False,
-    )  # fmt: skip
+        heldout.model,
+        heldout.pairs,
+        sites=grid("resid_pre", heldout.model, pos=names),
+        value=from_store(heldout.clean),
+        base="corrupt",
+        metric=heldout.metric,
+        progress=False,
+    )
 
 
 def _curve(ranking: xr.DataArray | Circuit, heldout: PairsInModel, value: str) -> xr.Dataset:
@@ -158,7 +180,7 @@ def _curve(ranking: xr.DataArray | Circuit, heldout: PairsInModel, value: str) -
 
 
 def _evaluations(circuit: Circuit, experiment: Experiment, value: str) -> xr.Dataset:
-    """The circuit on held-out and on its own prompts, its complement, and random circuits of as many edges."""
+    """The circuit on held-out and training prompts, its complement, and random circuits of its size."""
     heldout, train = experiment.heldout, experiment.train
     checked = evaluate(
         circuit,
@@ -180,6 +202,7 @@ def _evaluations(circuit: Circuit, experiment: Experiment, value: str) -> xr.Dat
     best = checked.isel(circuit=0)
     rows = {"held-out": best, "in-sample": in_sample.isel(circuit=0)}
     fields = ("faithfulness", "low", "high", "mean_of_ratios", "n_edges", "in_sample")
+    # Four rows of different checks become one table, which the report and `circuit=` select from.
     columns = {field: [float(row[field]) for row in rows.values()] for field in fields}
     controls = {
         "complement, held-out": ("complement", circuit.graph.n_edges - circuit.n_edges),
@@ -207,6 +230,7 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Everything that a run leaves in its folder."""
+    # All files or none: a reader never finds a report beside the circuit of an earlier run.
     with replaced(found.folder, FILES, overwrite=overwrite) as partial:
         found.circuit.save(partial / "circuit.json")
         both = xr.Dataset({"heads_zeroed": found.heads, "resid_pre_denoised": found.patching})
@@ -225,6 +249,7 @@ def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:
     writers, readers = (np.asarray(names) for names in (circuit.graph.writers, circuit.graph.readers))
     frame = pd.DataFrame({"writer": writers[cells[:, 0]], "reader": readers[cells[:, 1]]})
     frame.insert(0, "edge", frame["writer"] + "->" + frame["reader"])
+    # Sorting is stable, so that edges of equal score keep graph order in every run.
     frame["score"] = scores.values[tuple(cells.T)]
     frame["in_circuit"] = circuit.edges[tuple(cells.T)]
     return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)

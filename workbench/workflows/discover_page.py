@@ -1,6 +1,7 @@
 """The report of `discover`, from the claim to the details: `sections_of` makes its sections.
 
-It draws what a `DiscoveryRun` holds; the only thing that it measures is the circuit's edges on single prompts.
+It draws what a `DiscoveryRun` holds; the only thing that it measures is the circuit's edges on single
+prompts.
 """
 
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def sections_of(found: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, 
         _lens(lens, heldout.pairs),
     ]
     if heads:
+        # The view has computed them for the first prompt already.
         patterns = np.stack([view.patterns[head] for head in heads])  # [head, query, key]
         names = [f"a{layer}.{head}" for layer, head in heads]
         panel = attention_panel(list(heldout.pairs.clean.strings[0]), patterns, names)
@@ -59,6 +61,7 @@ def sections_of(found: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, 
 def strongest_heads(circuit: Circuit, most: int = SHOWN_HEADS) -> list[tuple[int, int]]:
     """The circuit's heads with the largest sum of |score| over their outgoing edges, in graph order."""
     assert circuit.scores is not None
+    # By size: an edge that opposes the behaviour is as much part of the mechanism.
     strengths = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1)  # [writer]
     writers = circuit.graph.writers
 
@@ -73,13 +76,19 @@ def _view(
 ) -> CircuitView:
     """The circuit on one held-out prompt."""
     best = found.evaluation.sel(circuit="held-out")
+    # Scores by position add up over prompts only where positions mean the same, so each prompt has its own.
     example = PairsInModel.of(heldout.model, heldout.pairs.select([i]), metric=heldout.metric)
     # A distance to the clean run has no gradient there, so positions are scored along a path to it.
     method = "eap-ig-inputs" if heldout.metric.needs_reference else "eap"
     scores = score_edges(
-        heldout.model, example.pairs, value=example.value(value), metric=heldout.metric, method=method, keep=("pos",),
+        heldout.model,
+        example.pairs,
+        value=example.value(value),
+        metric=heldout.metric,
+        method=method,
+        keep=("pos",),
         progress=False,
-    )  # fmt: skip
+    )
     patterns = {}
     for layer, head in heads:
         pattern = heldout.clean["pattern", layer].prompt(i)[head]
@@ -101,10 +110,11 @@ def _claim(found: DiscoveryRun, heldout: PairsInModel, value: str) -> str:
     share = circuit.n_edges / circuit.graph.n_edges
     kept, in_sample, _, random = (_interval(found.evaluation.isel(circuit=i)) for i in range(4))
     return (
-        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {kept} of the effect on {heldout.metric.name} on "
-        f"{len(heldout)} held-out prompt pairs (on the prompts they were found on {in_sample}; random circuits of as many edges "
-        f"{random}), with every other edge at {_VALUES[value]}. {circuit.n_requested} edges were chosen; dead ends are pruned."
-    )  # fmt: skip
+        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {kept} of the effect on "
+        f"{heldout.metric.name} on {len(heldout)} held-out prompt pairs (on the prompts they were found on "
+        f"{in_sample}; random circuits of as many edges {random}), with every other edge at "
+        f"{_VALUES[value]}. {circuit.n_requested} edges were chosen; dead ends are pruned."
+    )
 
 
 def _interval(row: xr.Dataset) -> str:
@@ -116,11 +126,11 @@ def _interval(row: xr.Dataset) -> str:
 
 def _trust(evaluation: xr.Dataset) -> Section:
     caption = (
-        "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 is all of it, 0 none; it is above 1 when "
-        "components that work against the behaviour were left out (a ratio of dataset means, with 95 % bootstrap intervals over "
-        "prompts; for random circuits, made of whole paths, the central 95 % of draws). The complement is the model without the "
-        "circuit's edges."
-    )  # fmt: skip
+        "Faithfulness is the share of the behaviour that the circuit alone keeps: 1 is all of it, 0 none; it "
+        "is above 1 when components that work against the behaviour were left out (a ratio of dataset means, "
+        "with 95 % bootstrap intervals over prompts; for random circuits, made of whole paths, the central "
+        "95 % of draws). The complement is the model without the circuit's edges."
+    )
     return ("How far to trust it", [_evaluation_table(evaluation), _doubts(evaluation)], caption)
 
 
@@ -142,31 +152,33 @@ def _doubts(evaluation: xr.Dataset) -> str:
     facts = evaluation.attrs
     low, high = facts["incompleteness_low"], facts["incompleteness_high"]
     return (
-        f"Completeness: when components are knocked out of circuit and model alike, the two differ most, by "
-        f"{facts['incompleteness']:.0%} [{low:.0%}, {high:.0%}] of the effect, without {facts['incompleteness_set']} (0 % is a "
-        f"complete circuit). Minimality: removing any one of {facts['minimal']:.0%} of its heads and MLPs costs at least 1 % of the "
-        f"metric; not needed: {facts['unneeded'] or 'none'}. All on held-out prompts."
-    )  # fmt: skip
+        "Completeness: when components are knocked out of circuit and model alike, the two differ most, by "
+        f"{facts['incompleteness']:.0%} [{low:.0%}, {high:.0%}] of the effect, without "
+        f"{facts['incompleteness_set']} (0 % is a complete circuit). Minimality: removing any one of "
+        f"{facts['minimal']:.0%} of its heads and MLPs costs at least 1 % of the metric; not needed: "
+        f"{facts['unneeded'] or 'none'}. All on held-out prompts."
+    )
 
 
 def _curve_caption(found: DiscoveryRun) -> str:
     facts = found.curve.attrs
     return (
         f"On held-out prompts, with 95 % bootstrap intervals. CPR (area under the curve) {facts['area']:.3f} "
-        f"[{facts['area_low']:.3f}, {facts['area_high']:.3f}]; edges ranked by {found.circuit.attrs.get('method', 'score')}. "
-        f"Random circuits as large as the one above keep {_interval(found.evaluation.isel(circuit=3))}."
+        f"[{facts['area_low']:.3f}, {facts['area_high']:.3f}]; edges ranked by "
+        f"{found.circuit.attrs.get('method', 'score')}. Random circuits as large as the one above keep "
+        f"{_interval(found.evaluation.isel(circuit=3))}."
     )
 
 
 def _effects(found: DiscoveryRun, metric: str) -> list[Section]:
     unit = found.heads.attrs.get("unit", "")
     ablation = (
-        f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over held-out prompts: negative "
-        "means that the head supports the behaviour."
-    )  # fmt: skip
+        f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over "
+        "held-out prompts: negative means that the head supports the behaviour."
+    )
     denoising = (
-        f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named position (denoising), "
-        "mean over held-out prompts."
+        f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named "
+        "position (denoising), mean over held-out prompts."
     )
     strongest = "The ten heads whose ablation changes the metric most."
     return [
@@ -179,6 +191,7 @@ def _effects(found: DiscoveryRun, metric: str) -> list[Section]:
 def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.DataFrame:
     frame = summary(heads).to_dataframe().reset_index()
     places = list(zip(frame["layer"].tolist(), frame["head"].tolist(), strict=True))
+    # Names of heads as the graph spells them, which the circuit's picture uses too.
     frame["in circuit"] = ["yes" if place in set(circuit.heads) else "" for place in places]
     frame["head"] = [f"a{layer}.{head}" for layer, head in places]
     order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")[:most]
@@ -190,7 +203,9 @@ def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.Dat
 def _lens(lens: xr.DataArray, pairs: PromptPairs) -> Section:
     tokens = list(pairs.clean.strings[0])
     first = lens.isel(example=0, pos=slice(0, len(tokens)))
-    caption = "Right minus wrong answer's logit, read from the residual stream after each layer, on the example prompt."
+    caption = (
+        "Right minus wrong answer's logit, read from the residual stream after each layer, on one prompt."
+    )
     return ("Logit lens", first.assign_coords(token=("pos", results.as_labels(tokens))), caption)
 
 

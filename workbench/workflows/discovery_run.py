@@ -1,4 +1,4 @@
-"""`DiscoveryRun`: what `discover` measured, by name; it is made in `discover` and drawn in `discover_page`."""
+"""`DiscoveryRun`: what `discover` measured, by name. `discover` makes it, `discover_page` draws it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""One table of effects from names alone, with its picture: what `workbench effects` and `workbench paths` run.
+"""One table of effects from names alone, with its picture: what `workbench effects` and `workbench paths`
+run.
 
 A `Question` says what is asked, in names; `write` saves the answer, `strongest` puts it into lines of text.
 """
@@ -41,7 +42,8 @@ class Question:
         task: a task's name, or a .csv or .jsonl file of pairs.
         n: pairs of a task.
         seed: of the prompts, and of resample.
-        value: one of `VALUES`; None is the run that is not edited. `mean` and `resample` are over the run that is edited.
+        value: one of `VALUES`; None is the run that is not edited. `mean` and `resample` are over the run
+            that is edited.
         metric: None takes the task's.
         base: "clean" or "corrupt": which run is edited.
         budget: bytes of working memory.
@@ -75,9 +77,10 @@ class Question:
         Args:
             pos: "all", "each", or positions separated by commas.
         """
-        kind_named(kind)
+        kind_named(kind)  # an unknown kind is refused before prompts are made
         positions = pos if pos in ("all", "each") else [_position(text) for text in pos.split(",")]
         sites, data = grid(kind, model, pos=positions), self._pairs_in(model, [kind])
+        # Captures activations where the value needs them, even for a plan: it is checked against the prompts.
         value = data.value(self.value)
         if dry_run:
             return explain(
@@ -90,8 +93,15 @@ class Question:
                 budget=self.budget,
             )
         return effects(
-            model, data.pairs, sites=sites, method=method, value=value, metric=data.metric, base=self.base, budget=self.budget
-        )  # fmt: skip
+            model,
+            data.pairs,
+            sites=sites,
+            method=method,
+            value=value,
+            metric=data.metric,
+            base=self.base,
+            budget=self.budget,
+        )
 
     def paths(
         self,
@@ -108,9 +118,17 @@ class Question:
         value = data.value(self.value)
         measure = explain if dry_run else path_effects
         return measure(
-            model, data.pairs, senders=senders, receivers=receivers, paths=paths, mlps=mlps, value=value, metric=data.metric,
-            base=self.base, budget=self.budget,
-        )  # fmt: skip
+            model,
+            data.pairs,
+            senders=senders,
+            receivers=receivers,
+            paths=paths,
+            mlps=mlps,
+            value=value,
+            metric=data.metric,
+            base=self.base,
+            budget=self.budget,
+        )
 
     def _pairs_in(self, model: Model, sites: Sequence[str]) -> PairsInModel:
         pairs = pairs_of(self.task, model, n=self.n, seed=self.seed, variant=self.variant)
@@ -143,6 +161,7 @@ def strongest(result: xr.DataArray, most: int = 8) -> list[str]:
     """The cells of largest mean effect, a line each, with the standard error over examples."""
     table = summary(result)
     means, errors = table["mean"], table["se"]
+    # NaN cells count as 0 and come last; a stable sort keeps ties in the order of the axes.
     order = np.argsort(-np.nan_to_num(np.abs(means.values)).ravel(), kind="stable")[:most]
     lines = []
     for number in order:
@@ -155,9 +174,13 @@ def strongest(result: xr.DataArray, most: int = 8) -> list[str]:
 
 
 def _picture(result: xr.DataArray) -> Figure:
-    """A heatmap of at most two axes: heads or neurons of every layer become one axis where positions are the other."""
+    """A heatmap of at most two axes: heads or neurons of every layer become one axis where positions are the
+    other.
+    """
+    # A picture has two axes, so the mean over prompts is drawn; the table keeps every prompt.
     shown = result.mean("example", skipna=True, keep_attrs=True)
     single = [axis for axis in ("pos", "query_pos") if shown.sizes.get(axis) == 1]
+    # One named position needs no axis; with two axes left it is kept as a column.
     if shown.ndim > 2:
         shown = shown.squeeze(single, drop=True)
     units = [axis for axis in ("head", "kv_head", "neuron") if axis in shown.dims]
@@ -196,6 +219,7 @@ def _senders_across(shown: xr.DataArray) -> xr.DataArray:
     if shown.sizes["reader"] > 1 or len(heads) < len(parsed):
         return shown.transpose("reader", "writer")
     n_layers, n_heads = (1 + max(numbers) for numbers in zip(*heads, strict=True))
+    # Heads that no path goes from stay NaN, which is drawn as not measured.
     table = np.full((n_layers, n_heads), np.nan)
     for head, effect in zip(heads, shown.values[:, 0], strict=True):
         table[head] = effect

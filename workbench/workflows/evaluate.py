@@ -71,11 +71,12 @@ def judge(
         PromptError: prompts that do not suit the model.
         MetricError: a metric that does not fit the prompts.
     """
-    circuit.check_fits(model)
+    circuit.check_fits(model)  # before prompts are made and run
     pairs = pairs_of(task, model, n=n, seed=seed, split=split, variant=variant)
     data = PairsInModel.of(model, pairs, metric=metric or None, sites=writer_kinds(model), seed=seed)
     by_name = {name: data.value(name) for name in value_names(values)}
     evaluation = evaluate(circuit, model, pairs, value=by_name, metric=data.metric, seed=seed)
+    # The tests run many circuits for each value, so they are run only where they were asked for.
     results = {}
     if tests:
         for name, value in by_name.items():
@@ -128,5 +129,6 @@ def _test(value: str, test: str, row: xr.Dataset, *, as_json: bool) -> str:
 
 def _plain(value: Any) -> Any:
     """A number or text for JSON; what was not measured is null."""
+    # JSON has no NaN and no infinity.
     plain = np.asarray(value).item()
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain

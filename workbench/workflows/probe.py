@@ -1,6 +1,7 @@
 """Probes over a store with a page that shows them: what `workbench probe` runs.
 
-`labels_named` reads the labels, `probe` fits, `write` leaves the files; `best_table` and `neuron_table` are the summaries.
+`labels_named` reads the labels, `probe` fits, `write` leaves the files; `best_table` and `neuron_table` are
+the summaries.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class Probed:
 
     Attributes:
         probes: see `fit_probes`.
-        neurons: what every MLP neuron tells of each concept by itself (`neuron_maps`), or None where the store holds no
-            `mlp_post` or no concept has classes.
+        neurons: what every MLP neuron tells of each concept by itself (`neuron_maps`), or None where the
+            store holds no `mlp_post` or no concept has classes.
     """
 
     labels: Labels
@@ -53,14 +54,16 @@ def labels_named(
     concepts: Sequence[str],
     pos: Sequence[Position] | None,
 ) -> Labels:
-    """Labels from a .csv or .jsonl file, or of concepts by name (see `Labels.of_concepts`) read at `pos`; None is END.
+    """Labels from a .csv or .jsonl file, or of concepts by name (see `Labels.of_concepts`) read at `pos`;
+    None is END.
 
     Raises:
         ProbeError: neither or both are given, or the file is of another kind.
     """
     if (file is None) == (not concepts):
         raise ProbeError(
-            "Give --labels, a .csv or .jsonl file, or --concepts, names such as number,gender or named positions."
+            "Give --labels, a .csv or .jsonl file, or --concepts, names such as number,gender or named "
+            "positions."
         )
     if file is None:
         return Labels.of_concepts(store, concepts, pos=list(pos or ["END"]))
@@ -73,6 +76,7 @@ def labels_named(
 
 def probe(store: ActivationStore, labels: Labels, **settings: Any) -> Probed:
     """`fit_probes` with these settings, and a probe of every single neuron of the same layers and rows."""
+    # Neurons are read from the same rows and split, so that both tables can be compared.
     probes = fit_probes(store, labels, **settings)
     # Neuron maps rank by the area under the ROC curve, which needs classes.
     with_classes = tuple(concept for concept in labels.concepts if concept.classes)
@@ -93,7 +97,9 @@ def probe(store: ActivationStore, labels: Labels, **settings: Any) -> Probed:
 
 
 def best_table(probes: Probes) -> pd.DataFrame:
-    """For each concept, kind and k, the site that its probe tells best, with the features and the controls there."""
+    """For each concept, kind and k, the site that its probe tells best, with the features and the controls
+    there.
+    """
     results = probes.results
     if "kind" not in results.dims:
         results = results.expand_dims(kind=[results.attrs["kinds"]])
@@ -111,7 +117,7 @@ def best_table(probes: Probes) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Best:
-    """The site with the highest held-out score, (control,), the score's name, and the site's labels by axis."""
+    """The site with the highest held-out score: its cells (control,), the score, its labels by axis."""
 
     cells: xr.Dataset
     measure: str
@@ -126,6 +132,7 @@ def _best_cells(table: xr.Dataset) -> _Best | None:
     scores = cells[measure].sel(control="none")
     if not bool(scores.notnull().any()):
         return None
+    # The controls are read at the site that is best without them, not at their own best.
     best = cells.isel(site=int(scores.fillna(-np.inf).argmax("site")))
     labels = {str(axis): str(label) for axis, label in zip(axes, best["site"].item(), strict=True)}
     return _Best(best, measure, labels)
@@ -148,11 +155,14 @@ def _best_row(best: _Best, k: int) -> dict[str, Any]:
 
 
 def neuron_table(neurons: xr.Dataset) -> pd.DataFrame:
-    """The neurons that tell each concept best by themselves, by how far the area under the ROC curve is from a half."""
+    """The neurons that tell each concept best by themselves, by how far the area under the ROC curve is from
+    a half.
+    """
     rows = []
     axes = [axis for axis in ("pos", "layer", "neuron") if axis in neurons["roc_auc"].dims]
     for concept in neurons["concept"].values:
         maps = neurons.sel(concept=concept)
+        # A neuron may tell a concept by being low, so both sides of chance count.
         distance = abs(maps["roc_auc"] - 0.5).stack(cell=axes)
         order = distance.fillna(-1).argsort()[::-1][:SHOWN_NEURONS]
         for i in order.values:
@@ -197,9 +207,9 @@ def _sections(probed: Probed) -> list[Section]:
     table = probed.probes.results
     level = f"{float(table.attrs['level']):.0%}"
     best = (
-        f"The site that tells each concept best for each number of features, with its {level} interval over held-out prompts; "
-        "being the best of several, its score is a little too high. Columns of controls: the mean over their draws at the same "
-        "site."
+        f"The site that tells each concept best for each number of features, with its {level} interval over "
+        "held-out prompts; being the best of several, its score is a little too high. Columns of controls: "
+        "the mean over their draws at the same site."
     )
     sections: list[Section] = [
         (
@@ -210,8 +220,8 @@ def _sections(probed: Probed) -> list[Section]:
         ("Best sites", best_table(probed.probes), best),
     ]
     by_layer = (
-        f"Held-out score at every layer; the band is the {level} interval of the largest k. Dashed: controls at that k, mean and "
-        "range of their draws."
+        f"Held-out score at every layer; the band is the {level} interval of the largest k. Dashed: controls "
+        "at that k, mean and range of their draws."
     )
     for labels in _panels(table):
         name = ", ".join(str(label) for label in labels.values())
@@ -219,8 +229,8 @@ def _sections(probed: Probed) -> list[Section]:
         sections.append((f"By layer: {name}" if name else "By layer", figures, by_layer))
     if probed.neurons is not None:
         single = (
-            "Single neurons, each with a probe of its own; for several classes, each class against the rest. 0.5 is chance for "
-            "roc_auc."
+            "Single neurons, each with a probe of its own; for several classes, each class against the rest. "
+            "0.5 is chance for roc_auc."
         )
         sections.append(("Neurons", neuron_table(probed.neurons), single))
     return sections

@@ -1,7 +1,7 @@
 """Pages of the folders of runs: one run shown again (`workbench report`), or two compared (`workbench diff`).
 
-`report_run` and `report_difference` read files only and need no model: circuits, results (netCDF) and tables (parquet)
-are known by their names. How a circuit or a result is drawn is decided in `render`.
+`report_run` and `report_difference` read files only and need no model: circuits, results (netCDF) and tables
+(parquet) are known by their names. How a circuit or a result is drawn is decided in `render`.
 """
 
 from collections import Counter
@@ -73,6 +73,7 @@ def report_difference(
             f"{str(a)!r} and {str(b)!r} have no file in common: {', '.join(first_files)} in the first, "
             f"{', '.join(second_files)} in the second."
         )
+    # The names of the folders head the page; where they are alike the paths tell them apart.
     names = (folders[0].name, folders[1].name)
     if names[0] == names[1]:
         names = (str(a), str(b))
@@ -148,6 +149,7 @@ def _shown(item: Any) -> Content:
 
 def _as_table(item: xr.DataArray | xr.Dataset, reason: str) -> Content:
     dataset = item.to_dataset(name=str(item.name or "value")) if isinstance(item, xr.DataArray) else item
+    # As in the pictures: numbers are shown as means over prompts.
     dataset = dataset.map(lambda values: values.mean("example") if _is_averaged(values) else values)
     small = [str(name) for name, values in dataset.data_vars.items() if _fits_a_table(values)]
     if not small:
@@ -197,6 +199,7 @@ def _differs(difference: xr.DataArray) -> bool:
 
 def _circuits(a: Circuit, b: Circuit, names: tuple[str, str]) -> Content:
     try:
+        # Circuits of different graphs are told apart in words; the other files are still compared.
         comparison, view = compare(a, b), CircuitView.compared(a, b, names=names)
     except CircuitError as error:
         return f"They cannot be compared. {error}", ""
@@ -215,6 +218,7 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
     if set(columns[0]) != set(columns[1]):
         listed = [", ".join(each) for each in columns]
         return f"The columns differ: {listed[0]} in {names[0]}, {listed[1]} in {names[1]}.", ""
+    # Columns in the same order, since rows are compared as tuples.
     second = pd.DataFrame(second[list(first.columns)])
     first_keys, second_keys = _row_keys(first), _row_keys(second)
     only_first = _missing_rows(first_keys, second_keys)
@@ -252,7 +256,9 @@ def _missing_rows(keys: list[Hashable], others: list[Hashable]) -> list[int]:
 
 
 def _row_keys(frame: pd.DataFrame) -> list[Hashable]:
-    """Each row as text, with how often it came before, so that equal rows of two tables are matched one to one."""
+    """Each row as text, with how often it came before, so that equal rows of two tables are matched one to
+    one.
+    """
     seen: Counter[Hashable] = Counter()
     keys: list[Hashable] = []
     for row in frame.itertuples(index=False, name=None):

@@ -31,6 +31,7 @@ def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> 
     Raises:
         OutputExists: the page is there already.
     """
+    # A sweep that is still running has a page too, of what is measured so far.
     status = sweep.status()
     sections: list[tuple[Any, ...]] = [
         ("Picture", *_or_reason(lambda: (plot(sweep), ""))),
@@ -47,6 +48,7 @@ def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> 
 
 def _failures(failed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The failed jobs with the settings that tell them apart, and a caption."""
+    # Columns that hold nothing would widen the table for nobody.
     failures = failed.dropna(axis=1, how="all")
     settings = failures.columns.difference(["job", "status", "what", "error"]).tolist()
     columns = ["status", "what", *varying(failures, settings)]
@@ -72,7 +74,10 @@ def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
     numbers = [name for name in summary.numbers if name in table]
     size = np.nan_to_num(np.abs(table[by].to_numpy(dtype=float)), nan=-1)  # NaN last
     order = np.argsort(-size, kind="stable")[:most]
-    caption = f"The {len(order)} of {len(table)} rows with the largest {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
+    caption = (
+        f"The {len(order)} of {len(table)} rows with the largest {by}; 95 % bootstrap intervals, "
+        "q after Benjamini and Hochberg."
+    )
     shown = pd.DataFrame(table.loc[order.tolist(), [*names, *settings, *numbers]])
     return shown.dropna(axis=1, how="all").reset_index(drop=True), caption
 
