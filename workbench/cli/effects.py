@@ -67,6 +67,7 @@ def effects(
     question.check()
 
     def measure(loaded: "Model") -> Any:
+        """The effects, or with `dry_run` the plan."""
         return question.effects(loaded, kind=kind, pos=pos, method=method, dry_run=dry_run)
 
     _answer(measure, task, "effects", model, device, out, overwrite=overwrite, dry_run=dry_run)
@@ -112,6 +113,7 @@ def paths(
     writers = senders if senders in ("heads", "mlps") else _nodes(None if senders == "all" else senders)
 
     def measure(loaded: "Model") -> Any:
+        """The effects of the paths, or with `dry_run` the plan."""
         return question.paths(
             loaded,
             senders=writers,

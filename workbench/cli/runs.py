@@ -64,6 +64,7 @@ def probe_store(
     from workbench.workflows.probe import FILES, labels_named, lines, numbers, probe, write
 
     def chosen(text: str | None) -> list[str] | None:
+        """The names in an option; "none" is the empty list, an option that was left out None."""
         return None if text is None else [name for name in names_in(text) if name != "none"]
 
     pos = None if at is None else positions(at)

@@ -6,7 +6,7 @@ makes.
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,32 +40,52 @@ def differences(folder: Path, again: Path) -> list[str]:
         folder: the committed study.
         again: the same study computed again.
     """
-    circuits = [Circuit.load(each / "circuit.json") for each in (folder, again)]
-    evidence = [Evidence.load(each / FILE) for each in (folder, again)]
-    drawings = [(each / "circuit.svg").read_text(encoding="utf-8") for each in (folder, again)]
-    found = _circuits_differ(*circuits) + _differ("", *evidence)
-    for each in (folder, again):
-        if (each / "README.md").read_text(encoding="utf-8") != page(Evidence.load(each / FILE)):
-            found.append(f"{each.name}/README.md is not the page that its study.json makes")
+    ours, theirs = _Files.read(folder), _Files.read(again)
+    reasons = _circuits_differ(ours.circuit, theirs.circuit) + _differ("", ours.evidence, theirs.evidence)
+    for files in (ours, theirs):
+        if files.readme != page(files.evidence):
+            reasons.append(f"{files.name}/README.md is not the page that its study.json makes")
     # Coordinates in a drawing are decimals, and rounding moves them.
-    if _DECIMAL.sub("", drawings[0]) != _DECIMAL.sub("", drawings[1]):
-        found.append("circuit.svg shows something else")
-    return found
+    if _DECIMAL.sub("", ours.drawing) != _DECIMAL.sub("", theirs.drawing):
+        reasons.append("circuit.svg shows something else")
+    return reasons
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the folder of a study holds."""
+
+    name: str
+    circuit: Circuit
+    evidence: Evidence
+    readme: str
+    drawing: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Files":
+        """The files of a folder; errors name the one that cannot be read."""
+        texts = [(folder / name).read_text(encoding="utf-8") for name in ("README.md", "circuit.svg")]
+        return cls(folder.name, Circuit.load(folder / "circuit.json"), Evidence.load(folder / FILE), *texts)
 
 
 def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
     if ours != theirs:
         return [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
-    found = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
-    # Edges that ACDC or a person chose have no scores.
-    scores = [np.zeros(0) if each.scores is None else each.scores[each.edges] for each in (ours, theirs)]
-    if scores[0].shape != scores[1].shape or not np.allclose(*scores, rtol=CLOSE, atol=1e-4):
-        found.append("the scores in circuit.json differ")
-    attrs = [_lasting(each.attrs) for each in (ours, theirs)]
-    keys = sorted(attrs[0].keys() | attrs[1].keys())
-    odd = [key for key in keys if attrs[0].get(key) != attrs[1].get(key)]
-    odd += ["prompt_ids"] if ours.prompt_ids != theirs.prompt_ids else []
-    return found + ([f"circuit.json differs in {', '.join(odd)}"] if odd else [])
+    reasons = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
+    our_scores, their_scores = _edge_scores(ours), _edge_scores(theirs)
+    same_shape = our_scores.shape == their_scores.shape
+    if not same_shape or not np.allclose(our_scores, their_scores, rtol=CLOSE, atol=1e-4):
+        reasons.append("the scores in circuit.json differ")
+    our_attrs, their_attrs = _lasting(ours.attrs), _lasting(theirs.attrs)
+    keys = sorted(our_attrs.keys() | their_attrs.keys())
+    changed = [key for key in keys if our_attrs.get(key) != their_attrs.get(key)]
+    changed += ["prompt_ids"] if ours.prompt_ids != theirs.prompt_ids else []
+    return reasons + ([f"circuit.json differs in {', '.join(changed)}"] if changed else [])
+
+
+def _edge_scores(circuit: Circuit) -> np.ndarray:
+    """[edge]: the scores of its edges; none where a person chose them."""
+    return np.zeros(0) if circuit.scores is None else circuit.scores[circuit.edges]
 
 
 def _lasting(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +125,7 @@ def _named_fields(evidence: Any) -> dict[str, Any]:
 def _estimates_differ(path: str, ours: Estimate, theirs: Estimate) -> list[str]:
     if (ours.name, ours.note) != (theirs.name, theirs.note):
         return [f"{path}: {theirs.name}, {theirs.note}, and study.json says {ours.name}, {ours.note}"]
-    ends = [(each.low, each.high) for each in (ours, theirs)]
+    ends = ((ours.low, ours.high), (theirs.low, theirs.high))
     means = (ours.mean, theirs.mean)
     # Not measured in either: NaN is equal to nothing, so it is asked for by name.
     if np.isnan(means).all():

@@ -64,6 +64,7 @@ def main(study: Study, folder: Path) -> None:
         ),
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
+        """Find a behaviour's circuit, test its account, and write its evidence; or check the committed one."""
         # Other models and sizes must not replace the committed study of tiny.
         committed = model == "tiny" and n is None
         _check_options(committed, folder, out, check=check, overwrite=overwrite)
@@ -104,10 +105,10 @@ def _check(study: Study, folder: Path) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         again = Path(temporary) / folder.name
         write(study, load_model("tiny"), again, command=_command(folder))
-        found = differences(folder, again)
+        reasons = differences(folder, again)
     agrees = f"{folder.name}: the edges are the same, and every number is within its interval"
-    print("\n".join(found) or agrees)
-    return int(bool(found))
+    print("\n".join(reasons) or agrees)
+    return int(bool(reasons))
 
 
 def _command(folder: Path, *options: str) -> str:

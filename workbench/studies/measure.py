@@ -175,6 +175,7 @@ def _component(experiment: CircuitExperiment, name: str) -> Component:
     means, measured = experiment.heads.loc[name], experiment.measured
 
     def estimate(column: str) -> Estimate:
+        """The component's mean in a column, over prompts."""
         return Estimate.of(column, measured[column].sel(component=name).values)
 
     is_head = name.startswith("a")

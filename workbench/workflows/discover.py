@@ -146,10 +146,10 @@ def discover(
         # Methods that score no single prompt have no intervals over prompts.
         intervals = None if discovery.by_example is None else summary(discovery.by_example, draws=200)
         step("report")
-        found = DiscoveryRun(circuit, scores, heads, patching, evaluation, curve, out, intervals, grown)
+        run = DiscoveryRun(circuit, scores, heads, patching, evaluation, curve, out, intervals, grown)
         lens = logit_lens(heldout.clean, model, targets=heldout.pairs.answers, minus=heldout.pairs.wrong)
-        _write(found, lens, sections_of(found, heldout, lens, value), command, overwrite)
-    return found
+        _write(run, lens, sections_of(run, heldout, lens, value), command, overwrite)
+    return run
 
 
 def _patching(heldout: PairsInModel) -> xr.DataArray:
@@ -223,7 +223,7 @@ def _evaluations(circuit: Circuit, experiment: Experiment, value: str) -> xr.Dat
 
 
 def _write(
-    found: DiscoveryRun,
+    run: DiscoveryRun,
     lens: xr.DataArray,
     sections: list[tuple[Any, ...]],
     command: str | None,
@@ -231,15 +231,15 @@ def _write(
 ) -> None:
     """Everything that a run leaves in its folder."""
     # All files or none: a reader never finds a report beside the circuit of an earlier run.
-    with replaced(found.folder, FILES, overwrite=overwrite) as partial:
-        found.circuit.save(partial / "circuit.json")
-        both = xr.Dataset({"heads_zeroed": found.heads, "resid_pre_denoised": found.patching})
+    with replaced(run.folder, FILES, overwrite=overwrite) as partial:
+        run.circuit.save(partial / "circuit.json")
+        both = xr.Dataset({"heads_zeroed": run.heads, "resid_pre_denoised": run.patching})
         results.save(both, partial / "effects.nc")
         results.save(lens, partial / "lens.nc")
-        results.save(found.curve, partial / "faithfulness.nc")
-        edges_frame(found.scores, found.circuit).to_parquet(partial / "edges.parquet")
-        task = found.heads.attrs.get("task", "own prompts")
-        title = f"{task} in {found.heads.attrs['model']}"
+        results.save(run.curve, partial / "faithfulness.nc")
+        edges_frame(run.scores, run.circuit).to_parquet(partial / "edges.parquet")
+        task = run.heads.attrs.get("task", "own prompts")
+        title = f"{task} in {run.heads.attrs['model']}"
         report(sections, partial / "report.html", title=title, command=command)
 
 

@@ -29,7 +29,7 @@ Section = tuple[str, Any, str]
 _VALUES = {"corrupt": "their value in the corrupt run", "zero": "zero", "mean": "their mean"}
 
 
-def sections_of(found: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, value: str) -> list[Section]:
+def sections_of(run: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, value: str) -> list[Section]:
     """The sections of the report.
 
     Args:
@@ -37,14 +37,14 @@ def sections_of(found: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, 
         lens: the logit lens of their clean run.
         value: the name of what stands in for everything outside the circuit.
     """
-    heads = strongest_heads(found.circuit)
+    heads = strongest_heads(run.circuit)
     examples = range(min(SHOWN_PROMPTS, len(heldout)))
-    view = CircuitView.on_prompts([_view(found, heldout, i, heads, value) for i in examples])
+    view = CircuitView.on_prompts([_view(run, heldout, i, heads, value) for i in examples])
     sections = [
-        ("Circuit", view, _claim(found, heldout, value)),
-        _trust(found.evaluation),
-        ("Faithfulness against circuit size", found.curve, _curve_caption(found)),
-        *_effects(found, heldout.metric.name),
+        ("Circuit", view, _claim(run, heldout, value)),
+        _trust(run.evaluation),
+        ("Faithfulness against circuit size", run.curve, _curve_caption(run)),
+        *_effects(run, heldout.metric.name),
         _lens(lens, heldout.pairs),
     ]
     if heads:
@@ -66,16 +66,17 @@ def strongest_heads(circuit: Circuit, most: int = SHOWN_HEADS) -> list[tuple[int
     writers = circuit.graph.writers
 
     def strength(head: tuple[int, int]) -> float:
+        """The summed size of what leaves the head."""
         return strengths[writers.index(f"a{head[0]}.{head[1]}")]
 
     return sorted(sorted(circuit.heads, key=lambda head: -strength(head))[:most])
 
 
 def _view(
-    found: DiscoveryRun, heldout: PairsInModel, i: int, heads: Sequence[tuple[int, int]], value: str
+    run: DiscoveryRun, heldout: PairsInModel, i: int, heads: Sequence[tuple[int, int]], value: str
 ) -> CircuitView:
     """The circuit on one held-out prompt."""
-    best = found.evaluation.sel(circuit="held-out")
+    best = run.evaluation.sel(circuit="held-out")
     # Scores by position add up over prompts only where positions mean the same, so each prompt has its own.
     example = PairsInModel.of(heldout.model, heldout.pairs.select([i]), metric=heldout.metric)
     # A distance to the clean run has no gradient there, so positions are scored along a path to it.
@@ -94,21 +95,21 @@ def _view(
         pattern = heldout.clean["pattern", layer].prompt(i)[head]
         patterns[layer, head] = pattern.float().cpu().numpy()
     return CircuitView.of(
-        found.circuit,
+        run.circuit,
         title=f"{heldout.pairs.provenance.get('task', 'circuit')} in {model_name(heldout.model)}",
         tokens=list(example.pairs.clean.strings[0]),
         position_scores=scores.transpose("writer", "reader", "pos"),
         patterns=patterns,
         faithfulness=(float(best["faithfulness"]), float(best["low"]), float(best["high"])),
-        intervals=found.intervals,
-        curve=found.grown,
+        intervals=run.intervals,
+        curve=run.grown,
     )
 
 
-def _claim(found: DiscoveryRun, heldout: PairsInModel, value: str) -> str:
-    circuit = found.circuit
+def _claim(run: DiscoveryRun, heldout: PairsInModel, value: str) -> str:
+    circuit = run.circuit
     share = circuit.n_edges / circuit.graph.n_edges
-    kept, in_sample, _, random = (_interval(found.evaluation.isel(circuit=i)) for i in range(4))
+    kept, in_sample, _, random = (_interval(run.evaluation.isel(circuit=i)) for i in range(4))
     return (
         f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {kept} of the effect on "
         f"{heldout.metric.name} on {len(heldout)} held-out prompt pairs (on the prompts they were found on "
@@ -160,18 +161,18 @@ def _doubts(evaluation: xr.Dataset) -> str:
     )
 
 
-def _curve_caption(found: DiscoveryRun) -> str:
-    facts = found.curve.attrs
+def _curve_caption(run: DiscoveryRun) -> str:
+    facts = run.curve.attrs
     return (
         f"On held-out prompts, with 95 % bootstrap intervals. CPR (area under the curve) {facts['area']:.3f} "
         f"[{facts['area_low']:.3f}, {facts['area_high']:.3f}]; edges ranked by "
-        f"{found.circuit.attrs.get('method', 'score')}. Random circuits as large as the one above keep "
-        f"{_interval(found.evaluation.isel(circuit=3))}."
+        f"{run.circuit.attrs.get('method', 'score')}. Random circuits as large as the one above keep "
+        f"{_interval(run.evaluation.isel(circuit=3))}."
     )
 
 
-def _effects(found: DiscoveryRun, metric: str) -> list[Section]:
-    unit = found.heads.attrs.get("unit", "")
+def _effects(run: DiscoveryRun, metric: str) -> list[Section]:
+    unit = run.heads.attrs.get("unit", "")
     ablation = (
         f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over "
         "held-out prompts: negative means that the head supports the behaviour."
@@ -182,9 +183,9 @@ def _effects(found: DiscoveryRun, metric: str) -> list[Section]:
     )
     strongest = "The ten heads whose ablation changes the metric most."
     return [
-        ("Head ablation", found.heads, ablation),
-        ("Heads by effect", _head_table(found.heads, found.circuit), strongest),
-        ("Patching the residual stream", found.patching, denoising),
+        ("Head ablation", run.heads, ablation),
+        ("Heads by effect", _head_table(run.heads, run.circuit), strongest),
+        ("Patching the residual stream", run.patching, denoising),
     ]
 
 

@@ -216,8 +216,8 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
     first, second = (_without_index(frame) for frame in (a, b))
     columns = [list(map(str, frame.columns)) for frame in (first, second)]
     if set(columns[0]) != set(columns[1]):
-        listed = [", ".join(each) for each in columns]
-        return f"The columns differ: {listed[0]} in {names[0]}, {listed[1]} in {names[1]}.", ""
+        ours, theirs = ", ".join(columns[0]), ", ".join(columns[1])
+        return f"The columns differ: {ours} in {names[0]}, {theirs} in {names[1]}.", ""
     # Columns in the same order, since rows are compared as tuples.
     second = pd.DataFrame(second[list(first.columns)])
     first_keys, second_keys = _row_keys(first), _row_keys(second)
