@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from closeness import close
 from families import make_pairs, model_of
 
 from workbench.engine.capture import capture
@@ -72,7 +73,7 @@ def test_panel_holds_its_numbers_and_names(pattern):
     assert props["tokens"] == ["a", "·b", "c"]
     assert props["attentionHeadNames"] == ["a0.1", "a3.4"]
     assert props["maskUpperTri"] is True
-    np.testing.assert_allclose(props["attention"], pattern, atol=1e-4)
+    assert close(props["attention"], pattern, tolerance=1e-4, scale=1.0)
     assert (
         pushed(attention_panel(["a", "b", "c"], pattern[:, ::-1], ["x", "y"]).html())[2]["maskUpperTri"]
         is False
@@ -111,10 +112,10 @@ def test_panels_draw_the_stores_patterns(captured):
         _, _, props = pushed(panels.attention(store, heads=heads, prompt=1).html())
         assert props["attentionHeadNames"] == ["a1.0", "a0.1"]
         assert len(props["tokens"]) == 6
-        np.testing.assert_allclose(props["attention"][0], store["pattern", 1].prompt(1)[0], atol=1e-4)
-        np.testing.assert_allclose(props["attention"][1], store["pattern", 0].prompt(1)[1], atol=1e-4)
+        assert close(props["attention"][0], store["pattern", 1].prompt(1)[0], tolerance=1e-4, scale=1.0)
+        assert close(props["attention"][1], store["pattern", 0].prompt(1)[1], tolerance=1e-4, scale=1.0)
     every = pushed(panels.attention(store, layer=1, prompt=store.prompts.ids[2]).html())[2]
-    np.testing.assert_allclose(every["attention"], store["pattern", 1].prompt(2), atol=1e-4)
+    assert close(every["attention"], store["pattern", 1].prompt(2), tolerance=1e-4, scale=1.0)
     assert pushed(panels.attention(store, layer=1, heads=[1]).html())[2]["attentionHeadNames"] == ["a1.1"]
 
 
@@ -172,9 +173,9 @@ def test_top_tokens_are_those_of_the_lens(captured):
         got = np.array(props["tokens"][layer])[np.array(props["topkIdxs"][layer][0])]
         want = lens["token"].sel(example=0, layer=layer).values[:4]
         assert got.T.tolist() == [[f"t{i}" for i in row] for row in want]
-        np.testing.assert_allclose(
-            np.array(props["topkVals"][layer][0]).T, lens["prob"][0, layer, :4], atol=1e-4
-        )
+        probs = np.array(props["topkVals"][layer][0]).T
+        # a panel keeps five digits
+        assert close(probs, lens["prob"][0, layer, :4], tolerance=1e-4, scale=1.0)
     selected = panels.top_tokens(lens.isel(example=0), lambda i: f"t{i}", strings=store.prompts.strings[0])
     assert selected.html() == panels.top_tokens(lens, words, strings=store.prompts.strings[0]).html()
     assert (

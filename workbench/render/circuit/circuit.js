@@ -102,7 +102,7 @@ function say(describe, full) {
   const panel = find("detail");
   panel.replaceChildren();
   if (describe) describe(full);
-  else make("p", "Point at an edge or a node, or reach it with Tab; click or Enter keeps it, Escape lets go.", panel, "hint");
+  else make("p", "Point at an edge or a node, or move to it with Tab. Click it or press Enter to pin it, Escape to unpin it.", panel, "hint");
   report();
 }
 
@@ -118,7 +118,7 @@ function describeLine(line, full) {
   if (values.some((x) => x !== 0)) {
     const most = Math.max(...values.map((x) => Math.abs(x || 0)));
     const rows = values.map((x, p) => [token(p) + " (" + p + ")", x]);
-    bars("score by position, on this prompt, from 2 % of the largest", rows.filter(([, x]) => x === null || (x && Math.abs(x) >= 0.02 * most)), sides);
+    bars("score by position on this prompt (at least 2 % of the largest)", rows.filter(([, x]) => x === null || (x && Math.abs(x) >= 0.02 * most)), sides);
   }
   edge.h.filter((head) => data.patterns[state.prompt][head]).forEach((head) => heat(head, sides));
 }
@@ -137,8 +137,8 @@ function describeNode(i, full) {
   });
   if (direct) make("p", "directly into the logits: " + signed(direct[2]), panel);
   const sides = make("div", null, panel, "sides"), row = (line) => [name(line), line[2]];
-  if (into.length) bars("enters, strongest first", into.map(row), sides);
-  if (out.length) bars("leaves, strongest first", out.map(row), sides);
+  if (into.length) bars("incoming edges, strongest first", into.map(row), sides);
+  if (out.length) bars("outgoing edges, strongest first", out.map(row), sides);
   const head = key.startsWith("a") ? key.slice(1).split("@")[0] : null;
   if (head && data.patterns[state.prompt][head]) {
     const at = where === undefined ? cells(head)[0] - 1 : Number(where);

@@ -80,9 +80,11 @@ def _checks_table(
 
 def minimality(result: xr.Dataset, title: str | None = None) -> Figure:
     """How much of the metric is lost without each component of a circuit."""
-    shown = result["missed"].rename("missed (share of the metric)").assign_attrs(result.attrs)
+    shown = result["missed"].rename("metric lost without it (share)").assign_attrs(result.attrs)
     needless = result["node"].values[result["needed"].values == 0]
-    note = f"less than 1 %: {', '.join(map(str, needless))}" if len(needless) else "every component is missed"
+    note = "every component is needed"
+    if len(needless):
+        note = f"not needed (less than 1 % lost): {', '.join(map(str, needless))}"
     return bars(noted(shown, note), low=result["low"], high=result["high"], title=title)
 
 

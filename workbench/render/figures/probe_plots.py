@@ -142,7 +142,7 @@ def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
         for axes, edit in zip(grid, edits, strict=True):
             _draw_edit(axes, result.sel(edit=edit), edit)
         _causal_legend(grid[-1])
-        grid[0].set_ylabel("change of the metric")
+        grid[0].set_ylabel("change in the metric")
         facts = [
             f"{name} {result.attrs[name]}" for name in ("concept", "site", "position") if name in result.attrs
         ]
