@@ -58,11 +58,10 @@ def discover(
     import workbench as wb
     from workbench.files import check_output
     from workbench.statistics import interval_text
-    from workbench.tasks.registry import find_task
+    from workbench.tasks.registry import PAIR_READERS, find_task
     from workbench.workflows.discover import FILES
 
-    readers = {".csv": wb.PromptPairs.from_csv, ".jsonl": wb.PromptPairs.from_jsonl}
-    read = readers.get(Path(task).suffix.lower())
+    read = PAIR_READERS.get(Path(task).suffix.lower())
     # A misspelt task is refused before the model is loaded.
     if read is None:
         find_task(task)

@@ -209,14 +209,3 @@ def check_value(value: object) -> Value:
             f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store)."
         )
     return value
-
-
-def value_named(name: str, *, own: ActivationStore, other: ActivationStore, seed: int = 0) -> Value:
-    """The value of that name from two stores; `named_values.make_value` is the way to make values by name."""
-    makers = {
-        "from_store": lambda: from_store(other),
-        "zero": zero,
-        "mean": lambda: mean(own),
-        "resample": lambda: resample(own, seed),
-    }
-    return makers[name]()

@@ -170,7 +170,8 @@ def _distinct_pairs(
     )
 
 
-_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+PAIR_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+"""Suffix of a file of pairs → what reads it."""
 
 
 def pairs_of(
@@ -180,5 +181,5 @@ def pairs_of(
 
     Of a file they are all the pairs: `n`, `seed`, `split` and `variant` are for tasks.
     """
-    read = _READERS.get(Path(task).suffix.lower())
+    read = PAIR_READERS.get(Path(task).suffix.lower())
     return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)

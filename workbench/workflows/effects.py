@@ -26,7 +26,7 @@ from workbench.models.model import Model
 from workbench.render.plots import plot
 from workbench.sites import Position, grid, kind_named
 from workbench.statistics import summary
-from workbench.tasks.registry import _READERS, find_task, pairs_of
+from workbench.tasks.registry import PAIR_READERS, find_task, pairs_of
 
 VALUES = ("clean", "corrupt", "zero", "mean", "resample")
 """What can be written; of `clean` and `corrupt` the one that is not edited."""
@@ -65,7 +65,7 @@ class Question:
             UnknownName: no such task, value or base.
             EditError: the value is the run that is edited.
         """
-        if Path(self.task).suffix.lower() not in _READERS:
+        if Path(self.task).suffix.lower() not in PAIR_READERS:
             find_task(self.task)
         canonical_name(self.value, base=self.base, choices=VALUES)
 
