@@ -128,7 +128,8 @@ def _kinds(store: ActivationStore, shape: Shape, by: str) -> list[str]:
     if by == "neuron" and shape.attn_only:
         raise StoreError("direct_attribution: this model has no MLPs, and so no neurons.")
     kinds = {"component": ["attn_out"], "head": ["z"], "neuron": ["mlp_post"]}[by]
-    kinds += ["mlp_out"] if by != "neuron" and not shape.attn_only else []
+    if by != "neuron" and not shape.attn_only:
+        kinds.append("mlp_out")
     for kind in kinds:
         needed(store, kind, caller, layers=layers)
     needed(store, "resid_post", caller, layers=[shape.n_layers - 1])
@@ -227,6 +228,7 @@ class _BlockWriters:
 
     @classmethod
     def of(cls, model: Model, layer: int, shape: Shape) -> "_BlockWriters":
+        """The writers of a layer, read from the model."""
         block = Block.of(model, layer)
         # [head, d_head, d_model] -> [head * d_head, d_model]
         w_out, b_out = block.w_out.double().cpu().flatten(0, 1), block.b_out.double().cpu()
@@ -297,8 +299,12 @@ def _neurons(
 def _names(shape: Shape, by: str) -> list[str]:
     names = ["input"]
     for layer in range(shape.n_layers):
-        names += [f"a{layer}.{head}" for head in range(shape.n_heads)] if by == "head" else [f"a{layer}"]
-        names += [] if shape.attn_only else [f"m{layer}"]
+        if by == "head":
+            names += [f"a{layer}.{head}" for head in range(shape.n_heads)]
+        else:
+            names.append(f"a{layer}")
+        if not shape.attn_only:
+            names.append(f"m{layer}")
     return [*names, "bias"]
 
 

@@ -65,6 +65,7 @@ def attention_to(
     start = store.prompts.at(query)
 
     def weights(prompts: Prompts, examples: Tensor, length: int) -> Tensor:
+        """[label, example, query_pos, key_pos]: the attention that counts, and how much."""
         table = torch.zeros(len(keys), len(examples), length, length)
         q = start[examples]
         for index, key in enumerate(keys):
@@ -99,6 +100,7 @@ def head_scores(
             raise UnknownName("scores", name, HEAD_SCORES)
 
     def weights(prompts: Prompts, examples: Tensor, length: int) -> Tensor:
+        """[label, example, query_pos, key_pos]: the attention that counts, and how much."""
         tokens = prompts.tokens[examples, :length].cpu()
         real = torch.arange(length) < prompts.lengths[examples].cpu()[:, None]
         real[:, 0] &= not prompts.bos

@@ -101,7 +101,9 @@ def logit_lens(
     token_tables = [read_out.index(tokens) for tokens in token_tables]
     of_rows = token_rows(store[kind, layers[0]])
     last = Shape.of(model).n_layers - 1
-    final = last_stream(store, last, "measure='kl'") if measure == "kl" else None
+    final = None
+    if measure == "kl":
+        final = last_stream(store, last, "measure='kl'")
     # [example, layer, pos]
     table = torch.full((len(store), len(layers), of_rows.n_positions), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
@@ -118,7 +120,8 @@ def logit_lens(
                 reference = _precise(read_out(final.data.part(rows.start, rows.stop)))
                 values = _divergence(reference, logits)
             table[prompts, column, of_rows.positions[rows]] = values.double().cpu()
-    table = table if store[kind, layers[0]].dtype == torch.float64 else table.float()
+    if store[kind, layers[0]].dtype != torch.float64:
+        table = table.float()
     facts = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind}
     coords = {"example": np.arange(len(store)), "layer": layers, "pos": np.arange(table.shape[2])}
     result = effect_array(table, list(coords), coords, name=measure, attrs=facts | _provenance(store, lens))
@@ -150,7 +153,7 @@ def top_tokens(
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "top_tokens")
     read_out = ReadOut.of(model, vocabulary)
-    size = Shape.of(model).d_vocab if read_out.tokens is None else len(read_out.tokens)
+    size = read_out.n_tokens
     if type(k) is not int or not 1 <= k <= size:
         raise PromptError(f"top_tokens: k={k!r}; ask for 1 to {size}, as many tokens as are read.")
     of_rows = token_rows(store[kind, layers[0]])
@@ -191,12 +194,14 @@ def _check_lens(lens: Translate | None, store: ActivationStore, kind: str) -> No
 
 def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translate | None) -> Tensor:
     """The stream as it is read out; the last one is the model's own, and no lens may change it."""
-    return stream if lens is None or (kind, layer) == ("resid_post", last) else lens(stream, layer)
+    if lens is None or (kind, layer) == ("resid_post", last):
+        return stream
+    return lens(stream, layer)
 
 
 def _precise(logits: Tensor) -> Tensor:
     """At least float32: sums over a vocabulary in half precision have few digits."""
-    return logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _entropy(logits: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:
@@ -250,4 +255,6 @@ def _measured(logits: Tensor, table: Tensor, measure: str) -> Tensor:
         return rank_of_best(logits, table)
     if measure == "prob":
         return alternatives_mass(logits, table)
-    return alternatives_mean(logits.log_softmax(-1) if measure == "logprob" else logits, table)
+    if measure == "logprob":
+        logits = logits.log_softmax(-1)
+    return alternatives_mean(logits, table)

@@ -69,7 +69,7 @@ class TunedLens:
                 f"This tuned lens has no translator for layer {layer}; it has layers {list(self.layers)}."
             )
         index = self.layers.index(layer)
-        stream = stream if stream.dtype == torch.float64 else stream.float()
+        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
         return torch.addmm(self.bias[index].to(stream), stream, self.weight[index].to(stream))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -78,6 +78,11 @@ class ReadOut:
             )
         return chosen
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are read."""
+        return Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
+
     @cached_property
     def norm(self) -> Norm:
         """The norm before the unembedding."""
@@ -103,9 +108,11 @@ class ReadOut:
         # expect.
         rows = stream.to(unembedding_weight(self.model))[None]
         if self.tokens is None:
-            # The bridge's own module and not `norm`: at the last layer the logits are then exactly the model's.
+            # The bridge's own module, not `norm`: at the last layer the logits are then exactly the model's.
             ln_final = dict(self.model.named_children()).get("ln_final")
-            logits = self._unembed(rows if ln_final is None else ln_final(rows))[0]
+            if ln_final is not None:
+                rows = ln_final(rows)
+            logits = self._unembed(rows)[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
@@ -115,7 +122,7 @@ class ReadOut:
 
     def rows_at_once(self, budget: int | None, *, copies: int = 4) -> int:
         """How many residual vectors fit a memory budget, keeping `copies` numbers for each logit."""
-        width = Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
+        width = self.n_tokens
         budget = memory_budget(model_device(self.model), budget)
         size = 4 * (copies * width + 4 * Shape.of(self.model).d_model)
         return max(1, min(CHUNK, int(budget // size)))

@@ -131,16 +131,20 @@ class _DenseProblem:
     penalty: Float[Tensor, "one_and_feature"]
 
     def logits(self, coefficients: Tensor) -> Float[Tensor, "column output row"]:
+        """Of all rows."""
         return self.scaled.times(coefficients[:, :, 1:]) + coefficients[:, :, :1]
 
     def sums(self, weight: Float[Tensor, "column output row"]) -> Tensor:
+        """The sums over rows that gradients are made of, the intercept's first."""
         return torch.cat([weight.sum(2, keepdim=True), self.scaled.sums(weight)], 2)
 
     def objective(self, logits: Tensor, coefficients: Tensor) -> Float[Tensor, "column"]:
+        """The value to minimise."""
         fit = (self.loss.value(logits, self.target) * self.weight).sum(1)
         return fit + (self.penalty * coefficients**2).sum((1, 2)) / 2
 
     def gradient(self, mean: Tensor, coefficients: Tensor) -> Tensor:
+        """Of the objective, by the coefficients."""
         return self.sums((mean - self.target) * self.weight[:, None]) + self.penalty * coefficients
 
     def curvature(self, mean: Tensor, direction: Tensor) -> Tensor:
@@ -201,6 +205,7 @@ def eraser(activations: Activations, columns: Columns, settings: ProbeSettings) 
     cross = base.sums((label - (label * weight).sum(2, keepdim=True)) * weight)
 
     def covariance(direction: Tensor) -> Tensor:
+        """The covariance of the scaled activations times a direction."""
         return base.sums(base.times(direction) * weight) + ERASER_RIDGE * direction
 
     inverse = _conjugate(covariance, cross, (2,), ERASER_SHARE)

@@ -109,7 +109,8 @@ def causal_check(
             f"{own.model_name}."
         )
     table = probes.baselines if "baseline" in where and probes.baselines is not None else probes.results
-    where |= {"pos": pos} if "pos" in table.dims else {}
+    if "pos" in table.dims:
+        where["pos"] = pos
     probe = _Probe(probes, table, concept, kind, where)
     wanted = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
     rng = torch.Generator().manual_seed(seed)
@@ -180,7 +181,10 @@ class _Probe:
 
     @property
     def _labels(self) -> dict[str, Any]:
-        return dict(self.where) | ({"kind": self.kind} if "kind" in self.table.dims else {})
+        labels = dict(self.where)
+        if "kind" in self.table.dims:
+            labels["kind"] = self.kind
+        return labels
 
     def directions(self, layer: int) -> _Directions:
         """The probe's directions at a layer."""
@@ -231,7 +235,8 @@ def _random(
     """Random directions of the activations' covariance; none where it has nothing outside the basis."""
     assert site.pos is not None
     rows = store[site.kind, site.layer].at(site.pos).double().cpu()
-    rows = rows if site.head is None else rows[:, site.head]
+    if site.head is not None:
+        rows = rows[:, site.head]
     rows = rows[torch.isfinite(rows).all(-1)]
     centred = rows - rows.mean(0)
     size = float(centred.norm())

@@ -210,7 +210,9 @@ def fit_probes(
         "control_types": control_types(labels).name, **vars(settings),
     }  # fmt: skip
     # Axes that the caller did not ask about are not in the result.
-    drop = [*(["kind"] if len(kinds) == 1 else []), *(["pos"] if pos is None else [])]
+    drop = ["kind"] if len(kinds) == 1 else []
+    if pos is None:
+        drop.append("pos")
     datasets = tables.datasets(clean_attrs(facts | shapes | versions()), drop=drop)
     return Probes(datasets.sparse, datasets.dense)
 
@@ -312,8 +314,10 @@ def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarra
 
 def _folds(masks: Sequence[np.ndarray], folds: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training rows, held-out rows) of every fit; with folds one more, on all rows, whose probe is kept."""
-    judged = [(~mask, mask) for mask in masks]
-    return judged if folds is None else [*judged, (np.ones_like(masks[0]), np.zeros_like(masks[0]))]
+    fits = [(~mask, mask) for mask in masks]
+    if folds is not None:
+        fits.append((np.ones_like(masks[0]), np.zeros_like(masks[0])))
+    return fits
 
 
 def _request(
@@ -333,7 +337,9 @@ def _request(
     ks = [k] if isinstance(k, int) else list(k)
     if not ks or any(type(n) is not int or n < 1 for n in ks) or sorted(set(ks)) != ks:
         raise ProbeError(f"k={k!r}: give increasing numbers of features from 1 up, as in [1, 2, 4, 8].")
-    known_selectors = [*SELECTORS, *([] if given is None else ["given"])]
+    known_selectors = list(SELECTORS)
+    if given is not None:
+        known_selectors.append("given")
     for name in selectors:
         if name not in known_selectors:
             raise UnknownName("selectors", name, known_selectors)

@@ -27,6 +27,7 @@ def fixed_selector(features: Sequence[int]) -> Selector:
     def select(
         activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
     ) -> list[Tensor]:
+        """The first k of the features, for every column."""
         if int(best.min()) < 0 or int(best.max()) >= activations.n_features:
             raise ProbeError(
                 f"given names feature {int(best.max())}; {activations.view!r} has {activations.n_features}."

@@ -40,6 +40,7 @@ def _ranked(score: Callable[[Activations, Columns], Tensor]) -> Selector:
     def select(
         activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
     ) -> Selection:
+        """The k features of the highest scores."""
         order = torch.nan_to_num(score(activations, columns)).argsort(dim=1, descending=True, stable=True)
         return [order[:, :k] for k in ks]
 
@@ -107,7 +108,10 @@ def _mutual_information(activations: Activations, columns: Columns) -> Float[Ten
     for rows, x in activations.blocks():
         below = torch.zeros_like(x)
         for b in range(BINS):
-            up_to_edge = (x <= edges[b]).double() if b < BINS - 1 else torch.ones_like(x)
+            # The last bin has no upper edge.
+            up_to_edge = torch.ones_like(x)
+            if b < BINS - 1:
+                up_to_edge = (x <= edges[b]).double()
             counts[b] += flat[:, rows] @ (up_to_edge - below)
             below = up_to_edge
     # [bin, column, class, feature]: the shares of bins in each class, times the share of the class
@@ -274,10 +278,12 @@ class _L1Problem:
 
     @cached_property
     def x(self) -> Float[Tensor, "row feature"]:
+        """The activations in float64."""
         return self.activations.held.double()
 
     @cached_property
     def outputs(self) -> int:
+        """Logits of each column."""
         return self.columns.target.shape[1]
 
     @cached_property
@@ -287,14 +293,17 @@ class _L1Problem:
 
     @cached_property
     def weight(self) -> Float[Tensor, "column row"]:
+        """Of the training rows."""
         return self.columns.weight(self.settings.balanced)
 
     @cached_property
     def centre(self) -> Float[Tensor, "column feature"]:
+        """Means over the training rows."""
         return self.activations.sums(self.columns.weight(False))[0]
 
     @cached_property
     def inverse_deviation(self) -> Float[Tensor, "column feature"]:
+        """1 / standard deviation; 0 for a feature that never varies."""
         deviation = _deviations(self.activations, self.columns)
         return torch.where(deviation > 0, 1 / deviation, 0.0)
 
@@ -330,9 +339,11 @@ class _L1Problem:
     def step_size(self) -> Float[Tensor, "column"]:
         """1 / the largest curvature of the loss, at which no step overshoots."""
         # The largest second derivative by a logit: 1 of squares, 1/2 of softmax, 1/4 of the logistic loss.
-        bound = 0.5 if self.outputs > 1 else 0.25
+        bound = 0.25
         if self.columns.loss == "squares":
             bound = 1.0
+        elif self.outputs > 1:
+            bound = 0.5
         return 1 / (self._largest_eigenvalue() * bound)
 
     def _largest_eigenvalue(self) -> Float[Tensor, "column"]:

@@ -147,6 +147,7 @@ class _Problems:
         return ((mean - self.target) * self.weight[:, None]) @ self.x.mT + self.penalty * coefficients
 
     def select(self, kept: Tensor) -> "_Problems":
+        """Some of the problems."""
         return _Problems(self.x[kept], self.target[kept], self.weight[kept], self.penalty, self.loss)
 
 

@@ -185,6 +185,7 @@ class Tables:
         coords = {**self.control, "class_name": (("concept", "output"), classes)}
 
         def labelled(table: _CellTable) -> xr.Dataset:
+            """A table with what both have in common."""
             dataset = table.dataset().assign_coords(coords).assign_attrs(attrs)
             return dataset.isel(dict.fromkeys(drop, 0), drop=True)
 
@@ -202,6 +203,7 @@ class _CellTable:
         self.dims: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, **inner: int) -> None:
+        """A new array of NaN, with inner axes of these sizes."""
         self.values[name] = np.full((*self.shape, *inner.values()), np.nan)
         self.dims[name] = (*self.axes, *inner)
         if name == "feature":
@@ -217,10 +219,12 @@ class _CellTable:
                 self.values[name][..., : old.shape[-1]] = old
 
     def put(self, cell: Cell, measured: Mapping[str, float]) -> None:
+        """Write numbers into one cell of their arrays."""
         for name, value in measured.items():
             self.values[name][cell] = value
 
     def dataset(self) -> xr.Dataset:
+        """All arrays with their axes labelled."""
         coords: dict[str, Any] = {}
         for axis, labels in self.axes.items():
             if len(labels):

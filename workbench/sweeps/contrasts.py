@@ -108,10 +108,13 @@ def difference_table(
     compared = [flag for flag in flags if _differs(a, b, flag)]
     keys = [*(flag for flag in flags if flag not in compared), "what"]
     stepped = "step" in a and "step" in b
-    keys += ["step"] if stepped else []
+    if stepped:
+        keys.append("step")
     columns = [*keys, "job", "mean"]
-    added = ["added"] if stepped and "added" in a else []
-    joined = a[[*columns, *added]].merge(b[columns], on=keys, suffixes=("_a", "_b"), sort=False)
+    of_a = list(columns)
+    if stepped and "added" in a:
+        of_a.append("added")
+    joined = a[of_a].merge(b[columns], on=keys, suffixes=("_a", "_b"), sort=False)
     if joined.empty:
         differences = [
             f"{flag}: {_shown(a, flag)} there, {_shown(b, flag)} here"
@@ -147,4 +150,7 @@ def _labels(frame: pd.DataFrame, flag: str) -> set[str]:
 
 def _shown(frame: pd.DataFrame, flag: str) -> str:
     labels = sorted(_labels(frame, flag))
-    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+    shown = ", ".join(labels[:4])
+    if len(labels) > 4:
+        shown += f" and {len(labels) - 4} more"
+    return shown

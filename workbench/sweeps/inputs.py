@@ -43,6 +43,11 @@ class JobSetting:
     metric: str
     value: str
 
+    @property
+    def model_name(self) -> str:
+        """The model with its checkpoint, as `load_model` takes it."""
+        return self.model if self.checkpoint is None else f"{self.model}@{self.checkpoint}"
+
 
 class JobInputs:
     """Models, prompts and stores that jobs share: the latest of each, of prompts and stores one for each
@@ -62,7 +67,7 @@ class JobInputs:
         """The model of a setting, at its checkpoint."""
         if variant := planted_variant(setting.model):
             return self._latest("model", setting.model, lambda: planted(variant)).model
-        name = setting.model if setting.checkpoint is None else f"{setting.model}@{setting.checkpoint}"
+        name = setting.model_name
         return self._latest("model", name, lambda: load_model(name, device=self.device))
 
     def pairs(self, setting: JobSetting) -> PromptPairs:
@@ -130,7 +135,7 @@ def _pairs(setting: JobSetting, model: Model) -> PromptPairs:
         return load_task(
             setting.task, model, n=setting.n, seed=setting.seed, split=setting.split, variant=setting.variant
         )
-    read = PromptPairs.from_csv if path.suffix == ".csv" else PromptPairs.from_jsonl
-    train, heldout = read(model, path).split(seed=setting.seed)
-    half = heldout if setting.split == "heldout" else train
+    readers = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+    train, heldout = readers[path.suffix](model, path).split(seed=setting.seed)
+    half = {"train": train, "heldout": heldout}[setting.split]
     return half.select(range(min(setting.n, len(half))))

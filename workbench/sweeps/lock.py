@@ -64,8 +64,9 @@ def _take_over(path: Path) -> None:
     if is_local and _born(pid) != born:
         _remove_stale(path, pid)
         return
-    machine = "" if is_local else f" on {host}"
-    cure = "." if is_local else f"; if that machine is gone, delete {str(path)!r}."
+    machine, cure = "", "."
+    if not is_local:
+        machine, cure = f" on {host}", f"; if that machine is gone, delete {str(path)!r}."
     raise SweepError(
         f"Process {pid}{machine} has been running this sweep since {since}. Wait for it, or stop it{cure}"
     )

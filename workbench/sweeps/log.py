@@ -148,6 +148,7 @@ def _jsonable(row: Mapping[str, Any]) -> LogRow:
     fewer)."""
 
     def plain(value: Any) -> Any:
+        """A number or a list of them as JSON can hold it."""
         if isinstance(value, float):
             return float(f"{value:.9g}") if value - value == 0 else None
         return [plain(item) for item in value] if isinstance(value, list) else value

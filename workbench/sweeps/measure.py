@@ -92,6 +92,7 @@ class JobContext:
         setting = self.setting
 
         def fitted() -> Value:
+            """The optimal constants of the sites."""
             return optimal(self.model, self.pairs, sites, metric=self.metric, base=setting.base)
 
         return make_value(

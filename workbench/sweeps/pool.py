@@ -77,6 +77,7 @@ class _SameProcess:
         self.inputs = inputs
 
     def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        """The result of each batch, in the order in which they are done."""
         for batch in batches:
             yield BatchResult(batch, run_jobs(self.inputs, batch))
 
@@ -111,6 +112,7 @@ class _Processes:
         )
 
     def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        """The result of each batch, in the order in which they are done."""
         waiting = list(reversed(batches))
         running: dict[Future[list[LogRow]], tuple[ProcessPoolExecutor, JobBatch]] = {}
         while waiting or running:
@@ -154,6 +156,7 @@ class _Actor:
         """Returns once there is a process that takes batches."""
 
     def run(self, batch: JobBatch) -> list[LogRow]:
+        """The rows of a batch."""
         return _run(batch)
 
 
@@ -209,6 +212,7 @@ class _Actors:
         )
 
     def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
+        """The result of each batch, in the order in which they are done."""
         waiting = list(reversed(batches))
         running: dict[Any, tuple[Any, JobBatch]] = {}
         lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError)

@@ -249,7 +249,6 @@ def _cost(planned: SweepPlan, known: Mapping[str, LogRow]) -> SweepCost:
     done = {key for key, row in known.items() if row["status"] == "done"}
     settings: list[tuple[str, int]] = []
     for setting, jobs in planned.groups:
-        model = setting.model if setting.checkpoint is None else f"{setting.model}@{setting.checkpoint}"
-        facts = (model, setting.task, f"seed {setting.seed}", setting.metric, setting.value)
+        facts = (setting.model_name, setting.task, f"seed {setting.seed}", setting.metric, setting.value)
         settings.append((" · ".join(facts), sum(job.key not in done for job in jobs)))
     return SweepCost(len(planned), sum(job.key in done for job in planned.jobs), tuple(settings))

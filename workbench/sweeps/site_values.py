@@ -44,9 +44,11 @@ class _BySiteBound(Bound):
         self.values = values
 
     def select(self, examples: Sequence[int]) -> "Bound":
+        """The same values for some of the prompts."""
         return _BySiteBound(self.value, self.prompts.select(examples), self.values)
 
     def new(self, site: Site, current: Tensor) -> Tensor:
+        """What the site's own value writes."""
         if site not in self.values:
             raise EditError(
                 f"There is no value for {site}; there are values for "
