@@ -3,7 +3,16 @@
 The names are imported on first use (`__init__.pyi` says from where), so that `workbench --help` is quick.
 """
 
+import os
+import sys
+
 import lazy_loader
+
+# Two OpenMP threads on a busy machine are 10 to 25 times slower than on a quiet one, because each spins while it waits
+# for the other. With PASSIVE they sleep instead (measured with the libgomp of torch 2.x; GOMP_SPINCOUNT=0 does the
+# same). libgomp reads the variable once, when torch is imported, so it has to be set here, before that.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() and "torch" not in sys.modules:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 __getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(_names)  # pyright: ignore[reportUnsupportedDunderAll]

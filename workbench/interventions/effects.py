@@ -18,7 +18,7 @@ from torch import Tensor
 from workbench.engine.bound import Bound
 from workbench.engine.continuations import bind
 from workbench.engine.fast.cohorts import Element
-from workbench.engine.fast.sweep import SiteSweep
+from workbench.engine.fast.sweep import SiteEdits, StaircaseSweep
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
@@ -180,7 +180,7 @@ def _asked(
 
 def _sweep(
     runs: MeasuredRuns, elements: list[tuple[Site, ...]], bound: Bound
-) -> tuple[SiteSweep | HookedSweep, str]:
+) -> tuple[StaircaseSweep | HookedSweep, str]:
     """The edited runs on the engine that can take them, and why that one."""
 
     def elements_of(examples: Sequence[int]) -> list[Element]:
@@ -191,7 +191,7 @@ def _sweep(
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
         return HookedSweep(runs, elements_of, len(elements)), why
-    return SiteSweep(decoder, runs, keys, len(elements), elements_of), why
+    return StaircaseSweep(decoder, runs, SiteEdits(keys, elements_of, len(elements))), why
 
 
 def _elements(

@@ -17,7 +17,8 @@ from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound, SitePositions
 from workbench.engine.continuations import bind
 from workbench.engine.fast.cohorts import Element
-from workbench.engine.fast.paths import PathSweep, Route
+from workbench.engine.fast.paths import PatchedPaths, Route
+from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.hooked.paths import HookedPaths
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
@@ -260,7 +261,7 @@ def _absent(route: Route, prompts: Prompts) -> Tensor | None:
 
 def _sweep(
     runs: MeasuredRuns, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
-) -> tuple[PathSweep | HookedSweep, str]:
+) -> tuple[StaircaseSweep | HookedSweep, str]:
     """The patched paths on the engine that can take them, and why that one."""
     recompute = mlps == "recomputed"
 
@@ -283,10 +284,8 @@ def _sweep(
     for route in routes:
         alike.setdefault((route.middles, route.receivers), []).append(route)
     ordered = tuple(route for group in alike.values() for route in group)
-    sweep = PathSweep(
-        decoder, runs, keys, len(routes), ordered, bind=chosen, recompute=recompute, store=store
-    )
-    return sweep, why
+    patched = PatchedPaths(keys, len(routes), ordered, bind=chosen, recompute=recompute, store=store)
+    return StaircaseSweep(decoder, runs, patched), why
 
 
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:

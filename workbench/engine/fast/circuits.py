@@ -1,8 +1,12 @@
-"""The fast run of circuits: every reader sees the other value of all writers, and the current one on the circuit's edges.
+"""The fast run of circuits: readers see patched values, and the current ones on the circuit's edges.
 
-in_v = in'_v + sum over edges (u, v) of the circuit of (z_u - z'_u), where in'_v is what v reads when every writer has its
-other value. So only writers with an edge are run, from the first layer that lacks an edge and the first token whose other
-value differs. Weights of edges may lie between 0 and 1 and carry gradients: the same walk trains masks.
+in_v = in'_v + sum over edges (u, v) of the circuit of (z_u - z'_u), where in'_v is what v reads when every
+writer has its patched value z'. So only writers with an edge are run, from the first layer that lacks an edge
+and the first token whose patched value differs. Weights of edges may lie between 0 and 1 and carry gradients:
+the same walk trains masks.
+
+Read `CircuitWalk.streams`, then `_Passage`: a passage is one walk through the layers, and collects z - z' of
+writers as it comes to them. Metrics and memory budgets are the caller's (`engine.circuits`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +28,12 @@ from workbench.sites import Key, Site
 
 @dataclass(frozen=True, eq=False)
 class PatchedValues:
-    """The other value z' of every writer of a batch.
+    """The patched value z' of every writer of a batch.
 
     Attributes:
         values: key of a writer's activation → [example, pos, ...], z' of it.
-        seen: (reader, layer) with reader "attn", "mlp" or "logits" → [example, pos, d_model], what it reads when every
-            writer has its other value.
+        seen: (reader, layer) with reader "attn", "mlp" or "logits" → [example, pos, d_model], what it reads
+            when every writer has its patched value.
     """
 
     values: dict[Key, Tensor]
@@ -40,35 +44,39 @@ class PatchedValues:
         """From the base run, whose activations the value may need for their shape only."""
         decoder, shape, values, seen = base.decoder, graph.shape, {}, {}
 
-        def other(kind: str, layer: int) -> Tensor:
+        def patched(kind: str, layer: int) -> Tensor:
+            """z' of an activation, which is kept."""
             values[kind, layer] = bound.edited(Site(kind, layer), base.whole((kind, layer)))
             return values[kind, layer]
 
-        stream = other("resid_pre", 0)
+        # Sums of what writers write, biases of o included: they are written whatever the heads do.
+        stream = patched("resid_pre", 0)
         for layer, block in enumerate(decoder.layers):
             seen["attn", layer] = stream
-            after = stream + block.o(other("z", layer).flatten(-2))
+            after = stream + block.o(patched("z", layer).flatten(-2))
             seen["mlp", layer] = stream if shape.parallel else after
             if not shape.attn_only and layer in graph.neurons:
                 assert block.mlp_out is not None
-                after = after + block.mlp_out(other("mlp_post", layer))
+                after = after + block.mlp_out(patched("mlp_post", layer))
             elif not shape.attn_only:
-                after = after + other("mlp_out", layer)
+                after = after + patched("mlp_out", layer)
             stream = after
         seen["logits", shape.n_layers] = stream
         return cls(values, seen)
 
 
-def written_by(graph: Graph, layer: int) -> list[str]:
+def writer_kinds(graph: Graph, layer: int) -> list[str]:
     """The kinds of activation that a block's writers have."""
-    return ["z", *([] if graph.shape.attn_only else ["mlp_post" if layer in graph.neurons else "mlp_out"])]
+    if graph.shape.attn_only:
+        return ["z"]
+    return ["z", "mlp_post" if layer in graph.neurons else "mlp_out"]
 
 
 class CircuitWalk:
-    """Runs of circuits on one batch of prompts; its base run and other values are worked out once.
+    """Runs of circuits on one batch of prompts; its base run and patched values are worked out once.
 
     Args:
-        bound: the other value, `absolute`.
+        bound: the patched value, `absolute`: it does not depend on what is there.
         places: [example] the position whose logits are read, [example, step] several, or None for all.
     """
 
@@ -77,36 +85,44 @@ class CircuitWalk:
         self, decoder: Decoder, graph: Graph, bound: Bound, *, places: Int[Tensor, "example *step"] | None
     ) -> None:
         self.decoder, self.graph, self.shape, device = decoder, graph, graph.shape, decoder.device
-        keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in written_by(graph, layer)]
+        keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in writer_kinds(graph, layer)]
         self.base = run_base(decoder, bound.prompts, keys)
-        self.others = PatchedValues.of(self.base, bound, graph)
+        self.patched = PatchedValues.of(self.base, bound, graph)
         longest = bound.prompts.tokens.shape[1]
         first = bound.first_change(Site("resid_pre", 0))
-        self.start = min(int(first.min()), longest - 1, *([] if places is None else [int(places.min())]))
+        # Before this token every circuit is the base run, whatever its edges: there z = z'.
+        self.start = min(int(first.min()), longest - 1)
+        if places is not None:
+            self.start = min(self.start, int(places.min()))
         self.pos = torch.arange(self.start, longest, device=device)
         self.read = None if places is None or places.ndim > 1 else places.to(device)
         classes = token_classes(graph, bound.prompts)
-        # Behind the prompt an answer's tokens have no other value: every edge is there, which makes a class of its own.
+        # Behind the prompt an answer's tokens have no patched value: every edge is there, which makes a class
+        # of its own.
         behind = torch.arange(longest) >= bound.reach[:, None]
-        self.continued = bool((behind & (torch.arange(longest) < bound.prompts.lengths[:, None])).any())
-        if self.continued:
-            own = len(graph.positions or (None,))
-            classes = (torch.zeros_like(bound.prompts.tokens) if classes is None else classes).masked_fill(
-                behind, own
-            )
-        self.classes = None if classes is None else classes[:, self.start :].to(device)
+        self.has_answer_tokens = bool(
+            (behind & (torch.arange(longest) < bound.prompts.lengths[:, None])).any()
+        )
+        if self.has_answer_tokens:
+            own_class = len(graph.positions or (None,))
+            if classes is None:
+                classes = torch.zeros_like(bound.prompts.tokens)
+            classes = classes.masked_fill(behind, own_class)
+        self.classes = classes
+        if classes is not None:
+            self.classes = classes[:, self.start :].to(device)
         self.exists = torch.from_numpy(graph.whole.exists)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps."""
-        tables = (*self.others.values.values(), *self.others.seen.values())
+        tables = (*self.patched.values.values(), *self.patched.seen.values())
         return self.base.nbytes + sum(table.numel() * table.element_size() for table in tables)
 
     def streams(
         self, keep: Float[Tensor, "circuit *pos_class writer reader"]
     ) -> Float[Tensor, "circuit example pos d_model"]:
-        """The stream after the last block of every circuit, at the position that is read or from the first changed one on.
+        """Every circuit's stream after the last block, where it is read or from the first changed token on.
 
         Args:
             keep: 1 where the edge is in the circuit, 0 where it is not, or something between.
@@ -115,106 +131,119 @@ class CircuitWalk:
 
 
 @dataclass(eq=False)
-class _Written:
-    """Changes z - z' of writers, [circuit, writer, example, pos, d_model] in pieces, or one for all circuits; and their sum."""
+class _Contributions:
+    """z - z' of writers, [circuit or 1, writer, example, pos, d_model] in blocks, and their sum.
 
-    names: list[int] = field(default_factory=list)
-    pieces: list[Tensor] = field(default_factory=list)
+    One row stands for all circuits.
+    """
+
+    writers: list[int] = field(default_factory=list)
+    blocks: list[Tensor] = field(default_factory=list)
     total: Tensor | None = None
 
-    def add(self, names: Sequence[int], change: Tensor) -> None:
-        self.names += names
-        self.pieces.append(change)
+    def add(self, writers: Sequence[int], change: Tensor) -> None:
+        """Collect those of some writers."""
+        self.writers += writers
+        self.blocks.append(change)
         summed = change.sum(1)
         self.total = summed if self.total is None else self.total + summed
 
     def some(self, picked: np.ndarray) -> Tensor:
-        """The changes of some of the writers."""
-        sizes = np.cumsum([0, *(piece.shape[1] for piece in self.pieces)])
-        each = (
-            (piece, picked[first:last])
-            for piece, first, last in zip(self.pieces, sizes, sizes[1:], strict=False)
-        )
-        return torch.cat(
-            [piece if mine.all() else piece[:, np.flatnonzero(mine)] for piece, mine in each if mine.any()], 1
-        )
+        """Those of the writers that are picked, [circuit, writer, example, pos, d_model]."""
+        chosen, first = [], 0
+        for block in self.blocks:
+            in_block = picked[first : first + block.shape[1]]
+            first += block.shape[1]
+            if in_block.all():
+                chosen.append(block)  # as it is: indexing would copy it
+            elif in_block.any():
+                chosen.append(block[:, np.flatnonzero(in_block)])
+        return torch.cat(chosen, 1)
 
 
 class _Passage:
-    """One walk through the layers. Writers' changes z - z' are collected as the walk comes to them."""
+    """One walk through the layers, of several circuits at once."""
 
     def __init__(self, walk: CircuitWalk, keep: Tensor) -> None:
         self.walk, self.decoder, self.graph, self.shape = walk, walk.decoder, walk.graph, walk.shape
-        if walk.continued:
+        if walk.has_answer_tokens:
             whole = walk.exists.to(keep).expand(len(keep), 1, *walk.exists.shape)
-            keep = torch.cat((keep if keep.ndim == 4 else keep[:, None], whole), 1)
+            if keep.ndim == 3:
+                keep = keep[:, None]
+            keep = torch.cat((keep, whole), 1)
         self.keep = keep.to(walk.decoder.device, walk.decoder.dtype)
+        # With gradients every edge takes part: an edge of weight 0 has a gradient too.
         self.n, self.soft = len(keep), keep.requires_grad
         self.tokens, self.classes, self.queries = slice(walk.start, None), walk.classes, walk.pos
         # What no circuit changes is kept once; the rest for each of them.
-        self.shared, self.own = _Written(), _Written()
-        there = keep.detach().cpu() != 0
-        changed = keep.detach().cpu() != walk.exists
-        self.used = (
-            np.ones((self.n, len(self.graph.writers)), dtype=bool) if self.soft else _any(there).numpy()
-        )
-        self.kept, self.cut = (
-            each.flatten(0, -3).any(0).numpy() for each in (there, keep.detach().cpu() != 1)
-        )
-        self.changed = changed.flatten(0, -2).any(0).numpy()
-        self.first = False  # whether anything so far can differ from the base run
+        self.shared, self.own = _Contributions(), _Contributions()
+        weights = keep.detach().cpu()
+        self.used = np.ones((self.n, len(self.graph.writers)), dtype=bool)
+        if not self.soft:
+            self.used = _any(weights != 0).numpy()
+        # [writer, reader]: whether any circuit has the edge, and whether any lacks it.
+        self.kept = (weights != 0).flatten(0, -3).any(0).numpy()
+        self.cut = (weights != 1).flatten(0, -3).any(0).numpy()
+        self.changed = (weights != walk.exists).flatten(0, -2).any(0).numpy()
+        self.differs = False  # whether anything so far can differ from the base run
 
     def run(self) -> Tensor:
-        self._collect(["input"], self._change("resid_pre", 0, self._base("resid_pre", 0))[:, :, :, None])
+        """The stream after the last block."""
+        embedded = self._change("resid_pre", 0, self._base("resid_pre", 0))
+        self._collect(["input"], embedded[:, :, :, None])
         last = self.shape.n_layers - 1
         for layer in range(last + 1):
             self._attention(layer, last=layer == last)
-            if not self.shape.attn_only:
-                (self._neurons if layer in self.graph.neurons else self._mlp)(layer)
+            if self.shape.attn_only:
+                continue
+            if layer in self.graph.neurons:
+                self._neurons(layer)
+            else:
+                self._mlp(layer)
         return self._seen(["logits"], ("logits", last + 1))[:, 0]
 
     # A block.
 
     def _attention(self, layer: int, *, last: bool) -> None:
         shape, block = self.shape, self.decoder.layers[layer]
-        heads = [h for h in range(shape.n_heads) if self._is_used(f"a{layer}.{h}")]
+        heads = [head for head in range(shape.n_heads) if self._is_used(f"a{layer}.{head}")]
+        # A kv head's keys serve all query heads of its group, so whole groups are run.
         groups = sorted({head // shape.group for head in heads})
-        query_heads = [g * shape.group + i for g in groups for i in range(shape.group)]
-        ports = {"q": query_heads, "k": groups, "v": groups}
-        names = {port: [f"a{layer}.{unit}<{port}>" for unit in units] for port, units in ports.items()}
-        fresh = self._differs([name for mine in names.values() for name in mine])
-        made = {}
-        for port in "kv" if heads and fresh else "":
-            made[port] = self._projected(names[port], layer, getattr(block, port), ports[port])
+        query_heads = [group * shape.group + i for group in groups for i in range(shape.group)]
+        units = {"q": query_heads, "k": groups, "v": groups}
+        readers = {port: [f"a{layer}.{unit}<{port}>" for unit in units[port]] for port in "qkv"}
+        runs_anew = self._can_differ([*readers["q"], *readers["k"], *readers["v"]]) and bool(heads)
+        projected = {}
+        for port in "kv" if runs_anew else "":
+            projected[port] = self._projected(readers[port], layer, getattr(block, port), units[port])
         keys = self.queries
         if last and self.walk.read is not None:
+            # Keys and values of all tokens are there: from here on only the position that is read matters.
             self._only_read()
         if not heads:
             return
-        if fresh:
-            q = self._projected(names["q"], layer, block.q, query_heads)
-            q, k = (
-                self.decoder.heads(q, layer, "q", self.queries),
-                self.decoder.heads(made["k"], layer, "k", keys),
-            )
+        if runs_anew:
+            q = self._projected(readers["q"], layer, block.q, query_heads)
+            q = self.decoder.heads(q, layer, "q", self.queries)
+            k = self.decoder.heads(projected["k"], layer, "k", keys)
             visible = keys <= self.queries[..., None]
-            visible = visible if visible.ndim == 3 else visible[None]
-            z = self.decoder.attend(layer, q, k, made["v"], self._before(layer, groups), visible)
+            if visible.ndim == 2:
+                visible = visible[None]
+            z = self.decoder.attend(layer, q, k, projected["v"], self._before(layer, groups), visible)
             z = z[:, :, :, [query_heads.index(head) for head in heads]]
         else:
             z = self._base("z", layer)[..., heads, :]
         weight = block.o.weight.view(shape.n_heads, shape.d_head, -1)[heads]
         change = self._change("z", layer, z, heads)  # [circuit or 1, example, pos, head, d_head]
-        sent = change.movedim(-2, 0).flatten(1, -2) @ weight
-        self._collect(
-            [f"a{layer}.{h}" for h in heads], sent.view(len(heads), *change.shape[:3], -1).movedim(0, 3)
-        )
+        sent = change.movedim(-2, 0).flatten(1, -2) @ weight  # [head, circuit * example * pos, d_model]
+        sent = sent.view(len(heads), *change.shape[:3], -1).movedim(0, 3)
+        self._collect([f"a{layer}.{head}" for head in heads], sent)
 
     def _mlp(self, layer: int) -> None:
         name, block = f"m{layer}", self.decoder.layers[layer]
         if not self._is_used(name):
             return
-        if not self._differs([name]):
+        if not self._can_differ([name]):
             self._collect([name], self._change("mlp_out", layer, self._base("mlp_out", layer))[:, :, :, None])
             return
         assert block.mlp_norm is not None
@@ -224,27 +253,28 @@ class _Passage:
         out = block.mlp_out(block.mlp_post(*block.mlp_pre(entry)))
         change = self._change("mlp_out", layer, out)
         if len(chosen) < self.n:
-            change = change.new_zeros(self.n, *change.shape[1:]).index_copy_(
-                0, torch.from_numpy(chosen).to(out.device), change
-            )
+            # Circuits without the MLP keep its patched value: their z - z' is 0.
+            rows = torch.from_numpy(chosen).to(out.device)
+            change = change.new_zeros(self.n, *change.shape[1:]).index_copy_(0, rows, change)
         self._collect([name], change[:, :, :, None])
 
     def _neurons(self, layer: int) -> None:
         block = self.decoder.layers[layer]
-        neurons = [n for n in range(self.shape.d_mlp) if self._is_used(f"m{layer}:{n}")]
-        names = [f"m{layer}:{n}" for n in neurons]
+        neurons = [neuron for neuron in range(self.shape.d_mlp) if self._is_used(f"m{layer}:{neuron}")]
+        names = [f"m{layer}:{neuron}" for neuron in neurons]
         if not names:
             return
         assert block.mlp_norm is not None
         assert block.mlp_in is not None
         assert block.mlp_out is not None
-        if self._differs(names):
-            entry = block.mlp_norm(
-                self._seen(names, ("mlp", layer))
-            )  # [circuit, neuron, example, pos, d_model]
-            maps = [each for each in (block.mlp_gate, block.mlp_in) if each is not None]
-            pre = [_one_each(each, entry, neurons) for each in maps]
-            post = block.mlp_post(pre[0], pre[1] if len(pre) == 2 else None).movedim(1, -1)
+        if self._can_differ(names):
+            seen = self._seen(names, ("mlp", layer))  # [circuit, neuron, example, pos, d_model]
+            entry = block.mlp_norm(seen)
+            if block.mlp_gate is None:
+                pre, linear = _one_each(block.mlp_in, entry, neurons), None
+            else:
+                pre, linear = (_one_each(half, entry, neurons) for half in (block.mlp_gate, block.mlp_in))
+            post = block.mlp_post(pre, linear).movedim(1, -1)
         else:
             post = self._base("mlp_post", layer)[..., neurons]
         change = self._change("mlp_post", layer, post, neurons)
@@ -253,35 +283,51 @@ class _Passage:
     # What readers see.
 
     def _seen(
-        self, readers: Sequence[str], where: tuple[str, int], circuits: np.ndarray | None = None
+        self, readers: Sequence[str], place: tuple[str, int], circuits: np.ndarray | None = None
     ) -> Float[Tensor, "circuit reader example pos d_model"]:
-        """The inputs of readers before their norm."""
-        chosen = slice(None) if circuits is None or len(circuits) == self.n else torch.from_numpy(circuits)
-        before = self._at(self.walk.others.seen[where])
-        n = self.n if isinstance(chosen, slice) else len(chosen)
-        at = [self.graph.reader_index[reader] for reader in readers]
-        seen = before.expand(n, len(readers), *before.shape)
-        for written in (self.shared, self.own):
-            for part in self._sums(written, at, chosen if written is self.own else slice(None), chosen):
-                seen = seen + part
+        """The inputs of readers before their norm.
+
+        Args:
+            place: key of `PatchedValues.seen`.  circuits: indices of those that are run; None: all.
+        """
+        everyone = circuits is None or len(circuits) == self.n
+        chosen = slice(None) if everyone else torch.from_numpy(circuits)
+        patched = self._at(self.walk.patched.seen[place])
+        columns = [self.graph.reader_index[reader] for reader in readers]
+        seen = patched.expand(
+            self.n if isinstance(chosen, slice) else len(chosen), len(readers), *patched.shape
+        )
+        for term in self._sums(self.shared, columns, slice(None), chosen):
+            seen = seen + term
+        for term in self._sums(self.own, columns, chosen, chosen):
+            seen = seen + term
         return seen
 
     def _sums(
-        self, written: _Written, at: list[int], rows: slice | Tensor, circuits: slice | Tensor
+        self, changes: _Contributions, columns: list[int], rows: slice | Tensor, circuits: slice | Tensor
     ) -> Iterator[Float[Tensor, "circuit_or_one reader_or_one example pos d_model"]]:
-        """What writers bring to readers: the sum of all but what is cut, or the sum of what is kept, whichever is less work."""
-        names = written.names
-        if not names:
+        """What writers bring to readers: all but what is cut, or what is kept, whichever is less work.
+
+        Args:
+            columns: of the readers.  rows: of `changes`, which may hold one for all circuits.
+        """
+        writers = changes.writers
+        if not writers:
             return
-        kept, cut = (np.asarray(each[names][:, at].any(1)) for each in (self.kept, self.cut))
-        picked, weight = (np.ones(len(names), dtype=bool) if self.soft else kept), self.keep
-        if not self.soft and cut.sum() <= kept.sum():
-            assert written.total is not None
-            yield written.total[rows][:, None]
+        kept, cut = (np.asarray(edges[writers][:, columns].any(1)) for edges in (self.kept, self.cut))
+        picked, weight = kept, self.keep
+        if self.soft:
+            picked = np.ones(len(writers), dtype=bool)
+        elif cut.sum() <= kept.sum():
+            # sum of all - sum of (1 - weight): the total is there already, and few edges are left to
+            # subtract.
+            assert changes.total is not None
+            yield changes.total[rows][:, None]
             picked, weight = cut, self.keep - 1
         if picked.any():
-            chosen = [name for name, mine in zip(names, picked, strict=True) if mine]
-            yield mixed(written.some(picked)[rows], weight[..., chosen, :][..., at][circuits], self.classes)
+            chosen = [writer for writer, is_picked in zip(writers, picked, strict=True) if is_picked]
+            edge_weights = weight[..., chosen, :][..., columns][circuits]
+            yield mixed(changes.some(picked)[rows], edge_weights, self.classes)
 
     def _projected(
         self, readers: Sequence[str], layer: int, linear: Linear, units: Sequence[int]
@@ -289,11 +335,13 @@ class _Passage:
         """q, k or v of some heads, each from an input of its own."""
         normed = self.decoder.layers[layer].attn_norm(self._seen(readers, ("attn", layer)))
         width = self.shape.d_head
+        # One product for each head: its own input [circuit * example * pos, d_model] with its own columns.
         weight = linear.weight.view(len(linear.weight), -1, width)[:, units].transpose(0, 1)
-        made = normed.transpose(0, 1).flatten(1, -2) @ weight
+        heads = normed.transpose(0, 1).flatten(1, -2) @ weight
         if linear.bias is not None:
-            made = made + linear.bias.view(-1, width)[units][:, None]
-        return made.view(len(units), *(normed.shape[i] for i in (0, 2, 3)), width).movedim(0, 3)
+            heads = heads + linear.bias.view(-1, width)[units][:, None]
+        circuits, _, n, length, _ = normed.shape
+        return heads.view(len(units), circuits, n, length, width).movedim(0, 3)
 
     def _before(self, layer: int, groups: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the tokens before the first that can differ."""
@@ -309,36 +357,41 @@ class _Passage:
     ) -> None:
         """Remember z - z' of writers, [circuit or 1, writer, example, pos, d_model]."""
         change = change.movedim(3, 1)
-        written = self.shared if len(change) < self.n or (self.n == 1 and not self.first) else self.own
-        written.add([self.graph.writer_index[name] for name in names], change)
+        # One row means that it holds for all circuits; with a single circuit, only while nothing can differ.
+        holds_for_all = len(change) < self.n or (self.n == 1 and not self.differs)
+        changes = self.shared if holds_for_all else self.own
+        changes.add([self.graph.writer_index[name] for name in names], change)
 
     def _change(self, kind: str, layer: int, value: Tensor, units: Sequence[int] | None = None) -> Tensor:
         """[circuit or 1, example, pos, ...]: z - z' of an activation, or of some of its heads or neurons."""
-        other = self._at(self.walk.others.values[kind, layer])
+        patched = self._at(self.walk.patched.values[kind, layer])
         if units is not None:
-            other = other[..., units, :] if kind == "z" else other[..., units]
-        return (value if value.ndim > other.ndim else value[None]) - other
+            patched = patched[..., units, :] if kind == "z" else patched[..., units]
+        if value.ndim == patched.ndim:
+            value = value[None]
+        return value - patched
 
     def _base(self, kind: str, layer: int) -> Tensor:
         return self._at(self.walk.base.whole((kind, layer)))
 
     def _at(self, whole: Tensor) -> Tensor:
         """The tokens of a table [example, pos, ...] that the walk is concerned with."""
-        return (
-            whole[:, self.tokens]
-            if isinstance(self.tokens, slice)
-            else whole[torch.arange(len(whole)), self.tokens][:, None]
-        )
+        if isinstance(self.tokens, slice):
+            return whole[:, self.tokens]
+        return whole[torch.arange(len(whole)), self.tokens][:, None]
 
     def _only_read(self) -> None:
         """From here on only the position that is read matters."""
         read = self.walk.read
         assert read is not None
         rows, places = torch.arange(len(read)), read - self.walk.start
-        for written in (self.shared, self.own):
-            written.pieces = [piece[:, :, rows, places][:, :, :, None] for piece in written.pieces]
-            written.total = None if written.total is None else written.total[:, rows, places][:, :, None]
-        self.classes = None if self.classes is None else self.classes[rows, places][:, None]
+        for changes in (self.shared, self.own):
+            # [circuit, writer, example, pos, d_model] -> the same with one position
+            changes.blocks = [block[:, :, rows, places][:, :, :, None] for block in changes.blocks]
+            if changes.total is not None:
+                changes.total = changes.total[:, rows, places][:, :, None]
+        if self.classes is not None:
+            self.classes = self.classes[rows, places][:, None]
         self.tokens, self.queries = read, read[:, None]
 
     # What has to be run.
@@ -346,22 +399,25 @@ class _Passage:
     def _is_used(self, writer: str) -> bool:
         return bool(self.used[:, self.graph.writer_index[writer]].any())
 
-    def _differs(self, readers: Sequence[str]) -> bool:
-        """Whether these readers can see anything else than in the base run."""
-        at = [self.graph.reader_index[reader] for reader in readers]
-        self.first = self.first or self.soft or bool(self.changed[at].any())
-        return self.first
+    def _can_differ(self, readers: Sequence[str]) -> bool:
+        """Whether these readers can see anything else than in the base run.
+
+        Once some can, all later ones are taken to: what they write may reach every later reader.
+        """
+        columns = [self.graph.reader_index[reader] for reader in readers]
+        self.differs = self.differs or self.soft or bool(self.changed[columns].any())
+        return self.differs
 
 
-def _any(there: Tensor) -> Tensor:
+def _any(mask: Tensor) -> Tensor:
     """[circuit, row] of a mask [circuit, (pos,) row, column]: whether any place in the row is set."""
-    found = there.any(-1)
-    return found.any(1) if found.ndim == 3 else found
+    in_row = mask.any(-1)
+    return in_row.any(1) if in_row.ndim == 3 else in_row
 
 
 def _one_each(
     linear: Linear, entry: Float[Tensor, "circuit neuron example pos d_model"], neurons: Sequence[int]
 ) -> Tensor:
     """[circuit, neuron, example, pos]: each neuron's number from an input of its own."""
-    made = torch.einsum("cnbpd,dn->cnbp", entry, linear.weight[:, neurons])
-    return made if linear.bias is None else made + linear.bias[neurons][:, None, None]
+    numbers = torch.einsum("cnbpd,dn->cnbp", entry, linear.weight[:, neurons])
+    return numbers if linear.bias is None else numbers + linear.bias[neurons][:, None, None]

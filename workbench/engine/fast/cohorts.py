@@ -1,10 +1,14 @@
-"""Which rows an edited run needs: from the first token that can differ, at the first layer that can.
+"""Which tokens an edited run needs: from the first token that can differ, at the first layer that can.
 
-A run that is edited at some place equals the base run before that token and below that layer (attention is causal).
-Runs that begin at the same token of the same examples form a `Cohort`, whose attention is one product.
+A run that is edited at some place equals the base run before that token and below that layer (attention is
+causal). Runs that begin at the same token of the same examples form a `Cohort`, whose attention is one
+product.
+
+Read `Element` (one edited run), then `cohorts`. What is written is asked of `Bound.first_change` and
+`Bound.has` alone; no activation is looked at here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,13 +18,18 @@ from workbench.engine.bound import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
+# Where in a block a run joins: before it, in its attention, or in its MLP.
 BEFORE, ATTENTION, MLP = 0, 1, 2
 KINDS_OF = {
     ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"),
     MLP: ("mlp_pre", "mlp_post", "mlp_out"),
 }
 _HALF = {kind: half for half, kinds in KINDS_OF.items() for kind in kinds}
-_STREAM = ("embed", "pos_embed", "resid_pre", "k", "v")
+
+# Kinds through which a token acts on later ones even in the last block.
+_SEEN_BY_LATER_TOKENS = ("embed", "pos_embed", "resid_pre", "k", "v")
+
+# A first token behind every prompt: the edit changes nothing that is read.
 NEVER = 2**31
 
 
@@ -40,6 +49,7 @@ class Element:
 
     @property
     def keys(self) -> list[Key]:
+        """The activations that it edits."""
         return [site.key for site, _ in self.edits]
 
     def later(self, shape: Shape) -> list[Key]:
@@ -51,7 +61,10 @@ class Element:
 
     @property
     def layer_edit(self) -> tuple[Site, Bound] | None:
-        """Of a run with one edit, of one head or neuron: the edit of the whole layer that writes the same to it, if there is one."""
+        """The edit of the whole layer that writes the same to its one head or neuron.
+
+        None where it has several edits, or where there is no such edit; runs that share one depart together.
+        """
         (site, bound), *more = self.edits
         if more or site.unit is None or site.kind not in ("z", "mlp_post") or not bound.value.unitwise:
             return None
@@ -59,6 +72,7 @@ class Element:
 
 
 def _moment(site: Site, shape: Shape) -> tuple[int, int]:
+    """(layer, half of the block) at which an edit acts; moments compare in the order of computation."""
     if site.layer is None:
         return (0, BEFORE)
     if site.kind == "resid_post":
@@ -69,6 +83,8 @@ def _moment(site: Site, shape: Shape) -> tuple[int, int]:
 @dataclass(eq=False)
 class Cohort:
     """Runs that differ from the same token `start` on, in the same examples of the same `length`.
+
+    No token of a cohort is padding: prompts of other lengths are in cohorts of their own.
 
     Attributes:
         examples: [example]: their indices in the batch.
@@ -100,30 +116,36 @@ class Cohort:
 
 
 def cohorts(elements: Sequence[Element], prompts: Prompts, shape: Shape, read: Tensor | None) -> list[Cohort]:
-    """The rows of every element, grouped; what provably changes nothing is in none of them.
+    """The tokens of every element, grouped; what provably changes nothing is in none of them.
 
     Args:
         read: [example]: the position whose logits are read, or None when all are.
     """
-    found: dict[tuple[int, ...], Cohort] = {}
-    parts: dict[tuple[int, ...], list[Cohort]] = {}
+    by_tokens: dict[tuple[int, ...], Cohort] = {}
+    by_firsts: dict[tuple[int, ...], list[Cohort]] = {}
     starts = _Starts(prompts, shape, read)
     for j, element in enumerate(elements):
-        first = starts.of(element)
-        if first not in parts:
-            parts[first] = []
-            lengths = prompts.lengths.tolist()
-            groups: dict[tuple[int, int], list[int]] = {}
-            for i, start in enumerate(first):
-                if start != NEVER:
-                    groups.setdefault((start, lengths[i]), []).append(i)
-            for (start, length), members in groups.items():
-                chosen = torch.tensor(members)
-                cohort = Cohort(start, length, chosen, None if read is None else read[chosen])
-                parts[first].append(found.setdefault((start, length, *members), cohort))
-        for cohort in parts[first]:
+        firsts = starts.of(element)
+        if firsts not in by_firsts:
+            by_firsts[firsts] = []
+            for (start, length), members in _alike(firsts, prompts).items():
+                examples = torch.tensor(members)
+                read_in_cohort = None if read is None else read[examples]
+                cohort = Cohort(start, length, examples, read_in_cohort)
+                # Elements with other firsts in other examples may still share this cohort.
+                by_firsts[firsts].append(by_tokens.setdefault((start, length, *members), cohort))
+        for cohort in by_firsts[firsts]:
             cohort.elements.append(j)
-    return list(found.values())
+    return list(by_tokens.values())
+
+
+def _alike(firsts: Sequence[int], prompts: Prompts) -> dict[tuple[int, int], list[int]]:
+    """(first token, length) → the examples that have both."""
+    examples: dict[tuple[int, int], list[int]] = {}
+    for i, (first, length) in enumerate(zip(firsts, prompts.lengths.tolist(), strict=True)):
+        if first != NEVER:
+            examples.setdefault((first, length), []).append(i)
+    return examples
 
 
 class _Starts:
@@ -135,31 +157,29 @@ class _Starts:
 
     def of(self, element: Element) -> tuple[int, ...]:
         """[example]: the first token that can differ in what is read, `NEVER` where none can."""
-        where = tuple((site.key, site.pos, site.key_pos, bound) for site, bound in element.edits)
-        if where not in self.known:
-            self.known[where] = self._first(element)
-        return self.known[where]
+        # Heads and neurons do not matter here, so a whole layer of runs is worked out once.
+        form = tuple((site.key, site.pos, site.key_pos, bound) for site, bound in element.edits)
+        if form not in self.known:
+            self.known[form] = self._first(element)
+        return self.known[form]
 
     def _first(self, element: Element) -> tuple[int, ...]:
-        first = torch.stack([self._site(site, bound) for site, bound in element.edits])
+        first = torch.stack([self._of_site(site, bound) for site, bound in element.edits])
+        # A prompt that lacks one of the positions is left out of the whole element: its effect is NaN, not a
+        # half edit.
         missing = torch.stack([~bound.has(site) for site, bound in element.edits]).any(0)
         return tuple(first.amin(0).masked_fill(missing, NEVER).tolist())
 
-    def _site(self, site: Site, bound: Bound) -> Tensor:
+    def _of_site(self, site: Site, bound: Bound) -> Tensor:
         first = bound.first_change(site).clone()
         first[first >= self.prompts.lengths] = NEVER
         if self.read is None:
             return first
-        if site.layer == self.shape.n_layers - 1 and site.kind not in _STREAM:
+        if site.layer == self.shape.n_layers - 1 and site.kind not in _SEEN_BY_LATER_TOKENS:
             # After the last block's keys and values only the position that is read matters.
-            first = (
-                torch.where(first <= self.read, self.read, NEVER)
-                if site.pos is None
-                else first.where(first == self.read, NEVER)
-            )
+            if site.pos is None:
+                first = torch.where(first <= self.read, self.read, NEVER)
+            else:
+                first = first.where(first == self.read, NEVER)
+        # Attention is causal: what changes behind the position that is read cannot reach it.
         return first.masked_fill(first > self.read, NEVER)
-
-
-def widest(cohorts: Iterable[Cohort]) -> int:
-    """Tokens of all rows together."""
-    return sum(cohort.n_tokens * len(cohort.elements) for cohort in cohorts)

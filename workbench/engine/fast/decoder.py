@@ -1,7 +1,8 @@
-"""A decoder as plain arithmetic on tokens, without hooks: what the fast engine runs.
+"""A decoder as plain arithmetic on tokens, without hooks: what the fast engine computes.
 
-A `Decoder` holds views of the model's own weights (never copies), so it costs nothing to make and sees every later
-change of them. Linear maps and norms take tokens packed in any shape; only attention knows about prompts.
+Read `Decoder` first, then `Layer`. A `Decoder` holds views of the model's own weights (never copies), so it
+costs nothing to make and sees every later change of them. Linear maps and norms take tokens packed in any
+shape; only `attend` knows that tokens belong to prompts. Nothing here knows about sites, edits or metrics.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from workbench.engine.bridge import Norm
 from workbench.sites import Shape
 
 EditPattern = Callable[[Tensor], Tensor]
+"""Attention patterns [run, example, head, query, key] → what they are after an edit."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,19 @@ class Linear:
     bias: Float[Tensor, "out"] | None
 
     def __call__(self, x: Tensor) -> Tensor:
+        # All leading axes become one, so that any packing of tokens is a single product of matrices.
         flat = x.reshape(-1, x.shape[-1])
-        made = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
-        return made.view(*x.shape[:-1], -1)
+        if self.bias is None:
+            return (flat @ self.weight).view(*x.shape[:-1], -1)
+        return torch.addmm(self.bias, flat, self.weight).view(*x.shape[:-1], -1)
+
+    def columns(self, index: slice | Tensor) -> "Linear":
+        """The map to some of its outputs, a view where `index` is a slice."""
+        return Linear(self.weight[:, index], None if self.bias is None else self.bias[index])
+
+    def to(self, dtype: torch.dtype) -> "Linear":
+        """The map in another precision."""
+        return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,8 @@ class Rotary:
 
     Attributes:
         cos, sin: [pos, rotated].
-        adjacent: whether neighbouring dimensions turn together, instead of the two halves.
+        adjacent: whether neighbouring dimensions rotate together (TransformerLens' own models) instead of the
+            two halves (Hugging Face).
     """
 
     cos: Float[Tensor, "pos rotated"]
@@ -45,25 +58,30 @@ class Rotary:
     adjacent: bool = False
 
     def __call__(self, x: Tensor, pos: Int[Tensor, "... pos"]) -> Tensor:
-        """Rotate x [..., pos, head, d_head] of these positions."""
+        """x [..., pos, head, d_head], rotated by these positions."""
         cos, sin = (table[pos].unsqueeze(-2).to(x.dtype) for table in (self.cos, self.sin))
-        turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        n_rotated = self.cos.shape[-1]
+        rotated, rest = x[..., :n_rotated], x[..., n_rotated:]
         if self.adjacent:
-            swapped = torch.stack((-turned[..., 1::2], turned[..., 0::2]), -1).flatten(-2)
+            swapped = torch.stack((-rotated[..., 1::2], rotated[..., 0::2]), -1).flatten(-2)
         else:
-            first, second = turned.chunk(2, -1)
+            first, second = rotated.chunk(2, -1)
             swapped = torch.cat((-second, first), -1)
-        turned = turned * cos + swapped * sin
-        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+        rotated = rotated * cos + swapped * sin
+        if not rest.shape[-1]:
+            return rotated
+        return torch.cat((rotated, rest), -1)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one block. `mlp_norm`, `mlp_in` and `mlp_out` are None without MLPs, `mlp_gate` without gating.
+    """The weights of one block.
+
+    `mlp_norm`, `mlp_in` and `mlp_out` are None without MLPs, `mlp_gate` without gating.
 
     Attributes:
-        q_norm, k_norm: norms of single heads before rotation, where the model has them.
-        scale: what scores are multiplied by.
+        q_norm, k_norm: norms of single heads before rotation, where the model has them (Qwen 3).
+        scale: the factor of attention scores, usually d_head ** -0.5.
     """
 
     attn_norm: Norm
@@ -83,26 +101,27 @@ class Layer:
     def mlp_pre(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
         """The pre-activation that the hook `mlp_pre` shows, and the linear half of a gated MLP."""
         assert self.mlp_in is not None
-        return (
-            (self.mlp_in(normed), None)
-            if self.mlp_gate is None
-            else (self.mlp_gate(normed), self.mlp_in(normed))
-        )
+        if self.mlp_gate is None:
+            return self.mlp_in(normed), None
+        # In a gated MLP the hook `mlp_pre` shows the gate: the nonlinearity is applied to it.
+        return self.mlp_gate(normed), self.mlp_in(normed)
 
     def mlp_post(self, pre: Tensor, linear: Tensor | None) -> Tensor:
         """What the MLP's output map reads."""
         assert self.act is not None
-        return self.act(pre) if linear is None else self.act(pre) * linear
+        post = self.act(pre)
+        return post if linear is None else post * linear
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model, made by `families.read`.
+    """A whole model; `families.read` makes it.
 
     Attributes:
         embed: [vocab, d_model].  pos_embed: [pos, d_model], or None.
         softmax: the precision of attention's softmax, or None for the model's own.
-        max_length: prompts longer than this need the reference path (a sliding window begins to matter); None: no bound.
+        max_length: prompts longer than this need the reference path (a sliding window begins to matter);
+            None: no bound.
     """
 
     family: str
@@ -118,16 +137,23 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights, and so of every activation."""
         return self.embed.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.embed.device
 
     def heads(self, x: Tensor, layer: int, port: str, pos: Tensor) -> Tensor:
-        """q or k [..., pos, head, d_head] as attention uses it: normed and rotated."""
+        """q or k [..., pos, head, d_head] as attention uses it: normed and rotated.
+
+        Args:
+            port: "q" or "k".  pos: the positions, which decide the rotation.
+        """
         norm = self.layers[layer].q_norm if port == "q" else self.layers[layer].k_norm
-        x = x if norm is None else norm(x)
+        if norm is not None:
+            x = norm(x)
         return x if self.rotary is None else self.rotary(x, pos)
 
     def attend(
@@ -144,44 +170,54 @@ class Decoder:
 
         Args:
             q, k, v: of the positions that differ between rows; q and k rotated.
-            before: keys and values [example, pos, kv_head, d_head] of the earlier positions, which all rows share.
+            before: keys and values [example, pos, kv_head, d_head] of the earlier positions, which all rows
+                share.
             visible: which of the row's own positions a query sees; it sees all that come before.
             edit: gets and returns the pattern [row, example, head, query, key].
         """
         rows, n, n_queries, n_heads, width = q.shape
         n_kv = k.shape[3]
         group = n_heads // n_kv
-        # One product per (example, kv head): all rows, heads of the group and queries against the shared keys.
-        query = (
-            q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5)
-            * self.layers[layer].scale
-        )
-        own = query.reshape(n, n_kv, rows, group * n_queries, width) @ k.permute(1, 3, 0, 4, 2)
-        own = own.view(n, n_kv, rows, group, n_queries, -1)
+        # One product per (example, kv head): all rows, heads of the group and queries against the shared
+        # keys. [row, example, query, head, d_head] -> [example, kv_head, row, head of the group, query,
+        # d_head]
+        query = q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5)
+        query = query * self.layers[layer].scale
+        own_scores = query.reshape(n, n_kv, rows, group * n_queries, width) @ k.permute(1, 3, 0, 4, 2)
+        own_scores = own_scores.view(n, n_kv, rows, group, n_queries, -1)
         hidden = ~visible[:, None, None, None]
-        own = own.masked_fill_(hidden, torch.finfo(own.dtype).min)
+        # The lowest finite number and not -inf: TransformerLens and transformers mask with it, and a row of
+        # -inf would become NaN in the softmax.
+        own_scores = own_scores.masked_fill_(hidden, torch.finfo(own_scores.dtype).min)
         n_before = 0 if before is None else before[0].shape[1]
-        scores = own
+        scores = own_scores
         if before is not None and n_before:
-            shared = query.reshape(n, n_kv, rows * group * n_queries, width) @ before[0].permute(0, 2, 3, 1)
-            scores = torch.cat((shared.view(n, n_kv, rows, group, n_queries, n_before), own), -1)
+            # The base run's keys are the same for every row: rows are more queries of one product.
+            flat_query = query.reshape(n, n_kv, rows * group * n_queries, width)
+            shared_scores = flat_query @ before[0].permute(0, 2, 3, 1)
+            scores = torch.cat(
+                (shared_scores.view(n, n_kv, rows, group, n_queries, n_before), own_scores), -1
+            )
         pattern = torch.softmax(scores, -1, dtype=self.softmax).to(v.dtype)
         if edit is not None:
             whole = pattern.permute(2, 0, 1, 3, 4, 5).reshape(rows, n, n_heads, n_queries, -1)
             pattern = edit(whole).view(rows, n, n_kv, group, n_queries, -1).permute(1, 2, 0, 3, 4, 5)
-        mine = pattern[..., n_before:].reshape(n, n_kv, rows, group * n_queries, -1)
-        z = (mine @ v.permute(1, 3, 0, 2, 4)).view(n, n_kv, rows, group, n_queries, width)
+        own = pattern[..., n_before:].reshape(n, n_kv, rows, group * n_queries, -1)
+        z = (own @ v.permute(1, 3, 0, 2, 4)).view(n, n_kv, rows, group, n_queries, width)
         if before is not None and n_before:
             shared = pattern[..., :n_before].reshape(n, n_kv, rows * group * n_queries, n_before)
             z = z + (shared @ before[1].permute(0, 2, 1, 3)).view_as(z)
         return z.permute(2, 0, 4, 1, 3, 5).reshape(rows, n, n_queries, n_heads, width)
 
-    def written(self, kind: str, layer: int | None, change: Tensor, unit: int | None = None) -> Tensor:
+    def written(
+        self, kind: str, layer: int | None, change: Tensor, unit: int | Int[Tensor, "run"] | None = None
+    ) -> Tensor:
         """What a change of a writer's activation adds to the stream, [..., d_model].
 
         Args:
-            change: of z [..., head, d_head], mlp_post [..., neuron], or of an activation that is in the stream already;
-                of the head or neuron `unit` alone, [..., d_head] or [...], where one is given.
+            change: of z [..., head, d_head], mlp_post [..., neuron], or of an activation that is in the
+                stream already; with `unit`, of that head [..., d_head] or neuron [...] alone.
+            unit: one head or neuron, or one for each run, the first axis of `change`.
         """
         if kind not in ("z", "mlp_post"):
             return change
@@ -189,33 +225,21 @@ class Decoder:
         block = self.layers[layer]
         out = block.o if kind == "z" else block.mlp_out
         assert out is not None
+        # No bias: a change of what is written does not contain it.
+        if unit is None:
+            if kind == "z":
+                change = change.flatten(-2)
+            return change @ out.weight
         if kind == "mlp_post":
-            return change @ out.weight if unit is None else change.unsqueeze(-1) * out.weight[unit]
-        width = self.shape.d_head
-        return (
-            change.flatten(-2) @ out.weight
-            if unit is None
-            else change @ out.weight[unit * width : (unit + 1) * width]
-        )
-
-    def written_by_each(
-        self, kind: str, layer: int | None, change: Tensor, units: Int[Tensor, "run"]
-    ) -> Tensor:
-        """What changes of one head or neuron each add to the stream, [run, ..., d_model].
-
-        Args:
-            change: of z [run, ..., d_head] or mlp_post [run, ...].
-        """
-        assert layer is not None
-        block = self.layers[layer]
-        out = block.o if kind == "z" else block.mlp_out
-        assert out is not None
-        if kind == "mlp_post":
-            return change.unsqueeze(-1) * out.weight[units].view(
-                -1, *[1] * (change.ndim - 1), out.weight.shape[-1]
-            )
-        weight = out.weight.view(-1, self.shape.d_head, out.weight.shape[-1])[units]
-        return (change.flatten(1, -2) @ weight).view(*change.shape[:-1], -1)
+            weight = out.weight[unit]
+            if isinstance(unit, Tensor):
+                weight = weight.view(-1, *[1] * (change.ndim - 1), weight.shape[-1])
+            return change.unsqueeze(-1) * weight
+        weight = out.weight.view(self.shape.n_heads, self.shape.d_head, -1)[unit]
+        if isinstance(unit, Tensor):
+            # One product of matrices for each run, over its examples and positions together.
+            return (change.flatten(1, -2) @ weight).view(*change.shape[:-1], -1)
+        return change @ weight
 
     def token_flops(self) -> int:
         """Floating-point operations of one token in one block, without attention's scores."""
@@ -226,18 +250,21 @@ class Decoder:
     def mlp_products(self) -> int:
         """How many d_model x d_mlp products an MLP takes."""
         first = self.layers[0]
-        return 0 if first.mlp_in is None else 2 if first.mlp_gate is None else 3
+        if first.mlp_in is None:
+            return 0
+        return 2 if first.mlp_gate is None else 3
 
 
-def params(*parts: Any) -> bool:
-    """Whether every part is there and is a plain linear map: `nn.Linear` or `Conv1D`."""
-    return all(type(part).__name__ in ("Linear", "Conv1D") for part in parts)
+def are_linear(*modules: Any) -> bool:
+    """Whether every module is there and is a plain linear map: `nn.Linear` or `Conv1D`."""
+    # Subclasses (quantised or adapted layers) compute something else, so the exact class is asked for.
+    return all(type(module).__name__ in ("Linear", "Conv1D") for module in modules)
 
 
-def linear(part: Any) -> Linear:
+def linear(module: Any) -> Linear:
     """The map of an `nn.Linear` or of a `Conv1D`, whose weight is [in, out] already."""
-    weight = part.weight.detach()
-    bias = getattr(part, "bias", None)
-    return Linear(
-        weight if type(part).__name__ == "Conv1D" else weight.T, None if bias is None else bias.detach()
-    )
+    weight = module.weight.detach()
+    bias = getattr(module, "bias", None)
+    if type(module).__name__ != "Conv1D":
+        weight = weight.T
+    return Linear(weight, None if bias is None else bias.detach())

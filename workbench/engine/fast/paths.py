@@ -1,24 +1,28 @@
-"""Path patching on the fast engine: what senders do to receivers' inputs is worked out edge by edge, the rest is a walk.
+"""Path patching on the fast engine: senders change receivers' inputs along direct edges; the rest is a walk.
 
-Where the logits are the receiver there is nothing left to run: the changed stream is read out as it is.
+Read `Route` first, then `PatchedPaths.groups`. Where the logits are the receiver there is nothing left to
+run: the changed stream is read out as it is. How batches and walks are cut to the budget is none of this
+    module's business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import BaseRun, needed
+from workbench.engine.fast.budget import WalkBudget
 from workbench.engine.fast.cohorts import Cohort, Element
+from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.direct_edges import DirectEdges, Message
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import WalkOutcome, run_base
-from workbench.engine.fast.sweep import StaircaseSweep
+from workbench.engine.fast.sweep import ElementGroup
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Precomputed
-from workbench.prompts.pairs import PromptPairs
+from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 from workbench.stores.store import ActivationStore
@@ -26,13 +30,13 @@ from workbench.stores.store import ActivationStore
 
 @dataclass(frozen=True)
 class Route:
-    """One patched path: writers send, nodes in the middle pass on what comes of it, readers receive.
+    """One patched path: senders are patched, nodes in the middle pass the change on, receivers read it.
 
     Attributes:
         senders: patched together.
         middles: (readers, writers) of each node on the way, in order.
         receivers: whose inputs are set together; those that no sender reaches are left out.
-        column: in the table of results.
+        column: its column in the table of results.
     """
 
     senders: tuple[Writer, ...]
@@ -47,155 +51,178 @@ class Route:
 
 
 @dataclass(frozen=True)
-class PathSweep(StaircaseSweep):
-    """Patched paths of one side of some pairs.
+class PatchedPaths:
+    """Patched paths of one side of some pairs, for a `StaircaseSweep`.
 
     Attributes:
-        routes: those of the same middle nodes and receivers one after the other, since they are worked out together.
-        bind: the senders' other value for a batch of examples.
-        recompute: whether MLPs on the way answer.
+        keys: the activations that receivers compute, which a walk sets.
+        n_elements: how many paths there are.
+        routes: those with the same middle nodes and receivers one after the other, since they are worked out
+            together.
+        bind: the senders' patched value for a batch of examples.
+        recompute: whether MLPs on the way respond to what reaches them.
         store: of the base run, where its activations are known.
     """
 
-    routes: tuple[Route, ...] = ()
-    bind: Callable[[Sequence[int]], Bound] = field(kw_only=True)
+    keys: frozenset[Key]
+    n_elements: int
+    routes: tuple[Route, ...]
+    bind: Callable[[Sequence[int]], Bound]
     recompute: bool = False
     store: ActivationStore | None = None
 
-    def _unedited(self, prompts: Prompts) -> BaseRun:
+    def base_run(self, prompts: Prompts, budget: WalkBudget) -> BaseRun:
+        """The base run of a batch, with the activations that edges start from, or the store's."""
         if self.store is not None:
-            return BaseRun(self.decoder, prompts, Stored(self, prompts))
-        return run_base(self.decoder, prompts, needed(self.keys) | self._looked_at, tile=self._tile)
+            return BaseRun(budget.decoder, prompts, StoredActivations(self.store, prompts, budget.decoder))
+        keys = needed(self.keys) | self._edge_ends(budget.decoder.shape.n_layers)
+        return run_base(budget.decoder, prompts, keys, tile=budget.tile)
 
-    @property
-    def _looked_at(self) -> set[Key]:
-        """The activations of the base run that edges start from."""
-        keys = {each.site.key for route in self.routes for each in route.senders}
+    def _edge_ends(self, n_layers: int) -> set[Key]:
+        """The activations of the base run that direct edges start from or end at."""
+        keys = {writer.site.key for route in self.routes for writer in route.senders}
         for route in self.routes:
-            for read, written in route.middles:
-                keys |= {each.site.key for each in written}
-                keys |= {(port, reader.layer) for reader in read for port in "qkv" if reader.port in "qkv"}
+            for readers, writers in route.middles:
+                keys |= {writer.site.key for writer in writers}
+                keys |= {(port, reader.layer) for reader in readers for port in "qkv" if reader.port in "qkv"}
         if self.recompute:
-            keys |= {("mlp_out", layer) for layer in range(self.decoder.shape.n_layers)}
+            keys |= {("mlp_out", layer) for layer in range(n_layers)}
         return {key for key in keys if key[0] != "resid_pre"}
 
-    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
+    def planned(self, examples: Sequence[int], budget: WalkBudget) -> Iterator[Sequence[Element]]:
+        """The edited runs of `groups` before anything is run."""
         bound = self.bind(examples)
-        for routes in self._groups(len(examples), into_logits=False):
+        for routes in self._together(len(examples), budget, into_logits=False):
             # No table is needed to know where a run joins; the start is only where the tables would begin.
             firsts = self._firsts(bound, routes)
             yield _elements(routes, firsts, [{}] * len(routes), bound, start=_start(firsts, bound))
 
-    def _work(
-        self, base: BaseRun, examples: Sequence[int]
-    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
+    def groups(self, base: BaseRun, examples: Sequence[int], budget: WalkBudget) -> Iterator[ElementGroup]:
+        """Edited runs that set their receivers' inputs."""
         bound = self.bind(examples)
-        for routes in self._groups(len(examples), into_logits=False):
-            yield self._with_inputs_set(base, bound, routes), [route.column for route in routes]
+        for routes in self._together(len(examples), budget, into_logits=False):
+            elements = self._with_inputs_set(base, bound, routes, budget.tile)
+            yield ElementGroup(elements, [route.column for route in routes])
 
-    def _outcomes(
-        self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
-    ) -> Iterator[list[WalkOutcome]]:
+    def without_walk(
+        self, base: BaseRun, examples: Sequence[int], readout: Readout, budget: WalkBudget
+    ) -> Iterator[WalkOutcome]:
+        """Paths into the logits: the changed stream, to be read out as it is."""
         bound = self.bind(examples)
-        for routes in self._groups(len(examples), into_logits=True):
-            yield [self._read_at_once(base, bound, routes, readout)]
-        yield from super()._outcomes(base, pairs, examples, readout)
+        for routes in self._together(len(examples), budget, into_logits=True):
+            yield self._into_logits(base, bound, routes, readout.read, budget.tile)
 
     @torch.no_grad()
-    def _read_at_once(
-        self, base: BaseRun, bound: Bound, routes: Sequence[Route], readout: Readout
+    def _into_logits(
+        self, base: BaseRun, bound: Bound, routes: Sequence[Route], read: Tensor | None, tile: int
     ) -> WalkOutcome:
-        """Routes into the logits: the changed stream, to be read out as it is."""
-        lengths, read = base.prompts.lengths, readout.read
+        lengths = base.prompts.lengths
         n, longest = len(lengths), int(lengths.max())
         # Attention in the middle of a path looks at every position.
-        every = read is None or any(route.middles for route in routes)
-        places = torch.arange(longest).expand(n, -1) if every or read is None else read[:, None]
-        hops = self._hops(base, bound, places)
+        everywhere = read is None or any(route.middles for route in routes)
+        places = torch.arange(longest).expand(n, -1)
+        if not everywhere and read is not None:
+            places = read[:, None]
+        edges = self._edges(base, bound, places, tile)
         (end,) = {reader for route in routes for reader in route.receivers if reader.port == "logits"}
-        message, still = self._message(hops, routes)
-        stream = hops.only_at(end, dict(hops.arriving(message, [end]))[end.whole])
-        if every and read is not None:
+        sent = self._sent(edges, routes)
+        arriving = dict(edges.arriving(sent.message, [end]))
+        stream = edges.only_at(end, arriving[end.whole])  # [run, example, pos, d_model]
+        if everywhere and read is not None:
             stream = stream[:, torch.arange(n), read.to(stream.device)][:, :, None]
-        before = (
-            hops.at(end.site.key)
-            if read is None
-            else base.whole(end.site.key)[torch.arange(n), read][:, None]
-        )
+        before = edges.at(end.site.key)
+        if read is not None:
+            before = base.whole(end.site.key)[torch.arange(n), read][:, None]
+        # A sender that lacks its position or sits behind the prompt changes nothing, whatever padding holds.
         never = torch.stack(self._firsts(bound, routes)) >= lengths
-        same = (stream == before).flatten(2).all(2).cpu() | still | never
+        unchanged = (stream == before).flatten(2).all(2).cpu() | sent.nothing | never
         cohort = Cohort(0, longest, torch.arange(n), read)
-        return WalkOutcome(cohort, [route.column for route in routes], stream, same)
+        return WalkOutcome(cohort, [route.column for route in routes], stream, unchanged)
 
     @torch.no_grad()
-    def _with_inputs_set(self, base: BaseRun, bound: Bound, routes: Sequence[Route]) -> list[Element]:
-        """The edited runs that have their receivers' inputs set."""
+    def _with_inputs_set(
+        self, base: BaseRun, bound: Bound, routes: Sequence[Route], tile: int
+    ) -> list[Element]:
         firsts = self._firsts(bound, routes)
         # Attention in the middle of a path looks at every position.
         start = 0 if any(route.middles for route in routes) else _start(firsts, bound)
-        # Routes that differ in their receivers alone send the same.
-        sent = {route.senders: route for route in routes}
-        rows = [list(sent).index(route.senders) for route in routes]
+        # Routes that differ in their receivers alone send the same: each set of senders is worked out once.
+        by_senders = {route.senders: route for route in routes}
+        rows = [list(by_senders).index(route.senders) for route in routes]
         readers = list(dict.fromkeys(reader for route in routes for reader in route.receivers))
         longest = bound.prompts.tokens.shape[1]
-        hops = self._hops(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1))
-        message, still = self._message(hops, list(sent.values()))
-        arriving = dict(hops.arriving(message, readers))
-        tables = [
-            {reader.site: arriving[reader.whole][row] for reader in route.receivers}
-            for route, row in zip(routes, rows, strict=True)
-        ]
-        firsts = [
-            first.where(~still[row], bound.prompts.lengths) for first, row in zip(firsts, rows, strict=True)
-        ]
+        edges = self._edges(base, bound, torch.arange(start, longest).expand(len(bound.prompts), -1), tile)
+        sent = self._sent(edges, list(by_senders.values()))
+        arriving = dict(edges.arriving(sent.message, readers))
+        tables = []
+        for route, row in zip(routes, rows, strict=True):
+            tables.append({reader.site: arriving[reader.whole][row] for reader in route.receivers})
+        # Where nothing is sent the run cannot change: its first change is put behind the prompt.
+        lengths = bound.prompts.lengths
+        firsts = [first.where(~sent.nothing[row], lengths) for first, row in zip(firsts, rows, strict=True)]
         return _elements(routes, firsts, tables, bound, start=start)
 
-    def _message(self, hops: DirectEdges, routes: Sequence[Route]) -> tuple[Message, Tensor]:
-        """What arrives after the nodes in the middle, and [run, example] where nothing was sent at all."""
-        message = hops.sent([route.senders for route in routes])
-        still = hops.still(message)
-        for read, written in routes[0].middles:
-            message = hops.through(message, read, written)
-        return message, still
+    def _sent(self, edges: DirectEdges, routes: Sequence[Route]) -> "_Sent":
+        """What arrives behind the middle nodes that these routes share."""
+        message = edges.sent([route.senders for route in routes])
+        nothing = edges.unchanged(message)
+        for readers, writers in routes[0].middles:
+            message = edges.through(message, readers, writers)
+        return _Sent(message, nothing)
 
     def _firsts(self, bound: Bound, routes: Sequence[Route]) -> list[Tensor]:
         """[example] of each route: the first token that it can change."""
-        sent = [frozenset(each.site.key for each in route.senders) for route in routes]
-        known = {
-            keys: torch.stack([bound.first_change(Site(*key)) for key in keys]).amin(0) for keys in set(sent)
-        }
-        return [known[keys] for keys in sent]
+        sender_keys = [frozenset(writer.site.key for writer in route.senders) for route in routes]
+        first_changes = {}
+        for keys in set(sender_keys):
+            first_changes[keys] = torch.stack([bound.first_change(Site(*key)) for key in keys]).amin(0)
+        return [first_changes[keys] for keys in sender_keys]
 
-    def _hops(self, base: BaseRun, bound: Bound, places: Tensor) -> DirectEdges:
-        return DirectEdges(base, bound, recompute=self.recompute, places=places, tile=self._tile)
+    def _edges(self, base: BaseRun, bound: Bound, places: Tensor, tile: int) -> DirectEdges:
+        return DirectEdges(base, bound, recompute=self.recompute, places=places, tile=tile)
 
-    def _groups(self, n: int, *, into_logits: bool) -> Iterator[list[Route]]:
-        """Routes that are worked out together: same nodes in the middle, and as many as the budget has room for."""
-        shape, longest = self.decoder.shape, int(self.runs.prompts.lengths.max())
+    def _together(self, n: int, budget: WalkBudget, *, into_logits: bool) -> Iterator[list[Route]]:
+        """Routes that are worked out together: same middle nodes, and as many as the budget has room for.
+
+        Args:
+            n: examples of the batch.
+        """
+        shape, runs = budget.decoder.shape, budget.runs
+        only_end = into_logits and runs.metric.positions == "END"
         together: list[Route] = []
         readers: set[Reader] = set()
         for route in self.routes:
             if route.into_logits != into_logits or not route.receivers:
                 continue
-            more = readers | set(route.receivers)
-            values = 4 * shape.d_model + sum(
-                shape.d_head if reader.port in "qkv" else shape.d_model for reader in more
-            )
-            tokens = n * (
-                1 if into_logits and not route.middles and self.runs.metric.positions == "END" else longest
-            )
-            room = max(1, self.runs.memory // 4 // (tokens * values * self.decoder.embed.element_size()))
-            other = together and (
-                together[0].middles != route.middles
-                or (into_logits and together[0].receivers != route.receivers)
-            )
-            if together and (other or len(together) >= room):
+            n_values = 4 * shape.d_model
+            for reader in readers | set(route.receivers):
+                n_values += shape.d_head if reader.port in "qkv" else shape.d_model
+            n_tokens = n
+            if route.middles or not only_end:
+                n_tokens = n * int(runs.prompts.lengths.max())
+            bytes_each = n_tokens * n_values * budget.decoder.embed.element_size()
+            # A quarter of the budget: the base run may take half, and tiles lie beside both.
+            room = max(1, runs.memory // 4 // bytes_each)
+            if together and (len(together) >= room or not _share_work(together[0], route, into_logits)):
                 yield together
                 together, readers = [], set()
             together.append(route)
             readers |= set(route.receivers)
         if together:
             yield together
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """What arrives behind the middle nodes, and [run, example] where the senders sent nothing at all."""
+
+    message: Message
+    nothing: Tensor
+
+
+def _share_work(first: Route, route: Route, into_logits: bool) -> bool:
+    """Whether two routes have the same nodes in the middle and, into the logits, the same receiver."""
+    return first.middles == route.middles and (not into_logits or first.receivers == route.receivers)
 
 
 def _start(firsts: Sequence[Tensor], bound: Bound) -> int:
@@ -219,12 +246,15 @@ def _elements(
     return elements
 
 
-class Stored(dict[Key, Tensor]):
-    """Activations of the base run of a batch, read from a store when they are asked for."""
+class StoredActivations(dict[Key, Tensor]):
+    """Activations of the base run of a batch, read from a store when they are asked for.
 
-    def __init__(self, sweep: PathSweep, prompts: Prompts) -> None:
+    A dict, so that a `BaseRun` need not know where its activations come from.
+    """
+
+    def __init__(self, store: ActivationStore, prompts: Prompts, decoder: Decoder) -> None:
         super().__init__()
-        self.store, self.prompts, self.decoder = sweep.store, prompts, sweep.decoder
+        self.store, self.prompts, self.decoder = store, prompts, decoder
 
     def __missing__(self, key: Key) -> Tensor:
         kind, layer = key
@@ -232,6 +262,7 @@ class Stored(dict[Key, Tensor]):
         if key == ("resid_pre", last + 1):
             self[key] = self._read(("resid_post", last))
         elif kind == "resid_mid" and layer is not None:
+            # Derived, since stores do not keep them by default.
             self[key] = self["resid_pre", layer] + self["attn_out", layer]
         elif kind == "k rotated" and layer is not None:
             k = self["k", layer]
@@ -241,7 +272,7 @@ class Stored(dict[Key, Tensor]):
         return self[key]
 
     def _read(self, key: Key) -> Tensor:
-        assert self.store is not None
+        """[example, pos, ...]: an activation of the prompts, padded with zeros."""
         rows = [self.store.example(prompt_id) or 0 for prompt_id in self.prompts.ids]
-        table = self.store[key].padded(rows, length=self.prompts.tokens.shape[1])
-        return table.to(self.decoder.device, self.decoder.dtype)
+        activation = self.store[key].padded(rows, length=self.prompts.tokens.shape[1])
+        return activation.to(self.decoder.device, self.decoder.dtype)

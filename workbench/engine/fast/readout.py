@@ -1,7 +1,10 @@
-"""From the stream after the last block to a metric: only what the metric reads is normed and unembedded."""
+"""From the stream after the last block to a metric: only what the metric reads is normed and unembedded.
+
+Read `Readout` first. It knows a metric and one batch of examples; where the edited streams come from it does
+not know.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 
@@ -10,11 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.engine.fast.base_run import BaseRun
-from workbench.engine.fast.decoder import Decoder, Linear
+from workbench.engine.fast.decoder import Linear
 from workbench.engine.fast.staircase import WalkOutcome
 from workbench.metrics.metric import Metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
+
+
+def read_position(metric: Metric, prompts: Prompts) -> Int[Tensor, "example"] | None:
+    """The one position of each example whose logits are read, or None for several."""
+    return prompts.at("END") if metric.positions == "END" else None
 
 
 class Readout:
@@ -22,45 +30,57 @@ class Readout:
 
     Args:
         pairs: of the batch.
-        prompts: the side of them that is edited.
+        base: the base run of the side that is edited.
+        clean: the base run of the clean side, for metrics that compare with it; None: `base` is that run.
         dtype: of the final norm and the unembedding; None takes the model's own.
         tile: bytes of logits that may be there at a time.
+
+    Attributes:
+        base_logits: what the metric reads of the base run: [example, vocab], [example, step, vocab] or
+            [example, pos, vocab], where vocab are the rows that the metric reads.
+        reference: the clean run's logits as the metric reads them, where it compares with them.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
         metric: Metric,
         pairs: PromptPairs,
-        prompts: Prompts,
+        base: BaseRun,
         *,
         tile: int,
+        clean: BaseRun | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.decoder, self.metric, self.prompts, self.tile = decoder, metric, prompts, tile
-        self.dtype = dtype or decoder.dtype
-        rows = metric.rows(pairs) if metric.rowwise else None
-        self.pairs = pairs if rows is None else pairs.recoded(rows)
-        self.unembed = _part(decoder.unembed, rows, self.dtype)
+        self.decoder, self.metric, self.base, self.tile = base.decoder, metric, base, tile
+        self.dtype = dtype or self.decoder.dtype
+        vocab_rows = metric.rows(pairs) if metric.rowwise else None
+        # With fewer rows of the vocabulary, the pairs' tokens become indices into those rows.
+        self.pairs = pairs if vocab_rows is None else pairs.recoded(vocab_rows)
+        self.unembed = _rows_of(self.decoder.unembed, vocab_rows, self.dtype)
+        self.base_logits = self._logits_of(base)
         self.reference: Tensor | None = None
+        if metric.needs_reference:
+            self.reference = self.base_logits if clean is None else self._logits_of(clean)
 
-    @property
+    @cached_property
     def read(self) -> Int[Tensor, "example"] | None:
         """The one position of each example whose logits are read, or None for several."""
-        return self.prompts.at("END") if self.metric.positions == "END" else None
+        return read_position(self.metric, self.base.prompts)
 
     @cached_property
     def places(self) -> Int[Tensor, "example *step"] | None:
         """The positions of each example whose logits are read, or None for all."""
-        return self.metric.positions_read(self.prompts)
+        return self.metric.places(self.base.prompts)
 
-    def base_logits(self, base: BaseRun) -> Tensor:
-        """What the metric reads of the base run: [example, vocab], [example, step, vocab] or [example, pos, vocab]."""
-        stream = base.whole(("resid_pre", self.decoder.shape.n_layers))
-        if self.places is not None:
-            rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (self.places.ndim - 1))
-            stream = stream[rows, self.places.to(stream.device)]
-        return torch.cat([self.logits(part) for part in self._tiles(stream)])
+    def _logits_of(self, run: BaseRun) -> Tensor:
+        stream, places = (
+            run.whole(("resid_pre", self.decoder.shape.n_layers)),
+            self.metric.places(run.prompts),
+        )
+        if places is not None:
+            rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (places.ndim - 1))
+            stream = stream[rows, places.to(stream.device)]
+        return torch.cat([self.logits(tile) for tile in self._tiles(stream)])
 
     def measure(self, logits: Tensor) -> Float[Tensor, "example"]:
         """The metric of one run of the whole batch."""
@@ -69,87 +89,87 @@ class Readout:
     def write(
         self,
         outcomes: Sequence[WalkOutcome],
-        table: Float[Tensor, "example element"],
-        base: Tensor,
-        measured: Tensor,
+        effects: Float[Tensor, "example element"],
+        base_metric: Float[Tensor, "example"],
     ) -> None:
-        """Write m(edited) - m(base) of what a walk brought into a table of the batch.
+        """Write m(edited) - m(base) of a walk's runs into a table of the batch.
 
         Args:
-            base: the logits of `base_logits`.  measured: [example], the metric of them.
+            base_metric: m(base), the measure of `base_logits`.
         """
         if self.metric.rowwise:
-            self._write_rows(outcomes, table, base, measured)
+            self._write_rows(outcomes, effects, base_metric)
         else:
-            self._write_runs(outcomes, table, base, measured)
+            self._write_runs(outcomes, effects, base_metric)
         for outcome in outcomes:
-            where = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
-            table[where] = table[where].masked_fill(outcome.same.T, 0)
+            # An edit that writes what is there has an effect of exactly 0: its run differs from the base run
+            # at most in the last digits, since it was computed in other products.
+            cells = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
+            effects[cells] = effects[cells].masked_fill(outcome.unchanged.T, 0)
 
-    def _write_rows(
-        self, outcomes: Sequence[WalkOutcome], table: Tensor, base: Tensor, measured: Tensor
-    ) -> None:
-        """Rows of many runs in one call of the metric."""
+    def _write_rows(self, outcomes: Sequence[WalkOutcome], effects: Tensor, base_metric: Tensor) -> None:
+        """The metric judges each example by itself: the examples of many runs share a call of it."""
         for outcome in outcomes:
-            chosen = outcome.cohort.examples.repeat(len(outcome.elements))
-            stream, late = self._read(outcome)
-            rows, examples = self._tiles(stream.flatten(0, 1)), iter(chosen.tolist())
-            now = []
-            for part in rows:
-                mine = list(islice(examples, len(part)))
-                reference = None if self.reference is None else self.reference[mine]
-                logits = self.logits(part)
-                if late is not None:
-                    logits = torch.where(late[mine, :, None].to(logits.device), logits, base[mine])
-                now.append(self.metric(logits, self.pairs.select(mine), reference))
-            change = torch.cat(now) - measured[chosen.to(measured.device)]
-            runs = change.view(len(outcome.elements), -1)
-            table[outcome.cohort.examples[:, None], torch.tensor(outcome.elements)] = runs.T.to(table)
+            examples = outcome.cohort.examples.repeat(len(outcome.elements))  # [run * example]
+            stream, changed_steps = self._read(outcome)
+            remaining = iter(examples.tolist())
+            measured = []
+            for tile in self._tiles(stream.flatten(0, 1)):
+                rows = list(islice(remaining, len(tile)))
+                reference = None if self.reference is None else self.reference[rows]
+                logits = self.logits(tile)
+                if changed_steps is not None:
+                    # Steps before the run's first token are the base run's.
+                    changed = changed_steps[rows, :, None].to(logits.device)
+                    logits = torch.where(changed, logits, self.base_logits[rows])
+                measured.append(self.metric(logits, self.pairs.select(rows), reference))
+            change = torch.cat(measured) - base_metric[examples.to(base_metric.device)]
+            by_run = change.view(len(outcome.elements), -1)  # [run, example]
+            cells = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
+            effects[cells] = by_run.T.to(effects)
 
     def _read(
         self, outcome: WalkOutcome
     ) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
-        """The stream where it is read; of several positions also which come after the run's first token, of the whole batch."""
+        """The stream where it is read, and which of several steps [row, step] are at the run's own tokens."""
         if self.places is None or self.places.ndim == 1:
             return outcome.stream[:, :, 0], None
         cohort, stream = outcome.cohort, outcome.stream
-        at = (self.places[cohort.examples] - cohort.start).clamp(min=0).to(stream.device)
-        rows = torch.arange(len(at), device=stream.device)[:, None]
-        return stream[:, rows, at], self.places >= cohort.start
+        steps = (self.places[cohort.examples] - cohort.start).clamp(min=0).to(stream.device)
+        rows = torch.arange(len(steps), device=stream.device)[:, None]
+        return stream[:, rows, steps], self.places >= cohort.start
 
-    def _write_runs(
-        self, outcomes: Sequence[WalkOutcome], table: Tensor, base: Tensor, measured: Tensor
-    ) -> None:
-        """Every run by itself, with the logits of all examples: for functions that may look at several."""
+    def _write_runs(self, outcomes: Sequence[WalkOutcome], effects: Tensor, base_metric: Tensor) -> None:
+        """Every run by itself, with the logits of all examples: for functions that may compare examples."""
         for j in dict.fromkeys(j for outcome in outcomes for j in outcome.elements):
-            logits = base.clone()
+            # Examples in which nothing changes keep the base run's logits.
+            logits = self.base_logits.clone()
             for outcome in outcomes:
-                if j in outcome.elements:
-                    stream, chosen = (
-                        outcome.stream[outcome.elements.index(j)],
-                        outcome.cohort.examples.to(base.device),
-                    )
-                    now = torch.cat([self.logits(part) for part in self._tiles(stream)])
-                    if self.read is None:
-                        logits[chosen, outcome.cohort.start : outcome.cohort.length] = now
-                    else:
-                        logits[chosen] = now[:, 0]
-            table[:, j] = (self.measure(logits) - measured).to(table)
+                if j not in outcome.elements:
+                    continue
+                cohort, stream = outcome.cohort, outcome.stream[outcome.elements.index(j)]
+                examples = cohort.examples.to(logits.device)
+                edited = torch.cat([self.logits(tile) for tile in self._tiles(stream)])
+                if self.read is None:
+                    logits[examples, cohort.start : cohort.length] = edited
+                else:
+                    logits[examples] = edited[:, 0]
+            effects[:, j] = (self.measure(logits) - base_metric).to(effects)
 
     def logits(self, stream: Tensor) -> Tensor:
         """The logits of streams after the last block: those rows of the vocabulary that the metric reads."""
         return self.unembed(self.decoder.final_norm(stream.to(self.dtype)))
 
     def _tiles(self, stream: Tensor) -> Sequence[Tensor]:
-        each = self.unembed.weight.shape[1] * stream[0].numel() // stream.shape[-1] * 4 * 4
-        return stream.split(max(1, self.tile // max(1, each)))
+        n_tokens = stream[0].numel() // stream.shape[-1]
+        # 4 bytes a number, and up to four tables of that size: logits, their float32 copy and what the metric
+        # makes.
+        bytes_each = self.unembed.weight.shape[1] * n_tokens * 4 * 4
+        return stream.split(max(1, self.tile // max(1, bytes_each)))
 
 
-def _part(unembed: Linear, rows: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Those rows of the vocabulary (None: all), in that precision."""
-    if rows is not None:
-        rows = rows.to(unembed.weight.device)
-        bias = None if unembed.bias is None else unembed.bias[rows]
-        unembed = Linear(unembed.weight[:, rows], bias)
-    bias = None if unembed.bias is None else unembed.bias.to(dtype)
-    return replace(unembed, weight=unembed.weight.to(dtype), bias=bias)
+def _rows_of(unembed: Linear, vocab_rows: Tensor | None, dtype: torch.dtype) -> Linear:
+    """The unembedding of those rows of the vocabulary (None: all), in that precision."""
+    if vocab_rows is not None:
+        unembed = unembed.columns(vocab_rows.to(unembed.weight.device))
+    return unembed.to(dtype)

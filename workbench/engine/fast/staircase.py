@@ -1,7 +1,20 @@
-"""The fast exact engine: many edited runs in one walk through the layers, each joining where it begins to differ.
+"""The fast exact engine: many edited runs in one walk, each joining where it first differs.
 
-Below its first edited layer and before its first edited token a run is the base run and costs nothing. The tokens
-of all runs lie one after the other and pass every matrix together; only attention looks at one cohort at a time.
+Below its first edited layer and before its first edited token a run is the base run and costs nothing: what a
+    block
+computes there depends on nothing that was edited (layers are computed in order, and attention is causal).
+Joining late is therefore exact, not an approximation. A run joins with the base run's stream plus what its
+first edits add to it (`departure`), and attends to the base run's keys and values of the tokens before its
+own.
+
+The tokens of all runs lie one after the other and pass every matrix together; only attention looks at one
+cohort at a time: the runs that begin at the same token of the same examples (`cohorts`). Padding is never
+    computed: a cohort holds
+prompts of one length, and its packed tokens are real ones only.
+
+Read `StaircaseWalk.run`, then `_block`, then `_enter` and `_depart`, where runs join. Memory is bounded by
+the caller, who decides how many runs walk together (`budget.WalkBudget`), and by `tile` for the widest values
+inside a block. Metrics and pairs of prompts are not known here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,39 +23,42 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workbench.engine.bound import Bound
-from workbench.engine.fast.base_run import (
-    ALWAYS,
-    BaseRun,
-    Departure,
-    at,
-    edited_rows,
-    pattern_edit,
-    units_depart,
-)
+from workbench.engine.fast.base_run import BaseRun, Recorder, edited_tokens, pattern_edit, tokens_of
 from workbench.engine.fast.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
-from workbench.engine.fast.decoder import Decoder, EditPattern
+from workbench.engine.fast.decoder import Decoder
+from workbench.engine.fast.departure import Departure, units_depart
+from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 
 TILE = 2**25
-"""Bytes that the widest intermediate values (MLP neurons, attention scores) take at a time, if no other number is given."""
+"""Bytes that the widest values inside a block (neurons, attention scores) take at a time, by default."""
 
 
 @dataclass(eq=False)
 class CohortRuns:
-    """The runs of a cohort that are on their way; their tokens [run, example, pos] lie together."""
+    """The runs of a cohort that have joined; their tokens [run, example, pos] lie together."""
 
     cohort: Cohort
     elements: list[int] = field(default_factory=list)
 
-    def tokens(self, *, read: bool) -> int:
+    def n_tokens(self, *, read: bool) -> int:
+        """Tokens of all its runs, or those of them that are read."""
         return len(self.elements) * (self.cohort.n_read if read else self.cohort.n_tokens)
 
     def view(self, flat: Tensor) -> Tensor:
         """[run, example, pos, ...] of its packed tokens."""
-        runs, n = len(self.elements), len(self.cohort.examples)
-        return flat.view(runs, n, len(flat) // (runs * n), *flat.shape[1:])
+        n_runs, n = len(self.elements), len(self.cohort.examples)
+        return flat.view(n_runs, n, len(flat) // (n_runs * n), *flat.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Joining:
+    """Runs of a cohort that are about to join, with their stream [..., d_model] from there on."""
+
+    runs: CohortRuns
+    elements: list[int]
+    stream: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,28 +68,35 @@ class WalkOutcome:
     Attributes:
         elements: the runs that were walked to the end; those missing wrote nothing new.
         stream: [run, example, pos, d_model] after the last block, at the positions that are read.
-        same: [run, example]: edits that wrote, bit by bit, what was there.
+        unchanged: [run, example]: edits that wrote, bit by bit, what was there.
     """
 
     cohort: Cohort
     elements: list[int]
     stream: Tensor
-    same: Tensor
+    unchanged: Tensor
 
 
 def run_base(decoder: Decoder, prompts: Prompts, keys: Iterable[Key] = (), *, tile: int = TILE) -> BaseRun:
-    """Run a batch of prompts once, and keep these activations of it."""
+    """The base run of a batch of prompts, with these activations of it kept."""
     lengths = prompts.lengths
-    groups = [
-        Cohort(0, n, (lengths == n).nonzero().flatten(), None, [0]) for n in sorted(set(lengths.tolist()))
-    ]
+    groups = []
+    for length in sorted(set(lengths.tolist())):
+        groups.append(Cohort(0, length, (lengths == length).nonzero().flatten(), None, [0]))
     base = BaseRun(decoder, prompts, {})
-    StaircaseWalk(base, [Element(())], groups, keep=set(keys), tile=tile).run()
+    # The base run is a walk of one element without edits, which joins at the embeddings.
+    recorder = Recorder(base, set(keys), one_cohort=len(groups) == 1)
+    StaircaseWalk(base, [Element(())], groups, recorder=recorder, tile=tile).run()
     return base
 
 
 class StaircaseWalk:
-    """One walk of some elements through the layers, or, with `keep`, of the base run itself into `base`."""
+    """One walk of some elements through the layers, or, with `recorder`, of the base run itself.
+
+    Args:
+        groups: the cohorts whose elements walk.
+        tile: bytes that the widest intermediate values may take at a time.
+    """
 
     def __init__(
         self,
@@ -81,50 +104,58 @@ class StaircaseWalk:
         elements: Sequence[Element],
         groups: Sequence[Cohort],
         *,
-        keep: set[Key] | None = None,
+        recorder: Recorder | None = None,
         tile: int = TILE,
     ) -> None:
         self.tile = tile
-        self.base, self.elements, self.decoder, self.keep = base, elements, base.decoder, keep
+        self.base, self.elements, self.decoder, self.recorder = base, elements, base.decoder, recorder
         self.shape = base.decoder.shape
-        self.rows = [CohortRuns(group) for group in groups]
+        self.cohorts = [CohortRuns(group) for group in groups]
+        # The streams of all runs that have joined, packed: [token, d_model], one cohort after the other.
         self.x = torch.empty(0, self.shape.d_model, dtype=self.decoder.dtype, device=self.decoder.device)
-        self.joining: dict[tuple[int, int], list[tuple[CohortRuns, int]]] = {}
-        for rows in self.rows:
-            for j in rows.cohort.elements:
-                moment = (0, BEFORE) if keep is not None else elements[j].joins(self.shape)
-                self.joining.setdefault(moment, []).append((rows, j))
-        self.waiting: list[tuple[CohortRuns, list[int], Tensor]] = []
-        self.same: dict[tuple[int, int], Tensor] = {}
-        self.edited = {key for element in elements for key in element.later(self.shape)}
+        self.to_join: dict[tuple[int, int], list[tuple[CohortRuns, int]]] = {}
+        for runs in self.cohorts:
+            for j in runs.cohort.elements:
+                moment = (0, BEFORE) if recorder is not None else elements[j].joins(self.shape)
+                self.to_join.setdefault(moment, []).append((runs, j))
+        self.waiting: list[Joining] = []
+        self.unchanged: dict[tuple[int, int], Tensor] = {}
+        # Activations that some run edits after it has joined; edits before that are part of its departure.
+        self.edited_later = {key for element in elements for key in element.later(self.shape)}
 
     @torch.no_grad()
     def run(self) -> list[WalkOutcome]:
-        """Walk from the first layer that is edited to the last."""
-        last, whole = self.shape.n_layers - 1, self.keep is not None
-        for layer in range(min(self.joining)[0], last + 1):
+        """The streams after the last block, from the first layer that is edited on."""
+        last, whole = self.shape.n_layers - 1, self.recorder is not None
+        for layer in range(min(self.to_join)[0], last + 1):
             self._edit("resid_pre", layer, self.x, read=False)
             self._enter(layer)
             self._record("resid_pre", layer, self.x)
+            # In the last block only keys and values are needed of all tokens; the rest where logits are read.
             self._block(layer, read=layer == last and not whole)
         self._enter(last + 1)
         self._record("resid_pre", last + 1, self.x)
-        parts = zip(self.rows, self._split(self.x, read=not whole), strict=True)
-        return [self._outcome(rows, part) for rows, part in parts if rows.elements]
+        outcomes = []
+        for runs, stream in zip(self.cohorts, self._split(self.x, read=not whole), strict=True):
+            if runs.elements:
+                outcomes.append(self._outcome(runs, stream))
+        return outcomes
 
-    def _outcome(self, rows: CohortRuns, part: Tensor) -> WalkOutcome:
-        n = len(rows.cohort.examples)
-        never = torch.zeros(n, dtype=torch.bool)
-        same = torch.stack([self.same.get((id(rows), j), never) for j in rows.elements])
-        return WalkOutcome(rows.cohort, rows.elements, rows.view(part), same)
+    def _outcome(self, runs: CohortRuns, stream: Tensor) -> WalkOutcome:
+        changed = torch.zeros(len(runs.cohort.examples), dtype=torch.bool)
+        unchanged = torch.stack([self.unchanged.get((id(runs), j), changed) for j in runs.elements])
+        return WalkOutcome(runs.cohort, runs.elements, runs.view(stream), unchanged)
 
     # A block.
 
     def _block(self, layer: int, *, read: bool) -> None:
+        """One block of all runs that have joined; new ones inside it join behind its attention or MLP."""
         has_mlp = not self.shape.attn_only
         if len(self.x):
             written = self._attention(layer, read=read)
-            x = self._at_read(self.x) if read else self.x
+            x = self.x
+            if read:
+                x = self._at_read(x)
             if has_mlp and self.shape.parallel:
                 written = written + self._mlp(layer, x, read=read)
             self.x = x + written
@@ -140,21 +171,22 @@ class StaircaseWalk:
         """[token, d_model]: what attention writes."""
         block, shape = self.decoder.layers[layer], self.shape
         normed = block.attn_norm(self.x)
+        # [token, d_model] -> [token, head, d_head]
         k = block.k(normed).view(-1, shape.n_kv_heads, shape.d_head)
         v = block.v(normed).view(-1, shape.n_kv_heads, shape.d_head)
-        q = block.q(self._at_read(normed) if read else normed).view(-1, shape.n_heads, shape.d_head)
-        del normed
+        if read:
+            normed = self._at_read(normed)
+        q = block.q(normed).view(-1, shape.n_heads, shape.d_head)
+        del normed  # as wide as the stream: the budget does not count it beside what follows
         for kind, value in (("q", q), ("k", k), ("v", v)):
             self._edit(kind, layer, value, read=read and kind == "q")
             self._record(kind, layer, value)
         z = torch.empty_like(q)
-        split = [
-            *(self._split(value, read=read) for value in (q, z)),
-            *(self._split(value, read=False) for value in (k, v)),
-        ]
-        for rows, *parts in zip(self.rows, *split, strict=True):
-            if rows.elements:
-                self._attend(layer, rows, *(rows.view(part) for part in parts), read=read)
+        at_queries = [self._split(value, read=read) for value in (q, z)]
+        at_keys = [self._split(value, read=False) for value in (k, v)]
+        for runs, *tokens in zip(self.cohorts, *at_queries, *at_keys, strict=True):
+            if runs.elements:
+                self._attend(layer, runs, *(runs.view(value) for value in tokens), read=read)
         del q, k, v
         self._edit("z", layer, z, read=read)
         self._record("z", layer, z)
@@ -164,42 +196,49 @@ class StaircaseWalk:
         return written
 
     def _attend(
-        self, layer: int, rows: CohortRuns, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool
+        self, layer: int, runs: CohortRuns, q: Tensor, z: Tensor, k: Tensor, v: Tensor, *, read: bool
     ) -> None:
-        """Write z of a cohort's runs, several runs at a time."""
-        cohort, decoder = rows.cohort, self.decoder
-        queries, keys = (cohort.positions(read=which).to(q.device) for which in (read, False))
+        """Write z of a cohort's runs, several runs at a time; all are [run, example, pos, head, d_head]."""
+        cohort, decoder = runs.cohort, self.decoder
+        queries, keys = (cohort.positions(read=at_read).to(q.device) for at_read in (read, False))
         q, k = decoder.heads(q, layer, "q", queries), decoder.heads(k, layer, "k", keys)
         visible = keys[:, None, :] <= queries[:, :, None]
-        visible = visible if read and cohort.read is not None else visible[:1]
-        if self.keep is not None:
-            self._keep(("k rotated", layer), rows, k[0])
+        if not read or cohort.read is None:
+            visible = visible[:1]  # the same for every example
+        if self.recorder is not None:
+            self.recorder.keep(("k rotated", layer), cohort, k[0])
         before = self.base.before(layer, cohort)
+        # Scores, their softmax and their copies for attention, and z: about four tables of that size.
         n_values = queries.numel() * self.shape.n_heads * 4 * (cohort.length + self.shape.d_head)
-        for part in self._tiles(len(rows.elements), n_values * q.element_size()):
-            elements = [self.elements[j] for j in rows.elements[part]]
-            edit = self._watch_pattern(layer, rows) or pattern_edit(
-                self.base, layer, cohort, elements, read=read
-            )
-            z[part] = decoder.attend(layer, q[part], k[part], v[part], before, visible, edit)
+        for tile in self._tiles(len(runs.elements), n_values * q.element_size()):
+            if self.recorder is not None:
+                edit = self.recorder.pattern_watcher(layer, cohort)
+            else:
+                elements = [self.elements[j] for j in runs.elements[tile]]
+                edit = pattern_edit(self.base, layer, cohort, elements, read=read)
+            z[tile] = decoder.attend(layer, q[tile], k[tile], v[tile], before, visible, edit)
 
     def _mlp(self, layer: int, stream: Tensor, *, read: bool) -> Tensor:
-        """[token, d_model]: what the MLP writes, a tile of tokens at a time unless its neurons are edited or kept."""
+        """[token, d_model]: what the MLP writes, tile by tile unless its neurons are edited or kept."""
         block = self.decoder.layers[layer]
         assert block.mlp_norm is not None
         assert block.mlp_out is not None
-        watched = {("mlp_pre", layer), ("mlp_post", layer)} & (self.edited | (self.keep or set()))
+        # Edits and records need all tokens of a cohort at once, which a tile would cut.
+        watched = self.edited_later
+        if self.recorder is not None:
+            watched = watched | self.recorder.keys
+        at_once = {("mlp_pre", layer), ("mlp_post", layer)} & watched
         written = torch.empty_like(stream)
-        n_values = 0 if watched else 3 * self.shape.d_mlp
-        for part in self._tiles(len(stream), n_values * stream.element_size()):
-            pre, linear = block.mlp_pre(block.mlp_norm(stream[part]))
+        n_values = 0 if at_once else 3 * self.shape.d_mlp
+        for tile in self._tiles(len(stream), n_values * stream.element_size()):
+            pre, linear = block.mlp_pre(block.mlp_norm(stream[tile]))
             self._edit("mlp_pre", layer, pre, read=read)
             self._record("mlp_pre", layer, pre)
             self._record("mlp_linear", layer, linear)
             post = block.mlp_post(pre, linear)
             self._edit("mlp_post", layer, post, read=read)
             self._record("mlp_post", layer, post)
-            written[part] = block.mlp_out(post)
+            written[tile] = block.mlp_out(post)
         self._edit("mlp_out", layer, written, read=read)
         self._record("mlp_out", layer, written)
         return written
@@ -208,162 +247,158 @@ class StaircaseWalk:
 
     def _enter(self, layer: int) -> None:
         """Runs whose stream before a block is edited; before layer n_layers means after the last block."""
-        joining, read = self.joining.pop((layer, BEFORE), []), layer == self.shape.n_layers
-        for rows, j in joining:
-            if self.keep is not None:
-                self.waiting.append((rows, [j], self._embedded(rows)))
+        read = layer == self.shape.n_layers
+        for runs, j in self.to_join.pop((layer, BEFORE), []):
+            if self.recorder is not None:
+                self.waiting.append(Joining(runs, [j], self._embedded(runs)))
                 continue
             element = self.elements[j]
-            here = (("resid_post", layer - 1), ("resid_pre", layer))
-            first = [key for key in dict.fromkeys(element.keys) if key[1] is None or key in here]
-            run = Departure(self.base, element, rows.cohort, first, read=read)
-            self._wait(rows, j, run, lambda run=run: run.stream(layer))
-        self._append(read=read and self.keep is None)
+            # The stream after a block is that before the next one; the two have a name each.
+            names = (("resid_post", layer - 1), ("resid_pre", layer))
+            first = [key for key in dict.fromkeys(element.keys) if key[1] is None or key in names]
+            departure = Departure(self.base, element, runs.cohort, first, read=read)
+            self._wait(runs, j, departure, lambda departure=departure: departure.stream(layer))
+        self._append(read=read and self.recorder is None)
 
     def _depart(self, layer: int, half: int, *, read: bool) -> None:
         """Runs whose first edits are inside this block: in its attention or in its MLP."""
-        after = half == MLP or self.shape.parallel
-        before = ("resid_post", layer) if after else ("resid_mid", layer)
+        # A parallel block adds attention and MLP to the stream together, so its runs join behind both.
+        after_block = half == MLP or self.shape.parallel
+        before = ("resid_post", layer) if after_block else ("resid_mid", layer)
+        kinds = KINDS_OF[MLP] + KINDS_OF[ATTENTION] if after_block else KINDS_OF[half]
         alike: dict[tuple[CohortRuns, Site, Bound], list[int]] = {}
-        for rows, j in self.joining.pop((layer, half), []):
+        for runs, j in self.to_join.pop((layer, half), []):
             element = self.elements[j]
-            layer_edit = element.layer_edit
-            if layer_edit is not None:
-                alike.setdefault((rows, *layer_edit), []).append(j)
+            if element.layer_edit is not None:
+                alike.setdefault((runs, *element.layer_edit), []).append(j)
                 continue
-            kinds = KINDS_OF[MLP] + KINDS_OF[ATTENTION] if after else KINDS_OF[half]
             first = [key for key in dict.fromkeys(element.keys) if key[1] == layer and key[0] in kinds]
-            run = Departure(self.base, element, rows.cohort, first, read=read)
+            departure = Departure(self.base, element, runs.cohort, first, read=read)
 
-            def stream(run: Departure = run) -> Tensor:
-                change = run.attention(layer) + (run.mlp(layer) if after else 0.0)
-                value = run.rows(self.base.whole(before)) + change
-                return value if after else run.mid(layer, value, first=isinstance(change, float))
+            def stream(departure: Departure = departure) -> Tensor:
+                """[example, pos, d_model] where the run joins."""
+                base_stream, change = departure.tokens(self.base.whole(before)), departure.attention(layer)
+                if after_block:
+                    return base_stream + (change + departure.mlp(layer))
+                return departure.mid(layer, base_stream + change, first=isinstance(change, float))
 
-            self._wait(rows, j, run, stream)
-        for (rows, site, bound), elements in alike.items():
-            sites = [site for j in elements for site, _ in self.elements[j].edits]
-            change, same = units_depart(self.base, (site, bound), sites, rows.cohort, read=read)
-            differ = (~same.all(1)).nonzero().flatten().tolist()
-            elements = [elements[k] for k in differ]
-            self.same |= {(id(rows), j): same[k] for j, k in zip(elements, differ, strict=True)}
-            change = change if len(elements) == len(same) else change[differ]
-            self.waiting.append(
-                (rows, elements, change.add_(at(self.base.whole(before), rows.cohort, read=read)))
-            )
+            self._wait(runs, j, departure, stream)
+        for (runs, site, bound), elements in alike.items():
+            self._depart_together(runs, (site, bound), elements, before, read=read)
         self._append(read=read)
 
-    def _wait(self, rows: CohortRuns, j: int, run: Departure, stream: Callable[[], Tensor]) -> None:
+    def _depart_together(
+        self,
+        runs: CohortRuns,
+        layer_edit: tuple[Site, Bound],
+        elements: list[int],
+        before: Key,
+        *,
+        read: bool,
+    ) -> None:
+        """Runs that each edit one head or neuron: one edit of the whole layer shows all their values."""
+        sites = [site for j in elements for site, _ in self.elements[j].edits]
+        change, unchanged = units_depart(self.base, layer_edit, sites, runs.cohort, read=read)
+        # A run that writes in every example what is there is not walked: its effect is exactly 0.
+        differ = (~unchanged.all(1)).nonzero().flatten().tolist()
+        elements = [elements[row] for row in differ]
+        for j, row in zip(elements, differ, strict=True):
+            self.unchanged[id(runs), j] = unchanged[row]
+        if len(elements) < len(unchanged):
+            change = change[differ]
+        # In place: `change` [run, example, pos, d_model] is the largest table here, and nobody else's.
+        stream = change.add_(tokens_of(self.base.whole(before), runs.cohort, read=read))
+        self.waiting.append(Joining(runs, elements, stream))
+
+    def _wait(self, runs: CohortRuns, j: int, departure: Departure, stream: Callable[[], Tensor]) -> None:
         """Let a run in with the others, unless its edits write what is there already."""
-        later = set(self.elements[j].keys) - set(run.edited)
-        same = run.same.cpu()
-        if bool(same.all()) and not any(self._changes(rows, j, key) for key in later):
+        later = set(self.elements[j].keys) - set(departure.edited)
+        unchanged = departure.unchanged.cpu()
+        # While nothing has changed, a later edit meets the base run's activation: what it would write can be
+        # seen now.
+        if bool(unchanged.all()) and not any(self._writes_anew(runs, j, key) for key in later):
             return
         if not later:
-            self.same[id(rows), j] = same
-        self.waiting.append((rows, [j], stream()))
+            self.unchanged[id(runs), j] = unchanged
+        self.waiting.append(Joining(runs, [j], stream()))
 
-    def _changes(self, rows: CohortRuns, j: int, key: Key) -> bool:
+    def _writes_anew(self, runs: CohortRuns, j: int, key: Key) -> bool:
         """Whether edits of an activation write anything new into the base run."""
-        chosen = rows.cohort.examples.to(self.decoder.device)
-        return not torch.equal(
-            self.base.edited(key, self.elements[j].at(*key))[chosen], self.base.whole(key)[chosen]
-        )
+        examples = runs.cohort.examples.to(self.decoder.device)
+        edited = self.base.edited(key, self.elements[j].at(*key))
+        return not torch.equal(edited[examples], self.base.whole(key)[examples])
 
     def _append(self, *, read: bool) -> None:
         """Put the waiting runs behind those of their cohorts."""
         if not self.waiting:
             return
-        pieces = [[part] for part in self._split(self.x, read=read)]
-        where = {id(rows): mine for rows, mine in zip(self.rows, pieces, strict=True)}
-        for rows, elements, value in self.waiting:
-            where[id(rows)].append(value.reshape(-1, value.shape[-1]))
-            rows.elements.extend(elements)
-        self.x = torch.cat([piece for mine in pieces for piece in mine])
+        tokens: dict[int, list[Tensor]] = {}
+        for runs, joined in zip(self.cohorts, self._split(self.x, read=read), strict=True):
+            tokens[id(runs)] = [joined]
+        for joining in self.waiting:
+            stream = joining.stream
+            tokens[id(joining.runs)].append(stream.reshape(-1, stream.shape[-1]))
+            joining.runs.elements.extend(joining.elements)
+        self.x = torch.cat([stream for streams in tokens.values() for stream in streams])
         self.waiting = []
 
-    def _embedded(self, rows: CohortRuns) -> Tensor:
+    def _embedded(self, runs: CohortRuns) -> Tensor:
         """[example, pos, d_model]: the stream before the first block."""
-        decoder, cohort = self.decoder, rows.cohort
+        decoder, cohort = self.decoder, runs.cohort
         tokens = self.base.prompts.tokens[cohort.examples, : cohort.length].to(decoder.device)
         x = decoder.embed[tokens]
-        self._keep(("embed", None), rows, x)
+        self._keep(("embed", None), cohort, x)
         if decoder.pos_embed is not None:
             positions = decoder.pos_embed[: cohort.length].expand_as(x)
-            self._keep(("pos_embed", None), rows, positions)
+            self._keep(("pos_embed", None), cohort, positions)
             x = x + positions
         return x
 
     # Packed tokens: those of one cohort after the other.
 
     def _split(self, flat: Tensor, *, read: bool) -> Sequence[Tensor]:
-        return flat.split([rows.tokens(read=read) for rows in self.rows])
+        """The tokens of each cohort."""
+        return flat.split([runs.n_tokens(read=read) for runs in self.cohorts])
 
     def _at_read(self, flat: Tensor) -> Tensor:
         """The tokens that are read, of all tokens."""
-        parts = []
-        for rows, part in zip(self.rows, self._split(flat, read=False), strict=True):
-            read = rows.cohort.read
-            if rows.elements and read is not None:
-                places = (read - rows.cohort.start).to(flat.device)
-                part = rows.view(part)[:, torch.arange(len(places), device=flat.device), places].flatten(0, 1)
-            parts.append(part)
-        return torch.cat(parts)
+        at_read = []
+        for runs, tokens in zip(self.cohorts, self._split(flat, read=False), strict=True):
+            read = runs.cohort.read
+            if runs.elements and read is not None:
+                places = (read - runs.cohort.start).to(flat.device)
+                rows = torch.arange(len(places), device=flat.device)
+                tokens = runs.view(tokens)[:, rows, places].flatten(0, 1)  # [run * example, ...]
+            at_read.append(tokens)
+        return torch.cat(at_read)
 
     def _edit(self, kind: str, layer: int, value: Tensor, *, read: bool) -> None:
-        """Edit an activation of runs that are on their way, in place."""
-        if (kind, layer) not in self.edited:
+        """Edit an activation of runs that have joined, in place."""
+        if (kind, layer) not in self.edited_later:
             return
-        for rows, part in zip(self.rows, self._split(value, read=read), strict=True):
-            for number, j in enumerate(rows.elements):
+        for runs, tokens in zip(self.cohorts, self._split(value, read=read), strict=True):
+            for row, j in enumerate(runs.elements):
                 edits = self.elements[j].at(kind, layer)
                 if edits:
-                    mine = rows.view(part)[number]
-                    mine.copy_(edited_rows(self.base, (kind, layer), edits, rows.cohort, mine, read=read))
-
-    # What the base run leaves behind.
+                    run_tokens = runs.view(tokens)[row]
+                    edited = edited_tokens(
+                        self.base, (kind, layer), edits, runs.cohort, run_tokens, read=read
+                    )
+                    run_tokens.copy_(edited)
 
     def _record(self, kind: str, layer: int, value: Tensor | None) -> None:
-        if value is None or not self._wanted((kind, layer)):
+        """Keep an activation of the base run, where it is wanted."""
+        if value is None or self.recorder is None or not self.recorder.wants((kind, layer)):
             return
-        for rows, part in zip(self.rows, self._split(value, read=False), strict=True):
-            self._keep((kind, layer), rows, rows.view(part)[0])
+        for runs, tokens in zip(self.cohorts, self._split(value, read=False), strict=True):
+            self._keep((kind, layer), runs.cohort, runs.view(tokens)[0])
 
-    def _wanted(self, key: Key) -> bool:
-        return self.keep is not None and (key in self.keep or key[0] in ALWAYS)
-
-    def _keep(self, key: Key, rows: CohortRuns, value: Tensor) -> None:
-        """Keep [example, pos, ...] (`pattern`: [example, head, query, key]) of a cohort in a table of the whole batch."""
-        if not self._wanted(key):
-            return
-        n, longest = len(self.base.prompts), int(self.base.prompts.lengths.max())
-        if len(self.rows) == 1:
-            self.base.kept[key] = value
-            return
-        length = rows.cohort.length
-        square = key[0] == "pattern"
-        if key not in self.base.kept:
-            shape = (n, value.shape[1], longest, longest) if square else (n, longest, *value.shape[2:])
-            self.base.kept[key] = value.new_zeros(shape)
-        table, chosen = self.base.kept[key], rows.cohort.examples.to(value.device)
-        if square:
-            table[chosen, :, :length, :length] = value
-        else:
-            table[chosen, :length] = value
-
-    def _watch_pattern(self, layer: int, rows: CohortRuns) -> EditPattern | None:
-        """What keeps the patterns [run, example, head, query, key] of the base run, where they are wanted."""
-        if self.keep is None:
-            return None
-
-        def watch(pattern: Tensor) -> Tensor:
-            self._keep(("pattern", layer), rows, pattern[0])
-            return pattern
-
-        return watch
+    def _keep(self, key: Key, cohort: Cohort, value: Tensor) -> None:
+        if self.recorder is not None:
+            self.recorder.keep(key, cohort, value)
 
     def _tiles(self, n: int, bytes_each: int) -> Iterator[slice]:
         """Slices of n things that take so many bytes each; one slice where they take none."""
-        step = max(1, self.tile // bytes_each) if bytes_each else max(1, n)
+        step = max(1, self.tile // bytes_each if bytes_each else n)
         for first in range(0, n, step):
             yield slice(first, first + step)

@@ -1,7 +1,12 @@
-"""Many edited runs under a memory budget: batches of examples, and within each, walks of as many runs as fit."""
+"""Many edited runs under a memory budget: batches of examples, and within each, walks of as many runs as fit.
+
+Read `StaircaseSweep.run` first, then `EditedRuns`, which says what a sweep runs: edits at sites (`SiteEdits`)
+or patched paths (`paths.PatchedPaths`). The sweep itself knows neither sites nor paths.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,264 +14,234 @@ from tqdm.auto import tqdm
 
 from workbench.engine.bound import apply_edit
 from workbench.engine.fast.base_run import BaseRun, needed
-from workbench.engine.fast.cohorts import MLP, Cohort, Element, cohorts
+from workbench.engine.fast.budget import WalkBudget
+from workbench.engine.fast.cohorts import BEFORE, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.fast.readout import Readout
+from workbench.engine.fast.readout import Readout, read_position
 from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost
+from workbench.engine.threads import few_threads
+from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key
 
 
 @dataclass(frozen=True)
-class StaircaseSweep:
-    """Edited runs on the fast engine. What the runs are, a subclass says: `SiteSweep`, `PathSweep`.
+class ElementGroup:
+    """Edited runs of a batch that are made together.
+
+    Attributes:
+        columns: of each, in the table of results.
+    """
+
+    elements: Sequence[Element]
+    columns: Sequence[int]
+
+
+class EditedRuns(Protocol):
+    """What a sweep runs, and on which base run."""
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        """The activations that are edited."""
+        ...
+
+    @property
+    def n_elements(self) -> int:
+        """Columns of the table of results."""
+        ...
+
+    def base_run(self, prompts: Prompts, budget: WalkBudget) -> BaseRun:
+        """The base run of a batch, with all that the edits start from."""
+        ...
+
+    def planned(self, examples: Sequence[int], budget: WalkBudget) -> Iterator[Sequence[Element]]:
+        """The same runs as in `groups` before anything is run: only their sites and first changes count."""
+        ...
+
+    def groups(self, base: BaseRun, examples: Sequence[int], budget: WalkBudget) -> Iterator[ElementGroup]:
+        """The edited runs of a batch, in groups that are walked one after the other."""
+        ...
+
+    def without_walk(
+        self, base: BaseRun, examples: Sequence[int], readout: Readout, budget: WalkBudget
+    ) -> Iterator[WalkOutcome]:
+        """The streams of runs for which no layer has to be computed."""
+        ...
+
+
+@dataclass(frozen=True)
+class SiteEdits:
+    """Edits of sites by bound values, which need nothing of the base run to be made.
 
     Attributes:
         keys: the activations that are edited.
-        n_elements: how many runs of each prompt there are, and so columns in the table.
+        elements_of: the edited runs of a batch.
+        n_elements: how many runs of each prompt there are.
     """
+
+    keys: frozenset[Key]
+    elements_of: ElementsOf
+    n_elements: int
+
+    def base_run(self, prompts: Prompts, budget: WalkBudget) -> BaseRun:
+        """The base run of a batch, with the activations that are edited."""
+        return run_base(budget.decoder, prompts, needed(self.keys), tile=budget.tile)
+
+    def planned(self, examples: Sequence[int], budget: WalkBudget) -> Iterator[Sequence[Element]]:
+        """All edited runs at once."""
+        yield self.elements_of(examples)
+
+    def groups(self, base: BaseRun, examples: Sequence[int], budget: WalkBudget) -> Iterator[ElementGroup]:
+        """All edited runs in one group."""
+        yield ElementGroup(self.elements_of(examples), range(self.n_elements))
+
+    def without_walk(
+        self, base: BaseRun, examples: Sequence[int], readout: Readout, budget: WalkBudget
+    ) -> Iterator[WalkOutcome]:
+        """None: every edit is walked."""
+        return iter(())
+
+
+@dataclass(frozen=True)
+class StaircaseSweep:
+    """Edited runs on the fast engine."""
 
     decoder: Decoder
     runs: MeasuredRuns
-    keys: frozenset[Key]
-    n_elements: int
+    edited: EditedRuns
     engine = "staircase"
 
     @torch.no_grad()
     def run(self, *, progress: bool, what: str) -> Tensor:
-        """[example, element]: m(edited) - m(base), exactly 0 where nothing can change."""
+        """[example, element]: m(edited) - m(base), exactly 0 where nothing can change.
+
+        Args:
+            what: the name of the progress bar.
+        """
+        budget = self._budget
         wide = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
-        table = torch.zeros((len(self.runs.pairs), self.n_elements), dtype=wide)
-        with tqdm(
-            total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
-        ) as bar:
-            for examples in self._batches():
-                part = self._part(examples)
-                prompts, done = (
-                    part.side(self.runs.side),
-                    torch.zeros((len(part), self.n_elements), dtype=wide),
-                )
-                base = self._unedited(prompts)
-                readout = self._readout(part, self.runs.side)
-                logits = readout.base_logits(base)
-                if self.runs.metric.needs_reference:
-                    readout.reference = logits if self.runs.side == "clean" else self._clean_logits(part)
-                measured = readout.measure(logits)
-                for outcomes in self._outcomes(base, part, examples, readout):
-                    readout.write(outcomes, done, logits, measured)
-                    bar.update(
-                        sum(len(outcome.elements) * len(outcome.cohort.examples) for outcome in outcomes)
-                    )
-                table[list(examples)] = done
-            bar.update(bar.total - bar.n)
-        return table
+        effects = torch.zeros((len(self.runs.pairs), self.edited.n_elements), dtype=wide)
+        disable = None if progress else True  # None: shown where there is a terminal
+        bar = tqdm(total=effects.numel(), desc=what, unit="run", disable=disable, leave=False)
+        with bar, few_threads(self.decoder.shape.d_model):
+            for examples in budget.batches():
+                pairs = self._pairs(examples)
+                base = self.edited.base_run(pairs.side(self.runs.side), budget)
+                readout = self._readout(pairs, base, budget)
+                base_metric = readout.measure(readout.base_logits)
+                batch_effects = torch.zeros((len(pairs), self.edited.n_elements), dtype=wide)
+                for outcomes in self._outcomes(base, examples, readout):
+                    readout.write(outcomes, batch_effects, base_metric)
+                    bar.update(sum(len(one.elements) * len(one.cohort.examples) for one in outcomes))
+                effects[list(examples)] = batch_effects
+            bar.update(bar.total - bar.n)  # what provably changes nothing was never run
+        return effects
 
     def cost(self) -> RunCost:
         """What `run` will take; nothing is run."""
+        budget = self._budget
         total = RunCost()
-        for examples in self._batches():
-            part = self._part(examples)
-            prompts = part.side(self.runs.side)
-            read = self._readout(part, self.runs.side).read
-            kept = (self._kept + self._beside) * int(prompts.lengths.sum())
-            passes = 2 if self.runs.metric.needs_reference and self.runs.side == "corrupt" else 1
-            everything = [
-                Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)
-            ]
-            unedited_run = replace(
-                _walk_cost(self.decoder, [Element(())], everything), runs=0, peak_bytes=kept
-            )
-            for _ in range(passes):
-                total = total.plus(unedited_run)
-            walked = RunCost()
-            for elements in self._planned(examples):
-                for groups in self._walks(elements, prompts, read):
-                    walking = sum(group.n_tokens * len(group.elements) for group in groups) * self._walking
-                    peak = kept + walking + 2 * self._tile
-                    walked = walked.plus(replace(_walk_cost(self.decoder, elements, groups), peak_bytes=peak))
-            total = total.plus(replace(walked, skipped=len(part) * self.n_elements - walked.runs))
+        for examples in budget.batches():
+            prompts = self._pairs(examples).side(self.runs.side)
+            base_bytes = budget.base_bytes(prompts)
+            base_cost = replace(_base_cost(self.decoder, prompts), peak_bytes=base_bytes)
+            total = total.plus(base_cost)
+            if self._needs_clean_run:
+                total = total.plus(base_cost)
+            walks = RunCost()
+            read = read_position(self.runs.metric, prompts)
+            for elements in self.edited.planned(examples, budget):
+                for cohorts in budget.walks(elements, prompts, read):
+                    n_tokens = sum(cohort.n_tokens * len(cohort.elements) for cohort in cohorts)
+                    peak = base_bytes + n_tokens * budget.walking + 2 * budget.tile
+                    walk = _walk_cost(self.decoder, elements, cohorts)
+                    walks = walks.plus(replace(walk, peak_bytes=peak))
+            total = total.plus(replace(walks, skipped=len(prompts) * self.edited.n_elements - walks.runs))
         return total
 
-    # What a kind of sweep may do differently.
+    @property
+    def _budget(self) -> WalkBudget:
+        return WalkBudget(self.decoder, self.runs, self.edited.keys)
 
-    def _unedited(self, prompts: Prompts) -> BaseRun:
-        return run_base(self.decoder, prompts, needed(self.keys), tile=self._tile)
-
-    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
-        """The same groups of edited runs as `_work`, before anything is run: their sites and first changes are all that counts."""
-        raise NotImplementedError
-
-    def _work(
-        self, base: BaseRun, examples: Sequence[int]
-    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
-        """Edited runs of a batch with their columns in the table, in groups that are walked one after the other."""
-        raise NotImplementedError
+    @property
+    def _needs_clean_run(self) -> bool:
+        """Whether the metric compares with a clean run that is not the base run."""
+        return self.runs.metric.needs_reference and self.runs.side == "corrupt"
 
     def _outcomes(
-        self, base: BaseRun, pairs: PromptPairs, examples: Sequence[int], readout: Readout
+        self, base: BaseRun, examples: Sequence[int], readout: Readout
     ) -> Iterator[list[WalkOutcome]]:
-        prompts = pairs.side(self.runs.side)
-        for elements, columns in self._work(base, examples):
+        budget = self._budget
+        for outcome in self.edited.without_walk(base, examples, readout, budget):
+            yield [outcome]
+        for group in self.edited.groups(base, examples, budget):
             walked: set[int] = set()
-            for groups in self._walks(elements, prompts, readout.read):
-                walked.update(j for group in groups for j in group.elements)
-                outcomes = StaircaseWalk(base, elements, groups, tile=self._tile).run()
-                yield [
-                    replace(outcome, elements=[columns[j] for j in outcome.elements]) for outcome in outcomes
-                ]
+            for cohorts in budget.walks(group.elements, base.prompts, readout.read):
+                walked.update(j for cohort in cohorts for j in cohort.elements)
+                outcomes = StaircaseWalk(base, group.elements, cohorts, tile=budget.tile).run()
+                yield [_in_columns(outcome, group.columns) for outcome in outcomes]
+            _check_edits(base, [element for j, element in enumerate(group.elements) if j not in walked])
 
-            _check_edits(base, [element for j, element in enumerate(elements) if j not in walked])
+    def _pairs(self, examples: range) -> PromptPairs:
+        everyone = len(examples) == len(self.runs.pairs)
+        return self.runs.pairs if everyone else self.runs.pairs.select(list(examples))
 
-    # How work is cut to the budget.
-
-    @property
-    def _tile(self) -> int:
-        # A tile that a processor's cache holds is faster, unless it is small beside the weights that every tile reads again.
-        shape, item = self.decoder.shape, self.decoder.embed.element_size()
-        cached = (
-            max(2**22, 4 * shape.d_model * shape.d_mlp * item) if self.decoder.device.type == "cpu" else 2**25
-        )
-        return max(2**16, min(2**25, cached, self.runs.memory // 8))
-
-    @property
-    def _kept(self) -> int:
-        """Bytes of one token of the base run that are kept for the edited ones."""
-        shape, layers = self.decoder.shape, self.decoder.shape.n_layers
-        values = (2 * layers + 1) * shape.d_model + 2 * layers * shape.n_kv_heads * shape.d_head
-        return (
-            values + sum(self._width(kind) for kind, _ in needed(self.keys))
-        ) * self.decoder.embed.element_size()
-
-    @property
-    def _beside(self) -> int:
-        """Bytes of one token beside the walk: an activation that is being edited, and the logits that the metric is given."""
-        item, metric, vocab = self.decoder.embed.element_size(), self.runs.metric, self.decoder.shape.d_vocab
-        editing = 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * item
-        prompts = self.runs.pairs.side(self.runs.side)
-        places = metric.positions_read(prompts)
-        share = 1 if places is None else places[0].numel() / int(prompts.lengths.max())
-        # The unedited logits, an edited copy, and the metric's own float32 copies; single rows come in tiles.
-        copies = (2 if metric.rows(self.runs.pairs) is None else 0) if metric.rowwise else 5
-        return editing + int(copies * share * vocab * max(item, 4))
-
-    def _width(self, kind: str) -> int:
-        """Numbers of one token in an activation."""
-        shape, longest = self.decoder.shape, int(self.runs.pairs.side(self.runs.side).lengths.max())
-        heads, kv = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
-        widths = {"q": heads, "z": heads, "k": kv, "v": kv, "pattern": shape.n_heads * longest}
-        widths |= dict.fromkeys(("mlp_pre", "mlp_linear", "mlp_post"), shape.d_mlp)
-        return widths.get(kind, shape.d_model)
-
-    @property
-    def _walking(self) -> int:
-        """Bytes of one token of an edited run on its way."""
-        shape = self.decoder.shape
-        values = 3 * shape.d_model + 2 * shape.d_head * (shape.n_heads + shape.n_kv_heads)
-        return values * self.decoder.embed.element_size()
-
-    def _batches(self) -> Iterator[range]:
-        """Examples whose base run takes at most half of the budget."""
-        lengths = self.runs.pairs.side(self.runs.side).lengths
-        n, per_example = len(lengths), (self._kept + self._beside + self._walking) * int(lengths.max())
-        size = max(1, min(n, self.runs.memory // 2 // per_example))
-        for first in range(0, n, size):
-            yield range(first, min(first + size, n))
-
-    def _walks(
-        self, elements: Sequence[Element], prompts: Prompts, read: Tensor | None
-    ) -> Iterator[list[Cohort]]:
-        """Cohorts that walk together: runs that join in neighbouring layers, as many as the budget holds."""
-        shape = self.decoder.shape
-        groups = cohorts(elements, prompts, shape, read)
-        tokens: dict[int, int] = {}
-        for group in groups:
-            for j in group.elements:
-                tokens[j] = tokens.get(j, 0) + group.n_tokens
-        room = self.runs.memory - (self._kept + self._beside) * int(prompts.lengths.sum()) - 2 * self._tile
-        most = max(1, room // self._walking)
-        together: set[int] = set()
-        size = 0
-        for j in sorted(tokens, key=lambda j: elements[j].joins(shape)):
-            if together and size + tokens[j] > most:
-                yield _only(groups, together)
-                together, size = set(), 0
-            together.add(j)
-            size += tokens[j]
-        if together:
-            yield _only(groups, together)
-
-    def _part(self, examples: range) -> PromptPairs:
-        return (
-            self.runs.pairs
-            if len(examples) == len(self.runs.pairs)
-            else self.runs.pairs.select(list(examples))
-        )
-
-    def _readout(self, pairs: PromptPairs, side: str) -> Readout:
-        return Readout(
-            self.decoder, self.runs.metric, pairs, pairs.side(side), tile=self._tile, dtype=self.runs.dtype
-        )
-
-    def _clean_logits(self, pairs: PromptPairs) -> Tensor:
-        return self._readout(pairs, "clean").base_logits(run_base(self.decoder, pairs.clean, tile=self._tile))
+    def _readout(self, pairs: PromptPairs, base: BaseRun, budget: WalkBudget) -> Readout:
+        clean = run_base(self.decoder, pairs.clean, tile=budget.tile) if self._needs_clean_run else None
+        return Readout(self.runs.metric, pairs, base, clean=clean, tile=budget.tile, dtype=self.runs.dtype)
 
 
-@dataclass(frozen=True)
-class SiteSweep(StaircaseSweep):
-    """Edits of sites by bound values, which need nothing of the base run to be made.
-
-    Attributes:
-        elements_of: the edited runs of a batch.
-    """
-
-    elements_of: ElementsOf
-
-    def _planned(self, examples: Sequence[int]) -> Iterator[Sequence[Element]]:
-        yield self.elements_of(examples)
-
-    def _work(
-        self, base: BaseRun, examples: Sequence[int]
-    ) -> Iterator[tuple[Sequence[Element], Sequence[int]]]:
-        yield self.elements_of(examples), range(self.n_elements)
+def _in_columns(outcome: WalkOutcome, columns: Sequence[int]) -> WalkOutcome:
+    """The outcome with its runs numbered as columns of the table."""
+    return replace(outcome, elements=[columns[j] for j in outcome.elements])
 
 
 def _check_edits(base: BaseRun, skipped: Sequence[Element]) -> None:
-    """Raise for values that do not fit, though they would change nothing: once for each activation and way to write it."""
-    seen = set()
+    """Raise for values that do not fit, though they would change nothing.
+
+    Each activation and form of site is tried once.
+    """
+    checked = set()
     for element in skipped:
         for site, bound in element.edits:
-            way = (site.key, id(bound), site.unit is None, site.pos is None, site.key_pos is None)
-            if way not in seen and bool(bound.has(site).any()):
-                seen.add(way)
+            form = (site.key, id(bound), site.unit is None, site.pos is None, site.key_pos is None)
+            if form not in checked and bool(bound.has(site).any()):
+                checked.add(form)
                 apply_edit(site, bound, base.whole(site.key).clone())
 
 
-def _only(groups: Sequence[Cohort], chosen: set[int]) -> list[Cohort]:
-    """The cohorts with these elements alone."""
-    kept = (replace(group, elements=[j for j in group.elements if j in chosen]) for group in groups)
-    return [group for group in kept if group.elements]
+def _base_cost(decoder: Decoder, prompts: Prompts) -> RunCost:
+    """What the base run of a batch takes."""
+    whole = [Cohort(0, int(n), torch.tensor([i]), None, [0]) for i, n in enumerate(prompts.lengths)]
+    return replace(_walk_cost(decoder, [Element(())], whole), runs=0)
 
 
-def _walk_cost(decoder: Decoder, elements: Sequence[Element], groups: Sequence[Cohort]) -> RunCost:
+def _walk_cost(decoder: Decoder, elements: Sequence[Element], cohorts: Sequence[Cohort]) -> RunCost:
     """What one walk takes: every run from the block where it joins."""
     shape, block = decoder.shape, decoder.token_flops()
     last = shape.n_layers - 1
     kv = 4 * shape.d_model * shape.n_kv_heads * shape.d_head
     mlp = 2 * decoder.mlp_products() * shape.d_model * shape.d_mlp
-    runs, flops = 0, 0.0
-    for group in groups:
-        scores = 4 * shape.n_heads * shape.d_head * group.length
-        for j in group.elements:
-            layer, half = elements[j].joins(shape) if elements[j].edits else (0, 0)
-            runs += len(group.examples)
+    n_runs, flops = 0, 0.0
+    for cohort in cohorts:
+        scores = 4 * shape.n_heads * shape.d_head * cohort.length
+        for j in cohort.elements:
+            layer, half = 0, BEFORE
+            if elements[j].edits:
+                layer, half = elements[j].joins(shape)
+            n_runs += len(cohort.examples)
             rest = 0.0
             if half and layer < last + 1:
+                # It joins inside a block: behind its attention the MLP is left to run, if the block is
+                # sequential.
                 inside = 0 if half == MLP or shape.parallel else mlp
-                rest, layer = (group.n_read if layer == last else group.n_tokens) * inside, layer + 1
+                rest, layer = (cohort.n_read if layer == last else cohort.n_tokens) * inside, layer + 1
             if layer <= last:
-                rest += (last - layer) * group.n_tokens * (block + scores)
-                rest += group.n_tokens * kv + group.n_read * (block - kv + scores)
+                rest += (last - layer) * cohort.n_tokens * (block + scores)
+                # The last block needs keys and values of every token, and the rest of it only where logits
+                # are read.
+                rest += cohort.n_tokens * kv + cohort.n_read * (block - kv + scores)
             flops += rest
-    return RunCost(runs=runs, walks=1, token_layers=flops / block, flops=flops)
+    return RunCost(runs=n_runs, walks=1, token_layers=flops / block, flops=flops)

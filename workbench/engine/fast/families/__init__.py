@@ -1,4 +1,8 @@
-"""Model families that the fast engine knows: one module each, a few lines on top of `reading`, saying what differs."""
+"""The model families that the fast engine knows, one module each.
+
+`read` picks the family and refuses what its arithmetic leaves out. Each module is a few lines on top of
+`reading` (the places where a bridge keeps the weights of a block) that say what differs. Begin with `gpt2`.
+"""
 
 from typing import Any
 
@@ -13,7 +17,8 @@ def read(model: Any, length: int) -> Decoder:
     """The decoder of a bridge, for prompts of up to `length` tokens; its weights are views.
 
     Raises:
-        Unsupported: the family is not known, or the model does something that the family's arithmetic leaves out.
+        Unsupported: the family is not known, or the model does something that the family's arithmetic leaves
+            out.
     """
     architecture = getattr(model.cfg, "architecture", None)
     if architecture not in _READERS:
@@ -23,24 +28,21 @@ def read(model: Any, length: int) -> Decoder:
     hooked = _hooked(model)
     if hooked:
         raise Unsupported(f"hooks are installed on it ({', '.join(hooked[:3])})")
-    made = _READERS[architecture](model, length)
-    if made.max_length is not None and length > made.max_length:
-        raise Unsupported(
-            f"a prompt of {length} tokens is longer than its sliding window of {made.max_length}"
-        )
-    return made
+    decoder = _READERS[architecture](model, length)
+    window = decoder.max_length
+    if window is not None and length > window:
+        raise Unsupported(f"a prompt of {length} tokens is longer than its sliding window of {window}")
+    return decoder
 
 
 def _hooked(model: Any) -> list[str]:
-    """The parts of a model on which somebody has installed hooks; the bridge's own do not count."""
-    points = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
-    parts = (
-        (name, [*part._forward_hooks.values(), *part._forward_pre_hooks.values()])
-        for name, part in model.named_modules()
-    )
-    foreign = [
-        name
-        for name, hooks in parts
-        if any(not str(hook.__module__).startswith(("transformer_lens", "transformers.")) for hook in hooks)
-    ]
-    return points + foreign
+    """The modules of a model on which somebody has installed hooks; the bridge's own do not count."""
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    for name, module in model.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # TransformerLens 4.3 installs some of its own, and transformers too; they do not change what is
+        # computed.
+        own = ("transformer_lens", "transformers.")
+        if any(not str(hook.__module__).startswith(own) for hook in hooks):
+            hooked.append(name)
+    return hooked

@@ -11,16 +11,20 @@ ARCHITECTURES = ("GPT2LMHeadModel",)
 
 
 def read(model: Any, length: int) -> Decoder:
-    """The decoder. Raises `Unsupported` for variants that compute attention in another order."""
+    """The decoder.
+
+    Raises:
+        Unsupported: the variant computes attention in another order.
+    """
     config = model.original_model.config
     if getattr(config, "reorder_and_upcast_attn", False):
         raise bridge.Unsupported("its attention is reordered and upcast")
     scale = Shape.of(model).d_head ** -0.5
     inverse = getattr(config, "scale_attn_by_inverse_layer_idx", False)
-    layers = (
-        reading.layer(
-            block, scale=scale / (i + 1 if inverse else 1), act=bridge.activation(bridge.inner(block.mlp).act)
-        )
-        for i, block in enumerate(model.blocks)
-    )
+    layers = []
+    for i, block in enumerate(model.blocks):
+        # Mistral's GPT-2s (stanford-crfm) divide scores by the number of the layer too.
+        layer_scale = scale / (i + 1) if inverse else scale
+        activation = bridge.activation(bridge.inner(block.mlp).act)
+        layers.append(reading.layer(block, scale=layer_scale, act=activation))
     return reading.decoder(model, "gpt2", tuple(layers))

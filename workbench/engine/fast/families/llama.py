@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen 2 and 3: RMSNorm, rotary positions, grouped-query attention, gated MLP; softmax in float32."""
+"""Llama, Mistral, Qwen 2 and 3: RMSNorm, rotary positions, grouped queries, gated MLP, softmax in float32."""
 
 from typing import Any
 
@@ -33,10 +33,10 @@ def read(model: Any, length: int) -> Decoder:
 
 
 def _window(config: Any) -> int | None:
-    kinds = getattr(config, "layer_types", None)
-    sliding = (
-        any(kind == "sliding_attention" for kind in kinds)
-        if kinds
-        else getattr(config, "use_sliding_window", True)
-    )
-    return getattr(config, "sliding_window", None) if sliding else None
+    """The length of the sliding window, or None where every token sees all before it."""
+    # Newer configs say it layer by layer; Qwen's carry a window that a flag switches off.
+    layer_types = getattr(config, "layer_types", None)
+    slides = getattr(config, "use_sliding_window", True)
+    if layer_types:
+        slides = "sliding_attention" in layer_types
+    return getattr(config, "sliding_window", None) if slides else None

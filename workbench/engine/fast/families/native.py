@@ -10,7 +10,11 @@ ARCHITECTURES = ("TransformerLensNative",)
 
 
 def read(model: Any, length: int) -> Decoder:
-    """The decoder. Raises `Unsupported` for soft-capping, attention that is not causal, and norms inside MLPs."""
+    """The decoder.
+
+    Raises:
+        Unsupported: scores or logits are capped softly, attention is not causal, or MLPs have norms inside.
+    """
     cfg = model.cfg
     if float(cfg.attn_scores_soft_cap) > 0 or float(cfg.output_logits_soft_cap) > 0:
         raise bridge.Unsupported("it caps scores or logits softly")
@@ -19,10 +23,13 @@ def read(model: Any, length: int) -> Decoder:
         raise bridge.Unsupported("its attention is not causal")
     layers = []
     for block in model.blocks:
-        mlp = None if cfg.attn_only else bridge.inner(block.mlp)
-        if getattr(mlp, "ln", None) is not None:
-            raise bridge.Unsupported("it norms inside its MLPs")
-        act = bridge.activation(mlp.act if mlp is not None else _no_activation)
+        act = _no_activation
+        if not cfg.attn_only:
+            mlp = bridge.inner(block.mlp)
+            if getattr(mlp, "ln", None) is not None:
+                raise bridge.Unsupported("it norms inside its MLPs")
+            act = bridge.activation(mlp.act)
+        # TransformerLens divides scores by `scale`; here they are multiplied.
         layers.append(reading.layer(block, scale=1 / bridge.inner(block.attn).scale, act=act))
     rotary = None
     if attn.rotary is not None:
@@ -31,4 +38,5 @@ def read(model: Any, length: int) -> Decoder:
 
 
 def _no_activation(x: Any) -> Any:
+    """Stands where there is no MLP."""
     return x

@@ -1,39 +1,58 @@
-"""What all families share: the places where a bridge keeps the parts of a block, and what rules the fast engine out."""
+"""What all families share: where a bridge keeps the weights of a block, and what rules the fast engine out.
 
+Read `layer`. A family calls it for each block, and `decoder` for the rest of the model.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from workbench.engine.bridge import Act, Unsupported, child, norm
-from workbench.engine.fast.decoder import Decoder, Layer, Rotary, linear, params
+from workbench.engine.fast.decoder import Decoder, Layer, Rotary, are_linear, linear
 from workbench.sites import Shape
 
 
 def layer(block: Any, *, scale: float, act: Act, post_norms: bool = False) -> Layer:
-    """The weights of one block of a bridge. Raises `Unsupported` when a part is not what it is in the known families."""
-    attn, mlp = block.attn, dict(block.named_children()).get("mlp")
+    """The weights of one block of a bridge.
+
+    Args:
+        post_norms: whether the family's arithmetic knows norms behind attention and MLP.
+
+    Raises:
+        Unsupported: the block has something that it has not in the known families.
+    """
+    attn, children = block.attn, dict(block.named_children())
+    mlp = children.get("mlp")
     q, k, v, o = (child(attn, name) for name in "qkvo")
-    mlp_in, gate, mlp_out = (None if mlp is None else child(mlp, name) for name in ("in", "gate", "out"))
-    parts = [q, k, v, o, *([] if mlp is None else [mlp_in, mlp_out]), *([] if gate is None else [gate])]
-    if not params(*parts):
+    if not are_linear(q, k, v, o):
         raise Unsupported("some of its weights are not plain linear maps")
-    names = dict(block.named_children())
-    extra = sorted(name for name in names if name.endswith("_post"))
-    if extra and not post_norms:
-        raise Unsupported(f"its blocks norm what their parts write ({', '.join(extra)})")
-    own_norm = "ln2" in names
-    return Layer(
-        attn_norm=norm(names.get("ln1")),
+    extra = sorted(name for name in children if name.endswith("_post"))
+    attention = Layer(
+        attn_norm=norm(children.get("ln1")),
         q=linear(q), k=linear(k), v=linear(v), o=linear(o),
         scale=scale,
-        mlp_norm=None if mlp is None else norm(names["ln2"] if own_norm else names.get("ln1")),
-        mlp_in=None if mlp is None else linear(mlp_in),
-        mlp_gate=None if gate is None else linear(gate),
-        mlp_out=None if mlp is None else linear(mlp_out),
-        act=None if mlp is None else act,
         q_norm=child(attn, "q_norm"),
         k_norm=child(attn, "k_norm"),
     )  # fmt: skip
+    mlp_in, gate, mlp_out = (None, None, None)
+    if mlp is not None:
+        mlp_in, gate, mlp_out = (child(mlp, name) for name in ("in", "gate", "out"))
+        if not are_linear(mlp_in, mlp_out) or (gate is not None and not are_linear(gate)):
+            raise Unsupported("some of its weights are not plain linear maps")
+    if extra and not post_norms:
+        raise Unsupported(f"its blocks norm what their parts write ({', '.join(extra)})")
+    if mlp is None:
+        return attention
+    # Parallel blocks of one norm (GPT-J) have no `ln2`: attention and MLP read the same normed stream.
+    return replace(
+        attention,
+        mlp_norm=norm(children.get("ln2", children.get("ln1"))),
+        mlp_in=linear(mlp_in),
+        mlp_gate=None if gate is None else linear(gate),
+        mlp_out=linear(mlp_out),
+        act=act,
+    )
 
 
 def decoder(
@@ -47,7 +66,7 @@ def decoder(
 ) -> Decoder:
     """The whole model around its blocks."""
     unembed = child(model, "unembed")
-    if not params(unembed):
+    if not are_linear(unembed):
         raise Unsupported("its unembedding is not a plain linear map")
     positions = child(model, "pos_embed")
     return Decoder(
