@@ -25,7 +25,7 @@ from workbench.engine.inputs import check_pairs
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.select import fast_decoder
 from workbench.engine.threads import few_threads
-from workbench.engine.values import Bound, Value, check_value
+from workbench.engine.values import Value, check_value
 from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
@@ -248,7 +248,7 @@ class Circuits:
             return CircuitBatch(examples, pairs, weight, bound, None, None, reference)
         # A tile of logits may take an eighth of the budget; beyond 32 MiB larger products gain nothing.
         tile = max(2**16, min(2**25, self.memory // 8))
-        places = self.metric.places(pairs.clean)
+        places = self.metric.positions_read(pairs.clean)
         walk = CircuitWalk(self.decoder, self.graph, bound, places=places)
         readout = Readout(self.metric, pairs, walk.base, tile=tile)
         logits = readout.base_logits if self.metric.needs_reference or places is None else None

@@ -15,7 +15,6 @@ from torch import Tensor
 from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.fast.cohorts import Cohort, Element
 from workbench.engine.fast.decoder import Decoder, EditPattern
-from workbench.engine.values import Bound, apply_edit
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 

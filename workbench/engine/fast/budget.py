@@ -53,7 +53,7 @@ class WalkBudget:
         """Bytes of one token beside the walk: an activation that is being edited, and the metric's logits."""
         item, metric, vocab = self.decoder.embed.element_size(), self.runs.metric, self.decoder.shape.d_vocab
         editing = 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * item
-        places = metric.places(self.runs.prompts)
+        places = metric.positions_read(self.runs.prompts)
         share = 1 if places is None else places[0].numel() / int(self.runs.prompts.lengths.max())
         # The base run's logits, an edited copy, and the metric's own float32 copies. A metric that judges
         # examples one by one is given tiles; if it reads few rows of the vocabulary, even its base logits are

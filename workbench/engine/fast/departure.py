@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.fast.base_run import BaseRun, edited_tokens, pattern_edit, tokens_of
 from workbench.engine.fast.cohorts import Cohort, Element
-from workbench.engine.values import Bound, apply_edit
 from workbench.errors import WorkbenchError
 from workbench.sites import Key, Site
 

@@ -22,7 +22,6 @@ from workbench.engine.fast.staircase import WalkOutcome, run_base
 from workbench.engine.fast.sweep import ElementGroup
 from workbench.engine.nodes import Reader, Writer
 from workbench.engine.precomputed import Precomputed
-from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 from workbench.stores.store import ActivationStore

@@ -70,12 +70,12 @@ class Readout:
     @cached_property
     def places(self) -> Int[Tensor, "example *step"] | None:
         """The positions of each example whose logits are read, or None for all."""
-        return self.metric.places(self.base.prompts)
+        return self.metric.positions_read(self.base.prompts)
 
     def _logits_of(self, run: BaseRun) -> Tensor:
         stream, places = (
             run.whole(("resid_pre", self.decoder.shape.n_layers)),
-            self.metric.places(run.prompts),
+            self.metric.positions_read(run.prompts),
         )
         if places is not None:
             rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (places.ndim - 1))

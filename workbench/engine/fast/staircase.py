@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import BaseRun, Recorder, edited_tokens, pattern_edit, tokens_of
 from workbench.engine.fast.cohorts import ATTENTION, BEFORE, KINDS_OF, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.departure import Departure, units_depart
-from workbench.engine.values import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Site
 

@@ -21,7 +21,6 @@ from workbench.engine.fast.readout import Readout, read_position
 from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost
 from workbench.engine.threads import few_threads
-from workbench.engine.values import apply_edit
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key

@@ -105,7 +105,7 @@ def decoder_run(
             x = mid
         at["logits", shape.n_layers] = x
         differentiable = {key: value for key, value in at.items() if value.requires_grad}
-        return GradientRun(streams, mlp_streams, slopes_of(measure(x), differentiable, metric))
+        return GradientRun(streams, mlp_streams, gradients_of(measure(x), differentiable, metric))
 
 
 def hooked_run(
@@ -148,7 +148,7 @@ def hooked_run(
         for port in ("q", "k", "v", "z"):
             at[port, layer] = seen[port, layer]
     at["normed", n_layers] = seen["unembed.hook_in"]
-    gradients_there = slopes_of(measure(result.logits), at, metric)
+    gradients_there = gradients_of(measure(result.logits), at, metric)
 
     def by_row(value: Tensor) -> Tensor:
         """[row * example, ...] -> [row, example, ...]."""
