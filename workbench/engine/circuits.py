@@ -77,9 +77,10 @@ class CircuitBatch:
 
 CIRCUIT_PASS_BYTES = 2**27
 """Working memory of one pass of circuits on a CPU, whatever more the budget allows."""
-# Passes that fill 1 GiB run out of the processor's caches: with 128 MiB `evaluate` on `tiny` takes 3.75 s and not 7.3,
-# with 256 MiB a curve of GPT-2 small 2.8 s and not 7.1. Only the circuits of a pass are fewer: the prompts of a batch
-# stay as many as the budget allows, because each batch works out its base run and its patched values anew.
+# Passes that fill 1 GiB run out of the processor's caches: with 128 MiB `evaluate` on `tiny` takes 3.75 s and
+# not 7.3, with 256 MiB a curve of GPT-2 small 2.8 s and not 7.1. Only the circuits of a pass are fewer: the
+# prompts of a batch stay as many as the budget allows, because each batch works out its base run and its
+# patched values anew.
 
 
 class Circuits:
@@ -145,7 +146,7 @@ class Circuits:
 
     @property
     def rows_per_pass(self) -> int:
-        """How many prompts, each under one circuit, pass the layers together: at most `rows`, and fewer on a CPU."""
+        """How many prompts, each under one circuit, pass the layers together: at most `rows`."""
         if self.decoder is None or self.decoder.device.type != "cpu" or self.memory <= CIRCUIT_PASS_BYTES:
             return self.rows
         return max(1, self.rows * CIRCUIT_PASS_BYTES // self.memory)
