@@ -101,6 +101,7 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             number = getattr(self, name)
+            # `type`, since True is an int too.
             if type(number) is not int or number < 1:
                 raise SiteError(
                     f"A model of {name}={number!r} is not possible: it must be a positive integer."
@@ -119,6 +120,7 @@ class Shape:
                 f"A model or a Shape was expected, not {type(model).__name__}. "
                 "Load one with wb.load_model(...)."
             )
+        # Configurations of TransformerLens 4.3 lack what their architecture does not have.
         attn_only = bool(getattr(cfg, "attn_only", False))
         return cls(
             n_layers=cfg.n_layers,

@@ -104,6 +104,7 @@ def mean_interval(
 def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the central part of samples (axis 0) that `level` asks for; NaN samples are left out."""
     tail = (1 - level) / 2 * 100
+    # nanpercentile takes many times as long, and the result is the same.
     percentile = np.nanpercentile if np.isnan(samples).any() else np.percentile
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)

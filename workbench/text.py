@@ -48,6 +48,7 @@ def _spelled(text: str) -> str:
 
 def _spell(character: str) -> str:
     category = unicodedata.category(character)
+    # Zero-width joiners are kept: letters of some scripts and emoji depend on them.
     hidden = category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200c\u200d")
     if hidden or re.match(r"[\ufdd0-\ufdef]", character) or ord(character) & 0xFFFE == 0xFFFE:
         return character.encode("unicode_escape").decode("ascii")

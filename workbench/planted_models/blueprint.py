@@ -200,6 +200,7 @@ class Blueprint:
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         base = 1 + max(drawn.layer for drawn in (*self.heads, *self.neurons))
         layers = sorted(rng.sample(range(base + setting.extra), base))
+        # The circuit's layers keep their order and lie anywhere among the others.
         heads = [replace(head, layer=layers[head.layer]) for head in self.heads]
         neurons = [replace(neuron, layer=layers[neuron.layer]) for neuron in self.neurons]
         self.space(loud=8, aside=8, steady=1, slack=1)
@@ -214,6 +215,7 @@ class Blueprint:
 
     def _decoys(self, heads: list[Head], setting: Embedding, n_layers: int, rng: random.Random) -> list[Head]:
         """In turn: loud heads that nothing reads, chains beside the readout, doubles of true heads."""
+        # With norms a louder decoy would drown what the true heads write.
         loud = 2.0 if setting.norm else 8.0
         embedded = self._embedded_spaces()
         decoys: list[Head] = []
@@ -222,6 +224,7 @@ class Blueprint:
             # Where the fewest heads are, so that every layer has about as many.
             layer = min(range(n_layers), key=lambda layer: (crowd[layer], rng.random()))
             true_heads, space = [head for head in heads if head.layer == layer], rng.choice(embedded)
+            # A weak score: a decoy attends to several positions, and mostly one to three steps back.
             scores = (self.same("position", "position", 0.4, shift=-rng.randint(1, 3)),)
             moves = (self.move(space, "loud", loud),)
             fed = any(move.out == "aside" for head in decoys if head.layer < layer for move in head.moves)
@@ -319,6 +322,7 @@ class _Drawn:
         for layer in range(self.n_layers):
             heads = [head for head in self.heads if head.layer == layer]
             true = [head for head in heads if not head.decoy]
+            # True heads never share a kv head: what one needs of k and v would disturb the other.
             groups = rng.sample(range(self.n_kv_heads), len(true))
             slots = {
                 head.name: group * self.setting.group + rng.randrange(self.setting.group)
@@ -422,6 +426,7 @@ class _Drawn:
         for i, neuron in enumerate(neurons):
             reads[i], writes[i] = self._vector(neuron.reads), self._vector(neuron.writes)
             bias[i] = neuron.bias
+        # Which neuron is a true one must not show in its number.
         order = torch.randperm(self.d_mlp, generator=self.generator)
         return {
             "fc_in.weight": self._reading(reads[order], first=False), "fc_in.bias": bias[order],
@@ -439,6 +444,7 @@ class _Drawn:
         """Weights that read the hidden stream, and undo what a norm will divide by."""
         if not self.setting.norm:
             return matrix @ self.basis
+        # The first layer reads the embedding alone; behind it the steady constant dominates the length.
         length = self.input_length if first else math.sqrt(STEADY**2 + self.input_length**2)
         return matrix @ self.basis * length / math.sqrt(self.d_model)
 

@@ -84,6 +84,7 @@ def ioi(size: int, gain: float) -> Recipe:
     drawing.head(
         "previous", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "previous")]
     )
+    # To the same word, and not to itself.
     twice = [drawing.same("token", "token"), drawing.same("position", "position", -1.0)]
     drawing.head("duplicate", 0, twice, [drawing.move("position", "seen", 0.5)])
     drawing.head(
@@ -182,6 +183,7 @@ def conjunction(size: int, gain: float) -> Recipe:
     drawing.neuron(
         0, {"has_p": torch.ones(1), "has_q": torch.ones(1)}, -1.0, {"out": torch.tensor([2.0, 0.0])}
     )
+    # "no" is what the model says on its own: the neuron must outweigh it.
     drawing.always("out", torch.tensor([0.0, 1.0]))
     drawing.read_out("out", ("yes", "no"))
 
@@ -376,6 +378,7 @@ def _capital_moves(words: tuple[str, ...]) -> Callable[[random.Random, int], Exa
 
 def _main_and_backup(drawing: Blueprint) -> None:
     drawing.head("main", 0, [drawing.on("capital")], [drawing.move("capital", "out")])
+    # What the main head wrote cancels the backup's interest in capitals: BOS is then the best match.
     unless = [drawing.on("capital"), drawing.gate("out", "capital", -1.0), drawing.on("bos", 0.5)]
     drawing.head("backup", 1, unless, [drawing.move("capital", "out")])
 

@@ -59,6 +59,7 @@ def read_corpus(
         if type(context) is not int or not 1 < context <= n_ctx:
             raise PromptError(f"context={context!r}: prompts of this model have 2 to {n_ctx} tokens.")
         n_ctx = context
+    # Without a tokenizer token ids can still be read.
     encode = TextEncoder(model) if getattr(model, "tokenizer", None) is not None else None
     rows = list(islice(_rows(encode, _entries(source), column, long, n_ctx), limit))
     if not rows:

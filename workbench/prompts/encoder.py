@@ -36,7 +36,8 @@ class TextEncoder:
         """The tokens of a prompt, with BOS where the model wants it."""
         tokens = self.plain(text)
         self._check_known(text, tokens, where)
-        tokens = [self.tokenizer.bos_token_id, *tokens] if self.bos else tokens
+        if self.bos:
+            tokens = [self.tokenizer.bos_token_id, *tokens]
         if len(tokens) > self.context:
             raise PromptError(
                 f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}."

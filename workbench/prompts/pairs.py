@@ -111,7 +111,9 @@ class PromptPairs:
 
     def select(self, indices: Sequence[int] | slice) -> "PromptPairs":
         """Some of the pairs."""
-        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        if isinstance(indices, slice):
+            indices = range(len(self))[indices]
+        chosen = list(indices)
         rows = torch.as_tensor(chosen, dtype=torch.long)
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
@@ -122,6 +124,7 @@ class PromptPairs:
         Args:
             rows: token ids, sorted; every answer is among them.
         """
+        # -1 is padding and stays.
         answers, wrong = (
             torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong)
         )
@@ -245,6 +248,7 @@ def _alternatives(cell: str) -> set[str]:
 def _read(path: str | Path, kind: str) -> pd.DataFrame:
     rows = read_rows(path, kind, PromptError)
     if kind == "jsonl":
+        # As objects: pandas would turn a column of texts and nothing into floats and NaN.
         return pd.DataFrame(rows, dtype=object)
     header = rows[0] if rows else []
     twice = [name for name in header if header.count(name) > 1]

@@ -118,12 +118,15 @@ class Prompts:
     def from_end(self) -> Int[Tensor, "example step"]:
         """Every position from `END` to the last one, padded with the last one."""
         end = self.at("END")
+        # Logits behind END predict the second and later answer tokens.
         steps = torch.arange(int((self.lengths - end).max()))
         return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
 
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
-        chosen = list(range(len(self)))[indices] if isinstance(indices, slice) else list(indices)
+        if isinstance(indices, slice):
+            indices = range(len(self))[indices]
+        chosen = list(indices)
         if not chosen:
             raise PromptError("Nothing is selected: name at least one example.")
         rows = torch.as_tensor(chosen, dtype=torch.long)

@@ -75,6 +75,7 @@ class DiskStore(ActivationStore):
         self.plan = plan = read_plan(place)
         self._open = OpenFiles()
         self._prompts_file = StoredFile(join(place, PROMPTS))
+        # Lengths decide where every row lies: read at once. Tokens are read when they are asked for.
         self._lengths = self._table("lengths").numpy().astype(np.int64)
         self._counts = self._table("counts").numpy().astype(np.int64)
         if len(self._lengths) != plan.n or len(self._counts) != plan.n:
@@ -205,6 +206,7 @@ def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tens
 
 def finish_shard(folder: Path, plan: StorePlan, shard: int) -> None:
     """Record that a shard is whole."""
+    # The record is written last: a shard without one is not whole, whatever files it has.
     names = [file_name(shard, group) for group in plan.groups]
     write_json(folder / record_name(shard), {name: checksum(folder / name) for name in names})
 
@@ -241,7 +243,9 @@ def verify(folder: Path) -> Iterator[Damage]:
 
 
 def _wrong(path: Path, wanted: str, shard: int | None) -> Iterator[Damage]:
-    if not path.is_file():
-        yield Damage(str(path), "a folder where a file was" if path.is_dir() else "missing", shard)
+    if path.is_dir():
+        yield Damage(str(path), "a folder where a file was", shard)
+    elif not path.is_file():
+        yield Damage(str(path), "missing", shard)
     elif checksum(path) != wanted:
         yield Damage(str(path), "its bytes are not those that were written (checksum)", shard)

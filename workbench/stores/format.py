@@ -65,6 +65,7 @@ def layout(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[by
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Spaces behind JSON are allowed: they move the data to a multiple of 64 bytes.
     text += b" " * (-(8 + len(text)) % _ALIGN)
     begin = 8 + len(text)
     entries = {
@@ -218,7 +219,9 @@ class StoredFile:
         if "_map" in self.__dict__:
             return _viewed(self._map, entry, start, stop)
         begin, size = entry.start + start * entry.row_bytes, (stop - start) * entry.row_bytes
-        buffer = self._read(begin, size) if size else torch.empty(0, dtype=torch.uint8)
+        if not size:
+            return torch.empty((0, *entry.shape[1:]), dtype=entry.dtype)
+        buffer = self._read(begin, size)
         if len(buffer) != size:
             raise StoreError(
                 f"{self.place!r} ends too early. Verify the store (workbench store verify), then repair it."
@@ -252,6 +255,7 @@ class StoredFile:
         cure = "Verify the store (workbench store verify), then repair it."
         try:
             size = os.stat(self._path).st_size if self._files is None else self._files.size(self._path)
+            # A safetensors file begins with the length of its header in eight bytes.
             length = int.from_bytes(self._read(0, min(size, 8)).numpy().tobytes(), "little")
             if not 0 < length <= size - 8:
                 raise StoreError(f"{self.place!r} is cut off or no safetensors file. {cure}")

@@ -43,7 +43,8 @@ class RowIndex:
     ) -> "RowIndex":
         """The index of prompts with that many rows each, lying in `order` (None: their own order)."""
         counts = counts.cpu().long()
-        order = torch.arange(len(counts)) if order is None else order
+        if order is None:
+            order = torch.arange(len(counts))
         # The rows of the i-th prompt in order begin where those of the one before end.
         ends = counts[order].cumsum(0)
         starts = torch.empty_like(counts)

@@ -98,7 +98,8 @@ class StorePlan:
             spans = [
                 kept[int(first.starts[i]) : int(first.starts[i] + first.counts[i])] for i in order.tolist()
             ]
-            kept = torch.cat(spans).long() if spans else kept
+            if spans:
+                kept = torch.cat(spans).long()
         return RowIndex.of(torch.from_numpy(counts), order=order, kept=kept)
 
     def batches(self, shard: int, lengths: np.ndarray) -> Iterator[list[int]]:
@@ -107,6 +108,7 @@ class StorePlan:
         They are of similar length: with padding, a batch has no more than `batch_tokens` tokens.
         """
         start, stop = self.shards[shard]
+        # Of similar length, so that little is padding; the index breaks ties, so that the order is fixed.
         batch: list[int] = []
         for i in sorted(range(start, stop), key=lambda i: (lengths[i], i)):
             if batch and (len(batch) + 1) * lengths[i] > self.batch_tokens:

@@ -99,7 +99,7 @@ class SiteView:
         return self.data.take(rows)
 
     def at(self, where: Position) -> Tensor:
-        """[example, ...] at an index or named position of every prompt that has it; NaN rows for the others."""
+        """[example, ...] at an index or named position of every prompt; NaN rows where a prompt lacks it."""
         self._no_pattern("at")
         positions = self.prompts.at(where).cpu()
         has = positions >= 0
@@ -144,7 +144,9 @@ class SiteView:
         chosen = list(range(len(self.store)) if examples is None else examples)
         length = length or int(self.store.index.counts[chosen].max())
         first = self.prompt(chosen[0])
-        shape = (len(first), length, length) if self.kind == "pattern" else (length, *first.shape[1:])
+        shape = (length, *first.shape[1:])
+        if self.kind == "pattern":
+            shape = (len(first), length, length)
         table = first.new_zeros((len(chosen), *shape))
         for row, i in enumerate(chosen):
             values = self.prompt(i)
@@ -183,6 +185,7 @@ class SiteView:
 
     def __repr__(self) -> str:
         site = self.kind if self.layer is None else f"{self.kind}[{self.layer}]"
+        # Of patterns these are the numbers, since their rows have no common shape.
         shape = (len(self.data), *self.data.row_shape)
         return f"<SiteView {site}: {len(self.store)} prompts, {shape} {self.dtype}>"
 

@@ -59,6 +59,7 @@ def _things(rng: random.Random, lexicon: Lexicon, n: int) -> list[tuple[str, str
     return list(zip(*columns, strict=True))
 
 
+# Whoever owns them: the same objects and colours are in one split in any order.
 def _key(things: list[tuple[str, str, str]]) -> tuple[str, ...]:
     return (*sorted(thing for _, thing, _ in things), *sorted(colour for *_, colour in things))
 
@@ -66,6 +67,7 @@ def _key(things: list[tuple[str, str, str]]) -> tuple[str, ...]:
 def _tell_people(things: list[tuple[str, str, str]]) -> tuple[tuple[str, ...], list[int]]:
     words: list[str] = []
     places = []
+    # Commas between things, "and" before the last, as in ordinary prose.
     for i, (name, thing, colour) in enumerate(things):
         if i > 0:
             words.append("and" if i == len(things) - 1 else ",")

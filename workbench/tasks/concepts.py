@@ -59,6 +59,7 @@ def values_of(prompts: Prompts, name: str) -> list[str]:
         )
     values = []
     for i, at in enumerate(prompts.at(concept.position).tolist()):
+        # Tokens of subword vocabularies carry their leading space.
         word = prompts.strings[i][at].strip() if at >= 0 else None
         label = None if word is None else concept.of(word)
         if label is None:

@@ -164,7 +164,9 @@ def choose_two(rng: random.Random, words: Sequence[Word]) -> tuple[Word, Word]:
 
 def joiner(before: str, word: str) -> str:
     """What stands between two words in ordinary spelling."""
-    return "" if word in _PUNCTUATION or (before.isdigit() and word.isdigit()) else " "
+    # A year is two words, its century and its last two digits.
+    is_attached = word in _PUNCTUATION or (before.isdigit() and word.isdigit())
+    return "" if is_attached else " "
 
 
 def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

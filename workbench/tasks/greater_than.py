@@ -25,6 +25,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
     # No answers: the lexicon lacks that year, or has none after it.
     while not clean.answers:
         clean = _sentence(rng, lexicon, rng.randint(2, 98))
+    # The clean answers stay, so that the metric measures the same years on both sides.
     words = list(clean.words)
     words[clean.positions["YEAR"]] = YEARS[1]
     return clean, replace(clean, words=tuple(words))
@@ -48,6 +49,7 @@ def _sentence(rng: random.Random, lexicon: Lexicon, year: int) -> Sentence:
     slots = {"event": rng.choice(EVENTS), "verb": rng.choice(DURATION_VERBS)}
     words, positions = fill(TEMPLATE, **slots, CENTURY=century, YEAR=YEARS[year], century=century)
     named = {name: positions[name] for name in ("CENTURY", "YEAR", "END")}
+    # A year that the vocabulary splits otherwise can be compared with none.
     known = lexicon.years[century] if YEARS[year] in lexicon.years[century] else ()
     later, others = (tuple(y for y in known if (int(y) > year) == right) for right in (True, False))
     return Sentence(words, later, others, (*slots.values(), century), named)

@@ -24,6 +24,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "item") -> tup
     words = rng.sample(lexicon.items, listed + gap + 1)
     items, between, other = words[:listed], words[listed:-1], words[-1]
     answer = rng.randint(2, listed - 1)
+    # The repetition may begin in the middle of the list: its first word is not always the list's first.
     start = rng.randint(max(0, answer - 3), answer - 1)
     prompt = (*items, *between, *items[start:answer])
     swapped = (*items[:answer], other, *items[answer + 1 :], *between, *items[start:answer])

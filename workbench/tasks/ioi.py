@@ -36,7 +36,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     is swapped.
     """
     names = rng.sample(lexicon.names, 3)
-    introduced = names if variant == "three" else names[:2]
+    introduced = names[:2]
+    if variant == "three":
+        introduced = names
     answer, repeated, *rest = rng.sample(introduced, len(introduced))
     template = rng.choice(TEMPLATES_OF_THREE if variant == "three" else TEMPLATES)
     slots = {"place": rng.choice(lexicon.places), "object": rng.choice(lexicon.objects)}
@@ -51,6 +53,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     key = (*sorted(introduced), slots["place"])
     clean = Sentence(words, (answer,), (repeated,), key, positions, (answer, "."))
     if variant == "abc":
+        # The third name was not introduced; the clean answers stay, though none of them is right any more.
         return clean, replace(clean, words=fill(template, **slots, S2=names[2])[0])
     swapped, _ = fill(template, **slots, S2=answer)
     return clean, Sentence(swapped, (repeated,), (answer,), key, positions, (repeated, "."))

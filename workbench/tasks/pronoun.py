@@ -29,7 +29,9 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "gender") -> t
     def sentence(name: str, right: str, wrong: str) -> Sentence:
         """The sentence about a person, with the pronoun that refers to them."""
         words, index = fill(template, NAME=name, **slots)
-        key = (name, slots["place"], *((slots["object"],) if "{object}" in template else ()))
+        key = (name, slots["place"])
+        if "{object}" in template:
+            key += (slots["object"],)
         return Sentence(
             words, (right,), (wrong,), key, {n: index[n] for n in ("NAME", "END")}, (right, *rest)
         )

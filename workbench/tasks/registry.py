@@ -151,12 +151,14 @@ def _distinct_pairs(
     variant: str,
 ) -> list[tuple[Sentence, Sentence]]:
     """Pairs whose clean prompts differ, both sides of each in the split and equally long."""
+    # A text as seed, since `hash` of one differs from process to process.
     rng = random.Random(f"{task.name} {variant} {split} {seed}")
     pairs: dict[tuple[str, ...], tuple[Sentence, Sentence]] = {}
     misses = 0
     while misses < _PATIENCE:
         clean, corrupt = task.module.draw(rng, lexicon, variant)
         misses += 1
+        # A corrupt prompt is a prompt too: it must not have been in training text either.
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
         alike = wording.length(clean) == wording.length(corrupt)
         if in_split and clean.words not in pairs and alike and _fits(wording, clean):

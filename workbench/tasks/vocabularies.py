@@ -35,6 +35,7 @@ class WordVocabulary:
 
     def prompts(self, sentences: Sequence[Sentence]) -> Prompts:
         """The prompts with their named positions."""
+        # Word indices become token positions: a word is a token, and BOS comes first.
         offset = int(self.encode.bos)
         rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
         positions = [{name: at + offset for name, at in s.positions.items()} for s in sentences]
@@ -161,6 +162,7 @@ class SubwordVocabulary:
 
     def _year(self, century: str, year: str) -> int:
         """Tokens of a year behind its century; 0 where the two are not apart."""
+        # "1732" may be one token, or split as "173" "2": then no token stands for the two last digits.
         before, together = (self.encode.plain(f"the year {digits}") for digits in (century, century + year))
         return len(together) - len(before) if together[: len(before)] == before else 0
 
