@@ -1,30 +1,38 @@
-"""Values for prompts that go on with an answer: they are written where the prompt is, and the answer's tokens
-are left be.
+"""`bind`: values for prompts that are followed by an answer. They are written at the prompt's positions, and
+the answer's tokens are left be.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.engine.bound import Bound
+from workbench.engine.named_values import other_side
 from workbench.engine.values import Value
 from workbench.metrics.continuations import Expansion
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Site
 
 
-def bind(model: Any, rows: Expansion, value: Value, *, side: str = "clean") -> Bound:
+def bind(model: Model, rows: Expansion, value: Value, *, side: str = "clean") -> Bound:
     """A value made ready for the rows of pairs; stores are asked for the prompts of the pairs, without
     answers.
 
     Args:
         side: "clean" or "corrupt", the run that is edited.
     """
-    prompts, other = rows.examples.side(side), rows.examples.side("corrupt" if side == "clean" else "clean")
-    bound = value.bind(model, prompts, other)
-    return bound if rows.plain else _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side))
+    pairs = rows.examples
+    bound = value.bind(model, pairs.side(side), pairs.side(other_side(side)))
+    if rows.plain:
+        return bound
+    # A prompt with several answers is several rows, which share its value.
+    return _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side))
+
+
+# Axis of positions → the field of a site that names one position of it.
+_FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
 
 
 class _ContinuedBound(Bound):
@@ -41,37 +49,39 @@ class _ContinuedBound(Bound):
 
     @property
     def reach(self) -> Tensor:
+        """The prompts' lengths, without the answers."""
         return self.inner.prompts.lengths
 
     def select(self, examples: Sequence[int]) -> Bound:
+        """The same value for some of the rows."""
         return _ContinuedBound(self.inner.select(examples), self.prompts.select(examples))
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         """The inner value at the prompt's positions; attention from or to the answer is left as it is."""
-        free = [
-            axis for axis in KINDS[site.kind].axes if axis in _PLACE and getattr(site, _PLACE[axis]) is None
-        ]
+        axes = [axis for axis in KINDS[site.kind].axes if axis in _FIELD]
+        free = [axis for axis in axes if getattr(site, _FIELD[axis]) is None]
         if not free:
-            return self.inner.edited(site, current)
+            return self.inner.edited(site, current)  # a named position is a position of the prompt
         # Of a pattern the last axes are positions; of everything else the one behind the example.
         first = current.ndim - len(free) if site.kind == "pattern" else 1
-        inside = torch.arange(self.inner.prompts.tokens.shape[1]) < self.inner.prompts.lengths[:, None]
-        inside = inside.to(current.device)
+        inner = self.inner.prompts
+        inside = (torch.arange(inner.tokens.shape[1]) < inner.lengths[:, None]).to(current.device)
+        # The inner value knows only the prompts' width, so it is asked for that window of the longer rows.
         window = (slice(None),) * first + (slice(inside.shape[1]),) * len(free)
         new, before = current.clone(), current[window]
         written = self.inner.edited(site, before)
         for axis in range(first, first + len(free)):
-            here = inside.view(len(inside), *[1] * (axis - 1), -1, *[1] * (current.ndim - axis - 1))
-            written = torch.where(here, written, before)
+            # [example, pos] spread to the axes of the activation, its positions on this axis
+            mask = inside.view(len(inside), *[1] * (axis - 1), -1, *[1] * (current.ndim - axis - 1))
+            written = torch.where(mask, written, before)
         new[window] = written
         return new
 
     def has(self, site: Site) -> Tensor:
+        """Whether the prompt has the site's position; its answer does not count."""
         return self.inner.has(site)
 
     def first_change(self, site: Site) -> Tensor:
+        """As in the prompt; where nothing changes there, the row's whole length."""
         first = self.inner.first_change(site)
         return torch.where(first < self.inner.prompts.lengths, first, self.prompts.lengths)
-
-
-_PLACE = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}

@@ -1,5 +1,7 @@
-"""What readers see when each edge carries one value or the other: a weighted sum of what writers wrote, never
-a loop.
+"""`mixed`: what readers see when each edge carries one value or the other, a weighted sum of what writers
+wrote.
+
+Both engines' circuit runs take it. `token_classes` says which position of a graph each token is at.
 """
 
 import torch
@@ -23,10 +25,12 @@ def mixed(
         classes: the position class of every token, where weights differ between them.
     """
     if classes is not None:
+        # u: writers, v: readers; each token takes the weights of its own class.
         return torch.einsum("cbpuv,cubpd->cvbpd", weight[:, classes], written)
     circuits, n, readers = weight.shape
     _, _, *tokens = written.shape
     if len(written) == 1:
+        # One matrix product for all circuits, instead of a batch of them over copies of what was written.
         return (weight.transpose(1, 2).reshape(-1, n) @ written[0].flatten(1)).view(
             circuits, readers, *tokens
         )
@@ -34,19 +38,23 @@ def mixed(
 
 
 def check_classes(graph: Graph, prompts: Prompts) -> None:
-    """Raise `PromptError` when no prompt has one of the graph's positions, `UnknownName` when none has such a
-    name.
+    """Raise when the prompts lack a position of the graph.
+
+    Raises:
+        PromptError: no prompt has it, or the prompts call a position of their own as graphs call the rest.
+        UnknownName: the prompts have no position of such a name.
     """
-    places = graph.positions or ()
-    if places and REST in prompts.positions:
+    positions = graph.positions or ()
+    if positions and REST in prompts.positions:
         raise PromptError(
-            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its positions: rename it."
+            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its positions: "
+            "rename it."
         )
-    for place in places[:-1]:
-        if not bool((prompts.at(place) >= 0).any()):
+    for position in positions[:-1]:  # the last is the rest
+        if not bool((prompts.at(position) >= 0).any()):
             longest = int(prompts.lengths.max())
             raise PromptError(
-                f"No prompt has the position {place!r} of the graph: the longest has {longest} tokens."
+                f"No prompt has the position {position!r} of the graph: the longest has {longest} tokens."
             )
 
 
@@ -60,8 +68,9 @@ def token_classes(graph: Graph, prompts: Prompts) -> Int[Tensor, "example pos"] 
         return None
     rest = len(graph.positions) - 1
     classes = torch.full(prompts.tokens.shape, rest)
+    # Backwards, so that of two positions at the same token the first one named counts.
     for number in reversed(range(rest)):
-        where = prompts.at(graph.positions[number])
-        has = (where >= 0).nonzero().flatten()
-        classes[has, where[has]] = number
+        index = prompts.at(graph.positions[number])
+        has = (index >= 0).nonzero().flatten()
+        classes[has, index[has]] = number
     return classes

@@ -1,12 +1,15 @@
-"""Prompts and sites as callers give them, checked."""
+"""Prompts, pairs and sites as callers give them, checked: `as_prompts`, `as_sites`, `check_pairs`.
+
+What a caller got wrong is an error from here, before any model runs.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from workbench.engine.bound import SitePositions
 from workbench.errors import EditError, PromptError
+from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -15,45 +18,48 @@ from workbench.sites import Shape, Site
 SiteLike = Site | str
 
 
-def as_prompts(model: Any, tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]]) -> Prompts:
+def as_prompts(model: Model, tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]]) -> Prompts:
     """Prompts from what a caller may have: prompts, texts, a token tensor, or lists of token ids.
 
     Raises:
-        PromptError: nothing, a single prompt that is not in a list, an unknown word, too long a prompt.
+        PromptError: no prompts, a single prompt that is not in a list, an unknown word, a prompt that is too
+            long.
     """
     if not isinstance(tokens, Prompts):
         rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         if isinstance(rows, str) or (len(rows) and not isinstance(rows[0], str | list | tuple | Tensor)):
             raise PromptError(
-                "Prompts are given as [example, pos] token ids or as several texts: wrap a single prompt in a list."
+                "Prompts are given as [example, pos] token ids or as several texts: "
+                "wrap a single prompt in a list."
             )
         if len(rows) and isinstance(rows[0], str):
             encode = TextEncoder(model)
             rows = [encode.prompt(str(text), where=f"Prompt {i}") for i, text in enumerate(rows)]
             tokens = Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
         else:
-            first = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-            tokens = Prompts.of(
-                rows, bos=first is not None and all(len(row) and row[0] == first for row in rows)
-            )  # pyright: ignore[reportArgumentType]
+            # Token ids do not say whether their first is a BOS: it is one where every prompt begins with it.
+            bos_token = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+            bos = bos_token is not None and all(len(row) and row[0] == bos_token for row in rows)
+            tokens = Prompts.of(rows, bos=bos)  # pyright: ignore[reportArgumentType]
     check_context(model, tokens)
     return tokens
 
 
-def as_sites(place: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
+def as_sites(element: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
     """The sites of one element of an edit or a list: a site, its string form, or a tuple of them."""
-    given = place if isinstance(place, tuple) else (place,)
-    return tuple(Site.parse(site) if isinstance(site, str) else site for site in given)
+    sites = element if isinstance(element, tuple) else (element,)
+    return tuple(Site.parse(site) if isinstance(site, str) else site for site in sites)
 
 
 def check_positions(site: Site, prompts: Prompts) -> None:
-    """Raise `EditError` when no prompt has the site's position, so that an edit there would change nothing."""
+    """Raise `EditError` when no prompt has the site's position, so that an edit there would change nothing.
+    """
     if not bool(SitePositions.of(site, prompts).has.any()):
         longest = int(prompts.lengths.max())
         raise EditError(f"No prompt has the position of {site}: the longest has {longest} tokens.")
 
 
-def check_context(model: Any, prompts: Prompts) -> None:
+def check_context(model: Model, prompts: Prompts) -> None:
     """Raise `PromptError` for prompts over the context length or token ids outside the vocabulary."""
     shape = Shape.of(model)
     longest = int(prompts.lengths.max())
@@ -71,7 +77,7 @@ def stacked(tokens: Tensor, times: int) -> Tensor:
     return tokens.repeat(times, *[1] * (tokens.ndim - 1)) if times != 1 else tokens
 
 
-def check_pairs(model: Any, pairs: PromptPairs) -> None:
+def check_pairs(model: Model, pairs: PromptPairs) -> None:
     """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, prompts over the
     context.
     """

@@ -1,11 +1,14 @@
-"""How much working memory a call may take."""
+"""`memory_budget` and `rows_per_forward`: how much working memory a call may take, and how many prompts that
+holds.
 
-from typing import Any
+An estimate from a model's sizes; nothing is measured and nothing is run.
+"""
 
 import torch
 
 from workbench.errors import WorkbenchError
 from workbench.models.load import model_device
+from workbench.models.model import Model
 from workbench.sites import Shape
 
 
@@ -21,16 +24,20 @@ def memory_budget(device: torch.device, budget: int | None) -> int:
 
 
 def rows_per_forward(
-    model: Any, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0
+    model: Model, length: int, *, budget: int | None = None, gradients: bool = False, extra: int = 0
 ) -> int:
     """How many prompts of this length fit into one forward pass under a memory budget; at least one.
 
     Args:
+        length: tokens of the longest prompt.
+        gradients: whether a backward pass follows, for which every layer's activations are kept.
         budget: bytes; None takes 1 GiB on a CPU and half of the free memory of a GPU.
         extra: numbers per token that the caller keeps beside the model's own.
     """
     shape = Shape.of(model)
     budget = memory_budget(model_device(model), budget)
+    # Numbers per token: logits and two copies (softmax, metric), one MLP, the streams and q, k, v of a block,
+    # attention's rows.
     per_token = extra + 3 * shape.d_vocab + 4 * shape.d_mlp + 12 * shape.d_model + 4 * shape.n_heads * length
     if gradients:
         per_token += shape.n_layers * (4 * shape.d_mlp + 16 * shape.d_model + 4 * shape.n_heads * length)

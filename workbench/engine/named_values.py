@@ -5,9 +5,9 @@ The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run
 cannot be its own value. Without a name the value is the other run. `other` and `from_store` are older
 spellings of it and stay readable.
 
-    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))  # before a model is loaded
-    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))
-    spelling = key_name(name, base="clean")  # what keys of sweep jobs hold
+    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))  # before a model is
+    loaded value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs)) spelling =
+    key_name(name, base="clean")  # what keys of sweep jobs hold
 
 A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to
 `make_value`, who cannot leaves the name out of `choices`. This module runs no model.

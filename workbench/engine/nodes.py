@@ -37,12 +37,9 @@ class Writer:
             return True
         assert self.site.layer is not None
         later = reader.layer > self.site.layer
-        return later or (
-            reader.layer == self.site.layer
-            and self.site.kind == "z"
-            and reader.is_mlp
-            and not self.shape.parallel
-        )
+        same_layer = reader.layer == self.site.layer
+        # Within a block only heads are followed by anything: the MLP, unless both run side by side.
+        return later or (same_layer and self.site.kind == "z" and reader.is_mlp and not self.shape.parallel)
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,9 @@ class Reader:
 
     Attributes:
         port: "q", "k", "v", "mlp", "neuron" or "logits".
-        layer: n_layers for the logits.  unit: head, kv head or neuron.  pos: the only position that it reads
-            anew.
+        layer: n_layers for the logits, which come after every block.
+        unit: head, kv head or neuron.
+        pos: the only position that it reads anew; None: all of them.
     """
 
     port: str
@@ -62,6 +60,7 @@ class Reader:
 
     @property
     def is_mlp(self) -> bool:
+        """Whether it is an MLP or a neuron of one."""
         return self.port in ("mlp", "neuron")
 
     @cached_property
@@ -86,9 +85,9 @@ def writer(name: str, shape: Shape) -> Writer:
     node = Node.parse(name)
     if node.port or node.kind == "logits":
         raise SiteError(f"{name!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
-    found = Writer(name, shape)
-    _check(found.site, name, shape)
-    return found
+    node_writer = Writer(name, shape)
+    _check(node_writer.site, name, shape)
+    return node_writer
 
 
 def readers(name: str, shape: Shape) -> tuple[Reader, ...]:
@@ -102,21 +101,23 @@ def readers(name: str, shape: Shape) -> tuple[Reader, ...]:
     node = Node.parse(body)
     if node.kind == "input":
         raise SiteError(
-            f"{name!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits; a9.6 means its three."
+            f"{name!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits; "
+            "a9.6 means its three."
         )
     if node.layer is None:
-        found = [Reader("logits", shape.n_layers, None, pos)]
+        named = [Reader("logits", shape.n_layers, None, pos)]
     elif node.head is None:
-        found = [Reader(node.kind, node.layer, node.neuron, pos)]
+        named = [Reader(node.kind, node.layer, node.neuron, pos)]
     elif node.port:
-        found = [Reader(node.port, node.layer, node.head, pos)]
+        named = [Reader(node.port, node.layer, node.head, pos)]
     else:
         _check(Site("q", node.layer, node.head), name, shape)
-        shared = node.head // shape.group
-        found = [Reader(port, node.layer, node.head if port == "q" else shared, pos) for port in "qkv"]
-    for reader in found:
+        kv_head = node.head // shape.group  # query heads of a group share their keys and values
+        heads = {"q": node.head, "k": kv_head, "v": kv_head}
+        named = [Reader(port, node.layer, head, pos) for port, head in heads.items()]
+    for reader in named:
         _check(reader.site, name, shape)
-    return tuple(found)
+    return tuple(named)
 
 
 def middle(name: str, shape: Shape) -> tuple[tuple[Reader, ...], tuple[Writer, ...]]:

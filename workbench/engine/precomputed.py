@@ -1,4 +1,8 @@
-"""A value that was worked out beforehand, as a table for each site: how path patching sets receivers' inputs."""
+"""`Precomputed`: activations worked out beforehand, as a table for each site. Path patching sets receivers'
+inputs by it.
+
+It is a `Bound` like any other, so that a patched path is an edited run like any other.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,25 +28,27 @@ class Precomputed(Bound):
         self.tables, self.start, self.first = tables, start, first
 
     def select(self, examples: Sequence[int]) -> Bound:
+        """The tables of some of the prompts, as long as the longest of these."""
         prompts, chosen = self.prompts.select(examples), list(examples)
         n = prompts.tokens.shape[1] - self.start
         tables = {site: table[chosen, :n] for site, table in self.tables.items()}
         return Precomputed(prompts, tables, start=self.start, first=self.first[chosen])
 
     def new(self, site: Site, current: Tensor) -> Tensor:
+        """The table from `start` on, the current activation before it."""
         table, new = self.tables[site].to(current.dtype), current.clone()
         if site.pos is None:
             new[:, self.start :] = table
             return new
-        place = SitePositions.of(site, self.prompts).first - self.start
-        chosen = torch.arange(len(place))[place >= 0]
-        new[chosen] = table[chosen, place[chosen]]
+        # One position of each example: `current` has no axis of positions then, the table has.
+        column = SitePositions.of(site, self.prompts).first - self.start
+        reached = torch.arange(len(column))[column >= 0]
+        new[reached] = table[reached, column[reached]]
         return new
 
     def first_change(self, site: Site) -> Tensor:
-        own = super().first_change(site)
-        return (
-            torch.maximum(own, self.first)
-            if site.pos is None
-            else own.where(own >= self.first, self.prompts.lengths)
-        )
+        """Not before `first`; an edit at a single position before it changes nothing."""
+        of_site = super().first_change(site)
+        if site.pos is None:
+            return torch.maximum(of_site, self.first)
+        return of_site.where(of_site >= self.first, self.prompts.lengths)

@@ -1,8 +1,11 @@
-"""Edited runs: `run` for one forward pass with edits, and the writes that edits become."""
+"""`run`: one forward pass with edits, the simplest use of the engine; and `Edit`, the write on hooks that an
+edit becomes.
+
+It always takes hooks: a single pass has nothing to save. It knows no pairs and no metric.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -11,13 +14,19 @@ from workbench.engine.hooked.forward import Run, Write, forward
 from workbench.engine.inputs import SiteLike, as_prompts, as_sites, check_positions
 from workbench.engine.values import Value, check_value
 from workbench.errors import EditError
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A bound value at a site, for the batch rows `rows` (None: all of them)."""
+    """A bound value at a site.
+
+    Attributes:
+        rows: of the batch, where several edited runs share a forward pass; None: all of them.
+        causal: whether queries of the model see earlier keys only.
+    """
 
     site: Site
     bound: Bound
@@ -29,17 +38,19 @@ class Edit:
 
         def change(value: Tensor) -> Tensor:
             n = len(self.bound.prompts)
-            part = value if self.rows is None else value[self.rows]
-            if len(part) != n:
-                raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(part)}.")
-            apply_edit(self.site, self.bound, part, causal=self.causal)
+            rows = (
+                value if self.rows is None else value[self.rows]
+            )  # a view, so that the batch itself is written
+            if len(rows) != n:
+                raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(rows)}.")
+            apply_edit(self.site, self.bound, rows, causal=self.causal)
             return value
 
         return Write(self.site.kind, self.site.layer, change)
 
 
 def run(
-    model: Any,
+    model: Model,
     tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
     *,
     edits: Mapping[SiteLike | tuple[SiteLike, ...], Value] | None = None,
@@ -56,7 +67,9 @@ def run(
         other: the other side of the pairs, which `from_store` matches by.
 
     Raises:
-        SiteError: the model lacks a site.  EditError: an edit did not run.  ModelError: train mode.
+        SiteError: the model lacks a site.
+        EditError: an edit did not run.
+        ModelError: the model is in train mode.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -65,11 +78,13 @@ def run(
     (1, 3, 128)
     """
     prompts = as_prompts(model, tokens)
-    made = []
+    writes = []
     for sites, value in (edits or {}).items():
         bound = check_value(value).bind(model, prompts, other)
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
-            made.append(Edit(site, bound, causal=Shape.of(model).causal))
-    keys: list[Key] = [site.key for place in record for site in as_sites(place) if site.check(model)]
-    return forward(model, prompts.tokens, writes=[edit.write() for edit in made], record=keys)
+            writes.append(Edit(site, bound, causal=Shape.of(model).causal).write())
+    keys: list[Key] = []
+    for element in record:
+        keys += [site.check(model).key for site in as_sites(element)]
+    return forward(model, prompts.tokens, writes=writes, record=keys)

@@ -1,9 +1,12 @@
-"""Counting the runs of a call."""
+"""`MeasuredRuns`: the base run and edited runs of one side of some pairs, measured; `RunCost`: what edited
+runs take.
+
+Both engines' sweeps are given one. It runs on hooks what is run once: base runs, references, the other run.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +16,10 @@ from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.inputs import check_context, stacked
 from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.engine.named_values import other_side
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
@@ -28,11 +33,12 @@ class RunCost:
     """What edited runs take.
 
     Attributes:
-        runs: edited prompts that are run.  skipped: those that provably change nothing.
-        walks: through the layers, of many runs each (on the reference path: forwards of all prompts).
+        runs: edited prompts that are run.
+        skipped: edited prompts that provably change nothing, and so are not run.
+        walks: through the layers, of many runs each (on hooks: forward passes of all prompts).
         token_layers: tokens times blocks that are computed, the base run included.
-        flops: floating-point operations of their matrix products.  peak_bytes: of working memory at a time,
-            about.
+        flops: floating-point operations of their matrix products.
+        peak_bytes: working memory at a time, estimated.
     """
 
     runs: int = 0
@@ -50,8 +56,8 @@ class RunCost:
 
 
 def forward_flops(shape: Shape) -> int:
-    """Floating-point operations of one token in a whole forward pass, without attention's scores (MLPs
-    counted ungated).
+    """Floating-point operations of one token in a forward pass, without attention's scores; MLPs as if
+    ungated.
     """
     heads = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
     return 2 * (shape.n_layers * (heads + 2 * shape.d_model * shape.d_mlp) + shape.d_model * shape.d_vocab)
@@ -59,7 +65,7 @@ def forward_flops(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class MeasuredRuns:
-    """Unedited and edited runs of one side of some pairs, measured.
+    """Base and edited runs of one side of some pairs, measured.
 
     Attributes:
         side: "clean" or "corrupt".
@@ -67,7 +73,7 @@ class MeasuredRuns:
         dtype: of the final norm and the unembedding; None for the model's own.
     """
 
-    model: Any
+    model: Model
     pairs: PromptPairs
     side: str
     metric: Metric
@@ -75,7 +81,8 @@ class MeasuredRuns:
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
-        """Raise for a model in train mode, prompts over the context, and pairs that the metric cannot read."""
+        """Raise for a model in train mode, prompts over the context, and pairs that the metric cannot read.
+        """
         check_eval(self.model)
         self.metric.check(self.pairs)
         check_context(self.model, self.prompts)
@@ -93,11 +100,13 @@ class MeasuredRuns:
 
     @property
     def prompts(self) -> Prompts:
+        """Those of the run that is edited."""
         return self.pairs.side(self.side)
 
     @property
     def other(self) -> Prompts:
-        return self.pairs.side("corrupt" if self.side == "clean" else "clean")
+        """Those of the other side."""
+        return self.pairs.side(other_side(self.side))
 
     @cached_property
     def per_forward(self) -> int:
@@ -106,11 +115,14 @@ class MeasuredRuns:
 
     @cached_property
     def reference(self) -> Tensor | None:
-        """What the metric reads of the unedited clean run, where it compares with it."""
+        """What the metric reads of the base clean run, where it compares with it."""
         if not self.metric.needs_reference:
             return None
-        parts = (self.pairs.clean.select(examples) for examples in self.batches())
-        return torch.cat([self.metric.read(self.logits(part), part) for part in parts])
+        read = []
+        for examples in self.batches():
+            prompts = self.pairs.clean.select(examples)
+            read.append(self.metric.read(self.logits(prompts), prompts))
+        return torch.cat(read)
 
     @cached_property
     def measured(self) -> Tensor:
@@ -118,6 +130,7 @@ class MeasuredRuns:
         return self.plain(self.prompts)
 
     def batches(self) -> list[range]:
+        """Examples that fit into one forward pass, in order."""
         n = len(self.prompts)
         return [range(first, min(first + self.per_forward, n)) for first in range(0, n, self.per_forward)]
 
@@ -126,6 +139,7 @@ class MeasuredRuns:
         tokens, shape = stacked(prompts.tokens, copies), Shape.of(self.model)
         if self.dtype is None:
             return forward(self.model, tokens, writes=writes).logits
+        # The bridge would norm in the model's own precision: the last stream is read out by hand.
         last = ("resid_post", shape.n_layers - 1)
         stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
         unembed, norm = child(self.model, "unembed"), final_norm(self.model)
@@ -139,9 +153,12 @@ class MeasuredRuns:
         return self.metric(self.metric.read(logits, prompts), self.pairs.select(examples), reference)
 
     def plain(self, prompts: Prompts) -> Tensor:
-        """[example]: the metric of unedited prompts."""
-        parts = ((examples, prompts.select(examples)) for examples in self.batches())
-        return torch.cat([self.measure(self.logits(part), part, examples) for examples, part in parts])
+        """[example]: the metric of prompts as they are, without an edit."""
+        measured = []
+        for examples in self.batches():
+            batch = prompts.select(examples)
+            measured.append(self.measure(self.logits(batch), batch, examples))
+        return torch.cat(measured)
 
     def distance(self) -> Tensor:
         """[example]: m(other run) - m(base)."""
