@@ -97,8 +97,7 @@ def _runs_the_module_itself(component: Any) -> bool:
 
 
 def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm in the precision of its input, which may be wider than the weights (`readout=torch.float32`).
-    """
+    """LayerNorm in the precision of its input, wider than the weights under `readout=torch.float32`."""
     weight = None if module.weight is None else module.weight.detach().to(x.dtype)
     bias = None if module.bias is None else module.bias.detach().to(x.dtype)
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)

@@ -52,8 +52,7 @@ def as_sites(element: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
 
 
 def check_positions(site: Site, prompts: Prompts) -> None:
-    """Raise `EditError` when no prompt has the site's position, so that an edit there would change nothing.
-    """
+    """Raise `EditError` when no prompt has the site's position: an edit there would change nothing."""
     if not bool(SitePositions.of(site, prompts).has.any()):
         longest = int(prompts.lengths.max())
         raise EditError(f"No prompt has the position of {site}: the longest has {longest} tokens.")

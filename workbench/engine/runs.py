@@ -56,9 +56,7 @@ class RunCost:
 
 
 def forward_flops(shape: Shape) -> int:
-    """Floating-point operations of one token in a forward pass, without attention's scores; MLPs as if
-    ungated.
-    """
+    """FLOPs of one token in a forward pass, without attention's scores; MLPs are counted as if ungated."""
     heads = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
     return 2 * (shape.n_layers * (heads + 2 * shape.d_model * shape.d_mlp) + shape.d_model * shape.d_vocab)
 
@@ -81,7 +79,12 @@ class MeasuredRuns:
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
-        """Raise for a model in train mode, prompts over the context, and pairs that the metric cannot read.
+        """Raise when these runs cannot be made or measured.
+
+        Raises:
+            ModelError: the model is in train mode.
+            MetricError: the metric cannot read the pairs.
+            PromptError: a prompt is longer than the context.
         """
         check_eval(self.model)
         self.metric.check(self.pairs)

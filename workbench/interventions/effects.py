@@ -1,5 +1,6 @@
-"""The effect of editing sites, one at a time: patching, ablation, steering and attribution are values and
-methods.
+"""`effects`: how a metric changes when sites are edited, one at a time.
+
+Patching, ablation, steering and attribution are values and methods of this one function.
 
 `effect = m(edited) - m(base)`, per example: ablating a supporting site is negative.
 """
@@ -83,7 +84,12 @@ def effects(
         named position that it lacks, or at a key that the query does not see, are NaN.
 
     Raises:
-        SiteError, MetricError, StoreError, PromptError, EditError: see the messages; nothing is left behind.
+        UnknownName: no such method, metric, base or kind.
+        SiteError: no sites, or one that the model lacks.
+        MetricError: the metric does not fit the pairs, or the method needs a gradient that it has not.
+        StoreError: the value's store is of another model or of other prompts.
+        PromptError: whole-sequence edits of pairs that differ in length.
+        EditError: an edit that would change nothing, or does not fit its site.
 
     Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution
         patching,
@@ -124,20 +130,20 @@ def effects(
     else:
         sweep, _ = _sweep(runs, elements, bound)
         table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
-    has: dict[Any, Tensor] = {}
+    has: dict[Any, Tensor] = {}  # shared by all layers and heads: a grid asks for a handful of positions
     for j, element in enumerate(elements):
-        where = tuple((site.kind, site.pos, site.key_pos) for site in element)
-        if where not in has:
-            has[where] = torch.stack([bound.has(site) for site in element]).all(0)
-        table[~has[where], j] = float("nan")
+        positions = tuple((site.kind, site.pos, site.key_pos) for site in element)
+        if positions not in has:
+            has[positions] = torch.stack([bound.has(site) for site in element]).all(0)
+        table[~has[positions], j] = float("nan")
     table = rows.combine(table)
     if normalized:
         table = table / _apart(rows.combine(runs.distance()))[:, None]
-    asked = as_metric(metric)
+    named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
-        "kind": "effects", "sites": kind, "value": value.describe(), "metric": asked.name,
-        "unit": "share" if normalized else asked.unit, "method": method, "base": base, "normalized": normalized, **more,
+        "kind": "effects", "sites": kind, "value": value.describe(), "metric": named_metric.name,
+        "unit": "share" if normalized else named_metric.unit, "method": method, "base": base, "normalized": normalized, **more,
     }  # fmt: skip
     shape = (len(pairs), *(len(labels) for labels in coords.values()))
     coords = {"example": np.arange(len(pairs)), **coords}
@@ -153,7 +159,7 @@ def explain_effects(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Va
 
 def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
     """m(other run) - m(base), NaN with a warning where it is ~0."""
-    flat = gap.abs() < 1e-6
+    flat = gap.abs() < 1e-6  # of logits or nats: below it a share is rounding divided by rounding
     if bool(flat.any()):
         text = (
             f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
@@ -184,8 +190,9 @@ def _sweep(
     """The edited runs on the engine that can take them, and why that one."""
 
     def elements_of(examples: Sequence[int]) -> list[Element]:
-        part = bound if len(examples) == len(runs.prompts) else bound.select(examples)
-        return [Element(tuple((site, part) for site in element)) for element in elements]
+        # Selected only where it must be: a bound value keeps averages that a selection would compute again.
+        batch = bound if len(examples) == len(runs.prompts) else bound.select(examples)
+        return [Element(tuple((site, batch) for site in element)) for element in elements]
 
     keys = frozenset(site.key for element in elements for site in element)
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
@@ -205,17 +212,18 @@ def _elements(
             {axis: np.asarray(labels) for axis, labels in spelled.coords.items()},
         )
     else:
-        given = [sites] if isinstance(sites, Site | str) else list(sites)
-        elements = [as_sites(element) for element in given]
+        listed = [sites] if isinstance(sites, Site | str) else list(sites)
+        elements = [as_sites(element) for element in listed]
         dims, coords = ("site",), {"site": [" + ".join(map(str, element)) for element in elements]}
     if not elements or not all(elements):
         raise SiteError("effects: sites is empty. Name at least one site, as in sites=grid('z', model).")
     shape, seen = Shape.of(model), set()
     for site in (site for element in elements for site in element):
         site.check(shape)
-        where = site.kind, site.pos, site.key_pos
-        if where not in seen and not (isinstance(sites, Grid) and _unseen(site)):
-            seen.add(where)
+        position = site.kind, site.pos, site.key_pos
+        # Cells of a grid that no query sees are NaN, not an error.
+        if position not in seen and not (isinstance(sites, Grid) and _unseen(site)):
+            seen.add(position)
             check_positions(site, prompts)
     return elements, dims, coords
 

@@ -1,4 +1,7 @@
-"""What a call will do and cost, before it is made."""
+"""`explain`: what a call of `effects` or `path_effects` will run and cost, before it is made.
+
+Nothing is measured here: the plan comes from the sweep that the call itself would run.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

@@ -1,7 +1,8 @@
-"""Effects estimated from gradients: one linear step at the base run, or the mean slope along the way to the
+"""Effects estimated from gradients: one linear step at the base run, or the mean gradient on the way to the
 edit.
 
-Both run in batches of examples whose forward and backward pass fit into the budget.
+`gradient`, `integrated` and `atp_star` are the methods of `effects`. All run in batches of examples whose
+forward and backward pass fit into the budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
 def integrated(
     runs: MeasuredRuns, elements: Elements, bound: Bound, *, steps: int, progress: bool
 ) -> tuple[Tensor, dict[Key, Tensor]]:
-    """[example, element]: (e(a) - a) . the mean slope at `steps` midpoints on the straight way from a to
+    """[example, element]: (e(a) - a) . the mean gradient at `steps` midpoints on the straight way from a to
     e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
@@ -61,7 +62,9 @@ def integrated(
     sites: dict[Key, list[Site]] = {}
     for site in dict.fromkeys(site for element in elements for site in element):
         sites.setdefault(site.key, []).append(site)
-    shares: dict[Site, list[Tensor]] = {site: [] for mine in sites.values() for site in mine}
+    shares: dict[Site, list[Tensor]] = {}
+    for of_key in sites.values():
+        shares |= {site: [] for site in of_key}
     gaps: dict[Key, list[Tensor]] = {key: [] for key in sites}
     total = len(sites) * len(runs.prompts)
     with tqdm(
@@ -72,12 +75,12 @@ def integrated(
         leave=False,
     ) as bar:
         for examples, prompts, part in _batches(runs, bound):
-            for key, mine in sites.items():
-                change, slope, reached = _along(runs, key, mine, part, prompts, examples, steps)
-                found = {site: _dot(site, change, slope, part) for site in mine}
-                for site, share in found.items():
-                    shares[site].append(share)
-                gaps[key].append(torch.stack(list(found.values())).sum(0) - reached)
+            for key, of_key in sites.items():
+                change, slope, reached = _along(runs, key, of_key, part, prompts, examples, steps)
+                effects = {site: _dot(site, change, slope, part) for site in of_key}
+                for site, effect in effects.items():
+                    shares[site].append(effect)
+                gaps[key].append(torch.stack(list(effects.values())).sum(0) - reached)
                 bar.update(len(prompts))
     columns = [sum(torch.cat(shares[site]) for site in element) for element in elements]
     table = torch.stack([torch.as_tensor(column) for column in columns], 1).cpu()
@@ -106,11 +109,11 @@ def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
         leave=False,
     ) as bar:
         for examples, prompts, part in _batches(runs, bound):
-            found = [_slopes(runs, prompts, examples, record, dropped) for dropped in drops]
-            recorded = found[0][0]
+            passes = [_slopes(runs, prompts, examples, record, dropped) for dropped in drops]
+            recorded = passes[0][0]  # values are the same in every pass, only the gradients differ
             changes = {site: _changed(runs, site, recorded, part) for element in elements for site in element}
             columns = [
-                _combined([_sum_of(element, changes, slopes) for _, slopes in found], element, n_layers)
+                _combined([_sum_of(element, changes, slopes) for _, slopes in passes], element, n_layers)
                 for element in elements
             ]
             tables.append(torch.stack(columns, 1))
@@ -122,13 +125,10 @@ def _slopes(
     runs: MeasuredRuns, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
 ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
     """Activations and the slopes at them, of a run in which a layer's writes pass no gradient on."""
-    kinds = (
-        ()
-        if dropped is None
-        else ("attn_out",)
-        if Shape.of(runs.model).attn_only
-        else ("attn_out", "mlp_out")
-    )
+    kinds: tuple[str, ...] = ()
+    if dropped is not None:
+        kinds = ("attn_out",) if Shape.of(runs.model).attn_only else ("attn_out", "mlp_out")
+    # Detached, a layer's writes keep their values and pass no gradient on.
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
     result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
     total = runs.measure(result.logits, prompts, examples).sum()
@@ -160,10 +160,12 @@ def _changed(
 def _sum_of(
     element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], slopes: Mapping[Key, Tensor]
 ) -> Tensor:
-    parts = [
-        (changes[site][1].double() * slopes[changes[site][0]].double()).flatten(1).sum(1) for site in element
-    ]
-    return torch.stack(parts).sum(0)
+    """[example]: the first-order effects of the sites of an element, added up in double precision."""
+    products = []
+    for site in element:
+        key, change = changes[site]
+        products.append((change.double() * slopes[key].double()).flatten(1).sum(1))
+    return torch.stack(products).sum(0)
 
 
 def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) -> Tensor:
@@ -171,6 +173,7 @@ def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) 
     plain, *dropped = each
     if not dropped:
         return plain
+    # A site inside a layer sees no gradient when that very layer is dropped, so that run does not count.
     inside = all(KINDS[site.kind].role in ("reader", "inside") or site.kind == "z" for site in element)
     return plain.sign() * torch.stack(dropped).abs().sum(0) / (n_layers - 1 if inside else n_layers)
 
@@ -220,13 +223,14 @@ def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], 
 def _first_order(
     site: Site, recorded: Mapping[Key, Tensor], slopes: Mapping[Key, Tensor], bound: Bound
 ) -> Tensor:
+    """[example]: (e(a) - a) . dm/da of one site."""
     activation = recorded[site.key].detach()
     change = apply_edit(site, bound, activation.clone()) - activation
     return _dot(site, change, slopes[site.key], bound)
 
 
 def _dot(site: Site, change: Tensor, slope: Tensor, bound: Bound) -> Tensor:
-    """[example]: the product of a change and a slope, of the site's part of them."""
-    where = SitePositions.of(site, bound.prompts).indices(change)
+    """[example]: the product of a change and a gradient, of the site's part of them."""
+    of_site = SitePositions.of(site, bound.prompts).indices(change)
     wide = torch.float64 if change.dtype == torch.float64 else torch.float32
-    return (change[where].to(wide) * slope[where].to(wide)).reshape(len(change), -1).sum(1)
+    return (change[of_site].to(wide) * slope[of_site].to(wide)).reshape(len(change), -1).sum(1)

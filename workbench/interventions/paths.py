@@ -1,4 +1,4 @@
-"""Path patching: what reaches a reader from a writer along one path, and what that does to the metric.
+"""`path_effects`: path patching, the effect of what reaches a reader from a writer along one path.
 
 The base run, with the inputs of some readers set to what they would be had the senders written another value
 and everything else but, if wanted, the MLPs on the way stayed as it is.
@@ -86,7 +86,9 @@ def path_effects(
         or an example lacks the position.
 
     Raises:
-        SiteError: no such node or path.  UnknownName: `mlps`.  StoreError: `store` is of another run.
+        SiteError: no such node or path.
+        UnknownName: `mlps`.
+        StoreError: `store` is of another run.
         MetricError, PromptError, EditError: as in `effects`.
 
     Source: Wang et al. 2211.00593; Goldowsky-Dill et al. 2304.05969.
@@ -112,9 +114,9 @@ def path_effects(
         absent = _absent(route, pairs.side(base))
         if absent is None or bool(absent.any()):
             table[slice(None) if absent is None else absent, route.column] = float("nan")
-    asked = as_metric(metric)
+    named_metric = as_metric(metric)
     attrs = pairs.attrs(model) | {
-        "kind": "paths", "value": value.describe(), "metric": asked.name, "unit": asked.unit, "mlps": mlps,
+        "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit, "mlps": mlps,
         "base": base, "engine": sweep.engine,
     }  # fmt: skip
     shape = (len(pairs), *(len(names) for names in coords.values()))
@@ -156,15 +158,16 @@ def _asked(
     if paths is None:
         routes, coords = _grid(shape, senders, receivers)
     else:
-        given = [paths] if isinstance(paths, str) else list(paths)
-        routes, coords = [_path(text, shape, column) for column, text in enumerate(given)], {"path": given}
-        if not given:
+        names = [paths] if isinstance(paths, str) else list(paths)
+        routes, coords = [_path(text, shape, column) for column, text in enumerate(names)], {"path": names}
+        if not names:
             raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
     prompts = rows.examples.side(runs.side)
-    for place in {reader.pos for route in routes for reader in _readers(route) if reader.pos is not None}:
-        if not bool((prompts.at(place) >= 0).any()):
+    positions = {reader.pos for route in routes for reader in _readers(route)}
+    for position in positions:
+        if position is not None and not bool((prompts.at(position) >= 0).any()):
             raise SiteError(
-                f"No prompt has the position {place}: the longest has {int(prompts.lengths.max())} tokens."
+                f"No prompt has the position {position}: the longest has {int(prompts.lengths.max())} tokens."
             )
     rows.examples.check_equal_lengths("Paths need equal lengths within a pair.")
     return routes, coords, bind(runs.model, rows, value, side=runs.side)
@@ -174,15 +177,15 @@ def _grid(
     shape: Shape, senders: Nodes | None, receivers: Nodes | None
 ) -> tuple[list[Route], dict[str, list[str]]]:
     """Every sender into every receiver."""
-    asked = _elements(senders_named(senders, shape), "senders")
-    sent = [_distinct([writer(name, shape) for name in names]) for names in asked]
+    sending = _elements(senders_named(senders, shape), "senders")
+    sent = [_distinct([writer(name, shape) for name in names]) for names in sending]
     received = _elements("logits" if receivers is None else receivers, "receivers")
     routes = []
     for column, (writers, names) in enumerate(product(sent, received)):
         reached = _reached(writers, [reader for name in names for reader in readers(name, shape)])
         routes.append(Route(writers, (), reached, column))
     return routes, {
-        "writer": [" + ".join(names) for names in asked],
+        "writer": [" + ".join(names) for names in sending],
         "reader": [" + ".join(names) for names in received],
     }
 
@@ -202,12 +205,12 @@ def _elements(given: Nodes, what: str) -> list[tuple[str, ...]]:
         listed: list[Any] = [given] if all(isinstance(each, str) for each in given) else list(given)
     else:
         listed = [given] if isinstance(given, str) else list(given)
-    made = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
-    if not made or not all(made):
+    elements = [(nodes,) if isinstance(nodes, str) else tuple(nodes) for nodes in listed]
+    if not elements or not all(elements):
         raise SiteError(
             f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'."
         )
-    return made
+    return elements
 
 
 def _path(text: str, shape: Shape, column: int) -> Route:
@@ -239,10 +242,14 @@ def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
 
 
 def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
-    """The readers that come after a writer, each once; where the logits' input is set, nothing else matters."""
-    found = dict.fromkeys(reader for reader in read if any(each.reaches(reader) for each in writers))
-    end = [reader for reader in found if reader.port == "logits" and reader.pos is None]
-    return tuple(end) or tuple(reader for reader in found if reader.pos is None or reader.whole not in found)
+    """The readers that come after a writer, each once; where the logits' input is set, nothing else matters.
+    """
+    reached = dict.fromkeys(reader for reader in read if any(sender.reaches(reader) for sender in writers))
+    end = [reader for reader in reached if reader.port == "logits" and reader.pos is None]
+    if end:
+        return tuple(end)
+    # A reader at one position is part of the same reader at all of them.
+    return tuple(reader for reader in reached if reader.pos is None or reader.whole not in reached)
 
 
 def _readers(route: Route) -> Iterator[Reader]:
