@@ -100,13 +100,15 @@ class Request:
             return lengths.numpy().astype(np.int64), None
         if any(kind == "pattern" for kind, _ in self.keys):
             raise SiteError(
-                "Attention patterns are stored whole: leave them out of sites= where keep= takes some positions."
+                "Attention patterns are stored whole: leave them out of sites= where keep= takes some "
+                "positions."
             )
         if self.keep == "mean":
             return np.ones(len(lengths), dtype=np.int64), torch.full((len(lengths),), -1)
         if isinstance(self.keep, str) or not len(self.keep):
             raise StoreError(
-                f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each prompt."
+                f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each "
+                f"prompt."
             )
         if not isinstance(self.keep[0], str | int | Sequence):
             raise StoreError(f"keep={self.keep!r}: positions are names or whole numbers.")
@@ -122,7 +124,8 @@ class Request:
             for i, (each, length) in enumerate(zip(chosen, lengths.tolist(), strict=True)):
                 if each and not 0 <= each[0] <= each[-1] < length:
                     raise StoreError(
-                        f"keep=: prompt {i} has {length} tokens, and one of its positions {each} lies outside."
+                        f"keep=: prompt {i} has {length} tokens, and one of its positions {each} lies "
+                        f"outside."
                     )
         if not any(chosen):
             raise StoreError(
@@ -210,7 +213,8 @@ def build_store(
     free = shutil.disk_usage(path).free
     if cost.nbytes > free:
         raise StoreError(
-            f"The disk of {str(path)!r} has {free / 2**30:.2f} GiB free, and the store needs {cost.nbytes / 2**30:.2f}."
+            f"The disk of {str(path)!r} has {free / 2**30:.2f} GiB free, and the store needs "
+            f"{cost.nbytes / 2**30:.2f}."
         )
     with tqdm(
         total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False
@@ -237,7 +241,8 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     common = [damage for damage in damaged if damage.shard is None]
     if common:
         raise StoreError(
-            f"{common[0].file!r} is damaged ({common[0].why}), and the prompts cannot be made from the rest. Call capture with "
+            f"{common[0].file!r} is damaged ({common[0].why}), and the prompts cannot be made from the rest. "
+            f"Call capture with "
             "the prompts into a fresh folder."
         )
     plan = read_plan(str(path))
@@ -371,7 +376,8 @@ def _same_model(model: Any, plan: StorePlan, path: Path) -> None:
     ):
         if there != here:
             raise StoreError(
-                f"{str(path)!r} is a store of another {what}: {there[:8]} there ({plan.model_name}), {here[:8]} here."
+                f"{str(path)!r} is a store of another {what}: {there[:8]} there ({plan.model_name}), "
+                f"{here[:8]} here."
             )
 
 

@@ -47,7 +47,8 @@ def check_classes(graph: Graph, prompts: Prompts) -> None:
     positions = graph.positions or ()
     if positions and REST in prompts.positions:
         raise PromptError(
-            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its positions: "
+            f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its "
+            f"positions: "
             "rename it."
         )
     for position in positions[:-1]:  # the last is the rest

@@ -66,8 +66,10 @@ class CallPlan:
         return "\n".join(
             (
                 f"path          {self.path}: {self.why}",
-                f"runs          {cost.runs:,} edited prompts in {cost.walks:,} walks; {cost.skipped:,} skipped, provably zero",
-                f"work          {cost.flops:.3g} FLOPs, as much as {self.forwards:,.1f} forward passes of the prompts",
+                f"runs          {cost.runs:,} edited prompts in {cost.walks:,} walks; {cost.skipped:,} "
+                f"skipped, provably zero",
+                f"work          {cost.flops:.3g} FLOPs, as much as {self.forwards:,.1f} forward passes of "
+                f"the prompts",
                 f"token-layers  {cost.token_layers:,.0f}",
                 f"peak memory   about {cost.peak_bytes / 2**20:,.0f} MiB of {self.budget / 2**20:,.0f} MiB",
             )
@@ -132,7 +134,8 @@ def _disagreement(model: Any, max_length: int | None) -> str | None:
     if not worst <= allowed:
         kind, what = site.kind, str(site)
         return (
-            f"The fast engine and the reference disagree on {type(model.original_model).__name__}: after an edit of {kind} ({what}) "
+            f"The fast engine and the reference disagree on {type(model.original_model).__name__}: after an "
+            f"edit of {kind} ({what}) "
             f"logits of size {size:.3g} differ by {worst:.2g}."
         )
     return None

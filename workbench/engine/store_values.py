@@ -87,7 +87,8 @@ class FromStore(Value):
             )
         if not self.allow_self:
             raise EditError(
-                f"The store holds the very run that is edited (prompt {i}), so patching from it changes nothing. "
+                f"The store holds the very run that is edited (prompt {i}), so patching from it changes "
+                f"nothing. "
                 "Pass the store of the other side, or from_store(..., allow_self=True)."
             )
         return row
@@ -124,7 +125,8 @@ class Resample(Value):
         donors = [row for row in equal_length if ids[row] != prompt_id]
         if not donors:
             raise EditError(
-                f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt {i}. "
+                f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt "
+                f"{i}. "
                 "Capture more prompts, or use mean(store)."
             )
         # A hash instead of a random generator: the donor does not depend on which other prompts are in the
@@ -148,7 +150,8 @@ class _MeanBound(Bound):
         """The average of the site's head or neuron, or of the whole layer."""
         if site.kind == "pattern":
             raise EditError(
-                "A mean attention pattern is not defined for prompts of different length: use from_store or constant."
+                "A mean attention pattern is not defined for prompts of different length: use from_store or "
+                "constant."
             )
         key = (site.key, site.pos if self.mean.per == "pos" else None)
         if key not in self._averages:
@@ -173,7 +176,8 @@ class _MeanBound(Bound):
             average = torch.stack([view.at(index).nanmean(0) for index in range(longest)])
         if bool(average.isnan().any()):
             raise EditError(
-                f"mean: no prompt of the store has every position of {site}, so there is nothing to average there."
+                f"mean: no prompt of the store has every position of {site}, so there is nothing to average "
+                f"there."
             )
         return average
 
@@ -246,7 +250,8 @@ class _StoreBound(Bound):
         if len(uneven):
             i = int(uneven[0])
             raise PromptError(
-                f"Pair {i} has {int(self.prompts.lengths[i])} and {int(self.source.lengths[i])} tokens, so {site} does not "
+                f"Pair {i} has {int(self.prompts.lengths[i])} and {int(self.source.lengths[i])} tokens, so "
+                f"{site} does not "
                 "line up. Use named positions (pos=['END']), or pairs of equal length."
             )
 
@@ -255,7 +260,8 @@ def check_store(store: object, value_name: str) -> ActivationStore:
     """The store itself; `StoreError` for anything else."""
     if not isinstance(store, ActivationStore):
         raise StoreError(
-            f"{value_name}: a store is expected, not {type(store).__name__}. Make one with capture or capture_pairs."
+            f"{value_name}: a store is expected, not {type(store).__name__}. Make one with capture or "
+            f"capture_pairs."
         )
     return store
 
@@ -264,7 +270,8 @@ def check_same_model(store: ActivationStore, model: Model, value_name: str, hint
     """Raise `StoreError` for a store of another model."""
     if store.model != model_fingerprint(model):
         raise StoreError(
-            f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of {model_name(model)} "
+            f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
+            f"{model_name(model)} "
             f"({model_fingerprint(model)[:8]}).{hint}"
         )
 

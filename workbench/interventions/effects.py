@@ -116,7 +116,8 @@ def effects(
     elif method == "atp-star":
         if not rows.plain:
             raise MetricError(
-                f"atp-star takes sizes prompt by prompt, which answers of several tokens ({rows.metric.name}) do not allow."
+                f"atp-star takes sizes prompt by prompt, which answers of several tokens "
+                f"({rows.metric.name}) do not allow."
             )
         table = atp_star(runs, elements, bound, progress=progress)
     elif method == "integrated":

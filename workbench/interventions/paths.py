@@ -105,7 +105,8 @@ def path_effects(
     routes, coords, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
     if store is not None and not rows.plain:
         raise StoreError(
-            f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no store of prompts holds. "
+            f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no "
+            f"store of prompts holds. "
             "Leave out store=."
         )
     sweep, _ = _sweep(runs, routes, bound, mlps, store)
@@ -226,7 +227,8 @@ def _path(text: str, shape: Shape, column: int) -> Route:
     for i, (sent, read) in enumerate(zip(writers, [*(read for read, _ in middles), last], strict=True)):
         if not any(each.reaches(reader) for each in sent for reader in read):
             raise SiteError(
-                f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come before it."
+                f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come "
+                f"before it."
             )
     return Route(senders, tuple(middles), _reached(writers[-1], last), column)
 
@@ -242,8 +244,7 @@ def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
 
 
 def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
-    """The readers that come after a writer, each once; where the logits' input is set, nothing else matters.
-    """
+    """The readers that come after a writer, each once. Where the logits' input is set, no other matters."""
     reached = dict.fromkeys(reader for reader in read if any(sender.reaches(reader) for sender in writers))
     end = [reader for reader in reached if reader.port == "logits" and reader.pos is None]
     if end:
@@ -298,10 +299,12 @@ def _sweep(
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
     if store.model != model_fingerprint(runs.model):
         raise StoreError(
-            f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this one."
+            f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this "
+            f"one."
         )
     for i, prompt_id in enumerate(runs.prompts.ids):
         if store.example(prompt_id) is None:
             raise StoreError(
-                f"path_effects: the store does not hold prompt {i} of the {runs.side} run. Pass the store of the run that is patched."
+                f"path_effects: the store does not hold prompt {i} of the {runs.side} run. Pass the store of "
+                f"the run that is patched."
             )
