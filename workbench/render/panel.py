@@ -323,7 +323,9 @@ def _ready(value: Any, name: str) -> Any:
             raise WorkbenchError(f"{name} has numbers that are not finite: leave them out of the panel.")
         short = float(f"{value:.5g}")
         # "1" is shorter than "1.0"; larger numbers would be written with all of their digits
-        return int(short) if short.is_integer() and abs(short) < 1e15 else short
+        if short.is_integer() and abs(short) < 1e15:
+            return int(short)
+        return short
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]
     raise WorkbenchError(

@@ -132,7 +132,9 @@ def _numbers(line: Float[np.ndarray, " column"], white: bool, scale: float, cell
             digits += text
             for i in range(len(text)):
                 places.append(f"{(column + 0.5) * cell + (i - len(text) / 2) * 5:.0f}")
-    return f'<text x="{" ".join(places)}" y="{decimal(y)}">{digits}</text>' if digits else ""
+    if digits:
+        return f'<text x="{" ".join(places)}" y="{decimal(y)}">{digits}</text>'
+    return ""
 
 
 def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str:
@@ -165,7 +167,9 @@ def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str
 
 
 def _value_text(value: float) -> str:
-    return signed(value) if value else "0"
+    if value:
+        return signed(value)
+    return "0"
 
 
 def _token_width(string: str, value: float) -> float:

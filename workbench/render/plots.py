@@ -86,7 +86,9 @@ def _circuit(result: Circuit, title: Title, labels: Labels) -> CircuitView:
 def _view(result: CircuitView, title: Title, labels: Labels) -> CircuitView:
     if labels is not None:
         raise WorkbenchError("A circuit has no axis that labels belong to: pass tokens= to CircuitView.of.")
-    return replace(result, title=title) if title else result
+    if title:
+        return replace(result, title=title)
+    return result
 
 
 @drawn.register
@@ -330,7 +332,9 @@ def _up_to_end(result: xr.DataArray) -> xr.DataArray:
         return result
     others = tuple(i for i, dim in enumerate(tokens.dims) if dim != "pos")
     filled = np.flatnonzero((tokens.values != "").any(others))
-    return result.isel(pos=slice(0, int(filled[-1]) + 1)) if len(filled) else result
+    if len(filled):
+        return result.isel(pos=slice(0, int(filled[-1]) + 1))
+    return result
 
 
 def _without_single(result: xr.DataArray) -> xr.DataArray:

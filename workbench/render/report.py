@@ -128,7 +128,9 @@ def _is_section(one: Any) -> bool:
 
 def _type_of(section: Any) -> str:
     name = type(section).__name__
-    return f"{name} of {len(section)}" if isinstance(section, tuple | list) else name
+    if isinstance(section, tuple | list):
+        return f"{name} of {len(section)}"
+    return name
 
 
 def _show(item: Any, heading: str) -> str:

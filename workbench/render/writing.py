@@ -58,7 +58,9 @@ def shorten(text: str, most: int) -> str:
     >>> shorten("abcdef", 4)
     'abc…'
     """
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) <= most:
+        return text
+    return text[: most - 1] + "…"
 
 
 def wrap(pieces: Sequence[str], room: float, size: float) -> list[str]:
@@ -86,7 +88,9 @@ def signed(value: float) -> str:
     >>> signed(0.41234)
     '+0.412'
     """
-    return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "no score"
+    if np.isfinite(value):
+        return f"{value:+.3g}".replace("-", "−")
+    return "no score"
 
 
 def decimal(value: float) -> str:
@@ -101,7 +105,9 @@ def _cells(character: str) -> int:
     """
     if unicodedata.combining(character):
         return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    if unicodedata.east_asian_width(character) in "WF":
+        return 2
+    return 1
 
 
 def _em(character: str) -> float:
@@ -114,7 +120,11 @@ def _em(character: str) -> float:
     if cells == 2:
         return 1.25
     if character in _BROAD:
-        return 1.0 if character.isascii() else 1.25
+        if character.isascii():
+            return 1.0
+        return 1.25
     if character in _NARROW:
         return 0.36
-    return 0.74 if character.isupper() else 0.63
+    if character.isupper():
+        return 0.74
+    return 0.63

@@ -89,7 +89,9 @@ def _style(edge: ViewEdge, weight: float, strokes: Strokes) -> str:
         return SIDES[edge.side]
     if not strokes.knows(weight):
         return "z"
-    return "p" if weight >= 0 else "m"
+    if weight >= 0:
+        return "p"
+    return "m"
 
 
 def _owner(view: CircuitView, edge: ViewEdge) -> str:

@@ -248,7 +248,9 @@ def _prompt_choice(view: CircuitView) -> str:
 def _end_of_prompt(view: CircuitView) -> str:
     """The last words of a prompt, which tell it from others."""
     words = " ".join(visible(token).strip("·") for token in view.tokens)
-    return words if len(words) <= 48 else "…" + words[-47:]
+    if len(words) <= 48:
+        return words
+    return "…" + words[-47:]
 
 
 def _scene_data(drawing: Drawing) -> dict[str, Any]:
@@ -324,4 +326,6 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
 
 
 def _round(value: float) -> float | None:
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+    if np.isfinite(value):
+        return float(f"{value:.4g}")
+    return None

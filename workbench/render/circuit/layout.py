@@ -187,7 +187,9 @@ def column_of(key: str, group: int) -> tuple[int, int, int]:
     """(kv group, 0 for its kv head or 1, head) of a box: sorted from left to right."""
     node = node_of(key)
     assert node.head is not None
-    return (node.head, 0, 0) if node.port else (node.head // group, 1, node.head)
+    if node.port:
+        return (node.head, 0, 0)
+    return (node.head // group, 1, node.head)
 
 
 def stacked_rows(live: Live, *, pitch: float, mlp_step: float, parallel: bool) -> Rows:

@@ -30,7 +30,9 @@ class _Entry:
 
     @property
     def indent(self) -> int:
-        return _SAMPLE if self.style else 0
+        if self.style:
+            return _SAMPLE
+        return 0
 
 
 def legend(

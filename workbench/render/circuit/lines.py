@@ -64,7 +64,9 @@ class _Scored:
 
 def by_strength(weight: float) -> float:
     """A key that sorts the strongest scores first; a missing score counts as 0."""
-    return -abs(weight) if np.isfinite(weight) else 0.0
+    if np.isfinite(weight):
+        return -abs(weight)
+    return 0.0
 
 
 def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
@@ -159,7 +161,9 @@ def cut(lines: Sequence[Line], target: int) -> int:
         else:
             high = middle - 1
     # where no path fits into the target, the shortest one that there is
-    return low if alive(lines[:low]) else min(low + 1, len(lines))
+    if alive(lines[:low]):
+        return low
+    return min(low + 1, len(lines))
 
 
 def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:

@@ -213,7 +213,9 @@ class CircuitView:
 def _side(in_a: bool, in_b: bool) -> str:
     if in_a and in_b:
         return "both"
-    return "a" if in_a else "b"
+    if in_a:
+        return "a"
+    return "b"
 
 
 def _scores(circuit: Circuit) -> dict[Ends, float]:
@@ -222,7 +224,9 @@ def _scores(circuit: Circuit) -> dict[Ends, float]:
 
 def _title(circuit: Circuit) -> str:
     task = circuit.attrs.get("task")
-    return f"Circuit for {task}" if task else "Circuit"
+    if task:
+        return f"Circuit for {task}"
+    return "Circuit"
 
 
 def _labels(tokens: Sequence[str] | None, by_pos: Mapping[Ends, tuple[float, ...]]) -> tuple[str, ...]:
@@ -298,7 +302,9 @@ def _order(name: str) -> tuple[int, int, int]:
     """A key that sorts nodes from input to logits: by layer, heads before the MLP."""
     node = Node.parse(name)
     if node.layer is None:
-        return (-1, 0, 0) if node.kind == "input" else (1 << 30, 0, 0)
+        if node.kind == "input":
+            return (-1, 0, 0)
+        return (1 << 30, 0, 0)
     if node.head is not None:
         return node.layer, 0, node.head
     return node.layer, 1, node.neuron or 0

@@ -93,7 +93,9 @@ def word(name: object) -> str:
 def legend_name(name: object, most: int = 32) -> str:
     """A series in a legend, which matplotlib would leave out if its name began with `_`."""
     shown = shorten(visible(name), most)
-    return f" {shown}" if shown.startswith("_") else shown
+    if shown.startswith("_"):
+        return f" {shown}"
+    return shown
 
 
 def axes_of(result: xr.DataArray) -> str:
@@ -104,7 +106,9 @@ def axes_of(result: xr.DataArray) -> str:
 def noted(result: xr.DataArray, *notes: str) -> xr.DataArray:
     """The result with more notes, which its figure shows below the title."""
     known = [note for note in (result.attrs.get("note", ""), *notes) if note]
-    return result.assign_attrs(note=" · ".join(known)) if known else result
+    if known:
+        return result.assign_attrs(note=" · ".join(known))
+    return result
 
 
 def check_filled(result: xr.DataArray) -> None:
@@ -148,13 +152,18 @@ def palette(result: xr.DataArray) -> dict[str, Any]:
     return {"cmap": SHADES, "norm": Normalize(0, float(known.max(initial=0)) or 1.0)}
 
 
+def labels_of(result: xr.DataArray, dim: str) -> list[str]:
+    """The labels of an axis as text, by default its indices."""
+    labels = result[dim].values if dim in result.coords else range(result.sizes[dim])
+    return list(map(str, labels))
+
+
 def names_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> tuple[list[str], bool]:
     """The names of the cells along an axis, and whether they are tokens: given ones, or the result's own."""
     size = result.sizes[dim]
     tokens = _tokens_of(result, dim, labels) if dim in POSITIONS else None
     if tokens is None:
-        numbers = result[dim].values if dim in result.coords else range(size)
-        return list(map(str, numbers)), False
+        return labels_of(result, dim), False
     if len(tokens) < size:
         raise WorkbenchError(f"There are {len(tokens)} labels for {size} positions.")
     return tokens[:size], True
@@ -165,7 +174,9 @@ def _tokens_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> 
     for name, coord in result.coords.items():
         if name in ("token", f"{dim}_token", "tokens") and coord.dims == (dim,):
             return list(map(str, coord.values))
-    return None if labels is None else list(labels)
+    if labels is None:
+        return None
+    return list(labels)
 
 
 def label_axis(
@@ -239,7 +250,9 @@ def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[
 def _layer_of(node: str) -> str:
     """`a3 q` of `a3.4<q>`, `a3` of `a3.4`, `m3` of `m3:7`."""
     match = re.fullmatch(r"([am]\d+)[.:]\d+(?:<(\w)>)?", node)
-    return node if match is None else " ".join(filter(None, match.groups()))
+    if match is None:
+        return node
+    return " ".join(filter(None, match.groups()))
 
 
 def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:

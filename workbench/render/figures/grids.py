@@ -24,6 +24,7 @@ from workbench.render.figures.canvas import (
     axes_of,
     check_filled,
     label_axis,
+    labels_of,
     noted,
     over_examples,
     palette,
@@ -260,7 +261,9 @@ def _draw_table(axes: Axes, part: "Part") -> None:
 
 
 def _number_text(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "not run"
+    if np.isfinite(value):
+        return f"{value:.3f}"
+    return "not run"
 
 
 @dataclass(frozen=True)
@@ -281,22 +284,17 @@ class _Panels:
     def of(cls, result: xr.DataArray) -> "_Panels":
         """The leading axes as panels, or of layer x head x a few words the words."""
         dims = [str(dim) for dim in result.dims]
-        last = _labels_of(result, dims[2])
+        last = labels_of(result, dims[2])
         are_words = dims[2] in result.coords and result[dims[2]].dtype.kind in "OUT"
         if len(dims) == 3 and dims[0] == "layer" and are_words and len(last) <= FEW:
             return cls(result.transpose(dims[2], ...), last, None)
         lead = dims[:-2]
         if len(lead) == 1:
-            names = [_panel_name(lead, [label]) for label in _labels_of(result, lead[0])]
+            names = [_panel_name(lead, [label]) for label in labels_of(result, lead[0])]
             return cls(result, names, None, f"{word(lead[0])} ")
         stacked = result.stack(panel=lead, create_index=False).transpose("panel", ...)
-        names = [_panel_name(lead, labels) for labels in product(*(_labels_of(result, dim) for dim in lead))]
+        names = [_panel_name(lead, labels) for labels in product(*(labels_of(result, dim) for dim in lead))]
         return cls(stacked, names, result.sizes[lead[-1]])
-
-
-def _labels_of(result: xr.DataArray, dim: str) -> list[str]:
-    """The labels of an axis as text, by default its indices."""
-    return list(map(str, result[dim].values if dim in result.coords else range(result.sizes[dim])))
 
 
 def _panel_name(dims: Sequence[str], labels: Sequence[str]) -> str:

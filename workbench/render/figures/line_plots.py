@@ -5,7 +5,8 @@
 `draw_line` and `draw_bars` do the same on axes that exist. Which result becomes a line is decided in `plots`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -181,8 +182,7 @@ def bars(
 
 def mark_reference(axes: Axes, value: float, *, lying: bool) -> None:
     """A dashed line across the bars at a value of theirs."""
-    mark = axes.axvline if lying else axes.axhline
-    mark(value, **DASHED)
+    _Drawers.on(axes, lying).level(value, **DASHED)
 
 
 def name_bars(
@@ -204,6 +204,29 @@ def name_bars(
         axes.set_ylabel("")
 
 
+@dataclass(frozen=True)
+class _Drawers:
+    """The functions that draw on axes with standing or with lying bars.
+
+    Attributes:
+        bar: at a place, of a length and a width.
+        interval: a line over a bar, from one value to another.
+        span: a band over all values, from one place to another.
+        level: a line across all bars, at a value.
+    """
+
+    bar: Callable[..., Any]
+    interval: Callable[..., Any]
+    span: Callable[..., Any]
+    level: Callable[..., Any]
+
+    @classmethod
+    def on(cls, axes: Axes, lying: bool) -> "_Drawers":
+        if lying:
+            return cls(axes.barh, axes.hlines, axes.axhspan, axes.axvline)
+        return cls(axes.bar, axes.vlines, axes.axvspan, axes.axhline)
+
+
 def draw_bars(
     axes: Axes, result: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, *,
     lying: bool = False, colours: Sequence[str] | None = None,
@@ -219,10 +242,7 @@ def draw_bars(
         bounds = [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
     names = [""] if result.ndim == 1 else names_of(result, str(result.dims[0]), None)[0]
     width, known = 0.72 / len(values), np.isfinite(values)
-    draw_bar = axes.barh if lying else axes.bar
-    draw_interval = axes.hlines if lying else axes.vlines
-    draw_span = axes.axhspan if lying else axes.axvspan
-    draw_zero = axes.axvline if lying else axes.axhline
+    draw = _Drawers.on(axes, lying)
     for i, (row, name) in enumerate(zip(values, names, strict=True)):
         places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
         shown = known[i]
@@ -232,13 +252,13 @@ def draw_bars(
             shades = [by_bar[bar] for bar in np.flatnonzero(shown).tolist()]
         # without a label matplotlib makes one of its own, which legends leave out
         label: dict[str, Any] = {"label": legend_name(name)} if name else {}
-        draw_bar(places[shown], row[shown], width, color=shades, **label)
+        draw.bar(places[shown], row[shown], width, color=shades, **label)
         if bounds:
             low_end, high_end = (end[i][shown] for end in bounds)
-            draw_interval(places[shown], low_end, high_end, color=INK, linewidth=1.3)
+            draw.interval(places[shown], low_end, high_end, color=INK, linewidth=1.3)
         for place in places[~shown].tolist():
-            draw_span(place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
-    draw_zero(0, color=GREY, linewidth=0.8)
+            draw.span(place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
+    draw.level(0, color=GREY, linewidth=0.8)
     if lying:  # the first bar at the top
         axes.set_ylim(values.shape[1] - 0.4, -0.6)
     light_grid(axes, "x" if lying else "y")

@@ -115,13 +115,17 @@ def _columns(n: int) -> int:
     """How many panels stand side by side."""
     if n == 1:
         return 1
-    return 2 if n < 7 else 3
+    if n < 7:
+        return 2
+    return 3
 
 
 def _cell_name(results: xr.Dataset, cell: dict[str, Any]) -> str:
     """The concept, and the labels of every other axis that has more than one."""
     words = [str(label) for axis, label in cell.items() if results.sizes[axis] > 1 or axis == "concept"]
-    return visible(", ".join(words)) if words else ""
+    if words:
+        return visible(", ".join(words))
+    return ""
 
 
 def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:

@@ -105,7 +105,9 @@ def _table(sweep: Sweep, study: str) -> pd.DataFrame:
     """The numbers that suit the study."""
     if study == "pairs":
         return sweep.synergy()
-    return sweep.stability() if study == "stability" else sweep.summary()
+    if study == "stability":
+        return sweep.stability()
+    return sweep.summary()
 
 
 def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
@@ -126,7 +128,9 @@ def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
 def _setting(flag: str, label: Any) -> str:
     """How a setting is called in the title of a panel."""
     text = "none" if pd.isna(label) else str(label)
-    return text if flag in NAMED_BY_LABEL else f"{word(flag)} {text}"
+    if flag in NAMED_BY_LABEL:
+        return text
+    return f"{word(flag)} {text}"
 
 
 def _note(sweep: Sweep, table: pd.DataFrame, panels: Sequence[_Panel], study: str) -> str:
@@ -152,7 +156,9 @@ def _line_column(study: str, table: pd.DataFrame) -> str | None:
     if study == "steering":
         return "site"
     has_sizes = "n_edges" in table and len(table["n_edges"].drop_duplicates()) > 1
-    return "method" if study == "methods" and has_sizes else None
+    if study == "methods" and has_sizes:
+        return "method"
+    return None
 
 
 def _panels(study: str, cell: pd.DataFrame, name: str, over: str | None, bound: float) -> list[_Panel]:
@@ -247,7 +253,9 @@ def _short(text: str) -> str:
     except WorkbenchError:
         return text
     is_head = site.kind == "z" and site.head is not None and site.pos is None
-    return f"a{site.layer}.{site.head}" if is_head else text
+    if is_head:
+        return f"a{site.layer}.{site.head}"
+    return text
 
 
 def _strongest(rows: pd.DataFrame) -> pd.DataFrame:
