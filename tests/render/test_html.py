@@ -141,7 +141,7 @@ def test_page_escapes_its_texts_and_forbids_requests():
 
 
 def test_assets_name_no_address_and_no_closing_tag():
-    for name in ("circuit.js", "frame.css", "page.css"):
+    for name in ("circuit.js", "frame.js", "frame.css", "page.css"):
         text = asset(name)
         assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|</", text), name
     assert len(asset("circuit.js")) < 18_000

@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.render.circuit.html import packed, page, script_json
+from workbench.render.circuit.html import asset, packed, page, script_json
 from workbench.render.writing import BLUE, RED
 from workbench.text import visible, xml
 
@@ -103,52 +103,6 @@ _PAPER = (
     "--jp-content-font-color1:#1f2937;--jp-ui-font-color1:#1f2937;--jp-layout-color0:#fff;"
     "--jp-rendermime-table-row-background:#f5f5f5;--jp-rendermime-table-row-hover-background:#e0f2fe"
 )
-# A classic script element is needed: indirect eval and type=module would hide the bundle's global name.
-# Panels are drawn one at a time, those near the reader first, so that the page stays responsive. The still
-# picture is hidden when the component has drawn something, and comes back if it fails.
-_UNPACK = """(async () => {
-  if (window.panelsUnpacked) return;
-  window.panelsUnpacked = true;
-  const bytes = Uint8Array.from(atob("%s"), (c) => c.charCodeAt(0));
-  const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-  const script = document.createElement("script");
-  script.textContent = text;
-  document.head.append(script);
-  const wanted = [], waiting = new Map();
-  const draw = (box) => {
-    const [component, props] = waiting.get(box), still = box.firstElementChild, live = document.createElement("div");
-    waiting.delete(box);
-    near.unobserve(box);
-    live.id = "panel-" + (window.panelsDrawn = (window.panelsDrawn || 0) + 1);
-    live.className = "live";
-    live.style.cssText = "%s";
-    new MutationObserver(() => { still.style.display = live.childElementCount ? "none" : ""; })
-      .observe(live, { childList: true });
-    box.append(live);
-    CircuitsVis.render(live.id, CircuitsVis[component], props);
-  };
-  const drawNext = () => {
-    const box = wanted.shift() || waiting.keys().next().value;
-    if (box === undefined) return;
-    setTimeout(drawNext);  // first, so that a panel that fails leaves the others
-    if (waiting.has(box)) draw(box);
-  };
-  const near = new IntersectionObserver((seen) => {
-    for (const one of seen) if (one.isIntersecting) wanted.push(one.target);
-  }, { rootMargin: "400px" });
-  window.drawPanels = () => {
-    const idle = waiting.size === 0;
-    for (const [name, component, props] of (window.panels || []).splice(0)) {
-      for (const box of document.querySelectorAll('[data-panel="' + name + '"]:not([data-drawn])')) {
-        box.dataset.drawn = "";
-        waiting.set(box, [component, props]);
-        near.observe(box);
-      }
-    }
-    if (idle) setTimeout(drawNext);
-  };
-  window.drawPanels();
-})();"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +215,9 @@ def bundle_html() -> str:
                 f"{n_matches} times, not {times}): "
                 f"pip install --force-reinstall circuitsvis=={VERSION}."
             )
-    return f"<script>{_UNPACK % (packed(text), _PAPER)}</script>"
+    script = asset("panels.js", "workbench.render").replace("PAPER", script_json(_PAPER))
+    # the bundle last: its letters might spell another of these names
+    return f"<script>{script.replace('BUNDLE', script_json(packed(text)))}</script>"
 
 
 def _check_names(component: str, props: Mapping[str, Any]) -> None:

@@ -152,7 +152,7 @@ def _crossings(points: np.ndarray, margins: np.ndarray) -> float:
 
 
 def hop_path(hop: Hop, start: Box, end: Box) -> str:
-    """A `path.h` from where a key or value enters to the head that attends there, as wide as the attention."""
+    """A `path.h` from where a key or value enters to the head that attends to it."""
     apart = end.x - start.x
     if abs(apart) < start.w + 12:  # boxes above each other: from the top of one to the top of the other
         (x1, y1), (x2, y2) = (start.x, start.y - start.h / 2), (end.x, end.y - end.h / 2)

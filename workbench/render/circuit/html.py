@@ -34,25 +34,6 @@ POLICY = (
 )
 _PATTERN_CELLS = 400_000  # of all prompts together: more would make a page too large to send
 _NEAR = 1.5  # the picture of the strongest edges has up to 1.5 times as many edges as are shown at first
-_UPGRADE = """(async () => {
-  const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0)), id = %s;
-  const source = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-  for (const box of document.querySelectorAll('[data-circuit="' + id + '"]:not([data-live])')) {
-    box.dataset.live = "";
-    const frame = document.createElement("iframe");
-    frame.setAttribute("sandbox", "allow-scripts allow-downloads");
-    frame.title = "interactive circuit";
-    frame.style.cssText = "width:100%%;border:0;height:0";
-    addEventListener("message", (event) => {
-      if (event.source !== frame.contentWindow) return;
-      frame.style.height = Math.min(6000, Number(event.data.height) + 4 || 600) + "px";
-      box.dataset.edges = Number(event.data.edges);
-      box.querySelector("img").style.display = "none";
-    });
-    frame.srcdoc = source;
-    box.append(frame);
-  }
-})();"""
 
 
 def to_html(view: CircuitView) -> str:
@@ -66,7 +47,9 @@ def to_html(view: CircuitView) -> str:
     source = frame_document(view)
     name = hashlib.sha256(source.encode()).hexdigest()[:12]
     still = base64.b64encode(to_svg(view).encode()).decode()
-    script = _UPGRADE % (script_json(packed(source)), script_json(name))
+    # the document last: its letters might spell the other name
+    script = asset("frame.js").replace("NAME", script_json(name))
+    script = script.replace("SOURCE", script_json(packed(source)))
     address = f"data:image/svg+xml;base64,{still}"
     picture = f'<img alt="{xml(view.title)}" style="max-width:100%;height:auto" src="{address}">'
     return f'<div class="circuit" data-circuit="{name}">{picture}</div><script>{script}</script>'
@@ -119,9 +102,12 @@ def packed(text: str) -> str:
 
 
 @cache
-def asset(name: str) -> str:
-    """The text of a file that lies beside this module."""
-    return files("workbench.render.circuit").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "workbench.render.circuit") -> str:
+    """The text of a file beside a module, of a script without the comment at its top."""
+    text = files(package).joinpath(name).read_text(encoding="utf-8")
+    if name not in ("frame.js", "panels.js"):
+        return text
+    return text[text.index("(async") :].rstrip()
 
 
 def frame_document(view: CircuitView) -> str:

@@ -169,8 +169,8 @@ def cut(lines: Sequence[Line], target: int) -> int:
 def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
     """The attention that joins keys and values to the heads that read them.
 
-    For each head and position that it writes at: the hops with the most attention to positions where a k or v edge
-    enters.
+    For each head and position that it writes at: the hops with the most attention to positions where a k or v
+    edge enters.
     """
     lines = list(lines)
     group = view.shape.n_heads // view.shape.n_kv_heads
