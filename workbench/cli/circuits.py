@@ -62,13 +62,14 @@ def discover(
     from workbench.workflows.discover import FILES
 
     read = PAIR_READERS.get(Path(task).suffix.lower())
-    # A misspelt task is refused before the model is loaded.
-    if read is None:
-        find_task(task)
+    size = f"{n or 64} pairs"
+    if read is not None:
+        size = "half of the pairs"
+    else:
+        find_task(task)  # a misspelt task is refused before the model is loaded
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # before the model is loaded
         loaded = wb.load_model(model, device=device)
-        size = "half of the pairs" if read else f"{n or 64} pairs"
         typer.echo(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(
             loaded,
@@ -213,7 +214,8 @@ def _circuit(name: str, positive: str | None = None, shape_of: object = None) ->
     # Our own files say what graph they are of; another tool's need a shape.
     if is_ours(Path(name)):
         return wb.Circuit.load(name)
-    return wb.read_circuit(name, positive=positive, shape=None if shape_of is None else _shape(shape_of))
+    shape = None if shape_of is None else _shape(shape_of)
+    return wb.read_circuit(name, positive=positive, shape=shape)
 
 
 def _shape(shape_of: object) -> "Shape":

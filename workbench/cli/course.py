@@ -32,9 +32,10 @@ def list_(as_json: Json = False) -> None:
         print(json.dumps(listing))
         return
     for lesson in listing:
-        after = f", after {', '.join(map(str, lesson['needs']))}" if lesson["needs"] else ""
-        about = f"({lesson['minutes']} min{after})  notebooks/{lesson['file']}.ipynb"
-        print(f"{lesson['number']:2d}  {lesson['title']}  {about}")
+        about = f"{lesson['minutes']} min"
+        if lesson["needs"]:
+            about += f", after {', '.join(map(str, lesson['needs']))}"
+        print(f"{lesson['number']:2d}  {lesson['title']}  ({about})  notebooks/{lesson['file']}.ipynb")
         for exercise in lesson["exercises"]:
             print(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
 

@@ -110,7 +110,9 @@ def paths(
     question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))
     question.check()
     # "heads" and "mlps" are words of path_effects; "all" is its default.
-    writers = senders if senders in ("heads", "mlps") else _nodes(None if senders == "all" else senders)
+    writers = senders
+    if senders not in ("heads", "mlps"):
+        writers = None if senders == "all" else _nodes(senders)
 
     def measure(loaded: "Model") -> Any:
         """The effects of the paths, or with `dry_run` the plan."""
@@ -130,7 +132,8 @@ def _nodes(text: str | None) -> list[str | tuple[str, ...]] | None:
     """Names of nodes with commas, sets joined by +; None where there are none."""
     nodes: list[str | tuple[str, ...]] = []
     for name in names(text or ""):
-        nodes.append(tuple(part.strip() for part in name.split("+")) if "+" in name else name)
+        # Nodes joined by + are patched together.
+        nodes.append(tuple(names(name.replace("+", ","))) if "+" in name else name)
     return nodes or None
 
 

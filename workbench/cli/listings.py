@@ -58,7 +58,10 @@ def _models() -> list[str]:
     lines = []
     for name in embedded.names():
         steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
-        lines.append(f"{name:13} embedded" + (f"; training steps: {steps}" if steps else ""))
+        line = f"{name:13} embedded"
+        if steps:  # only some models were kept while they were trained
+            line += f"; training steps: {steps}"
+        lines.append(line)
     return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]
 
 

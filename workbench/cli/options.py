@@ -52,6 +52,7 @@ ShapeOf = Annotated[
 
 def command_line() -> str:
     """The command that runs, for the "Made by" of what it writes."""
+    # Quoted as a shell needs it, so that the line can be pasted.
     return shlex.join(["workbench", *sys.argv[1:]])
 
 
@@ -61,7 +62,7 @@ def output_folder(out: Path | None, name: str) -> Iterator[Path]:
     from workbench.files import fresh_folder
 
     if out is not None:
-        yield out
+        yield out  # it is made when something is written
         return
     with fresh_folder(name) as folder:
         yield folder

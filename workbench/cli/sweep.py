@@ -78,8 +78,9 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
 def _field(name: str) -> Any:
     """The option of a field."""
     read, help_text = FIELDS[name]
-    several = "" if read is str else " Several with commas."
-    return typer.Option(f"--{name}", help=help_text + several)
+    if read is not str:
+        help_text += " Several with commas."
+    return typer.Option(f"--{name}", help=help_text)
 
 
 def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
@@ -96,7 +97,7 @@ def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
 
     fields = {}
     for name, text in given.items():
-        if text is None:
+        if text is None:  # left out, so the field keeps what the file or the preset says
             continue
         try:
             fields[name.replace("-", "_")] = FIELDS[name][0](text) if name in FIELDS else text

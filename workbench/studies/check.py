@@ -71,7 +71,9 @@ class _Files:
 def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
     if ours != theirs:
         return [f"edges differ: {', '.join(map(str, (ours ^ theirs).edge_list))}"]
-    reasons = ["the roles in circuit.json differ"] if ours.labels != theirs.labels else []
+    reasons = []
+    if ours.labels != theirs.labels:
+        reasons.append("the roles in circuit.json differ")
     our_scores, their_scores = _edge_scores(ours), _edge_scores(theirs)
     same_shape = our_scores.shape == their_scores.shape
     if not same_shape or not np.allclose(our_scores, their_scores, rtol=CLOSE, atol=1e-4):
@@ -79,8 +81,11 @@ def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
     our_attrs, their_attrs = _lasting(ours.attrs), _lasting(theirs.attrs)
     keys = sorted(our_attrs.keys() | their_attrs.keys())
     changed = [key for key in keys if our_attrs.get(key) != their_attrs.get(key)]
-    changed += ["prompt_ids"] if ours.prompt_ids != theirs.prompt_ids else []
-    return reasons + ([f"circuit.json differs in {', '.join(changed)}"] if changed else [])
+    if ours.prompt_ids != theirs.prompt_ids:
+        changed.append("prompt_ids")
+    if changed:
+        reasons.append(f"circuit.json differs in {', '.join(changed)}")
+    return reasons
 
 
 def _edge_scores(circuit: Circuit) -> np.ndarray:

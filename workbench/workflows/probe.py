@@ -150,7 +150,7 @@ def _best_row(best: _Best, k: int) -> dict[str, Any]:
     listed = " ".join(
         str(int(feature)) for feature in features[features >= 0][:8]
     )  # -1 fills up to the largest k
-    row["features"] = listed + (" …" if k > 8 else "")
+    row["features"] = f"{listed} …" if k > 8 else listed
     return row
 
 
@@ -171,7 +171,8 @@ def neuron_table(neurons: xr.Dataset) -> pd.DataFrame:
                 name: round(float(maps[name].sel(cell)), 3) for name in ("roc_auc", "accuracy", "coefficient")
             }
             site = f"mlp_post[{cell['layer']}:{cell['neuron']}]"
-            site += f"@{cell['pos']}" if "pos" in cell else ""
+            if "pos" in cell:
+                site += f"@{cell['pos']}"
             rows.append({"concept": str(concept), "neuron": site, **numbers})
     return pd.DataFrame(rows)
 
@@ -268,7 +269,8 @@ def _values_of(concept: Concept) -> str:
     # A class that no row has at the end of the list has no count, so the lists may differ in length.
     listed = [f"{name} {n}" for name, n in zip(concept.classes, counts, strict=False)][:SHOWN_CLASSES]
     omitted = len(concept.classes) - SHOWN_CLASSES
-    return ", ".join(listed) + (f" and {omitted} more" if omitted > 0 else "")
+    text = ", ".join(listed)
+    return f"{text} and {omitted} more" if omitted > 0 else text
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:

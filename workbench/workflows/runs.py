@@ -156,7 +156,9 @@ def _as_table(item: xr.DataArray | xr.Dataset, reason: str) -> Content:
         axes = ", ".join(f"{axis} ({size})" for axis, size in dataset.sizes.items())
         return f"Axes {axes}: too many to draw. {reason}", ""
     omitted = len(dataset.data_vars) - len(small)
-    caption = f"{omitted} variables with more axes are left out." if omitted else ""
+    caption = ""
+    if omitted:
+        caption = f"{omitted} variables with more axes are left out."
     shown = dataset[small]
     if not shown.sizes:
         return pd.DataFrame({name: [shown[name].item()] for name in small}), caption
@@ -305,7 +307,8 @@ def _cells(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str]) -> _Cells:
     numbers = _is_number(a) and _is_number(b)
     try:
         # Numbers are matched by their labels; text has to have the same labels, since it has no difference.
-        a, b = xr.align(a, b.transpose(*a.dims), join="outer" if numbers else "exact", copy=False)
+        join = "outer" if numbers else "exact"
+        a, b = xr.align(a, b.transpose(*a.dims), join=join, copy=False)
     except ValueError:
         return _Cells(None, _axes_differ(a, b, names))
     if not numbers:
@@ -327,10 +330,9 @@ def _numbers_compared(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str], 
         return _Cells(None, f"{prefix}No cell is measured in both.{unshared}")
     difference = results.difference(b, a).where(a != b, 0.0)  # inf - inf is NaN, and yet no difference
     largest = float(abs(difference).max())
-    if largest:
-        text = f"The largest difference is {largest:.4g}."
-    else:
-        text = f"The same in every cell{' that both have' if unshared else ''}."
+    text = f"The largest difference is {largest:.4g}."
+    if not largest:
+        text = "The same in every cell that both have." if unshared else "The same in every cell."
     return _Cells(difference.where(measured), prefix + text + unshared)
 
 

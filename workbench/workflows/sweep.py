@@ -52,7 +52,8 @@ def _failures(failed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     failures = failed.dropna(axis=1, how="all")
     settings = failures.columns.difference(["job", "status", "what", "error"]).tolist()
     columns = ["status", "what", *varying(failures, settings)]
-    columns += ["error"] if "error" in failures else []
+    if "error" in failures:  # last, because it is the widest
+        columns.append("error")
     caption = f"The first {ROWS} of {len(failures)}." if len(failures) > ROWS else ""
     return pd.DataFrame(failures[columns]).head(ROWS), caption
 
