@@ -1,9 +1,11 @@
-"""Edge scores, circuits and ACDC against TransformerLens' own attribution and faithfulness, and against stated limits.
+"""Edge scores, circuits and ACDC against TransformerLens' own attribution and faithfulness, and against
+stated limits.
 
     python tests/benchmarks/discovery.py [--quick] [--json] [--only PART]
 
-GPT-2-small shape, random weights, prompts of 15 random tokens. A case that bounds a cost ("at most ...") has the bar 1 and
-the ratio limit / measured. --quick runs the peer's faithfulness once, and the curve on 16 prompts instead of 64.
+GPT-2-small shape, random weights, prompts of 15 random tokens. A case that bounds a cost ("at most ...") has
+the bar 1 and the ratio limit / measured. --quick runs the peer's faithfulness once, and the curve on 16
+prompts instead of 64.
 """
 
 import dataclasses

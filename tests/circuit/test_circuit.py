@@ -146,11 +146,11 @@ def test_scores_with_kept_axes_are_averaged_and_then_cut():
 
 def test_what_cannot_be_cut_is_refused():
     scores = scores_of(Graph(FULL))
-    ways = "find_circuit: give exactly one of n_edges=, threshold=, n_nodes=, min_faithfulness=; given: "
+    prefix = "find_circuit: give exactly one of n_edges=, threshold=, n_nodes=, min_faithfulness=; given: "
     for given_ways, named in (({}, "none"), ({"n_edges": 3, "threshold": 0.5}, "n_edges, threshold")):
         with pytest.raises(CircuitError) as error:
             find_circuit(scores, **given_ways)
-        assert str(error.value) == f"{ways}{named}."
+        assert str(error.value) == f"{prefix}{named}."
     n = Graph(FULL).n_edges
     for wrong in (-1, n + 1):
         with pytest.raises(CircuitError) as error:
@@ -180,15 +180,15 @@ def test_what_cannot_be_cut_is_refused():
 def test_circuits_are_sets_of_edges(graph, seed, share):
     a, b, c = (random_circuit(graph, seed + i, share) for i in range(3))
     left, right, everything = set(a.edge_list), set(b.edge_list), set(graph.edges())
-    for found, expected in (
+    for circuit, expected in (
         (a | b, left | right),
         (a & b, left & right),
         (a - b, left - right),
         (a ^ b, left ^ right),
         (~a, everything - left),
     ):
-        assert set(found.edge_list) == expected
-        assert (found.n_edges, found.n_requested) == (len(expected), len(expected))
+        assert set(circuit.edge_list) == expected
+        assert (circuit.n_edges, circuit.n_requested) == (len(expected), len(expected))
     assert (a <= b, a < b, a >= b) == (left <= right, left < right, left >= right)
     assert a <= a | b
     assert a & b <= b
@@ -247,9 +247,9 @@ def test_edges_at_a_position_are_told_apart():
     assert circuit.nodes == ("input", "a0.2", "a0.3", "logits")
     assert list(map(str, circuit.collapsed.edge_list)) == ["input->a0.1<v>", "a0.2->logits", "a0.3->logits"]
     assert circuit.collapsed.graph == Graph(GROUPED)
-    part = circuit.restricted(positions=3)
-    assert sorted(map(str, part.edge_list)) == ["a0.2->logits@3", "a0.3->logits@3"]
-    assert part.pruned.n_edges == 0
+    subset = circuit.restricted(positions=3)
+    assert sorted(map(str, subset.edge_list)) == ["a0.2->logits@3", "a0.3->logits@3"]
+    assert subset.pruned.n_edges == 0
     with pytest.raises(CircuitError) as error:
         circuit.restricted(positions=["S2", "END"])
     assert str(error.value) == "restricted: this circuit has no position 'END'. Its positions: S2, 3, rest."
@@ -277,7 +277,8 @@ def test_edges_are_weighted_by_the_share_of_neurons():
     shape = Shape(2, 1, 1, 8, 4, 4, 9, 9)
     graph = Graph.of(shape, neurons=[0])
     assert Circuit.full(graph).weighted_edge_count == Graph(shape).n_edges
-    # input→m0 counts 1; m0→logits a quarter for one neuron, and m0→m1 too although only the other neuron has that edge
+    # input→m0 counts 1; m0→logits a quarter for one neuron, and m0→m1 too although only the other neuron has
+    # that edge
     circuit = Circuit.of(graph, ["input->m0:3", "input->m0:1", "m0:3->logits", "m0:1->m1", "m1->logits"])
     assert circuit.weighted_edge_count == 1 + 2 / 4 + 2 / 4 + 1
     assert circuit.n_edges == 5
@@ -331,10 +332,10 @@ def test_a_part_is_chosen_by_names_classes_and_roles():
         ),
         "where": (circuit.restricted(where=lambda e: e.reader == "m1"), lambda e: e.reader == "m1"),
     }
-    for name, (part, rule) in chosen.items():
-        assert set(part.edge_list) == {edge for edge in circuit.edge_list if rule(edge)}, name
-        assert part.n_edges, name
-        assert part <= circuit
+    for name, (subset, rule) in chosen.items():
+        assert set(subset.edge_list) == {edge for edge in circuit.edge_list if rule(edge)}, name
+        assert subset.n_edges, name
+        assert subset <= circuit
     with pytest.raises(CircuitError) as error:
         circuit.restricted(writers=["a0.0", "movers"])
     assert str(error.value) == (
@@ -346,11 +347,11 @@ def test_a_part_is_chosen_by_names_classes_and_roles():
 @settings(max_examples=30, deadline=None)
 def test_components_part_a_circuit(graph, seed, by):
     circuit = random_circuit(graph, seed)
-    parts = circuit.by_component(by)
-    assert sum(part.n_edges for part in parts.values()) == circuit.n_edges
+    subsets = circuit.by_component(by)
+    assert sum(subset.n_edges for subset in subsets.values()) == circuit.n_edges
     together = Circuit.empty(graph)
-    for part in parts.values():
-        together = together | part
+    for subset in subsets.values():
+        together = together | subset
     assert together == circuit
 
 
@@ -419,8 +420,8 @@ def test_scores_go_out_and_are_cut_again():
     assert find_circuit(circuit.to_scores(), n_edges=20) == circuit
     np.testing.assert_array_equal(circuit.to_scores().values, scores.values)
     for graph in FINE.values():
-        found = random_circuit(graph, 0, scored=True)
-        array = found.to_scores()
+        circuit = random_circuit(graph, 0, scored=True)
+        array = circuit.to_scores()
         assert array.sizes.get("pos") == (None if graph.positions is None else len(graph.positions))
         assert Graph.from_dict(json.loads(array.attrs["graph"])) == graph
         assert int(np.isfinite(array.values).sum()) == graph.n_edges

@@ -113,7 +113,8 @@ def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
         ("", "is not a usable circuit file: Expecting value: line 1 column 1 (char 0)"),
         (
             "\udcff",
-            "is not a usable circuit file: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+            "is not a usable circuit file: 'utf-8' codec can't decode byte 0xff in position 0: "
+            "invalid start byte",
         ),
     ],
 )
@@ -157,8 +158,8 @@ def load_or_refuse(path):
 def test_a_tampered_entry_is_refused_or_harmless(tmp_path, key, wrong):
     path, document = saved(tmp_path)
     path.write_text(json.dumps(document | {key: wrong}))
-    found = load_or_refuse(path)
-    assert isinstance(found, Circuit) or found.startswith(repr(str(path)))
+    circuit = load_or_refuse(path)
+    assert isinstance(circuit, Circuit) or circuit.startswith(repr(str(path)))
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
@@ -167,11 +168,11 @@ def test_a_tampered_shape_is_refused_or_still_has_every_edge(tmp_path, key, wron
     path, document = saved(tmp_path)
     document["shape"][key] = wrong
     path.write_text(json.dumps(document))
-    found = load_or_refuse(path)
+    circuit = load_or_refuse(path)
     assert (
-        found.n_edges == document["n_edges"]
-        if isinstance(found, Circuit)
-        else found.startswith(repr(str(path)))
+        circuit.n_edges == document["n_edges"]
+        if isinstance(circuit, Circuit)
+        else circuit.startswith(repr(str(path)))
     )
 
 

@@ -26,12 +26,17 @@ B = ["input->a0.0<q>", "input->a0.0<v>", "a0.0->m1", "m1->logits"]
 def test_two_circuits_are_compared_by_hand():
     graph = Graph(SMALL)
     a, b = Circuit.of(graph, A, labels={"a0.0": "first", "a1.1": "second"}), Circuit.of(graph, B)
-    found = compare(a, b)
-    assert (found.jaccard, found.precision, found.recall, found.node_jaccard) == (3 / 5, 3 / 4, 3 / 4, 1.0)
-    assert list(map(str, found.only_a.edge_list)) == ["input->logits"]
-    assert list(map(str, found.only_b.edge_list)) == ["input->a0.0<q>"]
-    assert found.both == a & b
-    rows = {(row["side"], row["class"]): row for row in found.by_component.to_dict("records")}
+    comparison = compare(a, b)
+    assert (comparison.jaccard, comparison.precision, comparison.recall, comparison.node_jaccard) == (
+        3 / 5,
+        3 / 4,
+        3 / 4,
+        1.0,
+    )
+    assert list(map(str, comparison.only_a.edge_list)) == ["input->logits"]
+    assert list(map(str, comparison.only_b.edge_list)) == ["input->a0.0<q>"]
+    assert comparison.both == a & b
+    rows = {(row["side"], row["class"]): row for row in comparison.by_component.to_dict("records")}
     assert list(rows) == [("reader", name) for name in ("q", "v", "mlps", "logits")] + [
         ("writer", name) for name in ("input", "heads", "mlps")
     ]
@@ -39,16 +44,16 @@ def test_two_circuits_are_compared_by_hand():
     assert (q["a"], q["b"], q["both"], q["jaccard"], q["precision"]) == (0, 1, 0, 0.0, 0.0)
     assert np.isnan(q["recall"]), "there is nothing to find"
     assert (logits["a"], logits["b"], logits["both"], logits["recall"]) == (2, 1, 1, 0.5)
-    roles = found.by_role.to_dict("records")
+    roles = comparison.by_role.to_dict("records")
     assert [(row["role"], row["a"], row["b"], row["both"], row["missing"]) for row in roles] == [
         ("first", 1, 1, 1, ""),
         ("second", 0, 0, 0, ""),
     ]
-    assert str(found).startswith(
+    assert str(comparison).startswith(
         "edges: a 4, b 4, both 3; Jaccard 0.600, precision of b 0.750, recall of a 0.750\n"
         "nodes: a 4, b 4, both 4; Jaccard 1.000\n"
     )
-    assert str(found).endswith("nodes of a alone: none\nnodes of b alone: none")
+    assert str(comparison).endswith("nodes of a alone: none\nnodes of b alone: none")
 
 
 @given(
@@ -61,27 +66,31 @@ def test_two_circuits_are_compared_by_hand():
 def test_agreement_is_that_of_sets(graph, seed, left, right):
     a, b = random_circuit(graph, seed, left), random_circuit(graph, seed + 1, right)
     ours, theirs = set(a.edge_list), set(b.edge_list)
-    found, turned = compare(a, b), compare(b, a)
+    comparison, turned = compare(a, b), compare(b, a)
     assert (
-        found.jaccard == turned.jaccard == (len(ours & theirs) / len(ours | theirs) if ours | theirs else 1)
+        comparison.jaccard
+        == turned.jaccard
+        == (len(ours & theirs) / len(ours | theirs) if ours | theirs else 1)
     )
-    np.testing.assert_equal((found.precision, found.recall), (turned.recall, turned.precision))
-    assert np.isnan(found.precision) == (not theirs)
+    np.testing.assert_equal((comparison.precision, comparison.recall), (turned.recall, turned.precision))
+    assert np.isnan(comparison.precision) == (not theirs)
     assert compare(a, a).jaccard == compare(a, a).node_jaccard == 1
-    assert not found.collapsed
-    for side, rows in found.by_component.groupby("side"):
+    assert not comparison.collapsed
+    for side, rows in comparison.by_component.groupby("side"):
         assert (rows["a"].sum(), rows["b"].sum()) == (len(ours), len(theirs)), side
         assert rows["both"].sum() == len(ours & theirs)
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["edges"]["both"] == len(ours & theirs)
+    assert json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["edges"]["both"] == len(
+        ours & theirs
+    )
 
 
 def test_circuits_of_other_detail_are_compared_collapsed():
     plain = Circuit.of(Graph(SMALL), A)
     fine = Circuit.of(Graph.of(SMALL, positions="END"), ["input->logits@END", "m1->logits@END", "input->m1"])
-    found = compare(plain, fine)
-    assert found.collapsed
-    assert (found.a, found.b) == (plain, fine.collapsed)
-    assert str(found).startswith("Positions and neurons were collapsed: the circuits differ in them.\n")
+    comparison = compare(plain, fine)
+    assert comparison.collapsed
+    assert (comparison.a, comparison.b) == (plain, fine.collapsed)
+    assert str(comparison).startswith("Positions and neurons were collapsed: the circuits differ in them.\n")
     same = compare(fine, Circuit.empty(fine.graph))
     assert not same.collapsed
     assert same.a is fine
@@ -93,7 +102,8 @@ def test_sizes_that_decide_no_edge_may_differ_and_others_may_not():
     with pytest.raises(CircuitError) as error:
         compare(Circuit.full(SMALL), Circuit.full(Shape(2, 2, 1, 8, 4, 3, 9, 9, parallel=True)))
     assert str(error.value) == (
-        "compare: the circuits are for different graphs. They differ in n_kv_heads 2 (b: 1), parallel False (b: True)."
+        "compare: the circuits are for different graphs. They differ in n_kv_heads 2 (b: 1), "
+        "parallel False (b: True)."
     )
     with pytest.raises(CircuitError):
         compare(Circuit.full(SMALL), Circuit.full(Shape(2, 2, 2, 8, 4, 3, 9, 9, parallel=True)))

@@ -1,4 +1,6 @@
-"""Files of other tools, written by hand from their schema; what is wrong with one is named, and nothing in it is executed."""
+"""Files of other tools, written by hand from their schema; what is wrong with one is named, and nothing in it
+is executed.
+"""
 
 import json
 import warnings
@@ -294,8 +296,8 @@ class Trap:
 @pytest.mark.parametrize("content", ["object", "inside", "cut", "empty", "text", "list"])
 def test_nothing_in_a_torch_file_is_executed(tmp_path, content):
     path, trace = tmp_path / "c.pt", tmp_path / "trace"
-    given = {"object": Trap(trace), "inside": small_pt() | {"extra": Trap(trace)}, "list": [1, 2]}
-    write(path, given.get(content, small_pt()))
+    document = {"object": Trap(trace), "inside": small_pt() | {"extra": Trap(trace)}, "list": [1, 2]}
+    write(path, document.get(content, small_pt()))
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"{}"}.get(content, whole))
     with pytest.raises(
@@ -350,7 +352,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     path = wb.write_circuit(fine.collapsed, tmp_path / "c.pt")
     with pytest.raises(OutputExists):
         wb.write_circuit(fine.collapsed, path)
-    assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
+    assert [dims.name for dims in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_the_command_converts(tmp_path):

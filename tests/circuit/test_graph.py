@@ -109,7 +109,9 @@ def test_an_edge_at_one_position_is_no_edge_of_a_graph_without_positions():
 
 
 def paths(graph, edges):
-    """Writers, readers, chosen edges, and what each reader is an input of: k and v belong to a group of heads."""
+    """Writers, readers, chosen edges, and what each reader is an input of: k and v belong to a group of
+    heads.
+    """
     built = nx.DiGraph()
     built.add_nodes_from([("writer", "input"), ("reader", "logits")])
     for u, v in np.argwhere(edges):
@@ -257,7 +259,8 @@ def test_a_graph_of_nothing_but_the_rest_is_refused():
         with pytest.raises(SiteError) as error:
             Graph.of(shape_of(), positions=nothing)
         assert str(error.value) == (
-            "A graph with positions needs one beside 'rest', which is every other token; positions=None tells none apart."
+            "A graph with positions needs one beside 'rest', which is every other token; "
+            "positions=None tells none apart."
         )
     for odd in ((3,), (REST, 3), (3, 3, REST)):
         with pytest.raises(SiteError) as error:
@@ -323,7 +326,9 @@ def finer_edge_sets(draw):
 
 
 def placed_paths(graph, edges):
-    """As `paths`, of nodes at classes of positions: a head's keys and values come from every class that it may see."""
+    """As `paths`, of nodes at classes of positions: a head's keys and values come from every class that it
+    may see.
+    """
     built = nx.DiGraph()
     group = graph.shape.n_heads // graph.shape.n_kv_heads
     for p, u, v in np.argwhere(edges):
@@ -384,13 +389,13 @@ def test_a_query_does_not_see_a_later_token():
 def test_the_edges_between_components_are_those_whose_ends_are_inside(drawn, seed):
     for graph in (drawn[0], drawn[0].whole):
         writers = np.random.default_rng(seed).random((2, len(graph.writers))) < 0.5
-        found = graph.between(writers)
+        pruned = graph.between(writers)
         group = graph.shape.n_heads // graph.shape.n_kv_heads
-        for inside, edges in zip(writers, found, strict=True):
+        for inside, edges in zip(writers, pruned, strict=True):
             names = {
                 "input",
                 "logits",
-                *(name for name, mine in zip(graph.writers, inside, strict=True) if mine),
+                *(name for name, ours in zip(graph.writers, inside, strict=True) if ours),
             }
             expected = np.zeros_like(graph.exists)
             for edge in graph.edges():

@@ -1,4 +1,6 @@
-"""The published circuits: their nodes and connections as the papers list them, and the files as their script writes them."""
+"""The published circuits: their nodes and connections as the papers list them, and the files as their script
+writes them.
+"""
 
 import runpy
 
@@ -49,9 +51,13 @@ def test_each_loads_on_its_own_graph_and_has_a_source():
 def test_the_files_are_what_the_script_writes():
     script = runpy.run_path(str(resources.circuits() / "reference" / "make.py"))
     for name in NAMES:
-        made, found = script[name](), wb.reference_circuit(name)
-        assert made == found
-        assert (made.attrs, made.labels, made.n_requested) == (found.attrs, found.labels, found.n_requested)
+        drawn, circuit = script[name](), wb.reference_circuit(name)
+        assert drawn == circuit
+        assert (drawn.attrs, drawn.labels, drawn.n_requested) == (
+            circuit.attrs,
+            circuit.labels,
+            circuit.n_requested,
+        )
 
 
 def test_indirect_object_identification_has_the_heads_and_connections_of_the_paper():
@@ -63,8 +69,8 @@ def test_indirect_object_identification_has_the_heads_and_connections_of_the_pap
     assert circuit.mlps == list(range(12))
     bare = circuit.restricted(where=lambda edge: "m" not in edge.writer[0] + edge.reader[0])
     ports = {}
-    for name, part in bare.by_component("role").items():
-        ports[name] = "".join(sorted(part.by_component(), key="qkvlogits".index))
+    for name, node in bare.by_component("role").items():
+        ports[name] = "".join(sorted(node.by_component(), key="qkvlogits".index))
     movers = ("name mover", "backup name mover", "negative name mover")
     assert ports == {
         "input -> previous token": "qkv",

@@ -57,90 +57,92 @@ def one_at_a_time(
     return Circuit.of(graph, edges)
 
 
-# Every family, order and metric, alternated: what a family does to a run does not depend on the order of tries.
+# Every family, order and metric, alternated: what a family does to a run does not depend on the order of
+# tries.
 CASES = [
     ("gpt2", {}), ("llama", {"order": "early-first"}), ("neox", {"order": "random", "seed": 3}),
-    ("native-attn-only", {"order": "scores"}), ("gpt2", {"metric": "logit_diff"}), ("gpt2", {"positions": [2]}),
+    ("native-attn-only", {"order": "scores"}), ("gpt2", {"metric": "logit_diff"}),
+    ("gpt2", {"positions": [2]}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "how"), CASES, ids=str)
-def test_the_edges_left_are_those_of_one_edge_at_a_time(family, how):
+@pytest.mark.parametrize(("family", "settings"), CASES, ids=str)
+def test_the_edges_left_are_those_of_one_edge_at_a_time(family, settings):
     model = model_of(family, DOUBLE)
     pairs, _, corrupt = pairs_and_stores(family, (4, 4), DOUBLE)
-    value, how = from_store(corrupt), dict(how)
+    value, settings = from_store(corrupt), dict(settings)
     ends = evaluate(
-        Circuit.empty(model), model, pairs, value=value, metric=how.get("metric", "kl"), checks=()
+        Circuit.empty(model), model, pairs, value=value, metric=settings.get("metric", "kl"), checks=()
     )
     threshold = 0.02 * abs(float((ends.m_empty - ends.m_full).mean()))
-    if how.get("order") == "scores":
-        how["scores"] = score_edges(model, pairs, value=value)
-    expected = one_at_a_time(model, pairs, value, threshold, **how)
+    if settings.get("order") == "scores":
+        settings["scores"] = score_edges(model, pairs, value=value)
+    expected = one_at_a_time(model, pairs, value, threshold, **settings)
     assert 0 < expected.n_edges < expected.graph.n_edges
-    for at_once in (1, 3, 64) if not how else (3, 64):
-        circuit = acdc(model, pairs, value=value, threshold=threshold, at_once=at_once, **how)
+    for at_once in (1, 3, 64) if not settings else (3, 64):
+        circuit = acdc(model, pairs, value=value, threshold=threshold, at_once=at_once, **settings)
         assert circuit == expected, at_once
         assert circuit.attrs["threshold"] == threshold
-        assert circuit.attrs["order"] == how.get("order", "late-first")
+        assert circuit.attrs["order"] == settings.get("order", "late-first")
 
 
 @pytest.mark.types
 def test_orders_and_seeds_matter():
     model = model_of("gpt2", DOUBLE)
     pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
-    how = {"value": from_store(corrupt), "threshold": 0.02}
-    first, again, other = (acdc(model, pairs, order="random", seed=seed, **how) for seed in (0, 0, 1))
+    settings = {"value": from_store(corrupt), "threshold": 0.02}
+    first, again, other = (acdc(model, pairs, order="random", seed=seed, **settings) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert acdc(model, pairs, order="early-first", **how) != acdc(model, pairs, **how)
+    assert acdc(model, pairs, order="early-first", **settings) != acdc(model, pairs, **settings)
 
 
 @pytest.mark.parametrize("metric", ["kl", "logit_diff", "nll"])
 def test_a_huge_threshold_leaves_nothing_and_costs_are_what_was_felt(metric):
     model = model_of("gpt2", DOUBLE)
     pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
-    found = acdc(model, pairs, value=from_store(corrupt), metric=metric, threshold=1e9)
-    assert found.n_edges == 0
+    circuit = acdc(model, pairs, value=from_store(corrupt), metric=metric, threshold=1e9)
+    assert circuit.n_edges == 0
     # Everything was removed in turn, so the costs add up to the whole fall.
     measure = as_metric(metric)
     with torch.no_grad():
         clean, other = (forward(model, side.tokens).logits[:, -1] for side in (pairs.clean, pairs.corrupt))
     fall = measure(other, pairs, clean).mean() - measure(clean, pairs, clean).mean()
     fall = -fall if measure.higher_is_better else fall
-    graph = found.graph
-    last = np.isfinite(found.scores[:, graph.reader_index["logits"]])
+    graph = circuit.graph
+    last = np.isfinite(circuit.scores[:, graph.reader_index["logits"]])
     assert last.all(), "every edge into the logits was tried"
-    assert close(float(np.nansum(found.scores)), float(fall), tolerance=1e-9)
+    assert close(float(np.nansum(circuit.scores)), float(fall), tolerance=1e-9)
 
 
 def test_a_threshold_of_zero_keeps_what_costs_anything():
     model = model_of("gpt2", DOUBLE)
     pairs, _, corrupt = pairs_and_stores("gpt2", dtype=DOUBLE)
-    found = acdc(model, pairs, value=from_store(corrupt), threshold=0.0)
-    kept = np.array([found.score(edge) for edge in found.edge_list])
+    circuit = acdc(model, pairs, value=from_store(corrupt), threshold=0.0)
+    kept = np.array([circuit.score(edge) for edge in circuit.edge_list])
     assert (kept >= 0).all()
-    gone = found.scores[found.graph.exists & ~found.edges]
+    gone = circuit.scores[circuit.graph.exists & ~circuit.edges]
     assert (gone[np.isfinite(gone)] < 0).all()
 
 
 def test_no_threshold_is_one_per_cent_of_what_there_is_to_lose():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    found = acdc(model, pairs, value=from_store(corrupt), metric="logit_diff")
+    circuit = acdc(model, pairs, value=from_store(corrupt), metric="logit_diff")
     with torch.no_grad():
         clean, other = (
             as_metric("logit_diff")(model(side.tokens)[:, -1], pairs).mean()
             for side in (pairs.clean, pairs.corrupt)
         )
     largest = float(max(abs(clean), abs(other)))
-    assert close(found.attrs["threshold"], 0.01 * float(abs(clean - other)), tolerance=1e-5, scale=largest)
-    assert found.prompt_ids == {*pairs.clean.ids, *pairs.corrupt.ids}
-    assert found.attrs["higher_is_better"] == 1
+    assert close(circuit.attrs["threshold"], 0.01 * float(abs(clean - other)), tolerance=1e-5, scale=largest)
+    assert circuit.prompt_ids == {*pairs.clean.ids, *pairs.corrupt.ids}
+    assert circuit.attrs["higher_is_better"] == 1
 
 
-def refused(error_type, **how):
+def refused(error_type, **settings):
     model, pairs = model_of("gpt2"), pairs_and_stores("gpt2")[0]
     with pytest.raises(error_type) as error:
-        acdc(model, pairs, **({"value": zero(), "threshold": 1.0} | how))
+        acdc(model, pairs, **({"value": zero(), "threshold": 1.0} | settings))
     return str(error.value)
 
 
@@ -148,7 +150,8 @@ def test_what_cannot_be_tried_is_refused():
     pairs = pairs_and_stores("gpt2")[0]
     scores = score_edges(model_of("gpt2"), pairs, value=zero())
     assert refused(UnknownName, order="late") == (
-        "order='late' is not known. Did you mean 'late-first'? Choices: early-first, late-first, random, scores."
+        "order='late' is not known. Did you mean 'late-first'? Choices: early-first, late-first, "
+        "random, scores."
     )
     goes = "acdc: scores= goes with order='scores', and that order needs it."
     assert refused(CircuitError, order="scores") == refused(CircuitError, scores=scores) == goes
@@ -169,7 +172,8 @@ def test_what_cannot_be_tried_is_refused():
     )
     other = score_edges(model_of("llama"), pairs, value=zero())
     assert refused(CircuitError, order="scores", scores=other) == (
-        f"These edges are of another model: {Graph.of(model_of('llama'))}; this one has {Graph.of(model_of('gpt2'))}."
+        f"These edges are of another model: {Graph.of(model_of('llama'))}; this one has "
+        f"{Graph.of(model_of('gpt2'))}."
     )
 
     def same(logits):

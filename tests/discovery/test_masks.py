@@ -1,4 +1,6 @@
-"""Learned masks: closed and open gates are circuits, gradients are finite differences, planted edges are found."""
+"""Learned masks: closed and open gates are circuits, gradients are finite differences, planted edges are
+found.
+"""
 
 from functools import cache
 
@@ -20,14 +22,14 @@ from workbench.metrics.metric import metric as as_metric
 def runs_of(family, value, *, metric="logit_diff", positions=None, dtype=torch.float64, lengths=(6, 6, 6)):
     model = model_of(family, dtype)
     pairs, clean, corrupt = pairs_and_stores(family, lengths, dtype)
-    made = {
+    known = {
         "from_store": lambda: from_store(corrupt),
         "zero": zero,
         "mean": lambda: mean(clean),
         "scale": lambda: scale(0.5),
     }[value]()
     graph = Graph.of(model, positions=positions)
-    return Circuits(model, graph, pairs, value=made, metric=as_metric(metric))
+    return Circuits(model, graph, pairs, value=known, metric=as_metric(metric))
 
 
 @pytest.mark.parametrize(
@@ -129,44 +131,44 @@ def test_gates_stand_for_edges_or_for_writers():
 
 @cache
 def planted(name):
-    made = wb.planted(name, n=16)
-    pairs = wb.planted_pairs(made)
-    return made, pairs, from_store(wb.capture_pairs(made.model, pairs)[1])
+    known = wb.planted(name, n=16)
+    pairs = wb.planted_pairs(known)
+    return known, pairs, from_store(wb.capture_pairs(known.model, pairs)[1])
 
 
 @pytest.mark.parametrize(
     ("name", "metric"), [("induction", "kl"), ("induction", "logit_diff"), ("v-composition", "kl")]
 )
 def test_planted_edges_are_found(name, metric):
-    made, pairs, value = planted(name)
-    true = made.edges["corrupt"]
-    found = learn_circuit(made.model, pairs, value=value, n_edges=len(true) + 2, metric=metric, steps=60)
-    assert len(set(map(str, found.edge_list)) & true) >= 0.8 * len(true)
-    assert found.n_requested == len(true) + 2
-    assert found.attrs["method"] == "learn-edges"
-    graph = found.graph
+    known, pairs, value = planted(name)
+    true = known.edges["corrupt"]
+    circuit = learn_circuit(known.model, pairs, value=value, n_edges=len(true) + 2, metric=metric, steps=60)
+    assert len(set(map(str, circuit.edge_list)) & true) >= 0.8 * len(true)
+    assert circuit.n_requested == len(true) + 2
+    assert circuit.attrs["method"] == "learn-edges"
+    graph = circuit.graph
     hits = np.array([str(edge) in true for edge in graph.edges()])
-    gates = found.scores[graph.exists]  # how open: sigmoids of the logits
+    gates = circuit.scores[graph.exists]  # how open: sigmoids of the logits
     assert np.median(gates[hits]) > 0.9
     assert np.median(gates[~hits]) < 0.1, "true gates end far above the others"
 
 
 def test_planted_heads_are_found_and_the_circuit_is_every_edge_between():
-    made, pairs, value = planted("induction")
-    found = learn_circuit(made.model, pairs, value=value, n_nodes=2, steps=100, batch=8)
-    assert found == wb.Circuit.of_nodes(Graph.of(made.model), made.heads.values())
-    assert found.attrs["method"] == "learn-nodes"
-    logits = {edge.writer: found.score(edge) for edge in found.graph.edges() if edge.reader == "logits"}
+    known, pairs, value = planted("induction")
+    circuit = learn_circuit(known.model, pairs, value=value, n_nodes=2, steps=100, batch=8)
+    assert circuit == wb.Circuit.of_nodes(Graph.of(known.model), known.heads.values())
+    assert circuit.attrs["method"] == "learn-nodes"
+    logits = {edge.writer: circuit.score(edge) for edge in circuit.graph.edges() if edge.reader == "logits"}
     best = sorted((name for name in logits if name != "input"), key=lambda name: -logits[name])[:2]
-    assert set(best) == set(made.heads.values())
-    assert found.score("input->logits") == max(logits.values())
+    assert set(best) == set(known.heads.values())
+    assert circuit.score("input->logits") == max(logits.values())
 
 
 def test_the_share_of_open_gates_comes_to_the_target():
-    made, pairs, value = planted("induction")
+    known, pairs, value = planted("induction")
     for target in (6, 20):
-        found = learn_circuit(made.model, pairs, value=value, n_edges=target, steps=150, batch=4)
-        assert abs(found.attrs["expected_open"] - target) < 0.25 * target
+        circuit = learn_circuit(known.model, pairs, value=value, n_edges=target, steps=150, batch=4)
+        assert abs(circuit.attrs["expected_open"] - target) < 0.25 * target
 
 
 @pytest.mark.types

@@ -67,7 +67,9 @@ def own_name(node):
 
 @pytest.mark.parametrize("family", ["gpt2", "neox"])
 def test_eap_equals_transformer_lens_with_the_sides_and_the_sign_turned(family):
-    """Its gradient is taken at its corrupt argument and points to clean; it refuses grouped-query and native models."""
+    """Its gradient is taken at its corrupt argument and points to clean; it refuses grouped-query and native
+    models.
+    """
     model = model_of(family, torch.float64)
     pairs, _, corrupt = pairs_and_stores(family, dtype=torch.float64)
     graph, scores = Graph.of(model), score_edges(model, pairs, value=from_store(corrupt))
@@ -120,12 +122,12 @@ FAMILIES_AND_VALUES += [(family, VALUES[i % 3]) for i, family in enumerate(ALL) 
 @pytest.mark.types
 @pytest.mark.parametrize(("family", "value"), FAMILIES_AND_VALUES)
 def test_eap_equals_finite_differences_of_single_edges(family, value):
-    """In float64. In transformers the norms of Llama and Qwen and GPT-J's attention scores are computed in float32 all the
-    same: a larger step there, and a looser comparison."""
+    """In float64. In transformers the norms of Llama and Qwen and GPT-J's attention scores are computed in
+    float32 all the same: a larger step there, and a looser comparison."""
     model = model_of(family, torch.float64)
     pairs, clean, corrupt = pairs_and_stores(family, dtype=torch.float64)
-    made = {"from_store": from_store(corrupt), "zero": zero(), "mean": mean(clean)}[value]
-    scores = score_edges(model, pairs, value=made)
+    patched = {"from_store": from_store(corrupt), "zero": zero(), "mean": mean(clean)}[value]
+    scores = score_edges(model, pairs, value=patched)
     graph = Graph.of(model)
     every = np.argwhere(graph.exists)
     chosen = every[np.random.default_rng(1).permutation(len(every))[:15]]
@@ -135,7 +137,7 @@ def test_eap_equals_finite_differences_of_single_edges(family, value):
     ]
     edges = np.concatenate([chosen, np.array(ends)])
     epsilon, tolerance = (3e-3, 1e-3) if family in ("llama", "qwen2", "gptj") else (1e-4, 1e-6)
-    expected = finite_differences(model, pairs, made, edges, epsilon)
+    expected = finite_differences(model, pairs, patched, edges, epsilon)
     got = scores.values[tuple(edges.T)]
     assert scores.dtype == "float64"
     assert close(got, expected, tolerance=tolerance)
@@ -184,13 +186,13 @@ def test_scores_are_nan_exactly_where_no_edge_exists(family):
 def test_the_memory_budget_and_the_order_of_examples_do_not_change_a_score(family, value):
     model, pairs = model_of(family), make_pairs((6, 4, 6, 6, 4), seed=2)
     clean, corrupt = capture_pairs(model, pairs)
-    made = from_store(corrupt) if value == "from_store" else resample(clean, seed=4)
-    usual = score_edges(model, pairs, value=made, keep=("example",))
+    patched = from_store(corrupt) if value == "from_store" else resample(clean, seed=4)
+    usual = score_edges(model, pairs, value=patched, keep=("example",))
     for budget in (1, 400_000):
-        small = score_edges(model, pairs, value=made, keep=("example",), budget=budget)
+        small = score_edges(model, pairs, value=patched, keep=("example",), budget=budget)
         assert close(small, usual), budget
     order = [3, 1, 4, 0, 2]
-    mixed = score_edges(model, pairs.select(order), value=made, keep=("example",))
+    mixed = score_edges(model, pairs.select(order), value=patched, keep=("example",))
     assert close(mixed, usual[order])
 
 
@@ -282,7 +284,8 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(UnknownName) as unknown:
         untyped(score_edges)(model, pairs, value=value, method="epa")
     assert str(unknown.value) == (
-        "method='epa' is not known. Did you mean 'eap' or 'exact'? Choices: atp-star, clean-corrupt, conditional, eap, "
+        "method='epa' is not known. Did you mean 'eap' or 'exact'? Choices: atp-star, "
+        "clean-corrupt, conditional, eap, "
         "eap-ig-activations, eap-ig-inputs, exact, ig-activations, random."
     )
     with pytest.raises(UnknownName) as unknown:
@@ -300,7 +303,8 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(PromptError) as error:
         score_edges(model, uneven, value=zero())
     assert str(error.value) == (
-        "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal lengths within a pair."
+        "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal "
+        "lengths within a pair."
     )
     with pytest.raises(MetricError):
         score_edges(model, pairs, value=zero(), metric=lambda logits: logits[:, -1, 0] * float("nan"))

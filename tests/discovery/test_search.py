@@ -1,4 +1,6 @@
-"""Circuits from scores: every way to choose, on hand-made scores and on a planted model whose edges are known."""
+"""Circuits from scores: every way to choose, on hand-made scores and on a planted model whose edges are
+known.
+"""
 
 import json
 from functools import cache, partial
@@ -53,13 +55,13 @@ def test_the_best_edges_are_those_of_a_sorted_list(graph, by, better):
         for edge in graph.edges()
     }
     best = sorted(key, key=lambda edge: -key[edge])[:40]
-    found = find_circuit(scores, n_edges=40, by=by)
-    assert found == Circuit.of(graph, best)
-    assert found.n_requested == 40
-    assert find_circuit(scores, threshold=float(key[best[-1]]), by=by) == found
-    assert found.attrs["ranked_by"] == by
-    for edge in found.edge_list:
-        assert found.score(edge) == values[graph.index(edge)], (
+    circuit = find_circuit(scores, n_edges=40, by=by)
+    assert circuit == Circuit.of(graph, best)
+    assert circuit.n_requested == 40
+    assert find_circuit(scores, threshold=float(key[best[-1]]), by=by) == circuit
+    assert circuit.attrs["ranked_by"] == by
+    for edge in circuit.edge_list:
+        assert circuit.score(edge) == values[graph.index(edge)], (
             "scores are turned so that positive supports the behaviour"
         )
 
@@ -92,9 +94,9 @@ def test_greedy_takes_the_best_edge_into_what_is_there_and_every_edge_reaches_th
         free = [edge for edge in edges if edge.reader in inside and edge not in grown]
         grown.append(max(free, key=lambda edge: values[graph.index(edge)]))
         inside |= heads[grown[-1].writer]
-    found = find_circuit(scores, n_edges=n, strategy="greedy", by=by)
-    assert found == Circuit.of(graph, grown)
-    assert found.n_requested == n
+    circuit = find_circuit(scores, n_edges=n, strategy="greedy", by=by)
+    assert circuit == Circuit.of(graph, grown)
+    assert circuit.n_requested == n
     built = nx.DiGraph()
     for edge in grown:
         built.add_edge(edge.writer, ("into", edge.reader))
@@ -172,19 +174,19 @@ def test_node_scores_of_a_model_make_a_circuit():
 
 @cache
 def planted():
-    made = wb.planted("induction", n=8)
-    pairs = wb.planted_pairs(made)
-    return made, pairs, from_store(wb.capture_pairs(made.model, pairs)[1])
+    known = wb.planted("induction", n=8)
+    pairs = wb.planted_pairs(known)
+    return known, pairs, from_store(wb.capture_pairs(known.model, pairs)[1])
 
 
 def planted_scores(first):
     """The true edges first, the others behind them in random order."""
-    made, _, _ = planted()
-    graph = Graph.of(made.model)
+    known, _, _ = planted()
+    graph = Graph.of(known.model)
     values = -np.random.default_rng(first).random(graph.exists.shape)
-    for place, edge in enumerate(sorted(made.edges["corrupt"])):
-        values[graph.index(edge)] = 10 - place
-    for edge in [edge for edge in graph.edges() if str(edge) not in made.edges["corrupt"]][:first]:
+    for index, edge in enumerate(sorted(known.edges["corrupt"])):
+        values[graph.index(edge)] = 10 - index
+    for edge in [edge for edge in graph.edges() if str(edge) not in known.edges["corrupt"]][:first]:
         values[graph.index(edge)] = 20
     return scores_of(graph, values)
 
@@ -192,40 +194,41 @@ def planted_scores(first):
 @pytest.mark.parametrize("first", [0, 7, 30])
 @pytest.mark.parametrize("strategy", ["top", "greedy"])
 def test_the_smallest_faithful_size_is_found_where_faithfulness_grows(first, strategy):
-    made, pairs, value = planted()
+    known, pairs, value = planted()
     scores = planted_scores(first)
-    found = find_circuit(scores, min_faithfulness=0.9, model=made.model, pairs=pairs, strategy=strategy)
-    sizes = range(1, found.n_requested + 1)
+    circuit = find_circuit(scores, min_faithfulness=0.9, model=known.model, pairs=pairs, strategy=strategy)
+    sizes = range(1, circuit.n_requested + 1)
     circuits = [find_circuit(scores, n_edges=n, strategy=strategy) for n in sizes]
-    faithful = wb.evaluate(circuits, made.model, pairs, value=value, checks=(), progress=False)[
+    faithful = wb.evaluate(circuits, known.model, pairs, value=value, checks=(), progress=False)[
         "faithfulness"
     ].values
     assert (faithful[:-1] < 0.9).all()
     assert faithful[-1] >= 0.9
-    assert found == circuits[-1]
+    assert circuit == circuits[-1]
     if strategy == "top":
-        assert found.n_requested == len(made.edges["corrupt"]) + first
-        assert found.n_requested == 5 + first
-    given = find_circuit(
+        assert circuit.n_requested == len(known.edges["corrupt"]) + first
+        assert circuit.n_requested == 5 + first
+    same = find_circuit(
         scores,
         min_faithfulness=0.9,
-        model=made.model,
+        model=known.model,
         pairs=pairs,
         strategy=strategy,
         value=value,
         metric="logit_diff",
     )
-    assert given == found
+    assert same == circuit
 
 
 def test_what_is_asked_decides_the_size():
-    made, pairs, _ = planted()
+    known, pairs, _ = planted()
     assert (
-        find_circuit(planted_scores(0), min_faithfulness=-1.0, model=made.model, pairs=pairs).n_requested == 1
+        find_circuit(planted_scores(0), min_faithfulness=-1.0, model=known.model, pairs=pairs).n_requested
+        == 1
     )
     with pytest.raises(CircuitError) as error:
-        find_circuit(planted_scores(0), min_faithfulness=1.5, model=made.model, pairs=pairs)
-    n = Graph.of(made.model).n_edges
+        find_circuit(planted_scores(0), min_faithfulness=1.5, model=known.model, pairs=pairs)
+    n = Graph.of(known.model).n_edges
     assert (
         str(error.value)
         == f"find_circuit: even all {n} edges do not reach min_faithfulness=1.5 on these prompts."
@@ -235,19 +238,19 @@ def test_what_is_asked_decides_the_size():
 # ---- what is refused
 
 
-def refused(scores, **how):
+def refused(scores, **arguments):
     with pytest.raises(CircuitError) as error:
-        find_circuit(scores, **how)
+        find_circuit(scores, **arguments)
     return str(error.value)
 
 
 def test_ways_to_choose_that_do_not_go_together():
     scores, graph = scores_of(Graph(PLAIN)), Graph(PLAIN)
-    ways = "n_edges=, threshold=, n_nodes=, min_faithfulness="
-    assert refused(scores) == f"find_circuit: give exactly one of {ways}; given: none."
+    choices = "n_edges=, threshold=, n_nodes=, min_faithfulness="
+    assert refused(scores) == f"find_circuit: give exactly one of {choices}; given: none."
     assert (
         refused(scores, n_edges=3, n_nodes=2)
-        == f"find_circuit: give exactly one of {ways}; given: n_edges, n_nodes."
+        == f"find_circuit: give exactly one of {choices}; given: n_edges, n_nodes."
     )
     assert refused(scores, threshold=1.0, strategy="greedy") == (
         "find_circuit: a threshold says which edges, so there is nothing to grow: use n_edges= with greedy."
@@ -276,14 +279,15 @@ def test_counts_that_are_none(wrong):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_numbers_that_are_none(wrong):
-    made, pairs, _ = planted()
+    known, pairs, _ = planted()
     assert (
         refused(scores_of(Graph(PLAIN)), threshold=wrong)
         == f"find_circuit: threshold={wrong} is not a finite number."
     )
-    how = {"min_faithfulness": wrong, "model": made.model, "pairs": pairs}
+    arguments = {"min_faithfulness": wrong, "model": known.model, "pairs": pairs}
     assert (
-        refused(planted_scores(0), **how) == f"find_circuit: min_faithfulness={wrong} is not a finite number."
+        refused(planted_scores(0), **arguments)
+        == f"find_circuit: min_faithfulness={wrong} is not a finite number."
     )
 
 
@@ -296,15 +300,17 @@ def test_what_are_no_scores():
         == f"Edge scores have dims (writer, reader), not ('reader', 'writer'). {make}"
     )
     whole = f"These edge scores are not over the whole graph in its own order ({graph}): do not select or sort them."
-    for part in (scores[1:], scores[::-1], scores[:, ::-1], scores.drop_vars("writer")):
-        assert refused(part, n_edges=2) == whole
+    for subset in (scores[1:], scores[::-1], scores[:, ::-1], scores.drop_vars("writer")):
+        assert refused(subset, n_edges=2) == whole
     nodes = node_scores(graph, np.ones(len(graph.writers)))
-    for part in (nodes[1:], nodes[::-1], nodes.drop_vars("writer")):
-        assert refused(part, n_nodes=2) == (
-            f"These node scores are not over all writers in graph order ({graph}): do not select or sort them."
+    for subset in (nodes[1:], nodes[::-1], nodes.drop_vars("writer")):
+        assert refused(subset, n_nodes=2) == (
+            f"These node scores are not over all writers in graph order ({graph}): do not select "
+            "or sort them."
         )
     assert refused(scores, n_nodes=2) == (
-        "find_circuit: n_nodes= needs node scores with dims (writer,), not ('writer', 'reader'): use wb.score_nodes(...)."
+        "find_circuit: n_nodes= needs node scores with dims (writer,), not ('writer', 'reader'): "
+        "use wb.score_nodes(...)."
     )
     assert refused(nodes, n_edges=2) == f"Edge scores have dims (writer, reader), not ('writer',). {make}"
     nodes[3] = np.nan
@@ -332,24 +338,27 @@ def test_scores_of_finer_graphs_that_were_cut_or_turned():
     scores = scores_of(split)
     for odd in (scores[::-1], scores.sortby(scores), scores[1:], scores.drop_vars(["writer", "reader"])):
         assert refused(odd, n_edges=2) == (
-            f"These edge scores are not over the whole graph in its own order ({split}): do not select or sort them."
+            f"These edge scores are not over the whole graph in its own order ({split}): do not "
+            "select or sort them."
         )
 
 
 def test_sizes_cannot_be_searched_without_what_measures_them():
-    made, pairs, _ = planted()
-    scores, model = planted_scores(0), made.model
+    known, pairs, _ = planted()
+    scores, model = planted_scores(0), known.model
     assert (
         refused(scores, min_faithfulness=0.9)
         == "find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on."
     )
     for other in ("llama", "native-attn-only"):
         assert refused(scores, min_faithfulness=0.9, model=model_of(other), pairs=make_pairs()) == (
-            f"find_circuit: the scores are of another model: {Graph.of(model)}; this one has {Graph.of(model_of(other))}."
+            f"find_circuit: the scores are of another model: {Graph.of(model)}; this one has "
+            f"{Graph.of(model_of(other))}."
         )
     averaged = scores.assign_attrs(value="mean(dataset)")
     assert refused(averaged, min_faithfulness=0.9, model=model, pairs=pairs) == (
-        "find_circuit: the scores were made with value='mean(dataset)', which cannot be made again from them: pass value=."
+        "find_circuit: the scores were made with value='mean(dataset)', which cannot be made again "
+        "from them: pass value=."
     )
     own = scores.assign_attrs(metric="mine")
     assert refused(own, min_faithfulness=0.9, model=model, pairs=pairs) == (
@@ -364,8 +373,8 @@ def test_sizes_cannot_be_searched_without_what_measures_them():
 def test_scores_of_zeros_and_means_are_measured_with_them():
     model, (pairs, clean, _) = model_of("gpt2"), pairs_and_stores("gpt2")
     scores = score_edges(model, pairs, value=zero())
-    found = find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs)
-    assert found == find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs, value=zero())
+    circuit = find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs)
+    assert circuit == find_circuit(scores, min_faithfulness=0.5, model=model, pairs=pairs, value=zero())
     averaged = score_edges(model, pairs, value=mean(clean))
     assert (
         find_circuit(averaged, min_faithfulness=0.5, model=model, pairs=pairs, value=mean(clean)).n_requested

@@ -1,4 +1,6 @@
-"""Inputs of the wrong kind, as by a caller without a type checker: each is refused with a message, never a raw error."""
+"""Inputs of the wrong kind, as by a caller without a type checker: each is refused with a message, never a
+raw error.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -79,14 +81,14 @@ def attempt_all() -> dict[str, str]:
     )
     for name, (call, usual) in calls.items():
         for argument, wrong in {**wrong_arguments["*"], **wrong_arguments[name]}.items():
-            for given in wrong:
-                how = {"value": value, "progress": False} | usual | {argument: given}
+            for wrong_input in wrong:
+                arguments = {"value": value, "progress": False} | usual | {argument: wrong_input}
                 attempt(
-                    f"{name}({argument}={given!r})",
-                    lambda call=call, how=how: call(base_model, usual_pairs, **how),
+                    f"{name}({argument}={wrong_input!r})",
+                    lambda call=call, arguments=arguments: call(base_model, usual_pairs, **arguments),
                 )
-        how = {"value": wb.zero(), "progress": False} | usual
-        for what, pairs in {
+        arguments = {"value": wb.zero(), "progress": False} | usual
+        for name_of_input, pairs in {
             "none": None,
             "list": [1],
             "uneven": uneven,
@@ -94,18 +96,19 @@ def attempt_all() -> dict[str, str]:
             "vocab": beyond,
         }.items():
             attempt(
-                f"{name}({what} pairs)",
-                lambda call=call, how=how, pairs=pairs: call(base_model, pairs, **how),
+                f"{name}({name_of_input} pairs)",
+                lambda call=call, arguments=arguments, pairs=pairs: call(base_model, pairs, **arguments),
             )
-        for what, model in {"none": None, "str": "tiny", "train": train}.items():
+        for name_of_input, model in {"none": None, "str": "tiny", "train": train}.items():
             attempt(
-                f"{name}({what} model)",
-                lambda call=call, how=how, model=model: call(model, usual_pairs, **how),
+                f"{name}({name_of_input} model)",
+                lambda call=call, arguments=arguments, model=model: call(model, usual_pairs, **arguments),
             )
-        for what, store in {"other model": pairs_and_stores("llama")[2], "own": clean}.items():
-            other = how | {"value": wb.from_store(store)}
+        for name_of_input, store in {"other model": pairs_and_stores("llama")[2], "own": clean}.items():
+            other = arguments | {"value": wb.from_store(store)}
             attempt(
-                f"{name}({what} store)", lambda call=call, other=other: call(base_model, usual_pairs, **other)
+                f"{name}({name_of_input} store)",
+                lambda call=call, other=other: call(base_model, usual_pairs, **other),
             )
     attention = model_of("native-attn-only")
     attempt(
@@ -119,57 +122,79 @@ def attempt_all() -> dict[str, str]:
         "score_nodes(normalized)",
         lambda: wb.score_nodes(base_model, usual_pairs, value=value, method="exact", normalized=True),
     )
-    for what in ("5", True, 1.5, -1, 10**9, None):
-        attempt(f"find_circuit(n_edges={what!r})", lambda what=what: wb.find_circuit(scores, n_edges=what))
-        attempt(f"find_circuit(n_nodes={what!r})", lambda what=what: wb.find_circuit(nodes, n_nodes=what))
-    for what in ("a", True, float("nan")):
+    for name_of_input in ("5", True, 1.5, -1, 10**9, None):
         attempt(
-            f"find_circuit(threshold={what!r})", lambda what=what: wb.find_circuit(scores, threshold=what)
+            f"find_circuit(n_edges={name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.find_circuit(scores, n_edges=name_of_input),
         )
-        how = {"min_faithfulness": what, "model": base_model, "pairs": usual_pairs}
-        attempt(f"find_circuit(min_faithfulness={what!r})", lambda how=how: wb.find_circuit(scores, **how))
-    for what, no_scores in {
+        attempt(
+            f"find_circuit(n_nodes={name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.find_circuit(nodes, n_nodes=name_of_input),
+        )
+    for name_of_input in ("a", True, float("nan")):
+        attempt(
+            f"find_circuit(threshold={name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.find_circuit(scores, threshold=name_of_input),
+        )
+        arguments = {"min_faithfulness": name_of_input, "model": base_model, "pairs": usual_pairs}
+        attempt(
+            f"find_circuit(min_faithfulness={name_of_input!r})",
+            lambda arguments=arguments: wb.find_circuit(scores, **arguments),
+        )
+    for name_of_input, no_scores in {
         "None": None,
         "numpy": np.zeros((2, 2)),
         "text": scores.astype(str),
         "set": scores.to_dataset(),
     }.items():
-        attempt(f"find_circuit({what})", lambda no_scores=no_scores: wb.find_circuit(no_scores, n_edges=2))
         attempt(
-            f"find_circuit({what} nodes)", lambda no_scores=no_scores: wb.find_circuit(no_scores, n_nodes=2)
+            f"find_circuit({name_of_input})",
+            lambda no_scores=no_scores: wb.find_circuit(no_scores, n_edges=2),
         )
         attempt(
-            f"acdc({what})",
+            f"find_circuit({name_of_input} nodes)",
+            lambda no_scores=no_scores: wb.find_circuit(no_scores, n_nodes=2),
+        )
+        attempt(
+            f"acdc({name_of_input})",
             lambda no_scores=no_scores: wb.acdc(
                 base_model, usual_pairs, value=value, order="scores", scores=no_scores
             ),
         )
         attempt(
-            f"faithfulness_curve({what})",
+            f"faithfulness_curve({name_of_input})",
             lambda no_scores=no_scores: wb.faithfulness_curve(
                 no_scores, base_model, usual_pairs, value=value
             ),
         )
         attempt(
-            f"stability({what})", lambda no_scores=no_scores: wb.stability(no_scores, find=lambda each: full)
+            f"stability({name_of_input})",
+            lambda no_scores=no_scores: wb.stability(no_scores, find=lambda each: full),
         )
-    for what in (1.5, "3", None, 0, True):
+    for name_of_input in (1.5, "3", None, 0, True):
         attempt(
-            f"stability(draws={what!r})",
-            lambda what=what: wb.stability(kept, find=lambda each: full, draws=what),
+            f"stability(draws={name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.stability(
+                kept, find=lambda each: full, draws=name_of_input
+            ),
         )
     attempt("stability(find=3)", lambda: wb.stability(kept, find=lambda each: 3))
     attempt(
         "faithfulness_curve(values)",
         lambda: wb.faithfulness_curve(scores, base_model, usual_pairs, value={"zero": wb.zero()}),
     )
-    for what in (None, [], "x", [None], 3):
+    for name_of_input in (None, [], "x", [None], 3):
         attempt(
-            f"evaluate({what!r})", lambda what=what: wb.evaluate(what, base_model, usual_pairs, value=value)
+            f"evaluate({name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.evaluate(
+                name_of_input, base_model, usual_pairs, value=value
+            ),
         )
         attempt(
-            f"minimality({what!r})",
-            lambda what=what: wb.minimality(what, base_model, usual_pairs, value=value),
+            f"minimality({name_of_input!r})",
+            lambda name_of_input=name_of_input: wb.minimality(
+                name_of_input, base_model, usual_pairs, value=value
+            ),
         )
     return outcomes
 

@@ -53,18 +53,18 @@ def run(*call: str):
 
 def test_a_row_is_what_the_parts_say_one_by_one():
     (row,) = bench_circuits(quick=True, methods=["eap"], models=["planted-induction"], seed=3, progress=False)
-    made = wb.planted("induction", seed=3, n=SMALL.planted_prompts)
-    train = planted_pairs(made)
-    heldout = planted_pairs(made, n=SMALL.planted_prompts, split="heldout")
+    known = wb.planted("induction", seed=3, n=SMALL.planted_prompts)
+    train = planted_pairs(known)
+    heldout = planted_pairs(known, n=SMALL.planted_prompts, split="heldout")
     other, held = (
-        from_store(capture_pairs(made.model, pairs, progress=False)[1]) for pairs in (train, heldout)
+        from_store(capture_pairs(known.model, pairs, progress=False)[1]) for pairs in (train, heldout)
     )
-    scores = wb.score_edges(made.model, train, value=other, progress=False)
-    truth = made.edges["corrupt"]
+    scores = wb.score_edges(known.model, train, value=other, progress=False)
+    truth = known.edges["corrupt"]
     assert row.edge_auroc == edge_auroc(scores, truth)
     assert row.precision == precision_at_true_size(scores, truth)
     for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
-        curve = faithfulness_curve(scores, made.model, heldout, value=held, by=by, progress=False)
+        curve = faithfulness_curve(scores, known.model, heldout, value=held, by=by, progress=False)
         assert close(getattr(row, name), curve.attrs["area"], tolerance=1e-5, scale=1.0), name
     assert row.forwards > 0
     assert row.seconds > 0
@@ -97,9 +97,9 @@ def test_the_page_and_the_table_hold_every_row(rows, tmp_path):
 
 
 def test_what_the_bench_does_not_have_is_named():
-    for asked in ({"methods": ["eaap"]}, {"models": ["planted-nothing"]}):
+    for request in ({"methods": ["eaap"]}, {"models": ["planted-nothing"]}):
         with pytest.raises(UnknownName, match=r"eap|planted-"):
-            next(bench_circuits(progress=False, **asked))
+            next(bench_circuits(progress=False, **request))
 
 
 def test_the_command_prints_a_line_a_row_and_writes_both_files(tmp_path):
@@ -126,10 +126,10 @@ def test_the_command_prints_a_line_a_row_and_writes_both_files(tmp_path):
 def behaviours(tiny):
     return [
         row
-        for found in smallest_circuits(
+        for printed in smallest_circuits(
             tiny, tasks=["ioi"], methods=["eap", "ig-activations"], n=8, progress=False
         )
-        for row in found
+        for row in printed
     ]
 
 
@@ -150,7 +150,7 @@ def test_the_smallest_circuit_suffices_and_one_edge_less_does_not(tiny, behaviou
 
 
 def test_what_behaviours_cannot_be_asked(tiny):
-    for error, asked in (
+    for error, request in (
         (UnknownName, {"tasks": ["iio"]}),
         (UnknownName, {"methods": ["acdc"]}),
         (CircuitError, {"share": 0.0}),
@@ -159,7 +159,7 @@ def test_what_behaviours_cannot_be_asked(tiny):
         (PromptError, {"n": 1}),
     ):
         with pytest.raises(error):
-            next(smallest_circuits(tiny, progress=False, **asked))
+            next(smallest_circuits(tiny, progress=False, **request))
 
 
 def test_behaviours_as_a_command(tmp_path):
@@ -193,9 +193,9 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
     done = run(
         "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "4", "--tests", "--json"
     )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [line["value"] for line in found if "faithfulness" in line] == ["corrupt", "zero"]
-    assert {line["test"] for line in found if "test" in line} == {
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["value"] for line in printed if "faithfulness" in line] == ["corrupt", "zero"]
+    assert {line["test"] for line in printed if "test" in line} == {
         "sufficiency",
         "partial_necessity",
         "minimality",
@@ -205,13 +205,13 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
     heldout = wb.load_task("ioi", tiny, n=4, split="heldout")
     held = from_store(capture_pairs(tiny, heldout, progress=False)[1])
     same = wb.evaluate(wb.Circuit.load(files[1]), tiny, heldout, value=held, checks=(), progress=False)
-    assert close(found[0]["faithfulness"], float(same["faithfulness"].squeeze()), tolerance=1e-5, scale=1.0)
+    assert close(printed[0]["faithfulness"], float(same["faithfulness"].squeeze()), tolerance=1e-5, scale=1.0)
     shown = json.loads(run("compare", *files, "--json").stdout)
     small, large = (wb.Circuit.load(name) for name in files)
     assert shown["jaccard"] == pytest.approx((small & large).n_edges / (small | large).n_edges)
-    for asked in (
+    for request in (
         ("evaluate", str(tmp_path / "no.json"), "--task", "ioi"),
         ("evaluate", "ioi", "--task", "ioi", "--n", "4"),
     ):
         with pytest.raises(CircuitError):
-            run(*asked)
+            run(*request)

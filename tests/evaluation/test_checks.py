@@ -1,4 +1,6 @@
-"""What speaks against a circuit: complement, completeness, minimality, random circuits, each with its positive control."""
+"""What speaks against a circuit: complement, completeness, minimality, random circuits, each with its
+positive control.
+"""
 
 from functools import cache
 
@@ -19,10 +21,10 @@ from workbench.evaluation.evaluate import CHECKS, evaluate, minimality
 @cache
 def planted(name, kind="corrupt"):
     """A planted model, its pairs, the other value, and its true circuit."""
-    made = wb.planted(name, n=8)
-    pairs = wb.planted_pairs(made)
-    value = zero() if kind == "zero" else from_store(wb.capture_pairs(made.model, pairs)[1])
-    return made, pairs, value, Circuit.of(Graph.of(made.model), made.edges[kind])
+    known = wb.planted(name, n=8)
+    pairs = wb.planted_pairs(known)
+    value = zero() if kind == "zero" else from_store(wb.capture_pairs(known.model, pairs)[1])
+    return known, pairs, value, Circuit.of(Graph.of(known.model), known.edges[kind])
 
 
 def test_the_rest_of_everything_is_nothing_and_of_nothing_everything():
@@ -59,9 +61,9 @@ def test_intervals_contain_the_estimates():
         for level in (0.95, 0.5)
     )
     assert float(wide.random_high - wide.random_low) >= float(narrow.random_high - narrow.random_low)
-    each = minimality(some, model, pairs, value=from_store(corrupt))
-    assert (each.low <= each.missed + 1e-12).all()
-    assert (each.missed <= each.high + 1e-12).all()
+    by_node = minimality(some, model, pairs, value=from_store(corrupt))
+    assert (by_node.low <= by_node.missed + 1e-12).all()
+    assert (by_node.missed <= by_node.high + 1e-12).all()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "native-attn-only"])
@@ -75,49 +77,49 @@ def test_the_whole_model_is_complete(family):
 
 def test_a_circuit_without_the_backup_head_is_faithful_and_incomplete():
     """When the main head is silent its backup answers, in the model and not in the circuit."""
-    made, pairs, value, true = planted("backup", "zero")
-    main, backup = made.heads["main"], made.heads["backup"]
-    graph = Graph.of(made.model)
+    known, pairs, value, true = planted("backup", "zero")
+    main, backup = known.heads["main"], known.heads["backup"]
+    graph = Graph.of(known.model)
     less = Circuit.of(graph, [edge for edge in true.edge_list if backup not in str(edge)])
     checks = ["completeness"]
-    whole = evaluate(true, made.model, pairs, value=value, checks=checks).isel(circuit=0)
-    found = evaluate(less, made.model, pairs, value=value, checks=checks).isel(circuit=0)
-    assert abs(float(found.faithfulness) - 1) < 0.01
+    whole = evaluate(true, known.model, pairs, value=value, checks=checks).isel(circuit=0)
+    lesser = evaluate(less, known.model, pairs, value=value, checks=checks).isel(circuit=0)
+    assert abs(float(lesser.faithfulness) - 1) < 0.01
     assert float(whole.incompleteness) < 0.01
-    assert float(found.incompleteness) > 0.9
-    assert str(found.incompleteness_set.values) == main
+    assert float(lesser.incompleteness) > 0.9
+    assert str(lesser.incompleteness_set.values) == main
     without_main = Circuit.of_nodes(graph, [name for name in graph.writers if name not in ("input", main)])
-    expected = evaluate(without_main, made.model, pairs, value=value, checks=())["faithfulness"]
-    assert close(float(found.incompleteness), float(expected[0]), tolerance=1e-5), (
+    expected = evaluate(without_main, known.model, pairs, value=value, checks=())["faithfulness"]
+    assert close(float(lesser.incompleteness), float(expected[0]), tolerance=1e-5), (
         "F(C without the main head) is 0"
     )
 
 
 def test_an_idle_head_is_not_needed_and_the_true_ones_are():
-    made, pairs, value, true = planted("induction")
-    graph = Graph.of(made.model)
-    idle = next(name for name in graph.writers if name.startswith("a0") and name not in made.heads.values())
+    known, pairs, value, true = planted("induction")
+    graph = Graph.of(known.model)
+    idle = next(name for name in graph.writers if name.startswith("a0") and name not in known.heads.values())
     more = Circuit.of(graph, [*true.edge_list, f"input->{idle}<v>", f"{idle}->logits"])
     for circuit, unneeded, share in ((true, "", 1.0), (more, idle, 2 / 3)):
-        result = evaluate(circuit, made.model, pairs, value=value, checks=["minimality"]).isel(circuit=0)
+        result = evaluate(circuit, known.model, pairs, value=value, checks=["minimality"]).isel(circuit=0)
         assert str(result.unneeded.values) == unneeded
         assert close(float(result.minimal), share)
-    each = minimality(more, made.model, pairs, value=value)
-    assert each.sizes == {"node": 3}
-    assert each.needed.sel(node=idle) == 0
-    assert each.missed.sel(node=idle) < 1e-4
-    for head in made.heads.values():
-        assert each.needed.sel(node=head) == 1
-        assert each.missed.sel(node=head) > 0.5
-    assert each.attrs["kind"] == "minimality"
+    by_node = minimality(more, known.model, pairs, value=value)
+    assert by_node.sizes == {"node": 3}
+    assert by_node.needed.sel(node=idle) == 0
+    assert by_node.missed.sel(node=idle) < 1e-4
+    for head in known.heads.values():
+        assert by_node.needed.sel(node=head) == 1
+        assert by_node.missed.sel(node=head) > 0.5
+    assert by_node.attrs["kind"] == "minimality"
 
 
 def test_a_backup_head_is_missed_beyond_the_head_it_stands_in_for():
-    made, pairs, value, true = planted("backup", "zero")
-    each = minimality(true, made.model, pairs, value=value)
-    main, backup = made.heads["main"], made.heads["backup"]
-    assert each.needed.values.all()
-    assert main in str(each["without"].sel(node=backup).values).split(", ")
+    known, pairs, value, true = planted("backup", "zero")
+    by_node = minimality(true, known.model, pairs, value=value)
+    main, backup = known.heads["main"], known.heads["backup"]
+    assert by_node.needed.values.all()
+    assert main in str(by_node["without"].sel(node=backup).values).split(", ")
 
 
 def test_nothing_has_no_components_to_miss():
@@ -131,18 +133,18 @@ def test_nothing_has_no_components_to_miss():
 
 
 def test_random_circuits_of_the_same_size_are_the_baseline():
-    made, pairs, value, true = planted("induction")
-    result = evaluate(true, made.model, pairs, value=value, checks=["random"]).isel(circuit=0)
+    known, pairs, value, true = planted("induction")
+    result = evaluate(true, known.model, pairs, value=value, checks=["random"]).isel(circuit=0)
     assert abs(float(result.faithfulness) - 1) < 1e-4
     assert float(result.random) < 0.2
-    full = evaluate(Circuit.full(made.model), made.model, pairs, value=value, checks=["random"]).isel(
+    full = evaluate(Circuit.full(known.model), known.model, pairs, value=value, checks=["random"]).isel(
         circuit=0
     )
     assert abs(float(full.random) - 1) < 1e-4
     first, again, other = (
         evaluate(
-            Circuit.full(made.model) if seed is None else big(made),
-            made.model,
+            Circuit.full(known.model) if seed is None else big(known),
+            known.model,
             pairs,
             value=value,
             checks=["random"],
@@ -177,8 +179,8 @@ def test_relocated_circuits_have_the_same_shape_through_other_heads(family):
     assert np.array_equal(drawn, other) == (family == "llama"), "two groups can change places in one way only"
 
 
-def big(made):
-    graph = Graph.of(made.model)
+def big(known):
+    graph = Graph.of(known.model)
     return Circuit.of(graph, graph.exists & (np.random.default_rng(0).random(graph.exists.shape) < 0.9))
 
 
@@ -191,10 +193,10 @@ def test_ablations_side_by_side_are_those_of_separate_calls(tmp_path):
     assert both["ablation"].values.tolist() == list(values)
     for name, value in values.items():
         alone = evaluate(some, model, pairs, value=value)
-        part = both.sel(ablation=name, drop=True)
+        one_value = both.sel(ablation=name, drop=True)
         for field in alone:
-            assert alone[field].dims == part[field].dims, field
-            assert (alone[field].values == part[field].values).all(), field
+            assert alone[field].dims == one_value[field].dims, field
+            assert (alone[field].values == one_value[field].values).all(), field
     assert both.attrs["value"] == "from_store, zero, mean(dataset)"
     for result in (
         both,
@@ -272,7 +274,8 @@ def test_what_cannot_be_checked_is_refused():
     graph = Graph.of(model_of("gpt2"))
     placed = Graph.of(model_of("gpt2"), positions=[2])
     assert refused(UnknownName, checks=["minimal"]) == (
-        "checks='minimal' is not known. Did you mean 'minimality'? Choices: complement, completeness, minimality, random."
+        "checks='minimal' is not known. Did you mean 'minimality'? Choices: complement, "
+        "completeness, minimality, random."
     )
     assert (
         refused(CircuitError, value={})
@@ -296,16 +299,16 @@ def test_what_cannot_be_checked_is_refused():
 
 def test_positions_that_no_prompt_has_are_refused():
     model = model_of("gpt2")
-    for place, kind, message in (
+    for position, kind, message in (
         (20, WorkbenchError, "No prompt has the position 20 of the graph: the longest has 6 tokens."),
         ("S2", UnknownName, "position='S2' is not known. Choices: END."),
     ):
-        graph = Graph.of(model, positions=[place])
+        graph = Graph.of(model, positions=[position])
         assert refused(kind, Circuit.of(graph, graph.exists)) == message
         for call in (wb.score_edges, wb.acdc, wb.learn_circuit):
             more = (
                 {"n_edges": 3} if call is wb.learn_circuit else {"threshold": 1.0} if call is wb.acdc else {}
             )
             with pytest.raises(kind) as error:
-                call(model, make_pairs(), value=zero(), positions=[place], **more)
+                call(model, make_pairs(), value=zero(), positions=[position], **more)
             assert str(error.value) == message

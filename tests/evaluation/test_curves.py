@@ -101,10 +101,10 @@ def thirty(scores):
 def test_prompts_that_are_alike_give_one_circuit():
     graph = Graph.of(model_of("gpt2"))
     one = np.random.default_rng(0).normal(size=graph.exists.shape)
-    found = stability(kept_scores(np.stack([one] * 5)), find=thirty, draws=6)
-    assert (float(found.jaccard), float(found.low), float(found.high)) == (1, 1, 1)
+    agreement = stability(kept_scores(np.stack([one] * 5)), find=thirty, draws=6)
+    assert (float(agreement.jaccard), float(agreement.low), float(agreement.high)) == (1, 1, 1)
     assert (
-        found.n_edges.values.tolist()
+        agreement.n_edges.values.tolist()
         == [thirty(kept_scores(one[None]).mean("example", keep_attrs=True)).n_edges] * 6
     )
     none = stability(

@@ -65,10 +65,10 @@ def test_the_parts_are_what_their_definitions_say(family):
     model = model_of(family)
     pairs, _, corrupt = pairs_and_stores(family, EIGHT)
     result = evaluate(some_circuits(model), model, pairs, value=from_store(corrupt), checks=())
-    full, empty, each = result.m_full.values, result.m_empty.values, result.m_circuit.values
+    full, empty, measured = result.m_full.values, result.m_empty.values, result.m_circuit.values
     assert result.m_circuit.dims == ("circuit", "example")
-    assert np.allclose(result.faithfulness, (each.mean(1) - empty.mean()) / (full.mean() - empty.mean()))
-    assert np.allclose(result.mean_of_ratios, ((each - empty) / (full - empty)).mean(1))
+    assert np.allclose(result.faithfulness, (measured.mean(1) - empty.mean()) / (full.mean() - empty.mean()))
+    assert np.allclose(result.mean_of_ratios, ((measured - empty) / (full - empty)).mean(1))
     assert not np.allclose(result.faithfulness, result.mean_of_ratios)
 
 
@@ -106,9 +106,11 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
                 assert close(alone[name][0], together[name][i], tolerance=1e-3), name
             assert close(alone.m_circuit[0], together.m_circuit[i], tolerance=1e-5)
     for budget in (1, 500_000):
-        parts = evaluate(circuits[:2], model, pairs, value=value, metric=metric, budget=budget, checks=())
-        assert close(parts.m_circuit, together.m_circuit[:2], tolerance=1e-5)
-        assert close(parts.m_full, together.m_full, tolerance=1e-5)
+        in_batches = evaluate(
+            circuits[:2], model, pairs, value=value, metric=metric, budget=budget, checks=()
+        )
+        assert close(in_batches.m_circuit, together.m_circuit[:2], tolerance=1e-5)
+        assert close(in_batches.m_full, together.m_full, tolerance=1e-5)
     if metric == "kl":
         assert (together.m_full == 0).all()
 
@@ -116,11 +118,11 @@ def test_several_circuits_equal_one_at_a_time(family, metric):
 def test_resampled_values_do_not_depend_on_the_memory_budget():
     model, pairs = model_of("gpt2"), make_pairs((6,) * 6)
     clean, _ = capture_pairs(model, pairs)
-    usual, parts = (
+    usual, in_batches = (
         evaluate(some_circuits(model), model, pairs, value=resample(clean, seed=1), budget=budget, checks=())
         for budget in (None, 1)
     )
-    assert close(parts.m_circuit, usual.m_circuit, tolerance=1e-5)
+    assert close(in_batches.m_circuit, usual.m_circuit, tolerance=1e-5)
 
 
 def test_pairs_that_do_not_differ_give_nan():
@@ -139,19 +141,23 @@ def test_an_example_that_does_not_differ_is_left_out_of_the_mean_of_ratios():
     mixed = PromptPairs(pairs.clean, Prompts.of(rows), pairs.answers, pairs.wrong)
     _, corrupt = capture_pairs(model, mixed)
     result = evaluate(some_circuits(model, 2), model, mixed, value=from_store(corrupt), checks=())
-    full, empty, each = result.m_full.values[1:], result.m_empty.values[1:], result.m_circuit.values[:, 1:]
-    assert close(result.mean_of_ratios, ((each - empty) / (full - empty)).mean(1), tolerance=1e-4)
+    full, empty, measured = (
+        result.m_full.values[1:],
+        result.m_empty.values[1:],
+        result.m_circuit.values[:, 1:],
+    )
+    assert close(result.mean_of_ratios, ((measured - empty) / (full - empty)).mean(1), tolerance=1e-4)
 
 
 def test_prompts_that_a_circuit_was_found_on_are_counted():
     model = model_of("gpt2")
     pairs, _, corrupt = pairs_and_stores("gpt2", EIGHT)
     scores = score_edges(model, pairs.select(range(2, 8)), value=from_store(corrupt))
-    found, plain = find_circuit(scores, n_edges=40), some_circuits(model, 1)[0]
-    result = evaluate([found, plain], model, pairs, value=from_store(corrupt), checks=())
+    circuit, plain = find_circuit(scores, n_edges=40), some_circuits(model, 1)[0]
+    result = evaluate([circuit, plain], model, pairs, value=from_store(corrupt), checks=())
     assert result.in_sample.values.tolist() == [0.75, 0]
     assert evaluate(
-        found, model, pairs.select([0, 1]), value=from_store(corrupt), checks=()
+        circuit, model, pairs.select([0, 1]), value=from_store(corrupt), checks=()
     ).in_sample.values.tolist() == [0]
 
 
@@ -160,7 +166,8 @@ def test_a_saved_circuit_is_as_faithful_as_before(tmp_path):
     circuit = find_circuit(score_edges(model, pairs, value=from_store(corrupt)), n_edges=40)
     loaded = Circuit.load(circuit.save(tmp_path / "c.json"))
     before, after = (
-        evaluate(each, model, pairs, value=from_store(corrupt), checks=()) for each in (circuit, loaded)
+        evaluate(measured, model, pairs, value=from_store(corrupt), checks=())
+        for measured in (circuit, loaded)
     )
     assert before.identical(after)
 
@@ -214,7 +221,8 @@ def test_a_circuit_of_another_graph_is_refused():
         )
     assert str(error.value) == (
         "This circuit is for another graph: 2 layers of 4 heads, 12 nodes, 110 edges; "
-        "the model has 2 layers of 4 heads (2 kv), 12 nodes, 82 edges. They differ in n_kv_heads 4 (model: 2), "
+        "the model has 2 layers of 4 heads (2 kv), 12 nodes, 82 edges. They differ in n_kv_heads 4 "
+        "(model: 2), "
         "d_mlp 128 (model: 48), learned_positions True (model: False)."
     )
     scores = score_edges(model, pairs, value=from_store(corrupt))
@@ -234,7 +242,8 @@ def test_what_cannot_be_evaluated_is_refused():
     with pytest.raises(PromptError) as error:
         evaluate(Circuit.full(model), model, uneven, value=zero(), checks=())
     assert str(error.value) == (
-        "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal lengths within a pair."
+        "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal "
+        "lengths within a pair."
     )
     trained = build("gpt2").train()
     with pytest.raises(ModelError) as train:

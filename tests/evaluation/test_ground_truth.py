@@ -15,7 +15,8 @@ def test_both_areas_by_hand():
     # Ten edges, ranked T F T F F F F F F F.
     scores = np.arange(10.0, 0, -1)
     true = np.array([1, 0, 1, 0, 0, 0, 0, 0, 0, 0], dtype=bool)
-    # Ordinary: of the 2 x 8 pairs of a true and a false edge one is in the wrong order (the second true one after one false).
+    # Ordinary: of the 2 x 8 pairs of a true and a false edge one is in the wrong order (the second true one
+    # after one false).
     assert edge_auroc(scores, true) == 15 / 16
     # MIB: sizes .001 to .05 hold 0 edges, .1 one, .2 two, .5 five, 1 all ten.
     #   n    0    1    2    5    10
@@ -69,9 +70,9 @@ def test_the_ordinary_area_is_that_of_scikit_learn(ties):
 
 @pytest.mark.parametrize("more", [{}, {"neurons": True}, {"positions": [1, 2]}])
 def test_scores_of_a_model_against_names_of_edges(more):
-    made = wb.planted("lookup", n=8)
-    scores = wb.score_edges(made.model, wb.planted_pairs(made), value=wb.zero(), method="exact", **more)
-    true = made.edges["zero"]
+    known = wb.planted("lookup", n=8)
+    scores = wb.score_edges(known.model, wb.planted_pairs(known), value=wb.zero(), method="exact", **more)
+    true = known.edges["zero"]
     if more.get("neurons"):  # the planted neurons are all of their layer
         with pytest.raises(SiteError):
             edge_auroc(scores, true)
@@ -82,8 +83,9 @@ def test_scores_of_a_model_against_names_of_edges(more):
         assert 0 < edge_auroc(scores, true) <= 1
     else:
         assert edge_auroc(scores, true) == precision_at_true_size(scores, true) == 1
-        assert edge_auroc(scores, wb.Graph.of(made.model).exists & (np.abs(scores.values) > 1e-3)) == 1
-        # 5 true of 75: the sizes .05 and .1 hold 3 and 7 edges, so that TPR goes from 3/5 to 1 while FPR goes from 0 to 2/70.
+        assert edge_auroc(scores, wb.Graph.of(known.model).exists & (np.abs(scores.values) > 1e-3)) == 1
+        # 5 true of 75: the sizes .05 and .1 hold 3 and 7 edges, so that TPR goes from 3/5 to 1 while FPR goes
+        # from 0 to 2/70.
         assert np.isclose(edge_auroc_mib(scores, true), 1 - 2 / 70 * 2 / 5 / 2)
 
 
@@ -111,11 +113,23 @@ def test_what_cannot_be_scored_is_said():
         CircuitError, match=r"^True edges of shape \(3,\) do not fit scores of shape \(4,\)\.$"
     ):
         untyped(edge_auroc)(scores, true[:3])
-    with pytest.raises(CircuitError, match=r"^Names of edges need scores from wb\.score_edges\(\.\.\.\); with an array give a boolean array like it\.$"):  # fmt: skip
+    names = (
+        r"^Names of edges need scores from wb\.score_edges\(\.\.\.\); "
+        r"with an array give a boolean array like it\.$"
+    )
+    with pytest.raises(CircuitError, match=names):
         untyped(edge_auroc)(scores, {"input->logits"})
-    made = wb.planted("lookup", n=4)
-    kept = wb.score_edges(made.model, wb.planted_pairs(made), value=wb.zero(), keep=("example",))
-    with pytest.raises(CircuitError, match=r"^These scores are kept by example: average them first, with scores\.mean\('example', keep_attrs=True\)\.$"):  # fmt: skip
-        edge_auroc(kept, made.edges["zero"])
-    with pytest.raises(CircuitError, match=r"^These scores do not say which graph they belong to\. Make them with wb\.score_edges\(\.\.\.\)\.$"):  # fmt: skip
-        edge_auroc(kept.mean("example", keep_attrs=False), made.edges["zero"])
+    known = wb.planted("lookup", n=4)
+    kept = wb.score_edges(known.model, wb.planted_pairs(known), value=wb.zero(), keep=("example",))
+    by_example = (
+        r"^These scores are kept by example: average them first, "
+        r"with scores\.mean\('example', keep_attrs=True\)\.$"
+    )
+    with pytest.raises(CircuitError, match=by_example):
+        edge_auroc(kept, known.edges["zero"])
+    no_graph = (
+        r"^These scores do not say which graph they belong to\. "
+        r"Make them with wb\.score_edges\(\.\.\.\)\.$"
+    )
+    with pytest.raises(CircuitError, match=no_graph):
+        edge_auroc(kept.mean("example", keep_attrs=False), known.edges["zero"])

@@ -1,4 +1,6 @@
-"""Answers of several tokens: effects against runs written out by hand, and what they have in common with one-token answers."""
+"""Answers of several tokens: effects against runs written out by hand, and what they have in common with
+one-token answers.
+"""
 
 import re
 from pathlib import Path
@@ -36,7 +38,9 @@ def answered(lengths=(6, 7, 6), answers=ANSWERS, wrong=WRONG) -> PromptPairs:
 
 
 def by_hand(model, pairs, hooks=lambda i, length: []) -> torch.Tensor:
-    """[example]: prompt + answer in one run for each alternative, `hooks(example, prompt length)` in all of them."""
+    """[example]: prompt + answer in one run for each alternative, `hooks(example, prompt length)` in all of
+    them.
+    """
     measured = []
     for i in range(len(pairs)):
         prompt = pairs.clean.tokens[i, : pairs.clean.lengths[i]].tolist()
@@ -69,8 +73,8 @@ def edit_z(store, layer: int, head: int, at: int | None = None):
     def hooks(i: int, length: int):
         def patch(z, hook):
             z = z.clone()
-            where = slice(length) if at is None else at % length
-            z[0, where, head] = 0 if store is None else store["z", layer].prompt(i)[where, head]
+            positions = slice(length) if at is None else at % length
+            z[0, positions, head] = 0 if store is None else store["z", layer].prompt(i)[positions, head]
             return z
 
         return [(f"blocks.{layer}.attn.hook_z", patch)]
@@ -96,7 +100,7 @@ def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, d
         )
         assert got.attrs["engine"] == ("staircase" if engine == "fast" else "reference")
         places = ((0, 1, None), (1, 2, None), (0, 3, -1), (1, 0, 2))
-        expected = [by_hand(model, pairs, edit_z(store, *place)) - base for place in places]
+        expected = [by_hand(model, pairs, edit_z(store, *cell)) - base for cell in places]
         # Effects are differences of metrics, so their errors are those of the metric.
         assert close(got, torch.stack(expected, 1), scale=float(base.abs().max())), value
     assert got.attrs["metric"] == DIFF
@@ -110,24 +114,24 @@ def test_both_engines_agree_on_every_kind_of_site_and_value(family, monkeypatch)
     clean, corrupt = capture_pairs(model, pairs)
     base = float(by_hand(model, pairs).abs().max())
     # Kinds, positions and values alternated: each of each, and no two of one position alike.
-    asked = [
+    request = [
         (grid("z", model), from_store(corrupt)), (grid("z", model, pos=["END", 1, 6]), mean(clean)),
         (grid("resid_pre", model), scale(0.5)), (grid("resid_pre", model, pos=["END", 1, 6]), from_store(corrupt)),
         (grid("k", model), mean(clean)), (grid("k", model, pos=["END", 1, 6]), scale(0.5)),
     ]  # fmt: skip
-    asked += [
+    request += [
         (["mlp_post[1:3]", "embed", "mlp_out[0]@END"], mean(clean, per="pos")),
         (grid("v", model), resample(clean)),
     ]
-    asked += [
+    request += [
         (
             ["pattern[1.2]", "pattern[0]@END", "pattern[1.1]@END<-2", ("z[0.1]", "mlp_out[1]")],
             from_store(corrupt),
         )
     ]
-    fast = [effects(model, pairs, sites=sites, value=value, metric=DIFF) for sites, value in asked]
+    fast = [effects(model, pairs, sites=sites, value=value, metric=DIFF) for sites, value in request]
     on_hooks(monkeypatch)
-    for (sites, value), got in zip(asked, fast, strict=True):
+    for (sites, value), got in zip(request, fast, strict=True):
         assert got.attrs["engine"] == "staircase"
         hooked = effects(model, pairs, sites=sites, value=value, metric=DIFF)
         assert close(got, hooked, tolerance=1e-5, scale=base), (sites, value)
@@ -138,9 +142,9 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
     model = model_of("gpt2", torch.float64)
     pairs = answered(answers=[[[3], [5]], [[7]], [[2]]], wrong=[[[6]], [[1], [3], [9]], [[4]]])
     _, corrupt = capture_pairs(model, pairs)
-    asked = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 3}
+    request = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 3}
     one, several = (
-        effects(model, pairs, metric=name, **asked, normalized=True) for name in ("logit_diff", DIFF)
+        effects(model, pairs, metric=name, **request, normalized=True) for name in ("logit_diff", DIFF)
     )
     assert close(one, several)
     if method == "integrated":
@@ -152,16 +156,16 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
 def test_integrated_effects_add_up_to_the_edit_of_all():
     model, pairs = model_of("neox", torch.float64), answered()
     _, corrupt = capture_pairs(model, pairs)
-    asked = {"value": from_store(corrupt), "metric": DIFF}
+    request = {"value": from_store(corrupt), "metric": DIFF}
     got = effects(
         model,
         pairs,
         sites=grid("resid_pre", model, layer=1, pos="each"),
         method="integrated",
         steps=64,
-        **asked,
+        **request,
     )
-    whole = effects(model, pairs, sites=["resid_pre[1]"], **asked)
+    whole = effects(model, pairs, sites=["resid_pre[1]"], **request)
     assert float(abs(got.sum(["layer", "pos"]) - whole[:, 0]).max()) < 1e-3 * float(abs(whole).max())
     assert bool(got[0, 0, 6].isnull())
     assert got.sizes["pos"] == 7
@@ -207,10 +211,10 @@ def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     )
     bound = bind(model, rows, from_store(corrupt))
     plain = ThreeRuns(model, rows.pairs, value=Ready(bound), mlps=mlps, metric=rows.metric)
-    asked = {"value": from_store(corrupt), "mlps": mlps, "metric": DIFF}
+    request = {"value": from_store(corrupt), "mlps": mlps, "metric": DIFF}
     grids = {"senders": senders, "receivers": receivers}
     whole = {"paths": ["a0.2->a1.1<v>->logits", "input->a1.1<k>->logits"]}
-    got, paths = (path_effects(model, pairs, **asked, **which) for which in (grids, whole))
+    got, paths = (path_effects(model, pairs, **request, **which) for which in (grids, whole))
     expected = rows.combine(torch.as_tensor(plain.table(senders, receivers)))
     base = float(by_hand(model, pairs).abs().max())
     assert close(got, expected, tolerance=1e-5, scale=base)
@@ -222,14 +226,14 @@ def test_path_effects_are_those_of_the_three_runs(family, mlps, monkeypatch):
     on_hooks(monkeypatch)
     for fast, which in ((got, grids), (paths, whole)):
         assert fast.attrs["engine"] == "staircase"
-        assert close(fast, path_effects(model, pairs, **asked, **which), tolerance=1e-5, scale=base)
+        assert close(fast, path_effects(model, pairs, **request, **which), tolerance=1e-5, scale=base)
 
 
 def test_paths_with_answers_of_one_token_are_those_of_logit_diff():
     model = model_of("gpt2", torch.float64)
     pairs = answered((6, 6), answers=[[[3], [5]], [[7]]], wrong=[[[6]], [[1]]])
-    asked = {"senders": "heads", "receivers": ["logits", "a1.1<v>"], "value": zero(), "mlps": "recomputed"}
-    assert close(*(path_effects(model, pairs, metric=name, **asked) for name in ("logit_diff", DIFF)))
+    request = {"senders": "heads", "receivers": ["logits", "a1.1<v>"], "value": zero(), "mlps": "recomputed"}
+    assert close(*(path_effects(model, pairs, metric=name, **request) for name in ("logit_diff", DIFF)))
 
 
 def test_answers_that_differ_in_their_last_token_share_a_run():
@@ -250,9 +254,9 @@ def test_answers_that_differ_in_their_last_token_share_a_run():
 
 def test_a_plan_counts_the_runs_of_the_answers():
     model, pairs = model_of("gpt2"), answered((6, 6, 6))
-    made = explain(model, pairs, sites="z[0.1]", value=zero(), metric=DIFF)
-    assert isinstance(made, plan.CallPlan)
-    assert made.cost.runs == 8
+    call_plan = explain(model, pairs, sites="z[0.1]", value=zero(), metric=DIFF)
+    assert isinstance(call_plan, plan.CallPlan)
+    assert call_plan.cost.runs == 8
 
 
 def test_small_budgets_give_the_same_numbers():
@@ -318,10 +322,10 @@ def test_a_real_model_copies_names_of_several_tokens_and_one_head_does_its_prono
         )
 
     names = ["Anna", "Jack", "Lucy", "Nina", "Kate", "Ella"]
-    told = "Once upon a time, there was a little girl named {}. One day,"
+    story = "Once upon a time, there was a little girl named {}. One day,"
     copying = of_equal_length(
         [
-            {"clean": told.format(a), "corrupt": told.format(b), "answer": a, "wrong": b}
+            {"clean": story.format(a), "corrupt": story.format(b), "answer": a, "wrong": b}
             for a in names
             for b in names
             if a != b
@@ -334,14 +338,14 @@ def test_a_real_model_copies_names_of_several_tokens_and_one_head_does_its_prono
         model, copying, sites="embed", value=from_store(capture_pairs(model, copying)[1]), metric=DIFF
     )
     assert float(corrupted.mean()) < -15, "the other name is then as likely as this one was"
-    rows, told = [], "One day, {} went to the park."
+    rows, story = [], "One day, {} went to the park."
     for girl in ("Lily", "Anna", "Mary", "Sara", "Lucy", "Jane", "Amy", "Ella"):
         for boy in ("Tim", "Tom", "Ben", "Sam", "Max", "Jack", "Leo", "Peter"):
             for name, other, right, wrong in ((girl, boy, "She", "He"), (boy, girl, "He", "She")):
                 rows.append(
                     {
-                        "clean": told.format(name),
-                        "corrupt": told.format(other),
+                        "clean": story.format(name),
+                        "corrupt": story.format(other),
                         "answer": right,
                         "wrong": wrong,
                     }
