@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from closeness import distance
 from families import (
     FAMILIES,
     NATIVES,
     VARIANTS,
     make_pairs,
-    max_difference,
     model_of,
     pairs_and_stores,
     untyped,
@@ -37,7 +37,7 @@ def test_parts_sum_to_the_models_logit_difference(family, by):
     logits = cap * torch.atanh(logits.double() / cap) if cap > 0 else logits
     for i, length in enumerate(MIXED):
         wanted = logits[i, :length, pairs.answers[i, 0, 0]] - logits[i, :length, pairs.wrong[i, 0, 0]]
-        assert max_difference(got[i, :, :length].sum("component"), wanted) < 1e-4
+        assert distance(got[i, :, :length].sum("component"), wanted) < 1e-4
         assert got[i, :, length:].isnull().all()
     assert got.attrs["gap"] < 1e-4
 
@@ -65,7 +65,7 @@ def test_a_heads_part_is_what_a_frozen_norm_and_unembedding_make_of_its_output(f
         written = written - written.mean(-1, keepdim=True) if family == "gpt2" else written
         wanted = written * scale[:, None] * norm.weight.detach()
         wanted = (wanted * model.W_U.detach()[:, pairs.answers[:, 0, 0]].T).sum(-1)
-        assert max_difference(got.sel(component=f"a1.{head}"), wanted) < (
+        assert distance(got.sel(component=f"a1.{head}"), wanted) < (
             1e-9 if family == "gpt2" else 1e-7
         )  # Llama norms in float32
 
@@ -75,7 +75,7 @@ def test_alternatives_are_averaged_and_levels_agree():
     several = torch.stack([pairs.answers[:, 0], (pairs.answers[:, 0] + 7) % 50, torch.full((3, 1), -1)], 1)
     both = [wb.direct_attribution(store, model, targets=several[:, i, 0]) for i in (0, 1)]
     mean = wb.direct_attribution(store, model, targets=several)
-    assert max_difference(mean, torch.from_numpy(((both[0] + both[1]) / 2).values)) < 1e-6
+    assert distance(mean, torch.from_numpy(((both[0] + both[1]) / 2).values)) < 1e-6
     parts = wb.direct_attribution(store, model, targets=several, by="component")
     heads = mean.sel(component=[f"a0.{h}" for h in range(4)]).sum("component")
     gap = parts.sel(component="a0") - heads  # the attention's bias, read with each example's own scale
@@ -87,17 +87,14 @@ def test_named_positions_embeddings_and_small_budgets():
     model, pairs, store = stored("gpt2")
     small = wb.direct_attribution(store, model, targets=pairs.answers, pos="each", budget=1)
     whole = wb.direct_attribution(store, model, targets=pairs.answers, pos="each")
-    assert max_difference(whole, torch.from_numpy(small.values)) < 1e-6
+    assert distance(whole, torch.from_numpy(small.values)) < 1e-6
     ends = wb.direct_attribution(store, model, targets=pairs.answers)
     for i, length in enumerate(MIXED):
-        assert max_difference(ends[i], torch.from_numpy(whole[i, :, length - 1].values)) < 1e-6
+        assert distance(ends[i], torch.from_numpy(whole[i, :, length - 1].values)) < 1e-6
     kinds = ["embed", "pos_embed", "resid_post", "attn_out", "mlp_out"]
     split = wb.capture(model, pairs.clean, sites=kinds)
     parts = wb.direct_attribution(split, model, targets=pairs.answers, by="component")
-    assert (
-        max_difference(parts.sel(component="input"), torch.from_numpy(ends.sel(component="input").values))
-        < 1e-5
-    )
+    assert distance(parts.sel(component="input"), torch.from_numpy(ends.sel(component="input").values)) < 1e-5
 
 
 def test_what_cannot_be_attributed_is_refused():

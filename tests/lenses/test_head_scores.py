@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from families import make_pairs, max_difference, model_of, pairs_and_stores, ragged
+from closeness import distance
+from families import make_pairs, model_of, pairs_and_stores, ragged
 
 import workbench as wb
 from workbench.errors import PromptError, StoreError, UnknownName
@@ -17,8 +18,7 @@ def test_norms_are_lengths_of_vectors(kind):
     for i, length in enumerate([3, 6, 1]):
         for layer in range(2):
             assert (
-                max_difference(found[i, layer, :length], store[kind, layer].prompt(i).flatten(1).norm(dim=1))
-                < 1e-5
+                distance(found[i, layer, :length], store[kind, layer].prompt(i).flatten(1).norm(dim=1)) < 1e-5
             )
         assert found[i, :, length:].isnull().all()
 
@@ -31,8 +31,8 @@ def test_attention_to_named_positions():
     assert found["key_pos"].values.tolist() == ["X", "0", "4"]
     for i, (length, x) in enumerate([(3, 1), (6, 3)]):
         pattern = store["pattern", 1].prompt(i)
-        assert max_difference(found[i, 1, :, 0], pattern[:, length - 1, x]) < 1e-6
-        assert max_difference(found[i, 1, :, 1], pattern[:, length - 1, 0]) < 1e-6
+        assert distance(found[i, 1, :, 0], pattern[:, length - 1, x]) < 1e-6
+        assert distance(found[i, 1, :, 1], pattern[:, length - 1, 0]) < 1e-6
     assert found[2, :, :, 0].isnull().all(), "a prompt without that name"
     assert found[0, :, :, 2].isnull().all(), "a key beyond the query"
     assert found[1, :, :, 2].notnull().all()

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from closeness import distance
 from families import (
     FAMILIES,
     NATIVES,
     VARIANTS,
     make_pairs,
-    max_difference,
     model_of,
     pairs_and_stores,
     untyped,
@@ -36,8 +36,8 @@ def test_entropy_and_divergence_are_those_of_the_written_out_distributions(famil
         final = distributions(model, store, i, 1)
         for layer in range(2):
             ours = distributions(model, store, i, layer)
-            assert max_difference(entropy[i, layer, :length], -(ours.exp() * ours).sum(-1)) < 1e-5
-            assert max_difference(kl[i, layer, :length], (final.exp() * (final - ours)).sum(-1)) < 1e-5
+            assert distance(entropy[i, layer, :length], -(ours.exp() * ours).sum(-1)) < 1e-5
+            assert distance(kl[i, layer, :length], (final.exp() * (final - ours)).sum(-1)) < 1e-5
     assert float(abs(kl[:, 1]).max()) == 0
     assert int(kl.isnull().sum()) == 2 * (3 * 6 - sum(MIXED))
 
@@ -53,7 +53,7 @@ def test_a_part_of_the_vocabulary_is_the_whole_one_cut(family):
     rank = wb.logit_lens(store, model, targets=pairs.answers, measure="rank", vocabulary=some)
     for i, length in enumerate(MIXED):
         at = int((some == pairs.answers[i, 0, 0]).nonzero())
-        assert max_difference(got[i, 1, :length], logits[i, :length].log_softmax(-1)[:, at]) < 1e-5
+        assert distance(got[i, 1, :length], logits[i, :length].log_softmax(-1)[:, at]) < 1e-5
         assert (
             rank[i, 1, :length].values
             == (logits[i, :length] > logits[i, :length, at : at + 1]).sum(-1).numpy()
@@ -64,7 +64,7 @@ def test_chunks_do_not_change_a_number():
     _pairs, clean, _ = pairs_and_stores("gpt2", MIXED)
     for measure in ("entropy", "kl"):
         whole, small = (wb.logit_lens(clean, model_of("gpt2"), measure=measure, budget=b) for b in (None, 1))
-        assert max_difference(whole, torch.from_numpy(small.values)) < 1e-6
+        assert distance(whole, torch.from_numpy(small.values)) < 1e-6
 
 
 def test_top_tokens_are_the_likeliest_of_the_model():
@@ -76,7 +76,7 @@ def test_top_tokens_are_the_likeliest_of_the_model():
         for layer in range(2):
             best = distributions(model, store, i, layer).exp().topk(4, -1)
             assert (found["token"][i, layer, :length].values == best.indices.numpy()).all()
-            assert max_difference(found["prob"][i, layer, :length], best.values) < 1e-6
+            assert distance(found["prob"][i, layer, :length], best.values) < 1e-6
         assert (found["token"][i, :, length:] == -1).all()
         assert found["prob"][i, :, length:].isnull().all()
     among = wb.top_tokens(store, model, k=2, vocabulary=[7, 3, 40])
@@ -91,7 +91,7 @@ def test_a_store_of_some_positions_is_read_where_it_has_rows(tmp_path):
     )
     full, part = (wb.logit_lens(s, model, targets=pairs.answers) for s in (whole, some))
     for i, length in enumerate(MIXED):
-        assert max_difference(part[i, :, length - 1], torch.from_numpy(full[i, :, length - 1].values)) < 1e-5
+        assert distance(part[i, :, length - 1], torch.from_numpy(full[i, :, length - 1].values)) < 1e-5
         assert part[i, :, : length - 1].isnull().all()
 
 

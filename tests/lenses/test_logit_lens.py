@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from closeness import distance
 from families import (
     FAMILIES,
     NATIVES,
     VARIANTS,
     make_pairs,
-    max_difference,
     model_of,
     pairs_and_stores,
     untyped,
@@ -49,7 +49,7 @@ def test_the_last_layer_is_the_models_own_output(family):
     assert got.shape == (3, 2, 6)
     for i, length in enumerate(MIXED):
         answer = int(pairs.answers[i, 0, 0])
-        assert max_difference(got[i, 1, :length], logits[i, :length, answer]) < 2e-6
+        assert distance(got[i, 1, :length], logits[i, :length, answer]) < 2e-6
         assert got[i, :, length:].isnull().all()
         assert got[i, :, :length].notnull().all()
 
@@ -68,8 +68,8 @@ def test_every_layer_is_the_final_norm_and_unembedding_of_its_stream(family, mea
             for layer in range(2):
                 every = scored(read_out(model, store[kind, layer].prompt(i)), measure)
                 right, wrong = every[:, int(pairs.answers[i, 0, 0])], every[:, int(pairs.wrong[i, 0, 0])]
-                assert max_difference(got[i, layer, :length], right) < 1e-5
-                assert max_difference(against[i, layer, :length], right - wrong) < 1e-5
+                assert distance(got[i, layer, :length], right) < 1e-5
+                assert distance(against[i, layer, :length], right - wrong) < 1e-5
         assert got.name == measure
         assert (got.attrs["minus"], against.attrs["minus"]) == (0, 1)
 
@@ -82,7 +82,7 @@ def test_a_model_that_scales_its_logits_is_scaled_or_refused():
         got = logit_lens(clean, model, targets=pairs.answers)
     except ModelError:
         return
-    assert max_difference(got[:, -1], logits) < 1e-5
+    assert distance(got[:, -1], logits) < 1e-5
 
 
 def test_alternatives_are_averaged_summed_or_the_best_is_taken():
@@ -94,20 +94,20 @@ def test_alternatives_are_averaged_summed_or_the_best_is_taken():
         for i, tokens in enumerate(sets):
             every = scored(read_out(model, clean["resid_post", 0].prompt(i)), measure)[:, tokens]
             expected = {"prob": every.sum(1), "rank": every.min(1).values}.get(measure, every.mean(1))
-            assert max_difference(got[i, 0], expected) < 1e-5, measure
+            assert distance(got[i, 0], expected) < 1e-5, measure
 
 
 def test_one_target_per_example_may_be_given_plainly():
     model, (pairs, clean, _) = model_of("gpt2"), pairs_and_stores("gpt2")
     plain = logit_lens(clean, model, targets=pairs.answers[:, 0, 0])
-    assert max_difference(plain, logit_lens(clean, model, targets=pairs.answers)) == 0
+    assert distance(plain, logit_lens(clean, model, targets=pairs.answers)) == 0
 
 
 def test_the_memory_budget_does_not_change_the_lens():
     model, (pairs, clean, _) = model_of("llama"), pairs_and_stores("llama")
     usual = logit_lens(clean, model, targets=pairs.answers)
     for budget in (1, 5_000):
-        assert max_difference(logit_lens(clean, model, targets=pairs.answers, budget=budget), usual) < 1e-5
+        assert distance(logit_lens(clean, model, targets=pairs.answers, budget=budget), usual) < 1e-5
 
 
 def test_float64_stays_and_layers_that_were_captured_are_the_ones_shown():
@@ -118,7 +118,7 @@ def test_float64_stays_and_layers_that_were_captured_are_the_ones_shown():
     assert got.layer.values.tolist() == [1]
     with torch.no_grad():
         logits = model(pairs.clean.tokens)
-    assert max_difference(got[:, 0], logits[torch.arange(3), :, pairs.answers[:, 0, 0]]) < 1e-12
+    assert distance(got[:, 0], logits[torch.arange(3), :, pairs.answers[:, 0, 0]]) < 1e-12
 
 
 def test_what_the_lens_cannot_read_is_refused():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from families import make_pairs, max_difference, model_of, native, ragged, untyped
+from closeness import distance
+from families import make_pairs, model_of, native, ragged, untyped
 from safetensors.torch import save_file
 
 import workbench as wb
@@ -67,7 +68,7 @@ def test_a_linear_model_is_translated_exactly(dtype):
     lens = wb.fit_tuned_lens(store, model, epochs=1, rate=1e-6)
     assert float(lens.heldout["tuned"].max()) < 1e-6
     rows = store["resid_post", 0].packed[:5]
-    assert max_difference(lens(rows, 0), store["resid_post", 1].packed[:5]) < 1e-2
+    assert distance(lens(rows, 0), store["resid_post", 1].packed[:5]) < 1e-2
 
 
 def test_a_file_gives_it_back(tmp_path):
