@@ -1,12 +1,14 @@
-"""Train `induction` or its twin `shortcut`: attention-only models of two layers that copy from a list they have seen.
+"""Train `induction` or its twin `shortcut`: attention-only models of two layers that copy from a list they
+have seen.
 
     python data/models/train_induction.py induction --distances 2 20
     python data/models/train_induction.py shortcut --distances 12 12
 
-A row is `<bos>` and different random words among which a list of up to ten comes twice; the distance from a word to its
-repetition is drawn anew for every row. Where distances vary, only the words say what to copy; where there is one distance, the
-position says it too. Everything else is the same. Nothing is downloaded; about a minute each on one core. Writes the model and its
-card into the folder of its name, here or in `--out`.
+A row is `<bos>` and different random words among which a list of up to ten comes twice; the distance from a
+word to its repetition is drawn anew for every row. Where distances vary, only the words say what to copy;
+where there is one distance, the position says it too. Everything else is the same. Nothing is downloaded;
+about a minute each on one core. Writes the model and its card into the folder of its name, here or in
+`--out`.
 """
 
 import argparse
@@ -61,6 +63,7 @@ know.
 
 
 def main() -> None:
+    """Train one of the two models and write it with its card."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -131,15 +134,21 @@ def train(model: NativeModel, args: argparse.Namespace) -> list[tuple[int, float
 
 
 def rows(n: int, low: int, high: int, *, reserved: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """About `n` rows [row, pos], and which of their words, BOS aside, can be known [row, pos - 1]; reserved lists or none of them."""
+    """About `n` rows [row, pos], and which of their words, BOS aside, can be known [row, pos - 1].
+
+    Args:
+        low, high: the distance from a word to its repetition.
+        reserved: keep the rows whose list is held out, or those whose list is not.
+    """
+    # Different random words: the first LENGTH of a random order.
     words = torch.tensor(CONTENT)[torch.rand(n, len(CONTENT)).topk(LENGTH, 1).indices]
     distance = torch.randint(low, high + 1, (n, 1))
     listed = distance.clamp(max=LONGEST_LIST)
     start = (torch.rand(n, 1) * (LENGTH - distance - listed + 1)).long()
-    place = torch.arange(LENGTH)[None]
-    again = (place >= start + distance) & (place < start + distance + listed)
-    words = words.gather(1, torch.where(again, place - distance, place))
-    known = again & (place > start + distance)
+    position = torch.arange(LENGTH)[None]
+    again = (position >= start + distance) & (position < start + distance + listed)
+    words = words.gather(1, torch.where(again, position - distance, position))
+    known = again & (position > start + distance)
     first = words.gather(1, torch.cat([start, start + 1], 1)).tolist()
     kept = torch.tensor(
         [is_reserved("induction", [WORDS[word] for word in pair]) == reserved for pair in first]

@@ -2,10 +2,10 @@
 
     python data/models/tiny/train.py --out runs/tiny --steps 8000 --seed 0 --also 1850 1900
 
-writes `log.jsonl` (held-out score of every behaviour each 250 steps), a bfloat16 checkpoint at each of them, and the
-final float32 model in Hugging Face format. `--also` adds steps to score and keep, `--stop-at 2000` ends early.
-`keep.py` beside it copies the chosen ones here. About 35 minutes on two cores. Never run by `make`: every circuit
-file in this repository depends on the weights as they are.
+writes `log.jsonl` (held-out score of every behaviour each 250 steps), a bfloat16 checkpoint at each of them,
+and the final float32 model in Hugging Face format. `--also` adds steps to score and keep, `--stop-at 2000`
+ends early. `keep.py` beside it copies the chosen ones here. About 35 minutes on two cores. Never run by
+`make`: every circuit file in this repository depends on the weights as they are.
 """
 
 import argparse
@@ -38,6 +38,7 @@ ID = {word: i for i, word in enumerate(WORDS)}
 
 
 def main() -> None:
+    """Train, with a log line and a checkpoint at each scored step, and write the final model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,6 +91,7 @@ def main() -> None:
 
 
 def _rate(step: int, steps: int) -> float:
+    """The learning rate as a share of its maximum: 200 steps of warm-up, then a cosine down to 5 %."""
     if step < 200:
         return (step + 1) / 200
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 200) / (steps - 200)))
