@@ -1,5 +1,4 @@
-"""Train `induction` or its twin `shortcut`: attention-only models of two layers that copy from a list they
-have seen.
+"""Train `induction` or its twin `shortcut`: attention-only models of two layers that copy from a list.
 
     python data/models/train_induction.py induction --distances 2 20
     python data/models/train_induction.py shortcut --distances 12 12
