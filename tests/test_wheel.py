@@ -26,6 +26,8 @@ def test_the_wheel_runs_the_main_job_outside_the_repository(tmp_path):
         "_circuits/README.md",
         "_circuits/reference/ioi.json",
         "render/circuit/circuit.js",
+        "render/circuit/frame.js",
+        "render/panels.js",
         "py.typed",
         "__init__.pyi",
     ):
