@@ -1,9 +1,9 @@
 """Places in a transformer, and their names. A site says *where*; it never knows what is done there.
 
-Read `Site`, `Edge` and `Node`, then `grid`. One row of `KINDS` per kind of activation replaces every per-kind
-setter: the TransformerLens hook it is read from and written to, the words of its axes, and its role in the
-graph. Each has one string form, read by one parser: `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`,
-`mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
+Read `Site`, then `grid`; `Node` and `Edge` are those of `nodes.py`. One row of `KINDS` per kind of activation
+replaces every per-kind setter: the TransformerLens hook it is read from and written to, the words of its
+axes, and its role in the graph. Each has one string form, read by one parser: `z[9.6]`, `z[9.6]@END`,
+`resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
 """
 
 import operator
@@ -12,11 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from workbench.errors import SiteError, UnknownName
+from workbench.nodes import NUMBER, POSITION, as_position
+from workbench.nodes import Edge as Edge
+from workbench.nodes import Node as Node
+from workbench.nodes import Position as Position
+from workbench.nodes import split_position as split_position
 
-Position = int | str
 Key = tuple[str, int | None]
 """Which whole activation: (kind, layer)."""
 
@@ -159,12 +163,9 @@ class Shape:
         return None
 
 
-# Without leading zeros every site has one spelling, so that strings can be compared.
-_NUMBER = r"(?:0|[1-9]\d{0,8})"
-_POSITION = rf"(?:{_NUMBER}|[A-Za-z_]\w*)"
 _SITE = re.compile(
-    rf"(?P<kind>\w+)(?:\[(?P<layer>{_NUMBER})(?:\.(?P<head>{_NUMBER})|:(?P<neuron>{_NUMBER}))?\])?"
-    rf"(?:@(?=.)(?P<pos>{_POSITION})?(?:<-(?P<key_pos>{_POSITION}))?)?",
+    rf"(?P<kind>\w+)(?:\[(?P<layer>{NUMBER})(?:\.(?P<head>{NUMBER})|:(?P<neuron>{NUMBER}))?\])?"
+    rf"(?:@(?=.)(?P<pos>{POSITION})?(?:<-(?P<key_pos>{POSITION}))?)?",
     re.ASCII,
 )
 
@@ -231,7 +232,9 @@ class Site:
             )
         groups = match.groupdict()
         kind = groups.pop("kind")
-        fields: dict[str, Any] = {name: _position(text) for name, text in groups.items() if text is not None}
+        fields: dict[str, Any] = {
+            name: as_position(text) for name, text in groups.items() if text is not None
+        }
         return cls(kind, **fields)
 
     def __str__(self) -> str:
@@ -286,10 +289,6 @@ class Site:
                 f"Site {str(self)!r}: this model has {word}s 0 to {shape.units(kind) - 1} in a layer."
             )
         return self
-
-
-def _position(text: str) -> Position:
-    return int(text) if text.isdigit() else text
 
 
 @dataclass(frozen=True)
@@ -415,145 +414,3 @@ def _index(number: Any) -> int:
         return operator.index(number)
     except TypeError as error:
         raise SiteError(f"{number!r} is not a whole number.") from error
-
-
-_NODE = re.compile(
-    rf"(?P<whole>input|logits)|a(?P<attn>{_NUMBER})\.(?P<head>{_NUMBER})(?:<(?P<port>[qkv])>)?"
-    rf"|m(?P<mlp>{_NUMBER})(?::(?P<neuron>{_NUMBER}))?",
-    re.ASCII,
-)
-_EDGE = re.compile(rf"(?P<writer>[^@]*?)->(?P<reader>[^@]*)(?:@(?P<pos>{_POSITION}))?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Node:
-    """A writer or reader of the stream: `input`, `a9.6`, `a9.6<q>`, `m3`, `m3:113` or `logits`.
-
-    Attributes:
-        kind: which of them; a query, key or value of a head is a "head" with a port.
-        layer: None for `input` and `logits`.
-        head: with the port k or v of a model with grouped queries, the kv head.
-        neuron: of the layer's MLP.
-        port: which input of a head; None for the head itself.
-
-    >>> Node.parse("a9.6<q>").port
-    'q'
-    """
-
-    kind: Literal["input", "head", "mlp", "neuron", "logits"]
-    layer: int | None = None
-    head: int | None = None
-    neuron: int | None = None
-    port: Literal["q", "k", "v"] | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Node":
-        """The node of that name. Raises `SiteError` with the grammar for any other text."""
-        match = _NODE.fullmatch(text)
-        if match is None:
-            raise SiteError(f"{text!r} is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits.")
-        whole, attn, head, port, mlp, neuron = cast("tuple[Any, ...]", match.groups())
-        if whole is not None:
-            return cls(whole)
-        if attn is not None:
-            return cls("head", int(attn), head=int(head), port=port)
-        if neuron is not None:
-            return cls("neuron", int(mlp), neuron=int(neuron))
-        return cls("mlp", int(mlp))
-
-    @property
-    def is_head(self) -> bool:
-        """Whether it is a head, or the query, key or value of one."""
-        return self.kind == "head"
-
-    @property
-    def is_mlp(self) -> bool:
-        """Whether it is an MLP or a neuron of one."""
-        return self.kind in ("mlp", "neuron")
-
-    @property
-    def layer_and_head(self) -> tuple[int, int]:
-        """(layer, head) of a head, as attention patterns are looked up.
-
-        Raises `SiteError` for any other node.
-        """
-        if self.layer is None or self.head is None:
-            raise SiteError(f"{str(self)!r} is not a head. Heads: a9.6.")
-        return self.layer, self.head
-
-    @property
-    def component(self) -> "Node":
-        """The head of a query, key or value; every other node as it is."""
-        return self if self.port is None else Node("head", self.layer, head=self.head)
-
-    def __str__(self) -> str:
-        if self.kind == "head":
-            return f"a{self.layer}.{self.head}" + (f"<{self.port}>" if self.port else "")
-        if self.kind == "neuron":
-            return f"m{self.layer}:{self.neuron}"
-        return f"m{self.layer}" if self.kind == "mlp" else self.kind
-
-    def __repr__(self) -> str:
-        return f"Node({str(self)!r})"
-
-
-def split_position(text: str) -> tuple[str, Position | None]:
-    """A name and the position behind its `@`, None without one: `a9.6<q>@END` is (`a9.6<q>`, `END`)."""
-    name, at, pos = text.strip().partition("@")
-    if at and not re.fullmatch(_POSITION, pos, re.ASCII):
-        raise SiteError(f"{text!r}: after @ comes a position, an index or a name: a9.6<q>@END.")
-    return name, _position(pos) if at else None
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One residual connection from a writer to a reader, at one position or (None) at every one.
-
-    >>> Edge.parse("a9.9->a10.7<q>@END")
-    Edge('a9.9->a10.7<q>@END')
-    """
-
-    writer: str
-    reader: str
-    pos: Position | None = None
-
-    def __post_init__(self) -> None:
-        writer, reader = Node.parse(self.writer), Node.parse(self.reader)
-        if writer.port or writer.kind == "logits":
-            raise SiteError(f"{self.writer!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
-        if reader.kind == "input":
-            raise SiteError(
-                f"{self.reader!r} is not a reader. Readers: a9.6<q>, a9.6<k>, a9.6<v>, m3, m3:113, logits."
-            )
-        if reader.is_head and not reader.port:
-            raise SiteError(
-                f"{self.reader!r} is three readers: "
-                f"write {self.reader}<q>, {self.reader}<k> or {self.reader}<v>."
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "Edge":
-        """The edge of a string form `WRITER->READER[@POSITION]`.
-
-        Raises:
-            SiteError: the text is not an edge, or its ends are no writer and no reader.
-        """
-        match = _EDGE.fullmatch(text.strip())
-        if match is None:
-            raise SiteError(
-                f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: "
-                "a9.9->a10.7<q>@END."
-            )
-        pos = match["pos"]
-        return cls(match["writer"], match["reader"], None if pos is None else _position(pos))
-
-    @property
-    def port(self) -> str:
-        """The input of a head that it enters: "q", "k" or "v"; "" for MLPs and logits."""
-        return Node.parse(self.reader).port or ""
-
-    def __str__(self) -> str:
-        return f"{self.writer}->{self.reader}" + ("" if self.pos is None else f"@{self.pos}")
-
-    def __repr__(self) -> str:
-        return f"Edge({str(self)!r})"
