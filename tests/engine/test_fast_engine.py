@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 import transformers
+from closeness import close
 from families import (
     D_HEAD,
     D_MODEL,
@@ -166,8 +167,21 @@ def outcome(make, *given, **asked):
 
 
 @given(calls())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_edit_has_the_effect_that_it_has_on_hooks(call):
+    check_any_edit(call)
+
+
+@pytest.mark.slow
+@given(calls())
+@settings(max_examples=400, deadline=None)
+def test_many_more_edits_have_the_effect_that_they_have_on_hooks(call):
+    """The same claim on other draws each time."""
+    check_any_edit(call)
+
+
+def check_any_edit(call):
+    """The fast engine's effects are those of the run on hooks, or both refuse with the same error."""
     which, prompts, elements, (value, width), measure, base = call
     model, pairs = model_of(*which), pairs_of(*prompts)
     stores = capture_pairs(model, pairs, sites=kinds_of(model))
@@ -296,13 +310,21 @@ def one_of_each(model):
     return sites
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.types) if name in ("gpt2", "llama") else name for name in TAKEN],
+)
 def test_every_claimed_model_takes_the_fast_engine_and_gets_the_numbers_of_the_reference(name):
     model = TAKEN[name]()
     alone, twos = one_of_each(model), list(combinations(one_of_each(model), 2))
-    sites = [*alone, *twos[::10], *(("embed", *two) for two in twos[3::20])]
-    got, expected = both(model, make_pairs((4, 6, 5)), sites=sites, value=scale(0.25))
-    assert max_difference(got, expected) < 1e-5
+    # Another start for every model, so that over all of them each pair of sites comes up.
+    start = list(TAKEN).index(name)
+    sites = [*alone, *twos[start::25], *(("embed", *two) for two in twos[start + 3 :: 50])]
+    pairs = make_pairs((4, 6, 5))
+    got, expected = both(model, pairs, sites=sites, value=scale(0.25))
+    # Effects are differences of logits: the logits are their scale.
+    size = float(run(model, pairs.clean).logits.abs().max())
+    assert close(got, expected, tolerance=1e-5, scale=size)
     assert float(abs(got).max()) > 1e-3
 
 
