@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -161,8 +160,9 @@ class SweepSpec(_Frozen):
 
     @field_validator("values")
     @classmethod
-    def _canonical(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _canonical(cls, values: tuple[str, ...], info: Any) -> tuple[str, ...]:
         """Values under their one name, so that specs which mean the same are equal."""
+        # `info` is pydantic's ValidationInfo (2.x), a protocol that types cannot be checked against at run time.
         base = info.data.get("base", "clean")
         try:
             return tuple(
