@@ -6,6 +6,7 @@ with.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from workbench.tasks.registry import load_task
 
 
 @lru_cache(maxsize=8)
-def model(name: str = "tiny") -> Model:
+def model(name: str = "tiny") -> Any:
     """A model of the course."""
+    # Not `Model`: checkers also call what only a whole bridge has (`to_tokens`, `ln_final`, `W_U`), as notebooks do.
     return load_model(name)
 
 
