@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from browsers import opened
 from pictures import TOKENS, make_circuit, make_view
 
-from workbench.render.circuit.html import page, to_html
+from workbench.render.attention_panels import attention_panel
+from workbench.render.circuit.html import to_html
+from workbench.render.circuit.page import page
 from workbench.render.circuit.svg import CircuitView, to_svg
-from workbench.render.panels import attention_panel
 from workbench.render.report import report
 from workbench.sites import Shape
 

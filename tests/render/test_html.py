@@ -15,7 +15,8 @@ from pictures import TOKENS, make_circuit
 
 from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
-from workbench.render.circuit.html import POLICY, asset, circuit_html, page, script_json, to_html
+from workbench.render.circuit.html import circuit_html, to_html
+from workbench.render.circuit.page import POLICY, asset, page, script_json
 from workbench.render.circuit.svg import CircuitView, to_svg
 from workbench.sites import Shape
 

@@ -5,7 +5,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from workbench.render.panel_svg import BLUE, RED, attention_svg, shade, tokens_svg, top_k_svg
+from workbench.render.attention_svg import attention_svg
+from workbench.render.panel_svg import BLUE, RED, shade
+from workbench.render.token_svg import tokens_svg, top_k_svg
 from workbench.text import visible
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -16,9 +16,11 @@ from families import make_pairs, model_of
 from workbench.engine.capture import capture
 from workbench.errors import SiteError, StoreError, UnknownName, WorkbenchError
 from workbench.lenses.logit_lens import top_tokens
-from workbench.render import panel, panels
-from workbench.render.panel import COMPONENTS, Panel, bundle_html, script_html
-from workbench.render.panels import attention_panel
+from workbench.render import circuitsvis, panels
+from workbench.render.attention_panels import attention_panel
+from workbench.render.circuitsvis import bundle_html, script_html
+from workbench.render.panel import Panel
+from workbench.render.panel_components import COMPONENTS
 
 WORDS = [f" w{i}" for i in range(50)]
 
@@ -327,7 +329,7 @@ def test_bundle_is_the_script_of_circuitsvis_packed_and_mended():
 
 
 def test_another_version_of_circuitsvis_leaves_still_pictures(monkeypatch, fresh_bundle, pattern):
-    monkeypatch.setattr(panel, "VERSION", "9.9.9")
+    monkeypatch.setattr(circuitsvis, "VERSION", "9.9.9")
     message = "circuitsvis 1.43.3 is installed; panels are written for 9.9.9: pip install circuitsvis==9.9.9."
     assert said(bundle_html) == message
     assert script_html() == f'<p class="caption">The panels are still pictures here. {message}</p>'
@@ -336,7 +338,7 @@ def test_another_version_of_circuitsvis_leaves_still_pictures(monkeypatch, fresh
 
 
 def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):
-    monkeypatch.setattr(panel, "_CORRECTIONS", (("no such thing", "", 1),))
+    monkeypatch.setattr(circuitsvis, "_CORRECTIONS", (("no such thing", "", 1),))
     assert said(bundle_html) == (
         "The script of circuitsvis 1.43.3 is not the published one (no such thing is there 0 times, not 1): "
         "pip install --force-reinstall circuitsvis==1.43.3."

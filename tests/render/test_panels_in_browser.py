@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from browsers import opened
 
-from workbench.render.circuit.html import page
-from workbench.render.panel import Panel, script_html
+from workbench.render.circuit.page import page
+from workbench.render.circuitsvis import script_html
+from workbench.render.panel import Panel
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,11 @@ from matplotlib.text import Text
 
 from workbench.errors import WorkbenchError
 from workbench.render.circuit.svg import CircuitView
-from workbench.render.figures.canvas import figure_html, over_examples
+from workbench.render.figures.bar_plots import bars
+from workbench.render.figures.canvas import figure_html
 from workbench.render.figures.grids import heatmap
-from workbench.render.figures.line_plots import bars, curve
+from workbench.render.figures.line_plots import curve
+from workbench.render.figures.notes import over_examples
 from workbench.render.plots import plot
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import OutputExists, WorkbenchError
-from workbench.render.panels import attention_panel
+from workbench.render.attention_panels import attention_panel
 from workbench.render.report import Html, report
 
 

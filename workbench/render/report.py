@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
-from workbench.render.circuit.html import page, to_html
+from workbench.render.circuit.html import to_html
+from workbench.render.circuit.page import page
 from workbench.render.circuit.svg import CircuitView
+from workbench.render.circuitsvis import script_html
 from workbench.render.figures.canvas import figure_html
-from workbench.render.panel import Panel, script_html
+from workbench.render.panel import Panel
 from workbench.render.plots import plot
 from workbench.results import versions
 from workbench.text import visible, xml

@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.evaluation.behaviours import Behaviour, areas_table, behaviours_table
 from workbench.evaluation.benchmark import Row, overview, save_rows
 from workbench.files import replaced
-from workbench.render.figures.grids import bench_figure
+from workbench.render.figures.tables import bench_figure
 from workbench.render.report import report
 
 BENCH_FILES = ("bench.parquet", "bench.html")

@@ -17,8 +17,8 @@ from workbench.discovery.scores import score_edges
 from workbench.experiment import PairsInModel
 from workbench.models.load import model_name
 from workbench.prompts.pairs import PromptPairs
+from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.svg import CircuitView
-from workbench.render.panels import attention_panel
 from workbench.statistics import interval_text, summary
 from workbench.workflows.discovery_run import DiscoveryRun
 

@@ -5,18 +5,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
+from workbench.render.circuit.view_inputs import (
+    Ends,
+    curve_rows,
+    cut_patterns,
+    default_title,
+    intervals_of_edges,
+    provenance_of,
+    scores_by_position,
+    token_labels,
+)
 from workbench.sites import Node, Shape
 
 ViewKind = Literal["component", "position"]
-Ends = tuple[str, str]
-"""Writer and reader of an edge."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,9 @@ class CircuitView:
                 "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or "
                 "NaN where unknown."
             )
-        by_pos = {} if position_scores is None else _by_position(circuit, position_scores, tokens)
-        bounds = {} if intervals is None else _intervals(circuit, intervals)
-        labels = _labels(tokens, by_pos)
+        by_pos = {} if position_scores is None else scores_by_position(circuit, position_scores, tokens)
+        bounds = {} if intervals is None else intervals_of_edges(circuit, intervals)
+        labels = token_labels(tokens, by_pos)
         edges = []
         for edge in circuit.edge_list:
             ends = edge.writer, edge.reader
@@ -126,12 +134,12 @@ class CircuitView:
         return cls(
             edges=tuple(edges),
             shape=circuit.graph.shape,
-            title=title or _title(circuit),
-            provenance=_provenance(circuit, faithfulness),
+            title=title or default_title(circuit),
+            provenance=provenance_of(circuit, faithfulness),
             tokens=labels,
-            patterns=_patterns(patterns or {}, len(labels)),
+            patterns=cut_patterns(patterns or {}, len(labels)),
             top=max(1, int(top)),
-            curve=() if curve is None else _curve(curve),
+            curve=() if curve is None else curve_rows(curve),
         )
 
     @classmethod
@@ -222,82 +230,6 @@ def _scores(circuit: Circuit) -> dict[Ends, float]:
     return {(edge.writer, edge.reader): circuit.score(edge) for edge in circuit.edge_list}
 
 
-def _title(circuit: Circuit) -> str:
-    task = circuit.attrs.get("task")
-    if task:
-        return f"Circuit for {task}"
-    return "Circuit"
-
-
-def _labels(tokens: Sequence[str] | None, by_pos: Mapping[Ends, tuple[float, ...]]) -> tuple[str, ...]:
-    """The tokens, or the numbers of the positions that have scores."""
-    if tokens is not None:
-        return tuple(tokens)
-    length = max(map(len, by_pos.values()), default=0)
-    return tuple(map(str, range(length)))
-
-
-def _patterns(
-    patterns: Mapping[tuple[int, int], np.ndarray], length: int
-) -> dict[tuple[int, int], np.ndarray]:
-    """The patterns [query_pos, key_pos], cut to `length` positions; whole where no positions are known."""
-    shown = {}
-    for (layer, head), pattern in patterns.items():
-        values = np.asarray(pattern, dtype=float)
-        if values.ndim != 2 or min(values.shape) < length:
-            raise CircuitError(
-                f"The pattern of a{layer}.{head} has shape {values.shape}; one of [query_pos, key_pos] for a "
-                "prompt of "
-                f"{length} tokens is needed. Select one example, as in pattern[example, head]."
-            )
-        shown[int(layer), int(head)] = values[:length, :length] if length else values
-    return shown
-
-
-def _intervals(circuit: Circuit, intervals: xr.Dataset) -> dict[Ends, tuple[float, float]]:
-    for name in ("low", "high"):
-        if name not in intervals or set(intervals[name].dims) != {"writer", "reader"}:
-            raise CircuitError(
-                "intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them."
-            )
-    low, high = (_in_graph_order(circuit, intervals[name]) for name in ("low", "high"))
-    bounds = {}
-    for edge in circuit.edge_list:
-        at = circuit.graph.index(edge)
-        if np.isfinite(low[at]) and np.isfinite(high[at]):
-            bounds[edge.writer, edge.reader] = (float(low[at]), float(high[at]))
-    return bounds
-
-
-def _in_graph_order(circuit: Circuit, table: xr.DataArray) -> np.ndarray:
-    """[writer, reader] values in the order of the graph's names."""
-    for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-        named = axis in table.coords and sorted(map(str, table[axis].values)) == sorted(names)
-        if not named:
-            raise CircuitError(
-                f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}."
-            )
-        table = table.sel({axis: list(names)})
-    return table.transpose("writer", "reader").values
-
-
-def _curve(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
-    names = ("n_edges", "faithfulness", "low", "high")
-    missing = [name for name in names if name not in curve.variables]
-    if missing:
-        raise CircuitError(
-            f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns."
-        )
-    if curve.attrs.get("ranked_by") != "circuit":
-        raise CircuitError(
-            "The picture shows a circuit's own strongest edges, and this curve is of others: give what "
-            "faithfulness_curve(circuit, ...) returns, with the circuit in place of scores."
-        )
-    columns = [np.asarray(curve[name].values, dtype=float) for name in names]
-    rows = sorted(row for row in zip(*columns, strict=True) if np.isfinite(row[1]))
-    return tuple((int(n), float(share), float(low), float(high)) for n, share, low, high in rows)
-
-
 def _order(name: str) -> tuple[int, int, int]:
     """A key that sorts nodes from input to logits: by layer, heads before the MLP."""
     node = Node.parse(name)
@@ -308,64 +240,3 @@ def _order(name: str) -> tuple[int, int, int]:
     if node.head is not None:
         return node.layer, 0, node.head
     return node.layer, 1, node.neuron or 0
-
-
-def _provenance(circuit: Circuit, faithfulness: tuple[float, float, float] | None) -> tuple[str, ...]:
-    """The facts under a title.
-
-    Model, data, metric, method, size and faithfulness, as far as they are known.
-    """
-    attrs: Mapping[str, Any] = circuit.attrs
-    facts = []
-    if "model" in attrs:
-        facts.append(f"model {attrs['model']}")
-    data = attrs.get("task") or attrs.get("data")
-    if data:
-        facts.append(f"data {data}" + (f" ({attrs['n']} prompts)" if "n" in attrs else ""))
-    metric, value = attrs.get("metric"), attrs.get("value")
-    if metric:
-        facts.append(f"metric {metric}" + (f" ({value})" if value else ""))
-    elif value:
-        facts.append(f"value {value}")
-    if "method" in attrs:
-        facts.append(f"method {attrs['method']}")
-    facts.append(f"{circuit.n_edges} of {circuit.graph.n_edges} edges")
-    if faithfulness is not None:
-        share, low, high = faithfulness
-        facts.append(f"faithfulness {share:.2f} [{low:.2f}, {high:.2f}]")
-    return tuple(facts)
-
-
-def _by_position(
-    circuit: Circuit, scores: xr.DataArray, tokens: Sequence[str] | None
-) -> dict[Ends, tuple[float, ...]]:
-    """The scores of every edge at each position, up to the last token or the last position with a score."""
-    if set(scores.dims) != {"writer", "reader", "pos"}:
-        raise CircuitError(
-            f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt "
-            "is needed. "
-            "Select an example, as in scores.isel(example=0)."
-        )
-    scores = scores.transpose("writer", "reader", "pos")
-    for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):
-        if axis in scores.coords:
-            fits = tuple(map(str, scores[axis].values)) == names
-        else:
-            fits = scores.sizes[axis] == len(names)
-        if not fits:
-            raise CircuitError(
-                f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
-            )
-    values = scores.values.astype(float)  # [writer, reader, pos]
-    measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
-    last = int(measured[-1]) + 1 if len(measured) else 0
-    if tokens is not None and last > len(tokens):
-        raise CircuitError(
-            f"position_scores reaches position {last - 1}, but there are {len(tokens)} tokens."
-        )
-    length = last if tokens is None else min(len(tokens), values.shape[2])
-    rows = {}
-    for edge in circuit.edge_list:
-        row = values[circuit.graph.index(edge)][:length]
-        rows[edge.writer, edge.reader] = tuple(float(score) for score in row)
-    return rows

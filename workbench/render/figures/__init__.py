@@ -1,7 +1,8 @@
 """Figures of matplotlib, without pyplot and without a global theme.
 
-`canvas` has what all of them share: style, palettes, axes with tokens, titles. `grids` (cells of colour) and
-`line_plots` (lines and bars) draw one result each from it, and `circuit_plots`, `probe_plots` and
-`sweep_plots` combine these for one kind of study. Begin with `line_plots.bars`; users call `plot`, which
-chooses.
+`canvas` (style, palettes), `notes`, `headings` and `axis_labels` have what all of them share. `bar_plots`,
+`line_plots`, `grids` and `tables` (both of `cells`) draw one result each from it. `circuit_plots`,
+`probe_plots` and `sweep_plots` (of `sweep_panels` on `sheets`) combine these for one kind of study;
+`array_plots` and `dataset_plots` choose by axes and by variables. Each imports only from those before it.
+Begin with `bar_plots.bars`; users call `plot`, which chooses.
 """

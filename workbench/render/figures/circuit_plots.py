@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
+from workbench.render.figures.bar_plots import bars, draw_bars
 from workbench.render.figures.canvas import (
     DASHED,
     GREY,
@@ -24,13 +25,13 @@ from workbench.render.figures.canvas import (
     SERIES,
     Picture,
     light_grid,
-    noted,
     plain_ticks,
-    set_heading,
     settled,
     styled,
 )
-from workbench.render.figures.line_plots import bars, curve, draw_bars, side_by_side
+from workbench.render.figures.headings import set_heading
+from workbench.render.figures.line_plots import curve, side_by_side
+from workbench.render.figures.notes import noted
 from workbench.render.writing import BLUE, RED, shorten
 from workbench.statistics import interval_text
 from workbench.text import visible

@@ -1,39 +1,23 @@
-"""Grids of coloured cells.
+"""Grids of coloured cells: one (`heatmap`), or one for each cell of further axes (`heatmaps`).
 
-One (`heatmap`), one for each cell of further axes (`heatmaps`), or with a text in every cell.
-
-Begin with `cells`, which all of them use. Which grid fits a result is decided in `plots`.
+Begin with `heatmap`. The cells themselves are drawn by `cells`; which grid fits a result is decided in
+`array_plots`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import (
-    GROUND,
-    Picture,
-    axes_of,
-    check_filled,
-    label_axis,
-    labels_of,
-    noted,
-    over_examples,
-    palette,
-    set_heading,
-    set_title,
-    settled,
-    styled,
-    word,
-)
+from workbench.render.figures.axis_labels import labels_of
+from workbench.render.figures.canvas import Picture, palette, settled, styled
+from workbench.render.figures.cells import cells, colour_bar, label_cells
+from workbench.render.figures.headings import set_heading, set_title, word
+from workbench.render.figures.notes import axes_of, check_filled, noted, over_examples
 from workbench.render.writing import shorten
 from workbench.text import visible
 
@@ -42,42 +26,6 @@ MOST_PANELS = 48
 _SMALL = {"axes.titlesize": 8.5, "axes.titleweight": "normal", "xtick.labelsize": 7, "ytick.labelsize": 7}
 FEW = 8
 """Up to 8 words on an axis beside layers and heads get a panel each."""
-
-
-def cells(
-    axes: Axes,
-    values: np.ndarray,
-    colours: dict[str, Any],
-    texts: np.ndarray | None = None,
-    *,
-    size: float = 7,
-) -> Any:
-    """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell
-    where given.
-    """
-    values = np.where(np.isfinite(values), values, np.nan)
-    axes.patch.set(**GROUND)
-    image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
-    axes.spines[:].set_visible(False)
-    if texts is not None:
-        for at in np.ndindex(values.shape):
-            _cell_text(axes, image, at, float(values[at]), str(texts[at]), size)
-    return image
-
-
-def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: str, size: float) -> None:
-    """A text in the middle of a cell: white on dark colours; where nothing was measured, on plain grey."""
-    known = bool(np.isfinite(value))
-    red, green, blue, _ = image.to_rgba(value) if known else (1, 1, 1, 1)
-    # luma of ITU-R BT.601: how bright a colour looks
-    is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-    box = None
-    if text and not known:  # hatching would run through the text
-        box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
-    axes.text(
-        at[1], at[0], text, ha="center", va="center", fontsize=size, color="white" if is_dark else "#1f2937",
-        bbox=box, clip_on=True,
-    )  # fmt: skip
 
 
 def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
@@ -166,106 +114,6 @@ def heatmaps(
         return settled(figure)
 
 
-def token_table(
-    result: xr.Dataset, *, title: str | None = None, labels: Sequence[str] | None = None
-) -> Figure:
-    """The likeliest token at every layer and position of one prompt (the first one), coloured by its
-    probability.
-
-    Args:
-        result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are
-            shown.
-    """
-    best = result.isel(rank=0) if "rank" in result.dims else result
-    if {*best["prob"].dims} - {"example"} != {"layer", "pos"}:
-        raise WorkbenchError(
-            f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. "
-            "Select with lists, as in "
-            ".isel(layer=[0])."
-        )
-    note = ""
-    if "example" in best.dims:
-        n = best.sizes["example"]
-        if n > 1:
-            first = best["example"].values[0] if "example" in best.coords else 0
-            note = f"example {first} of {n}"
-        best = best.isel(example=0)
-    prob = best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs)
-    prob = noted(prob, note)
-    known = np.isfinite(prob.values).any(0)
-    if not known.any():
-        raise WorkbenchError("There is nothing to draw: no token was read at any layer and position.")
-    prob = prob.isel(pos=slice(0, int(np.flatnonzero(known)[-1]) + 1))
-    names = best["text" if "text" in best.coords else "token"].transpose("layer", "pos").values
-    shortened = [[shorten(visible(name), 12) for name in row] for row in names]
-    texts = np.array(shortened, dtype=object)[:, : prob.sizes["pos"]]
-    texts = np.where(np.isfinite(prob.values), texts, "")
-    wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
-    width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
-    with styled():
-        figure = Picture(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
-        axes = figure.subplots()
-        image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
-        label_cells(axes, prob, labels, (width, height))
-        colour_bar(figure, image, axes, prob.name)
-        set_title(axes, prob, title)
-        return settled(figure)
-
-
-def bench_figure(table: pd.DataFrame, *, best: Literal["high", "low"] = "high") -> Figure:
-    """A table of numbers, rows x columns, coloured from worst to best, each cell with its number.
-
-    Args:
-        best: which end of the scale is good and dark.
-    """
-    return tables([Part("", table, best)])
-
-
-class Part(NamedTuple):
-    """A table of numbers with its name, and which end of the scale is good and dark."""
-
-    name: str
-    table: pd.DataFrame
-    best: Literal["high", "low"]
-
-
-def tables(parts: Sequence[Part], *, title: str | None = None) -> Figure:
-    """Tables of numbers below each other, each with a name and coloured on its own from worst to best."""
-    columns = max(part.table.shape[1] for part in parts)
-    rows = [part.table.shape[0] for part in parts]
-    size = 2.4 + 0.8 * columns, sum(1.6 + 0.3 * n for n in rows)
-    with styled():
-        figure = Picture(figsize=size, layout="constrained")
-        grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[1 + 0.3 * n for n in rows])
-        for axes, part in zip(grid[:, 0], parts, strict=True):
-            _draw_table(axes, part)
-        set_heading(figure, xr.Dataset(), title)
-        return settled(figure)
-
-
-def _draw_table(axes: Axes, part: "Part") -> None:
-    """Numbers as coloured cells with their names at the rim."""
-    values = part.table.to_numpy(dtype=float)
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    # equal numbers have no scale of their own
-    norm = Normalize(low, high if high > low else low + 1)
-    texts = np.array([[_number_text(value) for value in row] for row in values])
-    cells(axes, values, {"cmap": "Blues" if part.best == "high" else "Blues_r", "norm": norm}, texts)
-    across = [shorten(visible(name), 32) for name in part.table.columns]
-    down = [shorten(visible(name), 32) for name in part.table.index]
-    axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(range(len(down)), down, fontsize=8)
-    axes.tick_params(length=0)
-    axes.set_title(visible(part.name) if part.name else "", fontsize=9.5)
-
-
-def _number_text(value: float) -> str:
-    if np.isfinite(value):
-        return f"{value:.3f}"
-    return "not run"
-
-
 @dataclass(frozen=True)
 class _Panels:
     """A result as (panel, row, column), and what each panel is called.
@@ -316,20 +164,3 @@ def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
         return n
     square = max(1, round(np.sqrt(n * 1.6 * height / width)))
     return min(range(1, min(most, n) + 1), key=lambda across: (-n % across) + 1.5 * abs(across - square))
-
-
-def label_cells(
-    axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]
-) -> None:
-    """Words and labels on both axes of an image of `cells`; layers grow upwards."""
-    rows, columns = map(str, result.dims)
-    if rows == "layer":
-        axes.invert_yaxis()
-    label_axis(axes, "y", result, rows, labels, inches=max(inches[1], 0.4))
-    label_axis(axes, "x", result, columns, labels, inches=max(inches[0], 0.4))
-
-
-def colour_bar(figure: Figure, image: Any, axes: Any, name: object) -> None:
-    """The scale of an image, beside the axes it is for."""
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(name) if name else "")
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

@@ -1,13 +1,10 @@
-"""Lines with their intervals as bands, and bars with theirs as strokes.
+"""Lines with their intervals as bands: `curve`, one line or one for each label of a second axis.
 
-`curve` and `bars`, of one series or several.
-
-`draw_line` and `draw_bars` do the same on axes that exist. Which result becomes a line is decided in `plots`.
+`draw_line` does the same on axes that exist. Which result becomes a line is decided in `array_plots` and
+`dataset_plots`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -16,34 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
+from workbench.render.figures.axis_labels import names_of
 from workbench.render.figures.canvas import (
     DASHED,
-    GREY,
     GROUND,
-    INK,
-    LABEL,
     LEGEND,
-    POSITIONS,
     SERIES,
     Picture,
-    axes_of,
-    check_filled,
-    label_axis,
-    legend_name,
     light_grid,
-    names_of,
-    over_examples,
     plain_ticks,
-    set_title,
     settled,
     styled,
-    word,
 )
-from workbench.render.writing import BLUE, RED
+from workbench.render.figures.headings import legend_name, set_title, word
+from workbench.render.figures.notes import axes_of
 from workbench.text import visible
-
-_LONG, _LONGEST = 12, 44
-"""Names of more than 12 characters stand beside horizontal bars, cut at 44."""
 
 
 def curve(
@@ -132,136 +116,6 @@ def draw_line(
     if low is not None and high is not None:
         axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(at, mean, color=colour, marker="o", markersize=4, linewidth=1.8, label=label or None)
-
-
-def bars(
-    result: xr.DataArray,
-    *,
-    low: xr.DataArray | None = None,
-    high: xr.DataArray | None = None,
-    title: str | None = None,
-    labels: Sequence[str] | None = None,
-    reference: float | None = None,
-) -> Figure:
-    """One bar per cell of a result with one axis besides `example`; a cell that was not measured is hatched.
-
-    With two axes each label of the first is a series of its own colour. Long names lie beside horizontal
-    bars.
-
-    Args:
-        low, high: the interval of each cell, drawn as a line over its bar.
-        reference: a level to mark with a dashed line.
-    """
-    result = over_examples(result)
-    if result.ndim not in (1, 2):
-        raise WorkbenchError(
-            f"Bars need one axis besides example, or two; this result has {axes_of(result)}."
-        )
-    check_filled(result)
-    dim = str(result.dims[-1])
-    names, _ = names_of(result, dim, labels)
-    longest = max((len(visible(name)) for name in names), default=0)
-    lying = dim not in POSITIONS and longest > _LONG
-    n = result.size if result.ndim == 2 else len(names)
-    length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
-    size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
-    with styled():
-        figure = Picture(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        draw_bars(axes, result, low, high, lying=lying)
-        if reference is not None:
-            mark_reference(axes, reference, lying=lying)
-        name_bars(
-            axes, result, labels, lying=lying, length=size[lying] - (0.8 if lying else 1.2), most=_LONGEST
-        )
-        if result.ndim == 2:
-            axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND)
-        set_title(axes, result, title)
-        return settled(figure)
-
-
-def mark_reference(axes: Axes, value: float, *, lying: bool) -> None:
-    """A dashed line across the bars at a value of theirs."""
-    _Drawers.on(axes, lying).level(value, **DASHED)
-
-
-def name_bars(
-    axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, *, lying: bool, length: float, most: int,
-    quantity: str | None = None,
-) -> None:  # fmt: skip
-    """The quantity along the bars, and their names beside them.
-
-    Args:
-        length: of the axis of the names, in inches.
-        most: characters of a name beside lying bars; below standing ones they are 16.
-        quantity: by default the name of the result.
-    """
-    set_quantity = axes.set_xlabel if lying else axes.set_ylabel
-    set_quantity(quantity or word(result.name or "value"))
-    dim, which = str(result.dims[-1]), "y" if lying else "x"
-    label_axis(axes, which, result, dim, labels, inches=length, most=most if lying else LABEL)
-    if lying:  # the names say what they are
-        axes.set_ylabel("")
-
-
-@dataclass(frozen=True)
-class _Drawers:
-    """The functions that draw on axes with standing or with lying bars.
-
-    Attributes:
-        bar: at a place, of a length and a width.
-        interval: a line over a bar, from one value to another.
-        span: a band over all values, from one place to another.
-        level: a line across all bars, at a value.
-    """
-
-    bar: Callable[..., Any]
-    interval: Callable[..., Any]
-    span: Callable[..., Any]
-    level: Callable[..., Any]
-
-    @classmethod
-    def on(cls, axes: Axes, lying: bool) -> "_Drawers":
-        if lying:
-            return cls(axes.barh, axes.hlines, axes.axhspan, axes.axvline)
-        return cls(axes.bar, axes.vlines, axes.axvspan, axes.axhline)
-
-
-def draw_bars(
-    axes: Axes, result: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, *,
-    lying: bool = False, colours: Sequence[str] | None = None,
-) -> None:  # fmt: skip
-    """Bars of one series, or of several side by side, with their intervals; what was not measured is hatched.
-
-    Args:
-        colours: of the bars of one series; by default blue, and red below 0.
-    """
-    values = np.atleast_2d(np.asarray(result.values, dtype=float))  # [series, bar]
-    bounds = []
-    if low is not None and high is not None:
-        bounds = [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
-    names = [""] if result.ndim == 1 else names_of(result, str(result.dims[0]), None)[0]
-    width, known = 0.72 / len(values), np.isfinite(values)
-    draw = _Drawers.on(axes, lying)
-    for i, (row, name) in enumerate(zip(values, names, strict=True)):
-        places = np.arange(values.shape[1]) + (i - (len(values) - 1) / 2) * width
-        shown = known[i]
-        shades: Any = SERIES[i % len(SERIES)]
-        if len(values) == 1:
-            by_bar = colours or [BLUE if value >= 0 else RED for value in row]
-            shades = [by_bar[bar] for bar in np.flatnonzero(shown).tolist()]
-        # without a label matplotlib makes one of its own, which legends leave out
-        label: dict[str, Any] = {"label": legend_name(name)} if name else {}
-        draw.bar(places[shown], row[shown], width, color=shades, **label)
-        if bounds:
-            low_end, high_end = (end[i][shown] for end in bounds)
-            draw.interval(places[shown], low_end, high_end, color=INK, linewidth=1.3)
-        for place in places[~shown].tolist():
-            draw.span(place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
-    draw.level(0, color=GREY, linewidth=0.8)
-    if lying:  # the first bar at the top
-        axes.set_ylim(values.shape[1] - 0.4, -0.6)
-    light_grid(axes, "x" if lying else "y")
 
 
 def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quantity: str) -> xr.Dataset:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
+from workbench.render.figures.bar_plots import draw_bars
 from workbench.render.figures.canvas import (
     DASHED,
     GREY,
@@ -24,12 +25,11 @@ from workbench.render.figures.canvas import (
     SHADES,
     Picture,
     light_grid,
-    set_heading,
     settled,
     styled,
 )
 from workbench.render.figures.grids import MOST_PANELS
-from workbench.render.figures.line_plots import draw_bars
+from workbench.render.figures.headings import set_heading
 from workbench.text import visible
 
 CONTROLS = {

@@ -1,0 +1,101 @@
+"""Panels of attention patterns: `attention`, from a store, and `attention_panel`, from numbers.
+
+What they are given is checked in `panel_inputs`; how it looks without a script is said in `attention_svg`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import SiteError, WorkbenchError
+from workbench.render.attention_svg import attention_svg
+from workbench.render.panel import Panel
+from workbench.render.panel_inputs import (
+    as_array,
+    as_head,
+    example_of,
+)
+from workbench.render.writing import BLUE, RED, shorten
+from workbench.stores.store import ActivationStore
+from workbench.text import visible
+
+
+def attention(
+    store: ActivationStore,
+    *,
+    heads: Sequence[str | tuple[int, int] | int] | None = None,
+    layer: int | None = None,
+    prompt: int | str = 0,
+) -> Panel:
+    """Attention patterns of some heads on one prompt of a store.
+
+    Args:
+        store: holds `pattern` of the heads' layers.
+        heads: names as in "a3.4", (layer, head) pairs, or with `layer` plain numbers; None for every head of
+            `layer`.
+        layer: of heads that are plain numbers.
+        prompt: its index, or its id.
+    Raises:
+        SiteError: no heads named, text that is not a head, or heads that the model does not have.
+        StoreError: no such prompt, or no patterns of that layer.
+    """
+    example = example_of(store, prompt)
+    if heads is None:
+        if layer is None:
+            raise SiteError(
+                "Which heads? Pass heads=['a3.4', ...] or layer=3; the store has patterns of layers "
+                f"{store.layers('pattern')}."
+            )
+        heads = range(len(store["pattern", layer].prompt(example)))
+    pairs = [as_head(head, layer) for head in heads]
+    patterns: dict[int, np.ndarray] = {}  # layer -> [head, query_pos, key_pos]
+    for at, head in pairs:
+        if at not in patterns:
+            patterns[at] = store["pattern", at].prompt(example).detach().float().cpu().numpy()
+        if head not in range(len(patterns[at])):
+            raise SiteError(
+                f"There is no head a{at}.{head}: layer {at} has heads 0 to {len(patterns[at]) - 1}."
+            )
+    strings = store.prompts.strings[example]
+    values = np.zeros((len(pairs), len(strings), len(strings)))
+    for row, (at, head) in enumerate(pairs):
+        values[row] = patterns[at][head]
+    return attention_panel(strings, values, [f"a{at}.{head}" for at, head in pairs])
+
+
+def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -> Panel:
+    """Attention patterns on one prompt, given as numbers; see `attention`.
+
+    Args:
+        tokens: token strings of one prompt.
+        pattern: [head, query_pos, key_pos] attention weights.
+        names: one per head, as in `a3.4`.
+    Raises:
+        WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
+    """
+    values, names = as_array(pattern, "the attention pattern"), list(map(str, names))
+    if values.shape != (len(names), len(tokens), len(tokens)):
+        raise WorkbenchError(
+            f"A pattern of shape {values.shape} does not fit {len(names)} heads and {len(tokens)} tokens: "
+            f"[head, query_pos, key_pos] = {(len(names), len(tokens), len(tokens))} is needed."
+        )
+    if not len(names) or not len(tokens):
+        raise WorkbenchError("An attention panel needs at least one head and one token.")
+    if not np.isfinite(values).all():
+        raise WorkbenchError(
+            "The attention pattern has cells that are not finite: cut the prompt to its own length first."
+        )
+    title = "Attention of " + ", ".join(names)
+    scale = max(1.0, float(np.abs(values).max()))
+    props = {
+        "attention": np.round(values, 4),
+        "attentionHeadNames": names,
+        "maskUpperTri": not np.triu(values, 1).any(),
+        "maxValue": scale,
+        "minValue": -scale,
+        "negativeColor": RED,
+        "positiveColor": BLUE,
+        "tokens": [shorten(visible(token), 40) for token in tokens],
+    }
+    return Panel("AttentionHeads", props, attention_svg(tokens, values, names, title=title), title)

@@ -1,0 +1,71 @@
+"""Whole pages, and text that is safe inside them: `page`, `script_json`, `packed` and `asset`.
+
+All data enter scripts as JSON with `<` spelled `\\u003c`, and documents as compressed text; the page's
+Content-Security-Policy forbids every request.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from workbench.text import xml
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; font-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "", footer: str = "") -> str:
+    """One self-contained HTML page.
+
+    Args:
+        title, subtitle: plain text, escaped here.
+        sections: (heading, html); headings are escaped here, the html is taken as it is.
+        footer: html at the end of the page.
+    """
+    entries, body = "", ""
+    for number, (heading, html) in enumerate(sections, 1):
+        entries += f'<li><a href="#s{number}">{xml(heading)}</a></li>'
+        body += f'<section id="s{number}"><h2>{xml(heading)}</h2>{html}</section>'
+    contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>' if len(sections) > 1 else ""
+    below = f'<p class="subtitle">{xml(subtitle)}</p>' if subtitle else ""
+    foot = f"<footer>{footer}</footer>" if footer else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{xml(title)}</title><style>{asset('page.css')}</style></head>\n"
+        f"<body><main><h1>{xml(title)}</h1>{below}{contents}{body}{foot}"
+        "</main></body></html>\n"
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script element, whatever text is in it.
+
+    ASCII only, so U+2028 is escaped too.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def packed(text: str) -> str:
+    """Text as a browser's DecompressionStream unpacks it: gzip, base64, the same bytes everywhere."""
+    data = bytearray(gzip.compress(text.encode(), 9, mtime=0))
+    data[9] = 255  # this byte of the header names the operating system; 255 is "unknown"
+    return base64.b64encode(data).decode()
+
+
+@cache
+def asset(name: str, package: str = "workbench.render.circuit") -> str:
+    """The text of a file beside a module, of a script without the comment at its top."""
+    text = files(package).joinpath(name).read_text(encoding="utf-8")
+    if name not in ("frame.js", "panels.js"):
+        return text
+    return text[text.index("(async") :].rstrip()

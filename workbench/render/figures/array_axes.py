@@ -1,0 +1,133 @@
+"""The axes of an array as a figure shows them: without what says nothing, and only the strongest of very many.
+
+They are applied in the order of the file: `up_to_end`, `without_single`, `by_layer_and_head`,
+`strongest_cells`. Which figure is drawn of the axes is decided in
+`array_plots`.
+"""
+
+import re
+
+import numpy as np
+import xarray as xr
+
+from workbench.render.figures.notes import noted, over_examples
+
+MOST_BARS, MOST_NEURONS = 60, 64
+STRONGEST = 24
+"""The strongest 24 cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or
+`MOST_NEURONS`.
+"""
+
+
+def up_to_end(result: xr.DataArray) -> xr.DataArray:
+    """One prompt without the positions behind its end, whose tokens are ""."""
+    tokens = result.coords.get("pos_token")
+    if tokens is None or "pos" not in tokens.dims:
+        return result
+    others = tuple(i for i, dim in enumerate(tokens.dims) if dim != "pos")
+    filled = np.flatnonzero((tokens.values != "").any(others))
+    if len(filled):
+        return result.isel(pos=slice(0, int(filled[-1]) + 1))
+    return result
+
+
+def without_single(result: xr.DataArray) -> xr.DataArray:
+    """The result without axes of one label, which become notes; one axis besides `example` stays."""
+    notes = []
+    for axis in [str(axis) for axis in result.dims]:
+        if axis == "example" or result.sizes[axis] > 1:
+            continue
+        if sum(dim != "example" for dim in result.dims) == 1:
+            break
+        label = result[axis].values[0] if axis in result.coords else 0
+        notes.append(f"{axis} {label}")
+        result = result.isel({axis: 0}, drop=True)
+    return noted(result, *notes)
+
+
+def by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
+    """An axis of heads `a3.4` and MLPs `m3` as two axes, layer and head, with the MLP as the last column.
+
+    Done where there is more than one head, and no other axis than `example` and a few readers beside it. What
+    is neither (input, bias, embeddings) becomes a note.
+    """
+    dim = next((str(axis) for axis in result.dims if axis in ("writer", "component")), None)
+    others = [axis for axis in result.dims if axis not in ("example", dim)]
+    if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
+        return result
+    names = [str(name) for name in result[dim].values]
+    cells: dict[int, tuple[int, str]] = {}  # index -> layer and column
+    for i, name in enumerate(names):
+        match = re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name)
+        if match:
+            cells[i] = int(match[1] or match[3]), match[2] or "mlp"
+    rest = [i for i in range(len(names)) if i not in cells]
+    heads = {int(column) for _, column in cells.values() if column != "mlp"}
+    if len(heads) < 2 or any(names[i] not in ("input", "bias", "embed", "pos_embed") for i in rest):
+        return result
+    result = over_examples(result).transpose(*others, dim)
+    layers = sorted({layer for layer, _ in cells.values()})
+    columns = list(map(str, sorted(heads)))
+    if any(column == "mlp" for _, column in cells.values()):
+        columns.append("mlp")
+    table = np.full((*result.shape[:-1], len(layers), len(columns)), np.nan)
+    for i, (layer, column) in cells.items():
+        table[..., layers.index(layer), columns.index(column)] = result.values[..., i]
+    coords = {axis: result[axis] for axis in others}
+    coords |= {"layer": layers, "head": np.array(columns, dtype=object)}
+    dims = (*others, "layer", "head")
+    grid = xr.DataArray(table, dims=dims, coords=coords, name=result.name, attrs=result.attrs)
+    if others:
+        return grid
+    return noted(grid, *(f"{names[i]} {float(result.values[i]):+.3g}" for i in rest))
+
+
+def strongest_cells(result: xr.DataArray) -> xr.DataArray:
+    """The strongest neurons, edges or paths where there are too many to show; the rest of the axes stays.
+
+    Layers and neurons become one axis.
+    """
+    axes = [str(axis) for axis in result.dims if axis != "example"]
+    if result.sizes.get("neuron", 0) > MOST_NEURONS or ("neuron" in axes and len(axes) > 2):
+        if "layer" in axes:
+            result = _layers_and_neurons(result)
+        return _cut(result, "neuron")
+    is_ordered = axes[0] in ("layer", "pos", "query_pos", "key_pos")
+    if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and not is_ordered:
+        return _cut(_edge_names(result), axes[0])
+    return result
+
+
+def _layers_and_neurons(result: xr.DataArray) -> xr.DataArray:
+    """Neurons of all layers along one axis, named as in `m3:113`."""
+    names = [f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values]
+    coords = [name for name, coord in result.coords.items() if {"layer", "neuron"} & set(coord.dims)]
+    flat = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
+    return flat.rename(at="neuron").assign_coords(neuron=np.array(names, dtype=object))
+
+
+def _edge_names(result: xr.DataArray) -> xr.DataArray:
+    """An axis of edges with names as in `a3.4->logits`; other results as they are."""
+    if "edge" not in result.dims or not {"writer", "reader"} <= set(result.coords):
+        return result
+    ends = zip(result["writer"].values, result["reader"].values, strict=True)
+    names = [f"{writer}->{reader}" for writer, reader in ends]
+    return result.drop_vars(("writer", "reader")).assign_coords(edge=np.array(names, dtype=object))
+
+
+def _cut(result: xr.DataArray, axis: str) -> xr.DataArray:
+    """The strongest cells along an axis, which becomes the first besides `example`."""
+    shown = result.isel({axis: by_strength(result.transpose(axis, ...))[:STRONGEST]})
+    if shown.sizes[axis] < result.sizes[axis]:
+        shown = noted(shown, f"the {shown.sizes[axis]} strongest of {result.sizes[axis]:,} {axis}s")
+    first = [dim for dim in ("example", axis) if dim in shown.dims]
+    return shown.transpose(*first, ...)
+
+
+def by_strength(result: xr.DataArray) -> np.ndarray:
+    """Cells of the first axis by the size of their mean over examples, of other axes the largest.
+
+    Strongest first.
+    """
+    size = abs(over_examples(result)).fillna(0)
+    return np.argsort(-size.max([dim for dim in size.dims if dim != result.dims[0]]).values, kind="stable")

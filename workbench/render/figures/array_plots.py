@@ -1,0 +1,62 @@
+"""The figure of an array of effects, scores or measures, by its axes: `array_figure`.
+
+One axis makes bars (or a line over layers), two a heatmap, more a panel for each cell of the leading ones.
+"""
+
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.render.figures.array_axes import by_layer_and_head, strongest_cells, up_to_end, without_single
+from workbench.render.figures.bar_plots import bars
+from workbench.render.figures.canvas import Labels, Title
+from workbench.render.figures.grids import heatmaps
+from workbench.render.figures.line_plots import curve
+from workbench.render.figures.notes import check_filled, mean_note, noted, over_examples
+from workbench.statistics import summary
+
+TRAJECTORIES = ("logit_lens", "norms")
+"""Kinds of results that are a line over layers, with a band over examples, when layers are their only axis.
+"""
+
+
+def array_figure(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
+    if result.dtype.kind not in "bfiu":
+        raise WorkbenchError(
+            f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn."
+        )
+    if result.ndim:
+        check_filled(result)
+    if result.dims == ("example",):
+        return bars(result.rename(example="prompt"), title=title)
+    if not result.ndim:
+        raise WorkbenchError(
+            "A single number cannot be drawn: keep an axis of the result, such as its examples."
+        )
+    result = strongest_cells(by_layer_and_head(without_single(up_to_end(result))))
+    axes = [axis for axis in result.dims if axis != "example"]
+    if len(axes) > 1:
+        return heatmaps(result, title=title, labels=labels)
+    with_interval = summary(result) if result.sizes.get("example", 1) > 1 else None
+    if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
+        return _trajectory(result, with_interval, title)
+    if with_interval is None:
+        return bars(result, title=title, labels=labels)
+    return bars(result, low=with_interval["low"], high=with_interval["high"], title=title, labels=labels)
+
+
+def _trajectory(result: xr.DataArray, with_interval: xr.Dataset | None, title: Title) -> Figure:
+    """A line over layers, with a band over examples where there are several."""
+    if with_interval is None:
+        data = over_examples(result).to_dataset(name="mean")
+        return curve(data.assign_attrs(_facts(result)), x="layer", y="mean", title=title)
+    data = with_interval.assign_attrs(_facts(result))
+    return curve(data, x="layer", y="mean", low="low", high="high", title=title)
+
+
+def _facts(result: xr.DataArray) -> dict[str, Any]:
+    """Attributes of a mean over examples for a curve."""
+    note = mean_note(result) if result.sizes.get("example", 1) > 1 else ""
+    return dict(noted(result, note).attrs) | {"quantity": str(result.name or "value")}

@@ -1,0 +1,69 @@
+"""Coloured cells on axes that exist: `cells`, their labels and their colour bar.
+
+Every grid and table uses them; they know nothing of results.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.render.figures.axis_labels import label_axis
+from workbench.render.figures.canvas import GROUND
+from workbench.render.figures.headings import word
+
+
+def cells(
+    axes: Axes,
+    values: np.ndarray,
+    colours: dict[str, Any],
+    texts: np.ndarray | None = None,
+    *,
+    size: float = 7,
+) -> Any:
+    """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell
+    where given.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    axes.patch.set(**GROUND)
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
+    axes.spines[:].set_visible(False)
+    if texts is not None:
+        for at in np.ndindex(values.shape):
+            _cell_text(axes, image, at, float(values[at]), str(texts[at]), size)
+    return image
+
+
+def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: str, size: float) -> None:
+    """A text in the middle of a cell: white on dark colours; where nothing was measured, on plain grey."""
+    known = bool(np.isfinite(value))
+    red, green, blue, _ = image.to_rgba(value) if known else (1, 1, 1, 1)
+    # luma of ITU-R BT.601: how bright a colour looks
+    is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+    box = None
+    if text and not known:  # hatching would run through the text
+        box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
+    axes.text(
+        at[1], at[0], text, ha="center", va="center", fontsize=size, color="white" if is_dark else "#1f2937",
+        bbox=box, clip_on=True,
+    )  # fmt: skip
+
+
+def label_cells(
+    axes: Axes, result: xr.DataArray, labels: Sequence[str] | None, inches: tuple[float, float]
+) -> None:
+    """Words and labels on both axes of an image of `cells`; layers grow upwards."""
+    rows, columns = map(str, result.dims)
+    if rows == "layer":
+        axes.invert_yaxis()
+    label_axis(axes, "y", result, rows, labels, inches=max(inches[1], 0.4))
+    label_axis(axes, "x", result, columns, labels, inches=max(inches[0], 0.4))
+
+
+def colour_bar(figure: Figure, image: Any, axes: Any, name: object) -> None:
+    """The scale of an image, beside the axes it is for."""
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(name) if name else "")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,114 @@
+"""The figure of a Dataset, by the variables it has: `DATASETS`, in the order in which they are tried.
+
+`dataset_figure` looks a result up there. Arrays are drawn by `array_plots`, and what only one kind of study
+needs by `circuit_plots` and `probe_plots`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.render.figures import circuit_plots
+from workbench.render.figures.array_axes import MOST_BARS, STRONGEST, by_strength
+from workbench.render.figures.array_plots import array_figure
+from workbench.render.figures.bar_plots import bars
+from workbench.render.figures.canvas import Labels, Title
+from workbench.render.figures.line_plots import curve, side_by_side
+from workbench.render.figures.notes import check_filled, noted
+from workbench.render.figures.probe_plots import causal_figure, probe_figures
+from workbench.render.figures.tables import token_table
+
+
+def dataset_figure(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    names = set(map(str, result.variables))
+    for needed, draw in DATASETS:
+        if needed <= names:
+            for name in needed:
+                check_filled(result[name])
+            return draw(result, title, labels)
+    own = [str(name) for name in result.data_vars]
+    if len(own) == 1:
+        return array_figure(result[own[0]].assign_attrs(result.attrs | result[own[0]].attrs), title, labels)
+    raise WorkbenchError(
+        f"Which of {', '.join(own) or 'no variables'} is to be drawn? Pass one: plot(result[NAME])."
+    )
+
+
+def _summary(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """A mean with its interval over one axis, or the mean alone over several."""
+    y = next(name for name in ("mean", "value") if name in result.variables)
+    main, ends = result[y], [name for name in ("low", "high") if name in result.data_vars]
+    named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
+    if main.ndim == 1 and _is_numeric_axis(result, str(main.dims[0])):
+        low, high = ends if len(ends) == 2 else (*ends, None, None)[:2]
+        return curve(result, x=str(main.dims[0]), y=y, low=low, high=high, title=title)
+    if main.ndim == 1 and len(ends) == 2:
+        shown = np.arange(len(named))
+        if len(named) > MOST_BARS:
+            shown = np.sort(by_strength(named)[:STRONGEST])
+            named = noted(named, f"the {len(shown)} strongest of {len(named)}")
+        low, high = result["low"][shown], result["high"][shown]
+        return bars(named[shown], low=low, high=high, title=title, labels=labels)
+    return array_figure(named, title, labels)
+
+
+def _is_numeric_axis(result: xr.Dataset, axis: str) -> bool:
+    """Whether an axis is a quantity; heads and neurons have numbers, but no order that means anything."""
+    if axis in ("head", "kv_head", "neuron", "feature") or axis not in result.coords:
+        return False
+    return result[axis].dtype.kind in "iuf"
+
+
+def lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    data = side_by_side(result, ["logit", "tuned"], "lens", quantity="KL to the last layer (nats)")
+    return curve(data, x="layer", y="mean", low="low", high="high", over="lens", title=title)
+
+
+def _neuron_maps(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from
+    chance.
+    """
+    above_chance = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5")
+    if "concept" not in above_chance.dims:
+        above_chance = above_chance.expand_dims("concept")
+    above_chance = above_chance.assign_attrs(result.attrs).transpose("layer", "neuron", "concept")
+    return array_figure(above_chance, title, labels)
+
+
+def _top_tokens(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return token_table(result, title=title, labels=labels)
+
+
+def _probe_results(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return probe_figures(result, None, title=title)
+
+
+def _causal(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return causal_figure(result, title=title)
+
+
+def _unlabelled(
+    draw: Callable[[xr.Dataset, Title], Figure],
+) -> Callable[[xr.Dataset, Title, Labels], Figure]:
+    """The same figure with an argument for labels, which it has no axis for."""
+    return lambda result, title, labels: draw(result, title)
+
+
+DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figure]], ...] = (
+    (frozenset({"token", "prob", "layer", "pos"}), _top_tokens),
+    (frozenset({"accuracy", "k", "control_kind"}), _probe_results),
+    (frozenset({"effect", "random", "used", "edit"}), _causal),
+    (frozenset({"roc_auc", "coefficient", "neuron"}), _neuron_maps),
+    (frozenset({"tuned", "logit", "layer"}), lens_quality),
+    (frozenset({"p", "statistic", "supports"}), _unlabelled(circuit_plots.verdicts)),
+    (frozenset({"jaccard", "low", "high", "n_edges"}), _unlabelled(circuit_plots.stability)),
+    (frozenset({"missed", "needed", "node"}), _unlabelled(circuit_plots.minimality)),
+    (frozenset({"faithfulness", "low", "high", "in_sample"}), _unlabelled(circuit_plots.evaluation)),
+    (frozenset({"faithfulness"}), _unlabelled(circuit_plots.faithfulness)),
+    (frozenset({"mean"}), _summary),
+    (frozenset({"value"}), _summary),
+)
+"""Which variables a Dataset has to have for which figure; the first that fits is drawn."""

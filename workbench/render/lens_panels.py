@@ -1,0 +1,116 @@
+"""A panel of the likeliest tokens at every layer and position: `top_tokens`.
+
+It draws what `workbench.top_tokens` returns and runs no model.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import WorkbenchError
+from workbench.render.panel import Panel
+from workbench.render.panel_inputs import (
+    Decode,
+    as_decoder,
+    as_finite,
+    as_strings,
+)
+from workbench.render.token_svg import Guess, top_k_svg
+from workbench.text import visible
+
+
+def top_tokens(
+    lens: xr.Dataset,
+    decode: Decode,
+    *,
+    prompt: int = 0,
+    strings: Sequence[str] | None = None,
+    title: str = "Likeliest tokens",
+) -> Panel:
+    """The likeliest tokens at every layer and position of one prompt, from the Dataset of
+    `workbench.top_tokens`.
+
+    Args:
+        lens: (example, layer, pos, rank) `token` ids and `prob`; `example` may have been selected already.
+        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all
+            strings.
+        prompt: index along `example`.
+        strings: token strings of the prompt, for the columns.
+        title: of the figure.
+    Raises:
+        WorkbenchError: another Dataset, a prompt that is not there, or ids that `decode` does not know.
+    """
+    lens = _one_prompt(lens, prompt)
+    ids, probs = (
+        lens[name].transpose(*_LENS_AXES).values for name in ("token", "prob")
+    )  # [layer, pos, rank]
+    # a shorter prompt was not measured up to the end: there the ids are -1
+    measured = np.flatnonzero((ids >= 0).all((0, 2)))
+    if not measured.size or not ids.size:
+        raise WorkbenchError(f"Prompt {prompt} has no position with tokens at every layer.")
+    positions: list[int] = (lens["pos"].values[measured] if "pos" in lens.coords else measured).tolist()
+    if strings is not None and len(as_strings(strings)) <= max(positions):
+        raise WorkbenchError(
+            f"{len(strings)} token strings do not reach position {max(positions)} of the Dataset."
+        )
+    columns = [str(pos) if strings is None else f"{pos} {visible(strings[pos])}" for pos in positions]
+    numbers = lens["layer"].values if "layer" in lens.coords else range(len(ids))
+    layers = [f"layer {layer}" for layer in numbers]
+    ids = ids[:, measured].astype(int)
+    probs = as_finite(probs[:, measured], "The probabilities")
+    word = as_decoder(decode)
+    vocabulary, index = _by_layer(ids)
+    nothing = [[[]] for _ in layers]
+    props = {
+        "tokens": [[word(token) for token in known] for known in vocabulary],
+        # the component wants [layer, prompt, rank, pos]
+        "topkVals": probs.transpose(0, 2, 1)[:, None],
+        "topkIdxs": index.transpose(0, 2, 1)[:, None],
+        "bottomkVals": nothing,
+        "bottomkIdxs": nothing,
+        "sampleLabels": layers,
+        "firstDimensionName": "Prompt",
+        "firstDimensionLabels": [str(prompt)],
+        "thirdDimensionName": "Position",
+    }
+    cells = []
+    for layer_ids, layer_probs in zip(ids.tolist(), probs.tolist(), strict=True):
+        cells.append([_guesses(word, *cell) for cell in zip(layer_ids, layer_probs, strict=True)])
+    return Panel("TopkTokens", props, top_k_svg(columns, layers, cells, title=title), title)
+
+
+_LENS_AXES = ("layer", "pos", "rank")
+
+
+def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
+    """The (layer, pos, rank) tables of one prompt of a `workbench.top_tokens`."""
+    is_dataset = isinstance(lens, xr.Dataset)
+    if not is_dataset or not {"token", "prob"} <= set(lens) or not set(_LENS_AXES) <= set(lens.dims):
+        has = f"variables {', '.join(map(str, lens))}" if is_dataset else f"a {type(lens).__name__}"
+        raise WorkbenchError(
+            "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and "
+            f"`prob`; this has {has}."
+        )
+    if "example" not in lens.dims:
+        return lens
+    if prompt not in range(lens.sizes["example"]):
+        raise WorkbenchError(
+            f"There is no prompt {prompt}: the Dataset has examples 0 to {lens.sizes['example'] - 1}."
+        )
+    return lens.isel(example=prompt)
+
+
+def _by_layer(ids: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+    """The distinct ids of each layer as they appear, and [layer, pos, rank] indices into these lists."""
+    vocabulary, index = [], []
+    for table in ids:
+        known = list(dict.fromkeys(table.ravel().tolist()))
+        number = {token: i for i, token in enumerate(known)}
+        vocabulary.append(known)
+        index.append(np.vectorize(number.get)(table))
+    return vocabulary, np.stack(index)
+
+
+def _guesses(word: Callable[[int], str], ids: Sequence[int], probs: Sequence[float]) -> list[Guess]:
+    return [(word(token), prob) for token, prob in zip(ids, probs, strict=True)]

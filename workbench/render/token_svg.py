@@ -1,0 +1,158 @@
+"""Tokens as still pictures: `tokens_svg`, lines on the colour of values, and `top_k_svg`, tables of guesses.
+
+Which numbers are drawn is decided in `token_panels`, `lens_panels` and `neuron_panels`.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from workbench.render.panel_svg import WIDTH, document, is_dark, shade
+from workbench.render.writing import decimal, letters, shorten, signed
+from workbench.text import visible, xml
+
+Guess = tuple[str, float]
+"""A token string and its probability."""
+_LETTER = 7.3
+"""The width of a letter of class `k`, the monospaced font of tokens, in pixels."""
+_GUESSES, _TOKENS = 3000, 4000
+"""The most that one picture draws, so that a browser stays quick; a note says what was left out."""
+
+
+class TokenLine(NamedTuple):
+    """A line of tokens with a value for each, and what the line is called."""
+
+    label: str
+    strings: Sequence[str]
+    values: Sequence[float]
+
+
+def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str:
+    """Lines of tokens, each on the colour of its value and with the value under it; one scale for all lines.
+
+    Args:
+        note: what the picture leaves out, or what the numbers are.
+    """
+    scale = max((abs(value) for line in lines for value in line[2]), default=0.0) or 1.0
+    y, body, n_tokens = 50.0, "", 0
+    for label, strings, values in lines:
+        if label:
+            body += f'<text class="t" x="10" y="{decimal(y + 12)}">{xml(shorten(visible(label), 100))}</text>'
+            y += 22
+        x = 10.0
+        for string, value in zip(strings, values, strict=True):
+            n_tokens += 1
+            if n_tokens > _TOKENS:
+                continue
+            width = _token_width(string, value)
+            if x > 10 and x + width > WIDTH - 10:
+                x, y = 10.0, y + 38
+            body += _token(string, value, scale, x, y, width)
+            x += width + 2
+        y += 46
+    notes = [note, f"red −{scale:.3g}, white 0, blue +{scale:.3g}"]
+    if n_tokens > _TOKENS:
+        notes.append(f"the first {_TOKENS:,} of {n_tokens:,} tokens are drawn")
+    return document(WIDTH, y, title, _joined(notes), body)
+
+
+def _value_text(value: float) -> str:
+    if value:
+        return signed(value)
+    return "0"
+
+
+def _token_width(string: str, value: float) -> float:
+    """Wide enough for the token and for the number under it."""
+    return max(_LETTER * letters(shorten(visible(string), 40)) + 8, 5.6 * len(_value_text(value)) + 4)
+
+
+def _token(string: str, value: float, scale: float, x: float, y: float, width: float) -> str:
+    """A token on the colour of its value, with the value under it."""
+    full, number = visible(string), _value_text(value)
+    ink = " w" if is_dark(value, scale) else ""
+    size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="20"'
+    middle = decimal(x + width / 2)
+    return (
+        f'<g><title>{xml(f"{full}: {number}")}</title><rect class="b" {size} fill="{shade(value, scale)}"/>'
+        f'<text class="k c{ink}" x="{middle}" y="{decimal(y + 14)}">{xml(shorten(full, 40))}</text>'
+        f'<text class="v d" x="{middle}" y="{decimal(y + 30)}">{number}</text></g>'
+    )
+
+
+def top_k_svg(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: Sequence[Sequence[Sequence[Guess]]],
+    *,
+    title: str,
+    note: str = "",
+) -> str:
+    """A table of the likeliest tokens, with their probabilities; blocks of columns stand one under the other.
+
+    Args:
+        columns, rows: headings, such as the tokens of a prompt, and layers.
+        cells: [row][column][rank] (token string, probability), likeliest first; a cell may be empty.
+    """
+    deepest = max((len(cell) for row in cells for cell in row), default=0)
+    n_ranks = max(1, min(deepest, _GUESSES // max(1, len(rows) * len(columns))))
+    n_columns = max(1, min(len(columns), _GUESSES // max(1, len(rows) * n_ranks)))
+    notes = [note]
+    if n_ranks < deepest:
+        notes.append(f"the {n_ranks} likeliest of {deepest} are drawn")
+    if n_columns < len(columns):
+        notes.append(f"the first {n_columns} of {len(columns)} columns are drawn")
+    shown = [[cell[:n_ranks] for cell in row[:n_columns]] for row in cells]
+    room = _most_letters(shown)
+    wide, line = _LETTER * room + 52, 17.0
+    left = 16 + 6.4 * max((letters(shorten(visible(row), 20)) for row in rows), default=0)
+    across = max(1, int((WIDTH - left) // wide))
+    heights = [line * max([1, *map(len, row)]) + 6 for row in shown]
+    tops, body, y = list(accumulate(heights, initial=0.0)), "", 50.0
+    for first in range(0, n_columns, across):
+        last = min(first + across, n_columns)
+        for column in range(first, last):
+            full, x = visible(columns[column]), left + (column - first) * wide
+            heading = f"{xml(shorten(full, room + 6))}<title>{xml(f'{column}: {full}')}</title>"
+            body += f'<text class="k" x="{decimal(x + 3)}" y="{decimal(y + 12)}">{heading}</text>'
+        for name, top, row in zip(rows, tops, shown, strict=False):
+            at = f'x="{decimal(left - 8)}" y="{decimal(y + 32 + top)}"'
+            body += f'<text class="s r" {at}>{xml(shorten(visible(name), 20))}</text>'
+            for column, cell in enumerate(row[first:last]):
+                for rank, guess in enumerate(cell):
+                    corner = left + column * wide, y + 20 + top + rank * line
+                    body += _guess(guess, rank, *corner, wide - 3, line - 1)
+        y += tops[-1] + 40
+    return document(left + wide * min(across, n_columns) + 8, y, title, _joined(notes), body)
+
+
+def _most_letters(cells: Sequence[Sequence[Sequence[Guess]]]) -> int:
+    """The width of the longest token of a table, at least 6 letters."""
+    most = 6
+    for row in cells:
+        for cell in row:
+            for token, _ in cell:
+                most = max(most, letters(shorten(visible(token), 14)))
+    return most
+
+
+def _joined(notes: Iterable[str]) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def _guess(guess: Guess, rank: int, x: float, y: float, width: float, height: float) -> str:
+    """A token on the colour of its probability, with the number at its right."""
+    token, prob = guess
+    full = visible(token)
+    ink = " w" if is_dark(prob, 1.0) else ""
+    size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="{decimal(height)}"'
+    base = decimal(y + 12)
+    return (
+        f'<g><title>{xml(f"{rank + 1}. {full}: {prob:.4g}")}</title><rect {size} fill="{shade(prob, 1.0)}"/>'
+        f'<text class="k{ink}" x="{decimal(x + 3)}" y="{base}">{xml(shorten(full, 14))}</text>'
+        f'<text class="x r{ink}" x="{decimal(x + width - 4)}" y="{base}">{_plain(prob)}</text></g>'
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
