@@ -16,9 +16,8 @@ from workbench.render.panel_inputs import (
     as_head,
     example_of,
 )
-from workbench.render.writing import BLUE, RED, shorten
+from workbench.render.writing import BLUE, RED, shortened
 from workbench.stores.store import ActivationStore
-from workbench.text import visible
 
 
 def attention(
@@ -49,6 +48,7 @@ def attention(
             )
         heads = range(len(store["pattern", layer].prompt(example)))
     pairs = [as_head(head, layer) for head in heads]
+    # heads of one layer share a read: a store on disk would unpack the layer again for each
     patterns: dict[int, np.ndarray] = {}  # layer -> [head, query_pos, key_pos]
     for at, head in pairs:
         if at not in patterns:
@@ -87,6 +87,7 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
             "The attention pattern has cells that are not finite: cut the prompt to its own length first."
         )
     title = "Attention of " + ", ".join(names)
+    # attention is a share, so 1 is the darkest, also where no head attends that much
     scale = max(1.0, float(np.abs(values).max()))
     props = {
         "attention": np.round(values, 4),
@@ -96,6 +97,6 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
         "minValue": -scale,
         "negativeColor": RED,
         "positiveColor": BLUE,
-        "tokens": [shorten(visible(token), 40) for token in tokens],
+        "tokens": shortened(tokens, 40),
     }
     return Panel("AttentionHeads", props, attention_svg(tokens, values, names, title=title), title)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.render.panel_svg import WIDTH, document, is_dark, shade
-from workbench.render.writing import decimal, letters, shorten
+from workbench.render.writing import decimal, letters, shorten, shortened
 from workbench.text import visible, xml
 
 _CELLS = 12_000
@@ -29,14 +29,15 @@ def attention_svg(
     Weights that round to 0.00 are left white; of very many weights the largest are drawn, and a line says so.
     """
     n = len(strings)
+    # a grid is at most 340 wide, so that two heads stand side by side; below 3 pixels a cell cannot be seen
     cell = float(np.clip(340 / n, 3, 30))
-    labels = [shorten(visible(text), 14) for text in strings]
+    labels = shortened(strings, 14)
     longest = max(map(letters, labels))
     left, below = 12 + 6.1 * longest, 8 + 5.2 * longest
     wide, tall = left + n * cell + 30, 26 + n * cell + below + 10
     across = max(1, int(WIDTH // wide))
     floor = _weight_floor(pattern)
-    drawn = np.abs(pattern) >= max(floor, 0.005)
+    drawn = np.abs(pattern) >= max(floor, 0.005)  # less than 0.005 is written as 0.00
     scale = max(1.0, float(np.abs(pattern).max()))
     body = f'<defs><g id="axes">{_token_axes(strings, labels, cell)}</g></defs>'
     for number, name in enumerate(names):
@@ -85,6 +86,7 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
     text = f'<g transform="scale({decimal(cell)})">{paths}</g>'
     if cell < 24:
         return text
+    # dark numbers, then white ones: the colour is said once for each group, not for each number
     for style, white in (("o", False), ("o w", True)):
         rows = ""
         for row, line in enumerate(weights):

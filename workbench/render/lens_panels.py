@@ -49,21 +49,23 @@ def top_tokens(
     measured = np.flatnonzero((ids >= 0).all((0, 2)))
     if not measured.size or not ids.size:
         raise WorkbenchError(f"Prompt {prompt} has no position with tokens at every layer.")
-    positions: list[int] = (lens["pos"].values[measured] if "pos" in lens.coords else measured).tolist()
+    positions: list[int] = lens["pos"].values[measured].tolist()
     if strings is not None and len(as_strings(strings)) <= max(positions):
         raise WorkbenchError(
             f"{len(strings)} token strings do not reach position {max(positions)} of the Dataset."
         )
-    columns = [str(pos) if strings is None else f"{pos} {visible(strings[pos])}" for pos in positions]
-    numbers = lens["layer"].values if "layer" in lens.coords else range(len(ids))
-    layers = [f"layer {layer}" for layer in numbers]
+    columns = list(map(str, positions))
+    if strings is not None:
+        columns = [f"{pos} {visible(strings[pos])}" for pos in positions]
+    layers = [f"layer {layer}" for layer in lens["layer"].values]
     ids = ids[:, measured].astype(int)
     probs = as_finite(probs[:, measured], "The probabilities")
     word = as_decoder(decode)
     vocabulary, index = _by_layer(ids)
+    # the component asks for the least likely tokens too, which a lens does not read
     nothing = [[[]] for _ in layers]
     props = {
-        "tokens": [[word(token) for token in known] for known in vocabulary],
+        "tokens": [list(map(word, known)) for known in vocabulary],
         # the component wants [layer, prompt, rank, pos]
         "topkVals": probs.transpose(0, 2, 1)[:, None],
         "topkIdxs": index.transpose(0, 2, 1)[:, None],
@@ -87,7 +89,9 @@ def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
     """The (layer, pos, rank) tables of one prompt of a `workbench.top_tokens`."""
     is_dataset = isinstance(lens, xr.Dataset)
     if not is_dataset or not {"token", "prob"} <= set(lens) or not set(_LENS_AXES) <= set(lens.dims):
-        has = f"variables {', '.join(map(str, lens))}" if is_dataset else f"a {type(lens).__name__}"
+        has = f"a {type(lens).__name__}"
+        if is_dataset:
+            has = f"variables {', '.join(map(str, lens))}"
         raise WorkbenchError(
             "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and "
             f"`prob`; this has {has}."
@@ -113,4 +117,4 @@ def _by_layer(ids: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
 
 
 def _guesses(word: Callable[[int], str], ids: Sequence[int], probs: Sequence[float]) -> list[Guess]:
-    return [(word(token), prob) for token, prob in zip(ids, probs, strict=True)]
+    return list(zip(map(word, ids), probs, strict=True))

@@ -75,13 +75,15 @@ def top_samples(
     if not isinstance(k, int | np.integer) or k < 1:
         raise WorkbenchError(f"k={k}; ask for one prompt or more.")
     peaks = np.stack([table.max(0) for table in acts.tables])  # [prompt, layer, neuron]
+    # stable: prompts with equal peaks keep their order, so that the page is the same in every run
     order = np.argsort(-peaks, axis=0, kind="stable")[:k]  # [rank, layer, neuron]
     best = order.transpose(1, 2, 0).tolist()  # [layer][neuron][rank]
     tokens, values, chosen = [], [], []
     for layer, row in enumerate(best):
-        tokens.append([[acts.prompts[prompt] for prompt in ranked] for ranked in row])
+        tokens.append([])
         values.append([])
         for neuron, ranked in enumerate(row):
+            tokens[-1].append([acts.prompts[prompt] for prompt in ranked])
             values[-1].append([acts.tables[prompt][:, layer, neuron] for prompt in ranked])
             chosen += [(prompt, layer, neuron) for prompt in ranked]
     props = {
@@ -104,5 +106,7 @@ def _still(
             label += f", prompt {prompt}"
         values = acts.tables[prompt][:, layer, neuron].tolist()
         lines.append(TokenLine(label, acts.prompts[prompt], values))
-    note = f"the first {len(lines)} of {len(chosen)} are drawn" if len(chosen) > len(lines) else ""
+    note = ""
+    if len(chosen) > len(lines):
+        note = f"the first {len(lines)} of {len(chosen)} are drawn"
     return tokens_svg(lines, title=title, note=note)

@@ -1,9 +1,10 @@
 """A figure drawn by the script of circuitsvis: `Panel`, with a still picture in its place until it runs.
 
-Its components are described in `panel_components`, its script is read by `circuitsvis`. The Python of circuitsvis puts 1.3 MB of script into every figure, asks the network whether the script is
-there, and takes token text for HTML. So only its script file is used, corrected where it does that: one
-compressed copy per page, unpacked by the browser, draws any number of panels. Until it has, and wherever
-scripts do not run, each panel is a still picture.
+Its components are described in `panel_components`, its script is read by `circuitsvis`. The Python of
+circuitsvis puts 1.3 MB of script into every figure, asks the network whether the script is there, and takes
+token text for HTML. So only its script file is used, corrected where it does that: one compressed copy per
+page, unpacked by the browser, draws any number of panels. Until it has, and wherever scripts do not run, each
+panel is a still picture.
 """
 
 import base64
@@ -56,6 +57,7 @@ class Panel:
     def __post_init__(self) -> None:
         if self.component not in COMPONENTS:
             raise UnknownName("component", self.component, COMPONENTS)
+        # None stands for a property that is left out, so that callers need no branches
         props = {name: _ready(value, name) for name, value in self.props.items() if value is not None}
         check_names(self.component, props)
         check_shapes(self.component, props)

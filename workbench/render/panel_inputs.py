@@ -39,7 +39,7 @@ class NeuronActivations:
 def as_array(values: Any, what: str) -> np.ndarray:
     """The values as one array of float64; `what` names them in an error."""
     if isinstance(values, torch.Tensor):
-        return values.detach().cpu().double().numpy()
+        return values.detach().cpu().double().numpy()  # numpy has no bfloat16
     try:
         return np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
@@ -56,6 +56,7 @@ def as_finite(values: Any, what: str) -> np.ndarray:
 
 def as_strings(strings: Sequence[str]) -> list[str]:
     """A list of token strings, at least one."""
+    # a string is a sequence of strings too: its characters would pass for tokens
     if isinstance(strings, str) or not len(strings) or not all(isinstance(text, str) for text in strings):
         raise WorkbenchError(
             f"{strings!r:.60} is no list of token strings: one string for each token is needed."
@@ -69,6 +70,7 @@ def as_decoder(decode: Decode) -> Callable[[int], str]:
         return lambda token: str(decode(token))
 
     def word(token: int) -> str:
+        """The string that a list or mapping has for a token."""
         try:
             return str(decode[token])
         except (LookupError, TypeError) as error:
@@ -112,7 +114,7 @@ def as_activations(
     """One prompt with its [pos, layer, neuron] array, or several with an array each."""
     if len(strings) > 0 and isinstance(strings[0], str):
         strings, activations = [strings], [activations]  # pyright: ignore[reportAssignmentType]
-    prompts = [as_strings(row) for row in strings]
+    prompts = list(map(as_strings, strings))
     tables = [as_finite(table, "The activations") for table in activations]
     if not prompts or len(prompts) != len(tables):
         raise WorkbenchError(
@@ -134,7 +136,9 @@ def as_activations(
 
 def _labels(argument: str, labels: Sequence[object] | None, size: int) -> list[str]:
     """The labels of an axis as text, by default its indices."""
-    texts = list(map(str, range(size) if labels is None else labels))
+    if labels is None:
+        labels = range(size)
+    texts = list(map(str, labels))
     if len(texts) != size:
         raise WorkbenchError(
             f"{argument} has {len(texts)} labels for {size} of them: one for each is needed."

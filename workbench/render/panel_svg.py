@@ -1,8 +1,8 @@
 """What the still pictures of panels share: their document and style, and the colours of values.
 
-`document` puts a picture together and `shade` colours a value: blue above 0, red below. The pictures are drawn
-by `attention_svg` and `token_svg`, as SVG text that is always the same bytes; which numbers they show is
-decided in the modules of panels.
+`document` puts a picture together and `shade` colours a value: blue above 0, red below. The pictures are
+drawn by `attention_svg` and `token_svg`, as SVG text that is always the same bytes; which numbers they show
+is decided in the modules of panels.
 """
 
 from workbench.render.writing import BLUE, FONT, RED, decimal, shorten
@@ -26,13 +26,26 @@ def shade(value: float, scale: float) -> str:
     >>> shade(1.0, 1.0), shade(0.0, 1.0), shade(-2.0, 1.0)
     ('#2369b0', '#ffffff', '#c2410c')
     """
-    depth = min(abs(value) / scale, 1.0) if scale else 0.0
+    depth = 0.0
+    if scale:
+        depth = min(abs(value) / scale, 1.0)
     full = BLUE if value >= 0 else RED
-    channels = [255 + (int(full[i : i + 2], 16) - 255) * depth for i in (1, 3, 5)]  # red, green, blue
-    return "#" + "".join(f"{round(channel):02x}" for channel in channels)
+    colour = "#"
+    for i in (1, 3, 5):  # red, green, blue of #rrggbb, each from white towards the full colour
+        channel = 255 + (int(full[i : i + 2], 16) - 255) * depth
+        colour += f"{round(channel):02x}"
+    return colour
+
+
+def ink_class(value: float, scale: float) -> str:
+    """What a `class` needs besides for text on the colour of a value: " w", white, where it is dark."""
+    if is_dark(value, scale):
+        return " w"
+    return ""
 
 
 def document(width: float, height: float, title: str, note: str, body: str) -> str:
+    """A whole picture: its title, a line that says what is in it, and the body below them."""
     wide, tall = decimal(width), decimal(height)
     size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
     return (
@@ -49,5 +62,8 @@ def is_dark(value: float, scale: float) -> bool:
     luminance = 0.0
     for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):  # red, green, blue of #rrggbb
         channel = int(colour[i : i + 2], 16) / 255
-        luminance += weight * (channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4)
+        # the transfer curve of sRGB: linear near black, a power above
+        linear = channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+        luminance += weight * linear
+    # below this luminance the contrast with white is the better one
     return luminance < 0.225

@@ -70,7 +70,7 @@ def report(
     _check_sections(sections)
     path = Path(path)
     check_free(path, overwrite=overwrite)
-    shown = [_section(section) for section in sections]
+    shown = list(map(_section, sections))
     pieces = [(one.heading, one.html) for one in shown]
     if any(isinstance(item, Panel) for one in shown for item in one.items):
         # the script of all panels, once; it works wherever it stands on the page
@@ -98,14 +98,15 @@ class _Shown:
 
 def _section(section: Section) -> _Shown:
     heading, item = section[0], section[1]
-    items = item if isinstance(item, list | tuple) else [item]
+    items = [item]
+    if isinstance(item, list | tuple):
+        items = item
     try:
         html = "".join(_show(one, heading) for one in items)
     except WorkbenchError as error:
         raise WorkbenchError(f"Section {heading!r} of the report: {error}") from error
-    caption = section[2] if len(section) == 3 else ""
-    if caption:
-        html += f'<p class="caption">{xml(caption)}</p>'
+    if len(section) == 3 and section[2]:
+        html += f'<p class="caption">{xml(section[2])}</p>'
     return _Shown(heading, items, html)
 
 
@@ -164,13 +165,14 @@ def _show(item: Any, heading: str) -> str:
 
 
 def _lines(text: str) -> str:
-    return "\n".join(xml(line) for line in text.splitlines())
+    # line by line, because `xml` would spell the ends of lines as visible characters
+    return "\n".join(map(xml, text.splitlines()))
 
 
 def _table(frame: pd.DataFrame) -> str:
     """An HTML table: numbers to four significant digits and aligned on the right, everything escaped."""
     if not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index()
+        frame = frame.reset_index()  # names of rows are content; numbers from 0 are not
     numeric = []
     for kind in frame.dtypes:
         # pandas counts booleans as numbers
@@ -187,7 +189,9 @@ def _row(tag: str, texts: Iterable[str], numeric: Sequence[bool]) -> str:
     """A row of cells; those of a column of numbers are aligned on the right."""
     cells = ""
     for text, is_number in zip(texts, numeric, strict=True):
-        style = ' class="num"' if is_number else ""
+        style = ""
+        if is_number:
+            style = ' class="num"'
         cells += f"<{tag}{style}>{xml(text)}</{tag}>"
     return f"<tr>{cells}</tr>"
 
@@ -209,13 +213,17 @@ def _cell(value: Any) -> str:
 
 def _facts(item: Any) -> dict[str, str]:
     """What a result says of where it comes from."""
-    attrs = item.attrs if isinstance(item, Circuit | xr.DataArray | xr.Dataset) else {}
+    if not isinstance(item, Circuit | xr.DataArray | xr.Dataset):
+        return {}
+    attrs = item.attrs
     return {key: visible(attrs[key]) for key in _FACTS if key in attrs}
 
 
 def _footer(command: str | None, facts: dict[str, list[str]]) -> str:
     """The command, the facts of all results, and the versions of the libraries."""
-    html = f"<p>Made by</p><pre>{_lines(command)}</pre>" if command else ""
+    html = ""
+    if command:
+        html = f"<p>Made by</p><pre>{_lines(command)}</pre>"
     known = [f"{key} {', '.join(dict.fromkeys(facts[key]))}" for key in _FACTS if key in facts]
     if known:
         html += f"<p>{_dotted(known)}</p>"

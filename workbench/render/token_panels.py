@@ -38,23 +38,31 @@ def tokens(
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
     strings, numbers = as_strings(strings), as_finite(values, "The values of the tokens")
-    rows = numbers[None] if numbers.ndim == 1 else numbers  # [row, pos]
+    rows = numbers  # [row, pos]
+    if numbers.ndim == 1:
+        rows = numbers[None]
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(strings):
         raise WorkbenchError(
             f"Values of shape {numbers.shape} do not fit {len(strings)} tokens: [pos] = ({len(strings)},) or "
             "[row, pos] is needed."
         )
-    names = [f"row {i}" for i in range(len(rows))] if labels is None else list(map(str, labels))
+    names = [f"row {i}" for i in range(len(rows))]
+    if labels is not None:
+        names = list(map(str, labels))
     if len(names) != len(rows):
         raise WorkbenchError(
             f"{len(names)} labels do not fit {len(rows)} rows of values: one for each row is needed."
         )
     # a single row that was not named needs no heading
-    headings = [""] if labels is None and len(rows) == 1 else names
+    headings = names
+    if labels is None and len(rows) == 1:
+        headings = [""]
     lines = []
     for heading, row in list(zip(headings, rows.tolist(), strict=True))[:STILL_LINES]:
         lines.append(TokenLine(heading, strings, row))
-    note = f"the first {STILL_LINES} of {len(rows)} rows are drawn" if len(rows) > STILL_LINES else ""
+    note = ""
+    if len(rows) > STILL_LINES:
+        note = f"the first {STILL_LINES} of {len(rows)} rows are drawn"
     still = tokens_svg(lines, title=title, note=note)
     scale = float(np.abs(rows).max()) or 1.0
     if len(rows) == 1:
@@ -121,8 +129,10 @@ def log_probs(
         )
     if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
         raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
+    # logits in place of log-probabilities may be large enough to overflow, and are refused just below
     with np.errstate(over="ignore"):
         sums = np.exp(table).sum(1)
+    # loose, because log-probabilities of half precision are rounded; logits and probabilities are far from it
     if not (np.abs(sums - 1) < 0.02).all():
         raise WorkbenchError(
             "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
@@ -134,7 +144,7 @@ def log_probs(
     best = np.stack([np.argsort(-row, kind="stable")[:k] for row in table])  # [pos, rank]
     best_logprobs = np.take_along_axis(table, best, 1)
     word = as_decoder(decode)
-    words = [[word(token) for token in row] for row in best.tolist()]
+    words = [list(map(word, row)) for row in best.tolist()]
     props = {
         "prompt": strings,
         "topKLogProbs": best_logprobs,

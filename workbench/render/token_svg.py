@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from workbench.render.panel_svg import WIDTH, document, is_dark, shade
+from workbench.render.panel_svg import WIDTH, document, ink_class, shade
 from workbench.render.writing import decimal, letters, shorten, signed
 from workbench.text import visible, xml
 
@@ -33,7 +33,10 @@ def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str
     Args:
         note: what the picture leaves out, or what the numbers are.
     """
-    scale = max((abs(value) for line in lines for value in line[2]), default=0.0) or 1.0
+    scale = 0.0
+    for _, _, values in lines:
+        scale = max([scale, *map(abs, values)])
+    scale = scale or 1.0  # of zeros alone
     y, body, n_tokens = 50.0, "", 0
     for label, strings, values in lines:
         if label:
@@ -70,7 +73,7 @@ def _token_width(string: str, value: float) -> float:
 def _token(string: str, value: float, scale: float, x: float, y: float, width: float) -> str:
     """A token on the colour of its value, with the value under it."""
     full, number = visible(string), _value_text(value)
-    ink = " w" if is_dark(value, scale) else ""
+    ink = ink_class(value, scale)
     size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="20"'
     middle = decimal(x + width / 2)
     return (
@@ -94,7 +97,10 @@ def top_k_svg(
         columns, rows: headings, such as the tokens of a prompt, and layers.
         cells: [row][column][rank] (token string, probability), likeliest first; a cell may be empty.
     """
-    deepest = max((len(cell) for row in cells for cell in row), default=0)
+    deepest = 0
+    for row in cells:
+        deepest = max([deepest, *map(len, row)])
+    # ranks before columns: a table of fewer positions says more than one of the first guesses alone
     n_ranks = max(1, min(deepest, _GUESSES // max(1, len(rows) * len(columns))))
     n_columns = max(1, min(len(columns), _GUESSES // max(1, len(rows) * n_ranks)))
     notes = [note]
@@ -102,7 +108,9 @@ def top_k_svg(
         notes.append(f"the {n_ranks} likeliest of {deepest} are drawn")
     if n_columns < len(columns):
         notes.append(f"the first {n_columns} of {len(columns)} columns are drawn")
-    shown = [[cell[:n_ranks] for cell in row[:n_columns]] for row in cells]
+    shown = []  # [row][column][rank]
+    for row in cells:
+        shown.append([cell[:n_ranks] for cell in row[:n_columns]])
     room = _most_letters(shown)
     wide, line = _LETTER * room + 52, 17.0
     left = 16 + 6.4 * max((letters(shorten(visible(row), 20)) for row in rows), default=0)
@@ -144,7 +152,7 @@ def _guess(guess: Guess, rank: int, x: float, y: float, width: float, height: fl
     """A token on the colour of its probability, with the number at its right."""
     token, prob = guess
     full = visible(token)
-    ink = " w" if is_dark(prob, 1.0) else ""
+    ink = ink_class(prob, 1.0)
     size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="{decimal(height)}"'
     base = decimal(y + 12)
     return (

@@ -9,14 +9,26 @@ circuits or panels.
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import numpy as np
 
 from workbench.text import visible
 
-__all__ = ["BLUE", "FONT", "RED", "cut", "decimal", "letters", "shorten", "signed", "text_width", "wrap"]
+__all__ = [
+    "BLUE",
+    "FONT",
+    "RED",
+    "cut",
+    "decimal",
+    "letters",
+    "shorten",
+    "shortened",
+    "signed",
+    "text_width",
+    "wrap",
+]
 
 FONT = "Helvetica, Arial, sans-serif"
 BLUE, RED = "#2369b0", "#c2410c"
@@ -61,6 +73,11 @@ def shorten(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return text[: most - 1] + "…"
+
+
+def shortened(names: Iterable[object], most: int) -> list[str]:
+    """Each name with its invisible characters spelled, and cut to `most` characters."""
+    return [shorten(visible(name), most) for name in names]
 
 
 def wrap(pieces: Sequence[str], room: float, size: float) -> list[str]:

@@ -11,7 +11,10 @@ from workbench.text import visible, xml
 
 def controls(view: CircuitView) -> str:
     """The row of buttons, sliders and filters above a picture."""
-    hint = "" if view.has_positions else ' title="scores by position are not known"'
+    hint = ""
+    if not view.has_positions:
+        # the button stays, so that readers learn that there is such a view and why it is empty
+        hint = ' title="scores by position are not known"'
     filters = "".join(_filter(name, labels) for name, labels in _filters(view).items())
     return (
         '<nav aria-label="what is shown">'
@@ -57,6 +60,7 @@ def _prompt_choice(view: CircuitView) -> str:
 def _end_of_prompt(view: CircuitView) -> str:
     """The last words of a prompt, which tell it from others."""
     words = " ".join(visible(token).strip("·") for token in view.tokens)
+    # prompts of one task begin alike; what differs, and what is asked, stands at the end
     if len(words) <= 48:
         return words
     return "…" + words[-47:]

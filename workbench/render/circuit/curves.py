@@ -61,9 +61,12 @@ def edge_paths(
         ends = index[line.start], index[line.end]
         start, end = boxes[ends[0]], boxes[ends[1]]
         port_x = dict(end.ports).get(line.port, end.x)
+        # the curve ends inside its own two boxes, so these cannot count as obstacles
         path = _curve(start, end, port_x, np.delete(margins, ends, axis=0), along_token=line.pos is not None)
         edge = view.edges[line.edge]
-        at = "" if line.pos is None else f" at {line.pos}"
+        at = ""
+        if line.pos is not None:
+            at = f" at {line.pos}"
         title = f"{edge.writer} → {edge.reader}{at}: {signed(line.weight)}{_owner(view, edge)}"
         style = _style(edge, line.weight, strokes)
         width = decimal(strokes.width(line.weight))
@@ -100,7 +103,9 @@ def _owner(view: CircuitView, edge: ViewEdge) -> str:
         return ""
     if edge.side == "both":
         return ", in both"
-    return f", only in {view.sides[0 if edge.side == 'a' else 1]}"
+    first, second = view.sides
+    owner = {"a": first, "b": second}[edge.side]
+    return f", only in {owner}"
 
 
 def _curve(start: Box, end: Box, end_x: float, margins: np.ndarray, *, along_token: bool) -> str:
@@ -115,6 +120,7 @@ def _curve(start: Box, end: Box, end_x: float, margins: np.ndarray, *, along_tok
     best, least = np.zeros((4, 2)), 1e9
     for bow in _BOWS:
         points = _control_points(start, end, end_x, bow, along_token)
+        # a crossing costs more than any bend: the bends only decide between curves that cross equally much
         cost = _crossings(points, margins) + abs(bow) / 100
         if cost < least:
             best, least = points, cost
@@ -125,6 +131,7 @@ def _curve(start: Box, end: Box, end_x: float, margins: np.ndarray, *, along_tok
 def _control_points(start: Box, end: Box, end_x: float, bow: float, along_token: bool) -> np.ndarray:
     """[4, (x, y)] of a cubic Bézier curve that leaves and arrives upright."""
     y1, y2 = start.y - start.h / 2, end.y + end.h / 2
+    # handles in proportion to the height keep long edges upright at both ends; short ones still need a bend
     reach = max(16.0, 0.42 * (y1 - y2))
     x1, x2 = start.x, end_x
     # input and logits are as wide as the picture: an edge leaves or enters them close to where it goes or
@@ -139,6 +146,7 @@ def _control_points(start: Box, end: Box, end_x: float, bow: float, along_token:
 def _crossings(points: np.ndarray, margins: np.ndarray) -> float:
     """How many of 24 points of the curve lie in a box, or on the names of the layers at the left."""
     t = np.linspace(0.04, 0.96, 24)[:, None]  # the ends touch their own boxes
+    # the Bernstein form of a cubic Bézier curve, at all 24 points at once: [point, (x, y)]
     curve = (
         (1 - t) ** 3 * points[0]
         + 3 * (1 - t) ** 2 * t * points[1]

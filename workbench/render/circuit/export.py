@@ -38,7 +38,8 @@ def export(
         CircuitError: scores by position are not known.
         WorkbenchError: a scale that is not a positive number, or CairoSVG is not installed.
     """
-    view = CircuitView.of(view) if isinstance(view, Circuit) else view
+    if isinstance(view, Circuit):
+        view = CircuitView.of(view)
     if not isinstance(view, CircuitView):
         raise WorkbenchError(f"A {type(view).__name__} cannot be exported: a Circuit or a CircuitView can.")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not (isfinite(scale) and scale > 0):
@@ -50,6 +51,7 @@ def export(
     if ending not in ENDINGS:
         raise UnknownName("ending", ending or path.name, ENDINGS)
     check_free(path, overwrite=overwrite)
+    # drawn before the check below, because this one names an unknown kind
     text = to_svg(view, kind=kind)
     if kind == "position" and not view.has_positions:
         raise CircuitError(

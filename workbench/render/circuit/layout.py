@@ -111,20 +111,30 @@ def component_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
     group = query_heads_per_kv(view)
     columns: set[tuple[int, int, int]] = set()
     for names in live.heads.values():
-        columns.update(column_of(name, group) for name in names)
+        for name in names:
+            columns.add(column_of(name, group))
+    # with smaller boxes a circuit of many heads or layers still fits on a screen
     sizes = _COMPACT if len(columns) > 9 or len(live.heads) > 9 else _ROOMY
     rows = stacked_rows(live, pitch=sizes.pitch, mlp_step=sizes.pitch * 0.62, parallel=view.shape.parallel)
     kv_width = _kv_width(live)
     centres: dict[tuple[int, int, int], float] = {}
     x = _LEFT + sizes.gap
     for column in sorted(columns):
-        is_query_head = column[1] == 1
-        width = sizes.width if is_query_head else kv_width
-        centres[column] = x + width / 2
         # a kv head stands close to the query heads that share it
-        x += width + (sizes.gap if is_query_head else 4)
-    mlp_x = x + (sizes.width / 2 + (sizes.gap if columns else 0))
-    right = (mlp_x + sizes.width / 2 if live.mlps else x - sizes.gap) + sizes.gap
+        width, gap = kv_width, 4.0
+        is_query_head = column[1] == 1
+        if is_query_head:
+            width, gap = sizes.width, sizes.gap
+        centres[column] = x + width / 2
+        x += width + gap
+    margin = sizes.width / 2
+    if columns:  # MLPs stand apart from the heads, twice as far as heads from each other
+        margin += sizes.gap
+    mlp_x = x + margin
+    right = x - sizes.gap
+    if live.mlps:
+        right = mlp_x + sizes.width / 2
+    right += sizes.gap
     middle, whole = (right + _LEFT) / 2, right - _LEFT
     boxes = [
         Box("input", "input", "d", middle, rows.bottom, whole, 18.0),
@@ -134,8 +144,8 @@ def component_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
     for layer, names in live.heads.items():
         for name in sorted(names):
             width = kv_width if name.startswith("kv") else sizes.width
-            place = centres[column_of(name, group)], rows.attn[layer]
-            boxes.append(head_box(name, place, (width, sizes.height), ports.get(name, ""), group))
+            centre = centres[column_of(name, group)], rows.attn[layer]
+            boxes.append(head_box(name, centre, (width, sizes.height), ports.get(name, ""), group))
     for layer in sorted(live.mlps):
         name = f"m{layer}"
         boxes.append(Box(name, name, "m", mlp_x, rows.mlp[layer], sizes.width, sizes.height - 4))
@@ -169,9 +179,6 @@ def _with_reach(boxes: Sequence[Box], group: int) -> list[Box]:
     return reached
 
 
-# ---- shared by both views
-
-
 def query_heads_per_kv(view: CircuitView) -> int:
     """How many query heads share a kv head; 1 without grouped-query attention."""
     return view.shape.n_heads // view.shape.n_kv_heads
@@ -180,13 +187,16 @@ def query_heads_per_kv(view: CircuitView) -> int:
 def node_of(key: str) -> Node:
     """The node of a box, as in `a3.7@4`; a kv head `kv3.1` that several heads share is its key `a3.1<k>`."""
     name = key.split("@")[0]
-    return Node.parse(f"a{name.removeprefix('kv')}<k>" if name.startswith("kv") else name)
+    if name.startswith("kv"):
+        return Node.parse(f"a{name.removeprefix('kv')}<k>")
+    return Node.parse(name)
 
 
 def column_of(key: str, group: int) -> tuple[int, int, int]:
     """(kv group, 0 for its kv head or 1, head) of a box: sorted from left to right."""
     node = node_of(key)
     assert node.head is not None
+    # of a key node `head` is the number of its kv head, which is the number of the group
     if node.port:
         return (node.head, 0, 0)
     return (node.head // group, 1, node.head)
@@ -245,6 +255,7 @@ def head_box(key: str, centre: tuple[float, float], size: tuple[float, float], l
     """A head or kv head, with a port for each of q, k and v that something enters."""
     x, width = centre[0], size[0]
     style = "k" if key.startswith("kv") else "a"
+    # q, k and v stand in the order in which papers name them; of grouped heads k and v enter the shared box
     if style == "k":
         offsets = {"k": -width / 4, "v": width / 4}
     elif group > 1:

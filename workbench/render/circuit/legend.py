@@ -30,6 +30,7 @@ class _Entry:
 
     @property
     def indent(self) -> int:
+        """How far the label stands to the right, past a sample of the line where there is one."""
         if self.style:
             return _SAMPLE
         return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.render.circuit.view import CircuitView, ViewKind
+from workbench.render.circuit.view import CircuitView, ViewKind, by_strength
 from workbench.sites import Node
 
 _MAX_HOPS, _MIN_ATTENTION, _MAX_LINES = 3, 0.05, 2000
@@ -62,13 +62,6 @@ class _Scored:
     weight: float
 
 
-def by_strength(weight: float) -> float:
-    """A key that sorts the strongest scores first; a missing score counts as 0."""
-    if np.isfinite(weight):
-        return -abs(weight)
-    return 0.0
-
-
 def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
     """The lines that the view could draw, strongest first; of pairs of edge and position the first 2000."""
     scored = _by_edge(view) if kind == "component" else _by_position(view)
@@ -98,7 +91,9 @@ def _by_position(view: CircuitView) -> list[_Scored]:
 def _line(view: CircuitView, scored: _Scored, written: dict[str, list[int | None]]) -> Line:
     edge, pos = view.edges[scored.edge], scored.pos
     group = view.shape.n_heads // view.shape.n_kv_heads
-    at = "" if pos is None else f"@{pos}"
+    at = ""
+    if pos is not None:
+        at = f"@{pos}"
     reader = Node.parse(edge.reader)
     if reader.head is not None and reader.port in ("k", "v"):
         first = reader.head * group
@@ -166,6 +161,16 @@ def cut(lines: Sequence[Line], target: int) -> int:
     return min(low + 1, len(lines))
 
 
+def n_strongest(view: CircuitView, lines: Sequence[Line], target: int) -> int:
+    """How many of the strongest lines to consider for a picture of about `target`: see `cut`.
+
+    All of them where the view has no scores, because then none is stronger than another.
+    """
+    if view.scored:
+        return cut(lines, target)
+    return len(lines)
+
+
 def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
     """The attention that joins keys and values to the heads that read them.
 
@@ -190,9 +195,10 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
         pattern = view.patterns.get((layer, head))
         if pattern is None:
             continue
-        box = writer if group == 1 else f"kv{layer}.{head // group}"
         # a head without a kv box of its own would need a hop from a position to itself: a loop on one box
-        last = query - 1 if group == 1 else query
+        box, last = writer, query - 1
+        if group > 1:
+            box, last = f"kv{layer}.{head // group}", query
         keys = {key for key in entered.get(box, ()) if key <= last}
         for key in _most_attended(pattern[query], keys):
             hops.append(Hop(writer, f"{box}@{key}", f"{writer}@{query}", float(pattern[query, key])))
@@ -206,6 +212,9 @@ def _most_attended(weights: np.ndarray, keys: Iterable[int]) -> list[int]:
         weights: [key_pos] attention of one query.
     """
     ranked = sorted((-float(weights[key]), key) for key in keys if np.isfinite(weights[key]))
-    return [
-        key for rank, (weight, key) in enumerate(ranked[:_MAX_HOPS]) if rank == 0 or -weight >= _MIN_ATTENTION
-    ]
+    attended = []
+    for rank, (weight, key) in enumerate(ranked[:_MAX_HOPS]):
+        # the first is drawn however weak: without any hop the head would seem to read from nowhere
+        if rank == 0 or -weight >= _MIN_ATTENTION:
+            attended.append(key)
+    return attended

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.text import xml
 
+# No request at all, so a page that is opened years later shows the same and tells nobody that it was opened.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; font-src data:; "
@@ -33,9 +34,13 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "",
     for number, (heading, html) in enumerate(sections, 1):
         entries += f'<li><a href="#s{number}">{xml(heading)}</a></li>'
         body += f'<section id="s{number}"><h2>{xml(heading)}</h2>{html}</section>'
-    contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>' if len(sections) > 1 else ""
-    below = f'<p class="subtitle">{xml(subtitle)}</p>' if subtitle else ""
-    foot = f"<footer>{footer}</footer>" if footer else ""
+    contents, below, foot = "", "", ""
+    if len(sections) > 1:
+        contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>'
+    if subtitle:
+        below = f'<p class="subtitle">{xml(subtitle)}</p>'
+    if footer:
+        foot = f"<footer>{footer}</footer>"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -51,6 +56,7 @@ def script_json(value: Any) -> str:
 
     ASCII only, so U+2028 is escaped too.
     """
+    # NaN is no JSON, and would stop the whole script: better an error while the page is made
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
@@ -68,4 +74,5 @@ def asset(name: str, package: str = "workbench.render.circuit") -> str:
     text = files(package).joinpath(name).read_text(encoding="utf-8")
     if name not in ("frame.js", "panels.js"):
         return text
+    # the comment is for readers of the repository, and every figure of a page would repeat it
     return text[text.index("(async") :].rstrip()

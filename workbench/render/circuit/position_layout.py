@@ -56,10 +56,13 @@ def position_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
     """Boxes of the position view: a column for each token, and in it the heads of a layer side by side."""
     live = Live.of(lines)
     rows = stacked_rows(live, pitch=66.0, mlp_step=40.0, parallel=view.shape.parallel)
-    keys = sorted({line.start for line in lines} | {line.end for line in lines})
+    ends: set[str] = set()
+    for line in lines:
+        ends |= {line.start, line.end}
+    keys = sorted(ends)  # sorted, because the order of a set changes from run to run
     group = query_heads_per_kv(view)
     cells = _heads_by_cell(keys, group)
-    columns = _token_columns(len(view.tokens), cells, {position_of(key) for key in keys})
+    columns = _token_columns(len(view.tokens), cells, set(map(position_of, keys)))
     labels = _token_labels(view, columns.centres, rows.bottom)
     centres = {pos: x + labels.shift for pos, x in columns.centres.items()}
     right = columns.right + labels.shift
@@ -125,14 +128,17 @@ def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> _La
     """Token and index under each column: level where all of them fit, slanted otherwise."""
     names = {}
     for pos in centres:
-        names[pos] = visible(view.tokens[pos]) if pos < len(view.tokens) else str(pos)
+        names[pos] = str(pos)
+        if pos < len(view.tokens):
+            names[pos] = visible(view.tokens[pos])
     labels = {pos: shorten(name, _LABEL) for pos, name in names.items()}
     widths = {pos: text_width(label, 11.0) for pos, label in labels.items()}
     room = min((right - left for left, right in pairwise(sorted(centres.values()))), default=60.0)
     slanted = max(widths.values()) + 3 > room
-    shift = 0.0
+    shift, height = 0.0, 38.0
     if slanted:  # 0.77 and 0.65 are the cosine and sine of the angle, 40 degrees, rounded up
         shift = max(0.0, *(4 + 0.77 * widths[pos] - x for pos, x in centres.items()))
+        height = 34 + 0.65 * max(widths.values())
     text = ""
     for pos, centre in centres.items():
         x = centre + shift
@@ -144,5 +150,4 @@ def _token_labels(view: CircuitView, centres: dict[int, float], y: float) -> _La
             at = f'x="{decimal(x)}" y="{decimal(y + 31)}" text-anchor="middle"'
         title = f"<title>{xml(names[pos])} at position {pos}</title>"
         text += f'<text class="a" {at}>{xml(labels[pos])}{title}</text>'
-    height = 34 + 0.65 * max(widths.values()) if slanted else 38.0
     return _Labels(text, height, shift)

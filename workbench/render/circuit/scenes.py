@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.render.circuit.controls import controls
-from workbench.render.circuit.lines import Line, alive, cut, lines_of
+from workbench.render.circuit.lines import Line, alive, cut, lines_of, n_strongest
 from workbench.render.circuit.page import asset, script_json
 from workbench.render.circuit.svg import Drawing, draw
 from workbench.render.circuit.view import CircuitView, ViewKind
@@ -29,11 +29,11 @@ def frame_document(view: CircuitView) -> str:
     data = {
         "scored": view.scored,
         "title": visible(view.title),
-        "prompts": [[visible(token) for token in one.tokens] for one in prompts],
+        "prompts": [list(map(visible, one.tokens)) for one in prompts],
         "edges": [_edge(prompts, i) for i in range(len(view.edges))],
         "patterns": [_patterns(one, _PATTERN_CELLS // len(prompts)) for one in prompts],
         "curve": [[n, *map(_round, shares)] for n, *shares in view.curve],
-        "sides": [visible(name) for name in view.sides],
+        "sides": list(map(visible, view.sides)),
         "scenes": {scene.name: scene.data for scene in scenes},
     }
     pictures = "".join(scene.html for scene in scenes)
@@ -65,12 +65,13 @@ def _scenes(view: CircuitView) -> list[_Scene]:
 
 
 def _component_scenes(view: CircuitView) -> list[_Scene]:
+    """The component view with every line, and where that is much larger one of the strongest alone."""
     lines = lines_of(view, "component")
-    start = cut(lines, view.top) if view.scored else len(lines)
+    start = n_strongest(view, lines, view.top)
     shown = alive(lines)
     first = {"start": len(set(lines[:start]) & set(shown)), "known": view.count("component")}
     scenes = [_scene(view, "component", "component", shown, first)]
-    strongest = lines[: cut(lines, int(_NEAR * view.top))] if view.scored else lines
+    strongest = lines[: n_strongest(view, lines, int(_NEAR * view.top))]
     near = alive(strongest)
     if 2 * len(near) < len(shown):
         # a picture of the strongest alone, without the room that the rest takes
@@ -80,8 +81,9 @@ def _component_scenes(view: CircuitView) -> list[_Scene]:
 
 
 def _position_scene(view: CircuitView, name: str) -> _Scene:
+    """The position view of one prompt."""
     lines = lines_of(view, "position")
-    start = cut(lines, view.top) if view.scored else len(lines)
+    start = n_strongest(view, lines, view.top)
     # every position would be too many lines: twice those shown at first leave the slider room
     shown = alive(lines[: cut(lines, 2 * view.top)])
     first = {"start": len(set(lines[:start]) & set(shown)), "known": view.count("position")}
@@ -100,6 +102,7 @@ def _scene(
 
 def _scene_data(drawing: Drawing) -> dict[str, Any]:
     """Lines, hops and boxes by number, as `circuit.js` says at its top."""
+    # numbers in place of names, which a page would repeat for thousands of lines
     box_numbers = {box.key: number for number, box in enumerate(drawing.boxes)}
     unit_numbers = {"input": 0, "logits": 1}
     rows = []
@@ -142,9 +145,10 @@ def _edge(views: Sequence[CircuitView], index: int) -> dict[str, Any]:
         "h": _heads_read(views[0], index),
         "t": port,
     }
-    row["p"] = [[_round(x) for x in view.edges[index].by_pos] for view in views]
+    row["p"] = [list(map(_round, view.edges[index].by_pos)) for view in views]
+    # what is not known is left out: a page repeats these keys for every edge
     if edge.interval is not None:
-        row["i"] = [_round(end) for end in edge.interval]
+        row["i"] = list(map(_round, edge.interval))
     if edge.side:
         row["c"] = ("a", "b", "both").index(edge.side)
     return row
@@ -156,13 +160,16 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
     Args:
         room: the most cells; patterns that no longer fit are left out.
     """
-    heads = dict.fromkeys(head for i in range(len(view.edges)) for head in _heads_read(view, i))
+    heads: dict[str, None] = {}  # in order, each once
+    for i in range(len(view.edges)):
+        heads |= dict.fromkeys(_heads_read(view, i))
     encoded = {}
     for name in heads:
         layer, head = map(int, name.split("."))
         pattern = view.patterns.get((layer, head))
         if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
             continue
+        # a large pattern is passed over, so that smaller ones behind it may still fit
         room -= pattern.size
         bytes_of_weights = np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254)
         cells = np.where(np.isfinite(pattern), bytes_of_weights, 255).astype(np.uint8)

@@ -14,7 +14,7 @@ from workbench.errors import UnknownName
 from workbench.render.circuit.curves import Strokes, edge_paths, hop_path
 from workbench.render.circuit.layout import Box, component_layout
 from workbench.render.circuit.legend import legend
-from workbench.render.circuit.lines import Hop, Line, alive, cut, hops_of, lines_of
+from workbench.render.circuit.lines import Hop, Line, alive, hops_of, lines_of, n_strongest
 from workbench.render.circuit.position_layout import position_layout
 from workbench.render.circuit.view import CircuitView, ViewKind
 from workbench.render.writing import FONT, decimal, wrap
@@ -72,13 +72,13 @@ def to_svg(view: CircuitView, *, kind: ViewKind = "component") -> str:
     if kind not in get_args(ViewKind):
         raise UnknownName("kind", kind, get_args(ViewKind))
     lines = lines_of(view, kind)
-    n_considered = cut(lines, view.top) if view.scored else len(lines)
+    n_considered = n_strongest(view, lines, view.top)
     shown = alive(lines[:n_considered])
     known = view.count(kind)
     note = ""
     if len(shown) < known:
-        what = "edges" if kind == "component" else "pairs of edge and position"
-        note = f"drawn: {len(shown)} on complete paths among the {n_considered} strongest of {known} {what}"
+        noun = {"component": "edges", "position": "pairs of edge and position"}[kind]
+        note = f"drawn: {len(shown)} on complete paths among the {n_considered} strongest of {known} {noun}"
     return draw(view, kind, shown, note=note).svg
 
 
@@ -86,13 +86,16 @@ def draw(view: CircuitView, kind: ViewKind, lines: Sequence[Line], *, note: str 
     """These lines of a view, laid out and drawn; without any, a message says why there are none."""
     if not lines:
         return Drawing(_message(view, kind), _MESSAGE_WIDTH, (), (), ())
-    hops = hops_of(view, lines) if kind == "position" else []
-    layout = component_layout(view, lines) if kind == "component" else position_layout(view, lines)
+    if kind == "component":
+        hops, layout = [], component_layout(view, lines)
+    else:
+        hops, layout = hops_of(view, lines), position_layout(view, lines)
     boxes, width = layout.boxes, max(layout.width, _MIN_WIDTH)
     index = {box.key: number for number, box in enumerate(boxes)}
     heading, top = _heading(view, [*view.provenance, note], width)
     strokes = Strokes.of(lines)
     key = legend(view, kind, strokes, hops=bool(hops), width=width, y=layout.height + 16)
+    # in the order of painting: boxes hide the ends of edges, so that edges seem to begin at their rims
     body = [
         layout.background,
         *edge_paths(view, lines, boxes, index, strokes),
@@ -130,12 +133,12 @@ def _message(view: CircuitView, kind: ViewKind) -> str:
 
 def _heading(view: CircuitView, facts: Sequence[str], width: float) -> tuple[str, float]:
     """Title and facts, wrapped to the width, and the height they take."""
-    titles = wrap([view.title], width - 32, 16.0) if view.title else []
     text, y = "", 10.0
-    for row in titles:
+    # set in 15 pixels and measured in 16, because bold letters are wider
+    for row in wrap(list(filter(None, [view.title])), width - 32, 16.0):
         y += 18
         text += f'<text class="t" x="16" y="{decimal(y)}">{xml(row)}</text>'
-    for row in wrap([fact for fact in facts if fact], width - 32, 11.0):
+    for row in wrap(list(filter(None, facts)), width - 32, 11.0):
         y += 15
         text += f'<text class="s" x="16" y="{decimal(y)}">{xml(row)}</text>'
     return text, y + 10
@@ -151,9 +154,11 @@ def _box(box: Box) -> str:
     size = f'width="{decimal(box.w)}" height="{decimal(box.h)}"'
     text += f'<rect class="{box.style}" x="{decimal(left)}" y="{decimal(top)}" {size} rx="5"/>'
     if box.label:
-        style = "l w" if box.style == "d" else "l"
-        # the label makes room for the letters of the ports below it
-        y = box.y + 3.8 - (4.2 if box.ports else 0)
+        style, y = "l", box.y + 3.8
+        if box.style == "d":
+            style = "l w"
+        if box.ports:  # the label makes room for the letters of the ports below it
+            y -= 4.2
         text += f'<text class="{style}" x="{decimal(box.x)}" y="{decimal(y)}">{xml(box.label)}</text>'
     for port, x in box.ports:
         y = decimal(box.y + box.h / 2 - 2.5)

@@ -118,14 +118,15 @@ class CircuitView:
         >>> CircuitView.of(Circuit.full(Shape(1, 1, 1, 8, 8, 16, 50, 16))).nodes
         ('input', 'a0.0', 'm0', 'logits')
         """
+        # a node of one position or neuron has no box of its own: many would lie on top of each other
         circuit = circuit.collapsed
         if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
             raise CircuitError(
                 "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or "
                 "NaN where unknown."
             )
-        by_pos = {} if position_scores is None else scores_by_position(circuit, position_scores, tokens)
-        bounds = {} if intervals is None else intervals_of_edges(circuit, intervals)
+        by_pos = scores_by_position(circuit, position_scores, tokens)
+        bounds = intervals_of_edges(circuit, intervals)
         labels = token_labels(tokens, by_pos)
         edges = []
         for edge in circuit.edge_list:
@@ -139,7 +140,7 @@ class CircuitView:
             tokens=labels,
             patterns=cut_patterns(patterns or {}, len(labels)),
             top=max(1, int(top)),
-            curve=() if curve is None else curve_rows(curve),
+            curve=curve_rows(curve),
         )
 
     @classmethod
@@ -155,11 +156,12 @@ class CircuitView:
         a, b = a.collapsed, b.collapsed
         union = cls.of(a | b, title=title or f"{names[0]} and {names[1]}", top=top)
         of_a, of_b = _scores(a), _scores(b)
+        weights = of_b | of_a  # an edge of both has the score of the first
         edges = []
         for edge in union.edges:
-            weight = of_a[edge.ends] if edge.ends in of_a else of_b[edge.ends]
+            weight = weights[edge.ends]
             edges.append(replace(edge, weight=weight, side=_side(edge.ends in of_a, edge.ends in of_b)))
-        edges.sort(key=lambda edge: -abs(edge.weight) if np.isfinite(edge.weight) else 0.0)
+        edges.sort(key=lambda edge: by_strength(edge.weight))
         facts = (
             *union.provenance,
             f"only in {names[0]} {len(of_a.keys() - of_b.keys())}",
@@ -177,6 +179,7 @@ class CircuitView:
         """
         if not views:
             raise CircuitError("on_prompts: give at least one view.")
+        # edges are matched by index between prompts, so their order must be the same, not only their set
         first = [edge.ends for edge in views[0].edges]
         for view in views[1:]:
             if [edge.ends for edge in view.edges] != first:
@@ -189,9 +192,9 @@ class CircuitView:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The components at either end of an edge, from input to logits."""
-        names = {edge.writer for edge in self.edges} | {
-            str(Node.parse(edge.reader).component) for edge in self.edges
-        }
+        names: set[str] = set()
+        for edge in self.edges:
+            names |= {edge.writer, str(Node.parse(edge.reader).component)}
         return tuple(sorted(names, key=_order))
 
     @property
@@ -216,6 +219,13 @@ class CircuitView:
             scores = np.asarray(edge.by_pos, dtype=float)
             known += int((np.isfinite(scores) & (scores != 0)).sum())
         return known
+
+
+def by_strength(weight: float) -> float:
+    """A key that sorts the strongest scores first; a missing score counts as 0."""
+    if np.isfinite(weight):
+        return -abs(weight)
+    return 0.0
 
 
 def _side(in_a: bool, in_b: bool) -> str:

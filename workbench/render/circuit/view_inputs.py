@@ -1,4 +1,4 @@
-"""What a `CircuitView` is made of, checked against the circuit: scores by position, patterns, intervals, curve.
+"""What a `CircuitView` is made of, checked against the circuit: scores, patterns, intervals and a curve.
 
 Each function returns plain tuples and dicts, which are all that a picture needs.
 """
@@ -17,6 +17,7 @@ Ends = tuple[str, str]
 
 
 def default_title(circuit: Circuit) -> str:
+    """The title of a circuit without one: its task, where that is known."""
     task = circuit.attrs.get("task")
     if task:
         return f"Circuit for {task}"
@@ -44,17 +45,22 @@ def cut_patterns(
                 "prompt of "
                 f"{length} tokens is needed. Select one example, as in pattern[example, head]."
             )
-        shown[int(layer), int(head)] = values[:length, :length] if length else values
+        if length:
+            values = values[:length, :length]
+        shown[int(layer), int(head)] = values
     return shown
 
 
-def intervals_of_edges(circuit: Circuit, intervals: xr.Dataset) -> dict[Ends, tuple[float, float]]:
+def intervals_of_edges(circuit: Circuit, intervals: xr.Dataset | None) -> dict[Ends, tuple[float, float]]:
+    """Low and high of the score of every edge that has both; without intervals none."""
+    if intervals is None:
+        return {}
     for name in ("low", "high"):
         if name not in intervals or set(intervals[name].dims) != {"writer", "reader"}:
             raise CircuitError(
                 "intervals needs `low` and `high` over (writer, reader), as wb.summary(scores) gives them."
             )
-    low, high = (_in_graph_order(circuit, intervals[name]) for name in ("low", "high"))
+    low, high = _in_graph_order(circuit, intervals["low"]), _in_graph_order(circuit, intervals["high"])
     bounds = {}
     for edge in circuit.edge_list:
         at = circuit.graph.index(edge)
@@ -71,17 +77,22 @@ def _in_graph_order(circuit: Circuit, table: xr.DataArray) -> np.ndarray:
             raise CircuitError(
                 f"intervals belongs to another graph: its {axis}s are not those of {circuit.graph}."
             )
+        # by name, because a table that was sorted or merged has the same names in another order
         table = table.sel({axis: list(names)})
     return table.transpose("writer", "reader").values
 
 
-def curve_rows(curve: xr.Dataset) -> tuple[tuple[int, float, float, float], ...]:
+def curve_rows(curve: xr.Dataset | None) -> tuple[tuple[int, float, float, float], ...]:
+    """(edges, faithfulness, low, high) of each size that was measured, smallest first; or nothing."""
+    if curve is None:
+        return ()
     names = ("n_edges", "faithfulness", "low", "high")
     missing = [name for name in names if name not in curve.variables]
     if missing:
         raise CircuitError(
             f"curve lacks {', '.join(missing)}: give what faithfulness_curve(circuit, ...) returns."
         )
+    # a curve of other scores would show a faithfulness that the edges in the picture do not have
     if curve.attrs.get("ranked_by") != "circuit":
         raise CircuitError(
             "The picture shows a circuit's own strongest edges, and this curve is of others: give what "
@@ -103,10 +114,16 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
         facts.append(f"model {attrs['model']}")
     data = attrs.get("task") or attrs.get("data")
     if data:
-        facts.append(f"data {data}" + (f" ({attrs['n']} prompts)" if "n" in attrs else ""))
+        fact = f"data {data}"
+        if "n" in attrs:
+            fact += f" ({attrs['n']} prompts)"
+        facts.append(fact)
     metric, value = attrs.get("metric"), attrs.get("value")
     if metric:
-        facts.append(f"metric {metric}" + (f" ({value})" if value else ""))
+        fact = f"metric {metric}"
+        if value:
+            fact += f" ({value})"
+        facts.append(fact)
     elif value:
         facts.append(f"value {value}")
     if "method" in attrs:
@@ -119,9 +136,14 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
 
 
 def scores_by_position(
-    circuit: Circuit, scores: xr.DataArray, tokens: Sequence[str] | None
+    circuit: Circuit, scores: xr.DataArray | None, tokens: Sequence[str] | None
 ) -> dict[Ends, tuple[float, ...]]:
-    """The scores of every edge at each position, up to the last token or the last position with a score."""
+    """The scores of every edge at each position, up to the last token or the last position with a score.
+
+    Without scores none.
+    """
+    if scores is None:
+        return {}
     if set(scores.dims) != {"writer", "reader", "pos"}:
         raise CircuitError(
             f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt "
@@ -139,8 +161,9 @@ def scores_by_position(
                 f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
             )
     values = scores.values.astype(float)  # [writer, reader, pos]
+    # positions behind the prompt's end are NaN in a batch of prompts of several lengths
     measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
-    last = int(measured[-1]) + 1 if len(measured) else 0
+    last = int(measured.max(initial=-1)) + 1
     if tokens is not None and last > len(tokens):
         raise CircuitError(
             f"position_scores reaches position {last - 1}, but there are {len(tokens)} tokens."
@@ -149,5 +172,5 @@ def scores_by_position(
     rows = {}
     for edge in circuit.edge_list:
         row = values[circuit.graph.index(edge)][:length]
-        rows[edge.writer, edge.reader] = tuple(float(score) for score in row)
+        rows[edge.writer, edge.reader] = tuple(map(float, row))
     return rows

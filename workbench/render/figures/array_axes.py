@@ -1,4 +1,4 @@
-"""The axes of an array as a figure shows them: without what says nothing, and only the strongest of very many.
+"""The axes of an array as a figure shows them: without axes of one label, and of many cells the strongest.
 
 They are applied in the order of the file: `up_to_end`, `without_single`, `by_layer_and_head`,
 `strongest_cells`. Which figure is drawn of the axes is decided in
@@ -19,6 +19,11 @@ STRONGEST = 24
 """
 
 
+def axes_of_cells(result: xr.DataArray) -> list[str]:
+    """The axes that a figure shows: all but `example`, over which the mean is taken."""
+    return [str(axis) for axis in result.dims if axis != "example"]
+
+
 def up_to_end(result: xr.DataArray) -> xr.DataArray:
     """One prompt without the positions behind its end, whose tokens are ""."""
     tokens = result.coords.get("pos_token")
@@ -34,13 +39,12 @@ def up_to_end(result: xr.DataArray) -> xr.DataArray:
 def without_single(result: xr.DataArray) -> xr.DataArray:
     """The result without axes of one label, which become notes; one axis besides `example` stays."""
     notes = []
-    for axis in [str(axis) for axis in result.dims]:
+    for axis in map(str, result.dims):
         if axis == "example" or result.sizes[axis] > 1:
             continue
-        if sum(dim != "example" for dim in result.dims) == 1:
+        if len(axes_of_cells(result)) == 1:  # without any axis there would be nothing to draw
             break
-        label = result[axis].values[0] if axis in result.coords else 0
-        notes.append(f"{axis} {label}")
+        notes.append(f"{axis} {result[axis].values[0]}")
         result = result.isel({axis: 0}, drop=True)
     return noted(result, *notes)
 
@@ -55,7 +59,7 @@ def by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
     others = [axis for axis in result.dims if axis not in ("example", dim)]
     if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
         return result
-    names = [str(name) for name in result[dim].values]
+    names = list(map(str, result[dim].values))
     cells: dict[int, tuple[int, str]] = {}  # index -> layer and column
     for i, name in enumerate(names):
         match = re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name)
@@ -70,6 +74,7 @@ def by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
     columns = list(map(str, sorted(heads)))
     if any(column == "mlp" for _, column in cells.values()):
         columns.append("mlp")
+    # layers need not have the same heads; a cell that is not there stays NaN and is hatched
     table = np.full((*result.shape[:-1], len(layers), len(columns)), np.nan)
     for i, (layer, column) in cells.items():
         table[..., layers.index(layer), columns.index(column)] = result.values[..., i]
@@ -87,11 +92,12 @@ def strongest_cells(result: xr.DataArray) -> xr.DataArray:
 
     Layers and neurons become one axis.
     """
-    axes = [str(axis) for axis in result.dims if axis != "example"]
+    axes = axes_of_cells(result)
     if result.sizes.get("neuron", 0) > MOST_NEURONS or ("neuron" in axes and len(axes) > 2):
         if "layer" in axes:
             result = _layers_and_neurons(result)
         return _cut(result, "neuron")
+    # positions and layers are read in their order: a few of them torn out would say nothing
     is_ordered = axes[0] in ("layer", "pos", "query_pos", "key_pos")
     if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and not is_ordered:
         return _cut(_edge_names(result), axes[0])
@@ -102,6 +108,7 @@ def _layers_and_neurons(result: xr.DataArray) -> xr.DataArray:
     """Neurons of all layers along one axis, named as in `m3:113`."""
     names = [f"m{layer}:{n}" for layer in result["layer"].values for n in result["neuron"].values]
     coords = [name for name, coord in result.coords.items() if {"layer", "neuron"} & set(coord.dims)]
+    # coordinates of either axis would be repeated for every cell of the other, and hide the new names
     flat = result.drop_vars(coords).stack(at=("layer", "neuron"), create_index=False)
     return flat.rename(at="neuron").assign_coords(neuron=np.array(names, dtype=object))
 
@@ -129,5 +136,5 @@ def by_strength(result: xr.DataArray) -> np.ndarray:
 
     Strongest first.
     """
-    size = abs(over_examples(result)).fillna(0)
+    size = abs(over_examples(result)).fillna(0)  # what was not measured cannot be among the strongest
     return np.argsort(-size.max([dim for dim in size.dims if dim != result.dims[0]]).values, kind="stable")

@@ -9,7 +9,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.array_axes import by_layer_and_head, strongest_cells, up_to_end, without_single
+from workbench.render.figures.array_axes import (
+    axes_of_cells,
+    by_layer_and_head,
+    strongest_cells,
+    up_to_end,
+    without_single,
+)
 from workbench.render.figures.bar_plots import bars
 from workbench.render.figures.canvas import Labels, Title
 from workbench.render.figures.grids import heatmaps
@@ -23,6 +29,14 @@ TRAJECTORIES = ("logit_lens", "norms")
 
 
 def array_figure(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
+    """The figure of an array, by its axes.
+
+    Args:
+        title: of the figure.
+        labels: token strings of the position axes.
+    Raises:
+        WorkbenchError: it holds other things than numbers, or has no axis, or an empty one.
+    """
     if result.dtype.kind not in "bfiu":
         raise WorkbenchError(
             f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are drawn."
@@ -30,16 +44,19 @@ def array_figure(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     if result.ndim:
         check_filled(result)
     if result.dims == ("example",):
+        # under its own name the axis would be averaged, and one bar would be left
         return bars(result.rename(example="prompt"), title=title)
     if not result.ndim:
         raise WorkbenchError(
             "A single number cannot be drawn: keep an axis of the result, such as its examples."
         )
     result = strongest_cells(by_layer_and_head(without_single(up_to_end(result))))
-    axes = [axis for axis in result.dims if axis != "example"]
+    axes = axes_of_cells(result)
     if len(axes) > 1:
         return heatmaps(result, title=title, labels=labels)
-    with_interval = summary(result) if result.sizes.get("example", 1) > 1 else None
+    with_interval = None
+    if result.sizes.get("example", 1) > 1:  # one example has no spread
+        with_interval = summary(result)
     if axes == ["layer"] and result.attrs.get("kind") in TRAJECTORIES:
         return _trajectory(result, with_interval, title)
     if with_interval is None:
@@ -58,5 +75,7 @@ def _trajectory(result: xr.DataArray, with_interval: xr.Dataset | None, title: T
 
 def _facts(result: xr.DataArray) -> dict[str, Any]:
     """Attributes of a mean over examples for a curve."""
-    note = mean_note(result) if result.sizes.get("example", 1) > 1 else ""
+    note = ""
+    if result.sizes.get("example", 1) > 1:
+        note = mean_note(result)
     return dict(noted(result, note).attrs) | {"quantity": str(result.name or "value")}

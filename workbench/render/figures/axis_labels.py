@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.headings import LABEL, word
-from workbench.render.writing import shorten
-from workbench.text import visible
+from workbench.render.writing import shortened
 
 POSITIONS = ("pos", "query_pos", "key_pos")
 NODES = ("writer", "reader", "component", "node")
@@ -24,14 +23,14 @@ _TICK = 0.17
 
 def labels_of(result: xr.DataArray, dim: str) -> list[str]:
     """The labels of an axis as text, by default its indices."""
-    labels = result[dim].values if dim in result.coords else range(result.sizes[dim])
-    return list(map(str, labels))
+    # xarray counts an axis without coordinates from 0
+    return list(map(str, result[dim].values))
 
 
 def names_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> tuple[list[str], bool]:
     """The names of the cells along an axis, and whether they are tokens: given ones, or the result's own."""
     size = result.sizes[dim]
-    tokens = _tokens_of(result, dim, labels) if dim in POSITIONS else None
+    tokens = _tokens_of(result, dim, labels)
     if tokens is None:
         return labels_of(result, dim), False
     if len(tokens) < size:
@@ -41,6 +40,8 @@ def names_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> tu
 
 def _tokens_of(result: xr.DataArray, dim: str, labels: Sequence[str] | None) -> list[str] | None:
     """The tokens along a position axis: the result's own, or the labels; None where neither is known."""
+    if dim not in POSITIONS:
+        return None
     for name, coord in result.coords.items():
         if name in ("token", f"{dim}_token", "tokens") and coord.dims == (dim,):
             return list(map(str, coord.values))
@@ -63,25 +64,34 @@ def label_axis(
         most: characters of a label.
     """
     names, are_tokens = names_of(result, dim, labels)
-    room = 40 if inches is None else max(2, int(inches / _TICK))
+    room = 40
+    if inches is not None:
+        room = max(2, int(inches / _TICK))
     if dim in NODES and len(names) > room:
         ticks = _by_layer(axes, which, names, len(names) / room)
     else:
         ticks = [(float(i), names[i]) for i in range(0, len(names), _step(len(names), room))]
-    shown = [shorten(visible(name), most) for _, name in ticks]
+    shown = shortened((name for _, name in ticks), most)
     longest = max(map(len, shown), default=0)
     cell = (inches or len(names) * _TICK * 2) / max(1, len(shown))
     # labels stay a letter apart from their neighbours
     tilted = which == "x" and (longest + 1) * _letter(axes) > cell
-    align = "right" if which == "y" or tilted else "center"
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks([place for place, _ in ticks], shown, rotation=45 if tilted else 0, ha=align)
+    align, rotation = "center", 0
+    if which == "y":
+        align = "right"
     if tilted:
+        align, rotation = "right", 45
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks([tick for tick, _ in ticks], shown, rotation=rotation, ha=align)
+    if tilted:  # by default the middle of a turned label, not its end, would stand below the tick
         for label in axis.get_ticklabels():
             label.set_rotation_mode("anchor")
             label.set_verticalalignment("top")
     axis.set_tick_params(length=0)
-    axis.set_label_text(word(dim) + (" (token)" if are_tokens else ""))
+    axis_word = word(dim)
+    if are_tokens:
+        axis_word += " (token)"
+    axis.set_label_text(axis_word)
 
 
 def _step(size: int, room: int) -> int:
@@ -93,7 +103,9 @@ def _step(size: int, room: int) -> int:
 
 def _letter(axes: Axes) -> float:
     """About how many inches a letter of a label takes."""
-    return float(axes.xaxis.get_ticklabels(which="both")[0].get_fontsize()) * 0.62 / 72
+    return (
+        float(axes.xaxis.get_ticklabels(which="both")[0].get_fontsize()) * 0.62 / 72
+    )  # 0.62 em, in 72 points to the inch
 
 
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:

@@ -61,20 +61,23 @@ def bars(
     check_filled(result)
     dim = str(result.dims[-1])
     names, _ = names_of(result, dim, labels)
-    longest = max((len(visible(name)) for name in names), default=0)
+    longest = max(map(len, map(visible, names)), default=0)
     lying = dim not in POSITIONS and longest > _LONG
-    n = result.size if result.ndim == 2 else len(names)
-    length = 1.4 + n * (0.22 if lying or result.ndim == 2 else 0.32)
-    size = (6.8, min(14, max(2.0, length))) if lying else (min(14, max(4.2, length)), 3.2)
+    length = 1.4 + result.size * (0.22 if lying or result.ndim == 2 else 0.32)
+    # what is left of the length for the names, without the margins with the quantity and the title
+    if lying:
+        length = min(14, max(2.0, length))
+        size, room = (6.8, length), length - 0.8
+    else:
+        length = min(14, max(4.2, length))
+        size, room = (length, 3.2), length - 1.2
     with styled():
         figure = Picture(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw_bars(axes, result, low, high, lying=lying)
         if reference is not None:
             mark_reference(axes, reference, lying=lying)
-        name_bars(
-            axes, result, labels, lying=lying, length=size[lying] - (0.8 if lying else 1.2), most=_LONGEST
-        )
+        name_bars(axes, result, labels, lying=lying, length=room, most=_LONGEST)
         if result.ndim == 2:
             axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND)
         set_title(axes, result, title)
@@ -97,12 +100,15 @@ def name_bars(
         most: characters of a name beside lying bars; below standing ones they are 16.
         quantity: by default the name of the result.
     """
-    set_quantity = axes.set_xlabel if lying else axes.set_ylabel
-    set_quantity(quantity or word(result.name or "value"))
-    dim, which = str(result.dims[-1]), "y" if lying else "x"
-    label_axis(axes, which, result, dim, labels, inches=length, most=most if lying else LABEL)
-    if lying:  # the names say what they are
-        axes.set_ylabel("")
+    quantity = quantity or word(result.name or "value")
+    dim = str(result.dims[-1])
+    if lying:
+        axes.set_xlabel(quantity)
+        label_axis(axes, "y", result, dim, labels, inches=length, most=most)
+        axes.set_ylabel("")  # the names say what they are
+    else:
+        axes.set_ylabel(quantity)
+        label_axis(axes, "x", result, dim, labels, inches=length, most=LABEL)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class _Drawers:
 
     @classmethod
     def on(cls, axes: Axes, lying: bool) -> "_Drawers":
+        """Those of lying bars, or of standing ones."""
         if lying:
             return cls(axes.barh, axes.hlines, axes.axhspan, axes.axvline)
         return cls(axes.bar, axes.vlines, axes.axvspan, axes.axhline)
@@ -141,7 +148,10 @@ def draw_bars(
     bounds = []
     if low is not None and high is not None:
         bounds = [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
-    names = [""] if result.ndim == 1 else names_of(result, str(result.dims[0]), None)[0]
+    names = [""]
+    if result.ndim == 2:
+        names, _ = names_of(result, str(result.dims[0]), None)
+    # 0.72 of the room of a bar or group of bars; the rest is the gap that tells groups apart
     width, known = 0.72 / len(values), np.isfinite(values)
     draw = _Drawers.on(axes, lying)
     for i, (row, name) in enumerate(zip(values, names, strict=True)):
@@ -162,4 +172,6 @@ def draw_bars(
     draw.level(0, color=GREY, linewidth=0.8)
     if lying:  # the first bar at the top
         axes.set_ylim(values.shape[1] - 0.4, -0.6)
-    light_grid(axes, "x" if lying else "y")
+        light_grid(axes, "x")
+    else:
+        light_grid(axes)

@@ -16,6 +16,11 @@ BENCH: dict[str, Literal["high", "low"]] = {"edge_auroc": "high", "cpr": "high",
 
 
 def numbers_of(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of a table as floats.
+
+    Raises:
+        WorkbenchError: it holds more than numbers.
+    """
     try:
         return table[column].to_numpy(dtype=float)
     except (TypeError, ValueError) as error:
@@ -32,7 +37,9 @@ def benchmark_tables(rows: pd.DataFrame) -> list[NumberTable]:
     cases = []
     for labels in rows[named].to_numpy():
         cases.append(" ".join(dict.fromkeys(map(str, labels))).replace("planted-", ""))
-    values = rows["value"].tolist() if "value" in rows else [""] * len(rows)
+    values = [""] * len(rows)
+    if "value" in rows:
+        values = rows["value"].tolist()
     measures = []
     for column, best in BENCH.items():
         if column not in rows:
@@ -43,7 +50,10 @@ def benchmark_tables(rows: pd.DataFrame) -> list[NumberTable]:
         ).dropna()
         for value in dict.fromkeys(cells["of"].tolist()):
             of_value = pd.DataFrame(cells[cells["of"] == value])
+            # sort=False keeps cases and methods in the order of the benchmark
             table = of_value.pivot_table(index="case", columns="method", values="number", sort=False)
-            suffix = f", {value} values" if len(set(values)) > 1 else ""
+            suffix = ""
+            if len(set(values)) > 1:
+                suffix = f", {value} values"
             measures.append(NumberTable(f"{column.replace('_', ' ')}{suffix} ({best} is good)", table, best))
     return measures

@@ -1,8 +1,9 @@
 """What every figure shares: its style and palettes, and how it becomes bytes.
 
 Figures are made without pyplot and without a global theme. A palette that diverges is centred on 0; a cell
-that was not measured is hatched, never coloured as 0. Begin with `Picture`, `styled` and `settled`, which every
-figure uses; words and axes are in `headings` and `axis_labels`. Nothing here knows what kind of result is drawn.
+that was not measured is hatched, never coloured as 0. Begin with `Picture`, `styled` and `settled`, which
+every figure uses; words and axes are in `headings` and `axis_labels`. Nothing here knows what kind of result
+is drawn.
 """
 
 import base64
@@ -33,6 +34,8 @@ INK = "#334155"
 SERIES = (BLUE, "#b45309", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0891b2", "#475569", "#a16207")
 GROUND: dict[str, Any] = {"facecolor": "#e5e7eb", "edgecolor": "#b6bec9", "hatch": "////"}
 """How a cell looks that was not measured."""
+# Text stays text in SVG, so that it can be searched and is small. The salt makes ids, and so the bytes, the
+# same in every run. Token text may hold a `$`, which matplotlib would take for the beginning of a formula.
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -78,9 +81,12 @@ def palette(result: xr.DataArray) -> dict[str, Any]:
     Centred on 0 where they have two signs or are effects, otherwise one colour from 0.
     """
     known = result.values[np.isfinite(result.values)]
-    quantity = result.name if result.name is not None else result.attrs.get("kind", "")
+    quantity = result.name
+    if quantity is None:
+        quantity = result.attrs.get("kind", "")
     # an effect that happens to be positive everywhere keeps the colour of positive effects
     is_sequential = any(name in str(quantity).lower() for name in _SEQUENTIAL)
+    # `or 1.0`: a result of zeros alone has no scale, and a colour bar from 0 to 0 cannot be drawn
     if (known < 0).any() or not is_sequential:
         return {"cmap": "RdBu", "norm": CenteredNorm(0, float(np.abs(known).max(initial=0)) or 1.0)}
     return {"cmap": SHADES, "norm": Normalize(0, float(known.max(initial=0)) or 1.0)}
@@ -99,7 +105,7 @@ def styled(changes: Mapping[str, Any] | None = None) -> Any:
 def plain_ticks(axis: Any) -> None:
     """Numbers as they are, also on a logarithmic axis."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(NullFormatter())  # on a logarithmic axis minor ticks would get numbers too
 
 
 def light_grid(axes: Axes, which: str = "y") -> None:
@@ -118,13 +124,14 @@ def settled(figure: Figure) -> Figure:
         layout.set(w_pad=0.08)  # text is a little wider at other resolutions
     with _any_glyph():
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine("none")  # from now on nothing moves
     return figure
 
 
 def figure_html(figure: Figure, *, alt: str = "") -> str:
     """The figure as an `<img>` with the SVG inside. Same figure, same bytes."""
     buffer = io.BytesIO()
+    # a figure from elsewhere was not made in our style; a date would change the bytes at each run
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "workbench"}), _any_glyph():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode()

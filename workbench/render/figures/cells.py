@@ -27,6 +27,7 @@ def cells(
     """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell
     where given.
     """
+    # infinite numbers have no colour either; NaN leaves the hatched ground bare
     values = np.where(np.isfinite(values), values, np.nan)
     axes.patch.set(**GROUND)
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **colours)
@@ -39,12 +40,12 @@ def cells(
 
 def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: str, size: float) -> None:
     """A text in the middle of a cell: white on dark colours; where nothing was measured, on plain grey."""
-    known = bool(np.isfinite(value))
-    red, green, blue, _ = image.to_rgba(value) if known else (1, 1, 1, 1)
-    # luma of ITU-R BT.601: how bright a colour looks
-    is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-    box = None
-    if text and not known:  # hatching would run through the text
+    is_dark, box = False, None
+    if np.isfinite(value):
+        red, green, blue, _ = image.to_rgba(value)
+        # luma of ITU-R BT.601: how bright a colour looks
+        is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+    elif text:  # hatching would run through the text
         box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
     axes.text(
         at[1], at[0], text, ha="center", va="center", fontsize=size, color="white" if is_dark else "#1f2937",
@@ -65,5 +66,8 @@ def label_cells(
 
 def colour_bar(figure: Figure, image: Any, axes: Any, name: object) -> None:
     """The scale of an image, beside the axes it is for."""
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=word(name) if name else "")
+    label = ""
+    if name:
+        label = word(name)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=label)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

@@ -6,7 +6,6 @@ which.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +31,7 @@ from workbench.render.figures.canvas import (
 from workbench.render.figures.headings import set_heading
 from workbench.render.figures.line_plots import curve, side_by_side
 from workbench.render.figures.notes import noted
-from workbench.render.writing import BLUE, RED, shorten
+from workbench.render.writing import BLUE, RED, shortened
 from workbench.statistics import interval_text
 from workbench.text import visible
 
@@ -47,17 +46,22 @@ def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
     Bars with intervals, a series for each ablation.
     """
     is_one = result.sizes.get("circuit") == 1
-    one = result.isel(circuit=0) if is_one else result
+    one = result
+    if is_one:
+        one = result.isel(circuit=0)
     checks = [name for name in CHECKS if name in one]
     if is_one:
-        checks += ["minimal"] if "minimal" in one else []
+        if "minimal" in one:
+            checks.append("minimal")
         table = _checks_table(one, checks).transpose(..., "check")
     elif result.sizes.get("ablation", 1) > 1:
         # several circuits and ablations leave no room for further checks
         table = _checks_table(one, ["faithfulness"], quantity="faithfulness").isel(check=0, drop=True)
         table = table.transpose("ablation", "circuit")
     else:
-        flat = one.squeeze("ablation") if "ablation" in one.dims else one
+        flat = one
+        if "ablation" in one.dims:
+            flat = one.squeeze("ablation")
         if len(checks) > 1:
             table = _checks_table(flat, checks).transpose("check", "circuit")
         else:
@@ -107,7 +111,9 @@ def stability(result: xr.Dataset, title: str | None = None) -> Figure:
             axis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.set(xlabel="number of edges after pruning", ylabel="resamples")
         light_grid(right)
-        note = f"{result.attrs['draws']} resamples" if "draws" in result.attrs else ""
+        note = ""
+        if "draws" in result.attrs:
+            note = f"{result.attrs['draws']} resamples"
         set_heading(figure, result.assign_attrs(note=note), title)
         return settled(figure)
 
@@ -123,7 +129,7 @@ def comparison(result: Comparison, title: str | None = None) -> Figure:
         grid = figure.subplots(len(sides), 1, squeeze=False, sharex=True, height_ratios=heights)
         for axes, side in zip(grid[:, 0], sides, strict=True):
             _draw_shared(axes, pd.DataFrame(frame[frame["side"] == side]))
-            axes.set_ylabel("into" if side == "reader" else "out of")
+            axes.set_ylabel({"reader": "into", "writer": "out of"}[side])
         grid[0, 0].legend(**LEGEND)
         grid[-1, 0].set_xlabel("number of edges")
         note = (
@@ -144,8 +150,8 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
     for name, counts, colour in segments:
         axes.barh(places, counts, 0.7, left=start, color=colour, label=name)
         start = start + counts
-    axes.set_yticks(places, [str(name) for name in rows["class"]])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(places, list(map(str, rows["class"])))
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first class at the top, as in the table
     axes.tick_params(axis="y", length=0)
     light_grid(axes, "x")
 
@@ -184,7 +190,8 @@ def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
     for row, (statistic, good) in enumerate(zip(result["statistic"].values, supports, strict=True)):
         text = "nothing to test"
         if np.isfinite(p[row]):
-            text = f"statistic {statistic:.3g}: {'supports' if good else 'speaks against'} the circuit"
+            verdict = "supports" if good else "speaks against"
+            text = f"statistic {statistic:.3g}: {verdict} the circuit"
         beside = axes.get_yaxis_transform()  # x as a share of the axes, y as a row
         axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=GREY)
 
@@ -202,14 +209,16 @@ def _smallest(result: xr.Dataset) -> _EdgeTests | None:
     if "edge_p" not in result or not np.isfinite(result["edge_p"].values).any():
         return None
     order = np.argsort(result["edge_p"].values, kind="stable")[:MOST_EDGES]
-    names = [shorten(visible(name), 32) for name in result["edge"].values[order]]
+    names = shortened(result["edge"].values[order], 32)
     return _EdgeTests(names, result["edge_p"].values[order])
 
 
 def _draw_edges(axes: Axes, edges: _EdgeTests, n_left_out: int, alpha: float) -> None:
     _draw_p_values(axes, edges.p, [RED if p < alpha else BLUE for p in edges.p], alpha)
     axes.set_yticks(range(len(edges.names)), edges.names, fontsize=7)
-    left_out = f"; {n_left_out} with larger p left out" if n_left_out else ""
+    left_out = ""
+    if n_left_out:
+        left_out = f"; {n_left_out} with larger p left out"
     axes.set_title(f"minimality, edge by edge (not corrected{left_out})", fontsize=9, fontweight="normal")
 
 
@@ -235,7 +244,7 @@ def _draw_p_values(axes: Axes, p: np.ndarray, colours: list[str], alpha: float) 
 
 def faithfulness(result: xr.Dataset, title: str | None = None) -> Figure:
     """Faithfulness against circuit size, a line for each label of a further axis, such as `method`."""
-    dims = [str(dim) for dim in result["faithfulness"].dims]
+    dims = list(map(str, result["faithfulness"].dims))
     if not dims:
         raise WorkbenchError(
             "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes."
@@ -243,7 +252,9 @@ def faithfulness(result: xr.Dataset, title: str | None = None) -> Figure:
     size = "size" if "size" in result.dims else dims[-1]
     over = next((dim for dim in dims if dim != size), None)
     x = "n_edges" if "n_edges" in result and size in result["n_edges"].dims else size
-    bounds: dict[str, Any] = {"low": "low", "high": "high"} if {"low", "high"} <= set(result) else {}
+    low, high = None, None
+    if {"low", "high"} <= set(result):
+        low, high = "low", "high"
     if {"area", "area_name"} <= set(result.attrs) and over is None:
         result = result.assign_attrs(note=f"{result.attrs['area_name']} {result.attrs['area']:.3f}")
-    return curve(result, x=x, y="faithfulness", over=over, title=title, reference=1.0, **bounds)
+    return curve(result, x=x, y="faithfulness", low=low, high=high, over=over, title=title, reference=1.0)

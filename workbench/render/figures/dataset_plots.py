@@ -23,13 +23,22 @@ from workbench.render.figures.tables import token_table
 
 
 def dataset_figure(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """The figure of a Dataset, by its variables; of one with a single variable the figure of its array.
+
+    Args:
+        title: of the figure.
+        labels: token strings of the position axes.
+    Raises:
+        WorkbenchError: none of `DATASETS` fits and there are several variables, or there is nothing to draw.
+    """
     names = set(map(str, result.variables))
     for needed, draw in DATASETS:
         if needed <= names:
+            # before any figure is begun, because a blank figure would look like a result
             for name in needed:
                 check_filled(result[name])
             return draw(result, title, labels)
-    own = [str(name) for name in result.data_vars]
+    own = list(map(str, result.data_vars))
     if len(own) == 1:
         return array_figure(result[own[0]].assign_attrs(result.attrs | result[own[0]].attrs), title, labels)
     raise WorkbenchError(
@@ -43,11 +52,12 @@ def _summary(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
     main, ends = result[y], [name for name in ("low", "high") if name in result.data_vars]
     named = main.rename(result.attrs.get("quantity", y)).assign_attrs(result.attrs)
     if main.ndim == 1 and _is_numeric_axis(result, str(main.dims[0])):
-        low, high = ends if len(ends) == 2 else (*ends, None, None)[:2]
+        low, high, *_ = [*ends, None, None]
         return curve(result, x=str(main.dims[0]), y=y, low=low, high=high, title=title)
     if main.ndim == 1 and len(ends) == 2:
         shown = np.arange(len(named))
         if len(named) > MOST_BARS:
+            # the strongest, and then in the order of the axis, which readers know
             shown = np.sort(by_strength(named)[:STRONGEST])
             named = noted(named, f"the {len(shown)} strongest of {len(named)}")
         low, high = result["low"][shown], result["high"][shown]
@@ -63,6 +73,7 @@ def _is_numeric_axis(result: xr.Dataset, axis: str) -> bool:
 
 
 def lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    """How far a logit lens and a tuned lens are from the model's own output, over layers."""
     data = side_by_side(result, ["logit", "tuned"], "lens", quantity="KL to the last layer (nats)")
     return curve(data, x="layer", y="mean", low="low", high="high", over="lens", title=title)
 

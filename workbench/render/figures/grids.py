@@ -42,9 +42,12 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
         raise WorkbenchError(f"A heatmap needs two axes besides example; this result has {axes_of(result)}.")
     check_filled(result)
     rows, columns = result.shape
+    cell_width, cell_height = 0.34, 0.3
     # many cells are smaller, so that a grid still fits on a screen
-    cell_width = 0.34 if columns <= 30 else 0.14
-    cell_height = 0.3 if rows <= 30 else 0.19
+    if columns > 30:
+        cell_width = 0.14
+    if rows > 30:
+        cell_height = 0.19
     width = min(14, max(4.2, 1.9 + columns * cell_width))
     height = min(12, max(2.4, 1.2 + rows * cell_height))
     with styled():
@@ -73,6 +76,7 @@ def heatmaps(
     check_filled(result)
     panels = _Panels.of(result)
     result, names = panels.values, panels.names
+    # of all panels, also of those left out: the scale must not depend on how many of them fit
     colours = palette(result)
     if len(names) > MOST_PANELS:
         left = len(names) - MOST_PANELS
@@ -84,7 +88,7 @@ def heatmaps(
     n, rows, columns = result.shape
     width, height = (min(5.0, max(0.95, size * 0.18)) for size in (columns, rows))
     across = columns_of(n, width, height, panels.across)
-    down = -(-n // across)
+    down = -(-n // across)  # rounded up
     room = max(8, int(width * 13))
     # "reader a3.7<q>" without the axis says more than its beginning
     if any(len(name) > room for name in names):
@@ -131,7 +135,7 @@ class _Panels:
     @classmethod
     def of(cls, result: xr.DataArray) -> "_Panels":
         """The leading axes as panels, or of layer x head x a few words the words."""
-        dims = [str(dim) for dim in result.dims]
+        dims = list(map(str, result.dims))
         last = labels_of(result, dims[2])
         are_words = dims[2] in result.coords and result[dims[2]].dtype.kind in "OUT"
         if len(dims) == 3 and dims[0] == "layer" and are_words and len(last) <= FEW:
@@ -163,4 +167,5 @@ def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
     if n <= min(most, 4) and n * width < 8:
         return n
     square = max(1, round(np.sqrt(n * 1.6 * height / width)))
+    # an empty place costs 1, and a column away from the square 1.5: small gaps are better than odd shapes
     return min(range(1, min(most, n) + 1), key=lambda across: (-n % across) + 1.5 * abs(across - square))

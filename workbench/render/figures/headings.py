@@ -44,14 +44,15 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     keys = ("model", "task", "metric", "value", "method")
     facts = [shorten(visible(result.attrs[key]), LABEL) for key in keys if result.attrs.get(key)]
     facts += [visible(note) for note in str(result.attrs.get("note", "")).split(" · ") if note]
+    # about 15 letters of the small font to the inch
     most, lines = max(24, int(width * 15)), [""]
     for fact in facts:
-        joined = f"{lines[-1]} · {fact}" if lines[-1] else fact
+        joined = " · ".join(filter(None, [lines[-1], fact]))
         if len(joined) <= most:
             lines[-1] = joined
         else:
             lines += textwrap.wrap(fact, most)
-    return [line for line in lines if line]
+    return list(filter(None, lines))
 
 
 def title_lines(title: str, width: float) -> str:
@@ -62,7 +63,9 @@ def title_lines(title: str, width: float) -> str:
 def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of one panel, above the facts."""
     figure = axes.figure
-    width = figure.get_figwidth() - 1 if isinstance(figure, Figure) else 6
+    width = 6.0
+    if isinstance(figure, Figure):  # a part of a figure has no width of its own
+        width = figure.get_figwidth() - 1
     lines = facts_of(result, width)
     if lines:
         facts = axes.annotate(
@@ -71,9 +74,12 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
         )  # fmt: skip
         # the layout would shrink the axes to fit a long line, which may run over their edge instead
         facts.set_in_layout(False)
-    # without a title a space, because an empty text would leave no room for the facts
-    untitled = " " if lines else ""
-    axes.set_title(title_lines(title, width) if title else untitled, pad=8 + 12 * len(lines))
+    heading = ""
+    if title:
+        heading = title_lines(title, width)
+    elif lines:
+        heading = " "  # an empty text would leave no room for the facts
+    axes.set_title(heading, pad=8 + 12 * len(lines))
 
 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:

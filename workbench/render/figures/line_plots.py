@@ -63,7 +63,9 @@ def curve(
                 f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}."
             )
     if dataset[y].ndim != 1 + (over is not None):
-        needs = "one axis" if over is None else f"two axes, of which {over!r} is one"
+        needs = "one axis"
+        if over is not None:
+            needs = f"two axes, of which {over!r} is one"
         raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
     if not bool(np.isfinite(dataset[y]).any()):
         raise WorkbenchError(f"There is nothing to draw: no cell of {y!r} was measured.")
@@ -80,6 +82,7 @@ def curve(
             at, *numbers = (np.asarray(line[name].values, dtype=float)[order] for name in names)
             measured = np.isfinite(numbers[0])
             places, known = np.concatenate([places, at]), np.concatenate([known, measured])
+            # it has no line in the figure, and a legend that lacks it would hide that it was asked for
             if not measured.any():
                 label += " (not measured)"
             draw_line(axes, at, *numbers, colour=SERIES[i % len(SERIES)], label=label)
@@ -87,14 +90,19 @@ def curve(
         if over is not None:
             axes.legend(title=word(over), title_fontsize=8, alignment="left", **LEGEND)
         _scale(axes, places, log)
+        # layers and sizes are whole numbers: ticks such as 2.5 would name what does not exist
         if np.array_equal(places, places.round()) and axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         is_share = x == "size" and bool((places <= 1).all())
-        axes.set_xlabel("share of edges" if is_share else word(x))
+        axes.set_xlabel(word(x))
+        if is_share:
+            axes.set_xlabel("share of edges")
         quantity = dataset[y].attrs.get("long_name")
         if not quantity and y == "mean":
             quantity = dataset.attrs.get("quantity")
-        axes.set_ylabel(visible(quantity) if quantity else word(y))
+        axes.set_ylabel(word(y))
+        if quantity:
+            axes.set_ylabel(visible(quantity))
         light_grid(axes)
         set_title(axes, dataset, title)
         return settled(figure)
@@ -124,6 +132,7 @@ def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quanti
 
     A variable without an interval has NaN there.
     """
+    # dtype float, because NaN would turn to a number in a variable of integers
     nothing = xr.full_like(dataset[names[0]], np.nan, dtype=float)
     columns = {}
     for end, tail in (("mean", ""), ("low", "_low"), ("high", "_high")):

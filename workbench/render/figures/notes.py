@@ -16,7 +16,7 @@ def axes_of(result: xr.DataArray) -> str:
 
 def noted(result: xr.DataArray, *notes: str) -> xr.DataArray:
     """The result with more notes, which its figure shows below the title."""
-    known = [note for note in (result.attrs.get("note", ""), *notes) if note]
+    known = list(filter(None, (result.attrs.get("note", ""), *notes)))
     if known:
         return result.assign_attrs(note=" · ".join(known))
     return result
@@ -31,8 +31,12 @@ def check_filled(result: xr.DataArray) -> None:
 def mean_note(result: xr.DataArray) -> str:
     """Of how many examples the cells are means; cells that were not measured are left out of a mean."""
     counts = np.unique(result.count("example"))
-    counts = counts[counts > 0] if counts.any() else np.array([result.sizes["example"]])
-    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    counts = counts[counts > 0]  # a cell without any example is not a mean
+    if not len(counts):
+        counts = np.array([result.sizes["example"]])
+    number = f"{counts[0]}"
+    if len(counts) > 1:
+        number += f" to {counts[-1]}"
     return f"mean of {number} examples"
 
 
@@ -46,4 +50,5 @@ def over_examples(result: xr.DataArray) -> xr.DataArray:
     if result.sizes["example"] == 1:
         return result.isel(example=0)
     check_filled(result)
+    # skipna, because short prompts have no number at the positions behind their end
     return noted(result.mean("example", skipna=True, keep_attrs=True), mean_note(result))

@@ -66,7 +66,10 @@ def probe_figure(
     with styled():
         figure = Picture(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        _draw(axes, cell, None if baselines is None else baselines.sel(concept=concept), concept, measure)
+        dense = None
+        if baselines is not None:
+            dense = baselines.sel(concept=concept)
+        _draw(axes, cell, dense, concept, measure)
         axes.set_title(visible(concept))
         axes.legend(**LEGEND)
         return settled(figure)
@@ -104,9 +107,12 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
                 lines.setdefault(name, handle)
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
+        # one legend for all: a panel may lack lines that were not measured for its cell
         figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
         left_out = len(cells) - len(shown)
-        note = f"the first {len(shown)} of {len(cells)} panels; {left_out} left out" if left_out else ""
+        note = ""
+        if left_out:
+            note = f"the first {len(shown)} of {len(cells)} panels; {left_out} left out"
         set_heading(figure, results.assign_attrs(note=note), title)
         return settled(figure)
 
@@ -135,9 +141,10 @@ def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
     Full colour: the model uses the direction (`used`); pale: not shown to. Grey: up to where random
     directions reach.
     """
-    edits = [str(edit) for edit in np.atleast_1d(result["edit"].values)]
+    edits = list(map(str, np.atleast_1d(result["edit"].values)))
     for axis in ("edit", "layer"):
-        result = result if axis in result.dims else result.expand_dims(axis)
+        if axis not in result.dims:  # one edit or layer was selected
+            result = result.expand_dims(axis)
     result = result.transpose("layer", "edit", ...)
     width = 1.9 + len(edits) * max(2.2, 0.5 * result.sizes["layer"])
     with styled({"axes.titlesize": 9.5}):
@@ -187,13 +194,17 @@ def _draw(
     axes: Axes, cell: xr.Dataset, baselines: xr.Dataset | None, concept: str, measure: str | None
 ) -> None:
     if measure is None:
-        measure = "accuracy" if bool(cell["accuracy"].notnull().any()) else "r2"
+        # accuracy is NaN for concepts that are numbers, r2 for those that are classes
+        measure = "r2"
+        if bool(cell["accuracy"].notnull().any()):
+            measure = "accuracy"
     if not bool(cell[measure].notnull().any()):
         raise WorkbenchError(f"The probes of {concept!r} have no {measure}: none was measured.")
     cell = cell.transpose("layer", "k", "control", ...)
     layers, ks = cell["layer"].values, cell["k"].values
     _draw_controls(axes, cell, measure)
     probes = cell.sel(control="none")
+    # the palette begins at white, so the palest line is a third of the way into it
     for depth, k in zip(np.linspace(0.35, 1, len(ks)), ks, strict=True):
         line, colour = probes.sel(k=k), matplotlib.colormaps[SHADES](depth)
         axes.plot(

@@ -56,6 +56,7 @@ def assembled(
         figure = Picture(figsize=size, layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         _fill(figure, grid, panels, one_scale)
+        # the panel with the most lines stands for all of them
         legends = [axes.get_legend_handles_labels() for axes in grid]
         handles, labels = max(legends, key=lambda legend: len(legend[1]))
         if labels:
@@ -65,7 +66,10 @@ def assembled(
         else:
             most = max(12, int((width + 0.7) * 15))
             for axes, panel in zip(grid, panels, strict=False):
-                axes.set_title(shorten(visible(panel.name), most) if panel.name else "", pad=4)
+                heading = ""
+                if panel.name:  # `visible` would spell an empty name as ∅
+                    heading = shorten(visible(panel.name), most)
+                axes.set_title(heading, pad=4)
             set_heading(figure, facts, title)
         return settled(figure)
 

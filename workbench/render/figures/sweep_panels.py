@@ -61,6 +61,7 @@ def setting_panels(
 
 
 def joined(*words: str) -> str:
+    """The words that are not empty, as a list in text."""
     return ", ".join(filter(None, words))
 
 
@@ -77,6 +78,7 @@ def _cells(grid: xr.Dataset, name: str, bound: float, quantity: str = "effect") 
     marks = np.where(grid["q"].transpose(*values.dims).values < ALPHA, "•", "")
 
     def draw(axes: Axes) -> Any:
+        """The cells, and for the colour bar their image."""
         colours = {"cmap": "RdBu", "norm": CenteredNorm(0, bound)}
         image = cells(axes, np.asarray(values.values, dtype=float), colours, marks)
         label_cells(axes, values, None, size)
@@ -96,7 +98,7 @@ def _matrix(cell: pd.DataFrame, name: str, bound: float) -> SheetPanel:
         # several seeds: their mean, marked where every one is
         mean[a, b] = mean[b, a] = pair["synergy"].mean()
         q[a, b] = q[b, a] = pair["q"].max(skipna=False)
-    labels = np.array([_short(site) for site in sites], dtype=object)
+    labels = np.array(list(map(_short, sites)), dtype=object)
     axes = ("site", "together with")
     grid = xr.Dataset({"mean": (axes, mean), "q": (axes, q)}, coords=dict.fromkeys(axes, labels))
     return _cells(grid, name, bound, "synergy")
@@ -125,8 +127,11 @@ def _short(text: str) -> str:
 
 def strongest_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the largest means, strongest first; all of them in their own order where they are few."""
+    # -1 is below every magnitude, so rows without a mean come last
     order = np.argsort(-rows["mean"].abs().fillna(-1).to_numpy(), kind="stable")[:STRONGEST]
-    return pd.DataFrame(rows.iloc[np.sort(order) if len(rows) <= STRONGEST else order])
+    if len(rows) <= STRONGEST:
+        order = np.sort(order)
+    return pd.DataFrame(rows.iloc[order])
 
 
 def bar_panel(
@@ -146,9 +151,12 @@ def bar_panel(
     numbers = [rows[column].to_numpy(dtype=float) for column in columns]
     bar, low, high = (xr.DataArray(column, dims=axis, coords={axis: labels}) for column in numbers)
     lying = axis not in ("layer", "pos", "head")
-    size = (3.4, max(1.0, 0.24 * len(rows))) if lying else (max(2.6, 0.34 * len(rows)), 2.1)
+    size = max(2.6, 0.34 * len(rows)), 2.1
+    if lying:
+        size = 3.4, max(1.0, 0.24 * len(rows))
 
     def draw(axes: Axes) -> None:
+        """The bars with their names."""
         draw_bars(axes, bar, low, high, lying=lying)
         if reference is not None:
             mark_reference(axes, reference, lying=lying)
@@ -168,9 +176,10 @@ def _distribution(rows: pd.DataFrame, name: str) -> SheetPanel:
     """
 
     def draw(axes: Axes) -> None:
+        """The histogram."""
         known = rows["mean"].dropna().to_numpy(dtype=float)
         axes.hist(known, bins=min(50, max(8, len(known) // 6)), color=BLUE)
-        axes.set_yscale("log")
+        axes.set_yscale("log")  # thousands of neurons do nothing, and one alone must still be seen
         plain_ticks(axes.yaxis)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set(xlabel="mean effect", ylabel="neurons")
@@ -184,10 +193,14 @@ def _lines(cell: pd.DataFrame, name: str, study: str, over: str) -> SheetPanel:
     x = {"cumulative": "step", "steering": "strength", "methods": "n_edges"}[study]
     if over == "site":  # steering names its jobs `SITE*STRENGTH`
         cell = cell.assign(site=cell["what"].str.rpartition("*")[0])
-    is_faithfulness = study == "methods"
+    # the whole model has faithfulness 1, and no edit the effect 0: the level that lines are read against
+    level, quantity = 0.0, "effect"
+    if study == "methods":
+        level, quantity = 1.0, "faithfulness"
 
     def draw(axes: Axes) -> None:
-        axes.axhline(1.0 if is_faithfulness else 0.0, color=GREY, linewidth=0.8)
+        """The lines, each in its own colour."""
+        axes.axhline(level, color=GREY, linewidth=0.8)
         lines = [pd.DataFrame(cell.iloc[rows]).sort_values(x) for rows in groups(cell, [over])][:MOST_LINES]
         for i, line in enumerate(lines):
             at, mean, low, high = (
@@ -195,11 +208,12 @@ def _lines(cell: pd.DataFrame, name: str, study: str, over: str) -> SheetPanel:
             )
             label = shorten(visible(str(line[over].iloc[0])), 24)
             draw_line(axes, at, mean, low, high, colour=SERIES[i % len(SERIES)], label=label)
-        axes.set_xlabel("sites edited together" if x == "step" else word(x))
-        axes.set_ylabel("faithfulness" if is_faithfulness else "effect")
+        axes.set_xlabel(word(x))
+        axes.set_ylabel(quantity)
         if x != "strength":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x == "step":
+            axes.set_xlabel("sites edited together")
             _name_steps(axes, lines)
         light_grid(axes)
 
@@ -214,7 +228,7 @@ def _name_steps(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
     names = ["+ " + visible(_short(str(site))) for site in lines[0]["added"]]
     axes.set_xticks(lines[0]["step"].to_numpy(dtype=int), names)
     axes.tick_params(axis="x", rotation=45)
-    axes.set_xlabel("")
+    axes.set_xlabel("")  # the names say what is edited
 
 
 def _agreement(rows: pd.DataFrame, name: str) -> list[SheetPanel]:

@@ -57,7 +57,9 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
         if flag not in settings and flag != over:
             facts[flag] = str(table[flag].iloc[0])
     # the labels of the last setting stand side by side
-    across = len(panels) // len(groups(table, settings[:-1])) if settings else len(panels)
+    across = len(panels)
+    if settings:
+        across //= len(groups(table, settings[:-1]))
     data = xr.Dataset(attrs=facts)
     return assembled(panels[:MOST_PANELS], data, title, across=across, one_scale="metric" not in settings)
 
@@ -124,6 +126,6 @@ def _line_column(study: str, table: pd.DataFrame) -> str | None:
 
 def _bound(table: pd.DataFrame, study: str) -> float:
     """The largest magnitude of the numbers that a study is drawn with."""
-    column = "synergy" if study == "pairs" else next(name for name in ("mean", "jaccard") if name in table)
+    column = {"pairs": "synergy", "stability": "jaccard"}.get(study, "mean")
     numbers = table[column].to_numpy(dtype=float)
     return float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0)) or 1.0

@@ -18,7 +18,7 @@ from workbench.render.figures.canvas import Picture, settled, styled
 from workbench.render.figures.cells import cells, colour_bar, label_cells
 from workbench.render.figures.headings import set_heading, set_title
 from workbench.render.figures.notes import axes_of, noted
-from workbench.render.writing import shorten
+from workbench.render.writing import shortened
 from workbench.text import visible
 
 
@@ -32,7 +32,9 @@ def token_table(
         result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are
             shown.
     """
-    best = result.isel(rank=0) if "rank" in result.dims else result
+    best = result
+    if "rank" in result.dims:
+        best = result.isel(rank=0)
     if {*best["prob"].dims} - {"example"} != {"layer", "pos"}:
         raise WorkbenchError(
             f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. "
@@ -43,20 +45,20 @@ def token_table(
     if "example" in best.dims:
         n = best.sizes["example"]
         if n > 1:
-            first = best["example"].values[0] if "example" in best.coords else 0
-            note = f"example {first} of {n}"
+            note = f"example {best['example'].values[0]} of {n}"
         best = best.isel(example=0)
     prob = best["prob"].transpose("layer", "pos").rename("probability").assign_attrs(result.attrs)
     prob = noted(prob, note)
     known = np.isfinite(prob.values).any(0)
     if not known.any():
         raise WorkbenchError("There is nothing to draw: no token was read at any layer and position.")
+    # shorter prompts are padded: the table ends with the last position that was read
     prob = prob.isel(pos=slice(0, int(np.flatnonzero(known)[-1]) + 1))
     names = best["text" if "text" in best.coords else "token"].transpose("layer", "pos").values
-    shortened = [[shorten(visible(name), 12) for name in row] for row in names]
-    texts = np.array(shortened, dtype=object)[:, : prob.sizes["pos"]]
+    short_names = [shortened(row, 12) for row in names]
+    texts = np.array(short_names, dtype=object)[:, : prob.sizes["pos"]]
     texts = np.where(np.isfinite(prob.values), texts, "")
-    wide = max(0.34, 0.12 + 0.075 * max(len(text) for text in texts.flat))
+    wide = max(0.34, 0.12 + 0.075 * max(map(len, texts.flat)))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
     with styled():
         figure = Picture(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
@@ -103,17 +105,22 @@ def _draw_table(axes: Axes, numbers: NumberTable) -> None:
     """Numbers as coloured cells with their names at the rim."""
     values = numbers.table.to_numpy(dtype=float)
     known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    # equal numbers have no scale of their own
-    norm = Normalize(low, high if high > low else low + 1)
-    texts = np.array([[_number_text(value) for value in row] for row in values])
-    cells(axes, values, {"cmap": "Blues" if numbers.best == "high" else "Blues_r", "norm": norm}, texts)
-    across = [shorten(visible(name), 32) for name in numbers.table.columns]
-    down = [shorten(visible(name), 32) for name in numbers.table.index]
+    low, high = 0.0, 1.0
+    if known.size:
+        low, high = float(known.min()), float(known.max())
+    if high == low:  # equal numbers have no scale of their own
+        high = low + 1
+    colours = {"cmap": {"high": "Blues", "low": "Blues_r"}[numbers.best], "norm": Normalize(low, high)}
+    texts = np.array([list(map(_number_text, row)) for row in values])
+    cells(axes, values, colours, texts)
+    across, down = shortened(numbers.table.columns, 32), shortened(numbers.table.index, 32)
     axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(down)), down, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title(visible(numbers.name) if numbers.name else "", fontsize=9.5)
+    name = ""
+    if numbers.name:  # `visible` would spell an empty name as ∅
+        name = visible(numbers.name)
+    axes.set_title(name, fontsize=9.5)
 
 
 def _number_text(value: float) -> str:
