@@ -4,8 +4,8 @@ Every kind of picture, from `tiny` and from a planted model, each from a real re
 
     python docs/gallery.py [--screenshots]
 
-With --screenshots (playwright and Chromium) also `docs/gallery.png` for the README, and beside the page itself what a
-reader with a narrow or dark screen and one with a printer get.
+With --screenshots (playwright and Chromium) also `docs/gallery.png` for the README, and beside the page
+itself what a reader with a narrow or dark screen and one with a printer get.
 """
 
 import sys
@@ -185,13 +185,13 @@ def moving(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
 
 
 def build() -> Path:
-    """The page, made anew."""
+    """Writes the page and returns its path."""
     model = wb.load_model("tiny", device="cpu")
     pairs = wb.load_task("ioi", model, n=32)
     stores = wb.capture_pairs(model, pairs)
-    made = [part(model, pairs, stores) for part in (circuits, tables, moving)]
+    sections = [*circuits(model, pairs, stores), *tables(model, pairs, stores), *probes(model)]
     return report(
-        [*made[0], *made[1], *probes(model), *made[2]],
+        [*sections, *moving(model, pairs, stores)],
         PAGE,
         title="Gallery",
         subtitle="Every kind of picture, from the embedded model and from a planted one",

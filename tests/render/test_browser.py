@@ -18,7 +18,10 @@ from workbench.render.report import report
 from workbench.sites import Shape
 
 pytestmark = pytest.mark.slow
-SHOWN = "[...document.querySelectorAll('.scene')].filter((s) => !s.style.display).flatMap((s) => [...s.querySelectorAll('path.e:not(.y)')]).filter((p) => !p.style.display)"
+SHOWN = (
+    "[...document.querySelectorAll('.scene')].filter((s) => !s.style.display)"
+    ".flatMap((s) => [...s.querySelectorAll('path.e:not(.y)')]).filter((p) => !p.style.display)"
+)
 
 
 def test_an_error_would_be_seen(tmp_path):
@@ -56,7 +59,8 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
         ] == []
 
 
-# The contrast of every text that is seen with what lies behind it, by WCAG 2's formula; a line per text below 4.5.
+# The contrast of every text that is seen with what lies behind it, by WCAG 2's formula; a line per text
+# below 4.5.
 CONTRAST = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
   const light = (colour) => colour.slice(0, 3).map((c) => c / 255)
@@ -65,7 +69,8 @@ CONTRAST = """() => {
   const behind = (element) => {
     const box = element.closest("g.n");
     if (element.closest("svg")) {
-      const rect = box ? [...box.querySelectorAll("rect:not(.o)")].pop() : element.closest("svg").querySelector("rect");
+      const rect = box ? [...box.querySelectorAll("rect:not(.o)")].pop()
+        : element.closest("svg").querySelector("rect");
       if (rect) return parse(getComputedStyle(rect).fill);
     }
     for (let at = element; at; at = at.parentElement) {
@@ -77,10 +82,12 @@ CONTRAST = """() => {
   const poor = [];
   for (const element of document.querySelectorAll("body *")) {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.getClientRects().length || element.disabled || element.closest("script,style,title")) continue;
+    if (!own || !element.getClientRects().length || element.disabled) continue;
+    if (element.closest("script,style,title")) continue;
     const style = getComputedStyle(element), ink = parse(element.closest("svg") ? style.fill : style.color);
-    const [a, b] = [light(ink), light(behind(element))].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) poor.push(element.tagName + " " + element.className + " " + element.textContent.slice(0, 30) + ": " + ratio.toFixed(2));
+    const [a, b] = [light(ink), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), text = element.textContent.slice(0, 30);
+    if (ratio < 4.5) poor.push(`${element.tagName} ${element.className} ${text}: ${ratio.toFixed(2)}`);
   }
   return poor;
 }"""
@@ -108,7 +115,8 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
         assert seen.page.evaluate(CONTRAST) == []
         frame.locator("#to-component").click()
         order = frame.evaluate(
-            "[...document.querySelectorAll('button:enabled,input,select,[tabindex]')].filter((e) => e.getClientRects().length)"
+            "[...document.querySelectorAll('button:enabled,input,select,[tabindex]')]"
+            ".filter((e) => e.getClientRects().length)"
             ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
         )
         assert order[:3] == ["to-component", "to-position", "top"]
@@ -118,7 +126,8 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
         )
         assert all(labels)
         assert frame.evaluate(
-            "[...document.querySelectorAll('svg')].every((e) => e.getAttribute('role') && e.getAttribute('aria-label'))"
+            "[...document.querySelectorAll('svg')]"
+            ".every((e) => e.getAttribute('role') && e.getAttribute('aria-label'))"
         )
         assert frame.locator("#detail").get_attribute("aria-live") == "polite"
         for wanted in ("to-component", "to-position", "top"):
@@ -149,14 +158,16 @@ def test_what_was_not_measured_is_said_and_lists_are_whole(view, tmp_path):
     with opened(path) as seen:
         frame = seen.frame()
         frame.evaluate(
-            "() => { const top = document.getElementById('top'); top.value = 9; top.dispatchEvent(new Event('input')); }"
+            "() => { const top = document.getElementById('top'); top.value = 9;"
+            "top.dispatchEvent(new Event('input')); }"
         )
         assert (
             frame.inner_text("#faith")
             == "faithfulness of the 1 strongest: 0.50 [0.40, 0.60], of the 30 strongest: 0.90 [0.80, 1.00]"
         )
         frame.evaluate(
-            "() => { const top = document.getElementById('top'); top.value = top.max; top.dispatchEvent(new Event('input')); }"
+            "() => { const top = document.getElementById('top'); top.value = top.max;"
+            "top.dispatchEvent(new Event('input')); }"
         )
         head = frame.locator("g.n:visible[aria-label^='a']").first
         head.press("Enter")
@@ -195,8 +206,8 @@ def test_many_edges_share_one_slider_over_two_pictures(tmp_path):
         frame, counts = seen.frame(), []
         for share in (0.05, 0.2, 0.6, 1.0):
             frame.evaluate(
-                "(share) => { const top = document.getElementById('top'); top.value = Math.round(top.max * share);"
-                "top.dispatchEvent(new Event('input')); }",
+                "(share) => { const top = document.getElementById('top');"
+                "top.value = Math.round(top.max * share); top.dispatchEvent(new Event('input')); }",
                 share,
             )
             assert frame.locator(".scene:visible").count() == 1

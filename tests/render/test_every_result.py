@@ -18,22 +18,27 @@ from workbench.render.figures.canvas import figure_html
 from workbench.render.figures.grids import MOST_PANELS, heatmaps
 
 PICTURES = {
-    "acdc": "circuit", "learn_circuit": "circuit", "find_circuit": "circuit", "reference_circuit": "circuit", "read_circuit": "circuit",
-    "effects": "effects", "path_effects": "path_effects", "logit_lens": "logit_lens", "top_tokens": "top_tokens", "norms": "norms",
-    "attention_to": "attention_to", "head_scores": "head_scores", "copying_scores": "copying_scores", "measure": "measure",
-    "direct_attribution": "direct_attribution", "score_edges": "score_edges", "score_nodes": "score_nodes", "compare": "compare",
-    "evaluate": "evaluate", "minimality": "minimality", "stability": "stability", "circuit_tests": "circuit_tests",
-    "faithfulness_curve": "faithfulness_curve", "summary": "summary", "difference": "effects", "load": "effects",
-    "fit_probes": "fit_probes", "causal_check": "causal_check", "neuron_maps": "neuron_maps", "fit_tuned_lens": "fit_tuned_lens",
-    "load_sweep": "load_sweep", "compare_sweeps": "compare_sweeps",
+    "acdc": "circuit", "learn_circuit": "circuit", "find_circuit": "circuit",
+    "reference_circuit": "circuit", "read_circuit": "circuit", "effects": "effects",
+    "path_effects": "path_effects", "logit_lens": "logit_lens", "top_tokens": "top_tokens",
+    "norms": "norms", "attention_to": "attention_to", "head_scores": "head_scores",
+    "copying_scores": "copying_scores", "measure": "measure", "direct_attribution": "direct_attribution",
+    "score_edges": "score_edges", "score_nodes": "score_nodes", "compare": "compare",
+    "evaluate": "evaluate", "minimality": "minimality", "stability": "stability",
+    "circuit_tests": "circuit_tests", "faithfulness_curve": "faithfulness_curve", "summary": "summary",
+    "difference": "effects", "load": "effects", "fit_probes": "fit_probes", "causal_check": "causal_check",
+    "neuron_maps": "neuron_maps", "fit_tuned_lens": "fit_tuned_lens", "load_sweep": "load_sweep",
+    "compare_sweeps": "compare_sweeps",
 }  # fmt: skip
 """Every public function whose result has a picture, and the case below that shows it."""
 NO_RESULT = set(
-    "add capture capture_cost capture_pairs constant discover explain export from_store grid load_model load_task mean metric "
-    "model_fingerprint open_store planted planted_pairs plot project read_corpus repair report resample run save scale write_circuit "
-    "run_sweep zero".split()
+    (
+        "add capture capture_cost capture_pairs constant discover explain export from_store grid load_model "
+        "load_task mean metric model_fingerprint open_store planted planted_pairs plot project read_corpus "
+        "repair report resample run save scale write_circuit run_sweep zero"
+    ).split()
 )
-"""Those that return values, prompts, stores, models, files, plans, or a folder of results that are drawn one by one."""
+"""Those that return values, prompts, stores, models, files, plans, or a folder of results to draw singly."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,13 @@ def lab():
     value = wb.from_store(corrupt)
     scores = wb.score_edges(model, pairs, value=value, keep=("example",))
     mean = scores.mean("example", keep_attrs=True)
-    made = {"model": model, "pairs": pairs, "clean": clean, "value": value, "scores": scores, "mean": mean}
+    inputs = {"model": model, "pairs": pairs, "clean": clean, "value": value}
     return SimpleNamespace(
-        **made, circuit=wb.find_circuit(mean, n_edges=40), more=wb.find_circuit(mean, n_edges=80)
+        **inputs,
+        scores=scores,
+        mean=mean,
+        circuit=wb.find_circuit(mean, n_edges=40),
+        more=wb.find_circuit(mean, n_edges=80),
     )
 
 
@@ -57,9 +66,9 @@ def probed(lab):
     words = [lab.model.tokenizer.decode([int(a)]).strip() for a in pairs.answers[:, 0, 0]]
     values = {"plural": [w in ("are", "were") for w in words], "past": [w in ("was", "were") for w in words]}
     labels = wb.Labels.per_prompt(stores[0], values)
-    how = {"sites": ["resid_post"], "k": [1, 4], "baselines": ["mass-mean"], "resampled": 20}
+    options = {"sites": ["resid_post"], "k": [1, 4], "baselines": ["mass-mean"], "resampled": 20}
     return SimpleNamespace(
-        pairs=pairs, stores=stores, labels=labels, probes=wb.fit_probes(stores[0], labels, **how)
+        pairs=pairs, stores=stores, labels=labels, probes=wb.fit_probes(stores[0], labels, **options)
     )
 
 
@@ -166,10 +175,22 @@ def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
 
 
 CIRCUITS = {
-    "evaluate": (lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value=lab.value), ["faithfulness", "complement", "random", "incompleteness", "minimal"]),
-    "evaluate several": (lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value, checks=()), None),
+    "evaluate": (
+        lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value=lab.value),
+        ["faithfulness", "complement", "random", "incompleteness", "minimal"],
+    ),
+    "evaluate several": (
+        lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value, checks=()),
+        None,
+    ),
     "evaluate on two values": (
-        lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value={"corrupt": lab.value, "zero": wb.zero()}, checks=["random"]),
+        lambda lab: wb.evaluate(
+            lab.circuit,
+            lab.model,
+            lab.pairs,
+            value={"corrupt": lab.value, "zero": wb.zero()},
+            checks=["random"],
+        ),
         ["faithfulness", "random"],
     ),
     "minimality": (lambda lab: wb.minimality(lab.circuit, lab.model, lab.pairs, value=lab.value), None),
@@ -178,21 +199,27 @@ CIRCUITS = {
         ["equivalence", "independence", "minimality", "sufficiency", "partial necessity"],
     ),
     "compare": (lambda lab: wb.compare(lab.circuit, lab.more), ["q", "k", "v", "mlps", "logits"]),
-    "stability": (lambda lab: wb.stability(lab.scores, find=lambda s: wb.find_circuit(s, n_edges=50), draws=10), None),
-    "faithfulness_curve": (lambda lab: wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value), None),
-}  # fmt: skip
+    "stability": (
+        lambda lab: wb.stability(lab.scores, find=lambda s: wb.find_circuit(s, n_edges=50), draws=10),
+        None,
+    ),
+    "faithfulness_curve": (
+        lambda lab: wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value),
+        None,
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore:circuit_tests. nothing to test")
 @pytest.mark.parametrize("case", CIRCUITS)
 def test_what_is_found_about_circuits_has_a_picture(lab, case):
     make, rows = CIRCUITS[case]
-    found = make(lab)
-    figure = wb.plot(found, title=case)
+    result = make(lab)
+    figure = wb.plot(result, title=case)
     assert isinstance(figure, Figure)
     if rows is not None:
         assert rows in (ticks(figure, "x"), ticks(figure, "y"))
-    assert figure_html(figure) == figure_html(wb.plot(found, title=case))
+    assert figure_html(figure) == figure_html(wb.plot(result, title=case))
 
 
 def test_circuits_are_views_and_curves_of_methods_are_lines_with_bands(lab):
@@ -213,14 +240,14 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "mass-mean, all features"
     assert len(wb.plot(probed.probes.results).axes) == 2
     assert len(wb.plot(probed.probes.results.sel(concept="past")).axes) == 1
-    how = {
+    options = {
         "concept": "plural",
         "kind": "resid_post",
         "stores": probed.stores,
         "baseline": "mass-mean",
         "layers": [1, 3],
     }
-    checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **how))
+    checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **options))
     assert [axes.get_title(loc="left") for axes in checked.axes] == ["erase", "swap"]
     assert ticks(checked, "x") == ["1", "3"]
     neurons = wb.plot(wb.neuron_maps(probed.stores[0], probed.labels))
@@ -291,12 +318,12 @@ def test_names_of_panels_drop_their_axis_where_they_would_be_cut():
 
 def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
     rows = [
-        Row(m, "t", "zero", way, x, x, x, x, x, 1.0, 1.0, 1)
+        Row(m, "t", "zero", method, x, x, x, x, x, 1.0, 1.0, 1)
         for m, x in (("a", 0.5), ("b", float("nan")))
-        for way in ("eap", "exact")
+        for method in ("eap", "exact")
     ]
-    for given in (rows, pd.DataFrame([vars(row) for row in rows])):
-        figure = wb.plot(given)
+    for table in (rows, pd.DataFrame([vars(row) for row in rows])):
+        figure = wb.plot(table)
         assert [axes.get_title(loc="left") for axes in figure.axes] == [
             f"{n} is good)" for n in ("edge auroc (high", "cpr (high", "cmd (low")
         ]

@@ -18,7 +18,8 @@ def test_gallery_draws_every_picture():
         assert seen.page.locator("img.plot").count() >= 13
         seen.wait("document.querySelectorAll('.panel').length === 9")
         seen.wait(
-            "[...document.querySelectorAll('.panel')].every((box) => box.querySelector('.live')?.childElementCount)"
+            "[...document.querySelectorAll('.panel')]"
+            ".every((box) => box.querySelector('.live')?.childElementCount)"
         )
         broken = (
             "[...document.images].filter((img) => img.style.display !== 'none' && !img.naturalWidth).length"

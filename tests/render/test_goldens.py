@@ -1,6 +1,7 @@
 """Pictures keep their structure: what is drawn, in which order, with which text; places and sizes may move.
 
-After a change that is meant, `python tests/render/test_goldens.py` writes the goldens anew; read the difference.
+After a change that is meant, `python tests/render/test_goldens.py` writes the goldens anew; read the
+difference.
 """
 
 import hashlib
@@ -88,7 +89,7 @@ def page_hash(folder: Path) -> str:
 
 
 def test_a_page_has_the_same_bytes_in_every_process(tmp_path):
-    """Nothing depends on the order of sets, which differs with the seed of hashes: here, and in another process."""
+    """Nothing depends on the order of sets, which differs between processes with the seed of hashes."""
     paths = [str(FOLDER.parent), str(FOLDER.parents[1]), str(FOLDER.parents[2])]
     code = f"import sys; sys.path[:0] = {paths}; import test_goldens, pathlib; "
     code += f"print(test_goldens.page_hash(pathlib.Path({str(tmp_path)!r})))"

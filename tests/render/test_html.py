@@ -73,9 +73,8 @@ def test_the_strongest_of_many_edges_have_a_picture_of_their_own():
     assert set(data["scenes"]) == {"component", "component-near"}
     assert whole["start"] <= near["limit"] < len(whole["lines"])
     considered = [line[:2] for line in whole["lines"][: near["limit"]]]
-    assert [line[:2] for line in near["lines"]] == [
-        place for place in considered if place in [line[:2] for line in near["lines"]]
-    ]
+    near_lines = [line[:2] for line in near["lines"]]
+    assert near_lines == [line for line in considered if line in near_lines]
     heights = [float(size) for size in re.findall(r'<svg [^>]*height="([\d.]+)"', frame)]
     assert heights[1] < 0.8 * heights[0]
 

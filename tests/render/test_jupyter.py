@@ -19,7 +19,10 @@ from workbench.render.plots import plot
 pytestmark = pytest.mark.slow
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-NATURAL = "[...document.querySelectorAll('.jp-OutputArea-output img')].map((img) => img.complete && img.naturalWidth)"
+NATURAL = (
+    "[...document.querySelectorAll('.jp-OutputArea-output img')]"
+    ".map((img) => img.complete && img.naturalWidth)"
+)
 LIVE = [
     """import workbench as wb
 model = wb.load_model("tiny")
@@ -83,7 +86,8 @@ def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark
     # in the dark the window is narrow, too
     with server.opened("trusted.ipynb", dark=dark, width=640 if dark else 1400) as seen:
         seen.wait(
-            "!!document.querySelector('.circuit[data-edges]') && document.querySelectorAll('.panel canvas').length >= 3"
+            "!!document.querySelector('.circuit[data-edges]')"
+            " && document.querySelectorAll('.panel canvas').length >= 3"
         )
         box = seen.page.locator(".circuit")
         assert box.get_attribute("data-edges") == str(len(hostile.edges))

@@ -80,9 +80,9 @@ def test_tokens_wrap_inside_the_picture():
 def test_top_k_has_every_guess_and_wraps_its_columns():
     cells = [[[(f" w{r}{c}{k}", 0.5 / (k + 1)) for k in range(2)] for c in range(30)] for r in range(2)]
     svg = top_k_svg([f"c{c}" for c in range(30)], ["layer 0", "layer 1"], cells, title="t", note="n")
-    told = titles(svg)
-    assert sum(". ·w" in title for title in told) == 120
-    assert "2. ·w1291: 0.25" in told
+    tooltips = titles(svg)
+    assert sum(". ·w" in title for title in tooltips) == 120
+    assert "2. ·w1291: 0.25" in tooltips
     assert texts(svg).count("layer 1") > 1
     root = ElementTree.fromstring(svg)
     assert float(root.attrib["width"]) <= 970
@@ -112,9 +112,9 @@ def test_hostile_tokens_appear_as_text(draw, hostile_tokens):
     }[draw]()
     tags = {tag.tag.removeprefix(SVG) for tag in ElementTree.fromstring(svg).iter()}
     assert tags <= {"svg", "style", "rect", "text", "title", "g", "defs", "use", "path"}
-    told = "\n".join(titles(svg))
+    tooltips = "\n".join(titles(svg))
     for text in strings:
-        assert visible(text) in told
+        assert visible(text) in tooltips
     svg.encode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Panels: one bundle per page, props as data, and the same numbers as the stores and results they come from."""
+"""Panels: one bundle per page, props as data, and the numbers of the stores and results they come from."""
 
 import base64
 import gzip
@@ -190,8 +190,8 @@ def test_top_tokens_are_those_of_the_lens(captured):
         == "1 token strings do not reach position 3 of the Dataset."
     )
     assert said(panels.top_tokens, lens[["prob"]], words) == (
-        "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and `prob`; "
-        "this has variables prob."
+        "top_tokens draws the Dataset of workbench.top_tokens, (example, layer, pos, rank) `token` and "
+        "`prob`; this has variables prob."
     )
 
 
@@ -205,11 +205,12 @@ def test_log_probs_name_the_next_tokens_rank_and_what_was_likelier():
     np.testing.assert_allclose(np.exp(props["topKLogProbs"]), [[0.5, 0.3], [0.7, 0.2]], rtol=1e-4)
     wanted = {"ids": [0, 1, 2], "decode": WORDS, "k": 3}
     assert said(panels.log_probs, ["x", "y", "z"], probs, **wanted) == (
-        "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass logits.log_softmax(-1)."
+        "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
+        "logits.log_softmax(-1)."
     )
     assert said(panels.log_probs, ["x", "y"], probs.log(), **wanted) == (
-        "Log-probabilities of shape (3, 3) and ids of shape (3,) do not fit 2 tokens: [pos, token] = (2, ...) and "
-        "[pos] = (2,), for two tokens or more, are needed."
+        "Log-probabilities of shape (3, 3) and ids of shape (3,) do not fit 2 tokens: [pos, token] = "
+        "(2, ...) and [pos] = (2,), for two tokens or more, are needed."
     )
     assert said(panels.log_probs, ["x", "y", "z"], probs.log(), ids=[0, 1, 3], decode=WORDS, k=2) == (
         "ids reach from 0 to 3; there are 3 log-probabilities."
@@ -241,8 +242,8 @@ def test_neurons_and_their_top_samples():
     assert props["tokens"][1][2] == [["d"], ["a", "b"]]
     assert props["activations"][1][2] == [[15.0], [5.0, 11.0]]
     assert said(panels.neurons, ["a"], acts[0]) == (
-        "Activations of shape (2, 2, 3) do not fit 1 tokens: [pos, layer, neuron] = (1, ...) is needed, with as many layers "
-        "and neurons for every prompt."
+        "Activations of shape (2, 2, 3) do not fit 1 tokens: [pos, layer, neuron] = (1, ...) is needed, "
+        "with as many layers and neurons for every prompt."
     )
     assert (
         said(panels.neurons, strings, acts[:1])
@@ -257,7 +258,8 @@ def test_neurons_and_their_top_samples():
 
 def test_what_does_not_fit_is_refused(pattern):
     assert said(attention_panel, ["a", "b"], pattern, ["a0.0", "a0.1"]) == (
-        "A pattern of shape (2, 3, 3) does not fit 2 heads and 2 tokens: [head, query_pos, key_pos] = (2, 2, 2) is needed."
+        "A pattern of shape (2, 3, 3) does not fit 2 heads and 2 tokens: [head, query_pos, key_pos] = "
+        "(2, 2, 2) is needed."
     )
     assert said(attention_panel, ["a", "b", "c"], pattern * np.nan, ["a0.0", "a0.1"]) == (
         "The attention pattern has cells that are not finite: cut the prompt to its own length first."
@@ -291,8 +293,8 @@ def test_panel_refuses_components_and_properties_that_circuitsvis_has_not():
         "component='AttentionHead' is not known. Did you mean 'AttentionHeads'"
     )
     assert said(Panel, "ColoredTokens", {"tokens": ["a"], "colour": "red"}) == (
-        "ColoredTokens has no colour and needs values. Needed: tokens, values; optional: maxValue, minValue, negativeColor, "
-        "positiveColor, paddingBottom."
+        "ColoredTokens has no colour and needs values. Needed: tokens, values; optional: maxValue, "
+        "minValue, negativeColor, positiveColor, paddingBottom."
     )
     assert (
         said(Panel, "Hello", {"name": float("inf")})
@@ -302,7 +304,8 @@ def test_panel_refuses_components_and_properties_that_circuitsvis_has_not():
         "name has a object: a panel holds text, numbers, arrays and lists of these."
     )
     assert said(Panel, "Hello", {"name": "x" * 16_000_001}) == (
-        "This Hello panel holds 16 MB, and a page up to 16 MB: choose fewer heads, layers, neurons or positions."
+        "This Hello panel holds 16 MB, and a page up to 16 MB: choose fewer heads, layers, neurons or "
+        "positions."
     )
 
 
@@ -377,9 +380,8 @@ def test_the_shapes_of_a_raw_panel_fit_each_other(component, props, message):
 def test_names_counts_and_ids_of_panels(pattern):
     assert attention_panel(["a", "b", "c"], pattern, [0, 1]).props["attentionHeadNames"] == ["0", "1"]
     table = np.log(np.full((2, 4), 0.25))
-    asked = {"ids": [0, 1], "decode": WORDS}
     assert (
-        said(panels.log_probs, ["a", "b"], table, **asked, k=1.5)
+        said(panels.log_probs, ["a", "b"], table, ids=[0, 1], decode=WORDS, k=1.5)
         == "k=1.5; ask for 1 to 4 guesses, as many tokens as there are."
     )
     assert said(panels.log_probs, ["a", "b"], table, ids=[0.7, 1], decode=WORDS) == (

@@ -23,7 +23,8 @@ def load(path: Path, *, fails: bool = False) -> tuple[str, list[str]]:
             seen.page.wait_for_timeout(500)
         else:
             seen.wait(
-                "[...document.querySelectorAll('[data-panel]')].every((box) => box.firstChild.style.display === 'none')"
+                "[...document.querySelectorAll('[data-panel]')]"
+                ".every((box) => box.firstChild.style.display === 'none')"
             )
         return seen.page.content(), seen.console
 

@@ -111,39 +111,41 @@ def test_plot_chooses(circuit):
     assert len(plot(heads).axes[0].collections[0].get_segments()) == 2
 
 
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (
-            xr.DataArray(1.0),
-            "A single number cannot be drawn: keep an axis of the result, such as its examples.",
-        ),
-        (xr.DataArray(["a"], dims="x"), "The array '' holds <U1, and numbers are drawn."),
-        (
-            xr.DataArray(np.zeros((2, 0, 2)), dims=("layer", "head", "pos")),
-            "There is nothing to draw: the result has sizes {'layer': 2, 'head': 0, 'pos': 2}.",
-        ),
-        (
-            [1, 2],
-            "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items one by one.",
-        ),
-        (
-            pd.DataFrame({"a": ["x"]}),
-            "A table with columns a cannot be drawn: rows of the bench (model, task, method and edge_auroc or cpr or cmd), scores of "
-            "measure(), or numbers alone can. Select columns, as in table[['cpr']].",
-        ),
-        (xr.Dataset({"a": 1, "b": 2}), "Which of a, b is to be drawn? Pass one: plot(result[NAME])."),
-        (
-            "text",
-            "A str cannot be drawn. These can: Circuit, CircuitView, Comparison, Probes, TunedLens, Sweep, DataArray, Dataset, tuple, list, "
-            "DataFrame.",
-        ),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(result, message):
-    with pytest.raises(WorkbenchError) as error:
-        plot(result)
-    assert str(error.value) == message
+NOT_DRAWN = [
+    (
+        xr.DataArray(1.0),
+        "A single number cannot be drawn: keep an axis of the result, such as its examples.",
+    ),
+    (xr.DataArray(["a"], dims="x"), "The array '' holds <U1, and numbers are drawn."),
+    (
+        xr.DataArray(np.zeros((2, 0, 2)), dims=("layer", "head", "pos")),
+        "There is nothing to draw: the result has sizes {'layer': 2, 'head': 0, 'pos': 2}.",
+    ),
+    (
+        [1, 2],
+        "A list cannot be drawn unless it holds rows, of the bench or of measure(): plot its items "
+        "one by one.",
+    ),
+    (
+        pd.DataFrame({"a": ["x"]}),
+        "A table with columns a cannot be drawn: rows of the bench (model, task, method and edge_auroc or "
+        "cpr or cmd), scores of measure(), or numbers alone can. Select columns, as in table[['cpr']].",
+    ),
+    (xr.Dataset({"a": 1, "b": 2}), "Which of a, b is to be drawn? Pass one: plot(result[NAME])."),
+    (
+        "text",
+        "A str cannot be drawn. These can: Circuit, CircuitView, Comparison, Probes, TunedLens, Sweep, "
+        "DataArray, Dataset, tuple, list, DataFrame.",
+    ),
+]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    """Each message says why, and what can be drawn instead, whole."""
+    for result, message in NOT_DRAWN:
+        with pytest.raises(WorkbenchError) as error:
+            plot(result)
+        assert str(error.value) == message, message
 
 
 def test_too_few_labels_are_refused():
@@ -247,27 +249,30 @@ def test_every_series_stands_in_the_legend():
         assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _own", "eap"]
 
 
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (
-            xr.Dataset({"faithfulness": 0.5}),
-            "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes.",
-        ),
-        (
-            xr.Dataset({"prob": ("pos", [0.5]), "token": ("pos", [1])}, coords={"pos": [0], "layer": 1}),
-            "A table of tokens needs the axes layer and pos; this result has pos. Select with lists, as in .isel(layer=[0]).",
-        ),
-        (
-            pd.DataFrame({"task": ["t"], "method": ["m"], "cpr": ["high"]}),
-            "The column 'cpr' cannot be drawn, as it holds more than numbers: could not convert string to float: 'high'.",
-        ),
-    ],
-)
-def test_results_that_lack_an_axis_or_numbers_are_refused(result, message):
-    with pytest.raises(WorkbenchError) as error:
-        plot(result)
-    assert str(error.value) == message
+LACKING = [
+    (
+        xr.Dataset({"faithfulness": 0.5}),
+        "A single number cannot be drawn: keep an axis of the faithfulness, such as its sizes.",
+    ),
+    (
+        xr.Dataset({"prob": ("pos", [0.5]), "token": ("pos", [1])}, coords={"pos": [0], "layer": 1}),
+        "A table of tokens needs the axes layer and pos; this result has pos. Select with lists, "
+        "as in .isel(layer=[0]).",
+    ),
+    (
+        pd.DataFrame({"task": ["t"], "method": ["m"], "cpr": ["high"]}),
+        "The column 'cpr' cannot be drawn, as it holds more than numbers: could not convert string to "
+        "float: 'high'.",
+    ),
+]
+
+
+def test_results_that_lack_an_axis_or_numbers_are_refused():
+    """Each message names the axis or the column, whole."""
+    for result, message in LACKING:
+        with pytest.raises(WorkbenchError) as error:
+            plot(result)
+        assert str(error.value) == message, message
 
 
 def test_long_titles_and_labels_stay_in_the_figure():

@@ -35,7 +35,7 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
         items, tmp_path / "new" / "report.html", title="A <run>", command="workbench find --task 'ioi' <x>"
     )
     text = path.read_text(encoding="utf-8")
-    for part in (
+    for words in (
         "A &lt; B",
         "<em id='kept'>",
         "a caption &lt;&gt;",
@@ -44,7 +44,7 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
         "A &lt;run&gt;",
         "&#39;ioi&#39; &lt;x&gt;",
     ):
-        assert part in text, part
+        assert words in text, words
     assert text.count('class="circuit"') == 2
     assert text.count('class="panel"') == 2
     assert text.count("panelsUnpacked = true") == 1
@@ -82,30 +82,32 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
     with pytest.raises(WorkbenchError) as error:
         report([("a", "three"), ("b", object())], path, title="t", overwrite=True)
     assert str(error.value) == (
-        "Section 'b' of the report: a object cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
-        "matplotlib figures, text and Html(...) can."
+        "Section 'b' of the report: a object cannot be shown. Circuits, views, panels, xarray results, "
+        "pandas tables, matplotlib figures, text and Html(...) can."
     )
     assert "two" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
-@pytest.mark.parametrize(
-    ("sections", "told"),
-    [
-        ([("a", "b", "cap", "FOURTH")], "tuple of 4"),
-        ([("a",)], "tuple of 1"),
-        ([None], "NoneType"),
-        ([("a", "b", 3)], "tuple of 3"),
-        ("ab", "str"),
-        ({"a": "b"}, "dict"),
-    ],
-)
-def test_what_is_no_section_is_refused(sections, told, tmp_path):
-    with pytest.raises(WorkbenchError) as error:
-        report(sections, tmp_path / "r.html", title="t")
-    assert str(error.value) == (
-        f"A report has a list of sections, (heading, item) or (heading, item, caption) each, and no {told}."
-    )
+NO_SECTIONS = [
+    ([("a", "b", "cap", "FOURTH")], "tuple of 4"),
+    ([("a",)], "tuple of 1"),
+    ([None], "NoneType"),
+    ([("a", "b", 3)], "tuple of 3"),
+    ("ab", "str"),
+    ({"a": "b"}, "dict"),
+]
+
+
+def test_what_is_no_section_is_refused(tmp_path):
+    """The message names the type of what was given in its place."""
+    for sections, kind in NO_SECTIONS:
+        with pytest.raises(WorkbenchError) as error:
+            report(sections, tmp_path / "r.html", title="t")
+        assert str(error.value) == (
+            "A report has a list of sections, (heading, item) or (heading, item, caption) each, and no "
+            f"{kind}."
+        ), kind
 
 
 def test_a_page_of_nothing_is_refused(tmp_path, circuit):

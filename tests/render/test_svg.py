@@ -182,37 +182,36 @@ def test_long_prompt_leaves_out_runs_of_unused_tokens(circuit, view_of):
     assert width < 4000
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"position_scores": xr.DataArray(np.zeros((2, 2)), dims=("writer", "reader"))},
-            "position_scores has dims ('writer', 'reader'); (writer, reader, pos) of one prompt is needed. "
-            "Select an example, as in scores.isel(example=0).",
-        ),
-        (
-            {"position_scores": xr.DataArray(np.zeros((2, 2, 3)), dims=("writer", "reader", "pos"))},
-            "position_scores belongs to another graph: its writers are not those of 2 layers of 2 heads, 8 nodes, 46 edges.",
-        ),
-        (
-            {
-                "position_scores": xr.DataArray(
-                    np.zeros((*ONE.exists.shape, 5)), dims=("writer", "reader", "pos")
-                )
-            },
-            "position_scores reaches position 4, but there are 3 tokens.",
-        ),
-        (
-            {"patterns": {(0, 1): np.zeros((2, 2))}},
-            "The pattern of a0.1 has shape (2, 2); one of [query_pos, key_pos] for a prompt of 3 tokens is needed. "
-            "Select one example, as in pattern[example, head].",
-        ),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(CircuitError) as error:
-        CircuitView.of(Circuit.full(ONE.shape), tokens=list("abc"), **change)
-    assert str(error.value) == message
+UNFIT = [
+    (
+        {"position_scores": xr.DataArray(np.zeros((2, 2)), dims=("writer", "reader"))},
+        "position_scores has dims ('writer', 'reader'); (writer, reader, pos) of one prompt is needed. "
+        "Select an example, as in scores.isel(example=0).",
+    ),
+    (
+        {"position_scores": xr.DataArray(np.zeros((2, 2, 3)), dims=("writer", "reader", "pos"))},
+        "position_scores belongs to another graph: its writers are not those of 2 layers of 2 heads, "
+        "8 nodes, 46 edges.",
+    ),
+    (
+        {"position_scores": xr.DataArray(np.zeros((*ONE.exists.shape, 5)), dims=("writer", "reader", "pos"))},
+        "position_scores reaches position 4, but there are 3 tokens.",
+    ),
+    (
+        {"patterns": {(0, 1): np.zeros((2, 2))}},
+        "The pattern of a0.1 has shape (2, 2); one of [query_pos, key_pos] for a prompt of 3 tokens is "
+        "needed. "
+        "Select one example, as in pattern[example, head].",
+    ),
+]
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    """Each message says what was given and what is needed, whole."""
+    for arguments, message in UNFIT:
+        with pytest.raises(CircuitError) as error:
+            CircuitView.of(Circuit.full(ONE.shape), tokens=list("abc"), **arguments)
+        assert str(error.value) == message, arguments
 
 
 @pytest.mark.parametrize(
