@@ -1,4 +1,8 @@
-"""Model x prompts → store: run every prompt once and keep its activations."""
+"""`capture` and `capture_pairs`: model x prompts → a store, every prompt run once and its activations kept.
+
+In memory the store is made in this module; with `path=` it is planned and written by `capture_to_disk.py`.
+This module installs no hook and knows no file format.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store
 from workbench.engine.hooked.forward import forward
@@ -20,20 +23,13 @@ from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
+from workbench.text import progress_bar
 
+# What is stored where no sites are named. Left out: logits, which are as wide as the vocabulary, and
+# `resid_mid` and `mlp_pre`, which follow from what is stored.
 PAIR_KINDS = (
-    "embed",
-    "pos_embed",
-    "resid_pre",
-    "resid_post",
-    "attn_out",
-    "mlp_out",
-    "q",
-    "k",
-    "v",
-    "z",
-    "pattern",
-    "mlp_post",
+    *("embed", "pos_embed", "resid_pre", "resid_post", "attn_out", "mlp_out"),
+    *("q", "k", "v", "z", "pattern", "mlp_post"),
 )
 
 
@@ -78,8 +74,10 @@ def capture(
         A store whose prompts are in the order given. `resid_post[l]` and `resid_pre[l + 1]` share their rows.
 
     Raises:
-        SiteError: the model lacks a site.  PromptError: prompts that are empty, too long or unknown.
-        StoreError, OutputExists: the folder holds something else, the disk is full; what is finished is kept.
+        SiteError: the model lacks a site.
+        PromptError: prompts that are empty, too long or unknown.
+        StoreError: the folder holds another store, or the disk is full; finished shards are kept.
+        OutputExists: the folder holds something that is no store.
 
     >>> import workbench as wb
     >>> store = wb.capture(wb.load_model("tiny"), ["The dog near the cats is"], sites=["z"])
@@ -88,40 +86,52 @@ def capture(
     """
     prompts = _prompts(model, tokens)
     if path is not None:
-        request = _request(
-            model, prompts, sites, keep, dtype, shard_bytes, budget, threads or (1 if workers > 1 else None)
-        )
+        if threads is None and workers > 1:
+            threads = 1  # workers with two threads each would fight over the same cores
+        request = _request(model, prompts, sites, keep, dtype, shard_bytes, budget, threads)
         return build_store(model, request, Path(path), workers=workers, backend=backend, progress=progress)
     if keep != "all" or dtype is not None or workers != 1 or backend != "local":
         raise StoreError(
             "capture: keep=, dtype=, workers= and backend= are for stores on disk: give path= too."
         )
     canonical = _keys_of(model, sites)
-    record = list(dict.fromkeys(canonical.values()))
-    parts: dict[Key, list[Tensor]] = {key: [] for key in record}
+    rows = _rows_in_memory(model, prompts, list(dict.fromkeys(canonical.values())), budget, progress)
+    return ActivationStore.of(
+        prompts,
+        {key: rows[own] for key, own in canonical.items()},
+        model=model_fingerprint(model),
+        model_name=model_name(model),
+        tokenizer=tokenizer_fingerprint(model),
+    )
+
+
+def _rows_in_memory(
+    model: Any, prompts: Prompts, record: Sequence[Key], budget: int | None, progress: bool
+) -> dict[Key, Tensor]:
+    """(kind, layer) → the rows [row, ...] of all prompts, one prompt after the other in their own order."""
+    rows: dict[Key, list[Tensor]] = {key: [] for key in record}
+    # Prompts of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda i: int(prompts.lengths[i]))
     per_batch = rows_per_forward(model, int(prompts.lengths.max()), budget=budget)
-    with tqdm(
-        total=len(prompts), desc="capture", unit="prompt", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(len(prompts), "capture", "prompt", shown=progress) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
             recorded = forward(model, batch.tokens, record=record).recorded
             for i, length in enumerate(batch.lengths.tolist()):
                 for key in record:
-                    value = recorded[key][i]
-                    row = value[:, :length, :length].reshape(-1) if key[0] == "pattern" else value[:length]
-                    parts[key].append(row.clone())
+                    rows[key].append(_without_padding(key, recorded[key][i], length))
             bar.update(len(batch))
-    back = sorted(range(len(order)), key=order.__getitem__)
-    packed = {key: torch.cat([rows[i] for i in back]) for key, rows in parts.items()}
-    return ActivationStore.of(
-        prompts,
-        {key: packed[own] for key, own in canonical.items()},
-        model=model_fingerprint(model),
-        model_name=model_name(model),
-        tokenizer=tokenizer_fingerprint(model),
-    )
+    # From the order of lengths back to the order of the prompts.
+    in_order = sorted(range(len(order)), key=order.__getitem__)
+    return {key: torch.cat([of_key[i] for i in in_order]) for key, of_key in rows.items()}
+
+
+def _without_padding(key: Key, activation: Tensor, length: int) -> Tensor:
+    """What one prompt's activation [pos, ...] holds for its own tokens."""
+    if key[0] == "pattern":
+        # [head, query, key] laid flat: stores hold patterns of different size one behind the other.
+        return activation[:, :length, :length].reshape(-1).clone()
+    return activation[:length].clone()  # cloned, or the whole padded batch would stay in memory
 
 
 def capture_cost(
@@ -147,28 +157,45 @@ def capture_pairs(
     *,
     sites: Iterable[str | Site] | None = None,
     path: str | Path | None = None,
+    keep: Keep = "all",
+    dtype: torch.dtype | None = None,
+    workers: int = 1,
+    backend: Literal["local", "ray"] | str = "local",
+    threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
     budget: int | None = None,
     progress: bool = True,
-    **more: Any,
 ) -> tuple[ActivationStore, ActivationStore]:
-    """The stores of the clean and of the corrupt run, with `path=` in its folders `clean` and `corrupt`; see
-    `capture`.
+    """The stores of the clean and of the corrupt run, in this order.
+
+    Args:
+        path: a folder, in which they are the folders `clean` and `corrupt`.
+        sites, keep, dtype, workers, backend, threads, shard_bytes, budget, progress: as in `capture`, for
+            both.
+
+    Raises:
+        What `capture` raises.
     """
-    chosen = None if sites is None else list(sites)
-    places = {name: None if path is None else Path(path) / name for name in ("clean", "corrupt")}
-    clean, corrupt = (
-        capture(model, pairs.side(name), sites=chosen, path=place, budget=budget, progress=progress, **more)
-        for name, place in places.items()
-    )
-    return clean, corrupt
+    chosen = None if sites is None else list(sites)  # an iterator would be used up by the clean run
+
+    def of_side(side: str) -> ActivationStore:
+        folder = None if path is None else Path(path) / side
+        return capture(
+            model, pairs.side(side), sites=chosen, path=folder, keep=keep, dtype=dtype, workers=workers,
+            backend=backend, threads=threads, shard_bytes=shard_bytes, budget=budget, progress=progress,
+        )  # fmt: skip
+
+    return of_side("clean"), of_side("corrupt")
 
 
 def _prompts(model: Any, tokens: Any) -> Prompts:
     """Prompts as they are given, or of a corpus."""
-    plain = isinstance(tokens, Prompts | Tensor | str) or (
-        isinstance(tokens, list | tuple) and not any(isinstance(each, Path | dict) for each in tokens[:1])
-    )
-    return as_prompts(model, tokens) if plain else read_corpus(model, tokens)
+    if isinstance(tokens, Prompts | Tensor | str):
+        return as_prompts(model, tokens)
+    # A list of paths or of rows with a text each is a corpus; a list of texts or token ids is the prompts.
+    if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | dict)):
+        return as_prompts(model, tokens)
+    return read_corpus(model, tokens)
 
 
 def _request(
@@ -181,8 +208,10 @@ def _request(
     budget: int | None,
     threads: int | None,
 ) -> Request:
+    """The request of a store on disk, its arguments checked."""
     keys = _keys_of(model, sites)
     if sites is None and keep != "all":
+        # Patterns are stored whole or not at all; who did not name them does not miss them.
         keys = {key: own for key, own in keys.items() if key[0] != "pattern"}
     if dtype is not None and dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise StoreError(f"capture: dtype={dtype!r}; rows are torch.float32, float64, bfloat16 or float16.")
@@ -193,30 +222,33 @@ def _keys_of(model: Any, sites: Iterable[str | Site] | None) -> dict[Key, Key]:
     """Site → the site whose activation it shares. Raises `SiteError` when there is none."""
     shape = Shape.of(model)
     chosen = _present(shape) if sites is None else sites
-    keys = list(dict.fromkeys(key for site in chosen for key in _keys(site, shape)))
+    keys: dict[Key, None] = {}  # a set that keeps its order
+    for site in chosen:
+        keys |= dict.fromkeys(_keys(site, shape))
     if not keys:
         raise SiteError("capture: name at least one kind or site in sites=[...].")
     return {key: _canonical(key, shape) for key in keys}
 
 
 def _present(shape: Shape) -> list[str]:
+    """The usual kinds, without those that the model lacks."""
     return [kind for kind in PAIR_KINDS if not shape.lacks(KINDS[kind])]
 
 
 def _keys(site: str | Site, shape: Shape) -> list[Key]:
-    if isinstance(site, str) and "[" not in site:
-        kind = kind_named(site)
-        layers = range(shape.n_layers) if kind.per_layer else (None,)
-        return [key for layer in layers for key in _keys(Site(site, layer), shape)]
-    site = (Site.parse(site) if isinstance(site, str) else site).check(shape)
-    return [site.key]
+    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer of it."""
+    if isinstance(site, Site):
+        return [site.check(shape).key]
+    if "[" in site:
+        return [Site.parse(site).check(shape).key]
+    if not kind_named(site).per_layer:
+        return [Site(site, None).check(shape).key]
+    return [Site(site, layer).check(shape).key for layer in range(shape.n_layers)]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:
     """The stream after a block is the stream before the next: one of the two names is recorded."""
     kind, layer = key
-    return (
-        ("resid_pre", layer + 1)
-        if kind == "resid_post" and layer is not None and layer + 1 < shape.n_layers
-        else key
-    )
+    if kind == "resid_post" and layer is not None and layer + 1 < shape.n_layers:
+        return "resid_pre", layer + 1
+    return key

@@ -1,10 +1,16 @@
-"""Model x prompts → store on disk: planned first, written shard by shard, gone on with where it stopped."""
+"""`build_store` and `repair`: model x prompts → a store on disk, planned first, then written shard by shard.
 
+`Request` says what is to be stored; its `plan` is written before any activation is. A call that was
+interrupted resumes with the shards that are missing, and writes the same bytes. File formats are in `stores`.
+"""
+
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.backends import check_backend, run_jobs
 from workbench.engine.hooked.forward import forward
@@ -52,9 +57,10 @@ from workbench.stores.plan import (
     name_of,
     record_name,
 )
+from workbench.text import progress_bar
 
+# Bytes a second that a disk is taken to write; for estimates only, a common SSD does as much.
 WRITING = 1e9
-"""Bytes a second that a disk is taken to write, for estimates."""
 Keep = str | Sequence[Position] | Sequence[Sequence[int]]
 
 
@@ -70,7 +76,10 @@ class StoreCost:
 
     def __str__(self) -> str:
         size = f"{self.nbytes / 2**20:.1f} MiB" if self.nbytes < 2**30 else f"{self.nbytes / 2**30:.2f} GiB"
-        return f"{self.prompts} prompts, {self.rows} rows, {size} in {self.shards} shards, about {self.seconds:.0f} s in one process"
+        return (
+            f"{self.prompts} prompts, {self.rows} rows, {size} in {self.shards} shards, "
+            f"about {self.seconds:.0f} s in one process"
+        )
 
 
 @dataclass(frozen=True)
@@ -113,51 +122,65 @@ class Request:
         if not isinstance(self.keep[0], str | int | Sequence):
             raise StoreError(f"keep={self.keep!r}: positions are names or whole numbers.")
         if isinstance(self.keep[0], str | int):
-            places = torch.stack([self.prompts.at(where).cpu() for where in self.keep])  # pyright: ignore[reportArgumentType]
-            chosen = [sorted({p for p in column if p >= 0}) for column in places.T.tolist()]
+            chosen = self._at_positions(self.keep)  # pyright: ignore[reportArgumentType]
         else:
-            chosen = [sorted(set(each)) for each in self.keep]  # pyright: ignore[reportArgumentType]
-            if len(chosen) != len(lengths):
-                raise StoreError(
-                    f"keep= names positions of {len(chosen)} prompts, and there are {len(lengths)}."
-                )
-            for i, (each, length) in enumerate(zip(chosen, lengths.tolist(), strict=True)):
-                if each and not 0 <= each[0] <= each[-1] < length:
-                    raise StoreError(
-                        f"keep=: prompt {i} has {length} tokens, and one of its positions {each} lies "
-                        f"outside."
-                    )
+            chosen = self._prompt_by_prompt(self.keep)  # pyright: ignore[reportArgumentType]
         if not any(chosen):
             raise StoreError(
                 f"keep={self.keep!r}: no prompt has such a position, so nothing would be stored."
             )
-        return np.array([len(each) for each in chosen]), torch.tensor([p for each in chosen for p in each])
+        return np.array(list(map(len, chosen))), torch.tensor(list(chain.from_iterable(chosen)))
+
+    def _at_positions(self, keep: Sequence[Position]) -> list[list[int]]:
+        """The kept positions of each prompt, in order, where all prompts keep the same names or indices."""
+        indices = torch.stack([self.prompts.at(position).cpu() for position in keep])  # [position, example]
+        chosen = []
+        for of_prompt in indices.T.tolist():
+            # A set, because two names may be the same token; -1 means that the prompt lacks the position.
+            chosen.append(sorted(set(of_prompt) - {-1}))
+        return chosen
+
+    def _prompt_by_prompt(self, keep: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The kept positions of each prompt, in order, where each prompt has its own list."""
+        chosen = [sorted(set(positions)) for positions in keep]
+        lengths = self.prompts.lengths.tolist()
+        if len(chosen) != len(lengths):
+            raise StoreError(f"keep= names positions of {len(chosen)} prompts, and there are {len(lengths)}.")
+        for i, (positions, length) in enumerate(zip(chosen, lengths, strict=True)):
+            if positions and not 0 <= positions[0] <= positions[-1] < length:
+                raise StoreError(
+                    f"keep=: prompt {i} has {length} tokens, and one of its positions {positions} lies "
+                    f"outside."
+                )
+        return chosen
 
     def plan(self, model: Any) -> StorePlan:
         """What will be stored, and how it is cut."""
         written = list(dict.fromkeys(self.keys.values()))
+        # One token says how wide every activation is, whatever the architecture.
         probe = forward(model, self.prompts.tokens[:1, :1], record=written).recorded
-        shapes = {
-            name_of(key): list(value.shape[1:2] if key[0] == "pattern" else value.shape[2:])
-            for key, value in probe.items()
-        }
-        shapes = {name_of(key): shapes[name_of(key)] for key in written}
-        dtype = self.dtype or next(iter(probe.values())).dtype
+        shapes: dict[str, list[int]] = {}
         widths: dict[str, int] = {}
         for key in written:
-            widths[key[0]] = widths.get(key[0], 0) + int(np.prod(shapes[name_of(key)]))
-        lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
+            # Of a row: [head] for a pattern [example, head, query, key], else what follows [example, pos].
+            shape = probe[key].shape[1:2] if key[0] == "pattern" else probe[key].shape[2:]
+            shapes[name_of(key)] = list(shape)
+            widths[key[0]] = widths.get(key[0], 0) + int(np.prod(shape))
+        dtype = self.dtype or next(iter(probe.values())).dtype
+        lengths, (counts, _) = self._lengths, self.rows()
         longest = int(lengths.max())
-        # the rest is for the rows that are written
+        # A quarter of the budget is left for the rows that wait to be written.
         forward_budget = max(1, memory_budget(model_device(model), self.budget) * 3 // 4)
         fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
         keep = self.keep if isinstance(self.keep, str) else _described(self.keep)
         return StorePlan(
-            model=model_fingerprint(model), model_name=model_name(model), tokenizer=tokenizer_fingerprint(model),
-            prompts=self.prompts.fingerprint, n=len(self.prompts), sites={name_of(a): name_of(b) for a, b in self.keys.items()},
-            shapes=shapes, dtype=str(dtype).removeprefix("torch."), keep=keep,
+            model=model_fingerprint(model), model_name=model_name(model),
+            tokenizer=tokenizer_fingerprint(model), prompts=self.prompts.fingerprint, n=len(self.prompts),
+            sites={name_of(key): name_of(own) for key, own in self.keys.items()}, shapes=shapes,
+            dtype=str(dtype).removeprefix("torch."), keep=keep,
             shards=cut(lengths, counts, widths, widths.get("pattern", 0), dtype.itemsize, self.shard_bytes),
-            batch_tokens=fit * longest, threads=self.threads or torch.get_num_threads(), versions=versions(), checksums={},
+            batch_tokens=fit * longest, threads=self.threads or torch.get_num_threads(),
+            versions=versions(), checksums={},
         )  # fmt: skip
 
     def cost(
@@ -165,28 +188,36 @@ class Request:
     ) -> StoreCost:
         """What the shards (None: all) will take; one forward pass is timed, else the seconds are NaN."""
         chosen = range(len(plan.shards)) if shards is None else shards
-        lengths, (counts, _) = self.prompts.lengths.cpu().numpy().astype(np.int64), self.rows()
-        size = sum(
-            dtype.itemsize * int(np.prod(shape))
-            for shard in chosen for group in plan.groups for dtype, shape in plan.tensors(group, shard, lengths, counts).values()
-        )  # fmt: skip
-        inside = (
-            np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen])
-            if len(chosen)
-            else np.array([], dtype=int)
-        )
-        if not len(inside):
+        if not len(chosen):
             return StoreCost(0, 0, 0, 0, 0.0)
+        lengths, (counts, _) = self._lengths, self.rows()
+        size = 0
+        for shard, group in product(chosen, plan.groups):
+            for dtype, shape in plan.tensors(group, shard, lengths, counts).values():
+                size += dtype.itemsize * int(np.prod(shape))
+        inside = np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen])  # prompts of the shards
         rows, seconds = int(counts[inside].sum()), float("nan")
         if timed:
-            middle = int(np.median(lengths[inside]))
-            near = inside[np.argsort(np.abs(lengths[inside] - middle), kind="stable")[:4]]
-            batch = self.prompts.select(near.tolist())
-            start = time.perf_counter()
-            forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
-            each = (time.perf_counter() - start) / int(batch.lengths.sum())
-            seconds = each * int(lengths[inside].sum()) + size / WRITING
+            seconds = (
+                self._seconds_per_token(model, plan, inside) * int(lengths[inside].sum()) + size / WRITING
+            )
         return StoreCost(len(inside), rows, len(chosen), size, seconds)
+
+    @property
+    def _lengths(self) -> Int[np.ndarray, "example"]:
+        """Tokens of each prompt."""
+        return self.prompts.lengths.cpu().numpy().astype(np.int64)
+
+    def _seconds_per_token(self, model: Any, plan: StorePlan, inside: Int[np.ndarray, "prompt"]) -> float:
+        """Measured in one forward pass of four prompts of about the median length."""
+        lengths = self._lengths[inside]
+        middle = int(np.median(lengths))
+        # Near the median, because attention makes long prompts dearer per token than short ones.
+        near = inside[np.argsort(np.abs(lengths - middle), kind="stable")[:4]]
+        batch = self.prompts.select(near.tolist())
+        start = time.perf_counter()
+        forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
+        return (time.perf_counter() - start) / int(batch.lengths.sum())
 
 
 def build_store(
@@ -206,6 +237,8 @@ def build_store(
         OutputExists: the folder holds something that is no store.
     """
     check_backend(backend, workers)
+    # Workers load the model from its source, so that none is copied; asked first, because a model without one
+    # must be refused before the folder is made.
     source = None if workers == 1 and backend == "local" else model_source(model)
     plan = _begun(model, request, path)
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
@@ -216,10 +249,8 @@ def build_store(
             f"The disk of {str(path)!r} has {free / 2**30:.2f} GiB free, and the store needs "
             f"{cost.nbytes / 2**30:.2f}."
         )
-    with tqdm(
-        total=cost.prompts, desc="capture", unit="prompt", disable=None if progress else True, leave=False
-    ) as bar:
-        if not bar.disable and todo:
+    with progress_bar(cost.prompts, "capture", "prompt", shown=progress) as bar:
+        if not bar.disable and todo:  # the estimate costs a forward pass: made only for who reads it
             bar.write(str(request.cost(model, plan, todo)))
         if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
@@ -231,7 +262,7 @@ def build_store(
 
 
 def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
-    """Build the damaged shards of a store anew, and only those; the files that were damaged.
+    """The files that were damaged, after only their shards have been recomputed.
 
     Raises:
         StoreError: the prompts or the plan are damaged, or the store is of another model: nothing is changed.
@@ -255,14 +286,12 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
             f"{folders[0]!r} is a folder where a file of the store was. Remove it, then repair the store."
         )
     try:
+        # A shard counts as finished while its record exists: without it, `write_shards` makes it again.
         for shard in todo:
             (path / record_name(shard)).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    total = sum(plan.shards[shard][1] - plan.shards[shard][0] for shard in todo)
-    with tqdm(
-        total=total, desc="repair", unit="prompt", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(_n_prompts(plan, todo), "repair", "prompt", shown=progress) as bar:
         write_shards(model, prompts, path, plan, todo, bar.update)
     return [damage.file for damage in damaged]
 
@@ -282,11 +311,9 @@ def _begun(model: Any, request: Request, path: Path) -> StorePlan:
         return plan
     try:
         path.mkdir(parents=True, exist_ok=True)
-        others = [
-            each.name
-            for each in path.iterdir()
-            if not each.name.startswith(".") and each.name not in (PROMPTS, LABELS, SHARDS)
-        ]
+        # Prompts without a plan are what a kill before the plan leaves behind: such a folder is begun again.
+        ours = (PROMPTS, LABELS, SHARDS)
+        others = [name for name in os.listdir(path) if name not in ours and not name.startswith(".")]
         if others:
             raise OutputExists(
                 f"{str(path)!r} is no store and not empty (it has {others[0]!r}). Choose another path."
@@ -301,7 +328,7 @@ def _begun(model: Any, request: Request, path: Path) -> StorePlan:
     counts, kept = request.rows()
     write_prompts(path, request.prompts, counts, kept)
     plan = replace(fresh, checksums={name: checksum(path / name) for name in (PROMPTS, LABELS)})
-    write_json(path / PLAN, plan.to_dict())
+    write_json(path / PLAN, plan.to_dict())  # last: with a plan the prompts are taken to be whole
     return plan
 
 
@@ -309,80 +336,88 @@ def write_shards(
     model: Any, prompts: Prompts, path: Path, plan: StorePlan, shards: Iterable[int], done: Any
 ) -> None:
     """Run the prompts of some shards and write them; `done(n)` hears of every n prompts."""
-    lengths = prompts.lengths.cpu().numpy().astype(np.int64)
     store = DiskStore(str(path))
-    counts = store.index.counts.numpy()
-    record = [key_of(name) for name in plan.shapes]
+    # The plan's own number of threads: with another one sums round otherwise, and a resumed store would
+    # differ.
     with _threads(plan.threads):
         for shard in shards:
-            if exists(str(path / record_name(shard))):
-                continue
-            with ExitStack() as open_files:
-                files = {
-                    group: open_files.enter_context(
-                        writing(path / file_name(shard, group), plan.tensors(group, shard, lengths, counts))
-                    )
-                    for group in plan.groups
-                }
-                for batch in plan.batches(shard, lengths):
-                    chosen = prompts.select(batch)
-                    recorded = forward(model, chosen.tokens, record=record).recorded
-                    rows = _RowsOf(store, batch, chosen.lengths)
-                    for group, names in plan.groups.items():
-                        for name in names:
-                            files[group].append(name, rows.of(key_of(name)[0], recorded[key_of(name)]))
-                    done(len(batch))
-            finish_shard(path, plan, shard)
+            if not exists(str(path / record_name(shard))):
+                _write_shard(model, prompts, store, path, plan, shard, done)
+                finish_shard(path, plan, shard)  # after its files are closed: the record is their seal
 
 
-class _RowsOf:
+def _write_shard(
+    model: Any, prompts: Prompts, store: DiskStore, path: Path, plan: StorePlan, shard: int, done: Any
+) -> None:
+    """Write the files of one shard, all of them open at once: a forward pass gives rows of each."""
+    lengths = prompts.lengths.cpu().numpy().astype(np.int64)
+    counts = store.index.counts.numpy()
+    record = [key_of(name) for name in plan.shapes]
+    with ExitStack() as open_files:
+        files = {}
+        for group in plan.groups:
+            file = writing(path / file_name(shard, group), plan.tensors(group, shard, lengths, counts))
+            files[group] = open_files.enter_context(file)
+        for batch in plan.batches(shard, lengths):
+            chosen = prompts.select(batch)
+            recorded = forward(model, chosen.tokens, record=record).recorded
+            rows = _BatchRows(store, batch, chosen.lengths)
+            for group, names in plan.groups.items():
+                for name in names:
+                    files[group].append(name, rows.kept(key_of(name)[0], recorded[key_of(name)]))
+            done(len(batch))
+
+
+class _BatchRows:
     """Which rows of a batch's activations are kept."""
 
     def __init__(self, store: DiskStore, batch: Sequence[int], lengths: Tensor) -> None:
         self.lengths, self.mean = lengths.tolist(), store.plan.keep == "mean"
-        where = [
-            store.index.positions[
-                int(store.index.starts[i]) : int(store.index.starts[i] + store.index.counts[i])
-            ]
-            for i in batch
-        ]
-        self.places = torch.cat(where)
-        self.examples = torch.repeat_interleave(
-            torch.arange(len(batch)), torch.tensor([len(each) for each in where])
-        )
+        index = store.index
+        # [row], prompt after prompt: positions and examples go together as an index.
+        self.positions = torch.cat([index.positions[index.starts[i] :][: index.counts[i]] for i in batch])
+        self.examples = torch.arange(len(batch)).repeat_interleave(index.counts[list(batch)])
 
-    def of(self, kind: str, value: Float[Tensor, "example ..."]) -> Tensor:
+    def kept(self, kind: str, value: Float[Tensor, "example ..."]) -> Tensor:
         """[row, ...] in the order of the batch."""
         if kind == "pattern":
             return torch.cat([value[i, :, :n, :n].reshape(-1) for i, n in enumerate(self.lengths)])
         if self.mean:
             return torch.stack([value[i, :n].mean(0) for i, n in enumerate(self.lengths)])
-        return value[self.examples.to(value.device), self.places.to(value.device)]
+        return value[self.examples.to(value.device), self.positions.to(value.device)]
 
 
 def _job(path: str, source: Mapping[str, Any], shards: Sequence[int]) -> int:
-    """A worker's part: the model is loaded anew, and has to be the one that the store was planned for."""
+    """What a worker does: it loads the model, which has to be the one that the store was planned for."""
     plan = read_plan(path)
     model = load_model(**source)
     _same_model(model, plan, Path(path))
     write_shards(model, DiskStore(path).prompts, Path(path), plan, shards, lambda n: None)
-    return sum(plan.shards[shard][1] - plan.shards[shard][0] for shard in shards)
+    return _n_prompts(plan, shards)
+
+
+def _n_prompts(plan: StorePlan, shards: Iterable[int]) -> int:
+    """How many prompts some shards hold."""
+    return sum(stop - start for start, stop in map(plan.shards.__getitem__, shards))
 
 
 def _same_model(model: Any, plan: StorePlan, path: Path) -> None:
-    for what, there, here in (
+    """Raise `StoreError` where a store was made with another model or tokenizer."""
+    fingerprints = (
         ("model", plan.model, model_fingerprint(model)),
         ("tokenizer", plan.tokenizer, tokenizer_fingerprint(model)),
-    ):
-        if there != here:
+    )
+    for noun, stored, own in fingerprints:
+        if stored != own:
             raise StoreError(
-                f"{str(path)!r} is a store of another {what}: {there[:8]} there ({plan.model_name}), "
-                f"{here[:8]} here."
+                f"{str(path)!r} is a store of another {noun}: {stored[:8]} there ({plan.model_name}), "
+                f"{own[:8]} here."
             )
 
 
 @contextmanager
 def _threads(n: int) -> Iterator[None]:
+    """This many threads of torch inside, and as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -392,8 +427,11 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def _described(keep: Sequence[Any]) -> str:
+    """`keep` as the plan spells it: positions by name; lists of single prompts are in the index anyway."""
     return ", ".join(map(str, keep)) if isinstance(keep[0], str | int) else "rows chosen prompt by prompt"
 
 
 def _short(value: Any) -> str:
-    return f"{str(value)[:60]}{'...' if len(str(value)) > 60 else ''}"
+    """A field of a plan, cut to the width of a message."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

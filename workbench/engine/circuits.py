@@ -1,5 +1,8 @@
-"""Metrics of many circuits on the same prompts, on the engine that can run them: what every judgement of
-circuits is made of.
+"""`Circuits`: the metric of many circuits on the same prompts, on the engine that can run them.
+
+Search, faithfulness, checks and masks all measure circuits through it. `Circuits.measure` takes any number of
+circuits; a `CircuitBatch` is some of the prompts, prepared once for all of them. This module does not know
+what a measurement is used for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
@@ -32,11 +34,12 @@ from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape
+from workbench.text import progress_bar
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitBatch:
-    """Some of the rows (examples, or prompts that go on with an answer), made ready for many runs.
+    """Some of the rows (examples, or prompts that go on with an answer), prepared for many runs.
 
     Attributes:
         weight: [row], of its measure in that of its example.
@@ -59,12 +62,15 @@ class CircuitBatch:
         assert self.walk is not None
         assert self.readout is not None
         if self.walk.read is not None:
+            # The walk has already left out all but the one position that the metric reads.
             return self.readout.measure(self.readout.logits(stream[:, 0]))
         if self.readout.places is not None:
+            # [example, pos] becomes [example, place]; the stream begins at the walk's start, places at 0.
             rows = torch.arange(len(stream), device=stream.device)[:, None]
             places = self.readout.places.to(stream.device) - self.walk.start
             return self.readout.measure(self.readout.logits(stream[rows, places]))
         logits = self.readout.logits(stream)
+        # Tokens before the first change have the logits of the clean run, exactly.
         if self.walk.start:
             assert self.logits is not None
             logits = torch.cat((self.logits[:, : self.walk.start], logits), 1)
@@ -75,8 +81,8 @@ class CircuitBatch:
         return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
 
 
+# Working memory of one pass of circuits on a CPU, whatever more the budget allows.
 CIRCUIT_PASS_BYTES = 2**27
-"""Working memory of one pass of circuits on a CPU, whatever more the budget allows."""
 # Passes that fill 1 GiB run out of the processor's caches: with 128 MiB `evaluate` on `tiny` takes 3.75 s and
 # not 7.3, with 256 MiB a curve of GPT-2 small 2.8 s and not 7.1. Only the circuits of a pass are fewer: the
 # prompts of a batch stay as many as the budget allows, because each batch works out its base run and its
@@ -84,13 +90,20 @@ CIRCUIT_PASS_BYTES = 2**27
 
 
 class Circuits:
-    """The metric of any number of circuits of one graph on the same prompts, with the same other value.
+    """The metric of any number of circuits of one graph on the same prompts, with the same counterfactual
+    value.
 
     Args:
-        value: the other value of what is not in a circuit.
+        value: the counterfactual value, which edges outside of a circuit carry.
         budget: bytes of working memory.
+
     Raises:
-        CircuitError, ModelError, MetricError, PromptError, StoreError, EditError: see the messages.
+        CircuitError: the graph is of another model.
+        ModelError: the model is in train mode, or what its blocks add does not add up.
+        MetricError: the metric does not fit the pairs.
+        PromptError: a pair's prompts differ in length, or lack a position of the graph.
+        StoreError: the value's store is of another model or of other prompts.
+        EditError: the value is none, or would change nothing.
     """
 
     def __init__(
@@ -116,9 +129,10 @@ class Circuits:
         self.expansion = expand(model, pairs, metric)
         self.metric, self.bound = self.expansion.metric, bind(model, self.expansion, value)
         self.longest = int(self.expansion.pairs.clean.lengths.max())
-        self.decoder, self.why = (
-            fast_decoder(model, self.longest) if value.absolute else (None, "the value needs hooks")
-        )
+        self.decoder, self.why = None, "the value needs hooks"
+        # The fast engine computes all counterfactual values before it runs, so they may not depend on a run.
+        if value.absolute:
+            self.decoder, self.why = fast_decoder(model, self.longest)
         if self.decoder is None:
             check_hooks_suffice(model, graph)
 
@@ -133,11 +147,16 @@ class Circuits:
         if self.decoder is None:
             return circuits_per_forward(self.model, self.graph, self.longest, budget=self.budget)
         shape, graph = self.graph.shape, self.graph
-        readers = max(shape.n_heads + 2 * shape.n_kv_heads, shape.d_mlp if graph.neurons else 0)
+        # Numbers per token, as an upper estimate. Every writer has a stream and its difference; of one block,
+        # all readers' inputs exist before and after the norm, each with a temporary.
+        readers = shape.n_heads + 2 * shape.n_kv_heads
+        if graph.neurons:
+            readers = max(readers, shape.d_mlp)
         streams = 2 * len(graph.writers) + 4 * readers + 8
-        each = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
-        each += 0 if graph.positions is None and self.expansion.plain else len(graph.writers) * readers
-        return max(1, self.memory // (each * self.longest * self.decoder.embed.element_size()))
+        per_token = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
+        if graph.positions is not None or not self.expansion.plain:
+            per_token += len(graph.writers) * readers  # edge weights of each token's own class
+        return max(1, self.memory // (per_token * self.longest * self.decoder.embed.element_size()))
 
     @property
     def memory(self) -> int:
@@ -167,9 +186,10 @@ class Circuits:
         size = rows_per_forward(self.model, self.longest, budget=self.budget)
         pairs = self.expansion.pairs
         for start in range(0, len(pairs), size):
-            part = pairs.select(slice(start, start + size))
-            logits = self.metric.read(forward(self.model, part.clean.tokens).logits, part.clean)
-            yield self.metric(logits, part, logits if self.metric.needs_reference else None)
+            some_pairs = pairs.select(slice(start, start + size))
+            logits = self.metric.read(forward(self.model, some_pairs.clean.tokens).logits, some_pairs.clean)
+            # The clean run is its own reference.
+            yield self.metric(logits, some_pairs, logits if self.metric.needs_reference else None)
 
     @torch.no_grad()
     def measure(self, circuits: np.ndarray, *, progress: bool = False) -> np.ndarray:
@@ -178,26 +198,19 @@ class Circuits:
         Args:
             circuits: bool [circuit, (pos,) writer, reader], pruned of dead ends.
         """
-        # Pruned circuits are often the same: each is run once.
-        packed = np.packbits(circuits.reshape(len(circuits), -1), axis=1)
-        _, first, again = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-        order = np.sort(first)
-        place = np.searchsorted(order, first)[again.reshape(-1)]
-        circuits = circuits[order]
-        out = np.full((len(circuits), len(self.expansion.pairs)), np.nan)
-        bar = tqdm(
-            total=out.size, desc="circuits", unit="run", disable=None if progress else True, leave=False
-        )
+        distinct, row_of = _distinct(circuits)
+        measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)  # [distinct circuit, row]
+        bar = progress_bar(measured.size, "circuits", "run", shown=progress)
         with bar, few_threads(self.graph.shape.d_model):
             for batch in self._batches:
                 per_pass = max(1, self.rows_per_pass // len(batch.examples))
-                for first in range(0, len(circuits), per_pass):
-                    part = torch.from_numpy(circuits[first : first + per_pass]).float()
-                    out[first : first + per_pass, batch.examples] = (
-                        self.of_batch(batch, part).double().cpu().numpy()
-                    )
-                    bar.update(len(part) * len(batch.examples))
-        return self.expansion.combine(torch.from_numpy(out.T)).numpy().T[place]
+                for first in range(0, len(distinct), per_pass):
+                    keep = torch.from_numpy(distinct[first : first + per_pass]).float()
+                    scores = self.of_batch(batch, keep).double().cpu().numpy()
+                    measured[first : first + per_pass, batch.examples] = scores
+                    bar.update(scores.size)
+        # `combine` adds up the answers of an example along the first axis: [row, circuit] → [example, circuit].
+        return self.expansion.combine(torch.from_numpy(measured.T)).numpy().T[row_of]
 
     def soft(
         self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: CircuitBatch
@@ -215,32 +228,35 @@ class Circuits:
         return torch.stack([batch.measured(stream) for stream in batch.walk.streams(keep)])
 
     def batches(self, size: int | None = None) -> Iterator[CircuitBatch]:
-        """The rows in batches of a size (None: as many as fit), made ready."""
+        """The rows in batches of a size (None: as many as fit), prepared."""
         n = len(self.expansion.pairs)
         size = min(n, size or max(1, self.rows))
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
-            pairs = (
-                self.expansion.pairs if len(examples) == n else self.expansion.pairs.select(list(examples))
-            )
-            yield self._ready(
-                examples, pairs, self.bound if len(examples) == n else self.bound.select(examples)
-            )
+            pairs, bound = self.expansion.pairs, self.bound
+            # A selection of everything would lose what the bound value has already read from its store.
+            if len(examples) < n:
+                pairs, bound = pairs.select(list(examples)), bound.select(examples)
+            yield self._ready(examples, pairs, bound)
 
     @property
     def _batches(self) -> Sequence[CircuitBatch] | Iterator[CircuitBatch]:
-        """Kept when they take little; made anew otherwise."""
+        """All batches: the kept ones where they take little memory, else prepared one after the other."""
         return self.batches() if self._held is None else self._held
 
     @cached_property
     def _held(self) -> list[CircuitBatch] | None:
-        made = self.batches()
-        first = next(made)
-        count = -(-len(self.expansion.pairs) // len(first.examples))
-        small = first.walk is None or first.walk.nbytes * count < self.memory // 2
-        return [first, *made] if small else None
+        """All batches where together they take less than half of the budget, else None."""
+        batches = self.batches()
+        first = next(batches)
+        n_batches = -(-len(self.expansion.pairs) // len(first.examples))  # rounded up
+        # On hooks nothing is kept of a batch but the clean logits.
+        if first.walk is None or first.walk.nbytes * n_batches < self.memory // 2:
+            return [first, *batches]
+        return None
 
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> CircuitBatch:
+        """A batch with all that does not depend on the circuit: base run, patched values, reference."""
         weight = self.expansion.weight[list(examples)]
         if self.decoder is None:
             reference = None
@@ -252,5 +268,19 @@ class Circuits:
         places = self.metric.positions_read(pairs.clean)
         walk = CircuitWalk(self.decoder, self.graph, bound, places=places)
         readout = Readout(self.metric, pairs, walk.base, tile=tile)
+        # A metric of all positions reads the clean logits before the first change.
         logits = readout.base_logits if self.metric.needs_reference or places is None else None
         return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits)
+
+
+def _distinct(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each circuit once, in order of its first occurrence, and the row there of every circuit.
+
+    Pruned circuits are often the same, and each is run once.
+    """
+    # As bits, because comparing whole masks of edges would take longer than some runs.
+    packed = np.packbits(circuits.reshape(len(circuits), -1), axis=1)
+    _, first, inverse = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    # `np.unique` sorts by content; the order of the caller keeps batches the same when circuits are added.
+    order = np.sort(first)
+    return circuits[order], np.searchsorted(order, first)[inverse.reshape(-1)]

@@ -1,7 +1,8 @@
 """Which engine takes a call, the fast one or the reference, and what it will cost.
 
-The first time a model is used, the fast engine makes a few random edits of every kind beside the reference;
-where they differ it warns once, and that model stays on the reference path.
+`fast_decoder` decides, `CallPlan` says it in words. The first time a model is used, the fast engine makes a
+few random edits of every kind beside the reference; where they differ it warns once, and that model stays on
+the reference path. This module does not know what the edits of a call mean.
 """
 
 import math
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from workbench.engine.bound import Bound
 from workbench.engine.fast import families
 from workbench.engine.fast.base_run import needed
 from workbench.engine.fast.cohorts import Cohort, Element, cohorts
@@ -26,9 +30,14 @@ from workbench.engine.run import Edit
 from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
 from workbench.prompts.prompts import Prompts
-from workbench.sites import KINDS, Shape, Site
+from workbench.sites import KINDS, Kind, Shape, Site
 
+# Differences allowed, as shares of the largest logit. A true mistake (a norm or a bias left out) is far above
+# them; half precision rounds by whole percents where both engines add in another order.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALF_TOLERANCE = 5e-2
+# Model → (precision, device, family) → what disagreed, or None. Weak keys, so that the check keeps no model
+# alive; moved or cast, the same model is checked again.
 _verdicts: "weakref.WeakKeyDictionary[Any, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
 
 
@@ -63,17 +72,17 @@ class CallPlan:
 
     def __str__(self) -> str:
         cost = self.cost
-        return "\n".join(
-            (
-                f"path          {self.path}: {self.why}",
-                f"runs          {cost.runs:,} edited prompts in {cost.walks:,} walks; {cost.skipped:,} "
-                f"skipped, provably zero",
-                f"work          {cost.flops:.3g} FLOPs, as much as {self.forwards:,.1f} forward passes of "
-                f"the prompts",
-                f"token-layers  {cost.token_layers:,.0f}",
-                f"peak memory   about {cost.peak_bytes / 2**20:,.0f} MiB of {self.budget / 2**20:,.0f} MiB",
-            )
+        peak, budget = cost.peak_bytes / 2**20, self.budget / 2**20
+        lines = (
+            f"path          {self.path}: {self.why}",
+            f"runs          {cost.runs:,} edited prompts in {cost.walks:,} walks; "
+            f"{cost.skipped:,} skipped, provably zero",
+            f"work          {cost.flops:.3g} FLOPs, as much as {self.forwards:,.1f} forward passes of "
+            f"the prompts",
+            f"token-layers  {cost.token_layers:,.0f}",
+            f"peak memory   about {peak:,.0f} MiB of {budget:,.0f} MiB",
         )
+        return "\n".join(lines)
 
 
 def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[Decoder | None, str]:
@@ -89,91 +98,107 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
         decoder = families.read(model, length)
     except families.Unsupported as reason:
         return None, f"the model runs on hooks because {reason}"
-    seen = _verdicts.setdefault(model, {})
-    at = (decoder.dtype, decoder.device, decoder.family)
-    if at not in seen:
-        seen[at] = _disagreement(model, decoder.max_length)
-        if seen[at]:
-            warnings.warn(
-                f"{seen[at]} The reference path is used for this model: exact, and slower.", stacklevel=2
-            )
-    fault = seen[at]
-    return (
-        (None, fault) if fault else (decoder, f"the {decoder.family} family, checked against the reference")
-    )
+    verdicts = _verdicts.setdefault(model, {})
+    key = (decoder.dtype, decoder.device, decoder.family)
+    if key not in verdicts:
+        verdicts[key] = _disagreement(model, decoder.max_length)
+        if verdicts[key]:
+            text = f"{verdicts[key]} The reference path is used for this model: exact, and slower."
+            warnings.warn(text, stacklevel=2)
+    disagreement = verdicts[key]
+    if disagreement:
+        return None, disagreement
+    return decoder, f"the {decoder.family} family, checked against the reference"
 
 
 def _disagreement(model: Any, max_length: int | None) -> str | None:
     """What the fast engine gets wrong on random edits of every kind, in words; None when it agrees."""
     shape, generator = Shape.of(model), torch.Generator().manual_seed(0)
     longest = min(7, shape.n_ctx, max_length or 7)
-    rows = [
-        torch.randint(shape.d_vocab, (n,), generator=generator).tolist()
-        for n in (longest, max(1, longest - 2))
-    ]
-    prompts = Prompts.of(rows)
+    # Two lengths, so that padding is part of what is compared.
+    lengths = (longest, max(1, longest - 2))
+    prompts = Prompts.of([torch.randint(shape.d_vocab, (n,), generator=generator).tolist() for n in lengths])
     edits = [(site, value.bind(model, prompts)) for site, value in _random_edits(shape, longest, generator)]
-    elements = [Element((edit,)) for edit in edits]
-    n = len(prompts)
-    writes = [Edit(site, bound, slice(k * n, (k + 1) * n)).write() for k, (site, bound) in enumerate(edits)]
-    expected = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits.view(
-        len(edits), n, longest, -1
-    )
+    expected = _hooked_logits(model, prompts, edits)
     size = float(expected.abs().max())
-    allowed = _TOLERANCE.get(expected.dtype, 5e-2) * size
-    worst, site = 0.0, edits[0][0]
+    architecture = type(model.original_model).__name__
     try:
-        got = _fast_logits(families.read(model, longest), prompts, elements)
+        fast_logits = _fast_logits(
+            families.read(model, longest), prompts, [Element((edit,)) for edit in edits]
+        )
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        return f"The fast engine cannot run {type(model.original_model).__name__}: {type(error).__name__}: {error}."
-    for (cohort, j), logits in got.items():
+        # An architecture of unknown layout may fail in any of these; the reference still runs it.
+        return f"The fast engine cannot run {architecture}: {type(error).__name__}: {error}."
+    worst, worst_site = 0.0, edits[0][0]
+    for (cohort, j), logits in fast_logits.items():
         reference = expected[j, cohort.examples, cohort.start : cohort.length]
-        error = float((logits - reference).abs().max())
-        if not error <= worst and not math.isnan(worst):
-            worst, site = error, edits[j][0]
-    if not worst <= allowed:
-        kind, what = site.kind, str(site)
+        difference = float((logits - reference).abs().max())
+        # `not <=` instead of `>`: NaN is worse than any number, and stays.
+        if not difference <= worst and not math.isnan(worst):
+            worst, worst_site = difference, edits[j][0]
+    if not worst <= _TOLERANCE.get(expected.dtype, _HALF_TOLERANCE) * size:
         return (
-            f"The fast engine and the reference disagree on {type(model.original_model).__name__}: after an "
-            f"edit of {kind} ({what}) "
-            f"logits of size {size:.3g} differ by {worst:.2g}."
+            f"The fast engine and the reference disagree on {architecture}: after an edit of "
+            f"{worst_site.kind} ({worst_site}) logits of size {size:.3g} differ by {worst:.2g}."
         )
     return None
 
 
+def _hooked_logits(
+    model: Any, prompts: Prompts, edits: Sequence[tuple[Site, Bound]]
+) -> Float[Tensor, "edit example pos vocab"]:
+    """What the reference says: all edits in one pass, each on a copy of the prompts of its own."""
+    n = len(prompts)
+    writes = []
+    for k, (site, bound) in enumerate(edits):
+        writes.append(Edit(site, bound, slice(k * n, (k + 1) * n)).write())
+    logits = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits
+    return logits.view(len(edits), n, *logits.shape[1:])  # from [edit * example, pos, vocab]
+
+
+@torch.no_grad()
 def _fast_logits(
     decoder: Decoder, prompts: Prompts, elements: Sequence[Element]
-) -> dict[tuple[Cohort, int], torch.Tensor]:
+) -> dict[tuple[Cohort, int], Tensor]:
+    """What the fast engine says: (cohort, element) → [example, pos, vocab] from the cohort's start on."""
     base = run_base(decoder, prompts, needed(key for element in elements for key in element.keys))
     groups = cohorts(elements, prompts, decoder.shape, None)
-    outcomes = StaircaseWalk(base, elements, groups).run()
-    with torch.no_grad():
-        return {
-            (outcome.cohort, j): decoder.unembed(decoder.final_norm(stream))
-            for outcome in outcomes
-            for j, stream in zip(outcome.elements, outcome.stream, strict=True)
-        }
+    logits = {}
+    for outcome in StaircaseWalk(base, elements, groups).run():
+        for j, stream in zip(outcome.elements, outcome.stream, strict=True):
+            logits[outcome.cohort, j] = decoder.unembed(decoder.final_norm(stream))
+    return logits
 
 
 def _random_edits(shape: Shape, length: int, generator: torch.Generator) -> list[tuple[Site, Value]]:
     """Of every kind: one edit of everything, one of a single unit at one position, in random layers."""
-    widths = {"d_model": shape.d_model, "d_head": shape.d_head}
     edits: list[tuple[Site, Value]] = []
     for kind in KINDS.values():
         if kind.name == "logits" or shape.lacks(kind):
             continue
         for pos in (None, length // 2):
-            layer = int(torch.randint(shape.n_layers, (), generator=generator)) if kind.per_layer else None
-            n_units = shape.units(kind)
-            unit = (
-                int(torch.randint(n_units, (), generator=generator)) if n_units and pos is not None else None
-            )
-            which = {} if unit is None else {"neuron" if kind.unit == "neuron" else "head": unit}
-            push = torch.randn(widths.get(kind.axes[-1], 1), generator=generator)
-            value = (
-                scale(0.5)
-                if kind.name == "pattern"
-                else add(push if kind.unit != "neuron" else float(push[0]))
-            )
-            edits.append((Site(kind.name, layer, pos=pos, **which), value))
+            site = _random_site(kind, pos, shape, generator)
+            edits.append((site, _random_value(kind, shape, generator)))
     return edits
+
+
+def _random_site(kind: Kind, pos: int | None, shape: Shape, generator: torch.Generator) -> Site:
+    """A site of a random layer: all of it without a position, one of its units at one."""
+    layer = int(torch.randint(shape.n_layers, (), generator=generator)) if kind.per_layer else None
+    n_units = shape.units(kind)
+    if not n_units or pos is None:
+        return Site(kind.name, layer, pos=pos)
+    unit = int(torch.randint(n_units, (), generator=generator))
+    if kind.unit == "neuron":
+        return Site(kind.name, layer, neuron=unit, pos=pos)
+    return Site(kind.name, layer, unit, pos=pos)
+
+
+def _random_value(kind: Kind, shape: Shape, generator: torch.Generator) -> Value:
+    """A value that changes every activation of the kind."""
+    widths = {"d_model": shape.d_model, "d_head": shape.d_head}
+    push = torch.randn(widths.get(kind.axes[-1], 1), generator=generator)
+    if kind.name == "pattern":
+        return scale(0.5)  # halved rows are a change that no softmax undoes
+    # One number for all neurons: a vector would have to be as wide as the MLP, and fit no single neuron.
+    return add(float(push[0]) if kind.unit == "neuron" else push)
