@@ -39,6 +39,7 @@ class SitePositions:
     @classmethod
     def of(cls, site: Site, prompts: Prompts) -> "SitePositions":
         """The positions of a site in some prompts, by index or by name."""
+        # A pattern has two axes of positions, and a site's `pos` is that of the query.
         query = "query_pos" if site.kind == "pattern" else "pos"
         index: dict[str, Tensor] = {}
         for axis, position in ((query, site.pos), ("key_pos", site.key_pos)):
@@ -101,12 +102,14 @@ class Bound:
             EditError: what the value writes does not fit that shape, or is not a number.
         """
         try:
+            # Expanded, never reshaped: a content of the wrong shape is an error, not a rearrangement.
             new = self.new(site, current).expand_as(current)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise EditError(
                 f"{self.value.describe()} does not fit {site}, whose value has shape {tuple(current.shape)} "
                 f"(the first axis is the example): {error}"
             ) from error
+        # NaN that was there before is the model's own, and no reason to refuse the edit.
         if bool(new.isnan().any()) and not bool(current.isnan().any()):
             raise EditError(
                 f"{self.value.describe()} is not a number at {site}, so nothing after it would be either."
@@ -181,6 +184,7 @@ def apply_edit(
         seen = seen[:, None].expand_as(activation)  # [example, head, query, key]
         edited = torch.where(seen[indices], edited, current)
     has = bound.has(site).to(activation.device)
+    # Examples without the position were indexed at token 0 (see `SitePositions.of`): what is there stays.
     if not bool(has.all()):
         edited = torch.where(has.view(-1, *[1] * (current.ndim - 1)), edited, current)
     activation[indices] = edited
@@ -191,5 +195,5 @@ def _seen(prompts: Prompts, shape: Sequence[int], causal: bool) -> Bool[Tensor, 
     """Whether that query of the prompt sees that key of it."""
     queries, keys = torch.arange(shape[0])[:, None], torch.arange(shape[1])
     lengths = prompts.lengths[:, None, None]
-    inside = (queries < lengths) & (keys < lengths)
+    inside = (queries < lengths) & (keys < lengths)  # [example, query, key]
     return inside & (keys <= queries) if causal else inside

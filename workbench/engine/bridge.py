@@ -37,13 +37,18 @@ class Unsupported(Exception):
 def inner(component: Any) -> Any:
     """The module that a bridge component wraps, or the component itself where it wraps none."""
     module = getattr(component, "original_component", None)
-    return component if module is None else module
+    if module is None:
+        return component
+    return module
 
 
 def child(component: Any, name: str) -> Any:
     """The wrapped module of that name below a bridge component, or None."""
+    # Not `getattr`: a bridge of TransformerLens 4.3 passes unknown names on to the wrapped model.
     named = dict(component.named_children()).get(name)
-    return None if named is None else inner(named)
+    if named is None:
+        return None
+    return inner(named)
 
 
 def norm(component: Any) -> Norm:
@@ -59,6 +64,7 @@ def norm(component: Any) -> Norm:
         return _identity
     if isinstance(module, torch.nn.LayerNorm):
         return lambda x: _layer_norm(module, x)
+    # With folded weights TransformerLens 4.3 runs the wrapped module, not its own formula.
     if _runs_the_module_itself(component):
         return module
     return lambda x: _norm_by_hand(component, module, x)
@@ -67,7 +73,9 @@ def norm(component: Any) -> Norm:
 def block_norm(model: Model, layer: int, name: str) -> Norm | None:
     """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
     component = dict(model.blocks[layer].named_children()).get(name)
-    return None if component is None else norm(component)
+    if component is None:
+        return None  # not the identity: callers leave out a step that a model does not have
+    return norm(component)
 
 
 def final_norm(model: Model) -> Norm:
@@ -98,8 +106,11 @@ def _runs_the_module_itself(component: Any) -> bool:
 
 def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm in the precision of its input, wider than the weights under `readout=torch.float32`."""
-    weight = None if module.weight is None else module.weight.detach().to(x.dtype)
-    bias = None if module.bias is None else module.bias.detach().to(x.dtype)
+    weight, bias = module.weight, module.bias  # either is None in models that train none
+    if weight is not None:
+        weight = weight.detach().to(x.dtype)
+    if bias is not None:
+        bias = bias.detach().to(x.dtype)
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
 
@@ -107,14 +118,17 @@ def _norm_by_hand(component: Any, module: Any, x: Tensor) -> Tensor:
     """The formula of TransformerLens 4.3's `NormalizationBridge`, in its order of operations, so that the
     bits agree.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = x if x.dtype == torch.float64 else x.float()  # variances of half precision would lose most bits
     if not component.uses_rms_norm:
         wide = wide - wide.mean(-1, keepdim=True)
     wide = wide / (wide.pow(2).mean(-1, keepdim=True) + component.config.eps).sqrt()
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if weight is not None:
+        factor = weight.detach()
         # Gemma stores its weight as the distance from 1.
-        wide = wide * (1.0 + weight.detach() if component.uses_weight_offset else weight.detach())
+        if component.uses_weight_offset:
+            factor = 1.0 + factor
+        wide = wide * factor
     if bias is not None and not component.uses_rms_norm:
         wide = wide + bias.detach()
     return wide.to(x.dtype)

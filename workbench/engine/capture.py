@@ -94,6 +94,7 @@ def capture(
         raise StoreError(
             "capture: keep=, dtype=, workers= and backend= are for stores on disk: give path= too."
         )
+    # Streams that two names share are recorded and kept once; the store lists both names.
     canonical = _keys_of(model, sites)
     rows = _rows_in_memory(model, prompts, list(dict.fromkeys(canonical.values())), budget, progress)
     return ActivationStore.of(
@@ -179,6 +180,7 @@ def capture_pairs(
     chosen = None if sites is None else list(sites)  # an iterator would be used up by the clean run
 
     def of_side(side: str) -> ActivationStore:
+        """The store of one run."""
         folder = None if path is None else Path(path) / side
         return capture(
             model, pairs.side(side), sites=chosen, path=folder, keep=keep, dtype=dtype, workers=workers,

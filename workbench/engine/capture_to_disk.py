@@ -241,6 +241,7 @@ def build_store(
     # must be refused before the folder is made.
     source = None if workers == 1 and backend == "local" else model_source(model)
     plan = _begun(model, request, path)
+    # Shards with a record are finished, by whichever call: the others are what is left to do.
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
     cost = request.cost(model, plan, todo, timed=False)
     free = shutil.disk_usage(path).free
@@ -255,6 +256,7 @@ def build_store(
         if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
         else:
+            # Each worker has shards of its own from the start: no two ever write the same file.
             jobs = [(str(path), source, todo[rank::workers]) for rank in range(workers)]
             for prompts in run_jobs(_job, [job for job in jobs if job[-1]], workers=workers, backend=backend):
                 bar.update(prompts)

@@ -103,7 +103,7 @@ class Circuits:
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.
-        EditError: the value is none, or would change nothing.
+        EditError: `value` is not a value, or would change nothing.
     """
 
     def __init__(
@@ -209,7 +209,8 @@ class Circuits:
                     scores = self.of_batch(batch, keep).double().cpu().numpy()
                     measured[first : first + per_pass, batch.examples] = scores
                     bar.update(scores.size)
-        # `combine` adds up the answers of an example along the first axis: [row, circuit] → [example, circuit].
+        # `combine` adds up the answers of an example along the first axis:
+        # [row, circuit] → [example, circuit].
         return self.expansion.combine(torch.from_numpy(measured.T)).numpy().T[row_of]
 
     def soft(
@@ -278,9 +279,10 @@ def _distinct(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Pruned circuits are often the same, and each is run once.
     """
-    # As bits, because comparing whole masks of edges would take longer than some runs.
+    # As bits: `np.unique` sorts whole rows, and these are eight times shorter.
     packed = np.packbits(circuits.reshape(len(circuits), -1), axis=1)
     _, first, inverse = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    # `np.unique` sorts by content; the order of the caller keeps batches the same when circuits are added.
+    # `np.unique` sorts by content; in the caller's order, appended circuits leave the passes before them as
+    # they were.
     order = np.sort(first)
     return circuits[order], np.searchsorted(order, first)[inverse.reshape(-1)]

@@ -4,6 +4,7 @@ What a caller got wrong is an error from here, before any model runs.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -25,30 +26,37 @@ def as_prompts(model: Model, tokens: Prompts | Tensor | Sequence[str] | Sequence
         PromptError: no prompts, a single prompt that is not in a list, an unknown word, a prompt that is too
             long.
     """
-    if not isinstance(tokens, Prompts):
-        rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-        if isinstance(rows, str) or (len(rows) and not isinstance(rows[0], str | list | tuple | Tensor)):
-            raise PromptError(
-                "Prompts are given as [example, pos] token ids or as several texts: "
-                "wrap a single prompt in a list."
-            )
-        if len(rows) and isinstance(rows[0], str):
-            encode = TextEncoder(model)
-            rows = [encode.prompt(str(text), where=f"Prompt {i}") for i, text in enumerate(rows)]
-            tokens = Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
-        else:
-            # Token ids do not say whether their first is a BOS: it is one where every prompt begins with it.
-            bos_token = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-            bos = bos_token is not None and all(len(row) and row[0] == bos_token for row in rows)
-            tokens = Prompts.of(rows, bos=bos)  # pyright: ignore[reportArgumentType]
-    check_context(model, tokens)
-    return tokens
+    prompts = tokens if isinstance(tokens, Prompts) else _encoded(model, tokens)
+    check_context(model, prompts)
+    return prompts
+
+
+def _encoded(model: Model, tokens: Tensor | Sequence[str] | Sequence[Sequence[int]]) -> Prompts:
+    """Prompts of texts or token ids."""
+    rows: Any = tokens
+    if isinstance(tokens, Tensor):
+        rows = tokens.tolist()
+    # A string is a sequence too: without this, each of its letters would become a prompt.
+    if isinstance(rows, str) or (len(rows) and not isinstance(rows[0], str | list | tuple | Tensor)):
+        raise PromptError(
+            "Prompts are given as [example, pos] token ids or as several texts: "
+            "wrap a single prompt in a list."
+        )
+    if len(rows) and isinstance(rows[0], str):
+        encode = TextEncoder(model)
+        rows = [encode.prompt(str(text), where=f"Prompt {i}") for i, text in enumerate(rows)]
+        return Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos)
+    # Token ids do not say whether their first is a BOS: it is one where every prompt begins with it.
+    bos_token = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    bos = bos_token is not None and all(len(row) and row[0] == bos_token for row in rows)
+    return Prompts.of(rows, bos=bos)
 
 
 def as_sites(element: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
     """The sites of one element of an edit or a list: a site, its string form, or a tuple of them."""
-    sites = element if isinstance(element, tuple) else (element,)
-    return tuple(Site.parse(site) if isinstance(site, str) else site for site in sites)
+    if not isinstance(element, tuple):
+        element = (element,)
+    return tuple(Site.parse(site) if isinstance(site, str) else site for site in element)
 
 
 def check_positions(site: Site, prompts: Prompts) -> None:
@@ -62,6 +70,8 @@ def check_context(model: Model, prompts: Prompts) -> None:
     """Raise `PromptError` for prompts over the context length or token ids outside the vocabulary."""
     shape = Shape.of(model)
     longest = int(prompts.lengths.max())
+    # Refused here, because models do not agree on it: learned positions raise an index error, rotary ones
+    # run on and give numbers outside of what was trained.
     if longest > shape.n_ctx:
         i = int(prompts.lengths.argmax())
         raise PromptError(f"Prompt {i} has {longest} tokens; the model's context holds {shape.n_ctx}.")
@@ -73,7 +83,9 @@ def check_context(model: Model, prompts: Prompts) -> None:
 
 def stacked(tokens: Tensor, times: int) -> Tensor:
     """The batch repeated `times` times, copy after copy."""
-    return tokens.repeat(times, *[1] * (tokens.ndim - 1)) if times != 1 else tokens
+    if times == 1:
+        return tokens  # `repeat` would copy
+    return tokens.repeat(times, *[1] * (tokens.ndim - 1))  # [copy * example, pos]
 
 
 def check_pairs(model: Model, pairs: PromptPairs) -> None:

@@ -5,9 +5,11 @@ The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run
 cannot be its own value. Without a name the value is the other run. `other` and `from_store` are older
 spellings of it and stay readable.
 
-    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))  # before a model is
-    loaded value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs)) spelling =
-    key_name(name, base="clean")  # what keys of sweep jobs hold
+    # Before a model is loaded:
+    name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))
+    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))
+    # What keys of sweep jobs hold:
+    spelling = key_name(name, base="clean")
 
 A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to
 `make_value`, who cannot leaves the name out of `choices`. This module runs no model.
@@ -50,6 +52,7 @@ class _Sources:
 
     def fitted(self) -> Value:
         """What the caller's fit returns."""
+        # The engine cannot fit: a fit measures edited runs, and imports what stands above the engine.
         if self.optimal is None:
             raise EditError(
                 "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: "
@@ -60,6 +63,8 @@ class _Sources:
 
 @dataclass(frozen=True)
 class _NamedValue:
+    """A row of the table: what the name means, for lists of choices, and what makes the value."""
+
     meaning: str
     make: Callable[[_Sources], Value]
 
@@ -70,7 +75,9 @@ _TABLE: Mapping[str, _NamedValue] = {
     "corrupt": _NamedValue("the activation of the corrupt run", lambda s: from_store(s.other_store)),
     "zero": _NamedValue("zero", lambda s: zero()),
     "mean": _NamedValue("the mean activation of the run that is edited", lambda s: mean(s.base_store)),
-    "resample": _NamedValue("that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)),
+    "resample": _NamedValue(
+        "that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)
+    ),
     "optimal": _NamedValue("the optimal constant (lowest loss)", lambda s: s.fitted()),
     "constant:X": _NamedValue("the number X", lambda s: constant(s.number)),
     "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number)),
@@ -102,6 +109,7 @@ def canonical_name(
     ('corrupt', 'clean', 'scale:0.5')
     """
     other = other_side(base)
+    # One spelling from here on, so that messages, keys and tables cannot call one value two names.
     if name is None or name in OTHER_SIDE:
         name = other
     if name == base:
@@ -124,6 +132,7 @@ def key_name(name: str | None, *, base: str = "clean") -> str:
     ('other', 'zero')
     """
     canonical = canonical_name(name, base=base)
+    # Keys name jobs that are already done: another spelling would run finished sweeps again.
     return "other" if canonical in SIDES else canonical
 
 
@@ -149,7 +158,8 @@ def make_value(
         UnknownName: no such name.
         EditError: the base's own run, a number that is not finite, or `optimal` without a fit.
     """
-    canonical = canonical_name(name, base=base)
+    canonical = canonical_name(name, base=base)  # again, because a caller may not have asked before
+    # NaN for the names without a number: their makers do not read it, and a mistake would show.
     number = _number(canonical, "value") if ":" in canonical else math.nan
     return _TABLE[_entry(canonical)].make(_Sources(base, stores, seed, number, optimal))
 
@@ -173,11 +183,12 @@ def _number(name: str, argument: str) -> float:
     try:
         number = float(digits)
     except ValueError:
-        number = math.nan
+        number = math.nan  # refused below, together with "inf" and "nan", which `float` reads
     if not math.isfinite(number):
         raise EditError(f"{argument}={name!r}: after the colon comes a finite number, as in {stem}:0.5.")
     return number
 
 
 def _without_fit() -> list[str]:
+    """The names of values that need no fit."""
     return [name for name in NAMES if name != "optimal"]

@@ -1,4 +1,7 @@
-"""Writers and readers of the stream as places in a model: what a node's name means to the engine."""
+"""`Writer` and `Reader`: what the name of a node, such as `a9.6<q>`, means to the engine.
+
+`writer`, `readers` and `middle` read names. This module runs nothing and knows no graph.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +21,10 @@ class Writer:
     def site(self) -> Site:
         """The activation that holds what it writes."""
         node = Node.parse(self.name)
+        # The first stream is the sum of all embeddings, whatever a model has of them.
         if node.kind == "input":
             return Site("resid_pre", 0)
+        # What a head writes is z . W_O, and linear in z: z is smaller, and has an axis of heads.
         if node.is_head:
             return Site("z", node.layer, node.head)
         if node.kind == "neuron":
@@ -66,6 +71,7 @@ class Reader:
     @cached_property
     def site(self) -> Site:
         """The activation that is computed from what it reads."""
+        # The last stream itself: norm and unembedding read it, and the metric reads them.
         if self.port == "logits":
             return Site("resid_post", self.layer - 1, pos=self.pos)
         if self.port == "mlp":
@@ -126,6 +132,7 @@ def middle(name: str, shape: Shape) -> tuple[tuple[Reader, ...], tuple[Writer, .
     With grouped queries `a5.2<k>` is kv head 2, and sends on through every query head that uses it.
     """
     read = readers(name, shape)
+    # Without its position: a node reads there, and what it sends on may be wherever attention carries it.
     node = Node.parse(split_position(name)[0])
     if node.kind == "logits":
         raise SiteError("logits end a path: nothing comes after them.")

@@ -30,6 +30,7 @@ class Precomputed(Bound):
     def select(self, examples: Sequence[int]) -> Bound:
         """The tables of some of the prompts, as long as the longest of these."""
         prompts, chosen = self.prompts.select(examples), list(examples)
+        # Fewer prompts may be shorter: a table is cut to the tokens that the run then has.
         n = prompts.tokens.shape[1] - self.start
         tables = {site: table[chosen, :n] for site, table in self.tables.items()}
         return Precomputed(prompts, tables, start=self.start, first=self.first[chosen])
@@ -42,6 +43,7 @@ class Precomputed(Bound):
             return new
         # One position of each example: `current` has no axis of positions then, the table has.
         column = SitePositions.of(site, self.prompts).first - self.start
+        # A negative column is a position before the table, where nothing has changed.
         reached = torch.arange(len(column))[column >= 0]
         new[reached] = table[reached, column[reached]]
         return new
@@ -49,6 +51,7 @@ class Precomputed(Bound):
     def first_change(self, site: Site) -> Tensor:
         """Not before `first`; an edit at a single position before it changes nothing."""
         of_site = super().first_change(site)
+        # Tables may begin earlier than the change: their rows before `first` are those of the base run.
         if site.pos is None:
             return torch.maximum(of_site, self.first)
         return of_site.where(of_site >= self.first, self.prompts.lengths)

@@ -37,10 +37,10 @@ class Edit:
         """The write that performs the edit, in place, on the examples that have the site's position."""
 
         def change(value: Tensor) -> Tensor:
-            n = len(self.bound.prompts)
-            rows = (
-                value if self.rows is None else value[self.rows]
-            )  # a view, so that the batch itself is written
+            """The whole batch [row, ...] with the edit's rows written."""
+            n, rows = len(self.bound.prompts), value
+            if self.rows is not None:
+                rows = value[self.rows]  # a slice is a view, so that the batch itself is written
             if len(rows) != n:
                 raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(rows)}.")
             apply_edit(self.site, self.bound, rows, causal=self.causal)
@@ -81,10 +81,12 @@ def run(
     writes = []
     for sites, value in (edits or {}).items():
         bound = check_value(value).bind(model, prompts, other)
+        # Bound once for all sites of an element: binding looks every prompt up in the store.
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
             writes.append(Edit(site, bound, causal=Shape.of(model).causal).write())
     keys: list[Key] = []
+    # Whole activations, even where a site names one head: a caller can slice them, and hooks cannot.
     for element in record:
         keys += [site.check(model).key for site in as_sites(element)]
     return forward(model, prompts.tokens, writes=writes, record=keys)

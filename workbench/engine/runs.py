@@ -50,6 +50,7 @@ class RunCost:
 
     def plus(self, other: "RunCost") -> "RunCost":
         """Both, one after the other."""
+        # Memory is freed between the two, so the larger peak counts and not their sum.
         summed = ("runs", "skipped", "walks", "token_layers", "flops")
         numbers = {name: getattr(self, name) + getattr(other, name) for name in summed}
         return RunCost(**numbers, peak_bytes=max(self.peak_bytes, other.peak_bytes))
@@ -57,7 +58,9 @@ class RunCost:
 
 def forward_flops(shape: Shape) -> int:
     """FLOPs of one token in a forward pass, without attention's scores; MLPs are counted as if ungated."""
+    # q and the output have all heads, k and v the shared ones.
     heads = shape.d_model * shape.d_head * (2 * shape.n_heads + 2 * shape.n_kv_heads)
+    # Two operations, a product and a sum, for each weight.
     return 2 * (shape.n_layers * (heads + 2 * shape.d_model * shape.d_mlp) + shape.d_model * shape.d_vocab)
 
 
@@ -122,6 +125,7 @@ class MeasuredRuns:
         if not self.metric.needs_reference:
             return None
         read = []
+        # The clean run whichever side is edited: a metric that compares says how far from it a run is.
         for examples in self.batches():
             prompts = self.pairs.clean.select(examples)
             read.append(self.metric.read(self.logits(prompts), prompts))
@@ -146,7 +150,9 @@ class MeasuredRuns:
         last = ("resid_post", shape.n_layers - 1)
         stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
         unembed, norm = child(self.model, "unembed"), final_norm(self.model)
-        bias = None if unembed.bias is None else unembed.bias.detach().to(self.dtype)
+        bias = unembed.bias
+        if bias is not None:
+            bias = bias.detach().to(self.dtype)
         with torch.no_grad():
             return torch.nn.functional.linear(norm(stream), unembed.weight.detach().to(self.dtype), bias)
 
@@ -165,4 +171,5 @@ class MeasuredRuns:
 
     def distance(self) -> Tensor:
         """[example]: m(other run) - m(base)."""
+        # On the CPU, where tables of effects are: each normalizes by it.
         return (self.plain(self.other) - self.measured).cpu()

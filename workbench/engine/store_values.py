@@ -75,6 +75,7 @@ class FromStore(Value):
 
     def _row(self, i: int, prompts: Prompts, other: Prompts | None) -> int:
         """The store's row for prompt i: that of its counterpart, or, where that is wanted, its own."""
+        # The counterpart first: a store of both sides then patches, and does not write what is there.
         row = None if other is None else self.store.example(other.ids[i])
         if row is not None:
             return row
@@ -111,6 +112,7 @@ class Resample(Value):
             EditError: it has no other prompt of a prompt's length.
         """
         check_same_model(self.store, model, "resample")
+        # Chosen once for a run: all sites together are then activations of one real prompt.
         rows = [self._donor(i, prompts) for i in range(len(prompts))]
         return _StoreBound(self, prompts, self.store, rows)
 
@@ -156,19 +158,20 @@ class _MeanBound(Bound):
         key = (site.key, site.pos if self.mean.per == "pos" else None)
         if key not in self._averages:
             self._averages[key] = self._average(site)
-        average = self._averages[
-            key
-        ]  # [neuron] or [head, d_head] or [d_model], behind a [pos] of its own or none
+        # [neuron] or [head, d_head] or [d_model], behind a [pos] of its own or none
+        average = self._averages[key]
         if site.unit is None:
             return average.to(current)
-        one_neuron = KINDS[site.kind].unit == "neuron"
-        return (average[..., site.unit] if one_neuron else average[..., site.unit, :]).to(current)
+        if KINDS[site.kind].unit == "neuron":
+            return average[..., site.unit].to(current)
+        return average[..., site.unit, :].to(current)  # a head has an axis of its own behind it
 
     def _average(self, site: Site) -> Tensor:
         """The mean over rows (without BOS), at one position, or at every index [pos, ...]."""
         view = self.mean.store[site.key]
         if self.mean.per == "dataset":
             return view.mean()
+        # Prompts that lack the position are NaN in `view.at`: the mean is over the others.
         if site.pos is not None:
             average = view.at(site.pos).nanmean(0)
         else:
@@ -192,8 +195,7 @@ class _StoreBound(Bound):
     def __init__(self, value: Value, prompts: Prompts, store: ActivationStore, rows: list[int]) -> None:
         super().__init__(value, prompts)
         self.store, self.rows, self.source = store, rows, store.prompts.select(rows)
-        # The activation read last: edits of one layer's heads come one after the other, and all of them need
-        # it.
+        # The activation read last: edits of one layer's heads come one after another, and all need it.
         self._padded: tuple[Key, Tensor] | None = None
 
     def select(self, examples: Sequence[int]) -> Bound:
@@ -218,6 +220,7 @@ class _StoreBound(Bound):
         """Whether both the prompt and its source have the site's position."""
         return super().has(site) & SitePositions.of(site, self.source).has
 
+    # Cached, because every element of a sweep asks for it.
     @cached_property
     def same_tokens(self) -> Bool[Tensor, "example pos"]:
         """Whether the prompt and its source have the same token there, in the same model."""

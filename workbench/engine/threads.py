@@ -20,8 +20,8 @@ SMALL = 256
 def threads_spin() -> bool:
     """Whether waiting OpenMP threads burn their time: nobody told libgomp not to before it was loaded."""
     # libgomp is Linux's; elsewhere torch brings another OpenMP, which sleeps after a while by itself.
-    told = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-    return sys.platform == "linux" and not told
+    settings = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    return sys.platform == "linux" and not settings
 
 
 @contextmanager
@@ -31,6 +31,7 @@ def few_threads(d_model: int) -> Iterator[None]:
     if d_model > SMALL or n_threads == 1 or not threads_spin():
         yield
         return
+    # Set from inside, because libgomp no longer reads its environment once it is loaded.
     torch.set_num_threads(1)
     try:
         yield

@@ -46,6 +46,7 @@ class Constant(Value):
 
     def replace(self, current: Tensor) -> Tensor:
         """The content in the precision of the activation."""
+        # Not expanded here: `Bound.edited` does, and names the site where it does not fit.
         return torch.as_tensor(self.content, dtype=current.dtype, device=current.device)
 
 
@@ -53,6 +54,7 @@ class Constant(Value):
 class Add(Value):
     """The current activation plus a vector."""
 
+    # Neither `unitwise` (a vector is as wide as the site) nor `absolute` (the sum depends on what is there).
     vector: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class Add(Value):
 class Scale(Value):
     """The current activation times a number."""
 
-    unitwise = True
+    unitwise = True  # the same factor for each head; not `absolute`, because the product depends on it
     factor: float
 
     def replace(self, current: Tensor) -> Tensor:
@@ -88,6 +90,7 @@ class Project(Value):
     def directions(self) -> Float[Tensor, "d rank"]:
         """An orthonormal basis of the span of the given vectors."""
         basis = self.basis[:, None] if self.basis.ndim == 1 else self.basis
+        # In double precision: nearly parallel vectors would lose their small direction in float32.
         left, sizes, _ = torch.linalg.svd(basis.double(), full_matrices=False)
         # The usual numerical rank, but at float32's precision: what users give has seldom more.
         smallest = sizes.amax() * max(basis.shape) * torch.finfo(torch.float32).eps
@@ -95,6 +98,7 @@ class Project(Value):
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The inner value bound, with the directions. Raises `EditError` for a basis that is zero."""
+        # Refused when it is bound and not when it is made: the rank is known only after a decomposition.
         if self.directions.shape[1] == 0:
             raise EditError(
                 "project: the basis is zero, so it spans no direction and the edit would change nothing."
@@ -122,6 +126,7 @@ class _ProjectBound(Bound):
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         """The current activation, moved within the subspace to where the inner value is."""
+        # Exact up to rounding for any basis, because the directions are orthonormal: P = D Dᵀ.
         directions = self.directions.to(current)
         return current + ((self.inner.edited(site, current) - current) @ directions) @ directions.T
 
@@ -141,7 +146,7 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
         allow_self: permits the store of the run that is edited.
         other_model: permits a store of another checkpoint of the same shape.
 
-    Raises (when it is used):
+    Raises: (when it is used)
         StoreError: the store is of another model, or does not hold these prompts.
         EditError: it holds the very run that is edited.
     """
@@ -197,6 +202,7 @@ def project(basis: Tensor, value: Value) -> Value:
     Raises:
         EditError: a basis of another shape, or with numbers that are not finite.
     """
+    # A decomposition of NaN or infinity would fail far from here, or not at all.
     if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
         raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
     return Project(basis, check_value(value))

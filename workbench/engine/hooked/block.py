@@ -58,23 +58,25 @@ class Block:
             bias = getattr(attn, f"b_{port.upper()}", None)
             if bias is None:
                 bias = weight.new_zeros(weight.shape[0], weight.shape[2])
-            biases[port] = bias.detach().view(
-                weight.shape[0], -1
-            )  # [head, d_head], whatever the model's own shape
-        attn_norm, b_out = norm(children.get("ln1")), getattr(attn, "b_O", None)
-        own_mlp_norm = (
-            "ln2" in children
-        )  # parallel blocks such as GPT-J's share one norm between attention and MLP
-        mlp_norm = None
-        if "mlp" in children:
-            mlp_norm = norm(children["ln2"]) if own_mlp_norm else attn_norm
+            # [head * d_head] or [head, d_head] in the model becomes [head, d_head].
+            biases[port] = bias.detach().view(weight.shape[0], -1)
+        b_out = getattr(attn, "b_O", None)
+        if b_out is None:
+            b_out = attn.W_O.new_zeros(attn.W_O.shape[-1])
+        attn_norm, mlp_norm = norm(children.get("ln1")), None
+        # Parallel blocks such as GPT-J's share one norm between attention and MLP.
+        own_mlp_norm = "ln2" in children
+        if own_mlp_norm and "mlp" in children:
+            mlp_norm = norm(children["ln2"])
+        elif "mlp" in children:
+            mlp_norm = attn_norm
         return cls(
             attn_norm=attn_norm,
             mlp_norm=mlp_norm,
             weights=weights,
             biases=biases,
             w_out=attn.W_O.detach(),
-            b_out=attn.W_O.new_zeros(attn.W_O.shape[-1]) if b_out is None else b_out.detach(),
+            b_out=b_out.detach(),
             attn_post=norm(children["ln1_post"]) if "ln1_post" in children else None,
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
@@ -97,7 +99,9 @@ def check_parts_add_up(model: Model) -> None:
     if model in _add_up:
         return
     shape = Shape.of(model)
-    kinds = ["resid_pre", "resid_post", "z", *([] if shape.attn_only else ["mlp_out"])]
+    kinds = ["resid_pre", "resid_post", "z"]
+    if not shape.attn_only:
+        kinds.append("mlp_out")
     record = [(kind, layer) for layer in range(shape.n_layers) for kind in kinds]
     tokens = torch.arange(4)[None] % shape.d_vocab
     kept = forward(model, tokens[:, : shape.n_ctx], record=record).recorded
@@ -114,7 +118,8 @@ def check_parts_add_up(model: Model) -> None:
         spread = float((bias - bias.mean((0, 1))).abs().max())
         # A scale or norm on the way is an error of the size of the parts; half precision alone reaches a few
         # percent.
-        tolerance = 0.05 if added.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        half = added.dtype in (torch.bfloat16, torch.float16)
+        tolerance = 0.05 if half else 1e-3
         # A block that adds next to nothing still rounds at the size of the stream.
         rounding = 8 * torch.finfo(added.dtype).eps * float(kept["resid_post", layer].abs().max())
         if spread > tolerance * float(added.abs().max()) + rounding:

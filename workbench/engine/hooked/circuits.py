@@ -129,6 +129,7 @@ class _Walk:
         """The stream arrives: from it and the differences so far, q, k and v of every head are made."""
 
         def change(stream: Tensor) -> Tensor:
+            """Every reader's input is rebuilt from the stream, normed and projected by hand."""
             if layer == 0:
                 self._collected(Site("resid_pre", 0), stream)  # the writer `input`
             heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
@@ -145,10 +146,12 @@ class _Walk:
         return change
 
     def _write_port(self, layer: int, port: str) -> Change:
+        # `pop`: an input is needed once, and all of them together would not fit.
         return lambda value: self.inputs.pop(f"{port}{layer}").view_as(value)
 
     def _write_heads(self, layer: int, block: Block) -> Change:
         def change(z: Tensor) -> Tensor:
+            """The heads' changes are collected; z itself stays the circuit's own."""
             weight = block.w_out.to(z.dtype)
             written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
             post = None
@@ -164,6 +167,7 @@ class _Walk:
 
     def _write_mlp(self, layer: int, block: Block) -> Change:
         def change(value: Tensor) -> Tensor:
+            """The rebuilt input of the MLP, normed, in place of what the MLP would read."""
             index = self.reader[f"m{layer}"]
             rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(index, index + 1))
             assert block.mlp_norm is not None
@@ -173,6 +177,7 @@ class _Walk:
 
     def _write_logits(self) -> Change:
         def change(value: Tensor) -> Tensor:
+            """The rebuilt last stream, normed, in place of what the unembedding would read."""
             index = self.reader["logits"]
             rebuilt = self._rebuilt(self.inputs.pop("logits"), slice(index, index + 1))
             return final_norm(self.model)(rebuilt)[:, :, 0].view_as(value)
@@ -181,6 +186,7 @@ class _Walk:
 
     def _keep(self, name: str) -> Change:
         def change(stream: Tensor) -> Tensor:
+            """Kept for a later hook, and left unchanged."""
             self.inputs[name] = stream
             return stream
 
@@ -188,6 +194,7 @@ class _Walk:
 
     def _collect(self, site: Site) -> Change:
         def change(value: Tensor) -> Tensor:
+            """The change is collected; the activation stays the circuit's own."""
             self._collected(site, value)
             return value
 

@@ -79,7 +79,7 @@ def forward(
     except (ValueError, KeyError, AttributeError) as error:
         # TransformerLens 4.3 raises any of these for an unknown hook; others of their kind are errors of the
         # run itself.
-        missing = [name for name, _ in hooks if not _has_hook(model, name)]
+        missing = [name for name, _ in hooks if not _has_hook(model, name)]  # asked only now: it is slow
         if not missing:
             raise
         raise SiteError(f"This model has no hook {missing[0]!r}: {error}") from error
@@ -136,14 +136,18 @@ class _Hooks:
         keys = sorted(self.keys[name], key=lambda key: key[0] == "resid_mid")
 
         def run(value: Tensor, hook: Any) -> Tensor:
+            """The hook itself, with TransformerLens's arguments."""
             self.fired.add(name)
             value = self._tracked(value)
             for key in keys:
-                if key[0] == "resid_mid" and (stream := self.streams.get(_stream_before(key[1]))) is not None:
+                stream = None
+                if key[0] == "resid_mid":
+                    stream = self.streams.get(_stream_before(key[1]))
+                if stream is None:
+                    value = self._edited(key, value, name)
+                else:
                     # This hook is attn_out's: an edit of the sum is written as an edit of that summand.
                     value = self._edited(key, value + stream, name) - stream
-                else:
-                    value = self._edited(key, value, name)
             self.streams[name] = value
             return value
 
@@ -160,23 +164,33 @@ class _Hooks:
 
     def _raw_hook(self, name: str) -> Callable[..., Tensor]:
         def run(value: Tensor, hook: Any) -> Tensor:
+            """The hook itself, with TransformerLens's arguments."""
             self.fired.add(name)
             value = self._tracked(value)
-            value = _checked(self.raw[name](value), value, name) if name in self.raw else value
-            return self._recorded(name, value) if name in self.raw_record else value
+            if name in self.raw:
+                value = _checked(self.raw[name](value), value, name)
+            if name in self.raw_record:
+                value = self._recorded(name, value)
+            return value
 
         return run
 
     def _recorded(self, key: Any, value: Tensor) -> Tensor:
         value = self._tracked(value)
+        # With gradients the very tensor that the run goes on with, or none would flow through it; without, a
+        # copy, which modules that write in place cannot change.
         self.recorded[key] = value if self.gradients else value.clone()
         return value
 
     def _tracked(self, value: Tensor) -> Tensor:
-        """A tensor that stands in the graph by itself: the bridge may convert what a hook returns unchanged."""
+        """A tensor that is a node of the graph by itself: the bridge (4.3) may convert what a hook returns
+        unchanged.
+        """
         if not self.gradients:
             return value
-        return value.clone() if value.requires_grad else value.detach().requires_grad_()
+        if value.requires_grad:
+            return value.clone()
+        return value.detach().requires_grad_()  # frozen weights: nothing before it asked for gradients
 
 
 def _stream_before(layer: int | None) -> str:
@@ -215,8 +229,9 @@ def gradients_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[A
             f"The metric {metric!r} has no gradient, so nothing can be attributed to it. "
             "Use one that changes smoothly: logit_diff, prob_diff or nll."
         )
+    # `allow_unused`: an activation that the metric never reads has gradient zero, which is no error.
     gradients = torch.autograd.grad(total, list(at.values()), allow_unused=True)
-    return {
-        key: torch.zeros_like(at[key]) if gradient is None else gradient
-        for key, gradient in zip(at, gradients, strict=True)
-    }
+    of_key = {}
+    for key, gradient in zip(at, gradients, strict=True):
+        of_key[key] = torch.zeros_like(at[key]) if gradient is None else gradient
+    return of_key

@@ -6,6 +6,7 @@ set is an edited run like any other, an `Element`. Source: Wang et al. 2211.0059
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,11 +36,9 @@ class HookedPaths:
     def __init__(self, model: Model, bound: Bound, *, recompute: bool) -> None:
         self.model, self.bound, self.recompute = model, bound, recompute
         self.shape, self.prompts = Shape.of(model), bound.prompts
-        kinds = ["z", *([] if self.shape.attn_only else ["mlp_out", "mlp_post"])]
-        keys: list[Key] = [
-            ("resid_pre", 0),
-            *((kind, layer) for kind in kinds for layer in range(self.shape.n_layers)),
-        ]
+        kinds = ["z"] if self.shape.attn_only else ["z", "mlp_out", "mlp_post"]
+        keys: list[Key] = [("resid_pre", 0), *product(kinds, range(self.shape.n_layers))]
+        # Recorded once: every path freezes what is not on it at these values.
         self.base = forward(model, self.prompts.tokens, record=keys).recorded
 
     def element(self, route: Route) -> Element:
@@ -55,11 +54,10 @@ class HookedPaths:
 
     def _set(self, values: Values, receivers: Sequence[Reader]) -> Element:
         """An edit of what each receiver computes from its changed input."""
-        given = {reader.site: self._computed(values, reader) for reader in receivers}
-        edit = Precomputed(
-            self.prompts, given, start=0, first=torch.zeros(len(self.prompts), dtype=torch.long)
-        )
-        return Element(tuple((site, edit) for site in given))
+        tables = {reader.site: self._computed(values, reader) for reader in receivers}
+        first = torch.zeros(len(self.prompts), dtype=torch.long)  # the tables hold all tokens
+        edit = Precomputed(self.prompts, tables, start=0, first=first)
+        return Element(tuple((site, edit) for site in tables))
 
     def _computed(self, values: Values, reader: Reader) -> Tensor:
         """[example, pos, ...]: what a reader computes when these writers write other values."""
@@ -85,7 +83,7 @@ class HookedPaths:
         """Every head at its base value, and MLPs too unless they are recomputed or are the receiver."""
         writes = []
         for kind, layer in self.base:
-            of_layer = {site: value for site, value in values.items() if site.key == (kind, layer)}
+            of_layer = {site: values[site] for site in values if site.key == (kind, layer)}
             neurons_send = any(site.key == ("mlp_post", layer) for site in values)
             recomputed = self.recompute or layer == receiving_mlp
             # Where neurons send, their MLP is frozen at its neurons: frozen at its output, nothing of them
@@ -100,6 +98,7 @@ class HookedPaths:
         """What sets an activation to its base value (if frozen) and then its senders to theirs."""
 
         def change(current: Tensor) -> Tensor:
+            """In this order: a sender of a frozen layer writes its own value over the frozen one."""
             new = self.base[key].clone() if frozen else current
             for site, value in values.items():
                 new[SitePositions.of(site, self.prompts).indices(new)] = value

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.engine.bound import Bound
 from workbench.engine.fast.cohorts import Element
@@ -19,6 +18,7 @@ from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flo
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
+from workbench.text import progress_bar
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class HookedSweep:
         return RunCost(runs, 0, n, float(token_layers), float(flops), per_row * rows)
 
     def run(self, *, progress: bool, what: str) -> Tensor:
-        """[example, element]: m(edited) - m(base), exactly 0 where every edit writes what is there."""
+        """[example, element]: m(edited) - m(base), exactly 0 where every edit writes what is there.
+
+        Args:
+            what: the name of the progress bar.
+        """
         runs, n = self.runs, len(self.runs.prompts)
         table = torch.zeros((n, self.n_elements), dtype=torch.float64)
-        with tqdm(
-            total=table.numel(), desc=what, unit="run", disable=None if progress else True, leave=False
-        ) as bar:
+        with progress_bar(table.numel(), what, "run", shown=progress) as bar:
             for examples in runs.batches():
                 prompts, elements = runs.prompts.select(examples), self.elements_of(examples)
                 base_run = _BaseRun(runs.model, prompts)
