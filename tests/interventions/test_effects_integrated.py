@@ -88,7 +88,7 @@ def test_what_has_no_slope_or_no_points_is_refused():
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(EditError) as error:
         untyped(effects)(model, pairs, sites="z[0.0]", value=add(1.0), method="integrated", steps=0)
-    assert str(error.value) == "effects: steps=0; the way from a to e(a) needs at least one point."
+    assert str(error.value) == "effects: steps=0; the path from a to e(a) needs at least one point."
     with pytest.raises(MetricError):
         effects(model, pairs, sites="z[0.0]", value=add(1.0), method="integrated", metric="rank")
     with pytest.raises(MetricError):

@@ -8,6 +8,8 @@ Patching, ablation, steering and attribution are values and methods of this one 
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -68,11 +70,11 @@ def effects(
             `sequence_logprob_diff` reads answers of several tokens, each in a run of its own; edits touch the
             prompt's positions only.
         method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass
-            for all; "integrated" takes the mean gradient on the straight way from a to e(a), all sites of one
-            kind and layer moving together: over a full cut of the graph the effects then add up to m(all
+            for all; "integrated" takes the mean gradient on the straight path from a to e(a), all sites of
+            one kind and layer moving together: over a full cut of the graph the effects then add up to m(all
             edited) - m(base), and attrs["completeness_gap"] says by how much they do not. "atp-star" is the
             gradient with attention recomputed for q and k and with layers dropped (2403.00745).
-        steps: midpoints on that way.
+        steps: midpoints on that path.
         normalized: divide by m(other run) - m(base) of each example: 1 is full recovery.
         budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in
             pieces.
@@ -92,8 +94,7 @@ def effects(
         EditError: an edit that would change nothing, or does not fit its site.
 
     Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution
-        patching,
-    Syed et al. 2310.10348.
+    patching, Syed et al. 2310.10348.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -104,39 +105,14 @@ def effects(
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
     if steps < 1:
-        raise EditError(f"effects: steps={steps}; the way from a to e(a) needs at least one point.")
+        raise EditError(f"effects: steps={steps}; the path from a to e(a) needs at least one point.")
     rows = expand(model, pairs, metric)
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     if method != "exact":
         runs.metric.check_attributable(base)
-    elements, dims, coords, bound = _asked(runs, rows, sites, value)
-    more: dict[str, Any] = {}
-    if method == "gradient":
-        table = gradient(runs, elements, bound, progress=progress)
-    elif method == "atp-star":
-        if not rows.plain:
-            raise MetricError(
-                f"atp-star takes sizes prompt by prompt, which answers of several tokens "
-                f"({rows.metric.name}) do not allow."
-            )
-        table = atp_star(runs, elements, bound, progress=progress)
-    elif method == "integrated":
-        table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
-        names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
-        more = {
-            "steps": steps,
-            "completeness_gap": max(names.values(), key=abs),
-            "completeness_gaps": json.dumps(names),
-        }
-    else:
-        sweep, _ = _sweep(runs, elements, bound)
-        table, more = sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
-    has: dict[Any, Tensor] = {}  # shared by all layers and heads: a grid asks for a handful of positions
-    for j, element in enumerate(elements):
-        positions = tuple((site.kind, site.pos, site.key_pos) for site in element)
-        if positions not in has:
-            has[positions] = torch.stack([bound.has(site) for site in element]).all(0)
-        table[~has[positions], j] = float("nan")
+    plan = _plan(runs, rows, sites, value)
+    table, method_attrs = _measured(runs, rows, plan, method, steps, progress)
+    _blank_absent(table, plan)
     table = rows.combine(table)
     if normalized:
         table = table / _apart(rows.combine(runs.distance()))[:, None]
@@ -144,18 +120,79 @@ def effects(
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
         "kind": "effects", "sites": kind, "value": value.describe(), "metric": named_metric.name,
-        "unit": "share" if normalized else named_metric.unit, "method": method, "base": base, "normalized": normalized, **more,
+        "unit": "share" if normalized else named_metric.unit, "method": method, "base": base,
+        "normalized": normalized, **method_attrs,
     }  # fmt: skip
-    shape = (len(pairs), *(len(labels) for labels in coords.values()))
-    coords = {"example": np.arange(len(pairs)), **coords}
-    return effect_array(table.reshape(shape), ("example", *dims), coords, name="effect", attrs=attrs)
+    # [example, element] becomes [example, *axes of the grid].
+    shape = (len(pairs), *map(len, plan.coords.values()))
+    coords = {"example": np.arange(len(pairs)), **plan.coords}
+    return effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
 
 
 def explain_effects(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> CallPlan:
     """What `effects` will do and cost."""
-    elements, _, _, bound = _asked(runs, rows, sites, value)
-    sweep, why = _sweep(runs, elements, bound)
-    return CallPlan.of(sweep, why)
+    plan = _plan(runs, rows, sites, value)
+    return CallPlan.of(*_sweep(runs, plan))
+
+
+@dataclass(frozen=True)
+class _Elements:
+    """What is edited: each element in a run of its own, with the axes of the result.
+
+    Attributes:
+        dims: names of the axes that the elements fill, in order.
+        coords: axis → its labels.
+    """
+
+    elements: list[tuple[Site, ...]]
+    dims: tuple[str, ...]
+    coords: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _SitePlan(_Elements):
+    """The elements, and the value bound to the prompts."""
+
+    bound: Bound
+
+
+def _measured(
+    runs: MeasuredRuns, rows: Expansion, plan: _SitePlan, method: str, steps: int, progress: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    """[row, element]: the effects, and what the method adds to the attrs of the result."""
+    elements, bound = plan.elements, plan.bound
+    if method == "gradient":
+        return gradient(runs, elements, bound, progress=progress), {}
+    if method == "atp-star":
+        if not rows.plain:
+            # Sizes lose their sign, and the effect on a pair is a signed sum over its answers.
+            raise MetricError(
+                f"atp-star takes sizes prompt by prompt, which answers of several tokens "
+                f"({rows.metric.name}) do not allow."
+            )
+        return atp_star(runs, elements, bound, progress=progress), {}
+    if method == "integrated":
+        table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
+        names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
+        # The largest as a number to look at; all of them as text, because attrs hold no tables.
+        largest = max(names.values(), key=abs)
+        return table, {
+            "steps": steps,
+            "completeness_gap": largest,
+            "completeness_gaps": json.dumps(names),
+        }
+    sweep, _ = _sweep(runs, plan)
+    return sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
+
+
+def _blank_absent(table: Tensor, plan: _SitePlan) -> None:
+    """Write NaN where an example lacks a position of an element: 0 would say that the edit does nothing."""
+    has: dict[Any, Tensor] = {}  # shared by all layers and heads: a grid asks for a handful of positions
+    for j, element in enumerate(plan.elements):
+        positions = tuple((site.kind, site.pos, site.key_pos) for site in element)
+        if positions not in has:
+            has[positions] = torch.stack([plan.bound.has(site) for site in element]).all(0)
+        table[~has[positions], j] = float("nan")
 
 
 def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
@@ -169,64 +206,67 @@ def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
     return gap.masked_fill(flat, float("nan"))
 
 
-def _asked(
-    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any
-) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any], Bound]:
+def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any) -> _SitePlan:
     """The elements with their axes, and the value bound to the prompts; everything that can be wrong is
     checked.
     """
     runs.check()
     check_value(value)
-    elements, dims, coords = _elements(sites, runs.model, rows.examples.side(runs.side))
-    if any(site.pos is None for element in elements for site in element):
+    planned = _elements(sites, runs.model, rows.examples.side(runs.side))
+    if any(site.pos is None for site in chain.from_iterable(planned.elements)):
+        # Of pairs of unequal length no position has a counterpart, except by name.
         rows.examples.check_equal_lengths(
             "Whole-sequence edits need equal lengths; edit named positions instead (pos=['END'])."
         )
-    return elements, dims, coords, bind(runs.model, rows, value, side=runs.side)
+    bound = bind(runs.model, rows, value, side=runs.side)
+    return _SitePlan(planned.elements, planned.dims, planned.coords, bound)
 
 
-def _sweep(
-    runs: MeasuredRuns, elements: list[tuple[Site, ...]], bound: Bound
-) -> tuple[StaircaseSweep | HookedSweep, str]:
+def _sweep(runs: MeasuredRuns, plan: _SitePlan) -> tuple[StaircaseSweep | HookedSweep, str]:
     """The edited runs on the engine that can take them, and why that one."""
+    elements, bound = plan.elements, plan.bound
 
     def elements_of(examples: Sequence[int]) -> list[Element]:
+        """The edited runs of some examples."""
         # Selected only where it must be: a bound value keeps averages that a selection would compute again.
         batch = bound if len(examples) == len(runs.prompts) else bound.select(examples)
         return [Element(tuple((site, batch) for site in element)) for element in elements]
 
-    keys = frozenset(site.key for element in elements for site in element)
+    keys = frozenset(site.key for site in chain.from_iterable(elements))
     decoder, why = fast_decoder(runs.model, runs.longest, [kind for kind, _ in keys])
     if decoder is None:
         return HookedSweep(runs, elements_of, len(elements)), why
     return StaircaseSweep(decoder, runs, SiteEdits(keys, elements_of, len(elements))), why
 
 
-def _elements(
-    sites: Sites, model: Any, prompts: Prompts
-) -> tuple[list[tuple[Site, ...]], tuple[str, ...], dict[str, Any]]:
+def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
+    """The elements of a grid or a list, checked against the model and the prompts."""
     if isinstance(sites, Grid):
-        spelled = sites.at_length(int(prompts.lengths.max()))
-        elements: list[tuple[Site, ...]] = [(site,) for site in spelled]
-        dims, coords = (
-            tuple(spelled.coords),
-            {axis: np.asarray(labels) for axis, labels in spelled.coords.items()},
-        )
+        planned = _of_grid(sites, prompts)
     else:
         listed = [sites] if isinstance(sites, Site | str) else list(sites)
         elements = [as_sites(element) for element in listed]
-        dims, coords = ("site",), {"site": [" + ".join(map(str, element)) for element in elements]}
-    if not elements or not all(elements):
+        labels = [" + ".join(map(str, element)) for element in elements]
+        planned = _Elements(elements, ("site",), {"site": labels})
+    if not planned.elements or not all(planned.elements):
         raise SiteError("effects: sites is empty. Name at least one site, as in sites=grid('z', model).")
+    # A position is looked up once and not for every head: a grid of patterns has a million cells.
     shape, seen = Shape.of(model), set()
-    for site in (site for element in elements for site in element):
+    for site in chain.from_iterable(planned.elements):
         site.check(shape)
         position = site.kind, site.pos, site.key_pos
         # Cells of a grid that no query sees are NaN, not an error.
         if position not in seen and not (isinstance(sites, Grid) and _unseen(site)):
             seen.add(position)
             check_positions(site, prompts)
-    return elements, dims, coords
+    return planned
+
+
+def _of_grid(sites: Grid, prompts: Prompts) -> _Elements:
+    """The cells of a grid, in its order; positions that it leaves open end with the longest prompt."""
+    cells = sites.at_length(int(prompts.lengths.max()))
+    coords = {axis: np.asarray(labels) for axis, labels in cells.coords.items()}
+    return _Elements([(site,) for site in cells], tuple(cells.coords), coords)
 
 
 def _unseen(site: Site) -> bool:

@@ -5,11 +5,14 @@ edit.
 forward and backward pass fit into the budget.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.engine.bound import Bound, SitePositions, apply_edit
 from workbench.engine.hooked.forward import Write, forward, gradients_of
@@ -17,6 +20,7 @@ from workbench.engine.memory import rows_per_forward
 from workbench.engine.runs import MeasuredRuns
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
+from workbench.text import progress_bar
 
 Elements = Sequence[tuple[Site, ...]]
 
@@ -27,23 +31,14 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     """
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
     tables = []
-    with tqdm(
-        total=len(runs.prompts),
-        desc="gradients",
-        unit="example",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        for examples, prompts, part in _batches(runs, bound):
-            result = forward(runs.model, prompts.tokens, record=keys, gradients=True)
-            total = runs.measure(result.logits, prompts, examples).sum()
-            slopes = gradients_of(total, {key: result.recorded[key] for key in keys}, runs.metric.name)
-            columns = [
-                sum(_first_order(site, result.recorded, slopes, part) for site in element)
-                for element in elements
-            ]
-            tables.append(torch.stack([torch.as_tensor(column) for column in columns], 1))
-            bar.update(len(prompts))
+    with progress_bar(len(runs.prompts), "gradients", "example", shown=progress) as bar:
+        for examples, batch in _batches(runs, bound):
+            recorded, gradients = _run_with_gradients(runs, batch.prompts, examples, keys)
+            columns = []
+            for element in elements:
+                columns.append(_total(_first_order(site, recorded, gradients, batch) for site in element))
+            tables.append(torch.stack(columns, 1))  # [example, element]
+            bar.update(len(examples))
     return torch.cat(tables).cpu()
 
 
@@ -62,29 +57,23 @@ def integrated(
     sites: dict[Key, list[Site]] = {}
     for site in dict.fromkeys(site for element in elements for site in element):
         sites.setdefault(site.key, []).append(site)
-    shares: dict[Site, list[Tensor]] = {}
-    for of_key in sites.values():
-        shares |= {site: [] for site in of_key}
-    gaps: dict[Key, list[Tensor]] = {key: [] for key in sites}
-    total = len(sites) * len(runs.prompts)
-    with tqdm(
-        total=total,
-        desc="integrated gradients",
-        unit="example",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        for examples, prompts, part in _batches(runs, bound):
+    effects: dict[Site, list[Tensor]] = defaultdict(list)
+    gaps: dict[Key, list[Tensor]] = defaultdict(list)
+    n_paths = len(sites) * len(runs.prompts)
+    with progress_bar(n_paths, "integrated gradients", "example", shown=progress) as bar:
+        for examples, batch in _batches(runs, bound):
             for key, of_key in sites.items():
-                change, slope, reached = _along(runs, key, of_key, part, prompts, examples, steps)
-                effects = {site: _dot(site, change, slope, part) for site in of_key}
-                for site, effect in effects.items():
-                    shares[site].append(effect)
-                gaps[key].append(torch.stack(list(effects.values())).sum(0) - reached)
-                bar.update(len(prompts))
-    columns = [sum(torch.cat(shares[site]) for site in element) for element in elements]
-    table = torch.stack([torch.as_tensor(column) for column in columns], 1).cpu()
-    return table, {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
+                path = _along(runs, key, of_key, batch, examples, steps)
+                of_batch = [_dot(site, path.change, path.mean_gradient, batch) for site in of_key]
+                for site, effect in zip(of_key, of_batch, strict=True):
+                    effects[site].append(effect)
+                # Exactly zero with infinitely many steps, if the sites do not overlap.
+                gaps[key].append(_total(of_batch) - path.effect)
+                bar.update(len(examples))
+    columns = []
+    for element in elements:
+        columns.append(_total(torch.cat(effects[site]) for site in element))
+    return torch.stack(columns, 1).cpu(), {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
 
 
 def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
@@ -98,42 +87,57 @@ def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     n_layers = Shape.of(runs.model).n_layers
     keys = list(dict.fromkeys(site.key for element in elements for site in element))
     attended = {layer for kind, layer in keys if kind in ("q", "k")}
-    record = [*keys, *((kind, layer) for layer in attended for kind in ("z", "v", "pattern"))]
-    drops = [None, *(range(n_layers) if n_layers > 1 else ())]
+    # Where attention is recomputed, its effect is read at z: values and patterns give the change of z.
+    record = [*keys, *product(("z", "v", "pattern"), attended)]
+    drops: list[int | None] = [None]
+    if n_layers > 1:
+        drops += range(n_layers)  # with a single layer dropped nothing would be left
     tables = []
-    with tqdm(
-        total=len(runs.prompts),
-        desc="atp-star",
-        unit="example",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        for examples, prompts, part in _batches(runs, bound):
-            passes = [_slopes(runs, prompts, examples, record, dropped) for dropped in drops]
-            recorded = passes[0][0]  # values are the same in every pass, only the gradients differ
-            changes = {site: _changed(runs, site, recorded, part) for element in elements for site in element}
-            columns = [
-                _combined([_sum_of(element, changes, slopes) for _, slopes in passes], element, n_layers)
-                for element in elements
+    with progress_bar(len(runs.prompts), "atp-star", "example", shown=progress) as bar:
+        for examples, batch in _batches(runs, bound):
+            passes = [
+                _run_with_gradients(runs, batch.prompts, examples, record, dropped) for dropped in drops
             ]
-            tables.append(torch.stack(columns, 1))
-            bar.update(len(prompts))
+            recorded = passes[0].recorded  # values are the same in every pass, only the gradients differ
+            changes = {}
+            for site in dict.fromkeys(chain.from_iterable(elements)):
+                changes[site] = _changed(runs, site, recorded, batch)
+            columns = []
+            for element in elements:
+                estimates = [_sum_of(element, changes, one.gradients) for one in passes]
+                columns.append(_combined(estimates, element, n_layers))
+            tables.append(torch.stack(columns, 1))  # [example, element]
+            bar.update(len(examples))
     return torch.cat(tables).cpu()
 
 
-def _slopes(
-    runs: MeasuredRuns, prompts: Prompts, examples: Sequence[int], record: Sequence[Key], dropped: int | None
-) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
-    """Activations and the slopes at them, of a run in which a layer's writes pass no gradient on."""
-    kinds: tuple[str, ...] = ()
+class _RunWithGradients(NamedTuple):
+    """The activations of a run, and the gradients of the metric at them."""
+
+    recorded: dict[Key, Tensor]
+    gradients: dict[Key, Tensor]
+
+
+def _run_with_gradients(
+    runs: MeasuredRuns,
+    prompts: Prompts,
+    examples: Sequence[int],
+    record: Sequence[Key],
+    dropped: int | None = None,
+) -> _RunWithGradients:
+    """The base run with its gradients; the writes of the `dropped` layer pass none on."""
+    kinds: list[str] = []
     if dropped is not None:
-        kinds = ("attn_out",) if Shape.of(runs.model).attn_only else ("attn_out", "mlp_out")
+        kinds.append("attn_out")
+        if not Shape.of(runs.model).attn_only:
+            kinds.append("mlp_out")
     # Detached, a layer's writes keep their values and pass no gradient on.
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
     result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
+    # Examples do not see each other, so one backward pass of the sum gives the gradient of each.
     total = runs.measure(result.logits, prompts, examples).sum()
-    slopes = gradients_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
-    return {key: result.recorded[key].detach() for key in record}, slopes
+    gradients = gradients_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
+    return _RunWithGradients({key: result.recorded[key].detach() for key in record}, gradients)
 
 
 def _changed(
@@ -148,89 +152,106 @@ def _changed(
         return site.key, edited - activation
     layer = site.layer
     write = Write(*site.key, lambda _: edited)
-    pattern = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)]).recorded[
-        "pattern", layer
-    ]
-    v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2)
-    return ("z", layer), torch.einsum(
-        "bhqk,bkhe->bqhe", pattern - recorded["pattern", layer], v.to(pattern.dtype)
-    )
+    # The softmax is run, not linearized: it saturates, and there gradients of q and k say nothing.
+    result = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)])
+    pattern = result.recorded["pattern", layer]
+    # [example, key, kv_head, d_head] → [example, key, head, d_head]: query heads of a group share values.
+    v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2).to(pattern.dtype)
+    return ("z", layer), torch.einsum("bhqk,bkhe->bqhe", pattern - recorded["pattern", layer], v)
 
 
 def _sum_of(
-    element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], slopes: Mapping[Key, Tensor]
+    element: tuple[Site, ...], changes: Mapping[Site, tuple[Key, Tensor]], gradients: Mapping[Key, Tensor]
 ) -> Tensor:
     """[example]: the first-order effects of the sites of an element, added up in double precision."""
     products = []
     for site in element:
         key, change = changes[site]
-        products.append((change.double() * slopes[key].double()).flatten(1).sum(1))
-    return torch.stack(products).sum(0)
+        products.append((change.double() * gradients[key].double()).flatten(1).sum(1))
+    return _total(products)
 
 
-def _combined(each: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) -> Tensor:
+def _combined(estimates: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) -> Tensor:
     """The plain estimate's sign with the mean size of those with a layer dropped."""
-    plain, *dropped = each
+    plain, *dropped = estimates
     if not dropped:
         return plain
     # A site inside a layer sees no gradient when that very layer is dropped, so that run does not count.
     inside = all(KINDS[site.kind].role in ("reader", "inside") or site.kind == "z" for site in element)
-    return plain.sign() * torch.stack(dropped).abs().sum(0) / (n_layers - 1 if inside else n_layers)
+    n_counted = n_layers - 1 if inside else n_layers
+    return plain.sign() * torch.stack(dropped).abs().sum(0) / n_counted
+
+
+@dataclass(frozen=True)
+class _StraightPath:
+    """The straight path of one activation from a to e(a).
+
+    Attributes:
+        change: e(a) - a.
+        mean_gradient: of the metric, over the points of the path.
+        effect: [example], m(edited) - m(base).
+    """
+
+    change: Tensor
+    mean_gradient: Tensor
+    effect: Tensor
 
 
 def _along(
-    runs: MeasuredRuns,
-    key: Key,
-    sites: Sequence[Site],
-    bound: Bound,
-    prompts: Prompts,
-    examples: Sequence[int],
-    steps: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole change e(a) - a of an activation, the mean slope on the way there, and [example] m(edited) -
-    m(base).
-    """
+    runs: MeasuredRuns, key: Key, sites: Sequence[Site], bound: Bound, examples: Sequence[int], steps: int
+) -> _StraightPath:
+    """The path on which all sites of one (kind, layer) move together."""
+    prompts = bound.prompts
     plain = forward(runs.model, prompts.tokens, record=[key])
     start, causal = plain.recorded[key], Shape.of(runs.model).causal
     end = start.clone()
     for site in sites:
         apply_edit(site, bound, end, causal=causal)
-    change, slope = end - start, torch.zeros_like(start)
+    change, mean_gradient = end - start, torch.zeros_like(start)
 
-    def at(share: float) -> Write:
+    def moved(share: float) -> Write:
+        """The write that moves the activation this share of the path."""
         return Write(*key, lambda _: start + share * change)
 
     for step in range(steps):
-        result = forward(
-            runs.model, prompts.tokens, writes=[at((step + 0.5) / steps)], record=[key], gradients=True
-        )
+        # Midpoints: for the same number of steps their error is far smaller than that of either end.
+        write = moved((step + 0.5) / steps)
+        result = forward(runs.model, prompts.tokens, writes=[write], record=[key], gradients=True)
         measured = runs.measure(result.logits, prompts, examples).sum()
-        slope += gradients_of(measured, {key: result.recorded[key]}, runs.metric.name)[key].detach() / steps
-    edited = runs.measure(forward(runs.model, prompts.tokens, writes=[at(1.0)]).logits, prompts, examples)
-    return change, slope, edited - runs.measure(plain.logits, prompts, examples)
+        gradients = gradients_of(measured, {key: result.recorded[key]}, runs.metric.name)
+        mean_gradient += gradients[key].detach() / steps
+    edited = runs.measure(forward(runs.model, prompts.tokens, writes=[moved(1.0)]).logits, prompts, examples)
+    return _StraightPath(change, mean_gradient, edited - runs.measure(plain.logits, prompts, examples))
 
 
-def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], Prompts, Bound]]:
+def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], Bound]]:
     """Examples whose forward and backward pass fit into the budget, with the value bound to them."""
     n = len(runs.prompts)
     size = rows_per_forward(runs.model, int(runs.prompts.lengths.max()), budget=runs.budget, gradients=True)
     for first in range(0, n, size):
         examples = range(first, min(first + size, n))
-        part = bound if len(examples) == n else bound.select(examples)
-        yield examples, part.prompts, part
+        # A selection of everything would lose what the bound value has already read from its store.
+        yield examples, bound if len(examples) == n else bound.select(examples)
+
+
+def _total(effects: Iterable[Tensor]) -> Tensor:
+    """[example]: the sum of the effects of an element's sites."""
+    return torch.stack(list(effects)).sum(0)
 
 
 def _first_order(
-    site: Site, recorded: Mapping[Key, Tensor], slopes: Mapping[Key, Tensor], bound: Bound
+    site: Site, recorded: Mapping[Key, Tensor], gradients: Mapping[Key, Tensor], bound: Bound
 ) -> Tensor:
     """[example]: (e(a) - a) . dm/da of one site."""
     activation = recorded[site.key].detach()
     change = apply_edit(site, bound, activation.clone()) - activation
-    return _dot(site, change, slopes[site.key], bound)
+    return _dot(site, change, gradients[site.key], bound)
 
 
-def _dot(site: Site, change: Tensor, slope: Tensor, bound: Bound) -> Tensor:
+def _dot(site: Site, change: Tensor, gradient_at: Tensor, bound: Bound) -> Tensor:
     """[example]: the product of a change and a gradient, of the site's part of them."""
     of_site = SitePositions.of(site, bound.prompts).indices(change)
+    # Sums of thousands of half-precision products would lose all but their first digits.
     wide = torch.float64 if change.dtype == torch.float64 else torch.float32
-    return (change[of_site].to(wide) * slope[of_site].to(wide)).reshape(len(change), -1).sum(1)
+    products = change[of_site].to(wide) * gradient_at[of_site].to(wide)
+    return products.reshape(len(change), -1).sum(1)

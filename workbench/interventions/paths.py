@@ -1,11 +1,14 @@
 """`path_effects`: path patching, the effect of what reaches a reader from a writer along one path.
 
-The base run, with the inputs of some readers set to what they would be had the senders written another value
-and everything else but, if wanted, the MLPs on the way stayed as it is.
+The patched run is the base run with the inputs of some readers set to what they would be if the senders had
+written their counterfactual value, while everything else stayed as it is (the MLPs in between may be
+recomputed). This module reads names of nodes and paths into `Route`s; the engine runs them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any, Literal
 
 import numpy as np
@@ -57,11 +60,12 @@ def path_effects(
     readout: torch.dtype | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
-    """How the metric changes when only a path carries another value: m(patched) - m(base), per example.
+    """How the metric changes when only a path carries the counterfactual value: m(patched) - m(base), per
+    example.
 
-    The receivers' inputs are set to what they would be if the senders wrote the other value while all other
-    heads wrote what they do in the base run; then the base run goes on from there, everything else free.
-    Exact, norms included.
+    The receivers' inputs are set to what they would be if the senders wrote the counterfactual value while
+    all other heads wrote what they do in the base run; then the base run goes on from there, everything else
+    free. Exact, norms included.
 
     Args:
         senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all
@@ -74,12 +78,12 @@ def path_effects(
             `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with
             the changed input minus its output in the base run.
         value: what the senders write, as in `effects`; heads write z . W_O.
-        mlps: whether MLPs on the way stay "frozen" at the base run (direct edges alone) or are "recomputed"
-            from what reaches them, as in the IOI paper. Both are in the literature, and give different
-            numbers.
+        mlps: whether the MLPs in between stay "frozen" at the base run (direct edges alone) or are
+            "recomputed" from what reaches them, as in the IOI paper. Both are in the literature, and give
+            different numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        metric, budget, readout: as in `effects`; with answers of several tokens, senders write another value
-            at the prompt's positions only, and what comes of it is followed everywhere.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write the
+            counterfactual value at the prompt's positions only, and what comes of it is followed everywhere.
 
     Returns:
         DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver,
@@ -89,39 +93,44 @@ def path_effects(
         SiteError: no such node or path.
         UnknownName: `mlps`.
         StoreError: `store` is of another run.
-        MetricError, PromptError, EditError: as in `effects`.
+        MetricError: as in `effects`.
+        PromptError: as in `effects`.
+        EditError: as in `effects`.
 
     Source: Wang et al. 2211.00593; Goldowsky-Dill et al. 2304.05969.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=4)
-    >>> made = wb.path_effects(model, pairs, senders="heads", receivers="logits", value=wb.zero(), mlps="frozen")
-    >>> made.dims, made.shape
+    >>> direct = wb.path_effects(
+    ...     model, pairs, senders="heads", receivers="logits", value=wb.zero(), mlps="frozen"
+    ... )
+    >>> direct.dims, direct.shape
     (('example', 'writer', 'reader'), (4, 32, 1))
     """
     rows = expand(model, pairs, metric)
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
-    routes, coords, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
+    plan = _plan(runs, rows, senders, receivers, paths, value, mlps)
     if store is not None and not rows.plain:
         raise StoreError(
             f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no "
             f"store of prompts holds. "
             "Leave out store=."
         )
-    sweep, _ = _sweep(runs, routes, bound, mlps, store)
+    sweep, _ = _sweep(runs, plan, mlps, store)
     table = rows.combine(sweep.run(progress=progress, what="paths"))
-    for route in routes:
-        absent = _absent(route, pairs.side(base))
-        if absent is None or bool(absent.any()):
-            table[slice(None) if absent is None else absent, route.column] = float("nan")
-    named_metric = as_metric(metric)
+    for route in plan.routes:
+        # Not 0, which would say that the path does nothing.
+        table[_absent(route, pairs.side(base)), route.column] = float("nan")
+    named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     attrs = pairs.attrs(model) | {
-        "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit, "mlps": mlps,
-        "base": base, "engine": sweep.engine,
+        "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit,
+        "mlps": mlps, "base": base, "engine": sweep.engine,
     }  # fmt: skip
-    shape = (len(pairs), *(len(names) for names in coords.values()))
-    labels = {"example": np.arange(len(pairs)), **{axis: np.asarray(names) for axis, names in coords.items()}}
+    # [example, route] becomes [example, writer, reader] or [example, path].
+    shape = (len(pairs), *map(len, plan.coords.values()))
+    labels = {"example": np.arange(len(pairs))}
+    labels |= {axis: np.asarray(names) for axis, names in plan.coords.items()}
     return effect_array(table.reshape(shape), tuple(labels), labels, name="effect", attrs=attrs)
 
 
@@ -135,11 +144,30 @@ def explain_paths(
     mlps: str,
 ) -> CallPlan:
     """What `path_effects` will do and cost."""
-    routes, _, bound = _asked(runs, rows, senders, receivers, paths, value, mlps)
-    return CallPlan.of(*_sweep(runs, routes, bound, mlps, None))
+    plan = _plan(runs, rows, senders, receivers, paths, value, mlps)
+    return CallPlan.of(*_sweep(runs, plan, mlps, None))
 
 
-def _asked(
+@dataclass(frozen=True)
+class _Routes:
+    """The paths that are patched, each in a run of its own.
+
+    Attributes:
+        coords: axis of the result → its labels; routes fill the axes in order.
+    """
+
+    routes: list[Route]
+    coords: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _PathPlan(_Routes):
+    """The routes, and the value bound to the prompts."""
+
+    bound: Bound
+
+
+def _plan(
     runs: MeasuredRuns,
     rows: Expansion,
     senders: Nodes | None,
@@ -147,8 +175,8 @@ def _asked(
     paths: str | Sequence[str] | None,
     value: Any,
     mlps: str,
-) -> tuple[list[Route], dict[str, list[str]], Bound]:
-    """The routes, the axes of their columns and the bound value; everything that can be wrong is checked."""
+) -> _PathPlan:
+    """The routes with their axes, and the bound value; everything that can be wrong is checked."""
     runs.check()
     check_value(value)
     if mlps not in MLPS:
@@ -156,60 +184,66 @@ def _asked(
     shape = Shape.of(runs.model)
     if paths is not None and (senders is not None or receivers is not None):
         raise SiteError("path_effects: give senders and receivers, or whole paths, not both.")
-    if paths is None:
-        routes, coords = _grid(shape, senders, receivers)
-    else:
-        names = [paths] if isinstance(paths, str) else list(paths)
-        routes, coords = [_path(text, shape, column) for column, text in enumerate(names)], {"path": names}
-        if not names:
-            raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
+    planned = _grid(shape, senders, receivers) if paths is None else _whole_paths(shape, paths)
     prompts = rows.examples.side(runs.side)
-    positions = {reader.pos for route in routes for reader in _readers(route)}
-    for position in positions:
+    readers_of_routes = chain.from_iterable(map(_readers, planned.routes))
+    # Once for each position: a sweep has thousands of routes and few positions.
+    for position in {reader.pos for reader in readers_of_routes}:
         if position is not None and not bool((prompts.at(position) >= 0).any()):
             raise SiteError(
                 f"No prompt has the position {position}: the longest has {int(prompts.lengths.max())} tokens."
             )
     rows.examples.check_equal_lengths("Paths need equal lengths within a pair.")
-    return routes, coords, bind(runs.model, rows, value, side=runs.side)
+    return _PathPlan(planned.routes, planned.coords, bind(runs.model, rows, value, side=runs.side))
 
 
-def _grid(
-    shape: Shape, senders: Nodes | None, receivers: Nodes | None
-) -> tuple[list[Route], dict[str, list[str]]]:
+def _whole_paths(shape: Shape, paths: str | Sequence[str]) -> _Routes:
+    """The paths that are written out."""
+    names = [paths] if isinstance(paths, str) else list(paths)
+    if not names:
+        raise SiteError("path_effects: paths is empty. Write one as input->a2.2->a5.5<k>->logits.")
+    return _Routes([_path(text, shape, column) for column, text in enumerate(names)], {"path": names})
+
+
+def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> _Routes:
     """Every sender into every receiver."""
     sending = _elements(senders_named(senders, shape), "senders")
     sent = [_distinct([writer(name, shape) for name in names]) for names in sending]
     received = _elements("logits" if receivers is None else receivers, "receivers")
     routes = []
-    for column, (writers, names) in enumerate(product(sent, received)):
-        reached = _reached(writers, [reader for name in names for reader in readers(name, shape)])
-        routes.append(Route(writers, (), reached, column))
-    return routes, {
-        "writer": [" + ".join(names) for names in sending],
-        "reader": [" + ".join(names) for names in received],
-    }
+    # In this order a column of the table is a cell of [writer, reader].
+    for column, (writers, receiver_names) in enumerate(product(sent, received)):
+        read = chain.from_iterable(readers(name, shape) for name in receiver_names)
+        routes.append(Route(writers, (), _reached(writers, read), column))
+    return _Routes(
+        routes, {"writer": list(map(" + ".join, sending)), "reader": list(map(" + ".join, received))}
+    )
 
 
-def senders_named(given: Nodes | None, shape: Shape) -> Nodes:
+def senders_named(senders: Nodes | None, shape: Shape) -> Nodes:
     """The writers that "heads", "mlps" or None stand for; anything else as it is."""
     known = list(Graph(shape).writers)
-    if given is None:
+    if senders is None:
         return known
-    if isinstance(given, str) and given in ("heads", "mlps"):
-        return [name for name in known if name.startswith(given[0].replace("h", "a"))]
-    return given
+    # Names of heads begin with `a`, of MLPs with `m`; `input` with neither.
+    if senders == "heads":
+        return [name for name in known if name.startswith("a")]
+    if senders == "mlps":
+        return [name for name in known if name.startswith("m")]
+    return senders
 
 
-def _elements(given: Nodes, what: str) -> list[tuple[str, ...]]:
-    if isinstance(given, tuple):
-        listed: list[Any] = [given] if all(isinstance(each, str) for each in given) else list(given)
-    else:
-        listed = [given] if isinstance(given, str) else list(given)
-    elements = [(nodes,) if isinstance(nodes, str) else tuple(nodes) for nodes in listed]
+def _elements(nodes: Nodes, argument: str) -> list[tuple[str, ...]]:
+    """The elements of a sweep, each a tuple of names that go together; `argument` is for the message."""
+    listed: list[Any] = list(nodes)
+    # A name is one element and not its letters; a tuple of names is one set, a list of names a sweep.
+    if isinstance(nodes, str) or (isinstance(nodes, tuple) and all(isinstance(node, str) for node in nodes)):
+        listed = [nodes]
+    elements = [(element,) if isinstance(element, str) else tuple(element) for element in listed]
     if not elements or not all(elements):
         raise SiteError(
-            f"path_effects: {what} is empty. Name at least one node, as in {what}=['a9.6'] or {what}='heads'."
+            f"path_effects: {argument} is empty. Name at least one node, as in {argument}=['a9.6'] or "
+            f"{argument}='heads'."
         )
     return elements
 
@@ -223,27 +257,30 @@ def _path(text: str, shape: Shape, column: int) -> Route:
         )
     senders, last = (writer(names[0], shape),), readers(names[-1], shape)
     middles = [middle(name, shape) for name in names[1:-1]]
-    writers = [senders, *(written for _, written in middles)]
-    for i, (sent, read) in enumerate(zip(writers, [*(read for read, _ in middles), last], strict=True)):
-        if not any(each.reaches(reader) for each in sent for reader in read):
+    # Arrow after arrow: what is written at its left end, and what reads at its right end.
+    written = [senders, *(sent for _, sent in middles)]
+    read = [*(into for into, _ in middles), last]
+    for i, (sent, into) in enumerate(zip(written, read, strict=True)):
+        if not _reached(sent, into):
             raise SiteError(
                 f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come "
                 f"before it."
             )
-    return Route(senders, tuple(middles), _reached(writers[-1], last), column)
+    return Route(senders, tuple(middles), _reached(written[-1], last), column)
 
 
 def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
     """Each writer once, and no neuron of an MLP that is set as a whole."""
-    whole = {each.site.layer for each in writers if each.is_mlp}
-    return tuple(
-        dict.fromkeys(
-            each for each in writers if each.site.kind != "mlp_post" or each.site.layer not in whole
-        )
-    )
+    whole = {sender.site.layer for sender in writers if sender.is_mlp}
+    distinct: dict[Writer, None] = {}  # a set that keeps its order
+    for sender in writers:
+        # Its MLP writes the counterfactual value already: the neuron's part would be counted twice.
+        if sender.site.kind != "mlp_post" or sender.site.layer not in whole:
+            distinct[sender] = None
+    return tuple(distinct)
 
 
-def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader, ...]:
+def _reached(writers: Sequence[Writer], read: Iterable[Reader]) -> tuple[Reader, ...]:
     """The readers that come after a writer, each once. Where the logits' input is set, no other matters."""
     reached = dict.fromkeys(reader for reader in read if any(sender.reaches(reader) for sender in writers))
     end = [reader for reader in reached if reader.port == "logits" and reader.pos is None]
@@ -254,30 +291,33 @@ def _reached(writers: Sequence[Writer], read: Sequence[Reader]) -> tuple[Reader,
 
 
 def _readers(route: Route) -> Iterator[Reader]:
+    """All readers of a route, in the middle and at its end."""
     for read, _ in route.middles:
         yield from read
     yield from route.receivers
 
 
-def _absent(route: Route, prompts: Prompts) -> Tensor | None:
-    """[example]: whether an example lacks a position of the route; None where nothing goes along it."""
+def _absent(route: Route, prompts: Prompts) -> Tensor:
+    """[example]: whether an example lacks a position of the route; True where nothing goes along it."""
     if not route.receivers:
-        return None
+        return torch.ones(len(prompts), dtype=torch.bool)
     missing = [~SitePositions.of(reader.site, prompts).has for reader in _readers(route)]
     return torch.stack(missing).any(0)
 
 
 def _sweep(
-    runs: MeasuredRuns, routes: list[Route], bound: Bound, mlps: str, store: ActivationStore | None
+    runs: MeasuredRuns, plan: _PathPlan, mlps: str, store: ActivationStore | None
 ) -> tuple[StaircaseSweep | HookedSweep, str]:
     """The patched paths on the engine that can take them, and why that one."""
-    recompute = mlps == "recomputed"
+    routes, bound, recompute = plan.routes, plan.bound, mlps == "recomputed"
 
-    def chosen(examples: Sequence[int]) -> Bound:
+    def bound_to(examples: Sequence[int]) -> Bound:
+        """The value for some examples; selected only where it must be, or what it has read would be lost."""
         return bound if len(examples) == len(runs.prompts) else bound.select(examples)
 
     def elements_of(examples: Sequence[int]) -> list[Element]:
-        hooked = HookedPaths(runs.model, chosen(examples), recompute=recompute)
+        """The edited runs of some examples; a route along which nothing goes is an edit of nothing."""
+        hooked = HookedPaths(runs.model, bound_to(examples), recompute=recompute)
         return [hooked.element(route) if route.receivers else Element(()) for route in routes]
 
     if store is not None:
@@ -285,18 +325,20 @@ def _sweep(
     decoder, why = fast_decoder(runs.model, runs.longest)
     if decoder is None:
         return HookedSweep(runs, elements_of, len(routes)), why
-    keys = frozenset(
-        reader.site.key for route in routes for reader in route.receivers if not route.into_logits
-    )
-    alike: dict[Any, list[Route]] = {}
+    # A path into the logits changes no activation that a block reads: it is measured without a walk.
+    walked = [route.receivers for route in routes if not route.into_logits]
+    keys = frozenset(reader.site.key for reader in chain.from_iterable(walked))
+    # Routes into the same receivers side by side: the fast engine works out their inputs together.
+    alike: dict[Any, list[Route]] = defaultdict(list)
     for route in routes:
-        alike.setdefault((route.middles, route.receivers), []).append(route)
-    ordered = tuple(route for group in alike.values() for route in group)
-    patched = PatchedPaths(keys, len(routes), ordered, bind=chosen, recompute=recompute, store=store)
+        alike[route.middles, route.receivers].append(route)
+    ordered = tuple(chain.from_iterable(alike.values()))
+    patched = PatchedPaths(keys, len(routes), ordered, bind=bound_to, recompute=recompute, store=store)
     return StaircaseSweep(decoder, runs, patched), why
 
 
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
+    """Raise `StoreError` where the store does not hold the base run of these prompts."""
     if store.model != model_fingerprint(runs.model):
         raise StoreError(
             f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this "

@@ -39,6 +39,7 @@ class HookedSweep:
         """What `run` will take."""
         tokens, shape = self.runs.prompts.tokens.numel(), Shape.of(self.runs.model)
         n = self.n_elements + 1  # and the base run
+        # The budget is what `per_forward` rows take; fewer take their share of it.
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
         runs = self.n_elements * len(self.runs.prompts)
