@@ -75,7 +75,9 @@ class StoreCost:
     seconds: float
 
     def __str__(self) -> str:
-        size = f"{self.nbytes / 2**20:.1f} MiB" if self.nbytes < 2**30 else f"{self.nbytes / 2**30:.2f} GiB"
+        size = f"{self.nbytes / 2**20:.1f} MiB"
+        if self.nbytes >= 2**30:
+            size = f"{self.nbytes / 2**30:.2f} GiB"
         return (
             f"{self.prompts} prompts, {self.rows} rows, {size} in {self.shards} shards, "
             f"about {self.seconds:.0f} s in one process"
@@ -172,7 +174,7 @@ class Request:
         # A quarter of the budget is left for the rows that wait to be written.
         forward_budget = max(1, memory_budget(model_device(model), self.budget) * 3 // 4)
         fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
-        keep = self.keep if isinstance(self.keep, str) else _described(self.keep)
+        keep = _described(self.keep)
         return StorePlan(
             model=model_fingerprint(model), model_name=model_name(model),
             tokenizer=tokenizer_fingerprint(model), prompts=self.prompts.fingerprint, n=len(self.prompts),
@@ -239,7 +241,9 @@ def build_store(
     check_backend(backend, workers)
     # Workers load the model from its source, so that none is copied; asked first, because a model without one
     # must be refused before the folder is made.
-    source = None if workers == 1 and backend == "local" else model_source(model)
+    source = None
+    if workers > 1 or backend != "local":
+        source = model_source(model)
     plan = _begun(model, request, path)
     # Shards with a record are finished, by whichever call: the others are what is left to do.
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
@@ -428,12 +432,18 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _described(keep: Sequence[Any]) -> str:
+def _described(keep: Keep) -> str:
     """`keep` as the plan spells it: positions by name; lists of single prompts are in the index anyway."""
-    return ", ".join(map(str, keep)) if isinstance(keep[0], str | int) else "rows chosen prompt by prompt"
+    if isinstance(keep, str):
+        return keep
+    if isinstance(keep[0], str | int):
+        return ", ".join(map(str, keep))
+    return "rows chosen prompt by prompt"
 
 
 def _short(value: Any) -> str:
     """A field of a plan, cut to the width of a message."""
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    if len(text) > 60:
+        text = f"{text[:60]}..."
+    return text

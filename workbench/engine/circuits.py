@@ -218,8 +218,10 @@ class Circuits:
     ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
-            measured = self.of_batch(batch, keep)
-            return measured if self.expansion.plain else self.expansion.combine(measured.T).T
+            measured = self.of_batch(batch, keep)  # [circuit, row]
+            if self.expansion.plain:
+                return measured
+            return self.expansion.combine(measured.T).T
 
     def of_batch(self, batch: CircuitBatch, keep: Tensor) -> Float[Tensor, "circuit example"]:
         """The metric of circuits on one batch."""
@@ -243,7 +245,9 @@ class Circuits:
     @property
     def _batches(self) -> Sequence[CircuitBatch] | Iterator[CircuitBatch]:
         """All batches: the kept ones where they take little memory, else prepared one after the other."""
-        return self.batches() if self._held is None else self._held
+        if self._held is None:
+            return self.batches()
+        return self._held
 
     @cached_property
     def _held(self) -> list[CircuitBatch] | None:
@@ -270,7 +274,8 @@ class Circuits:
         walk = CircuitWalk(self.decoder, self.graph, bound, places=places)
         readout = Readout(self.metric, pairs, walk.base, tile=tile)
         # A metric of all positions reads the clean logits before the first change.
-        logits = readout.base_logits if self.metric.needs_reference or places is None else None
+        reads_logits = self.metric.needs_reference or places is None
+        logits = readout.base_logits if reads_logits else None
         return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits)
 
 

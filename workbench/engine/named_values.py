@@ -159,8 +159,9 @@ def make_value(
         EditError: the base's own run, a number that is not finite, or `optimal` without a fit.
     """
     canonical = canonical_name(name, base=base)  # again, because a caller may not have asked before
-    # NaN for the names without a number: their makers do not read it, and a mistake would show.
-    number = _number(canonical, "value") if ":" in canonical else math.nan
+    number = math.nan  # for the names without a number: their makers do not read it
+    if ":" in canonical:
+        number = _number(canonical, "value")
     return _TABLE[_entry(canonical)].make(_Sources(base, stores, seed, number, optimal))
 
 
@@ -174,7 +175,9 @@ def other_side(base: str) -> str:
 def _entry(name: str) -> str:
     """The row of the table that a name belongs to: that of `scale:X` for `scale:0.5`."""
     stem, colon, _ = name.partition(":")
-    return f"{stem}:X" if colon else stem
+    if colon:
+        return f"{stem}:X"
+    return stem
 
 
 def _number(name: str, argument: str) -> float:

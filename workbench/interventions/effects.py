@@ -229,7 +229,9 @@ def _sweep(runs: MeasuredRuns, plan: _SitePlan) -> tuple[StaircaseSweep | Hooked
     def elements_of(examples: Sequence[int]) -> list[Element]:
         """The edited runs of some examples."""
         # Selected only where it must be: a bound value keeps averages that a selection would compute again.
-        batch = bound if len(examples) == len(runs.prompts) else bound.select(examples)
+        batch = bound
+        if len(examples) < len(runs.prompts):
+            batch = bound.select(examples)
         return [Element(tuple((site, batch) for site in element)) for element in elements]
 
     keys = frozenset(site.key for site in chain.from_iterable(elements))

@@ -209,7 +209,9 @@ def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> _Rout
     """Every sender into every receiver."""
     sending = _elements(senders_named(senders, shape), "senders")
     sent = [_distinct([writer(name, shape) for name in names]) for names in sending]
-    received = _elements("logits" if receivers is None else receivers, "receivers")
+    if receivers is None:
+        receivers = "logits"
+    received = _elements(receivers, "receivers")
     routes = []
     # In this order a column of the table is a cell of [writer, reader].
     for column, (writers, receiver_names) in enumerate(product(sent, received)):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.engine.bridge import Norm, norm
+from workbench.engine.bridge import Norm, block_norm, norm
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
 from workbench.models.model import Model
@@ -77,7 +77,7 @@ class Block:
             biases=biases,
             w_out=attn.W_O.detach(),
             b_out=b_out.detach(),
-            attn_post=norm(children["ln1_post"]) if "ln1_post" in children else None,
+            attn_post=block_norm(model, layer, "ln1_post"),
             mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
         )
 

@@ -62,7 +62,9 @@ class HookedPaths:
     def _computed(self, values: Values, reader: Reader) -> Tensor:
         """[example, pos, ...]: what a reader computes when these writers write other values."""
         site = reader.whole.site
-        receiving_mlp = reader.layer if reader.is_mlp else None
+        receiving_mlp = None
+        if reader.is_mlp:
+            receiving_mlp = reader.layer
         sent = {}
         for sender, value in values.items():
             # An MLP does not send to itself: what it computes is what is asked for.
@@ -99,7 +101,9 @@ class HookedPaths:
 
         def change(current: Tensor) -> Tensor:
             """In this order: a sender of a frozen layer writes its own value over the frozen one."""
-            new = self.base[key].clone() if frozen else current
+            new = current
+            if frozen:
+                new = self.base[key].clone()  # cloned, because the senders are written into it
             for site, value in values.items():
                 new[SitePositions.of(site, self.prompts).indices(new)] = value
             return new
