@@ -41,6 +41,7 @@ class Edit:
             n, rows = len(self.bound.prompts), value
             if self.rows is not None:
                 rows = value[self.rows]  # a slice is a view, so that the batch itself is written
+            # A value has rows of its own prompts: on other ones it would write the wrong example.
             if len(rows) != n:
                 raise EditError(f"The edit at {self.site} is for {n} prompts and the batch has {len(rows)}.")
             apply_edit(self.site, self.bound, rows, causal=self.causal)

@@ -131,6 +131,7 @@ class MeasuredRuns:
             read.append(self.metric.read(self.logits(prompts), prompts))
         return torch.cat(read)
 
+    # Cached, as `reference` is: every batch of edited runs subtracts it.
     @cached_property
     def measured(self) -> Tensor:
         """[example]: the metric of the base run."""

@@ -52,8 +52,10 @@ def explain(
     >>> wb.explain(model, pairs, sites=wb.grid("z", model), value=wb.zero()).path
     'staircase'
     """
+    # Answers of several tokens are runs of their own, and their cost is that of these rows.
     rows = expand(model, pairs, metric)
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
+    # Without sites it is a call of `path_effects`, all of whose nodes may be left out.
     if sites is not None:
         return explain_effects(runs, rows, sites, value)
     return explain_paths(runs, rows, senders, receivers, paths, value, mlps)

@@ -29,7 +29,7 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per
     batch.
     """
-    keys = list(dict.fromkeys(site.key for element in elements for site in element))
+    keys = _keys(elements)
     tables = []
     with progress_bar(len(runs.prompts), "gradients", "example", shown=progress) as bar:
         for examples, batch in _batches(runs, bound):
@@ -55,7 +55,7 @@ def integrated(
         m(base).
     """
     sites: dict[Key, list[Site]] = {}
-    for site in dict.fromkeys(site for element in elements for site in element):
+    for site in dict.fromkeys(chain.from_iterable(elements)):
         sites.setdefault(site.key, []).append(site)
     effects: dict[Site, list[Tensor]] = defaultdict(list)
     gaps: dict[Key, list[Tensor]] = defaultdict(list)
@@ -85,7 +85,7 @@ def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     take a forward pass each.
     """
     n_layers = Shape.of(runs.model).n_layers
-    keys = list(dict.fromkeys(site.key for element in elements for site in element))
+    keys = _keys(elements)
     attended = {layer for kind, layer in keys if kind in ("q", "k")}
     # Where attention is recomputed, its effect is read at z: values and patterns give the change of z.
     record = [*keys, *product(("z", "v", "pattern"), attended)]
@@ -95,9 +95,9 @@ def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     tables = []
     with progress_bar(len(runs.prompts), "atp-star", "example", shown=progress) as bar:
         for examples, batch in _batches(runs, bound):
-            passes = [
-                _run_with_gradients(runs, batch.prompts, examples, record, dropped) for dropped in drops
-            ]
+            passes = []
+            for dropped in drops:
+                passes.append(_run_with_gradients(runs, batch.prompts, examples, record, dropped))
             recorded = passes[0].recorded  # values are the same in every pass, only the gradients differ
             changes = {}
             for site in dict.fromkeys(chain.from_iterable(elements)):
@@ -232,6 +232,11 @@ def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], 
         examples = range(first, min(first + size, n))
         # A selection of everything would lose what the bound value has already read from its store.
         yield examples, bound if len(examples) == n else bound.select(examples)
+
+
+def _keys(elements: Elements) -> list[Key]:
+    """The (kind, layer) pairs of the elements' sites, each once."""
+    return list(dict.fromkeys(site.key for site in chain.from_iterable(elements)))
 
 
 def _total(effects: Iterable[Tensor]) -> Tensor:

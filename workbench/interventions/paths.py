@@ -208,7 +208,9 @@ def _whole_paths(shape: Shape, paths: str | Sequence[str]) -> _Routes:
 def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> _Routes:
     """Every sender into every receiver."""
     sending = _elements(senders_named(senders, shape), "senders")
-    sent = [_distinct([writer(name, shape) for name in names]) for names in sending]
+    sent = []
+    for names in sending:
+        sent.append(_distinct([writer(name, shape) for name in names]))
     if receivers is None:
         receivers = "logits"
     received = _elements(receivers, "receivers")
@@ -252,7 +254,7 @@ def _elements(nodes: Nodes, argument: str) -> list[tuple[str, ...]]:
 
 def _path(text: str, shape: Shape, column: int) -> Route:
     """The route of a path's string form."""
-    names = [name.strip() for name in text.split("->")]
+    names = list(map(str.strip, text.split("->")))
     if len(names) < 2 or not all(names):
         raise SiteError(
             f"{text!r} is not a path. Write WRITER->...->READER, as in input->a2.2->a5.5<k>->a9.9<q>->logits."
@@ -284,7 +286,10 @@ def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
 
 def _reached(writers: Sequence[Writer], read: Iterable[Reader]) -> tuple[Reader, ...]:
     """The readers that come after a writer, each once. Where the logits' input is set, no other matters."""
-    reached = dict.fromkeys(reader for reader in read if any(sender.reaches(reader) for sender in writers))
+    reached: dict[Reader, None] = {}  # a set that keeps its order
+    for reader in read:
+        if any(sender.reaches(reader) for sender in writers):
+            reached[reader] = None
     end = [reader for reader in reached if reader.port == "logits" and reader.pos is None]
     if end:
         return tuple(end)

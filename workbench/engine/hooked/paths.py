@@ -85,6 +85,7 @@ class HookedPaths:
         """Every head at its base value, and MLPs too unless they are recomputed or are the receiver."""
         writes = []
         for kind, layer in self.base:
+            # What senders write into this very activation; `_change` puts it over the frozen value.
             of_layer = {site: values[site] for site in values if site.key == (kind, layer)}
             neurons_send = any(site.key == ("mlp_post", layer) for site in values)
             recomputed = self.recompute or layer == receiving_mlp
