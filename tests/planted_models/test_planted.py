@@ -13,7 +13,8 @@ from closeness import close
 import workbench as wb
 from workbench.errors import ModelError, UnknownName
 from workbench.models.load import model_name
-from workbench.planted_models.blueprint import Blueprint, Embedding, one_hot
+from workbench.planted_models.blueprint import Blueprint
+from workbench.planted_models.drawing import Embedding, one_hot
 from workbench.planted_models.planted import VARIANTS
 
 KINDS = ("corrupt", "zero")

@@ -31,7 +31,9 @@ def planted_pairs(
     >>> len(pairs), len(heldout), pairs.clean.strings[0][0]
     (4, 8, 'BOS')
     """
-    used = planted if n is None else planted.drawn(n, seed=seed, split=split)
+    used = planted
+    if n is not None:
+        used = planted.drawn(n, seed=seed, split=split)
     provenance = {
         "task": f"planted-{used.name}", "variant": used.name,
         "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
@@ -47,4 +49,6 @@ def planted_pairs(
 
 def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:
     rows = tokens.tolist()
-    return Prompts.of(rows, strings=[[str(words[token]) for token in row] for row in rows], bos=True)
+    # A word is a token, and token ids are the order of the words.
+    strings = [list(map(words.__getitem__, row)) for row in rows]
+    return Prompts.of(rows, strings=strings, bos=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
 from workbench.models.model import Model
-from workbench.planted_models import recipes
-from workbench.planted_models.blueprint import Embedding
-from workbench.planted_models.recipes import Recipe
+from workbench.planted_models import compositions, recipes, redundancy
+from workbench.planted_models.drawing import Embedding
+from workbench.planted_models.recipe import Example, Recipe
 
 Split = Literal["train", "heldout"]
 
@@ -93,45 +93,45 @@ VARIANTS: dict[str, Variant] = {
         "As conjunction, with RMS norms and noise.",
     ),
     "backup": Variant(
-        recipes.backup,
+        redundancy.backup,
         Embedding(gain=16, decoys=4, extra=1),
         "Single-edge patching, exact or by ACDC, sees nothing upstream of the main head: "
         "the backup covers for it.",
     ),
     "backup-gqa": Variant(
-        recipes.backup,
+        redundancy.backup,
         Embedding(group=2, gain=10, noise=0.004, decoys=6),
         "As backup, with kv heads that decoys share, "
         "and false edges whose effects exceed those of the redundant ones.",
     ),
     "negative": Variant(
-        recipes.negative,
+        redundancy.negative,
         Embedding(gain=12),
         "True edges that oppose: a signed ranking puts the negative head last of all, magnitude finds it.",
     ),
     "backup-negative": Variant(
-        recipes.backup_negative,
+        redundancy.backup_negative,
         Embedding(gain=9, noise=0.003, decoys=5),
         "Both at once: redundant edges without effect, opposing ones with a large one, noise between them.",
     ),
     "q-composition": Variant(
-        recipes.q_composition,
+        compositions.q_composition,
         Embedding(gain=16, decoys=4),
         "The feeder matters through the target's saturated q alone: "
         "EAP scores the feeder and all before it zero.",
     ),
     "v-composition": Variant(
-        recipes.v_composition,
+        compositions.v_composition,
         Embedding(decoys=4),
         "What is moved is linear, where the target looks is saturated: gradients find one half of it.",
     ),
     "compositions": Variant(
-        recipes.compositions,
+        compositions.compositions,
         Embedding(gain=14, decoys=4),
         "Three feeders of one head, each through one port: scores of nodes cannot tell three edges of nine.",
     ),
     "compositions-gqa": Variant(
-        recipes.compositions,
+        compositions.compositions,
         Embedding(gain=11, group=2, noise=0.004, decoys=6),
         "As compositions, with noise and kv heads that decoys share.",
     ),
@@ -221,16 +221,20 @@ def planted(
         )
     variant = VARIANTS[name]
     changes = {"decoys": decoys, "noise": noise, "extra": extra}
-    setting = replace(variant.setting, **{key: value for key, value in changes.items() if value is not None})
+    setting = variant.setting
+    for key, value in changes.items():
+        if value is not None:
+            setting = replace(setting, **{key: value})
     recipe = variant.recipe(size, setting.gain)
     words = tuple(recipe.blueprint.words)
     built = recipe.blueprint.build(name, setting, seed=seed)
-    shared = frozenset(built.edge(text) for text in recipe.shared)
+    # Recipes name heads by their roles; the builder has decided where each of them lies.
+    shared = frozenset(map(built.edge, recipe.shared))
     if not shared <= built.wired:
         raise ModelError(
             f"The recipe of {name!r} shares edges that nothing runs along: {sorted(shared - built.wired)}."
         )
-    sets = tuple(frozenset(built.edge(text) for text in texts) for texts in recipe.redundant)
+    sets = tuple(frozenset(map(built.edge, texts)) for texts in recipe.redundant)
     return Planted(
         name, built.model, **_prompts(name, recipe, words, n, prompt_seed, split),
         edges={"corrupt": built.wired - shared, "zero": built.wired},
@@ -246,22 +250,25 @@ def _prompts(
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
     rng = random.Random(f"prompts {name} {seed} {split}")
-    examples: dict[tuple[str, ...], recipes.Example] = {}
+    examples: dict[tuple[str, ...], Example] = {}
+    # Draws repeat themselves: a hundred for each prompt before giving up.
     for _ in range(100 * n):
         example = recipe.draw(rng, len(examples) % recipe.kinds)
         # A fixed hash of the clean prompt: no prompt is in both splits, whatever the seed.
-        side = "heldout" if zlib.crc32(" ".join(example.clean).encode()) % 3 == 0 else "train"
-        if side == split and len(examples) < n:
+        is_heldout = zlib.crc32(" ".join(example.clean).encode()) % 3 == 0
+        if is_heldout == (split == "heldout") and len(examples) < n:
             examples.setdefault(example.clean, example)
     if len(examples) < n or n < 1:
         raise ModelError(
             f"There are no {n} different prompts of {name!r} in the split {split!r}: found {len(examples)}."
         )
     ids = {word: i for i, word in enumerate(words)}
-    pairs = examples.values()
-    return {
-        "clean": torch.tensor([[ids[word] for word in ("BOS", *example.clean)] for example in pairs]),
-        "corrupt": torch.tensor([[ids[word] for word in ("BOS", *example.corrupt)] for example in pairs]),
-        "answers": torch.tensor([[[ids[example.answer]]] for example in pairs]),
-        "wrong": torch.tensor([[[ids[example.wrong]]] for example in pairs]),
-    }
+    tables: dict[str, list[list[int]]] = {"clean": [], "corrupt": [], "answers": [], "wrong": []}
+    for example in examples.values():
+        tables["clean"].append([ids["BOS"], *map(ids.__getitem__, example.clean)])
+        tables["corrupt"].append([ids["BOS"], *map(ids.__getitem__, example.corrupt)])
+        tables["answers"].append([ids[example.answer]])
+        tables["wrong"].append([ids[example.wrong]])
+    tensors = {name: torch.tensor(rows) for name, rows in tables.items()}
+    # [example, token] → [example, alternative, token]: each pair has one answer, of one token.
+    return tensors | {"answers": tensors["answers"][:, None], "wrong": tensors["wrong"][:, None]}
