@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from workbench.errors import PromptError, UnknownName
 from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
@@ -60,16 +58,18 @@ def read_corpus(
             raise PromptError(f"context={context!r}: prompts of this model have 2 to {n_ctx} tokens.")
         n_ctx = context
     # Without a tokenizer token ids can still be read.
-    encode = TextEncoder(model) if getattr(model, "tokenizer", None) is not None else None
+    encode = None
+    if getattr(model, "tokenizer", None) is not None:
+        encode = TextEncoder(model)
     rows = list(islice(_rows(encode, _entries(source), column, long, n_ctx), limit))
     if not rows:
         raise PromptError(f"The corpus {_name(source)} holds no prompts: every line is empty.")
     if encode is None:
         return Prompts.of(rows)
     bos = encode.tokenizer.bos_token_id
-    return Prompts.of(
-        rows, strings=encode.labels(rows), bos=bos is not None and all(row[0] == bos for row in rows)
-    )
+    # Read off the rows: lists of token ids may begin with BOS whatever the model's default is.
+    has_bos = bos is not None and all(row[0] == bos for row in rows)
+    return Prompts.of(rows, strings=encode.labels(rows), bos=has_bos)
 
 
 def _rows(
@@ -96,8 +96,10 @@ def _rows(
                 f"{where}: {len(tokens) + len(first)} tokens; prompts have {n_ctx} at most. "
                 "Use long='split' or long='truncate'."
             )
-        kept = tokens if long == "split" else tokens[:room]
-        for start in range(0, len(kept), room):
+        if long == "truncate":
+            tokens = tokens[:room]
+        # BOS again in front of each piece: a model that was trained with it attends to it.
+        for start in range(0, len(tokens), room):
             yield [*first, *tokens[start : start + room]]
 
 
@@ -137,7 +139,10 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _content(entry: Any, column: str | None, where: str) -> Any:
     if not isinstance(entry, Mapping):
         return entry
-    names = (column,) if column is not None else (*TOKEN_COLUMNS, TEXT_COLUMN)
+    # Tokens before text: a tokenised data set often keeps its text too.
+    names = (*TOKEN_COLUMNS, TEXT_COLUMN)
+    if column is not None:
+        names = (column,)
     for name in names:
         if name in entry:
             return entry[name]
@@ -146,7 +151,10 @@ def _content(entry: Any, column: str | None, where: str) -> Any:
 
 
 def _ids(content: Any, where: str) -> list[int]:
-    listed = content.tolist() if isinstance(content, Tensor) or hasattr(content, "tolist") else content
+    listed = content
+    # Tensors and arrays; their elements become integers of Python.
+    if hasattr(content, "tolist"):
+        listed = content.tolist()
     if not isinstance(listed, Sequence) or not all(type(token) is int and token >= 0 for token in listed):
         raise PromptError(f"{where} is neither a text nor a list of token ids: {str(content)[:40]!r}.")
     return list(listed)

@@ -9,6 +9,7 @@ from typing import Any
 from workbench.errors import PromptError
 from workbench.models.load import tokenizer_fingerprint
 from workbench.models.model import Model
+from workbench.prompts.prompts import Prompts
 
 
 class TextEncoder:
@@ -19,6 +20,7 @@ class TextEncoder:
         if self.tokenizer is None:
             raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
         self.context = int(model.cfg.n_ctx)
+        # A model that was trained without BOS says so; a tokenizer may lack the token all the same.
         prepends_bos = bool(getattr(model.cfg, "default_prepend_bos", True))
         self.bos = prepends_bos and self.tokenizer.bos_token_id is not None
         self.fingerprint = tokenizer_fingerprint(model)
@@ -46,8 +48,9 @@ class TextEncoder:
 
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
         """The tokens that follow the prompt when both are tokenised together."""
-        has_space = text[:1].isspace() or prompt[-1:].isspace()
-        joined = prompt + ("" if has_space else joiner) + text
+        if text[:1].isspace() or prompt[-1:].isspace():
+            joiner = ""
+        joined = prompt + joiner + text
         # Together, since a SentencePiece vocabulary encodes "he" alone and " he" behind a prompt differently.
         before, together = self.plain(prompt), self.plain(joined)
         if together[: len(before)] != before or len(together) <= len(before):
@@ -58,14 +61,20 @@ class TextEncoder:
         self._check_known(joined, together, where)
         return together[len(before) :]
 
+    def prompts(self, rows: Sequence[Sequence[int]]) -> Prompts:
+        """Prompts of rows of tokens that `prompt` gave."""
+        return Prompts.of(rows, strings=self.labels(rows), bos=self.bos)
+
     def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
         """Readable token strings, with the space that a token begins with."""
-        return [[self._label(int(token)) for token in row] for row in rows]
+        return [list(map(self._label, map(int, row))) for row in rows]
 
     def _label(self, token: int) -> str:
         raw = self.tokenizer.convert_ids_to_tokens(token)
         # SentencePiece writes a leading space as U+2581, and its `decode` of a single token drops it.
-        return " " + raw[1:] if raw.startswith("\u2581") else self.tokenizer.decode([token])
+        if raw.startswith("\u2581"):
+            return " " + raw[1:]
+        return self.tokenizer.decode([token])
 
     def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
         unknown = self.tokenizer.unk_token_id

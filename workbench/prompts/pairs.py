@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ class PromptPairs:
         """The prompts of the side `clean` or `corrupt`. Raises `UnknownName` for any other."""
         if name not in ("clean", "corrupt"):
             raise UnknownName("base", name, ("clean", "corrupt"))
-        return self.clean if name == "clean" else self.corrupt
+        if name == "clean":
+            return self.clean
+        return self.corrupt
 
     @property
     def metric(self) -> str:
@@ -125,9 +128,8 @@ class PromptPairs:
             rows: token ids, sorted; every answer is among them.
         """
         # -1 is padding and stays.
-        answers, wrong = (
-            torch.searchsorted(rows, table).where(table >= 0, -1) for table in (self.answers, self.wrong)
-        )
+        answers = torch.searchsorted(rows, self.answers).where(self.answers >= 0, -1)
+        wrong = torch.searchsorted(rows, self.wrong).where(self.wrong >= 0, -1)
         return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)
 
     def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
@@ -138,6 +140,7 @@ class PromptPairs:
         Raises:
             PromptError: all pairs hang together, so nothing can be held out.
         """
+        # Whole groups go to one side, so that what is held out was never seen, not even as a corrupt prompt.
         groups = list(self._connected())
         order = random.Random(f"split {seed}").sample(range(len(groups)), len(groups))
         first: list[int] = []
@@ -153,6 +156,7 @@ class PromptPairs:
 
     def _connected(self) -> Iterator[list[int]]:
         """Groups of pairs that have a prompt in common, directly or through others."""
+        # Pairs are joined by way of the hashes of their prompts, which are nodes too.
         graph = nx.Graph()
         for i, (clean, corrupt) in enumerate(zip(self.clean.ids, self.corrupt.ids, strict=True)):
             graph.add_edges_from([(i, clean), (i, corrupt)])
@@ -196,18 +200,17 @@ class PromptPairs:
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
-                texts = [text for text in row[name].split("|") if text.strip()]
                 cell = f"{source}, row {number}, {name}"
-                continuations[name].append(
-                    [encode.continuation(row["clean"], text, joiner=joiner, where=cell) for text in texts]
-                )
-        clean, corrupt = (
-            Prompts.of(rows, strings=encode.labels(rows), bos=encode.bos) for rows in sides.values()
-        )
+                alternatives = []
+                for text in row[name].split("|"):
+                    if text.strip():
+                        tokens = encode.continuation(row["clean"], text, joiner=joiner, where=cell)
+                        alternatives.append(tokens)
+                continuations[name].append(alternatives)
         provenance = {"task": source, "n": len(frame), "tokenizer": encode.fingerprint}
         return cls(
-            clean,
-            corrupt,
+            encode.prompts(sides["clean"]),
+            encode.prompts(sides["corrupt"]),
             padded_answers(continuations["answer"]),
             padded_answers(continuations["wrong"]),
             provenance,
@@ -250,7 +253,8 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
     if kind == "jsonl":
         # As objects: pandas would turn a column of texts and nothing into floats and NaN.
         return pd.DataFrame(rows, dtype=object)
-    header = rows[0] if rows else []
+    # A file without a line is a table without columns, of which `from_dataframe` says what is missing.
+    header: list[str] = next(iter(rows), [])
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise PromptError(
@@ -263,7 +267,9 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
                 f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. "
                 "Put cells that hold commas in double quotes."
             )
-    return pd.DataFrame([row or [""] * len(header) for row in rows[1:]], columns=header, dtype=object)
+    # An empty line is a row of empty cells, so that the error about it names the right row.
+    cells = [row or [""] * len(header) for row in rows[1:]]
+    return pd.DataFrame(cells, columns=header, dtype=object)
 
 
 def padded_answers(
@@ -273,9 +279,10 @@ def padded_answers(
 
     Padded with -1, which is no token id.
     """
-    most = max((len(example) for example in alternatives), default=0)
-    longest = max((len(tokens) for example in alternatives for tokens in example), default=0)
-    table = torch.full((len(alternatives), max(most, 1), max(longest, 1)), -1, dtype=torch.long)
+    # At least one alternative of one token, so that metrics need not treat empty tables.
+    most = max([1, *map(len, alternatives)])
+    longest = max([1, *map(len, chain.from_iterable(alternatives))])
+    table = torch.full((len(alternatives), most, longest), -1, dtype=torch.long)
     for i, example in enumerate(alternatives):
         for j, tokens in enumerate(example):
             table[i, j, : len(tokens)] = torch.as_tensor(tokens)

@@ -6,6 +6,7 @@ Read `Prompts`. It knows nothing of text or tokenizers: those are `encoder.py`'s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import torch
 import xxhash
@@ -70,11 +71,11 @@ class Prompts:
                     f"There are {len(column)} {name} for {len(rows)} prompts: give one of each."
                 )
         for i, (row, named) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
-            outside = [f"{name}={index}" for name, index in named.items() if not 0 <= index < len(row)]
-            if outside:
-                raise PromptError(
-                    f"Prompt {i} has {len(row)} tokens, and its position {outside[0]} lies outside."
-                )
+            for name, index in named.items():
+                if not 0 <= index < len(row):
+                    raise PromptError(
+                        f"Prompt {i} has {len(row)} tokens, and its position {name}={index} lies outside."
+                    )
             if any(int(token) != token for token in row):
                 raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
         lengths = torch.tensor([len(row) for row in rows])
@@ -82,21 +83,26 @@ class Prompts:
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = torch.as_tensor(row)
         examples = positions or ()
-        names = dict.fromkeys(name for example in examples for name in example)
-        columns = {name: torch.tensor([example.get(name, -1) for example in examples]) for name in names}
+        # A dict keeps the names in the order in which they are met first: results list them so.
+        columns: dict[str, Tensor] = {}
+        for name in chain.from_iterable(examples):
+            if name not in columns:
+                columns[name] = torch.tensor([example.get(name, -1) for example in examples])
         # Where an example does not say what END is, it is the last token.
         end = columns.get("END", torch.full_like(lengths, -1))
         columns["END"] = end.where(end >= 0, lengths - 1)
         if strings is None:
-            strings = [[str(int(token)) for token in row] for row in rows]
+            strings = [list(map(str, map(int, row))) for row in rows]
         return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """A hash of the unpadded token ids of each prompt: its identity everywhere."""
-        # Little-endian 64-bit integers without padding: the same id on every machine and in every batch.
-        rows = (self.tokens[i, : int(n)].cpu().numpy().astype("<i8") for i, n in enumerate(self.lengths))
-        return tuple(xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
+        hashes = []
+        for row, length in zip(self.tokens.cpu().numpy(), self.lengths.tolist(), strict=True):
+            # Little-endian 64-bit integers without padding: the same id on every machine and in every batch.
+            hashes.append(xxhash.xxh3_128_hexdigest(row[:length].astype("<i8").tobytes()))
+        return tuple(hashes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +119,7 @@ class Prompts:
                 "The last token of every prompt is 'END' where it is named."
             )
         indices = self.positions[where] if isinstance(where, str) else torch.full_like(self.lengths, where)
+        # An index beyond the end of a shorter prompt would point at padding.
         return indices.where((indices >= 0) & (indices < self.lengths), -1)
 
     def from_end(self) -> Int[Tensor, "example step"]:

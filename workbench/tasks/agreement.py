@@ -15,6 +15,7 @@ from workbench.tasks.grammar import (
     Sentence,
     choose_two,
     fill,
+    selected,
 )
 
 PRESENT, PAST = VERBS
@@ -43,7 +44,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "number") -> t
     def sentence(is_plural: bool) -> Sentence:
         """The sentence with this number of the subject; the distractor stays."""
         words, index = fill(template, SUBJECT=subject[is_plural], **slots)
-        named = {name: index[name] for name in ("SUBJECT", "DISTRACTOR", "END")}
+        named = selected(index, "SUBJECT", "DISTRACTOR", "END")
         verb = verbs[is_plural]
         return Sentence(
             words, (verb,), (verbs[not is_plural],), key, named, (verb, rng.choice(ADJECTIVES), ".")

@@ -22,7 +22,8 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     things = _things(rng, lexicon, 2)
     target = rng.randrange(2)
     colour, other = things[target][2], things[1 - target][2]
-    swapped = [(name, thing, other if colour_ == colour else colour) for name, thing, colour_ in things]
+    # There are two things, so that each gets the colour of the other.
+    swapped = [(*first[:2], second[2]) for first, second in zip(things, reversed(things), strict=True)]
 
     def sentence(things: list[tuple[str, str, str]], right: str, wrong: str) -> Sentence:
         """The sentence of these things; `right` is the colour of the target."""
@@ -61,7 +62,8 @@ def _things(rng: random.Random, lexicon: Lexicon, n: int) -> list[tuple[str, str
 
 # Whoever owns them: the same objects and colours are in one split in any order.
 def _key(things: list[tuple[str, str, str]]) -> tuple[str, ...]:
-    return (*sorted(thing for _, thing, _ in things), *sorted(colour for *_, colour in things))
+    _, objects, colours = zip(*things, strict=True)
+    return (*sorted(objects), *sorted(colours))
 
 
 def _tell_people(things: list[tuple[str, str, str]]) -> tuple[tuple[str, ...], list[int]]:
@@ -69,8 +71,10 @@ def _tell_people(things: list[tuple[str, str, str]]) -> tuple[tuple[str, ...], l
     places = []
     # Commas between things, "and" before the last, as in ordinary prose.
     for i, (name, thing, colour) in enumerate(things):
-        if i > 0:
-            words.append("and" if i == len(things) - 1 else ",")
+        if 0 < i < len(things) - 1:
+            words.append(",")
+        elif i > 0:
+            words.append("and")
         words += [name, "has", "a", colour, thing]
         places.append(len(words) - 2)
     return (*words, "."), places
@@ -86,7 +90,10 @@ def _tell_directly(rng: random.Random, things: list[tuple[str, str, str]]) -> tu
     for i, (_, thing, colour) in enumerate(things):
         if i > 0:
             words.append("and")
-        words += ["a", colour, thing] if attribute_first else ["the", thing, "is", colour]
+        if attribute_first:
+            words += ["a", colour, thing]
+        else:
+            words += ["the", thing, "is", colour]
     return (*words, ".")
 
 

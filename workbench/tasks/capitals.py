@@ -7,7 +7,7 @@ Read `draw`, which the prompts of the task and the training text share.
 import random
 from typing import Literal
 
-from workbench.tasks.grammar import CAPITALS, Lexicon, Sentence, choose_two, fill
+from workbench.tasks.grammar import CAPITALS, Lexicon, Sentence, choose_two, fill, selected
 
 TEMPLATES = (
     "{name} lives in the capital of {COUNTRY} , which is",
@@ -29,11 +29,11 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "country") -> 
     def sentence(country: str, other: str) -> Sentence:
         """The sentence about a country; the other one's capital is wrong."""
         words, index = fill(template, COUNTRY=country, name=name)
-        named = {n: index[n] for n in ("COUNTRY", "END")}
+        named = selected(index, "COUNTRY", "END")
         capital = CAPITALS[country]
-        return Sentence(
-            words, (capital,), (CAPITALS[other],), (country, name, template), named, (capital, ".")
-        )
+        # The template is part of the key: a fact is held out in one context, not everywhere.
+        key = (country, name, template)
+        return Sentence(words, (capital,), (CAPITALS[other],), key, named, (capital, "."))
 
     return sentence(country, other), sentence(other, country)
 

@@ -10,19 +10,23 @@ from workbench.errors import PromptError, UnknownName
 from workbench.prompts.prompts import Prompts
 from workbench.tasks.grammar import FEMALE, MALE, NOUNS, plural
 
-_PLURALS = {plural(noun) for noun in NOUNS}
+_PLURALS = set(map(plural, NOUNS))
 
 
 def _number(word: str) -> str | None:
     if word in _PLURALS:
         return "plural"
-    return "singular" if word in NOUNS else None
+    if word in NOUNS:
+        return "singular"
+    return None
 
 
 def _gender(word: str) -> str | None:
     if word in FEMALE:
         return "female"
-    return "male" if word in MALE else None
+    if word in MALE:
+        return "male"
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import random
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
 
 # Of the word combinations of each behaviour: at least 600 held-out prompts in every one.
@@ -92,7 +93,8 @@ def content_words() -> tuple[str, ...]:
         tuple(map(plural, NOUNS)),
         tuple(CAPITALS),
     )
-    return tuple(dict.fromkeys(word for group in groups for word in group))
+    # A dict keeps the first of equal words and their order: token ids depend on it.
+    return tuple(dict.fromkeys(chain.from_iterable(groups)))
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ def fill(template: str, **slots: str) -> tuple[tuple[str, ...], dict[str, int]]:
     return words, positions | {"END": len(words) - 1}
 
 
+def selected(positions: Mapping[str, int], *names: str) -> dict[str, int]:
+    """The positions of these names: those that a task calls its own, of all slots of a template."""
+    return {name: positions[name] for name in names}
+
+
 def is_reserved(behaviour: str, key: Sequence[str]) -> bool:
     """Whether the word combination is kept out of training text: a fixed hash, the same on every machine."""
     # The separator cannot occur in a word, so that different keys are different texts.
@@ -166,7 +173,9 @@ def joiner(before: str, word: str) -> str:
     """What stands between two words in ordinary spelling."""
     # A year is two words, its century and its last two digits.
     is_attached = word in _PUNCTUATION or (before.isdigit() and word.isdigit())
-    return "" if is_attached else " "
+    if is_attached:
+        return ""
+    return " "
 
 
 def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -179,7 +188,9 @@ def render(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """
     text, spans = "", []
     for i, word in enumerate(words):
-        gap = joiner(words[i - 1], word) if i else ""
-        spans.append((len(text) + len(gap), len(text) + len(gap) + len(word)))
-        text += gap + word
+        # A span leaves out the space before the word: tokens of the word begin where the word does.
+        if i > 0:
+            text += joiner(words[i - 1], word)
+        spans.append((len(text), len(text) + len(word)))
+        text += word
     return text, spans

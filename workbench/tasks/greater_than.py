@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 from typing import Literal
 
-from workbench.tasks.grammar import DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill
+from workbench.tasks.grammar import DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill, selected
 
 TEMPLATE = "The {event} {verb} from the year {CENTURY} {YEAR} to the year {century}"
 Variant = Literal["year01"]
@@ -48,8 +48,12 @@ def _sentence(rng: random.Random, lexicon: Lexicon, year: int) -> Sentence:
     century = rng.choice(tuple(lexicon.years))
     slots = {"event": rng.choice(EVENTS), "verb": rng.choice(DURATION_VERBS)}
     words, positions = fill(TEMPLATE, **slots, CENTURY=century, YEAR=YEARS[year], century=century)
-    named = {name: positions[name] for name in ("CENTURY", "YEAR", "END")}
+    named = selected(positions, "CENTURY", "YEAR", "END")
     # A year that the vocabulary splits otherwise can be compared with none.
-    known = lexicon.years[century] if YEARS[year] in lexicon.years[century] else ()
-    later, others = (tuple(y for y in known if (int(y) > year) == right) for right in (True, False))
+    years = lexicon.years[century]
+    if YEARS[year] not in years:
+        years = ()
+    later = tuple(later for later in years if int(later) > year)
+    # The first year itself is a wrong answer too.
+    others = tuple(other for other in years if int(other) <= year)
     return Sentence(words, later, others, (*slots.values(), century), named)

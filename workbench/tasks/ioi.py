@@ -36,13 +36,13 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     is swapped.
     """
     names = rng.sample(lexicon.names, 3)
-    introduced = names[:2]
+    introduced, templates = names[:2], TEMPLATES
     if variant == "three":
-        introduced = names
+        introduced, templates = names, TEMPLATES_OF_THREE
     answer, repeated, *rest = rng.sample(introduced, len(introduced))
-    template = rng.choice(TEMPLATES_OF_THREE if variant == "three" else TEMPLATES)
+    template = rng.choice(templates)
     slots = {"place": rng.choice(lexicon.places), "object": rng.choice(lexicon.objects)}
-    slots |= {f"N{i}": name for i, name in enumerate(introduced, start=1)}
+    slots |= dict(zip(("N1", "N2", "N3"), introduced, strict=False))
     # Of three names, the one that is neither the answer nor `S2` is repeated too.
     slots |= dict(zip(("T2",), rest, strict=False))
 

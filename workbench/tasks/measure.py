@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.errors import PromptError, UnsuitableTask
 from workbench.metrics.continuations import expand
@@ -15,7 +14,8 @@ from workbench.metrics.metric import alternatives_logprob, metric
 from workbench.models.load import check_eval, model_device
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import TASKS, Task, load_task
+from workbench.text import progress_bar
 
 # Prompts per forward pass: what `tiny` needs for them fits into any machine's memory.
 BATCH = 256
@@ -54,24 +54,29 @@ def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True)
     if n < 1:
         raise PromptError(f"n={n}: at least one prompt is needed.")
     scores = []
-    for name in tqdm(TASKS, desc="measure", unit="task", disable=None if progress else True, leave=False):
-        task = TASKS[name]
-        variants = task.measured or task.variants[:1]
-        try:
-            # Rounded up, so that there are at least n prompts.
-            n_each = -(-n // len(variants))
-            sets = [
-                load_task(name, model, n=n_each, seed=seed, split="heldout", variant=variant)
-                for variant in variants
-            ]
-        except UnsuitableTask as error:
-            scores.append(Score(name, 0, float("nan"), task.bar, str(error)))
-            continue
-        values = torch.cat([_score(model, name, pairs) for pairs in sets])
-        scores.append(Score(name, len(values), round(float(values.mean()), 4), task.bar))
+    with progress_bar(len(TASKS), "measure", "task", shown=progress) as bar:
+        for task in TASKS.values():
+            scores.append(_score_of_task(model, task, n, seed))
+            bar.update()
     if all(score.skipped for score in scores):
         raise UnsuitableTask("No task suits this model's vocabulary: " + scores[0].skipped)
     return scores
+
+
+def _score_of_task(model: Model, task: Task, n: int, seed: int) -> Score:
+    """The mean score on the held-out prompts of all measured variants of a task."""
+    variants = task.measured or task.variants[:1]
+    # Rounded up, so that there are at least n prompts.
+    n_each = -(-n // len(variants))
+    sets = []
+    try:
+        for variant in variants:
+            pairs = load_task(task.name, model, n=n_each, seed=seed, split="heldout", variant=variant)
+            sets.append(pairs)
+    except UnsuitableTask as error:
+        return Score(task.name, 0, float("nan"), task.bar, str(error))
+    values = torch.cat([_score(model, task.name, pairs) for pairs in sets])
+    return Score(task.name, len(values), round(float(values.mean()), 4), task.bar)
 
 
 @torch.no_grad()
@@ -80,12 +85,16 @@ def _score(model: Model, name: str, pairs: PromptPairs) -> Tensor:
     if pairs.metric == "sequence_logprob_diff":
         return _score_several_tokens(model, name, pairs)
     scores = []
-    measured = metric("prob_diff" if TASKS[name].metric == "prob_diff" else "rank")
+    by_probability = TASKS[name].metric == "prob_diff"
+    measured = metric("prob_diff" if by_probability else "rank")
     for start in range(0, len(pairs), BATCH):
         batch = pairs.select(slice(start, start + BATCH))
         logits = measured.read(model(batch.clean.tokens.to(model_device(model))), batch.clean)
         values = measured(logits, batch).cpu()
-        scores.append(values if measured.name == "prob_diff" else (values == 0).float())
+        if not by_probability:
+            # Rank 0: no other token has a larger logit.
+            values = (values == 0).float()
+        scores.append(values)
     return torch.cat(scores)
 
 
@@ -112,4 +121,6 @@ def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor
             values = (is_chosen.any(1) & is_right[chosen]).float()
         total.index_add_(0, rows.owner[chosen], values)
     # An example has a row per answer: it is right when one of them is chosen.
-    return total if by_probability else total.clamp(max=1)
+    if by_probability:
+        return total
+    return total.clamp(max=1)

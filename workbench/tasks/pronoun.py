@@ -3,7 +3,7 @@
 import random
 from typing import Literal
 
-from workbench.tasks.grammar import ADJECTIVES, Lexicon, Sentence, fill
+from workbench.tasks.grammar import ADJECTIVES, Lexicon, Sentence, fill, selected
 
 TEMPLATES = (
     ("{NAME} went to the {place} because", "she", "he"),
@@ -32,9 +32,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "gender") -> t
         key = (name, slots["place"])
         if "{object}" in template:
             key += (slots["object"],)
-        return Sentence(
-            words, (right,), (wrong,), key, {n: index[n] for n in ("NAME", "END")}, (right, *rest)
-        )
+        return Sentence(words, (right,), (wrong,), key, selected(index, "NAME", "END"), (right, *rest))
 
     return sentence(*people[0]), sentence(*people[1])
 

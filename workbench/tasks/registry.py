@@ -102,7 +102,8 @@ def load_task(
     <PromptPairs: 8 x ioi, 14 to 18 tokens>
     """
     task = find_task(name)
-    variant = task.variants[0] if variant is None else variant
+    if variant is None:
+        variant = task.variants[0]
     if variant not in task.variants:
         raise UnknownName("variant", variant, task.variants)
     if split not in ("train", "heldout"):
@@ -121,16 +122,16 @@ def load_task(
         )
     lexicon, dropped = wording.lexicon(name, task.needs)
     pairs = _distinct_pairs(task, wording, lexicon, n, seed, split, variant)
-    sides = [wording.prompts([pair[i] for pair in pairs]) for i in (0, 1)]
-    answers = padded_answers([wording.words(clean, clean.answers) for clean, _ in pairs])
-    wrong = padded_answers([wording.words(clean, clean.wrong) for clean, _ in pairs])
+    clean, corrupt = map(wording.prompts, zip(*pairs, strict=True))
+    answers = padded_answers([wording.words(sentence, sentence.answers) for sentence, _ in pairs])
+    wrong = padded_answers([wording.words(sentence, sentence.wrong) for sentence, _ in pairs])
     several = answers.shape[2] > 1 or wrong.shape[2] > 1
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
         "tokenizer": encode.fingerprint, "dropped": dropped,
         "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
-    return PromptPairs(sides[0], sides[1], answers, wrong, provenance)
+    return PromptPairs(clean, corrupt, answers, wrong, provenance)
 
 
 def _fits(wording: WordVocabulary | SubwordVocabulary, sentence: Sentence) -> bool:
@@ -184,4 +185,6 @@ def pairs_of(
     Of a file they are all the pairs: `n`, `seed`, `split` and `variant` are for tasks.
     """
     read = PAIR_READERS.get(Path(task).suffix.lower())
-    return read(model, task) if read else load_task(task, model, n=n, seed=seed, split=split, variant=variant)
+    if read is not None:
+        return read(model, task)
+    return load_task(task, model, n=n, seed=seed, split=split, variant=variant)

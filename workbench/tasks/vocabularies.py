@@ -5,9 +5,10 @@ words of equal token count that stand in for each other: of one token where ther
 the token count that most have.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 from workbench.errors import UnsuitableTask
@@ -38,7 +39,7 @@ class WordVocabulary:
         # Word indices become token positions: a word is a token, and BOS comes first.
         offset = int(self.encode.bos)
         rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
-        positions = [{name: at + offset for name, at in s.positions.items()} for s in sentences]
+        positions = [_shifted(sentence.positions, offset) for sentence in sentences]
         return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
 
     def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
@@ -65,9 +66,11 @@ class SubwordVocabulary:
         for need in needs:
             chosen |= CHOICES[need](self)
         lexicon, whole = Lexicon(**chosen), Lexicon()
-        left = [word for field in chosen for word in _missing(getattr(whole, field), getattr(lexicon, field))]
-        if not all(chosen.values()):
-            lacking = ", ".join(field for field, words in chosen.items() if not words)
+        left: list[str] = []
+        for field in chosen:
+            left += _missing(getattr(whole, field), getattr(lexicon, field))
+        lacking = ", ".join(field for field, words in chosen.items() if not words)
+        if lacking:
             shown = " ".join(left[:MOST_SHOWN])
             if len(left) > MOST_SHOWN:
                 shown += f" and {len(left) - MOST_SHOWN} more"
@@ -89,8 +92,10 @@ class SubwordVocabulary:
             text, spans = render(sentence.words)
             tokens = self.encode.spans(text)
             offset = int(self.encode.bos)
-            # The last token of a word is the last that begins before the word ends.
-            ends = [max(t for t, (start, _) in enumerate(tokens) if start < end) for _, end in spans]
+            # The last token of a word is the last that begins before the word ends. Tokens are in order,
+            # so that it is the one before the first that begins at or after that end.
+            starts = [start for start, _ in tokens]
+            ends = [bisect_left(starts, end) - 1 for _, end in spans]
             rows.append(self.encode.prompt(text, where=f"Prompt {i}"))
             positions.append({name: ends[at] + offset for name, at in sentence.positions.items()})
         return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
@@ -98,10 +103,11 @@ class SubwordVocabulary:
     def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
         """The tokens of words that follow a prompt."""
         text, last = render(sentence.words)[0], sentence.words[-1]
-        return [
-            self.encode.continuation(text, word, joiner=joiner(last, word), where=f"Answer {word!r}")
-            for word in words
-        ]
+        tokens = []
+        for word in words:
+            where = f"Answer {word!r}"
+            tokens.append(self.encode.continuation(text, word, joiner=joiner(last, word), where=where))
+        return tokens
 
     def size(self, word: str) -> int:
         """Tokens of a word within a sentence."""
@@ -118,7 +124,8 @@ class SubwordVocabulary:
     def people(self) -> dict[str, Any]:
         """Names with one of the other gender of the same token count."""
         whole = Lexicon()
-        shared = {self.size(name) for name in whole.female} & {self.size(name) for name in whole.male}
+        shared = set(map(self.size, whole.female)) & set(map(self.size, whole.male))
+        # A prompt with "Anna" and one with "Tom" must be equally long, or positions mean different tokens.
         kept = [name for name in whole.names if self.size(name) in shared]
         return {"female": _within(whole.female, kept), "male": _within(whole.male, kept)}
 
@@ -140,11 +147,13 @@ class SubwordVocabulary:
         others = [pair for pair in whole if pair not in own]
         plurals = [plural for _, plural in others]
         for singular, _ in others:
-            fitting = [plural for plural in plurals if self.size(plural) == self.size(singular)]
-            if fitting:
-                own.append((singular, fitting[0]))
-                plurals.remove(fitting[0])
-        return {"nouns": tuple(own) if len(own) >= 4 else ()}
+            sizes = [self.size(plural) for plural in plurals]
+            if self.size(singular) in sizes:
+                # Taken out, so that no two nouns share a plural.
+                own.append((singular, plurals.pop(sizes.index(self.size(singular)))))
+        if len(own) < 4:
+            own = []
+        return {"nouns": tuple(own)}
 
     def verbs(self) -> dict[str, Any]:
         """Singular and plural, of one token each where there is such a pair."""
@@ -152,10 +161,15 @@ class SubwordVocabulary:
 
     def years(self) -> dict[str, Any]:
         """Years that split behind their century, all of one token count."""
-        sizes = {(century, year): self._year(century, year) for century in CENTURIES for year in YEARS}
-        for size in sorted({size for size in sizes.values() if size}):
-            kept = {c: tuple(year for year in YEARS if sizes[c, year] == size) for c in CENTURIES}
-            kept = {c: years for c, years in kept.items() if "01" in years and len(years) >= FEW_YEARS}
+        sizes = {(century, year): self._year(century, year) for century, year in product(CENTURIES, YEARS)}
+        # Few tokens first: the first token count for which some century keeps enough years is taken.
+        for size in sorted(set(sizes.values()) - {0}):
+            kept = {}
+            for century in CENTURIES:
+                years = tuple(year for year in YEARS if sizes[century, year] == size)
+                # 01 is the year of every corrupt prompt.
+                if "01" in years and len(years) >= FEW_YEARS:
+                    kept[century] = years
             if kept:
                 return {"years": kept}
         return {"years": {}}
@@ -163,19 +177,25 @@ class SubwordVocabulary:
     def _year(self, century: str, year: str) -> int:
         """Tokens of a year behind its century; 0 where the two are not apart."""
         # "1732" may be one token, or split as "173" "2": then no token stands for the two last digits.
-        before, together = (self.encode.plain(f"the year {digits}") for digits in (century, century + year))
-        return len(together) - len(before) if together[: len(before)] == before else 0
+        before = self.encode.plain(f"the year {century}")
+        together = self.encode.plain(f"the year {century}{year}")
+        if together[: len(before)] != before:
+            return 0
+        return len(together) - len(before)
 
     def _short(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """The pairs of one token each; all of them if there are none."""
         listed = list(pairs)
-        return [pair for pair in listed if all(self.size(word) == 1 for word in pair)] or listed
+        return [pair for pair in listed if self.size(pair[0]) == self.size(pair[1]) == 1] or listed
 
     def _alike(self, words: Sequence[str], *, least: int) -> tuple[str, ...]:
         """The words of one token if there are `least`, else those of the commonest token count, or none."""
         sizes = {word: self.size(word) for word in words}
         counts = Counter(sizes.values())
-        size = 1 if counts[1] >= least else max(counts, key=lambda n: (counts[n], -n))
+        size = 1
+        if counts[1] < least:
+            # Of counts that are equally common, the smaller: answers of few tokens are simpler to measure.
+            size = max(counts, key=lambda n: (counts[n], -n))
         if counts[size] < least:
             return ()
         return tuple(word for word in words if sizes[word] == size)
@@ -195,20 +215,32 @@ CHOICES: Mapping[str, Callable[[SubwordVocabulary], dict[str, Any]]] = {
 }
 
 
+def _shifted(positions: Mapping[str, int], offset: int) -> dict[str, int]:
+    """Word indices as token positions behind `offset` tokens."""
+    return {name: at + offset for name, at in positions.items()}
+
+
 def _within(words: Sequence[str], kept: Iterable[str]) -> tuple[str, ...]:
-    allowed = set(kept)
-    return tuple(word for word in words if word in allowed)
+    return tuple(filter(set(kept).__contains__, words))
 
 
 def _missing(whole: Any, kept: Any) -> list[str]:
     """The words of a field of the lexicon that were left out."""
-    return list(dict.fromkeys(word for word in _listed(whole) if word not in set(_listed(kept))))
+    # Each once, in the order of the lexicon: the text goes into the provenance of the pairs.
+    present = set(_listed(kept))
+    return [word for word in dict.fromkeys(_listed(whole)) if word not in present]
 
 
 def _listed(words: Any) -> list[str]:
-    if isinstance(words, Mapping):
-        return [century + year for century, years in words.items() for year in years]
     listed: list[str] = []
+    if isinstance(words, Mapping):
+        for century, years in words.items():
+            listed += [century + year for year in years]
+        return listed
     for word in words:
-        listed += [word] if isinstance(word, str) else word
+        if isinstance(word, str):
+            listed.append(word)
+        else:
+            # A pair, as a singular and its plural.
+            listed += word
     return listed
