@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
 from workbench import results
 from workbench.circuit.circuit import Circuit
@@ -33,6 +32,7 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
 from workbench.sites import grid
 from workbench.statistics import summary
+from workbench.text import progress_bar
 from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_run import DiscoveryRun
 
@@ -104,7 +104,7 @@ def discover(
         )
     experiment = Experiment.of(model, task, n=n, seed=seed, variant=variant, metric=metric)
     train, heldout = experiment.train, experiment.heldout
-    with tqdm(total=6, desc="discover", unit="step", disable=None if progress else True, leave=False) as bar:
+    with progress_bar(6, "discover", "step", shown=progress) as bar:
 
         def step(doing: str) -> None:
             bar.set_postfix_str(doing)
@@ -141,10 +141,12 @@ def discover(
         step("curves")
         curve = _curve(scores, heldout, value)
         # Only edges with scores can be added one by one, strongest first.
-        has_scores = circuit.n_edges > 0 and circuit.scores is not None
-        grown = _curve(circuit, heldout, value) if has_scores else None
+        grown = intervals = None
+        if circuit.n_edges > 0 and circuit.scores is not None:
+            grown = _curve(circuit, heldout, value)
         # Methods that score no single prompt have no intervals over prompts.
-        intervals = None if discovery.by_example is None else summary(discovery.by_example, draws=200)
+        if discovery.by_example is not None:
+            intervals = summary(discovery.by_example, draws=200)
         step("report")
         run = DiscoveryRun(circuit, scores, heads, patching, evaluation, curve, out, intervals, grown)
         lens = logit_lens(heldout.clean, model, targets=heldout.pairs.answers, minus=heldout.pairs.wrong)
@@ -214,11 +216,12 @@ def _evaluations(circuit: Circuit, experiment: Experiment, value: str) -> xr.Dat
         for field, number in zip(fields, (*kept, float("nan"), edges, 0.0), strict=True):
             columns[field].append(number)
     data = {field: ("circuit", numbers) for field, numbers in columns.items()}
-    attrs: dict[str, Any] = {
-        name: float(best[name])
-        for name in ("incompleteness", "incompleteness_low", "incompleteness_high", "minimal")
-    }
-    attrs |= {name: str(best[name].values) for name in ("incompleteness_set", "unneeded")}
+    attrs: dict[str, Any] = {}
+    # Of the circuit alone, so they have no cell in the rows of its controls.
+    for name in ("incompleteness", "incompleteness_low", "incompleteness_high", "minimal"):
+        attrs[name] = float(best[name])
+    for name in ("incompleteness_set", "unneeded"):
+        attrs[name] = str(best[name].values)
     return xr.Dataset(data, coords={"circuit": [*rows, *controls]}, attrs=checked.attrs | attrs)
 
 
@@ -246,7 +249,7 @@ def _write(
 def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:
     """A table with one row per edge: `edge writer reader score in_circuit`, strongest support first."""
     cells = np.argwhere(circuit.graph.exists)  # [edge, (writer, reader)]
-    writers, readers = (np.asarray(names) for names in (circuit.graph.writers, circuit.graph.readers))
+    writers, readers = np.asarray(circuit.graph.writers), np.asarray(circuit.graph.readers)
     frame = pd.DataFrame({"writer": writers[cells[:, 0]], "reader": readers[cells[:, 1]]})
     frame.insert(0, "edge", frame["writer"] + "->" + frame["reader"])
     # Sorting is stable, so that edges of equal score keep graph order in every run.

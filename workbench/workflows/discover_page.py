@@ -109,6 +109,7 @@ def _view(
 def _claim(run: DiscoveryRun, heldout: PairsInModel, value: str) -> str:
     circuit = run.circuit
     share = circuit.n_edges / circuit.graph.n_edges
+    # The rows in the order of `discover`: held-out, in-sample, complement, random circuits.
     kept, in_sample, _, random = (_interval(run.evaluation.isel(circuit=i)) for i in range(4))
     return (
         f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {kept} of the effect on "
@@ -192,8 +193,10 @@ def _effects(run: DiscoveryRun, metric: str) -> list[Section]:
 def _head_table(heads: xr.DataArray, circuit: Circuit, most: int = 10) -> pd.DataFrame:
     frame = summary(heads).to_dataframe().reset_index()
     places = list(zip(frame["layer"].tolist(), frame["head"].tolist(), strict=True))
+    heads_of_circuit = set(circuit.heads)
     # Names of heads as the graph spells them, which the circuit's picture uses too.
-    frame["in circuit"] = ["yes" if place in set(circuit.heads) else "" for place in places]
+    frame["in circuit"] = ""
+    frame.loc[[place in heads_of_circuit for place in places], "in circuit"] = "yes"
     frame["head"] = [f"a{layer}.{head}" for layer, head in places]
     order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")[:most]
     columns = ["head", "mean", "se", "low", "high", "n", "in circuit"]
@@ -211,15 +214,15 @@ def _lens(lens: xr.DataArray, pairs: PromptPairs) -> Section:
 
 
 def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
-    rows = range(min(most, len(pairs)))
-    sides = {"clean": pairs.clean, "corrupt": pairs.corrupt}
-    return pd.DataFrame({name: [_text(prompts.strings[i]) for i in rows] for name, prompts in sides.items()})
+    clean, corrupt = map(_text, pairs.clean.strings[:most]), map(_text, pairs.corrupt.strings[:most])
+    return pd.DataFrame({"clean": list(clean), "corrupt": list(corrupt)})
 
 
 def _text(tokens: Sequence[str]) -> str:
     """Tokens as one line; those of a BPE vocabulary bring their spaces with them, words do not."""
-    with_spaces = any(token.startswith(" ") for token in tokens)
-    return ("" if with_spaces else " ").join(tokens)
+    if any(token.startswith(" ") for token in tokens):
+        return "".join(tokens)
+    return " ".join(tokens)
 
 
 def _prompt_caption(pairs: PromptPairs) -> str:

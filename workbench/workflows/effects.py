@@ -78,7 +78,9 @@ class Question:
             pos: "all", "each", or positions separated by commas.
         """
         kind_named(kind)  # an unknown kind is refused before prompts are made
-        positions = pos if pos in ("all", "each") else [_position(text) for text in pos.split(",")]
+        positions = pos
+        if pos not in ("all", "each"):
+            positions = list(map(_position, pos.split(",")))
         sites, data = grid(kind, model, pos=positions), self._pairs_in(model, [kind])
         # Captures activations where the value needs them, even for a plan: it is checked against the prompts.
         value = data.value(self.value)
@@ -216,9 +218,10 @@ def _senders_across(shown: xr.DataArray) -> xr.DataArray:
     """Layer x head where heads are the only senders and there is one reader; else readers x writers."""
     parsed = [re.fullmatch(r"a(\d+)\.(\d+)", str(name)) for name in shown["writer"].values]
     heads = [(int(match[1]), int(match[2])) for match in parsed if match]
+    # Layer by head has room for neither MLPs and the input, nor a second reader.
     if shown.sizes["reader"] > 1 or len(heads) < len(parsed):
         return shown.transpose("reader", "writer")
-    n_layers, n_heads = (1 + max(numbers) for numbers in zip(*heads, strict=True))
+    n_layers, n_heads = np.max(heads, axis=0) + 1
     # Heads that no path goes from stay NaN, which is drawn as not measured.
     table = np.full((n_layers, n_heads), np.nan)
     for head, effect in zip(heads, shown.values[:, 0], strict=True):
@@ -228,4 +231,7 @@ def _senders_across(shown: xr.DataArray) -> xr.DataArray:
 
 
 def _position(text: str) -> Position:
-    return int(text) if text.strip().isdigit() else text.strip()
+    name = text.strip()
+    if name.isdigit():
+        return int(name)
+    return name

@@ -90,7 +90,10 @@ def lines(judgement: Judgement, *, as_json: bool) -> list[str]:
     printed = []
     for name in evaluation["ablation"].values:
         row = evaluation.sel(ablation=name)
-        printed += [_row_as_json(str(name), row)] if as_json else _row_as_text(str(name), row)
+        if as_json:
+            printed.append(_row_as_json(str(name), row))
+        else:
+            printed += _row_as_text(str(name), row)
     for name, tests in judgement.tests.items():
         for test in tests["test"].values:
             printed.append(_test(name, str(test), tests.sel(test=test), as_json=as_json))
@@ -106,8 +109,9 @@ def _row_as_json(name: str, row: xr.Dataset) -> str:
 def _row_as_text(name: str, row: xr.Dataset) -> list[str]:
     printed = [f"value {name}, {row.attrs['n']} prompts, {row.attrs['metric']}"]
     for field in _FIELDS:
-        low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-        interval = interval_text(float(row[low]), float(row[high]))
+        # The main number's interval is `low` and `high`; the others carry their name.
+        prefix = "" if field == "faithfulness" else f"{field}_"
+        interval = interval_text(float(row[f"{prefix}low"]), float(row[f"{prefix}high"]))
         printed.append(f"  {field:16} {float(row[field]):7.3f} {interval}")
     unneeded = row["unneeded"].values or "none"
     return [
@@ -131,4 +135,6 @@ def _plain(value: Any) -> Any:
     """A number or text for JSON; what was not measured is null."""
     # JSON has no NaN and no infinity.
     plain = np.asarray(value).item()
-    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
+    if isinstance(plain, float) and not np.isfinite(plain):
+        return None
+    return plain

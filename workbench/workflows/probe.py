@@ -83,16 +83,15 @@ def probe(store: ActivationStore, labels: Labels, **settings: Any) -> Probed:
     if "mlp_post" not in store.kinds or not with_classes:
         return Probed(labels, probes, None)
     classified = Labels(labels.prompts, labels.prompt, labels.pos, with_classes)
-    shared = {
-        name: settings[name]
-        for name in ("layers", "test_share", "seed", "budget")
-        if settings.get(name) is not None
-    }
+    shared = {}
+    for name in ("layers", "test_share", "seed", "budget"):
+        if settings.get(name) is not None:
+            shared[name] = settings[name]
     positions = settings.get("pos")
     if positions is None:
         return Probed(labels, probes, neuron_maps(store, classified, **shared))
     maps = [neuron_maps(store, classified.at(position), **shared) for position in positions]
-    index = pd.Index([str(position) for position in positions], name="pos")
+    index = pd.Index(list(map(str, positions)), name="pos")
     return Probed(labels, probes, xr.concat(maps, index))
 
 
@@ -126,7 +125,10 @@ class _Best:
 
 def _best_cells(table: xr.Dataset) -> _Best | None:
     """The best site of a table (control, site axes ...); None where nothing was measured."""
-    measure = "accuracy" if bool(table["accuracy"].notnull().any()) else "r2"
+    # Accuracy is NaN where the concept is a number: its probes are regressions.
+    measure = "r2"
+    if bool(table["accuracy"].notnull().any()):
+        measure = "accuracy"
     axes = [axis for axis in table["accuracy"].dims if axis != "control"]
     cells = table.stack(site=axes)
     scores = cells[measure].sel(control="none")
@@ -134,7 +136,7 @@ def _best_cells(table: xr.Dataset) -> _Best | None:
         return None
     # The controls are read at the site that is best without them, not at their own best.
     best = cells.isel(site=int(scores.fillna(-np.inf).argmax("site")))
-    labels = {str(axis): str(label) for axis, label in zip(axes, best["site"].item(), strict=True)}
+    labels = dict(zip(map(str, axes), map(str, best["site"].item()), strict=True))
     return _Best(best, measure, labels)
 
 
@@ -147,10 +149,10 @@ def _best_row(best: _Best, k: int) -> dict[str, Any]:
         draws = best.cells[measure].isel(control=np.flatnonzero(kinds == kind))
         row[str(kind)] = round(float(draws.mean()), 3)
     features = main["feature"].values
-    listed = " ".join(
-        str(int(feature)) for feature in features[features >= 0][:8]
-    )  # -1 fills up to the largest k
-    row["features"] = f"{listed} …" if k > 8 else listed
+    # -1 fills up to the largest k.
+    row["features"] = " ".join(map(str, features[features >= 0][:8].astype(int)))
+    if k > 8:
+        row["features"] += " …"
     return row
 
 
@@ -167,9 +169,8 @@ def neuron_table(neurons: xr.Dataset) -> pd.DataFrame:
         order = distance.fillna(-1).argsort()[::-1][:SHOWN_NEURONS]
         for i in order.values:
             cell = dict(zip(axes, distance["cell"].values[i], strict=True))
-            numbers = {
-                name: round(float(maps[name].sel(cell)), 3) for name in ("roc_auc", "accuracy", "coefficient")
-            }
+            measured = maps[["roc_auc", "accuracy", "coefficient"]].sel(cell)
+            numbers = {str(name): round(float(value), 3) for name, value in measured.data_vars.items()}
             site = f"mlp_post[{cell['layer']}:{cell['neuron']}]"
             if "pos" in cell:
                 site += f"@{cell['pos']}"
@@ -225,9 +226,11 @@ def _sections(probed: Probed) -> list[Section]:
         "at that k, mean and range of their draws."
     )
     for labels in _panels(table):
-        name = ", ".join(str(label) for label in labels.values())
+        title = "By layer"
+        if labels:
+            title += f": {', '.join(map(str, labels.values()))}"
         figures = [_figure(probed.probes, labels, str(concept)) for concept in table["concept"].values]
-        sections.append((f"By layer: {name}" if name else "By layer", figures, by_layer))
+        sections.append((title, figures, by_layer))
     if probed.neurons is not None:
         single = (
             "Single neurons, each with a probe of its own; for several classes, each class against the rest. "
@@ -249,16 +252,13 @@ def _figure(probes: Probes, labels: dict[str, Any], concept: str) -> Any:
 def _panels(table: xr.Dataset) -> list[dict[str, Any]]:
     """The labels of each group of pictures: every kind, position and selector."""
     axes = [axis for axis in ("kind", "pos", "selector") if axis in table["accuracy"].dims]
-    combinations = product(*(table[axis].values.tolist() for axis in axes))
-    return [dict(zip(axes, labels, strict=True)) for labels in combinations]
+    values = [table[axis].values.tolist() for axis in axes]
+    return [dict(zip(axes, labels, strict=True)) for labels in product(*values)]
 
 
 def _concepts(labels: Labels) -> pd.DataFrame:
-    rows = [
-        {"concept": concept.name, "rows": len(labels), "values": _values_of(concept)}
-        for concept in labels.concepts
-    ]
-    return pd.DataFrame(rows)
+    rows = [(concept.name, len(labels), _values_of(concept)) for concept in labels.concepts]
+    return pd.DataFrame(rows, columns=["concept", "rows", "values"])
 
 
 def _values_of(concept: Concept) -> str:
@@ -270,7 +270,9 @@ def _values_of(concept: Concept) -> str:
     listed = [f"{name} {n}" for name, n in zip(concept.classes, counts, strict=False)][:SHOWN_CLASSES]
     omitted = len(concept.classes) - SHOWN_CLASSES
     text = ", ".join(listed)
-    return f"{text} and {omitted} more" if omitted > 0 else text
+    if omitted > 0:
+        text += f" and {omitted} more"
+    return text
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
@@ -278,6 +280,6 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        return list(map(int, text.split(",")))
     except ValueError:
         raise ProbeError(f"{option} {text!r}: integers with commas are needed, as in 1,2,4.") from None

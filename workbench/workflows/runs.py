@@ -66,7 +66,7 @@ def report_difference(
         OutputExists: the page is there already.
     """
     folders = (Path(a), Path(b))
-    first_files, second_files = (_files(folder) for folder in folders)
+    first_files, second_files = map(_files, folders)
     both = {name: kind for name, kind in first_files.items() if name in second_files}
     if not both:
         raise WorkbenchError(
@@ -138,19 +138,25 @@ def _shown(item: Any) -> Content:
     if isinstance(item, Circuit):
         return CircuitView.of(item), ""
     if isinstance(item, pd.DataFrame):
-        caption = f"The first {ROWS} of {len(item)} rows." if len(item) > ROWS else ""
+        caption = ""
+        if len(item) > ROWS:
+            caption = f"The first {ROWS} of {len(item)} rows."
         return item.head(ROWS), caption
+    caption = ""
+    if "example" in getattr(item, "dims", ()):
+        caption = "Mean over examples."
     try:
-        return plot(item), "Mean over examples." if "example" in getattr(item, "dims", ()) else ""
+        return plot(item), caption
     except WorkbenchError as error:
         # What cannot be drawn is shown as a table where it is small enough.
         return _as_table(item, str(error))
 
 
 def _as_table(item: xr.DataArray | xr.Dataset, reason: str) -> Content:
-    dataset = item.to_dataset(name=str(item.name or "value")) if isinstance(item, xr.DataArray) else item
+    if isinstance(item, xr.DataArray):
+        item = item.to_dataset(name=str(item.name or "value"))
     # As in the pictures: numbers are shown as means over prompts.
-    dataset = dataset.map(lambda values: values.mean("example") if _is_averaged(values) else values)
+    dataset = item.map(_mean_over_examples)
     small = [str(name) for name, values in dataset.data_vars.items() if _fits_a_table(values)]
     if not small:
         axes = ", ".join(f"{axis} ({size})" for axis, size in dataset.sizes.items())
@@ -161,12 +167,20 @@ def _as_table(item: xr.DataArray | xr.Dataset, reason: str) -> Content:
         caption = f"{omitted} variables with more axes are left out."
     shown = dataset[small]
     if not shown.sizes:
+        # `to_dataframe` needs an axis, and scalars have none.
         return pd.DataFrame({name: [shown[name].item()] for name in small}), caption
     return shown.to_dataframe().reset_index().round(4).head(ROWS), caption
 
 
 def _fits_a_table(values: xr.DataArray) -> bool:
     return values.ndim <= 2 and values.size <= 4 * ROWS
+
+
+def _mean_over_examples(values: xr.DataArray) -> xr.DataArray:
+    """The mean where there is one, else the values."""
+    if _is_averaged(values):
+        return values.mean("example")
+    return values
 
 
 def _is_averaged(values: xr.DataArray) -> bool:
@@ -215,10 +229,9 @@ def _circuits(a: Circuit, b: Circuit, names: tuple[str, str]) -> Content:
 
 def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content:
     """Rows that only one of the tables has, and the numbers of both."""
-    first, second = (_without_index(frame) for frame in (a, b))
-    columns = [list(map(str, frame.columns)) for frame in (first, second)]
-    if set(columns[0]) != set(columns[1]):
-        ours, theirs = ", ".join(columns[0]), ", ".join(columns[1])
+    first, second = _without_index(a), _without_index(b)
+    if set(map(str, first.columns)) != set(map(str, second.columns)):
+        ours, theirs = ", ".join(map(str, first.columns)), ", ".join(map(str, second.columns))
         return f"The columns differ: {ours} in {names[0]}, {theirs} in {names[1]}.", ""
     # Columns in the same order, since rows are compared as tuples.
     second = pd.DataFrame(second[list(first.columns)])
@@ -226,8 +239,9 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
     only_first = _missing_rows(first_keys, second_keys)
     only_second = _missing_rows(second_keys, first_keys)
     if not only_first and not only_second:
-        order = "" if first_keys == second_keys else " in another order"
-        return f"The same {len(a)} rows{order}.", ""
+        if first_keys != second_keys:
+            return f"The same {len(a)} rows in another order.", ""
+        return f"The same {len(a)} rows.", ""
     text = (
         f"{len(first) - len(only_first)} rows are in both, {len(only_first)} in {names[0]} alone and "
         f"{len(only_second)} in {names[1]} alone."
@@ -237,10 +251,12 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
         second.iloc[only_second].assign(**{"in": names[1]}).head(ROWS),
     ]
     items: list[Any] = [text, pd.concat(unshared, ignore_index=True)]
-    numbers = [frame.select_dtypes("number") for frame in (first, second)]
-    if all(frame.size for frame in numbers):
+    first_numbers, second_numbers = first.select_dtypes("number"), second.select_dtypes("number")
+    # `describe` refuses a table without columns or rows.
+    if first_numbers.size and second_numbers.size:
         described = [
-            frame.describe().add_prefix(f"{name}: ") for frame, name in zip(numbers, names, strict=True)
+            first_numbers.describe().add_prefix(f"{names[0]}: "),
+            second_numbers.describe().add_prefix(f"{names[1]}: "),
         ]
         items.append(pd.concat(described, axis=1).round(4).reset_index())
     return items, f"Up to {ROWS} rows that only one of them has, then the numbers of both."
@@ -248,7 +264,9 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an index that means something as columns; row numbers mean nothing."""
-    return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    if isinstance(frame.index, pd.RangeIndex):
+        return frame
+    return frame.reset_index()
 
 
 def _missing_rows(keys: list[Hashable], others: list[Hashable]) -> list[int]:
@@ -273,19 +291,27 @@ def _row_keys(frame: pd.DataFrame) -> list[Hashable]:
 def _datasets(a: xr.Dataset, b: xr.Dataset, names: tuple[str, str]) -> Content:
     rows = []
     for variable in dict.fromkeys([*a.data_vars, *b.data_vars]):
-        means = [_mean(each[variable]) if variable in each.data_vars else np.nan for each in (a, b)]
-        lacking = [name for name, each in zip(names, (a, b), strict=True) if variable not in each.data_vars]
-        missing = _Cells(None, f"Not in {', '.join(lacking)}.")
-        cells = missing if lacking else _cells(a[variable], b[variable], names)
-        largest = np.nan if cells.difference is None else float(abs(cells.difference).max())
-        rows.append((str(variable), *means, largest, cells.text))
+        first, second = a.data_vars.get(variable), b.data_vars.get(variable)
+        if first is None:
+            cells = _Cells(None, f"Not in {names[0]}.")
+        elif second is None:
+            cells = _Cells(None, f"Not in {names[1]}.")
+        else:
+            cells = _cells(first, second, names)
+        largest = np.nan
+        if cells.difference is not None:
+            largest = float(abs(cells.difference).max())
+        rows.append((str(variable), _mean(first), _mean(second), largest, cells.text))
     columns = ["variable", names[0], names[1], "largest difference", "cells"]
     caption = "Means of each variable, and the largest difference between their cells."
     return pd.DataFrame(rows, columns=columns).round(4), caption
 
 
-def _mean(values: xr.DataArray) -> float:
-    return float(values.mean()) if _is_number(values) and bool(values.notnull().any()) else np.nan
+def _mean(values: xr.DataArray | None) -> float:
+    """The mean of the numbers that were measured; NaN where there is none."""
+    if values is None or not _is_number(values) or not bool(values.notnull().any()):
+        return np.nan
+    return float(values.mean())
 
 
 @dataclass(frozen=True)
@@ -332,7 +358,9 @@ def _numbers_compared(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str], 
     largest = float(abs(difference).max())
     text = f"The largest difference is {largest:.4g}."
     if not largest:
-        text = "The same in every cell that both have." if unshared else "The same in every cell."
+        text = "The same in every cell."
+        if unshared:
+            text = "The same in every cell that both have."
     return _Cells(difference.where(measured), prefix + text + unshared)
 
 

@@ -54,7 +54,9 @@ def _failures(failed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     columns = ["status", "what", *varying(failures, settings)]
     if "error" in failures:  # last, because it is the widest
         columns.append("error")
-    caption = f"The first {ROWS} of {len(failures)}." if len(failures) > ROWS else ""
+    caption = ""
+    if len(failures) > ROWS:
+        caption = f"The first {ROWS} of {len(failures)}."
     return pd.DataFrame(failures[columns]).head(ROWS), caption
 
 
@@ -62,8 +64,11 @@ def _spec_table(sweep: Sweep) -> pd.DataFrame | str:
     rows = []
     for name, value in sweep.spec.items():
         if value not in (None, [], {}):
+            # Texts as they are: JSON would put them in quotes.
             rows.append((name, value if isinstance(value, str) else json.dumps(value)))
-    return pd.DataFrame(rows, columns=["field", "value"]) if rows else "Nothing is known."
+    if not rows:
+        return "Nothing is known."
+    return pd.DataFrame(rows, columns=["field", "value"])
 
 
 def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
