@@ -27,7 +27,7 @@ from side_by_side import Line, arguments, gpt2, show_cases
 import workbench as wb
 from workbench.prompts.prompts import Prompts
 from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
-from workbench.stores.format import checksum, write_json, writing
+from workbench.stores.writing import checksum, write_json, writing
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, StorePlan, cut, file_name
 
 WIDTH, LAYERS, LENGTH = 768, 12, 64

@@ -20,8 +20,9 @@ from workbench.engine.capture import capture, capture_cost, capture_pairs
 from workbench.errors import OutputExists, SiteError, StoreError
 from workbench.sites import Key
 from workbench.stores.disk import DiskStore, open_store, verify
-from workbench.stores.format import StoredFile, writing
+from workbench.stores.reading import StoredFile
 from workbench.stores.store import ActivationStore
+from workbench.stores.writing import writing
 
 
 @dataclass(frozen=True)

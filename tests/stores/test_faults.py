@@ -20,9 +20,10 @@ import workbench as wb
 from workbench.engine import capture_to_disk as build
 from workbench.engine.capture import capture
 from workbench.errors import OutputExists, StoreError, WorkbenchError
-from workbench.stores import format as files
 from workbench.stores.disk import DiskStore, open_store, read_plan, verify
 from workbench.stores.plan import content_sum, record_name
+from workbench.stores.reading import StoredFile
+from workbench.stores.writing import writing
 
 SITES = ["z", "resid_post", "pattern"]
 LENGTHS = [random.Random(1).randint(1, 8) for _ in range(60)]
@@ -219,7 +220,7 @@ def test_a_damaged_manifest_is_named(copy, name, content, message):
 
 def test_prompts_that_were_changed_are_not_believed(copy):
     data = bytearray((copy / "prompts.safetensors").read_bytes())
-    table = files.StoredFile(str(copy / "prompts.safetensors")).entries["tokens"]
+    table = StoredFile(str(copy / "prompts.safetensors")).entries["tokens"]
     data[table.start] ^= 1
     (copy / "prompts.safetensors").write_bytes(data)
     with pytest.raises(StoreError, match="holds other prompts than the store was planned for"):
@@ -321,7 +322,7 @@ def test_two_processes_do_not_write_the_same_shard(copy):
     store = DiskStore(str(copy))
     lengths, counts = store.prompts.lengths.numpy(), store.index.counts.numpy()
     shard = copy / "shards" / "00000.z.safetensors"
-    with files.writing(shard, plan.tensors("z", 0, lengths, counts)) as other:
+    with writing(shard, plan.tensors("z", 0, lengths, counts)) as other:
         with pytest.raises(
             StoreError, match=r"00000\.z\.safetensors' is being written by another process\. Let it finish"
         ):

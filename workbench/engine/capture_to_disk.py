@@ -43,7 +43,6 @@ from workbench.stores.disk import (
     verify,
     write_prompts,
 )
-from workbench.stores.format import checksum, write_json, writing
 from workbench.stores.plan import (
     LABELS,
     PLAN,
@@ -57,6 +56,7 @@ from workbench.stores.plan import (
     name_of,
     record_name,
 )
+from workbench.stores.writing import checksum, write_json, writing
 from workbench.text import progress_bar
 
 # Bytes a second that a disk is taken to write; for estimates only, a common SSD does as much.

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
-from workbench.stores.format import StoredFile, checksum, read_json, write_json, writing
 from workbench.stores.index import Packed
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, StorePlan, file_name, key_of, record_name
+from workbench.stores.reading import StoredFile, read_json
 from workbench.stores.store import ActivationStore
+from workbench.stores.writing import checksum, write_json, writing
 
 CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
 

@@ -153,7 +153,10 @@ class Packed:
         rows = [segment.part(first, last) for segment, first, last in self._overlaps(start, stop)]
         if not rows:
             return torch.empty((0, *self.row_shape), dtype=self.dtype)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        # A single segment stays a view: `cat` would copy it.
+        if len(rows) == 1:
+            return rows[0]
+        return torch.cat(rows)
 
     def take(self, rows: Int[Tensor, "row"]) -> Tensor:
         """[row, ...] of any rows, in the order of `rows`; a row may come twice."""

@@ -191,7 +191,9 @@ def cut(
 def name_of(key: Key) -> str:
     """A site's name, as in `resid_post[3]`."""
     kind, layer = key
-    return kind if layer is None else f"{kind}[{layer}]"
+    if layer is None:
+        return kind
+    return f"{kind}[{layer}]"
 
 
 def key_of(name: str) -> Key:

@@ -18,6 +18,7 @@ from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.stores.index import Packed, RowIndex
+from workbench.stores.plan import name_of
 
 BLOCK = 4096
 
@@ -139,9 +140,12 @@ class SiteView:
         Raises:
             StoreError: the store holds some positions only, or means.
         """
+        # Of some positions only it would not be known which they are.
         if self.index.kept is not None:
             raise StoreError(f"{self!r} holds {self.store.keep} of each prompt and not its whole sequence.")
-        chosen = list(range(len(self.store)) if examples is None else examples)
+        if examples is None:
+            examples = range(len(self.store))
+        chosen = list(examples)
         length = length or int(self.store.index.counts[chosen].max())
         first = self.prompt(chosen[0])
         shape = (length, *first.shape[1:])
@@ -184,14 +188,18 @@ class SiteView:
         return len(self.data)
 
     def __repr__(self) -> str:
-        site = self.kind if self.layer is None else f"{self.kind}[{self.layer}]"
         # Of patterns these are the numbers, since their rows have no common shape.
         shape = (len(self.data), *self.data.row_shape)
-        return f"<SiteView {site}: {len(self.store)} prompts, {shape} {self.dtype}>"
+        return (
+            f"<SiteView {name_of((self.kind, self.layer))}: {len(self.store)} prompts, {shape} {self.dtype}>"
+        )
 
 
 def _indices(numbers: Iterable[int] | Tensor) -> Int[Tensor, "row"]:
-    return torch.as_tensor(numbers if isinstance(numbers, Tensor) else list(numbers)).cpu().long()
+    # torch makes tensors of sequences and not of iterators.
+    if not isinstance(numbers, Tensor):
+        numbers = torch.as_tensor(list(numbers))
+    return numbers.cpu().long()
 
 
 class RowBlocks(IterableDataset[Tensor]):
@@ -202,6 +210,7 @@ class RowBlocks(IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
+        # (which of the workers this is, how many there are); without a `DataLoader`'s workers, the only one.
         share = (0, 1) if worker is None else (worker.id, worker.num_workers)
         blocks = self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share)
         for _, block in blocks:
@@ -261,7 +270,10 @@ class ActivationStore:
     @cached_property
     def prompts(self) -> Prompts:
         """The prompts, with named positions and token strings."""
-        return self._prompts if isinstance(self._prompts, Prompts) else self._prompts()
+        # A store on disk reads its prompts when they are asked for.
+        if isinstance(self._prompts, Prompts):
+            return self._prompts
+        return self._prompts()
 
     @cached_property
     def _examples(self) -> dict[str, int]:
@@ -311,7 +323,9 @@ class ActivationStore:
         return key in self._data
 
     def __getitem__(self, key: Key | str) -> SiteView:
-        kind, layer = (key, None) if isinstance(key, str) else key
+        if isinstance(key, str):
+            key = (key, None)
+        kind, layer = key
         kind_named(kind)
         if KINDS[kind].per_layer and layer is None:
             raise StoreError(
@@ -322,13 +336,13 @@ class ActivationStore:
             if kind in self.kinds:
                 contents = f"it has layers {self.layers(kind)} of it"
             raise StoreError(
-                f"The store does not hold {kind}"
-                + ("" if layer is None else f"[{layer}]")
-                + f"; {contents}. "
+                f"The store does not hold {name_of((kind, layer))}; {contents}. "
                 f"Capture it with sites=[..., {kind!r}]."
             )
         data = self._data[kind, layer]
-        index = self._squares(len(data)) if kind == "pattern" else self.index
+        index = self.index
+        if kind == "pattern":
+            index = self._squares(len(data))
         return SiteView(kind, layer, data, index, self)
 
     def _squares(self, numbers: int) -> RowIndex:
@@ -336,6 +350,8 @@ class ActivationStore:
         return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))
 
     def __repr__(self) -> str:
-        folder = "" if self.path is None else f" in {self.path!r}"
+        folder = ""
+        if self.path is not None:
+            folder = f" in {self.path!r}"
         contents = f"{', '.join(self.kinds)}, {self.nbytes() / 2**20:.1f} MiB"
         return f"<ActivationStore of {self.model_name}{folder}: {len(self)} prompts, {contents}>"
