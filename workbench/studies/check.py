@@ -64,8 +64,10 @@ class _Files:
     @classmethod
     def read(cls, folder: Path) -> "_Files":
         """The files of a folder; errors name the one that cannot be read."""
-        texts = [(folder / name).read_text(encoding="utf-8") for name in ("README.md", "circuit.svg")]
-        return cls(folder.name, Circuit.load(folder / "circuit.json"), Evidence.load(folder / FILE), *texts)
+        readme = (folder / "README.md").read_text(encoding="utf-8")
+        drawing = (folder / "circuit.svg").read_text(encoding="utf-8")
+        circuit, evidence = Circuit.load(folder / "circuit.json"), Evidence.load(folder / FILE)
+        return cls(folder.name, circuit, evidence, readme, drawing)
 
 
 def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
@@ -90,7 +92,9 @@ def _circuits_differ(ours: Circuit, theirs: Circuit) -> list[str]:
 
 def _edge_scores(circuit: Circuit) -> np.ndarray:
     """[edge]: the scores of its edges; none where a person chose them."""
-    return np.zeros(0) if circuit.scores is None else circuit.scores[circuit.edges]
+    if circuit.scores is None:
+        return np.zeros(0)
+    return circuit.scores[circuit.edges]
 
 
 def _lasting(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,21 +110,28 @@ def _differ(path: str, ours: Any, theirs: Any) -> list[str]:
         return [f"{path}: {theirs!r}, and study.json says {ours!r}"]
     if is_dataclass(ours):
         ours, theirs = _named_fields(ours), _named_fields(theirs)
+    reasons: list[str] = []
     if isinstance(ours, Mapping):
         if list(ours) != list(theirs):
             return [f"{path}: it holds {', '.join(theirs)}, and study.json {', '.join(ours)}"]
-        return [text for key in ours for text in _differ(f"{path}.{key}".lstrip("."), ours[key], theirs[key])]
+        for key in ours:
+            reasons += _differ(f"{path}.{key}".lstrip("."), ours[key], theirs[key])
+        return reasons
     if isinstance(ours, tuple):
         if len(ours) != len(theirs):
             return [f"{path}: {len(theirs)} entries, and study.json has {len(ours)}"]
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        return [text for i, (a, b) in pairs for text in _differ(f"{path}.{getattr(a, 'name', i)}", a, b)]
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            # By name where there is one: "tests.values" tells a reader more than "tests.3".
+            reasons += _differ(f"{path}.{getattr(a, 'name', i)}", a, b)
+        return reasons
     # Booleans and integers are exact; only floats depend on the machine.
     if isinstance(ours, float):
         same = np.isclose(theirs, ours, rtol=CLOSE, atol=SLACK, equal_nan=True)
     else:
         same = ours == theirs
-    return [] if same else [f"{path}: {theirs!r}, and study.json says {ours!r}"]
+    if not same:
+        reasons.append(f"{path}: {theirs!r}, and study.json says {ours!r}")
+    return reasons
 
 
 def _named_fields(evidence: Any) -> dict[str, Any]:

@@ -87,13 +87,10 @@ class CircuitExperiment(Experiment):
     @cached_property
     def measured(self) -> dict[str, xr.DataArray]:
         """The columns of `heads` before averaging, each (example, component)."""
-        sites = [
-            f"z[{name[1:]}]" if name.startswith("a") else f"mlp_out[{name[1:]}]" for name in self.components
-        ]
         swapped = effects(
             self.model,
             self.pairs,
-            sites=sites,
+            sites=outputs(self.components),
             value=self.heldout.value("corrupt"),
             metric=self.metric,
             progress=False,
@@ -181,8 +178,11 @@ class CircuitExperiment(Experiment):
     def _logits(self, prompts: Prompts, edits: Mapping[Any, Value]) -> Tensor:
         """[example, vocab]: the logits that the metric reads."""
         # Values from the corrupt store are matched to prompts by their partner in the pair.
-        other = self.pairs.corrupt if edits else None
-        return self.metric.read(run(self.model, prompts, edits=dict(edits), other=other).logits, prompts)
+        other = None
+        if edits:
+            other = self.pairs.corrupt
+        logits = run(self.model, prompts, edits=dict(edits), other=other).logits
+        return self.metric.read(logits, prompts)
 
     def _check_single_tokens(self) -> None:
         if self.metric.reads_answer_tokens:
@@ -222,7 +222,9 @@ class CircuitExperiment(Experiment):
         return result.isel(circuit=0)
 
     def _with(self, pairs: PromptPairs | None) -> PairsInModel:
-        return self.heldout if pairs is None else PairsInModel.of(self.model, pairs, metric=self.metric)
+        if pairs is None:
+            return self.heldout
+        return PairsInModel.of(self.model, pairs, metric=self.metric)
 
     # ---- edits
 
@@ -230,11 +232,11 @@ class CircuitExperiment(Experiment):
         """Edits that exchange, at END, each head's attention to two positions."""
         edits: Edits = {}
         prompts, rows = self.pairs.clean, torch.arange(len(self.pairs))
-        end, new, old = (prompts.at(position) for position in ("END", to, instead_of))
+        end, new, old = map(prompts.at, ("END", to, instead_of))
         for head in map(parsed, heads):
-            pattern = (
-                self.clean["pattern", head.layer].padded()[rows, head.index, end].clone()
-            )  # [example, key]
+            patterns = self.clean["pattern", head.layer].padded()  # [example, head, query, key]
+            pattern = patterns[rows, head.index, end].clone()  # [example, key]
+            # Two columns change places, so that the row still sums to 1.
             pattern[rows, new], pattern[rows, old] = pattern[rows, old], pattern[rows, new].clone()
             edits[f"pattern[{head.layer}.{head.index}]@END"] = constant(pattern)
         return edits
@@ -273,7 +275,9 @@ class CircuitExperiment(Experiment):
 
     def _group(self, kind: str) -> int:
         """How many heads share one `k` or `v`; 1 for kinds that every head has for itself."""
-        return Shape.of(self.model).group if kind in ("k", "v") else 1
+        if kind in ("k", "v"):
+            return Shape.of(self.model).group
+        return 1
 
     # ---- measurements that several studies make
 
@@ -340,9 +344,13 @@ def layer_of(head: str) -> int:
     return parsed(head).layer
 
 
-def outputs(heads: Sequence[str]) -> list[str]:
-    """The sites of what heads write: `a3.7` → `z[3.7]`."""
-    return [f"z[{head[1:]}]" for head in heads]
+def outputs(components: Sequence[str]) -> list[str]:
+    """The sites of what heads and MLPs write: `a3.7` → `z[3.7]`, `m3` → `mlp_out[3]`."""
+    sites = []
+    for name in components:
+        kind = "z" if name.startswith("a") else "mlp_out"
+        sites.append(f"{kind}[{name[1:]}]")
+    return sites
 
 
 def _as_numbers(values: Tensor) -> np.ndarray:

@@ -71,8 +71,9 @@ def main(study: Study, folder: Path) -> None:
         if check:
             raise typer.Exit(_check(study, folder))
         loaded = load_model(model)
+        # The command that the page prints: of the committed study it is the plain one.
         options = () if committed else ("--model", model_name(loaded), "--n", str(n or study.n))
-        target = folder if out is None else out
+        target = out or folder
         write(
             study, loaded, target, command=_command(folder, *options), n=n, overwrite=overwrite or out is None
         )

@@ -76,6 +76,7 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
 def other_heads(experiment: CircuitExperiment) -> Estimate:
     """What circuits of the same shape keep whose edges go through other heads of the same layers."""
     circuit = experiment.circuit
+    # Same layers and same shape, so that only the choice of heads differs.
     masks = relocated(circuit.graph, circuit.edges, draws=RANDOM_CIRCUITS)
     circuits = [Circuit.of(circuit.graph, edges) for edges in masks]
     result = _evaluate(experiment, circuits, experiment.heldout.value("corrupt"), ())
@@ -91,6 +92,7 @@ def _is_small(circuit: Circuit) -> bool:
 
 def _checked(experiment: CircuitExperiment) -> xr.Dataset:
     """The circuit under corrupt values with every check that is affordable."""
+    # None is every check: incompleteness and minimality run a circuit for every component.
     checks = None if _is_small(experiment.circuit) else ("complement", "random")
     value = experiment.heldout.value("corrupt")
     return _evaluate(experiment, experiment.circuit, value, checks).isel(circuit=0)
@@ -134,11 +136,9 @@ def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estim
     for name in values:
         note = f"{name} values instead of corrupt ones"
         rows.append(_kept(f"faithfulness, {name} values", by_value.sel(ablation=name), note))
-    jaccard, low, high = (float(resampled[field]) for field in ("jaccard", "low", "high"))
-    return [
-        *rows,
-        Estimate("stability", jaccard, low, high, "Jaccard index of circuits found on resampled prompts"),
-    ]
+    note = "Jaccard index of circuits found on resampled prompts"
+    low, high = float(resampled["low"]), float(resampled["high"])
+    return [*rows, Estimate("stability", float(resampled["jaccard"]), low, high, note)]
 
 
 def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
@@ -167,8 +167,9 @@ def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) 
 
 def _kept(name: str, row: xr.Dataset, note: str = "", field: str = "faithfulness") -> Estimate:
     """A field of `evaluate` with its interval, whose ends are `low` and `high`, or named after the field."""
-    low, high = ("low", "high") if field == "faithfulness" else (f"{field}_low", f"{field}_high")
-    return Estimate(name, float(row[field]), float(row[low]), float(row[high]), note)
+    prefix = "" if field == "faithfulness" else f"{field}_"
+    low, high = float(row[f"{prefix}low"]), float(row[f"{prefix}high"])
+    return Estimate(name, float(row[field]), low, high, note)
 
 
 def _component(experiment: CircuitExperiment, name: str) -> Component:
@@ -178,16 +179,19 @@ def _component(experiment: CircuitExperiment, name: str) -> Component:
         """The component's mean in a column, over prompts."""
         return Estimate.of(column, measured[column].sel(component=name).values)
 
-    is_head = name.startswith("a")
-    positions = [position for position in experiment.pairs.clean.positions if position != "END"]
-    return Component(
-        name=name,
-        swapped=estimate("swapped"),
-        direct=estimate("direct") if "direct" in measured else None,
-        attention={position: float(means[position]) for position in positions} if is_head else {},
-        copying=float(means["copying"]) if is_head else None,
-        role=experiment.roles.get(name, ""),
-    )
+    direct = copying = None
+    attention: dict[str, float] = {}
+    # Answers of several tokens have no direct attribution.
+    if "direct" in measured:
+        direct = estimate("direct")
+    # MLPs neither attend nor copy.
+    if name.startswith("a"):
+        copying = float(means["copying"])
+        for position in experiment.pairs.clean.positions:
+            if position != "END":
+                attention[position] = float(means[position])
+    role = experiment.roles.get(name, "")
+    return Component(name, estimate("swapped"), direct, attention, copying, role)
 
 
 def _role_rules(experiment: CircuitExperiment) -> list[RoleRule]:
@@ -225,7 +229,9 @@ def _tests(study: Study, experiment: CircuitExperiment) -> tuple[list[TestResult
             )
     except (CircuitError, UnsuitableTask) as error:
         return [], str(error)
-    return results, "" if results else "this study makes no prediction"
+    if not results:
+        return [], "this study makes no prediction"
+    return results, ""
 
 
 def _agreement(study: Study, experiment: CircuitExperiment) -> Agreement | None:

@@ -17,7 +17,9 @@ from workbench.statistics import mean_interval
 
 def _nan_if_null(number: float | None) -> float:
     # JSON has no NaN; pydantic writes it as null.
-    return float("nan") if number is None else number
+    if number is None:
+        return float("nan")
+    return number
 
 
 Real = Annotated[float, BeforeValidator(_nan_if_null)]
@@ -63,9 +65,14 @@ class Role:
 
     def fits(self, head: pd.Series) -> bool:
         """Whether a row of `CircuitExperiment.heads` meets every bound; a column that is missing does not."""
-        return all(
-            column in head and head[column] >= bound for column, bound in self.at_least.items()
-        ) and all(column in head and head[column] <= bound for column, bound in self.at_most.items())
+        # NaN fails both comparisons, so a column that was not measured counts as missing.
+        for column, bound in self.at_least.items():
+            if column not in head or not head[column] >= bound:
+                return False
+        for column, bound in self.at_most.items():
+            if column not in head or not head[column] <= bound:
+                return False
+        return True
 
     def __str__(self) -> str:
         bounds = [f"{column} at least {bound}" for column, bound in self.at_least.items()]
@@ -95,7 +102,9 @@ class Prediction:
     @property
     def criterion(self) -> str:
         """When it holds, in words."""
-        return f"within {self.within:.0%}" if self.at_least is None else f"at least {self.at_least}"
+        if self.at_least is not None:
+            return f"at least {self.at_least}"
+        return f"within {self.within:.0%}"
 
     def holds(self, measured: float) -> bool:
         """Whether a measured mean meets the criterion."""

@@ -36,7 +36,7 @@ def page(evidence: Evidence) -> str:
         _roles(evidence),
         _senders(evidence),
         "## Tests of the account\n\n" + _tests(evidence),
-        _published(evidence.agreement, len(evidence.edges)) if evidence.agreement else "",
+        _published(evidence.agreement, len(evidence.edges)),
         "## Not explained\n\n" + "".join(f"* {line}\n" for line in not_explained(evidence)),
     ]
     return "\n".join(section for section in sections if section)
@@ -153,7 +153,9 @@ def _tests(evidence: Evidence) -> str:
     )
 
 
-def _published(agreement: Agreement, n_edges: int) -> str:
+def _published(agreement: Agreement | None, n_edges: int) -> str:
+    if agreement is None:
+        return ""
     rows = [(role.name, role.published, role.found, role.missing or "none") for role in agreement.roles]
     return (
         f"## Beside the published circuit\n\nOf {agreement.published_edges} edges published, "
@@ -166,7 +168,8 @@ def _published(agreement: Agreement, n_edges: int) -> str:
 def not_explained(evidence: Evidence) -> list[str]:
     """What the evidence leaves open, a sentence each, from what was measured to what the author adds."""
     faithfulness = evidence.estimate("faithfulness")
-    zero, mean = (evidence.estimate(f"faithfulness, {name} values") for name in ("zero", "mean"))
+    zero = evidence.estimate("faithfulness, zero values")
+    mean = evidence.estimate("faithfulness, mean values")
     lines = []
     if not _behaves(evidence):
         lines.append(

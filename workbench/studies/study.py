@@ -57,7 +57,8 @@ class Study:
         Raises:
             PromptError: a single prompt, which has no interval.
         """
-        n = self.n if n is None else n
+        if n is None:
+            n = self.n
         if n == 1:
             raise PromptError("n=1: a study needs at least two prompts, because one has no interval.")
         data = Experiment.of(model, self.task, n=n, seed=seed)
