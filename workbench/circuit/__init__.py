@@ -2,6 +2,6 @@
 
 `graph` says which edges exist. `circuit.Circuit` is a set of them; it uses `selection` and `collapse` for its
 subsets, `tables` for its other forms and `document` for its own files. `components` names what edges connect.
-On top of it stand `formats` (files of other tools), `compare`, `published` (circuits of papers) and `random`
-(circuits to beat). Begin with the docstring of `graph`, then `Circuit`.
+On top of it stand `formats` (files of other tools, by `foreign` and `foreign_files`), `compare`, `published`
+(circuits of papers) and `random` (circuits to beat). Begin with the docstring of `graph`, then `Circuit`.
 """

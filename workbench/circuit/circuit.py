@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,9 +160,9 @@ class Circuit:
         for i, name in enumerate(self.graph.writers):
             neurons.setdefault(mlp_of(name), []).append(i in writing)
         shares = {name: sum(inside) / len(inside) for name, inside in neurons.items()} | from_file
-        edges = {
-            (edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)) for edge in self.graph.edges(self.edges)
-        }
+        edges = set()
+        for edge in self.graph.edges(self.edges):
+            edges.add((edge.pos, mlp_of(edge.writer), mlp_of(edge.reader)))
         # `fsum` rounds once, so that the sum does not depend on the order in which a set is gone through.
         return math.fsum(shares[writer] for _, writer, _ in edges)
 
@@ -180,7 +181,9 @@ class Circuit:
     @property
     def _scored_edges(self) -> list[tuple[Edge, float]]:
         """The edges with their scores, as `edge_list` sorts them."""
-        values = np.full(self.n_edges, np.nan) if self.scores is None else self.scores[self.edges]
+        values = np.full(self.n_edges, np.nan)
+        if self.scores is not None:
+            values = self.scores[self.edges]
         scored = list(zip(self.graph.edges(self.edges), values.tolist(), strict=True))
         # A stable sort leaves edges of equal score in graph order, so that files and tables do not vary.
         return [scored[i] for i in np.argsort(-np.abs(values), kind="stable")]
@@ -191,14 +194,11 @@ class Circuit:
 
         A key or value that query heads share counts for those of them that are in the circuit otherwise.
         """
-        present = {self.graph.writers[w] for w in np.flatnonzero(self._by_position.any((0, 2)))}
-        entered = [
-            components(self.graph, self.graph.readers[r])
-            for r in np.flatnonzero(self._by_position.any((0, 1)))
-        ]
-        present.update(sharing[0] for sharing in entered if len(sharing) == 1)
-        # Only if no head that shares it is in the circuit does a key or value stand for all of them.
-        for sharing in entered:
+        present = set(compress(self.graph.writers, self._by_position.any((0, 2))))
+        readers = compress(self.graph.readers, self._by_position.any((0, 1)))
+        # Those that one head reads first: they say which of several heads a shared key or value counts for.
+        for sharing in sorted((components(self.graph, reader) for reader in readers), key=len):
+            # Only if no head that shares it is in the circuit does a key or value stand for all of them.
             if present.isdisjoint(sharing):
                 present.update(sharing)
         return tuple(name for name in (*self.graph.writers, "logits") if name in present)
@@ -291,9 +291,10 @@ class Circuit:
         """The circuit of an operation on both edge matrices, and what both circuits agree on."""
         self._check_same(other, sign)
         shared = self.attrs.keys() & other.attrs.keys()
-        agreed = {
-            key: value for key, value in self.attrs.items() if key in shared and other.attrs[key] == value
-        }
+        agreed = {key: self.attrs[key] for key in self.attrs if key in shared}
+        for key in shared:
+            if other.attrs[key] != agreed[key]:
+                del agreed[key]
         return replace(
             self._subset(operation(self.edges, other.edges)),
             attrs=agreed,
@@ -444,4 +445,6 @@ class Circuit:
 
 
 def _graph_of(model_or_graph: Model | Shape | Graph) -> Graph:
-    return model_or_graph if isinstance(model_or_graph, Graph) else Graph.of(model_or_graph)
+    if isinstance(model_or_graph, Graph):
+        return model_or_graph
+    return Graph.of(model_or_graph)

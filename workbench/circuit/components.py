@@ -106,6 +106,7 @@ def check_size(graph: Graph) -> None:
 
 def differences(a: Graph, b: Graph, other: str) -> str:
     """What tells two graphs apart, in words; `other` names the second."""
-    ours, theirs = ({**asdict(graph), **asdict(graph.shape)} for graph in (a, b))
+    # Sizes beside positions and neurons: one list of names for all of them.
+    ours, theirs = asdict(a) | asdict(a.shape), asdict(b) | asdict(b.shape)
     names = [name for name in ours if name != "shape" and ours[name] != theirs[name]]
     return ", ".join(f"{name} {ours[name]} ({other}: {theirs[name]})" for name in names)

@@ -51,7 +51,7 @@ def write_document(
     """Write a circuit as JSON, whole or not at all, with its edges in this order. Raises `OutputExists`."""
     check_free(path, overwrite=overwrite)
     # JSON has no NaN: an edge without a score gets null.
-    edges = {str(edge): None for edge, _ in scored_edges}
+    edges: dict[str, float | None] = {str(edge): None for edge, _ in scored_edges}
     edges |= {str(edge): score for edge, score in scored_edges if math.isfinite(score)}
     fields: dict[str, Any] = {
         "format": FORMAT,

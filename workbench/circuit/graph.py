@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,10 @@ REST = "rest"
 
 def _several(given: Any) -> tuple[Any, ...]:
     """One or several of something, whole numbers of numpy as plain ones."""
-    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    return tuple(int(number) if isinstance(number, np.integer) else number for number in several)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        given = [given]
+    # numpy's integers would not be found among Python's in JSON and in error messages.
+    return tuple(int(number) if isinstance(number, np.integer) else number for number in given)
 
 
 def _is_whole(number: Any) -> bool:
@@ -121,7 +124,10 @@ class Graph:
         """
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
-        return cls(Shape(**sizes), None if positions is None else tuple(positions), tuple(neurons))
+        # JSON has lists where a graph has tuples.
+        if positions is not None:
+            positions = tuple(positions)
+        return cls(Shape(**sizes), positions, tuple(neurons))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the graph, for JSON."""
@@ -259,12 +265,17 @@ class Graph:
             )
             kept = split & alive[..., :, None] & needed[..., None, :]
             if (kept == split).all():
-                return kept[..., 0, :, :] if self.positions is None else kept
+                break
             split = kept
+        if self.positions is None:
+            return split[..., 0, :, :]
+        return split
 
     def _by_position(self, edges: np.ndarray) -> np.ndarray:
         """[..., pos, writer, reader], with one position where the graph has none."""
-        return edges[..., None, :, :] if self.positions is None else edges
+        if self.positions is None:
+            return edges[..., None, :, :]
+        return edges
 
     def between(self, writers: np.ndarray) -> np.ndarray:
         """The edges between some components, `input` and `logits` included: bool [..., writer, reader] of
@@ -326,12 +337,12 @@ class Graph:
     @cached_property
     def writer_index(self) -> dict[str, int]:
         """Name of a writer -> its row."""
-        return {name: i for i, name in enumerate(self.writers)}
+        return dict(zip(self.writers, count(), strict=False))
 
     @cached_property
     def reader_index(self) -> dict[str, int]:
         """Name of a reader -> its column."""
-        return {name: i for i, name in enumerate(self.readers)}
+        return dict(zip(self.readers, count(), strict=False))
 
     def __str__(self) -> str:
         shape = self.shape

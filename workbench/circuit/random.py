@@ -125,7 +125,8 @@ def add_path(
     if most is None:
         most = graph.n_edges
     # [pos, writer, reader], with one position where the graph has none
-    choices, edges = (matrix.reshape(-1, *matrix.shape[-2:]).copy() for matrix in (allowed, circuit))
+    choices = allowed.reshape(-1, *allowed.shape[-2:])
+    edges = circuit.reshape(-1, *circuit.shape[-2:]).copy()
     n_positions = len(choices)
     # Readers (position, index) that still need a writer, from the logits on.
     open_readers = [(int(rng.integers(n_positions)), len(graph.readers) - 1)]
@@ -157,9 +158,14 @@ def _inputs_to_draw(
     """The readers (position, index) that a component needs to run: its query or input, and its key or its
     value.
     """
-    inputs = [int(reader) for reader in np.flatnonzero(graph.feeds[:, writer])]
-    keys_values = [reader for reader in inputs if graph.readers[reader].endswith(("<k>", "<v>"))]
-    drawn = [(pos, reader) for reader in inputs if reader not in keys_values]
+    keys_values: list[int] = []
+    drawn: list[tuple[int, int]] = []
+    for reader in np.flatnonzero(graph.feeds[:, writer]).tolist():
+        # The query or input is read where the component is; a key or value at any position.
+        if graph.readers[reader].endswith(("<k>", "<v>")):
+            keys_values.append(reader)
+        else:
+            drawn.append((pos, reader))
     if keys_values:
         drawn.append((int(rng.integers(n_positions)), int(rng.choice(keys_values))))
     return drawn

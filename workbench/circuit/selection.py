@@ -69,7 +69,7 @@ def _at_positions(graph: Graph, positions: Position | Iterable[Position]) -> np.
             raise CircuitError(
                 f"restricted: this circuit has no position {position!r}. Its positions: {listed}."
             )
-    return np.array([position in wanted for position in known], dtype=bool)
+    return np.array(list(map(wanted.__contains__, known)), dtype=bool)
 
 
 def _named(

@@ -48,8 +48,8 @@ def score_array(
     # A matrix over neurons is mostly absent edges, so those that exist are listed on one axis.
     writer, reader = np.nonzero(graph.whole.exists)
     dims = (*coords, "edge")
-    coords["writer"] = ("edge", [graph.writers[w] for w in writer])
-    coords["reader"] = ("edge", [graph.readers[r] for r in reader])
+    coords["writer"] = ("edge", list(map(graph.writers.__getitem__, writer)))
+    coords["reader"] = ("edge", list(map(graph.readers.__getitem__, reader)))
     return xr.DataArray(values[..., writer, reader], dims=dims, coords=coords, attrs=facts, name="score")
 
 
