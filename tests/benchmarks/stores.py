@@ -27,8 +27,8 @@ from side_by_side import Line, arguments, gpt2, show_cases
 import workbench as wb
 from workbench.prompts.prompts import Prompts
 from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
-from workbench.stores.writing import checksum, write_json, writing
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, StorePlan, cut, file_name
+from workbench.stores.writing import checksum, write_json, writing
 
 WIDTH, LAYERS, LENGTH = 768, 12, 64
 BLOCK = 4096

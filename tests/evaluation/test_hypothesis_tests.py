@@ -13,7 +13,8 @@ from closeness import close
 import workbench as wb
 from workbench.circuit.random import add_path, random_circuits
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
-from workbench.evaluation.hypothesis_tests import REJECTION_SUPPORTS, TESTS, circuit_tests
+from workbench.evaluation.hypothesis_tests import circuit_tests
+from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS
 from workbench.sites import Shape
 
 SEEDS, QUICK_SEEDS = range(20), range(3)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.discovery.search import graph_of, is_number, matrix_of
+from workbench.discovery.score_arrays import graph_of, is_number, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.discovery.search import is_number
+from workbench.discovery.score_arrays import is_number
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName

@@ -1,12 +1,10 @@
 """From scores of edges or nodes to a circuit: the best ones, those that grow from the logits, or as few as
 suffice.
 
-Read `find_circuit` first. `graph_of` and `matrix_of` read an array of scores and refuse what is none; nothing
-here scores.
+Read `find_circuit` first. Arrays of scores are read and refused by `score_arrays.py`; nothing here scores.
 """
 
 import heapq
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,10 +14,18 @@ from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
+from workbench.discovery.score_arrays import (
+    check_array,
+    graph_in_attrs,
+    graph_of,
+    is_number,
+    matrix_of,
+    supporting,
+)
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, from_store, zero
-from workbench.errors import CircuitError, SiteError, UnknownName
+from workbench.errors import CircuitError, UnknownName
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
@@ -261,14 +267,14 @@ def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor]
 
 def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
     """The circuit of every edge between the components with the best node scores."""
-    _check_array(scores)
+    check_array(scores)
     if scores.dims != ("writer",):
         raise CircuitError(
             f"find_circuit: n_nodes= needs node scores with dims (writer,), not {scores.dims}: use "
             "wb.score_nodes(...)."
         )
-    graph = _graph_of(scores)
-    values = _supporting(scores)
+    graph = graph_in_attrs(scores)
+    values = supporting(scores)
     if "writer" not in scores.coords or tuple(scores["writer"].values) != graph.writers:
         raise CircuitError(
             f"These node scores are not over all writers in graph order ({graph}): do not select "
@@ -304,86 +310,3 @@ def _circuit_of(
         attrs=attrs | {"ranked_by": by},
         prompt_ids=str(scores.attrs.get("prompt_ids", "")).split(),
     )
-
-
-def _supporting(scores: xr.DataArray) -> np.ndarray:
-    """The values turned so that positive supports the behaviour, also where a lower metric is better."""
-    if int(scores.attrs.get("higher_is_better", 1)):
-        return scores.values
-    return -scores.values
-
-
-def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
-    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there
-    is no edge.
-    """
-    values = _supporting(scores)
-    if scores.dims[-1] != "edge":
-        return values
-    table = np.full((*values.shape[:-1], *graph.whole.exists.shape), np.nan)
-    writer, reader = np.nonzero(graph.whole.exists)
-    table[..., writer, reader] = values
-    return table
-
-
-def graph_of(scores: xr.DataArray) -> Graph:
-    """The graph that edge scores belong to. Raises `CircuitError` for anything else."""
-    _check_array(scores)
-    axes = [dim for dim in scores.dims if dim != "pos"]
-    if axes not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
-        raise CircuitError(
-            f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with "
-            "wb.score_edges(...); average kept axes first."
-        )
-    graph = _graph_of(scores)
-    # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be
-    # summed first.
-    leading = ("pos",) if graph.positions is not None else ()
-    positions = [str(position) for position in graph.positions or ()]
-    fits = scores.dims[: -len(axes)] == leading
-    if not fits or (leading and list(scores["pos"].values) != positions):
-        raise CircuitError(
-            f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept "
-            "axes first."
-        )
-    expected = [list(graph.writers), list(graph.readers)]
-    if "edge" in scores.dims:
-        writer, reader = np.nonzero(graph.whole.exists)
-        expected = [np.asarray(graph.writers)[writer].tolist(), np.asarray(graph.readers)[reader].tolist()]
-    labels = [
-        scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")
-    ]
-    if labels != expected:
-        raise CircuitError(
-            f"These edge scores are not over the whole graph in its own order ({graph}): do not "
-            "select or sort them."
-        )
-    return graph
-
-
-def is_number(number: Any) -> bool:
-    """Whether it is a finite real number."""
-    return (
-        isinstance(number, int | float | np.integer | np.floating)
-        and type(number) is not bool
-        and bool(np.isfinite(number))
-    )
-
-
-def _check_array(scores: Any) -> None:
-    """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
-    if not isinstance(scores, xr.DataArray):
-        raise CircuitError(
-            "Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not "
-            f"{type(scores).__name__}."
-        )
-    if scores.dtype.kind not in "fiu":
-        raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
-
-
-def _graph_of(scores: xr.DataArray) -> Graph:
-    """The graph that the attrs of scores describe."""
-    try:
-        return Graph.from_dict(json.loads(scores.attrs["graph"]))
-    except (ValueError, TypeError, KeyError, SiteError) as error:
-        raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error

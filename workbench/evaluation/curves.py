@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
-from workbench.discovery.search import RANKINGS, find_circuit, graph_of, is_number
+from workbench.discovery.score_arrays import graph_of, is_number
+from workbench.discovery.search import RANKINGS, find_circuit
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.evaluate import evaluate

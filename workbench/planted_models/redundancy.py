@@ -64,7 +64,7 @@ def backup_negative(size: int, gain: float) -> Recipe:
     drawing.head("negative", 2, [drawing.same("out", "token")], [drawing.move("token", "out", -0.5)])
     drawing.read_out("out", words)
     main, spare = _redundant()
-    # What tells the negative head of the backup's answer is as needless as the backup while the main head speaks.
+    # While the main head speaks, what tells the negative head of the backup's answer is needless too.
     sets = tuple(map(frozenset, product(main, (*spare, "backup->negative<q>"))))
     shared = {"main->backup<q>", "input->negative<k>", "input->negative<v>"}
     return Recipe(drawing, _capital_moves(words), 1, frozenset(shared), sets)

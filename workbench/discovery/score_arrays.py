@@ -1,0 +1,97 @@
+"""Arrays of scores: which graph they belong to, and their values in the order of that graph.
+
+Read `graph_of` and `matrix_of`: they refuse what is no array of edge scores, or only a piece of one. Nothing
+here scores or chooses.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.circuit.graph import Graph
+from workbench.errors import CircuitError, SiteError
+
+
+def graph_of(scores: xr.DataArray) -> Graph:
+    """The graph that edge scores belong to. Raises `CircuitError` for anything else."""
+    check_array(scores)
+    axes = [dim for dim in scores.dims if dim != "pos"]
+    if axes not in (["writer", "reader"], ["edge"]) or "graph" not in scores.attrs:
+        raise CircuitError(
+            f"Edge scores have dims (writer, reader), not {scores.dims}. Make them with "
+            "wb.score_edges(...); average kept axes first."
+        )
+    graph = graph_in_attrs(scores)
+    # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be
+    # summed first.
+    leading = ("pos",) if graph.positions is not None else ()
+    positions = [str(position) for position in graph.positions or ()]
+    fits = scores.dims[: -len(axes)] == leading
+    if not fits or (leading and list(scores["pos"].values) != positions):
+        raise CircuitError(
+            f"These edge scores have dims {scores.dims}, and their graph has {graph}: average kept "
+            "axes first."
+        )
+    expected = [list(graph.writers), list(graph.readers)]
+    if "edge" in scores.dims:
+        writer, reader = np.nonzero(graph.whole.exists)
+        expected = [np.asarray(graph.writers)[writer].tolist(), np.asarray(graph.readers)[reader].tolist()]
+    labels = [
+        scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")
+    ]
+    if labels != expected:
+        raise CircuitError(
+            f"These edge scores are not over the whole graph in its own order ({graph}): do not "
+            "select or sort them."
+        )
+    return graph
+
+
+def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
+    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there
+    is no edge.
+    """
+    values = supporting(scores)
+    if scores.dims[-1] != "edge":
+        return values
+    table = np.full((*values.shape[:-1], *graph.whole.exists.shape), np.nan)
+    writer, reader = np.nonzero(graph.whole.exists)
+    table[..., writer, reader] = values
+    return table
+
+
+def supporting(scores: xr.DataArray) -> np.ndarray:
+    """The values turned so that positive supports the behaviour, also where a lower metric is better."""
+    if int(scores.attrs.get("higher_is_better", 1)):
+        return scores.values
+    return -scores.values
+
+
+def check_array(scores: Any) -> None:
+    """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
+    if not isinstance(scores, xr.DataArray):
+        raise CircuitError(
+            "Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not "
+            f"{type(scores).__name__}."
+        )
+    if scores.dtype.kind not in "fiu":
+        raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
+
+
+def graph_in_attrs(scores: xr.DataArray) -> Graph:
+    """The graph that the attrs of scores describe."""
+    try:
+        return Graph.from_dict(json.loads(scores.attrs["graph"]))
+    except (ValueError, TypeError, KeyError, SiteError) as error:
+        raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error
+
+
+def is_number(number: Any) -> bool:
+    """Whether it is a finite real number."""
+    return (
+        isinstance(number, int | float | np.integer | np.floating)
+        and type(number) is not bool
+        and bool(np.isfinite(number))
+    )
