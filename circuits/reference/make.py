@@ -1,11 +1,12 @@
 """Writes the reference circuits beside this file. README.md says what is from the papers and what is assumed."""
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.sites import Shape
+from workbench.sites import Node, Shape
 
 GPT2_SMALL = Shape(12, 12, 12, 768, 64, 3072, 50257, 1024)
 ATTN_ONLY_4L = Shape(4, 8, 8, 512, 64, 0, 48262, 1024, attn_only=True)
@@ -27,10 +28,18 @@ def heads(names: str) -> list[str]:
 
 def between(graph: Graph, writers: Iterable[str], readers: Iterable[str], ports: str = "qkv") -> set[str]:
     """Every edge that exists from the writers into those ports of the readers."""
-    ends = [f"{name}<{port}>" for name in readers if name[0] == "a" for port in ports]
-    ends += [name for name in readers if name[0] != "a"]
-    pairs = [(writer, end) for writer in writers for end in ends]
-    return {f"{u}->{v}" for u, v in pairs if graph.exists[graph.writer_index[u], graph.reader_index[v]]}
+    ends: list[str] = []
+    for name in readers:
+        # A head reads by its query, key and value; MLPs and the logits have a single input.
+        if Node.parse(name).is_head:
+            ends += [f"{name}<{port}>" for port in ports]
+        else:
+            ends.append(name)
+    edges = set()
+    for writer, reader in product(writers, ends):
+        if graph.exists[graph.writer_index[writer], graph.reader_index[reader]]:
+            edges.add(f"{writer}->{reader}")
+    return edges
 
 
 def ioi() -> Circuit:
@@ -93,11 +102,12 @@ def docstring() -> Circuit:
 
 
 def circuit(graph: Graph, edges: Iterable[str], labels: dict[str, str], **attrs: str) -> Circuit:
-    found = Circuit.of(
-        graph, edges, labels=labels, attrs={**attrs, "method": "published", "accessed": ACCESSED}
+    facts = {**attrs, "method": "published", "accessed": ACCESSED}
+    published = Circuit.of(graph, edges, labels=labels, attrs=facts)
+    assert published.n_edges == published.n_requested, (
+        "every edge lies on a path from the input to the logits"
     )
-    assert found.n_edges == found.n_requested, "every edge lies on a path from the input to the logits"
-    return found
+    return published
 
 
 if __name__ == "__main__":

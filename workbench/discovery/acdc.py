@@ -101,7 +101,9 @@ def acdc(
         raise CircuitError("acdc: the graph of scores= has its positions already: leave positions= out.")
     check_seed(seed)
     measure = as_metric(metric)
-    graph = Graph.of(model, positions=positions) if scores is None else graph_of(scores)
+    graph = Graph.of(model, positions=positions)
+    if scores is not None:
+        graph = graph_of(scores)
     if scores is not None and not np.isfinite(matrix_of(scores, graph)[graph.exists]).all():
         raise CircuitError(
             "acdc: some edges have no finite score. Check the metric and the edits that made them."

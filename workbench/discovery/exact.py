@@ -31,7 +31,9 @@ def exact_scores(
     # In the order of readers: runs of a batch begin at the first block that any of them changes.
     edges = sorted(np.argwhere(present).tolist(), key=lambda index: index[-1])
     scores = np.zeros((len(circuits.pairs), *graph.exists.shape))
-    whole = circuits.full if present is graph.exists else circuits.measure(present[None])[0]
+    whole = circuits.full
+    if present is not graph.exists:
+        whole = circuits.measure(present[None])[0]
     size = max(1, MASKS_AT_ONCE // graph.exists.size)
     with progress_bar(len(edges), "edges", "edge", shown=progress) as bar:
         for start in range(0, len(edges), size):

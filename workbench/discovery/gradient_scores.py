@@ -48,7 +48,7 @@ def gradient_scores(
         ModelError: atp-star on a model that only hooks can run.
     """
     _check_method(circuits, method)
-    points = _POINTS[method] if method in _POINTS else shares(steps, grid)
+    points = _POINTS.get(method) or shares(steps, grid)
     model, pairs = circuits.model, circuits.pairs
     bytes_per_number = next(model.parameters()).element_size()
     # A quarter of the budget holds the changes of writers; the rest is for the runs themselves.
@@ -147,6 +147,7 @@ class _GradientScoring:
         if every_edge_counts:
             share /= len(moved)
         for key, writers in moved:
+            # None: the writers of every group.
             counted = None if every_edge_counts else writers
             run = runs.group(key, self.points)
             table.add(runs.sources, run, self.maps, room=self.room, writers=counted, share=share)

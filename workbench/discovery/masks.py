@@ -192,7 +192,9 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Te
     def squared_distance(measured: Tensor, batch: CircuitBatch) -> Tensor:
         """In units of m(full) - m(empty), so that the learning rate suits any metric."""
         # With answers of several tokens there is one batch, and its rows are combined to examples by now.
-        wanted = full[list(batch.examples)] if runs.expansion.plain else full
+        wanted = full
+        if runs.expansion.plain:
+            wanted = full[list(batch.examples)]
         return (((measured - wanted.to(measured)) / gap) ** 2).mean()
 
     return squared_distance

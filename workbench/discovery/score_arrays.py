@@ -27,7 +27,7 @@ def graph_of(scores: xr.DataArray) -> Graph:
     # `pos` may be the graph's classes of tokens, or kept positions of a graph without them: those must be
     # summed first.
     leading = ("pos",) if graph.positions is not None else ()
-    positions = [str(position) for position in graph.positions or ()]
+    positions = list(map(str, graph.positions or ()))
     fits = scores.dims[: -len(axes)] == leading
     if not fits or (leading and list(scores["pos"].values) != positions):
         raise CircuitError(
@@ -38,9 +38,8 @@ def graph_of(scores: xr.DataArray) -> Graph:
     if "edge" in scores.dims:
         writer, reader = np.nonzero(graph.whole.exists)
         expected = [np.asarray(graph.writers)[writer].tolist(), np.asarray(graph.readers)[reader].tolist()]
-    labels = [
-        scores[axis].values.tolist() if axis in scores.coords else None for axis in ("writer", "reader")
-    ]
+    # An axis without labels may be in any order, so it is refused like one of another order.
+    labels = [scores.coords[axis].values.tolist() for axis in ("writer", "reader") if axis in scores.coords]
     if labels != expected:
         raise CircuitError(
             f"These edge scores are not over the whole graph in its own order ({graph}): do not "

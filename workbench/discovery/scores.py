@@ -280,4 +280,7 @@ def _output_site(writer: str) -> Site:
     if node.is_head:
         return Site("z", node.layer, node.head)
     # The first stream holds token and positional embedding together, which is what `input` writes.
-    return Site("resid_pre", 0) if node.layer is None else Site("mlp_out", node.layer)
+    # The input's output is what the first block reads.
+    if node.layer is None:
+        return Site("resid_pre", 0)
+    return Site("mlp_out", node.layer)

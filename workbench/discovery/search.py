@@ -105,7 +105,8 @@ def find_circuit(
         raise CircuitError(
             "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
         )
-    rank = np.where(graph.exists, np.abs(values) if by == "magnitude" else values, -np.inf)
+    sizes = np.abs(values) if by == "magnitude" else values
+    rank = np.where(graph.exists, sizes, -np.inf)
     if threshold is not None:
         if strategy == "greedy":
             raise CircuitError(
@@ -117,8 +118,9 @@ def find_circuit(
         return _circuit_of(scores, graph, rank >= threshold, values, by)
     if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
         raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
-    most = graph.n_edges if n_edges is None else n_edges
-    order = best_first(graph, rank) if strategy == "top" else _grown(graph, rank, most)
+    order = best_first(graph, rank)
+    if strategy == "greedy":
+        order = _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
     if n_edges is None:
         assert min_faithfulness is not None
         runs = _runs(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
