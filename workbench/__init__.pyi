@@ -43,8 +43,8 @@ from .lenses.tuned_lens import TunedLens as TunedLens
 from .lenses.tuned_lens import fit_tuned_lens as fit_tuned_lens
 from .metrics.metric import Metric as Metric
 from .metrics.metric import metric as metric
+from .models.fingerprint import model_fingerprint as model_fingerprint
 from .models.load import load_model as load_model
-from .models.load import model_fingerprint as model_fingerprint
 from .planted_models.pairs import planted_pairs as planted_pairs
 from .planted_models.planted import Planted as Planted
 from .planted_models.planted import planted as planted

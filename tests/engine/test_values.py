@@ -11,7 +11,7 @@ from workbench.engine.run import run
 from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
 from workbench.errors import EditError, MetricError, StoreError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
-from workbench.models.load import model_fingerprint
+from workbench.models.fingerprint import model_fingerprint
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site, grid

@@ -7,7 +7,7 @@ from families import D_MODEL, FAMILIES, NATIVES, make_pairs, model_of
 
 from workbench.engine.capture import PAIR_KINDS, capture, capture_pairs
 from workbench.errors import PromptError, SiteError, StoreError, UnknownName
-from workbench.models.load import model_fingerprint
+from workbench.models.fingerprint import model_fingerprint
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Shape
 

@@ -21,7 +21,7 @@ from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position

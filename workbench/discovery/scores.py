@@ -25,7 +25,7 @@ from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Node, Position, Site

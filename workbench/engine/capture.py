@@ -16,7 +16,8 @@ from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import SiteError, StoreError
-from workbench.models.load import model_fingerprint, model_name, tokenizer_fingerprint
+from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from workbench.models.load import model_name
 from workbench.prompts.corpus import read_corpus
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts

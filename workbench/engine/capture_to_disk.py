@@ -23,14 +23,8 @@ from workbench.backends import check_backend, run_jobs
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
-from workbench.models.load import (
-    load_model,
-    model_device,
-    model_fingerprint,
-    model_name,
-    model_source,
-    tokenizer_fingerprint,
-)
+from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from workbench.models.load import load_model, model_device, model_name, model_source
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from workbench.engine.bound import Bound, SitePositions, Value
 from workbench.errors import EditError, PromptError, StoreError
-from workbench.models.load import model_fingerprint, model_name
+from workbench.models.fingerprint import model_fingerprint
+from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, Site

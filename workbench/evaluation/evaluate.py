@@ -26,7 +26,7 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs

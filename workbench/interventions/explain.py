@@ -16,7 +16,7 @@ from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.prompts.pairs import PromptPairs
 
 

@@ -32,7 +32,7 @@ from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.load import model_fingerprint, one_fingerprint
+from workbench.models.fingerprint import model_fingerprint, one_fingerprint
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array

@@ -17,7 +17,8 @@ from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError, StoreError
-from workbench.models.load import model_device, model_fingerprint, model_name
+from workbench.models.fingerprint import model_fingerprint
+from workbench.models.load import model_device, model_name
 from workbench.models.model import Model
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workbench.errors import PromptError
-from workbench.models.load import tokenizer_fingerprint
+from workbench.models.fingerprint import tokenizer_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 

@@ -20,7 +20,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import PromptError, UnknownName
-from workbench.models.load import model_fingerprint, model_name
+from workbench.models.fingerprint import model_fingerprint
+from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts

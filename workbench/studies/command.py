@@ -11,7 +11,8 @@ import typer
 
 from workbench.errors import WorkbenchError
 from workbench.files import check_output, replaced
-from workbench.models.load import load_model, model_name, one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
+from workbench.models.load import load_model, model_name
 from workbench.models.model import Model
 from workbench.render.circuit.export import export
 from workbench.render.circuit.svg import CircuitView

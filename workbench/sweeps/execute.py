@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from workbench.errors import NotFinite
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.sweeps.inputs import JobInputs
 from workbench.sweeps.jobs import Job
 from workbench.sweeps.log import LogRow

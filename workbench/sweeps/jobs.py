@@ -22,7 +22,7 @@ from workbench.engine.named_values import key_name
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
 from workbench.interventions.paths import senders_named
-from workbench.models.load import model_fingerprint
+from workbench.models.fingerprint import model_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import versions

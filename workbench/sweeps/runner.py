@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import SweepError
 from workbench.files import whole
-from workbench.models.load import one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
