@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 import workbench as wb
 from workbench import resources
 from workbench.errors import ModelError, UnknownName
-from workbench.models import embedded, load
+from workbench.models import embedded, fingerprint
 from workbench.models.load import check_eval, model_name
 
 TINY = resources.data() / "models" / "tiny"
@@ -75,7 +75,7 @@ def test_an_unknown_dtype_is_named():
 def test_large_models_are_hashed_in_threads_to_the_same_fingerprint(monkeypatch):
     model = wb.load_model("tiny")
     alone = wb.model_fingerprint(model)
-    monkeypatch.setattr(load, "_HASH_IN_THREADS", 0)
+    monkeypatch.setattr(fingerprint, "_HASH_IN_THREADS", 0)
     assert wb.model_fingerprint(model) == alone
 
 
