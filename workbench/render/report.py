@@ -159,8 +159,7 @@ def _show(item: Any, heading: str) -> str:
         return figure_html(plot(item), alt=heading)
     raise WorkbenchError(
         f"a {type(item).__name__} cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
-        "matplotlib figures, "
-        "text and Html(...) can."
+        "matplotlib figures, text and Html(...) can."
     )
 
 

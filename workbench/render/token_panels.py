@@ -116,28 +116,7 @@ def log_probs(
         raise WorkbenchError("ids are token ids, and not all of them are whole numbers.")
     numbers = numbers.astype(int)
     n = len(strings)
-    if table.ndim != 2 or len(table) != n or numbers.shape != (n,) or n < 2:
-        raise WorkbenchError(
-            f"Log-probabilities of shape {table.shape} and ids of shape {numbers.shape} do not fit {n} "
-            "tokens: "
-            f"[pos, token] = ({n}, ...) and [pos] = ({n},), for two tokens or more, are needed."
-        )
-    if numbers.min() < 0 or numbers.max() >= table.shape[1]:
-        raise WorkbenchError(
-            f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} "
-            "log-probabilities."
-        )
-    if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
-        raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
-    # logits in place of log-probabilities may be large enough to overflow, and are refused just below
-    with np.errstate(over="ignore"):
-        sums = np.exp(table).sum(1)
-    # loose, because log-probabilities of half precision are rounded; logits and probabilities are far from it
-    if not (np.abs(sums - 1) < 0.02).all():
-        raise WorkbenchError(
-            "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
-            "logits.log_softmax(-1)."
-        )
+    _check_log_probs(table, numbers, n, k)
     # [pos, token] without the last position, whose next token is not in the prompt; JSON has no -inf
     table = np.maximum(table[:-1], -1e4)
     right = table[np.arange(n - 1), numbers[1:]]
@@ -159,3 +138,28 @@ def log_probs(
     note = "after each token: the probability of the next one, and the likeliest ones"
     still = top_k_svg(strings[:-1], ["next", "likeliest"], [actual, likeliest], title=title, note=note)
     return Panel("TokenLogProbs", props, still, title)
+
+
+def _check_log_probs(table: np.ndarray, numbers: np.ndarray, n: int, k: int) -> None:
+    """Raises `WorkbenchError` for anything but log-probabilities [pos, token] and ids [pos] of `n` tokens."""
+    if table.ndim != 2 or len(table) != n or numbers.shape != (n,) or n < 2:
+        raise WorkbenchError(
+            f"Log-probabilities of shape {table.shape} and ids of shape {numbers.shape} do not fit {n} "
+            f"tokens: [pos, token] = ({n}, ...) and [pos] = ({n},), for two tokens or more, are needed."
+        )
+    if numbers.min() < 0 or numbers.max() >= table.shape[1]:
+        raise WorkbenchError(
+            f"ids reach from {numbers.min()} to {numbers.max()}; there are {table.shape[1]} "
+            "log-probabilities."
+        )
+    if not isinstance(k, int | np.integer) or not 1 <= k <= table.shape[1]:
+        raise WorkbenchError(f"k={k}; ask for 1 to {table.shape[1]} guesses, as many tokens as there are.")
+    # logits in place of log-probabilities may be large enough to overflow, and are refused just below
+    with np.errstate(over="ignore"):
+        sums = np.exp(table).sum(1)
+    # loose, because log-probabilities of half precision are rounded; logits and probabilities are far from it
+    if not (np.abs(sums - 1) < 0.02).all():
+        raise WorkbenchError(
+            "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
+            "logits.log_softmax(-1)."
+        )

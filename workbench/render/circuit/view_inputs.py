@@ -42,8 +42,7 @@ def cut_patterns(
         if values.ndim != 2 or min(values.shape) < length:
             raise CircuitError(
                 f"The pattern of a{layer}.{head} has shape {values.shape}; one of [query_pos, key_pos] for a "
-                "prompt of "
-                f"{length} tokens is needed. Select one example, as in pattern[example, head]."
+                f"prompt of {length} tokens is needed. Select one example, as in pattern[example, head]."
             )
         if length:
             values = values[:length, :length]
@@ -147,8 +146,7 @@ def scores_by_position(
     if set(scores.dims) != {"writer", "reader", "pos"}:
         raise CircuitError(
             f"position_scores has dims {tuple(map(str, scores.dims))}; (writer, reader, pos) of one prompt "
-            "is needed. "
-            "Select an example, as in scores.isel(example=0)."
+            "is needed. Select an example, as in scores.isel(example=0)."
         )
     scores = scores.transpose("writer", "reader", "pos")
     for axis, names in (("writer", circuit.graph.writers), ("reader", circuit.graph.readers)):

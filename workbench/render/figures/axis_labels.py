@@ -76,22 +76,30 @@ def label_axis(
     cell = (inches or len(names) * _TICK * 2) / max(1, len(shown))
     # labels stay a letter apart from their neighbours
     tilted = which == "x" and (longest + 1) * _letter(axes) > cell
+    _place_labels(axes, which, [tick for tick, _ in ticks], shown, tilted=tilted)
+    axis_word = word(dim)
+    if are_tokens:
+        axis_word += " (token)"
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_label_text(axis_word)
+
+
+def _place_labels(
+    axes: Axes, which: str, ticks: Sequence[float], shown: Sequence[str], *, tilted: bool
+) -> None:
+    """Labels at the ticks of an axis, level or tilted, and no marks."""
     align, rotation = "center", 0
     if which == "y":
         align = "right"
     if tilted:
         align, rotation = "right", 45
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks([tick for tick, _ in ticks], shown, rotation=rotation, ha=align)
+    axis.set_ticks(ticks, shown, rotation=rotation, ha=align)
     if tilted:  # by default the middle of a turned label, not its end, would stand below the tick
         for label in axis.get_ticklabels():
             label.set_rotation_mode("anchor")
             label.set_verticalalignment("top")
     axis.set_tick_params(length=0)
-    axis_word = word(dim)
-    if are_tokens:
-        axis_word += " (token)"
-    axis.set_label_text(axis_word)
 
 
 def _step(size: int, room: int) -> int:
@@ -103,9 +111,8 @@ def _step(size: int, room: int) -> int:
 
 def _letter(axes: Axes) -> float:
     """About how many inches a letter of a label takes."""
-    return (
-        float(axes.xaxis.get_ticklabels(which="both")[0].get_fontsize()) * 0.62 / 72
-    )  # 0.62 em, in 72 points to the inch
+    label = axes.xaxis.get_ticklabels(which="both")[0]
+    return float(label.get_fontsize()) * 0.62 / 72  # 0.62 em, in 72 points to the inch
 
 
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:

@@ -57,18 +57,8 @@ def curve(
 
     Where no line was measured, x is hatched; a line has a gap where it alone was not.
     """
-    for name in (x, y, low, high, over):
-        if name is not None and name not in dataset.variables and name not in dataset.dims:
-            raise WorkbenchError(
-                f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}."
-            )
-    if dataset[y].ndim != 1 + (over is not None):
-        needs = "one axis"
-        if over is not None:
-            needs = f"two axes, of which {over!r} is one"
-        raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
-    if not bool(np.isfinite(dataset[y]).any()):
-        raise WorkbenchError(f"There is nothing to draw: no cell of {y!r} was measured.")
+    _check_variables(dataset, (x, y, low, high, over))
+    _check_measured(dataset, y, over)
     lines = _series(dataset, y, over)
     with styled():
         figure = Picture(figsize=(6.4, 3.6), layout="constrained")
@@ -93,19 +83,44 @@ def curve(
         # layers and sizes are whole numbers: ticks such as 2.5 would name what does not exist
         if np.array_equal(places, places.round()) and axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        is_share = x == "size" and bool((places <= 1).all())
-        axes.set_xlabel(word(x))
-        if is_share:
-            axes.set_xlabel("share of edges")
-        quantity = dataset[y].attrs.get("long_name")
-        if not quantity and y == "mean":
-            quantity = dataset.attrs.get("quantity")
-        axes.set_ylabel(word(y))
-        if quantity:
-            axes.set_ylabel(visible(quantity))
+        _name_axes(axes, dataset, x, y, places)
         light_grid(axes)
         set_title(axes, dataset, title)
         return settled(figure)
+
+
+def _check_variables(dataset: xr.Dataset, names: Sequence[str | None]) -> None:
+    """Raises `WorkbenchError` for a name that is neither a variable nor an axis."""
+    for name in names:
+        if name is not None and name not in dataset.variables and name not in dataset.dims:
+            raise WorkbenchError(
+                f"The dataset has no {name!r}. It has: {', '.join(map(str, dataset.variables))}."
+            )
+
+
+def _check_measured(dataset: xr.Dataset, y: str, over: str | None) -> None:
+    """Raises `WorkbenchError` for a variable with other axes than a curve has, or without a number."""
+    if dataset[y].ndim != 1 + (over is not None):
+        needs = "one axis"
+        if over is not None:
+            needs = f"two axes, of which {over!r} is one"
+        raise WorkbenchError(f"A curve needs {needs}; {y!r} has {axes_of(dataset[y])}.")
+    if not bool(np.isfinite(dataset[y]).any()):
+        raise WorkbenchError(f"There is nothing to draw: no cell of {y!r} was measured.")
+
+
+def _name_axes(axes: Axes, dataset: xr.Dataset, x: str, y: str, places: np.ndarray) -> None:
+    """The words of both axes; sizes of at most 1 are shares."""
+    is_share = x == "size" and bool((places <= 1).all())
+    axes.set_xlabel(word(x))
+    if is_share:
+        axes.set_xlabel("share of edges")
+    quantity = dataset[y].attrs.get("long_name")
+    if not quantity and y == "mean":
+        quantity = dataset.attrs.get("quantity")
+    axes.set_ylabel(word(y))
+    if quantity:
+        axes.set_ylabel(visible(quantity))
 
 
 def _series(dataset: xr.Dataset, y: str, over: str | None) -> list[tuple[str, xr.Dataset]]:

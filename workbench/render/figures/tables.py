@@ -38,8 +38,7 @@ def token_table(
     if {*best["prob"].dims} - {"example"} != {"layer", "pos"}:
         raise WorkbenchError(
             f"A table of tokens needs the axes layer and pos; this result has {axes_of(best['prob'])}. "
-            "Select with lists, as in "
-            ".isel(layer=[0])."
+            "Select with lists, as in .isel(layer=[0])."
         )
     note = ""
     if "example" in best.dims:
