@@ -143,7 +143,7 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
     if not result.size or not is_numeric:
         raise WorkbenchError(
             f"A table with columns {', '.join(map(str, result.columns))} cannot be drawn: rows of the bench "
-            f"(model, task, method and {' or '.join(BENCH)}), scores of measure(), or numbers alone can. Select columns, as in "
-            "table[['cpr']]."
+            f"(model, task, method and {' or '.join(BENCH)}), scores of measure(), or numbers "
+            "alone can. Select columns, as in table[['cpr']]."
         )
     return tables([NumberTable("", result, "high")], title=title)

@@ -1,9 +1,9 @@
 """A circuit as a picture: SVG, an interactive page, and files for papers and slides.
 
-`view` reads from a circuit what is drawn and `lines` which of its edges; `layout` and `position_layout` place
-the boxes, `curves` and `legend` draw the rest, and `svg` puts them together. `html` makes an interactive page
-of it with `circuit.js`, `export` a file. Each imports only from those before it. Begin with `CircuitView` and
-`to_svg`.
+`view` (with `view_inputs`) reads from a circuit what is drawn and `lines` which of its edges; `layout` and
+`position_layout` place the boxes, `curves` and `legend` draw the rest, and `svg` puts them together. `page`
+makes text safe in HTML, `controls` and `scenes` are what an interactive circuit is made of, `html` joins them
+with `circuit.js`, and `export` writes a file. Begin with `CircuitView` and `to_svg`.
 """
 
 from workbench.render.circuit.html import to_html
