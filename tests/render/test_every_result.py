@@ -261,20 +261,18 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
 
 
 def test_top_tokens_are_a_table_of_one_prompt(lab):
-    found = wb.top_tokens(lab.clean, lab.model, k=2)
-    figure = wb.plot(found)
+    lens = wb.top_tokens(lab.clean, lab.model, k=2)
+    figure = wb.plot(lens)
     strings = lab.pairs.clean.strings[0]
     assert ticks(figure, "x") == [s.replace(" ", "·") for s in strings]
     texts = [text.get_text() for text in figure.axes[0].texts]
     n = len(strings)
-    best = lab.model.tokenizer.decode([int(found["token"][0, 0, n - 1, 0])]).strip()
+    best = lab.model.tokenizer.decode([int(lens["token"][0, 0, n - 1, 0])]).strip()
     assert texts[n - 1].strip("·") == best
     assert texts[-1].startswith("tiny · example 0 of 3")
-    assert ticks(wb.plot(found.isel(example=1)), "x")[-1].strip("·") == lab.pairs.clean.strings[1][-1].strip()
+    assert ticks(wb.plot(lens.isel(example=1)), "x")[-1].strip("·") == lab.pairs.clean.strings[1][-1].strip()
     hostile = wb.plot(
-        found.assign_coords(
-            text=(found["text"].dims, np.full(found["text"].shape, "\x00</svg>", dtype=object))
-        )
+        lens.assign_coords(text=(lens["text"].dims, np.full(lens["text"].shape, "\x00</svg>", dtype=object)))
     )
     assert hostile.axes[0].texts[0].get_text() == "\\x00</svg>"
 
@@ -358,6 +356,6 @@ def test_no_public_function_is_forgotten():
     functions = {name for name in wb.__all__ if inspect.isfunction(getattr(wb, name))}
     assert functions == set(PICTURES) | NO_RESULT
     shown = {case.split()[0] for case in (*ARRAYS, *CIRCUITS)}
-    here = inspect.getsource(inspect.getmodule(test_no_public_function_is_forgotten))
+    source = inspect.getsource(inspect.getmodule(test_no_public_function_is_forgotten))
     for name, case in PICTURES.items():
-        assert case in shown or case == "circuit" or f"wb.{case}(" in here, name
+        assert case in shown or case == "circuit" or f"wb.{case}(" in source, name

@@ -11,8 +11,8 @@ GALLERY = Path(__file__).parents[2] / "docs" / "gallery.py"
 
 @pytest.mark.slow
 def test_gallery_draws_every_picture():
-    made = runpy.run_path(str(GALLERY))
-    path = made["build"]()
+    gallery = runpy.run_path(str(GALLERY))
+    path = gallery["build"]()
     with opened(path) as seen:
         assert seen.page.locator(".circuit iframe").count() == 3
         assert seen.page.locator("img.plot").count() >= 13

@@ -58,9 +58,9 @@ def server(tmp_path_factory, hostile, panels_of, hostile_tokens):
     for name in ("untrusted", "trusted"):  # a signature is of the contents: they differ in their sources
         write(folder / f"{name}.ipynb", [v4.new_code_cell(name, outputs=outputs) for outputs in saved])
     write(folder / "live.ipynb", [v4.new_code_cell(text) for text in LIVE])
-    with lab(folder) as made:
-        made.trust("trusted.ipynb")
-        yield made
+    with lab(folder) as running:
+        running.trust("trusted.ipynb")
+        yield running
 
 
 def test_an_untrusted_notebook_shows_still_pictures(server):

@@ -44,9 +44,9 @@ def fresh_bundle():
 
 
 def pushed(text: str) -> tuple[str, str, dict]:
-    found = re.search(r"\.push\((.*?)\); if", text, re.DOTALL)
-    assert found is not None
-    return tuple(json.loads(found[1]))
+    match = re.search(r"\.push\((.*?)\); if", text, re.DOTALL)
+    assert match is not None
+    return tuple(json.loads(match[1]))
 
 
 def untitled(picture: str) -> str:
@@ -55,9 +55,9 @@ def untitled(picture: str) -> str:
 
 
 def still_of(text: str) -> str:
-    found = re.search(r"base64,([^\"]+)\"", text)
-    assert found is not None
-    return base64.b64decode(found[1]).decode()
+    match = re.search(r"base64,([^\"]+)\"", text)
+    assert match is not None
+    return base64.b64decode(match[1]).decode()
 
 
 def said(call, *args, **options) -> str:
@@ -84,9 +84,9 @@ def test_panel_holds_its_numbers_and_names(pattern):
 
 def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostile_tokens):
     strings = [*hostile_tokens, "<img src=x onerror=alert(1)>", "x" * 500, "\n", "'"]
-    made = panels_of(strings)
-    assert {one.component for one in made} == set(COMPONENTS)
-    for one in made:
+    panels_drawn = panels_of(strings)
+    assert {one.component for one in panels_drawn} == set(COMPONENTS)
+    for one in panels_drawn:
         text = one.html()
         assert text.count("<script") == text.count("</script>") == 1, one.component
         assert text.count("<img") == bool(one.still), one.component
@@ -321,9 +321,9 @@ def test_str_is_a_whole_page_and_a_notebook_gets_the_bundle(pattern):
 
 def test_bundle_is_the_script_of_circuitsvis_packed_and_mended():
     text = bundle_html()
-    found = re.search(r'atob\("([^"]+)"\)', text)
-    assert found is not None
-    script = gzip.decompress(base64.b64decode(found[1])).decode()
+    match = re.search(r'atob\("([^"]+)"\)', text)
+    assert match is not None
+    script = gzip.decompress(base64.b64decode(match[1])).decode()
     assert script.startswith('"use strict";var CircuitsVis=')
     for gone in ("sourceMappingURL", "dangerouslySetInnerHTML:{", "&nbsp;", '="red"'):
         assert gone not in script
@@ -348,33 +348,35 @@ def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):
     )
 
 
-@pytest.mark.parametrize(
-    ("component", "props", "message"),
-    [
-        (
-            "AttentionHeads",
-            {"attention": np.eye(2)[None], "tokens": ["a", "b", "c"]},
-            "attention (1, 2, 2); tokens (3,). Needed: attention [head, token, token]; tokens [token].",
-        ),
-        (
-            "AttentionHeads",
-            {"attention": np.eye(2), "tokens": ["a", "b"]},
-            "attention (2, 2); tokens (2,). Needed: attention [head, token, token]; tokens [token].",
-        ),
-        (
-            "AttentionPattern",
-            {"attention": [[1], [1, 0]], "tokens": ["a", "b"]},
-            "attention uneven; tokens (2,). Needed: attention [token, token]; tokens [token].",
-        ),
-        (
-            "ColoredTokens",
-            {"values": [1.0], "tokens": ["a", "b"]},
-            "values (1,); tokens (2,). Needed: values [token]; tokens [token].",
-        ),
-    ],
-)
-def test_the_shapes_of_a_raw_panel_fit_each_other(component, props, message):
-    assert said(Panel, component, props) == f"The shapes of {component} do not fit each other: {message}"
+UNFIT_SHAPES = [
+    (
+        "AttentionHeads",
+        {"attention": np.eye(2)[None], "tokens": ["a", "b", "c"]},
+        "attention (1, 2, 2); tokens (3,). Needed: attention [head, token, token]; tokens [token].",
+    ),
+    (
+        "AttentionHeads",
+        {"attention": np.eye(2), "tokens": ["a", "b"]},
+        "attention (2, 2); tokens (2,). Needed: attention [head, token, token]; tokens [token].",
+    ),
+    (
+        "AttentionPattern",
+        {"attention": [[1], [1, 0]], "tokens": ["a", "b"]},
+        "attention uneven; tokens (2,). Needed: attention [token, token]; tokens [token].",
+    ),
+    (
+        "ColoredTokens",
+        {"values": [1.0], "tokens": ["a", "b"]},
+        "values (1,); tokens (2,). Needed: values [token]; tokens [token].",
+    ),
+]
+
+
+def test_the_shapes_of_a_raw_panel_fit_each_other():
+    """The message names every array with its shape, and the axes it needs."""
+    for component, props, message in UNFIT_SHAPES:
+        expected = f"The shapes of {component} do not fit each other: {message}"
+        assert said(Panel, component, props) == expected, component
 
 
 def test_names_counts_and_ids_of_panels(pattern):

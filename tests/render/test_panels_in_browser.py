@@ -45,12 +45,14 @@ def test_every_component_draws_itself(hostile, panels_of, hostile_tokens, tmp_pa
         if hostile
         else [f" word{i}" for i in range(8)]
     )
-    made = panels_of(strings)
-    whole = page("panels", [(one.component, one.html()) for one in made] + [("script", script_html())])
+    panels_drawn = panels_of(strings)
+    whole = page(
+        "panels", [(one.component, one.html()) for one in panels_drawn] + [("script", script_html())]
+    )
     (tmp_path / "panels.html").write_text(whole, encoding="utf-8")
     document, console = load(tmp_path / "panels.html")
     assert console == []
-    drawn = dict(zip([one.component for one in made], drawn_panels(document), strict=True))
+    drawn = dict(zip([one.component for one in panels_drawn], drawn_panels(document), strict=True))
     canvases = {name: text.count("<canvas") for name, text in drawn.items() if "<canvas" in text}
     assert canvases == {"AttentionHeads": 3, "AttentionPattern": 1, "AttentionPatterns": 3}
     assert "data-attacked" not in document
