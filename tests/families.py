@@ -176,6 +176,13 @@ def logit_difference(logits: Tensor, pairs: PromptPairs) -> Tensor:
     return last[rows, pairs.answers[:, 0, 0]] - last[rows, pairs.wrong[:, 0, 0]]
 
 
+@cache
+def logit_size(model: Any, pairs: PromptPairs) -> float:
+    """The largest logit of either side: the magnitude that effects are rounded at, whatever is left of it."""
+    with torch.no_grad():
+        return max(float(model(side.tokens).abs().max()) for side in (pairs.clean, pairs.corrupt))
+
+
 def max_difference(a: Any, b: Any) -> float:
     """The largest |a - b|; NaN cells must be at the same places."""
     a, b = (

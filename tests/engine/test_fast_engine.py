@@ -16,6 +16,7 @@ from families import (
     D_VOCAB,
     NATIVES,
     build,
+    logit_size,
     make_pairs,
     max_difference,
     model_of,
@@ -195,7 +196,7 @@ def check_any_edit(call):
     assert got.attrs["engine"] == "staircase"
     size = max(1.0, float(run(model, pairs.side(base)).logits.abs().max()))
     exact = 1e-7 if which[0] in ("llama", "qwen2") else 1e-10  # they have norms and softmax in float32
-    assert max_difference(got, expected) < size * (exact if which[1] == torch.float64 else 1e-5)
+    assert close(got, expected, tolerance=exact if which[1] == torch.float64 else 1e-5, scale=size)
 
 
 def test_a_value_that_does_not_fit_is_refused_where_nothing_would_be_run_too():
@@ -214,7 +215,9 @@ def test_the_other_side_may_be_longer_than_the_side_that_is_edited():
     pairs = pairs_of(([[*range(1, 10)], [5, 6, 7]], [{}, {}]), ([[8, 9], [10]], [{}, {}]))
     for model in (*map(model_of, CLAIMED), mistral(sliding_window=7)):
         asked = {"sites": grid("z", model, pos=["END"]), "value": zero(), "metric": "kl", "base": "corrupt"}
-        assert max_difference(effects(model, pairs, **asked), on_hooks(model, pairs, **asked)) < 1e-5
+        assert close(
+            effects(model, pairs, **asked), on_hooks(model, pairs, **asked), scale=logit_size(model, pairs)
+        )
 
 
 # ---- which models
@@ -410,7 +413,8 @@ def test_weights_that_change_after_the_first_use_are_seen(family, replaced):
         else:
             parameter.data.mul_(1.25)
     after, expected = both(model, pairs, **asked)
-    assert max_difference(after, expected) < 1e-5 < 1e-2 < max_difference(after, before)
+    assert close(after, expected, scale=logit_size(model, pairs))
+    assert max_difference(after, before) > 1e-2
 
 
 SWEPT = [
@@ -432,18 +436,31 @@ def swept(request):
     def make(examples=range(5), **options):
         return effects(model, pairs.select(list(examples)), sites=SWEPT, value=from_store(corrupt), **options)
 
-    return make
+    return make, logit_size(model, pairs)
 
 
 @pytest.mark.parametrize("measure", [name for name in METRICS if name != "all"])
 def test_neither_padding_nor_order_nor_budget_changes_a_number(swept, measure):
-    usual = swept(metric=METRICS[measure])
+    sweep, size = swept
+    usual = sweep(metric=METRICS[measure])
     assert (abs(usual).max("example") > 1e-7).all()
     for i in range(5):
-        assert max_difference(swept([i], metric=METRICS[measure]), usual[i : i + 1]) < 1e-5
-    assert max_difference(swept([4, 0, 3, 2, 1], metric=METRICS[measure]), usual[[4, 0, 3, 2, 1]]) < 1e-5
+        assert close(sweep([i], metric=METRICS[measure]), usual[i : i + 1], scale=size)
+    turned = [4, 0, 3, 2, 1]
+    assert close(sweep(turned, metric=METRICS[measure]), usual[turned], scale=size)
     for budget in (1, 300_000):
-        assert max_difference(swept(metric=METRICS[measure], budget=budget), usual) < 1e-5
+        assert close(sweep(metric=METRICS[measure], budget=budget), usual, scale=size)
+
+
+@pytest.mark.types
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_few_edits_have_the_effects_that_they_have_on_hooks(family):
+    """The small choice of the edits above that runs with types checked too."""
+    model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family, (4, 6, 5))
+    for value in (from_store(corrupt), mean(clean), zero(), scale(0.25)):
+        sites = ["embed", "z[0.1]@END", ("k[0.1]@2", "mlp_out[1]"), "mlp_post[0:7]"]
+        got, expected = both(model, pairs, sites=sites, value=value)
+        assert close(got, expected, scale=logit_size(model, pairs)), value.describe()
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -453,7 +470,7 @@ def test_the_number_of_threads_changes_nothing():
         torch.set_num_threads(threads)
         found.append(effects(model, pairs, sites=SWEPT, value=zero(), metric="kl"))
     torch.set_num_threads(before)
-    assert max_difference(*found) < 1e-6
+    assert close(*found, tolerance=1e-6, scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("kind", ["resid_pre", "z"])
@@ -537,9 +554,10 @@ BIG = {
 }
 
 
-@pytest.mark.parametrize("budget", [8 * 2**20, 24 * 2**20], ids=["8 MiB", "24 MiB"])
-@pytest.mark.parametrize("name", BIG)
-def test_a_sweep_stays_within_its_budget(name, budget):
+# Budgets of 8 and 24 MiB alternate over the kinds of sweeps.
+@pytest.mark.parametrize(("name", "mebibytes"), list(zip(BIG, (24, 8) * 3, strict=True)))
+def test_a_sweep_stays_within_its_budget(name, mebibytes):
+    budget = mebibytes * 2**20
     kind, where, measure, lengths = BIG[name]
     model, pairs = (
         bridged("GPT2", GPT2, n_layer=4, n_embd=64, vocab_size=1000),

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from closeness import close
 from families import FAMILIES, NATIVES, build, make_pairs, max_difference, model_of, native, untyped
 
 from workbench.engine.hooked.forward import Write, forward
@@ -25,7 +26,7 @@ def test_a_run_without_edits_is_the_model(family):
         assert torch.equal(result.logits, model(prompts.tokens))
         for i, length in enumerate((4, 6, 5)):
             alone = model(prompts.tokens[i : i + 1, :length])[0]
-            assert max_difference(result.logits[i, :length], alone) < 1e-5
+            assert close(result.logits[i, :length], alone)
     assert not result.logits.requires_grad
 
 
@@ -45,13 +46,9 @@ def test_what_is_recorded_is_what_transformer_lens_caches(family):
         if site.kind == "logits":
             assert torch.equal(value, logits)
         elif site.kind == "resid_mid":
-            assert (
-                max_difference(
-                    value,
-                    cache[f"blocks.{site.layer}.hook_resid_pre"]
-                    + cache[f"blocks.{site.layer}.hook_attn_out"],
-                )
-                < 1e-5
+            assert close(
+                value,
+                cache[f"blocks.{site.layer}.hook_resid_pre"] + cache[f"blocks.{site.layer}.hook_attn_out"],
             )
         else:
             assert torch.equal(value, cache[site.hook]), str(site)
@@ -105,7 +102,7 @@ def test_an_edit_equals_a_hook_installed_by_hand(family):
         with torch.no_grad():
             expected = model.run_with_hooks(prompts.tokens, fwd_hooks=[(site.hook, halve)])
         got = run(model, prompts, edits={text: scale(0.5)}).logits
-        assert max_difference(got, expected) < 1e-6, text
+        assert close(got, expected), text
         assert max_difference(got, run(model, prompts).logits) > 1e-5, text
 
 
@@ -119,6 +116,7 @@ def test_a_run_leaves_no_hook_behind(family):
     assert torch.equal(run(model, prompts).logits, plain)
 
 
+@pytest.mark.types
 def test_a_tuple_of_sites_takes_one_value():
     model, prompts = model_of("gpt2"), make_pairs().clean
     together = run(model, prompts, edits={("z[0.0]", "z[1.2]@3"): zero()}).logits
@@ -126,6 +124,7 @@ def test_a_tuple_of_sites_takes_one_value():
     assert torch.equal(together, apart)
 
 
+@pytest.mark.types
 def test_what_is_recorded_is_the_value_after_the_edits():
     model, prompts = model_of("gpt2"), make_pairs().clean
     recorded = run(
@@ -135,17 +134,15 @@ def test_what_is_recorded_is_the_value_after_the_edits():
         record=["z[0]", "attn_out[0]", "resid_mid[0]", "resid_pre[0]"],
     ).recorded
     assert (recorded["z", 0][:, :, 1] == 2).all()
-    assert max_difference(recorded["resid_mid", 0], recorded["resid_pre", 0] + recorded["attn_out", 0]) < 1e-6
+    assert close(recorded["resid_mid", 0], recorded["resid_pre", 0] + recorded["attn_out", 0])
     later = run(
         model,
         prompts,
         edits={"resid_mid[0]": constant(1.0)},
         record=["resid_mid[0]", "resid_pre[1]", "mlp_out[0]"],
     ).recorded
-    assert max_difference(later["resid_mid", 0], torch.ones(3, 6, 32)) < 1e-5
-    assert max_difference(later["resid_pre", 1], 1 + later["mlp_out", 0]) < 1e-5, (
-        "both the MLP and the stream see the edit"
-    )
+    assert close(later["resid_mid", 0], torch.ones(3, 6, 32))
+    assert close(later["resid_pre", 1], 1 + later["mlp_out", 0]), "both the MLP and the stream see the edit"
 
 
 def test_an_edit_whose_hook_does_not_fire_is_an_error():

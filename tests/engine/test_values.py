@@ -4,7 +4,18 @@ import re
 
 import pytest
 import torch
-from families import FAMILIES, build, make_pairs, max_difference, model_of, native, pairs_and_stores, untyped
+from closeness import close
+from families import (
+    FAMILIES,
+    build,
+    logit_size,
+    make_pairs,
+    max_difference,
+    model_of,
+    native,
+    pairs_and_stores,
+    untyped,
+)
 
 from workbench.engine.capture import capture, capture_pairs
 from workbench.engine.run import run
@@ -76,9 +87,9 @@ def test_zero_constant_add_and_scale_do_arithmetic_on_the_current_activation(fam
         "scale": (scale(-2.0), z * -2),
     }
     for name, (value, numbers) in expected.items():
-        assert max_difference(after(model, prompts, "z[1.2]", value)[:, :, 2], numbers) < 1e-6, name
+        assert close(after(model, prompts, "z[1.2]", value)[:, :, 2], numbers), name
     heads = before(model, prompts, "z", 1)
-    assert max_difference(after(model, prompts, "z[1]", add(vector)), heads + vector) < 1e-6
+    assert close(after(model, prompts, "z[1]", add(vector)), heads + vector)
 
 
 def test_values_that_act_on_the_current_activation_see_the_edits_before_them():
@@ -86,12 +97,12 @@ def test_values_that_act_on_the_current_activation_see_the_edits_before_them():
     z = before(model, prompts, "z", 0)[:, :, 0]
     edits = {"z[0.0]": scale(2.0), "z[0]": add(1.0)}
     got = run(model, prompts, edits=edits, record=["z[0]"]).recorded["z", 0]
-    assert max_difference(got[:, :, 0], 2 * z + 1) < 1e-6
+    assert close(got[:, :, 0], 2 * z + 1)
     later = run(
         model, prompts, edits={"resid_pre[0]": zero(), "z[1.0]": scale(3.0)}, record=["z[1]"]
     ).recorded["z", 1]
     plain = run(model, prompts, edits={"resid_pre[0]": zero()}, record=["z[1]"]).recorded["z", 1]
-    assert max_difference(later[:, :, 0], 3 * plain[:, :, 0]) < 1e-6
+    assert close(later[:, :, 0], 3 * plain[:, :, 0])
 
 
 @pytest.mark.parametrize(
@@ -113,20 +124,12 @@ def test_the_mean_over_the_dataset_leaves_bos_rows_out(family, bos):
     rows = [store["z", 1].prompt(i)[int(bos) :, 2] for i in range(3)]
     expected = torch.cat(rows).mean(0)
     got = after(model, pairs.clean, "z[1.2]", mean(store))
-    assert max_difference(got[:, :, 2], expected.expand(3, 6, 8)) < 1e-6
+    assert close(got[:, :, 2], expected.expand(3, 6, 8))
     whole = torch.cat([store["resid_pre", 1].prompt(i)[int(bos) :] for i in range(3)]).mean(0)
-    assert (
-        max_difference(after(model, pairs.clean, "resid_pre[1]@1", mean(store))[:, 1], whole.expand(3, 32))
-        < 1e-6
-    )
+    assert close(after(model, pairs.clean, "resid_pre[1]@1", mean(store))[:, 1], whole.expand(3, 32))
     with_neurons = capture(model, pairs.corrupt, sites=["mlp_post"])
     neuron = torch.cat([with_neurons["mlp_post", 0].prompt(i)[int(bos) :, 5] for i in range(3)]).mean()
-    assert (
-        max_difference(
-            after(model, pairs.clean, "mlp_post[0:5]", mean(with_neurons))[:, :, 5], neuron.expand(3, 6)
-        )
-        < 1e-6
-    )
+    assert close(after(model, pairs.clean, "mlp_post[0:5]", mean(with_neurons))[:, :, 5], neuron.expand(3, 6))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,16 +142,13 @@ def test_the_mean_per_position_is_taken_at_the_same_index_or_name(family):
     ]
     got = after(model, pairs.clean, "z[1.2]", mean(store, per="pos"))[:, :, 2]
     inside = torch.arange(6)[None] < pairs.clean.lengths[:, None]
-    assert max_difference(got[inside], torch.stack(by_index).expand(3, 6, 8)[inside]) < 1e-6
-    assert (
-        max_difference(
-            after(model, pairs.clean, "z[1.2]@3", mean(store, per="pos"))[:, 3, 2], by_index[3].expand(3, 8)
-        )
-        < 1e-6
+    assert close(got[inside], torch.stack(by_index).expand(3, 6, 8)[inside])
+    assert close(
+        after(model, pairs.clean, "z[1.2]@3", mean(store, per="pos"))[:, 3, 2], by_index[3].expand(3, 8)
     )
     ends = torch.stack([store["z", 1].prompt(i)[-1, 2] for i in range(3)]).mean(0)
     got = after(model, pairs.clean, "z[1.2]@END", mean(store, per="pos"))
-    assert max_difference(got[torch.arange(3), pairs.clean.lengths - 1, 2], ends.expand(3, 8)) < 1e-6
+    assert close(got[torch.arange(3), pairs.clean.lengths - 1, 2], ends.expand(3, 8))
 
 
 def test_the_mean_of_an_attention_pattern_is_refused():
@@ -167,6 +167,7 @@ def donors_of(value, model, prompts):
     return value.bind(model, prompts).source.ids
 
 
+@pytest.mark.types
 def test_resampling_takes_another_prompt_of_equal_length_and_the_same_for_every_site():
     model, lengths = model_of("gpt2"), (4, 6, 4, 6, 4, 6)
     pairs = make_pairs(lengths, seed=3)
@@ -217,7 +218,11 @@ def test_resampled_effects_do_not_depend_on_the_memory_budget(method):
     model, pairs = model_of("gpt2"), make_pairs((6,) * 6)
     value = resample(capture(model, pairs.clean, sites=["z"]), seed=1)
     options = {"sites": grid("z", model, layer=1), "value": value, "method": method}
-    assert max_difference(effects(model, pairs, **options, budget=1), effects(model, pairs, **options)) < 1e-5
+    assert close(
+        effects(model, pairs, **options, budget=1),
+        effects(model, pairs, **options),
+        scale=logit_size(model, pairs),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -231,18 +236,17 @@ def test_a_projection_exchanges_the_part_within_the_subspace_only(family):
         got = after(model, pairs.clean, "z[1.2]", project(basis, from_store(corrupt)), other=pairs.corrupt)[
             :, :, 2
         ]
-        assert max_difference(got, expected) < 1e-5
+        assert close(got, expected)
     whole = project(torch.eye(8), from_store(corrupt))
-    assert (
-        max_difference(after(model, pairs.clean, "z[1.2]", whole, other=pairs.corrupt)[:, :, 2], there) < 1e-6
-    )
+    assert close(after(model, pairs.clean, "z[1.2]", whole, other=pairs.corrupt)[:, :, 2], there)
     exchanged = effects(model, pairs, sites=grid("z", model), value=whole)
-    assert (
-        max_difference(exchanged, effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)))
-        < 1e-5
+    assert close(
+        exchanged,
+        effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)),
+        scale=logit_size(model, pairs),
     )
     removed = after(model, pairs.clean, "z[1.2]", project(torch.eye(8)[:, :2], zero()))[:, :, 2]
-    assert max_difference(removed, torch.cat([torch.zeros(3, 6, 2), here[..., 2:]], -1)) < 1e-6
+    assert close(removed, torch.cat([torch.zeros(3, 6, 2), here[..., 2:]], -1))
 
 
 def test_projecting_on_a_basis_that_spans_less_uses_what_it_spans():
@@ -250,7 +254,7 @@ def test_projecting_on_a_basis_that_spans_less_uses_what_it_spans():
     direction = torch.randn(8, generator=torch.Generator().manual_seed(0))
     one = after(model, pairs.clean, "z[1.2]", project(direction, from_store(corrupt)), other=pairs.corrupt)
     doubled = project(torch.stack([direction, 2 * direction], 1), from_store(corrupt))
-    assert max_difference(after(model, pairs.clean, "z[1.2]", doubled, other=pairs.corrupt), one) < 1e-5
+    assert close(after(model, pairs.clean, "z[1.2]", doubled, other=pairs.corrupt), one)
 
 
 def test_projecting_on_nothing_is_an_error():
@@ -268,13 +272,14 @@ def test_a_basis_of_another_width_is_an_error_that_names_the_site(basis):
         run(model, prompts, edits={"z[1.2]": project(basis, zero())})
 
 
+@pytest.mark.types
 def test_projections_nest_and_take_every_value():
     model, (pairs, clean, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     first, second = torch.eye(8)[:, :1], torch.eye(8)[:, :4]
     nested = project(second, project(first, from_store(corrupt)))
     single = project(first, from_store(corrupt))
     got, expected = (effects(model, pairs, sites=grid("z", model), value=value) for value in (nested, single))
-    assert max_difference(got, expected) < 1e-5
+    assert close(got, expected, scale=logit_size(model, pairs))
     assert nested.describe() == "project(rank 4, project(rank 1, from_store))"
     for inner in (mean(clean), resample(clean), add(1.0), scale(2.0), constant(0.0)):
         assert effects(model, pairs, sites="z[1.0]", value=project(first, inner)).notnull().all()
@@ -311,11 +316,10 @@ def test_named_positions_line_up_within_pairs_of_different_length(family):
                     plain = model(torch.tensor([row]))[0, -1]
                     patched = model.run_with_hooks(torch.tensor([row]), fwd_hooks=[(hook, patch)])[0, -1]
                 change = patched - plain
-                assert abs(float(got[i, column]) - float(change[i + 1] - change[i + 3])) < 1e-5, (
-                    kind,
-                    i,
-                    column,
-                )
+                case, size = (kind, i, column), float(plain.abs().max())
+                assert close(
+                    got[i, column], float(change[i + 1] - change[i + 3]), tolerance=1e-5, scale=size
+                ), case
 
 
 def test_a_position_that_a_prompt_lacks_is_not_edited_elsewhere_instead():
@@ -348,7 +352,7 @@ def test_another_checkpoint_of_the_same_shape_may_be_patched_in(family):
         ) - model(pairs.clean.tokens)
     rows = torch.arange(3)
     expected = change[rows, -1, pairs.answers[:, 0, 0]] - change[rows, -1, pairs.wrong[:, 0, 0]]
-    assert max_difference(got.sel(layer=1, head=3), expected) < 1e-5
+    assert close(got.sel(layer=1, head=3), expected, scale=logit_size(model, pairs))
 
 
 def test_a_store_of_another_model_is_refused_by_name():

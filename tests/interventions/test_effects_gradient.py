@@ -7,7 +7,15 @@ of about 1e-6 there: that family takes a larger step and is compared more loosel
 
 import pytest
 import torch
-from families import FAMILIES, NATIVES, logit_difference, max_difference, model_of, pairs_and_stores
+from closeness import close
+from families import (
+    FAMILIES,
+    NATIVES,
+    logit_difference,
+    logit_size,
+    model_of,
+    pairs_and_stores,
+)
 
 from workbench.engine.capture import capture_pairs
 from workbench.engine.run import run
@@ -86,7 +94,7 @@ def test_the_gradient_method_equals_finite_differences_towards_the_other_run(fam
     expected = slopes(model, pairs, sites, directions, EPSILON.get(family, 1e-4))
     size = float(expected.abs().max())
     assert size > 0.05
-    assert max_difference(got, expected) < TOLERANCE.get(family, 1e-6) * max(size, 1)
+    assert close(got, expected, tolerance=TOLERANCE.get(family, 1e-6), scale=max(size, 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,7 +119,9 @@ def test_the_gradient_of_ablations_points_from_the_current_activation_to_the_val
             directions = [(part(corrupt, site) - part(clean, site)) @ onto for site in asked]
         got = effects(model, pairs, sites=asked, value=value, method="gradient")
         expected = slopes(model, pairs, asked, directions, EPSILON.get(family, 1e-4))
-        assert max_difference(got, expected) < TOLERANCE.get(family, 1e-6), name
+        assert close(got, expected, tolerance=TOLERANCE.get(family, 1e-6), scale=logit_size(model, pairs)), (
+            name
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,7 +133,9 @@ def test_a_small_step_has_equal_exact_and_first_order_effects(family):
     exact, first_order = (
         effects(model, pairs, sites=sites, value=value, method=method) for method in ("exact", "gradient")
     )
-    assert max_difference(exact, first_order) < (2e-6 if family == "llama" else 1e-7)
+    assert close(
+        exact, first_order, tolerance=2e-6 if family == "llama" else 1e-7, scale=logit_size(model, pairs)
+    )
     assert float(abs(exact).max()) > 1e-5
 
 
@@ -139,7 +151,7 @@ def test_the_gradient_follows_the_metric(metric):
         "base": "corrupt",
     }
     exact, first_order = (effects(model, pairs, **options, method=method) for method in ("exact", "gradient"))
-    assert max_difference(exact, first_order) < 1e-8
+    assert close(exact, first_order, scale=logit_size(model, pairs))
     assert float(abs(exact).max()) > 1e-7
 
 

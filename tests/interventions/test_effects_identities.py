@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from closeness import close
 from families import (
     D_VOCAB,
     FAMILIES,
@@ -11,6 +12,7 @@ from families import (
     SEQUENTIAL,
     build,
     logit_difference,
+    logit_size,
     make_pairs,
     max_difference,
     model_of,
@@ -55,7 +57,7 @@ def test_patching_everything_gives_the_other_run(family, site):
     pairs, _, corrupt = pairs_and_stores(family)
     effect = effects(model, pairs, sites=site, value=from_store(corrupt))
     assert effect.dims == ("example", "site")
-    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-5
+    assert close(effect[:, 0], distance(model, pairs), scale=logit_size(model, pairs))
     assert float(abs(effect).min()) > 1e-3
 
 
@@ -66,7 +68,7 @@ def test_patching_the_input_and_every_writer_together_gives_the_other_run(family
     mlps = () if shape.attn_only else tuple(Site("mlp_out", layer) for layer in range(shape.n_layers))
     everything = ("embed", *every_head("z", shape), *mlps)
     effect = effects(model, pairs, sites=[everything], value=from_store(corrupt))
-    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-5
+    assert close(effect[:, 0], distance(model, pairs), scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +76,7 @@ def test_the_logits_are_a_site_that_carries_the_whole_outcome(family):
     model, pairs = model_of(family), make_pairs()
     _, corrupt = capture_pairs(model, pairs, sites=["logits"])
     effect = effects(model, pairs, sites=["logits", "logits@2"], value=from_store(corrupt))
-    assert max_difference(effect[:, 0], distance(model, pairs)) < 1e-6
+    assert close(effect[:, 0], distance(model, pairs), scale=logit_size(model, pairs))
     assert (effect[:, 1] == 0).all(), "logits at another position are not read"
 
 
@@ -89,7 +91,7 @@ def test_patching_the_inputs_of_attention_all_at_once_equals_patching_its_output
     z = tuple(site for site in every_head("z", shape) if site.layer == 1)
     effect = effects(model, pairs, sites=[qkv, pattern_and_v, z, "attn_out[1]"], value=from_store(corrupt))
     for column in range(3):
-        assert max_difference(effect[:, column], effect[:, 3]) < 1e-5
+        assert close(effect[:, column], effect[:, 3], scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,7 +119,7 @@ def test_self_patching_prompts_of_mixed_length_is_zero(family):
     for kind in kinds:
         sites = grid(kind, model, **({"neuron": [0, 3]} if KINDS[kind].unit == "neuron" else {}))
         effect = effects(model, pairs, sites=sites, value=from_store(clean, allow_self=True))
-        assert float(abs(effect).max()) < 2e-6, kind
+        assert close(effect, 0 * effect, scale=logit_size(model, pairs)), kind
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -141,17 +143,19 @@ def test_resid_mid_is_the_stream_before_the_block_plus_its_attention(family):
     )
     for layer in range(2):
         before, added = corrupt["resid_pre", layer].packed, corrupt["attn_out", layer].packed
-        assert max_difference(corrupt["resid_mid", layer].packed, before + added) < 1e-6
+        assert close(corrupt["resid_mid", layer].packed, before + added)
         after = corrupt["resid_mid", layer].packed + corrupt["mlp_out", layer].packed
-        assert max_difference(corrupt["resid_post", layer].packed, after) < 1e-5
+        assert close(corrupt["resid_post", layer].packed, after)
     for pos in (None, "END"):  # elsewhere, resid_pre also changes what later positions attend to
         sites = [Site("resid_mid", layer, pos=pos) for layer in range(2)]
         sites += [(Site("resid_pre", layer, pos=pos), Site("attn_out", layer, pos=pos)) for layer in range(2)]
         for base, store in (("clean", corrupt), ("corrupt", clean)):
             effect = effects(model, pairs, sites=sites, value=from_store(store), base=base)
-            assert max_difference(effect[:, :2], effect[:, 2:]) < 1e-5
+            assert close(effect[:, :2], effect[:, 2:], scale=logit_size(model, pairs))
     whole = effects(model, pairs, sites=grid("resid_mid", model), value=from_store(corrupt))
-    assert max_difference(whole[:, 1], distance(model, pairs)) < 1e-5, "the whole stream carries everything"
+    assert close(whole[:, 1], distance(model, pairs), scale=logit_size(model, pairs)), (
+        "the whole stream carries everything"
+    )
 
 
 def test_models_that_lack_a_kind_say_why():
@@ -195,7 +199,7 @@ def test_a_batch_of_mixed_lengths_equals_each_example_alone(family):
                 if sites[1] == "each":
                     assert each[..., length:].isnull().all()
                     each = each[..., :length]
-                assert max_difference(each, alone) < 1e-5, (sites, method, i)
+                assert close(each, alone, scale=logit_size(model, pairs)), (sites, method, i)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -211,7 +215,7 @@ def test_the_memory_budget_does_not_change_a_number(family):
             usual = sweep(model, pairs, stores, *sites, method=method)
             for budget in (1, 100_000):  # one prompt per pass; some
                 parts = sweep(model, pairs, stores, *sites, method=method, budget=budget)
-                assert max_difference(parts, usual) < 1e-5, (method, sites, budget)
+                assert close(parts, usual, scale=logit_size(model, pairs)), (method, sites, budget)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -222,9 +226,10 @@ def test_the_order_of_the_examples_does_not_change_a_number(family):
     for sites in SWEPT:
         usual = sweep(model, pairs, stores, *sites)
         mixed = sweep(model, pairs.select(order), stores, *sites)
-        assert max_difference(mixed, usual[order]) < 1e-5, sites
+        assert close(mixed, usual[order], scale=logit_size(model, pairs)), sites
 
 
+@pytest.mark.types
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sites_edited_together_differ_from_the_sum_of_their_effects(family):
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
@@ -233,7 +238,7 @@ def test_sites_edited_together_differ_from_the_sum_of_their_effects(family):
     assert list(effect.site.values) == ["z[0.1] + mlp_out[1]", "z[0.1]", "mlp_out[1]"]
     assert max_difference(effect[:, 0], effect[:, 1] + effect[:, 2]) > 1e-3
     first_order = effects(model, pairs, sites=[pair, *pair], value=from_store(corrupt), method="gradient")
-    assert max_difference(first_order[:, 0], first_order[:, 1] + first_order[:, 2]) < 1e-5
+    assert close(first_order[:, 0], first_order[:, 1] + first_order[:, 2], scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -250,7 +255,7 @@ def test_positions_are_the_same_in_both_runs_so_that_their_embeddings_carry_noth
     model, (pairs, _, corrupt) = model_of(family), pairs_and_stores(family)
     effect = effects(model, pairs, sites=["pos_embed", ("embed", "pos_embed")], value=from_store(corrupt))
     assert (effect[:, 0] == 0).all()
-    assert max_difference(effect[:, 1], distance(model, pairs)) < 1e-6
+    assert close(effect[:, 1], distance(model, pairs), scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("base", ["clean", "corrupt"])
@@ -264,11 +269,10 @@ def test_one_store_of_both_sides_gives_the_other_side_of_each_pair(base):
         value=from_store(corrupt if base == "clean" else clean),
         base=base,
     )
-    assert (
-        max_difference(
-            effects(model, pairs, sites=grid("z", model), value=from_store(both), base=base), expected
-        )
-        < 1e-6
+    assert close(
+        effects(model, pairs, sites=grid("z", model), value=from_store(both), base=base),
+        expected,
+        scale=logit_size(model, pairs),
     )
 
 
@@ -284,7 +288,12 @@ def test_half_precision_models_give_float32_results_near_the_exact_ones(family, 
         assert got.dtype == "float32"
         assert got.notnull().all()
         if method == "exact":
-            assert max_difference(got, expected) < (0.15 if dtype == torch.bfloat16 else 0.02)
+            assert close(
+                got,
+                expected,
+                tolerance=0.15 if dtype == torch.bfloat16 else 0.02,
+                scale=logit_size(model, pairs),
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -297,11 +306,10 @@ def test_one_example_of_one_token_is_enough(family):
         )
         assert effect.shape == (1, 2, 1)
         assert effect.notnull().all()
-    assert (
-        max_difference(
-            effects(model, pairs, sites="embed", value=from_store(corrupt))[:, 0], distance(model, pairs)
-        )
-        < 1e-6
+    assert close(
+        effects(model, pairs, sites="embed", value=from_store(corrupt))[:, 0],
+        distance(model, pairs),
+        scale=logit_size(model, pairs),
     )
 
 
@@ -316,7 +324,7 @@ def test_the_last_token_is_the_end_of_prompts_that_name_no_other():
         change = model(corrupt.tokens) - model(clean.tokens)
     for i, end in enumerate((3, 5)):
         expected = change[i, end, int(pairs.answers[i])] - change[i, end, int(pairs.wrong[i])]
-        assert abs(float(effect[i, 0] - float(expected))) < 1e-5
+        assert close(effect[i, 0], expected, scale=logit_size(model, pairs))
     assert clean.at("END").tolist() == [3, 5]
 
 
@@ -371,7 +379,7 @@ def test_a_grid_equals_the_list_of_its_sites():
         by_grid = effects(model, pairs, sites=sites, value=from_store(corrupt))
         by_list = effects(model, pairs, sites=listed, value=from_store(corrupt))
         assert by_list.site.values.tolist() == [str(site) for site in listed]
-        assert max_difference(by_grid.values.reshape(3, -1), by_list) < 1e-6
+        assert close(by_grid.values.reshape(3, -1), by_list, scale=logit_size(model, pairs))
 
 
 def test_neurons_at_positions_and_whole_neurons_are_different_sites():
@@ -383,7 +391,7 @@ def test_neurons_at_positions_and_whole_neurons_are_different_sites():
         ("mlp_post[0:7]@2", "mlp_post[0:7]@3", "mlp_post[0:7]@4", "mlp_post[0:7]@5"),
     ]
     effect = effects(model, pairs, sites=sites, value=from_store(corrupt))
-    assert max_difference(effect[:, 2], effect[:, 3]) < 1e-6
+    assert close(effect[:, 2], effect[:, 3], scale=logit_size(model, pairs))
     assert max_difference(effect[:, 0], effect[:, 2]) > 1e-5
 
 
@@ -410,8 +418,8 @@ def test_cells_beyond_an_example_and_at_positions_it_lacks_are_nan():
         )
         assert named.isnull().values.tolist() == [[False, False], [False, False], [True, False]]
         for i, at in ((0, 1), (1, 3)):
-            assert max_difference(named[i, 0], effect[i, 1, at]) < 1e-6
-            assert max_difference(named[i, 1], effect[i, 1, MIXED[i] - 1]) < 1e-6
+            assert close(named[i, 0], effect[i, 1, at], scale=logit_size(model, pairs))
+            assert close(named[i, 1], effect[i, 1, MIXED[i] - 1], scale=logit_size(model, pairs))
         assert (
             effects(model, pairs, sites=[("z[0.0]", "z[1.1]@X")], value=from_store(store), method=method)
             .isnull()[2]
@@ -433,6 +441,7 @@ def test_a_named_position_that_only_the_other_side_lacks_gives_nan():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_normalized_effects_are_shares_of_the_way_to_the_other_run(family):
     model, (pairs, clean, corrupt) = model_of(family), pairs_and_stores(family)
+    size = logit_size(model, pairs) / float(distance(model, pairs).abs().min())  # of shares
     for base, store in (("clean", corrupt), ("corrupt", clean)):
         plain = effects(model, pairs, sites=["resid_pre[0]", "z[1.0]"], value=from_store(store), base=base)
         shares = effects(
@@ -443,9 +452,13 @@ def test_normalized_effects_are_shares_of_the_way_to_the_other_run(family):
             base=base,
             normalized=True,
         )
-        assert max_difference(shares[:, 0], torch.ones(3)) < 1e-4
+        assert close(shares[:, 0], torch.ones(3), scale=size)
         sign = 1 if base == "clean" else -1
-        assert max_difference(shares[:, 1], plain[:, 1] / (sign * distance(model, pairs).numpy())) < 1e-4
+        assert close(
+            shares[:, 1],
+            plain[:, 1] / (sign * distance(model, pairs).numpy()),
+            scale=size,
+        )
         assert shares.attrs["unit"] == "share"
         assert plain.attrs["unit"] == "logits"
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, make_pairs, max_difference, model_of, pairs_and_stores, untyped
+from closeness import close, distance
+from families import FAMILIES, logit_size, make_pairs, model_of, pairs_and_stores, untyped
 
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.values import add, from_store, scale, zero
@@ -22,12 +23,11 @@ def test_effects_over_a_full_cut_add_up_to_the_whole_change(family):
     whole = effects(model, pairs, sites="resid_pre[1]", value=from_store(corrupt))
     size = float(abs(whole).max())
     assert size > 0.1
-    assert max_difference(made.sum("pos").values[:, 0], whole.values[:, 0]) < 1e-3 * size
-    assert abs(made.attrs["completeness_gap"]) < 1e-3 * size
+    assert close(made.sum("pos").values[:, 0], whole.values[:, 0], tolerance=1e-3, scale=size)
+    assert close(made.attrs["completeness_gap"], 0.0, tolerance=1e-3, scale=size)
     gradient = effects(model, pairs, sites=cut, value=from_store(corrupt), method="gradient")
-    assert (
-        max_difference(gradient.sum("pos").values[:, 0], whole.values[:, 0]) > 1e-2 * size
-    )  # one step does not do it
+    one_step = gradient.sum("pos").values[:, 0]
+    assert distance(one_step, whole.values[:, 0], scale=size) > 1e-2, "one step does not do it"
 
 
 def test_the_gap_is_reported_for_every_layer_and_counts_overlapping_sites_twice():
@@ -39,10 +39,12 @@ def test_the_gap_is_reported_for_every_layer_and_counts_overlapping_sites_twice(
     for layer in (0, 1):
         together = effects(model, pairs, sites=[tuple(grid("z", model, layer=layer))], value=value)
         expected = float((heads.sel(layer=layer).sum("head") - together[:, 0]).mean())
-        assert abs(gaps[f"z[{layer}]"] - expected) < 1e-5
-        assert abs(expected) < 1e-3
+        size = logit_size(model, pairs)
+        assert close(gaps[f"z[{layer}]"], expected, tolerance=1e-5, scale=size)
+        assert close(expected, 0.0, tolerance=1e-3, scale=float(abs(together).max()))
     twice = effects(model, pairs, sites=["z[1]", "z[1.2]"], value=value, method="integrated", steps=64)
-    assert abs(twice.attrs["completeness_gap"] - float(twice[:, 1].mean())) < 1e-3
+    size = float(abs(twice).max())
+    assert close(twice.attrs["completeness_gap"], float(twice[:, 1].mean()), tolerance=1e-3, scale=size)
 
 
 def test_it_is_the_mean_slope_at_midpoints_times_the_change():
@@ -62,7 +64,7 @@ def test_it_is_the_mean_slope_at_midpoints_times_the_change():
         (slope,) = torch.autograd.grad(measured.sum(), point)
         total += (slope * change).flatten(1).sum(1) / 5
     made = effects(model, pairs, sites=site, value=zero(), method="integrated", steps=5)
-    assert max_difference(made.values[:, 0], total) < 1e-10
+    assert close(made.values[:, 0], total, scale=logit_size(model, pairs))
     assert made.attrs["steps"] == 5
 
 
@@ -71,9 +73,11 @@ def test_small_budgets_and_order_change_nothing():
     sites = grid("z", model, pos="each")
     ask = {"sites": sites, "value": from_store(corrupt), "method": "integrated", "steps": 4}
     whole = effects(model, pairs, **ask)
-    assert max_difference(effects(model, pairs, budget=1, **ask), whole) < 1e-5
+    assert close(effects(model, pairs, budget=1, **ask), whole, scale=logit_size(model, pairs))
     turned = effects(model, pairs.select([2, 0, 1]), **ask)
-    assert max_difference(turned.values, whole.values[[2, 0, 1]][:, :, :, : turned.shape[3]]) < 1e-5
+    assert close(
+        turned.values, whole.values[[2, 0, 1]][:, :, :, : turned.shape[3]], scale=logit_size(model, pairs)
+    )
 
 
 def test_a_linear_step_is_the_same_for_one_point_and_many_where_the_model_is_linear():
@@ -81,7 +85,7 @@ def test_a_linear_step_is_the_same_for_one_point_and_many_where_the_model_is_lin
     ask = {"sites": grid("resid_post", model, layer=1, pos="each"), "value": scale(0.5)}
     exact = effects(model, pairs, **ask)
     for method in ("gradient", "integrated"):
-        assert max_difference(effects(model, pairs, method=method, **ask), exact) < 1e-5
+        assert close(effects(model, pairs, method=method, **ask), exact, scale=logit_size(model, pairs))
 
 
 def test_what_has_no_slope_or_no_points_is_refused():

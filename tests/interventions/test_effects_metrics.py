@@ -4,7 +4,15 @@ import re
 
 import pytest
 import torch
-from families import FAMILIES, logit_difference, make_pairs, max_difference, model_of, pairs_and_stores
+from closeness import close
+from families import (
+    FAMILIES,
+    logit_difference,
+    logit_size,
+    make_pairs,
+    model_of,
+    pairs_and_stores,
+)
 
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import constant, from_store, scale, zero
@@ -51,12 +59,14 @@ def test_effects_are_differences_of_the_named_metric(family):
     after = expected_metrics(patched_logits(model, pairs, corrupt["z", 1].padded()), reference, pairs)
     for name in before:
         got = effects(model, pairs, sites="z[1.2]", value=from_store(corrupt), metric=name)
-        assert max_difference(got[:, 0], after[name] - before[name]) < 1e-5, name
+        assert close(got[:, 0], after[name] - before[name], scale=logit_size(model, pairs)), name
         assert got.attrs["metric"] == name
     other = effects(model, pairs, sites="resid_pre[0]", value=from_store(clean), metric="kl", base="corrupt")
     with torch.no_grad():
         gap = expected_metrics(model(pairs.corrupt.tokens), reference, pairs)["kl"]
-    assert max_difference(other[:, 0], -gap) < 1e-5, "the reference is the clean run whichever run is edited"
+    assert close(other[:, 0], -gap, scale=logit_size(model, pairs)), (
+        "the reference is the clean run whichever run is edited"
+    )
 
 
 @pytest.mark.parametrize("method", ["exact", "gradient"])
@@ -76,7 +86,7 @@ def test_a_function_gets_the_logits_of_every_position(method):
     if method == "exact":
         with torch.no_grad():
             change = patched_logits(model, pairs, corrupt["z", 1].padded()) - model(pairs.clean.tokens)
-        assert max_difference(got[:, 0], change[:, 3, 7] - change[:, 4, 9]) < 1e-5
+        assert close(got[:, 0], change[:, 3, 7] - change[:, 4, 9], scale=logit_size(model, pairs))
 
 
 def test_a_wrapped_function_gets_the_last_position_of_prompts_of_any_length():
@@ -99,7 +109,7 @@ def test_a_wrapped_function_gets_the_last_position_of_prompts_of_any_length():
     with torch.no_grad():
         for i, length in enumerate((4, 6, 5)):
             ends = [model(side.tokens[i : i + 1, :length])[0, -1, 0] for side in (pairs.corrupt, pairs.clean)]
-            assert abs(float(got[i, 0]) - float(ends[0] - ends[1])) < 1e-5
+            assert close(got[i, 0], ends[0] - ends[1], scale=logit_size(model, pairs))
 
 
 def test_a_function_of_every_position_needs_prompts_of_one_length():
@@ -193,7 +203,9 @@ def test_sets_of_answers_are_averaged():
     with torch.no_grad():
         change = (patched_logits(model, pairs, corrupt["z", 1].padded()) - model(pairs.clean.tokens))[:, -1]
     right = torch.stack([change[0, [1, 2, 3]].mean(), change[1, 4], change[2, [5, 6]].mean()])
-    assert max_difference(got[:, 0], right - change[torch.arange(3), pairs.wrong[:, 0, 0]]) < 1e-5
+    assert close(
+        got[:, 0], right - change[torch.arange(3), pairs.wrong[:, 0, 0]], scale=logit_size(model, pairs)
+    )
 
 
 def test_a_metric_object_is_used_as_it_is():
@@ -204,9 +216,10 @@ def test_a_metric_object_is_used_as_it_is():
         unit="half logits",
     )
     got = effects(model, pairs, sites=grid("z", model), value=from_store(corrupt), metric=made)
-    assert (
-        max_difference(got, 2 * effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)))
-        < 1e-5
+    assert close(
+        got,
+        2 * effects(model, pairs, sites=grid("z", model), value=from_store(corrupt)),
+        scale=logit_size(model, pairs),
     )
     assert (got.attrs["metric"], got.attrs["unit"]) == ("twice", "half logits")
 

@@ -8,9 +8,9 @@ neuron 1 is relu(x0 - x3) and writes 5 into dimension 1. The logits are the stre
     corrupt "c b":  z0 (0,1)  z1 (1,0)  attention (1,0,1,0)  middle (1,2,1,0)  neurons 2, 1  end (5,7,1,0)   metric -2
 """
 
-import numpy as np
 import pytest
 import torch
+from closeness import close
 from families import native
 
 from workbench.circuit.circuit import Circuit
@@ -166,7 +166,7 @@ def test_a_circuit_is_as_on_paper(worked):
     )
     assert result.m_circuit[:, 0].values.tolist() == [5, 4, -2]
     assert (float(result.m_full[0]), float(result.m_empty[0])) == (4, -2)
-    assert np.allclose(result.faithfulness.values, [7 / 6, 1, 0])
+    assert close(result.faithfulness, [7 / 6, 1, 0], tolerance=1e-5)
     zeroed = evaluate([circuit, Circuit.empty(model)], model, pairs, value=zero(), checks=())
     # neuron 0 reads (0,0,1,1), what a0.0 writes, and the logits read what it writes, (2,0,0,0)
     assert zeroed.m_circuit[:, 0].values.tolist() == [2, 0]

@@ -6,7 +6,7 @@ or patched paths (`paths.PatchedPaths`). The sweep itself knows neither sites no
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class ElementGroup:
     columns: Sequence[int]
 
 
+@runtime_checkable
 class EditedRuns(Protocol):
     """What a sweep runs, and on which base run."""
 
