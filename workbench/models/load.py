@@ -2,8 +2,8 @@
 
 The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with
 Hugging Face's own numerics (no weight folding), so that everything TransformerLens can do with it still
-works. Read `load_model`. What tells models apart is in `fingerprint.py`. Knows nothing of prompts or of what is done
-with a model.
+works. Read `load_model`. What tells models apart is in `fingerprint.py`. Knows nothing of prompts or of what
+is done with a model.
 """
 
 import json

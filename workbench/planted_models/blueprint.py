@@ -3,8 +3,8 @@
 Because every read and write is declared, the edges that carry something are known: writer u feeds reader v
 when u writes a subspace that v reads. `Blueprint.build` then hides the drawing: heads in a random order, the
 stream in a random basis, decoys that write where nothing true reads, noise on all weights. Nothing is
-trained. Read `Blueprint`; its pieces are in `drawing.py`, `weights.py` turns it into weights, and what the circuits
-are for is in `recipes.py`.
+trained. Read `Blueprint`; its pieces are in `drawing.py`, `weights.py` turns it into weights, and what the
+circuits are for is in `recipes.py`.
 """
 
 import math
