@@ -14,9 +14,10 @@ from torch import Tensor
 from workbench.discovery.score_table import ScoreTable
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.gradients.atp_star import atp_star_table
-from workbench.engine.gradients.edge_gradients import EdgeTable, WriterDifferences
+from workbench.engine.gradients.edge_gradients import EdgeTable
 from workbench.engine.gradients.reader_gradients import ReaderMaps
 from workbench.engine.gradients.runs import GradientRuns, groups, shares
+from workbench.engine.gradients.writer_differences import WriterDifferences
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device

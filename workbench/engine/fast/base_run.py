@@ -112,7 +112,9 @@ class Recorder:
         if key not in kept:
             # No real token reads the zeros behind shorter prompts, but whole rows are compared to see whether
             # an edit changes anything: uninitialised memory could hold NaN, which is unequal to itself.
-            shape = (n, value.shape[1], longest, longest) if square else (n, longest, *value.shape[2:])
+            shape = (n, longest, *value.shape[2:])
+            if square:
+                shape = (n, value.shape[1], longest, longest)
             kept[key] = value.new_zeros(shape)
         examples = cohort.examples.to(value.device)
         if square:
@@ -134,6 +136,7 @@ class Recorder:
 def tokens_of(whole: Tensor, cohort: Cohort, *, read: bool) -> Tensor:
     """[example, pos, ...]: a cohort's tokens of a whole activation, or those of them that are read."""
     if not read and len(cohort.examples) == len(whole):
+        # All examples in their order: a view, where indexing would copy.
         return whole[:, cohort.start : cohort.length]
     examples = cohort.examples.to(whole.device)
     if not read or cohort.read is None:
@@ -172,7 +175,9 @@ def edited_tokens(
 
 def _tokens_second(value: Tensor, is_pattern: bool) -> Tensor:
     """[example, token, ...]; of patterns [example, head, query, key] <-> [example, query, head, key]."""
-    return value.transpose(1, 2) if is_pattern else value
+    if is_pattern:
+        return value.transpose(1, 2)
+    return value
 
 
 def pattern_edit(

@@ -54,13 +54,17 @@ class WalkBudget:
         item, metric, vocab = self.decoder.embed.element_size(), self.runs.metric, self.decoder.shape.d_vocab
         editing = 3 * max((self._width(kind) for kind, _ in self.keys), default=0) * item
         places = metric.positions_read(self.runs.prompts)
-        share = 1 if places is None else places[0].numel() / int(self.runs.prompts.lengths.max())
+        share = 1.0
+        if places is not None:
+            share = places[0].numel() / int(self.runs.prompts.lengths.max())
         # The base run's logits, an edited copy, and the metric's own float32 copies. A metric that judges
         # examples one by one is given tiles; if it reads few rows of the vocabulary, even its base logits are
         # next to nothing.
         n_copies = 5
         if metric.rowwise:
-            n_copies = 2 if metric.rows(self.runs.pairs) is None else 0
+            n_copies = 0
+            if metric.rows(self.runs.pairs) is None:
+                n_copies = 2
         return editing + int(n_copies * share * vocab * max(item, 4))
 
     @property
@@ -78,6 +82,7 @@ class WalkBudget:
         """Examples whose base run takes at most half of the budget."""
         lengths = self.runs.prompts.lengths
         n, per_example = len(lengths), (self.kept + self.beside + self.walking) * int(lengths.max())
+        # One example at least, even where it takes more than the budget: smaller pieces do not exist.
         size = max(1, min(n, self.runs.memory // 2 // per_example))
         for first in range(0, n, size):
             yield range(first, min(first + size, n))
@@ -96,6 +101,7 @@ class WalkBudget:
         for group in groups:
             for j in group.elements:
                 tokens[j] = tokens.get(j, 0) + group.n_tokens
+        # Two tiles: the values of one, and what is computed from them.
         room = self.runs.memory - self.base_bytes(prompts) - 2 * self.tile
         most = max(1, room // self.walking)
         together: set[int] = set()
@@ -121,5 +127,9 @@ class WalkBudget:
 
 def _only(groups: Sequence[Cohort], chosen: set[int]) -> list[Cohort]:
     """The cohorts with these elements alone."""
-    kept = (replace(group, elements=[j for j in group.elements if j in chosen]) for group in groups)
-    return [group for group in kept if group.elements]
+    kept = []
+    for group in groups:
+        elements = [j for j in group.elements if j in chosen]
+        if elements:
+            kept.append(replace(group, elements=elements))
+    return kept

@@ -9,8 +9,7 @@ Read `CircuitWalk.streams`, then `_Passage`: a passage is one walk through the l
 writers as it comes to them. Metrics and memory budgets are the caller's (`engine.circuits`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,57 +18,12 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
-from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.fast.base_run import BaseRun
+from workbench.engine.edge_mixing import token_classes
+from workbench.engine.fast.contributions import Contributions, EdgeWeights
 from workbench.engine.fast.decoder import Decoder, Linear
+from workbench.engine.fast.patched_values import PatchedValues, writer_kinds
 from workbench.engine.fast.staircase import run_base
-from workbench.sites import Key, Site
-
-
-@dataclass(frozen=True, eq=False)
-class PatchedValues:
-    """The patched value z' of every writer of a batch.
-
-    Attributes:
-        values: key of a writer's activation → [example, pos, ...], z' of it.
-        seen: (reader, layer) with reader "attn", "mlp" or "logits" → [example, pos, d_model], what it reads
-            when every writer has its patched value.
-    """
-
-    values: dict[Key, Tensor]
-    seen: dict[tuple[str, int], Tensor]
-
-    @classmethod
-    def of(cls, base: BaseRun, bound: Bound, graph: Graph) -> "PatchedValues":
-        """From the base run, whose activations the value may need for their shape only."""
-        decoder, shape, values, seen = base.decoder, graph.shape, {}, {}
-
-        def patched(kind: str, layer: int) -> Tensor:
-            """z' of an activation, which is kept."""
-            values[kind, layer] = bound.edited(Site(kind, layer), base.whole((kind, layer)))
-            return values[kind, layer]
-
-        # Sums of what writers write, biases of o included: they are written whatever the heads do.
-        stream = patched("resid_pre", 0)
-        for layer, block in enumerate(decoder.layers):
-            seen["attn", layer] = stream
-            after = stream + block.o(patched("z", layer).flatten(-2))
-            seen["mlp", layer] = stream if shape.parallel else after
-            if not shape.attn_only and layer in graph.neurons:
-                assert block.mlp_out is not None
-                after = after + block.mlp_out(patched("mlp_post", layer))
-            elif not shape.attn_only:
-                after = after + patched("mlp_out", layer)
-            stream = after
-        seen["logits", shape.n_layers] = stream
-        return cls(values, seen)
-
-
-def writer_kinds(graph: Graph, layer: int) -> list[str]:
-    """The kinds of activation that a block's writers have."""
-    if graph.shape.attn_only:
-        return ["z"]
-    return ["z", "mlp_post" if layer in graph.neurons else "mlp_out"]
+from workbench.sites import Site
 
 
 class CircuitWalk:
@@ -85,7 +39,9 @@ class CircuitWalk:
         self, decoder: Decoder, graph: Graph, bound: Bound, *, places: Int[Tensor, "example *step"] | None
     ) -> None:
         self.decoder, self.graph, self.shape, device = decoder, graph, graph.shape, decoder.device
-        keys = [(kind, layer) for layer in range(graph.shape.n_layers) for kind in writer_kinds(graph, layer)]
+        keys = []
+        for layer in range(graph.shape.n_layers):
+            keys += [(kind, layer) for kind in writer_kinds(graph, layer)]
         self.base = run_base(decoder, bound.prompts, keys)
         self.patched = PatchedValues.of(self.base, bound, graph)
         longest = bound.prompts.tokens.shape[1]
@@ -95,7 +51,9 @@ class CircuitWalk:
         if places is not None:
             self.start = min(self.start, int(places.min()))
         self.pos = torch.arange(self.start, longest, device=device)
-        self.read = None if places is None or places.ndim > 1 else places.to(device)
+        self.read = None
+        if places is not None and places.ndim == 1:
+            self.read = places.to(device)
         classes = token_classes(graph, bound.prompts)
         # Behind the prompt an answer's tokens have no patched value: every edge is there, which makes a class
         # of its own.
@@ -130,65 +88,23 @@ class CircuitWalk:
         return _Passage(self, keep).run()
 
 
-@dataclass(eq=False)
-class _Contributions:
-    """z - z' of writers, [circuit or 1, writer, example, pos, d_model] in blocks, and their sum.
-
-    One row stands for all circuits.
-    """
-
-    writers: list[int] = field(default_factory=list)
-    blocks: list[Tensor] = field(default_factory=list)
-    total: Tensor | None = None
-
-    def add(self, writers: Sequence[int], change: Tensor) -> None:
-        """Collect those of some writers."""
-        self.writers += writers
-        self.blocks.append(change)
-        summed = change.sum(1)
-        self.total = summed if self.total is None else self.total + summed
-
-    def some(self, picked: np.ndarray) -> Tensor:
-        """Those of the writers that are picked, [circuit, writer, example, pos, d_model]."""
-        chosen, first = [], 0
-        for block in self.blocks:
-            in_block = picked[first : first + block.shape[1]]
-            first += block.shape[1]
-            if in_block.all():
-                chosen.append(block)  # as it is: indexing would copy it
-            elif in_block.any():
-                chosen.append(block[:, np.flatnonzero(in_block)])
-        return torch.cat(chosen, 1)
-
-
 class _Passage:
     """One walk through the layers, of several circuits at once."""
 
     def __init__(self, walk: CircuitWalk, keep: Tensor) -> None:
         self.walk, self.decoder, self.graph, self.shape = walk, walk.decoder, walk.graph, walk.shape
-        if walk.has_answer_tokens:
-            whole = walk.exists.to(keep).expand(len(keep), 1, *walk.exists.shape)
-            if keep.ndim == 3:
-                keep = keep[:, None]
-            keep = torch.cat((keep, whole), 1)
-        self.keep = keep.to(walk.decoder.device, walk.decoder.dtype)
-        # With gradients every edge takes part: an edge of weight 0 has a gradient too.
-        self.n, self.soft = len(keep), keep.requires_grad
+        weights = EdgeWeights(
+            keep, walk.exists, has_answer_tokens=walk.has_answer_tokens, like=walk.decoder.embed
+        )
+        self.weights, self.n, self.soft = weights, weights.n, weights.soft
         self.tokens, self.classes, self.queries = slice(walk.start, None), walk.classes, walk.pos
         # What no circuit changes is kept once; the rest for each of them.
-        self.shared, self.own = _Contributions(), _Contributions()
-        weights = keep.detach().cpu()
-        self.used = np.ones((self.n, len(self.graph.writers)), dtype=bool)
-        if not self.soft:
-            self.used = _any(weights != 0).numpy()
-        # [writer, reader]: whether any circuit has the edge, and whether any lacks it.
-        self.kept = (weights != 0).flatten(0, -3).any(0).numpy()
-        self.cut = (weights != 1).flatten(0, -3).any(0).numpy()
-        self.changed = (weights != walk.exists).flatten(0, -2).any(0).numpy()
+        self.shared, self.own = Contributions(), Contributions()
         self.differs = False  # whether anything so far can differ from the base run
 
     def run(self) -> Tensor:
         """The stream after the last block."""
+        # The embeddings are a writer like any other, and come before every reader.
         embedded = self._change("resid_pre", 0, self._base("resid_pre", 0))
         self._collect(["input"], embedded[:, :, :, None])
         last = self.shape.n_layers - 1
@@ -200,6 +116,7 @@ class _Passage:
                 self._neurons(layer)
             else:
                 self._mlp(layer)
+        # [circuit, reader, example, pos, d_model], with the logits as the one reader
         return self._seen(["logits"], ("logits", last + 1))[:, 0]
 
     # A block.
@@ -214,8 +131,9 @@ class _Passage:
         readers = {port: [f"a{layer}.{unit}<{port}>" for unit in units[port]] for port in "qkv"}
         runs_anew = self._can_differ([*readers["q"], *readers["k"], *readers["v"]]) and bool(heads)
         projected = {}
-        for port in "kv" if runs_anew else "":
-            projected[port] = self._projected(readers[port], layer, getattr(block, port), units[port])
+        if runs_anew:
+            for port in "kv":
+                projected[port] = self._projected(readers[port], layer, getattr(block, port), units[port])
         keys = self.queries
         if last and self.walk.read is not None:
             # Keys and values of all tokens are there: from here on only the position that is read matters.
@@ -230,6 +148,7 @@ class _Passage:
             if visible.ndim == 2:
                 visible = visible[None]
             z = self.decoder.attend(layer, q, k, projected["v"], self._before(layer, groups), visible)
+            # Whole groups were run; heads without an edge of their own are dropped again.
             z = z[:, :, :, [query_heads.index(head) for head in heads]]
         else:
             z = self._base("z", layer)[..., heads, :]
@@ -244,11 +163,12 @@ class _Passage:
         if not self._is_used(name):
             return
         if not self._can_differ([name]):
+            # It reads what it reads in the base run, so what it writes is known.
             self._collect([name], self._change("mlp_out", layer, self._base("mlp_out", layer))[:, :, :, None])
             return
         assert block.mlp_norm is not None
         assert block.mlp_out is not None
-        chosen = np.flatnonzero(self.used[:, self.graph.writer_index[name]])
+        chosen = np.flatnonzero(self.weights.used[:, self.graph.writer_index[name]])
         entry = block.mlp_norm(self._seen([name], ("mlp", layer), chosen)[:, 0])
         out = block.mlp_out(block.mlp_post(*block.mlp_pre(entry)))
         change = self._change("mlp_out", layer, out)
@@ -290,44 +210,17 @@ class _Passage:
         Args:
             place: key of `PatchedValues.seen`.  circuits: indices of those that are run; None: all.
         """
-        everyone = circuits is None or len(circuits) == self.n
-        chosen = slice(None) if everyone else torch.from_numpy(circuits)
+        chosen, n_chosen = slice(None), self.n
+        if circuits is not None and len(circuits) < self.n:
+            chosen, n_chosen = torch.from_numpy(circuits), len(circuits)
         patched = self._at(self.walk.patched.seen[place])
         columns = [self.graph.reader_index[reader] for reader in readers]
-        seen = patched.expand(
-            self.n if isinstance(chosen, slice) else len(chosen), len(readers), *patched.shape
-        )
-        for term in self._sums(self.shared, columns, slice(None), chosen):
-            seen = seen + term
-        for term in self._sums(self.own, columns, chosen, chosen):
-            seen = seen + term
+        seen = patched.expand(n_chosen, len(readers), *patched.shape)
+        # Shared contributions have one row for all circuits, so no row of theirs is chosen.
+        for contributions, rows in ((self.shared, slice(None)), (self.own, chosen)):
+            for term in contributions.reaching(columns, self.weights, rows, chosen, self.classes):
+                seen = seen + term
         return seen
-
-    def _sums(
-        self, changes: _Contributions, columns: list[int], rows: slice | Tensor, circuits: slice | Tensor
-    ) -> Iterator[Float[Tensor, "circuit_or_one reader_or_one example pos d_model"]]:
-        """What writers bring to readers: all but what is cut, or what is kept, whichever is less work.
-
-        Args:
-            columns: of the readers.  rows: of `changes`, which may hold one for all circuits.
-        """
-        writers = changes.writers
-        if not writers:
-            return
-        kept, cut = (np.asarray(edges[writers][:, columns].any(1)) for edges in (self.kept, self.cut))
-        picked, weight = kept, self.keep
-        if self.soft:
-            picked = np.ones(len(writers), dtype=bool)
-        elif cut.sum() <= kept.sum():
-            # sum of all - sum of (1 - weight): the total is there already, and few edges are left to
-            # subtract.
-            assert changes.total is not None
-            yield changes.total[rows][:, None]
-            picked, weight = cut, self.keep - 1
-        if picked.any():
-            chosen = [writer for writer, is_picked in zip(writers, picked, strict=True) if is_picked]
-            edge_weights = weight[..., chosen, :][..., columns][circuits]
-            yield mixed(changes.some(picked)[rows], edge_weights, self.classes)
 
     def _projected(
         self, readers: Sequence[str], layer: int, linear: Linear, units: Sequence[int]
@@ -359,14 +252,18 @@ class _Passage:
         change = change.movedim(3, 1)
         # One row means that it holds for all circuits; with a single circuit, only while nothing can differ.
         holds_for_all = len(change) < self.n or (self.n == 1 and not self.differs)
-        changes = self.shared if holds_for_all else self.own
+        changes = self.own
+        if holds_for_all:
+            changes = self.shared
         changes.add([self.graph.writer_index[name] for name in names], change)
 
     def _change(self, kind: str, layer: int, value: Tensor, units: Sequence[int] | None = None) -> Tensor:
         """[circuit or 1, example, pos, ...]: z - z' of an activation, or of some of its heads or neurons."""
         patched = self._at(self.walk.patched.values[kind, layer])
-        if units is not None:
-            patched = patched[..., units, :] if kind == "z" else patched[..., units]
+        if units is not None and kind == "z":
+            patched = patched[..., units, :]  # [example, pos, head, d_head]
+        elif units is not None:
+            patched = patched[..., units]
         if value.ndim == patched.ndim:
             value = value[None]
         return value - patched
@@ -386,10 +283,7 @@ class _Passage:
         assert read is not None
         rows, places = torch.arange(len(read)), read - self.walk.start
         for changes in (self.shared, self.own):
-            # [circuit, writer, example, pos, d_model] -> the same with one position
-            changes.blocks = [block[:, :, rows, places][:, :, :, None] for block in changes.blocks]
-            if changes.total is not None:
-                changes.total = changes.total[:, rows, places][:, :, None]
+            changes.only_at(rows, places)
         if self.classes is not None:
             self.classes = self.classes[rows, places][:, None]
         self.tokens, self.queries = read, read[:, None]
@@ -397,7 +291,7 @@ class _Passage:
     # What has to be run.
 
     def _is_used(self, writer: str) -> bool:
-        return bool(self.used[:, self.graph.writer_index[writer]].any())
+        return bool(self.weights.used[:, self.graph.writer_index[writer]].any())
 
     def _can_differ(self, readers: Sequence[str]) -> bool:
         """Whether these readers can see anything else than in the base run.
@@ -405,14 +299,8 @@ class _Passage:
         Once some can, all later ones are taken to: what they write may reach every later reader.
         """
         columns = [self.graph.reader_index[reader] for reader in readers]
-        self.differs = self.differs or self.soft or bool(self.changed[columns].any())
+        self.differs = self.differs or self.soft or bool(self.weights.changed[columns].any())
         return self.differs
-
-
-def _any(mask: Tensor) -> Tensor:
-    """[circuit, row] of a mask [circuit, (pos,) row, column]: whether any place in the row is set."""
-    in_row = mask.any(-1)
-    return in_row.any(1) if in_row.ndim == 3 else in_row
 
 
 def _one_each(
@@ -420,4 +308,6 @@ def _one_each(
 ) -> Tensor:
     """[circuit, neuron, example, pos]: each neuron's number from an input of its own."""
     numbers = torch.einsum("cnbpd,dn->cnbp", entry, linear.weight[:, neurons])
-    return numbers if linear.bias is None else numbers + linear.bias[neurons][:, None, None]
+    if linear.bias is not None:
+        numbers = numbers + linear.bias[neurons][:, None, None]
+    return numbers

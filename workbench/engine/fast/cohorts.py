@@ -106,7 +106,9 @@ class Cohort:
     @property
     def n_read(self) -> int:
         """Tokens of one of its runs that the last block still needs after its keys and values."""
-        return self.n_tokens if self.read is None else len(self.examples)
+        if self.read is None:
+            return self.n_tokens
+        return len(self.examples)
 
     def positions(self, *, read: bool) -> Tensor:
         """[example, pos]: the places of its tokens, or of those that are read."""
@@ -130,7 +132,9 @@ def cohorts(elements: Sequence[Element], prompts: Prompts, shape: Shape, read: T
             by_firsts[firsts] = []
             for (start, length), members in _alike(firsts, prompts).items():
                 examples = torch.tensor(members)
-                read_in_cohort = None if read is None else read[examples]
+                read_in_cohort = None
+                if read is not None:
+                    read_in_cohort = read[examples]
                 cohort = Cohort(start, length, examples, read_in_cohort)
                 # Elements with other firsts in other examples may still share this cohort.
                 by_firsts[firsts].append(by_tokens.setdefault((start, length, *members), cohort))

@@ -59,6 +59,7 @@ class Rotary:
 
     def __call__(self, x: Tensor, pos: Int[Tensor, "... pos"]) -> Tensor:
         """x [..., pos, head, d_head], rotated by these positions."""
+        # [..., pos, 1, rotated]: all heads of a token turn by the same angles.
         cos, sin = (table[pos].unsqueeze(-2).to(x.dtype) for table in (self.cos, self.sin))
         n_rotated = self.cos.shape[-1]
         rotated, rest = x[..., :n_rotated], x[..., n_rotated:]
@@ -110,7 +111,9 @@ class Layer:
         """What the MLP's output map reads."""
         assert self.act is not None
         post = self.act(pre)
-        return post if linear is None else post * linear
+        if linear is not None:
+            post = post * linear
+        return post
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,13 @@ class Decoder:
         Args:
             port: "q" or "k".  pos: the positions, which decide the rotation.
         """
-        norm = self.layers[layer].q_norm if port == "q" else self.layers[layer].k_norm
+        # Normed before it is rotated, as Qwen 3 does.
+        norm = {"q": self.layers[layer].q_norm, "k": self.layers[layer].k_norm}[port]
         if norm is not None:
             x = norm(x)
-        return x if self.rotary is None else self.rotary(x, pos)
+        if self.rotary is not None:
+            x = self.rotary(x, pos)
+        return x
 
     def attend(
         self,
@@ -189,7 +195,9 @@ class Decoder:
         # The lowest finite number and not -inf: TransformerLens and transformers mask with it, and a row of
         # -inf would become NaN in the softmax.
         own_scores = own_scores.masked_fill_(hidden, torch.finfo(own_scores.dtype).min)
-        n_before = 0 if before is None else before[0].shape[1]
+        n_before = 0
+        if before is not None:
+            n_before = before[0].shape[1]
         scores = own_scores
         if before is not None and n_before:
             # The base run's keys are the same for every row: rows are more queries of one product.
@@ -223,7 +231,7 @@ class Decoder:
             return change
         assert layer is not None
         block = self.layers[layer]
-        out = block.o if kind == "z" else block.mlp_out
+        out = {"z": block.o, "mlp_post": block.mlp_out}[kind]
         assert out is not None
         # No bias: a change of what is written does not contain it.
         if unit is None:

@@ -87,6 +87,7 @@ class Departure:
 
     def stream(self, layer: int) -> Tensor:
         """[example, pos, d_model] before a block, the embeddings or the stream there being edited."""
+        # `first` stays True as long as the base run's own stream can be edited whole, which is cheaper.
         value, first = self.tokens(self.base.whole(("resid_pre", layer))), True
         for key, edited in self.edited.items():
             if key[1] is None:  # an embedding, which is a term of the stream
@@ -128,6 +129,7 @@ class Departure:
         """A change of `attn_out` or `mlp_out` after edits of that activation itself."""
         if key not in self.edited:
             return change
+        # The edit is one of the whole activation, so it is applied to that, and the base run's is taken off.
         out = self.tokens(self.base.whole(key))
         return self._after(key, out + change, first=isinstance(change, float)) - out
 
@@ -139,7 +141,9 @@ class Departure:
         """What a changed writer adds; of one head or neuron alone where no other is edited."""
         before = self.base.whole(key)
         units = {site.unit for site, _ in self.element.edits if site.layer == key[1]}
-        unit = units.pop() if len(units) == 1 else None
+        unit = None
+        if len(units) == 1:
+            (unit,) = units
         if unit is not None:
             edited, before = edited[:, :, unit], before[:, :, unit]
         return self.decoder.written(*key, self.tokens(edited) - self.tokens(before), unit)
@@ -158,14 +162,18 @@ class Departure:
                     kv_heads.add(site.head)
         if len(kv_heads) != 1:
             return slice(None)
-        only = kv_heads.pop()
-        return slice(None) if only is None else slice(only * shape.group, (only + 1) * shape.group)
+        (only,) = kv_heads
+        if only is None:
+            return slice(None)
+        return slice(only * shape.group, (only + 1) * shape.group)
 
     def _head_outputs(self, layer: int, heads: slice) -> Tensor:
         """[example, pos, head, d_head]: z of heads whose q, k, v or pattern is edited, and nothing before."""
         base, cohort, decoder, edited = self.base, self.cohort, self.decoder, self.edited
         group = decoder.shape.group
-        kv_heads = heads if heads.start is None else slice(heads.start // group, heads.stop // group)
+        kv_heads = heads
+        if heads.start is not None:
+            kv_heads = slice(heads.start // group, heads.stop // group)
         queries, keys = (cohort.positions(read=read).to(decoder.device) for read in (self.read, False))
         q = self.tokens(edited.get(("q", layer), base.whole(("q", layer)))[:, :, heads])
         q = decoder.heads(q, layer, "q", queries)
@@ -178,6 +186,7 @@ class Departure:
         v = tokens_of(v, cohort, read=False)
         before = base.before(layer, cohort)
         if before is not None:
+            # The shared keys and values of the heads that are computed, and of no others.
             before = before[0][:, :, kv_heads], before[1][:, :, kv_heads]
         visible = keys[:, None, :] <= queries[:, :, None]
         edit = pattern_edit(base, layer, cohort, [self.element], read=self.read)

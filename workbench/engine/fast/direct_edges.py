@@ -88,6 +88,7 @@ class DirectEdges:
             len(message.writers), len(self.places), dtype=torch.bool, device=self.places.device
         )
         for runs, change in message.changes.values():
+            # Exactly 0, without a tolerance: a small effect must not be taken for none.
             nothing[runs] &= (change == 0).flatten(2).all(2)
         return nothing.cpu()
 
@@ -123,7 +124,9 @@ class DirectEdges:
             if layer == last and (layer, True) not in by_block:
                 return
             # A parallel block's MLP reads what attention reads: heads of the same layer do not reach it.
-            mlp_change = change.clone() if shape.parallel else change
+            mlp_change = change
+            if shape.parallel:
+                mlp_change = change.clone()
             self._add(change, message, ("z", layer))
             if shape.attn_only:
                 continue
@@ -131,7 +134,9 @@ class DirectEdges:
                 yield from self._mlp_readers(layer, by_block[layer, True], mlp_change)
             if layer == last:
                 return
-            response = self._response(layer, message, mlp_change) if self.recompute else None
+            response = None
+            if self.recompute:
+                response = self._response(layer, message, mlp_change)
             self._add(change, message, ("mlp_post", layer))
             self._add(change, message, ("mlp_out", layer))
             if response is not None:
@@ -176,7 +181,7 @@ class DirectEdges:
             ports = {}
             for port, unit in (("q", head), ("k", head // group), ("v", head // group)):
                 value = patched.get((port, unit))
-                if value is None:
+                if value is None:  # a port that the path does not use keeps the base run's value
                     value = self.at((port, layer))[:, :, unit].expand(n_runs, -1, -1, -1)
                 ports[port] = value.unsqueeze(3)  # [run, example, pos, head, d_head], with one head
             q, k = (decoder.heads(ports[port], layer, port, self.places) for port in "qk")
@@ -247,7 +252,10 @@ class DirectEdges:
         """The neurons of an MLP whose input has changed."""
         block = self.decoder.layers[layer]
         assert block.mlp_norm is not None
-        stream = self.at(("resid_pre" if self.decoder.shape.parallel else "resid_mid", layer))
+        kind = "resid_mid"
+        if self.decoder.shape.parallel:
+            kind = "resid_pre"
+        stream = self.at((kind, layer))
         return block.mlp_post(*block.mlp_pre(block.mlp_norm(stream + change)))
 
     def _runs_per_tile(self, change: Tensor) -> int:
@@ -259,12 +267,16 @@ class DirectEdges:
 
 def _neuron_or_output(mlp_out: Linear, post: Tensor, neuron: int | None) -> Tensor:
     """One neuron of an MLP [..., neuron], or what the whole MLP writes."""
-    return mlp_out(post) if neuron is None else post[..., neuron]
+    if neuron is None:
+        return mlp_out(post)
+    return post[..., neuron]
 
 
 def _unit_of(activation: Tensor, unit: int | None) -> Tensor:
     """One head or neuron of an activation [example, pos, unit, ...], or all of it."""
-    return activation if unit is None else activation[:, :, unit]
+    if unit is None:
+        return activation
+    return activation[:, :, unit]
 
 
 def _of_head(linear: Linear, unit: int | None, width: int) -> Linear:

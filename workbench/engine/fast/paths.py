@@ -1,8 +1,7 @@
 """Path patching on the fast engine: senders change receivers' inputs along direct edges; the rest is a walk.
 
 Read `Route` first, then `PatchedPaths.groups`. Where the logits are the receiver there is nothing left to
-run: the changed stream is read out as it is. How batches and walks are cut to the budget is none of this
-    module's business.
+run: the changed stream is read out as it is. How batches and walks are cut to the budget is not known here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +82,10 @@ class PatchedPaths:
         for route in self.routes:
             for readers, writers in route.middles:
                 keys |= {writer.site.key for writer in writers}
-                keys |= {(port, reader.layer) for reader in readers for port in "qkv" if reader.port in "qkv"}
+                for reader in readers:
+                    # A head in the middle is run with its other inputs as they are, so all three are kept.
+                    if reader.port in "qkv":
+                        keys |= {(port, reader.layer) for port in "qkv"}
         if self.recompute:
             keys |= {("mlp_out", layer) for layer in range(n_layers)}
         return {key for key in keys if key[0] != "resid_pre"}
@@ -123,6 +125,7 @@ class PatchedPaths:
         if not everywhere and read is not None:
             places = read[:, None]
         edges = self._edges(base, bound, places, tile)
+        # Routes are grouped by their receiver here, so that one readout serves them all.
         (end,) = {reader for route in routes for reader in route.receivers if reader.port == "logits"}
         sent = self._sent(edges, routes)
         arriving = dict(edges.arriving(sent.message, [end]))
@@ -144,7 +147,9 @@ class PatchedPaths:
     ) -> list[Element]:
         firsts = self._firsts(bound, routes)
         # Attention in the middle of a path looks at every position.
-        start = 0 if any(route.middles for route in routes) else _start(firsts, bound)
+        start = 0
+        if not any(route.middles for route in routes):
+            start = _start(firsts, bound)
         # Routes that differ in their receivers alone send the same: each set of senders is worked out once.
         by_senders = {route.senders: route for route in routes}
         rows = [list(by_senders).index(route.senders) for route in routes]

@@ -22,7 +22,9 @@ from workbench.prompts.prompts import Prompts
 
 def read_position(metric: Metric, prompts: Prompts) -> Int[Tensor, "example"] | None:
     """The one position of each example whose logits are read, or None for several."""
-    return prompts.at("END") if metric.positions == "END" else None
+    if metric.positions == "END":
+        return prompts.at("END")
+    return None
 
 
 class Readout:
@@ -53,9 +55,13 @@ class Readout:
     ) -> None:
         self.decoder, self.metric, self.base, self.tile = base.decoder, metric, base, tile
         self.dtype = dtype or self.decoder.dtype
-        vocab_rows = metric.rows(pairs) if metric.rowwise else None
-        # With fewer rows of the vocabulary, the pairs' tokens become indices into those rows.
-        self.pairs = pairs if vocab_rows is None else pairs.recoded(vocab_rows)
+        vocab_rows, self.pairs = None, pairs
+        # A metric that judges all examples at once may look at any row of the vocabulary.
+        if metric.rowwise:
+            vocab_rows = metric.rows(pairs)
+        if vocab_rows is not None:
+            # With fewer rows of the vocabulary, the pairs' tokens become indices into those rows.
+            self.pairs = pairs.recoded(vocab_rows)
         self.unembed = _rows_of(self.decoder.unembed, vocab_rows, self.dtype)
         self.base_logits = self._logits_of(base)
         self.reference: Tensor | None = None
@@ -73,10 +79,8 @@ class Readout:
         return self.metric.positions_read(self.base.prompts)
 
     def _logits_of(self, run: BaseRun) -> Tensor:
-        stream, places = (
-            run.whole(("resid_pre", self.decoder.shape.n_layers)),
-            self.metric.positions_read(run.prompts),
-        )
+        stream = run.whole(("resid_pre", self.decoder.shape.n_layers))
+        places = self.metric.positions_read(run.prompts)
         if places is not None:
             rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (places.ndim - 1))
             stream = stream[rows, places.to(stream.device)]
@@ -116,7 +120,9 @@ class Readout:
             measured = []
             for tile in self._tiles(stream.flatten(0, 1)):
                 rows = list(islice(remaining, len(tile)))
-                reference = None if self.reference is None else self.reference[rows]
+                reference = None
+                if self.reference is not None:
+                    reference = self.reference[rows]
                 logits = self.logits(tile)
                 if changed_steps is not None:
                     # Steps before the run's first token are the base run's.
@@ -135,13 +141,17 @@ class Readout:
         if self.places is None or self.places.ndim == 1:
             return outcome.stream[:, :, 0], None
         cohort, stream = outcome.cohort, outcome.stream
+        # Clamped, since steps before the run's first token are replaced by the base run's.
         steps = (self.places[cohort.examples] - cohort.start).clamp(min=0).to(stream.device)
         rows = torch.arange(len(steps), device=stream.device)[:, None]
         return stream[:, rows, steps], self.places >= cohort.start
 
     def _write_runs(self, outcomes: Sequence[WalkOutcome], effects: Tensor, base_metric: Tensor) -> None:
         """Every run by itself, with the logits of all examples: for functions that may compare examples."""
-        for j in dict.fromkeys(j for outcome in outcomes for j in outcome.elements):
+        elements: dict[int, None] = {}  # a run is in several cohorts, and is measured once
+        for outcome in outcomes:
+            elements |= dict.fromkeys(outcome.elements)
+        for j in elements:
             # Examples in which nothing changes keep the base run's logits.
             logits = self.base_logits.clone()
             for outcome in outcomes:
@@ -158,6 +168,7 @@ class Readout:
 
     def logits(self, stream: Tensor) -> Tensor:
         """The logits of streams after the last block: those rows of the vocabulary that the metric reads."""
+        # Widened before the norm: in 16 bits its rounding would be as large as a small effect.
         return self.unembed(self.decoder.final_norm(stream.to(self.dtype)))
 
     def _tiles(self, stream: Tensor) -> Sequence[Tensor]:

@@ -121,7 +121,8 @@ class StaircaseSweep:
             what: the name of the progress bar.
         """
         budget = self._budget
-        wide = torch.float64 if self.decoder.dtype == torch.float64 else torch.float32
+        # Effects are small differences: 16-bit models get a table of float32.
+        wide = torch.promote_types(self.decoder.dtype, torch.float32)
         effects = torch.zeros((len(self.runs.pairs), self.edited.n_elements), dtype=wide)
         disable = None if progress else True  # None: shown where there is a terminal
         bar = tqdm(total=effects.numel(), desc=what, unit="run", disable=disable, leave=False)
@@ -179,17 +180,22 @@ class StaircaseSweep:
         for group in self.edited.groups(base, examples, budget):
             walked: set[int] = set()
             for cohorts in budget.walks(group.elements, base.prompts, readout.read):
-                walked.update(j for cohort in cohorts for j in cohort.elements)
+                for cohort in cohorts:
+                    walked.update(cohort.elements)
                 outcomes = StaircaseWalk(base, group.elements, cohorts, tile=budget.tile).run()
                 yield [_in_columns(outcome, group.columns) for outcome in outcomes]
+            # What is never walked is checked all the same: a value that does not fit is an error.
             _check_edits(base, [element for j, element in enumerate(group.elements) if j not in walked])
 
     def _pairs(self, examples: range) -> PromptPairs:
-        everyone = len(examples) == len(self.runs.pairs)
-        return self.runs.pairs if everyone else self.runs.pairs.select(list(examples))
+        if len(examples) == len(self.runs.pairs):
+            return self.runs.pairs
+        return self.runs.pairs.select(list(examples))
 
     def _readout(self, pairs: PromptPairs, base: BaseRun, budget: WalkBudget) -> Readout:
-        clean = run_base(self.decoder, pairs.clean, tile=budget.tile) if self._needs_clean_run else None
+        clean = None
+        if self._needs_clean_run:
+            clean = run_base(self.decoder, pairs.clean, tile=budget.tile)
         return Readout(self.runs.metric, pairs, base, clean=clean, tile=budget.tile, dtype=self.runs.dtype)
 
 
@@ -236,8 +242,12 @@ def _walk_cost(decoder: Decoder, elements: Sequence[Element], cohorts: Sequence[
             if half and layer < last + 1:
                 # It joins inside a block: behind its attention the MLP is left to run, if the block is
                 # sequential.
-                inside = 0 if half == MLP or shape.parallel else mlp
-                rest, layer = (cohort.n_read if layer == last else cohort.n_tokens) * inside, layer + 1
+                if half != MLP and not shape.parallel:
+                    n_tokens = cohort.n_tokens
+                    if layer == last:
+                        n_tokens = cohort.n_read
+                    rest = n_tokens * mlp
+                layer += 1
             if layer <= last:
                 rest += (last - layer) * cohort.n_tokens * (block + scores)
                 # The last block needs keys and values of every token, and the rest of it only where logits

@@ -1,10 +1,9 @@
 """AtP*: first-order edge scores with attention recomputed for edges into queries and keys, and with GradDrop.
 
 A saturated softmax has no gradient: an edge into a query or key is therefore worked out up to the attention
-    pattern, and
-only what comes after is linear. GradDrop: the score is the mean of |score| over runs in which one layer's
-writes pass no gradient on, so that a direct and an indirect effect that cancel are not lost; it keeps the
-sign of the plain estimate.
+pattern, and only what comes after is linear. GradDrop: the score is the mean of |score| over runs in which
+one layer's writes pass no gradient on, so that a direct and an indirect effect that cancel are not lost; it
+keeps the sign of the plain estimate.
 
 Read `atp_star_table`, then `_Attention`. Source: Kramár et al. 2403.00745.
 """
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.gradients.edge_gradients import EdgeTable
-from workbench.engine.gradients.reader_gradients import GradientRun, ReaderMaps, reader_gradients
+from workbench.engine.gradients.gradient_run import GradientRun
+from workbench.engine.gradients.reader_gradients import ReaderMaps, reader_gradients
 from workbench.engine.gradients.runs import GradientRuns
 
 
@@ -29,12 +29,14 @@ def atp_star_table(
     n_layers = runs.graph.shape.n_layers
     plain = runs.at([1.0])
     # With one layer there is nothing to cancel, and dropping it would leave nothing.
-    dropped = [runs.dropped(layer) for layer in range(n_layers)] if n_layers > 1 else []
-    passes = [plain, *dropped]
+    passes = [plain]
+    if n_layers > 1:
+        passes += [runs.dropped(layer) for layer in range(n_layers)]
     tables = [EdgeTable(runs.batch, runs.graph, ("example", *keep), start=runs.start) for _ in passes]
     with torch.no_grad():
         for run, table in zip(passes, tables, strict=True):
             for readers, gradient in reader_gradients(run, maps, runs.graph, room=room):
+                # Slices never mix ports; `_Attention` scores queries and keys below, not linearly.
                 if runs.graph.readers[readers.start].endswith(("<q>", "<k>")):
                     continue
                 for writers, change in runs.sources.upto(int(table.before[readers.start])):
@@ -45,10 +47,13 @@ def atp_star_table(
     if magnitudes:
         # The run that drops a reader's own layer sees nothing of it: the mean is over the others. The logits
         # have none.
-        n_seen = [n_layers if reader == "logits" else n_layers - 1 for reader in runs.graph.readers]
-        magnitude = torch.stack([values.abs() for values in magnitudes]).sum(0) / torch.tensor(n_seen)
+        n_seen = torch.full((len(runs.graph.readers),), n_layers - 1)
+        n_seen[runs.graph.reader_index["logits"]] = n_layers
+        magnitude = torch.stack([values.abs() for values in magnitudes]).sum(0) / n_seen
         signed = signed.sign() * magnitude
-    return signed if "example" in keep else signed.sum(0, keepdim=True), len(passes)
+    if "example" not in keep:
+        signed = signed.sum(0, keepdim=True)
+    return signed, len(passes)
 
 
 class _Attention:
@@ -82,14 +87,19 @@ class _Attention:
 
     def _heads(self, normed: Tensor, port: str) -> Tensor:
         """Rotated queries or keys [..., pos, head, d_head], keys repeated for the queries that share them."""
-        n_heads = self.shape.n_heads if port == "q" else self.shape.n_kv_heads
+        n_heads = {"q": self.shape.n_heads, "k": self.shape.n_kv_heads}[port]
         heads = getattr(self.block, port)(normed).view(*normed.shape[:-1], n_heads, self.shape.d_head)
         heads = self.decoder.heads(heads, self.layer, port, self.pos)
-        return heads if port == "q" else heads.repeat_interleave(self.shape.group, -2)
+        if port == "k":
+            heads = heads.repeat_interleave(
+                self.shape.group, -2
+            )  # [..., pos, kv head, d_head] -> [..., head, d_head]
+        return heads
 
     def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
         """[..., head, query, key]."""
         scores = torch.einsum("...qhe,...khe->...hqk", q, k) * self.block.scale
+        # The lowest finite number, as in `Decoder.attend`: a row of -inf would become NaN in the softmax.
         scores = scores.masked_fill(self.hidden, torch.finfo(scores.dtype).min)
         return torch.softmax(scores, -1, dtype=self.decoder.softmax).to(q.dtype)
 
@@ -118,19 +128,24 @@ class _Attention:
                 continue
             scores = (change * gradient).sum(-1)  # [writer, example, head, query]
             for position_class, tokens in self._classes(table):
-                in_class = scores if tokens is None else scores * tokens[:, None]
+                in_class = scores
+                if tokens is not None:
+                    in_class = scores * tokens[:, None]
                 self._put(table, position_class, writers, readers, in_class.sum(-1))
 
     def _add_keys(self, tables: Sequence[EdgeTable], writers: slice, readers: slice, k: Tensor) -> None:
         # A changed key changes the softmax of its whole row, so each class of positions is a pattern of its
         # own.
         for position_class, tokens in self._classes(tables[0]):
-            moved = k if tokens is None else torch.where(tokens[..., None, None] > 0, k, self.k)
+            moved = k
+            if tokens is not None:
+                moved = torch.where(tokens[..., None, None] > 0, k, self.k)
             change = self.pattern - self._pattern(self.q, moved)
             for table, gradient in zip(tables, self.pattern_gradients, strict=True):
                 if gradient is None:
                     continue
                 by_head = (change * gradient).sum((-1, -2))  # [writer, example, head]
+                # Query heads that share a key each have their part in what its change does.
                 by_kv_head = by_head.unflatten(-1, (-1, self.shape.group)).sum(-1)
                 self._put(table, position_class, writers, readers, by_kv_head)
 

@@ -6,17 +6,17 @@ clean. Edges and tables of scores are not known here.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.circuits import CircuitBatch
-from workbench.engine.gradients.edge_gradients import WriterDifferences
-from workbench.engine.gradients.reader_gradients import GradientRun, decoder_run, hooked_run
+from workbench.engine.gradients.gradient_run import GradientRun, decoder_run, hooked_run
+from workbench.engine.gradients.writer_differences import WriterDifferences
 from workbench.engine.hooked.forward import Write
 from workbench.metrics.metric import Metric
+from workbench.models.model import Model
 from workbench.sites import Key, Site
 
 
@@ -29,7 +29,7 @@ class GradientRuns:
         start: the first token that anything is computed for.
     """
 
-    model: Any
+    model: Model
     graph: Graph
     batch: CircuitBatch
     metric: Metric
@@ -39,6 +39,7 @@ class GradientRuns:
     def at(self, shares: Sequence[float]) -> GradientRun:
         """Between patched and clean token embeddings, at these shares of the way (1: the clean run)."""
         if all(share == 1 for share in shares):
+            # The clean run itself: nothing is set, so the result is exact to the bit.
             return self._run(len(shares))
         if self.batch.walk is None:
             write = Write("embed", None, self._towards_patched(Site("embed"), shares))
@@ -57,7 +58,10 @@ class GradientRuns:
             return self._run(n, hooks=[Write(*key, lambda _: between.flatten(0, 1))])
         if key[0] == "resid_pre":
             return self._run(n, moved=between - value)
-        return self._run(n, written={("z" if key[0] == "z" else "mlp_out", key[1]): between})
+        kind, layer = key
+        if kind == "mlp_post":
+            kind = "mlp_out"  # `_ends` has turned neurons into what the MLP writes
+        return self._run(n, written={(kind, layer): between})
 
     def dropped(self, layer: int) -> GradientRun:
         """The clean run with no gradient through what a layer writes (GradDrop)."""
@@ -92,7 +96,9 @@ class GradientRuns:
 
             return hooked_run(self.model, batch.bound, measure, self.metric.name, hooks, n)
         stream = batch.walk.base.whole(("resid_pre", 0))[:, self.start :]
-        stream = stream.expand(n, *stream.shape) if moved is None else stream + moved
+        stream = stream.expand(n, *stream.shape)  # [row, example, pos, d_model]; rows share their memory
+        if moved is not None:
+            stream = stream + moved
         base, name = batch.walk.base, self.metric.name
         return decoder_run(
             base, self.graph, stream, self._measure, name, start=self.start, written=written, dropped=dropped

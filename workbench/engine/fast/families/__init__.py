@@ -4,16 +4,15 @@
 `reading` (the places where a bridge keeps the weights of a block) that say what differs. Begin with `gpt2`.
 """
 
-from typing import Any
-
 from workbench.engine.bridge import Unsupported
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import gpt2, llama, native, neox
+from workbench.models.model import Model
 
 _READERS = {name: family.read for family in (gpt2, llama, neox, native) for name in family.ARCHITECTURES}
 
 
-def read(model: Any, length: int) -> Decoder:
+def read(model: Model, length: int) -> Decoder:
     """The decoder of a bridge, for prompts of up to `length` tokens; its weights are views.
 
     Raises:
@@ -35,7 +34,7 @@ def read(model: Any, length: int) -> Decoder:
     return decoder
 
 
-def _hooked(model: Any) -> list[str]:
+def _hooked(model: Model) -> list[str]:
     """The modules of a model on which somebody has installed hooks; the bridge's own do not count."""
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
     for name, module in model.named_modules():

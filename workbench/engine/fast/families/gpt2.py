@@ -1,16 +1,15 @@
 """GPT-2: LayerNorm, learned positions, sequential blocks."""
 
-from typing import Any
-
 from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
+from workbench.models.model import Model
 from workbench.sites import Shape
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 
 
-def read(model: Any, length: int) -> Decoder:
+def read(model: Model, length: int) -> Decoder:
     """The decoder.
 
     Raises:
@@ -24,7 +23,9 @@ def read(model: Any, length: int) -> Decoder:
     layers = []
     for i, block in enumerate(model.blocks):
         # Mistral's GPT-2s (stanford-crfm) divide scores by the number of the layer too.
-        layer_scale = scale / (i + 1) if inverse else scale
+        layer_scale = scale
+        if inverse:
+            layer_scale = scale / (i + 1)
         activation = bridge.activation(bridge.inner(block.mlp).act)
         layers.append(reading.layer(block, scale=layer_scale, act=activation))
     return reading.decoder(model, "gpt2", tuple(layers))

@@ -7,11 +7,12 @@ import torch
 from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
+from workbench.models.model import Model
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
-def read(model: Any, length: int) -> Decoder:
+def read(model: Model, length: int) -> Decoder:
     """The decoder; with a sliding window it holds for prompts that fit into the window."""
     config = model.original_model.config
     layers = tuple(
@@ -39,4 +40,6 @@ def _window(config: Any) -> int | None:
     slides = getattr(config, "use_sliding_window", True)
     if layer_types:
         slides = "sliding_attention" in layer_types
-    return getattr(config, "sliding_window", None) if slides else None
+    if not slides:
+        return None
+    return getattr(config, "sliding_window", None)

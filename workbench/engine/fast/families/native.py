@@ -5,11 +5,12 @@ from typing import Any
 from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder, Rotary
 from workbench.engine.fast.families import reading
+from workbench.models.model import Model
 
 ARCHITECTURES = ("TransformerLensNative",)
 
 
-def read(model: Any, length: int) -> Decoder:
+def read(model: Model, length: int) -> Decoder:
     """The decoder.
 
     Raises:

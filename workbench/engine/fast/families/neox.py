@@ -1,15 +1,14 @@
 """GPT-NeoX and Pythia: parallel (or sequential) blocks with two norms, partial rotary positions."""
 
-from typing import Any
-
 from workbench.engine import bridge
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import reading
+from workbench.models.model import Model
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
 
 
-def read(model: Any, length: int) -> Decoder:
+def read(model: Model, length: int) -> Decoder:
     """The decoder."""
     layers = tuple(
         reading.layer(

@@ -10,6 +10,7 @@ import torch
 
 from workbench.engine.bridge import Act, Unsupported, child, norm
 from workbench.engine.fast.decoder import Decoder, Layer, Rotary, are_linear, linear
+from workbench.models.model import Model
 from workbench.sites import Shape
 
 
@@ -56,7 +57,7 @@ def layer(block: Any, *, scale: float, act: Act, post_norms: bool = False) -> La
 
 
 def decoder(
-    model: Any,
+    model: Model,
     family: str,
     layers: tuple[Layer, ...],
     *,
@@ -83,7 +84,7 @@ def decoder(
     )
 
 
-def rotary_tables(model: Any, length: int) -> Rotary:
+def rotary_tables(model: Model, length: int) -> Rotary:
     """The rotation of a Hugging Face model for prompts of up to `length` tokens."""
     embed, module = child(model, "embed").weight, child(model, "rotary_emb")
     if getattr(module, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
