@@ -5,14 +5,14 @@ Exit code 1: a job failed. Exit code 2: the command line, the spec or the folder
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Device, Json, command_line, names, output_folder
+from workbench.cli.options import Device, Json, command_line, output_folder
+from workbench.cli.sweep_fields import field_option, spec_of
 
 if TYPE_CHECKING:
     from workbench.sweeps.spec import SweepSpec
@@ -31,87 +31,6 @@ Address = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Run at most so many jobs now.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
-
-
-def _together(text: str) -> list[Any]:
-    """Sites; those joined by + are edited together."""
-    return [name.split("+") if "+" in name else name for name in names(text)]
-
-
-def _integers(text: str) -> list[int]:
-    return [int(number) for number in names(text)]
-
-
-def _decimals(text: str) -> list[float]:
-    return [float(number) for number in names(text)]
-
-
-FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "preset": (
-        str,
-        "head-ablation, layer-ablation, neuron-ablation, cumulative-ablation, pairwise-ablation, "
-        "position-sweep, ...",
-    ),
-    "study": (str, "effects, pairs, cumulative, paths, circuits, methods, stability or steering."),
-    "models": (names, "Embedded names, local folders or Hub names."),
-    "checkpoints": (_integers, "Training steps of an embedded model."),
-    "tasks": (names, "Tasks (workbench ls tasks) or .csv files."),
-    "split": (str, "train or heldout prompts."),
-    "sites": (
-        _together,
-        "z is every head, resid_pre@each each position, z[1.2], z[1.2]+z[2.0] both together.",
-    ),
-    "senders": (names, "Of paths."),
-    "receivers": (names, "Of paths."),
-    "circuits": (names, "Circuit files."),
-    "methods": (names, "Methods that find circuits (workbench ls methods)."),
-    "n-edges": (_integers, "Sizes of circuits."),
-    "strengths": (_decimals, "Of steering."),
-    "values": (names, "corrupt (the other run), zero, mean, resample, optimal, constant:X, scale:X."),
-    "metrics": (names, "By default the task's; MODULE:FUNCTION of a module that is installed or lies here."),
-    "seeds": (_integers, "Of prompts, and of resample."),
-    "base": (str, "Which run is edited: clean or corrupt."),
-}
-"""How the text of an option becomes a field of the spec, and its help."""
-
-
-def _field(name: str) -> Any:
-    """The option of a field."""
-    read, help_text = FIELDS[name]
-    if read is not str:
-        help_text += " Several with commas."
-    return typer.Option(f"--{name}", help=help_text)
-
-
-def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
-    """The spec in a file with options in place of its fields, or one made of options alone.
-
-    Args:
-        given: name of an option → its text; None where it was left out.
-
-    Raises:
-        SweepError: neither a file nor an option was given, or a text is not what its option needs.
-    """
-    from workbench.errors import SweepError
-    from workbench.sweeps.spec import read_spec
-
-    fields = {}
-    for name, text in given.items():
-        if text is None:  # left out, so the field keeps what the file or the preset says
-            continue
-        try:
-            fields[name.replace("-", "_")] = FIELDS[name][0](text) if name in FIELDS else text
-        except ValueError as error:
-            raise SweepError(
-                f"--{name} {text!r}: {error}. Numbers with commas are needed, as in 1,2,3."
-            ) from error
-    if path is not None:
-        return read_spec(path, **fields)
-    if not fields:
-        raise SweepError(
-            "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."
-        )
-    return read_spec(fields)
 
 
 def _finish(swept: "Sweep", *, as_json: bool) -> None:
@@ -144,9 +63,8 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
 
     current = str(Path.cwd())
     if current not in sys.path:
-        sys.path.append(
-            current
-        )  # for metrics as MODULE:FUNCTION; last, so that no file here hides an installed module
+        # For metrics as MODULE:FUNCTION; last, so that no file here hides an installed module.
+        sys.path.append(current)
     progress = sys.stderr.isatty() and not as_json
     answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
     if isinstance(answer, Sweep):
@@ -161,24 +79,24 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep; by default a fresh one under runs/.")
     ] = None,
-    preset: Annotated[str | None, _field("preset")] = None,
-    study: Annotated[str | None, _field("study")] = None,
-    models: Annotated[str | None, _field("models")] = None,
-    checkpoints: Annotated[str | None, _field("checkpoints")] = None,
-    tasks: Annotated[str | None, _field("tasks")] = None,
+    preset: Annotated[str | None, field_option("preset")] = None,
+    study: Annotated[str | None, field_option("study")] = None,
+    models: Annotated[str | None, field_option("models")] = None,
+    checkpoints: Annotated[str | None, field_option("checkpoints")] = None,
+    tasks: Annotated[str | None, field_option("tasks")] = None,
     n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="Prompts of a task.")] = None,
-    split: Annotated[str | None, _field("split")] = None,
-    sites: Annotated[str | None, _field("sites")] = None,
-    senders: Annotated[str | None, _field("senders")] = None,
-    receivers: Annotated[str | None, _field("receivers")] = None,
-    circuits: Annotated[str | None, _field("circuits")] = None,
-    methods: Annotated[str | None, _field("methods")] = None,
-    n_edges: Annotated[str | None, _field("n-edges")] = None,
-    strengths: Annotated[str | None, _field("strengths")] = None,
-    values: Annotated[str | None, _field("values")] = None,
-    metrics: Annotated[str | None, _field("metrics")] = None,
-    seeds: Annotated[str | None, _field("seeds")] = None,
-    base: Annotated[str | None, _field("base")] = None,
+    split: Annotated[str | None, field_option("split")] = None,
+    sites: Annotated[str | None, field_option("sites")] = None,
+    senders: Annotated[str | None, field_option("senders")] = None,
+    receivers: Annotated[str | None, field_option("receivers")] = None,
+    circuits: Annotated[str | None, field_option("circuits")] = None,
+    methods: Annotated[str | None, field_option("methods")] = None,
+    n_edges: Annotated[str | None, field_option("n-edges")] = None,
+    strengths: Annotated[str | None, field_option("strengths")] = None,
+    values: Annotated[str | None, field_option("values")] = None,
+    metrics: Annotated[str | None, field_option("metrics")] = None,
+    seeds: Annotated[str | None, field_option("seeds")] = None,
+    base: Annotated[str | None, field_option("base")] = None,
     backend: Backend = "local",
     workers: Workers = 1,
     device: Device = None,

@@ -25,7 +25,9 @@ def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
     Raises:
         SweepError: no pair was edited.
     """
-    known = {(_setting(record), str(record["what"])): values_of(record) for record in records}
+    known: dict[tuple[Any, ...], np.ndarray] = {}
+    for record in records:
+        known[_setting(record), str(record["what"])] = values_of(record)
     rows: list[dict[str, Any]] = []
     samples: list[np.ndarray] = []
     for record in records:
@@ -35,10 +37,13 @@ def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
         setting, both = _setting(record), values_of(record)
         a, b = (known.get((setting, site), np.zeros(0)) for site in sites)
         # Example by example, so that what is common to the three effects does not widen the interval.
-        samples.append(both - (a + b) if len(a) == len(b) == len(both) else np.zeros(0))
-        row = {flag: record.get(flag) for flag in _SETTING} | {"site_a": sites[0], "site_b": sites[1]}
-        for name, sample in (("a", a), ("b", b), ("both", both)):
-            row[f"effect_{name}"] = float(sample.mean()) if len(sample) else np.nan
+        sample = np.zeros(0)
+        if len(a) == len(b) == len(both):
+            sample = both - (a + b)
+        samples.append(sample)
+        row: dict[str, Any] = dict(zip(_SETTING, setting, strict=True))
+        row |= {"site_a": sites[0], "site_b": sites[1]}
+        row |= {"effect_a": _mean(a), "effect_b": _mean(b), "effect_both": _mean(both)}
         rows.append(row)
     if not rows:
         raise SweepError(
@@ -49,7 +54,14 @@ def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
 
 
 def _setting(record: LogRow) -> tuple[Any, ...]:
-    return tuple(record.get(flag) for flag in _SETTING)
+    return tuple(map(record.get, _SETTING))
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, or NaN of nothing: numpy warns of an empty one."""
+    if not len(values):
+        return float("nan")
+    return float(values.mean())
 
 
 def stability_table(records: Sequence[LogRow]) -> pd.DataFrame:
@@ -77,10 +89,13 @@ def _agreement(circuits: Sequence[LogRow], by: Sequence[str]) -> dict[str, Any]:
     """The row of circuits that differ in their seed alone."""
     first = circuits[0]
     edges = [set(circuit["extra"]["edges"]) for circuit in circuits]
-    jaccard = [len(a & b) / len(a | b) if a | b else np.nan for a, b in combinations(edges, 2)]
+    jaccard: list[float] = []
+    for a, b in combinations(edges, 2):
+        # Two circuits without edges have nothing in common and nothing apart: 0 / 0.
+        jaccard.append(len(a & b) / len(a | b) if a | b else np.nan)
     # One seed has nothing to agree with.
     indices = np.array(jaccard or [np.nan])
-    sizes = [len(names) for names in edges]
+    sizes = list(map(len, edges))
     faithfulness = np.array([circuit["extra"].get("faithfulness") for circuit in circuits], dtype=float)
     row = {flag: first.get(flag) for flag in by} | {"what": first["what"]}
     return row | place_of("stability", str(first["what"])) | {
@@ -116,11 +131,10 @@ def difference_table(
         of_a.append("added")
     joined = a[of_a].merge(b[columns], on=keys, suffixes=("_a", "_b"), sort=False)
     if joined.empty:
-        differences = [
-            f"{flag}: {_shown(a, flag)} there, {_shown(b, flag)} here"
-            for flag in keys
-            if _labels(a, flag) != _labels(b, flag)
-        ]
+        differences: list[str] = []
+        for flag in keys:
+            if _labels(a, flag) != _labels(b, flag):
+                differences.append(f"{flag}: {_shown(a, flag)} there, {_shown(b, flag)} here")
         reason = "; ".join(differences) or "One of them has no rows"
         raise SweepError(
             f"The two sweeps have no job in common. {reason}. Compare sweeps that share what they edit."
@@ -130,7 +144,10 @@ def difference_table(
     samples: list[np.ndarray] = []
     for first, second in zip(joined["job_a"], joined["job_b"], strict=True):
         x, y = values_a[first], values_b[second]
-        samples.append(y - x if paired and len(x) == len(y) else np.zeros(0))
+        sample = np.zeros(0)
+        if paired and len(x) == len(y):
+            sample = y - x
+        samples.append(sample)
     table = joined.rename(columns={"mean_a": "a", "mean_b": "b"}).drop(columns=["job_a", "job_b"])
     table = table.assign(difference=table["b"] - table["a"])
     table = pd.concat([table, estimates(samples).drop(columns="mean")], axis=1)

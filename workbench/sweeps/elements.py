@@ -28,7 +28,9 @@ def elements_of(entry: Entry, shape: Shape, pairs: PromptPairs, base: str) -> li
     """
     prompts = pairs.side(base)
     if not isinstance(entry, str) or "[" in entry or JOIN in entry:
-        texts = entry.split(JOIN) if isinstance(entry, str) else entry
+        texts = entry
+        if isinstance(entry, str):
+            texts = entry.split(JOIN)
         sites = [Site.parse(text).check(shape) for text in texts]
         for site in sites:
             _check_position(site.pos, entry, prompts)
@@ -41,7 +43,9 @@ def elements_of(entry: Entry, shape: Shape, pairs: PromptPairs, base: str) -> li
 
 def entry_text(entry: Entry) -> str:
     """An entry as one text."""
-    return entry if isinstance(entry, str) else JOIN.join(entry)
+    if isinstance(entry, str):
+        return entry
+    return JOIN.join(entry)
 
 
 def _positions(position: str, entry: str, prompts: Prompts) -> Any:
@@ -50,7 +54,9 @@ def _positions(position: str, entry: str, prompts: Prompts) -> Any:
         return "all"
     if position == "each":
         return list(range(int(prompts.lengths.max())))
-    index_or_name = int(position) if position.isdigit() else position
+    index_or_name: Position = position
+    if position.isdigit():
+        index_or_name = int(position)
     _check_position(index_or_name, entry, prompts)
     return [index_or_name]
 

@@ -14,9 +14,10 @@ import torch
 from workbench.errors import NotFinite
 from workbench.models.fingerprint import one_fingerprint
 from workbench.sweeps.inputs import JobInputs
+from workbench.sweeps.job_context import JobContext, Measurement
 from workbench.sweeps.jobs import Job
 from workbench.sweeps.log import LogRow
-from workbench.sweeps.measure import STUDIES, JobContext, Measurement
+from workbench.sweeps.measure import STUDIES
 
 # Studies whose jobs share nothing but the model and the prompts: each job is a batch of its own.
 SEPARATE = ("circuits", "methods", "stability", "cumulative")
@@ -85,6 +86,12 @@ def _failure_status(error: Exception) -> str:
 
 def _status(measured: Measurement) -> str:
     """`nan` where a job measured nothing, or nothing that is a number though the base run's metric is one."""
-    numbers = [*measured.values, *(x for x in measured.extra.values() if isinstance(x, float))]
+    numbers = list(measured.values)
+    for number in measured.extra.values():
+        # Counts of edges are whole numbers; only a measured number can fail to be one.
+        if isinstance(number, float):
+            numbers.append(number)
     base_known = not measured.m_base or any(np.isfinite(measured.m_base))
-    return "done" if base_known and (not numbers or any(np.isfinite(numbers))) else "nan"
+    if base_known and (not numbers or any(np.isfinite(numbers))):
+        return "done"
+    return "nan"

@@ -84,9 +84,10 @@ def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bo
     if (folder / SPEC).exists():
         header = read_header(folder)
         before, now = read_spec(header["spec"]).to_dict(), spec.to_dict()
-        changed = [
-            f"{name}: {_difference(before[name], now[name])}" for name in now if before[name] != now[name]
-        ]
+        changed: list[str] = []
+        for name in now:
+            if before[name] != now[name]:
+                changed.append(f"{name}: {_difference(before[name], now[name])}")
         if changed and not extend:
             raise SweepError(
                 f"{str(folder)!r} holds another sweep: {'; '.join(changed)}. Choose another folder, or pass "
@@ -94,6 +95,7 @@ def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bo
             )
         if not changed:
             return
+        # Rows of the folder come from either command, so both are kept.
         commands = [header.get("command"), facts.get("command")]
         facts = {**facts, "command": "\n".join(filter(None, commands))}
     with whole(folder / SPEC) as partial:

@@ -46,7 +46,9 @@ class JobSetting:
     @property
     def model_name(self) -> str:
         """The model with its checkpoint, as `load_model` takes it."""
-        return self.model if self.checkpoint is None else f"{self.model}@{self.checkpoint}"
+        if self.checkpoint is None:
+            return self.model
+        return f"{self.model}@{self.checkpoint}"
 
 
 class JobInputs:
@@ -88,7 +90,10 @@ class JobInputs:
         """
         pairs = self.pairs(setting)
         uncommon = any(site.kind not in PAIR_KINDS for site in sites)
-        keys = sorted({Site(*site.key) for site in sites}, key=str) if uncommon else None
+        # One capture of the usual kinds serves all jobs of a group, whichever of them each job edits.
+        keys = None
+        if uncommon:
+            keys = sorted({Site(*site.key) for site in sites}, key=str)
         return self._latest(
             f"{setting.split} stores",
             (pairs.fingerprint, keys),
@@ -105,7 +110,9 @@ class JobInputs:
 
 def planted_variant(model: str) -> str | None:
     """The variant of a model whose weights were set by hand, as in `planted-backup`, or None."""
-    return model.removeprefix("planted-") if model.startswith("planted-") else None
+    if model.startswith("planted-"):
+        return model.removeprefix("planted-")
+    return None
 
 
 def metric_of(name: str, pairs: PromptPairs) -> Metric:

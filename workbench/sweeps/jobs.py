@@ -163,13 +163,17 @@ def _paths(spec: SweepSpec, shape: Shape) -> list[str]:
     senders: list[str] = []
     for name in spec.senders:
         named = senders_named(name, shape)
-        senders += [name] if named == name else list(map(str, named))
+        if named == name:
+            senders.append(name)
+        else:
+            senders += map(str, named)
     writers = {sender: writer(sender, shape) for sender in senders}
     ends = {receiver: readers(receiver, shape) for receiver in spec.receivers}
     paths: list[str] = []
     for sender in senders:
         for receiver in spec.receivers:
-            if any(writers[sender].reaches(reader) for reader in ends[receiver]):
+            # A receiver before its sender would be a run with an effect of exactly 0.
+            if any(map(writers[sender].reaches, ends[receiver])):
                 paths.append(f"{sender}->{receiver}")
     return paths
 
@@ -195,7 +199,9 @@ def _metric_source(metric: str) -> str:
     if ":" not in metric:
         return ""
     file = importlib.import_module(metric.partition(":")[0]).__file__
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    if not file:
+        return ""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _content(spec: SweepSpec, what: str) -> bytes:

@@ -113,7 +113,9 @@ def _parsed(line: bytes) -> LogRow:
         if not _are_numbers(row.get(name, [])):
             raise ValueError(f"{name!r} is not a list of numbers")
     for flag in FLAGS:
-        kind = int | None if flag in ("checkpoint", "n", "seed") else str | None
+        kind = str | None
+        if flag in ("checkpoint", "n", "seed"):
+            kind = int | None
         if not isinstance(row.get(flag), kind):
             raise ValueError(f"{flag!r} is {row[flag]!r}")
     _check_extra(row.get("extra", {}))
@@ -129,8 +131,10 @@ def _check_extra(extra: Any) -> None:
     for name, value in extra.items():
         if name in ("edges", "order"):
             fits = isinstance(value, list) and set(map(type, value)) <= {str}
+        elif "order" in extra:
+            fits = _are_numbers(value)  # one number for each step
         else:
-            fits = _are_numbers(value if "order" in extra else [value])
+            fits = _are_numbers([value])
         if not fits:
             raise ValueError(f"'extra' has another kind of {name!r} than a study writes")
     if "order" in extra:
@@ -150,8 +154,12 @@ def _jsonable(row: Mapping[str, Any]) -> LogRow:
     def plain(value: Any) -> Any:
         """A number or a list of them as JSON can hold it."""
         if isinstance(value, float):
-            return float(f"{value:.9g}") if value - value == 0 else None
-        return [plain(item) for item in value] if isinstance(value, list) else value
+            if value - value != 0:  # infinite or not a number: its difference from itself is NaN
+                return None
+            return float(f"{value:.9g}")
+        if isinstance(value, list):
+            return list(map(plain, value))
+        return value
 
     extra = {name: plain(value) for name, value in row.get("extra", {}).items()}
     numbers = {name: plain(row[name]) for name in ("values", "m_base") if name in row}

@@ -4,104 +4,26 @@ What the jobs share is computed once: a base run, the stores, and one walk of th
 Errors are not caught here; `execute` does that.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from workbench.circuit.circuit import Circuit
-from workbench.discovery.methods import find_by
-from workbench.discovery.scores import METHODS as SCORES
-from workbench.engine.named_values import make_value
-from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value, add, mean
-from workbench.evaluation.curves import faithfulness_curve
-from workbench.evaluation.evaluate import evaluate
 from workbench.interventions.effects import effects
 from workbench.interventions.paths import path_effects
-from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric
-from workbench.models.model import Model
-from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape, Site
 from workbench.statistics import bootstrap
+from workbench.sweeps.circuit_studies import circuits, methods, stability
 from workbench.sweeps.elements import elements_of
-from workbench.sweeps.inputs import JobInputs, JobSetting, metric_of
+from workbench.sweeps.job_context import JobContext, Measurement
 from workbench.sweeps.jobs import Job
 from workbench.sweeps.places import JOIN, sites_of
-from workbench.sweeps.site_values import BySite, optimal
+from workbench.sweeps.site_values import BySite
 
 # Bootstrap draws for the interval of each step of a cumulative ablation.
 DRAWS = 200
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The numbers of one job, as its row in the log holds them.
-
-    Attributes:
-        values: [example], m(edited) - m(base); empty for circuits.
-        m_base: [example], the metric of the base run.
-        extra: what a study reports besides: a faithfulness, the steps of a cumulative ablation, edges.
-    """
-
-    values: list[float]
-    m_base: list[float]
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """Everything that the jobs of a setting work with."""
-
-    inputs: JobInputs
-    setting: JobSetting
-
-    @property
-    def metric(self) -> Metric:
-        """The metric that is measured."""
-        return metric_of(self.setting.metric, self.pairs)
-
-    @property
-    def model(self) -> Model:
-        """The model that is run."""
-        return self.inputs.model(self.setting)
-
-    @property
-    def pairs(self) -> PromptPairs:
-        """The prompts."""
-        return self.inputs.pairs(self.setting)
-
-    @property
-    def heldout(self) -> "JobContext":
-        """The same with the prompts of the other split."""
-        split = "heldout" if self.setting.split == "train" else "train"
-        return JobContext(self.inputs, replace(self.setting, split=split))
-
-    def base(self) -> list[float]:
-        """[example]: the metric of the run that is edited."""
-        rows = expand(self.model, self.pairs, self.metric)
-        runs = MeasuredRuns(self.model, rows.pairs, self.setting.base, rows.metric)
-        return rows.combine(runs.measured.cpu().to(torch.float64)).tolist()
-
-    def value(self, sites: Sequence[Site] = ()) -> Value:
-        """What is written at the sites; `optimal` is fitted to each of them."""
-        setting = self.setting
-
-        def fitted() -> Value:
-            """The optimal constants of the sites."""
-            return optimal(self.model, self.pairs, sites, metric=self.metric, base=setting.base)
-
-        return make_value(
-            setting.value,
-            base=setting.base,
-            stores=lambda: self.inputs.stores(setting, sites),
-            seed=setting.seed,
-            optimal=fitted,
-        )
 
 
 def _sites(what: str) -> tuple[Site, ...]:
@@ -111,6 +33,7 @@ def _sites(what: str) -> tuple[Site, ...]:
 
 def _effects(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
     elements = [_sites(job.what) for job in jobs]
+    # One value for all jobs: its stores are read, and its constants fitted, once.
     value = context.value([site for element in elements for site in element])
     return _edited(context, elements, value)
 
@@ -136,8 +59,11 @@ def _mean_differences(context: JobContext, sites: Sequence[Site]) -> dict[Site, 
     base = context.setting.base
     prompts, shape = context.pairs.side(base), Shape.of(context.model)
     clean, corrupt = context.inputs.stores(context.setting, sites)
-    own, other = (clean, corrupt) if base == "clean" else (corrupt, clean)
-    own_mean, other_mean = (mean(store).bind(context.model, prompts) for store in (own, other))
+    own, other = clean, corrupt
+    if base == "corrupt":
+        own, other = corrupt, clean
+    own_mean = mean(own).bind(context.model, prompts)
+    other_mean = mean(other).bind(context.model, prompts)
     vectors: dict[Site, torch.Tensor] = {}
     for site in dict.fromkeys(sites):
         unit = _unit_shape(site, shape)
@@ -212,6 +138,7 @@ def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
             metric=context.metric,
             progress=False,
         ).values.astype(float)
+        # The size of the change counts: a gain is as much a departure from the model as a loss.
         best = int(np.nanargmin(np.abs(np.nanmean(table, 0))))
         low, high = bootstrap(table[:, best : best + 1], lambda sample: np.nanmean(sample, 0), draws=DRAWS)
         ablated, last = ablated + remaining[best], table[:, best].tolist()
@@ -221,88 +148,22 @@ def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
     return Measurement(last, context.base(), steps)
 
 
-def _circuits(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
-    circuits = [Circuit.load(job.what) for job in jobs]
-    return [_evaluated(context, circuit) for circuit in circuits]
-
-
-def _evaluated(context: JobContext, circuit: Circuit, extra: Mapping[str, Any] | None = None) -> Measurement:
-    """A circuit's faithfulness on the setting's prompts."""
-    result = evaluate(
-        circuit,
-        context.model,
-        context.pairs,
-        value=context.value(),
-        checks=(),
-        metric=context.metric,
-        progress=False,
-    ).isel(circuit=0)
-    numbers: dict[str, Any] = {name: float(result[name]) for name in ("faithfulness", "low", "high")}
-    numbers["edges_in_circuit"] = int(circuit.n_edges)  # pyright: ignore[reportArgumentType]
-    return Measurement([], context.base(), numbers | dict(extra or {}))
-
-
-def _discovered(context: JobContext, job: Job) -> Any:
-    """What a job's method finds on the setting's prompts: a circuit, and its scores where it has some."""
-    method, _, size = job.what.rpartition("@")
-    return find_by(
-        method,
-        context.model,
-        context.pairs,
-        value=context.value(),
-        n_edges=None if method == "acdc" else int(size),
-        seed=context.setting.seed,
-        metric=context.metric,
-        progress=False,
-    )
-
-
-def _methods(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
-    """What methods find, judged on the prompts of the other split."""
-    measured: list[Measurement] = []
-    heldout = context.heldout
-    for job in jobs:
-        start = time.perf_counter()
-        discovery = _discovered(context, job)
-        extra = {"find_seconds": time.perf_counter() - start}
-        if job.what.rpartition("@")[0] in SCORES:
-            # Areas under the faithfulness curve: edges by signed score (cpr), and by its magnitude (cmd).
-            for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
-                curve = faithfulness_curve(
-                    discovery.scores,
-                    heldout.model,
-                    heldout.pairs,
-                    value=heldout.value(),
-                    by=by,
-                    metric=heldout.metric,
-                    progress=False,
-                )
-                extra[name] = float(curve.attrs["area"])
-        measured.append(_evaluated(heldout, discovery.circuit, extra))
-    return measured
-
-
-def _stability(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
-    """What a method finds on the prompts of a seed."""
-    measured: list[Measurement] = []
-    for job in jobs:
-        circuit = _discovered(context, job).circuit
-        edges = [f"{edge.writer}->{edge.reader}" for edge in circuit.edge_list]
-        measured.append(_evaluated(context.heldout, circuit, {"edges": edges}))
-    return measured
-
-
 def _unit_shape(site: Site, shape: Shape) -> tuple[int, ...]:
     """The shape of a site's activation at one position."""
     if site.kind in ("mlp_pre", "mlp_post"):
-        return () if site.neuron is not None else (shape.d_mlp,)
+        if site.neuron is not None:
+            return ()
+        return (shape.d_mlp,)
     if site.kind in ("z", "q", "k", "v"):
-        heads = shape.n_kv_heads if site.kind in ("k", "v") else shape.n_heads
-        return (shape.d_head,) if site.head is not None else (heads, shape.d_head)
+        if site.head is not None:
+            return (shape.d_head,)
+        if site.kind in ("k", "v"):
+            return (shape.n_kv_heads, shape.d_head)  # grouped queries share keys and values
+        return (shape.n_heads, shape.d_head)
     return (shape.d_model,)
 
 
 STUDIES: Mapping[str, Callable[[JobContext, Sequence[Job]], list[Measurement]]] = {
-    "effects": _effects, "pairs": _effects, "cumulative": _cumulative, "paths": _paths, "circuits": _circuits,
-    "methods": _methods, "stability": _stability, "steering": _steering,
+    "effects": _effects, "pairs": _effects, "cumulative": _cumulative, "paths": _paths, "circuits": circuits,
+    "methods": methods, "stability": stability, "steering": _steering,
 }  # fmt: skip

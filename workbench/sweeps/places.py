@@ -63,7 +63,9 @@ def _path(what: str) -> dict[str, Any]:
 
 def _method(what: str) -> dict[str, Any]:
     method, _, n_edges = what.rpartition("@")
-    return {"method": method, "n_edges": int(n_edges)} if method else {"method": what}
+    if not method:  # `acdc` stops at a threshold, so its jobs name no size
+        return {"method": what}
+    return {"method": method, "n_edges": int(n_edges)}
 
 
 _READERS: Mapping[str, Callable[[str], dict[str, Any]]] = {

@@ -32,21 +32,24 @@ _ZERO = 1e-12
 
 def rows_of(records: Sequence[LogRow]) -> pd.DataFrame:
     """One row per record, and per step of a cumulative one; the columns are those of `Sweep.rows`."""
-    numbers = estimates([values_of(record) for record in records]).to_dict("records")
+    numbers = estimates(list(map(values_of, records))).to_dict("records")
     rows: list[dict[str, Any]] = []
     for record, estimate in zip(records, numbers, strict=True):
-        row = {"job": record["job"], "status": record["status"]} | {flag: record.get(flag) for flag in FLAGS}
+        row = {"job": record["job"], "status": record["status"]}
+        row |= zip(FLAGS, map(record.get, FLAGS), strict=True)
         row |= dict.fromkeys(PLACE) | place_of(str(record.get("study")), str(record.get("what"))) | estimate
         row["m_base"] = _mean(record.get("m_base"))
         row["seconds"], row["error"] = record.get("seconds"), record.get("error")
         rows += [row | reported for reported in _reported(record)]
-    frame = pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
+    frame = pd.DataFrame(rows)
+    if not rows:
+        frame = pd.DataFrame(columns=list(_COLUMNS))
     for name in frame.columns.intersection(list(_WHOLE)):
         frame[name] = frame[name].astype("Int64")
     for name in frame.columns.intersection(list(_REAL)):
         frame[name] = frame[name].astype(float)
     # A column of a Parquet file has one type, and positions are indices or names.
-    if len({type(pos) for pos in frame["pos"].dropna()}) > 1:
+    if len(set(map(type, frame["pos"].dropna()))) > 1:
         frame["pos"] = frame["pos"].map(str, na_action="ignore")
     frame = frame.assign(q=corrected(frame, FAMILY), share=share(frame))
     last = ["q", "m_base", "share", "seconds", "error"]
@@ -68,7 +71,7 @@ def _steps(extra: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps of a cumulative ablation; only the last has examples in the log, so the others have no se and
     p."""
     steps: list[dict[str, Any]] = []
-    numbers = zip(*(extra[name] for name in ("order", "mean", "low", "high")), strict=True)
+    numbers = zip(extra["order"], extra["mean"], extra["low"], extra["high"], strict=True)
     for step, (added, mean, low, high) in enumerate(numbers, start=1):
         row = {
             "step": step,
@@ -78,6 +81,7 @@ def _steps(extra: dict[str, Any]) -> list[dict[str, Any]]:
             "low": low,
             "high": high,
         }
+        # The log keeps the examples of the last step alone: numbers from them say nothing of earlier steps.
         if step < len(extra["order"]):
             row |= {"se": np.nan, "p": np.nan}
         steps.append(row)
@@ -92,15 +96,16 @@ def values_of(record: LogRow) -> np.ndarray:
 def _mean(values: Any) -> float:
     known = np.array(values or [], dtype=float)
     known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else float("nan")
+    if not len(known):
+        return float("nan")
+    return float(known.mean())
 
 
 def estimates(values: Sequence[np.ndarray]) -> pd.DataFrame:
     """`NUMBERS` of each of many samples: mean, bootstrap interval, sign-flip p-value; NaN of an empty one."""
-    lengths = np.array([len(sample) for sample in values], dtype=int)
-    numbers = {name: np.full(len(values), np.nan) for name in NUMBERS} | {
-        "n_examples": np.zeros(len(values), dtype=int)
-    }
+    lengths = np.array(list(map(len, values)), dtype=int)
+    numbers = {name: np.full(len(values), np.nan) for name in NUMBERS}
+    numbers["n_examples"] = np.zeros(len(values), dtype=int)
     # Samples of equal length are resampled together, with the same draws as each would get alone.
     for length in np.unique(lengths[lengths > 0]):
         equal = np.flatnonzero(lengths == length)
@@ -124,15 +129,18 @@ def corrected(frame: pd.DataFrame, family: Sequence[str]) -> np.ndarray:
 def groups(frame: pd.DataFrame, by: Sequence[str]) -> list[np.ndarray]:
     """The indices of rows that agree in some columns, group by group in order of appearance."""
     by = [name for name in by if name in frame]
-    if not by or frame.empty:
-        return [np.arange(len(frame))] if len(frame) else []
+    if frame.empty:
+        return []
+    if not by:
+        return [np.arange(len(frame))]
+    # Without dropna=False pandas leaves out rows whose flag is missing, such as models without checkpoints.
     number = frame.groupby(by, dropna=False, sort=False).ngroup().to_numpy()
     return np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
 
 
 def share(frame: pd.DataFrame) -> np.ndarray:
     """Mean effect as a share of the base run's metric; NaN where that is 0."""
-    mean, base = (frame[name].to_numpy(dtype=float) for name in ("mean", "m_base"))
+    mean, base = frame["mean"].to_numpy(dtype=float), frame["m_base"].to_numpy(dtype=float)
     return mean / np.where(np.abs(base) > _ZERO, base, np.nan)
 
 
@@ -170,6 +178,13 @@ def _is_complete(frame: pd.DataFrame, name: str) -> bool:
     return name in frame and bool(frame[name].notna().to_numpy().all())
 
 
+def _label_text(label: Any) -> str:
+    """A label as text: one array holds labels of one type."""
+    if pd.isna(label):
+        return "none"
+    return str(label)
+
+
 def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -> xr.Dataset:
     """Columns of a table as arrays over others; a combination that is in no row is NaN."""
     codes: list[np.ndarray] = []
@@ -178,10 +193,12 @@ def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -
         column = frame[dim]
         if pd.api.types.is_numeric_dtype(column) and _is_complete(frame, dim):
             code, labels = pd.factorize(column, sort=True)
-            coords[dim] = np.asarray(labels, dtype=float if column.dtype.kind == "f" else int)
+            kind = int
+            if column.dtype.kind == "f":
+                kind = float
+            coords[dim] = np.asarray(labels, dtype=kind)
         else:
-            texts = column.map(lambda label: "none" if pd.isna(label) else str(label))
-            code, labels = pd.factorize(texts)
+            code, labels = pd.factorize(column.map(_label_text))
             coords[dim] = as_labels(labels)
         codes.append(code)
     fields: dict[str, Any] = {}

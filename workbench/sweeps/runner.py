@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -121,7 +122,7 @@ def run_sweep(
         _check_same_keys(folder, planned, known)
         if extend:
             _check_nothing_left_behind(folder, requested, planned, known, inputs)
-        n_jobs = len({job.key for job in planned.jobs} | set(known))
+        n_jobs = len(_keys(planned) | set(known))
         begin(folder, requested, {"jobs": n_jobs, **facts}, extend=extend)
         log = Log(folder)
         todo = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
@@ -151,7 +152,7 @@ def _run(
     bar: Any,
 ) -> None:
     """Run the jobs and log a row for every try, until each has been measured or has used up its tries."""
-    tries = {job.key: 0 for job in jobs}
+    tries: Counter[str] = Counter()
     batches = _batches(jobs, workers)
     while batches:
         next_batches: list[JobBatch] = []
@@ -187,7 +188,9 @@ def _rows(result: BatchResult) -> list[LogRow]:
 
 def _script() -> str:
     """The command line of the script that runs; a notebook or a prompt has none."""
-    return shlex.join(["python", *sys.argv]) if hasattr(sys.modules["__main__"], "__file__") else "Python"
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        return "Python"
+    return shlex.join(["python", *sys.argv])
 
 
 def _known_rows(folder: Path) -> dict[str, LogRow]:
@@ -195,11 +198,16 @@ def _known_rows(folder: Path) -> dict[str, LogRow]:
     return {row["job"]: row for row in last_tries(read_log(folder))}
 
 
+def _keys(planned: SweepPlan) -> set[str]:
+    """The keys of all planned jobs."""
+    return {job.key for job in planned.jobs}
+
+
 def _check_same_keys(folder: Path, planned: SweepPlan, known: Mapping[str, LogRow]) -> None:
     """Raise where the folder holds a planned job under another key: the table would mix two results."""
-    keys: dict[tuple[Any, ...], str] = {
-        (*asdict(job.setting).values(), job.what): job.key for job in planned.jobs
-    }
+    keys: dict[tuple[Any, ...], str] = {}
+    for job in planned.jobs:
+        keys[(*asdict(job.setting).values(), job.what)] = job.key
     stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
     if stale:
         raise SweepError(
@@ -212,11 +220,12 @@ def _check_nothing_left_behind(
     folder: Path, requested: SweepSpec, planned: SweepPlan, known: Mapping[str, LogRow], inputs: JobInputs
 ) -> None:
     """Raise where jobs of the folder's spec have not run and the spec that replaces it does not list them."""
-    before = read_spec(read_header(folder)["spec"]) if (folder / SPEC).exists() else requested
+    if not (folder / SPEC).exists():
+        return
+    before = read_spec(read_header(folder)["spec"])
     if before == requested:
         return
-    new_keys = {job.key for job in planned.jobs}
-    left = {job.key for job in plan(before, inputs).jobs} - new_keys - set(known)
+    left = _keys(plan(before, inputs)) - _keys(planned) - set(known)
     if left:
         raise SweepError(
             f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run "
@@ -226,13 +235,16 @@ def _check_nothing_left_behind(
 
 def _batches(jobs: Sequence[Job], workers: int) -> list[JobBatch]:
     """Jobs of one setting together, in pieces that every worker gets some of; separate ones one by one."""
+    # Rounded up, so that no worker is left without jobs while another has a batch more.
     size = max(1, min(BATCH, -(-len(jobs) // workers)))
     groups: dict[JobSetting, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.setting, []).append(job)
     batches: list[JobBatch] = []
     for setting, group in groups.items():
-        step = 1 if setting.study in SEPARATE else size
+        step = size
+        if setting.study in SEPARATE:
+            step = 1  # these jobs share nothing, and each is long enough to keep a worker busy
         batches += [group[start : start + step] for start in range(0, len(group), step)]
     return batches
 

@@ -142,7 +142,8 @@ class SweepSpec(_Frozen):
         if not isinstance(fields, Mapping) or "preset" not in fields:
             return fields
         preset = fields["preset"]
-        rest = {name: value for name, value in fields.items() if name != "preset"}
+        rest = dict(fields)
+        del rest["preset"]
         if preset is None:
             return rest
         # A list of the names and not the mapping: what cannot be hashed is refused too.
@@ -156,18 +157,24 @@ class SweepSpec(_Frozen):
         """Tasks as mappings: a bare name is a mapping of that name."""
         if not isinstance(tasks, list | tuple):
             return tasks
-        return [{"name": task} if isinstance(task, str) else task for task in tasks]
+        mappings: list[Any] = []
+        for task in tasks:
+            if isinstance(task, str):
+                task = {"name": task}
+            mappings.append(task)
+        return mappings
 
     @field_validator("values")
     @classmethod
     def _canonical(cls, values: tuple[str, ...], info: Any) -> tuple[str, ...]:
         """Values under their one name, so that specs which mean the same are equal."""
-        # `info` is pydantic's ValidationInfo (2.x), a protocol that types cannot be checked against at run time.
+        # `info` is pydantic's ValidationInfo (2.x), a protocol: the run-time check of types cannot test it.
         base = info.data.get("base", "clean")
         try:
-            return tuple(
-                canonical_name(value, base=base, choices=NAMES, argument="values") for value in values
-            )
+            canonical: list[str] = []
+            for value in values:
+                canonical.append(canonical_name(value, base=base, choices=NAMES, argument="values"))
+            return tuple(canonical)
         except EditError as error:  # pydantic collects ValueErrors alone
             raise ValueError(str(error)) from error
 
@@ -204,7 +211,9 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
         SweepError: no such file, or a field that does not fit.
         UnknownName: an unknown field, preset or value.
     """
-    fields: Any = source.to_dict() if isinstance(source, SweepSpec) else source
+    fields: Any = source
+    if isinstance(source, SweepSpec):
+        fields = source.to_dict()
     if isinstance(fields, str | Path):
         fields = _file(Path(fields))
     if not isinstance(fields, Mapping):
@@ -238,15 +247,17 @@ def _explained(error: ValidationError) -> Exception:
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     field = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        of_task = first["loc"][0] == "tasks"
-        known = list(TaskSpec.model_fields) if of_task else [*SweepSpec.model_fields, "preset"]
-        return UnknownName("field of a task" if of_task else "field", first["loc"][-1], known)
+        if first["loc"][0] == "tasks":
+            return UnknownName("field of a task", first["loc"][-1], list(TaskSpec.model_fields))
+        return UnknownName("field", first["loc"][-1], [*SweepSpec.model_fields, "preset"])
     complaint = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         complaint = "it is missing"
     elif first["type"] != "value_error":
         complaint += f", not {str(first['input'])[:80]!r}"
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = ""
+    if error.error_count() > 1:
+        more = f" ({error.error_count() - 1} more)"
     return SweepError(
         f"The sweep's {field or 'spec'}: {complaint}{more}. `workbench sweep run --help` lists the fields."
     )

@@ -5,7 +5,6 @@ Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made o
 run here.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,12 +19,12 @@ from workbench.errors import SweepError, UnknownName
 from workbench.results import clean_attrs
 from workbench.sweeps.contrasts import difference_table, stability_table, synergy_table
 from workbench.sweeps.folder import read_header
-from workbench.sweeps.log import FLAGS, MEASURED, STATUSES, LogRow, last_tries, read_log, value_name
+from workbench.sweeps.log import FLAGS, MEASURED, LogRow, last_tries, read_log, value_name
 from workbench.sweeps.places import PLACE
+from workbench.sweeps.pooling import samples
 from workbench.sweeps.rows import (
     FAMILY,
     NUMBERS,
-    PROMPTS,
     axes_of,
     corrected,
     estimates,
@@ -36,43 +35,10 @@ from workbench.sweeps.rows import (
     values_of,
     varying,
 )
+from workbench.sweeps.status import Status
 
 # Columns that follow from `what` and `step`.
 _DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a sweep is.
-
-    Attributes:
-        jobs: how many there are.
-        counts: of the jobs that ended, by how: done, nan, failed, memory.
-        failed: a row for each job that is not done, with its error.
-    """
-
-    jobs: int
-    counts: dict[str, int]
-    failed: pd.DataFrame
-
-    @property
-    def remaining(self) -> int:
-        """Jobs that have not ended."""
-        return self.jobs - sum(self.counts.values())
-
-    @property
-    def ok(self) -> bool:
-        """Whether no job failed; some may still have to run."""
-        return not len(self.failed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        failed = self.failed.astype(object).where(self.failed.notna(), None).to_dict("records")
-        return {"jobs": self.jobs, **self.counts, "remaining": self.remaining, "failures": failed}
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
-        return f"{self.jobs} jobs: {counts or 'none has ended'}, {self.remaining} remaining"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,7 +67,9 @@ class Sweep:
         for flag in FLAGS:
             labels = sorted({str(record.get(flag)) for record in self.records})
             if flag not in ("n", "what") and labels not in ([], ["None"]):
-                flags.append(f"{flag} {'|'.join(labels[:4])}{'|…' if len(labels) > 4 else ''}")
+                if len(labels) > 4:
+                    labels = [*labels[:4], "…"]
+                flags.append(f"{flag} {'|'.join(labels)}")
         return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})"
 
     @cached_property
@@ -128,7 +96,9 @@ class Sweep:
         for flag, wanted in flags.items():
             if flag not in FLAGS:
                 raise UnknownName("flag", flag, FLAGS)
-            labels = list(wanted) if isinstance(wanted, list | tuple | set | frozenset | range) else [wanted]
+            labels = [wanted]
+            if isinstance(wanted, list | tuple | set | frozenset | range):
+                labels = list(wanted)
             kept = tuple(record for record in records if _has(record, flag, labels))
             if not kept:
                 known = ", ".join(sorted({str(record.get(flag)) for record in records})[:12])
@@ -140,17 +110,7 @@ class Sweep:
 
     def status(self) -> Status:
         """How many jobs ended and how, how many remain, and every failure with its error."""
-        counts = Counter(record["status"] for record in self.records)
-        columns = ["job", "status", "tries", *FLAGS, "error"]
-        failures: list[dict[str, Any]] = []
-        for record in self.records:
-            if record["status"] != "done":
-                failures.append({name: record.get(name) for name in columns} | {"tries": record.get("try")})
-        return Status(
-            jobs=max(self.jobs, len(self.records)),
-            counts={status: counts[status] for status in STATUSES},
-            failed=pd.DataFrame(failures, columns=columns),
-        )
+        return Status.of(self.records, jobs=self.jobs)
 
     def arrays(self) -> xr.Dataset:
         """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q`
@@ -173,8 +133,11 @@ class Sweep:
                 row[: len(values[job])] = values[job]
             by_example = by_example.assign(effect=padded.ravel())
             arrays["effect"] = labelled(by_example, [*dims, "example"], ["effect"])["effect"]
-        same = {flag: rows[flag].iloc[0] for flag in FLAGS[:-1] if flag not in dims}
-        attrs = {flag: None if pd.isna(label) else label for flag, label in same.items()}
+        attrs: dict[str, Any] = {}
+        for flag in FLAGS[:-1]:
+            if flag not in dims:
+                label = rows[flag].iloc[0]
+                attrs[flag] = None if pd.isna(label) else label
         return arrays.assign_attrs(clean_attrs(attrs))
 
     def summary(self, by: Sequence[str] | None = None) -> pd.DataFrame:
@@ -202,13 +165,14 @@ class Sweep:
             if name not in rows:
                 raise UnknownName("by", name, map(str, rows.columns))
         members = groups(rows, by)
-        samples = _samples(rows, members, self._values)
+        pooled = samples(rows, members, self._values)
         base, seeds = rows["m_base"].to_numpy(), rows["seed"].to_numpy()
-        counts = [
-            {"n_jobs": len(jobs), "n_seeds": len(set(seeds[jobs])), "m_base": base[jobs].mean()}
-            for jobs in members
-        ]
-        numbers = estimates(samples)
+        counts: list[dict[str, Any]] = []
+        for jobs in members:
+            counts.append(
+                {"n_jobs": len(jobs), "n_seeds": len(set(seeds[jobs])), "m_base": base[jobs].mean()}
+            )
+        numbers = estimates(pooled)
         # A group of one job has the numbers of that job: a circuit's interval is not that of one number.
         single = [(group, jobs[0]) for group, jobs in enumerate(members) if len(jobs) == 1]
         if single:
@@ -264,44 +228,6 @@ def _has(record: LogRow, flag: str, labels: Sequence[Any]) -> bool:
     return record.get(flag) in labels
 
 
-def _samples(
-    rows: pd.DataFrame, members: Sequence[np.ndarray], values: Mapping[str, np.ndarray]
-) -> list[np.ndarray]:
-    """For each group of several jobs the numbers that its mean is over; nothing for a single job."""
-    stepped = rows["step"].notna().to_numpy() if "step" in rows else np.zeros(len(rows), dtype=bool)
-    prompts = np.zeros(len(rows), dtype=int)
-    for number, same_prompts in enumerate(groups(rows, PROMPTS)):
-        prompts[same_prompts] = number
-    jobs: list[str] = rows["job"].tolist()
-    means = rows["mean"].to_numpy()
-    samples: list[np.ndarray] = []
-    for group in members:
-        if len(group) == 1:
-            samples.append(np.zeros(0))
-            continue
-        by_row: dict[int, np.ndarray] = {}
-        for row in group:
-            without_examples = stepped[row] or not len(values[jobs[row]])
-            by_row[row] = means[row : row + 1] if without_examples else values[jobs[row]]
-        samples.append(_pooled(by_row, prompts))
-    return samples
-
-
-def _pooled(by_row: Mapping[int, np.ndarray], prompts: np.ndarray) -> np.ndarray:
-    """The numbers of several jobs, those on the same example averaged."""
-    pools: dict[tuple[int, int], list[np.ndarray]] = {}
-    for row, values in by_row.items():
-        pools.setdefault((prompts[row], len(values)), []).append(values)
-    return np.concatenate([_known_mean(np.stack(pool)) for pool in pools.values()])
-
-
-def _known_mean(pool: np.ndarray) -> np.ndarray:
-    """The mean over jobs of the numbers that are known."""
-    known = np.isfinite(pool)
-    n = known.sum(0)
-    return np.where(known, pool, 0).sum(0) / np.where(n, n, np.nan)
-
-
 def load_sweep(path: str | Path) -> Sweep:
     """The sweep in a folder, finished or not.
 
@@ -333,5 +259,11 @@ def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame
     Raises:
         SweepError: they have no job in common.
     """
-    first, second = (sweep if isinstance(sweep, Sweep) else load_sweep(sweep) for sweep in (a, b))
+    first, second = _loaded(a), _loaded(b)
     return difference_table(first.rows, second.rows, first._values, second._values)
+
+
+def _loaded(sweep: Sweep | str | Path) -> Sweep:
+    if isinstance(sweep, Sweep):
+        return sweep
+    return load_sweep(sweep)
