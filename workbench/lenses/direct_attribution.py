@@ -1,8 +1,7 @@
 """Direct logit attribution: what every component adds to a logit by itself, the final norm's scale frozen.
 
 It reads stores: a component's activation times what the logit reads of it (Elhage et al. 2021). Components
-    and `bias` sum
-to the logit, which is checked. Read `direct_attribution`.
+and `bias` sum to the logit, which is checked. Read `direct_attribution`.
 """
 
 from dataclasses import dataclass
@@ -14,19 +13,12 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.engine.bridge import Norm, block_norm, final_norm
-from workbench.engine.hooked.block import Block
+from workbench.engine.bridge import final_norm
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.unembedding import (
-    ReadOut,
-    TokenRows,
-    check_store,
-    needed,
-    one_token,
-    token_rows,
-    unembedding_weight,
-)
+from workbench.lenses.store_reading import TokenRows, check_store, needed, one_token, token_rows
+from workbench.lenses.stream_writers import BlockWriters
+from workbench.lenses.unembedding import ReadOut, unembedding_weight
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
@@ -82,7 +74,7 @@ def direct_attribution(
     reading = _logit_reading(model, store, targets, minus)
     explained = _rows(store, pos)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
-    blocks = [_BlockWriters.of(model, layer, shape) for layer in range(shape.n_layers)]
+    blocks = [BlockWriters.of(model, layer, shape) for layer in range(shape.n_layers)]
     chunks: list[Tensor] = []
     gap = 0.0
     for chosen in torch.arange(len(explained.prompts)).split(_rows_at_once(shape, by, budget)):
@@ -198,58 +190,9 @@ class _StoreRows:
         return (self(kind, layer).double().cpu() * back).sum(1)
 
 
-@dataclass(frozen=True)
-class _StreamWriter:
-    """How a sum of terms enters the stream: through its weights, with a bias, and past a norm if there is
-    one."""
-
-    weight: Float[Tensor, "term d_model"]
-    bias: Float[Tensor, "d_model"]
-    norm: FrozenNorm | None
-    like: Tensor
-
-    def reads(
-        self, terms: Float[Tensor, "row term"], back: Float[Tensor, "row d_model"]
-    ) -> tuple[Tensor, Tensor]:
-        """What `back` reads of every term [row, term], and what is constant [row]."""
-        shift = torch.zeros(len(terms), dtype=torch.float64)
-        if self.norm is not None:
-            written = (terms.double().cpu() @ self.weight + self.bias).to(self.like)
-            back, shift = self.norm.pull_back(back, self.norm.scale(written))
-        return back @ self.weight.T, shift + back @ self.bias
-
-
-@dataclass(frozen=True)
-class _BlockWriters:
-    """The two writers of a block; `mlp` is None without MLPs."""
-
-    heads: _StreamWriter
-    mlp: _StreamWriter | None
-
-    @classmethod
-    def of(cls, model: Model, layer: int, shape: Shape) -> "_BlockWriters":
-        """The writers of a layer, read from the model."""
-        block = Block.of(model, layer)
-        # [head, d_head, d_model] -> [head * d_head, d_model]
-        w_out, b_out = block.w_out.double().cpu().flatten(0, 1), block.b_out.double().cpu()
-        heads = _writer(w_out, b_out, block.attn_post, model)
-        if shape.attn_only:
-            return cls(heads, None)
-        mlp = model.blocks[layer].mlp
-        weight, bias = mlp.W_out.detach().double().cpu(), getattr(mlp, "b_out", None)
-        bias = weight.new_zeros(shape.d_model) if bias is None else bias.detach().double().cpu()
-        return cls(heads, _writer(weight, bias, block_norm(model, layer, "ln2_post"), model))
-
-
-def _writer(weight: Tensor, bias: Tensor, norm: Norm | None, model: Model) -> _StreamWriter:
-    like = unembedding_weight(model)
-    frozen = None if norm is None else FrozenNorm.of(norm, len(bias), like)
-    return _StreamWriter(weight, bias, frozen, like)
-
-
 def _components(
     rows: _StoreRows,
-    blocks: list[_BlockWriters],
+    blocks: list[BlockWriters],
     back: Float[Tensor, "row d_model"],
     kinds: list[str],
     by: str,
@@ -277,7 +220,7 @@ def _components(
 
 
 def _neurons(
-    rows: _StoreRows, blocks: list[_BlockWriters], back: Float[Tensor, "row d_model"], *, known: bool
+    rows: _StoreRows, blocks: list[BlockWriters], back: Float[Tensor, "row d_model"], *, known: bool
 ) -> tuple[Float[Tensor, "row neurons"], float]:
     """What `back` reads of every neuron, and how far a layer's neurons are from their MLP's output.
 

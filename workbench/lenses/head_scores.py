@@ -16,7 +16,8 @@ from workbench.engine.bridge import final_norm
 from workbench.engine.hooked.block import Block
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.unembedding import check_store, needed, pieces, token_rows, unembedding_weight
+from workbench.lenses.store_reading import check_store, needed, pieces, token_rows
+from workbench.lenses.unembedding import unembedding_weight
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array, versions

@@ -14,15 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import PromptError, StoreError, UnknownName
-from workbench.lenses.unembedding import (
-    ReadOut,
-    check_store,
-    last_stream,
-    needed,
-    one_token,
-    pieces,
-    token_rows,
-)
+from workbench.lenses.store_reading import check_store, last_stream, needed, one_token, pieces, token_rows
+from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
 from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder

@@ -1,11 +1,11 @@
 """The tuned lens: an affine map per layer into the last layer's basis (Belrose et al., arXiv 2303.08112).
 
 `fit_tuned_lens` returns a frozen `TunedLens`; `logit_lens(..., lens=)` and `top_tokens(..., lens=)` read
-through it.
+through it. Training itself is in `translators`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,23 +16,20 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
-from workbench.lenses.unembedding import ReadOut, check_store, last_stream, needed, token_rows
-from workbench.models.load import model_device
+from workbench.lenses.store_reading import check_store, last_stream, needed, token_rows
+from workbench.lenses.stream_rows import StreamRows
+from workbench.lenses.translators import Translators, divergences, trained
+from workbench.lenses.unembedding import ReadOut
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
 from workbench.statistics import check_level, check_seed, summary
-from workbench.stores.store import ActivationStore, SiteView
+from workbench.stores.store import ActivationStore
 
 FORMAT = "interp-workbench tuned lens 1"
-# Rows of a store that are read at a time.
-BLOCK = 4096
-# Of the least-squares maps, as a share of the mean square of the stream.
-RIDGE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +172,11 @@ def fit_tuned_lens(
     # BOS is the same in every prompt, and its activations are far larger than others.
     counted = (of_rows.positions > 0) | (not store.prompts.bos)
     views = [store[kind, layer] for layer in wanted]
-    train, test = (_StreamRows(views, final, counted & side) for side in (~held_out, held_out))
+    train, test = (StreamRows(views, final, counted & side) for side in (~held_out, held_out))
     read_out = ReadOut.of(model)
     # Logits of every layer, their log-softmax and the gradients of both are held at once.
     batch = min(batch, read_out.rows_at_once(budget, copies=6 * len(wanted)))
-    maps = _trained(train, read_out, epochs=epochs, rate=rate, batch=batch, seed=seed, progress=progress)
+    maps = trained(train, read_out, epochs=epochs, rate=rate, batch=batch, seed=seed, progress=progress)
     heldout = _compared(test, read_out, maps, of_rows.prompts, batch=batch, level=level, seed=seed)
     facts = {
         "kind": "tuned_lens", "site": kind, "epochs": epochs, "rate": rate, "batch": batch, "seed": seed,
@@ -189,23 +186,6 @@ def fit_tuned_lens(
     heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
     weight, bias = maps.weight.cpu(), maps.bias.cpu()
     return TunedLens(tuple(wanted), weight, bias, kind, store.model, store.model_name, heldout)
-
-
-@dataclass(frozen=True, eq=False)
-class _Maps:
-    """An affine map for each layer."""
-
-    weight: Float[Tensor, "layer d_model d_model"]
-    bias: Float[Tensor, "layer d_model"]
-
-    def __call__(self, streams: Float[Tensor, "layer row d_model"]) -> Float[Tensor, "layer row d_model"]:
-        return torch.baddbmm(self.bias[:, None], streams.to(self.weight), self.weight)
-
-    @classmethod
-    def identity_like(cls, maps: "_Maps") -> "_Maps":
-        """The maps of the plain logit lens."""
-        identity = torch.eye(maps.weight.shape[1]).to(maps.weight).expand_as(maps.weight)
-        return cls(identity, torch.zeros_like(maps.bias))
 
 
 def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
@@ -221,121 +201,11 @@ def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:
     return torch.from_numpy(chosen[[ids[prompt_id] for prompt_id in store.prompts.ids]])
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Some rows: which they are, these of every site, and of the last stream."""
-
-    rows: Tensor
-    streams: list[Tensor]
-    target: Tensor
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Which rows, streams [layer, row, d_model] and last streams [row, d_model]."""
-        for start in range(0, len(self.target), size):
-            chosen = slice(start, start + size)
-            yield (
-                self.rows[chosen],
-                torch.stack([stream[chosen] for stream in self.streams]),
-                self.target[chosen],
-            )
-
-
-class _StreamRows:
-    """The same rows of several sites and of the last stream, in blocks."""
-
-    def __init__(self, views: Sequence[SiteView], final: SiteView, chosen: Tensor) -> None:
-        self.views, self.final, self.chosen = views, final, chosen
-        if not bool(chosen.any()):
-            raise ProbeError("fit_tuned_lens: there are no rows but BOS ones to train on or to hold out.")
-
-    def blocks(self, *, shuffle: bool, seed: int = 0) -> Iterator[_Block]:
-        """Every chosen row once."""
-        of_views = [
-            view.data.blocks(size=BLOCK, shuffle=shuffle, seed=seed) for view in (*self.views, self.final)
-        ]
-        for blocks in zip(*of_views, strict=True):
-            rows = blocks[0][0]
-            # One seed shuffles all sites alike; a map between different rows would be silent nonsense.
-            assert all(bool((other == rows).all()) for other, _ in blocks[1:])
-            kept = self.chosen[rows]
-            if bool(kept.any()):
-                *streams, target = (values[kept] for _, values in blocks)
-                yield _Block(rows[kept], streams, target)
-
-    def n_batches(self, size: int) -> int:
-        """Batches of up to `size` rows, of which none lies in two blocks."""
-        return sum(-(-len(block.rows) // size) for block in self.blocks(shuffle=False))
-
-
-def _trained(
-    rows: _StreamRows, read_out: ReadOut, *, epochs: int, rate: float, batch: int, seed: int, progress: bool
-) -> _Maps:
-    """Maps fitted by Adam from the least-squares maps, with a rate that falls linearly to zero."""
-    start = _least_squares(rows)
-    device = model_device(read_out.model)
-    maps = _Maps(start.weight.to(device).requires_grad_(), start.bias.to(device).requires_grad_())
-    steps = epochs * rows.n_batches(batch)
-    adam = torch.optim.Adam([maps.weight, maps.bias], lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(0.0, 1 - step / steps))
-    with torch.enable_grad(), tqdm(total=steps, desc="tuned lens", disable=not progress) as bar:
-        for epoch in range(epochs):
-            for block in rows.blocks(shuffle=True, seed=seed + epoch):
-                for _, streams, target in block.batches(batch):
-                    adam.zero_grad()
-                    # Layers share no weights, so that their losses may be added.
-                    _divergences(read_out, streams, target, maps).mean(1).sum().backward()
-                    adam.step()
-                    schedule.step()
-                    bar.update()
-    trained = _Maps(maps.weight.detach(), maps.bias.detach())
-    if not bool(torch.isfinite(trained.weight).all()) or not bool(torch.isfinite(trained.bias).all()):
-        raise ProbeError(f"fit_tuned_lens: training diverged at rate={rate}. Give a smaller one.")
-    return trained
-
-
-@torch.no_grad()
-def _least_squares(rows: _StreamRows) -> _Maps:
-    """Per layer the ridge map to the last layer's stream, by one pass of sums in float64."""
-    size, n_layers = rows.final.data.row_shape[0], len(rows.views)
-    # Sums of x x' and x y', where x has a 1 behind it for the bias.
-    squares = torch.zeros(n_layers, size + 1, size + 1, dtype=torch.float64)
-    products = torch.zeros(n_layers, size + 1, size, dtype=torch.float64)
-    for block in rows.blocks(shuffle=False):
-        target = block.target.cpu().double()
-        for layer, stream in enumerate(block.streams):
-            x = torch.cat([stream.cpu().double(), target.new_ones(len(target), 1)], 1)
-            squares[layer] += x.T @ x
-            products[layer] += x.T @ target
-    ridge = RIDGE * squares.diagonal(dim1=1, dim2=2)[:, :size].mean(1) + 1e-12
-    penalty = torch.eye(size + 1, dtype=torch.float64)
-    # The bias is free.
-    penalty[size, size] = 0
-    penalties = ridge[:, None, None] * penalty
-    # Towards the identity, which is the logit lens, where rows are too few to say.
-    prior = torch.eye(size + 1, size, dtype=torch.float64)
-    # The last term keeps the system solvable where the bias has no rows of its own.
-    system = squares + penalties + 1e-9 * torch.eye(size + 1, dtype=torch.float64)
-    solution = torch.linalg.solve(system, products + penalties @ prior)
-    return _Maps(solution[:, :size].float().contiguous(), solution[:, size].float().contiguous())
-
-
-def _divergences(
-    read_out: ReadOut, streams: Tensor, target: Tensor, maps: _Maps
-) -> Float[Tensor, "layer row"]:
-    """KL (nats) from the last stream's distribution to that of every layer's translated stream."""
-    with torch.no_grad():
-        theirs = read_out(target).float().log_softmax(-1)
-    translated = maps(streams)
-    # [layer * row, vocab] -> [layer, row, vocab]
-    ours = read_out(translated.flatten(0, 1)).float().log_softmax(-1).view(*translated.shape[:2], -1)
-    return (theirs.exp() * (theirs - ours)).sum(-1)
-
-
 @torch.no_grad()
 def _compared(
-    rows: _StreamRows,
+    rows: StreamRows,
     read_out: ReadOut,
-    maps: _Maps,
+    maps: Translators,
     prompt_of_row: Tensor,
     *,
     batch: int,
@@ -345,15 +215,15 @@ def _compared(
     """The held-out KL of tuned and plain lens, with intervals over prompts."""
     n, n_layers = len(rows.final.store), len(maps.weight)
     counts = torch.zeros(n, dtype=torch.float64)
-    lenses = {"tuned": maps, "logit": _Maps.identity_like(maps)}
+    lenses = {"tuned": maps, "logit": Translators.identity_like(maps)}
     # [example, layer]
     sums = {name: torch.zeros(n, n_layers, dtype=torch.float64) for name in lenses}
     for block in rows.blocks(shuffle=False):
         for chosen, streams, target in block.batches(batch):
             prompts = prompt_of_row[chosen]
             for name, lens in lenses.items():
-                divergences = _divergences(read_out, streams, target, lens)
-                sums[name].index_add_(0, prompts, divergences.T.double().cpu())
+                kl = divergences(read_out, streams, target, lens)
+                sums[name].index_add_(0, prompts, kl.T.double().cpu())
             counts.index_add_(0, prompts, torch.ones(len(prompts), dtype=torch.float64))
     measured = counts > 0
     means = {name: total[measured] / counts[measured, None] for name, total in sums.items()}

@@ -1,10 +1,9 @@
 """From the residual stream to logits: the model's own final norm and unembedding (`ReadOut`).
 
-Below it are the checks and readers of stores that all lenses share. Nothing here knows what is measured of
-the logits.
+Nothing here knows what is measured of the logits, or of stores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
-from workbench.errors import ModelError, PromptError, StoreError
-from workbench.models.fingerprint import model_fingerprint
-from workbench.models.load import model_device, model_name
+from workbench.errors import ModelError, PromptError
+from workbench.models.load import model_device
 from workbench.models.model import Model
 from workbench.sites import Shape
-from workbench.stores.store import ActivationStore, SiteView
 
 # Rows that are read out at a time at most.
 CHUNK = 2**14
@@ -151,91 +148,3 @@ class ReadOut:
 def unembedding_weight(model: Any) -> Float[Tensor, "d_model vocab"]:
     """W_U, which every bridge has, without its gradient."""
     return model.W_U.detach()
-
-
-def check_store(store: ActivationStore, model: Model, caller: str) -> None:
-    """Raise `StoreError` when a store is of another model; `caller` names the function in the message."""
-    if store.model != model_fingerprint(model):
-        raise StoreError(
-            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
-            f"{model_name(model)}."
-        )
-
-
-def needed(
-    store: ActivationStore, kind: str, caller: str, *, layers: Sequence[int] | None = None
-) -> list[int]:
-    """The layers of a kind in a store, or those asked for.
-
-    Raises:
-        StoreError: there are none, or one is missing; `caller` says in the message who needs it.
-    """
-    stored = store.layers(kind)
-    if not stored:
-        raise StoreError(
-            f"{caller} needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with sites=[..., "
-            f"{kind!r}]."
-        )
-    missing = [layer for layer in layers or () if layer not in stored]
-    if missing:
-        raise StoreError(f"{caller} needs {kind}[{missing[0]}]; the store holds layers {stored} of it.")
-    return stored if layers is None else list(layers)
-
-
-def last_stream(store: ActivationStore, last: int, caller: str) -> SiteView:
-    """The last layer's `resid_post`, from which logits come. Raises `StoreError` where the store lacks it."""
-    return store["resid_post", needed(store, "resid_post", caller, layers=[last])[0]]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenRows:
-    """[row]: the prompt and the position of every row of a site."""
-
-    prompts: Int[Tensor, "row"]
-    positions: Int[Tensor, "row"]
-
-    @property
-    def n_positions(self) -> int:
-        """Positions of the longest prompt that has rows."""
-        return int(self.positions.max()) + 1
-
-
-def token_rows(view: SiteView) -> TokenRows:
-    """Which token every row of a site is of.
-
-    Raises:
-        StoreError: the rows are means over prompts, which lie at no position.
-    """
-    if bool((view.row_positions < 0).any()):
-        raise StoreError(
-            f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions."
-        )
-    return TokenRows(view.row_prompts, view.row_positions)
-
-
-def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive rows of a site, up to `size` at a time, and which they are."""
-    for start in range(0, len(view), size):
-        rows = slice(start, min(start + size, len(view)))
-        yield rows, view.data.part(rows.start, rows.stop)
-
-
-def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) -> Tensor:
-    """[example, alternative, 1] tokens, -1 where there is no alternative; `name` is for error messages."""
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
-        raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
-    size = Shape.of(model).d_vocab
-    if bool((targets >= size).any()):
-        raise PromptError(f"{name} has token {int(targets.max())}; the model's vocabulary has {size}.")
-    table = targets[:, None, None] if targets.ndim == 1 else targets
-    if table.ndim != 3 or len(table) != len(store.prompts):
-        raise PromptError(
-            f"{name} has shape {tuple(targets.shape)}; it needs [example] or [example, alternative, token] "
-            f"for {len(store.prompts)} prompts."
-        )
-    if bool(((table >= 0).sum(-1) > 1).any()):
-        raise PromptError(f"{name} has continuations of several tokens; it reads one token.")
-    without = ((table >= 0).flatten(1).sum(1) == 0).nonzero()
-    if len(without):
-        raise PromptError(f"{name} has no token for example {int(without[0])}.")
-    return table[:, :, :1]
