@@ -22,7 +22,7 @@ from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value, from_store, mean, project
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
-from workbench.lenses.unembedding import check_store
+from workbench.lenses.store_reading import check_store
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
 from workbench.models.model import Model

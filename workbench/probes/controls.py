@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.errors import ProbeError, UnknownName
+from workbench.probes.concepts import Concept
 from workbench.probes.data import Columns, by_type, check_split, deal, shuffled
-from workbench.probes.labels import Concept, Labels
+from workbench.probes.labels import Labels
 
 # `shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k
 # features drawn at random. `control-task`: a random label for every token type, in training and held out

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import ProbeError
-from workbench.probes.labels import Concept
+from workbench.probes.concepts import Concept
 
 # Rows of held activations that are worked on at a time.
 BLOCK = 1024

@@ -17,17 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.errors import ProbeError, StoreError, UnknownName
-from workbench.probes.baselines import BASELINES
-from workbench.probes.controls import ColumnBatch, Control, batches, control_types, controls_named, splits
+from workbench.errors import ProbeError
+from workbench.probes.controls import control_types, controls_named, splits
 from workbench.probes.data import Activations
-from workbench.probes.fits import DEFAULT_SETTINGS, Fits, ProbeSettings
+from workbench.probes.fit_request import request_of
+from workbench.probes.fits import DEFAULT_SETTINGS, ProbeSettings
+from workbench.probes.judge import Judge
 from workbench.probes.labels import Labels
-from workbench.probes.selected import at_test_rows, code_lengths, fit_selected, fixed_selector, pooled
-from workbench.probes.selectors import SELECTORS, Selector
-from workbench.probes.tables import Judge, Tables, cell_of
+from workbench.probes.site_probes import RowSet, SiteProbes
+from workbench.probes.tables import Tables, cell_of
 from workbench.results import clean_attrs, versions
-from workbench.sites import KINDS, Key, Position, kind_named
+from workbench.sites import Key, Position
 from workbench.statistics import check_level, check_seed
 
 
@@ -60,9 +60,13 @@ class Probes:
             UnknownName: no such concept or label.
             ProbeError: an axis is left open, or the cell was not measured.
         """
-        table = self.results if "baseline" not in where or self.baselines is None else self.baselines
+        table = self.results
+        if "baseline" in where and self.baselines is not None:
+            table = self.baselines
         cell = cell_of(table, {"concept": concept, "control": "none"} | where)
-        kind = str(cell["kind"].values) if "kind" in cell.coords else str(table.attrs["kinds"])
+        kind = str(table.attrs["kinds"])
+        if "kind" in cell.coords:
+            kind = str(cell["kind"].values)
         shape = tuple(map(int, str(table.attrs[f"shape_{kind}"]).split(",")))
         if "baseline" in where:
             return torch.from_numpy(cell["direction"].values[: int(np.prod(shape))].copy()).view(shape)
@@ -158,17 +162,22 @@ def fit_probes(
     for name, entries in (("layers", layers), ("pos", pos), ("selectors", selectors), ("sites", sites)):
         if entries is not None and (isinstance(entries, int) or not len(entries)):
             raise ProbeError(f"{name}={entries!r}: give a list of at least one, or leave it out.")
-    request = _request(store, labels, sites, layers, k, selectors, baselines, given)
+    request = request_of(store, labels, sites, layers, k, selectors, baselines, given)
     all_controls = controls_named(controls, draws)
-    positions = [None] if pos is None else list(pos)
-    row_sets: list[_RowSet] = []
+    positions: list[Position | None] = [None]
+    if pos is not None:
+        positions = list(pos)
+    row_sets: list[RowSet] = []
     for where in positions:
-        rows = labels if where is None else labels.at(where)
+        rows, mask = labels, held_out
+        if where is not None:
+            rows = labels.at(where)
         if not len(rows):
             raise ProbeError(f"No labelled row lies at position {where!r}. Label it, or leave it out of pos.")
-        mask = held_out if where is None or held_out is None else _held_at(held_out, labels, where)
+        if where is not None and held_out is not None:
+            mask = _held_at(held_out, labels, where)
         masks = splits(rows, held_out=mask, test_share=test_share, folds=folds, seed=seed)
-        row_sets.append(_RowSet(rows, _folds(masks, folds)))
+        row_sets.append(RowSet(rows, _folds(masks, folds)))
     kinds = list(dict.fromkeys(kind for kind, _ in request.keys))
     axes = {
         "kind": kinds,
@@ -189,7 +198,7 @@ def fit_probes(
                         f"k={max(request.ks)} is more than the {activations.n_features} features of "
                         f"{kind}[{layer}]: ask for fewer."
                     )
-                site = _SiteProbes(
+                site = SiteProbes(
                     activations=activations,
                     key=(kind, layer),
                     rows=row_set,
@@ -210,96 +219,13 @@ def fit_probes(
         "control_types": control_types(labels).name, **vars(settings),
     }  # fmt: skip
     # Axes that the caller did not ask about are not in the result.
-    drop = ["kind"] if len(kinds) == 1 else []
+    drop: list[str] = []
+    if len(kinds) == 1:
+        drop.append("kind")
     if pos is None:
         drop.append("pos")
     datasets = tables.datasets(clean_attrs(facts | shapes | versions()), drop=drop)
     return Probes(datasets.sparse, datasets.dense)
-
-
-@dataclass(frozen=True, eq=False)
-class _RowSet:
-    """The labelled rows of one position (or all of them), and (train, test) masks [concept, row] of every
-    fit.
-
-    The last fit's probes are kept.
-    """
-
-    labels: Labels
-    folds: list[tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class _FitRequest:
-    """What is asked for, checked."""
-
-    keys: list[tuple[str, int]]
-    ks: list[int]
-    selectors: list[str]
-    baselines: list[str]
-    given: Mapping[Key, Sequence[int]]
-
-    def selector(self, name: str, key: tuple[str, int]) -> Selector:
-        """The selector of a name at a site."""
-        return fixed_selector(self.given[key]) if name == "given" else SELECTORS[name]
-
-
-@dataclass(frozen=True, eq=False)
-class _SiteProbes:
-    """All probes of one site and row set."""
-
-    activations: Activations
-    key: tuple[str, int]
-    rows: _RowSet
-    request: _FitRequest
-    controls: Sequence[Control]
-    settings: ProbeSettings
-    seed: int
-    code_length: bool
-    cell: tuple[int, int, int]
-    judge: Judge
-
-    def fit_into(self, tables: Tables) -> None:
-        """Fit every probe, and write the results into the tables."""
-        by_fold = [
-            batches(self.rows.labels, self.controls, train, test, self.seed)
-            for train, test in self.rows.folds
-        ]
-        # The same columns of every fold together: their predictions are judged as one.
-        for folds in zip(*by_fold, strict=True):
-            for s, name in enumerate(self.request.selectors):
-                self._fit_sparse(tables, folds, s, self.request.selector(name, self.key))
-            true_features = [fold.with_true_features for fold in folds]
-            for b, name in enumerate(self.request.baselines):
-                self._fit_dense(tables, true_features, b, name)
-
-    def _fit_sparse(self, tables: Tables, folds: Sequence[ColumnBatch], s: int, selector: Selector) -> None:
-        ks, last = self.request.ks, folds[-1]
-        # [fold][k]
-        fits: list[list[Fits]] = []
-        for fold in folds:
-            fits.append(list(fit_selected(self.activations, fold.columns, ks, selector, self.settings)))
-        for j in range(len(ks)):
-            predictions = pooled(
-                [(fold.columns, by_k[j].logits) for fold, by_k in zip(folds, fits, strict=True)]
-            )
-            tables.put(self.cell, j, s, last, fits[-1][j], predictions, self.judge)
-        if self.code_length and last.columns.n_classes:
-            groups = self.rows.labels.groups
-            lengths = code_lengths(
-                self.activations, last.columns, ks, selector, self.settings, groups, self.seed
-            )
-            tables.put_lengths(self.cell, s, last, lengths)
-
-    def _fit_dense(self, tables: Tables, folds: Sequence[ColumnBatch], b: int, name: str) -> None:
-        fits = [BASELINES[name](self.activations, fold.columns, self.settings) for fold in folds]
-        predictions = pooled(
-            [
-                (fold.columns, at_test_rows(fold.columns, dense.logits))
-                for fold, dense in zip(folds, fits, strict=True)
-            ]
-        )
-        tables.put_dense(self.cell, b, folds[-1], fits[-1], predictions, self.judge)
 
 
 def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarray:
@@ -318,60 +244,3 @@ def _folds(masks: Sequence[np.ndarray], folds: int | None) -> list[tuple[np.ndar
     if folds is not None:
         fits.append((np.ones_like(masks[0]), np.zeros_like(masks[0])))
     return fits
-
-
-def _request(
-    store: Any,
-    labels: Labels,
-    sites: Sequence[str] | None,
-    layers: Sequence[int] | None,
-    k: Sequence[int] | int,
-    selectors: Sequence[str],
-    baselines: Sequence[str],
-    given: Mapping[Key, Sequence[int]] | None,
-) -> _FitRequest:
-    """The request, if the store can answer it."""
-    if labels.prompts is not store.prompts and labels.prompts.fingerprint != store.prompts.fingerprint:
-        raise ProbeError("The labels are of other prompts than the store's: make them with this store.")
-    keys = _keys(store, sites, layers)
-    ks = [k] if isinstance(k, int) else list(k)
-    if not ks or any(type(n) is not int or n < 1 for n in ks) or sorted(set(ks)) != ks:
-        raise ProbeError(f"k={k!r}: give increasing numbers of features from 1 up, as in [1, 2, 4, 8].")
-    known_selectors = list(SELECTORS)
-    if given is not None:
-        known_selectors.append("given")
-    for name in selectors:
-        if name not in known_selectors:
-            raise UnknownName("selectors", name, known_selectors)
-    for name in baselines:
-        if name not in BASELINES:
-            raise UnknownName("baselines", name, BASELINES)
-    given = given or {}
-    if "given" in selectors:
-        for kind, layer in keys:
-            n_given = len(set(given.get((kind, layer), ())))
-            if n_given < max(ks):
-                raise ProbeError(
-                    f"given has {n_given} features for {kind}[{layer}]; k={max(ks)} needs as many."
-                )
-    return _FitRequest(keys, ks, list(selectors), list(baselines), given)
-
-
-def _keys(store: Any, sites: Sequence[str] | None, layers: Sequence[int] | None) -> list[tuple[str, int]]:
-    """The (kind, layer) sites to probe."""
-    default = [kind for kind in ("resid_post", "mlp_post") if kind in store.kinds]
-    kinds = default if sites is None else list(sites)
-    if not kinds:
-        raise StoreError(
-            f"The store holds neither resid_post nor mlp_post but {', '.join(store.kinds)}: name the sites= "
-            "to probe."
-        )
-    keys: list[tuple[str, int]] = []
-    for kind in kinds:
-        if not kind_named(kind).per_layer or kind == "pattern":
-            choices = ", ".join(name for name, row in KINDS.items() if row.per_layer and name != "pattern")
-            raise ProbeError(f"{kind} has no layer and token rows to probe: choose among {choices}.")
-        if not store.layers(kind):
-            store[kind, 0]  # raises, with what the store holds
-        keys += [(kind, layer) for layer in (store.layers(kind) if layers is None else layers)]
-    return keys

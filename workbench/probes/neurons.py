@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from workbench.errors import ProbeError, StoreError
+from workbench.probes.concepts import Concept
 from workbench.probes.controls import splits
 from workbench.probes.data import Activations, balanced
-from workbench.probes.labels import Concept, Labels
+from workbench.probes.labels import Labels
 from workbench.probes.solver import design, solve
 from workbench.results import effect_array, versions
 from workbench.statistics import check_seed

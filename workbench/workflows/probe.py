@@ -17,8 +17,9 @@ import xarray as xr
 from workbench import results
 from workbench.errors import ProbeError
 from workbench.files import check_output, replaced
+from workbench.probes.concepts import Concept
 from workbench.probes.fit import Probes, fit_probes
-from workbench.probes.labels import Concept, Labels
+from workbench.probes.labels import Labels
 from workbench.probes.neurons import neuron_maps
 from workbench.render.figures.probe_plots import probe_figure
 from workbench.render.report import report
