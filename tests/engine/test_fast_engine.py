@@ -564,10 +564,8 @@ def test_a_sweep_stays_within_its_budget(name, mebibytes):
         make_pairs(lengths * (64 // len(lengths))),
     )
     runs = MeasuredRuns(model, pairs, "clean", metric(measure), budget)
-    elements, _, _, bound = asking._asked(
-        runs, expand(model, pairs, measure), grid(kind, model, **where), zero()
-    )
-    sweep, _ = asking._sweep(runs, elements, bound)
+    plan = asking._plan(runs, expand(model, pairs, measure), grid(kind, model, **where), zero())
+    sweep, _ = asking._sweep(runs, plan)
     assert sweep.engine == "staircase"
     assert sweep.cost().walks > 2, "more than the unedited run and one chunk"
     assert peak_of(lambda: sweep.run(progress=False, what="")) < 1.1 * budget
