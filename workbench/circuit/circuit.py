@@ -194,8 +194,8 @@ class Circuit:
 
         A key or value that query heads share counts for those of them that are in the circuit otherwise.
         """
-        present = set(compress(self.graph.writers, self._by_position.any((0, 2))))
-        readers = compress(self.graph.readers, self._by_position.any((0, 1)))
+        present = set(compress(self.graph.writers, np.asarray(self._by_position.any((0, 2)))))
+        readers = compress(self.graph.readers, np.asarray(self._by_position.any((0, 1))))
         # Those that one head reads first: they say which of several heads a shared key or value counts for.
         for sharing in sorted((components(self.graph, reader) for reader in readers), key=len):
             # Only if no head that shares it is in the circuit does a key or value stand for all of them.

@@ -67,10 +67,10 @@ class Role:
         """Whether a row of `CircuitExperiment.heads` meets every bound; a column that is missing does not."""
         # NaN fails both comparisons, so a column that was not measured counts as missing.
         for column, bound in self.at_least.items():
-            if column not in head or not head[column] >= bound:
+            if column not in head or not bool(head[column] >= bound):
                 return False
         for column, bound in self.at_most.items():
-            if column not in head or not head[column] <= bound:
+            if column not in head or not bool(head[column] <= bound):
                 return False
         return True
 
