@@ -30,9 +30,7 @@ class Seen:
     requests: list[str] = field(default_factory=list)
 
     def wait(self, condition: str) -> None:
-        """Until a condition holds. Playwright's own wait compiles text in the page, which the page's policy
-        forbids.
-        """
+        """Wait for a condition. Playwright's own wait compiles text in the page, which its policy forbids."""
         for _ in range(400):
             if self.page.evaluate(condition):
                 return

@@ -138,9 +138,7 @@ class Lab:
 
 @contextmanager
 def lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab in a folder, with settings of its own beside it. Skips the test where it or a browser is
-    missing.
-    """
+    """JupyterLab in a folder, its settings beside it. Skips the test where it or a browser is missing."""
     for module in ("jupyterlab", "ipykernel", "playwright"):
         if find_spec(module) is None:
             pytest.skip(f"{module} is not installed")

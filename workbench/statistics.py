@@ -17,6 +17,10 @@ from workbench.errors import WorkbenchError
 
 # Up to so many rows every pattern of signs is tried: 4096 of them cost less than a thousand draws.
 EXACT = 12
+NO_DIFFERENCE = 1e-6
+"""A full and an empty run that differ by less, in the metric's unit, have no ratio: it would divide by
+rounding. It holds for means (`ratio_of_means`) as for single examples (`evaluate`'s mean of ratios).
+"""
 
 
 def summary(
@@ -226,7 +230,10 @@ def _nanmean(sample: np.ndarray) -> np.ndarray:
 
 
 def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(mean m - mean empty) / (mean full - mean empty) over axis 0; NaN where the denominator is ~0."""
+    """(mean m - mean empty) / (mean full - mean empty) over axis 0.
+
+    NaN where the denominator is below `NO_DIFFERENCE`.
+    """
     # Without a gap between the full and the empty circuit there is nothing to be faithful to.
     gap = full.mean(0) - empty.mean(0)
-    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < 1e-6, np.nan, gap)
+    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < NO_DIFFERENCE, np.nan, gap)

@@ -23,9 +23,7 @@ def other_years(pairs: PromptPairs) -> PromptPairs:
 
 
 def kept_between_years(experiment: CircuitExperiment) -> np.ndarray:
-    """[example]: what the circuit keeps when the corrupt prompt is another clean one, as a share of the mean
-    difference.
-    """
+    """[example]: the share that the circuit keeps when the corrupt prompt is another clean one."""
     result = experiment.kept(other_years(experiment.pairs))
     full, empty = float(result["m_full"].mean()), float(result["m_empty"].mean())
     return (result["m_circuit"].values - empty) / (full - empty)

@@ -43,14 +43,11 @@ def previous_token_exchanged(experiment: CircuitExperiment, *, below: int, rest:
 def previous_and_rest(
     experiment: CircuitExperiment, layer: int, head: int, position: int | str
 ) -> tuple[Tensor, Tensor]:
-    """[example, d_head] twice: what a head reads at a position from the token before, and the rest of its
-    output.
-    """
+    """[example, d_head] twice: what a head reads from the token before, and the rest of its output."""
     rows, query = torch.arange(len(experiment.pairs)), experiment.pairs.clean.at(position)
     pattern, v, z = (experiment.clean[kind, layer].padded() for kind in ("pattern", "v", "z"))
     kv_head = head // Shape.of(experiment.model).group
-    # A head's output is the sum over keys of attention times value, so one key's term can be taken out
-    # exactly.
+    # A head's output is the sum over keys of attention times value: one key's term is removed exactly.
     previous = pattern[rows, head, query, query - 1, None] * v[rows, query - 1, kv_head]
     return previous, z[rows, query, head] - previous
 

@@ -116,8 +116,8 @@ def test_a_given_shape_says_what_the_file_does_not(small):
     with pytest.raises(CircuitError) as error:
         wb.read_circuit(small, positive="supports", shape=Shape(1, 4, 4, 16, 4, 64, 100, 20, parallel=True))
     assert str(error.value).endswith(
-        "it is for another model. They differ in n_heads 2 (model: 4), d_model 8 (model: 16), "
-        "parallel_attn_mlp False (model: True)."
+        "it is for another model: n_heads is 2, the model's 4; d_model is 8, the model's 16; "
+        "parallel_attn_mlp is False, the model's True."
     )
 
 

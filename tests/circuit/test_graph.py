@@ -109,9 +109,7 @@ def test_an_edge_at_one_position_is_no_edge_of_a_graph_without_positions():
 
 
 def paths(graph, edges):
-    """Writers, readers, chosen edges, and what each reader is an input of: k and v belong to a group of
-    heads.
-    """
+    """Writers, readers, chosen edges, and which writer each reader feeds: a group of heads shares k and v."""
     built = nx.DiGraph()
     built.add_nodes_from([("writer", "input"), ("reader", "logits")])
     for u, v in np.argwhere(edges):

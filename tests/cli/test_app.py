@@ -1,6 +1,4 @@
-"""The command line: one message and exit code 2 for each error, in the words of the shell; lists; a quick
-start.
-"""
+"""The command line: an error is one message in the shell's words and exit code 2; lists; a quick start."""
 
 import json
 import os

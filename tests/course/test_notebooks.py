@@ -1,6 +1,4 @@
-"""The notebooks: they match their sources, the solutions run, and a student's version fails at its exercises
-only.
-"""
+"""The notebooks: they match their sources, solutions run, a student's version fails only at its exercises."""
 
 import json
 import runpy

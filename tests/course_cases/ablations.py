@@ -105,7 +105,7 @@ CASES = {
             (lambda: alone_and_together()[0], "the five together"),
             (lambda: alone_and_together()[1], "sum of the single effects"),
             (lambda: -float(np.subtract(*alone_and_together())), "sign"),
-            (3.0, "3.00 is not it"),
+            (3.0, "3.00 is not the answer"),
         ],
     ),
 }

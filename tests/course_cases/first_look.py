@@ -61,8 +61,8 @@ CASES = {
             (lambda: probability(dim=0), "over the positions"),
             (lambda: 100 * probability(), "percent"),
             (lambda: probability(name="Tom"), "the other name"),
-            (0.123, "0.123 is not it"),
-            (0.0005, "0.0005 is not it"),  # nor is it taken for the other name's, which is near 0 too
+            (0.123, "0.123 is not the answer"),
+            (0.0005, "0.0005 is not the answer"),  # nor is it taken for the other name's, which is near 0 too
         ],
     ),
     "0.3": (

@@ -57,8 +57,7 @@ def one_at_a_time(
     return Circuit.of(graph, edges)
 
 
-# Every family, order and metric, alternated: what a family does to a run does not depend on the order of
-# tries.
+# Every family, order and metric, alternated: the order of tries does not change what a family computes.
 CASES = [
     ("gpt2", {}), ("llama", {"order": "early-first"}), ("neox", {"order": "random", "seed": 3}),
     ("native-attn-only", {"order": "scores"}), ("gpt2", {"metric": "logit_diff"}),

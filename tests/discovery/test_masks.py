@@ -1,6 +1,4 @@
-"""Learned masks: closed and open gates are circuits, gradients are finite differences, planted edges are
-found.
-"""
+"""Learned masks: closed and open gates are circuits, gradients match finite differences, planted edges."""
 
 from functools import cache
 

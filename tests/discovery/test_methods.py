@@ -16,9 +16,7 @@ from workbench.errors import CircuitError, UnknownName
 
 
 def test_scores_of_single_prompts_come_with_the_mean_that_is_cut():
-    """`discover` draws intervals from them, so they must be those of the scores it cut, without a second
-    pass.
-    """
+    """`discover` draws intervals from them, so they must be the scores that it cut, without a second pass."""
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     value = from_store(corrupt)
     for method in MEANS_OVER_EXAMPLES:

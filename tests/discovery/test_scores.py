@@ -67,9 +67,7 @@ def own_name(node):
 
 @pytest.mark.parametrize("family", ["gpt2", "neox"])
 def test_eap_equals_transformer_lens_with_the_sides_and_the_sign_turned(family):
-    """Its gradient is taken at its corrupt argument and points to clean; it refuses grouped-query and native
-    models.
-    """
+    """The gradient is taken at the corrupt input, towards clean; grouped queries and native are refused."""
     model = model_of(family, torch.float64)
     pairs, _, corrupt = pairs_and_stores(family, dtype=torch.float64)
     graph, scores = Graph.of(model), score_edges(model, pairs, value=from_store(corrupt))

@@ -1,6 +1,4 @@
-"""Circuits from scores: every way to choose, on hand-made scores and on a planted model whose edges are
-known.
-"""
+"""Circuits from scores: every way to choose, on hand-made scores and on a planted model with known edges."""
 
 import json
 from functools import cache, partial

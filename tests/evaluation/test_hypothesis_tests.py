@@ -1,6 +1,4 @@
-"""Tests of circuits: planted circuits pass and random ones fail, test by test; p-values by hand; what is
-refused.
-"""
+"""Tests of circuits: planted ones pass, random ones fail, test by test; p-values by hand; refusals."""
 
 from dataclasses import replace
 from functools import cache
@@ -18,8 +16,7 @@ from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS
 from workbench.sites import Shape
 
 SEEDS, QUICK_SEEDS = range(20), range(3)
-# Random edges, as many as the 14 of 81, break the mechanism; and those of an AND err to both sides: see
-# below.
+# 14 random edges of the 81 break the mechanism; those of an AND err to both sides: see below.
 NO_CONTROL = (("compositions", "independence"), ("conjunction", "equivalence"))
 MODELS = ("induction", "lookup", "conjunction", "compositions")
 CONTROLS = [(name, test) for name in MODELS for test in (*TESTS, "all") if (name, test) not in NO_CONTROL]

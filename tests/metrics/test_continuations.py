@@ -38,9 +38,7 @@ def answered(lengths=(6, 7, 6), answers=ANSWERS, wrong=WRONG) -> PromptPairs:
 
 
 def by_hand(model, pairs, hooks=lambda i, length: []) -> torch.Tensor:
-    """[example]: prompt + answer in one run for each alternative, `hooks(example, prompt length)` in all of
-    them.
-    """
+    """[example]: prompt + answer in one run per alternative, each with `hooks(example, prompt length)`."""
     measured = []
     for i in range(len(pairs)):
         prompt = pairs.clean.tokens[i, : pairs.clean.lengths[i]].tolist()

@@ -273,7 +273,7 @@ def test_tables_of_odd_columns_and_cells_are_refused(tmp_path):
         table('{"prompt":0,"pos":0,"c":[1]}\n{"prompt":1,"pos":0,"c":[2]}', "l.jsonl"),
     )
     refused(
-        "Concept 'c' has a number that is too large.",
+        "Concept 'c' has a number in row 0 that is too large: at most 1.8e+308, the largest float.",
         table(f'{{"prompt":0,"pos":0,"c":{10**400}}}\n{{"prompt":1,"pos":0,"c":2}}', "l.jsonl"),
     )
     table('{"prompt":0,"pos":0,"c":"\\ud800"}\n{"prompt":1,"pos":0,"c":"b"}', "l.jsonl")()

@@ -1,6 +1,4 @@
-"""The studied circuits: complete, true to their evidence, and computed again by their scripts with the same
-edges.
-"""
+"""The studied circuits: complete, true to their evidence, and found again by their scripts, edge by edge."""
 
 import functools
 import importlib.util
@@ -182,9 +180,7 @@ def test_differences_are_named(tmp_path):
 
 
 def test_numbers_of_another_machine_are_the_same_study():
-    """Means within each other's intervals and ends that moved a little are no difference; a mean outside is
-    one.
-    """
+    """Means inside each other's intervals and ends that moved a little are equal; a mean outside is not."""
     from workbench.studies.check import _differ
 
     ours = Estimate("x", 1.0, 0.9, 1.1, "note")

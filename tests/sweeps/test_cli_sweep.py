@@ -109,7 +109,7 @@ def test_options_replace_the_fields_of_a_file(calls, tmp_path):
         ),
         (
             ["run", "--seeds", "0,x"],
-            "--seeds '0,x': invalid literal for int() with base 10: 'x'. Numbers with commas are needed, as in 1,2,3.",
+            "--seeds '0,x': invalid literal for int() with base 10: 'x'. Give numbers separated by commas, as in 1,2,3.",
         ),
     ],
 )

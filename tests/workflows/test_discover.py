@@ -112,9 +112,7 @@ def test_zero_and_mean_values_are_found_and_written_as_the_corrupt_run_is(tmp_pa
 
 
 def test_pairs_of_your_own_are_split_and_need_equal_lengths(tmp_path):
-    """Pairs from a file, whose report is written like that of a task; unequal lengths are refused before any
-    work.
-    """
+    """Pairs from a file make the same report as a task; unequal lengths are refused before any work."""
     nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars")
     rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
     (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")

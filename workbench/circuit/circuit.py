@@ -141,9 +141,7 @@ class Circuit:
 
     @property
     def n_edges(self) -> int:
-        """How many edges it has: after pruning, where `Circuit.of` built it. An edge at two positions counts
-        twice.
-        """
+        """Number of edges: after pruning, if `Circuit.of` built it. An edge at two positions counts twice."""
         return int(self.edges.sum())
 
     @property

@@ -10,9 +10,7 @@ from workbench.circuit.graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class CollapsedEdges:
-    """Edges and scores on the plain graph: bool and float [writer, reader]; `scores` is None where there were
-    none.
-    """
+    """Edges and scores on the plain graph: bool and float [writer, reader]; `scores` is None without any."""
 
     graph: Graph
     edges: np.ndarray

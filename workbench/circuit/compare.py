@@ -113,9 +113,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, and the edges and nodes of one circuit alone, for JSON; None where a share is not
-        defined.
-        """
+        """Every number, and each circuit's own edges and nodes, for JSON; None where a share is undefined."""
         a, b = self.a.nodes, self.b.nodes
         return {
             "edges": {"a": self.a.n_edges, "b": self.b.n_edges, "both": self._shared},

@@ -63,9 +63,7 @@ def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str
 
 
 def selectors(graph: Graph, labels: Mapping[str, str], node: str) -> set[str]:
-    """Everything that a writer or reader can be selected by: its names, `heads`, `mlps`, `q`, `k`, `v`, its
-    role.
-    """
+    """All names that select a writer or reader: its own, `heads`, `mlps`, `q`, `k`, `v`, its role."""
     owners = components(graph, node)
     known = {node, *owners, *map(mlp_of, owners)}
     known |= {labels[owner] for owner in owners if owner in labels}
@@ -93,9 +91,7 @@ def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_size(graph: Graph) -> None:
-    """Raise `CircuitError` when a graph that a file promises is too large, before anything of its size is
-    made.
-    """
+    """Raise `CircuitError` when a graph that a file promises is too large, before any of it is made."""
     shape = graph.shape
     nodes = shape.n_layers * (shape.n_heads + 1) + len(graph.neurons) * shape.d_mlp
     if nodes * len(graph.positions or "-") > MOST_NODES:

@@ -70,8 +70,7 @@ def from_foreign(foreign: ForeignCircuit, shape: Shape | None, sign: float) -> C
     for name, known in named:
         if _ours(name, group=shape.group) not in known:
             raise CircuitError(f"there is no {name!r} in {graph}.")
-    # Their matrices [source, target] lie at these rows and columns of ours. Where heads share keys, columns
-    # repeat.
+    # Rows and columns of ours at which their [source, target] matrices lie; shared keys repeat a column.
     rows = [graph.writer_index[_ours(name)] for name in foreign.sources]
     columns = [graph.reader_index[_ours(name, group=shape.group)] for name in foreign.targets]
     cells = np.ix_(rows, columns)
@@ -130,9 +129,11 @@ def _shape_of(foreign: ForeignCircuit, shape: Shape | None) -> tuple[Shape, str]
     if shape is not None:
         ours = {"n_layers": shape.n_layers, "n_heads": shape.n_heads, "d_model": shape.d_model}
         ours["parallel_attn_mlp"] = shape.parallel
-        wrong = [f"{name} {cfg[name]} (model: {ours[name]})" for name in cfg if cfg[name] != ours[name]]
+        wrong = [
+            f"{name} is {cfg[name]}, the model's {ours[name]}" for name in cfg if cfg[name] != ours[name]
+        ]
         if wrong:
-            raise CircuitError(f"it is for another model. They differ in {', '.join(wrong)}.")
+            raise CircuitError(f"it is for another model: {'; '.join(wrong)}.")
         return shape, ""
     # d_head is assumed below, and must be whole.
     if cfg["d_model"] % cfg["n_heads"]:

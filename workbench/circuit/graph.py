@@ -109,8 +109,7 @@ class Graph:
                 layers = tuple(sorted(set(layers)))
         if positions is None:
             return cls(shape, None, layers)
-        # Each once, in the order given. A list and not a set: what cannot be hashed is refused later, with a
-        # message.
+        # Each once, in the order given. Not a set: what cannot be hashed is refused later, with a message.
         named: list[Any] = []
         for position in _several(positions):
             if position != REST and position not in named:
@@ -119,9 +118,7 @@ class Graph:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
-        """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for anything
-        else.
-        """
+        """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for all else."""
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
         # JSON has lists where a graph has tuples.

@@ -1,6 +1,4 @@
-"""Circuits from papers, as data: `circuits/reference/` holds them, with their sources and the roles of their
-nodes.
-"""
+"""Circuits from papers, as data: `circuits/reference/` holds them, with their sources and nodes' roles."""
 
 from workbench import resources
 from workbench.circuit.circuit import Circuit

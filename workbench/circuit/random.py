@@ -155,9 +155,7 @@ def add_path(
 def _inputs_to_draw(
     graph: Graph, writer: int, pos: int, n_positions: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """The readers (position, index) that a component needs to run: its query or input, and its key or its
-    value.
-    """
+    """The readers (position, index) that a component needs to run: its query or input, its key or value."""
     keys_values: list[int] = []
     drawn: list[tuple[int, int]] = []
     for reader in np.flatnonzero(graph.feeds[:, writer]).tolist():

@@ -1,6 +1,4 @@
-"""A circuit's edges as a table, as an array of scores, and as a graph of networkx. `Circuit.to_*` call these
-functions.
-"""
+"""A circuit's edges as a table, an array of scores and a networkx graph; `Circuit.to_*` call these."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -132,7 +132,6 @@ def _nodes(text: str | None) -> list[str | tuple[str, ...]] | None:
     """Names of nodes with commas, sets joined by +; None where there are none."""
     nodes: list[str | tuple[str, ...]] = []
     for name in names(text or ""):
-        # Nodes joined by + are patched together.
         nodes.append(tuple(names(name.replace("+", ","))) if "+" in name else name)
     return nodes or None
 

@@ -89,7 +89,7 @@ def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
             fields[name.replace("-", "_")] = FIELDS[name][0](text) if name in FIELDS else text
         except ValueError as error:
             raise SweepError(
-                f"--{name} {text!r}: {error}. Numbers with commas are needed, as in 1,2,3."
+                f"--{name} {text!r}: {error}. Give numbers separated by commas, as in 1,2,3."
             ) from error
     if path is not None:
         return read_spec(path, **fields)

@@ -157,4 +157,4 @@ def _synergy(answer: Any) -> str:
         ),
     ]
     explain(value, mistakes, atol=0.02)
-    raise Wrong(f"{value:.2f} is not it. Both are means over the {N} prompts, of effects of zero().")
+    raise Wrong(f"{value:.2f} is not the answer. Both are means over the {N} prompts, of effects of zero().")

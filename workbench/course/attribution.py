@@ -31,7 +31,7 @@ N = 64
 
 @lru_cache
 def _written(by: str) -> xr.DataArray:
-    """The mean over the prompts: [component], or [layer, neuron]."""
+    """What each adds to the logit difference, averaged over the prompts: [component] or [layer, neuron]."""
     clean, _ = fixtures.stores("ioi", N)
     pairs = fixtures.pairs("ioi", N)
     written = direct_attribution(clean, fixtures.model(), targets=pairs.answers, minus=pairs.wrong, by=by)

@@ -280,9 +280,7 @@ def names(answer: Any, known: Sequence[str], what: str) -> set[str]:
 
 
 def one_name(answer: Any, known: Sequence[str], what: str) -> str:
-    """One of a list of known names, alone or in a collection; the arguments and errors are those of
-    `names`.
-    """
+    """One of a list of known names, alone or in a collection; arguments and errors are those of `names`."""
     chosen = names(answer, known, what)
     if len(chosen) != 1:
         raise Wrong(f"one {what} is wanted, and these are {len(chosen)}.")

@@ -83,10 +83,12 @@ def _probability(answer: Any) -> str:
     # Some of these numbers are near 0, and anything near 0 would pass for them by an absolute distance.
     explain(value, mistakes, rtol=0.02)
     if not 0 <= value <= 1:
-        raise Wrong(f"{value:.4g} is no probability.")
+        raise Wrong(f"{value:.4g} is not a probability.")
     if np.isclose(value, right, atol=TWO_DIGITS):
         raise Wrong(f"{value:.4g} is close. Give the number as it is computed, or with three digits.")
-    raise Wrong(f"{value:.4g} is not it. Read the last position, at the number of the token 'Anna'.")
+    raise Wrong(
+        f"{value:.4g} is not the answer. Read the logits at the last position, at the token id of 'Anna'."
+    )
 
 
 @exercise("0.3", "Logit differences", "medium", "an array [example] of the 64 logit differences.")

@@ -21,7 +21,7 @@ from workbench.tasks.registry import load_task
 @lru_cache(maxsize=8)
 def model(name: str = "tiny") -> Any:
     """A model of the course."""
-    # Not `Model`: checkers also call what only a whole bridge has (`to_tokens`, `ln_final`, `W_U`), as notebooks do.
+    # Not `Model`: as notebooks do, checkers call what only a bridge has (`to_tokens`, `ln_final`, `W_U`).
     return load_model(name)
 
 
@@ -35,7 +35,7 @@ def heads(bridge: Model) -> list[str]:
 def data(
     task: str, n: int, *, split: str = "train", name: str = "tiny", variant: str | None = None
 ) -> PairsInModel:
-    """Prompts of a task in a model, as a notebook loads them, with activations and values by name."""
+    """A task's prompts as a notebook loads them, with a model's activations and values by name."""
     loaded = model(name)
     return PairsInModel.of(loaded, load_task(task, loaded, n=n, split=split, variant=variant))
 

@@ -85,9 +85,7 @@ def _previous(answer: Any) -> str:
 
 
 def _drawn() -> list[tuple[Tensor, Tensor]]:
-    """Patterns [query, key] and tokens [pos], with words that come twice and three times, never twice in a
-    row.
-    """
+    """Patterns [query, key] and tokens [pos], with words that occur twice or more, never side by side."""
     cases, causal = [], torch.ones(7, 7).triu(1).bool()
     for i, tokens in enumerate(([0, 5, 3, 8, 6, 5, 3], [0, 4, 7, 4, 9, 4, 2], [0, 2, 6, 3, 9, 8, 2])):
         scores = torch.randn(7, 7, generator=torch.Generator().manual_seed(i)) * 2
@@ -96,9 +94,7 @@ def _drawn() -> list[tuple[Tensor, Tensor]]:
 
 
 def _attended(pattern: Tensor, tokens: Tensor, step: int) -> list[float]:
-    """For each query that has any: the attention to the keys that lie `step` after an earlier copy of its
-    token.
-    """
+    """For each query that has any: the attention to the keys `step` after an earlier copy of its token."""
     attention = []
     for query in range(1, len(tokens)):
         keys = [at + step for at in range(1, query) if tokens[at] == tokens[query]]

@@ -42,9 +42,7 @@ def _circuit(name: str) -> Circuit:
 
 @lru_cache(maxsize=1)
 def _measured() -> dict[str, np.ndarray]:
-    """[step]: of the final circuit at the checkpoints, its faithfulness on held-out prompts, and its logit
-    difference.
-    """
+    """[step]: faithfulness and logit difference of the final circuit at each checkpoint, held-out prompts."""
     scores: dict[str, list[float]] = {"faithfulness": [], "m_circuit": []}
     pairs = fixtures.pairs("induction", 32, split="heldout")
     for step in AT:

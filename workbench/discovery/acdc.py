@@ -187,10 +187,10 @@ class _Trial:
             waiting = waiting[n_decided:]
 
     def _decide(self, tried: list[tuple[int, ...]], losses: list[float]) -> int:
-        """Remove edges in order, up to the first whose removal costs too much; how many were decided on.
+        """Remove edges in order, up to the first whose removal costs too much.
 
-        The losses behind a kept edge are those of runs without it: they say nothing about the edges that are
-        left.
+        Returns how many edges were decided. Losses after a kept edge are discarded: they were measured
+        without that edge.
         """
         for k, (edge, loss) in enumerate(zip(tried, losses, strict=True), start=1):
             self.costs[edge] = loss - self.loss

@@ -56,7 +56,7 @@ def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[n
     best = exact_scores(circuits, progress=progress)
     strength = np.where(graph.exists, np.abs(best.mean(0)), 0)
     strongest = np.argsort(-strength, axis=None, kind="stable")[:CONTEXTS]
-    # An edge without any effect makes no context of its own.
+    # Without such an edge the model is the same, so its context would repeat the full model's.
     taken_out = [index for index in strongest if strength.flat[index] > 0]
     with progress_bar(len(taken_out), "contexts", "edge", shown=progress) as bar:
         for index in taken_out:

@@ -121,8 +121,7 @@ class _GradientScoring:
     def batch(self, batch: CircuitBatch) -> _BatchScores:
         """The scores of one batch."""
         model = self.circuits.model
-        # Before the first changed token nothing differs. atp-star needs whole rows: it recomputes the
-        # softmax.
+        # Before the first changed token nothing differs. atp-star recomputes the softmax of whole rows.
         start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
         sources = WriterDifferences.of(batch, self.graph, model, start=start, room=self.room)
         runs = GradientRuns(model, self.graph, batch, self.circuits.metric, sources, start)

@@ -163,9 +163,7 @@ class _Gates:
         return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:
-        """[(pos,) writer, reader]: a number of each gate at its edges; the input's edges share the highest of
-        nodes.
-        """
+        """[(pos,) writer, reader]: each gate's number at its edges; input edges share the nodes' highest."""
         table = np.full(self.graph.exists.shape, np.nan)
         if self.on == "edges":
             table[self.graph.exists] = numbers
@@ -212,9 +210,7 @@ def _train(
     seed: int,
     step: Callable[[], Any],
 ) -> None:
-    """Train the gates: Adam descends on them and ascends on the multipliers of the constraint on their open
-    share.
-    """
+    """Train the gates: Adam descends on them, and ascends on the multipliers of the open share's bounds."""
     # Multipliers grow while the constraint is violated, so that no weight of a penalty has to be chosen.
     multipliers = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam(

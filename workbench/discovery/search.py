@@ -35,9 +35,7 @@ from workbench.statistics import ratio_of_means
 RANKINGS = ("signed", "magnitude")
 STRATEGIES = ("top", "greedy")
 FIRST_SIZES, FINER_SIZES = 24, 12
-"""How many sizes `min_faithfulness` tries at once: first over the whole range, then between two that were
-tried.
-"""
+"""How many sizes `min_faithfulness` tries at once: over the whole range, then between two neighbours."""
 
 
 def find_circuit(
@@ -200,9 +198,7 @@ def _runs(
 
 
 def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
-    """The smallest size tried whose circuit is faithful enough: a grid of sizes, refined below the first that
-    is.
-    """
+    """The smallest size tried whose circuit is faithful enough: a coarse grid, then finer below its first."""
     graph = runs.graph
     empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 

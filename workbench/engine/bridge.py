@@ -17,8 +17,7 @@ from workbench.models.model import Model
 Norm = Callable[[Tensor], Tensor]
 Act = Callable[[Tensor], Tensor]
 
-# Fused functions in place of the modules of transformers, which spell the same formulas out in several
-# products.
+# Fused functions in place of the modules of transformers, which compute the same in several products.
 _ACTS: dict[str, Act] = {
     "NewGELUActivation": lambda x: F.gelu(x, approximate="tanh"),
     "PytorchGELUTanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -95,9 +94,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _runs_the_module_itself(component: Any) -> bool:
-    """Whether the component calls the module that it wraps: those that are no norm of the bridge's own always
-    do.
-    """
+    """Whether the component calls the module that it wraps. All do but some norms of the bridge's own."""
     if not hasattr(component, "uses_rms_norm"):
         return True
     folded = getattr(component.config, "layer_norm_folding", False)

@@ -52,14 +52,14 @@ def capture(
     """The activations of prompts, in memory or, with `path=`, on disk.
 
     A store on disk may be larger than memory. It is written shard by shard: after a crash or a kill, the same
-    call goes on where it stopped, and the bytes are those of a run that was not interrupted.
+    call resumes where it stopped, and the bytes are those of a run that was not interrupted.
 
     Args:
         tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a
             corpus: a path to a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see
             `read_corpus`).
         sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
-            takes every kind that the model has but logits, `resid_mid` and `mlp_pre`.
+            takes every kind that the model has except logits, `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
 
     The rest is for stores on disk:
@@ -146,9 +146,7 @@ def capture_cost(
     shard_bytes: int = SHARD_BYTES,
     budget: int | None = None,
 ) -> StoreCost:
-    """What a store on disk would take: rows, bytes, shards and seconds; one forward pass is run. Arguments of
-    `capture`.
-    """
+    """The rows, bytes, shards and seconds of a store on disk. Runs one forward pass; see `capture`."""
     request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
     return request.cost(model, request.plan(model))
 

@@ -337,8 +337,7 @@ def write_shards(
 ) -> None:
     """Run the prompts of some shards and write them; `done(n)` hears of every n prompts."""
     store = DiskStore(str(path))
-    # The plan's own number of threads: with another one sums round otherwise, and a resumed store would
-    # differ.
+    # The plan's own number of threads: another one rounds sums otherwise, and a resumed store would differ.
     with _threads(plan.threads):
         for shard in shards:
             if not exists(str(path / record_name(shard))):

@@ -21,6 +21,7 @@ from workbench.engine.continuations import bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
 from workbench.engine.fast.readout import Readout
+from workbench.engine.fast.staircase import TILE
 from workbench.engine.hooked.circuits import check_hooks_suffice, circuit_logits, circuits_per_forward
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import check_pairs
@@ -269,7 +270,7 @@ class Circuits:
                 reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
             return CircuitBatch(examples, pairs, weight, bound, None, None, reference)
         # A tile of logits may take an eighth of the budget; beyond 32 MiB larger products gain nothing.
-        tile = max(2**16, min(2**25, self.memory // 8))
+        tile = max(2**16, min(TILE, self.memory // 8))
         places = self.metric.positions_read(pairs.clean)
         walk = CircuitWalk(self.decoder, self.graph, bound, places=places)
         readout = Readout(self.metric, pairs, walk.base, tile=tile)

@@ -89,9 +89,7 @@ def stacked(tokens: Tensor, times: int) -> Tensor:
 
 
 def check_pairs(model: Model, pairs: PromptPairs) -> None:
-    """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, prompts over the
-    context.
-    """
+    """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, too many tokens."""
     if not isinstance(pairs, PromptPairs):
         raise PromptError(f"Pairs are wb.PromptPairs, as from wb.load_task(...), not {type(pairs).__name__}.")
     check_context(model, pairs.clean)

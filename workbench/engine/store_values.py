@@ -132,8 +132,7 @@ class Resample(Value):
                 f"{i}. "
                 "Capture more prompts, or use mean(store)."
             )
-        # A hash instead of a random generator: the donor does not depend on which other prompts are in the
-        # batch.
+        # A hash and not a random generator: the donor must not depend on the other prompts of the batch.
         return donors[xxhash.xxh3_64_intdigest(f"{self.seed} {prompt_id}".encode()) % len(donors)]
 
 

@@ -34,9 +34,7 @@ from workbench.tasks.registry import TASKS, load_task
 from workbench.text import progress_bar
 
 SLOW = {"exact": 48, "conditional": 8}
-"""Prompts of `tiny` that the methods that try every edge get; the others get `PROMPTS`. With `quick`, 12
-everywhere.
-"""
+"""Prompts of `tiny` for the methods that try every edge; the others get `PROMPTS`. `quick`: 12 for all."""
 PROMPTS = 64
 
 

@@ -19,7 +19,7 @@ from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits
 from workbench.engine.circuits import Circuits
 from workbench.sites import Node
-from workbench.statistics import bootstrap, central, ratio_of_means
+from workbench.statistics import NO_DIFFERENCE, bootstrap, central, ratio_of_means
 
 RANDOM_SETS = 10
 """Random halves of the circuit's components, among the sets K."""
@@ -68,9 +68,7 @@ class CircuitChecks:
         }
 
     def random(self) -> dict[str, float]:
-        """Faithfulness of random circuits of as many edges, made of whole paths: the mean, and the central
-        share of draws.
-        """
+        """Faithfulness of random circuits of as many edges, made of whole paths: mean and central share."""
         # As many as were chosen, before pruning: pruning is part of what random circuits must survive too.
         size = min(self.circuit.n_requested, self.graph.n_edges)
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
@@ -80,13 +78,11 @@ class CircuitChecks:
         return {"random": float(faithfulness.mean()), "random_low": float(low), "random_high": float(high)}
 
     def completeness(self) -> dict[str, Any]:
-        """The largest |F(C without K) - F(M without K)| over sets K, in shares of m(full) - m(empty); and
-        that K.
+        """The largest |F(C without K) - F(M without K)| over sets K, as a share of m(full) - m(empty).
 
-        K: none, random halves of the circuit's components, the heads of each layer, all MLPs, and a set that
-            grows by the
-        component that makes the difference largest. `incompleteness_set` names the components of the K with
-        the largest.
+        The sets K are: none, random halves of the circuit's components, the heads of each layer, all MLPs,
+        and a set that grows by the component that makes the difference largest. `incompleteness_set` names
+        the components of the K with the largest difference.
         """
         members = _members(self.circuit)
         rng = np.random.default_rng(self.seed)
@@ -173,7 +169,7 @@ class CircuitChecks:
     def _behaviour(self) -> float:
         """|m(full) - m(empty)|; NaN where it is rounding only, so that no share of it is formed."""
         size = abs(float(self.runs.full.mean() - self.empty.mean()))
-        return size if size > 1e-6 else np.nan
+        return size if size > NO_DIFFERENCE else np.nan
 
     def _names(self, components: np.ndarray) -> str:
         """The components of a set [writer], or "none"."""

@@ -111,8 +111,7 @@ def _shares(sizes: Sequence[Any] | None) -> list[Any]:
 
 def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
     """CPR or CMD over MIB's ten sizes, with its bootstrap interval over the prompts."""
-    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary
-    # together.
+    # [example, full + empty + circuits]: an example is drawn with all of its runs, since they vary together.
     table = np.concatenate(
         [result["m_full"].values[None], result["m_empty"].values[None], result["m_circuit"].values]
     ).T

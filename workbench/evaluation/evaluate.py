@@ -30,13 +30,9 @@ from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, check_level, check_seed, ratio_of_means
+from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_seed, ratio_of_means
 
 CHECKS = ("complement", "random", "completeness", "minimality")
-NO_DIFFERENCE = 1e-6
-"""An example whose clean and empty runs differ by less, in the metric's unit, has no ratio: it would divide
-by rounding.
-"""
 
 
 @one_fingerprint()
@@ -208,8 +204,7 @@ def _check_names(checks: Sequence[str] | None) -> tuple[str, ...]:
 
 def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, level: float) -> dict[str, Any]:
     """Both ratios of every circuit [circuit, example], with intervals, and the metrics they are made of."""
-    # [example, full + empty + circuits]: an example is drawn again with all of its runs, since they vary
-    # together.
+    # [example, full + empty + circuits]: an example is drawn with all of its runs, since they vary together.
     table = np.concatenate([full[None], empty[None], measured]).T
     statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
     low, high = bootstrap(table, statistic, level=level)

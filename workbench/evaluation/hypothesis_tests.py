@@ -61,9 +61,9 @@ def circuit_tests(
     Returns:
         Dataset over (test,): `statistic`, `p`, `rejected` (p < alpha), `supports` (the outcome speaks for the
         circuit: null rejected in "sufficiency" and "partial_necessity", kept in the others), `n`; with
-            "minimality" also `edge_p` over
-        (edge,), not corrected. `accepted`: every test that could be made supports the circuit, and one could
-        be. A test without anything to test has p NaN and supports nothing; a warning names it.
+        "minimality" also `edge_p` over (edge,), not corrected. `accepted`: at least one test could be made,
+        and all that could support the circuit. A test without anything to test has p NaN and supports
+        nothing; a warning names it.
 
     Raises:
         CircuitError: no circuit, or one of another graph.

@@ -106,7 +106,7 @@ def equivalence(tested: TestedCircuit) -> HypothesisOutcome:
     n = len(difference)
     rate = float((difference > tie).mean() + (np.abs(difference) <= tie).mean() / 2)
     k = np.arange(n + 1)
-    # 1e-12: |k/n - 1/2| of the observed share must count as far as itself, whatever its rounding.
+    # 1e-12: rounding must not exclude the observed share from its own tail.
     far = np.abs(k / n - 0.5) >= abs(rate - 0.5) - 1e-12
     return HypothesisOutcome(rate, min(1.0, float(binom.pmf(k, n, 0.5 + tested.eps)[far].sum())), n)
 

@@ -207,9 +207,7 @@ def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
 
 
 def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any) -> _SitePlan:
-    """The elements with their axes, and the value bound to the prompts; everything that can be wrong is
-    checked.
-    """
+    """The elements with their axes, and the value bound to the prompts; all that can be wrong is checked."""
     runs.check()
     check_value(value)
     planned = _elements(sites, runs.model, rows.examples.side(runs.side))

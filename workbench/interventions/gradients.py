@@ -26,9 +26,7 @@ Elements = Sequence[tuple[Site, ...]]
 
 
 def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
-    """[example, element]: (e(a) - a) . dm/da at the base run, from one forward and one backward pass per
-    batch.
-    """
+    """[example, element]: (e(a) - a) . dm/da at the base run. One forward and one backward pass per batch."""
     keys = _keys(elements)
     tables = []
     with progress_bar(len(runs.prompts), "gradients", "example", shown=progress) as bar:

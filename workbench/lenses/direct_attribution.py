@@ -27,8 +27,7 @@ from workbench.stores.store import ActivationStore
 LEVELS = ("component", "head", "neuron")
 # Rows that are explained at a time at most.
 CHUNK = 4096
-# The gap that rounding leaves, as a share of the largest attribution, which sums of thousands of terms can
-# reach.
+# How large a gap rounding can leave in sums of thousands of terms, as a share of the largest attribution.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.1
 

@@ -85,10 +85,10 @@ def head_scores(
 ) -> xr.DataArray:
     """The kind of each head, from where it attends (Olsson et al. 2022; Wang et al., arXiv 2211.00593).
 
-    The mean over queries of a prompt of the attention paid to: "previous" the token before; "duplicate"
-        earlier copies of
-    the query's token; "induction" the tokens that followed earlier copies of it. Only queries that have such
-    keys count; BOS counts neither as a query nor as a key, because heads rest there.
+    Each score is the mean, over the queries of a prompt, of the attention to certain keys:
+    "previous": the token before; "duplicate": earlier copies of the query's token; "induction": the tokens
+    that followed earlier copies of it. Only queries that have such keys count. BOS counts neither as a query
+    nor as a key, because heads rest there.
 
     Returns:
         DataArray (example, layer, head, score), NaN where a prompt has no such query.

@@ -22,8 +22,7 @@ from workbench.sites import Shape
 
 # Rows that are read out at a time at most.
 CHUNK = 2**14
-# How far the read-out may be from the logits, as a share of the largest: a logit scale or cap is far above
-# it.
+# How far the read-out may be from the logits, as a share of the largest: far less than a logit scale or cap.
 TOLERANCE = 1e-3
 
 
@@ -102,8 +101,7 @@ class ReadOut:
 
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
-        # A store may hold another precision than the model's. [1, row, d_model], as the model's modules
-        # expect.
+        # A store may hold another precision than the model's. [1, row, d_model], as the modules expect it.
         rows = stream.to(unembedding_weight(self.model))[None]
         if self.tokens is None:
             # The bridge's own module, not `norm`: at the last layer the logits are then exactly the model's.

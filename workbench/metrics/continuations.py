@@ -102,9 +102,7 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
 
 @dataclass(frozen=True)
 class _AnswerTerm:
-    """Answers of one example that share all tokens but the last, and so one run; `weight` is theirs in its
-    metric.
-    """
+    """Answers of one example that share all tokens but the last, and so one run; `weight` is their weight."""
 
     example: int
     weight: float

@@ -97,9 +97,7 @@ class Metric:
             self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
 
     def check_attributable(self, base: str = "clean") -> None:
-        """Raise `MetricError` when its gradient at that run says nothing: it compares the clean run with
-        itself.
-        """
+        """Raise `MetricError` when the gradient says nothing: the metric compares that run with itself."""
         if self.needs_reference and base == "clean":
             raise MetricError(
                 f"The metric {self.name!r} compares with the clean run, so its gradient there is "

@@ -174,8 +174,7 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
         if checkpoint is not None:
             hf_model = _hf_model(source, checkpoint, precision).to(device)
         return TransformerBridge.boot_transformers(source, device=device, dtype=precision, hf_model=hf_model)
-    # Everything that transformers and TransformerLens raise for files that do not fit: the message names the
-    # directory.
+    # All that transformers and TransformerLens raise for unfit files: the message names the directory.
     except (
         OSError,
         ValueError,

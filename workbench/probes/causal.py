@@ -93,8 +93,7 @@ def causal_check(
     """
     check_seed(seed)
     check_level(level)
-    # The least p that n random directions can give is 1 / (1 + n). The slack is for the rounding of 1 -
-    # level.
+    # The least p that n random directions can give is 1 / (1 + n). The slack is the rounding of 1 - level.
     if (1 + n_random) * (1 - level) < 1 - 1e-9:
         raise ProbeError(
             f"causal_check: {n_random} random directions cannot show p <= {1 - level:.2g}: "

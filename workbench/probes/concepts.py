@@ -4,6 +4,7 @@ Bools, texts, and 0 and 1 alone are classes; other numbers are numbers. Which to
 here (`labels`).
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,11 @@ def _finite_numbers(name: str, column: pd.Series) -> np.ndarray:
     try:
         numbers = column.to_numpy(dtype=float)
     except OverflowError as error:
-        raise ProbeError(f"Concept {name!r} has a number that is too large.") from error
+        row = next(i for i, number in enumerate(column) if abs(number) > sys.float_info.max)
+        raise ProbeError(
+            f"Concept {name!r} has a number in row {row} that is too large: at most "
+            f"{sys.float_info.max:.2g}, the largest float."
+        ) from error
     if not np.isfinite(numbers).all():
         row = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise ProbeError(f"Concept {name!r} has an infinite value in row {row}.")

@@ -53,8 +53,7 @@ def scores(
         )
         f1 = 2 * hits / (members + claims)
         if binary:
-            # A probe that never says the positive class, of which there is none, has an F1 of 0 by
-            # convention.
+            # Without the positive class, a probe that never predicts it has an F1 of 0 by convention.
             f1_score = np.where(members[:, 1] + claims[:, 1] > 0, f1[:, 1], 0.0)
             rankings = [_ranking(logits[0], is_class[1], weight)]
         else:

@@ -68,8 +68,7 @@ def _difference(
             for moment, count in ((moments, n), (rest_moments, n_rest))
         )
         gap = gap / (variance + rest_variance).sqrt()
-    # A feature without variance that differs tells the classes perfectly: its t is infinite, and it comes
-    # first.
+    # A feature without variance that differs separates the classes perfectly: t is infinite and ranks first.
     return torch.nan_to_num(gap.abs(), posinf=torch.finfo(gap.dtype).max).amax(1)
 
 

@@ -168,8 +168,7 @@ def _newton(problems: _Problems, start: Tensor, max_iter: int, tolerance: float)
         slope = (gradient * step).sum((1, 2))
         decrement[open_] = slope / 2
         done = slope / 2 <= tolerance
-        # At the minimum the step is within rounding, so taking it whole costs nothing and polishes the
-        # solution.
+        # At the minimum the step is within rounding: taking it whole costs nothing and refines the result.
         minimum[open_] = torch.where(done[:, None, None], at - step, at)
         converged[open_] = done
         # A problem whose numbers overflowed cannot be mended by further steps.

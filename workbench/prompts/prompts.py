@@ -77,7 +77,7 @@ class Prompts:
                         f"Prompt {i} has {len(row)} tokens, and its position {name}={index} lies outside."
                     )
             if any(int(token) != token for token in row):
-                raise PromptError(f"Prompt {i} has tokens that are no integers: token ids are expected.")
+                raise PromptError(f"Prompt {i} has tokens that are not integers. Give token ids.")
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
         for i, row in enumerate(rows):

@@ -81,9 +81,7 @@ def shortened(names: Iterable[object], most: int) -> list[str]:
 
 
 def wrap(pieces: Sequence[str], room: float, size: float) -> list[str]:
-    """Pieces joined by ` · ` in rows of `room` pixels, cut with an ellipsis where one word is wider than a
-    row.
-    """
+    """Pieces joined by ` · ` in rows of `room` pixels; a word wider than a row is cut with an ellipsis."""
     rows: list[str] = []
     for number, piece in enumerate(pieces):
         shown = visible(piece)

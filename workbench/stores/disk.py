@@ -157,7 +157,7 @@ def open_store(place: str | Path) -> DiskStore:
         raise StoreError(
             f"The store {str(place)!r} is not finished: "
             f"{len(missing)} of its {len(plan.shards)} shards are missing. "
-            "Call capture with the same arguments again: it goes on where it stopped."
+            "Call capture with the same arguments again: it resumes where it stopped."
         )
     return DiskStore(str(place))
 

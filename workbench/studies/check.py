@@ -19,9 +19,7 @@ from workbench.studies.readme import page
 
 _DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
 SLACK = 0.002
-"""How far a mean may lie outside the other interval: bootstrap ends at three digits move by as much between
-machines.
-"""
+"""How far a mean may lie outside the other interval: as far as bootstrap ends move between machines."""
 ENDS = 0.1
 """How far the ends of an interval may move, as a share of its width: another order of summation resamples
 near-ties.

@@ -134,9 +134,7 @@ class CircuitExperiment(Experiment):
         return replace(self.circuit, labels=self.roles)
 
     def of_role(self, role: str) -> list[str]:
-        """The heads of a role, as `a3.7`. Raises `CircuitError` when there are none, so that nothing is
-        tested.
-        """
+        """The heads of a role, as `a3.7`. Raises `CircuitError` when there are none to test."""
         heads = [name for name, name_of_role in self.roles.items() if name_of_role == role]
         if not heads:
             raise CircuitError(f"no head of this circuit is a {role} by its rule")
@@ -206,9 +204,7 @@ class CircuitExperiment(Experiment):
         return table.values[:, 0]
 
     def kept(self, pairs: PromptPairs) -> xr.Dataset:
-        """What the circuit keeps on other pairs, with their own metric and corrupt values: `evaluate` without
-        checks.
-        """
+        """`evaluate` without checks on other pairs, with their own metric and corrupt values."""
         data = PairsInModel.of(self.model, pairs)
         result = evaluate(
             self.circuit,
@@ -302,9 +298,7 @@ class CircuitExperiment(Experiment):
         )
 
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Estimate]:
-        """The writers whose direct paths into these heads' queries or keys (`port`) matter most, set to their
-        mean.
-        """
+        """The writers whose direct paths into these heads' `port` (q or k) matter most, set to their mean."""
         readers = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
         # MLPs are frozen, so that only direct edges count and not what they do on the way.
         table = path_effects(

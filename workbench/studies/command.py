@@ -65,7 +65,7 @@ def main(study: Study, folder: Path) -> None:
         ),
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
-        """Find a behaviour's circuit, test its account, and write its evidence; or check the committed one."""
+        """Find a behaviour's circuit, test its account and write its evidence, or check the committed one."""
         # Other models and sizes must not replace the committed study of tiny.
         committed = model == "tiny" and n is None
         _check_options(committed, folder, out, check=check, overwrite=overwrite)

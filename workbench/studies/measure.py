@@ -26,9 +26,7 @@ from workbench.tasks.registry import TASKS, load_task
 from workbench.text import visible
 
 SMALL = 5000
-"""Up to so many edges, completeness and minimality are measured too: they run the circuit once for each
-component.
-"""
+"""Up to so many edges, completeness and minimality are measured too: each component costs them a run."""
 
 
 def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Evidence:

@@ -69,9 +69,7 @@ def _claim(evidence: Evidence) -> str:
 
 
 def _behaves(evidence: Evidence) -> bool:
-    """Whether the clean run's metric is surely above the corrupt run's, so that there is something to
-    explain.
-    """
+    """Whether the clean run's metric is surely above the corrupt run's: else there is nothing to explain."""
     return evidence.estimate("metric of the model").above(evidence.estimate("metric of the corrupt run"))
 
 

@@ -31,8 +31,7 @@ from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
 
-# Jobs of a batch at most: what a killed run loses, against one fsync and one walk of the engine for each
-# batch.
+# Jobs of a batch at most. A killed run loses one batch; each batch costs an fsync and an engine walk.
 BATCH = 1024
 
 

@@ -128,8 +128,7 @@ def _fit(
             for k, loss in enumerate(losses.detach().cpu()):
                 if loss < least[k]:
                     least[k], best[k] = loss, constants[k].detach().clone()
-            # With respect to the moves alone: `backward` would also fill the gradients of the model's
-            # weights.
+            # With respect to the moves alone: `backward` would also compute the gradients of the weights.
             gradients = torch.autograd.grad(losses.sum(), moves)
             for move, gradient in zip(moves, gradients, strict=True):
                 move.grad = gradient

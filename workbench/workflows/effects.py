@@ -176,9 +176,7 @@ def strongest(result: xr.DataArray, most: int = 8) -> list[str]:
 
 
 def _picture(result: xr.DataArray) -> Figure:
-    """A heatmap of at most two axes: heads or neurons of every layer become one axis where positions are the
-    other.
-    """
+    """A heatmap of at most two axes: beside positions, heads or neurons of all layers share one axis."""
     # A picture has two axes, so the mean over prompts is drawn; the table keeps every prompt.
     shown = result.mean("example", skipna=True, keep_attrs=True)
     single = [axis for axis in ("pos", "query_pos") if shown.sizes.get(axis) == 1]

@@ -97,9 +97,7 @@ def probe(store: ActivationStore, labels: Labels, **settings: Any) -> Probed:
 
 
 def best_table(probes: Probes) -> pd.DataFrame:
-    """For each concept, kind and k, the site that its probe tells best, with the features and the controls
-    there.
-    """
+    """The site with the best probe for each concept, kind and k, with its features and its controls."""
     results = probes.results
     if "kind" not in results.dims:
         results = results.expand_dims(kind=[results.attrs["kinds"]])

@@ -104,9 +104,7 @@ def _missing_rows(keys: list[Hashable], others: list[Hashable]) -> list[int]:
 
 
 def _row_keys(frame: pd.DataFrame) -> list[Hashable]:
-    """Each row as text, with how often it came before, so that equal rows of two tables are matched one to
-    one.
-    """
+    """Each row as text and how often it came before: equal rows of two tables are matched one to one."""
     seen: Counter[Hashable] = Counter()
     keys: list[Hashable] = []
     for row in frame.itertuples(index=False, name=None):

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.engine.fast.base_run import needed
 from workbench.engine.fast.cohorts import Cohort, Element, cohorts
 from workbench.engine.fast.decoder import Decoder
+from workbench.engine.fast.staircase import TILE
 from workbench.engine.runs import MeasuredRuns
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key
@@ -19,6 +20,9 @@ from workbench.sites import Key
 @dataclass(frozen=True)
 class WalkBudget:
     """The working memory of a sweep, shared out between the base run, the walk and its tiles.
+
+    The least that can run is one example in the base run and one edited run in the walk: where these alone
+    take more than the budget, they run nevertheless and exceed it.
 
     Attributes:
         keys: the activations that are edited.
@@ -34,10 +38,10 @@ class WalkBudget:
         shape, item = self.decoder.shape, self.decoder.embed.element_size()
         # On a CPU a tile that the cache holds (4 MiB) is faster, unless it is small beside the weights that
         # every tile reads again.
-        cached = 2**25
+        cached = TILE
         if self.decoder.device.type == "cpu":
             cached = max(2**22, 4 * shape.d_model * shape.d_mlp * item)
-        return max(2**16, min(2**25, cached, self.runs.memory // 8))
+        return max(2**16, min(TILE, cached, self.runs.memory // 8))
 
     @property
     def kept(self) -> int:
@@ -71,6 +75,7 @@ class WalkBudget:
     def walking(self) -> int:
         """Bytes of one token of an edited run on its way: streams, queries, keys, values and z."""
         shape = self.decoder.shape
+        # 3 d_model: the stream, what a block writes, and their sum. 2 d_head: q and z of each head, k and v.
         n_values = 3 * shape.d_model + 2 * shape.d_head * (shape.n_heads + shape.n_kv_heads)
         return n_values * self.decoder.embed.element_size()
 
@@ -82,7 +87,8 @@ class WalkBudget:
         """Examples whose base run takes at most half of the budget."""
         lengths = self.runs.prompts.lengths
         n, per_example = len(lengths), (self.kept + self.beside + self.walking) * int(lengths.max())
-        # One example at least, even where it takes more than the budget: smaller pieces do not exist.
+        # Half, so that the other half is left for edited runs. One example at least, even where it takes more
+        # than the budget: smaller pieces do not exist.
         size = max(1, min(n, self.runs.memory // 2 // per_example))
         for first in range(0, n, size):
             yield range(first, min(first + size, n))

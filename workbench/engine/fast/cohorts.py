@@ -29,7 +29,7 @@ _HALF = {kind: half for half, kinds in KINDS_OF.items() for kind in kinds}
 # Kinds through which a token acts on later ones even in the last block.
 _SEEN_BY_LATER_TOKENS = ("embed", "pos_embed", "resid_pre", "k", "v")
 
-# A first token behind every prompt: the edit changes nothing that is read.
+# A first token after the end of every prompt: the edit changes nothing that is read.
 NEVER = 2**31
 
 
@@ -168,13 +168,15 @@ class _Starts:
         return self.known[form]
 
     def _first(self, element: Element) -> tuple[int, ...]:
+        """[example]: the earliest first token over the element's edits."""
         first = torch.stack([self._of_site(site, bound) for site, bound in element.edits])
-        # A prompt that lacks one of the positions is left out of the whole element: its effect is NaN, not a
-        # half edit.
+        # A prompt that lacks one of the positions is left out of the whole element: never half an edit. The
+        # engine leaves its effect at 0, and `interventions.effects` puts NaN there.
         missing = torch.stack([~bound.has(site) for site, bound in element.edits]).any(0)
         return tuple(first.amin(0).masked_fill(missing, NEVER).tolist())
 
     def _of_site(self, site: Site, bound: Bound) -> Tensor:
+        """[example]: the first token at which one edit can change what is read, `NEVER` where none can."""
         first = bound.first_change(site).clone()
         first[first >= self.prompts.lengths] = NEVER
         if self.read is None:
@@ -185,5 +187,5 @@ class _Starts:
                 first = torch.where(first <= self.read, self.read, NEVER)
             else:
                 first = first.where(first == self.read, NEVER)
-        # Attention is causal: what changes behind the position that is read cannot reach it.
+        # Attention is causal: what changes after the position that is read cannot reach it.
         return first.masked_fill(first > self.read, NEVER)

@@ -120,8 +120,7 @@ class Contributions:
         if weights.soft:
             picked = np.ones(len(writers), dtype=bool)
         elif cut.sum() <= kept.sum():
-            # sum of all - sum of (1 - weight): the total is there already, and few edges are left to
-            # subtract.
+            # sum of all - sum of (1 - weight): the total is known, and few edges are left to subtract.
             assert self.total is not None
             yield self.total[rows][:, None]
             picked, weight = cut, weights.values - 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.engine.bound import Bound
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Linear
+from workbench.engine.fast.staircase import TILE
 from workbench.engine.nodes import Reader, Writer
 from workbench.sites import Key, Site
 
@@ -54,7 +55,7 @@ class DirectEdges:
         *,
         recompute: bool,
         places: Int[Tensor, "example pos"],
-        tile: int = 2**25,
+        tile: int = TILE,
     ) -> None:
         self.tile = tile
         self.base, self.decoder, self.bound, self.recompute = base, base.decoder, bound, recompute
@@ -96,8 +97,7 @@ class DirectEdges:
         """What the patched value of each of these heads or neurons (or of everything) adds to the stream."""
         if key[0] != "z" or not self.bound.value.unitwise:
             return torch.stack([self.decoder.written(*key, self._changed(site), site.unit) for site in sites])
-        # The value writes to each head what it would write to that head alone: one edit of the layer does for
-        # all.
+        # The value writes to each head as to that head alone, so one edit of the layer serves all heads.
         change = self._changed(Site(*key))
         heads = torch.tensor([site.unit for site in sites], device=change.device)
         return self.decoder.written(*key, change[:, :, heads].movedim(2, 0), heads)

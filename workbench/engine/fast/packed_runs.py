@@ -74,7 +74,7 @@ class PackedRuns:
         return torch.cat(at_read)
 
     def append(self, flat: Tensor, joining: Sequence[Joining], *, read: bool) -> Tensor:
-        """The packed stream with the joining runs behind those of their cohorts, where they stay."""
+        """The packed stream, with each joining run's tokens after those already in its cohort."""
         if not joining:
             return flat  # as it is: `torch.cat` would copy it
         # Split before any cohort grows: its number of runs says where its tokens end.

@@ -173,8 +173,7 @@ class Readout:
 
     def _tiles(self, stream: Tensor) -> Sequence[Tensor]:
         n_tokens = stream[0].numel() // stream.shape[-1]
-        # 4 bytes a number, and up to four tables of that size: logits, their float32 copy and what the metric
-        # makes.
+        # 4 bytes a number, and up to four such tables: logits, their float32 copy and what the metric makes.
         bytes_each = self.unembed.weight.shape[1] * n_tokens * 4 * 4
         return stream.split(max(1, self.tile // max(1, bytes_each)))
 

@@ -1,5 +1,8 @@
 """The fast exact engine: many edited runs in one walk, each joining where it first differs.
 
+"Exact" means exact in arithmetic: only rounding differs from a run of the whole model. A run *departs* from
+the base run and *joins* the walk at one and the same point, seen from its two sides.
+
 * Why joining late is exact: below its first edited layer and before its first edited token a run is the base
   run. Layers are computed in order and attention is causal, so nothing there depends on what is edited. A
   run joins with the base run's stream plus what its first edits add to it (`joining`, `departure`), and
@@ -134,7 +137,7 @@ class StaircaseWalk:
     # A block.
 
     def _block(self, layer: int, *, read: bool) -> None:
-        """One block of all runs that have joined; new ones inside it join behind its attention or MLP."""
+        """One block of all runs that have joined; new ones inside it join after its attention or MLP."""
         has_mlp = not self.shape.attn_only
         if len(self.x):
             written = self._attention(layer, read=read)

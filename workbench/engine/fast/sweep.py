@@ -240,8 +240,7 @@ def _walk_cost(decoder: Decoder, elements: Sequence[Element], cohorts: Sequence[
             n_runs += len(cohort.examples)
             rest = 0.0
             if half and layer < last + 1:
-                # It joins inside a block: behind its attention the MLP is left to run, if the block is
-                # sequential.
+                # It joins inside a block: in a sequential block the MLP still has to run after the attention.
                 if half != MLP and not shape.parallel:
                     n_tokens = cohort.n_tokens
                     if layer == last:

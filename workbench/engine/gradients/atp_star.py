@@ -75,8 +75,7 @@ class _Attention:
         self.q, self.k = (self._heads(normed, port) for port in "qk")
         v = self.block.v(normed).view(*normed.shape[:2], self.shape.n_kv_heads, -1)
         v = v.repeat_interleave(self.shape.group, 2)
-        # [example, head, query, key]: dm/d of each entry of the pattern, in every pass; None where z has no
-        # gradient.
+        # [example, head, query, key] of every pass: dm/d of the pattern; None where z has no gradient.
         self.pattern_gradients: list[Tensor | None] = []
         for run in passes:
             z_gradient = run.gradients.get(("z", layer))
@@ -109,8 +108,7 @@ class _Attention:
         first = graph.reader_index[f"a{self.layer}.0<q>"]
         queries = slice(first, first + self.shape.n_heads)
         keys = slice(queries.stop, queries.stop + self.shape.n_kv_heads)
-        # Of one writer: its stream, what is normed and projected of it, and the pattern with its softmax and
-        # product.
+        # Of one writer: its stream, that normed and projected, the pattern with its softmax and product.
         n_values = self.stream.numel() * 6 + 4 * self.pattern.numel()
         for writers, change in self.runs.sources.upto(int(tables[0].before[first])):
             start = writers.start
@@ -134,8 +132,7 @@ class _Attention:
                 self._put(table, position_class, writers, readers, in_class.sum(-1))
 
     def _add_keys(self, tables: Sequence[EdgeTable], writers: slice, readers: slice, k: Tensor) -> None:
-        # A changed key changes the softmax of its whole row, so each class of positions is a pattern of its
-        # own.
+        # A changed key changes the softmax of its whole row: each class of positions is its own pattern.
         for position_class, tokens in self._classes(tables[0]):
             moved = k
             if tokens is not None:

@@ -72,8 +72,7 @@ def decoder_run(
             z = written.get(("z", layer))
             if z is None:
                 q, k = (decoder.heads(at[port, layer], layer, port, pos) for port in "qk")
-                # The tokens before `start` are the base run's in every version: constants, without a
-                # gradient.
+                # The tokens before `start` are the base run's in every version: constants without a gradient.
                 before = None
                 if start:
                     before = base.kept["k rotated", layer][:, :start], base.kept["v", layer][:, :start]

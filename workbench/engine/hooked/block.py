@@ -116,8 +116,7 @@ def check_parts_add_up(model: Model) -> None:
             written = written + kept["mlp_out", layer]
         bias = (added - written).float()  # b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())
-        # A scale or norm on the way is an error of the size of the parts; half precision alone reaches a few
-        # percent.
+        # A scale or norm in between makes an error as large as the parts; half precision alone a few percent.
         half = added.dtype in (torch.bfloat16, torch.float16)
         tolerance = 0.05 if half else 1e-3
         # A block that adds next to nothing still rounds at the size of the stream.

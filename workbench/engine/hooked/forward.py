@@ -83,8 +83,7 @@ def forward(
         if not missing:
             raise
         raise SiteError(f"This model has no hook {missing[0]!r}: {error}") from error
-    # TransformerLens runs attention without its inner hooks where the implementation is not "eager", and says
-    # nothing.
+    # Unless the attention implementation is "eager", TransformerLens skips the inner hooks without a word.
     silent = {name for name, _ in hooks} - plan.fired
     if silent:
         raise EditError(
@@ -183,9 +182,7 @@ class _Hooks:
         return value
 
     def _tracked(self, value: Tensor) -> Tensor:
-        """A tensor that is a node of the graph by itself: the bridge (4.3) may convert what a hook returns
-        unchanged.
-        """
+        """A tensor that is its own graph node: the bridge (4.3) may convert what a hook returns unchanged."""
         if not self.gradients:
             return value
         if value.requires_grad:

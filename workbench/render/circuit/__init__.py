@@ -9,6 +9,5 @@ with `circuit.js`, and `export` writes a file. Begin with `CircuitView` and `to_
 from workbench.render.circuit.html import to_html
 from workbench.render.circuit.view import CircuitView
 
-# A view draws itself in a notebook. Said here, because `html` imports `view` and a circle of imports is to be
-# avoided.
+# A view draws itself in a notebook. Set here because `html` imports `view`: no circular import.
 CircuitView.draw_in_notebook = to_html

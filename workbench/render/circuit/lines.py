@@ -146,8 +146,7 @@ def alive(lines: Sequence[Line]) -> list[Line]:
 
 def cut(lines: Sequence[Line], target: int) -> int:
     """How many of the strongest lines to consider so that about `target` of them lie on complete paths."""
-    # more lines never make fewer of them alive, so bisection finds the largest number that stays within the
-    # target
+    # With more lines at least as many are alive, so bisection finds the largest number within the target.
     low, high = 0, len(lines)
     while low < high:
         middle = (low + high + 1) // 2

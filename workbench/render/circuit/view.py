@@ -78,8 +78,7 @@ class CircuitView:
     more: tuple["CircuitView", ...] = ()
     sides: tuple[str, ...] = ()
 
-    # Set by the package (`workbench/render/circuit/__init__.py`): the pictures import this module, not the
-    # reverse.
+    # Set by the package (`workbench/render/circuit/__init__.py`), because the pictures import this module.
     draw_in_notebook: ClassVar[Callable[["CircuitView"], str]]
 
     def _repr_html_(self) -> str:

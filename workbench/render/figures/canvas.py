@@ -141,9 +141,7 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
 
 @contextmanager
 def _any_glyph() -> Iterator[None]:
-    """Text stays text in SVG and is drawn with the reader's fonts, so a glyph missing from ours needs no
-    warning.
-    """
+    """Text stays text in SVG, drawn with the reader's fonts: a glyph missing from ours needs no warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

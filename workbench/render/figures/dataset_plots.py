@@ -79,9 +79,7 @@ def lens_quality(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
 
 
 def _neuron_maps(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
-    """Of the neurons that tell a concept best by themselves, how far the area under the ROC curve is from
-    chance.
-    """
+    """How far the area under the ROC curve is from chance, for the neurons that best tell a concept alone."""
     above_chance = (result["roc_auc"] - 0.5).rename("AUROC of the neuron alone − 0.5")
     if "concept" not in above_chance.dims:
         above_chance = above_chance.expand_dims("concept")

@@ -31,8 +31,8 @@ FEW = 8
 def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
     """A grid of coloured cells: rows are the first axis of the result, columns the second.
 
-    Red is negative and blue positive, white is 0; a result without negative numbers that is no effect (a
-    pattern, a probability) gets one colour. Layers grow upwards.
+    Red is negative and blue positive, white is 0. A result that is not an effect and has no negative numbers
+    (a pattern, a probability) is drawn in shades of one colour. Layers grow upwards.
 
     Raises:
         WorkbenchError: the result does not have two axes besides `example`.

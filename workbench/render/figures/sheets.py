@@ -43,9 +43,7 @@ class SheetPanel:
 def assembled(
     panels: Sequence[SheetPanel], facts: xr.Dataset, title: str | None, *, across: int, one_scale: bool
 ) -> Figure:
-    """Panels of one size in rows, with one scale for all of them, or for each its own where their metrics
-    differ.
-    """
+    """Panels of one size in rows, on one scale; each panel has its own scale where their metrics differ."""
     n = len(panels)
     width = max(panel.size[0] for panel in panels)
     height = max(panel.size[1] for panel in panels)

@@ -39,8 +39,7 @@ def _hooked(model: Model) -> list[str]:
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
     for name, module in model.named_modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        # TransformerLens 4.3 installs some of its own, and transformers too; they do not change what is
-        # computed.
+        # TransformerLens 4.3 and transformers install some of their own, which leave the results as they are.
         own = ("transformer_lens", "transformers.")
         if any(not str(hook.__module__).startswith(own) for hook in hooks):
             hooked.append(name)

@@ -14,14 +14,11 @@ from workbench.models.model import Model
 from workbench.sites import Shape
 
 
-def layer(block: Any, *, scale: float, act: Act, post_norms: bool = False) -> Layer:
+def layer(block: Any, *, scale: float, act: Act) -> Layer:
     """The weights of one block of a bridge.
 
-    Args:
-        post_norms: whether the family's arithmetic knows norms behind attention and MLP.
-
     Raises:
-        Unsupported: the block has something that it has not in the known families.
+        Unsupported: the block has something that no known family has.
     """
     attn, children = block.attn, dict(block.named_children())
     mlp = children.get("mlp")
@@ -41,11 +38,11 @@ def layer(block: Any, *, scale: float, act: Act, post_norms: bool = False) -> La
         mlp_in, gate, mlp_out = (child(mlp, name) for name in ("in", "gate", "out"))
         if not are_linear(mlp_in, mlp_out) or (gate is not None and not are_linear(gate)):
             raise Unsupported("some of its weights are not plain linear maps")
-    if extra and not post_norms:
+    if extra:
         raise Unsupported(f"its blocks norm what their parts write ({', '.join(extra)})")
     if mlp is None:
         return attention
-    # Parallel blocks of one norm (GPT-J) have no `ln2`: attention and MLP read the same normed stream.
+    # Parallel blocks of one norm, such as GPT-J would have (it has no family here yet), have no `ln2`: attention and MLP read the same normed stream.
     return replace(
         attention,
         mlp_norm=norm(children.get("ln2", children.get("ln1"))),
