@@ -14,6 +14,7 @@ from families import (
     logit_difference,
     logit_size,
     model_of,
+    native,
     pairs_and_stores,
 )
 
@@ -122,6 +123,15 @@ def test_the_gradient_of_ablations_points_from_the_current_activation_to_the_val
         assert close(got, expected, tolerance=TOLERANCE.get(family, 1e-6), scale=logit_size(model, pairs)), (
             name
         )
+
+
+def test_a_query_that_sees_later_keys_has_their_part_of_the_gradient_too():
+    """Without a causal mask, scaling a head's pattern is still scaling its z: no key of a query is left out."""
+    model = native(attention_dir="bidirectional")
+    pairs, _, _ = pairs_and_stores("native")
+    sites = [Site("pattern", 0, 2), Site("z", 0, 2)]
+    got = effects(model, pairs, sites=sites, value=scale(2.0), method="gradient")
+    assert close(got[:, 0], got[:, 1], scale=logit_size(model, pairs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,7 +34,8 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
             recorded, gradients = _run_with_gradients(runs, batch.prompts, examples, keys)
             columns = []
             for element in elements:
-                columns.append(_total(_first_order(site, recorded, gradients, batch) for site in element))
+                effects_of = [_first_order(runs, site, recorded, gradients, batch) for site in element]
+                columns.append(_total(effects_of))
             tables.append(torch.stack(columns, 1))  # [example, element]
             bar.update(len(examples))
     return torch.cat(tables).cpu()
@@ -141,8 +142,8 @@ def _run_with_gradients(
 def _changed(
     runs: MeasuredRuns, site: Site, recorded: Mapping[Key, Tensor], bound: Bound
 ) -> tuple[Key, Tensor]:
-    """Where a site's effect is linear, and by how much that changes: itself, or z behind a pattern that is
-    run anew.
+    """Where a site's effect is linear, and by how much that changes: the site, or z
+    after a pattern that is run anew.
     """
     activation = recorded[site.key]
     edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)
@@ -243,12 +244,16 @@ def _total(effects: Iterable[Tensor]) -> Tensor:
 
 
 def _first_order(
-    site: Site, recorded: Mapping[Key, Tensor], gradients: Mapping[Key, Tensor], bound: Bound
+    runs: MeasuredRuns,
+    site: Site,
+    recorded: Mapping[Key, Tensor],
+    gradients: Mapping[Key, Tensor],
+    bound: Bound,
 ) -> Tensor:
     """[example]: (e(a) - a) . dm/da of one site."""
     activation = recorded[site.key].detach()
-    change = apply_edit(site, bound, activation.clone()) - activation
-    return _dot(site, change, gradients[site.key], bound)
+    edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)
+    return _dot(site, edited - activation, gradients[site.key], bound)
 
 
 def _dot(site: Site, change: Tensor, gradient_at: Tensor, bound: Bound) -> Tensor:
