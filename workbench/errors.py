@@ -7,7 +7,7 @@ WorkbenchError
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
-│   └── NotFinite        logits or a metric that are no numbers
+│   └── NotFinite        logits or a metric that are not numbers
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to

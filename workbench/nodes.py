@@ -102,7 +102,7 @@ class Node:
 
 
 def split_position(text: str) -> tuple[str, Position | None]:
-    """A name and the position behind its `@`, None without one: `a9.6<q>@END` is (`a9.6<q>`, `END`)."""
+    """A name and the position after its `@`, None without one: `a9.6<q>@END` is (`a9.6<q>`, `END`)."""
     name, at, pos = text.strip().partition("@")
     if at and not re.fullmatch(POSITION, pos, re.ASCII):
         raise SiteError(f"{text!r}: after @ comes a position, an index or a name: a9.6<q>@END.")
@@ -140,7 +140,7 @@ class Edge:
         """The edge of a string form `WRITER->READER[@POSITION]`.
 
         Raises:
-            SiteError: the text is not an edge, or its ends are no writer and no reader.
+            SiteError: the text is not an edge, or its ends are not a writer and a reader.
         """
         match = _EDGE.fullmatch(text.strip())
         if match is None:

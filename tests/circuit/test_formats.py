@@ -230,7 +230,7 @@ BROKEN = {
     "parallel": (lambda d: d["cfg"].update(parallel_attn_mlp=None), "cfg says parallel_attn_mlp = None."),
     "width": (
         lambda d: d["cfg"].update(d_model=7),
-        "d_model 7 is no multiple of 2 heads. Pass shape= (a model or Shape).",
+        "d_model 7 is not a multiple of 2 heads. Pass shape= (a model or Shape).",
     ),
     "no cfg": (lambda d: d.pop("cfg"), "it lacks cfg."),
     "cfg is a list": (lambda d: d.update(cfg=[1]), "cfg is a list, not a dictionary."),

@@ -304,7 +304,7 @@ def test_what_does_not_go_with_answers_of_several_tokens_is_said():
                         pairs.answers, pairs.wrong)  # fmt: skip
     with pytest.raises(
         PromptError,
-        match=re.escape("Prompt 0 goes on behind its END, where the answers would have to follow."),
+        match=re.escape("Prompt 0 goes on after its END, where the answers would have to follow."),
     ):
         effects(model, moved, sites="z[0.1]", value=zero(), metric=DIFF)
 

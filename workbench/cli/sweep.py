@@ -161,7 +161,7 @@ def resume(
     retries: Retries = 1,
     as_json: Json = False,
 ) -> None:
-    """Run the jobs that have not been measured, of the spec in the folder."""
+    """Run the jobs of the folder's spec that are not done: not run yet, failed, or without a number."""
     from workbench.sweeps.spec import read_spec
     from workbench.sweeps.table import load_sweep
 

@@ -186,7 +186,7 @@ def _induction_heads(answer: Any) -> str:
         else:
             why_not[name] = f"pays {score:.0%} of its attention to words that followed an earlier copy."
     all_names(names(answer, [*scores], "head of this model"), why_not)
-    return "They are all in one layer, behind the heads that look one back."
+    return "They are all in one layer, after the heads that look one back."
 
 
 @exercise(

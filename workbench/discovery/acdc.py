@@ -179,7 +179,7 @@ class _Trial:
             losses = self.sign * self.runs.measure(self.graph.prune(masks)).mean(1)
             self.n_runs += len(tried)
             n_decided = self._decide(tried, losses.tolist())
-            # A kept edge makes the runs behind it worthless: try fewer at a time where edges are kept.
+            # A kept edge makes the runs after it worthless: try fewer at a time where edges are kept.
             if self.edges[tried[n_decided - 1]]:
                 self.width = max(1, self.width // 2)
             else:

@@ -74,7 +74,7 @@ def gradient_scores(
         rows_of_answers, totals = totals, np.zeros((len(pairs), *totals.shape[1:]))
         np.add.at(totals, circuits.expansion.owner.numpy(), rows_of_answers)
     if "pos" in keep:
-        # Rows of answers are longer than the prompts; nothing is patched behind a prompt.
+        # Rows of answers are longer than the prompts; nothing is patched after a prompt.
         totals = totals[:, : int(pairs.clean.lengths.max())]
     facts = {
         "engine": "hooks" if circuits.decoder is None else circuits.decoder.family, "forwards": passes,

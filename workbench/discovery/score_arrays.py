@@ -1,7 +1,7 @@
 """Arrays of scores: which graph they belong to, and their values in the order of that graph.
 
-Read `graph_of` and `matrix_of`: they refuse what is no array of edge scores, or only a piece of one. Nothing
-here scores or chooses.
+Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores, or only a piece of one.
+Nothing here scores or chooses.
 """
 
 import json

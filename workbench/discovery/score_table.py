@@ -42,7 +42,7 @@ def labelled(
     if "pos" in keep:
         coords["pos"] = np.arange(table.shape[1])
         if "example" in keep:
-            # Padding is no token, so it has no score.
+            # Padding is not a token, so it has no score.
             padding = np.arange(table.shape[1]) >= pairs.clean.lengths.numpy()[:, None]
             table[padding] = np.nan
     elif graph.positions is not None:

@@ -88,7 +88,7 @@ class Bound:
 
     @property
     def reach(self) -> Int[Tensor, "example"]:
-        """How many of its tokens the value may be written at; those behind are left unchanged."""
+        """How many of its tokens the value may be written at; later ones are left unchanged."""
         return self.prompts.lengths
 
     def select(self, examples: Sequence[int]) -> "Bound":

@@ -70,7 +70,7 @@ def norm(component: Any) -> Norm:
 
 
 def block_norm(model: Model, layer: int, name: str) -> Norm | None:
-    """A norm of a block, such as the one behind its MLP (`ln2_post`); None where it has no such norm."""
+    """A norm of a block, such as the one after its MLP (`ln2_post`); None where it has no such norm."""
     component = dict(model.blocks[layer].named_children()).get(name)
     if component is None:
         return None  # not the identity: callers leave out a step that a model does not have

@@ -78,7 +78,7 @@ def capture(
         SiteError: the model lacks a site.
         PromptError: prompts that are empty, too long or unknown.
         StoreError: the folder holds another store, or the disk is full; finished shards are kept.
-        OutputExists: the folder holds something that is no store.
+        OutputExists: the folder holds something that is not a store.
 
     >>> import workbench as wb
     >>> store = wb.capture(wb.load_model("tiny"), ["The dog near the cats is"], sites=["z"])
@@ -131,7 +131,7 @@ def _rows_in_memory(
 def _without_padding(key: Key, activation: Tensor, length: int) -> Tensor:
     """What one prompt's activation [pos, ...] holds for its own tokens."""
     if key[0] == "pattern":
-        # [head, query, key] laid flat: stores hold patterns of different size one behind the other.
+        # [head, query, key] laid flat: stores hold patterns of different size one after the other.
         return activation[:, :length, :length].reshape(-1).clone()
     return activation[:length].clone()  # cloned, or the whole padded batch would stay in memory
 

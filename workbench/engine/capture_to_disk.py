@@ -230,7 +230,7 @@ def build_store(
     Raises:
         StoreError: the folder holds a store of something else, another process writes the same shard, the
             disk is too small.
-        OutputExists: the folder holds something that is no store.
+        OutputExists: the folder holds something that is not a store.
     """
     check_backend(backend, workers)
     # Workers load the model from its source, so that none is copied; asked first, because a model without one

@@ -62,7 +62,7 @@ class _ContinuedBound(Bound):
         free = [axis for axis in axes if getattr(site, _FIELD[axis]) is None]
         if not free:
             return self.inner.edited(site, current)  # a named position is a position of the prompt
-        # Of a pattern the last axes are positions; of everything else the one behind the example.
+        # Of a pattern the last axes are positions; of everything else the one after the example.
         first = current.ndim - len(free) if site.kind == "pattern" else 1
         inner = self.inner.prompts
         inside = (torch.arange(inner.tokens.shape[1]) < inner.lengths[:, None]).to(current.device)

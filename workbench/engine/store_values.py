@@ -158,13 +158,13 @@ class _MeanBound(Bound):
         key = (site.key, site.pos if self.mean.per == "pos" else None)
         if key not in self._averages:
             self._averages[key] = self._average(site)
-        # [neuron] or [head, d_head] or [d_model], behind a [pos] of its own or none
+        # [neuron] or [head, d_head] or [d_model], after a [pos] of its own or none
         average = self._averages[key]
         if site.unit is None:
             return average.to(current)
         if KINDS[site.kind].unit == "neuron":
             return average[..., site.unit].to(current)
-        return average[..., site.unit, :].to(current)  # a head has an axis of its own behind it
+        return average[..., site.unit, :].to(current)  # a head is followed by an axis of its own
 
     def _average(self, site: Site) -> Tensor:
         """The mean over rows (without BOS), at one position, or at every index [pos, ...]."""

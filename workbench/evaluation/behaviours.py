@@ -34,7 +34,7 @@ class Behaviour:
 
     Attributes:
         n_edges: the fewest best-scored edges that keep `share` of the behaviour on the prompts of the search.
-        n_pruned: of them, those that are no dead ends.
+        n_pruned: of them, those that are not dead ends.
         faithfulness, low, high: of that circuit.
         at_1, at_1_low, at_1_high: faithfulness of the best-scored 1 % of the edges.
         cpr, cmd: with their intervals.
@@ -87,7 +87,7 @@ def smallest_circuits(
 
     Raises:
         UnknownName: a task or a method that does not exist.
-        CircuitError: a share that is none.
+        CircuitError: a share that is not between 0 and 1.
         PromptError: too few prompts for intervals, or a task that does not suit the model.
     """
     wanted = list(TASKS) if tasks is None else list(tasks)

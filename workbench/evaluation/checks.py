@@ -200,7 +200,7 @@ def _members(circuit: Circuit) -> list[int]:
     writes = circuit.edges.any(-1)
     # A component is one node, at however many positions it has edges.
     writes = writes if writes.ndim == 1 else writes.any(0)
-    # Index 0 is `input`, which is no component that could be knocked out.
+    # Index 0 is `input`, which is not a component that could be knocked out.
     return [int(writer) for writer in np.flatnonzero(writes) if writer != 0]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from workbench.engine.bridge import Norm
 from workbench.errors import ModelError
 
-# A norm centres where it maps a constant vector to 0, up to this share of what it makes of others.
+# A norm centres where it maps a constant vector to 0, up to this share of what it makes of others. 1e-3 lies
+# between the 0 of a centring norm (the mean of ones is exact) and the share near 1 of an RMS norm.
 CENTRED = 1e-3
 # How far a norm may be from the form that is assumed, as a share of its largest number: half precision rounds
 # that much.

@@ -165,7 +165,7 @@ def copying_scores(
 
 
 def _written(block: Block, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
-    """What heads write, past a norm behind attention where there is one (its scale does not matter)."""
+    """What heads write, after a norm that follows attention, if any (its scale does not matter)."""
     out = block.w_out.double().cpu()
     if block.attn_post is None:
         return out

@@ -1,4 +1,4 @@
-"""How heads and neurons of a block enter the residual stream: output weights, biases, and norms behind them.
+"""How heads and neurons of a block enter the residual stream: output weights, biases, norms after them.
 
 Read `BlockWriters.of`, then `StreamWriter.reads`. Rows of stores are not known here (`direct_attribution`).
 """

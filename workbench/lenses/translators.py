@@ -66,7 +66,7 @@ def trained(
 def _least_squares(rows: StreamRows) -> Translators:
     """Per layer the ridge map to the last layer's stream, by one pass of sums in float64."""
     size, n_layers = rows.final.data.row_shape[0], len(rows.views)
-    # Sums of x x' and x y', where x has a 1 behind it for the bias.
+    # Sums of x x' and x y', where x has a 1 appended for the bias.
     squares = torch.zeros(n_layers, size + 1, size + 1, dtype=torch.float64)
     products = torch.zeros(n_layers, size + 1, size, dtype=torch.float64)
     for block in rows.blocks(shuffle=False):

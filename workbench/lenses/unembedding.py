@@ -112,7 +112,7 @@ class ReadOut:
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
-        # TransformerLens (4.3) caps logits in `forward`, behind `unembed`; -1 stands for no cap.
+        # TransformerLens (4.3) caps logits in `forward`, after `unembed`; -1 stands for no cap.
         cap = getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

@@ -70,7 +70,7 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
 
     Raises:
         MetricError: no answers where it needs them, or a metric of one's own that reads a continuation.
-        PromptError: an answer that does not fit into the context behind its prompt, has a gap, or would
+        PromptError: an answer that does not fit into the context after its prompt, has a gap, or would
             follow something else than the last token.
     """
     measure = as_metric(metric)
@@ -87,7 +87,7 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
         not_last = (side.at("END") != side.lengths - 1).nonzero()
         if len(not_last):
             raise PromptError(
-                f"Prompt {int(not_last[0])} goes on behind its END, where the answers would have to follow."
+                f"Prompt {int(not_last[0])} goes on after its END, where the answers would have to follow."
             )
     terms = _terms(pairs, measure)
     prefixes = [term.answers[0][:-1] for term in terms]

@@ -191,7 +191,7 @@ class DrawnWeights:
         """Weights that read the hidden stream, and undo what a norm will divide by."""
         if not self.setting.norm:
             return matrix @ self.basis
-        # The first layer reads the embedding alone; behind it the steady constant dominates the length.
+        # The first layer reads the embedding alone; after it the steady constant dominates the length.
         length = self.input_length
         if not first:
             length = math.sqrt(STEADY**2 + self.input_length**2)

@@ -104,7 +104,7 @@ def _rows(
 
 
 def _entries(source: Any) -> Iterator[tuple[str, Any]]:
-    """Each entry of a corpus behind what names it in an error: its file and line, or its number."""
+    """Each entry of a corpus, after what names it in an error: its file and line, or its number."""
     if isinstance(source, Path):
         yield from _lines(source)
     elif isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):

@@ -51,7 +51,7 @@ class TextEncoder:
         if text[:1].isspace() or prompt[-1:].isspace():
             joiner = ""
         joined = prompt + joiner + text
-        # Together, since a SentencePiece vocabulary encodes "he" alone and " he" behind a prompt differently.
+        # Together, since a SentencePiece vocabulary encodes "he" alone and " he" after a prompt differently.
         before, together = self.plain(prompt), self.plain(joined)
         if together[: len(before)] != before or len(together) <= len(before):
             raise PromptError(

@@ -125,7 +125,7 @@ class Prompts:
     def from_end(self) -> Int[Tensor, "example step"]:
         """Every position from `END` to the last one, padded with the last one."""
         end = self.at("END")
-        # Logits behind END predict the second and later answer tokens.
+        # Logits after END predict the second and later answer tokens.
         steps = torch.arange(int((self.lengths - end).max()))
         return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
 

@@ -54,7 +54,7 @@ def layout(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[by
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    # Spaces behind JSON are allowed: they move the data to a multiple of 64 bytes.
+    # Spaces after the JSON are allowed: they move the data to a multiple of 64 bytes.
     text += b" " * (-(8 + len(text)) % _ALIGN)
     begin = 8 + len(text)
     entries = {

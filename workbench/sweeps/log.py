@@ -86,7 +86,7 @@ class Log:
             os.fsync(file.fileno())
 
     def _cut_torn_line(self) -> None:
-        """Remove what a killed run left behind the last whole row: the next row must not be glued to it."""
+        """Remove what a killed run left after the last whole row: the next row must not be glued to it."""
         content = self.path.read_bytes()
         kept = content[: content.rfind(b"\n") + 1]
         last_line = kept[kept[:-1].rfind(b"\n") + 1 :]

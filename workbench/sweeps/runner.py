@@ -1,7 +1,7 @@
 """`run_sweep`: every job of a spec once, even if the process is killed on the way.
 
-The runner plans the jobs, leaves out those whose rows the folder holds, hands the rest to a pool and writes
-what comes back. It does not know what a job measures.
+The runner plans the jobs, leaves out those whose row says `done`, hands the rest to a pool and writes what
+comes back. It does not know what a job measures.
 """
 
 import shlex
@@ -40,7 +40,7 @@ class SweepCost:
     """What a sweep would do.
 
     Attributes:
-        jobs, done: how many there are, and how many of them a folder holds already.
+        jobs, done: how many there are, and how many of them are done in the folder.
         settings: ("model · task · seed · metric · value", jobs left), for each setting.
     """
 
@@ -70,7 +70,7 @@ def run_sweep(
     command: str | None = None,
     progress: bool = True,
 ) -> Sweep | SweepCost:
-    """Run the jobs of a sweep that its folder does not hold yet; the folder's results come back.
+    """Run the jobs that are not done: not run yet, failed, or without a number. Returns the folder's results.
 
     Jobs that share a model, prompts, value and metric run together in one walk of the engine. Each batch is
     on the disk before the next begins: stopped at any moment, by Ctrl-C or by force, the same call resumes. A

@@ -27,7 +27,7 @@ class Score:
 
     Attributes:
         score: share of prompts whose first choice is a right answer (of several tokens: each of them the
-            first choice behind those before); for greater-than the mean probability of valid minus invalid
+            first choice after those before); for greater-than the mean probability of valid minus invalid
             years.
         bar: what `tiny` must reach.
         skipped: why the behaviour could not be measured, or "". `score` is then NaN.

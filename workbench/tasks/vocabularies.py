@@ -160,7 +160,7 @@ class SubwordVocabulary:
         return {"verbs": tuple(self._short(Lexicon().verbs))}
 
     def years(self) -> dict[str, Any]:
-        """Years that split behind their century, all of one token count."""
+        """Years that split after their century, all of one token count."""
         sizes = {(century, year): self._year(century, year) for century, year in product(CENTURIES, YEARS)}
         # Few tokens first: the first token count for which some century keeps enough years is taken.
         for size in sorted(set(sizes.values()) - {0}):
@@ -175,7 +175,7 @@ class SubwordVocabulary:
         return {"years": {}}
 
     def _year(self, century: str, year: str) -> int:
-        """Tokens of a year behind its century; 0 where the two are not apart."""
+        """Tokens of a year after its century; 0 where the two are not apart."""
         # "1732" may be one token, or split as "173" "2": then no token stands for the two last digits.
         before = self.encode.plain(f"the year {century}")
         together = self.encode.plain(f"the year {century}{year}")
@@ -216,7 +216,7 @@ CHOICES: Mapping[str, Callable[[SubwordVocabulary], dict[str, Any]]] = {
 
 
 def _shifted(positions: Mapping[str, int], offset: int) -> dict[str, int]:
-    """Word indices as token positions behind `offset` tokens."""
+    """Word indices as token positions after `offset` tokens."""
     return {name: at + offset for name, at in positions.items()}
 
 

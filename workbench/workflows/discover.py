@@ -37,6 +37,8 @@ from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_run import DiscoveryRun
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
+# Those of `named_values.NAMES` for edges of the clean run that need no draw (`resample`), no number
+# (`constant:X`, `scale:X`) and no fit (`optimal`). Not `clean`, which is the run that is edited.
 VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
 

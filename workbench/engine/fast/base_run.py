@@ -110,7 +110,7 @@ class Recorder:
         n, longest, length = len(self.base.prompts), int(self.base.prompts.lengths.max()), cohort.length
         square = key[0] == "pattern"
         if key not in kept:
-            # No real token reads the zeros behind shorter prompts, but whole rows are compared to see whether
+            # No real token reads the zeros after shorter prompts, but whole rows are compared to see whether
             # an edit changes anything: uninitialised memory could hold NaN, which is unequal to itself.
             shape = (n, longest, *value.shape[2:])
             if square:

@@ -21,7 +21,7 @@ class EdgeWeights:
     Args:
         keep: 1 where the edge is in the circuit, 0 where it is not, or something between.
         exists: [writer, reader] whether the graph has the edge.
-        has_answer_tokens: whether tokens behind the prompt are a position class of their own, the last one.
+        has_answer_tokens: whether tokens after the prompt are a position class of their own, the last one.
         like: whose device and precision the weights take.
 
     Attributes:

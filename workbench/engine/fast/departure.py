@@ -49,7 +49,7 @@ class Departure:
 
     Args:
         keys: the activations whose edits come first, in one half of a block or before it.
-        read: whether only the tokens that are read matter any more (the last block, behind its keys and
+        read: whether only the tokens that are read matter any more (the last block, after its keys and
             values).
     """
 

@@ -58,7 +58,7 @@ class LateRuns:
 
     def inside_block(self, layer: int, half: int, *, read: bool) -> list[Joining]:
         """Runs whose first edits are inside this block: in its attention or in its MLP."""
-        # A parallel block adds attention and MLP to the stream together, so its runs join behind both.
+        # A parallel block adds attention and MLP to the stream together, so its runs join after both.
         after_block = half == MLP or self.shape.parallel
         before, kinds = ("resid_mid", layer), KINDS_OF[half]
         if after_block:

@@ -135,7 +135,7 @@ class PatchedPaths:
         before = edges.at(end.site.key)
         if read is not None:
             before = base.whole(end.site.key)[torch.arange(n), read][:, None]
-        # A sender that lacks its position or sits behind the prompt changes nothing, whatever padding holds.
+        # A sender that lacks its position or sits after the prompt changes nothing, whatever padding holds.
         never = torch.stack(self._firsts(bound, routes)) >= lengths
         unchanged = (stream == before).flatten(2).all(2).cpu() | sent.nothing | never
         cohort = Cohort(0, longest, torch.arange(n), read)
@@ -161,13 +161,13 @@ class PatchedPaths:
         tables = []
         for route, row in zip(routes, rows, strict=True):
             tables.append({reader.site: arriving[reader.whole][row] for reader in route.receivers})
-        # Where nothing is sent the run cannot change: its first change is put behind the prompt.
+        # Where nothing is sent the run cannot change: its first change is put after the prompt.
         lengths = bound.prompts.lengths
         firsts = [first.where(~sent.nothing[row], lengths) for first, row in zip(firsts, rows, strict=True)]
         return _elements(routes, firsts, tables, bound, start=start)
 
     def _sent(self, edges: DirectEdges, routes: Sequence[Route]) -> "_Sent":
-        """What arrives behind the middle nodes that these routes share."""
+        """What arrives after the middle nodes that these routes share."""
         message = edges.sent([route.senders for route in routes])
         nothing = edges.unchanged(message)
         for readers, writers in routes[0].middles:
@@ -218,7 +218,7 @@ class PatchedPaths:
 
 @dataclass(frozen=True, eq=False)
 class _Sent:
-    """What arrives behind the middle nodes, and [run, example] where the senders sent nothing at all."""
+    """What arrives after the middle nodes, and [run, example] where the senders sent nothing at all."""
 
     message: Message
     nothing: Tensor

@@ -1,7 +1,7 @@
 """One forward and backward pass of a metric: `GradientRun`, on the fast decoder or on hooks.
 
 Queries, keys, values and neurons share their input, so autograd gives only the sum of their gradients there.
-Each is therefore taken behind the projection; whole MLPs and the logits have their own branch of the graph.
+Each is therefore taken after the projection; whole MLPs and the logits have their own branch of the graph.
 
 Read `decoder_run`, then `hooked_run`, the same for any model. Edges and writers are not known here.
 """
@@ -139,7 +139,7 @@ def hooked_run(
                 raw_record.append(block.mlp_stream)
     result = forward(model, tokens, writes=writes, record=record, raw_record=raw_record, gradients=True)
     seen = result.recorded
-    # MLPs and the logits: the gradient behind the norm, since TransformerLens 4.3 has no hook between the
+    # MLPs and the logits: the gradient after the norm, since TransformerLens 4.3 has no hook between the
     # stream and the norm that the MLP alone passes.
     at: dict[tuple[str, int], Tensor] = {}
     for layer, block in enumerate(blocks):
@@ -168,7 +168,7 @@ def hooked_run(
             entry = seen[_entry(blocks[layer], layer, seen)].detach()
             mlp_streams[layer] = by_row(entry)
         assert norm is not None
-        # `view_as`: hooks behind a norm may show the same numbers in another shape.
+        # `view_as`: hooks after a norm may show the same numbers in another shape.
         pulled = pull_back(norm, stream=entry, gradient=gradient.view_as(entry))
         gradients[reader, layer] = by_row(pulled)
     return GradientRun(streams, mlp_streams, gradients)

@@ -1,6 +1,6 @@
 """The gradient of a metric at every reader's input, from the passes of `gradient_run`.
 
-A pass holds gradients of queries, keys, values and neurons behind their projection. Each is pulled back
+A pass holds gradients of queries, keys, values and neurons after their projection. Each is pulled back
 through it and the norm by itself, since only their sum could be read at the input that they share.
 
 Read `reader_gradients`. Edges, writers and batches are not known here.
@@ -92,7 +92,7 @@ def reader_gradients(
 def _neuron_gradients(run: GradientRun, maps: ReaderMaps, layer: int, neurons: slice) -> Tensor:
     """dm/d in_v [neuron, example, pos, d_model] of some neurons."""
     assert maps.mlp_norm is not None
-    # Of a gated MLP both halves read the same input: their gradients add up behind the norm.
+    # Of a gated MLP both halves read the same input: their gradients add up after the norm.
     halves = [("pre", maps.mlp_in)]
     if maps.mlp_gate is not None:
         halves = [("pre", maps.mlp_gate), ("linear", maps.mlp_in)]
@@ -108,7 +108,7 @@ def _neuron_gradients(run: GradientRun, maps: ReaderMaps, layer: int, neurons: s
 def _through_norm(
     norm: Norm, stream: Tensor, behind_norm: Float[Tensor, "reader token d_model"]
 ) -> Float[Tensor, "reader example pos d_model"]:
-    """Gradients behind a norm as gradients before it, summed over the rows of a run."""
+    """Gradients after a norm as gradients before it, summed over the rows of a run."""
     pulled = pull_back(norm, stream=stream.flatten(0, 2), gradient=behind_norm)
     return pulled.view(len(behind_norm), *stream.shape).sum(1)
 

@@ -226,7 +226,7 @@ def gradients_of(total: Tensor, at: Mapping[Any, Tensor], metric: str) -> dict[A
             f"The metric {metric!r} has no gradient, so nothing can be attributed to it. "
             "Use one that changes smoothly: logit_diff, prob_diff or nll."
         )
-    # `allow_unused`: an activation that the metric never reads has gradient zero, which is no error.
+    # `allow_unused`: an activation that the metric never reads has gradient zero, which is not an error.
     gradients = torch.autograd.grad(total, list(at.values()), allow_unused=True)
     of_key = {}
     for key, gradient in zip(at, gradients, strict=True):

@@ -169,7 +169,7 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
         pattern = view.patterns.get((layer, head))
         if pattern is None or pattern.size > room or pattern.shape[0] != pattern.shape[1]:
             continue
-        # a large pattern is passed over, so that smaller ones behind it may still fit
+        # a large pattern is passed over, so that smaller ones after it may still fit
         room -= pattern.size
         bytes_of_weights = np.clip(np.nan_to_num(pattern) * 254 + 0.5, 0, 254)
         cells = np.where(np.isfinite(pattern), bytes_of_weights, 255).astype(np.uint8)

@@ -17,21 +17,23 @@ from workbench.render.circuit.legend import legend
 from workbench.render.circuit.lines import Hop, Line, alive, hops_of, lines_of, n_strongest
 from workbench.render.circuit.position_layout import position_layout
 from workbench.render.circuit.view import CircuitView, ViewKind
-from workbench.render.writing import FONT, decimal, wrap
+from workbench.render.writing import BLUE, FONT, RED, decimal, wrap
 from workbench.text import xml
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
 
 # Single letters, because a page repeats them for thousands of elements: t title, s small, a label, l text of
 # a box, w white, q port; boxes m MLP, k kv head, d input and logits, o outline; edges e: p supports, m
-# opposes, z no score, cb ca cs of two circuits; h hop, b band, g line under a token.
+# opposes (on a path; on a box `m` is the MLP), z no score, cb ca cs of two circuits; h hop, b band, g line
+# under a token. `frame.css` spells blue and red too, for the page around the picture. A new colour changes
+# every committed picture: make them again with docs/picture.py and with each `circuits/*/study.py`.
 _STYLE = (
     "text{fill:#1f2937}.t{font-size:15px;font-weight:600}.s{font-size:11px;fill:#64748b}.a{font-size:11px}"
     ".l{font-size:10.5px;text-anchor:middle}.w{fill:#fff;font-weight:600}"
     ".q{font-size:7.5px;fill:#475569;text-anchor:middle}"
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
-    ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:#2369b0}"
-    ".m{stroke:#c2410c}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
+    ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:" + BLUE + "}"
+    ".m{stroke:" + RED + "}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
     ".e{stroke-opacity:.78}"
     ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}"
     ".cs{stroke:#a15c07;stroke-dasharray:2 4}"

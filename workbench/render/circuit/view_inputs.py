@@ -159,7 +159,7 @@ def scores_by_position(
                 f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
             )
     values = scores.values.astype(float)  # [writer, reader, pos]
-    # positions behind the prompt's end are NaN in a batch of prompts of several lengths
+    # positions after the prompt's end are NaN in a batch of prompts of several lengths
     measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
     last = int(measured.max(initial=-1)) + 1
     if tokens is not None and last > len(tokens):

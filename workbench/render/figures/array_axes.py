@@ -25,7 +25,7 @@ def axes_of_cells(result: xr.DataArray) -> list[str]:
 
 
 def up_to_end(result: xr.DataArray) -> xr.DataArray:
-    """One prompt without the positions behind its end, whose tokens are ""."""
+    """One prompt without the positions after its end, whose tokens are ""."""
     tokens = result.coords.get("pos_token")
     if tokens is None or "pos" not in tokens.dims:
         return result

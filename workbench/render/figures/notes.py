@@ -50,5 +50,5 @@ def over_examples(result: xr.DataArray) -> xr.DataArray:
     if result.sizes["example"] == 1:
         return result.isel(example=0)
     check_filled(result)
-    # skipna, because short prompts have no number at the positions behind their end
+    # skipna, because short prompts have no number at the positions after their end
     return noted(result.mean("example", skipna=True, keep_attrs=True), mean_note(result))

@@ -105,7 +105,7 @@ def _matrix(cell: pd.DataFrame, name: str, bound: float) -> SheetPanel:
 
 
 def _site_order(text: str) -> tuple[Any, ...]:
-    """A key that sorts sites by layer and head or neuron, and behind them what is not a site."""
+    """A key that sorts sites by layer and head or neuron, and after them what is not a site."""
     try:
         site = Site.parse(text)
     except WorkbenchError:
