@@ -190,7 +190,7 @@ class Circuit:
     def nodes(self) -> tuple[str, ...]:
         """The components that write or read an edge, in graph order: input, heads, MLPs or neurons, logits.
 
-        A key or value that query heads share counts for those of them that are in the circuit otherwise.
+        A key or value that query heads share counts for those heads that other edges put into the circuit.
         """
         present = set(compress(self.graph.writers, np.asarray(self._by_position.any((0, 2)))))
         readers = compress(self.graph.readers, np.asarray(self._by_position.any((0, 1))))
@@ -381,8 +381,9 @@ class Circuit:
         return edge_table(self._scored_edges)
 
     def to_scores(self) -> xr.DataArray:
-        """The scores as `score_edges` returns them, for `find_circuit`: this is how scores of other tools are
-        cut anew.
+        """The scores as `score_edges` returns them, so that `find_circuit` can cut them to another size.
+
+        This is how scores of other tools are cut anew.
 
         Raises:
             CircuitError: it has no scores.

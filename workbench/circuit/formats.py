@@ -118,12 +118,13 @@ def write_circuit(
 
     Args:
         format: "workbench", "eap-json" or "eap-pt"; by default ours for `.json` and theirs for `.pt`.
-        positive: what a positive score shall mean in another tool's file.
+        positive: what a positive score means in another tool's file.
 
     Raises:
         CircuitError: a circuit with positions or neurons, which the other formats cannot hold, or an unknown
             suffix.
-        UnknownName: an unknown format.  OutputExists: the file exists.
+        UnknownName: an unknown format.
+        OutputExists: the file exists.
     """
     path = Path(path)
     if positive not in ("supports", "opposes"):

@@ -43,8 +43,7 @@ def _is_whole(number: Any) -> bool:
 
 @dataclass(frozen=True)
 class Graph:
-    """The edge graph of a decoder. Matrices over it have shape `[writer, reader]` in the order of the two
-    tuples.
+    """The edge graph of a decoder. Matrices over it are [writer, reader], in the order of the two tuples.
 
     Attributes:
         shape: of the decoder.
@@ -239,7 +238,7 @@ class Graph:
             yield Edge(self.writers[writer], self.readers[reader], position)
 
     def prune(self, edges: np.ndarray) -> np.ndarray:
-        """The edges that lie on a path from `input` to `logits`: dead ends are removed, again and again.
+        """The edges that lie on a path from `input` to `logits`: dead ends are removed until none is left.
 
         A head is live when something reads it and something enters its q or its group's k or v. With
         positions, it is live at the position of its query; keys and values enter at any position that the

@@ -54,8 +54,8 @@ def acdc(
     """The circuit that is left when every edge whose removal costs less than `threshold` is removed.
 
     Readers are taken in reverse topological order, and for each its senders in the order given. The cost of
-    an edge is the rise of the metric (the fall of one where higher is better) when it goes, on the mean over
-    prompts; a node that is left with no input or no output goes with it.
+    an edge is how much the metric rises (or falls, where higher is better) when the edge is removed, averaged
+    over prompts. A node that is left with no input or no output is removed with it.
 
     Args:
         value: the patched value of edges that are left out.

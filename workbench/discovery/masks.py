@@ -56,7 +56,7 @@ def learn_circuit(
     budget: int | None = None,
     progress: bool = True,
 ) -> Circuit:
-    """The circuit of the gates that stay most open when a target share of them is all that may.
+    """The circuit of the gates that stay most open when only a target share of them may be open.
 
     Loss: the mean of "kl", or for any other metric the squared distance to the full model's, in units of
     m(full) - m(empty), plus a Lagrangian term that brings the expected share of open gates to the target

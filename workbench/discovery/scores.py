@@ -74,7 +74,8 @@ def score_edges(
 ) -> xr.DataArray:
     """A score for every edge of the model's graph; positive means that without the edge the metric falls.
 
-    That is support for the behaviour where a higher metric is better; `find_circuit` turns the others around.
+    Where a higher metric is better, a positive score is support for the behaviour; for other metrics
+    `find_circuit` reverses the sign.
     "exact" is m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:

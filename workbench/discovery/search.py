@@ -65,9 +65,9 @@ def find_circuit(
             `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
             smaller one may exist.
         by: rank by the score itself (edges that support the behaviour) or by its size.
-        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits, always the
-            best edge into what is there already (not with `threshold`), so that nothing is a dead end towards
-            the logits.
+        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits and always adds
+            the best edge into a node that is there already (not with `threshold`), so every edge has a path
+            to the logits.
         model, pairs: for `min_faithfulness`.
         value, metric: for `min_faithfulness`; None takes those of the scores.
         budget: for `min_faithfulness`: bytes of working memory.

@@ -67,7 +67,7 @@ def capture(
             of positions for each prompt.
         dtype: of the rows; None takes the model's.
         workers, backend: processes of this machine, or Ray tasks ("ray"); each writes shards of its own.
-        threads: of the processor per forward pass; several workers take one each unless told.
+        threads: of the processor per forward pass; by default one each where there are several workers.
         shard_bytes: how large the files may become; a kill loses at most the shard that is being written.
         budget: bytes that one forward pass and its activations may use.
 

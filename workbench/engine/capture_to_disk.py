@@ -262,7 +262,7 @@ def build_store(
 
 
 def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
-    """The files that were damaged, after only their shards have been recomputed.
+    """Recompute the damaged shards, and no others. Returns the files that were damaged.
 
     Raises:
         StoreError: the prompts or the plan are damaged, or the store is of another model: nothing is changed.

@@ -165,7 +165,7 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
         per: "dataset": over all rows but BOS. "pos": per position, the same index or name.
 
     Raises:
-        UnknownName: another `per`.
+        UnknownName: an unknown `per`.
         StoreError: no store; when it is used, a store of another model.
     """
     if per not in ("dataset", "pos"):

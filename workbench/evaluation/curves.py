@@ -51,9 +51,10 @@ def faithfulness_curve(
     Args:
         scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
         value, metric, level, budget: as in `evaluate`; one value.
-        by: rank edges by their score ("signed") or by its size ("magnitude"), as a circuit's always are.
-        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten; of a circuit numbers
-            of edges, by default each up to 20, then about every twelfth more.
+        by: rank edges by their score ("signed") or by its size ("magnitude"); a circuit's edges are always
+            ranked by size.
+        sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten. Of a circuit they
+            are numbers of edges, by default each up to 20, then 12 on a log scale up to all.
 
     Returns:
         Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before
@@ -61,7 +62,7 @@ def faithfulness_curve(
         MIB's ten, with its interval `area_low`, `area_high`.
 
         CPR = integral of f(s) ds and CMD = integral of |1 - f(s)| ds, where f is the faithfulness of the best
-        share s of the edges: of CPR more is better, of CMD less.
+        share s of the edges: a higher CPR is better, and a lower CMD.
 
     Raises:
         CircuitError: sizes outside the graph, several values, or a circuit without scores.
@@ -179,8 +180,7 @@ def stability(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    """How much circuits found on resampled prompts agree: the Jaccard index of the edges of two of them,
-    after pruning.
+    """How much circuits found on resampled prompts agree: the Jaccard index of two circuits' pruned edges.
 
     Args:
         scores: with an axis `example`, from `score_edges(..., keep=("example",))`.
@@ -191,7 +191,7 @@ def stability(
 
     Returns:
         Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over
-        (draw,) `n_edges`. Two empty circuits agree wholly.
+        (draw,) `n_edges`. The index of two empty circuits is 1.
 
     Raises:
         CircuitError: scores without examples, or too few draws.

@@ -64,7 +64,7 @@ def evaluate(
             "random": the faithfulness of random circuits of as many edges.
             "completeness": the largest difference between circuit and model when components are knocked out
             of both, as a share of m(full) - m(empty).
-            "minimality": the share of components that are missed when they are knocked out.
+            "minimality": the share of components that the circuit needs; see `minimality`.
         level: coverage of the intervals.
         seed: of random circuits and sets.
         budget: bytes of working memory.
@@ -141,9 +141,9 @@ def minimality(
     seed: int = 0,
     budget: int | None = None,
 ) -> xr.Dataset:
-    """How much each head and MLP of a circuit is missed when it goes, beyond the set of others that shows it
-    best.
+    """How much each head and MLP of a circuit is missed when it is removed.
 
+    The set K of other components that is removed with it is the one that shows its effect best:
     missed(v) = max over K of |F(C without K and v) - F(C without K)| / |F(M)|, where F is the metric's mean
     over prompts.
 

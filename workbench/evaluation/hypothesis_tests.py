@@ -41,8 +41,9 @@ def circuit_tests(
     budget: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Statistical tests of whether a circuit is what the model works by; each test's function states its null
-    and its p.
+    """Statistical tests of whether a circuit is the mechanism that the model uses.
+
+    The function of each test (in `nulls`) states its null hypothesis and its p.
 
     Args:
         value: what every edge outside the circuit carries, as in `evaluate`.

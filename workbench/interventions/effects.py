@@ -88,7 +88,7 @@ def effects(
     Raises:
         UnknownName: no such method, metric, base or kind.
         SiteError: no sites, or one that the model lacks.
-        MetricError: the metric does not fit the pairs, or the method needs a gradient that it has not.
+        MetricError: the metric does not fit the pairs, or lacks the gradient that the method needs.
         StoreError: the value's store is of another model or of other prompts.
         PromptError: whole-sequence edits of pairs that differ in length.
         EditError: an edit that would change nothing, or does not fit its site.

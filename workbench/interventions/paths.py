@@ -60,8 +60,7 @@ def path_effects(
     readout: torch.dtype | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
-    """How the metric changes when only a path carries the counterfactual value: m(patched) - m(base), per
-    example.
+    """m(patched) - m(base) per example, when only a path carries the counterfactual value.
 
     The receivers' inputs are set to what they would be if the senders wrote the counterfactual value while
     all other heads wrote what they do in the base run; then the base run goes on from there, everything else
@@ -91,7 +90,7 @@ def path_effects(
 
     Raises:
         SiteError: no such node or path.
-        UnknownName: `mlps`.
+        UnknownName: an unknown `mlps`.
         StoreError: `store` is of another run.
         MetricError: as in `effects`.
         PromptError: as in `effects`.

@@ -48,8 +48,8 @@ def direct_attribution(
         targets: tokens per example (`pairs.answers`); the mean over alternatives.
         minus: tokens whose logit is subtracted.
         by: "component": `input`, the attention `a0` and MLP `m0` of each layer, each with its output bias;
-            "head": each head `a0.1`, and MLPs (the bias of an attention's output is no head's and is counted
-            under `bias`); "neuron": each MLP neuron.
+            "head": each head `a0.1`, and MLPs (the bias of an attention's output belongs to no head and is
+            counted under `bias`); "neuron": each MLP neuron.
         pos: an index or name, or "each" for all positions.
         budget: bytes of activations at a time.
 

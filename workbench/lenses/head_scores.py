@@ -83,7 +83,7 @@ def attention_to(
 def head_scores(
     store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
 ) -> xr.DataArray:
-    """The kind of each head, from where it attends (Olsson et al. 2022; Wang et al., arXiv 2211.00593).
+    """How much each head attends as heads of known kinds do (Olsson et al. 2022; Wang et al., 2211.00593).
 
     Each score is the mean, over the queries of a prompt, of the attention to certain keys:
     "previous": the token before; "duplicate": earlier copies of the query's token; "induction": the tokens
@@ -121,9 +121,9 @@ def copying_scores(
     """How often every head would write the token that it attends to: the copying score of arXiv 2211.00593.
 
     A token's value at each layer passes through the head's output weights, the final norm (its scale does not
-    matter) and the unembedding; counted is how often the token is then among the `top` highest of all tokens,
-    minus how often it is among the `top` lowest: 1 for a head that copies, -1 for one that writes against
-    what it sees. BOS is left out.
+    matter) and the unembedding. The score is how often the token is then among the `top` highest of all
+    tokens, minus how often it is among the `top` lowest: 1 for a head that copies, -1 for one that writes
+    against what it sees. BOS is left out.
 
     Args:
         store: holds `v` (with grouped queries, heads of a group share it).

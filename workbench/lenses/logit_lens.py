@@ -43,10 +43,10 @@ def logit_lens(
     vocabulary: Sequence[int] | Tensor | None = None,
     budget: int | None = None,
 ) -> xr.DataArray:
-    """One number of the logits that final norm and unembedding give the residual stream, at every layer and
-    position.
+    """A measure of the logits that the residual stream gives at every layer and position.
 
-    At the last layer's `resid_post` this is the model's own output, exactly.
+    The stream is read by the model's final norm and unembedding. At the last layer's `resid_post` this is
+    the model's own output, exactly.
 
     Args:
         targets: tokens per example (`pairs.answers`); the mean over alternatives is taken (`rank`: the best
@@ -57,7 +57,7 @@ def logit_lens(
             store must hold the last layer's `resid_post`.
         lens: a `TunedLens`, or any function of (rows, layer); the last layer's `resid_post` is never
             translated.
-        vocabulary: token ids: the distribution among these alone, which costs as much less as they are fewer.
+        vocabulary: token ids: the distribution over these alone; fewer tokens cost less.
         budget: bytes for logits; rows are read in chunks that fit.
 
     Returns:

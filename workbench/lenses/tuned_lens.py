@@ -130,8 +130,7 @@ def fit_tuned_lens(
     budget: int = 2**30,
     progress: bool = False,
 ) -> TunedLens:
-    """A tuned lens: one affine map per layer whose read-out gives the last layer's distribution, by KL over a
-    store.
+    """A tuned lens: one affine map per layer, trained by KL to give the last layer's distribution.
 
     Only the store's rows and the model's final norm and unembedding are used; no prompt is run again. Each
     map starts as the least-squares map to the last layer's stream and is trained by Adam with a rate that

@@ -23,7 +23,7 @@ def planted_pairs(
 
     Raises:
         ModelError: there are not so many different prompts.
-        UnknownName: `split`.
+        UnknownName: an unknown split.
 
     >>> import workbench as wb
     >>> planted = wb.planted("induction", n=4)

@@ -206,8 +206,7 @@ def planted(
 
     Raises:
         UnknownName: no such variant or split.
-        ModelError: a size out of range, or more prompts than there
-            are.
+        ModelError: a size out of range, or too few different prompts.
 
     >>> model = planted("induction", n=4)
     >>> model.clean.shape, len(model.edges["corrupt"]), len(model.edges["zero"])

@@ -57,8 +57,7 @@ def causal_check(
     progress: bool = False,
     **where: Any,
 ) -> xr.Dataset:
-    """How the behaviour changes when the direction of a concept's probe is erased or swapped, against random
-    directions.
+    """How the metric changes when a probe's direction is erased or swapped, against random directions.
 
     "erase" sets the activation's part along the probe's direction (all of its directions, for several
     classes) to its mean at that position, "swap" to the part that it has in the corrupt run; the rest of the
@@ -82,9 +81,9 @@ def causal_check(
         examples; `random`, the largest of the random directions' |mean effect|; `p`, the share of directions
         at least as strong; `used`: 1 where the effect is at least `least`, its interval excludes 0, and `p`
         is at most 1 - level. (layer): `accuracy` of the probe, with `_low` and `_high`; `whole`, the change
-        when the whole activation at that site is swapped. Attribute `total`: m(corrupt) - m(clean). All of it
-        is about the probe's direction: another probe of the same concept, as accurate, can have one that the
-        model uses where it does not use this one.
+        when the whole activation at that site is swapped. Attribute `total`: m(corrupt) - m(clean). All of
+        this holds for this probe's direction only: another probe of the same concept may be as accurate and
+        have a direction that the model does use.
 
     Raises:
         ProbeError: features in several heads of `z`, or a probe that is zero.

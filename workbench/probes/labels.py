@@ -199,7 +199,7 @@ class Labels:
 
     @property
     def groups(self) -> np.ndarray:
-        """[row]: the prompt, equal prompts being one: rows of a group go to the same side of a split."""
+        """[row]: the prompt; equal prompts count as one. Rows of a group go to the same side of a split."""
         ids = {prompt_id: i for i, prompt_id in reversed(list(enumerate(self.prompts.ids)))}
         return np.array([ids[self.prompts.ids[i]] for i in self.prompt])
 

@@ -45,8 +45,7 @@ def neuron_maps(
     seed: int = 0,
     budget: int = 2**30,
 ) -> xr.Dataset:
-    """How well each single neuron tells each concept: a logistic probe on its activation alone, classes
-    weighing the same.
+    """How well each neuron alone tells each concept: a logistic probe with classes of equal weight.
 
     Args:
         labels: binary concepts, or several classes, of which each becomes a concept `NAME=CLASS`.

@@ -35,14 +35,14 @@ def read_corpus(
         source: a path to a text file (a text a line) or a .jsonl file, several of them, a Hugging Face
             `Dataset`, or an iterable of texts, of token lists or of rows (mappings).
         column: of rows: text or token ids; None takes `tokens`, `input_ids` or `text`, whichever there is.
-        long: what becomes of a text that is longer than the context: "split", "truncate" or "error".
+        long: what to do with a text that is longer than the context: "split", "truncate" or "error".
         context: tokens per prompt at most, BOS included; None takes the model's.
         limit: prompts at most.
 
     Raises:
         PromptError: a file or column is missing, a text is too long, or nothing is left; file and line are
             named.
-        UnknownName: `long`.
+        UnknownName: an unknown `long`.
 
     >>> import workbench as wb
     >>> read_corpus(wb.load_model("tiny"), ["The dog near the cats is", "Anna met Tom"]).lengths.tolist()

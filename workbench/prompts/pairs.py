@@ -139,7 +139,7 @@ class PromptPairs:
         Args:
             share: of the pairs in the first set, as nearly as the groups allow.
         Raises:
-            PromptError: all pairs hang together, so nothing can be held out.
+            PromptError: shared prompts connect all pairs, so nothing can be held out.
         """
         # Whole groups go to one side, so that what is held out was never seen, not even as a corrupt prompt.
         groups = list(self._connected())

@@ -51,7 +51,7 @@ def report(
     command: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML page that asks the network for nothing, whole or not at all, and return its path.
+    """Write one self-contained HTML page, whole or not at all, and return its path.
 
     Args:
         sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a

@@ -247,8 +247,7 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
-    """The jobs of two sweeps side by side: difference = b - a, with a paired interval where the examples
-    agree.
+    """The jobs of two sweeps side by side: difference = b - a, with a paired interval for equal examples.
 
     Rows are joined on every flag and `what`. A flag that has one label in `a` and another in `b`, such as the
     model, is what is compared: it is not joined on, and `.attrs["apart"]` holds both labels.
