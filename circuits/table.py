@@ -1,6 +1,4 @@
-"""Writes every study's README, and the table in `README.md`, from each `study.json`: `python
-circuits/table.py`
-"""
+"""Write every README and the table in `README.md` from the `study.json`s: `python circuits/table.py`"""
 
 import re
 from pathlib import Path

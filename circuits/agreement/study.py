@@ -1,5 +1,6 @@
-"""Agreement: the verb of a far subject. `python circuits/agreement/study.py [--model tiny] [--out DIR]
-[--check]`
+"""Agreement: the verb of a far subject.
+
+`python circuits/agreement/study.py [--model tiny] [--out DIR] [--check]`
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Attribute binding: whose is which colour. `python circuits/binding/study.py [--model tiny] [--out DIR]
-[--check]`
+"""Attribute binding: whose is which colour.
+
+`python circuits/binding/study.py [--model tiny] [--out DIR] [--check]`
 """
 
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""Facts: the capital of a country. `python circuits/facts/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Facts: the capital of a country.
+
+`python circuits/facts/study.py [--model tiny] [--out DIR] [--check]`
+"""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
-"""Greater-than: which years may follow. `python circuits/greater_than/study.py [--model tiny] [--out DIR]
-[--check]`
+"""Greater-than: which years may follow.
+
+`python circuits/greater_than/study.py [--model tiny] [--out DIR] [--check]`
 """
 
 from pathlib import Path

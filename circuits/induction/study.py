@@ -1,5 +1,6 @@
-"""Induction: what followed the word the last time. `python circuits/induction/study.py [--model tiny] [--out
-DIR] [--check]`
+"""Induction: what followed the word the last time.
+
+`python circuits/induction/study.py [--model tiny] [--out DIR] [--check]`
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Indirect objects: which name is not repeated. `python circuits/ioi/study.py [--model tiny] [--out DIR]
-[--check]`
+"""Indirect objects: which name is not repeated.
+
+`python circuits/ioi/study.py [--model tiny] [--out DIR] [--check]`
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Pronouns: she or he for a name. `python circuits/pronoun/study.py [--model tiny] [--out DIR] [--check]`"""
+"""Pronouns: she or he for a name.
+
+`python circuits/pronoun/study.py [--model tiny] [--out DIR] [--check]`
+"""
 
 from pathlib import Path
 

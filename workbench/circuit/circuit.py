@@ -1,5 +1,4 @@
-"""`Circuit`: a set of edges of a model's graph, with where it came from. It can be compared, drawn, saved and
-evaluated.
+"""`Circuit`: a set of edges of a model's graph, and where it came from; to compare, draw, save, evaluate.
 
 `Circuit.of` builds one and prunes dead ends. Set algebra and `restricted` do not prune: they are exact on
 edges, and a subset of a circuit need not run on its own. `pruned` is what is left of it when it runs.
@@ -321,8 +320,7 @@ class Circuit:
 
     @property
     def collapsed(self) -> "Circuit":
-        """The circuit on the plain graph: an edge is in it if it is at any position and for any neuron of an
-        MLP.
+        """The circuit on the plain graph, with every edge that it has at some position or neuron.
 
         Its scores are the sums over the edges that it stands for and that are in the circuit.
         """

@@ -18,8 +18,7 @@ class CollapsedEdges:
 
 
 def collapse(graph: Graph, edges: np.ndarray, scores: np.ndarray | None) -> CollapsedEdges:
-    """The edges of the plain graph that stand for some of these; their scores are sums over those that have
-    one.
+    """The edges of the plain graph that stand for some of these, with the sum of their known scores.
 
     Args:
         edges, scores: [(pos,) writer, reader] of the finer graph.

@@ -77,8 +77,7 @@ class Comparison:
 
     @property
     def by_component(self) -> pd.DataFrame:
-        """Edges class by class: `side class a b both jaccard precision recall`, NaN where there is nothing to
-        share.
+        """Edges class by class: `side class a b both jaccard precision recall`, NaN where undefined.
 
         Readers are `q k v mlps logits`, writers `input heads mlps`. Classes that neither circuit has are left
         out.
@@ -95,8 +94,7 @@ class Comparison:
 
     @property
     def by_role(self) -> pd.DataFrame:
-        """Nodes by role, where one of the circuits gives roles: `role a b both jaccard precision recall
-        missing`.
+        """Nodes by role, where a circuit gives roles: `role a b both jaccard precision recall missing`.
 
         `missing` names the nodes of that role that b lacks.
         """

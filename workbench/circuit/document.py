@@ -1,5 +1,4 @@
-"""The workbench's own circuit files: JSON that names the edges of a circuit, its graph, its model and its
-prompts.
+"""The workbench's own circuit files: JSON that names a circuit's edges, graph, model and prompts.
 
 `CircuitDocument` is what a file says, `read_document` and `write_document` are the way in and out. A file
 that was damaged or cut is refused, and so is one whose edges its own graph does not have. Files of other

@@ -171,9 +171,7 @@ def _theirs(component: str) -> str:
 
 
 def to_foreign(circuit: Circuit, sign: float) -> ForeignCircuit:
-    """What a file of another tool holds of our circuit: a column for every query head, in the order of
-    EAP-IG.
-    """
+    """What another tool's file holds of our circuit: a column for every query head, in EAP-IG's order."""
     graph, shape = circuit.graph, circuit.graph.shape
     targets = []
     for layer in range(shape.n_layers):

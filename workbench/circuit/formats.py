@@ -1,5 +1,4 @@
-"""Circuit files of this and of other tools: `read_circuit` and `write_circuit`; `FORMATS` is the list they
-use.
+"""Circuit files of this and other tools: `read_circuit` and `write_circuit`, by the list `FORMATS`.
 
 EAP-IG and MIB write a graph as JSON or as a torch file: `foreign_files.py` reads and writes those, and
 `foreign.py` says what they mean. Here it is decided which format a file has, and every error names the file.

@@ -1,5 +1,4 @@
-"""The writer x reader graph of a decoder: who adds to the residual stream, who reads it, and who comes before
-whom.
+"""The writer x reader graph of a decoder: who adds to the residual stream, who reads it, in which order.
 
 Writers: `input`, every head `a{l}.{h}`, every MLP `m{l}`. Readers: q of every head, k and v of every kv head,
 every MLP, `logits`. An edge (u, v) exists when u has been added to the stream before v reads it; a block

@@ -1,6 +1,4 @@
-"""Checkers of lesson 4: heads named by where they attend, and twins that attend alike and copy
-differently.
-"""
+"""Checkers of lesson 4: heads named by where they attend; twins that attend alike but copy differently."""
 
 from collections.abc import Mapping
 from functools import lru_cache

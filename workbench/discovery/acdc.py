@@ -1,5 +1,4 @@
-"""ACDC: try every edge, from the logits down, and leave out those whose removal costs little (Conmy et al.
-2304.14997).
+"""ACDC: try every edge, from the logits down, and leave out those that cost little (Conmy et al. 2304.14997).
 
 Most edges are left out, so several are tried at once: run k has the next k edges removed. The results are
 read in order, up to the first edge whose removal costs too much; so the circuit is exactly that of one edge

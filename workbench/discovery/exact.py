@@ -19,8 +19,7 @@ MASKS_AT_ONCE = 2**27
 def exact_scores(
     circuits: Circuits, *, present: np.ndarray | None = None, progress: bool = False
 ) -> np.ndarray:
-    """[example, (pos,) writer, reader]: m(present) - m(present without the edge); 0 for edges that are not
-    present.
+    """[example, (pos,) writer, reader]: m(present) - m(present without the edge); 0 for absent edges.
 
     Args:
         present: bool [(pos,) writer, reader], the edges that are there; None: all.

@@ -1,5 +1,4 @@
-"""Learned masks: a hard-concrete gate on every edge or component, trained until a stated share of them is
-open.
+"""Learned masks: a hard-concrete gate on every edge or component, trained until a set share is open.
 
 Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components;
 what is closed carries the patched value. Gates: Louizos et al. 1712.01312. Begin with `learn_circuit`.
@@ -134,9 +133,7 @@ def learn_circuit(
 
 
 class _Gates:
-    """A gate on every edge, or on every writer but the input (then it holds for all edges that leave the
-    writer).
-    """
+    """A gate on every edge, or on every writer but the input for all the edges that leave it."""
 
     def __init__(self, graph: Graph, on: str, seed: int) -> None:
         if on not in GATED:

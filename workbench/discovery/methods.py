@@ -1,5 +1,4 @@
-"""Every method of discovery behind one call: `find_by` returns a `Discovery`, whichever of `METHODS` found
-it.
+"""Every method of discovery in one call: `find_by` returns a `Discovery`, whichever of `METHODS` it used.
 
 Scores that are cut (`scores`, `search`), ACDC (`acdc`) and learned masks (`masks`). Nothing here evaluates a
 circuit.

@@ -28,8 +28,7 @@ class ScoreTable:
 def labelled(
     table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]
 ) -> xr.DataArray:
-    """Scores as an array over the kept axes and (writer, reader), or over one axis `edge` for a graph with
-    neurons.
+    """Scores over the kept axes and (writer, reader), or over one axis `edge` for a graph with neurons.
 
     Args:
         table: [example or 1, pos or class of positions or 1, writer, reader].

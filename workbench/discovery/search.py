@@ -1,5 +1,4 @@
-"""From scores of edges or nodes to a circuit: the best ones, those that grow from the logits, or as few as
-suffice.
+"""From scores of edges or nodes to a circuit: the best, those grown from the logits, or as few as suffice.
 
 Read `find_circuit` first. Arrays of scores are read and refused by `score_arrays.py`; nothing here scores.
 """

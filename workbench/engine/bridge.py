@@ -51,8 +51,7 @@ def child(component: Any, name: str) -> Any:
 
 
 def norm(component: Any) -> Norm:
-    """A norm over the last axis, computed as the bridge computes it but without its hooks; the identity for
-    None.
+    """A norm over the last axis, as the bridge computes it but without its hooks; None: the identity.
 
     Gradients flow to the input, not to the weights where they are applied here.
     """

@@ -97,9 +97,7 @@ class Request:
     threads: int | None = None
 
     def rows(self) -> tuple[Int[np.ndarray, "example"], Int[Tensor, "row"] | None]:
-        """How many rows each prompt gets, and the position of each row, prompt after prompt (None: all of
-        them).
-        """
+        """How many rows each prompt gets, and each row's position, prompt after prompt (None: all)."""
         lengths = self.prompts.lengths.cpu()
         if self.keep == "all":
             return lengths.numpy().astype(np.int64), None

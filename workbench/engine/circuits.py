@@ -91,8 +91,7 @@ CIRCUIT_PASS_BYTES = 2**27
 
 
 class Circuits:
-    """The metric of any number of circuits of one graph on the same prompts, with the same counterfactual
-    value.
+    """The metric of any number of circuits of one graph, on the same prompts and counterfactual value.
 
     Args:
         value: the counterfactual value, which edges outside of a circuit carry.

@@ -17,8 +17,7 @@ from workbench.sites import KINDS, Site
 
 
 def bind(model: Model, rows: Expansion, value: Value, *, side: str = "clean") -> Bound:
-    """A value made ready for the rows of pairs; stores are asked for the prompts of the pairs, without
-    answers.
+    """A value made ready for the rows of pairs; stores are asked for the pairs' prompts, without answers.
 
     Args:
         side: "clean" or "corrupt", the run that is edited.

@@ -1,5 +1,4 @@
-"""`mixed`: what readers see when each edge carries one value or the other, a weighted sum of what writers
-wrote.
+"""`mixed`: what readers see when each edge carries one of two values, a weighted sum of what writers wrote.
 
 Both engines' circuit runs take it. `token_classes` says which position of a graph each token is at.
 """

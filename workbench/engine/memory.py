@@ -1,5 +1,4 @@
-"""`memory_budget` and `rows_per_forward`: how much working memory a call may take, and how many prompts that
-holds.
+"""`memory_budget` and `rows_per_forward`: the working memory of a call, and how many prompts it holds.
 
 An estimate from a model's sizes; nothing is measured and nothing is run.
 """

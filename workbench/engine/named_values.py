@@ -1,5 +1,4 @@
-"""Values by name: the one table from a name, as commands, sweep specs and files spell it, to the value it
-means.
+"""Values by name: one table from names, as commands, sweep specs and files spell them, to values.
 
 The names are `NAMES`. `clean` and `corrupt` are the two runs of a pair; the run that is edited (`base`)
 cannot be its own value. Without a name the value is the other run. `other` and `from_store` are older
@@ -89,8 +88,7 @@ MEANINGS: Mapping[str, str] = {name: entry.meaning for name, entry in _TABLE.ite
 def canonical_name(
     name: str | None, *, base: str = "clean", choices: Sequence[str] = NAMES, argument: str = "value"
 ) -> str:
-    """The one spelling of a value's name; `None`, `other` and `from_store` become the side that is not the
-    base.
+    """The one spelling of a value's name; `None`, `other`, `from_store` become the side that is not the base.
 
     Numbers keep their spelling (`constant:2` is not made `constant:2.0`), because keys of sweep jobs hold it.
 

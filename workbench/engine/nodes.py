@@ -97,8 +97,7 @@ def writer(name: str, shape: Shape) -> Writer:
 
 
 def readers(name: str, shape: Shape) -> tuple[Reader, ...]:
-    """The readers that a name means, as in `a9.6<q>`, `m3`, `logits`, `a9.6<k>@END`; a bare head is its
-    three.
+    """The readers that a name means, as in `a9.6<q>`, `m3`, `logits`, `a9.6<k>@END`; a bare head means three.
 
     Raises:
         SiteError: no such node, a writer that reads nothing, or one that the model lacks.

@@ -58,8 +58,7 @@ def run(
     record: Iterable[SiteLike] = (),
     other: Prompts | None = None,
 ) -> Run:
-    """One forward pass with edits: its logits [example, pos, vocab], and the recorded activations by (kind,
-    layer).
+    """One forward pass with edits: logits [example, pos, vocab], and activations recorded by (kind, layer).
 
     Args:
         tokens: prompts, texts, a tensor [example, pos] without padding, or lists of token ids.

@@ -1,5 +1,4 @@
-"""Values that are read from a store of activations: `FromStore` (patching), `Mean` and `Resample`
-(ablations).
+"""Values read from a store of activations: `FromStore` (patching), `Mean` and `Resample` (ablations).
 
 Each is checked against the model and the prompts when it is bound; the rows are read when they are written.
 Use the functions `from_store`, `mean` and `resample` of `values.py` to make one.

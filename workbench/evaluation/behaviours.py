@@ -29,8 +29,7 @@ METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clea
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What one method finds for one behaviour. Everything but the choice of edges is measured on held-out
-    prompts.
+    """What one method finds for one behaviour; all but the choice of edges is measured on held-out prompts.
 
     Attributes:
         n_edges: the fewest best-scored edges that keep `share` of the behaviour on the prompts of the search.

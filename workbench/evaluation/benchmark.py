@@ -1,5 +1,4 @@
-"""The benchmark: every method on every model whose circuit is known by construction, and on the tasks of
-`tiny`.
+"""The benchmark: every method on every model of known circuit, and on the tasks of `tiny`.
 
 `bench_circuits` yields a `Row` for each; `overview` sums them up. Against known edges: both areas under the
 ROC curve and the precision at the true size, ranked by the size of scores, on the edges that the kind of

@@ -1,5 +1,4 @@
-"""How well a circuit stands for the model: `evaluate` for its faithfulness and checks, `minimality` node by
-node.
+"""How well a circuit stands for the model: `evaluate` (faithfulness, checks) and `minimality` (per node).
 
     faithfulness(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 

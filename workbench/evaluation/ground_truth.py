@@ -28,8 +28,7 @@ Truth = Iterable[Edge | str] | Bool[np.ndarray, "..."]
 
 
 def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
-    """The chance that a true edge outranks a false one, ties counting half: the ordinary area under the ROC
-    curve.
+    """The chance that a true edge outranks a false one, ties counting half: the ordinary AUROC.
 
     (sum of the ranks of the true edges - t(t + 1)/2) / (t f), of t true and f false edges.
 

@@ -112,8 +112,7 @@ def equivalence(tested: TestedCircuit) -> HypothesisOutcome:
 
 
 def independence(tested: TestedCircuit) -> HypothesisOutcome:
-    """Null: s_-C and s_M are independent over examples: what is left knows nothing of how well the model
-    does.
+    """Null: s_-C and s_M are independent over examples: what is left does not know how well the model does.
 
     Statistic: HSIC. p: permutations of the examples. A rejection speaks against the circuit. A constant s_-C
     is independent of everything; where s_M is constant there is nothing to test (p is NaN). The patched value

@@ -36,8 +36,7 @@ def explain(
     budget: int | None = None,
     readout: torch.dtype | None = None,
 ) -> CallPlan:
-    """The plan of `effects(..., sites=)` or, without sites, of `path_effects(..., senders=, receivers=,
-    paths=)`.
+    """The plan of `effects(..., sites=)`; without sites, of `path_effects(senders=, receivers=, paths=)`.
 
     It says which engine takes the call and why, how many edited prompts are run and how many skipped as
     provably zero, the FLOPs and token-layers of it, and the peak memory under the budget. Nothing is run,

@@ -1,5 +1,4 @@
-"""Effects estimated from gradients: one linear step at the base run, or the mean gradient on the way to the
-edit.
+"""Effects estimated from gradients: one linear step at the base run, or the mean gradient towards the edit.
 
 `gradient`, `integrated` and `atp_star` are the methods of `effects`. All run in batches of examples whose
 forward and backward pass fit into the budget.
@@ -44,8 +43,7 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
 def integrated(
     runs: MeasuredRuns, elements: Elements, bound: Bound, *, steps: int, progress: bool
 ) -> tuple[Tensor, dict[Key, Tensor]]:
-    """[example, element]: (e(a) - a) . the mean gradient at `steps` midpoints on the straight way from a to
-    e(a).
+    """[example, element]: (e(a) - a) . the mean gradient at `steps` midpoints between a and e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
 
@@ -76,8 +74,7 @@ def integrated(
 
 
 def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
-    """[example, element]: first-order effects with attention recomputed for queries and keys, and with layers
-    dropped.
+    """[example, element]: first-order effects, with attention recomputed for q and k and layers dropped.
 
     The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own
     layer is left out where it would see nothing); the sign is that of the plain estimate. Queries and keys

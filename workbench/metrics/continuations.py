@@ -144,9 +144,7 @@ def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[
 def _with_answers(
     model: Model, prompts: Prompts, owner: Sequence[int], prefixes: Sequence[Sequence[int]]
 ) -> Prompts:
-    """For each row its example's prompt with answer tokens after it; named positions and `END` stay the
-    prompt's.
-    """
+    """Each row's prompt with answer tokens after it; named positions and `END` stay the prompt's."""
     context = Shape.of(model).n_ctx
     rows, strings, positions = [], [], []
     for i, tokens in zip(owner, prefixes, strict=True):

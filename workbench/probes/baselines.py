@@ -46,8 +46,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Activations shifted and scaled per column by their training rows, and erased where asked, as two
-    products.
+    """Activations shifted and scaled per column by training rows, and erased where asked, as two products.
 
     Attributes:
         shift, scale: [column, feature].

@@ -1,5 +1,4 @@
-"""Whether a model uses what a probe reads (`causal_check`): its direction is erased or swapped, the behaviour
-measured.
+"""Whether a model uses what a probe reads (`causal_check`): erase or swap its direction, measure the metric.
 
 A probe that decodes shows that something can be read, not that the model reads it (Elazar et al., arXiv
 2006.00995). The control is random directions drawn from the same activations, so that edits along them are as

@@ -184,8 +184,7 @@ def deal(
     *,
     n_classes: int = 0,
 ) -> Int[np.ndarray, "row"]:
-    """[row]: the index of the share that each row goes to: whole groups, at random, with every class in
-    proportion.
+    """[row]: the index of the share that each row goes to: random whole groups, every class in proportion.
 
     A group counts for the rarest of its classes; numbers (`n_classes=0`) count as four classes by rank of the
     group's mean.
@@ -251,8 +250,7 @@ def shuffled(codes: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int)
 
 
 def by_type(codes: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
-    """A control task's labels: every type gets the label of a random row, so that classes stay about as
-    frequent.
+    """A control task's labels: every type gets a random row's label, so class frequencies stay about equal.
 
     The first types get one class each, so that none is missing. Source: Hewitt and Liang, arXiv 1909.03368.
     """

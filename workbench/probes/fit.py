@@ -1,5 +1,4 @@
-"""Sparse probes over a store: sites x concepts x k x selectors x controls in one call (Gurnee et al., arXiv
-2305.01610).
+"""Sparse probes over a store: sites x concepts x k x selectors x controls at once (Gurnee et al. 2305.01610).
 
 Read `fit_probes`, then `Probes`. Features are chosen and probes fitted on training rows, and judged on
 held-out ones that share no prompt with them. Every control is one more column of the same batched solve.
@@ -45,8 +44,7 @@ class Probes:
     baselines: xr.Dataset | None
 
     def direction(self, concept: str, **where: Any) -> Float[Tensor, "*axes"]:
-        """The probe of a concept as a vector in activation space: its logit is activation times vector plus
-        intercept.
+        """The probe of a concept as a vector: its logit is activation times vector plus intercept.
 
         Zero but at the selected features; of the shape that the site has ([d_model], [neuron] or [head,
         d_head]).

@@ -1,5 +1,4 @@
-"""Probes on chosen features: gather the columns' rows and features, scale, solve all at once, predict
-(`fit`).
+"""Probes on chosen features: gather the columns' rows and features, scale, solve together, predict (`fit`).
 
 How every probe is fitted is said by `ProbeSettings`. Which features a probe gets is not decided here.
 """

@@ -22,8 +22,7 @@ POWER_STEPS = 20
 
 
 def l1(activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings) -> Selection:
-    """Features by when they enter the path of an L1-penalised fit on standardised features, then by their
-    coefficient.
+    """Features by when they enter the path of a standardised L1-penalised fit, then by their coefficient.
 
     Proximal gradient steps with momentum (Beck and Teboulle 2009) for all columns together, from the largest
     penalty down.

@@ -142,9 +142,9 @@ class Labels:
 
     @classmethod
     def from_dataframe(cls, store: Any, frame: pd.DataFrame, *, source: str = "table") -> "Labels":
-        """Labels from columns `prompt` (index or id), `pos` (index or name) or `start`, `end` (a span), and
-        concepts.
+        """Labels from columns: prompts, positions and concepts.
 
+        Columns are `prompt` (index or id), `pos` (index or name) or `start`, `end` (a span), and concepts.
         Cells of text that are all numbers are numbers, `true` and `false` are bools.
         """
         names = [str(name).strip() for name in frame.columns]

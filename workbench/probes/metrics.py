@@ -1,5 +1,4 @@
-"""How good predictions are (`scores`), under resampled groups (`resamples`), and how many bits they leave
-(`bits`).
+"""How good predictions are (`scores`), under resampled groups (`resamples`); bits they leave (`bits`).
 
 Everything is computed for all bootstrap draws at once: a draw is a weighting of the rows.
 """

@@ -1,5 +1,4 @@
-"""A probe of one feature for every neuron of every layer: how well each neuron tells each concept
-(`neuron_maps`).
+"""A probe of one feature for every neuron of every layer: how well it tells each concept (`neuron_maps`).
 
 The problems have two unknowns and there are many of them, so they have a Newton method of their own
 (`_single`).
@@ -253,8 +252,7 @@ def _step(sides: tuple[Tensor, Tensor], at: Tensor, l2: float, curvature: Tensor
 def _auc(
     negative: Float[np.ndarray, "neuron negative"], positive: Float[np.ndarray, "neuron positive"]
 ) -> np.ndarray:
-    """The share of (positive, negative) pairs of rows that each neuron's activation orders right; ties count
-    half.
+    """The share of (positive, negative) row pairs that each neuron's activation orders right; ties are half.
 
     The label is the last bit of the number as an integer of the same order, so that one plain sort ranks
     both. Where rows tie, the sort puts one class first; the mean of both orders is taken.

@@ -1,5 +1,4 @@
-"""Which k features a probe gets: `SELECTORS`, each by its name. They see training rows only, all columns at
-once.
+"""Which k features a probe gets: `SELECTORS`, by name. They see training rows only, all columns at once.
 
 A selector is called with (activations, columns, ks, settings) and gives [column, k] feature indices for every
 k. `welch`, `mean-difference` and `mutual-information` rank features once, from sums over one or two passes;

@@ -23,8 +23,7 @@ from workbench.probes.tables import Tables
 
 @dataclass(frozen=True, eq=False)
 class RowSet:
-    """The labelled rows of one position (or all of them), and (train, test) masks [concept, row] of every
-    fit.
+    """The labelled rows of one position (or of all), and every fit's (train, test) masks [concept, row].
 
     The last fit's probes are kept.
     """

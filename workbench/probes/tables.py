@@ -1,5 +1,4 @@
-"""The labelled arrays that probes are written into, cell by cell (`Tables`): every cell is NaN until it is
-measured.
+"""The labelled arrays that probes are written into (`Tables`): every cell is NaN until it is measured.
 
 `judge.Judge` scores predictions; `cell_of` finds one cell of a result by its labels. Nothing is fitted here.
 """

@@ -28,8 +28,7 @@ def top_tokens(
     strings: Sequence[str] | None = None,
     title: str = "Likeliest tokens",
 ) -> Panel:
-    """The likeliest tokens at every layer and position of one prompt, from the Dataset of
-    `workbench.top_tokens`.
+    """The likeliest tokens at every layer and position of one prompt, from `workbench.top_tokens`.
 
     Args:
         lens: (example, layer, pos, rank) `token` ids and `prob`; `example` may have been selected already.

@@ -26,8 +26,7 @@ def neurons(
     names: Sequence[object] | None = None,
     title: str = "Neuron activations",
 ) -> Panel:
-    """Tokens of one or several prompts on the colour of a neuron's activation, with a choice of layer and
-    neuron.
+    """Tokens of one or more prompts, coloured by a neuron's activation, with a choice of layer and neuron.
 
     Args:
         strings: token strings of one prompt, or of several.

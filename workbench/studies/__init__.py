@@ -1,5 +1,4 @@
-"""Studied circuits: a behaviour's circuit with an account of how it works, and the evidence for and against
-it.
+"""Studied circuits: a behaviour's circuit, an account of how it works, and the evidence for and against.
 
 `study` (what is particular to a behaviour) builds on `circuit_experiment` (the circuit with its measurements
 and edits), both on the words in `prediction`. `measure` turns a study and a model into `evidence`, the data

@@ -21,9 +21,7 @@ _DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
 SLACK = 0.002
 """How far a mean may lie outside the other interval: as far as bootstrap ends move between machines."""
 ENDS = 0.1
-"""How far the ends of an interval may move, as a share of its width: another order of summation resamples
-near-ties.
-"""
+"""How far an interval's ends may move, as a share of its width: another order of sums turns near-ties."""
 CLOSE = 0.01
 """How far numbers without an interval may differ, as a share of their size."""
 

@@ -1,6 +1,4 @@
-"""The command of a study: `write` studies a model and writes its folder, `main` is the command line of a
-`study.py`.
-"""
+"""The command of a study: `write` studies a model and fills its folder; `main` is a `study.py`'s command."""
 
 import shlex
 import sys

@@ -1,5 +1,4 @@
-"""The words of a study: `Estimate` (a number with its interval), `Role` (a rule that names heads) and
-`Prediction`.
+"""The words of a study: `Estimate` (a number, its interval), `Role` (a rule that names heads), `Prediction`.
 
 They are plain data and rules; nothing here knows a model or a circuit.
 """

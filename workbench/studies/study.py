@@ -48,8 +48,7 @@ class Study:
     reference: str | None = None
 
     def experiment(self, model: Model, *, n: int | None = None, seed: int = 0) -> CircuitExperiment:
-        """The circuit of this behaviour in a model, found on training prompts, ready to be tested on held-out
-        ones.
+        """This behaviour's circuit in a model, found on training prompts, to be tested on held-out ones.
 
         Args:
             n: prompts to find it on, and as many held-out ones; None takes the study's.

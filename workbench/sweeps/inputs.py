@@ -52,8 +52,7 @@ class JobSetting:
 
 
 class JobInputs:
-    """Models, prompts and stores that jobs share: the latest of each, of prompts and stores one for each
-    split.
+    """Models, prompts and stores that jobs share: the latest of each; of prompts and stores, one per split.
 
     Jobs come group by group, so that the latest is nearly always the one that is wanted next.
 

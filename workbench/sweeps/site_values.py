@@ -68,8 +68,7 @@ def optimal(
     rate: float = 0.1,
     copies: int = 16,
 ) -> BySite:
-    """For each site its optimal constant: written in every example, it leaves the metric nearest to the base
-    run's.
+    """For each site its optimal constant: in every example, it leaves the metric nearest to the base run's.
 
     The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant on the
     way is kept, so that it is never worse than the mean. Each site has its own, whatever it is edited

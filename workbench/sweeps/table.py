@@ -1,5 +1,4 @@
-"""What a sweep measured, read from its folder: `load_sweep` returns a `Sweep`, with tables and labelled
-arrays.
+"""What a sweep measured, read from its folder: `load_sweep` returns a `Sweep` with tables and arrays.
 
 Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made of the same records. Nothing is
 run here.

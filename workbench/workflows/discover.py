@@ -1,5 +1,4 @@
-"""The main job in one call: find the circuit of a behaviour, measure how far it can be trusted, write a
-report.
+"""The main job in one call: find a behaviour's circuit, measure how far it can be trusted, write a report.
 
 `discover` is the call, `DiscoveryRun` (in `discovery_run`) what it returns; `discover_page` makes the
 report's sections.

@@ -1,5 +1,4 @@
-"""One table of effects from names alone, with its picture: what `workbench effects` and `workbench paths`
-run.
+"""One table of effects from names, with its picture: what `workbench effects` and `workbench paths` run.
 
 A `Question` says what is asked, in names; `write` saves the answer, `strongest` puts it into lines of text.
 """
@@ -28,8 +27,8 @@ from workbench.sites import Position, grid, kind_named
 from workbench.statistics import summary
 from workbench.tasks.registry import PAIR_READERS, find_task, pairs_of
 
-# Those of `named_values.NAMES` that need nothing but the prompts: no number (`constant:X`, `scale:X`) and no
-# fit (`optimal`).
+# Those of `named_values.NAMES` that need only the prompts: no number (`constant:X`, `scale:X`), no fit
+# (`optimal`).
 VALUES = ("clean", "corrupt", "zero", "mean", "resample")
 """What can be written; of `clean` and `corrupt` the one that is not edited."""
 Nodes = Sequence[str | tuple[str, ...]]

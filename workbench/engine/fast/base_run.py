@@ -28,8 +28,7 @@ _NEEDS = {
     "mlp_post": ("mlp_post",), "mlp_out": ("mlp_out",), "embed": ("embed",), "pos_embed": ("pos_embed",),
 }  # fmt: skip
 
-# What edited runs need of every layer, whatever is edited: streams to depart from, and keys and values to
-# attend to.
+# What edited runs need of every layer: streams to depart from, and keys and values to attend to.
 ALWAYS = ("resid_pre", "resid_mid", "v", "k rotated")
 
 

@@ -14,9 +14,7 @@ from workbench.render.figures.notes import noted, over_examples
 
 MOST_BARS, MOST_NEURONS = 60, 64
 STRONGEST = 24
-"""The strongest 24 cells are shown of an axis that has more than `MOST_BARS` (edges, paths) or
-`MOST_NEURONS`.
-"""
+"""Cells shown, the strongest, of an axis with more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
 
 
 def axes_of_cells(result: xr.DataArray) -> list[str]:

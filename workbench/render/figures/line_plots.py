@@ -142,8 +142,7 @@ def draw_line(
 
 
 def side_by_side(dataset: xr.Dataset, names: Sequence[str], axis: str, *, quantity: str) -> xr.Dataset:
-    """Variables NAME with their NAME_low and NAME_high as `mean`, `low`, `high` over a new axis of their
-    names.
+    """Variables NAME, NAME_low and NAME_high as `mean`, `low`, `high` over a new axis of their names.
 
     A variable without an interval has NaN there.
     """

@@ -25,8 +25,7 @@ from workbench.text import visible
 def token_table(
     result: xr.Dataset, *, title: str | None = None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """The likeliest token at every layer and position of one prompt (the first one), coloured by its
-    probability.
+    """The likeliest token at every layer and position of the first prompt, coloured by its probability.
 
     Args:
         result: of `top_tokens`; its coordinate `text` says what the tokens are, otherwise their ids are

@@ -42,7 +42,8 @@ def layer(block: Any, *, scale: float, act: Act) -> Layer:
         raise Unsupported(f"its blocks norm what their parts write ({', '.join(extra)})")
     if mlp is None:
         return attention
-    # Parallel blocks of one norm, such as GPT-J would have (it has no family here yet), have no `ln2`: attention and MLP read the same normed stream.
+    # Parallel blocks of one norm have no `ln2`: attention and MLP read the same normed stream, as they would
+    # in GPT-J, which has no family here.
     return replace(
         attention,
         mlp_norm=norm(children.get("ln2", children.get("ln1"))),
