@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from browsers import BROWSER
 
 from workbench.course import LESSONS
 from workbench.course.exercises import exercises
@@ -61,6 +62,9 @@ def test_students_do_not_find_the_solutions():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    BROWSER is not None, reason="test_jupyterlab runs the same notebooks, with the same claims"
+)
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.module)
 def test_the_solutions_run(lesson):
     ran = run_notebook(make["places"](source(lesson))[True])
