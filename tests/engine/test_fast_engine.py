@@ -195,7 +195,9 @@ def check_any_edit(call):
         return
     assert got.attrs["engine"] == "staircase"
     size = max(1.0, float(run(model, pairs.side(base)).logits.abs().max()))
-    exact = 1e-7 if which[0] in ("llama", "qwen2") else 1e-10  # they have norms and softmax in float32
+    # These norm and take their softmax in float32 even in float64 models: a few of its rounding errors (6e-8) pass
+    # through two layers (1.2e-7 seen with AVX2 kernels).
+    exact = 2e-6 if which[0] in ("llama", "qwen2") else 1e-10
     assert close(got, expected, tolerance=exact if which[1] == torch.float64 else 1e-5, scale=size)
 
 

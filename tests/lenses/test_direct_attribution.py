@@ -65,9 +65,9 @@ def test_a_heads_part_is_what_a_frozen_norm_and_unembedding_make_of_its_output(f
         written = written - written.mean(-1, keepdim=True) if family == "gpt2" else written
         wanted = written * scale[:, None] * norm.weight.detach()
         wanted = (wanted * model.W_U.detach()[:, pairs.answers[:, 0, 0]].T).sum(-1)
-        assert distance(got.sel(component=f"a1.{head}"), wanted) < (
-            1e-9 if family == "gpt2" else 1e-7
-        )  # Llama norms in float32
+        # Llama norms in float32 even in a float64 model: its rounding is 6e-8.
+        tolerance = 1e-9 if family == "gpt2" else 1e-6
+        assert distance(got.sel(component=f"a1.{head}"), wanted) < tolerance
 
 
 def test_alternatives_are_averaged_and_levels_agree():
