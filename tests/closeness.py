@@ -5,7 +5,6 @@ right results can be grows with the numbers that were summed, not with the singl
 cancellation. Absolute tolerances fail on one processor and let errors through elsewhere.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,3 @@ def close(ours: Any, theirs: Any, *, tolerance: float | None = None, scale: floa
         kinds = [as_array(one).dtype for one in (ours, theirs)]
         tolerance = max(TOLERANCE.get(kind, 1e-10) for kind in kinds)
     return distance(ours, theirs, scale=scale) <= tolerance
-
-
-def all_close(pairs: Sequence[tuple[Any, Any]], **settings: Any) -> bool:
-    """Whether every pair of results agrees."""
-    return all(close(ours, theirs, **settings) for ours, theirs in pairs)
