@@ -34,6 +34,8 @@ _QUIET = (
 )
 _THERE = "!!document.querySelector('.jp-NotebookPanel .jp-Notebook .jp-Cell')"
 _NOTEBOOK = "jupyterapp.shell.currentWidget.context"
+# The cells may stand there before their panel is the current one, so the panel is asked for until it is.
+_LOADED = f"!!jupyterapp.shell.currentWidget?.context && {_NOTEBOOK}.ready.then(() => true)"
 
 
 @dataclass
@@ -130,7 +132,7 @@ class Lab:
                 seen.wait("window.jupyterapp !== undefined")
                 page.evaluate("async () => { await jupyterapp.restored; }")
                 seen.wait(_THERE)
-                page.evaluate(f"async () => {{ await {_NOTEBOOK}.ready; }}")
+                seen.wait(_LOADED)
                 yield seen
             finally:
                 browser.close()
