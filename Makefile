@@ -11,16 +11,15 @@ demo: $(PACKAGE)
 	$(BIN)/workbench discover ioi --model tiny
 
 test: $(TOOLS)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" --durations 15 --numprocesses auto --dist worksteal
 
 # Axis names and types of tensors, checked at run time: on everything that would take three times as long.
 TYPED := workbench.engine,workbench.interventions,workbench.discovery,workbench.stores,workbench.prompts,workbench.circuit
 test-types: $(TOOLS)
-	$(BIN)/python -m pytest -m types --numprocesses auto --dist worksteal --jaxtyping-packages=$(TYPED),beartype.beartype
+	$(BIN)/python -m pytest -m types --durations 15 --numprocesses auto --dist worksteal --jaxtyping-packages=$(TYPED),beartype.beartype
 
 test-slow: $(TOOLS)
-	$(BIN)/python -m pytest -m slow -rs --numprocesses auto --dist worksteal tests/course
-	$(BIN)/python -m pytest -m slow -rs --ignore tests/course
+	$(BIN)/python -m pytest -m slow -rs --durations 15 --numprocesses auto --dist loadgroup
 
 check: $(TOOLS)
 	$(BIN)/ruff format --check .

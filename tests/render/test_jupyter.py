@@ -16,7 +16,8 @@ from nbformat import v4
 from notebooks import lab, run_all
 from workbench.render.plots import plot
 
-pytestmark = pytest.mark.slow
+# One group: they share a server.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("jupyter")]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NATURAL = (

@@ -337,6 +337,7 @@ def test_two_processes_do_not_write_the_same_shard(copy):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("kills")
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_two_workers_write_what_one_process_writes(tmp_path, backend):
     if backend == "ray":
@@ -372,6 +373,7 @@ def test_a_store_is_not_made_where_something_is(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("kills")
 def test_workers_of_a_script_without_a_main_guard(tmp_path):
     """Processes that are started anew would run such a script again, and start processes of their own."""
     script = tmp_path / "script.py"

@@ -23,7 +23,8 @@ from workbench.sweeps.lock import LOCK
 from workbench.sweeps.log import LOG, last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 
-pytestmark = pytest.mark.slow
+# One group: tests that kill processes and start Ray run one after the other, beside all others.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
 TESTS = Path(__file__).parents[1]
 SPEC = {
     "preset": "head-ablation",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -13,6 +14,7 @@ from closeness import close
 
 import workbench as wb
 from workbench.errors import OutputExists, SweepError
+from workbench.sweeps import runner
 from workbench.sweeps.lock import LOCK
 from workbench.sweeps.log import LOG, last_tries, read_log
 from workbench.sweeps.runner import run_sweep
@@ -245,3 +247,26 @@ def test_a_tracker_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
     run(HEADS, tmp_path, on_row=tracker)
     assert len(read_log(tmp_path)) == 32
     assert "tracker is down" in "".join(capsys.readouterr())
+
+
+class InterruptedWhenDeleted:
+    """Ctrl-C comes while it is deleted, where Python drops the exception."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_stops_the_sweep_after_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "BATCH", 8)
+    doomed = [InterruptedWhenDeleted()]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a script of one's own
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(HEADS, tmp_path, on_row=lambda row: doomed.clear())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(read_log(tmp_path)) == 8
+    run(HEADS, tmp_path)
+    assert len(read_log(tmp_path)) == 32

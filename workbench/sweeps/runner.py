@@ -24,6 +24,7 @@ from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
 from workbench.sweeps.inputs import JobInputs, JobSetting
+from workbench.sweeps.interrupts import interrupts_kept
 from workbench.sweeps.jobs import Job, SweepPlan, plan
 from workbench.sweeps.lock import locked
 from workbench.sweeps.log import FLAGS, Log, LogRow, last_tries, read_log
@@ -132,7 +133,15 @@ def run_sweep(
                 )
             )
             workforce = stack.enter_context(pool(backend, workers, inputs, address=address))
-            _run(todo, workforce, log, workers=workers, retries=retries, on_row=on_row, bar=bar)
+            raise_lost_interrupt = stack.enter_context(interrupts_kept())
+
+            def after_batch(rows: Sequence[LogRow]) -> None:
+                if on_row is not None:
+                    for row in rows:
+                        _report(on_row, row)
+                raise_lost_interrupt()
+
+            _run(todo, workforce, log, workers=workers, retries=retries, after_batch=after_batch, bar=bar)
         sweep = load_sweep(folder)
         if not sweep.status().remaining:
             with whole(folder / TABLE) as partial:
@@ -147,10 +156,14 @@ def _run(
     *,
     workers: int,
     retries: int,
-    on_row: Callable[[LogRow], None] | None,
+    after_batch: Callable[[Sequence[LogRow]], None],
     bar: Any,
 ) -> None:
-    """Run the jobs and log a row for every try, until each has been measured or has used up its tries."""
+    """Run the jobs and log a row for every try, until each has been measured or has used up its tries.
+
+    Args:
+        after_batch: is called with a batch's rows once they are on the disk.
+    """
     tries: Counter[str] = Counter()
     batches = _batches(jobs, workers)
     while batches:
@@ -173,9 +186,7 @@ def _run(
             log.append(rows)
             next_batches += failed
             bar.update(len(batch) - len(failed))
-            if on_row is not None:
-                for row in rows:
-                    _report(on_row, row)
+            after_batch(rows)
         batches = next_batches
 
 
