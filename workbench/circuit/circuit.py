@@ -436,8 +436,8 @@ class Circuit:
         if graph.shape != self.graph.shape:
             differ = differences(Graph(self.graph.shape), graph, "model")
             raise CircuitError(
-                f"This circuit is for another graph: {self.graph}; the model has {graph}. They "
-                f"differ in {differ}."
+                f"This circuit is for another graph: {self.graph}; the model has {graph}. "
+                f"They differ in {differ}."
             )
 
 

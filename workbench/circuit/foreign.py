@@ -138,8 +138,8 @@ def _shape_of(foreign: ForeignCircuit, shape: Shape | None) -> tuple[Shape, str]
     # d_head is assumed below, and must be whole.
     if cfg["d_model"] % cfg["n_heads"]:
         raise CircuitError(
-            f"d_model {cfg['d_model']} is not a multiple of {cfg['n_heads']} heads. Pass shape= (a "
-            "model or Shape)."
+            f"d_model {cfg['d_model']} is not a multiple of {cfg['n_heads']} heads. "
+            "Pass shape= (a model or Shape)."
         )
     attn_only = not any(name.startswith("m") for name in foreign.nodes)
     sizes = {"n_kv_heads": cfg["n_heads"], "d_head": cfg["d_model"] // cfg["n_heads"]}

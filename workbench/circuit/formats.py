@@ -97,8 +97,8 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     facts["source_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     if circuit.output_neurons:
         warnings.warn(
-            f"{path.name}: {len(circuit.output_neurons)} nodes have only some dimensions of their "
-            "output in the circuit. "
+            f"{path.name}: {len(circuit.output_neurons)} nodes "
+            "have only some dimensions of their output in the circuit. "
             "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes.",
             stacklevel=2,
         )

@@ -91,9 +91,8 @@ def _check_method(circuits: Circuits, method: str) -> None:
         circuits.metric.check_attributable()
     if method == "atp-star" and circuits.decoder is None:
         raise ModelError(
-            "atp-star recomputes attention from queries and keys, which the fast engine alone "
-            f"knows; {circuits.why}. "
-            "Use eap-ig-inputs or exact."
+            "atp-star recomputes attention from queries and keys, which the fast engine alone knows; "
+            f"{circuits.why}. Use eap-ig-inputs or exact."
         )
 
 

@@ -131,9 +131,8 @@ def score_edges(
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
         raise WorkbenchError(
-            "score_edges: keep=('pos',) is for gradient methods without positions=. With "
-            f"method={method!r} name them: "
-            "positions=[...] gives every edge a score at each."
+            "score_edges: keep=('pos',) is for gradient methods without positions=. "
+            f"With method={method!r} name them: positions=[...] gives every edge a score at each."
         )
     measure = as_metric(metric)
     circuits = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)

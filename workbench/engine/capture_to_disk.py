@@ -111,7 +111,7 @@ class Request:
         if isinstance(self.keep, str) or not len(self.keep):
             raise StoreError(
                 f"keep={self.keep!r}: it is 'all', 'mean', positions such as ['END', 3], or those of each "
-                f"prompt."
+                "prompt."
             )
         if not isinstance(self.keep[0], str | int | Sequence):
             raise StoreError(f"keep={self.keep!r}: positions are names or whole numbers.")
@@ -144,7 +144,7 @@ class Request:
             if positions and not 0 <= positions[0] <= positions[-1] < length:
                 raise StoreError(
                     f"keep=: prompt {i} has {length} tokens, and one of its positions {positions} lies "
-                    f"outside."
+                    "outside."
                 )
         return chosen
 
@@ -271,8 +271,7 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     if common:
         raise StoreError(
             f"{common[0].file!r} is damaged ({common[0].why}), and the prompts cannot be made from the rest. "
-            f"Call capture with "
-            "the prompts into a fresh folder."
+            "Call capture with the prompts into a fresh folder."
         )
     plan = read_plan(str(path))
     _same_model(model, plan, path)

@@ -47,8 +47,7 @@ def check_classes(graph: Graph, prompts: Prompts) -> None:
     if positions and REST in prompts.positions:
         raise PromptError(
             f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its "
-            f"positions: "
-            "rename it."
+            "positions: rename it."
         )
     for position in positions[:-1]:  # the last is the rest
         if not bool((prompts.at(position) >= 0).any()):

@@ -77,8 +77,8 @@ class CallPlan:
             f"path          {self.path}: {self.why}",
             f"runs          {cost.runs:,} edited prompts in {cost.walks:,} walks; "
             f"{cost.skipped:,} skipped, provably zero",
-            f"work          {cost.flops:.3g} FLOPs, as much as {self.forwards:,.1f} forward passes of "
-            f"the prompts",
+            f"work          {cost.flops:.3g} FLOPs, "
+            f"as much as {self.forwards:,.1f} forward passes of the prompts",
             f"token-layers  {cost.token_layers:,.0f}",
             f"peak memory   about {peak:,.0f} MiB of {budget:,.0f} MiB",
         )

@@ -89,8 +89,7 @@ class FromStore(Value):
         if not self.allow_self:
             raise EditError(
                 f"The store holds the very run that is edited (prompt {i}), so patching from it changes "
-                f"nothing. "
-                "Pass the store of the other side, or from_store(..., allow_self=True)."
+                "nothing. Pass the store of the other side, or from_store(..., allow_self=True)."
             )
         return row
 
@@ -128,8 +127,7 @@ class Resample(Value):
         if not donors:
             raise EditError(
                 f"resample: the store has no other prompt of {int(prompts.lengths[i])} tokens for prompt "
-                f"{i}. "
-                "Capture more prompts, or use mean(store)."
+                f"{i}. Capture more prompts, or use mean(store)."
             )
         # A hash and not a random generator: the donor must not depend on the other prompts of the batch.
         return donors[xxhash.xxh3_64_intdigest(f"{self.seed} {prompt_id}".encode()) % len(donors)]
@@ -179,7 +177,7 @@ class _MeanBound(Bound):
         if bool(average.isnan().any()):
             raise EditError(
                 f"mean: no prompt of the store has every position of {site}, so there is nothing to average "
-                f"there."
+                "there."
             )
         return average
 
@@ -253,8 +251,7 @@ class _StoreBound(Bound):
             i = int(uneven[0])
             raise PromptError(
                 f"Pair {i} has {int(self.prompts.lengths[i])} and {int(self.source.lengths[i])} tokens, so "
-                f"{site} does not "
-                "line up. Use named positions (pos=['END']), or pairs of equal length."
+                f"{site} does not line up. Use named positions (pos=['END']), or pairs of equal length."
             )
 
 
@@ -263,7 +260,7 @@ def check_store(store: object, value_name: str) -> ActivationStore:
     if not isinstance(store, ActivationStore):
         raise StoreError(
             f"{value_name}: a store is expected, not {type(store).__name__}. Make one with capture or "
-            f"capture_pairs."
+            "capture_pairs."
         )
     return store
 
@@ -273,8 +270,7 @@ def check_same_model(store: ActivationStore, model: Model, value_name: str, hint
     if store.model != model_fingerprint(model):
         raise StoreError(
             f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
-            f"{model_name(model)} "
-            f"({model_fingerprint(model)[:8]}).{hint}"
+            f"{model_name(model)} ({model_fingerprint(model)[:8]}).{hint}"
         )
 
 

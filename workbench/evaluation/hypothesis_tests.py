@@ -92,9 +92,8 @@ def circuit_tests(
         raise UnknownName("null", null, ("paths", "edges"))
     if not tests or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
         raise WorkbenchError(
-            "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, "
-            "tolerance >= 0, draws >= 1; "
-            f"not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
+            "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, tolerance >= 0, "
+            f"draws >= 1; not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
         )
     # No p-value of a permutation test is smaller, so with few draws nothing could ever be rejected.
     least = 1 / (1 + draws)

@@ -167,7 +167,7 @@ def _measured(
         if not rows.plain:
             # Sizes lose their sign, and the effect on a pair is a signed sum over its answers.
             raise MetricError(
-                f"atp-star takes sizes prompt by prompt, which answers of several tokens "
+                "atp-star takes sizes prompt by prompt, which answers of several tokens "
                 f"({rows.metric.name}) do not allow."
             )
         return atp_star(runs, elements, bound, progress=progress), {}

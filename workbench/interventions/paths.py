@@ -113,8 +113,7 @@ def path_effects(
     if store is not None and not rows.plain:
         raise StoreError(
             f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no "
-            f"store of prompts holds. "
-            "Leave out store=."
+            "store of prompts holds. Leave out store=."
         )
     sweep, _ = _sweep(runs, plan, mlps, store)
     table = rows.combine(sweep.run(progress=progress, what="paths"))
@@ -267,7 +266,7 @@ def _path(text: str, shape: Shape, column: int) -> Route:
         if not _reached(sent, into):
             raise SiteError(
                 f"{text!r}: nothing goes along {names[i]}->{names[i + 1]}, because {names[i]} does not come "
-                f"before it."
+                "before it."
             )
     return Route(senders, tuple(middles), _reached(written[-1], last), column)
 
@@ -348,11 +347,11 @@ def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
     if store.model != model_fingerprint(runs.model):
         raise StoreError(
             f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this "
-            f"one."
+            "one."
         )
     for i, prompt_id in enumerate(runs.prompts.ids):
         if store.example(prompt_id) is None:
             raise StoreError(
                 f"path_effects: the store does not hold prompt {i} of the {runs.side} run. Pass the store of "
-                f"the run that is patched."
+                "the run that is patched."
             )

@@ -151,9 +151,8 @@ def _with_answers(
         n_prompt = int(prompts.lengths[i])
         if n_prompt + len(tokens) > context:
             raise PromptError(
-                f"Example {i}: a prompt of {n_prompt} tokens and {len(tokens)} of an answer do not "
-                "fit into the "
-                f"model's context of {context}."
+                f"Example {i}: a prompt of {n_prompt} tokens and {len(tokens)} of an answer do not fit into "
+                f"the model's context of {context}."
             )
         rows.append([*prompts.tokens[i, :n_prompt].tolist(), *tokens])
         strings.append((*prompts.strings[i], *map(str, tokens)))

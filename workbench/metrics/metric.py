@@ -90,8 +90,8 @@ class Metric:
         ):
             raise MetricError(
                 f"The metric {self.name!r} reads every position, and these prompts differ in length. "
-                "Use prompts of one length, or wb.metric(fn, positions='END') for one that reads "
-                "the last position."
+                "Use prompts of one length, "
+                "or wb.metric(fn, positions='END') for one that reads the last position."
             )
         for table in self.needs:
             self._check_table("answer" if table == "answers" else "wrong answer", getattr(pairs, table))
@@ -100,9 +100,8 @@ class Metric:
         """Raise `MetricError` when the gradient says nothing: the metric compares that run with itself."""
         if self.needs_reference and base == "clean":
             raise MetricError(
-                f"The metric {self.name!r} compares with the clean run, so its gradient there is "
-                "zero and every score would be "
-                "noise. Use logit_diff, prob_diff or nll, or the exact method."
+                f"The metric {self.name!r} compares with the clean run, so its gradient there is zero and "
+                "every score would be noise. Use logit_diff, prob_diff or nll, or the exact method."
             )
 
     def _check_table(self, word: str, table: Tensor) -> None:
@@ -112,10 +111,9 @@ class Metric:
             example = int(long.any(-1).nonzero()[0])
             tokens = [int(t) for t in table[example][long[example]][0] if t >= 0]
             raise MetricError(
-                f"The metric {self.name!r} reads one token, and the {word} of example {example} "
-                f"has {len(tokens)} "
-                f"(ids {tokens}). Choose words that are one token in this vocabulary, or "
-                "metric='sequence_logprob_diff'."
+                f"The metric {self.name!r} reads one token, and the {word} of example {example} has "
+                f"{len(tokens)} (ids {tokens}). "
+                "Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
             )
         none = (table >= 0).flatten(1).sum(1) == 0
         if bool(none.any()):
@@ -160,17 +158,16 @@ class Metric:
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
             raise NotFinite(
-                f"The logits of example {bad} are not finite. Check the edit (a scale or a "
-                "constant that is too large) "
-                "and the model's dtype."
+                f"The logits of example {bad} are not finite. "
+                "Check the edit (a scale or a constant that is too large) and the model's dtype."
             )
         measured = self.function(logits, pairs, reference)
         if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
             shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
             raise MetricError(
-                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. It must "
-                "return one number per "
-                "example, a tensor of shape [example]; averaging is yours to do afterwards."
+                f"The metric {self.name!r} returned {shape} for {len(pairs)} examples. "
+                "It must return one number per example, a tensor of shape [example]; "
+                "averaging is yours to do afterwards."
             )
         if not bool(torch.isfinite(measured).all()):
             bad = int((~torch.isfinite(measured)).nonzero()[0])
@@ -256,8 +253,8 @@ def alternatives_logprob(
     if longest > logits.shape[1]:
         raise MetricError(
             f"Answers have up to {longest} tokens and the runs go on for {logits.shape[1]}: "
-            "answers of several tokens need runs "
-            "of their own, workbench.metrics.continuations.expand(model, pairs, metric)."
+            "answers of several tokens need runs of their own, "
+            "workbench.metrics.continuations.expand(model, pairs, metric)."
         )
     if int(table.max()) >= logits.shape[2]:
         raise MetricError(f"Token id {int(table.max())} is outside the vocabulary of {logits.shape[2]}.")

@@ -160,8 +160,8 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise ModelError(
             f"The directory {source!r} has no *.safetensors. "
-            "Other weight files can run code when they are read: convert them "
-            "first (save_pretrained writes safetensors)."
+            "Other weight files can run code when they are read: "
+            "convert them first (save_pretrained writes safetensors)."
         )
 
     precision = dtype or torch.float32
@@ -288,8 +288,8 @@ def _check_reachable(source: str) -> None:
     except OSError:
         pass
     raise ModelError(
-        f"{source!r} is not an embedded model ({', '.join(embedded.names())}) nor a local directory, "
-        "and the Hugging Face Hub "
-        "cannot be reached. Offline, copy the model's directory to this machine (config.json, *.safetensors, "
-        "tokenizer.json) and pass its path, or use load_model('tiny')."
+        f"{source!r} is not an embedded model ({', '.join(embedded.names())}) nor a local directory, and the "
+        "Hugging Face Hub cannot be reached. "
+        "Offline, copy the model's directory to this machine (config.json, *.safetensors, tokenizer.json) "
+        "and pass its path, or use load_model('tiny')."
     )

@@ -109,9 +109,8 @@ def _entries(source: Any) -> Iterator[tuple[str, Any]]:
         yield from _lines(source)
     elif isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise PromptError(
-            "A corpus is a Path, a list of texts, token lists or rows, or a Dataset, "
-            f"not {type(source).__name__}. "
-            "Wrap a single text in a list; write Path(...) for a file."
+            "A corpus is a Path, a list of texts, token lists or rows, or a Dataset, not "
+            f"{type(source).__name__}. Wrap a single text in a list; write Path(...) for a file."
         )
     else:
         for i, entry in enumerate(source):

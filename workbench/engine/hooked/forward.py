@@ -87,8 +87,8 @@ def forward(
     silent = {name for name, _ in hooks} - plan.fired
     if silent:
         raise EditError(
-            f"The hooks {', '.join(sorted(silent))} did not fire, so nothing can be edited or recorded "
-            f"there. "
+            f"The hooks {', '.join(sorted(silent))} did not fire, "
+            "so nothing can be edited or recorded there. "
             "Check that this model runs the place that was named (patterns need attn_implementation='eager')."
         )
     return Run(logits, plan.recorded)
