@@ -20,17 +20,17 @@ BACKENDS = ("local", "ray")
 def run_jobs(
     function: Callable[..., Any], jobs: Sequence[Sequence[Any]], *, workers: int, backend: str = "local"
 ) -> Iterator[Any]:
-    """`function(*job)` of every job, as the results come.
+    """The result of `function(*job)` for every job, in the order in which the jobs finish.
 
-    Everything that goes there and back must be picklable.
+    The function, the jobs and the results must be picklable.
 
     Args:
         workers: processes of this machine, or tasks that run at the same time.
         backend: "local" or "ray" (pip install 'interp-workbench[ray]').
 
     Raises:
-        UnknownName: no such backend.  WorkbenchError: Ray is not installed; a worker died. Errors of a job
-            come through.
+        UnknownName: no such backend.
+        WorkbenchError: Ray is not installed; a worker died. Errors of a job come through as they are.
     """
     check_backend(backend, workers)
     yield from (_local if backend == "local" else _ray)(function, jobs, workers)
@@ -45,7 +45,7 @@ def check_backend(backend: str, workers: int) -> None:
 
 
 def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:
-    # Started anew and not forked: a fork of a process whose threads hold locks can hang.
+    # Spawned, not forked: a fork of a process whose threads hold locks can hang.
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         with script_unseen():
             futures = [pool.submit(function, *job) for job in jobs]
@@ -81,8 +81,8 @@ def script_unseen() -> Iterator[None]:
 def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
     """The module `ray`, connected to a cluster.
 
-    To the one that it is connected to already, to one at an address, or to one that is started and ended
-    here.
+    Where it is connected already, that cluster is used; else the one at `address`; else one is started, and
+    shut down afterwards.
 
     Raises:
         WorkbenchError: Ray is not installed.

@@ -44,7 +44,8 @@ class UnknownName(WorkbenchError):
         super().__init__(self.sentence(f"{argument}={given!r}"))
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, object, list[str]]]:
-        # Workers send errors back; a pickled exception has its message alone, and `__init__` needs three.
+        # Workers send errors back. An exception is unpickled from its message alone, but `__init__` needs
+        # three arguments.
         return type(self), (self.argument, self.given, self.choices)
 
     def sentence(self, subject: str) -> str:

@@ -83,13 +83,13 @@ class PairsInModel:
         return self._captured(self.pairs.corrupt)
 
     def value(self, name: str | None = None) -> Value:
-        """The value of that name (see `engine.named_values`); None is the run that is not edited.
+        """The value of that name (see `engine.named_values`); None means the run that is not edited.
 
         Activations are captured only where the value is read from them.
 
         Raises:
             UnknownName: no such value.
-            EditError: the run that is edited, or a value that has to be fitted first.
+            EditError: the name is that of the run that is edited, or of a value that has to be fitted first.
         """
         return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
 

@@ -118,10 +118,10 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
 def _remove_leftovers(out: Path) -> None:
     """Delete what runs of this machine into this folder left beside it when they were killed."""
     start = _prefix(out, "")
-    for left in out.parent.glob(f"{glob.escape(start)}*{_SUFFIX}"):
-        owner = left.name.removeprefix(start).split("-")[0]
+    for leftover in out.parent.glob(f"{glob.escape(start)}*{_SUFFIX}"):
+        owner = leftover.name.removeprefix(start).split("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 _SUFFIX = ".workbench-partial"

@@ -121,9 +121,9 @@ def sign_flip_p(
 ) -> np.ndarray:
     """[*rest]: two-sided permutation p-value of the mean over examples; NaN cells are left out.
 
-    Null: every value is as likely to have the other sign. p = share of patterns of signs with |mean| at least
-    the observed
-    one: all 2^n of them up to 12 examples, otherwise (hits + 1) / (draws + 1) of random ones.
+    Null: every value is as likely to have the other sign. p is the share of patterns of signs whose |mean| is
+    at least the observed one: of all 2^n patterns up to 12 examples, otherwise (hits + 1) / (draws + 1) of
+    random ones.
 
     >>> float(sign_flip_p(np.array([1.0, 2.0, 3.0])))
     0.25
@@ -144,9 +144,9 @@ def sign_flip_p(
 
 
 def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
-    """p-values times their number, at most 1: below alpha, the chance of even one false rejection is.
+    """p-values times their number, at most 1; NaN cells do not count.
 
-    NaN cells do not count.
+    Where those below alpha are rejected, the chance of even one false rejection is at most alpha.
 
     >>> bonferroni(np.array([0.01, 0.2, 0.5])).tolist()
     [0.03, 0.6000000000000001, 1.0]
@@ -155,10 +155,9 @@ def bonferroni(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*tests"]) -> np.ndarray:
-    """Adjusted p-values: of those below alpha, at most that share is expected to be false.
+    """Adjusted p-values; NaN cells do not count.
 
-    NaN cells do not count.
-
+    Where those below alpha are rejected, the expected share of false rejections among them is at most alpha.
     p_(i) becomes the least n/j p_(j) with j >= i. Source: Benjamini and Hochberg 1995.
     """
     known = np.isfinite(p)

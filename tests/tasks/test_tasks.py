@@ -476,7 +476,7 @@ def test_a_split_of_own_pairs_shares_no_prompt(tiny):
     first, second = pairs.split()
     assert len(first) + len(second) == 6
     assert not {*first.clean.ids, *first.corrupt.ids} & {*second.clean.ids, *second.corrupt.ids}
-    with pytest.raises(PromptError, match="cannot be split without sharing a prompt"):
+    with pytest.raises(PromptError, match="cannot be split: shared prompts connect all of them"):
         PromptPairs.from_dataframe(tiny, pd.DataFrame(shared)).split()
 
 

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Edges of a graph. `edges` has the shape of `graph.exists`; build it with `Circuit.of`, which prunes
-    dead ends.
+    """Edges of a graph. Build a circuit with `Circuit.of`, which prunes dead ends.
 
     Circuits of one graph are sets: `a | b`, `a & b`, `a - b`, `a ^ b`, `~a`, `a <= b`, exact on edges. The
     result has the scores of the left circuit, the prompts of both, and the attributes on which they agree.
@@ -106,8 +105,9 @@ class Circuit:
         attrs: Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> "Circuit":
-        """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`); input and logits are
-        always in.
+        """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`).
+
+        Input and logits are always in.
 
         Raises:
             CircuitError: a component that the graph does not have.
@@ -165,8 +165,9 @@ class Circuit:
 
     @property
     def output_neurons(self) -> dict[str, list[int]]:
-        """Nodes of an imported circuit that have only these dimensions of their output in it; evaluation
-        takes all of them.
+        """Node of an imported circuit → the dimensions of its output that are in the circuit, if not all are.
+
+        Evaluation takes whole nodes.
         """
         return json.loads(self.attrs.get("output_neurons", "{}"))
 
@@ -217,8 +218,9 @@ class Circuit:
         return self.edges.reshape(-1, *self.edges.shape[-2:])
 
     def score(self, edge: Edge | str) -> float:
-        """The score of one edge; NaN where it has none. An edge without a position sums those
-        it has at any.
+        """The score of one edge; NaN where it has none.
+
+        For an edge without a position, the sum of its scores at all positions.
         """
         if self.scores is None:
             return float("nan")
@@ -391,8 +393,9 @@ class Circuit:
         return score_array(self.graph, self.scores, self.attrs, self.prompt_ids)
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with
-        positions, `pos`.
+        """A multigraph of components: nodes have `kind` and `role`, edges `reader port score`.
+
+        With positions, edges also have `pos`.
 
         The key of an edge is its string form. An edge into a shared key or value leads to each query head of
         the circuit that shares it, under one key.
@@ -400,8 +403,9 @@ class Circuit:
         return component_graph(self.graph, self.nodes, self._scored_edges, self.labels)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the circuit as JSON, whole or not at all. Raises `OutputExists` rather than
-        replace a file.
+        """Write the circuit as JSON, whole or not at all.
+
+        Raises `OutputExists` rather than replace a file.
         """
         path = Path(path)
         document = CircuitDocument(
@@ -429,8 +433,9 @@ class Circuit:
         )
 
     def check_fits(self, model_or_shape: Model | Shape) -> None:
-        """Raise `CircuitError` when the circuit is of another model's graph. It may have its own positions
-        and neurons.
+        """Raise `CircuitError` when the circuit is of another model's graph.
+
+        It may have positions and neurons of its own.
         """
         graph = Graph.of(model_or_shape)
         if graph.shape != self.graph.shape:

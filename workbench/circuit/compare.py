@@ -1,5 +1,6 @@
-"""How far two circuits agree: on edges, on nodes, and class by class. `compare` returns a `Comparison`; no
-model is run.
+"""How far two circuits agree: on edges, on nodes, and class by class.
+
+`compare` returns a `Comparison`; no model is run.
 """
 
 from collections import Counter
@@ -47,7 +48,7 @@ class Comparison:
     @property
     def jaccard(self) -> float:
         """Edges of both over edges of either; 1 for two empty circuits."""
-        # Two empty circuits agree: a mean over circuits is not lost to one NaN.
+        # Two empty circuits agree; NaN for them would make every mean over circuits NaN.
         either = int((self.a.edges | self.b.edges).sum())
         if not either:
             return 1.0

@@ -19,9 +19,7 @@ _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 
 
 def components(graph: Graph, node: str) -> tuple[str, ...]:
-    """The components that a writer or reader belongs to: one, or the query heads that share a
-    key or value.
-    """
+    """The components of a writer or reader: one, or the query heads that share a key or value."""
     parsed = Node.parse(node)
     # The head of a key or value is the kv head, which a group of query heads shares.
     if parsed.head is not None and parsed.port in ("k", "v"):
@@ -47,8 +45,9 @@ def role(graph: Graph, labels: Mapping[str, str], node: str) -> str:
 
 
 def edge_class(graph: Graph, labels: Mapping[str, str], writer: str, reader: str, by: Classes | str) -> str:
-    """The class of an edge: by what it enters, by what writes it, by the layer it enters, or by the roles of
-    both ends.
+    """The class of an edge.
+
+    By what it enters, by what writes it, by the layer it enters, or by the roles of both ends.
     """
     node = Node.parse(reader)
     if by == "reader":

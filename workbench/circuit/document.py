@@ -27,8 +27,9 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 
 @dataclass(frozen=True, eq=False)
 class CircuitDocument:
-    """What a circuit file says; the fields are those of `Circuit`. `scores` has numbers at the circuit's own
-    edges only.
+    """What a circuit file says; the fields are those of `Circuit`.
+
+    `scores` has numbers at the circuit's own edges only.
     """
 
     graph: Graph
@@ -91,7 +92,7 @@ def read_document(path: Path) -> CircuitDocument:
 
 
 def _document(fields: dict[str, Any]) -> CircuitDocument:
-    """The checked content of a file. Raises one of `_MALFORMED` where it is none."""
+    """The checked content of a file. Raises one of `_MALFORMED` where it is not that of a circuit."""
     graph = Graph.from_dict(fields["shape"])
     check_size(graph)
     listed = fields["edges"]
@@ -128,9 +129,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_output_neurons(text: Any) -> None:
-    """Raise `ValueError` when the attribute `output_neurons` is not the text of lists of
-    dimensions by name.
-    """
+    """Raise `ValueError` unless `output_neurons` is the JSON text of lists of dimensions by name."""
     by_node = json.loads(text) if isinstance(text, str) else None
     lists = by_node.values() if isinstance(by_node, dict) else [None]
     for dims in lists:

@@ -44,6 +44,7 @@ def parse_json(path: Path) -> ForeignCircuit:
 
 
 def dump_json(foreign: ForeignCircuit, path: Path) -> None:
+    """Write the JSON that `parse_json` reads."""
     nodes: dict[str, Any] = {}
     for name, flag in foreign.nodes.items():
         nodes[name] = {"in_graph": flag}
@@ -91,6 +92,7 @@ def parse_torch(path: Path) -> ForeignCircuit:
 
 
 def dump_torch(foreign: ForeignCircuit, path: Path) -> None:
+    """Write the file that `parse_torch` reads."""
     document = {
         "cfg": dict(foreign.cfg),
         "src_nodes": list(foreign.sources),

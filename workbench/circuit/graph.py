@@ -200,8 +200,9 @@ class Graph:
         return int(self.exists.sum())
 
     def index(self, edge: Edge | str) -> tuple[Any, ...]:
-        """Index of an edge into a matrix over the graph; without a position it means every one where there
-        are some.
+        """The index of an edge into a matrix over the graph.
+
+        In a graph with positions, an edge without one means every position.
 
         Raises:
             SiteError: the graph has no such edge.
@@ -273,8 +274,9 @@ class Graph:
         return edges
 
     def between(self, writers: np.ndarray) -> np.ndarray:
-        """The edges between some components, `input` and `logits` included: bool [..., writer, reader] of
-        [..., writer].
+        """The edges between some components, `input` and `logits` included.
+
+        bool [..., (pos,) writer, reader], from bool [..., writer].
         """
         inside = writers | self._is_input
         read = inside @ self.feeds.T | self._is_logits

@@ -111,8 +111,9 @@ def add_path(
     allowed: np.ndarray | None = None,
     most: int | None = None,
 ) -> np.ndarray:
-    """The circuit with one more complete path from `input` to the logits; unchanged where the draw did not
-    lead to one.
+    """The circuit with one more complete path from `input` to the logits.
+
+    Unchanged where the draw did not lead to one.
 
     A path ends at components that are already in the circuit: what they need is there.
 
@@ -172,9 +173,7 @@ def _inputs_to_draw(
 def _grow(
     graph: Graph, allowed: np.ndarray, n_edges: int, rng: np.random.Generator, circuit: np.ndarray
 ) -> None:
-    """Fill an empty circuit with paths as long as they fit, then with edges between components
-    that are live.
-    """
+    """Fill an empty circuit with paths as long as they fit, then with edges between live components."""
     tries = 0
     while circuit.sum() < n_edges and tries < TRIES:
         more = add_path(graph, circuit, rng, allowed=allowed, most=n_edges)

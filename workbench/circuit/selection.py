@@ -1,5 +1,4 @@
-"""Which edges of a circuit lie at some positions, come from some writers, or enter some readers; and its
-edges by class.
+"""Some of a circuit's edges: by position, writer or reader; and all of them, class by class.
 
 `select_edges` is `Circuit.restricted`, `edges_by_class` is `Circuit.by_component`. Both work on matrices, not
 on circuits.
@@ -49,8 +48,9 @@ def select_edges(
 def edges_by_class(
     graph: Graph, labels: Mapping[str, str], edges: np.ndarray, by: Classes | str
 ) -> dict[str, np.ndarray]:
-    """Name of a class -> bool [(pos,) writer, reader], in graph order. `components.edge_class` says what the
-    classes are.
+    """Name of a class → bool [(pos,) writer, reader], in graph order.
+
+    `components.edge_class` says what the classes are.
     """
     groups: dict[str, np.ndarray] = {}
     for index in np.argwhere(edges):

@@ -54,8 +54,9 @@ def score_array(
 def component_graph(
     graph: Graph, nodes: Iterable[str], scored_edges: ScoredEdges, labels: Mapping[str, str]
 ) -> "networkx.MultiDiGraph":
-    """A multigraph of components: nodes have `kind` and `role`, edges `reader port score` and, with
-    positions, `pos`.
+    """A multigraph of components: nodes have `kind` and `role`, edges `reader port score`.
+
+    With positions, edges also have `pos`.
     """
     import networkx
 

@@ -46,8 +46,9 @@ def exact_scores(
 
 
 def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[np.ndarray, int]:
-    """[example, (pos,) writer, reader]: the exact score of each edge in the context where its mean is
-    largest; and the runs.
+    """Each edge's exact score [example, (pos,) writer, reader] where it is largest, and the number of runs.
+
+    The score is that of the context in which its mean over prompts is largest in size.
 
     Contexts: nothing taken out, and each of the `CONTEXTS` strongest edges taken out.
     """

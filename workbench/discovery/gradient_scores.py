@@ -1,8 +1,7 @@
-"""Edge scores from gradients: sums over batches of (change of a writer) x (gradient at a reader), at the
-points of a method.
+"""Edge scores from gradients: (change of a writer) x (gradient at a reader), summed over batches.
 
-`gradient_scores` is called by `score_edges`. Where gradients are taken is the engine's matter:
-`engine.gradients`.
+`score_edges` calls `gradient_scores`. A method says at which points gradients are taken; how they are
+computed is the engine's matter (`engine.gradients`).
 """
 
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ def gradient_scores(
         method, steps, grid, keep, budget: as in `score_edges`.
 
     Raises:
-        MetricError: a metric whose gradient says nothing there, or answers of several tokens for atp-star.
+        MetricError: a metric whose gradient says nothing there.
         ModelError: atp-star on a model that only hooks can run.
     """
     _check_method(circuits, method)
@@ -98,8 +97,12 @@ def _check_method(circuits: Circuits, method: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _BatchScores:
-    """Sums over one batch [example or 1, pos or 1, writer, reader], in how many blocks of writers and passes
-    they were made.
+    """The scores of one batch.
+
+    Attributes:
+        values: sums over the batch [example or 1, pos or 1, writer, reader].
+        blocks: into how many blocks the writers were cut.
+        passes: how many passes were made.
     """
 
     values: Tensor
@@ -153,9 +156,7 @@ class _GradientScoring:
         return len(moved) * len(self.points)
 
     def added(self, totals: np.ndarray | None, values: Tensor, batch: CircuitBatch) -> np.ndarray:
-        """The running totals of all batches [example or 1, pos or 1, writer, reader] with
-        those of one more.
-        """
+        """The running totals [example or 1, pos or 1, writer, reader] with those of one more batch."""
         if totals is None:
             n_rows = len(self.circuits.expansion.pairs) if "example" in self.keep else 1
             n_positions = self.circuits.longest if "pos" in self.keep else values.shape[1]

@@ -170,9 +170,7 @@ class _Gates:
 
 
 def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
-    """The distance of measured circuits from the model, as a function of their metric and the batch it was
-    measured on.
-    """
+    """The distance of circuits from the model, as a function of their metric and of the batch."""
     if metric.needs_reference:
         # Such a metric is a distance from the clean run already.
         return lambda measured, batch: measured.mean()

@@ -49,8 +49,9 @@ def graph_of(scores: xr.DataArray) -> Graph:
 
 
 def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
-    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour; NaN where there
-    is no edge.
+    """[(pos,) writer, reader] of edge scores, positive where the edge supports the behaviour.
+
+    NaN where there is no edge.
     """
     values = supporting(scores)
     if scores.dims[-1] != "edge":

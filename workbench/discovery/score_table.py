@@ -1,4 +1,4 @@
-"""Scores of edges as plain numbers, and the array with names that `score_edges` returns."""
+"""Scores of edges: `ScoreTable` holds them as plain numbers, `labelled` makes the array that users get."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

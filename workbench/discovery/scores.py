@@ -20,6 +20,7 @@ from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import gradient_scores
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.engine.circuits import Circuits
+from workbench.engine.nodes import writer
 from workbench.engine.values import Value, check_value
 from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
@@ -28,7 +29,7 @@ from workbench.metrics.metric import metric as as_metric
 from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
-from workbench.sites import Node, Position, Site
+from workbench.sites import Position
 from workbench.statistics import check_seed
 
 METHODS: dict[str, str] = {
@@ -260,7 +261,7 @@ def score_nodes(
             "goes with methods of edges, such as eap."
         )
     graph = Graph.of(model)
-    sites = [_output_site(name) for name in graph.writers]
+    sites = [writer(name, graph.shape).site for name in graph.writers]
     # An effect is what patching changes; a score is what is lost by it, so the sign turns.
     scores = -effects(model, pairs, sites=sites, method=method, **shared)
     scores = scores.rename(site="writer").assign_coords(writer=list(graph.writers)).rename("score")
@@ -272,15 +273,3 @@ def score_nodes(
         "value": value.describe(), "method": method,
     }  # fmt: skip
     return scores.assign_attrs(facts)
-
-
-def _output_site(writer: str) -> Site:
-    """Where a writer's output is edited."""
-    node = Node.parse(writer)
-    if node.is_head:
-        return Site("z", node.layer, node.head)
-    # The first stream holds token and positional embedding together, which is what `input` writes.
-    # The input's output is what the first block reads.
-    if node.layer is None:
-        return Site("resid_pre", 0)
-    return Site("mlp_out", node.layer)

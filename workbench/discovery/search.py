@@ -231,8 +231,9 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
 
 
 def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
-    """The patched value that scores were made with, for these prompts. Raises `CircuitError` where it has to
-    be given.
+    """The patched value that scores were made with, for these prompts.
+
+    Raises `CircuitError` where it cannot be made again and so has to be given.
     """
     name = scores.attrs.get("value", "")
     if name == "zero":
@@ -249,8 +250,9 @@ def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
 
 
 def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
-    """The metric given, or that of the scores. Raises `CircuitError` for one of your own that
-    is not given.
+    """The metric given, or that of the scores.
+
+    Raises `CircuitError` where the scores were made with a metric of your own and none is given.
     """
     if metric is not None:
         return as_metric(metric)

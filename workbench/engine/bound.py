@@ -88,7 +88,7 @@ class Bound:
 
     @property
     def reach(self) -> Int[Tensor, "example"]:
-        """How many of its tokens the value may be written at; later ones are left unchanged."""
+        """How many tokens of each prompt, from the first on, the value may be written at; no later ones."""
         return self.prompts.lengths
 
     def select(self, examples: Sequence[int]) -> "Bound":
@@ -140,8 +140,8 @@ class Value:
     A kind of value implements `replace`, if the current activation is all it needs, or a `bind` of its own.
 
     Attributes:
-        unitwise: writing a whole layer writes to each head or neuron what writing that one alone would.
-        absolute: what is written does not depend on what is there.
+        unitwise: whether an edit of a whole layer gives each head or neuron what an edit of it alone would.
+        absolute: whether what is written is independent of the current activation.
     """
 
     unitwise: ClassVar[bool] = False

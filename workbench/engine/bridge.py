@@ -17,7 +17,7 @@ from workbench.models.model import Model
 Norm = Callable[[Tensor], Tensor]
 Act = Callable[[Tensor], Tensor]
 
-# Fused functions in place of the modules of transformers, which compute the same in several products.
+# Fused functions in place of the modules of transformers, which compute the same in several steps.
 _ACTS: dict[str, Act] = {
     "NewGELUActivation": lambda x: F.gelu(x, approximate="tanh"),
     "PytorchGELUTanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -111,8 +111,9 @@ def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _norm_by_hand(component: Any, module: Any, x: Tensor) -> Tensor:
-    """The formula of TransformerLens 4.3's `NormalizationBridge`, in its order of operations, so that the
-    bits agree.
+    """The formula of TransformerLens 4.3's `NormalizationBridge`.
+
+    Its order of operations is kept, so that the bits agree.
     """
     wide = x if x.dtype == torch.float64 else x.float()  # variances of half precision would lose most bits
     if not component.uses_rms_norm:

@@ -61,6 +61,8 @@ def capture(
         sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
             takes every kind that the model has except logits, `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
+        budget: bytes that one forward pass and its activations may use; None takes the default.
+        progress: whether to show a bar.
 
     The rest is for stores on disk:
         keep: which rows of a prompt: "all", "mean" over its tokens, positions such as ["END", 3], or a list
@@ -69,7 +71,6 @@ def capture(
         workers, backend: processes of this machine, or Ray tasks ("ray"); each writes shards of its own.
         threads: of the processor per forward pass; by default one each where there are several workers.
         shard_bytes: how large the files may become; a kill loses at most the shard that is being written.
-        budget: bytes that one forward pass and its activations may use.
 
     Returns:
         A store whose prompts are in the order given. `resid_post[l]` and `resid_pre[l + 1]` share their rows.

@@ -43,7 +43,7 @@ class CircuitBatch:
     """Some of the rows (examples, or prompts that go on with an answer), prepared for many runs.
 
     Attributes:
-        weight: [row], of its measure in that of its example.
+        weight: [row], the factor of a row's measure in the sum that is the measure of its example.
         walk, readout: on the fast engine; None on hooks.
         logits: what the metric reads of the clean run, where something needs it.
     """
@@ -57,8 +57,9 @@ class CircuitBatch:
     logits: Tensor | None
 
     def measured(self, stream: Float[Tensor, "example pos d_model"]) -> Float[Tensor, "example"]:
-        """The metric of a stream after the last block, at the position that is read or from the first changed
-        one on.
+        """The metric of a stream after the last block.
+
+        The stream holds the one position that is read, or every token from the first changed one on.
         """
         assert self.walk is not None
         assert self.readout is not None
@@ -82,12 +83,11 @@ class CircuitBatch:
         return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
 
 
-# Working memory of one pass of circuits on a CPU, whatever more the budget allows.
+# Working memory of one pass of circuits on a CPU, even where the budget allows more. Passes that fill 1 GiB
+# run out of the processor's caches: with 128 MiB `evaluate` on `tiny` takes 3.75 s and not 7.3, with 256 MiB
+# a curve of GPT-2 small 2.8 s and not 7.1. Only the circuits of a pass are fewer: the prompts of a batch stay
+# as many as the budget allows, because each batch works out its base run and its patched values anew.
 CIRCUIT_PASS_BYTES = 2**27
-# Passes that fill 1 GiB run out of the processor's caches: with 128 MiB `evaluate` on `tiny` takes 3.75 s and
-# not 7.3, with 256 MiB a curve of GPT-2 small 2.8 s and not 7.1. Only the circuits of a pass are fewer: the
-# prompts of a batch stay as many as the budget allows, because each batch works out its base run and its
-# patched values anew.
 
 
 class Circuits:
@@ -99,7 +99,8 @@ class Circuits:
 
     Raises:
         CircuitError: the graph is of another model.
-        ModelError: the model is in train mode, or what its blocks add does not add up.
+        ModelError: the model is in train mode, or hooks are needed and its blocks do not add the plain sum of
+            their heads and MLPs.
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.

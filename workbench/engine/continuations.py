@@ -1,5 +1,6 @@
-"""`bind`: values for prompts that are followed by an answer. They are written at the prompt's positions, and
-the answer's tokens are left be.
+"""`bind`: values for prompts that are followed by an answer.
+
+They are written at the prompt's positions; the answer's tokens are left unchanged.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
 
 
 class _ContinuedBound(Bound):
-    """A value that is bound to the prompts of some rows, for the longer rows.
+    """A value bound to the prompts of some rows, used on the rows, which are longer by their answers.
 
     Args:
         inner: the value for the prompts alone, row by row.

@@ -10,8 +10,8 @@ spellings of it and stay readable.
     # What keys of sweep jobs hold:
     spelling = key_name(name, base="clean")
 
-A value that has to be fitted (`optimal`) is fitted above the engine: who can fit it passes `optimal=` to
-`make_value`, who cannot leaves the name out of `choices`. This module runs no model.
+A value that has to be fitted (`optimal`) is fitted above the engine: a caller that can fit it passes
+`optimal=` to `make_value`, one that cannot leaves the name out of `choices`. This module runs no model.
 """
 
 import math
@@ -29,8 +29,9 @@ PairStores = tuple[ActivationStore, ActivationStore]
 
 @dataclass(frozen=True)
 class _Sources:
-    """What the makers draw on: stores of both runs, which are captured only when asked for, a seed, a number,
-    a fit.
+    """What the makers draw on.
+
+    Stores of both runs (captured only when asked for), a seed, a number, a fit.
     """
 
     base: str

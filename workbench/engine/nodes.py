@@ -87,7 +87,7 @@ class Reader:
 
 
 def writer(name: str, shape: Shape) -> Writer:
-    """The writer of that name. Raises `SiteError` when it is none, or the model lacks it."""
+    """The writer of that name. Raises `SiteError` when it is not a writer, or the model lacks it."""
     node = Node.parse(name)
     if node.port or node.kind == "logits":
         raise SiteError(f"{name!r} is not a writer. Writers: input, a9.6, m3, m3:113.")

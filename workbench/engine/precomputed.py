@@ -1,5 +1,6 @@
-"""`Precomputed`: activations worked out beforehand, as a table for each site. Path patching sets receivers'
-inputs by it.
+"""`Precomputed`: activations worked out beforehand, as a table for each site.
+
+Path patching sets the inputs of receivers with it.
 
 It is a `Bound` like any other, so that a patched path is an edited run like any other.
 """

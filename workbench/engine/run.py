@@ -1,7 +1,8 @@
-"""`run`: one forward pass with edits, the simplest use of the engine; and `Edit`, the write on hooks that an
-edit becomes.
+"""`run`: one forward pass with edits, the simplest use of the engine.
 
-It always takes hooks: a single pass has nothing to save. It knows no pairs and no metric.
+`Edit` is the write on hooks that an edit becomes.
+
+`run` always takes hooks: a single pass has nothing to save. This module knows no pairs and no metric.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,9 @@
-"""`MeasuredRuns`: the base run and edited runs of one side of some pairs, measured; `RunCost`: what edited
-runs take.
+"""`MeasuredRuns`: the base run and edited runs of one side of some pairs, measured.
 
-Both engines' sweeps are given one. It runs on hooks what is run once: base runs, references, the other run.
+`RunCost` says what edited runs take.
+
+Both engines' sweeps are given a `MeasuredRuns`. It runs on hooks what is run once: base runs, references,
+the other run.
 """
 
 from collections.abc import Callable, Sequence

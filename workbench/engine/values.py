@@ -67,7 +67,7 @@ class Add(Value):
 class Scale(Value):
     """The current activation times a number."""
 
-    unitwise = True  # the same factor for each head; not `absolute`, because the product depends on it
+    unitwise = True  # the same factor for each head; not `absolute`: the product depends on what is there
     factor: float
 
     def replace(self, current: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""The smallest circuit of every behaviour of a model: how many edges suffice, and how far each method can be
-trusted there.
+"""The smallest circuit of every behaviour of a model, and how far each method can be trusted there.
 
 `smallest_circuits` yields rows, `behaviours_table` and `areas_table` show them. Sizes are searched on
 training prompts; all else is measured on held-out ones.

@@ -126,8 +126,10 @@ def bench_circuits(
 
 @dataclass(frozen=True)
 class _Case:
-    """A model with a task, on one kind of value; `truth` are the known edges, None where
-    nobody knows them.
+    """A model with a task, on one kind of value.
+
+    Attributes:
+        truth: the known edges, None where nobody knows them.
     """
 
     model: Model
@@ -242,15 +244,17 @@ def json_line(row: Any) -> str:
 
 
 def _for_json(value: Any) -> Any:
-    """Four digits of a number; null for NaN, which JSON has not."""
+    """Four digits of a number; null for NaN, which JSON does not have."""
     if not isinstance(value, float):
         return value
     return round(value, 4) if np.isfinite(value) else None
 
 
 def overview(rows: Sequence[Row]) -> pd.DataFrame:
-    """Each method over the planted models: mean and worst AUROC, precision; and over `tiny`
-    mean CPR and CMD.
+    """Each method over the planted models, and over `tiny`.
+
+    Planted: mean and worst AUROC, mean precision, CPR and CMD. `tiny`: mean CPR and CMD. Both: seconds in
+    all.
     """
     frame = pd.DataFrame([asdict(row) for row in rows])
     lines = []

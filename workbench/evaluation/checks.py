@@ -1,5 +1,4 @@
-"""Further checks of a circuit: its complement, what it lacks, what it does not need, and random circuits of
-its size.
+"""Further checks of a circuit: complement, completeness, minimality, random circuits of its size.
 
 Start at `CircuitChecks`; `evaluate` and `minimality` call it. Sets of components K are knocked out of the
 circuit and of the whole model: the circuit is complete if both change alike, and minimal if for each of its
@@ -54,8 +53,9 @@ class CircuitChecks:
         return self.circuit.graph
 
     def complement(self) -> dict[str, float]:
-        """Faithfulness of all edges outside the circuit (Marks et al. 2403.19647); near 0 when the circuit is
-        all there is.
+        """Faithfulness of all edges outside the circuit; near 0 when the circuit is all there is.
+
+        Source: Marks et al. 2403.19647.
         """
         rest = self.graph.prune(self.graph.exists & ~self.circuit.edges)
         table = np.stack([self.runs.full, self.empty, self.runs.measure(rest[None])[0]], 1)
@@ -110,8 +110,9 @@ class CircuitChecks:
         }
 
     def minimality(self) -> xr.Dataset:
-        """How much each component of the circuit is missed: the largest |F(C without K and v) - F(C without
-        K)| over sets K.
+        """How much each component v of the circuit is missed.
+
+        That is the largest |F(C without K and v) - F(C without K)| over sets K.
 
         K: none, every other component of its class (heads of a layer, MLPs), all of them, and random halves.
 

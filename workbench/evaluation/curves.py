@@ -1,5 +1,6 @@
-"""Faithfulness against circuit size, its area (CPR, CMD), and how stable a circuit is when the prompts are
-drawn again.
+"""Faithfulness against circuit size, the area under it (CPR, CMD), and the stability of circuits.
+
+Stability is how far circuits agree that are found on prompts drawn again.
 
 `faithfulness_curve` and `stability`. A curve needs scores or a scored circuit; how they were made does not
 matter here.
@@ -96,8 +97,9 @@ def faithfulness_curve(
 
 
 def _shares(sizes: Sequence[Any] | None) -> list[Any]:
-    """The sizes of a curve as shares of the edges; None: MIB's ten. Raises `CircuitError` for
-    anything else.
+    """The sizes of a curve as shares of the edges; None: MIB's ten.
+
+    Raises `CircuitError` for anything else.
     """
     if sizes is None:
         return list(SIZES)
@@ -160,8 +162,9 @@ def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = "signed") -> float:
-    """CPR, the integral of f over sizes (by="signed"), or CMD, that of |1 - f| (by="magnitude"); trapezoids,
-    no point at 0.
+    """CPR, the integral of f over sizes (by="signed"), or CMD, that of |1 - f| (by="magnitude").
+
+    By trapezoids, without a point at 0.
 
     >>> round(area(np.ones(10)), 9), area(np.ones(10), by="magnitude")
     (0.999, 0.0)

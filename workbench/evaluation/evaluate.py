@@ -151,8 +151,8 @@ def minimality(
         seed: of the random sets K.
 
     Returns:
-        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where it is at least 1
-        %), `without` (K).
+        Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where `missed` is at
+        least 0.01), `without` (K).
 
     Raises:
         CircuitError: not one circuit, or one of another model's graph.

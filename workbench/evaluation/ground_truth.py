@@ -69,8 +69,9 @@ def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -
 
 
 def precision_at_true_size(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
-    """The share of true edges among as many of the best as there are true ones. Arguments as
-    of `edge_auroc`.
+    """The share of true edges among as many of the best as there are true ones.
+
+    Arguments as of `edge_auroc`.
     """
     edges = _ranked(scores, true_edges, by)
     n_true = edges.true.sum()
@@ -124,8 +125,9 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
 
 
 def _graph_of(scores: xr.DataArray) -> Graph:
-    """The graph that scores belong to. Raises `CircuitError` where they do not say, or are
-    kept by example.
+    """The graph that scores belong to.
+
+    Raises `CircuitError` where they do not say, or are kept by example.
     """
     try:
         graph = Graph.from_dict(json.loads(scores.attrs["graph"]))

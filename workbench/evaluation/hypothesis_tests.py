@@ -113,7 +113,7 @@ def circuit_tests(
     p = np.array([outcome.p for outcome in outcomes.values()])
     decided = np.isfinite(p)
     rejected = decided & (p < alpha)
-    # In three tests the null is the good news, so keeping it is what supports the circuit.
+    # In three tests the null is that the circuit is right: there, keeping it is what supports the circuit.
     supports = decided & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
     if not decided.all():
         untested = ", ".join(test for test, known in zip(tests, decided, strict=True) if not known)

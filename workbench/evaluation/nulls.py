@@ -1,10 +1,12 @@
-"""The five tests of a circuit of Shi et al. 2410.13032: for each its null, its p-value, and the control that
-it can fail.
+"""The five tests of a circuit of Shi et al. 2410.13032.
+
+For each: its null hypothesis, its p-value, and as a control what it says of circuits known to be right or
+wrong.
 
 s_M, s_C, s_-C: the metric of the model, of the circuit, and of what is left without it, each per example. The
 distance of two runs is d(a, b) = mean over examples of |s_a - s_b|. The tests differ in what rejecting their
-null says: for `equivalence`, `independence` and `minimality` the null is the good news, and few examples or
-draws cannot refute it; for `sufficiency` and `partial_necessity` it is the bad news.
+null says. The null of `equivalence`, `independence` and `minimality` is that the circuit is right, and few
+examples or draws cannot refute it; that of `sufficiency` and `partial_necessity` is that it is not.
 
 Read `TestedCircuit`, then `sufficiency`, the simplest. `hypothesis_tests.py` runs them.
 """
@@ -87,11 +89,11 @@ class TestedCircuit:
 def equivalence(tested: TestedCircuit) -> HypothesisOutcome:
     """Null: |P(s_C > s_M) - 1/2| < eps, on a random example: neither is better more often.
 
-    Statistic: k/n, the share of examples on which the circuit is higher, ties counting half. p = P(|K/n -
-    1/2| >=
-    |k/n - 1/2|) for K ~ Binomial(n, 1/2 + eps), the most likely null. A rejection speaks against the circuit.
-    Ties: differences of rounding, or up to `tolerance` of |mean s_M - mean s_empty|. The published code
-    compares the mean of s_M - s_C with 1/2 in place of k/n; this is the paper's.
+    Statistic: k/n, the share of examples on which the circuit is higher, ties counting half.
+    p = P(|K/n - 1/2| >= |k/n - 1/2|) for K ~ Binomial(n, 1/2 + eps), the null that is hardest to reject. A
+    rejection speaks against the circuit. Ties: differences of rounding, or up to `tolerance` of |mean s_M -
+    mean s_empty|. The published code compares the mean of s_M - s_C with 1/2 in place of k/n; this is the
+    paper's.
 
     A circuit that errs to both sides passes, however much it errs: read it with `sufficiency`.
 
@@ -136,8 +138,9 @@ def independence(tested: TestedCircuit) -> HypothesisOutcome:
 
 
 def minimality(tested: TestedCircuit) -> HypothesisOutcome:
-    """Null, of every edge e of C: with probability >= .9, d(C, C - e) > d(C+, C+ - r): no edge is like a
-    needless one.
+    """Null, of every edge e of C: with probability >= .9, d(C, C - e) > d(C+, C+ - r).
+
+    In words: no edge is like a needless one.
 
     C+ is the circuit with one more random path, r a random edge of that path, drawn `draws` times. p_e = P(K
     <= k) for K ~ Binomial(draws, .9), k the draws that e exceeds; p = min p_e times the edges (Bonferroni).

@@ -69,11 +69,13 @@ def effects(
         metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
             `sequence_logprob_diff` reads answers of several tokens, each in a run of its own; edits touch the
             prompt's positions only.
-        method: "exact" runs every edit; "gradient" is (e(a) - a) . dm/da at the base run, one backward pass
-            for all; "integrated" takes the mean gradient on the straight path from a to e(a), all sites of
-            one kind and layer moving together: over a full cut of the graph the effects then add up to m(all
-            edited) - m(base), and attrs["completeness_gap"] says by how much they do not. "atp-star" is the
-            gradient with attention recomputed for q and k and with layers dropped (2403.00745).
+        method: "exact" runs every edit. The others estimate it; a is an activation and e(a) the edited one.
+            "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all.
+            "integrated" takes the mean gradient on the straight path from a to e(a), all sites of one kind
+            and layer moving together: over a full cut of the graph the effects then add up to m(all edited) -
+            m(base), and attrs["completeness_gap"] says by how much they do not.
+            "atp-star" is the gradient with attention recomputed for q and k and with layers dropped
+            (2403.00745).
         steps: midpoints on that path.
         normalized: divide by m(other run) - m(base) of each example: 1 is full recovery.
         budget: bytes of working memory; by default 1 GiB, or half of a GPU's free memory. More work runs in
@@ -115,7 +117,7 @@ def effects(
     _blank_absent(table, plan)
     table = rows.combine(table)
     if normalized:
-        table = table / _apart(rows.combine(runs.distance()))[:, None]
+        table = table / _gap_of_runs(rows.combine(runs.distance()))[:, None]
     named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
@@ -176,11 +178,7 @@ def _measured(
         names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
         # The largest as a number to look at; all of them as text, because attrs hold no tables.
         largest = max(names.values(), key=abs)
-        return table, {
-            "steps": steps,
-            "completeness_gap": largest,
-            "completeness_gaps": json.dumps(names),
-        }
+        return table, {"steps": steps, "completeness_gap": largest, "completeness_gaps": json.dumps(names)}
     sweep, _ = _sweep(runs, plan)
     return sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
 
@@ -195,7 +193,7 @@ def _blank_absent(table: Tensor, plan: _SitePlan) -> None:
         table[~has[positions], j] = float("nan")
 
 
-def _apart(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+def _gap_of_runs(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
     """m(other run) - m(base), NaN with a warning where it is ~0."""
     flat = gap.abs() < 1e-6  # of logits or nats: below it a share is rounding divided by rounding
     if bool(flat.any()):

@@ -139,8 +139,9 @@ def _run_with_gradients(
 def _changed(
     runs: MeasuredRuns, site: Site, recorded: Mapping[Key, Tensor], bound: Bound
 ) -> tuple[Key, Tensor]:
-    """Where a site's effect is linear, and by how much that changes: the site, or z
-    after a pattern that is run anew.
+    """Where a site's effect is linear, and by how much the activation there changes.
+
+    That is the site itself, or for q and k the z that comes out of a recomputed pattern.
     """
     activation = recorded[site.key]
     edited = apply_edit(site, bound, activation.clone(), causal=Shape.of(runs.model).causal)

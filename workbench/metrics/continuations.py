@@ -6,8 +6,8 @@ answers that differ in their last token alone share one. A metric of pairs is th
 same way:
 
     rows = expand(model, pairs, metric)                  # a metric of one token: the pairs themselves
-    bound = bind(model, rows, value, side="clean")       # workbench.engine.continuations: writes at prompt
-    positions only table = ...rows.pairs, rows.metric, bound...         # [row, ...]
+    bound = bind(model, rows, value, side="clean")       # of the engine: writes at prompt positions only
+    table = ...                                          # [row, ...], of rows.pairs, rows.metric and bound
     result = rows.combine(table)                         # [example, ...]
 
 `expand` returns an `Expansion`. What is written in a run, and where, is the engine's matter.
@@ -41,7 +41,7 @@ class Expansion:
         pairs: of the rows. Named positions and `END` are those of the prompt; its answers are the row's own.
         metric: of a row.
         owner: [row], the example that a row belongs to.
-        weight: [row], of its measure in that of the example.
+        weight: [row], the factor of a row's measure in the sum that is the measure of its example.
     """
 
     examples: PromptPairs
@@ -110,9 +110,7 @@ class _AnswerTerm:
 
 
 def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
-    """The terms of the metric of every example: right answers first, each table's in the order
-    of examples.
-    """
+    """The terms of the metric: right answers first, then wrong ones, each in the order of examples."""
     terms: list[_AnswerTerm] = []
     for sign, table in ((1, "answers"), (-1, "wrong")):
         if table not in metric.needs:

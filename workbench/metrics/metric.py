@@ -1,5 +1,6 @@
-"""How an outcome is measured, per example. `Metric` is the type, `metric` makes one, `BUILT_IN` lists those
-there are.
+"""How an outcome is measured, per example.
+
+`Metric` is the type, `metric` makes one, `BUILT_IN` lists the built-in ones.
 
 Below, l are the logits at the last position (`END`), p their softmax; right and wrong are the alternatives of
 an example.
@@ -15,14 +16,14 @@ an example.
 | `sequence_logprob` | mean over right answers of log p(answer tokens, one after the other) | nats | higher |
 | `sequence_logprob_diff` | that of the right answers - that of the wrong ones | nats | higher |
 
-Metrics are frozen objects that are not bound to prompts. One is called with the logits it reads, the pairs
-they belong to, and the logits of the clean run (`reference`). The built-in ones read `END` and get `[example,
-vocab]`; a callable of your own gets `[example, pos, vocab]`, or, wrapped by `metric(fn, positions="END")`,
-`[example, vocab]`.
+Metrics are frozen objects that are not bound to prompts. A metric is called with the logits it reads, the
+pairs they belong to, and the logits of the clean run (`reference`). The built-in ones read `END` and get
+`[example, vocab]`; a callable of your own gets `[example, pos, vocab]`, or, wrapped by
+`metric(fn, positions="END")`, `[example, vocab]`.
 
 The two `sequence_` metrics read answers of several tokens. Each token of an answer is read after those before
-it, so every answer is a run of its own: `metrics.continuations` makes those runs. How *circuits* are
-measured, faithfulness, is in `evaluation`.
+it, so every answer needs a run of its own (answers that differ in their last token alone share one):
+`metrics.continuations` makes those runs. How *circuits* are measured, faithfulness, is in `evaluation`.
 """
 
 from collections.abc import Callable
@@ -123,8 +124,9 @@ class Metric:
             )
 
     def read(self, logits: Float[Tensor, "example pos vocab"], prompts: Prompts) -> Tensor:
-        """The logits that it reads: [example, vocab] at each prompt's `END`, [example, step,
-        vocab], or all.
+        """The logits that it reads.
+
+        [example, vocab] at each prompt's `END`, [example, step, vocab] of a continuation, or all of them.
         """
         positions = self.positions_read(prompts)
         if positions is None:
@@ -210,8 +212,9 @@ def metric(
 
 
 def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """[example, alternative]: the values at the first token of every alternative, and which of them are real
-    (no padding).
+    """[example, alternative]: the values at each alternative's first token, and which alternatives are real.
+
+    The others are padding.
     """
     tokens = table[:, :, 0].to(logits.device)
     if int(tokens.max()) >= logits.shape[1]:
@@ -221,8 +224,9 @@ def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alternatives_mean(logits: Tensor, table: Tensor) -> Tensor:
-    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table` [example,
-    alternative, token].
+    """[example]: the mean of `logits` [example, vocab] over the alternatives of `table`.
+
+    `table` is [example, alternative, token].
     """
     values, real = _at(logits, table)
     return (values * real).sum(1) / real.sum(1)
@@ -243,8 +247,9 @@ def best_alternative(logits: Tensor, table: Tensor) -> Tensor:
 def alternatives_logprob(
     logits: Float[Tensor, "example step vocab"], table: Int[Tensor, "example alternative token"]
 ) -> Float[Tensor, "example alternative"]:
-    """The summed log-probability of the tokens of each alternative, read step by step; 0 for those that are
-    not real.
+    """The summed log-probability of the tokens of each alternative, read step by step.
+
+    0 for alternatives that are padding.
 
     Raises:
         MetricError: more tokens than steps, or an id outside the vocabulary.

@@ -22,7 +22,7 @@ from workbench.models.model import Model
 # Below so many bytes of weights, starting threads takes longer than hashing.
 _HASH_IN_THREADS = 2**26
 
-# Settings that may differ between two loads of one function: they must not change its fingerprint.
+# Settings that may differ between two loads of the same function: they must not change its fingerprint.
 _NOT_THE_FUNCTION = (
     "transformers_version",
     "_name_or_path",

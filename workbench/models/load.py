@@ -2,8 +2,8 @@
 
 The only importer of TransformerLens. Every model comes back as a `TransformerBridge` in eval mode with
 Hugging Face's own numerics (no weight folding), so that everything TransformerLens can do with it still
-works. Read `load_model`. What tells models apart is in `fingerprint.py`. Knows nothing of prompts or of what
-is done with a model.
+works. Read `load_model`. What tells models apart is in `fingerprint.py`. This module knows nothing of prompts
+or of what is done with a model.
 """
 
 import json
@@ -61,15 +61,15 @@ def load_model(
             f"A model is a name, a directory or a TransformerBridge, not {type(source).__name__}. "
             "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
         )
-    where = _device(device)
-    name = resolved = str(source)
+    torch_device = _device(device)
+    name = reload_name = str(source)
     known = embedded.find(name)
     if known is not None:
-        model = _boot(str(known.folder), where, torch_dtype, known.checkpoint)
+        model = _boot(str(known.folder), torch_device, torch_dtype, known.checkpoint)
     elif name and Path(name).is_dir():
-        model = _boot(name, where, torch_dtype, None)
+        model = _boot(name, torch_device, torch_dtype, None)
         # Another process may have another working directory.
-        resolved = str(Path(name).resolve())
+        reload_name = str(Path(name).resolve())
         name = Path(name).resolve().name
     elif _looks_like_a_path(name):
         raise ModelError(
@@ -77,9 +77,9 @@ def load_model(
         )
     else:
         _check_reachable(name)
-        model = _boot(name, where, torch_dtype, None)
+        model = _boot(name, torch_device, torch_dtype, None)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
-    _sources[model] = {"source": resolved, "device": str(where), "dtype": precision}
+    _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
     return model.eval()
 

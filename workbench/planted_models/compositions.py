@@ -1,7 +1,7 @@
 """Planted heads that feed each other: by the query (Q), the key (K) or the value (V) of the next one.
 
-Read `q_composition` and `v_composition`; `compositions` has all three in one model. What a recipe is says
-`recipe.py`.
+Read `q_composition` and `v_composition`; `compositions` has all three in one model. `recipe.py` says
+what a recipe is.
 """
 
 import random

@@ -31,20 +31,15 @@ def planted_pairs(
     >>> len(pairs), len(heldout), pairs.clean.strings[0][0]
     (4, 8, 'BOS')
     """
-    used = planted
+    source = planted
     if n is not None:
-        used = planted.drawn(n, seed=seed, split=split)
+        source = planted.drawn(n, seed=seed, split=split)
     provenance = {
-        "task": f"planted-{used.name}", "variant": used.name,
-        "seed": used.prompt_seed, "split": used.split, "model_seed": used.seed,
+        "task": f"planted-{source.name}", "variant": source.name,
+        "seed": source.prompt_seed, "split": source.split, "model_seed": source.seed,
     }  # fmt: skip
-    return PromptPairs(
-        _prompts(used.clean, used.words),
-        _prompts(used.corrupt, used.words),
-        used.answers,
-        used.wrong,
-        provenance,
-    )
+    clean, corrupt = _prompts(source.clean, source.words), _prompts(source.corrupt, source.words)
+    return PromptPairs(clean, corrupt, source.answers, source.wrong, provenance)
 
 
 def _prompts(tokens: Tensor, words: Sequence[str]) -> Prompts:

@@ -27,7 +27,7 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe, how it is embedded, and which methods that makes it hard for."""
+    """A recipe, how it is embedded, and what makes it `hard` for which methods."""
 
     recipe: Callable[[int, float], Recipe]
     setting: Embedding

@@ -100,10 +100,8 @@ def ioi(size: int, gain: float) -> Recipe:
 def lookup(size: int, gain: float) -> Recipe:
     """`f a2 f f b3` → `y0`: the cell of a Latin square.
 
-    No sum of a term for `a` and a term for `b` gives it.
-
-    A head fetches `a`; one neuron of the MLP for each pair. Corrupt: another `b`, or another `a` at another
-    place.
+    No sum of a term for `a` and a term for `b` gives it. A head fetches `a`; the MLP has one neuron for each
+    pair of an `a` and a `b`. Corrupt: another `b`, or another `a` at another place.
     """
     n = size // 2
     drawing = Blueprint(length=6, gain=gain)

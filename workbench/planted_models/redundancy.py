@@ -1,6 +1,6 @@
 """Planted heads that stand in for each other or oppose the answer: backup and negative heads.
 
-Read `backup`. All of them solve one task, the word in capitals. What a recipe is says `recipe.py`.
+Read `backup`. All of them solve one task, the word in capitals. `recipe.py` says what a recipe is.
 """
 
 import random
@@ -32,9 +32,8 @@ def backup(size: int, gain: float) -> Recipe:
 def negative(size: int, gain: float) -> Recipe:
     """The word in capitals → the word; a negative head opposes it.
 
-    It attends to the word that is about to be the answer and writes half of it with a minus.
-
-    It lowers the metric, and the model is not itself without it: all its edges oppose (2310.04625).
+    The negative head attends to the word that is about to be the answer and writes half of it with a minus.
+    So it lowers the metric, and still belongs to what the model does: all its edges oppose (2310.04625).
     Corrupt: another word is in capitals, or the word in capitals trades places with another.
     """
     drawing, words = _capitals(size, gain)

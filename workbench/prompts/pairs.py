@@ -138,6 +138,8 @@ class PromptPairs:
 
         Args:
             share: of the pairs in the first set, as nearly as the groups allow.
+            seed: of the order in which groups of pairs are dealt out.
+
         Raises:
             PromptError: shared prompts connect all pairs, so nothing can be held out.
         """
@@ -151,7 +153,8 @@ class PromptPairs:
         second = sorted(set(range(len(self))) - set(first))
         if not first or not second:
             raise PromptError(
-                f"These {len(self)} pairs cannot be split without sharing a prompt: they hang together."
+                f"These {len(self)} pairs cannot be split: shared prompts connect all of them, "
+                "so nothing could be held out."
             )
         return self.select(sorted(first)), self.select(second)
 

@@ -142,7 +142,7 @@ class Prompts:
         return Prompts(
             self.tokens[rows, :longest],
             lengths,
-            {name: indices[rows] for name, indices in self.positions.items()},
+            {name: column[rows] for name, column in self.positions.items()},
             tuple(self.strings[i] for i in chosen),
             self.bos,
         )

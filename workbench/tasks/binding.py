@@ -60,8 +60,8 @@ def _things(rng: random.Random, lexicon: Lexicon, n: int) -> list[tuple[str, str
     return list(zip(*columns, strict=True))
 
 
-# Whoever owns them: the same objects and colours are in one split in any order.
 def _key(things: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    """What decides the split: the objects and the colours in any order, whoever owns them."""
     _, objects, colours = zip(*things, strict=True)
     return (*sorted(objects), *sorted(colours))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
 
-# Of the word combinations of each behaviour: at least 600 held-out prompts in every one.
+# Share of each behaviour's word combinations: it leaves every behaviour at least 600 held-out prompts.
 RESERVED_SHARE = 0.15
 Word = TypeVar("Word")
 

@@ -32,8 +32,8 @@ class Task:
     Attributes:
         module: draws its sentences.
         metric: the one that suits it where answers are one token.
-        needs: the words that must suit another vocabulary (`speakers.CHOICES`); none where it needs that of
-            `tiny`.
+        needs: the words that must suit another vocabulary (keys of `vocabularies.CHOICES`); empty where only
+            that of `tiny` will do.
         measured: the variants that `measure` scores a model on.
         bar: the score that `tiny` must reach.
     """

@@ -66,20 +66,20 @@ class SubwordVocabulary:
         for need in needs:
             chosen |= CHOICES[need](self)
         lexicon, whole = Lexicon(**chosen), Lexicon()
-        left: list[str] = []
+        dropped: list[str] = []
         for field in chosen:
-            left += _missing(getattr(whole, field), getattr(lexicon, field))
+            dropped += _missing(getattr(whole, field), getattr(lexicon, field))
         lacking = ", ".join(field for field, words in chosen.items() if not words)
         if lacking:
-            shown = " ".join(left[:MOST_SHOWN])
-            if len(left) > MOST_SHOWN:
-                shown += f" and {len(left) - MOST_SHOWN} more"
+            shown = " ".join(dropped[:MOST_SHOWN])
+            if len(dropped) > MOST_SHOWN:
+                shown += f" and {len(dropped) - MOST_SHOWN} more"
             raise UnsuitableTask(
                 f"The task {task!r} needs words of equal token count ({lacking}), "
                 f"and this vocabulary has too few (dropped {shown}). "
                 "Bring your own prompts with PromptPairs.from_csv."
             )
-        return lexicon, " ".join(left)
+        return lexicon, " ".join(dropped)
 
     def length(self, sentence: Sentence) -> int:
         """Tokens of a prompt, without BOS."""

@@ -208,7 +208,8 @@ class _Passage:
         """The inputs of readers before their norm.
 
         Args:
-            place: key of `PatchedValues.seen`.  circuits: indices of those that are run; None: all.
+            place: key of `PatchedValues.seen`.
+            circuits: indices of those that are run; None: all.
         """
         chosen, n_chosen = slice(None), self.n
         if circuits is not None and len(circuits) < self.n:

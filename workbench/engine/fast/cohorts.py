@@ -4,8 +4,8 @@ A run that is edited at some place equals the base run before that token and bel
 causal). Runs that begin at the same token of the same examples form a `Cohort`, whose attention is one
 product.
 
-Read `Element` (one edited run), then `cohorts`. What is written is asked of `Bound.first_change` and
-`Bound.has` alone; no activation is looked at here.
+Read `Element` (one edited run), then `cohorts`. All that is known here of a value is `Bound.first_change` and
+`Bound.has`; no activation is looked at.
 """
 
 from collections.abc import Sequence
@@ -61,9 +61,9 @@ class Element:
 
     @property
     def layer_edit(self) -> tuple[Site, Bound] | None:
-        """The edit of the whole layer that writes the same to its one head or neuron.
+        """The edit of a whole layer that writes to this run's one head or neuron what its own edit does.
 
-        None where it has several edits, or where there is no such edit; runs that share one depart together.
+        None where the run has several edits or there is no such edit. Runs that share one depart together.
         """
         (site, bound), *more = self.edits
         if more or site.unit is None or site.kind not in ("z", "mlp_post") or not bound.value.unitwise:

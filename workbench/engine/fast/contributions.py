@@ -108,7 +108,8 @@ class Contributions:
 
         Args:
             columns: of the readers.
-            rows: of the contributions, which may be one for all circuits.
+            rows: the rows of the contributions to use; all of them where one row stands for all circuits.
+            circuits: whose edge weights are used.
             classes: the position class of each token, or None for one.
         """
         writers = self.writers

@@ -121,7 +121,8 @@ class Decoder:
     """A whole model; `families.read` makes it.
 
     Attributes:
-        embed: [vocab, d_model].  pos_embed: [pos, d_model], or None.
+        embed: [vocab, d_model].
+        pos_embed: [pos, d_model], or None.
         softmax: the precision of attention's softmax, or None for the model's own.
         max_length: prompts longer than this need the reference path (a sliding window begins to matter);
             None: no bound.
@@ -152,7 +153,8 @@ class Decoder:
         """q or k [..., pos, head, d_head] as attention uses it: normed and rotated.
 
         Args:
-            port: "q" or "k".  pos: the positions, which decide the rotation.
+            port: "q" or "k".
+            pos: the positions, which decide the rotation.
         """
         # Normed before it is rotated, as Qwen 3 does.
         norm = {"q": self.layers[layer].q_norm, "k": self.layers[layer].k_norm}[port]

@@ -30,18 +30,19 @@ def units_depart(
     Returns:
         What each adds to the stream, and whether it writes, bit by bit, what is there already.
     """
-    (layer, bound), before = edit, base.whole(edit[0].key)
+    layer_site, bound = edit
+    before = base.whole(layer_site.key)
     try:
-        after = base.edited(layer.key, [edit])
+        after = base.edited(layer_site.key, [edit])
     except WorkbenchError:
-        base.edited(layer.key, [(sites[0], bound)])  # its message names the site that was asked for
+        base.edited(layer_site.key, [(sites[0], bound)])  # its message names the site that was asked for
         raise
     units = torch.tensor([site.unit for site in sites], device=before.device)
     # [example, pos, unit, ...] -> [unit, example]: equal at every token.
     equal = (after == before)[cohort.examples.to(before.device)].movedim(2, 0).flatten(2).all(2)
     change = tokens_of(after, cohort, read=read) - tokens_of(before, cohort, read=read)
     change = change[:, :, units].movedim(2, 0)  # [run, example, pos, ...]
-    return base.decoder.written(*layer.key, change, units), equal[units].cpu()
+    return base.decoder.written(*layer_site.key, change, units), equal[units].cpu()
 
 
 class Departure:
@@ -88,12 +89,15 @@ class Departure:
     def stream(self, layer: int) -> Tensor:
         """[example, pos, d_model] before a block, the embeddings or the stream there being edited."""
         # `first` stays True as long as the base run's own stream can be edited whole, which is cheaper.
-        value, first = self.tokens(self.base.whole(("resid_pre", layer))), True
+        first = True
+        value = self.tokens(self.base.whole(("resid_pre", layer)))
         for key, edited in self.edited.items():
             if key[1] is None:  # an embedding, which is a term of the stream
-                value, first = value + self.tokens(edited) - self.tokens(self.base.whole(key)), False
+                value = value + self.tokens(edited) - self.tokens(self.base.whole(key))
+                first = False
         for key in (("resid_post", layer - 1), ("resid_pre", layer)):
-            value, first = self._after(key, value, first=first), first and key not in self.edited
+            value = self._after(key, value, first=first)
+            first = first and key not in self.edited
         return value
 
     def attention(self, layer: int) -> Tensor | float:

@@ -109,7 +109,7 @@ class LateRuns:
         self.waiting.append(Joining(runs, elements, stream))
 
     def _wait(self, runs: CohortRuns, j: int, departure: Departure, stream: Callable[[], Tensor]) -> None:
-        """Let a run in with the others, unless its edits write what is there already."""
+        """Put a run among those that wait to join, unless its edits write what is there already."""
         later = set(self.elements[j].keys) - set(departure.edited)
         unchanged = departure.unchanged.cpu()
         # While nothing has changed, a later edit meets the base run's activation: what it would write can be

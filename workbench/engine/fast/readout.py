@@ -136,8 +136,8 @@ class Readout:
 
     def _read(
         self, outcome: WalkOutcome
-    ) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "row step"] | None]:
-        """The stream where it is read, and which of several steps [row, step] are at the run's own tokens."""
+    ) -> tuple[Float[Tensor, "run example *step d_model"], Bool[Tensor, "batch_example step"] | None]:
+        """The stream where it is read, and which steps of each batch example are at the run's own tokens."""
         if self.places is None or self.places.ndim == 1:
             return outcome.stream[:, :, 0], None
         cohort, stream = outcome.cohort, outcome.stream

@@ -10,7 +10,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.engine.bound import apply_edit
 from workbench.engine.fast.base_run import BaseRun, needed
@@ -24,6 +23,7 @@ from workbench.engine.threads import few_threads
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key
+from workbench.text import progress_bar
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class StaircaseSweep:
         # Effects are small differences: 16-bit models get a table of float32.
         wide = torch.promote_types(self.decoder.dtype, torch.float32)
         effects = torch.zeros((len(self.runs.pairs), self.edited.n_elements), dtype=wide)
-        disable = None if progress else True  # None: shown where there is a terminal
-        bar = tqdm(total=effects.numel(), desc=what, unit="run", disable=disable, leave=False)
+        bar = progress_bar(effects.numel(), what, "run", shown=progress)
         with bar, few_threads(self.decoder.shape.d_model):
             for examples in budget.batches():
                 pairs = self._pairs(examples)

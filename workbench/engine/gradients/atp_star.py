@@ -24,6 +24,10 @@ def atp_star_table(
 ) -> tuple[Tensor, int]:
     """Sums over a batch [example or 1, pos or class or 1, writer, reader], and how many passes it took.
 
+    Args:
+        keep: axes that are not summed over: "example", "pos".
+        room: how many numbers a block of readers or writers may hold.
+
     Source: Kramár et al. 2403.00745; there it is a magnitude, here it has a sign.
     """
     n_layers = runs.graph.shape.n_layers
@@ -46,7 +50,7 @@ def atp_star_table(
     signed, *magnitudes = (table.values for table in tables)
     if magnitudes:
         # The run that drops a reader's own layer sees nothing of it: the mean is over the others. The logits
-        # have none.
+        # are in no layer, so for them every run counts.
         n_seen = torch.full((len(runs.graph.readers),), n_layers - 1)
         n_seen[runs.graph.reader_index["logits"]] = n_layers
         magnitude = torch.stack([values.abs() for values in magnitudes]).sum(0) / n_seen
@@ -78,10 +82,10 @@ class _Attention:
         # [example, head, query, key] of every pass: dm/d of the pattern; None where z has no gradient.
         self.pattern_gradients: list[Tensor | None] = []
         for run in passes:
-            z_gradient = run.gradients.get(("z", layer))
+            z_gradient, pattern_gradient = run.gradients.get(("z", layer)), None
             if z_gradient is not None:
-                z_gradient = torch.einsum("bkhe,bqhe->bhqk", v, z_gradient[0])
-            self.pattern_gradients.append(z_gradient)
+                pattern_gradient = torch.einsum("bkhe,bqhe->bhqk", v, z_gradient[0])
+            self.pattern_gradients.append(pattern_gradient)
         self.pattern = self._pattern(self.q, self.k)
 
     def _heads(self, normed: Tensor, port: str) -> Tensor:
@@ -90,9 +94,8 @@ class _Attention:
         heads = getattr(self.block, port)(normed).view(*normed.shape[:-1], n_heads, self.shape.d_head)
         heads = self.decoder.heads(heads, self.layer, port, self.pos)
         if port == "k":
-            heads = heads.repeat_interleave(
-                self.shape.group, -2
-            )  # [..., pos, kv head, d_head] -> [..., head, d_head]
+            # [..., pos, kv_head, d_head] -> [..., pos, head, d_head]
+            heads = heads.repeat_interleave(self.shape.group, -2)
         return heads
 
     def _pattern(self, q: Tensor, k: Tensor) -> Tensor:

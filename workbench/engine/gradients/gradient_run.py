@@ -29,8 +29,8 @@ class GradientRun:
     """One forward and backward pass of several versions (rows) of a batch.
 
     Attributes:
-        streams: layer → [row, example, pos, d_model], what attention reads.  mlp_streams: the same of its
-            MLP.
+        streams: layer → [row, example, pos, d_model], what attention reads.
+        mlp_streams: layer → the same of what its MLP reads.
         gradients: ("q" | "k" | "v" | "z" | "mlp" | "pre" | "linear", layer) or ("logits", n_layers) → dm/d of
             that; for "mlp" and "logits" at the reader's input itself.
     """

@@ -1,5 +1,6 @@
-"""The engine of hooks: full forward passes of any model. Slow, general, and the definition of what every
-other engine must give.
+"""The engine of hooks: full forward passes of any model.
+
+It is slow and general, and it defines what every other engine must give.
 
 `forward.py` is one pass with edits, the only module of the package that installs hooks; begin there.
 `sweep.py` runs many edited runs with it, `block.py` reads what a block's readers do, `circuits.py` runs

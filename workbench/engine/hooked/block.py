@@ -31,7 +31,8 @@ class Block:
         attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
         weights: port → [head or kv head, d_model, d_head] of q, k and v.
         biases: port → [head or kv head, d_head], zeros where the model has none.
-        w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
+        w_out: [head, d_head, d_model].
+        b_out: [d_model], zeros where the model has none.
         attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that
             have one.
         mlp_stream: the hook whose value is the MLP's input before its norm.
@@ -91,8 +92,7 @@ class Block:
 
 @torch.no_grad()
 def check_parts_add_up(model: Model) -> None:
-    """Raise `ModelError` when what a block adds to the stream is not the sum of its heads' z . W_O and its
-    MLP's output.
+    """Raise `ModelError` unless a block adds the plain sum of its heads' z . W_O, b_O and its MLP's output.
 
     Checked once per model, on four tokens: models differ in what they do between a part and the stream.
     """

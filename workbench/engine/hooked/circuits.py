@@ -1,6 +1,8 @@
-"""`circuit_logits`: runs of circuits on any model. Every reader sees the current value of the writers on its
-circuit edges, and the counterfactual value of the rest: `in_v += sum over edges (u, v) not in the circuit of
-(z'_u - z~_u)`.
+"""`circuit_logits`: runs of circuits on any model.
+
+Every reader sees the current value of the writers on its circuit edges, and the counterfactual value of the
+rest: `in_v += sum over edges (u, v) not in the circuit of (z'_u - z~_u)`, where z~_u is what u writes in this
+run and z'_u its counterfactual value.
 
 With corrupt values the empty circuit is the corrupt run and the full circuit the clean run, exactly. Many
 circuits run in one batch; edges are a masked product of writers and readers, never a loop. Metrics are not
@@ -59,8 +61,9 @@ def check_hooks_suffice(model: Model, graph: Graph) -> None:
 
 
 def circuits_per_forward(model: Model, graph: Graph, length: int, *, budget: int | None = None) -> int:
-    """How many rows (a prompt under a circuit) fit into one pass: the writers' outputs are kept beside the
-    model's own.
+    """How many rows (a prompt under a circuit) fit into one pass.
+
+    What the writers wrote is kept beside the model's own activations.
     """
     shape = Shape.of(model)
     # Every writer's difference is kept; of one block, the inputs of all heads' q, k and v exist twice (before
@@ -159,8 +162,8 @@ class _Walk:
                 # That norm is not linear in the heads: their changes must pass it together with all else they
                 # add up to.
                 whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
-                post = block.attn_post, self._apart(whole[:, :, None])
-            self.differences.append(_WriterChanges(self._apart(written), post))
+                post = block.attn_post, self._by_circuit(whole[:, :, None])
+            self.differences.append(_WriterChanges(self._by_circuit(written), post))
             return z
 
         return change
@@ -202,16 +205,17 @@ class _Walk:
 
     def _collected(self, site: Site, value: Tensor) -> None:
         """Append z' - z~ of a writer that writes into the stream as it is."""
-        self.differences.append(_WriterChanges(self._apart(self._changed(site, value)[:, :, None])))
+        self.differences.append(_WriterChanges(self._by_circuit(self._changed(site, value)[:, :, None])))
 
     def _changed(self, site: Site, current: Tensor) -> Tensor:
-        """z' - z~ of every circuit: a value is bound to the prompts, so each circuit's copy of them is edited
-        by itself.
+        """z' - z~ of every circuit.
+
+        A value is bound to the prompts, so each circuit's copy of them is edited by itself.
         """
         copies = current.split(len(self.bound.prompts))
         return torch.cat([self.bound.edited(site, copy) - copy for copy in copies])
 
-    def _apart(self, rows: Tensor) -> Tensor:
+    def _by_circuit(self, rows: Tensor) -> Tensor:
         """[circuit, writer, example, pos, d_model] of [row, pos, writer, d_model]."""
         return rows.view(self.n, -1, *rows.shape[1:]).movedim(3, 1)
 

@@ -1,5 +1,6 @@
-"""`forward`: one pass of any model with edits. The only module that installs hooks, and the definition of
-what an edit does.
+"""`forward`: one pass of any model with edits. It defines what an edit does.
+
+This is the only module that installs hooks.
 
 An edit that did not run is an exception. `resid_mid` is defined here as resid_pre + attn_out, because in
 TransformerLens 4.3 the hook of that name changes only the MLP's branch when it returns a new tensor. `Write`
@@ -37,8 +38,10 @@ class Write:
 
 @dataclass(frozen=True)
 class Run:
-    """What came out of a forward pass: logits [example, pos, vocab], and what was asked for by (kind, layer)
-    or hook.
+    """What came out of a forward pass.
+
+    Attributes:
+        recorded: (kind, layer) or hook name → the activation that was asked for.
     """
 
     logits: Float[Tensor, "example pos vocab"]
