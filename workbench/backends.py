@@ -30,7 +30,7 @@ def run_jobs(
 
     Raises:
         UnknownName: no such backend.
-        WorkbenchError: Ray is not installed; a worker died. Errors of a job come through as they are.
+        WorkbenchError: Ray is not installed; a worker died. Errors of a job come through.
     """
     check_backend(backend, workers)
     yield from (_local if backend == "local" else _ray)(function, jobs, workers)

@@ -248,7 +248,7 @@ def test_what_is_no_position_is_refused(wrong):
         Graph.of(shape_of(), positions=[wrong])
     assert (
         str(error.value)
-        == f"{wrong!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+        == f"{wrong!r} is not a position of a graph: give indices from 0 up, or names such as 'END'."
     )
 
 

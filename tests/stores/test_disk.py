@@ -267,7 +267,7 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
     model = model_of("gpt2")
     (tmp_path / "notes.txt").write_text("mine")
     for place, message in (
-        (tmp_path, "is no store and not empty"),
+        (tmp_path, "is not a store, and not empty"),
         (tmp_path / "notes.txt", "is a file where a folder is needed"),
     ):
         with pytest.raises(OutputExists, match=message):

@@ -383,7 +383,7 @@ class Circuit:
     def to_scores(self) -> xr.DataArray:
         """The scores as `score_edges` returns them, so that `find_circuit` can cut them to another size.
 
-        This is how scores of other tools are cut anew.
+        Scores that were read from another tool's file are cut in this way too.
 
         Raises:
             CircuitError: it has no scores.

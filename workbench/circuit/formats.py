@@ -34,7 +34,7 @@ class Format:
     """A kind of circuit file. `parse` and `dump` are None for our own, which `Circuit` loads and saves.
 
     Attributes:
-        name, suffix: `write_circuit` takes the first format of a path's suffix when it is told none.
+        name, suffix: without the name of a format `write_circuit` takes the first one of the path's suffix.
         title: for messages.
         parse: the file as a `ForeignCircuit`; any error that it raises means a malformed file.
         dump: writes a `ForeignCircuit` to a path.

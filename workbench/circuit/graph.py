@@ -60,7 +60,7 @@ class Graph:
         for position in positions:
             if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
                 raise SiteError(
-                    f"{position!r} is no position of a graph: give indices from 0 up, or names such as 'END'."
+                    f"{position!r} is not a position of a graph: give indices from 0 up, or names such as 'END'."
                 )
         if positions == (REST,) or (positions == () and self.positions is not None):
             raise SiteError(
@@ -92,6 +92,9 @@ class Graph:
         Args:
             positions: indices or names whose edges are told apart; all other tokens make the class `rest`.
             neurons: the layers whose MLP is split into neurons; True means all of them.
+
+        Raises:
+            SiteError: positions or neurons that no such model can have.
 
         >>> shape = Shape(2, 4, 4, 32, 8, 128, 100, 64)
         >>> Graph.of(shape, positions=["S2", "END"]).exists.shape

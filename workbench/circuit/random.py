@@ -61,11 +61,11 @@ def random_circuits(
 
 
 def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -> np.ndarray:
-    """bool [draw, (pos,) writer, reader]: circuits of the same shape, where in each layer no head is itself.
+    """bool [draw, (pos,) writer, reader]: the circuit with every head replaced by another of its layer.
 
     Every head's edges go to another head of its layer, drawn at random; under grouped queries a group goes to
-    another group. A layer with a single group keeps it. MLPs stay. This says whether it matters which heads
-    the circuit has.
+    another group. A layer with a single group keeps it. MLPs stay. Comparing with these circuits says whether
+    it matters which heads the circuit has.
 
     >>> from workbench.sites import Shape
     >>> graph = Graph.of(Shape(1, 2, 2, 32, 16, 128, 100, 64))

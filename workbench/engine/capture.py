@@ -213,7 +213,7 @@ def _request(
     """The request of a store on disk, its arguments checked."""
     keys = _keys_of(model, sites)
     if sites is None and keep != "all":
-        # Patterns are stored whole or not at all; who did not name them does not miss them.
+        # Patterns are stored whole or not at all: where only some rows are kept, the default leaves them out.
         keys = {key: own for key, own in keys.items() if key[0] != "pattern"}
     if dtype is not None and dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise StoreError(f"capture: dtype={dtype!r}; rows are torch.float32, float64, bfloat16 or float16.")

@@ -236,7 +236,7 @@ def build_store(
     source = None
     if workers > 1 or backend != "local":
         source = model_source(model)
-    plan = _begun(model, request, path)
+    plan = _plan_in_folder(model, request, path)
     # Shards with a record are finished, by whichever call: the others are what is left to do.
     todo = [shard for shard in range(len(plan.shards)) if not exists(str(path / record_name(shard)))]
     cost = request.cost(model, plan, todo, timed=False)
@@ -247,7 +247,7 @@ def build_store(
             f"{cost.nbytes / 2**30:.2f}."
         )
     with progress_bar(cost.prompts, "capture", "prompt", shown=progress) as bar:
-        if not bar.disable and todo:  # the estimate costs a forward pass: made only for who reads it
+        if not bar.disable and todo:  # the estimate costs a forward pass: only where somebody sees it
             bar.write(str(request.cost(model, plan, todo)))
         if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
@@ -293,7 +293,7 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
     return [damage.file for damage in damaged]
 
 
-def _begun(model: Any, request: Request, path: Path) -> StorePlan:
+def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
     """The plan of the store in a folder: the one that is there if it stores the same, else a new one."""
     fresh = request.plan(model)
     if exists(str(path / PLAN)):
@@ -313,7 +313,7 @@ def _begun(model: Any, request: Request, path: Path) -> StorePlan:
         others = [name for name in os.listdir(path) if name not in ours and not name.startswith(".")]
         if others:
             raise OutputExists(
-                f"{str(path)!r} is no store and not empty (it has {others[0]!r}). Choose another path."
+                f"{str(path)!r} is not a store, and not empty (it has {others[0]!r}). Choose another path."
             )
         (path / SHARDS).mkdir(exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -332,7 +332,7 @@ def _begun(model: Any, request: Request, path: Path) -> StorePlan:
 def write_shards(
     model: Any, prompts: Prompts, path: Path, plan: StorePlan, shards: Iterable[int], done: Any
 ) -> None:
-    """Run the prompts of some shards and write them; `done(n)` hears of every n prompts."""
+    """Run the prompts of some shards and write them; `done(n)` is called after each n prompts."""
     store = DiskStore(str(path))
     # The plan's own number of threads: another one rounds sums otherwise, and a resumed store would differ.
     with _threads(plan.threads):

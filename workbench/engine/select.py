@@ -48,7 +48,7 @@ class CallPlan:
     Attributes:
         path: "staircase" (the fast engine) or "reference" (hooks, one full forward per edited run), and why
             that one.
-        cost: of it; peak memory is beside the model and the stores, under `budget` bytes.
+        cost: what that takes; its peak memory comes on top of the model and the stores, under `budget` bytes.
         whole: FLOPs of one forward pass of the prompts with hooks, to compare with.
     """
 

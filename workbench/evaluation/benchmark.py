@@ -214,7 +214,7 @@ def _value(case: _Case, pairs: PromptPairs) -> Value:
 
 @contextmanager
 def _watched() -> Iterator[dict[str, float]]:
-    """Seconds, and how much the process grew at most, looked at every few milliseconds.
+    """Seconds, and the largest growth of the process's memory, sampled every few milliseconds.
 
     By a thread, because the peak that the system keeps for a process never falls between two measurements.
     """

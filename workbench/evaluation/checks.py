@@ -59,10 +59,9 @@ class CircuitChecks:
         """
         rest = self.graph.prune(self.graph.exists & ~self.circuit.edges)
         table = np.stack([self.runs.full, self.empty, self.runs.measure(rest[None])[0]], 1)
-        statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
-        low, high = bootstrap(table, statistic, level=self.level)
+        low, high = bootstrap(table, faithfulness_of, level=self.level)
         return {
-            "complement": float(statistic(table)[0]),
+            "complement": float(faithfulness_of(table)[0]),
             "complement_low": float(low[0]),
             "complement_high": float(high[0]),
         }
@@ -194,6 +193,11 @@ class CircuitChecks:
         """[set, example]: the metric of some edges without components, bool [set, writer]."""
         inside = np.stack([self.graph.between(~removed) for removed in sets])
         return self.runs.measure(self.graph.prune(edges & inside))
+
+
+def faithfulness_of(table: np.ndarray) -> np.ndarray:
+    """[circuit]: faithfulness, from the metric of every run [example, full + empty + circuits]."""
+    return ratio_of_means(table[:, 2:], table[:, :1], table[:, 1:2])
 
 
 def _members(circuit: Circuit) -> list[int]:

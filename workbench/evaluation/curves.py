@@ -19,12 +19,13 @@ from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
+from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import bootstrap, central, check_level, check_seed, ratio_of_means
+from workbench.statistics import bootstrap, central, check_level, check_seed
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's ten shares of a graph's edges."""
@@ -121,7 +122,7 @@ def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
 
     def area_of(sample: np.ndarray) -> np.ndarray:
         """[1]: the area of the curve of these examples."""
-        return np.array([area(ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2]), by=by)])
+        return np.array([area(faithfulness_of(sample), by=by)])
 
     low, high = bootstrap(table, area_of, level=level, draws=AREA_DRAWS)
     return {

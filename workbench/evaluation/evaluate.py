@@ -22,14 +22,14 @@ from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.evaluation.checks import CircuitChecks
+from workbench.evaluation.checks import CircuitChecks, faithfulness_of
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_seed, ratio_of_means
+from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_seed
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 
@@ -205,15 +205,14 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, lev
     """Both ratios of every circuit [circuit, example], with intervals, and the metrics they are made of."""
     # [example, full + empty + circuits]: an example is drawn with all of its runs, since they vary together.
     table = np.concatenate([full[None], empty[None], measured]).T
-    statistic = lambda sample: ratio_of_means(sample[:, 2:], sample[:, :1], sample[:, 1:2])  # noqa: E731
-    low, high = bootstrap(table, statistic, level=level)
+    low, high = bootstrap(table, faithfulness_of, level=level)
     ratios = np.full(len(measured), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(np.abs(full - empty) < NO_DIFFERENCE, np.nan, full - empty)
         if np.isfinite(gap).any():
             ratios = np.nanmean((measured - empty) / gap, axis=1)
     return {
-        "faithfulness": ("circuit", statistic(table)), "low": ("circuit", low), "high": ("circuit", high),
+        "faithfulness": ("circuit", faithfulness_of(table)), "low": ("circuit", low), "high": ("circuit", high),
         "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), measured),
         "m_full": ("example", full), "m_empty": ("example", empty),
     }  # fmt: skip

@@ -2,5 +2,5 @@
 
 `prompts` is padded token sequences; `encoder` makes them from text and `tables` reads rows of files. `pairs`
 adds the corrupt side and the answers; `corpus` reads prompts without answers. Nothing here runs a model: of
-one it needs the tokenizer and the context length. Begin with `pairs.PromptPairs`.
+a model, only the tokenizer and the context length are read. Begin with `pairs.PromptPairs`.
 """

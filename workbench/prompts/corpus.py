@@ -88,7 +88,7 @@ def _rows(
             tokens = encode.plain(content)
             first = [encode.tokenizer.bos_token_id] if encode.bos else []
         else:
-            # Token ids are taken as they are: whoever has them has decided about BOS.
+            # Token ids are taken as they are: the caller has decided about BOS already.
             tokens, first = _ids(content, where), []
         room = n_ctx - len(first)
         if len(tokens) > room and long == "error":

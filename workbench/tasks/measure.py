@@ -43,7 +43,7 @@ class Score:
 def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
     """A score for every task, on `n` distinct held-out prompts each.
 
-    They are spread over the variants that have a right answer.
+    The prompts are spread over the variants that have a right answer.
 
     Raises:
         PromptError: `n` is less than 1.

@@ -110,7 +110,7 @@ def check_parts_add_up(model: Model) -> None:
         added = kept["resid_post", layer] - kept["resid_pre", layer]
         written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
         if block.attn_post is not None:
-            # Such a norm (Gemma 2) sees the bias too, so what is left over below is zero.
+            # Such a norm (Gemma 2) sees the bias too, so no bias is left over below.
             written = block.attn_post(written + block.b_out.to(written.dtype))
         if not shape.attn_only:
             written = written + kept["mlp_out", layer]
