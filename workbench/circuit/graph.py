@@ -60,7 +60,8 @@ class Graph:
         for position in positions:
             if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
                 raise SiteError(
-                    f"{position!r} is not a position of a graph: give indices from 0 up, or names such as 'END'."
+                    f"{position!r} is not a position of a graph: "
+                    "give indices from 0 up, or names such as 'END'."
                 )
         if positions == (REST,) or (positions == () and self.positions is not None):
             raise SiteError(

@@ -212,8 +212,9 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, lev
         if np.isfinite(gap).any():
             ratios = np.nanmean((measured - empty) / gap, axis=1)
     return {
-        "faithfulness": ("circuit", faithfulness_of(table)), "low": ("circuit", low), "high": ("circuit", high),
-        "mean_of_ratios": ("circuit", ratios), "m_circuit": (("circuit", "example"), measured),
+        "faithfulness": ("circuit", faithfulness_of(table)),
+        "low": ("circuit", low), "high": ("circuit", high), "mean_of_ratios": ("circuit", ratios),
+        "m_circuit": (("circuit", "example"), measured),
         "m_full": ("example", full), "m_empty": ("example", empty),
     }  # fmt: skip
 

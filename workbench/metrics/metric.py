@@ -11,7 +11,7 @@ an example.
 | `prob_diff` | sum of p over right - sum of p over wrong | probability | higher |
 | `kl` | KL(p of the clean run, p) = sum over the vocabulary of p_clean (log p_clean - log p) | nats | lower |
 | `nll` | -log(sum of p over right) | nats | lower |
-| `rank` | how many tokens have a higher logit than the best right one; 0 is the top | places below the top | lower |
+| `rank` | how many tokens have a higher logit than the best right one | places below the top | lower |
 | `accuracy` | 1 if the best right logit is above the best wrong one, else 0 | share | higher |
 | `sequence_logprob` | mean over right answers of log p(answer tokens, one after the other) | nats | higher |
 | `sequence_logprob_diff` | that of the right answers - that of the wrong ones | nats | higher |

@@ -179,8 +179,8 @@ class _Hooks:
 
     def _recorded(self, key: Any, value: Tensor) -> Tensor:
         value = self._tracked(value)
-        # With gradients, the tensor itself that the run continues with, or no gradient would reach it. Without,
-        # a copy, since a later module may write into the activation in place.
+        # With gradients, the tensor itself that the run continues with, or no gradient would reach it.
+        # Without, a copy, since a later module may write into the activation in place.
         self.recorded[key] = value if self.gradients else value.clone()
         return value
 
