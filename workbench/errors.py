@@ -68,7 +68,7 @@ class PromptError(WorkbenchError):
 
 
 class UnsuitableTask(PromptError):
-    """A task whose words a model's vocabulary does not hold as it needs them."""
+    """A task whose words the model's vocabulary lacks, or splits into tokens that do not suit the task."""
 
 
 class MetricError(WorkbenchError):

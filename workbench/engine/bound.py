@@ -88,7 +88,7 @@ class Bound:
 
     @property
     def reach(self) -> Int[Tensor, "example"]:
-        """How many tokens of each prompt, from the first on, the value may be written at; no later ones."""
+        """At how many of a prompt's first tokens the value may be written; later ones are left unchanged."""
         return self.prompts.lengths
 
     def select(self, examples: Sequence[int]) -> "Bound":

@@ -191,7 +191,7 @@ def capture_pairs(
 
 
 def _prompts(model: Any, tokens: Any) -> Prompts:
-    """Prompts as they are given, or of a corpus."""
+    """The prompts that a caller gives: as they are, or read from a corpus."""
     if isinstance(tokens, Prompts | Tensor | str):
         return as_prompts(model, tokens)
     # A list of paths or of rows with a text each is a corpus; a list of texts or token ids is the prompts.
@@ -221,7 +221,7 @@ def _request(
 
 
 def _keys_of(model: Any, sites: Iterable[str | Site] | None) -> dict[Key, Key]:
-    """Site → the site whose activation it shares. Raises `SiteError` when there is none."""
+    """Site → the site whose activation it shares. Raises `SiteError` when no site is named."""
     shape = Shape.of(model)
     chosen = _present(shape) if sites is None else sites
     keys: dict[Key, None] = {}  # a set that keeps its order

@@ -82,6 +82,6 @@ class _ContinuedBound(Bound):
         return self.inner.has(site)
 
     def first_change(self, site: Site) -> Tensor:
-        """As in the prompt; where nothing changes there, the row's whole length."""
+        """The first change within the prompt; where nothing changes there, the row's whole length."""
         first = self.inner.first_change(site)
         return torch.where(first < self.inner.prompts.lengths, first, self.prompts.lengths)

@@ -81,7 +81,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def content_words() -> tuple[str, ...]:
-    """The words that random lists (induction) are drawn from: everything that is neither number nor glue."""
+    """The words of random lists (induction): names, places, things, colours, adjectives, nouns, countries."""
     groups = (
         FEMALE,
         MALE,

@@ -125,7 +125,7 @@ class Recorder:
         """An edit of patterns that changes nothing and keeps them."""
 
         def watch(pattern: Tensor) -> Tensor:
-            """The pattern, which is that of the one run there is."""
+            """The pattern, unchanged; the base run is the only run there is."""
             self.keep(("pattern", layer), cohort, pattern[0])
             return pattern
 

@@ -69,7 +69,7 @@ class Contributions:
     total: Tensor | None = None
 
     def add(self, writers: Sequence[int], change: Tensor) -> None:
-        """Collect those of some writers."""
+        """Add z - z' of some writers."""
         self.writers += writers
         self.blocks.append(change)
         summed = change.sum(1)
@@ -78,7 +78,7 @@ class Contributions:
         self.total = summed
 
     def some(self, picked: np.ndarray) -> Tensor:
-        """Those of the writers that are picked, [circuit, writer, example, pos, d_model]."""
+        """z - z' of the writers that are picked, [circuit, writer, example, pos, d_model]."""
         chosen, first = [], 0
         for block in self.blocks:
             in_block = picked[first : first + block.shape[1]]

@@ -141,7 +141,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of every activation."""
+        """The precision of the weights, and so of every activation."""
         return self.embed.dtype
 
     @property

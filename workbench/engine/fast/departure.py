@@ -153,7 +153,7 @@ class Departure:
         return self.decoder.written(*key, self.tokens(edited) - self.tokens(before), unit)
 
     def _heads(self, layer: int) -> slice:
-        """The heads that can write something else: of one kv head, where its q, k or v alone are edited."""
+        """The heads whose output can change: those of one kv head where only its q, k or v are edited."""
         shape = self.decoder.shape
         if ("pattern", layer) in self.edited or ("z", layer) in self.edited:
             return slice(None)
@@ -172,7 +172,7 @@ class Departure:
         return slice(only * shape.group, (only + 1) * shape.group)
 
     def _head_outputs(self, layer: int, heads: slice) -> Tensor:
-        """[example, pos, head, d_head]: z of heads whose q, k, v or pattern is edited, and nothing before."""
+        """[example, pos, head, d_head]: z of heads whose q, k, v or pattern is edited; nothing before is."""
         base, cohort, decoder, edited = self.base, self.cohort, self.decoder, self.edited
         group = decoder.shape.group
         kv_heads = heads

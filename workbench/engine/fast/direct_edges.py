@@ -144,7 +144,7 @@ class DirectEdges:
                 change[runs] += written
 
     def through(self, message: Message, readers: Sequence[Reader], writers: Sequence[Writer]) -> Message:
-        """What a node sends on when its inputs are what a message brings; one run a path."""
+        """What a node sends on when its inputs are what a message brings; each run is one path."""
         arrived = dict(self.arriving(message, readers))
         inputs = {reader: self.only_at(reader, arrived[reader.whole]) for reader in readers}
         senders = [list(writers) for _ in message.writers]

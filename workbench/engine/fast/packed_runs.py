@@ -61,7 +61,7 @@ class PackedRuns:
         return flat.split([runs.n_tokens(read=read) for runs in self.cohorts])
 
     def at_read(self, flat: Tensor) -> Tensor:
-        """The tokens that are read, of all tokens."""
+        """The tokens that are read, out of all packed tokens."""
         at_read = []
         for runs, tokens in zip(self.cohorts, self.split(flat, read=False), strict=True):
             read = runs.cohort.read

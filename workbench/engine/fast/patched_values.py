@@ -29,7 +29,7 @@ class PatchedValues:
 
     @classmethod
     def of(cls, base: BaseRun, bound: Bound, graph: Graph) -> "PatchedValues":
-        """From the base run, whose activations the value may need for their shape only."""
+        """The patched values for the prompts of a base run, whose activations give only the shapes."""
         decoder, shape, values, seen = base.decoder, graph.shape, {}, {}
 
         def patched(kind: str, layer: int) -> Tensor:

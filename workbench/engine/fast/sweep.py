@@ -100,7 +100,7 @@ class SiteEdits:
     def without_walk(
         self, base: BaseRun, examples: Sequence[int], readout: Readout, budget: WalkBudget
     ) -> Iterator[WalkOutcome]:
-        """None: every edit is walked."""
+        """No streams: every edit is walked."""
         return iter(())
 
 

@@ -22,7 +22,7 @@ from workbench.models.model import Model
 
 @dataclass(frozen=True, eq=False)
 class ReaderMaps:
-    """How what a block's readers compute depends on their input: its norms, and the weights of q, k and v.
+    """What gradients at a block's readers are pulled back through: its norms, and the weights of q, k and v.
 
     Attributes:
         ports: port → [head or kv head, d_model, d_head].
@@ -37,7 +37,7 @@ class ReaderMaps:
 
     @classmethod
     def all_of(cls, model: Model, decoder: Decoder | None) -> "list[ReaderMaps]":
-        """Of every block."""
+        """The maps of every block."""
         if decoder is None:
             blocks = [Block.of(model, layer) for layer in range(model.cfg.n_layers)]
             return [cls(block.attn_norm, block.weights) for block in blocks]

@@ -37,7 +37,7 @@ class GradientRuns:
     start: int
 
     def at(self, shares: Sequence[float]) -> GradientRun:
-        """Between patched and clean token embeddings, at these shares of the way (1: the clean run)."""
+        """Runs between patched and clean token embeddings, at these shares of the way (1: the clean run)."""
         if all(share == 1 for share in shares):
             # The clean run itself: nothing is set, so the result is exact to the bit.
             return self._run(len(shares))
@@ -50,7 +50,7 @@ class GradientRuns:
         return self._run(len(shares), moved=_towards(shares, change[:, self.start :]))
 
     def group(self, key: Key, shares: Sequence[float]) -> GradientRun:
-        """With the activations of one group of writers between their patched value and the clean one."""
+        """Runs with one group of writers between its patched and its clean activations, at these shares."""
         n = len(shares)
         value, patched = self._ends(key)
         between = value + _towards(shares, patched - value)

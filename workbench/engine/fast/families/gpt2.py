@@ -10,7 +10,7 @@ ARCHITECTURES = ("GPT2LMHeadModel",)
 
 
 def read(model: Model, length: int) -> Decoder:
-    """The decoder.
+    """The decoder of a GPT-2.
 
     Raises:
         Unsupported: the variant computes attention in another order.

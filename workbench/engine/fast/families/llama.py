@@ -13,7 +13,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "
 
 
 def read(model: Model, length: int) -> Decoder:
-    """The decoder; with a sliding window it holds for prompts that fit into the window."""
+    """The decoder of such a model; with a sliding window, for prompts that fit into the window."""
     config = model.original_model.config
     layers = tuple(
         reading.layer(

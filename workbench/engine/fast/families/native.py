@@ -11,7 +11,7 @@ ARCHITECTURES = ("TransformerLensNative",)
 
 
 def read(model: Model, length: int) -> Decoder:
-    """The decoder.
+    """The decoder of a native model.
 
     Raises:
         Unsupported: scores or logits are capped softly, attention is not causal, or MLPs have norms inside.

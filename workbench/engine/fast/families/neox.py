@@ -9,7 +9,7 @@ ARCHITECTURES = ("GPTNeoXForCausalLM",)
 
 
 def read(model: Model, length: int) -> Decoder:
-    """The decoder."""
+    """The decoder of a GPT-NeoX or Pythia."""
     layers = tuple(
         reading.layer(
             block, scale=bridge.inner(block.attn).scaling, act=bridge.activation(bridge.inner(block.mlp).act)
