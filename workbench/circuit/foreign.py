@@ -33,7 +33,7 @@ _NODE = re.compile(
     r"(?:a(?P<layer>0|[1-9]\d{0,8})\.h(?P<head>0|[1-9]\d{0,8})|m(?:0|[1-9]\d{0,8})|input|logits)", re.ASCII
 )
 _GPT2 = {"d_vocab": 50257, "n_ctx": 1024}
-"""What other tools' files do not say of the model that a circuit is of."""
+"""Sizes that other tools' files do not give; those of GPT-2 are assumed."""
 
 
 @dataclass(frozen=True, eq=False)

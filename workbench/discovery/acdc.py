@@ -31,7 +31,7 @@ ORDERS = ("late-first", "early-first", "random", "scores")
 MOST_AT_ONCE, FIRST_AT_ONCE = 64, 8
 """How many edges are tried in one batch: at most, and in the first."""
 DEFAULT_THRESHOLD = 0.01
-"""Of |m(empty) - m(full)|."""
+"""The threshold where none is given, as a share of |m(empty) - m(full)|."""
 
 
 @one_fingerprint()

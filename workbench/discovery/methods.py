@@ -36,7 +36,7 @@ MEANS_OVER_EXAMPLES = ("eap", "eap-ig-inputs", "clean-corrupt")
 nothing more.
 """
 DEFAULT_SHARE = 0.02
-"""Of the graph's edges, where no size is given."""
+"""Share of the graph's edges that is chosen where no size is given."""
 
 
 @dataclass(frozen=True)

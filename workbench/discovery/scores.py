@@ -51,7 +51,7 @@ NODE_METHODS = (*METHODS, "gradient", "integrated")
 EFFECTS = ("exact", "gradient", "integrated", "atp-star")
 """Methods of `score_nodes` that are negated effects of components; the others are sums of edge scores."""
 SMALLEST_GAP = 1e-6
-"""Of m(full) - m(empty), in the metric's unit: below, scores would be divided by rounding."""
+"""The smallest |m(full) - m(empty)|, in the metric's unit, to divide scores by: less is rounding."""
 Axis = Literal["example", "pos"] | str
 
 

@@ -42,12 +42,12 @@ class _Sources:
 
     @property
     def base_store(self) -> ActivationStore:
-        """Of the run that is edited."""
+        """The store of the run that is edited."""
         return self.stores()[SIDES.index(self.base)]
 
     @property
     def other_store(self) -> ActivationStore:
-        """Of the run that is not."""
+        """The store of the other run."""
         return self.stores()[SIDES.index(other_side(self.base))]
 
     def fitted(self) -> Value:

@@ -108,12 +108,12 @@ class MeasuredRuns:
 
     @property
     def prompts(self) -> Prompts:
-        """Those of the run that is edited."""
+        """The prompts of the run that is edited."""
         return self.pairs.side(self.side)
 
     @property
     def other(self) -> Prompts:
-        """Those of the other side."""
+        """The prompts of the other side."""
         return self.pairs.side(other_side(self.side))
 
     @cached_property
@@ -123,7 +123,7 @@ class MeasuredRuns:
 
     @cached_property
     def reference(self) -> Tensor | None:
-        """What the metric reads of the base clean run, where it compares with it."""
+        """What the metric reads of the clean run, where it compares with that run."""
         if not self.metric.needs_reference:
             return None
         read = []

@@ -154,7 +154,7 @@ def _row(
 
 
 def _marked(rows: list[Behaviour]) -> list[Behaviour]:
-    """The rows, those with the fewest edges marked."""
+    """The rows, with `smallest` set on those that have the fewest edges."""
     fewest = min(row.n_edges for row in rows)
     return [replace(row, smallest=row.n_edges == fewest) for row in rows]
 

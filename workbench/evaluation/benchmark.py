@@ -284,5 +284,5 @@ def overview(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def save_rows(rows: Sequence[Row], path: Path) -> None:
-    """All rows as a table, parquet."""
+    """Write all rows as a table to a parquet file."""
     pd.DataFrame([asdict(row) for row in rows]).to_parquet(path)

@@ -144,7 +144,7 @@ class CircuitChecks:
         return xr.Dataset(data, coords={"node": np.asarray(nodes, dtype=object)})
 
     def _minimality_trials(self) -> list[tuple[int, np.ndarray]]:
-        """Every component v with each set K that it is removed beyond: bool [writer], without v."""
+        """Every component v, and each set K, bool [writer] without v, after which v is removed too."""
         members = _members(self.circuit)
         classes = _classes(self.graph, members)
         halves = _random_halves(members, np.random.default_rng(self.seed))
@@ -177,7 +177,7 @@ class CircuitChecks:
         return ", ".join(names) or "none"
 
     def _interval(self, change: np.ndarray) -> tuple[float, float]:
-        """Of the size of a mean change [example, 1].
+        """The interval of the size of a mean change [example, 1].
 
         Its direction is that of the whole sample: |mean| of each resample would never include 0.
         """
@@ -218,7 +218,7 @@ def _random_halves(members: Sequence[int], rng: np.random.Generator) -> list[lis
 
 
 def _set_of(graph: Graph, members: Sequence[int]) -> np.ndarray:
-    """bool [writer] of indices."""
+    """bool [writer]: a set of components, from their indices."""
     return np.isin(np.arange(len(graph.writers)), members)
 
 

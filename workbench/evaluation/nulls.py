@@ -27,7 +27,7 @@ from workbench.statistics import bonferroni, hsic, hsic_p
 QUANTILE = 0.9
 """Of `minimality`: an edge must matter more than this share of random ones (q* of the published code)."""
 PERMUTATIONS = 999
-"""Of `independence`."""
+"""How many permutations the p-value of `independence` is made of."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TestedCircuit:
         return self.circuits.measure(self.circuits.graph.prune(np.asarray(masks)), progress=self.progress)
 
     def distances(self, masks: Sequence[np.ndarray] | np.ndarray) -> Float[np.ndarray, "circuit"]:
-        """d of each of the edge sets and the model."""
+        """d(edge set, model) of each edge set."""
         return np.abs(self.measured(masks) - self.model).mean(-1)
 
 

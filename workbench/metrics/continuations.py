@@ -56,7 +56,7 @@ class Expansion:
         return self.pairs is self.examples
 
     def combine(self, table: Shaped[Tensor, "row *axes"]) -> Shaped[Tensor, "example *axes"]:
-        """The weighted sum over the rows of each example; NaN where a row is."""
+        """The weighted sum over the rows of each example; NaN where one of the rows is NaN."""
         if self.plain:
             return table
         weight = self.weight.to(table).view(-1, *[1] * (table.ndim - 1))

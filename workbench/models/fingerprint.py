@@ -88,7 +88,7 @@ def _fingerprint(model: Model) -> str:
 
 
 def _memory(weight: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common that are the same numbers in the same memory."""
+    """A key that is equal for two tensors that are the same numbers in the same memory."""
     return weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
