@@ -230,7 +230,7 @@ class _StoreBound(Bound):
         return same & inside & (not getattr(self.value, "other_model", False))
 
     def first_change(self, site: Site) -> Int[Tensor, "example"]:
-        """While the two runs have had the same tokens they are equal (attention is causal): no change there."""
+        """Until their tokens differ, the two runs are equal (attention is causal), so nothing changes."""
         first, same = super().first_change(site), self.same_tokens
         n_alike = same.long().cumprod(1).sum(1)  # [example]: tokens that both runs begin with
         if site.pos is None:
