@@ -2,8 +2,8 @@
 
 Read `Site`, then `grid`; `Node` and `Edge` are those of `nodes.py`. One row of `KINDS` per kind of activation
 replaces every per-kind setter: the TransformerLens hook it is read from and written to, the words of its
-axes, and its role in the graph. Sites, edges and nodes have one string form each: `z[9.6]`, `z[9.6]@END`,
-`resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
+axes, and its role in the graph. Sites, edges and nodes have one string form each, which one parser reads:
+`z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
 """
 
 import operator

@@ -99,8 +99,8 @@ class Circuits:
 
     Raises:
         CircuitError: the graph is of another model.
-        ModelError: the model is in train mode, or hooks are needed and its blocks do not add the plain sum of
-            their heads and MLPs.
+        ModelError: the model is in train mode, or only hooks can run it and they cannot run this graph (see
+            `check_hooks_suffice`).
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.
