@@ -4,8 +4,8 @@ Every kind of picture, from `tiny` and from a planted model, each from a real re
 
     python docs/gallery.py [--screenshots]
 
-With --screenshots (playwright and Chromium) also `docs/gallery.png` for the README, and beside the page
-itself what a reader with a narrow or dark screen and one with a printer get.
+With --screenshots (playwright and Chromium) it also takes `docs/gallery.png` for the guide and, beside the
+page, pictures of it on narrow and dark screens and as a PDF.
 """
 
 import sys
@@ -38,13 +38,13 @@ def circuits(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
     views = []
     for i in range(PROMPTS):
         example = pairs.select([i])
-        other = wb.from_store(wb.capture_pairs(model, example)[1])
+        example_corrupt = wb.from_store(wb.capture_pairs(model, example)[1])
         views.append(
             CircuitView.of(
                 circuit,
                 title="Indirect objects in tiny",
                 tokens=list(example.clean.strings[0]),
-                position_scores=wb.score_edges(model, example, value=other, keep=("pos",)),
+                position_scores=wb.score_edges(model, example, value=example_corrupt, keep=("pos",)),
                 patterns={
                     (layer, head): stores[0]["pattern", layer].prompt(i)[head].numpy()
                     for layer, head in circuit.heads
@@ -54,9 +54,9 @@ def circuits(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
                 curve=grown,
             )
         )
-    other = wb.find_circuit(wb.score_edges(model, pairs, value=value, method="exact"), n_edges=60)
+    exact = wb.find_circuit(wb.score_edges(model, pairs, value=value, method="exact"), n_edges=60)
     compared = CircuitView.compared(
-        circuit, other, names=("eap-ig-inputs", "exact"), title="Two methods on one behaviour"
+        circuit, exact, names=("eap-ig-inputs", "exact"), title="Two methods on one behaviour"
     )
     planted = wb.planted("backup")
     prompts = wb.planted_pairs(planted)
@@ -143,7 +143,7 @@ def probes(model: Any) -> list[Section]:
     return [("Probes", wb.plot(fitted)), ("Read, or used?", wb.plot(used))]
 
 
-def moving(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
+def interactive_panels(model: Any, pairs: Any, stores: Sequence[Any]) -> list[Section]:
     """The components of circuitsvis."""
     clean = stores[0]
     strings = list(pairs.clean.strings[0])
@@ -191,7 +191,7 @@ def build() -> Path:
     stores = wb.capture_pairs(model, pairs)
     sections = [*circuits(model, pairs, stores), *tables(model, pairs, stores), *probes(model)]
     return report(
-        [*sections, *moving(model, pairs, stores)],
+        [*sections, *interactive_panels(model, pairs, stores)],
         PAGE,
         title="Gallery",
         subtitle="Every kind of picture, from the embedded model and from a planted one",
@@ -201,7 +201,7 @@ def build() -> Path:
 
 
 def screenshots(path: Path) -> None:
-    """The first screen for the README, and the page as narrow, dark and printed readers see it."""
+    """The first screen for the guide, and the page as narrow, dark and printed readers see it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from browsers import opened
 

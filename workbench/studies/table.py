@@ -15,14 +15,14 @@ def studies(circuits: Path) -> list[Path]:
 
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each."""
-    header = ("study", "edges", *_COLUMNS, "most of another task", "predictions held")
+    header = ("study", "edges", *_COLUMNS, "highest on another task", "predictions held")
     return readme.table(
         header, [_row(folder.name, Evidence.load(folder / FILE)) for folder in studies(circuits)]
     )
 
 
 def _row(name: str, evidence: Evidence) -> tuple[str, ...]:
-    # The hardest control: the other task that the same edges keep most of.
+    # The hardest control: the other task whose behaviour the same edges keep most of.
     most = max(evidence.other_tasks, key=lambda row: row.mean)
     return (
         f"[{name}]({name}/README.md)",
