@@ -107,12 +107,12 @@ def test_what_does_not_go_together_is_refused():
         (
             {"measure": "kl", "targets": pairs.answers},
             PromptError,
-            "logit_lens: measure='kl' has no targets.",
+            "logit_lens: measure='kl' takes no targets=.",
         ),
         (
             {"measure": "kl", "minus": pairs.wrong},
             PromptError,
-            "logit_lens: measure='kl' is of the whole distribution: minus= does not go with it.",
+            "logit_lens: measure='kl' is of the whole distribution, so it takes no minus=.",
         ),
         (
             {"measure": "entropy", "vocabulary": [3, 50]},
@@ -146,7 +146,7 @@ def test_the_mean_over_a_prompt_is_no_tokens_stream(tmp_path):
     means = wb.capture(
         model, pairs.clean, sites=["resid_post"], path=tmp_path / "s", keep="mean", progress=False
     )
-    with pytest.raises(StoreError, match="holds means over prompts, which are no token's"):
+    with pytest.raises(StoreError, match="holds means over prompts, which lie at no position"):
         wb.logit_lens(means, model, measure="entropy")
 
 

@@ -146,7 +146,10 @@ def test_what_the_lens_cannot_read_is_refused():
     )
     with pytest.raises(PromptError) as error:
         logit_lens(clean, model, targets=torch.tensor([[[1, 2]], [[1, -1]], [[1, -1]]]))
-    assert str(error.value) == "logit_lens: targets has continuations of several tokens; it reads one token."
+    assert (
+        str(error.value)
+        == "logit_lens: targets has answers of several tokens; only answers of one token can be read."
+    )
 
 
 def test_positions_where_all_prompts_have_the_same_token_are_labelled():

@@ -172,7 +172,7 @@ def broken(folder: Path, damage: str) -> str:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "header", "empty", "gone"])
-def test_a_damaged_shard_is_named_and_only_it_is_built_anew(whole, copy, monkeypatch, damage):
+def test_a_damaged_shard_is_named_and_only_it_is_recomputed(whole, copy, monkeypatch, damage):
     name = broken(copy, damage)
     store = open_store(copy)
     if damage != "flipped":
@@ -208,7 +208,7 @@ def test_a_shard_without_its_record_is_missing(whole, copy):
         ("store.json", None, "There is no store in .*: it has no store.json"),
         ("store.json", b"", "cannot be read as JSON"),
         ("store.json", b"[]", "is not the plan of a store"),
-        ("prompts.safetensors", b"\x00" * 30, "is cut off or no safetensors file"),
+        ("prompts.safetensors", b"\x00" * 30, "is cut off or not a safetensors file"),
         ("prompts.safetensors", None, "is missing"),
     ],
 )
@@ -223,7 +223,7 @@ def test_prompts_that_were_changed_are_not_believed(copy):
     table = StoredFile(str(copy / "prompts.safetensors")).entries["tokens"]
     data[table.start] ^= 1
     (copy / "prompts.safetensors").write_bytes(data)
-    with pytest.raises(StoreError, match="holds other prompts than the store was planned for"):
+    with pytest.raises(StoreError, match="does not hold the prompts that the store was planned for"):
         open_store(copy).prompts  # noqa: B018
     with pytest.raises(StoreError, match="the prompts cannot be made from the rest"):
         build.repair(model_of("gpt2"), copy, progress=False)

@@ -1,7 +1,7 @@
 """Direct logit attribution: what every component adds to a logit by itself, the final norm's scale frozen.
 
-It reads stores: a component's activation times what the logit reads of it (Elhage et al. 2021). Components
-and `bias` sum to the logit, which is checked. Read `direct_attribution`.
+It reads stores: a component's activation times the direction that the logit reads (Elhage et al. 2021).
+Components and `bias` sum to the logit, which is checked. Read `direct_attribution`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 
 LEVELS = ("component", "head", "neuron")
-# Rows that are explained at a time at most.
+# At most this many rows are explained at a time.
 CHUNK = 4096
 # How large a gap rounding can leave in sums of thousands of terms, as a share of the largest attribution.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -94,7 +94,7 @@ def direct_attribution(
         if gap > TOLERANCE.get(final.dtype, HALF_TOLERANCE) * max(1.0, float(values.abs().max())):
             raise ModelError(
                 f"The parts of this model do not sum to its logits (gap {gap:.2g}): it scales or norms them "
-                "on the way in a manner that is not known here. effects(...) works on it."
+                "on the way in a form that is not supported. effects(...) works on it."
             )
         chunks.append(values)
     flat = torch.cat(chunks)
@@ -125,7 +125,7 @@ def _kinds(store: ActivationStore, shape: Shape, by: str) -> list[str]:
         needed(store, kind, caller, layers=layers)
     needed(store, "resid_post", caller, layers=[shape.n_layers - 1])
     if by == "neuron":
-        # Only to measure the gap, so that a store without it will do.
+        # It only serves to measure the gap, so a store without it is enough.
         has_mlp_out = store.layers("mlp_out") == list(layers)
         return [*kinds, "mlp_out"] if has_mlp_out else kinds
     if 0 in store.layers("resid_pre"):
@@ -196,8 +196,8 @@ def _components(
     kinds: list[str],
     by: str,
 ) -> tuple[Float[Tensor, "row component"], Float[Tensor, "row"]]:
-    """What `back` reads of the input and of every component, in the order of `_names`; and what is
-    constant."""
+    """What `back` reads of the input and of every component, in the order of `_names`, and the constant
+    rest."""
     whole_input = torch.zeros(len(back), dtype=torch.float64)
     for kind in kinds:
         if kind in ("resid_pre", "embed", "pos_embed"):

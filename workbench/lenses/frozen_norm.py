@@ -10,8 +10,9 @@ from torch import Tensor
 from workbench.engine.bridge import Norm
 from workbench.errors import ModelError
 
-# A norm centres where it maps a constant vector to 0, up to this share of what it makes of others. 1e-3 lies
-# between the 0 of a centring norm (the mean of ones is exact) and the share near 1 of an RMS norm.
+# A norm counts as centring if its output for a constant vector is less than this share of its output for
+# another vector. 1e-3 lies between the 0 of a centring norm (the mean of ones is exact) and the share near 1
+# of an RMS norm.
 CENTRED = 1e-3
 # How far a norm may be from the form that is assumed, as a share of its largest number: half precision rounds
 # that much.
@@ -25,7 +26,7 @@ class FrozenNorm:
     Attributes:
         norm: the norm itself.
         gain, shift: [d_model].
-        centred: whether the mean is taken off.
+        centred: whether the mean is subtracted.
     """
 
     norm: Norm

@@ -88,7 +88,7 @@ def head_scores(
     Each score is the mean, over the queries of a prompt, of the attention to certain keys:
     "previous": the token before; "duplicate": earlier copies of the query's token; "induction": the tokens
     that followed earlier copies of it. Only queries that have such keys count. BOS counts neither as a query
-    nor as a key, because heads rest there.
+    nor as a key, because heads with nothing to do attend to it.
 
     Returns:
         DataArray (example, layer, head, score), NaN where a prompt has no such query.
@@ -122,8 +122,8 @@ def copying_scores(
 
     A token's value at each layer passes through the head's output weights, the final norm (its scale does not
     matter) and the unembedding. The score is how often the token is then among the `top` highest of all
-    tokens, minus how often it is among the `top` lowest: 1 for a head that copies, -1 for one that writes
-    against what it sees. BOS is left out.
+    tokens, minus how often it is among the `top` lowest: 1 for a head that copies, -1 for one that
+    suppresses what it sees. BOS is left out.
 
     Args:
         store: holds `v` (with grouped queries, heads of a group share it).

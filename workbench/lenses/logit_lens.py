@@ -67,18 +67,20 @@ def logit_lens(
 
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
-        PromptError: a target of several tokens, not one target per example, or one outside the vocabulary.
+        PromptError: a target of several tokens, not one target per example, or one outside the vocabulary;
+            targets that the measure needs or does not take.
+        UnknownName: no such measure.
     """
     if measure not in MEASURES:
         raise UnknownName("measure", measure, MEASURES)
     if (targets is None) == (measure in TARGET_MEASURES):
         raise PromptError(
             f"logit_lens: measure={measure!r} "
-            + ("needs targets=, tokens per example." if targets is None else "has no targets.")
+            + ("needs targets=, tokens per example." if targets is None else "takes no targets=.")
         )
     if minus is not None and targets is None:
         raise PromptError(
-            f"logit_lens: measure={measure!r} is of the whole distribution: minus= does not go with it."
+            f"logit_lens: measure={measure!r} is of the whole distribution, so it takes no minus=."
         )
     check_store(store, model, "logit_lens")
     _check_lens(lens, store, kind)

@@ -55,7 +55,7 @@ def last_stream(store: ActivationStore, last: int, caller: str) -> SiteView:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """[row]: the prompt and the position of every row of a site."""
+    """The prompt and the position of every row of a site, [row] each."""
 
     prompts: Int[Tensor, "row"]
     positions: Int[Tensor, "row"]
@@ -74,7 +74,7 @@ def token_rows(view: SiteView) -> TokenRows:
     """
     if bool((view.row_positions < 0).any()):
         raise StoreError(
-            f"{view!r} holds means over prompts, which are no token's: capture with keep='all', or positions."
+            f"{view!r} holds means over prompts, which lie at no position: capture with keep='all', or positions."
         )
     return TokenRows(view.row_prompts, view.row_positions)
 
@@ -102,7 +102,7 @@ def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) 
             f"for {len(store.prompts)} prompts."
         )
     if bool(((table >= 0).sum(-1) > 1).any()):
-        raise PromptError(f"{name} has continuations of several tokens; it reads one token.")
+        raise PromptError(f"{name} has answers of several tokens; only answers of one token can be read.")
     without = ((table >= 0).flatten(1).sum(1) == 0).nonzero()
     if len(without):
         raise PromptError(f"{name} has no token for example {int(without[0])}.")

@@ -18,7 +18,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True, eq=False)
 class StreamBlock:
-    """Some rows: which they are, these of every site, and of the last stream."""
+    """Some rows: their indices, their activations at every site, and their last stream."""
 
     rows: Tensor
     streams: list[Tensor]

@@ -19,7 +19,7 @@ from workbench.sites import Shape
 
 @dataclass(frozen=True)
 class StreamWriter:
-    """How a sum of terms enters the stream: through its weights, with a bias, and past a norm if there is
+    """How a sum of terms enters the stream: through weights, with a bias, and through a norm if there is
     one."""
 
     weight: Float[Tensor, "term d_model"]

@@ -20,7 +20,7 @@ from workbench.models.load import model_device
 from workbench.models.model import Model
 from workbench.sites import Shape
 
-# Rows that are read out at a time at most.
+# At most this many rows are read out at a time.
 CHUNK = 2**14
 # How far the read-out may be from the logits, as a share of the largest: far less than a logit scale or cap.
 TOLERANCE = 1e-3

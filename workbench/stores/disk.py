@@ -26,11 +26,11 @@ from workbench.stores.reading import StoredFile, read_json
 from workbench.stores.store import ActivationStore
 from workbench.stores.writing import checksum, write_json, writing
 
-CURE = "workbench store verify names what is damaged, workbench store repair builds it anew."
+CURE = "workbench store verify names what is damaged, workbench store repair recomputes it."
 
 
 class OpenFiles(dict[str, StoredFile]):
-    """The files of a store that were opened, by path or URL. In another process they are opened anew."""
+    """The open files of a store, by path or URL. Another process opens them again."""
 
     def __missing__(self, path: str) -> StoredFile:
         self[path] = StoredFile(path)
@@ -120,7 +120,7 @@ class DiskStore(ActivationStore):
         )
         if prompts.fingerprint != self.plan.prompts:
             raise StoreError(
-                f"{join(place, PROMPTS)!r} holds other prompts than the store was planned for. {CURE}"
+                f"{join(place, PROMPTS)!r} does not hold the prompts that the store was planned for. {CURE}"
             )
         return prompts
 
@@ -142,7 +142,7 @@ def open_store(place: str | Path) -> DiskStore:
     Rows are read when they are asked for.
 
     Raises:
-        StoreError: there is none, it is not finished, or a file is damaged (named).
+        StoreError: there is no store, it is not finished, or a file is damaged; the message names the file.
 
     >>> import tempfile, workbench as wb
     >>> model = wb.load_model("tiny")
@@ -163,7 +163,7 @@ def open_store(place: str | Path) -> DiskStore:
 
 
 def read_plan(place: str) -> StorePlan:
-    """The plan of the store there. Raises `StoreError` when there is none."""
+    """The plan of a store. Raises `StoreError` when there is none at that place."""
     if not exists(join(place, PLAN)):
         raise StoreError(
             f"There is no store in {place!r}: it has no {PLAN}. Make one with capture(..., path=)."
@@ -214,7 +214,7 @@ def finish_shard(folder: Path, plan: StorePlan, shard: int) -> None:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as it was written, and why. `shard` is None for a file that all shards need."""
+    """A file that differs from what was written, and why. `shard` is None for a file that all shards need."""
 
     file: str
     why: str
@@ -222,7 +222,7 @@ class Damage:
 
 
 def verify(folder: Path) -> Iterator[Damage]:
-    """The files of a store that are not as they were written.
+    """The files of a store that differ from what was written: missing, replaced or changed.
 
     Raises:
         StoreError: there is no readable plan.

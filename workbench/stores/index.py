@@ -201,7 +201,7 @@ class Packed:
         """Which rows they are, and the rows, in blocks of up to `size` that lie in one segment each.
 
         Args:
-            shuffle: blocks come in a random order and their rows are mixed.
+            shuffle: blocks come in a random order, and the rows of each are permuted.
             share: (i, n): of n readers, the blocks of the i-th.
         """
         starts: list[tuple[Segment, int, int]] = []
@@ -215,9 +215,9 @@ class Packed:
             block = segment.whole()[offset : offset + size]
             rows = torch.arange(first + offset, first + offset + len(block))
             if shuffle:
-                # A generator for each block: a block is mixed alike whichever reader gets it.
-                mixed = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(block)))
-                block, rows = block[mixed.to(block.device)], rows[mixed]
+                # A generator for each block: its rows are permuted alike whichever reader gets it.
+                permutation = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(block)))
+                block, rows = block[permutation.to(block.device)], rows[permutation]
             yield rows, block
 
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:

@@ -30,8 +30,9 @@ class StorePlan:
     """A store on disk.
 
     Attributes:
-        model, model_name, tokenizer, prompts: fingerprints (and the name) of what the activations are of.
-        n: prompts.
+        model, model_name, tokenizer, prompts: what the activations were computed from: fingerprints, and the
+            model's name.
+        n: how many prompts.
         sites: every site → the site under whose name its rows are written; two names of one activation share
             them.
         shapes: written site → the shape of one row; for patterns (heads,).
@@ -39,7 +40,8 @@ class StorePlan:
         keep: "all", "mean", or positions; `rows` when they were given prompt by prompt.
         shards: the first prompt of each, and the one after its last.
         batch_tokens: how many tokens, padding counted, one forward pass gets at most.
-        threads: of the processor, in every forward pass: sums in another order round otherwise.
+        threads: processor threads of every forward pass. With another number of them sums run in another
+            order and are rounded differently, so a resumed store would not get the same bytes.
         versions: of the libraries.
         checksums: of the files that all shards need.
     """
@@ -108,7 +110,7 @@ class StorePlan:
         They are of similar length: with padding, a batch has no more than `batch_tokens` tokens.
         """
         start, stop = self.shards[shard]
-        # Of similar length, so that little is padding; the index breaks ties, so that the order is fixed.
+        # Sorted by length, so that little is padding; the index breaks ties, so that the order is fixed.
         batch: list[int] = []
         for i in sorted(range(start, stop), key=lambda i: (lengths[i], i)):
             if batch and (len(batch) + 1) * lengths[i] > self.batch_tokens:
@@ -158,7 +160,9 @@ class StorePlan:
             for name in plan.sites:
                 key_of(name)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{place!r} is damaged: {error}. Build the store anew.") from error
+            raise StoreError(
+                f"{place!r} is damaged: {error}. Capture the prompts into a fresh folder."
+            ) from error
         return plan
 
 
@@ -170,15 +174,16 @@ def content_sum(content: Mapping[str, Any]) -> str:
 def cut(
     lengths: np.ndarray, counts: np.ndarray, widths: Mapping[str, int], heads: int, itemsize: int, most: int
 ) -> list[list[int]]:
-    """Shards of consecutive prompts, the largest file of each within `most` bytes; at least one prompt each.
+    """Shards of consecutive prompts, at least one each, whose largest file has at most `most` bytes.
 
     Args:
         widths: numbers per row of each kind, all layers together.
         heads: of attention patterns, all layers together.
     """
     widest = max((width for kind, width in widths.items() if kind != "pattern"), default=0)
+    # Each kind has a file of its own. The largest is that of the widest kind, or of the patterns, which grow
+    # with the squared length.
     sizes = np.maximum(counts * widest, lengths**2 * heads) * itemsize
-    # A kind has a file of its own: the widest decides, or the patterns, which grow with the squared length.
     shards, start, total = [], 0, 0
     for i, size in enumerate(sizes.tolist()):
         if total and total + size > most:
@@ -197,10 +202,10 @@ def name_of(key: Key) -> str:
 
 
 def key_of(name: str) -> Key:
-    """The (kind, layer) of a name."""
+    """The (kind, layer) of a site's name. Raises `ValueError` for anything else."""
     match = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", name)
     if match is None:
-        raise ValueError(f"{name!r} is no site")
+        raise ValueError(f"{name!r} is not a site")
     return match[1], None if match[2] is None else int(match[2])
 
 

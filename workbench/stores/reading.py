@@ -1,4 +1,4 @@
-"""Reads files of a store: safetensors through memory maps, or by pieces from far away, and JSON.
+"""Reads files of a store: JSON, and safetensors through memory maps or, behind a URL, piece by piece.
 
 Read `StoredFile`. Whatever is missing, cut off or damaged is a `StoreError` that names the file. Nothing here
 knows of prompts or sites.
@@ -24,7 +24,7 @@ class StoredFile:
     Its header is read at once, its tensors when they are asked for.
 
     Raises:
-        StoreError: it is missing, cut off, or no safetensors file; the message names it.
+        StoreError: it is missing, cut off, or not a safetensors file; the message names it.
     """
 
     def __init__(self, place: str) -> None:
@@ -36,7 +36,7 @@ class StoredFile:
         self._views: dict[str, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor: a view of the mapped file, or its bytes from far away."""
+        """The whole tensor: a view of the mapped file, or behind a URL a copy of its bytes."""
         if name not in self._views:
             entry = self._entry(name)
             if self.local is None:
@@ -96,7 +96,7 @@ class StoredFile:
             # A safetensors file begins with the length of its header in eight bytes.
             length = int.from_bytes(self._read(0, min(size, 8)).numpy().tobytes(), "little")
             if not 0 < length <= size - 8:
-                raise StoreError(f"{self.place!r} is cut off or no safetensors file. {cure}")
+                raise StoreError(f"{self.place!r} is cut off or not a safetensors file. {cure}")
             header = json.loads(self._read(8, length).numpy().tobytes())
             entries, end = {}, 8 + length
             for name, facts in header.items():
@@ -113,10 +113,10 @@ class StoredFile:
             raise StoreError(f"{self.place!r} has no readable header. {cure}") from error
         except OSError as error:
             raise StoreError(f"{self.place!r} cannot be read: {error}.") from error
-        # The header may be whole and the data not: a copy that broke off looks like this.
+        # The header may be whole and the data not, as when a copy was interrupted.
         if end != size:
             raise StoreError(
-                f"{self.place!r} has {size} bytes where its header speaks of {end}: it is cut off. {cure}"
+                f"{self.place!r} has {size} bytes, and its header describes {end}: it is cut off. {cure}"
             )
         return entries
 

@@ -118,7 +118,7 @@ class SiteView:
         return self.data.columns(columns)
 
     def blocks(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> Iterator[Tensor]:
-        """Rows in blocks of up to `size`, each row once; shuffled blocks are permuted, and mixed within."""
+        """Rows in blocks of up to `size`, each row once; `shuffle` permutes the blocks, and the rows of each."""
         self._no_pattern("blocks")
         for _, block in self.data.blocks(size=size, shuffle=shuffle, seed=seed):
             yield block
@@ -140,7 +140,7 @@ class SiteView:
         Raises:
             StoreError: the store holds some positions only, or means.
         """
-        # Of some positions only it would not be known which they are.
+        # Without the whole sequence, the index of a row along `pos` would not be its token position.
         if self.index.kept is not None:
             raise StoreError(f"{self!r} holds {self.store.keep} of each prompt and not its whole sequence.")
         if examples is None:
@@ -188,7 +188,7 @@ class SiteView:
         return len(self.data)
 
     def __repr__(self) -> str:
-        # Of patterns these are the numbers, since their rows have no common shape.
+        # For patterns `len(self.data)` counts numbers, because their rows have no common shape.
         shape = (len(self.data), *self.data.row_shape)
         return (
             f"<SiteView {name_of((self.kind, self.layer))}: {len(self.store)} prompts, {shape} {self.dtype}>"
@@ -346,7 +346,7 @@ class ActivationStore:
         return SiteView(kind, layer, data, index, self)
 
     def _squares(self, numbers: int) -> RowIndex:
-        """The index of patterns that are so many numbers together: it tells how many heads were kept."""
+        """The index of attention patterns that hold `numbers` numbers in all, from which follows how many heads."""
         return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ class FileWriter:
         self._done = dict.fromkeys(entries, 0)
 
     def append(self, name: str, rows: Tensor) -> None:
-        """Put rows [row, ...] after those that a tensor already has."""
+        """Write rows [row, ...] behind those that a tensor already has."""
         entry = self._entries[name]
         data = memory_of(
             rows.detach().to(device="cpu", dtype=entry.dtype).contiguous().flatten().view(torch.uint8)
