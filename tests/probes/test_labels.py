@@ -100,7 +100,7 @@ def test_what_labels_refuse():
     refused("Row 1 labels prompt 7; the store has prompts 0 to 2.", of(prompt=(0, 7)))
     refused("Row 1 labels position 5; prompt 1 has 3 tokens.", of(pos=(0, 5)))
     refused("position='S2' is not known. Choices: END.", of(pos=("S2", 0)), UnknownName)
-    refused("Row 1 labels position 0 of prompt 0 a second time: one row for a token.", of(prompt=(0, 0)))
+    refused("Row 1 labels position 0 of prompt 0 a second time: give each token one row.", of(prompt=(0, 0)))
     refused("Concept 'c' is 1 in every row: a probe needs at least two values.", of(values=(1, 1)))
     refused(
         "Concept 'c' has no label in row 1 (1 of 2 are missing). Leave these rows out, or label them.",
@@ -108,13 +108,13 @@ def test_what_labels_refuse():
     )
     refused("Concept 'c' mixes number and text: give labels of one kind.", of(values=("a", 1)))
     refused("Concept 'c' has an infinite value in row 1.", of(values=(1.0, float("inf"))))
-    refused("Labels need one value a row: there are 2 of prompt, 1 of pos, 2 of c.", of(pos=(0,)))
+    refused("Labels need one value for each row: there are 2 of prompt, 1 of pos, 2 of c.", of(pos=(0,)))
     refused(
         "There are no concepts: give at least one column besides the prompt and the position.",
         lambda: Labels.of(STORE, {}, prompt=[0], pos=[0]),
     )
     refused(
-        "Concept 'c' has 2 labels for 3 prompts: give one of each.",
+        "Concept 'c' has 2 labels for 3 prompts: give one for each.",
         lambda: Labels.per_prompt(STORE, {"c": [0, 1]}),
     )
     refused("concept='d' is not known. Choices: c.", lambda: of()().concept("d"), UnknownName)

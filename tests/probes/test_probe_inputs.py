@@ -124,7 +124,7 @@ def test_a_direction_needs_one_cell():
 
 def test_neuron_maps_refuse_numbers_and_kinds_that_are_not_there():
     store, labels = labelled([X], {"c": X[:, 0].tolist()})
-    message = "Concept 'c' is a number: neuron maps tell classes apart. Use fit_probes, or make it classes."
+    message = "Concept 'c' is a number: neuron maps tell classes apart. Use fit_probes, or turn the number into classes."
     with pytest.raises(ProbeError, match=f"^{re.escape(message)}$"):
         neuron_maps(store, labels)
     store, labels = labelled([X], {"c": Y})

@@ -2,8 +2,8 @@
 
 `logistic` is the L2 probe on every feature (ridge for numbers). `mass-mean` points from one class's mean to
 the other's, or takes the nearest class mean (Marks and Tegmark, arXiv 2310.06824). `erased` is the L2 probe
-after LEACE took out all that a linear probe can use (Belrose et al., arXiv 2306.03819): it must be at chance,
-or the other numbers mean nothing. All read the activations through products only, so that they stream.
+after LEACE removed all that a linear probe can use (Belrose et al., arXiv 2306.03819): it must be at chance,
+or the other numbers mean nothing. All read the activations through matrix products only, block by block.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from workbench.probes.data import Activations, Columns
 from workbench.probes.fits import ProbeSettings
 from workbench.probes.solver import LOSSES, Loss, line_search
 
-# Conjugate gradient steps within a Newton step at most.
+# At most this many conjugate gradient steps within a Newton step.
 INNER = 200
 # Newton decrement of a fit on all features, in nats: looser than of a sparse one, since steps are not exact.
 TOLERANCE = 1e-9
@@ -46,7 +46,8 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Activations shifted and scaled per column by training rows, and erased where asked, as two products.
+    """Activations shifted and scaled per column by training rows, and erased where asked, never copied: only
+    products with them are computed.
 
     Attributes:
         shift, scale: [column, feature].
@@ -110,7 +111,7 @@ def _conjugate(
         if not bool(is_open.any()):
             break
         image = product(direction)
-        # A system that is done must stand still: rounding would be divided by rounding.
+        # A system that is solved must not move any more: rounding would be divided by rounding.
         size = torch.where(is_open, square / (direction * image).sum(dims, keepdim=True), 0.0)
         solution, residual = solution + size * direction, residual - size * image
         before, square = square, (residual**2).sum(dims, keepdim=True)
@@ -143,17 +144,17 @@ class _DenseProblem:
         return fit + (self.penalty * coefficients**2).sum((1, 2)) / 2
 
     def gradient(self, mean: Tensor, coefficients: Tensor) -> Tensor:
-        """Of the objective, by the coefficients."""
+        """The gradient of the objective with respect to the coefficients."""
         return self.sums((mean - self.target) * self.weight[:, None]) + self.penalty * coefficients
 
     def curvature(self, mean: Tensor, direction: Tensor) -> Tensor:
         """The Hessian times a direction: two passes over the activations, and no matrix of features by
         features."""
-        bent = self.loss.curvature(mean, self.logits(direction)) * self.weight[:, None]
-        return self.sums(bent) + self.penalty * direction
+        row_curvature = self.loss.curvature(mean, self.logits(direction)) * self.weight[:, None]
+        return self.sums(row_curvature) + self.penalty * direction
 
     def along(self, logits: Tensor, change: Tensor, at: Tensor, step: Tensor, size: Tensor) -> Tensor:
-        """The objective after a step of a size; logits are linear in it."""
+        """The objective after a step of this size; logits are linear in the size."""
         return self.objective(logits - size * change, at - size * step)
 
 

@@ -1,8 +1,8 @@
 """Whether a model uses what a probe reads (`causal_check`): erase or swap its direction, measure the metric.
 
 A probe that decodes shows that something can be read, not that the model reads it (Elazar et al., arXiv
-2006.00995). The control is random directions drawn from the same activations, so that edits along them are as
-large as the probe's may be.
+2006.00995). The control is random directions drawn from the same activations, so that edits along them can
+be as large as edits along the probe's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,8 +69,8 @@ def causal_check(
         pos: the position that is edited; of probes that were fitted at several, those of this position.
         stores: (clean, corrupt) activations of the pairs with `kind`; by default captured.
         n_random: random directions, of as many dimensions as the probe has, drawn from the activations'
-            covariance. Where the activations hold nothing beside the probe's directions there is no other to
-            draw, and `p` is NaN.
+            covariance. Where the activations vary along the probe's directions only, there is no other direction
+            to draw, and `p` is NaN.
         least: share of |m(corrupt) - m(clean)| from which an effect counts.
         level: coverage of the intervals, and 1 minus the largest `p` that counts.
         where: labels of the other axes of the probes: `k=4`, `selector=`, or `baseline="mass-mean"`.
@@ -98,12 +98,12 @@ def causal_check(
             f"n_random={round(1 / (1 - level)) - 1} or more can."
         )
     kind_named(kind)
-    own, other = stores or capture_pairs(model, pairs, sites=[kind])
-    check_store(own, model, "causal_check")
-    if str(probes.results.attrs.get("model_fingerprint", own.model)) != own.model:
+    clean, corrupt = stores or capture_pairs(model, pairs, sites=[kind])
+    check_store(clean, model, "causal_check")
+    if str(probes.results.attrs.get("model_fingerprint", clean.model)) != clean.model:
         raise ProbeError(
             f"causal_check: the probes are of another model ({probes.results.attrs.get('model')}) than "
-            f"{own.model_name}."
+            f"{clean.model_name}."
         )
     table = probes.baselines if "baseline" in where and probes.baselines is not None else probes.results
     if "pos" in table.dims:
@@ -119,7 +119,7 @@ def causal_check(
     for row, layer in enumerate(tqdm(wanted, desc="causal check", disable=not progress)):
         directions = probe.directions(layer)
         site = Site(kind, layer, directions.head, pos=pos)
-        random_directions = _random(own, site, directions.basis, n_random, rng)
+        random_directions = _random(clean, site, directions.basis, n_random, rng)
 
         def change(value: Value, site: Site = site) -> xr.DataArray:
             """[example]: the effect of writing a value at the site."""
@@ -128,9 +128,9 @@ def causal_check(
             )
             return table.isel(site=0)
 
-        whole[row] = float(change(from_store(other)).mean())
+        whole[row] = float(change(from_store(corrupt)).mean())
         # What is written along the directions: "erase" their mean, "swap" what they are in the corrupt run.
-        for column, inner in enumerate((mean(own, per="pos"), from_store(other))):
+        for column, inner in enumerate((mean(clean, per="pos"), from_store(corrupt))):
             estimate = summary(change(project(directions.basis, inner)), level=level, seed=seed)
             controls = [abs(float(change(project(basis, inner)).mean())) for basis in random_directions]
             effect, low, high = (float(estimate[name]) for name in ("mean", "low", "high"))
@@ -138,8 +138,8 @@ def causal_check(
             if controls:
                 p = (1 + sum(control >= abs(effect) for control in controls)) / (1 + len(controls))
                 strongest = max(controls)
-            # `not >` and not `<=`: where there was no other direction to draw, p is NaN and does not speak
-            # against it.
+            # `not p >` and not `p <=`: where there was no other direction to draw, p is NaN, which must not
+            # count against the probe.
             used = (low > 0 or high < 0) and abs(effect) >= least * abs(total) and not p > 1 - level + 1e-9
             for name, value in zip(FIELDS, (effect, low, high, strongest, p, float(used)), strict=True):
                 fields[name][row, column] = value
@@ -150,8 +150,8 @@ def causal_check(
     result = result.assign({"whole": ("layer", whole)} | probe.accuracy(wanted))
     facts = {
         "kind": "causal_check", "concept": concept, "site": kind, "position": str(pos), "n_random": n_random,
-        "total": total, "least": least, "level": level, "seed": seed, "model": own.model_name,
-        "model_fingerprint": own.model, "data_fingerprint": own.prompts.fingerprint,
+        "total": total, "least": least, "level": level, "seed": seed, "model": clean.model_name,
+        "model_fingerprint": clean.model, "data_fingerprint": clean.prompts.fingerprint,
     }  # fmt: skip
     return result.assign_attrs(facts | versions())
 
@@ -229,7 +229,7 @@ class _Probe:
 def _random(
     store: ActivationStore, site: Site, basis: Float[Tensor, "d rank"], n: int, rng: torch.Generator
 ) -> list[Float[Tensor, "d rank"]]:
-    """Random directions of the activations' covariance; none where it has nothing outside the basis."""
+    """Random directions with the covariance of the activations; none where they vary in the basis only."""
     assert site.pos is not None
     rows = store[site.kind, site.layer].at(site.pos).double().cpu()
     if site.head is not None:

@@ -85,10 +85,10 @@ def splits(
             raise ProbeError(f"folds={folds!r}: at least two are needed, or none for one held-out set.")
         shares = [1 / folds] * folds if folds else [test_share, 1 - test_share]
         # [concept, row]: the share that a row goes to, each concept's classes in proportion
-        dealt = np.stack(
+        share_of_row = np.stack(
             [deal(c.codes, groups, shares, seed, n_classes=len(c.classes)) for c in labels.concepts]
         )
-        masks = [dealt == index for index in range(folds or 1)]
+        masks = [share_of_row == index for index in range(folds or 1)]
     for mask in masks:
         for concept, rows in zip(labels.concepts, mask, strict=True):
             check_split(concept, ~rows, rows, groups)

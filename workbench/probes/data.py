@@ -51,7 +51,7 @@ class Activations:
 
     @property
     def fits(self) -> bool:
-        """Whether all rows may be held, next to as much again to work in."""
+        """Whether all rows fit into the budget as float64, with twice as much room to work in."""
         return len(self.prompt) * self.n_features * 8 * 3 <= self.budget
 
     @cached_property
@@ -171,7 +171,7 @@ class Columns:
 
 
 def balanced(members: Float[Tensor, "column class row"]) -> Float[Tensor, "column row"]:
-    """Weights that sum to 1 and to the same in every class that is there."""
+    """Weights that sum to 1, and to the same in every class that has rows."""
     counts = members.sum(2, keepdim=True)
     return (members / counts.clamp(min=1) / (counts > 0).sum(1, keepdim=True).clamp(min=1)).sum(1)
 
@@ -191,7 +191,7 @@ def deal(
 
     Args:
         codes: index of the class, or the number.
-        groups: what may not be split.
+        groups: the group of each row; a group is never split.
         shares: of the rows, summing to 1; reached as nearly as groups allow.
     """
     names, owner = np.unique(groups, return_inverse=True)

@@ -120,7 +120,8 @@ def fit_probes(
         code_length: also the online code length of the training labels (Voita and Titov, arXiv 2003.12298),
             in bits.
         test_share: of the rows, held out in whole prompts; equal prompts stay together.
-        folds: judge by that many folds instead; the probe that is kept is then fitted on all rows.
+        folds: judge by that many folds instead of one held-out set; the probe that is kept is then fitted on
+            all rows.
         held_out: the held-out rows themselves, [row] or [concept, row] of the labels.
         settings: how every probe is fitted.
         resampled: bootstrap draws of held-out groups for the intervals; 0 leaves them NaN.
@@ -156,7 +157,7 @@ def fit_probes(
     if resampled < 0:
         raise ProbeError(f"resampled={resampled!r}: how many bootstrap draws, 0 for none.")
     if budget < 1:
-        raise ProbeError(f"budget={budget!r}: bytes to work in are needed.")
+        raise ProbeError(f"budget={budget!r}: a number of bytes above 0 is needed.")
     for name, entries in (("layers", layers), ("pos", pos), ("selectors", selectors), ("sites", sites)):
         if entries is not None and (isinstance(entries, int) or not len(entries)):
             raise ProbeError(f"{name}={entries!r}: give a list of at least one, or leave it out.")
@@ -227,7 +228,7 @@ def fit_probes(
 
 
 def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarray:
-    """Of a mask of all labelled rows, those at one position."""
+    """The part of a mask of all labelled rows that is about one position."""
     mask = np.asarray(held_out, dtype=bool)
     if mask.ndim not in (1, 2) or mask.shape[-1] != len(labels):
         raise ProbeError(

@@ -83,11 +83,11 @@ class Fits:
 
 @dataclass(frozen=True, eq=False)
 class PaddedRows:
-    """The rows of each column as indices of equal number.
+    """The rows of each column as indices, padded to the same number for every column.
 
     Attributes:
         index: [column, chosen] in order; shorter lists repeat row 0.
-        real: [column, chosen] whether an index is a row of the column, and no padding.
+        real: [column, chosen] whether an index is a row of the column and not padding.
     """
 
     index: Int[Tensor, "column chosen"]
@@ -160,7 +160,7 @@ def _portions(activations: Activations, columns: Columns, k: int) -> Iterator[sl
 
 @dataclass(frozen=True, eq=False)
 class _Scaling:
-    """[column, feature]: what is taken off each feature, and what it is then divided by."""
+    """[column, feature]: what is subtracted from each feature, and what it is then divided by."""
 
     shift: Tensor
     scale: Tensor

@@ -25,7 +25,7 @@ class Judge:
         seen: Bool[np.ndarray, "row"],
         n_classes: int,
     ) -> dict[str, float]:
-        """Every measure of one probe's held-out rows (`seen`)."""
+        """Every measure of one probe on its held-out rows, [row] `seen`."""
         key = seen.tobytes()
         if key not in self._weights:
             self._weights[key] = resamples(self.groups[seen], self.resampled, self.seed)
@@ -42,8 +42,10 @@ class Judge:
         return measures
 
     def _exact(self, value: float, n: int) -> tuple[float, float]:
-        """Where every resample scores the same: the binomial limits of n groups that are all right, or all
-        wrong."""
+        """The exact binomial limits of n groups that are all right, or all wrong; NaN for other scores.
+
+        Where every resample scores the same, percentiles would give an interval of width 0.
+        """
         limit = (self.tails[0] / 100) ** (1 / n)
         if value == 1:
             return limit, 1.0

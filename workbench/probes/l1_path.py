@@ -1,4 +1,4 @@
-"""Features by when they enter the path of an L1-penalised fit: `l1`.
+"""Features ranked by when they enter the path of an L1-penalised fit: `l1`.
 
 Read `l1`, then `L1Problem.minimum`, the proximal steps at one penalty. All columns take their steps together.
 """
@@ -22,7 +22,7 @@ POWER_STEPS = 20
 
 
 def l1(activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings) -> Selection:
-    """Features by when they enter the path of a standardised L1-penalised fit, then by their coefficient.
+    """Features ranked by when they enter the path of a standardised L1-penalised fit, then by coefficient.
 
     Proximal gradient steps with momentum (Beck and Teboulle 2009) for all columns together, from the largest
     penalty down.
@@ -89,7 +89,7 @@ class L1Problem:
         return torch.where(deviation > 0, 1 / deviation, 0.0)
 
     def gradients(self, coefficients: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the loss without its penalty, by the coefficients and by the intercepts."""
+        """Gradients of the loss without its penalty, with respect to coefficients and to intercepts."""
         centre, inverse = self.centre[self.owner], self.inverse_deviation[self.owner]
         # Standardising is moved to the coefficients, so that the activations are never copied for a column.
         raw = coefficients * inverse

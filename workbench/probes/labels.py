@@ -79,7 +79,7 @@ class Labels:
         counts = {"prompt": rows, "pos": len(pos)} | {name: len(values) for name, values in concepts.items()}
         if len(set(counts.values())) > 1 or not rows:
             raise ProbeError(
-                "Labels need one value a row: there are "
+                "Labels need one value for each row: there are "
                 f"{', '.join(f'{n} of {name}' for name, n in counts.items())}."
             )
         owner, index = _indices(prompts, prompt, pos)
@@ -87,8 +87,8 @@ class Labels:
         if repeated.any():
             row = int(np.flatnonzero(repeated)[0])
             raise ProbeError(
-                f"Row {row} labels position {index[row]} of prompt {owner[row]} a second time: one row for a "
-                "token."
+                f"Row {row} labels position {index[row]} of prompt {owner[row]} a second time: give each token "
+                "one row."
             )
         labelled = tuple(Concept.of(name, values) for name, values in concepts.items())
         return cls(prompts, owner, index, labelled)
@@ -110,7 +110,7 @@ class Labels:
             if len(values) != len(store.prompts):
                 raise ProbeError(
                     f"Concept {name!r} has {len(values)} labels for {len(store.prompts)} prompts: give one "
-                    "of each."
+                    "for each."
                 )
         # A dict, since two names may lie at one token.
         rows: dict[tuple[int, int], None] = {}
@@ -121,8 +121,8 @@ class Labels:
         if not rows:
             raise ProbeError(f"No prompt has a position {', '.join(map(repr, positions))}.")
         prompts, indices = map(list, zip(*rows, strict=True))
-        spread = {name: [values[i] for i in prompts] for name, values in concepts.items()}
-        return cls.of(store, spread, prompt=prompts, pos=indices)
+        by_row = {name: [values[i] for i in prompts] for name, values in concepts.items()}
+        return cls.of(store, by_row, prompt=prompts, pos=indices)
 
     @classmethod
     def of_concepts(

@@ -1,4 +1,4 @@
-"""How good predictions are (`scores`), under resampled groups (`resamples`); bits they leave (`bits`).
+"""How good predictions are (`scores`, under `resamples` of the groups), and what they cost in `bits`.
 
 Everything is computed for all bootstrap draws at once: a draw is a weighting of the rows.
 """

@@ -18,7 +18,7 @@ from workbench.probes.l1_path import l1
 from workbench.probes.stepwise import Selection, add_prune, forward
 
 Selector = Callable[[Activations, Columns, Sequence[int], ProbeSettings], Selection]
-# Of equal frequency, for mutual information; a number as the target falls into a quarter of them.
+# Bins of equal frequency, for mutual information; a target that is a number gets a quarter as many.
 BINS = 16
 # Rows that the edges of bins are taken from: quantiles of more of them hardly move.
 SAMPLE = 4096

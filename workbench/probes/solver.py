@@ -1,7 +1,7 @@
 """Many small penalised regressions solved at once by a damped Newton method, in float64: `solve`.
 
-A batch holds problems of equal size. The objective of each is TransformerLens' and, with C = 1 / (l2 n),
-scikit-learn's:
+A batch holds problems of equal size. The objective of each is that of TransformerLens' sparse probes and, with
+C = 1 / (l2 n), of scikit-learn's logistic regression:
 
     sum over rows of weight * loss(logits, target) + l2 / 2 * |coefficients|^2,   weights summing to 1, free
     intercepts.
@@ -22,9 +22,10 @@ from torch.nn.functional import softplus
 
 # Added to the equilibrated Hessian, in turn, until it can be factored: saturated fits leave it singular.
 RIDGE = (1e-12, 1e-9, 1e-6)
-# The share of the fall that the slope promises which a step has to reach (Armijo's rule).
+# The least fall of the objective that a step has to reach, as a share of what the slope promises (Armijo's
+# rule).
 ARMIJO = 1e-4
-# Of a step at most: 2^-40 of it is below the rounding of any coefficient that matters.
+# A step is halved at most this often: 2^-40 of it is below the rounding of any coefficient that matters.
 HALVINGS = 40
 # Bytes of design that are solved together: what a core's share of the cache holds.
 CHUNK = 4 * 2**20
@@ -105,7 +106,7 @@ def solve(
         weight: summing to 1 in each problem; 0 leaves a row out.
         l2: penalty on the coefficients; the intercept is free. scikit-learn's C is 1 / (l2 n), its ridge
             alpha l2 n.
-        start: where to begin, zero unless told.
+        start: where to begin; None is zero.
         tolerance: the largest decrement that counts as converged.
     """
     begin = x.new_zeros(len(x), target.shape[1], x.shape[1]) if start is None else start
@@ -171,7 +172,7 @@ def _newton(problems: _Problems, start: Tensor, max_iter: int, tolerance: float)
         # At the minimum the step is within rounding: taking it whole costs nothing and refines the result.
         minimum[open_] = torch.where(done[:, None, None], at - step, at)
         converged[open_] = done
-        # A problem whose numbers overflowed cannot be mended by further steps.
+        # Further steps cannot repair a problem whose numbers overflowed.
         left = ~done & torch.isfinite(slope)
         if not bool(left.any()) or iteration == max_iter:
             break
@@ -181,7 +182,7 @@ def _newton(problems: _Problems, start: Tensor, max_iter: int, tolerance: float)
         line = partial(_along, problems, logits, step @ problems.x, at, step)
         size, value = line_search(line, slope, value)
         at = at - size * step
-        # Anew from the coefficients: the differences of many steps would add up their rounding.
+        # Computed from the coefficients, not updated: the differences of many steps would add up rounding.
         logits = at @ problems.x
         iterations[open_] += 1
     return Solution(minimum, converged & minimum.isfinite().all(2).all(1), decrement, iterations)

@@ -1,4 +1,4 @@
-"""Features chosen by fitting as one goes: `forward`, one at a time, and `add_prune`, many at a time.
+"""Features chosen by repeated fits: `forward`, one at a time, and `add_prune`, many at a time.
 
 Both look for the feature by which the loss of the probe so far falls steepest (`_steepness`), without fitting
 a probe for each candidate. Names of selectors are not known here (`selectors`).
@@ -18,14 +18,14 @@ from workbench.probes.solver import LOSSES, Loss
 Selection = list[Int[Tensor, "column k"]]
 """The chosen features of every column, for every k."""
 
-# Of add-prune: features added to the k best at a time, and how often.
+# Of add-prune: features added to the k best in a round, and the rounds.
 ADDED, ROUNDS = 16, 3
 
 
 def _steepness(
     activations: Activations, columns: Columns, logits: Tensor, settings: ProbeSettings
 ) -> Float[Tensor, "column feature"]:
-    """|gradient of the loss| by each feature's coefficient, features in units of 1, largest over outputs.
+    """|gradient of the loss| by each feature's coefficient, features not scaled; the largest over outputs.
 
     Args:
         logits: [column, output, train_row] of the probe so far.
@@ -81,13 +81,10 @@ def _candidates(
 
 
 def add_prune(
-    activations: Activations,
-    columns: Columns,
-    ks: Sequence[int],
-    settings: ProbeSettings,
+    activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
 ) -> Selection:
-    """For every k: add the features that the loss falls steepest by, refit, keep the k strongest, and
-    again."""
+    """For every k, `ROUNDS` times: add the features by which the loss falls steepest, refit, keep the k
+    strongest."""
     deviation = deviations(activations, columns)
     # Coefficients of standardised features can be compared.
     scaled = replace(settings, standardize=True)

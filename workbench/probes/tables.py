@@ -212,8 +212,8 @@ def cell_of(table: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
         table = table.isel({axis: known.index(wanted)})
     open_axes = [str(axis) for axis in table.sizes if axis not in inner or axis == "output"]
     for axis in open_axes:
-        # The table is as wide as its concept of most classes; one of two classes has one output, and it is
-        # the first.
+        # The table has as many outputs as the concept with most classes needs. A concept of two classes has
+        # one output, the first.
         one_output = axis == "output" and table.sizes[axis] > 1 and str(table["class_name"].values[1]) == ""
         if table.sizes[axis] > 1 and not one_output:
             raise ProbeError(
