@@ -155,7 +155,8 @@ def test_limit_dry_run_and_extend(tmp_path):
     assert len(read_log(tmp_path / "a")) == 5
     assert run(HEADS, tmp_path / "a", dry_run=True).done == 5
     with pytest.raises(
-        SweepError, match=r"holds another sweep: values: \[\] there, \['mean'\] here.*extend=True"
+        SweepError,
+        match=r"holds another sweep: values: \[\] in the folder, \['mean'\] in this spec.*extend=True",
     ):
         run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a")
     run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)

@@ -214,7 +214,7 @@ def test_the_difference_of_two_sweeps_is_paired_where_the_examples_agree(tmp_pat
     with pytest.raises(SweepError) as error:
         compare_sweeps(load_sweep(a), write_sweep(tmp_path / "d", [record("mlp_out[0]", [1.0])]))
     assert str(error.value) == (
-        "The two sweeps have no job in common. what: z[0.0], z[0.1] there, mlp_out[0] here. Compare sweeps that share what they edit."
+        "The two sweeps have no job in common. what: z[0.0], z[0.1] in the first, mlp_out[0] in the second. Compare sweeps that share what they edit."
     )
 
 

@@ -1,4 +1,4 @@
-"""The studies of circuits: `circuits` from files, `methods` that find them, their `stability` over seeds.
+"""The studies of circuits: `circuits` in files, `methods` that find them, and their `stability` over seeds.
 
 Each is a function of `measure.STUDIES`. A circuit that is found is judged on the prompts of the other split.
 """
@@ -43,7 +43,7 @@ def _discovered(context: JobContext, job: Job) -> Any:
     """What a job's method finds on the setting's prompts: a circuit, and its scores where it has some."""
     method, _, size = job.what.rpartition("@")
     n_edges = None
-    if method != "acdc":  # which stops at a threshold instead
+    if method != "acdc":  # ACDC stops at a threshold, and refuses a size
         n_edges = int(size)
     return find_by(
         method,

@@ -18,9 +18,9 @@ _SETTING = tuple(flag for flag in FLAGS if flag != "what")
 def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
     """Each pair that was edited together beside its two sites edited alone, on the same examples.
 
-    synergy = effect_both - (effect_a + effect_b). Effects are m(edited) - m(base), so a site that stands in
-    for another has a negative synergy where the metric is high: losing both costs more than the two losses.
-    NaN where one was not measured.
+    synergy = effect_both - (effect_a + effect_b). Effects are m(edited) - m(base), so for a metric
+    that is high when the behaviour is there, two sites that stand in for each other have a negative synergy:
+    losing both costs more than the sum of the single losses. NaN where one was not measured.
 
     Raises:
         SweepError: no pair was edited.
@@ -134,7 +134,7 @@ def difference_table(
         differences: list[str] = []
         for flag in keys:
             if _labels(a, flag) != _labels(b, flag):
-                differences.append(f"{flag}: {_shown(a, flag)} there, {_shown(b, flag)} here")
+                differences.append(f"{flag}: {_shown(a, flag)} in the first, {_shown(b, flag)} in the second")
         reason = "; ".join(differences) or "One of them has no rows"
         raise SweepError(
             f"The two sweeps have no job in common. {reason}. Compare sweeps that share what they edit."

@@ -107,5 +107,5 @@ def _difference(before: Any, now: Any) -> str:
     if isinstance(before, list) and isinstance(now, list):
         only_before = [entry for entry in before if entry not in now]
         only_now = [entry for entry in now if entry not in before]
-        return f"{only_before} there, {only_now} here"
-    return f"{before} there, {now} here"
+        return f"{only_before} in the folder, {only_now} in this spec"
+    return f"{before} in the folder, {now} in this spec"

@@ -52,9 +52,10 @@ class JobSetting:
 
 
 class JobInputs:
-    """Models, prompts and stores that jobs share: the latest of each; of prompts and stores, one per split.
+    """Models, prompts and stores that jobs share. The latest of each is kept; of prompts and stores, the latest
+    of each split.
 
-    Jobs come group by group, so that the latest is nearly always the one that is wanted next.
+    Jobs come group by group, so that the latest is nearly always the one that is needed next.
 
     Args:
         device: where models run; None picks a GPU if there is one.

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: which there are and what makes each of them itself. Read `Job` and `plan` first.
+"""The jobs of a sweep: which there are, and the key that identifies each. Read `Job` and `plan` first.
 
 A job's key is a hash of everything that its result depends on. A folder that holds the key holds the result,
 so keys must never change by accident: `tests/sweeps/old_sweep` is a folder of an earlier version that has to
@@ -32,8 +32,8 @@ from workbench.sweeps.inputs import JobInputs, JobSetting, metric_of, planted_va
 from workbench.sweeps.places import JOIN
 from workbench.sweeps.spec import SweepSpec, TaskSpec
 
-# Raised by one when a change of the code makes the same job give another number: old rows must not pass for
-# new ones.
+# Increased by one when a change of the code makes the same job give another number: old rows must not pass
+# for new ones.
 MEANING = 1
 
 
@@ -71,7 +71,7 @@ class SweepPlan:
 def plan(spec: SweepSpec, inputs: JobInputs) -> SweepPlan:
     """Every job of a spec. Models and prompts are loaded, since what a job depends on is part of its key.
 
-    A path whose sender comes after its receiver is no job.
+    A path whose sender comes after its receiver gives no job.
 
     Raises:
         SweepError: there is nothing to do, or a metric or circuit file does not exist.
@@ -149,7 +149,8 @@ def _whats(spec: SweepSpec, model: Model, pairs: PromptPairs) -> list[str]:
     for entry in spec.sites:
         elements += elements_of(entry, shape, pairs, spec.base)
     if spec.study == "cumulative":
-        # One job for all of them: every step depends on the steps before it. Its entries were only checked.
+        # One job for all of them, since every step depends on the steps before it. The loop above has only
+        # checked its entries.
         return [JOIN.join(map(entry_text, spec.sites))]
     if spec.study == "steering":
         return [f"{element}*{strength:g}" for element in elements for strength in spec.strengths]
@@ -195,7 +196,7 @@ def _setting_hash(setting: JobSetting, model: str, data: str) -> Any:
 
 @cache
 def _metric_source(metric: str) -> str:
-    """A hash of the module that a metric of one's own is in: changed code is another job."""
+    """A hash of the module that defines a metric of the user's own: changed code is another job."""
     if ":" not in metric:
         return ""
     file = importlib.import_module(metric.partition(":")[0]).__file__

@@ -20,7 +20,7 @@ UNREADABLE_FOR = 5.0
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock meanwhile.
+    """Hold the lock of a folder while the `with` block runs.
 
     Raises:
         SweepError: another process has it; the message says which and since when.

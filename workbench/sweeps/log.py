@@ -21,7 +21,7 @@ FLAGS = (
 )  # fmt: skip
 LOG = "jobs.jsonl"
 MEASURED = ("done", "nan")
-# How a job ends: measured, measured with cells that are not a number, raised an error, or ran out of memory.
+# How a job ends: measured; without a finite number; with an error; or out of memory.
 STATUSES = (*MEASURED, "failed", "memory")
 
 
@@ -125,7 +125,7 @@ def _parsed(line: bytes) -> LogRow:
 
 
 def _check_extra(extra: Any) -> None:
-    """Raise `ValueError` where what a job reports beside its values is nothing that a study writes."""
+    """Raise `ValueError` unless what a job reports beside its values has a form that studies write."""
     if not isinstance(extra, dict):
         raise ValueError("'extra' is not an object")
     for name, value in extra.items():

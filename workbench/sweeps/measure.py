@@ -58,19 +58,18 @@ def _mean_differences(context: JobContext, sites: Sequence[Site]) -> dict[Site, 
     """For each site the mean activation of the other run minus that of the run that is edited."""
     base = context.setting.base
     prompts, shape = context.pairs.side(base), Shape.of(context.model)
-    clean, corrupt = context.inputs.stores(context.setting, sites)
-    own, other = clean, corrupt
+    base_store, other_store = context.inputs.stores(context.setting, sites)
     if base == "corrupt":
-        own, other = corrupt, clean
-    own_mean = mean(own).bind(context.model, prompts)
-    other_mean = mean(other).bind(context.model, prompts)
+        base_store, other_store = other_store, base_store
+    base_mean = mean(base_store).bind(context.model, prompts)
+    other_mean = mean(other_store).bind(context.model, prompts)
     vectors: dict[Site, torch.Tensor] = {}
     for site in dict.fromkeys(sites):
         unit = _unit_shape(site, shape)
         # A mean does not depend on the current activation, which only gives it the shape [example, pos,
         # *unit].
         blank = torch.zeros(len(prompts), 1, *unit)
-        difference = other_mean.new(site, blank) - own_mean.new(site, blank)
+        difference = other_mean.new(site, blank) - base_mean.new(site, blank)
         vectors[site] = difference.reshape(-1, *unit)[0]
     return vectors
 
@@ -119,7 +118,7 @@ def _cumulative(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
 
 
 def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
-    """Sites ablated in turn, each time the one whose loss changes the metric least, until none is left."""
+    """Sites ablated one after the other, each time the one that changes the metric least, until none is left."""
     shape, side = Shape.of(context.model), context.setting.base
     remaining: list[tuple[Site, ...]] = []
     for entry in sites_of(job.what):

@@ -1,4 +1,4 @@
-"""What a job edits, taken apart: `place_of` turns the text `what` of a log into columns of a table."""
+"""What a job edits, as columns: `place_of` parses the text `what` of a log into columns of a table."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -63,7 +63,7 @@ def _path(what: str) -> dict[str, Any]:
 
 def _method(what: str) -> dict[str, Any]:
     method, _, n_edges = what.rpartition("@")
-    if not method:  # `acdc` stops at a threshold, so its jobs name no size
+    if not method:  # a text without `@EDGES`
         return {"method": what}
     return {"method": method, "n_edges": int(n_edges)}
 

@@ -27,7 +27,7 @@ _inputs: JobInputs | None = None
 
 
 class Died(Exception):
-    """A worker was gone before its batch was done."""
+    """A worker ended before its batch was done."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Processes:
                 except BrokenProcessPool:
                     worker = self._replaced(worker)
                     rows = Died("The worker process was killed, or ran out of memory.")
-                # Idle before the result is handed on: the caller may stop listening there.
+                # Marked idle before the result is yielded: the caller may stop iterating there.
                 self.idle.append(worker)
                 yield BatchResult(batch, rows)
 
@@ -161,7 +161,7 @@ class _Actor:
 
 
 class _Actors:
-    """Ray actors; Ray restarts one that dies, or whose machine does, on another machine if need be.
+    """Ray actors. Ray restarts an actor that dies or whose machine is lost, on another machine if it must.
 
     A batch goes only to an actor that has answered: Ray may take half a minute to see that a machine is gone,
     and an actor for which no machine is left waits for one.

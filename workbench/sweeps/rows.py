@@ -24,9 +24,9 @@ _COLUMNS = ("job", "status", *FLAGS, *PLACE, *NUMBERS, "m_base", "seconds", "err
 # Columns that may lack a value in some rows and are whole numbers all the same.
 _WHOLE = ("checkpoint", "layer", "head", "neuron", "n_edges", "step", "n", "seed")
 _REAL = ("mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd")
-# Samples that are resampled together: a bound on the memory of their draws.
+# At most this many samples are resampled together, which bounds the memory of their draws.
 _BLOCK = 2048
-# A base metric nearer to 0 than this is 0, and nothing is a share of it.
+# A base metric nearer to 0 than this counts as 0, so that no share of it is computed.
 _ZERO = 1e-12
 
 
@@ -152,16 +152,13 @@ def varying(frame: pd.DataFrame, names: Sequence[str] = FLAGS) -> list[str]:
 def axes_of(frame: pd.DataFrame) -> list[str]:
     """The columns that tell the jobs of one setting apart.
 
-    They are layer and head, neuron, position or strength where every site is of one kind; the ends of paths;
-    method and size; otherwise `what`.
+    Where every site is of one kind: layer, and head, neuron, position or strength. For paths: writer, reader
+    and position. For methods: method and size. Otherwise `what`.
     """
     if "step" in frame and bool(frame["step"].notna().to_numpy().any()):
         return [*varying(frame, ["what"]), "step"]
-    sites, paths, methods = (
-        ["layer", "head", "neuron", "pos", "strength"],
-        ["writer", "reader", "pos"],
-        ["method", "n_edges"],
-    )
+    sites = ["layer", "head", "neuron", "pos", "strength"]
+    paths, methods = ["writer", "reader", "pos"], ["method", "n_edges"]
     for names in (sites, paths, methods):
         axes = [name for name in names if _is_complete(frame, name)]
         one_kind = _is_complete(frame, "kind") and not varying(frame, ["kind"])

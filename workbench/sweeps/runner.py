@@ -1,4 +1,4 @@
-"""`run_sweep`: every job of a spec once, even if the process is killed on the way.
+"""`run_sweep`: every job of a spec is run once, even if the process is killed and started again.
 
 The runner plans the jobs, leaves out those whose row says `done`, hands the rest to a pool and writes what
 comes back. It does not know what a job measures.
@@ -32,7 +32,8 @@ from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
 from workbench.sweeps.spec import SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
 
-# Jobs of a batch at most. A killed run loses one batch; each batch costs an fsync and an engine walk.
+# At most this many jobs make a batch. A killed run loses one batch; each batch costs an fsync and an engine
+# walk.
 BATCH = 1024
 
 
@@ -83,11 +84,11 @@ def run_sweep(
         backend: "local", or "ray" (pip install 'interp-workbench[ray]').
         workers: processes, or actors.
         address: of a Ray cluster.
-        limit: at most so many jobs now.
+        limit: run at most this many jobs in this call.
         dry_run: return a `SweepCost`: what there is to do; nothing is written.
         extend: add the jobs of another spec to a folder.
         retries: how often a job that failed, in this run or in an earlier one, is tried again by this call.
-        on_row: is called with each row as it comes, for a tracker of experiments.
+        on_row: called with each row as it comes, for example to send it to an experiment tracker.
         command: what runs the sweep, for its report; by default the command line of the script, or "Python"
             where there is none.
 

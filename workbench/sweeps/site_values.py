@@ -24,7 +24,7 @@ from workbench.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class BySite(Value):
-    """Another value for each site."""
+    """A value for each site."""
 
     values: Mapping[Site, Value]
     name: str = "by_site"
@@ -68,11 +68,12 @@ def optimal(
     rate: float = 0.1,
     copies: int = 16,
 ) -> BySite:
-    """For each site its optimal constant: in every example, it leaves the metric nearest to the base run's.
+    """For each site its optimal constant: the one that, written in every example, keeps the metric nearest to
+    the base run's.
 
-    The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant on the
-    way is kept, so that it is never worse than the mean. Each site has its own, whatever it is edited
-    together with.
+    The mean of (m(edited) - m(base))² is minimised by Adam from the mean activation. The best constant of
+    all steps is kept, so that it is never worse than the mean. Each site is fitted alone, also where it is
+    later edited together with others.
 
     Args:
         base: the run that is edited.

@@ -96,7 +96,7 @@ class SweepSpec(_Frozen):
             at these positions), sites ("z[1.2]"), or lists of sites that are edited together.
         senders, receivers: of paths, as `path_effects` takes them.
         circuits: files.
-        methods: of `score_edges`.
+        methods: of `score_edges`, "acdc", "learn-edges" or "learn-nodes" (`workbench ls methods`).
         n_edges: sizes of the circuits that methods find.
         strengths: of steering.
         base: the run that is edited, "clean" or "corrupt".

@@ -26,7 +26,7 @@ class Status:
 
     @classmethod
     def of(cls, records: Sequence[LogRow], *, jobs: int) -> "Status":
-        """The status of a sweep of so many jobs, from the line of the log that counts for each.
+        """The status of a sweep, from the line of the log that counts for each job.
 
         Args:
             jobs: how many were planned; the log may hold more after the spec was extended.
@@ -51,7 +51,7 @@ class Status:
 
     @property
     def ok(self) -> bool:
-        """Whether no job failed; some may still have to run."""
+        """Whether no job failed or ended without a number; some may still have to run."""
         return not len(self.failed)
 
     def to_dict(self) -> dict[str, Any]:

@@ -112,8 +112,8 @@ class Sweep:
         return Status.of(self.records, jobs=self.jobs)
 
     def arrays(self) -> xr.Dataset:
-        """`effect` over the flags that vary, the place and `example`; `mean`, `se`, `low`, `high`, `p`, `q`
-        without `example`.
+        """`effect` over the flags that vary, the place and `example`; and `mean`, `se`, `low`, `high`, `p`, `q`,
+        `m_base` over the same axes but `example`.
 
         The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A
         flag that is the same in every job is an attribute. Not measured: NaN.
@@ -185,7 +185,7 @@ class Sweep:
         return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])
 
     def synergy(self) -> pd.DataFrame:
-        """Of every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b), low,
+        """A row for every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b), low,
         high, p, q.
 
         The interval is over examples, on which all three were measured. Negative: losing both costs more than
