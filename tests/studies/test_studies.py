@@ -325,12 +325,13 @@ def test_what_is_committed_is_not_written_over(monkeypatch, capsys):
     for options, message in (
         (
             ["--model", "other"],
-            "Only tiny with the study's own prompts is written to its folder: give --out DIR.",
+            "Only a study of tiny with its own number of prompts is written to its own folder: "
+            "give --out DIR.",
         ),
         (
             ["--model", "other", "--out", str(IOI)],
-            "The committed files are about tiny with the study's own prompts: give another --out, no "
-            "--check.",
+            "The committed files are about tiny with the study's own number of prompts: "
+            "give another --out, and no --check.",
         ),
         (["--check", "--out", "elsewhere"], "--check writes nothing: leave out --out and --overwrite."),
     ):

@@ -105,7 +105,7 @@ def test_options_replace_the_fields_of_a_file(calls, tmp_path):
     [
         (
             ["run"],
-            "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi.",
+            "Which sweep? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi.",
         ),
         (
             ["run", "--seeds", "0,x"],
@@ -126,7 +126,7 @@ def test_status_tells_failures_and_exits_with_1(tmp_path):
     assert result.stdout.splitlines() == [
         f"{folder}: 9 jobs: 6 done, 1 nan, 1 failed, 1 remaining",
         "  failed tiny ioi logit_diff zero z[2.0], seed 0: ValueError: \\x1b[31mno",
-        "  nan    tiny ioi logit_diff zero z[2.1], seed 0: cells that are no number",
+        "  nan    tiny ioi logit_diff zero z[2.1], seed 0: cells that are not numbers",
     ]
     found = json.loads(call("status", folder, "--json").stdout)
     assert [found[name] for name in ("jobs", "done", "nan", "failed", "memory", "remaining")] == [

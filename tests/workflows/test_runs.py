@@ -121,7 +121,7 @@ def grid(values, dims=("layer", "head"), **coords):
         ((grid([0, 1], ["x"], x=[0, 1]), grid([0, 1], ["x"], x=[1, 0])), "The largest difference is 1."),
         ((grid([0, 1], ["x"], x=[0, 1]), grid([1, 0], ["x"], x=[1, 0])), "The same in every cell."),
         ((grid([0, 1], ["example"]), grid([1, 0], ["example"])), "The largest difference is 1."),
-        ((grid(["u", "v"], ["x"]), grid(["u", "w"], ["x"])), "Other in 1 of 2 cells."),
+        ((grid(["u", "v"], ["x"]), grid(["u", "w"], ["x"])), "Different in 1 of 2 cells."),
     ],
 )
 def test_the_same_is_said_only_of_what_is_the_same(pair, told, tmp_path):

@@ -46,7 +46,7 @@ def main() -> None:
     """Run the command; a deliberate error is its message on stderr and exit code 2."""
     from workbench.errors import WorkbenchError
 
-    # A terminated run cleans up as an interrupted one does; 143 is the shell's code for SIGTERM.
+    # SIGTERM becomes an exception, so that a run cleans up as after Ctrl-C; 143 is the shell's code for it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()

@@ -109,7 +109,7 @@ def paths(
 
     question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))
     question.check()
-    # "heads" and "mlps" are words of path_effects; "all" is its default.
+    # `path_effects` knows "heads" and "mlps" itself; "all" is what it does by default.
     writers = senders
     if senders not in ("heads", "mlps"):
         writers = None if senders == "all" else _nodes(senders)

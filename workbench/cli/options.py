@@ -58,7 +58,7 @@ def command_line() -> str:
 
 @contextmanager
 def output_folder(out: Path | None, name: str) -> Iterator[Path]:
-    """The folder of `--out`, or a fresh one under runs/, which is given up if nothing is written."""
+    """The folder of `--out`, or a fresh one under runs/, which is removed if nothing is written."""
     from workbench.files import fresh_folder
 
     if out is not None:

@@ -83,11 +83,11 @@ def probe_store(
         "pos": pos,
         "progress": sys.stderr.isatty(),
     }
-    # An option that was left out takes the default of the function, which None would not.
+    # An option that was left out is not passed on, so that the default of the function holds.
     given = {name: setting for name, setting in settings.items() if setting is not None}
     with output_folder(out, "probe") as folder:
         check_output(folder, FILES, overwrite=overwrite)
-        store = wb.open_store(path)  # may be a URL, so it is no Path
+        store = wb.open_store(path)  # text and not a Path: it may be a URL
         concept_labels = labels_named(store, file=labels, concepts=chosen(concepts) or [], pos=pos)
         probed = probe(store, concept_labels, **given)
         for line in lines(probed):

@@ -105,7 +105,7 @@ def inspect(path: Folder) -> None:
 
 @store.command()
 def verify(path: Folder) -> None:
-    """Compare every file with its checksum; exit code 2 and the damaged ones if there are any."""
+    """Compare every file with its checksum; lists damaged files, with exit code 2 where there are any."""
     from workbench.stores.disk import verify as check
 
     damaged = list(check(path))
@@ -120,7 +120,7 @@ def verify(path: Folder) -> None:
 def repair(
     path: Folder,
     model: Annotated[
-        str | None, typer.Option(help="The model that the store is of; by default by the name it has there.")
+        str | None, typer.Option(help="The model of the store; by default the one that the store names.")
     ] = None,
     device: Device = None,
 ) -> None:
@@ -128,7 +128,7 @@ def repair(
     import workbench as wb
     from workbench.stores.disk import read_plan
 
-    # The fingerprint is checked again there, so a name that means another model now is refused.
+    # `repair` checks the fingerprint, so a name that means another model by now is refused.
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
     recomputed = wb.repair(loaded, path)
     for name in recomputed:

@@ -29,7 +29,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, or auto; by default one is started here.")
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Run at most so many jobs now.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Run at most this many jobs now.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
 
 
@@ -52,7 +52,7 @@ def _print_status(folder: Path, status: Any) -> None:
     for row in status.to_dict()["failures"]:
         settings = [row[column] for column in ("model", "task", "metric", "value", "what")]
         job = visible(" ".join(str(setting) for setting in settings if setting is not None))
-        reason = visible(str(row["error"] or "cells that are no number"))
+        reason = visible(str(row["error"] or "cells that are not numbers"))
         typer.echo(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}")
 
 
@@ -233,7 +233,7 @@ def report(
     from workbench.sweeps.table import load_sweep
     from workbench.workflows.sweep import report_sweep
 
-    # The page lies in the sweep's folder unless told, where a later report replaces it only when asked.
+    # By default the page lies in the sweep's folder. A later report replaces it only with --overwrite.
     page = report_sweep(load_sweep(folder), out or folder / "report.html", overwrite=overwrite)
     typer.echo(json.dumps({"report": str(page)}) if as_json else str(page))
 
@@ -243,7 +243,7 @@ def validate(
     path: Annotated[Path, typer.Argument(metavar="SPEC|DIR", help="A SPEC.yaml, or the folder of a sweep.")],
     as_json: Json = False,
 ) -> None:
-    """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if it is not sound."""
+    """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if one is wrong."""
     from workbench.sweeps.table import load_sweep
 
     if path.is_dir():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _together(text: str) -> list[Any]:
-    """Sites; those joined by + are edited together."""
+    """A list of sites; those joined by + are edited together."""
     sites: list[Any] = []
     for name in names(text):
         if "+" in name:
@@ -53,7 +53,10 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "n-edges": (_integers, "Sizes of circuits."),
     "strengths": (_decimals, "Of steering."),
     "values": (names, "corrupt (the other run), zero, mean, resample, optimal, constant:X, scale:X."),
-    "metrics": (names, "By default the task's; MODULE:FUNCTION of a module that is installed or lies here."),
+    "metrics": (
+        names,
+        "By default the task's; MODULE:FUNCTION of a module that is installed or in this folder.",
+    ),
     "seeds": (_integers, "Of prompts, and of resample."),
     "base": (str, "Which run is edited: clean or corrupt."),
 }
@@ -95,6 +98,6 @@ def spec_of(path: Path | None, given: dict[str, Any]) -> "SweepSpec":
         return read_spec(path, **fields)
     if not fields:
         raise SweepError(
-            "What is to be swept? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."
+            "Which sweep? Give a SPEC.yaml, or --preset head-ablation --models tiny --tasks ioi."
         )
     return read_spec(fields)

@@ -74,7 +74,8 @@ def token_rows(view: SiteView) -> TokenRows:
     """
     if bool((view.row_positions < 0).any()):
         raise StoreError(
-            f"{view!r} holds means over prompts, which lie at no position: capture with keep='all', or positions."
+            f"{view!r} holds means over prompts, which lie at no position: "
+            "capture with keep='all', or positions."
         )
     return TokenRows(view.row_prompts, view.row_positions)
 

@@ -69,8 +69,8 @@ def causal_check(
         pos: the position that is edited; of probes that were fitted at several, those of this position.
         stores: (clean, corrupt) activations of the pairs with `kind`; by default captured.
         n_random: random directions, of as many dimensions as the probe has, drawn from the activations'
-            covariance. Where the activations vary along the probe's directions only, there is no other direction
-            to draw, and `p` is NaN.
+            covariance. Where the activations vary along the probe's directions only, there is no other
+            direction to draw, and `p` is NaN.
         least: share of |m(corrupt) - m(clean)| from which an effect counts.
         level: coverage of the intervals, and 1 minus the largest `p` that counts.
         where: labels of the other axes of the probes: `k=4`, `selector=`, or `baseline="mass-mean"`.

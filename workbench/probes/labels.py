@@ -87,8 +87,8 @@ class Labels:
         if repeated.any():
             row = int(np.flatnonzero(repeated)[0])
             raise ProbeError(
-                f"Row {row} labels position {index[row]} of prompt {owner[row]} a second time: give each token "
-                "one row."
+                f"Row {row} labels position {index[row]} of prompt {owner[row]} a second time: "
+                "give each token one row."
             )
         labelled = tuple(Concept.of(name, values) for name, values in concepts.items())
         return cls(prompts, owner, index, labelled)

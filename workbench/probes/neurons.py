@@ -67,8 +67,8 @@ def neuron_maps(
     numbers = [concept.name for concept in labels.concepts if not concept.classes]
     if numbers:
         raise ProbeError(
-            f"Concept {numbers[0]!r} is a number: neuron maps tell classes apart. Use fit_probes, or turn the "
-            "number into classes."
+            f"Concept {numbers[0]!r} is a number: neuron maps tell classes apart. Use fit_probes, "
+            "or turn the number into classes."
         )
     wanted = list(store.layers(kind) if layers is None else layers)
     if not wanted:
@@ -252,7 +252,7 @@ def _step(sides: tuple[Tensor, Tensor], at: Tensor, l2: float, curvature: Tensor
 def _auc(
     negative: Float[np.ndarray, "neuron negative"], positive: Float[np.ndarray, "neuron positive"]
 ) -> np.ndarray:
-    """The share of (positive, negative) row pairs that each neuron's activation orders rightly; a tie is half.
+    """The share of (positive, negative) row pairs that a neuron's activation orders rightly; ties are half.
 
     The label is the last bit of the number as an integer of the same order, so that one plain sort ranks
     both. Where rows tie, the sort puts one class first; the mean of both orders is taken.

@@ -1,7 +1,7 @@
 """Many small penalised regressions solved at once by a damped Newton method, in float64: `solve`.
 
-A batch holds problems of equal size. The objective of each is that of TransformerLens' sparse probes and, with
-C = 1 / (l2 n), of scikit-learn's logistic regression:
+A batch holds problems of equal size. The objective of each is that of TransformerLens' sparse probes and,
+with C = 1 / (l2 n), of scikit-learn's logistic regression:
 
     sum over rows of weight * loss(logits, target) + l2 / 2 * |coefficients|^2,   weights summing to 1, free
     intercepts.

@@ -118,7 +118,7 @@ class SiteView:
         return self.data.columns(columns)
 
     def blocks(self, *, shuffle: bool = False, seed: int = 0, size: int = BLOCK) -> Iterator[Tensor]:
-        """Rows in blocks of up to `size`, each row once; `shuffle` permutes the blocks, and the rows of each."""
+        """Rows in blocks of up to `size`, each row once; `shuffle` permutes blocks, and the rows of each."""
         self._no_pattern("blocks")
         for _, block in self.data.blocks(size=size, shuffle=shuffle, seed=seed):
             yield block
@@ -346,7 +346,7 @@ class ActivationStore:
         return SiteView(kind, layer, data, index, self)
 
     def _squares(self, numbers: int) -> RowIndex:
-        """The index of attention patterns that hold `numbers` numbers in all, from which follows how many heads."""
+        """The index of attention patterns; `numbers` of them in all tell how many heads were kept."""
         return self.index.squares(numbers // max(int((self.index.counts**2).sum()), 1))
 
     def __repr__(self) -> str:

@@ -21,7 +21,9 @@ _DECIMAL = re.compile(r"(?<![\w.-])-?\d+\.\d+")
 SLACK = 0.002
 """How far a mean may lie outside the other interval: as far as bootstrap ends move between machines."""
 ENDS = 0.1
-"""How far an interval's ends may move, as a share of its width: another order of sums turns near-ties."""
+"""How far an interval's ends may move, as a share of its width: sums in another order are rounded
+differently, which decides near-ties between prompts.
+"""
 CLOSE = 0.01
 """How far numbers without an interval may differ, as a share of their size."""
 
@@ -30,7 +32,7 @@ def differences(folder: Path, again: Path) -> list[str]:
     """How a recomputed study differs from a committed one, a sentence each; nothing where they agree.
 
     Means have to lie in each other's intervals, and the ends of intervals and all other decimals near each
-    other, because another machine rounds otherwise; every word, count and edge has to be the same.
+    other, because another machine rounds differently; every word, count and edge has to be the same.
 
     Args:
         folder: the committed study.

@@ -56,8 +56,8 @@ def main(study: Study, folder: Path) -> None:
 
     def command(
         model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Folder; for tiny the study's own."),  # noqa: B008
-        n: int | None = typer.Option(None, help="Prompts; None takes the study's."),
+        out: Path | None = typer.Option(None, help="Folder; for tiny by default the study's own."),  # noqa: B008
+        n: int | None = typer.Option(None, help="Prompts; by default the study's number."),
         check: bool = typer.Option(
             False, help="Compute it again and compare with the committed files; write nothing."
         ),
@@ -91,12 +91,14 @@ def _check_options(committed: bool, folder: Path, out: Path | None, *, check: bo
         raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
     if out is None and not committed and not check:
         raise WorkbenchError(
-            "Only tiny with the study's own prompts is written to its folder: give --out DIR."
+            "Only a study of tiny with its own number of prompts is written to its own folder: "
+            "give --out DIR."
         )
     to_folder = out is not None and out.resolve() == folder.resolve()
     if not committed and (check or to_folder):
         raise WorkbenchError(
-            "The committed files are about tiny with the study's own prompts: give another --out, no --check."
+            "The committed files are about tiny with the study's own number of prompts: "
+            "give another --out, and no --check."
         )
 
 

@@ -90,7 +90,7 @@ class Evidence:
     """A study of one model: the claim, the account, and what speaks for and against them.
 
     Attributes:
-        command: what makes it again.
+        command: the command that computes it again.
         metric: the name of what is measured.
         n_train, n_heldout: pairs that the circuit was found on, and that everything else was measured on.
         share: of the behaviour that the search kept on the training pairs.

@@ -26,7 +26,9 @@ from workbench.tasks.registry import TASKS, load_task
 from workbench.text import visible
 
 SMALL = 5000
-"""Up to so many edges, completeness and minimality are measured too: each component costs them a run."""
+"""The most edges of a graph with which completeness and minimality are measured too: they run the model for
+every component.
+"""
 
 
 def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Evidence:

@@ -87,7 +87,7 @@ class Prediction:
         claim: the part of the account that it tests.
         predicted: the number, from earlier measurements.
         edit: runs the edit and returns what is measured, [example].
-        within: the prediction holds if the mean is this close to it, as a share of it.
+        within: the prediction holds if the mean differs from it by at most this share of it.
         at_least: if given, it holds instead if the mean is at least this.
     """
 

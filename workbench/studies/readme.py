@@ -7,7 +7,7 @@ from workbench.studies.evidence import Agreement, Component, Evidence
 from workbench.text import visible
 
 SHARED = 0.2
-"""A circuit that surely keeps more than this of another task is not particular to its own."""
+"""A circuit whose interval on another task lies above this is not particular to its own task."""
 SHOWN_EDGES = 60
 _ALWAYS = (
     "What clean and corrupt prompts have in common: an edge whose input is the same in both prompts cannot "
@@ -49,8 +49,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _code(text: str) -> str:
-    """A text of one line that does not end the backticks around it."""
-    # A backtick would end the code span and let the rest of a name be read as Markdown.
+    """A name as one line that fits between backticks."""
+    # A backtick would end the code span, and the rest of the name would be read as Markdown.
     return visible(text).replace("`", "'")
 
 
@@ -58,7 +58,7 @@ def _claim(evidence: Evidence) -> str:
     name = _code(evidence.model)
     doubt = ""
     if not _behaves(evidence):
-        doubt = f" **`{name}` does not surely do this**: see what is not explained."
+        doubt = f" **`{name}` is not shown to do this**: see what is not explained."
     return (
         f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` keep "
         f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and "
@@ -69,7 +69,7 @@ def _claim(evidence: Evidence) -> str:
 
 
 def _behaves(evidence: Evidence) -> bool:
-    """Whether the clean run's metric is surely above the corrupt run's: else there is nothing to explain."""
+    """Whether the clean run's interval lies above the corrupt run's: else there is nothing to explain."""
     return evidence.estimate("metric of the model").above(evidence.estimate("metric of the corrupt run"))
 
 
@@ -102,9 +102,8 @@ def _components(evidence: Evidence) -> str:
     return (
         "## Components\n\nFor each component: the change of the metric when its output alone is replaced by "
         "the corrupt run's; its direct contribution to the right minus the wrong logit; where a head attends "
-        "from END; and its copying score, -1 to 1, "
-        "which is positive when a head raises the logits of the tokens that it attends to.\n\n"
-        + table(header, rows)
+        "from END; and its copying score, -1 to 1, which is positive when a head raises the logits of the "
+        "tokens that it attends to.\n\n" + table(header, rows)
     )
 
 
@@ -130,8 +129,7 @@ def _senders(evidence: Evidence) -> str:
     return (
         f"## What tells {' '.join(evidence.traced_heads)} where to attend\n\nPath patching into the queries "
         "(q) and keys (k) of these heads: a sender's direct path carries the sender's mean over tokens. "
-        "Shown are the three senders that change the metric "
-        "most, for each.\n\n"
+        "Shown are the three senders that change the metric most, for each.\n\n"
         + table(("", evidence.metric, ""), [(row.name, row, "") for row in evidence.senders])
     )
 
@@ -172,7 +170,7 @@ def not_explained(evidence: Evidence) -> list[str]:
     if not _behaves(evidence):
         lines.append(
             "Whether there is anything to explain: the metric of the clean run, "
-            f"{evidence.estimate('metric of the model')}, is not surely above that of the corrupt run, "
+            f"{evidence.estimate('metric of the model')}, is not clearly above that of the corrupt run, "
             f"{evidence.estimate('metric of the corrupt run')}."
         )
     lines += [

@@ -24,6 +24,7 @@ class Study:
     """A behaviour, and what is particular to its circuit.
 
     Attributes:
+        task, title: the behaviour, as `load_task` names it and as a heading.
         account: how the circuit works, in words: a hypothesis, which the predictions test.
         roles: names for heads, by rules; the first rule that fits counts.
         tests: makes the predictions, in the order in which they are run.

@@ -28,8 +28,8 @@ TRACEBACK_LENGTH = 8000
 def run_jobs(inputs: JobInputs, jobs: Sequence[Job]) -> list[LogRow]:
     """A row for each job, in order; every job is of one setting.
 
-    A batch that fails is halved and run again, down to single jobs, so that only the jobs at fault are recorded
-    as failed.
+    A batch that fails is halved and run again, down to single jobs, so that only the jobs at fault are
+    recorded as failed.
     """
     try:
         return _timed(inputs, jobs)
@@ -86,7 +86,7 @@ def _failure_status(error: Exception) -> str:
 
 
 def _status(measured: Measurement) -> str:
-    """`nan` where no number of the base run's metric is finite, or none that the job measured; else `done`."""
+    """`nan` where the base run's metric, or what the job measured, has no finite number; else `done`."""
     numbers = list(measured.values)
     for number in measured.extra.values():
         # Counts of edges are whole numbers; only a measured number can fail to be one.

@@ -52,8 +52,8 @@ class JobSetting:
 
 
 class JobInputs:
-    """Models, prompts and stores that jobs share. The latest of each is kept; of prompts and stores, the latest
-    of each split.
+    """Models, prompts and stores that jobs share. The latest of each is kept; of prompts and stores, the
+    latest of each split.
 
     Jobs come group by group, so that the latest is nearly always the one that is needed next.
 

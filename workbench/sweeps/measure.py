@@ -118,7 +118,7 @@ def _cumulative(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
 
 
 def _ablated_in_turn(context: JobContext, job: Job) -> Measurement:
-    """Sites ablated one after the other, each time the one that changes the metric least, until none is left."""
+    """Sites ablated one after the other, each time the one that changes the metric least, until all are."""
     shape, side = Shape.of(context.model), context.setting.base
     remaining: list[tuple[Site, ...]] = []
     for entry in sites_of(job.what):

@@ -112,8 +112,9 @@ class Sweep:
         return Status.of(self.records, jobs=self.jobs)
 
     def arrays(self) -> xr.Dataset:
-        """`effect` over the flags that vary, the place and `example`; and `mean`, `se`, `low`, `high`, `p`, `q`,
-        `m_base` over the same axes but `example`.
+        """Labelled arrays: `effect` over the flags that vary, the place and `example`.
+
+        `mean`, `se`, `low`, `high`, `p`, `q` and `m_base` have the same axes without `example`.
 
         The place is layer and head, neuron or position where every site is of one kind, otherwise `what`. A
         flag that is the same in every job is an attribute. Not measured: NaN.
@@ -185,8 +186,8 @@ class Sweep:
         return pd.DataFrame(frame[[*frame.columns.drop(last), *last]])
 
     def synergy(self) -> pd.DataFrame:
-        """A row for every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b), low,
-        high, p, q.
+        """A row for every pair: site_a, site_b, effect_a, effect_b, effect_both, synergy = both - (a + b),
+        low, high, p, q.
 
         The interval is over examples, on which all three were measured. Negative: losing both costs more than
         the two losses, as it does where one site stands in for the other.

@@ -77,7 +77,7 @@ def write_behaviours(
     share = f"{rows[0].share:.0%}" if rows else ""
     caption = (
         f"The fewest best-scored edges that keep {share} of the behaviour on the prompts of the search, by "
-        "the method that needs fewest; pruned: those that are no dead ends. Faithfulness on held-out "
+        "the method that needs fewest; pruned: without dead ends. Faithfulness on held-out "
         "prompts, with 95 % bootstrap intervals. Jaccard: agreement of circuits of that size found on "
         "resampled prompts (published for indirect objects in GPT-2 small: .67)."
     )

@@ -36,8 +36,8 @@ from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_run import DiscoveryRun
 
 FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
-# Those of `named_values.NAMES` for edges of the clean run that need no draw (`resample`), no number
-# (`constant:X`, `scale:X`) and no fit (`optimal`). Not `clean`, which is the run that is edited.
+# The values of `named_values.NAMES` for edges of the clean run that need no draw (`resample`), no number
+# (`constant:X`, `scale:X`) and no fit (`optimal`); without `clean`, which is the run that is edited.
 VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
 
@@ -71,7 +71,7 @@ def discover(
         method: how the circuit is found: a method of `score_edges`, "acdc", "learn-edges" or "learn-nodes".
         value: what stands in for everything outside the circuit: the corrupt run ("corrupt"), "zero", or
             "mean".
-        n_edges: size before pruning; None takes 2 % of the graph. ACDC decides itself.
+        n_edges: size before pruning; None takes 2 % of the graph. ACDC decides the size itself.
         command: shown in the report.
 
     Returns:
@@ -145,7 +145,7 @@ def discover(
         grown = intervals = None
         if circuit.n_edges > 0 and circuit.scores is not None:
             grown = _curve(circuit, heldout, value)
-        # Methods that score no single prompt have no intervals over prompts.
+        # Methods that do not score single prompts have no intervals over prompts.
         if discovery.by_example is not None:
             intervals = summary(discovery.by_example, draws=200)
         step("report")

@@ -20,7 +20,7 @@ class DiscoveryRun:
         evaluation: the circuit on held-out and training pairs, beside its complement and random circuits.
         curve: faithfulness against circuit size, edges ranked by their scores.
         folder: where the files are.
-        intervals: of the scores over prompts; None for methods that score no single prompt.
+        intervals: of the scores over prompts; None for methods that do not score single prompts.
         grown: faithfulness of the circuit's strongest edges by number; None where its edges have no scores.
     """
 

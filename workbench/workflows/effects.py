@@ -27,7 +27,7 @@ from workbench.sites import Position, grid, kind_named
 from workbench.statistics import summary
 from workbench.tasks.registry import PAIR_READERS, find_task, pairs_of
 
-# Those of `named_values.NAMES` that need only the prompts: no number (`constant:X`, `scale:X`), no fit
+# The values of `named_values.NAMES` that need only the prompts: no number (`constant:X`, `scale:X`), no fit
 # (`optimal`).
 VALUES = ("clean", "corrupt", "zero", "mean", "resample")
 """What can be written; of `clean` and `corrupt` the one that is not edited."""

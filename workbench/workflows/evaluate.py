@@ -20,8 +20,8 @@ from workbench.models.model import Model
 from workbench.statistics import interval_text
 from workbench.tasks.registry import pairs_of
 
-# Those of `named_values.NAMES` for edges of the clean run. Not `clean`, which is the run that is edited; no
-# value that needs a number or a fit.
+# The values of `named_values.NAMES` for edges of the clean run: without `clean`, which is the run that is
+# edited, and without values that need a number or a fit.
 VALUES = ("corrupt", "zero", "mean", "resample")
 """What can stand in for everything outside the circuit."""
 _FIELDS = ("faithfulness", "complement", "random", "incompleteness")

@@ -166,7 +166,7 @@ def _cells(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str]) -> _Cells:
     if not numbers:
         n_different = int((a.values.astype(str) != b.values.astype(str)).sum())
         if n_different:
-            return _Cells(None, f"Other in {n_different} of {a.size} cells.")
+            return _Cells(None, f"Different in {n_different} of {a.size} cells.")
         return _Cells(None, "The same in every cell.")
     return _numbers_compared(a.astype(float), b.astype(float), names, prefix)
 

@@ -1,8 +1,8 @@
 """Pages of the folders of runs: one run shown again (`workbench report`), or two compared (`workbench diff`).
 
 `report_run` and `report_difference` read files only and need no model: circuits, results (netCDF) and tables
-(parquet) are known by their names (`run_files.py`). What is shown of each says `run_contents.py`, and what
-differs `run_difference.py`; how a circuit or a result is drawn is decided in `render`.
+(parquet) are known by their names (`run_files.py`). `run_contents.py` says what is shown of each, and
+`run_difference.py` what differs; how a circuit or a result is drawn is decided in `render`.
 """
 
 from pathlib import Path

@@ -48,7 +48,7 @@ def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> 
 
 def _failures(failed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The failed jobs with the settings that tell them apart, and a caption."""
-    # Columns that hold nothing would widen the table for nobody.
+    # Empty columns would only widen the table.
     failures = failed.dropna(axis=1, how="all")
     settings = failures.columns.difference(["job", "status", "what", "error"]).tolist()
     columns = ["status", "what", *varying(failures, settings)]
