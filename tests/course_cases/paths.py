@@ -62,7 +62,7 @@ CASES = {
             (lambda: direct(3, 7).mean(), "in logits"),
             (lambda: (direct(3, 7) / direct(3, 7, heads=False, mlps=False)).mean(), "each prompt's share"),
             (lambda: 1 - share(), "all other paths"),
-            (lambda: 1 / share(), "turn the fraction round"),
+            (lambda: 1 / share(), "take the inverse"),
         ],
     ),
     "6.2": (

@@ -71,8 +71,8 @@ CASES = {
                 lambda: len(edges("tiny") & edges("tiny@1850")) / len(edges("tiny")),
                 "share of one circuit's edges",
             ),
-            (0.99, "the overlap is another"),
-            (7, "is no share"),
+            (0.99, "the overlap is a different one"),
+            (7, "is not a share"),
         ],
     ),
 }

@@ -179,17 +179,15 @@ def _score(answer: Any) -> str:
         )
     if not circuit.prompt_ids:
         raise Wrong(
-            "the circuit does not say which prompts it was found on, so that nothing shows that others are "
-            "held out. What "
-            "find_circuit, acdc and learn_circuit return says it; Circuit.of takes prompt_ids=."
+            "the circuit does not say which prompts it was found on, so nothing shows that others are held "
+            "out. What find_circuit, acdc and learn_circuit return says it; Circuit.of takes prompt_ids=."
         )
     if _close(score, 100 * study.faithfulness, 1):
         raise Wrong("the score is in percent; 1 is the whole behaviour.")
     if not _close(score, study.faithfulness, 0.01):
         raise Wrong(
             f"measured again with this circuit and these prompts, faithfulness is not {score:.3g}. Held-out "
-            "prompts, "
-            "corrupt values?"
+            "prompts, corrupt values?"
         )
     if not low <= score <= high:
         raise Wrong("the score is not between low and high.")

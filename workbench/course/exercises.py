@@ -168,9 +168,9 @@ def explain(
     Args:
         answer: a number or an array.
         mistakes: (what the mistake gives, of the shape of the answer; what to say of it).
-        atol: how far the answer may be from it.
-        rtol: the same as a share of it: for numbers close to 0, which an absolute distance does not tell
-            apart.
+        atol: how far the answer may be from what the mistake gives.
+        rtol: the same as a share of the number: for numbers close to 0, which an absolute distance cannot
+            tell apart.
     """
     for value, message in mistakes:
         if np.allclose(answer, value, atol=atol, rtol=rtol):
@@ -192,9 +192,7 @@ def _array(answer: Any) -> np.ndarray:
     try:
         return np.asarray(_plain(answer))
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(
-            f"this is no array, as its rows are not of one length or not of one kind: {shown(answer)}."
-        ) from None
+        raise Wrong(f"this is not an array: its rows differ in length or in kind. {shown(answer)}") from None
 
 
 def number(answer: Any) -> float:

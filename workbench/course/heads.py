@@ -204,8 +204,7 @@ def _vary(answer: Any) -> str:
     off = np.flatnonzero(~np.isclose(values, right, atol=TWO_DIGITS).all(0))
     raise Wrong(
         f"{listed('distance', [DISTANCES[i] for i in off])} off. Count a prompt as right where the answer is "
-        "the first "
-        f"choice of all words, read at its own END, over all {N} prompts."
+        f"the first choice of all words, read at its own END, over all {N} prompts."
     )
 
 

@@ -140,14 +140,8 @@ def _recovery(answer: Any) -> str:
             (patched - clean).mean() / (corrupt - clean).mean(),
             "at the clean run yours is 0, at the corrupt run 1.",
         ),
-        (
-            patched.mean() / clean.mean(),
-            "the corrupt run must give 0, and yours does not count from there.",
-        ),
-        (
-            (patched - corrupt).mean() / clean.mean(),
-            "the clean run must give 1: what is the whole distance?",
-        ),
+        (patched.mean() / clean.mean(), "the corrupt run must give 0, and yours does not count from there."),
+        ((patched - corrupt).mean() / clean.mean(), "the clean run must give 1: what is the whole distance?"),
         (
             (patched - corrupt).mean(),
             "this is in logits. A share of the distance between the two runs is wanted.",

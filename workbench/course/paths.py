@@ -68,7 +68,7 @@ def _direct_share(answer: Any) -> str:
     explain(value, mistakes, atol=3e-3)
     mistakes = [
         (float(direct.mean()), "this is an effect in logits; what share of the total is it?"),
-        (1 / share, "this is the total in units of the direct effect: turn the fraction round."),
+        (1 / share, "this is the total in units of the direct effect: take the inverse."),
     ]
     explain(value, mistakes, atol=2e-2)
     raise Wrong("it is not that number. Take means over the prompts, then one ratio.")
@@ -100,7 +100,7 @@ def _by_hand(answer: Any) -> str:
             raise Wrong(f"for {name} nothing changes: was the head itself held at its clean value?")
         off = np.abs(values - right).max()
         raise Wrong(f"for {name} your effects are off by up to {off:.2g}. Is every later head and MLP held?")
-    return "That is all that path patching is: one thing moves, the rest is held, and one reader hears of it."
+    return "That is all that path patching is: one thing moves, the rest is held, and one reader sees the change."
 
 
 @exercise("6.3", "Into the mover", "medium", "a reader at one position, as 'a2.0<k>@S1'.")

@@ -103,8 +103,7 @@ def _advantage(answer: Any) -> str:
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
             "With sixteen features of 128, any sixteen do nearly as well: large k says little about which "
-            "features carry a "
-            "concept."
+            "features carry a concept."
         )
     mistakes = [
         (chosen, "these are the accuracies of the chosen features. What do as many random ones reach?"),
@@ -139,17 +138,14 @@ def _moved(answer: Any) -> str:
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
             f"From {right[0]:.0%} to {right[3]:.0%}: below one half is not noise, it is another concept. In "
-            "the early "
-            "layers the probe reads the noun that stands at END, whose number was the opposite of the "
-            "subject's in every "
-            "training prompt."
+            "the early layers the probe reads the noun that stands at END, whose number was the opposite of the "
+            "subject's in every training prompt."
         )
     mistakes = [
         (
             1 - right,
-            "every answer is reversed. Whose subjects are the labels of, the corrupt prompts' or the clean "
-            "ones'? And "
-            "which class is the positive one? (`labels.concept('number').classes`: the last.)",
+            "every answer is reversed. Are the labels those of the corrupt prompts' subjects, or of the clean "
+            "ones'? And which class is the positive one? (`labels.concept('number').classes`: the last.)",
         ),
         (
             results["accuracy"].values,

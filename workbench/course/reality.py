@@ -107,13 +107,11 @@ def _heldout(answer: Any) -> str:
         if not _near(value, float(held[name]), 0.001):
             raise Wrong(
                 f"{name!r} is not that of the {SMALL} held-out prompts with activations of the corrupt run "
-                "outside "
-                "the circuit."
+                "outside the circuit."
             )
     return (
         "The interval lies above 1: the circuit leaves out edges that work against the answer. Above 1 is "
-        "not better "
-        "than 1."
+        "not better than 1."
     )
 
 

@@ -74,7 +74,7 @@ def _first_layer(answer: Any) -> str:
             f"after layer {layer} the answer is the first choice for only {shares[layer]:.0%} of the prompts."
         )
     if layer > right:
-        raise Wrong(f"after layer {layer} it is, but there is an earlier layer.")
+        raise Wrong(f"after layer {layer} it is, but after an earlier layer too.")
     before = shares[right - 1]
     return (
         f"There it is the first choice for {shares[right]:.0%} of the prompts, one layer before for "
@@ -93,8 +93,7 @@ def _added(answer: Any) -> str:
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
             "Nearly all of it comes last: whatever earlier layers contribute, the unembedding cannot read it "
-            "at "
-            "END yet."
+            "at END yet."
         )
     mistakes = [
         (

@@ -67,8 +67,8 @@ def _when(answer: Any) -> str:
         if _accuracy(task, before) >= LEARNT and before != step:
             raise Wrong(f"{task} is above {LEARNT} at {step}, and at an earlier checkpoint too.")
     return (
-        "What asks for one word's features comes first, what compares words by place or copies them comes "
-        "later."
+        "First comes what needs the features of one word; what compares words by their places, or copies "
+        "them, comes later."
     )
 
 
@@ -96,8 +96,7 @@ def _earlier(answer: Any) -> str:
     off = np.flatnonzero(~np.isclose(values, right, atol=5e-3))
     raise Wrong(
         f"{listed('step', [AT[i] for i in off])} off. Take the circuit of {EDGES} edges found in the final "
-        "model, the 32 "
-        "held-out prompts, and corrupt activations of the checkpoint."
+        "model, the 32 held-out prompts, and corrupt activations of the checkpoint."
     )
 
 
@@ -127,5 +126,7 @@ def _overlap(answer: Any) -> str:
     ]
     explain(value, mistakes, atol=5e-3)
     if not 0 <= value <= 1:
-        raise Wrong(f"{value:g} is no share.")
-    raise Wrong(f"the overlap is another. Take {EDGES} edges for both, scored on the same 32 prompts.")
+        raise Wrong(f"{value:g} is not a share.")
+    raise Wrong(
+        f"the overlap is a different one. Take {EDGES} edges for both, scored on the same 32 prompts."
+    )
