@@ -205,7 +205,7 @@ def test_log_probs_name_the_next_tokens_rank_and_what_was_likelier():
     np.testing.assert_allclose(np.exp(props["topKLogProbs"]), [[0.5, 0.3], [0.7, 0.2]], rtol=1e-4)
     wanted = {"ids": [0, 1, 2], "decode": WORDS, "k": 3}
     assert said(panels.log_probs, ["x", "y", "z"], probs, **wanted) == (
-        "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
+        "These are not log-probabilities: their exponentials do not sum to 1 at every position. Pass "
         "logits.log_softmax(-1)."
     )
     assert said(panels.log_probs, ["x", "y"], probs.log(), **wanted) == (
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused(pattern):
     )
     assert (
         said(panels.tokens, "abc", [1.0])
-        == "'abc' is no list of token strings: one string for each token is needed."
+        == "'abc' is not a list of token strings: one string for each token is needed."
     )
     assert said(panels.tokens, ["a"], [[1.0], [1.0, 2.0]]).startswith(
         "The values of the tokens cannot be read as one array of numbers: "

@@ -117,6 +117,6 @@ def test_a_page_of_nothing_is_refused(tmp_path, circuit):
         WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"
     ):
         report([], tmp_path / "r.html", title="t")
-    with pytest.raises(WorkbenchError, match=r"^A report needs a title, and None is no text\.$"):
+    with pytest.raises(WorkbenchError, match=r"^A report needs a title, and None is not text\.$"):
         report([("a", "b")], tmp_path / "r.html", title=None)  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())

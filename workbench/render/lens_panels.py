@@ -41,9 +41,8 @@ def top_tokens(
         WorkbenchError: another Dataset, a prompt that is not there, or ids that `decode` does not know.
     """
     lens = _one_prompt(lens, prompt)
-    ids, probs = (
-        lens[name].transpose(*_LENS_AXES).values for name in ("token", "prob")
-    )  # [layer, pos, rank]
+    # [layer, pos, rank]
+    ids, probs = (lens[name].transpose(*_LENS_AXES).values for name in ("token", "prob"))
     # a shorter prompt was not measured up to the end: there the ids are -1
     measured = np.flatnonzero((ids >= 0).all((0, 2)))
     if not measured.size or not ids.size:

@@ -65,8 +65,7 @@ class Panel:
         if len(self._text) > _MOST_BYTES:
             raise WorkbenchError(
                 f"This {self.component} panel holds {len(self._text) / 1e6:.0f} MB, and a page up to "
-                f"{_MOST_BYTES / 1e6:.0f} MB: "
-                "choose fewer heads, layers, neurons or positions."
+                f"{_MOST_BYTES / 1e6:.0f} MB: choose fewer heads, layers, neurons or positions."
             )
 
     @cached_property

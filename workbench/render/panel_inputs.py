@@ -1,6 +1,4 @@
-"""What the functions of `panels` are given, checked and in one form.
-
-Arrays, token strings, heads, activations.
+"""The inputs of `panels`, checked and in one form: arrays, token strings, heads, activations.
 
 Every function raises an error that says what was given and what is needed. Nothing here draws.
 """
@@ -59,7 +57,7 @@ def as_strings(strings: Sequence[str]) -> list[str]:
     # a string is a sequence of strings too: its characters would pass for tokens
     if isinstance(strings, str) or not len(strings) or not all(isinstance(text, str) for text in strings):
         raise WorkbenchError(
-            f"{strings!r:.60} is no list of token strings: one string for each token is needed."
+            f"{strings!r:.60} is not a list of token strings: one string for each token is needed."
         )
     return list(map(str, strings))
 

@@ -38,7 +38,7 @@ def shade(value: float, scale: float) -> str:
 
 
 def ink_class(value: float, scale: float) -> str:
-    """What a `class` needs besides for text on the colour of a value: " w", white, where it is dark."""
+    """The class to add to text on the colour of a value: " w" (white) where the colour is dark."""
     if is_dark(value, scale):
         return " w"
     return ""

@@ -1,6 +1,4 @@
-"""Panels of attention, tokens and neurons.
-
-What each figure of circuitsvis needs, computed from stores and results.
+"""Panels of attention, tokens and neurons: the figures of circuitsvis, made from stores and results.
 
 Begin with `attention` and `tokens`. Each function returns a `Panel`: it draws itself in a notebook, can be
 put into a report, and `str()` of it is a page of its own. What they are given is checked in `panel_inputs`.

@@ -1,7 +1,7 @@
-"""The right figure for a result.
+"""The right figure for a result: `plot` chooses it.
 
-`plot` chooses by its type (`drawn`), a Dataset's figure is chosen by its variables (`dataset_plots.DATASETS`)
-and an array's by its axes (`array_plots`).
+It chooses by type (`drawn`); for a Dataset by its variables (`dataset_plots.DATASETS`), for an array by its
+axes (`array_plots`).
 
 How a figure is drawn is known to `figures`. A type of your own is drawn once a function for it is registered:
 `drawn.register(MyResult)(lambda result, title, labels: ...)`.

@@ -1,8 +1,6 @@
-"""One self-contained page for a whole run, see `report`.
+"""One self-contained page for a whole run: `report` puts circuits, panels, figures and tables on it.
 
-Circuits, panels, figures, tables, and the command that made it.
-
-How each of them is drawn is known to its own module; here is only which one draws what, and tables.
+Each of these is drawn by a module of its own; here is decided which draws what, and tables are written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +32,7 @@ _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "se
 
 @dataclass(frozen=True)
 class Html:
-    """HTML that goes into a report as it is. Its author answers for what is in it.
+    """HTML that goes into a report unchanged. Whoever writes it is responsible for what it does.
 
     Plain text is escaped instead.
     """
@@ -66,7 +64,7 @@ def report(
         WorkbenchError: no title or section, or an item that cannot be shown.
     """
     if not isinstance(title, str):
-        raise WorkbenchError(f"A report needs a title, and {title!r} is no text.")
+        raise WorkbenchError(f"A report needs a title, and {title!r} is not text.")
     _check_sections(sections)
     path = Path(path)
     check_free(path, overwrite=overwrite)

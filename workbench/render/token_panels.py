@@ -108,7 +108,7 @@ def log_probs(
         k: how many guesses to show at each position.
         title: of the figure.
     Raises:
-        WorkbenchError: shapes that do not fit each other, or numbers that are no log-probabilities.
+        WorkbenchError: shapes that do not fit each other, or numbers that are not log-probabilities.
     """
     strings, table = as_strings(strings), as_array(logprobs, "the log-probabilities")
     numbers = as_array(ids, "ids")
@@ -160,6 +160,6 @@ def _check_log_probs(table: np.ndarray, numbers: np.ndarray, n: int, k: int) -> 
     # loose, because log-probabilities of half precision are rounded; logits and probabilities are far from it
     if not (np.abs(sums - 1) < 0.02).all():
         raise WorkbenchError(
-            "These are no log-probabilities: their exponentials do not sum to 1 at every position. Pass "
+            "These are not log-probabilities: their exponentials do not sum to 1 at every position. Pass "
             "logits.log_softmax(-1)."
         )

@@ -1,6 +1,4 @@
-"""Text and numbers inside SVG pictures.
-
-How wide a text is, where it is cut or wrapped, and how numbers are written.
+"""Text and numbers in SVG pictures: how wide a text is, where it is cut or wrapped, how numbers are written.
 
 Begin with `text_width` (proportional font, in pixels) and `letters` (monospaced font, in letters). A picture
 is written without a browser, so widths are estimates, rather too wide than too narrow. Nothing here knows of

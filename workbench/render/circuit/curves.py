@@ -84,10 +84,7 @@ def _margins(box: Box) -> tuple[float, float, float, float]:
 
 
 def _style(edge: ViewEdge, weight: float, strokes: Strokes) -> str:
-    """The class of an edge.
-
-    Its circuit where two are compared, otherwise p (supports), m (opposes) or z (no score).
-    """
+    """The class of an edge: its circuit if two are compared, else p (supports), m (opposes), z (no score)."""
     if edge.side:
         return SIDES[edge.side]
     if not strokes.knows(weight):
@@ -109,9 +106,8 @@ def _owner(view: CircuitView, edge: ViewEdge) -> str:
 
 
 def _curve(start: Box, end: Box, end_x: float, margins: np.ndarray, *, along_token: bool) -> str:
-    """From the top of one box to a port of another.
-
-    The least bent of some curves that crosses the fewest boxes.
+    """A curve from the top of one box to a port of another: of those tried, the one that crosses the fewest
+    boxes, and of these the least bent.
 
     Args:
         margins: [box, (left, right, top, bottom)] of all other boxes.

@@ -1,4 +1,4 @@
-"""A circuit as a file for papers and slides, see `export`: SVG always, PNG and PDF with the extra `pdf`."""
+"""A circuit as a file for papers and slides (`export`): SVG always, PNG and PDF with the extra `pdf`."""
 
 import re
 from math import isfinite
@@ -81,9 +81,9 @@ def _drawn_by_cairo(svg: str, ending: str, scale: float) -> bytes:
 
 
 def _undated(pdf: bytes) -> bytes:
-    """The PDF without the time at which it was written.
+    """The PDF with a fixed date, so that the same view gives the same bytes.
 
-    As long as before, so that its table of offsets holds.
+    The date keeps its length, so that the table of offsets in the file stays right.
     """
     return re.sub(
         rb"/CreationDate \(D:[^)]*\)",

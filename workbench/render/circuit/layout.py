@@ -103,10 +103,7 @@ _COMPACT = _Sizes(41.0, 23.0, 9.0, 62.0)
 
 
 def component_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
-    """Boxes of the component view.
-
-    A row for each layer, a column for each head, MLPs in a column of their own.
-    """
+    """Boxes of the component view: a row for each layer, a column for each head, MLPs in one of their own."""
     live = Live.of(lines)
     group = query_heads_per_kv(view)
     columns: set[tuple[int, int, int]] = set()

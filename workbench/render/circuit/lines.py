@@ -1,10 +1,7 @@
-"""The lines of a picture of a circuit.
-
-Which there are, which lie on complete paths, and which attention joins them.
+"""The lines of a circuit's picture: which there are, which lie on complete paths, what attention joins them.
 
 A *line* is an edge (component view) or an edge at one position (position view). Begin with `lines_of`, then
-`alive`: dead ends are found here, on names. Where things lie on the page is no concern of this module, see
-`layout`.
+`alive`, which finds dead ends by the names of nodes. Where things lie on the page is decided in `layout`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -56,7 +56,7 @@ def script_json(value: Any) -> str:
 
     ASCII only, so U+2028 is escaped too.
     """
-    # NaN is no JSON, and would stop the whole script: better an error while the page is made
+    # NaN is not JSON and would stop the whole script: better an error while the page is made
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 

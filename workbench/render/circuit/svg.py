@@ -45,10 +45,7 @@ _MIN_WIDTH, _MESSAGE_WIDTH = 430.0, 460.0
 
 @dataclass(frozen=True)
 class Drawing:
-    """SVG text, and what is in it, in document order.
-
-    `path.e` are the lines, `path.h` the hops, `g.n` the boxes.
-    """
+    """SVG text, and what is in it in document order: lines (`path.e`), hops (`path.h`) and boxes (`g.n`)."""
 
     svg: str
     width: float

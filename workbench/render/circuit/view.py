@@ -146,9 +146,7 @@ class CircuitView:
     def compared(
         cls, a: Circuit, b: Circuit, *, names: tuple[str, str] = ("A", "B"), title: str = "", top: int = 80
     ) -> "CircuitView":
-        """Two circuits of one graph in one picture.
-
-        Which edges only the first has, which only the second, which both.
+        """Two circuits of one graph in one picture: the edges of the first alone, the second alone, and both.
 
         An edge of both has the score of the first. Raises `CircuitError` for circuits of different graphs.
         """
@@ -207,10 +205,7 @@ class CircuitView:
         return any(edge.by_pos for edge in self.edges)
 
     def count(self, kind: ViewKind) -> int:
-        """How many lines there are to draw.
-
-        Edges, or pairs of edge and position with a score other than 0.
-        """
+        """How many lines can be drawn: edges, or pairs of edge and position with a score other than 0."""
         if kind == "component":
             return len(self.edges)
         known = 0

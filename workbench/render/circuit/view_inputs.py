@@ -103,10 +103,7 @@ def curve_rows(curve: xr.Dataset | None) -> tuple[tuple[int, float, float, float
 
 
 def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | None) -> tuple[str, ...]:
-    """The facts under a title.
-
-    Model, data, metric, method, size and faithfulness, as far as they are known.
-    """
+    """The facts under a title: model, data, metric, method, size and faithfulness, where they are known."""
     attrs: Mapping[str, Any] = circuit.attrs
     facts = []
     if "model" in attrs:

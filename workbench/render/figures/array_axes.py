@@ -1,8 +1,7 @@
 """The axes of an array as a figure shows them: without axes of one label, and of many cells the strongest.
 
 They are applied in the order of the file: `up_to_end`, `without_single`, `by_layer_and_head`,
-`strongest_cells`. Which figure is drawn of the axes is decided in
-`array_plots`.
+`strongest_cells`. Which figure is drawn is decided in `array_plots`.
 """
 
 import re
@@ -95,7 +94,7 @@ def strongest_cells(result: xr.DataArray) -> xr.DataArray:
         if "layer" in axes:
             result = _layers_and_neurons(result)
         return _cut(result, "neuron")
-    # positions and layers are read in their order: a few of them torn out would say nothing
+    # positions and layers are read in their order: a few of them alone would say nothing
     is_ordered = axes[0] in ("layer", "pos", "query_pos", "key_pos")
     if len(axes) == 1 and result.sizes[axes[0]] > MOST_BARS and not is_ordered:
         return _cut(_edge_names(result), axes[0])
@@ -130,9 +129,8 @@ def _cut(result: xr.DataArray, axis: str) -> xr.DataArray:
 
 
 def by_strength(result: xr.DataArray) -> np.ndarray:
-    """Cells of the first axis by the size of their mean over examples, of other axes the largest.
-
-    Strongest first.
+    """Indices along the first axis, strongest first: by the size of the mean over examples, the largest over
+    the other axes.
     """
     size = abs(over_examples(result)).fillna(0)  # what was not measured cannot be among the strongest
     return np.argsort(-size.max([dim for dim in size.dims if dim != result.dims[0]]).values, kind="stable")

@@ -54,9 +54,7 @@ def label_axis(
     axes: Axes, which: str, result: xr.DataArray, dim: str, labels: Sequence[str] | None, *,
     inches: float | None = None, most: int = LABEL,
 ) -> None:  # fmt: skip
-    """The axis word, and labels of the cells.
-
-    Tokens on positions where they are known, coordinates elsewhere.
+    """The word of an axis, and labels of its cells: tokens on positions where known, coordinates elsewhere.
 
     Args:
         inches: the length of the axis; labels that would not fit are left out, and many nodes are named by
@@ -103,7 +101,7 @@ def _place_labels(
 
 
 def _step(size: int, room: int) -> int:
-    """Every how many cells are labelled, a round number, where `room` labels fit."""
+    """The step from one labelled cell to the next, a round number, where `room` labels fit."""
     if size <= room:
         return 1
     return int(MaxNLocator(nbins=max(1, room // 2), integer=True).tick_values(0, size)[1]) or 1
@@ -118,7 +116,7 @@ def _letter(axes: Axes) -> float:
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:
     """Ticks in the middle of every run of nodes of one layer and port, at least `gap` apart.
 
-    Lines between the runs.
+    It also draws lines between the runs.
     """
     runs, start = [], 0
     for name, members in groupby(names, _layer_of):

@@ -52,18 +52,9 @@ LEGEND: dict[str, Any] = {
 DASHED: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
 """A line that marks a level, such as the faithfulness 1 of the whole model."""
 _SEQUENTIAL = (
-    "pattern",
-    "prob",
-    "accuracy",
-    "rank",
-    "norm",
-    "nll",
-    "kl",
-    "auroc",
-    "count",
-    "attention",
-    "entropy",
-)
+    "pattern", "prob", "accuracy", "rank", "norm", "nll", "kl", "auroc", "count", "attention", "entropy",
+)  # fmt: skip
+"""Parts of the names of quantities that are never negative."""
 
 
 class Picture(Figure):
@@ -76,10 +67,7 @@ class Picture(Figure):
 
 
 def palette(result: xr.DataArray) -> dict[str, Any]:
-    """The colours of all cells.
-
-    Centred on 0 where they have two signs or are effects, otherwise one colour from 0.
-    """
+    """The colours of cells: centred on 0 for two signs and for effects, otherwise one colour from 0 up."""
     known = result.values[np.isfinite(result.values)]
     quantity = result.name
     if quantity is None:
@@ -115,9 +103,9 @@ def light_grid(axes: Axes, which: str = "y") -> None:
 
 
 def settled(figure: Figure) -> Figure:
-    """The figure with its layout done once.
+    """The figure with its layout computed once.
 
-    Laid out again at each drawing, it would creep, and its bytes with it.
+    Computed again at each drawing, the layout would shift a little each time, and change the bytes.
     """
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):

@@ -24,9 +24,8 @@ def cells(
     *,
     size: float = 7,
 ) -> Any:
-    """An image of numbers [row, column] on the ground of what was not measured, with a text in every cell
-    where given.
-    """
+    """An image of numbers [row, column], hatched where nothing was measured, with a text in every cell if
+    given."""
     # infinite numbers have no colour either; NaN leaves the hatched ground bare
     values = np.where(np.isfinite(values), values, np.nan)
     axes.patch.set(**GROUND)

@@ -41,10 +41,7 @@ MOST_EDGES = 24
 
 
 def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
-    """Faithfulness of circuits, and of one circuit also its checks.
-
-    Bars with intervals, a series for each ablation.
-    """
+    """Faithfulness of circuits, and of a single circuit its checks too: bars, a series for each ablation."""
     is_one = result.sizes.get("circuit") == 1
     one = result
     if is_one:
@@ -75,10 +72,8 @@ def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
 def _checks_table(
     result: xr.Dataset, names: Sequence[str], quantity: str = "share of the effect"
 ) -> xr.Dataset:
-    """`mean`, `low` and `high` of each check.
-
-    Those of the faithfulness are called `low` and `high` in a result.
-    """
+    """`mean`, `low` and `high` of each check."""
+    # A result calls the ends of the interval of the faithfulness plainly `low` and `high`.
     named = result.assign(faithfulness_low=result["low"], faithfulness_high=result["high"])
     return side_by_side(named, names, "check", quantity=quantity)
 
@@ -157,10 +152,7 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
-    """The p-value of every test of a circuit, coloured by what its outcome says.
-
-    Of minimality also those of the edges.
-    """
+    """The p-value of every test of a circuit, coloured by its verdict; for minimality also of every edge."""
     alpha = float(result.attrs.get("alpha", 0.05))
     n_tests, edges = result.sizes["test"], _smallest(result)
     height, ratios = 1.6 + 0.32 * n_tests, [1.0 + n_tests]

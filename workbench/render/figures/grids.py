@@ -63,9 +63,7 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
 def heatmaps(
     result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """A small heatmap for each cell of the leading axes, on one colour scale.
-
-    At most `MOST_PANELS`, the first ones.
+    """A small heatmap for each cell of the leading axes, on one colour scale; at most `MOST_PANELS`.
 
     The last two axes make a panel; of layers x heads x a few words (named positions, kinds of score) each
     word makes one.
@@ -104,7 +102,7 @@ def heatmaps(
             image = cells(axes, np.asarray(result.values[i], dtype=float), colours)
             label_cells(axes, result[i], labels, (width, height))
             axes.set_title(shorten(visible(names[i]), room), pad=3)
-            # labels only at the rim: neighbours share them
+            # labels only at the edge of the grid: neighbours share them
             if i % across:
                 axes.tick_params(labelleft=False)
                 axes.set_ylabel("")

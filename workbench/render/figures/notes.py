@@ -41,10 +41,7 @@ def mean_note(result: xr.DataArray) -> str:
 
 
 def over_examples(result: xr.DataArray) -> xr.DataArray:
-    """The mean over `example`, with a note that it is one.
-
-    Of a single example the numbers and the tokens themselves.
-    """
+    """The mean over `example`, with a note that it is one; of a single example its own numbers."""
     if "example" not in result.dims:
         return result
     if result.sizes["example"] == 1:

@@ -1,6 +1,4 @@
-"""Pictures of probes.
-
-How well a concept can be read at every layer beside its controls, and whether the model uses it.
+"""Pictures of probes: how well a concept is read at every layer, beside controls, and whether it is used.
 
 Begin with `probe_figure` (one concept) and `causal_figure`. Nothing is fitted here.
 """
@@ -47,10 +45,10 @@ _USED, _NOT_SHOWN = "#2369b0", "#9dbfe0"
 def probe_figure(
     results: xr.Dataset, baselines: xr.Dataset | None, concept: str, *, measure: str | None = None
 ) -> Figure:
-    """The held-out measure of a concept's probes over layers.
+    """The held-out score of a concept's probes over layers.
 
-    A line for each k, with the interval of the largest; controls dashed, with the range of their draws;
-    probes on all features dotted.
+    There is a line for each k, with the interval of the largest k. Controls are dashed, with the range of
+    their draws; probes on all features are dotted.
 
     Args:
         results, baselines: of one kind of site, one position and one selector: axes layer, k, control.
@@ -76,9 +74,8 @@ def probe_figure(
 
 
 def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: str | None = None) -> Figure:
-    """`probe_figure` of every concept, kind of site, position and selector, a panel each.
-
-    At most `MOST_PANELS`.
+    """`probe_figure` of every concept, kind of site, position and selector, a panel each, up to
+    `MOST_PANELS`.
     """
     open_axes = [str(axis) for axis in results["accuracy"].dims if axis not in _INNER]
     cells = []
@@ -138,8 +135,8 @@ def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
     """The effect of erasing and of swapping a probe's direction at each layer, beside the largest of the
     random directions.
 
-    Full colour: the model uses the direction (`used`); pale: not shown to. Grey: up to where random
-    directions reach.
+    Full colour: the model uses the direction (`used`); pale: it is not shown to use it. Grey: the range of
+    random directions.
     """
     edits = list(map(str, np.atleast_1d(result["edit"].values)))
     for axis in ("edit", "layer"):

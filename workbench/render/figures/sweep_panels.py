@@ -170,10 +170,7 @@ def _all_whole(column: Sequence[Any]) -> bool:
 
 
 def _distribution(rows: pd.DataFrame, name: str) -> SheetPanel:
-    """How many neurons have an effect of which size.
-
-    The count is logarithmic, for those that matter are few.
-    """
+    """How many neurons have an effect of which size; the count is logarithmic, since few have a large one."""
 
     def draw(axes: Axes) -> None:
         """The histogram."""

@@ -1,6 +1,4 @@
-"""The picture of a sweep: what suits its study, a panel for each model, task, metric and value.
-
-Seeds are averaged.
+"""The picture of a sweep, by its study: a panel for each model, task, metric and value; seeds are averaged.
 
 `sweep_figure` draws one sweep, `difference_figure` what two of them differ in. Panels are made first, by
 `sweep_panels`, and put together by `sheets`, which knows how large they all are.
@@ -89,7 +87,7 @@ def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
 
 
 def _setting(flag: str, label: Any) -> str:
-    """How a setting is called in the title of a panel."""
+    """What a setting is called in the title of a panel."""
     text = "none" if pd.isna(label) else str(label)
     if flag in NAMED_BY_LABEL:
         return text
