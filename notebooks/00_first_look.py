@@ -105,9 +105,9 @@ check("0.2", probability)
 # %%
 turned = "When Anna and Tom went to the park , Anna gave a ball to"
 with torch.no_grad():
-    said = [model.to_string(model(model.to_tokens(text))[0, -1].argmax()) for text in (prompt, turned)]
-print(said)
-assert said == ["Anna", "Tom"]
+    words = [model.to_string(model(model.to_tokens(text))[0, -1].argmax()) for text in (prompt, turned)]
+print(words)
+assert words == ["Anna", "Tom"]
 
 # %% [markdown]
 # ## Many prompts
@@ -124,7 +124,7 @@ print("corrupt:", " ".join(pairs.corrupt.strings[0]), "->", model.to_string(pair
 
 # %% [markdown]
 # Prompts have names for their positions. IO is the indirect object, S1 and S2 are the two places of the
-# repeated name, END is the last token. `pairs.clean.tokens` [example, pos] is filled up with zeros behind the
+# repeated name, END is the last token. `pairs.clean.tokens` [example, pos] is padded with zeros after the
 # shorter prompts; `pairs.clean.lengths` says where each one ends.
 
 # %%
@@ -146,7 +146,7 @@ differences = out[rows, end, pairs.answers[:, 0, 0]] - out[rows, end, pairs.wron
 check("0.3", differences)
 
 # %% [markdown]
-# The mean of these is the number that most lessons take apart.
+# Their mean is the number that most lessons try to explain.
 
 # %% [markdown]
 # ## Attention

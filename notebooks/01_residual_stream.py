@@ -105,18 +105,20 @@ check("1.3", added)
 # %% [markdown]
 # ## What could be wrong with this conclusion?
 #
-# * The lens reads every layer with the *last* layer's norm and unembedding. A layer may hold the answer in a
-#   direction that only a later block turns into that one: unread is not absent. The tuned lens fits a
-#   translation for each layer, to the final logits of whole prompts.
+# * The lens reads every layer with the *last* layer's norm and unembedding. A layer may hold the answer in
+#   another direction, which only a later block turns into the one that the unembedding reads: what the lens
+#   does not read may still be there. The tuned lens fits a translation for each layer, so that the lens gives
+#   the final logits as nearly as it can.
 
 # %%
 train = wb.capture(
     model, wb.load_task("ioi", model, n=300, seed=1).clean, sites=["resid_post"], progress=False
 )
 tuned = wb.fit_tuned_lens(train, model, progress=False)
-kl = {name: wb.logit_lens(clean, model, measure="kl", lens=which).mean(("example", "pos")).values for name, which in
-      {"logit lens": None, "tuned lens": tuned}.items()}  # fmt: skip
-for name, distance in kl.items():
+kl = {}
+for name, translation in {"logit lens": None, "tuned lens": tuned}.items():
+    distance = wb.logit_lens(clean, model, measure="kl", lens=translation).mean(("example", "pos")).values
+    kl[name] = distance
     print(f"{name}: nats to the final prediction after layers 0, 1, 2: {distance[:3].round(2)}")
 assert (kl["tuned lens"][:3] < kl["logit lens"][:3]).all()
 

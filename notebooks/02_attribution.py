@@ -116,10 +116,8 @@ check("2.2", layers)
 lens = wb.logit_lens(clean, model, targets=pairs.answers, minus=pairs.wrong)
 read = lens.values[np.arange(64), :, pairs.clean.lengths - 1].mean(0)
 print("lens, layer after layer:", np.diff(read).round(2))
-by_layer = [
-    float(sum(mean.sel(component=c) for c in mean.component.values if str(c)[:2] in (f"a{at}", f"m{at}")))
-    for at in range(4)
-]
+layer_of = np.array([str(name)[1] for name in mean.component.values])  # "3" for a3.7 and m3
+by_layer = [float(mean.values[layer_of == str(at)].sum()) for at in range(4)]
 print("attribution, layers 1 to 3:", np.round(by_layer[1:], 2))
 
 # %% [markdown]
@@ -224,8 +222,8 @@ print(f"m3 wrote {float(mean.sel(component='m3')):.2f}; taking it out costs {flo
 assert abs(float(lost.mean()) - float(mean.sel(component="m3"))) > 0.2
 
 # %% [markdown]
-# * A difference does not say which of its two logits moved. a3.7 supports the right name by writing against
-#   the wrong one:
+# * A difference does not say which of its two logits moved. a3.7 supports the right name by lowering the
+#   logit of the wrong one:
 
 # %%
 logits = {
@@ -239,8 +237,8 @@ assert logits["right"] < 0
 assert logits["wrong"] < -3
 
 # %% [markdown]
-# * A part that raises all names alike scores 0 in a difference of two names, and the answer would still not
-#   be a name without it. m1 writes for both names and hardly tells them apart:
+# * A part that raises all names alike scores 0 in a difference of two names, and yet without it the answer
+#   might not be a name at all. m1 raises both names and hardly tells them apart:
 
 # %%
 m1 = float(

@@ -98,19 +98,9 @@ wb.plot(table)
 # a3.7 and a0.1, and on little else.
 
 # %%
-for name in ablations:
-    order = (
-        table.sel(ablation=name)
-        .stack(site=("layer", "head"))
-        .sortby(table.sel(ablation=name).stack(site=("layer", "head")))
-    )
-    print(
-        f"{name:18}",
-        [
-            f"a{layer}.{head} {float(value):+.1f}"
-            for (layer, head), value in zip(order.site.values[:5], order.values[:5], strict=True)
-        ],
-    )
+for name, effect in ablations.items():
+    strongest = effect.to_series().sort_values()[:5]
+    print(f"{name:18}", [f"a{layer}.{head} {value:+.1f}" for (layer, head), value in strongest.items()])
 assert (table.sel(layer=3, head=7) < -7).all()
 assert (table.sel(layer=0, head=1) < -2.5).all()
 assert table.sel(ablation="zero", layer=1, head=7) == table.sel(ablation="zero").max() > 3
@@ -140,7 +130,7 @@ check("3.2", names)
 # | zero | nothing | what if the head had never written anything? |
 # | mean | what it writes always | what is lost with all that varies? |
 # | mean per position | what it writes at that place | what is lost with all that varies between prompts there? |
-# | resample | a whole activation, of another prompt | what is lost if it speaks of another prompt? |
+# | resample | a whole activation, of another prompt | what is lost if it belongs to another prompt? |
 # | the corrupt prompt's | all that the pair shares | what is lost with what differs between the two? |
 #
 # From top to bottom less is taken away. a1.4 shows it: what it writes depends on the place in the sentence,
@@ -261,12 +251,8 @@ check("3.4", synergy)
 again = wb.effects(
     model, pairs, sites=wb.grid("z", model), value=wb.resample(clean, seed=1), progress=False
 ).mean("example")
-print(
-    {
-        seed: round(float(each.sel(layer=3, head=3)), 2)
-        for seed, each in {0: ablations["resample"], 1: again}.items()
-    }
-)
+for seed, effect in {0: ablations["resample"], 1: again}.items():
+    print(f"a3.3 resampled with seed {seed}: {float(effect.sel(layer=3, head=3)):+.2f}")
 assert abs(again - ablations["resample"]).max() > 0.5
 
 # %% [markdown]

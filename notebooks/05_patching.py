@@ -268,8 +268,8 @@ check("5.5", together)
 def share_restored(task, site, variant=None):
     prompts = wb.load_task(task, model, n=32, variant=variant)
     sides = wb.capture_pairs(model, prompts, progress=False)
-    how = {"base": "corrupt", "normalized": True, "progress": False}
-    return float(wb.effects(model, prompts, sites=[site], value=wb.from_store(sides[0]), **how).mean())
+    options = {"base": "corrupt", "normalized": True, "progress": False}
+    return float(wb.effects(model, prompts, sites=[site], value=wb.from_store(sides[0]), **options).mean())
 
 
 for task in ("ioi", "induction", "greater_than", "agreement", "pronoun", "capitals", "binding"):
@@ -313,14 +313,14 @@ assert abc < 0.5
 
 # %%
 for metric in ("logit_diff", "prob_diff"):
-    how = {"base": "corrupt", "normalized": True, "metric": metric, "progress": False}
-    share = float(wb.effects(model, pairs, sites=["z[0.1]"], value=wb.from_store(clean), **how).mean())
+    options = {"base": "corrupt", "normalized": True, "metric": metric, "progress": False}
+    share = float(wb.effects(model, pairs, sites=["z[0.1]"], value=wb.from_store(clean), **options).mean())
     print(f"{metric:10} z[0.1] restores {share:.3f}")
     assert (share > 0.05) == (metric == "logit_diff")
 
 # %% [markdown]
 # * **Effects do not add up.** Layers after a patch react to it. Heads patched together restore less here than
-#   the sum of each alone.
+#   the sum of what each restores alone.
 
 # %%
 best = [f"z[{layer}.{head}]" for layer, head in ((3, 7), (0, 1), (2, 1), (3, 4), (1, 0))]

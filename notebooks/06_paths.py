@@ -168,7 +168,7 @@ check("6.3", reader)
 # %% [markdown]
 # Where the values come from says where the head looks. In GPT-2's circuit for this task the name movers
 # attend to the IO and copy it, and the difference reaches them through their *queries*. `tiny` found a
-# shortcut: a3.7 attends to S2 itself and votes against that name.
+# shortcut: a3.7 attends to S2 itself and suppresses that name.
 
 # %%
 looks = wb.attention_to(clean, ["IO", "S1", "S2"]).mean("example").sel(layer=3, head=7)
@@ -281,8 +281,8 @@ assert np.isclose(parts.values[0], parts.values[2]).all()
 
 # %% [markdown]
 # * **A held node is an intervention.** Frozen nodes do not react to what they would have seen; the model
-#   never runs so on any prompt. A small path effect may belong to a node that other nodes usually pass on, a
-#   large one may be taken back by them, as with a0.1 above.
+#   never runs like that on any prompt. The effect of a path may be small because the nodes that usually pass
+#   it on are held, or large because those that usually reduce it are held, as with a0.1 above.
 # * **The choice of senders.** A path that was not tried was not excluded. `senders=None` takes all heads,
 #   MLPs and the input.
 #

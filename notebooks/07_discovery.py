@@ -10,9 +10,9 @@
 #
 # * **EAP**: (clean output - corrupt output of the writer) · (gradient of the metric at what the reader
 #   reads), from one backward pass.
-# * **EAP-IG**: the same with the gradient averaged on the way from the corrupt to the clean input.
-# * **ACDC**: take edges away one after the other, latest readers first; keep away what costs less than a
-#   threshold.
+# * **EAP-IG**: the same with the gradient averaged over points between the corrupt and the clean input.
+# * **ACDC**: take edges away one after the other, latest readers first; leave out for good what costs less
+#   than a threshold.
 # * **Masks**: a gate on every edge, trained so that few stay open and the output stays.
 
 # %% [markdown]
@@ -177,8 +177,8 @@ assert (table.loc["eap-ig-inputs"] == 1).all()
 
 # %% [markdown]
 # * **EAP on `induction`**: no gradient where attention is saturated.
-# * **exact on `backup`**: two ways to the answer cover for each other, and no single edge of the second is
-#   missed.
+# * **exact on `backup`**: two ways to the answer cover for each other, and taking out any single edge of the
+#   second costs nothing.
 # * **masks on `backup`**: whichever of the two ways stays open keeps the output, so the other may be closed.
 # * **ACDC on `negative`**: an edge that works against the answer costs nothing when it goes; the search drops
 #   it. On `backup` it is hardly better: one of two ways may go at no cost.
@@ -228,7 +228,7 @@ print(by)
 assert by["signed"] < by["magnitude"] == 1
 
 # %% [markdown]
-# * **A high AUROC is no circuit.** It says nothing about where to cut. Measure what is cut (lesson 8).
+# * **A high AUROC is not a circuit.** It says nothing about where to cut. Measure what is cut (lesson 8).
 #
 # **Further reading.** Conmy et al., *Towards Automated Circuit Discovery*, arXiv 2304.14997; Syed et al.,
 # *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348; Hanna et al., *Have Faith

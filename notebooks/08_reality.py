@@ -69,7 +69,7 @@ answer = {name: float(judged[name]) for name in ("faithfulness", "low", "high")}
 check("8.1", answer)
 
 # %% [markdown]
-# `evaluate` runs more than that. Beside a number stands what it is to be compared with:
+# `evaluate` runs more than that. It adds what faithfulness has to be compared with:
 #
 # * `random`: the faithfulness of random circuits of as many edges. If they do as well, the edges do not
 #   matter, their number does.
@@ -77,8 +77,8 @@ check("8.1", answer)
 #   ways.
 # * `incompleteness`: parts are knocked out of the circuit and out of the model alike. If the circuit is what
 #   the model works by, both change in the same way; this is the largest difference that was found.
-# * `minimal`: the share of its heads and MLPs that are missed when they go, by more than 1 % of the metric,
-#   and `unneeded`, the others by name.
+# * `minimal`: the share of its heads and MLPs whose removal costs more than 1 % of the metric; `unneeded`
+#   names the others.
 
 # %%
 held = wb.evaluate(circuit, model, heldout, value=wb.from_store(held_corrupt), progress=False).isel(circuit=0)
@@ -131,7 +131,7 @@ assert float(result.faithfulness[0]) > 0.99
 assert float(np.abs(single).max()) < 0.01
 
 # %% [markdown]
-# Three edges are enough, and yet no head is missed: each covers for the other. Faithfulness cannot see this.
+# Three edges are enough, and yet no head is necessary: each covers for the other. Faithfulness cannot see this.
 # Two other checks do.
 #
 # **Exercise 8.3** (medium). `complement` and `incompleteness` of the three edges, with zeros as the other

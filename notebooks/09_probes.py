@@ -60,7 +60,7 @@ check("9.1", welch)
 # %% [markdown]
 # ## How well does it read, and compared with what?
 #
-# `Labels.of_concepts` calls each prompt by its subject, "plural" or "singular", read at END. `fit_probes`
+# `Labels.of_concepts` labels each prompt by its subject, "plural" or "singular", read at END. `fit_probes`
 # holds out whole prompts (`test_share`) and adds two controls, ten draws of each:
 #
 # * `shuffle-i`: the same features and rows with permuted labels. What it reaches is luck.
@@ -169,8 +169,8 @@ assert fair_accuracy.sel(k=4, layer=3).min() > 0.98
 #
 # To read is not to use. Take the probe's direction, and give a clean run the part along it that the corrupt
 # run has (*swap*), or that the average run has (*erase*). If the model reads that direction, its answer
-# moves. The control: random directions drawn from the same activations. A direction in which activations vary
-# much does much when it is exchanged, concept or not.
+# moves. The control: random directions drawn from the same activations. Exchanging a direction in which
+# activations vary a lot changes a lot, whatever the concept.
 #
 # **Exercise 9.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
 
@@ -197,12 +197,12 @@ check("9.4", swap)
 # %%
 few = pairs.select(range(16))
 stores = wb.capture_pairs(model, few, sites=["resid_post"], progress=False)
-how = {"concept": "number", "kind": "resid_post", "stores": stores, "n_random": 19}
+options = {"concept": "number", "kind": "resid_post", "stores": stores, "n_random": 19}
 checks = {
-    "layer 1, clean prompts, k=16": wb.causal_check(probes, model, few, layers=[1], k=16, **how),
-    "layer 3, mixed prompts, k=4": wb.causal_check(fair, model, few, layers=[3], k=4, **how),
+    "layer 1, clean prompts, k=16": wb.causal_check(probes, model, few, layers=[1], k=16, **options),
+    "layer 3, mixed prompts, k=4": wb.causal_check(fair, model, few, layers=[3], k=4, **options),
     "layer 3, mixed prompts, mass-mean": wb.causal_check(
-        fair, model, few, layers=[3], baseline="mass-mean", **how
+        fair, model, few, layers=[3], baseline="mass-mean", **options
     ),
 }
 for name, checked in checks.items():
