@@ -270,9 +270,8 @@ swap = (
     .mean()
     .item()
 )
-print(
-    f"logit difference without the previous-token head: {zero:+.1f}; with its value from the corrupt prompt: {swap:+.1f}"
-)
+print(f"change of the logit difference with the previous-token head zeroed: {zero:+.1f}")
+print(f"and with its value from the corrupt prompt: {swap:+.1f}")
 assert zero < -3
 assert abs(swap) < 0.5
 

@@ -151,9 +151,8 @@ taken = (
 )
 for name, share in (("denoising restores", restored), ("noising takes", taken)):
     layer, head = np.unravel_index(share.values.argmax(), share.shape)
-    print(
-        f"{name} most with a{layer}.{head}: {float(share.max()):.2f}; heads over one half: {int((share > 0.5).sum())}"
-    )
+    n_over_half = int((share > 0.5).sum())
+    print(f"{name} most with a{layer}.{head}: {float(share.max()):.2f}; heads over one half: {n_over_half}")
 assert int((restored > 0.5).sum()) == int((taken > 0.5).sum()) == 1
 assert restored.values.argmax() == taken.values.argmax()
 wb.plot(restored.assign_attrs(unit="share"), title="Share restored by a clean head")

@@ -47,9 +47,8 @@ total = wb.effects(model, pairs, sites=wb.grid("z", model), value=corrupt_value,
     "example"
 )
 whole = float(wb.effects(model, pairs, sites=["resid_pre[0]"], value=corrupt_value, progress=False).mean())
-print(
-    f"corrupting the whole input changes the logit difference by {whole:.2f}; corrupting a3.7, by {float(total[3, 7]):.2f}"
-)
+print(f"corrupting the whole input changes the logit difference by {whole:.2f}")
+print(f"corrupting a3.7 alone changes it by {float(total[3, 7]):.2f}")
 
 # %% [markdown]
 # ## From a head to the logits

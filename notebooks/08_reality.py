@@ -124,15 +124,14 @@ single = wb.effects(
 ).mean("example")
 print(planted.heads)
 print(f"faithfulness of the first head's three edges: {float(result.faithfulness[0]):.3f}")
-print(
-    f"largest effect of zeroing a single head: {float(np.abs(single).max()):.4f} of {float(result.m_full.mean()):.2f}"
-)
+largest = float(np.abs(single).max())
+print(f"largest effect of zeroing a single head: {largest:.4f} of {float(result.m_full.mean()):.2f}")
 assert float(result.faithfulness[0]) > 0.99
-assert float(np.abs(single).max()) < 0.01
+assert largest < 0.01
 
 # %% [markdown]
-# Three edges are enough, and yet no head is necessary: each covers for the other. Faithfulness cannot see this.
-# Two other checks do.
+# Three edges are enough, and yet no head is necessary: each covers for the other. Faithfulness cannot see
+# this. Two other checks do.
 #
 # **Exercise 8.3** (medium). `complement` and `incompleteness` of the three edges, with zeros as the other
 # value.
@@ -164,12 +163,10 @@ first = wb.evaluate(
 ).isel(circuit=0)
 print(f"faithfulness {float(first.faithfulness):.3f} [{float(first.low):.3f}, {float(first.high):.3f}]")
 print(f"random circuits {float(first.random):.2f}, components that are needed {float(first.minimal):.0%}")
-worst = np.abs(first.m_circuit - first.m_full).max()
-print(
-    f"largest difference from the model on a single prompt: {float(worst):.2f} of {float(first.m_full.mean()):.2f} logits"
-)
+worst, full = float(np.abs(first.m_circuit - first.m_full).max()), float(first.m_full.mean())
+print(f"largest difference from the model on a single prompt: {worst:.2f} of {full:.2f} logits")
 assert abs(float(first.faithfulness) - 1) < 0.01
-assert float(worst) < 0.25
+assert worst < 0.25
 claimed
 
 # %% [markdown]
