@@ -135,6 +135,9 @@ def top_tokens(
 ) -> xr.Dataset:
     """The `k` likeliest tokens at every layer and position, by the logit lens or a lens of your own.
 
+    Args:
+        k: how many tokens; the other arguments are those of `logit_lens`.
+
     Returns:
         Dataset (example, layer, pos, rank): `token` (its id, -1 where there is nothing) and `prob`. Where the
         model has a tokenizer the coordinate `text` spells the tokens; `pos_token` (example, pos) are those of

@@ -160,8 +160,8 @@ def fit_tuned_lens(
     final = last_stream(store, last, "fit_tuned_lens")
     stored = needed(store, kind, "fit_tuned_lens", layers=layers)
     # The last stream needs no translation: it is what the others are translated to.
-    wanted = [layer for layer in stored if (kind, layer) != ("resid_post", last)]
-    if not wanted:
+    fitted_layers = [layer for layer in stored if (kind, layer) != ("resid_post", last)]
+    if not fitted_layers:
         raise StoreError(
             f"fit_tuned_lens: the store holds no {kind} below the last layer. Capture it with "
             f"sites=[{kind!r}]."
@@ -170,11 +170,11 @@ def fit_tuned_lens(
     held_out = _held_out(store, test_share, seed)[of_rows.prompts]
     # BOS is the same in every prompt, and its activations are far larger than others.
     counted = (of_rows.positions > 0) | (not store.prompts.bos)
-    views = [store[kind, layer] for layer in wanted]
+    views = [store[kind, layer] for layer in fitted_layers]
     train, test = (StreamRows(views, final, counted & side) for side in (~held_out, held_out))
     read_out = ReadOut.of(model)
     # Logits of every layer, their log-softmax and the gradients of both are held at once.
-    batch = min(batch, read_out.rows_at_once(budget, copies=6 * len(wanted)))
+    batch = min(batch, read_out.rows_at_once(budget, copies=6 * len(fitted_layers)))
     maps = trained(train, read_out, epochs=epochs, rate=rate, batch=batch, seed=seed, progress=progress)
     heldout = _compared(test, read_out, maps, of_rows.prompts, batch=batch, level=level, seed=seed)
     facts = {
@@ -182,9 +182,9 @@ def fit_tuned_lens(
         "level": level, "test_share": test_share, "model": store.model_name,
         "data_fingerprint": store.prompts.fingerprint,
     }  # fmt: skip
-    heldout = heldout.assign_coords(layer=wanted).assign_attrs(facts | versions())
+    heldout = heldout.assign_coords(layer=fitted_layers).assign_attrs(facts | versions())
     weight, bias = maps.weight.cpu(), maps.bias.cpu()
-    return TunedLens(tuple(wanted), weight, bias, kind, store.model, store.model_name, heldout)
+    return TunedLens(tuple(fitted_layers), weight, bias, kind, store.model, store.model_name, heldout)
 
 
 def _held_out(store: ActivationStore, share: float, seed: int) -> Tensor:

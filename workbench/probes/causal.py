@@ -109,14 +109,14 @@ def causal_check(
     if "pos" in table.dims:
         where["pos"] = pos
     probe = _Probe(probes, table, concept, kind, where)
-    wanted = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
+    checked_layers = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
     rng = torch.Generator().manual_seed(seed)
     rows = expand(model, pairs, metric)
     runs = MeasuredRuns(model, rows.pairs, "clean", rows.metric, budget)
     total = float(rows.combine(runs.distance()).mean())
-    fields = {name: np.full((len(wanted), len(EDITS)), np.nan) for name in FIELDS}
-    whole = np.full(len(wanted), np.nan)
-    for row, layer in enumerate(tqdm(wanted, desc="causal check", disable=not progress)):
+    fields = {name: np.full((len(checked_layers), len(EDITS)), np.nan) for name in FIELDS}
+    whole = np.full(len(checked_layers), np.nan)
+    for row, layer in enumerate(tqdm(checked_layers, desc="causal check", disable=not progress)):
         directions = probe.directions(layer)
         site = Site(kind, layer, directions.head, pos=pos)
         random_directions = _random(clean, site, directions.basis, n_random, rng)
@@ -145,9 +145,9 @@ def causal_check(
                 fields[name][row, column] = value
     result = xr.Dataset(
         {name: (("layer", "edit"), values) for name, values in fields.items()},
-        coords={"layer": wanted, "edit": list(EDITS)},
+        coords={"layer": checked_layers, "edit": list(EDITS)},
     )
-    result = result.assign({"whole": ("layer", whole)} | probe.accuracy(wanted))
+    result = result.assign({"whole": ("layer", whole)} | probe.accuracy(checked_layers))
     facts = {
         "kind": "causal_check", "concept": concept, "site": kind, "position": str(pos), "n_random": n_random,
         "total": total, "least": least, "level": level, "seed": seed, "model": clean.model_name,

@@ -157,10 +157,10 @@ class Labels:
         prompt: list[int] = []
         pos: list[Position] = []
         for row, cells in enumerate(frame.to_dict("records")):
-            named = cells["prompt"]
-            i = number_of(named)
-            if isinstance(named, str):  # an id may look like a number, and an id wins
-                i = ids.get(named, i)
+            prompt_cell = cells["prompt"]
+            i = number_of(prompt_cell)
+            if isinstance(prompt_cell, str):  # an id may look like a number, and an id wins
+                i = ids.get(prompt_cell, i)
             if not isinstance(i, int):
                 raise ProbeError(
                     f"{source}, row {row}: there is no prompt {i!r}. Give its index or its id "

@@ -49,6 +49,7 @@ def neuron_maps(
     Args:
         labels: binary concepts, or several classes, of which each becomes a concept `NAME=CLASS`.
         kind: `mlp_post`, or any other with token rows, flattened.
+        layers: by default all that the store has.
         l2: penalty on the coefficient of the raw activation; scikit-learn's C is 1 / (l2 n).
         held_out: the held-out rows, [row] or [concept, row]; otherwise `test_share` of them, in whole
             prompts.
@@ -70,8 +71,8 @@ def neuron_maps(
             f"Concept {numbers[0]!r} is a number: neuron maps tell classes apart. Use fit_probes, "
             "or turn the number into classes."
         )
-    wanted = list(store.layers(kind) if layers is None else layers)
-    if not wanted:
+    mapped_layers = list(store.layers(kind) if layers is None else layers)
+    if not mapped_layers:
         raise StoreError(
             f"neuron_maps needs {kind}; the store holds {', '.join(store.kinds)}. Capture it with "
             f"sites=[..., {kind!r}]."
@@ -81,7 +82,7 @@ def neuron_maps(
     for concept, mask in zip(labels.concepts, masks, strict=True):
         questions += _questions(concept, mask)
     tables: list[np.ndarray] = []
-    for layer in wanted:
+    for layer in mapped_layers:
         activations = Activations(store[kind, layer], labels.prompt, labels.pos, budget)
         # [map, neuron, concept]
         table = np.full((len(MAPS), activations.n_features, len(questions)), np.nan)
@@ -90,7 +91,7 @@ def neuron_maps(
                 table[:, start : start + len(x), c] = _map(x, question, l2)
         tables.append(table)
     coords = {
-        "layer": wanted,
+        "layer": mapped_layers,
         "neuron": np.arange(tables[0].shape[1]),
         "concept": [question.name for question in questions],
     }
@@ -131,9 +132,9 @@ def _neurons(activations: Activations) -> Iterator[tuple[int, Float[Tensor, "neu
     at_once = n if activations.fits else max(small, activations.budget // 4 // (rows * 8))
     for start in range(0, n, at_once):
         chosen = torch.arange(start, min(start + at_once, n))
-        held = activations.held if activations.fits else activations.features(chosen).T
-        for first in range(0, held.shape[1], small):
-            block = held[:, first : first + small]
+        columns = activations.held if activations.fits else activations.features(chosen).T
+        for first in range(0, columns.shape[1], small):
+            block = columns[:, first : first + small]
             # Each neuron's rows lie together in memory, in one copy that also makes them float64.
             yield start + first, torch.empty(block.shape[::-1], dtype=torch.float64).copy_(block.T)
 

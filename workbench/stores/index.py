@@ -81,9 +81,9 @@ class RowIndex:
             inside = (positions >= 0) & (positions < self.counts[prompts])
             return (self.starts[prompts] + positions).where(inside, -1)
         keys, rows = self._places
-        wanted = (prompts.numpy().astype(np.int64) << 32) + positions.numpy()
-        nearest = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return torch.from_numpy(np.where(keys[nearest] == wanted, rows[nearest], -1))
+        wanted_keys = (prompts.numpy().astype(np.int64) << 32) + positions.numpy()
+        nearest = np.searchsorted(keys, wanted_keys).clip(max=len(keys) - 1)
+        return torch.from_numpy(np.where(keys[nearest] == wanted_keys, rows[nearest], -1))
 
 
 @runtime_checkable

@@ -88,12 +88,12 @@ class Log:
     def _cut_torn_line(self) -> None:
         """Remove what a killed run left after the last whole row: the next row must not be glued to it."""
         content = self.path.read_bytes()
-        kept = content[: content.rfind(b"\n") + 1]
-        last_line = kept[kept[:-1].rfind(b"\n") + 1 :]
+        whole_lines = content[: content.rfind(b"\n") + 1]
+        last_line = whole_lines[whole_lines[:-1].rfind(b"\n") + 1 :]
         if last_line and not _is_row(last_line):
-            kept = kept[: len(kept) - len(last_line)]
-        if len(kept) < len(content):
-            os.truncate(self.path, len(kept))
+            whole_lines = whole_lines[: len(whole_lines) - len(last_line)]
+        if len(whole_lines) < len(content):
+            os.truncate(self.path, len(whole_lines))
 
 
 def _is_row(line: bytes) -> bool:
