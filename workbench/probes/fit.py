@@ -51,8 +51,8 @@ class Probes:
 
         Args:
             where: labels of the other axes that have more than one: `layer=3, k=4`, `selector=`, `kind=`,
-                `pos=`, `control=` ("none" by default), `output=` (the index of a class, where there are several), or
-                `baseline="mass-mean"`.
+                `pos=`, `control=` ("none" by default), `output=` (the index of a class, where there are
+                several), or `baseline="mass-mean"`.
 
         Raises:
             UnknownName: no such concept or label.
