@@ -277,7 +277,7 @@ def test_rows_held_out_by_hand_go_with_positions():
     assert both.results["n"].squeeze().values.tolist() == [
         float((held_out & (labels.pos == at)).sum()) for at in (0, 1)
     ]
-    with pytest.raises(ProbeError, match="marks the held-out of the 240 labelled rows"):
+    with pytest.raises(ProbeError, match="mark which of the 240 labelled rows are held out"):
         fit_probes(store, labels, k=[2], pos=[0, 1], held_out=held_out[:80], controls=[])
 
 

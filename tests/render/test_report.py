@@ -105,13 +105,13 @@ def test_what_is_no_section_is_refused(tmp_path):
         with pytest.raises(WorkbenchError) as error:
             report(sections, tmp_path / "r.html", title="t")
         assert str(error.value) == (
-            "A report has a list of sections, (heading, item) or (heading, item, caption) each, and no "
+            "A report needs a list of sections, each (heading, item) or (heading, item, caption), not a "
             f"{kind}."
         ), kind
 
 
 def test_a_page_of_nothing_is_refused(tmp_path, circuit):
-    with pytest.raises(WorkbenchError, match=r"and no Circuit\.$"):
+    with pytest.raises(WorkbenchError, match=r"not a Circuit\.$"):
         report([circuit], tmp_path / "r.html", title="t")
     with pytest.raises(
         WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"

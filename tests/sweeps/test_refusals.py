@@ -160,7 +160,7 @@ def test_rows_of_another_metric_of_the_same_name_are_not_mixed(tmp_path, monkeyp
     jobs._metric_source.cache_clear()
     with pytest.raises(
         SweepError,
-        match=r"holds 2 of these jobs, such as z\[1.1\], of other weights, prompts, code of the metric, circuits or versions",
+        match=r"holds rows of 2 of these jobs, such as z\[1.1\], computed with other weights, prompts, metric code, circuits",
     ):
         run(spec, out)
     assert (out / LOG).read_bytes() == before
@@ -169,7 +169,8 @@ def test_rows_of_another_metric_of_the_same_name_are_not_mixed(tmp_path, monkeyp
 def test_extending_leaves_no_job_behind(tmp_path):
     run(HEADS, tmp_path, limit=1)
     with pytest.raises(
-        SweepError, match=r"1 jobs of the sweep in .* have not run, and are not among these. Run them first"
+        SweepError,
+        match=r"1 jobs of the sweep in .* have not run, and the new spec does not list them. Run them first",
     ):
         run({**HEADS, "values": ["mean"]}, tmp_path, extend=True)
     run(HEADS, tmp_path)

@@ -154,7 +154,7 @@ def test_synergy_of_a_backup_pair_by_hand(tmp_path):
     assert (first["p"], first["q"]) == (2 / 16, 2 / 16)
     assert -1.7 <= first["low"] < -1.5 < first["high"] <= -1.3
     assert np.isnan(second["synergy"]) and np.isnan(second["effect_b"]) and second["effect_a"] == -0.5  # noqa: PT018
-    with pytest.raises(SweepError, match=r"There are no pairs: synergy is of a sweep of study 'pairs'"):
+    with pytest.raises(SweepError, match=r"There are no pairs: synergy needs a sweep of study 'pairs'"):
         load_sweep(write_sweep(tmp_path / "t", heads())).synergy()
 
 

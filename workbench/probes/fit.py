@@ -232,7 +232,8 @@ def _held_at(held_out: np.ndarray, labels: Labels, where: Position) -> np.ndarra
     mask = np.asarray(held_out, dtype=bool)
     if mask.ndim not in (1, 2) or mask.shape[-1] != len(labels):
         raise ProbeError(
-            f"held_out has shape {mask.shape}; it marks the held-out of the {len(labels)} labelled rows."
+            f"held_out has shape {mask.shape}; it has to mark which of the {len(labels)} labelled rows "
+            "are held out."
         )
     return mask[..., labels.rows_at(where)]
 

@@ -114,7 +114,7 @@ def _check_sections(sections: Any) -> None:
     wrong = [one for one in sections if not _is_section(one)] if is_list else [sections]
     if wrong:
         raise WorkbenchError(
-            "A report has a list of sections, (heading, item) or (heading, item, caption) each, and no "
+            "A report needs a list of sections, each (heading, item) or (heading, item, caption), not a "
             f"{_type_of(wrong[0])}."
         )
     if not sections:

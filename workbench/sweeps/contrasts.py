@@ -47,7 +47,7 @@ def synergy_table(records: Sequence[LogRow]) -> pd.DataFrame:
         rows.append(row)
     if not rows:
         raise SweepError(
-            "There are no pairs: synergy is of a sweep of study 'pairs' (preset pairwise-ablation)."
+            "There are no pairs: synergy needs a sweep of study 'pairs' (preset pairwise-ablation)."
         )
     frame = pd.concat([pd.DataFrame(rows), estimates(samples).rename(columns={"mean": "synergy"})], axis=1)
     return frame.assign(q=corrected(frame, FAMILY))
@@ -75,7 +75,7 @@ def stability_table(records: Sequence[LogRow]) -> pd.DataFrame:
     circuits = [record for record in records if "edges" in (record.get("extra") or {})]
     if not circuits:
         raise SweepError(
-            "There are no circuits: stability is of a sweep of study 'stability' (preset circuit-stability)."
+            "There are no circuits: stability needs a sweep of study 'stability' (preset circuit-stability)."
         )
     by = [flag for flag in FLAGS if flag not in ("seed", "what")]
     frame = pd.DataFrame([{flag: record.get(flag) for flag in FLAGS} for record in circuits])

@@ -222,8 +222,8 @@ def _check_same_keys(folder: Path, planned: SweepPlan, known: Mapping[str, LogRo
     stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
     if stale:
         raise SweepError(
-            f"{str(folder)!r} holds {len(stale)} of these jobs, such as {stale[0].get('what')}, of other "
-            "weights, prompts, code of the metric, circuits or versions. Choose another folder."
+            f"{str(folder)!r} holds rows of {len(stale)} of these jobs, such as {stale[0].get('what')}, computed "
+            "with other weights, prompts, metric code, circuits or versions. Choose another folder."
         )
 
 
@@ -239,8 +239,8 @@ def _check_nothing_left_behind(
     left = _keys(plan(before, inputs)) - _keys(planned) - set(known)
     if left:
         raise SweepError(
-            f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and are not among these. Run "
-            "them first (`workbench sweep resume`), or ask for them too."
+            f"{len(left)} jobs of the sweep in {str(folder)!r} have not run, and the new spec does not "
+            "list them. Run them first (`workbench sweep resume`), or list them too."
         )
 
 

@@ -60,7 +60,7 @@ def probe_figure(
     cell = results.sel(concept=concept)
     extra = [axis for axis in cell["accuracy"].dims if axis not in _INNER]
     if extra:
-        raise WorkbenchError(f"A picture of probes is of one {', '.join(map(str, extra))}: select it first.")
+        raise WorkbenchError(f"A picture of probes shows one {', '.join(map(str, extra))}: select it first.")
     with styled():
         figure = Picture(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
