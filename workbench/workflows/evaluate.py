@@ -119,7 +119,7 @@ def _row_as_text(name: str, row: xr.Dataset) -> list[str]:
     return [
         *printed,
         f"  {'mean of ratios':16} {float(row['mean_of_ratios']):7.3f}",
-        f"  {'minimal':16} {float(row['minimal']):7.3f} not missed: {unneeded}",
+        f"  {'minimal':16} {float(row['minimal']):7.3f} not needed: {unneeded}",
         f"  {'in sample':16} {float(row['in_sample']):7.3f} of the prompts were used to find it",
     ]
 
