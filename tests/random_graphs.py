@@ -16,7 +16,7 @@ FULL, GROUPED = (
     Shape(2, 2, 2, 32, 16, 128, 50, 32),
     Shape(2, 4, 2, 32, 8, 128, 50, 32, learned_positions=False),
 )
-files = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+files = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def scores_of(graph, values=None, *, seed=0, **attrs):

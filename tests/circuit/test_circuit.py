@@ -90,7 +90,7 @@ def test_edges_are_listed_strongest_first():
     by=st.sampled_from(["signed", "magnitude"]),
     shape=st.sampled_from([FULL, GROUPED]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_best_edges_are_chosen_and_dead_ends_pruned(seed, share, by, shape):
     graph = Graph(shape)
     scores = scores_of(graph, seed=seed)
@@ -176,7 +176,7 @@ def test_what_cannot_be_cut_is_refused():
 
 
 @given(graph=graphs, seed=seeds, share=shares)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_circuits_are_sets_of_edges(graph, seed, share):
     a, b, c = (random_circuit(graph, seed + i, share) for i in range(3))
     left, right, everything = set(a.edge_list), set(b.edge_list), set(graph.edges())
@@ -344,7 +344,7 @@ def test_a_part_is_chosen_by_names_classes_and_roles():
 
 
 @given(graph=graphs, seed=seeds, by=st.sampled_from(["reader", "writer", "layer", "role"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_components_part_a_circuit(graph, seed, by):
     circuit = random_circuit(graph, seed)
     subsets = circuit.by_component(by)
@@ -390,7 +390,7 @@ def test_a_circuit_becomes_a_table():
 
 
 @given(graph=graphs, seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_circuit_becomes_a_multigraph_with_the_same_paths(graph, seed):
     circuit = random_circuit(graph, seed, 0.1, scored=True)
     network = circuit.to_networkx()

@@ -62,7 +62,7 @@ def test_two_circuits_are_compared_by_hand():
     left=st.sampled_from([0, 0.1, 0.5, 1]),
     right=st.sampled_from([0, 0.2, 1]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_agreement_is_that_of_sets(graph, seed, left, right):
     a, b = random_circuit(graph, seed, left), random_circuit(graph, seed + 1, right)
     ours, theirs = set(a.edge_list), set(b.edge_list)

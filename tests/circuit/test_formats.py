@@ -27,7 +27,7 @@ BARE = Shape(2, 2, 2, 8, 4, 0, 9, 9, attn_only=True)
 CFG = {"n_layers": 1, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
 SOURCES = ["input", "a0.h0", "a0.h1", "m0"]
 TARGETS = [f"a0.h{head}<{port}>" for port in "qkv" for head in (0, 1)] + ["m0", "logits"]
-files = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+files = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def small_json():

@@ -126,7 +126,7 @@ def paths(graph, edges):
 
 
 @given(edge_sets())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pruning_keeps_exactly_the_edges_on_a_path_from_the_input_to_the_logits(drawn):
     graph, edges = drawn
     pruned = graph.prune(edges)
@@ -140,7 +140,7 @@ def test_pruning_keeps_exactly_the_edges_on_a_path_from_the_input_to_the_logits(
 
 
 @given(edge_sets())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pruning_twice_is_pruning_once_and_batches_are_pruned_apart(drawn):
     graph, edges = drawn
     pruned = graph.prune(edges)
@@ -354,7 +354,7 @@ def placed_paths(graph, edges):
 
 
 @given(finer_edge_sets())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_pruning_with_positions_keeps_exactly_the_edges_on_a_path(drawn):
     graph, edges = drawn
     pruned = graph.prune(edges)
@@ -383,7 +383,7 @@ def test_a_query_does_not_see_a_later_token():
 
 
 @given(finer_edge_sets(), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_edges_between_components_are_those_whose_ends_are_inside(drawn, seed):
     for graph in (drawn[0], drawn[0].whole):
         writers = np.random.default_rng(seed).random((2, len(graph.writers))) < 0.5

@@ -79,7 +79,7 @@ def test_no_edge_all_edges_and_a_threshold_beyond_all():
 @given(
     st.integers(0, 2**32), st.sampled_from(GRAPHS), st.floats(0, 1), st.sampled_from(["signed", "magnitude"])
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_greedy_takes_the_best_edge_into_what_is_there_and_every_edge_reaches_the_logits(
     seed, graph, share, by
 ):

@@ -139,7 +139,7 @@ def drawn_circuits(draw):
 
 
 @given(drawn_circuits())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_circuits_together_are_what_each_is_on_hooks(drawn):
     """Which writers are kept once for all circuits depends on the whole set; the numbers do not."""
     graph, masks = drawn

@@ -168,14 +168,14 @@ def outcome(make, *given, **asked):
 
 
 @given(calls())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_any_edit_has_the_effect_that_it_has_on_hooks(call):
     check_any_edit(call)
 
 
 @pytest.mark.slow
 @given(calls())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_many_more_edits_have_the_effect_that_they_have_on_hooks(call):
     """The same claim on other draws each time."""
     check_any_edit(call)

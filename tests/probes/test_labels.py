@@ -153,7 +153,7 @@ def test_equal_prompts_are_one_group():
     assert labels.groups.tolist() == [0, 1, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 6), min_size=12, max_size=40),
     st.integers(2, 4),
@@ -178,7 +178,7 @@ def test_classes_are_dealt_in_proportion():
     assert [(codes[parts == 0] == c).sum() for c in (0, 1)] == [270, 30]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(0, 100))
 def test_shuffling_moves_labels_of_the_given_rows_only(lengths, seed):
     groups = np.repeat(np.arange(len(lengths)), lengths)

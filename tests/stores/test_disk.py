@@ -149,7 +149,7 @@ def test_patching_from_disk_gives_the_numbers_of_memory(tmp_path):
     assert disk[0].path == str(tmp_path / "clean")
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),

@@ -17,10 +17,8 @@ from scipy.stats import rankdata
 
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError, UnknownName
+from workbench.evaluation.curves import SIZES
 from workbench.sites import Edge
-
-MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of a graph's edges."""
 
 By = Literal["magnitude", "signed"] | str
 Scores = xr.DataArray | Float[np.ndarray, "..."]
@@ -61,7 +59,7 @@ def edge_auroc_mib(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -
     """
     edges = _ranked(scores, true_edges, by)
     # Rounded down, as MIB does.
-    n = np.array([int(share * len(edges.rank)) for share in MIB_SIZES])
+    n = np.array([int(share * len(edges.rank)) for share in SIZES])
     hits = _hits(edges)[n]
     tpr, fpr = hits / edges.true.sum(), (n - hits) / (~edges.true).sum()
     # Over the last value, so that a ranking of all edges spans the whole axis.
