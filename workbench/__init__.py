@@ -8,10 +8,10 @@ import sys
 
 import lazy_loader
 
-# On a busy machine two OpenMP threads are 10 to 25 times slower than on a quiet one, because each spins while
-# it waits for the other. With PASSIVE they sleep: `evaluate` on `tiny` took 8.6 s instead of 26.9 s, and
-# 4.3 s of processor time instead of 18 (torch's libgomp on a busy machine; GOMP_SPINCOUNT=0 does the same).
-# libgomp reads the variable once, when torch is imported, so it has to be set here, before that.
+# On a busy machine two OpenMP threads are 10 to 25 times slower than one thread, because each spins while it
+# waits for the other. With PASSIVE they sleep: `evaluate` on `tiny` took 8.6 s instead of 26.9 s, and 4.3 s
+# of processor time instead of 18 (torch's libgomp on a busy machine; GOMP_SPINCOUNT=0 does the same). libgomp
+# reads the variable once, when torch is imported, so it has to be set here, before that.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() and "torch" not in sys.modules:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 

@@ -403,7 +403,7 @@ def _numbers(numbers: int | Iterable[int] | None, count: int) -> tuple[int, ...]
 
 
 def _positions(positions: Position | Iterable[Position]) -> tuple[Position, ...]:
-    # A name is iterable too.
+    # A name is iterable too, and would be taken letter by letter.
     listed = [positions] if isinstance(positions, str) or not isinstance(positions, Iterable) else positions
     return tuple(pos if isinstance(pos, str) else _index(pos) for pos in listed)
 

@@ -15,7 +15,8 @@ from scipy.stats import false_discovery_control
 
 from workbench.errors import WorkbenchError
 
-# Up to so many rows every pattern of signs is tried: 4096 of them cost less than a thousand draws.
+# Up to so many rows every pattern of signs is tried. Exact p-values are worth the 2 ms that all 4096 patterns
+# take, though a thousand random ones would take 0.1 ms.
 EXACT = 12
 NO_DIFFERENCE = 1e-6
 """A full and an empty run that differ by less, in the metric's unit, have no ratio: it would divide by

@@ -136,8 +136,6 @@ class Circuit:
         graph = _graph_of(model_or_shape)
         return cls.of(graph, np.zeros_like(graph.exists))
 
-    # ---- what is in it
-
     @property
     def n_edges(self) -> int:
         """Number of edges: after pruning, if `Circuit.of` built it. An edge at two positions counts twice."""
@@ -260,8 +258,6 @@ class Circuit:
 
         return circuit_html(self)
 
-    # ---- sets of edges
-
     def __or__(self, other: "Circuit") -> "Circuit":
         return self._join(other, "|", np.logical_or)
 
@@ -373,8 +369,6 @@ class Circuit:
         """
         groups = edges_by_class(self.graph, self.labels, self.edges, by)
         return {name: self._subset(edges) for name, edges in groups.items()}
-
-    # ---- other forms
 
     def to_frame(self) -> pd.DataFrame:
         """A table with one row per edge, strongest first: `edge writer reader pos port score`."""

@@ -21,7 +21,7 @@ _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 def components(graph: Graph, node: str) -> tuple[str, ...]:
     """The components of a writer or reader: one, or the query heads that share a key or value."""
     parsed = Node.parse(node)
-    # The head of a key or value is the kv head, which a group of query heads shares.
+    # The head of a key or value is the kv head, which a group of query heads shares: it stands for them all.
     if parsed.head is not None and parsed.port in ("k", "v"):
         first = parsed.head * graph.shape.group
         return tuple(f"a{parsed.layer}.{head}" for head in range(first, first + graph.shape.group))
@@ -101,7 +101,7 @@ def check_size(graph: Graph) -> None:
 
 def differences(a: Graph, b: Graph, other: str) -> str:
     """What tells two graphs apart, in words; `other` names the second."""
-    # Sizes beside positions and neurons: one list of names for all of them.
+    # Sizes lie in the shape; beside positions and neurons all of them are compared alike.
     ours, theirs = asdict(a) | asdict(a.shape), asdict(b) | asdict(b.shape)
     names = [name for name in ours if name != "shape" and ours[name] != theirs[name]]
     return ", ".join(f"{name} {ours[name]} ({other}: {theirs[name]})" for name in names)

@@ -70,7 +70,8 @@ def from_foreign(foreign: ForeignCircuit, shape: Shape | None, sign: float) -> C
     for name, known in named:
         if _ours(name, group=shape.group) not in known:
             raise CircuitError(f"there is no {name!r} in {graph}.")
-    # Rows and columns of ours at which their [source, target] matrices lie; shared keys repeat a column.
+    # Their [source, target] matrices have an order of their own, so the cells are looked up by name. They
+    # name a key of each query head; a shared key repeats a column.
     rows = [graph.writer_index[_ours(name)] for name in foreign.sources]
     columns = [graph.reader_index[_ours(name, group=shape.group)] for name in foreign.targets]
     cells = np.ix_(rows, columns)
@@ -91,7 +92,7 @@ def from_foreign(foreign: ForeignCircuit, shape: Shape | None, sign: float) -> C
     np.logical_or.at(scored, cells, listed)
     np.add.at(scores, cells, np.where(listed, sign * foreign.scores, 0.0))
     scores = np.where(scored, scores + 0.0, np.nan)  # + 0.0 turns the -0.0 of a turned sign into 0.0
-    # A node whose dimensions are all in the circuit is simply in it.
+    # A node whose dimensions are all in the circuit is simply in it: only parts of nodes are noted.
     partial = {}
     for name, dims in foreign.neurons.items():
         if not all(dims):
@@ -188,7 +189,7 @@ def to_foreign(circuit: Circuit, sign: float) -> ForeignCircuit:
     inside, kept, neurons = {*circuit.nodes, "logits"}, circuit.output_neurons, {}
     if kept:
         for name in graph.writers:
-            # A list of a flag for every dimension of the output.
+            # Their files want a flag for every dimension of an output.
             dims = kept.get(name, range(shape.d_model))
             neurons[_theirs(name)] = np.isin(np.arange(shape.d_model), list(dims)).tolist()
     return ForeignCircuit(

@@ -123,7 +123,7 @@ class Graph:
         """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for all else."""
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
-        # JSON has lists where a graph has tuples.
+        # A graph is hashed, so it has tuples where JSON has lists.
         if positions is not None:
             positions = tuple(positions)
         return cls(Shape(**sizes), positions, tuple(neurons))
@@ -173,7 +173,8 @@ class Graph:
     @cached_property
     def exists(self) -> np.ndarray:
         """bool [writer, reader] or [pos, writer, reader]: whether the edge exists."""
-        # Within a block: attention reads, heads are added, the MLP reads, the MLP is added.
+        # The moments of a block in order: attention reads, heads are added, the MLP reads, the MLP is added.
+        # An edge exists where its writer is added before its reader reads.
         added = np.array([self._moment(name, reads=False) for name in self.writers])
         read = np.array([self._moment(name, reads=True) for name in self.readers])
         before = added[:, None] < read[None, :]
@@ -252,7 +253,7 @@ class Graph:
         split = self._by_position(edges)
         # Removing an edge can make another a dead end, so this goes on until nothing changes.
         while True:
-            into = split.any(-2)  # [..., pos, reader]
+            into = split.any(-2)
             # Queries and MLPs are entered at their own position, keys and values at any the query sees.
             own, shared = into @ self._feeds, into @ self._feeds_other_positions
             entered = own | self._sees @ shared | self._is_input
@@ -286,7 +287,7 @@ class Graph:
         read = inside @ self.feeds.T | self._is_logits
         edges = inside[..., :, None] & read[..., None, :]
         if self.positions is not None:
-            edges = edges[..., None, :, :]  # [..., pos, writer, reader]
+            edges = edges[..., None, :, :]  # the same nodes at each position: [..., pos, writer, reader]
         return edges & self.exists
 
     @cached_property

@@ -87,7 +87,7 @@ def relocated(graph: Graph, circuit: np.ndarray, *, draws: int, seed: int = 0) -
         readers = []
         for name in graph.readers:
             head, bracket, port = name.partition("<")
-            # Keys and values are named by their kv head.
+            # Keys and values are named by their kv head, so they move with their group.
             new_names = heads if port == "q>" else groups
             readers.append(graph.readers.index(new_names.get(head, head) + bracket + port))
         moved[..., np.array(writers)[:, None], np.array(readers)] = circuit
@@ -125,11 +125,11 @@ def add_path(
         allowed = graph.exists
     if most is None:
         most = graph.n_edges
-    # [pos, writer, reader], with one position where the graph has none
+    # A graph without positions is drawn from as one of a single position: [pos, writer, reader].
     choices = allowed.reshape(-1, *allowed.shape[-2:])
     edges = circuit.reshape(-1, *circuit.shape[-2:]).copy()
     n_positions = len(choices)
-    # Readers (position, index) that still need a writer, from the logits on.
+    # Drawn backwards from the logits, so that every reader (position, index) in it is on a path to them.
     open_readers = [(int(rng.integers(n_positions)), len(graph.readers) - 1)]
     count = int(edges.sum())
     while open_readers:

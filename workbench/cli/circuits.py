@@ -68,7 +68,7 @@ def discover(
     else:
         find_task(task)  # a misspelt task is refused before the model is loaded
     with output_folder(out, Path(task).stem) as folder:
-        check_output(folder, FILES, overwrite=overwrite)  # before the model is loaded
+        check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
         loaded = wb.load_model(model, device=device)
         typer.echo(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(

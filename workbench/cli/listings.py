@@ -59,7 +59,7 @@ def _models() -> list[str]:
     for name in embedded.names():
         steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
         line = f"{name:13} embedded"
-        if steps:  # only some models were kept while they were trained
+        if steps:  # models that were not kept while they were trained have none
             line += f"; training steps: {steps}"
         lines.append(line)
     return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]

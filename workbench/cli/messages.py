@@ -39,7 +39,7 @@ def message(error: Exception, options: Mapping[str, str]) -> str:
     if isinstance(error, OutputExists) and "overwrite" in options:
         text = text.replace("pass --overwrite (overwrite=True)", "pass --overwrite")
         return text.replace("pass overwrite=True", "pass --overwrite")
-    # "discover: n_edges=9999; ..." and "n=0: ..." begin with the argument and its value.
+    # Our errors begin with the argument and its value: "discover: n_edges=9999; ..." and "n=0: ...".
     subject = re.match(r"(?P<call>[\w.]+: )?(?P<argument>\w+)=", text)
     if subject and (option := _option(subject["argument"], options)):
         return f"{subject['call'] or ''}{option} {text[subject.end() :]}"

@@ -62,7 +62,7 @@ def output_folder(out: Path | None, name: str) -> Iterator[Path]:
     from workbench.files import fresh_folder
 
     if out is not None:
-        yield out  # it is made when something is written
+        yield out  # a folder that was named is made only when something is written
         return
     with fresh_folder(name) as folder:
         yield folder

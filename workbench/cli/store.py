@@ -95,7 +95,7 @@ def inspect(path: Folder) -> None:
     typer.echo(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
     typer.echo(f"shards     {done} of {len(plan.shards)} finished")
     for kind in held.kinds:
-        # Kinds such as the embedding have no layers.
+        # Kinds such as the embedding have no layers, and are named without one.
         layers = held.layers(kind)
         shape = list(plan.shapes[plan.sites[f"{kind}[{layers[0]}]" if layers else kind]])
         listed = "layers " + ", ".join(map(str, layers)) if layers else ""

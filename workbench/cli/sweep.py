@@ -69,7 +69,7 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
     answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
     if isinstance(answer, Sweep):
         _finish(answer, as_json=as_json)
-    else:  # the cost of a dry run
+    else:  # a dry run answers with its cost, which has no rows to finish
         typer.echo(json.dumps(asdict(answer), default=str) if as_json else str(answer))
 
 

@@ -53,7 +53,7 @@ def _constant() -> dict[str, np.ndarray]:
     by_layer: dict[str, list[np.ndarray]] = {"right": [], "bos": [], "root": [], "lengths": []}
     for layer in range(4):
         prompts = [clean["z", layer].prompt(i).double() for i in range(N)]
-        rows = torch.cat([one[1:] for one in prompts])  # [token, head, d_head], without <bos>
+        rows = torch.cat([one[1:] for one in prompts])  # without <bos>, which answers must not count
         with_bos = torch.cat(prompts)
         share = _share(rows)
         by_layer["right"].append(share)
@@ -71,7 +71,8 @@ def _share(rows: torch.Tensor) -> np.ndarray:
 @exercise("3.1", "One edit", "easy", "a function of z, head and value that returns the edited z.")
 def _edit(answer: Any) -> str:
     seed = torch.Generator().manual_seed(3)
-    z, donor = torch.randn(2, 3, 5, 8, 4, generator=seed)  # two of [example, pos, head, d_head]
+    # Sizes that differ, so that an edit along a wrong axis fails: [example, pos, head, d_head].
+    z, donor = torch.randn(2, 3, 5, 8, 4, generator=seed)
     # A number, a vector and a tensor: an edit that broadcasts by luck fails on one of them.
     for value in (0.0, donor[0, 0, 0], donor[:, :, 6]):
         before, wanted = z.clone(), z.clone()

@@ -68,7 +68,7 @@ def _by_hand(answer: Any) -> str:
     part, rest = torch.randn(2, 6, model.cfg.d_model, generator=seed) + 0.5
     final, right, wrong = 3 * (part + rest), torch.arange(60, 66), torch.arange(80, 86)
     weight, toward = model.ln_final.w.detach(), (model.W_U[:, right] - model.W_U[:, wrong]).T.detach()
-    bias = (model.ln_final.b * toward).sum(-1).detach().numpy()  # [example]
+    bias = (model.ln_final.b * toward).sum(-1).detach().numpy()
 
     def read(stream: Tensor) -> np.ndarray:
         """[example]: a normed stream, weighed and projected on right minus wrong."""
@@ -90,7 +90,8 @@ def _by_hand(answer: Any) -> str:
         "this is the whole stream; only the part is wanted.": _centred(final) / _scale(final),
     }
     mistakes = []
-    for message, stream in streams.items():  # each with and without the norm's bias added
+    # Answers may add the norm's bias or not, so each mistake has two results.
+    for message, stream in streams.items():
         mistakes += [(read(stream), message), (read(stream) + bias, message)]
     mistakes += [
         (
@@ -121,7 +122,7 @@ def _by_layer(answer: Any) -> str:
     clean, _ = fixtures.stores("ioi", N)
     pairs = fixtures.pairs("ioi", N)
     lens = logit_lens(clean, fixtures.model(), targets=pairs.answers, minus=pairs.wrong)
-    read = lens.values[np.arange(N), :, pairs.clean.lengths - 1].mean(0)  # [layer]
+    read = lens.values[np.arange(N), :, pairs.clean.lengths - 1].mean(0)
     from_lens = (
         "these come from the logit lens, which reads each layer with a scale of its own. Add up the table of "
         "parts."

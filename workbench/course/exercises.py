@@ -73,7 +73,7 @@ def exercise(name: str, title: str, difficulty: Difficulty, asked: str) -> Calla
 
 def exercises(lesson: Lesson) -> list[Exercise]:
     """The exercises of a lesson, in order."""
-    import_module(f"workbench.course.{lesson.module}")  # its checkers register themselves
+    import_module(f"workbench.course.{lesson.module}")  # imported so that its checkers register themselves
     return [one for name, one in sorted(_registered.items()) if name.split(".")[0] == str(lesson.number)]
 
 
@@ -139,9 +139,6 @@ def _is_open(answer: Any) -> bool:
     return answer is ... or answer is None
 
 
-# What is said of answers.
-
-
 def shown(answer: Any) -> str:
     """An answer in a message: on one line, and cut where it is long."""
     text = " ".join(repr(answer).split())
@@ -175,9 +172,6 @@ def explain(
     for value, message in mistakes:
         if np.allclose(answer, value, atol=atol, rtol=rtol):
             raise Wrong(message)
-
-
-# Reading answers of every kind.
 
 
 def _plain(answer: Any) -> Any:

@@ -129,7 +129,8 @@ def _logit_differences(answer: Any) -> str:
 @exercise("0.4", "Where a head looks", "medium", "the name of a head, such as 'a2.5'.")
 def _attends(answer: Any) -> str:
     clean, _ = fixtures.stores("ioi", N)
-    attention = attention_to(clean, ["S2"]).mean("example").values[..., 0].ravel()  # [layer * head]
+    # Flat, in the order of the names of heads.
+    attention = attention_to(clean, ["S2"]).mean("example").values[..., 0].ravel()
     heads = fixtures.heads(fixtures.model())
     name = one_name(answer, heads, "head of tiny")
     share = attention[heads.index(name)]

@@ -36,7 +36,7 @@ TWINS = ("induction", "shortcut")
 def _scores(name: str, score: str) -> Mapping[str, float]:
     """The score of every head on the first 64 prompts."""
     clean, _ = fixtures.stores("induction", 64, name=name)
-    mean = head_scores(clean, scores=[score]).mean("example").values[..., 0]  # [layer, head]
+    mean = head_scores(clean, scores=[score]).mean("example").values[..., 0]
     return {f"a{layer}.{head}": float(mean[layer, head]) for layer, head in np.ndindex(*mean.shape)}
 
 

@@ -51,7 +51,7 @@ def _total(site: str) -> np.ndarray:
     "one number: the share of the head's total effect that its direct path has.",
 )
 def _direct_share(answer: Any) -> str:
-    direct, total = _path("a3.7->logits"), _total("z[3.7]")  # [example] each
+    direct, total = _path("a3.7->logits"), _total("z[3.7]")
     share = float(direct.mean()) / float(total.mean())
     value = number(answer)
     # The mean of ratios differs by more than that, and must not pass for the ratio of means.

@@ -131,7 +131,7 @@ def _moved(answer: Any) -> str:
     right = np.empty(4)
     for layer in range(4):
         cell = results.sel(layer=layer)
-        x = corrupt["resid_post", layer].at("END").double().numpy()[:, cell["feature"].values]  # [example, k]
+        x = corrupt["resid_post", layer].at("END").double().numpy()[:, cell["feature"].values]
         logit = x @ cell["coefficient"].values[0] + float(cell["intercept"][0])
         right[layer] = np.mean((logit > 0) == (concept.codes == 1))
     values = table(answer, (4,), "layer")
@@ -171,7 +171,7 @@ def _swapped(answer: Any) -> str:
     x, donor = torch.randn(2, 5, 7, generator=rng, dtype=torch.float64)
     direction = torch.randn(7, generator=rng, dtype=torch.float64) * 3
     unit = direction / direction.norm()
-    own, donated = (x @ unit)[:, None] * unit, (donor @ unit)[:, None] * unit  # [example, d] each
+    own, donated = (x @ unit)[:, None] * unit, (donor @ unit)[:, None] * unit
     values = table(called(answer, x, donor, direction), (5, 7), "example, d")
     if np.allclose(values, x - own + donated, atol=1e-6):
         return "Along the direction it is the other run, everywhere else this one."

@@ -174,7 +174,7 @@ class _Trial:
             tried = waiting[: self.width]
             masks = np.repeat(self.edges[None], len(tried), axis=0)
             for k, edge in enumerate(tried):
-                masks[(slice(k, None), *edge)] = False  # run k has the edges 0..k removed
+                masks[(slice(k, None), *edge)] = False  # run k lacks the edges 0..k, as if each were removed
             losses = self.sign * self.runs.measure(self.graph.prune(masks)).mean(1)
             self.n_runs += len(tried)
             n_decided = self._decide(tried, losses.tolist())

@@ -36,7 +36,8 @@ def exact_scores(
     size = max(1, MASKS_AT_ONCE // graph.exists.size)
     with progress_bar(len(edges), "edges", "edge", shown=progress) as bar:
         for start in range(0, len(edges), size):
-            removed = tuple(np.array(edges[start : start + size]).T)  # an index array per axis
+            # An index array per axis, as numpy indexes cells.
+            removed = tuple(np.array(edges[start : start + size]).T)
             n_removed = len(removed[0])
             without = np.repeat(present[None], n_removed, axis=0)
             without[(np.arange(n_removed), *removed)] = False

@@ -149,7 +149,7 @@ class _GradientScoring:
         if every_edge_counts:
             share /= len(moved)
         for key, writers in moved:
-            # None: the writers of every group.
+            # None stands for the writers of every group, which the published code counts in each run.
             counted = None if every_edge_counts else writers
             run = runs.group(key, self.points)
             table.add(runs.sources, run, self.maps, room=self.room, writers=counted, share=share)

@@ -156,7 +156,7 @@ class _Gates:
 
     def open_share(self) -> Tensor:
         """The expected share of gates that are not closed."""
-        # P(stretched gate > 0), in closed form (Louizos et al.).
+        # The expectation has a closed form, P(stretched gate > 0), so it needs no draws (Louizos et al.).
         return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
 
     def spread(self, numbers: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ class _Gates:
 def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
     """The distance of circuits from the model, as a function of their metric and of the batch."""
     if metric.needs_reference:
-        # Such a metric is a distance from the clean run already.
+        # Such a metric is a distance from the clean run already, and so the loss itself.
         return lambda measured, batch: measured.mean()
     empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
     gap = abs(float(runs.full.mean() - empty.mean()))

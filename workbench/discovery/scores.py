@@ -184,7 +184,7 @@ def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bo
     else:
         scores, forwards = conditional_scores(circuits, progress=progress)
     if circuits.graph.positions is None:
-        scores = scores[:, None]  # [example, 1, writer, reader]
+        scores = scores[:, None]  # without positions one class holds all tokens
     if "example" not in keep:
         scores = scores.mean(0, keepdims=True)
     return ScoreTable(scores, {"engine": circuits.engine, "forwards": forwards})

@@ -181,7 +181,7 @@ def apply_edit(
     if site.kind == "pattern" and (site.pos is None or site.key_pos is None):
         # What attention masks stays 0: a written value there would let a query see its own future.
         seen = _seen(bound.prompts, activation.shape[-2:], causal).to(activation.device)
-        seen = seen[:, None].expand_as(activation)  # [example, head, query, key]
+        seen = seen[:, None].expand_as(activation)  # one mask for all heads: [example, head, query, key]
         edited = torch.where(seen[indices], edited, current)
     has = bound.has(site).to(activation.device)
     # Examples without the position were indexed at token 0 (see `SitePositions.of`): what is there stays.
@@ -195,5 +195,5 @@ def _seen(prompts: Prompts, shape: Sequence[int], causal: bool) -> Bool[Tensor, 
     """Whether that query of the prompt sees that key of it."""
     queries, keys = torch.arange(shape[0])[:, None], torch.arange(shape[1])
     lengths = prompts.lengths[:, None, None]
-    inside = (queries < lengths) & (keys < lengths)  # [example, query, key]
+    inside = (queries < lengths) & (keys < lengths)
     return inside & (keys <= queries) if causal else inside

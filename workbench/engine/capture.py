@@ -124,7 +124,7 @@ def _rows_in_memory(
                 for key in record:
                     rows[key].append(_without_padding(key, recorded[key][i], length))
             bar.update(len(batch))
-    # From the order of lengths back to the order of the prompts.
+    # Callers match rows to prompts by their index, so the order of lengths is undone.
     in_order = sorted(range(len(order)), key=order.__getitem__)
     return {key: torch.cat([of_key[i] for i in in_order]) for key, of_key in rows.items()}
 
@@ -194,7 +194,8 @@ def _prompts(model: Any, tokens: Any) -> Prompts:
     """The prompts that a caller gives: as they are, or read from a corpus."""
     if isinstance(tokens, Prompts | Tensor | str):
         return as_prompts(model, tokens)
-    # A list of paths or of rows with a text each is a corpus; a list of texts or token ids is the prompts.
+    # A list can mean two things: of paths, or of rows with a text each, it is a corpus; of texts or token
+    # ids it is the prompts themselves.
     if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | dict)):
         return as_prompts(model, tokens)
     return read_corpus(model, tokens)
@@ -224,7 +225,7 @@ def _keys_of(model: Any, sites: Iterable[str | Site] | None) -> dict[Key, Key]:
     """Site → the site whose activation it shares. Raises `SiteError` when no site is named."""
     shape = Shape.of(model)
     chosen = _present(shape) if sites is None else sites
-    keys: dict[Key, None] = {}  # a set that keeps its order
+    keys: dict[Key, None] = {}  # a dict in place of a set, to keep the order
     for site in chosen:
         keys |= dict.fromkeys(_keys(site, shape))
     if not keys:

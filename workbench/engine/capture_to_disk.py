@@ -127,7 +127,7 @@ class Request:
 
     def _at_positions(self, keep: Sequence[Position]) -> list[list[int]]:
         """The kept positions of each prompt, in order, where all prompts keep the same names or indices."""
-        indices = torch.stack([self.prompts.at(position).cpu() for position in keep])  # [position, example]
+        indices = torch.stack([self.prompts.at(position).cpu() for position in keep])
         chosen = []
         for of_prompt in indices.T.tolist():
             # A set, because two names may be the same token; -1 means that the prompt lacks the position.
@@ -156,7 +156,8 @@ class Request:
         shapes: dict[str, list[int]] = {}
         widths: dict[str, int] = {}
         for key in written:
-            # Of a row: [head] for a pattern [example, head, query, key], else what follows [example, pos].
+            # Positions differ between prompts, so only the other axes are planned: [head] for a pattern
+            # [example, head, query, key], what follows [example, pos] for all others.
             shape = probe[key].shape[1:2] if key[0] == "pattern" else probe[key].shape[2:]
             shapes[name_of(key)] = list(shape)
             widths[key[0]] = widths.get(key[0], 0) + int(np.prod(shape))
@@ -189,7 +190,7 @@ class Request:
         for shard, group in product(chosen, plan.groups):
             for dtype, shape in plan.tensors(group, shard, lengths, counts).values():
                 size += dtype.itemsize * int(np.prod(shape))
-        inside = np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen])  # prompts of the shards
+        inside = np.concatenate([np.arange(*plan.shards[shard]) for shard in chosen])
         rows, seconds = int(counts[inside].sum()), float("nan")
         if timed:
             seconds = (
@@ -339,7 +340,8 @@ def write_shards(
         for shard in shards:
             if not exists(str(path / record_name(shard))):
                 _write_shard(model, prompts, store, path, plan, shard, done)
-                finish_shard(path, plan, shard)  # after its files are closed: the record is their seal
+                # After its files are closed: a record says that they are whole.
+                finish_shard(path, plan, shard)
 
 
 def _write_shard(
@@ -370,7 +372,7 @@ class _BatchRows:
     def __init__(self, store: DiskStore, batch: Sequence[int], lengths: Tensor) -> None:
         self.lengths, self.mean = lengths.tolist(), store.plan.keep == "mean"
         index = store.index
-        # [row], prompt after prompt: positions and examples go together as an index.
+        # Positions and examples index a batch's activations together, so both are [row], prompt after prompt.
         self.positions = torch.cat([index.positions[index.starts[i] :][: index.counts[i]] for i in batch])
         self.examples = torch.arange(len(batch)).repeat_interleave(index.counts[list(batch)])
 

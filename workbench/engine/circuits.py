@@ -67,7 +67,7 @@ class CircuitBatch:
             # The walk has already left out all but the one position that the metric reads.
             return self.readout.measure(self.readout.logits(stream[:, 0]))
         if self.readout.places is not None:
-            # [example, pos] becomes [example, place]; the stream begins at the walk's start, places at 0.
+            # Places count from 0 and the stream from the walk's start, so its rows lie at place - start.
             rows = torch.arange(len(stream), device=stream.device)[:, None]
             places = self.readout.places.to(stream.device) - self.walk.start
             return self.readout.measure(self.readout.logits(stream[rows, places]))
@@ -126,7 +126,8 @@ class Circuits:
         check_classes(graph, pairs.clean)
         metric.check(pairs)
         self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
-        # Answers of several tokens are runs of their own; of any other metric the rows are the pairs.
+        # Answers of several tokens are runs of their own, so rows are not pairs
+        # then; with other metrics they are.
         self.expansion = expand(model, pairs, metric)
         self.metric, self.bound = self.expansion.metric, bind(model, self.expansion, value)
         self.longest = int(self.expansion.pairs.clean.lengths.max())
@@ -156,7 +157,7 @@ class Circuits:
         streams = 2 * len(graph.writers) + 4 * readers + 8
         per_token = streams * shape.d_model + 4 * shape.d_mlp + 2 * shape.n_heads * self.longest
         if graph.positions is not None or not self.expansion.plain:
-            per_token += len(graph.writers) * readers  # edge weights of each token's own class
+            per_token += len(graph.writers) * readers  # each token gathers the edge weights of its class
         return max(1, self.memory // (per_token * self.longest * self.decoder.embed.element_size()))
 
     @property
@@ -189,7 +190,7 @@ class Circuits:
         for start in range(0, len(pairs), size):
             some_pairs = pairs.select(slice(start, start + size))
             logits = self.metric.read(forward(self.model, some_pairs.clean.tokens).logits, some_pairs.clean)
-            # The clean run is its own reference.
+            # Where a metric compares with the clean run, that run is its own reference here.
             yield self.metric(logits, some_pairs, logits if self.metric.needs_reference else None)
 
     @torch.no_grad()
@@ -200,7 +201,8 @@ class Circuits:
             circuits: bool [circuit, (pos,) writer, reader], pruned of dead ends.
         """
         distinct, row_of = _distinct(circuits)
-        measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)  # [distinct circuit, row]
+        # Circuits that are alike are run once.
+        measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)
         bar = progress_bar(measured.size, "circuits", "run", shown=progress)
         with bar, few_threads(self.graph.shape.d_model):
             for batch in self._batches:
@@ -219,7 +221,7 @@ class Circuits:
     ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
-            measured = self.of_batch(batch, keep)  # [circuit, row]
+            measured = self.of_batch(batch, keep)
             if self.expansion.plain:
                 return measured
             return self.expansion.combine(measured.T).T
@@ -255,8 +257,9 @@ class Circuits:
         """All batches where together they take less than half of the budget, else None."""
         batches = self.batches()
         first = next(batches)
-        n_batches = -(-len(self.expansion.pairs) // len(first.examples))  # rounded up
-        # On hooks nothing is kept of a batch but the clean logits.
+        # Rounded up, because the last batch may be smaller.
+        n_batches = -(-len(self.expansion.pairs) // len(first.examples))
+        # All batches are kept if they fit; on hooks they do, since only the clean logits of a batch are held.
         if first.walk is None or first.walk.nbytes * n_batches < self.memory // 2:
             return [first, *batches]
         return None

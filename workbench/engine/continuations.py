@@ -31,8 +31,8 @@ def bind(model: Model, rows: Expansion, value: Value, *, side: str = "clean") ->
     return _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side))
 
 
-# Axis of positions → the field of a site that names one position of it.
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
+"""Axis of positions → the field of a site that names one position of it."""
 
 
 class _ContinuedBound(Bound):
@@ -61,7 +61,7 @@ class _ContinuedBound(Bound):
         axes = [axis for axis in KINDS[site.kind].axes if axis in _FIELD]
         free = [axis for axis in axes if getattr(site, _FIELD[axis]) is None]
         if not free:
-            return self.inner.edited(site, current)  # a named position is a position of the prompt
+            return self.inner.edited(site, current)  # a named position lies in the prompt, never in an answer
         # Of a pattern the last axes are positions; of everything else the one after the example.
         first = current.ndim - len(free) if site.kind == "pattern" else 1
         inner = self.inner.prompts
@@ -71,7 +71,7 @@ class _ContinuedBound(Bound):
         new, before = current.clone(), current[window]
         written = self.inner.edited(site, before)
         for axis in range(first, first + len(free)):
-            # [example, pos] spread to the axes of the activation, its positions on this axis
+            # A pattern's two axes are masked in turn, so the mask [example, pos] lies along this axis alone.
             mask = inside.view(len(inside), *[1] * (axis - 1), -1, *[1] * (current.ndim - axis - 1))
             written = torch.where(mask, written, before)
         new[window] = written

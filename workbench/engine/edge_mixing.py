@@ -24,7 +24,8 @@ def mixed(
         classes: the position class of every token, where weights differ between them.
     """
     if classes is not None:
-        # u: writers, v: readers; each token takes the weights of its own class.
+        # Each token takes the weights of its own class: these become axes [example, pos] of the weights,
+        # before the axes of writers (u) and readers (v).
         return torch.einsum("cbpuv,cubpd->cvbpd", weight[:, classes], written)
     circuits, n, readers = weight.shape
     _, _, *tokens = written.shape
@@ -49,7 +50,7 @@ def check_classes(graph: Graph, prompts: Prompts) -> None:
             f"These prompts name a position {REST!r}, which in a graph means the tokens at none of its "
             "positions: rename it."
         )
-    for position in positions[:-1]:  # the last is the rest
+    for position in positions[:-1]:  # the last is the rest of the tokens, which no prompt names
         if not bool((prompts.at(position) >= 0).any()):
             longest = int(prompts.lengths.max())
             raise PromptError(

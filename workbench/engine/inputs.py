@@ -85,7 +85,7 @@ def stacked(tokens: Tensor, times: int) -> Tensor:
     """The batch repeated `times` times, copy after copy."""
     if times == 1:
         return tokens  # `repeat` would copy
-    return tokens.repeat(times, *[1] * (tokens.ndim - 1))  # [copy * example, pos]
+    return tokens.repeat(times, *[1] * (tokens.ndim - 1))
 
 
 def check_pairs(model: Model, pairs: PromptPairs) -> None:

@@ -26,8 +26,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
-# The examples of a batch → its edited runs, bound to these examples: what both engines are given.
 ElementsOf = Callable[[Sequence[int]], Sequence[Element]]
+"""The examples of a batch → its edited runs, bound to these examples: what both engines are given."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _hooked_logits(
     for k, (site, bound) in enumerate(edits):
         writes.append(Edit(site, bound, slice(k * n, (k + 1) * n)).write())
     logits = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits
-    return logits.view(len(edits), n, *logits.shape[1:])  # from [edit * example, pos, vocab]
+    return logits.view(len(edits), n, *logits.shape[1:])  # each edit had its own copy of the prompts
 
 
 @torch.no_grad()

@@ -155,7 +155,8 @@ class _MeanBound(Bound):
         key = (site.key, site.pos if self.mean.per == "pos" else None)
         if key not in self._averages:
             self._averages[key] = self._average(site)
-        # [neuron] or [head, d_head] or [d_model], after a [pos] of its own or none
+        # Averages are of the whole activation, with an axis of positions or without, so units are indexed
+        # from the end.
         average = self._averages[key]
         if site.unit is None:
             return average.to(current)
@@ -210,7 +211,7 @@ class _StoreBound(Bound):
             self._check_equal_lengths(site)
         if self._padded is None or self._padded[0] != site.key:
             self._padded = (site.key, self.store[site.key].padded(self.rows).to(current.device))
-        activation = self._padded[1]  # [example, pos, ...] of the source
+        activation = self._padded[1]
         return activation[SitePositions.of(site, self.source).indices(activation)].to(current.dtype)
 
     def has(self, site: Site) -> Bool[Tensor, "example"]:
@@ -232,7 +233,7 @@ class _StoreBound(Bound):
     def first_change(self, site: Site) -> Int[Tensor, "example"]:
         """Until their tokens differ, the two runs are equal (attention is causal), so nothing changes."""
         first, same = super().first_change(site), self.same_tokens
-        n_alike = same.long().cumprod(1).sum(1)  # [example]: tokens that both runs begin with
+        n_alike = same.long().cumprod(1).sum(1)  # activations cannot differ before the first token that does
         if site.pos is None:
             return torch.maximum(first, n_alike)
         position = first.clamp(max=same.shape[1] - 1)

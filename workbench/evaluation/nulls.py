@@ -169,7 +169,8 @@ def minimality(tested: TestedCircuit) -> HypothesisOutcome:
         return HypothesisOutcome(float("nan"), float("nan"), 0, np.full(len(edges), np.nan))
     without = np.repeat(tested.edges[None], len(edges), axis=0)
     without[(np.arange(len(edges)), *edges.T)] = False
-    # One batch for all: [circuit, one edge less ..., one path more ..., that path less an edge ...].
+    # Together, so that all share the base runs: the circuit, less an edge each, more a path each, and those
+    # paths less an edge.
     measured = tested.measured(np.concatenate([tested.edges[None], without, inflated, reduced]))
     whole, one_less, path_more, path_cut = np.split(measured, np.cumsum([1, len(edges), n]))
     own = np.abs(one_less - whole).mean(-1)

@@ -125,7 +125,7 @@ def effects(
         "unit": "share" if normalized else named_metric.unit, "method": method, "base": base,
         "normalized": normalized, **method_attrs,
     }  # fmt: skip
-    # [example, element] becomes [example, *axes of the grid].
+    # Elements are in the order of the grid's cells, so [example, element] is [example, *axes of the grid].
     shape = (len(pairs), *map(len, plan.coords.values()))
     coords = {"example": np.arange(len(pairs)), **plan.coords}
     return effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
@@ -253,7 +253,7 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
     for site in chain.from_iterable(planned.elements):
         site.check(shape)
         position = site.kind, site.pos, site.key_pos
-        # Cells of a grid that no query sees are NaN, not an error.
+        # A grid has cells that no query sees whatever was asked for, so they are NaN and not an error.
         if position not in seen and not (isinstance(sites, Grid) and _unseen(site)):
             seen.add(position)
             check_positions(site, prompts)

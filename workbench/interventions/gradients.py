@@ -35,7 +35,7 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
             for element in elements:
                 effects_of = [_first_order(runs, site, recorded, gradients, batch) for site in element]
                 columns.append(_total(effects_of))
-            tables.append(torch.stack(columns, 1))  # [example, element]
+            tables.append(torch.stack(columns, 1))
             bar.update(len(examples))
     return torch.cat(tables).cpu()
 
@@ -64,7 +64,8 @@ def integrated(
                 of_batch = [_dot(site, path.change, path.mean_gradient, batch) for site in of_key]
                 for site, effect in zip(of_key, of_batch, strict=True):
                     effects[site].append(effect)
-                # Exactly zero with infinitely many steps, if the sites do not overlap.
+                # With infinitely many steps this is exactly zero if the sites do not
+                # overlap, so it measures the error.
                 gaps[key].append(_total(of_batch) - path.effect)
                 bar.update(len(examples))
     columns = []
@@ -102,7 +103,7 @@ def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
             for element in elements:
                 estimates = [_sum_of(element, changes, one.gradients) for one in passes]
                 columns.append(_combined(estimates, element, n_layers))
-            tables.append(torch.stack(columns, 1))  # [example, element]
+            tables.append(torch.stack(columns, 1))
             bar.update(len(examples))
     return torch.cat(tables).cpu()
 

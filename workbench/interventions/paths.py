@@ -125,7 +125,8 @@ def path_effects(
         "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit,
         "mlps": mlps, "base": base, "engine": sweep.engine,
     }  # fmt: skip
-    # [example, route] becomes [example, writer, reader] or [example, path].
+    # Routes are in the order of the table's cells: [example, route] is [example,
+    # writer, reader] or [example, path].
     shape = (len(pairs), *map(len, plan.coords.values()))
     labels = {"example": np.arange(len(pairs))}
     labels |= {axis: np.asarray(names) for axis, names in plan.coords.items()}
@@ -259,7 +260,7 @@ def _path(text: str, shape: Shape, column: int) -> Route:
         )
     senders, last = (writer(names[0], shape),), readers(names[-1], shape)
     middles = [middle(name, shape) for name in names[1:-1]]
-    # Arrow after arrow: what is written at its left end, and what reads at its right end.
+    # A node in the middle reads at the end of one arrow and writes at the start of the next.
     written = [senders, *(sent for _, sent in middles)]
     read = [*(into for into, _ in middles), last]
     for i, (sent, into) in enumerate(zip(written, read, strict=True)):
@@ -274,7 +275,7 @@ def _path(text: str, shape: Shape, column: int) -> Route:
 def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
     """Each writer once, and no neuron of an MLP that is set as a whole."""
     whole = {sender.site.layer for sender in writers if sender.is_mlp}
-    distinct: dict[Writer, None] = {}  # a set that keeps its order
+    distinct: dict[Writer, None] = {}  # a dict in place of a set, to keep the order
     for sender in writers:
         # Its MLP writes the counterfactual value already: the neuron's part would be counted twice.
         if sender.site.kind != "mlp_post" or sender.site.layer not in whole:
@@ -284,14 +285,14 @@ def _distinct(writers: Sequence[Writer]) -> tuple[Writer, ...]:
 
 def _reached(writers: Sequence[Writer], read: Iterable[Reader]) -> tuple[Reader, ...]:
     """The readers that come after a writer, each once. Where the logits' input is set, no other matters."""
-    reached: dict[Reader, None] = {}  # a set that keeps its order
+    reached: dict[Reader, None] = {}  # a dict in place of a set, to keep the order
     for reader in read:
         if any(sender.reaches(reader) for sender in writers):
             reached[reader] = None
     end = [reader for reader in reached if reader.port == "logits" and reader.pos is None]
     if end:
         return tuple(end)
-    # A reader at one position is part of the same reader at all of them.
+    # A reader at one position is part of the same reader at all of them, and would count twice beside it.
     return tuple(reader for reader in reached if reader.pos is None or reader.whole not in reached)
 
 

@@ -27,6 +27,7 @@ from workbench.stores.store import ActivationStore
 LEVELS = ("component", "head", "neuron")
 # At most this many rows are explained at a time.
 CHUNK = 4096
+"""Rows that are explained at a time at most."""
 # How large a gap rounding can leave in sums of thousands of terms, as a share of the largest attribution.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.1
@@ -99,7 +100,7 @@ def direct_attribution(
         chunks.append(values)
     flat = torch.cat(chunks)
     if by == "neuron":
-        # [row, layer * neuron] -> [row, layer, neuron]
+        # Parts were joined layer after layer on one axis: [row, layer * neuron] -> [row, layer, neuron].
         flat = flat.view(len(flat), shape.n_layers, -1)
     facts = {"kind": "direct_attribution", "by": by, "position": str(pos)} | store.attrs
     facts |= {"minus": minus is not None, "gap": gap}
@@ -152,7 +153,6 @@ def _logit_reading(
     for sign, name, tokens in ((1, "targets", targets), (-1, "minus", minus)):
         if tokens is None:
             continue
-        # [example, alternative]
         table = one_token(tokens, store, model, f"direct_attribution: {name}")[:, :, 0].cpu()
         share = (table >= 0).double() / (table >= 0).sum(1, keepdim=True)
         # Padding is -1; its share is 0, so that any token may stand for it.
@@ -206,7 +206,6 @@ def _components(
     constant = torch.zeros(len(back), dtype=torch.float64)
     for layer, block in enumerate(blocks):
         if by == "head":
-            # [row, head, d_head]
             z = rows("z", layer).double().cpu()
             read, shift = block.heads.reads(z.flatten(1), back)
             values.append((z * read.view_as(z)).sum(2))
@@ -263,7 +262,6 @@ def _table(
     """The rows as a labelled array; NaN where an example has no such position."""
     n_positions = rows.n_positions if each_position else 1
     index = rows.positions if each_position else torch.zeros_like(rows.positions)
-    # [example, pos, ...]
     table = torch.full((len(store), n_positions, *flat.shape[1:]), float("nan"), dtype=torch.float64)
     table[rows.prompts, index] = flat
     table = table.movedim(1, -1) if each_position else table[:, 0]

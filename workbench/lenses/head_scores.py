@@ -24,8 +24,8 @@ from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 
-# Rows of a site, and prompts with their patterns, that are worked on at a time.
 CHUNK, PROMPTS = 4096, 64
+"""Rows of a site, and prompts with their patterns, that are worked on at a time."""
 
 
 def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
@@ -38,7 +38,6 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     """
     layers = needed(store, kind, "norms")
     of_rows = token_rows(store[kind, layers[0]])
-    # [example, layer, pos]
     table = torch.full((len(store), len(layers), of_rows.n_positions), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
         for rows, block in pieces(store[kind, layer], CHUNK):
@@ -105,9 +104,7 @@ def head_scores(
         tokens = prompts.tokens[examples, :length].cpu()
         real = torch.arange(length) < prompts.lengths[examples].cpu()[:, None]
         real[:, 0] &= not prompts.bos
-        # [example, query_pos, key_pos]
         seen = torch.ones(length, length).tril().bool() & real[:, :, None] & real[:, None]
-        # [score, example, query_pos, key_pos]
         keys = torch.stack([HEAD_SCORES[name](tokens) & seen for name in scores]).float()
         n_queries = (keys.sum(-1) > 0).sum(-1)
         return keys / n_queries.clamp(min=1)[..., None, None]
@@ -152,7 +149,7 @@ def copying_scores(
         # [head, d_head, vocab]: a positive scale of the norm does not change which tokens are highest.
         writes = norm.bare(_written(Block.of(model, layer), shape.d_model, model)) @ unembed
         for rows, values in pieces(store["v", layer], max(1, budget // (8 * shape.d_vocab * shape.n_heads))):
-            # [row, kv_head, d_head] -> [row, head, d_head]
+            # Query heads of a group share values but not output weights, so each gets a copy.
             by_head = values.double().cpu().repeat_interleave(shape.group, 1)
             logits = torch.einsum("rhe,hev->rhv", by_head, writes)
             own = logits.gather(2, tokens[rows, None, None].expand(-1, shape.n_heads, 1))
@@ -191,16 +188,16 @@ def _after_same(tokens: Tensor) -> Tensor:
     same = _same(tokens)
     followed = torch.zeros_like(same)
     followed[:, :, 1:] = same[:, :, :-1]
-    # The query itself follows the token before it.
+    # The query itself may follow an equal token, and is no earlier key.
     return followed & _earlier(tokens.shape[1])
 
 
-# Of tokens [example, pos], the keys whose attention counts for each query: [example, query_pos, key_pos].
 HEAD_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "previous": _previous,
     "duplicate": _same,
     "induction": _after_same,
 }
+"""Of tokens [example, pos], the keys whose attention counts for each query: [example, query_pos, key_pos]."""
 
 
 def _attended(
@@ -226,7 +223,6 @@ def _attended(
         for layer in layers:
             pattern = store["pattern", layer].padded(examples.tolist(), length).cpu()
             sums.append(torch.einsum("ehqk,weqk->ehw", pattern.double(), weight.double()))
-        # [example, layer, head, label]
         values = torch.stack(sums, 1)
         nothing = (weight.flatten(2).sum(2) == 0).T[:, None, None]
         blocks.append(values.masked_fill(nothing, float("nan")))

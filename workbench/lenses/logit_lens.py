@@ -23,12 +23,12 @@ from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
 
-# Measures of target tokens; the others are of the whole distribution.
 TARGET_MEASURES = ("logit", "logprob", "prob", "rank")
+"""Measures of target tokens; the others are of the whole distribution."""
 MEASURES = (*TARGET_MEASURES, "entropy", "kl")
 
-# A lens: (rows [row, d_model] of a layer, that layer) → [row, d_model].
 Translate = Callable[[Tensor, int], Tensor]
+"""A lens: (rows [row, d_model] of a layer, that layer) → [row, d_model]."""
 
 
 def logit_lens(
@@ -99,7 +99,6 @@ def logit_lens(
     final = None
     if measure == "kl":
         final = last_stream(store, last, "measure='kl'")
-    # [example, layer, pos]
     table = torch.full((len(store), len(layers), of_rows.n_positions), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
@@ -156,7 +155,6 @@ def top_tokens(
         raise PromptError(f"top_tokens: k={k!r}; ask for 1 to {size}, as many tokens as are read.")
     of_rows = token_rows(store[kind, layers[0]])
     last = Shape.of(model).n_layers - 1
-    # [example, layer, pos, rank]
     axes = (len(store), len(layers), of_rows.n_positions, k)
     tokens, probs = torch.full(axes, -1), torch.full(axes, float("nan"))
     for column, layer in enumerate(layers):

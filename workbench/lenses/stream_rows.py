@@ -12,8 +12,8 @@ from torch import Tensor
 from workbench.errors import ProbeError
 from workbench.stores.store import SiteView
 
-# Rows of a store that are read at a time.
 BLOCK = 4096
+"""Rows of a store that are read at a time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class BlockWriters:
     def of(cls, model: Model, layer: int, shape: Shape) -> "BlockWriters":
         """The writers of a layer, read from the model."""
         block = Block.of(model, layer)
-        # [head, d_head, d_model] -> [head * d_head, d_model]
+        # As an MLP is a linear map of its neurons, so are heads of their z: [head * d_head, d_model].
         w_out, b_out = block.w_out.double().cpu().flatten(0, 1), block.b_out.double().cpu()
         heads = _writer(w_out, b_out, block.attn_post, model)
         if shape.attn_only:

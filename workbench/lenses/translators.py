@@ -15,8 +15,8 @@ from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.unembedding import ReadOut
 from workbench.models.load import model_device
 
-# Of the least-squares maps, as a share of the mean square of the stream.
 RIDGE = 1e-4
+"""Ridge of the least-squares maps, as a share of the mean square of the stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def trained(
 def _least_squares(rows: StreamRows) -> Translators:
     """Per layer the ridge map to the last layer's stream, by one pass of sums in float64."""
     size, n_layers = rows.final.data.row_shape[0], len(rows.views)
-    # Sums of x x' and x y', where x has a 1 appended for the bias.
+    # Only sums of x x' and x y' are kept, however many rows there are; x has a 1 appended for the bias.
     squares = torch.zeros(n_layers, size + 1, size + 1, dtype=torch.float64)
     products = torch.zeros(n_layers, size + 1, size, dtype=torch.float64)
     for block in rows.blocks(shuffle=False):
@@ -77,7 +77,7 @@ def _least_squares(rows: StreamRows) -> Translators:
             products[layer] += x.T @ target
     ridge = RIDGE * squares.diagonal(dim1=1, dim2=2)[:, :size].mean(1) + 1e-12
     penalty = torch.eye(size + 1, dtype=torch.float64)
-    # The bias is free.
+    # No penalty on the bias, which only moves the mean.
     penalty[size, size] = 0
     penalties = ridge[:, None, None] * penalty
     # Towards the identity, which is the logit lens, where rows are too few to say.
@@ -95,6 +95,6 @@ def divergences(
     with torch.no_grad():
         theirs = read_out(target).float().log_softmax(-1)
     translated = maps(streams)
-    # [layer * row, vocab] -> [layer, row, vocab]
+    # The read-out takes rows, so the layers are laid in one axis with them and taken apart again.
     ours = read_out(translated.flatten(0, 1)).float().log_softmax(-1).view(*translated.shape[:2], -1)
     return (theirs.exp() * (theirs - ours)).sum(-1)

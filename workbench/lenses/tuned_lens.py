@@ -215,7 +215,7 @@ def _compared(
     n, n_layers = len(rows.final.store), len(maps.weight)
     counts = torch.zeros(n, dtype=torch.float64)
     lenses = {"tuned": maps, "logit": Translators.identity_like(maps)}
-    # [example, layer]
+    # Summed by prompt, because the intervals are over prompts: [example, layer].
     sums = {name: torch.zeros(n, n_layers, dtype=torch.float64) for name in lenses}
     for block in rows.blocks(shuffle=False):
         for chosen, streams, target in block.batches(batch):

@@ -22,6 +22,7 @@ from workbench.sites import Shape
 
 # At most this many rows are read out at a time.
 CHUNK = 2**14
+"""Rows that are read out at a time at most."""
 # How far the read-out may be from the logits, as a share of the largest: far less than a logit scale or cap.
 TOLERANCE = 1e-3
 
@@ -50,7 +51,6 @@ class ReadOut:
         shape = Shape.of(model)
         last = ("resid_post", shape.n_layers - 1)
         result = forward(model, torch.arange(4)[None, : shape.n_ctx] % shape.d_vocab, record=[last])
-        # [pos, vocab] and [pos, d_model] of the one prompt
         logits, stream = result.logits[0], result.recorded[last][0]
         chosen = logits if read_out.tokens is None else logits[:, read_out.tokens]
         # The whole vocabulary too: some tokens alone may agree by chance.

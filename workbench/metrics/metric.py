@@ -132,7 +132,8 @@ class Metric:
         if positions is None:
             return logits
         rows = torch.arange(len(prompts), device=logits.device)
-        rows = rows.view(-1, *[1] * (positions.ndim - 1))  # [example, 1] against [example, step]
+        # [example, 1] against [example, step], so that each step reads its own example.
+        rows = rows.view(-1, *[1] * (positions.ndim - 1))
         return logits[rows, positions.to(logits.device)]
 
     def positions_read(self, prompts: Prompts) -> Int[Tensor, "example *step"] | None:

@@ -106,7 +106,7 @@ class Blueprint(Drawing):
     def _any(self, space: str, only: int | None) -> Float[Tensor, "1 width"]:
         """What reads whether a subspace holds anything, or (`only`) that one-hot."""
         if only is None:
-            # The sum of the coordinates: 1 for every one-hot.
+            # The sum of the coordinates is 1 for every one-hot, so that all of them count alike.
             return torch.ones(1, self.widths[space])
         return one_hot(only, self.widths[space])[None]
 
@@ -140,7 +140,8 @@ class Blueprint(Drawing):
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         base = 1 + max(drawn.layer for drawn in (*self.heads, *self.neurons))
         layers = sorted(rng.sample(range(base + setting.extra), base))
-        # The circuit's layers keep their order and lie anywhere among the others.
+        # The circuit's layers keep their order, since later heads read what earlier ones write; the
+        # others lie anywhere among them.
         heads = [replace(head, layer=layers[head.layer]) for head in self.heads]
         neurons = [replace(neuron, layer=layers[neuron.layer]) for neuron in self.neurons]
         # `steady` and `slack` make a norm's divisor nearly constant; only decoys write the other two.
@@ -201,7 +202,8 @@ class Blueprint(Drawing):
         self, heads: Sequence[Head], neurons: Sequence[Neuron], places: Mapping[str, str], group: int
     ) -> frozenset[str]:
         """Every edge whose writer writes a subspace that its reader reads, decoys aside."""
-        # (name, moment, subspaces): attention of a layer at 2 * layer, its MLP at 2 * layer + 1.
+        # An edge needs its writer before its reader: (name, moment, subspaces), where attention of a layer is
+        # at the moment 2 * layer and its MLP at 2 * layer + 1.
         writers = [("input", -1, {*self._embedded_spaces(), "position"})]
         readers: list[tuple[str, float, set[str]]] = [("logits", math.inf, {self.readout[0]})]
         for head in heads:

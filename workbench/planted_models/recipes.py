@@ -56,7 +56,7 @@ def ioi(size: int, gain: float) -> Recipe:
     drawing.head(
         "previous", 0, [drawing.same("position", "position", shift=-1)], [drawing.move("token", "previous")]
     )
-    # To the same word, and not to itself.
+    # A word is most like itself, so the second score takes its own position off.
     twice = [drawing.same("token", "token"), drawing.same("position", "position", -1.0)]
     drawing.head("duplicate", 0, twice, [drawing.move("position", "seen", 0.5)])
     drawing.head(

@@ -15,8 +15,8 @@ from torch import Tensor
 from workbench.planted_models.drawing import Drawing, Embedding, Head, Neuron
 from workbench.sites import Node
 
-# Logits per unit of what the readout reads.
 READOUT = 4.0
+"""Logits per unit of what the readout reads."""
 # With norms: a constant that dominates the stream's length, so that the scale hardly depends on the rest.
 STEADY = 45.0
 
@@ -105,7 +105,7 @@ class DrawnWeights:
 
     def _embedding(self) -> dict[str, Tensor]:
         drawing = self.drawing
-        rows = torch.stack(list(map(self._vector, drawing.words.values())))  # [word, used]
+        rows = torch.stack(list(map(self._vector, drawing.words.values())))
         if self.setting.norm:  # equal lengths: the first norm divides by the same number everywhere
             squares = rows.square().sum(-1)
             rows[:, self.slices["slack"]] = (squares.max() - squares).sqrt()[:, None]

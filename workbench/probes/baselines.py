@@ -20,12 +20,15 @@ from workbench.probes.solver import LOSSES, Loss, line_search
 
 # At most this many conjugate gradient steps within a Newton step.
 INNER = 200
+"""Conjugate gradient steps within a Newton step at most."""
 # Newton decrement of a fit on all features, in nats: looser than of a sparse one, since steps are not exact.
 TOLERANCE = 1e-9
-# Of LEACE: a ridge on the covariance of standardised features, the share of the right side that is left over
-# by conjugate gradients, and the share of the largest singular value below which a direction of the labels
-# counts as none.
 ERASER_RIDGE, ERASER_SHARE, ERASER_RANK = 1e-6, 1e-6, 1e-8
+"""The three tolerances of LEACE.
+
+A ridge on the covariance of standardised features; the share of the right side that conjugate gradients leave
+over; the share of the largest singular value below which a direction of the labels counts as none.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ def _fit(scaled: Scaled, columns: Columns, settings: ProbeSettings) -> Dense:
     """The L2 probe on all features: Newton steps, each solved by conjugate gradients."""
     one_vs_rest = columns.loss == "softmax" and settings.multiclass == "one-vs-rest"
     at = columns.target.new_zeros(len(columns), columns.target.shape[1], 1 + scaled.activations.n_features)
-    # The intercept is free.
+    # No penalty on the intercept, which only carries how frequent the classes are.
     penalty = torch.full((at.shape[2],), settings.l2, dtype=at.dtype)
     penalty[0] = 0
     loss = LOSSES["logistic" if one_vs_rest else columns.loss]
@@ -223,11 +226,11 @@ def _mass_mean(activations: Activations, columns: Columns, settings: ProbeSettin
         nothing = columns.target * torch.nan
         directions = nothing[:, :, :1].expand(-1, -1, activations.n_features)
         return Dense(directions, nothing[:, :, 0], nothing, torch.zeros(len(columns), dtype=torch.bool))
-    # [column, class, row]
+    # Held-out rows have no part in the means: [column, class, row].
     members = columns.indicator * torch.from_numpy(columns.train)[:, None]
     members = members / members.sum(2, keepdim=True).clamp(min=1)
     means = activations.sums(members.flatten(0, 1))[0].unflatten(0, members.shape[:2])
-    # The nearest mean is that of the largest x . mean - |mean|^2 / 2.
+    # The nearest mean is that of the largest x . mean - |mean|^2 / 2, which is linear in x as logits are.
     intercept = -(means**2).sum(2) / 2
     if columns.n_classes == 2:
         means, intercept = means[:, 1:] - means[:, :1], intercept[:, 1:] - intercept[:, :1]

@@ -73,7 +73,7 @@ class Concept:
             raise ProbeError(
                 f"Concept {name!r} is {column.iloc[0]!r} in every row: a probe needs at least two values."
             )
-        # 0 and 1 alone are two classes.
+        # Labels of 0 and 1 alone mean no and yes, so they are two classes.
         if kinds == {"number"} and set(column) != {0, 1}:
             return cls(name, (), _finite_numbers(name, column))
         if kinds == {"number"}:
@@ -110,6 +110,7 @@ def _plain(value: Any) -> Any:
     """A label as Python's own; a lone surrogate, which no array of texts can hold, is spelled out."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a number of numpy or torch
+    # `item` makes numbers of numpy and torch Python's own.
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()
     return value

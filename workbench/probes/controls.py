@@ -14,10 +14,13 @@ from workbench.probes.concepts import Concept
 from workbench.probes.data import Columns, by_type, check_split, deal, shuffled
 from workbench.probes.labels import Labels
 
-# `shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k
-# features drawn at random. `control-task`: a random label for every token type, in training and held out
-# (Hewitt and Liang 1909.03368).
 CONTROLS = ("shuffle", "random-features", "control-task")
+"""What a probe is compared with.
+
+`shuffle`: the training labels permuted among groups, held-out ones true. `random-features`: true labels, k
+features drawn at random. `control-task`: a random label for every token type, in training and held out
+(Hewitt and Liang 1909.03368).
+"""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def code_blocks(columns: Columns, groups: np.ndarray, seed: int, *, least: int =
     """
     n = int(columns.train.sum(1).max())
     doublings = max(1, int(np.log2(max(n / least, 2))))
-    # As 1/8, 1/8, 1/4, 1/2: every block is as large as all before it.
+    # 1/8, 1/8, 1/4, 1/2: a block doubles what is known, so a few blocks reach any size.
     shares = [2.0**-doublings, *(2.0 ** -(doublings - i) for i in range(doublings))]
     block_of = np.full(columns.train.shape, -1)
     for blocks, codes, rows in zip(block_of, columns.codes, columns.train, strict=True):

@@ -19,8 +19,8 @@ from torch import Tensor
 from workbench.errors import ProbeError
 from workbench.probes.concepts import Concept
 
-# Rows of held activations that are worked on at a time.
 BLOCK = 1024
+"""Rows of held activations that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,6 @@ class Activations:
         return self.view.rows(prompt=self.prompt[rows].tolist(), pos=self.pos[rows].tolist()).detach().cpu()
 
     def _checked(self, values: Tensor) -> Tensor:
-        # [row, feature]
         flat = values.reshape(len(values), -1)
         # The sum is finite where all numbers are, and is much faster to check than each of them.
         if not bool(torch.isfinite(flat.sum())):

@@ -68,7 +68,7 @@ class Probes:
         shape = tuple(map(int, str(table.attrs[f"shape_{kind}"]).split(",")))
         if "baseline" in where:
             return torch.from_numpy(cell["direction"].values[: int(np.prod(shape))].copy()).view(shape)
-        # Slots beyond k hold feature -1.
+        # Slots beyond k hold feature -1, which stands for none.
         used = cell["feature"].values >= 0
         features = torch.from_numpy(cell["feature"].values[used].astype(int))
         vector = torch.zeros(int(np.prod(shape)), dtype=torch.float64)

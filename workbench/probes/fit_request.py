@@ -87,7 +87,7 @@ def _keys(store: Any, sites: Sequence[str] | None, layers: Sequence[int] | None)
             choices = ", ".join(name for name, row in KINDS.items() if row.per_layer and name != "pattern")
             raise ProbeError(f"{kind} has no layer and token rows to probe: choose among {choices}.")
         if not store.layers(kind):
-            store[kind, 0]  # raises, with what the store holds
+            store[kind, 0]  # called for its error, which says what the store holds
         kept_layers = layers
         if kept_layers is None:
             kept_layers = store.layers(kind)

@@ -136,7 +136,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     longest = max(tensor.shape[-1] for tensor in tensors)
     padded: list[Tensor] = []
     for tensor in tensors:
-        # Only logits [column, output, row] have a row axis.
+        # Only logits [column, output, row] have a row axis to pad.
         missing = longest - tensor.shape[-1] if tensor.ndim == 3 else 0
         padded.append(torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor)
     return torch.cat(padded)
@@ -145,7 +145,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 def _portions(activations: Activations, columns: Columns, k: int) -> Iterator[slice]:
     """Columns whose gathered rows fit what the budget leaves."""
     rows = int(columns.train.sum(1).max() + columns.test.sum(1).max())
-    # Float64: features and intercept of the rows twice, of all rows once, and six tables of logits.
+    # What a column takes in float64: features and intercept of its rows twice, of all rows
+    # once, and six tables of logits.
     one = (k + 1) * 8 * (2 * rows + activations.prompt.size) + rows * 8 * 6 * max(1, columns.n_classes)
     room = activations.budget // 3
     if one > max(room, 2**20):
@@ -192,7 +193,7 @@ def _fit(
     # Columns share features: each is read once.
     unique, index = torch.unique(features, return_inverse=True)
     values = activations.features(unique)
-    # [column, feature, row]
+    # Every column has features and rows of its own, so that all of them become [column, feature, row].
     x, new = (values[index[:, :, None], rows.index[:, None, :]] for rows in (train, test))
     scaling = _Scaling.of(x, train.real, settings)
     x, new = scaling(x), scaling(new)
@@ -258,7 +259,7 @@ def _one_solve(
 
 def _carried(previous: Fits, portion: slice, features: Tensor, scaling: _Scaling) -> Tensor:
     """[column, output, 1 + k]: the earlier probe where its features are chosen again, in these units."""
-    # [column, k, earlier k]: 1 where a feature is the same
+    # A feature may have another slot than before, so slots are matched by feature: [column, k, earlier k].
     same = (features[:, :, None] == previous.features[portion][:, None, :]).double()
     coefficients = previous.coefficients[portion] @ same.mT
     shifted = (coefficients * scaling.shift[:, None]).sum(2, keepdim=True)

@@ -15,8 +15,8 @@ from workbench.probes.data import Activations, Columns
 from workbench.probes.fits import ProbeSettings
 from workbench.probes.stepwise import Selection, base_logits, deviations, loss_of
 
-# How many penalties, proximal steps at each, and the smallest penalty as a share of the largest.
 PENALTIES, STEPS, LEAST = 24, 40, 0.02
+"""How many penalties, proximal steps at each, and the smallest penalty as a share of the largest."""
 # Power iterations for the curvature of the L1 fit, which needs an upper bound and not a precise value.
 POWER_STEPS = 20
 
@@ -119,7 +119,8 @@ class L1Problem:
     @cached_property
     def step_size(self) -> Float[Tensor, "column"]:
         """1 / the largest curvature of the loss, at which no step overshoots."""
-        # The largest second derivative by a logit: 1 of squares, 1/2 of softmax, 1/4 of the logistic loss.
+        # No second derivative by a logit is larger: 1 for squares, 1/2 for
+        # softmax, 1/4 for the logistic loss.
         bound = 0.25
         if self.columns.loss == "squares":
             bound = 1.0

@@ -14,8 +14,8 @@ from workbench.errors import ProbeError
 from workbench.prompts.tables import read_rows
 from workbench.sites import Position
 
-# Columns that say which token; all others are concepts. `pos`, or a span from `start` up to, without, `end`.
 PLACES = ("prompt", "pos", "start", "end")
+"""Columns that say which token: `pos`, or a span from `start` up to, without, `end`. Others are concepts."""
 
 
 def check_names(names: Sequence[str], source: str) -> None:

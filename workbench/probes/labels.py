@@ -112,7 +112,7 @@ class Labels:
                     f"Concept {name!r} has {len(values)} labels for {len(store.prompts)} prompts: give one "
                     "for each."
                 )
-        # A dict, since two names may lie at one token.
+        # A dict, since two names may lie at one token, which counts once.
         rows: dict[tuple[int, int], None] = {}
         for position in positions:
             for i, index in enumerate(store.prompts.at(position).tolist()):
@@ -150,7 +150,7 @@ class Labels:
         names = [str(name).strip() for name in frame.columns]
         check_names(names, source)
         needed = place_columns(frame, source)
-        # Of equal prompts the first is meant.
+        # Backwards, so that of equal prompts the first is kept.
         ids = {prompt_id: i for i, prompt_id in reversed(list(enumerate(store.prompts.ids)))}
         known = {str(name): typed(frame[name].tolist()) for name in frame.columns if name not in PLACES}
         concepts: dict[str, list[Any]] = {name: [] for name in known}

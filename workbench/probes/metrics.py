@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# `r2` is for numbers, the others for classes. With several classes f1, roc_auc and average_precision are
-# means over one-vs-rest, and balanced accuracy is the mean recall.
 METRICS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "average_precision", "r2")
+"""`r2` is for numbers, the others for classes.
+
+With several classes f1, roc_auc and average_precision are means over one-vs-rest, and balanced accuracy is
+the mean recall.
+"""
 
 
 def resamples(groups: Int[np.ndarray, "row"], draws: int, seed: int) -> Float[np.ndarray, "draw row"]:
@@ -44,9 +47,8 @@ def scores(
             return {"r2": 1 - error / (weight @ codes**2 - weight.sum(1) * mean**2)}
         binary = n_classes == 2
         predicted = (logits[0] >= 0).astype(int) if binary else logits.argmax(0)
-        # [class, row]
         is_class, is_predicted = (np.arange(n_classes)[:, None] == labels for labels in (codes, predicted))
-        # [draw, class]
+        # A draw is a row of weights, so that one product of matrices counts for all draws: [draw, class].
         hits, members, claims = (
             weight @ table.T.astype(float) for table in (is_class & is_predicted, is_class, is_predicted)
         )
@@ -86,7 +88,7 @@ def _ranking(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> _Ra
     order = np.argsort(score)
     ordered, is_positive = score[order], positive[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    # [draw, threshold]: the weight of positive and of negative rows at each score
+    # No threshold tells rows of equal score apart, so weights are summed at each score: [draw, threshold].
     positives, negatives = weight[:, order] * is_positive, weight[:, order] * ~is_positive
     if len(starts) < len(order):
         positives, negatives = (np.add.reduceat(side, starts, axis=1) for side in (positives, negatives))

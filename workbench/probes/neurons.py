@@ -29,6 +29,7 @@ from workbench.statistics import check_seed
 CHUNK = 2**23
 # Pairs of undamped Newton steps before a neuron is handed to the damped solver.
 FAST = 8
+"""Pairs of undamped Newton steps before a neuron goes to the damped solver."""
 MAPS = ("accuracy", "roc_auc", "coefficient", "intercept", "converged")
 
 
@@ -84,7 +85,6 @@ def neuron_maps(
     tables: list[np.ndarray] = []
     for layer in mapped_layers:
         activations = Activations(store[kind, layer], labels.prompt, labels.pos, budget)
-        # [map, neuron, concept]
         table = np.full((len(MAPS), activations.n_features, len(questions)), np.nan)
         for start, x in _neurons(activations):
             for c, question in enumerate(questions):
@@ -184,12 +184,11 @@ def _single(
     the curvature and shows what is left. What they do not bring down to the tolerance is solved again,
     damped.
     """
-    # At zero coefficients the logistic loss is a parabola of curvature 1/4.
+    # At zero coefficients the logistic loss is a parabola of curvature 1/4: one step has a closed form.
     means = [side.mean(1) for side in (negative, positive)]
     centre = (means[0] + means[1]) / 2
     spread = sum(vecdot(side, side) / side.shape[1] for side in (negative, positive)) / 2 - centre**2
     slope = (means[1] - means[0]) / (spread + 4 * l2)
-    # [intercept or slope, neuron]
     coefficients = torch.stack([-slope * centre, slope])
     converged = torch.zeros(slope.shape, dtype=torch.bool)
     left, sides, at = torch.arange(len(slope)), (negative, positive), coefficients
@@ -232,12 +231,12 @@ def _step(sides: tuple[Tensor, Tensor], at: Tensor, l2: float, curvature: Tensor
     """
     gradient, second = at.new_zeros(2, at.shape[1]), at.new_zeros(3, at.shape[1])
     for sign, x in zip((1.0, -1.0), sides, strict=True):
-        # Half of the weight for each class. `p` is the probability of the wrong one, on either side.
+        # Each class counts half, whatever its size. `p` is the probability of the wrong class on either side.
         weight = 0.5 / x.shape[1]
         p = torch.addcmul(at[0, :, None] * sign, x, at[1, :, None] * sign).sigmoid_()
         gradient += torch.stack([p.sum(1), vecdot(p, x)]) * (sign * weight)
         if curvature is None:
-            # p (1 - p)
+            # p (1 - p) as p - p², without another table of that size.
             variance = torch.addcmul(p, p, p, value=-1)
             weighted = variance * x
             second += torch.stack([variance.sum(1), weighted.sum(1), vecdot(weighted, x)]) * weight

@@ -90,7 +90,7 @@ def pooled(runs: Sequence[tuple[Columns, Tensor]]) -> Predictions:
         test = padded_rows(fold.test)
         rows, real = test.index.numpy(), test.real.numpy()
         owner = np.nonzero(real)[0]
-        # [column, test_row, output] at the real rows
+        # Indices on both sides of a slice come first in numpy, so the values have to be [real row, output].
         logits[owner, :, rows[real]] = fold_logits.numpy().transpose(0, 2, 1)[real]
         codes[owner, rows[real]] = fold.codes[owner, rows[real]]
     return Predictions(logits, codes)
@@ -111,7 +111,7 @@ def code_lengths(
     Source: the online code of Voita and Titov, arXiv 2003.12298.
     """
     total = np.zeros((len(ks), len(columns)))
-    # A code is sent under the labels' true frequencies.
+    # A code is sent under the labels' true frequencies, so classes are not balanced here.
     unbalanced = replace(settings, balanced=False)
     for block in code_blocks(columns, groups, seed):
         known = columns.with_rows(block.known, block.sent)

@@ -20,6 +20,7 @@ from workbench.probes.stepwise import Selection, add_prune, forward
 Selector = Callable[[Activations, Columns, Sequence[int], ProbeSettings], Selection]
 # Bins of equal frequency, for mutual information; a target that is a number gets a quarter as many.
 BINS = 16
+"""Bins of equal frequency, for mutual information; a target that is a number falls into a quarter of them."""
 # Rows that the edges of bins are taken from: quantiles of more of them hardly move.
 SAMPLE = 4096
 
@@ -50,9 +51,8 @@ def _difference(
     # Variances need a second pass over squares; the plain difference of means does not.
     powers = (1, 2)[: 1 + standardised]
     members = columns.indicator * torch.from_numpy(columns.train).double()[:, None]
-    # [power, column, class, feature]
+    # Columns and classes share one pass over the activations: [power, column, class, feature].
     sums = activations.sums(members.flatten(0, 1), powers=powers).unflatten(1, members.shape[:2])
-    # [column, class, 1]
     counts = members.sum(2)[:, :, None]
     rest_sums, rest_counts = sums.sum(2, keepdim=True) - sums, counts.sum(1, keepdim=True) - counts
     classes = slice(None)
@@ -93,20 +93,20 @@ def _mutual_information(activations: Activations, columns: Columns) -> Float[Ten
     Bins are of equal frequency over all rows, blind to labels.
     """
     edges = _bin_edges(activations)
-    # [column, class, row]
+    # Held-out rows have no part in the selection: [column, class, row].
     members = _classes(columns) * torch.from_numpy(columns.train)[:, None]
     flat = members.flatten(0, 1)
     counts = flat.new_zeros(BINS, len(flat), activations.n_features)
     for rows, x in activations.blocks():
         below = torch.zeros_like(x)
         for b in range(BINS):
-            # The last bin has no upper edge.
+            # The last bin has no upper edge, so every number is below it.
             up_to_edge = torch.ones_like(x)
             if b < BINS - 1:
                 up_to_edge = (x <= edges[b]).double()
             counts[b] += flat[:, rows] @ (up_to_edge - below)
             below = up_to_edge
-    # [bin, column, class, feature]: the shares of bins in each class, times the share of the class
+    # P(bin, class) is P(bin | class) P(class), and counts give the first: [bin, column, class, feature].
     joint = (counts / flat.sum(1).clamp(min=1)[:, None]).unflatten(1, members.shape[:2])
     joint = joint * (members.sum(2) / members.sum((1, 2))[:, None])[:, :, None]
     independent = joint.sum(0, keepdim=True) * joint.sum(2, keepdim=True)

@@ -63,7 +63,6 @@ class SiteProbes:
 
     def _fit_sparse(self, tables: Tables, folds: Sequence[ColumnBatch], s: int, selector: Selector) -> None:
         ks, last = self.request.ks, folds[-1]
-        # [fold][k]
         fits: list[list[Fits]] = []
         for fold in folds:
             fits.append(list(fit_selected(self.activations, fold.columns, ks, selector, self.settings)))

@@ -111,7 +111,7 @@ def solve(
     """
     begin = x.new_zeros(len(x), target.shape[1], x.shape[1]) if start is None else start
     at_once = max(1, CHUNK // (x.shape[1] * x.shape[2] * x.element_size()))
-    # The intercept, which comes first, is free.
+    # No penalty on the intercept, which comes first and only carries how frequent the classes are.
     penalty = torch.full((x.shape[1],), l2, dtype=x.dtype)
     penalty[0] = 0
     solutions: list[Solution] = []

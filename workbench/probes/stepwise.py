@@ -20,6 +20,7 @@ Selection = list[Int[Tensor, "column k"]]
 
 # Of add-prune: features added to the k best in a round, and the rounds.
 ADDED, ROUNDS = 16, 3
+"""Of add-prune: features added to the k best at a time, and how often."""
 
 
 def _steepness(
@@ -37,7 +38,7 @@ def _steepness(
     residual = (columns.target.gather(2, index) - loss_of(columns, settings).mean(logits)) * train.real[
         :, None
     ]
-    # Padding adds its 0 to row 0, so that rows may repeat.
+    # `scatter_add_`, because padding repeats row 0: what it adds there is 0.
     spread = torch.zeros_like(columns.target).scatter_add_(2, index, residual) * weight[:, None]
     # The intercept would take the mean out: what is left is the gradient with the intercept at its best.
     spread = spread - weight[:, None] * spread.sum(2, keepdim=True)

@@ -151,7 +151,7 @@ def _content(entry: Any, column: str | None, where: str) -> Any:
 
 def _ids(content: Any, where: str) -> list[int]:
     listed = content
-    # Tensors and arrays; their elements become integers of Python.
+    # Elements of tensors and arrays are no integers of Python, which alone pass the check below.
     if hasattr(content, "tolist"):
         listed = content.tolist()
     if not isinstance(listed, Sequence) or not all(type(token) is int and token >= 0 for token in listed):

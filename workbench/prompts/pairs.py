@@ -128,7 +128,7 @@ class PromptPairs:
         Args:
             rows: token ids, sorted; every answer is among them.
         """
-        # -1 is padding and stays.
+        # -1 is padding, which `searchsorted` would turn into a row of the vocabulary.
         answers = torch.searchsorted(rows, self.answers).where(self.answers >= 0, -1)
         wrong = torch.searchsorted(rows, self.wrong).where(self.wrong >= 0, -1)
         return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)

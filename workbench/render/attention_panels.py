@@ -49,7 +49,7 @@ def attention(
         heads = range(len(store["pattern", layer].prompt(example)))
     pairs = [as_head(head, layer) for head in heads]
     # heads of one layer share a read: a store on disk would unpack the layer again for each
-    patterns: dict[int, np.ndarray] = {}  # layer -> [head, query_pos, key_pos]
+    patterns: dict[int, np.ndarray] = {}
     for at, head in pairs:
         if at not in patterns:
             patterns[at] = store["pattern", at].prompt(example).detach().float().cpu().numpy()

@@ -14,19 +14,19 @@ from workbench.text import xml
 
 VERSION = "1.43.3"
 _SCRIPT = "circuitsvis/dist/cdn/iife.js"
-# What is corrected in the script of version 1.43.3: (pattern, replacement, how often it is there).
 _CORRECTIONS = (
     # token text becomes text and not HTML; spaces in it are spelled as characters and not as entities
     (r"dangerouslySetInnerHTML:\{__html:([^{}]+)\}", r"children:\1", 5),
     (r'"&nbsp;"', r'"\\xa0"', 3),
     # tensors this small need no graphics card, and a browser without one complains
     (r'\w+\.isBrowser\(\)&&(\w+\("webgl",)', r"false&&\1", 1),
-    # the colours of every other picture here
+    # a colour must mean the same in every picture here
     (r'="red",(\w+)="blue"', rf'="{RED}",\1="{BLUE}"', 1),
     (r'positiveColor:"red"', f'positiveColor:"{BLUE}"', 1),
-    # a single sample shows all of its columns
+    # with a single sample the component would show its first column alone, and hide the others
     (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),
 )
+"""What is corrected in the script of version 1.43.3: (pattern, replacement, how often it is there)."""
 # The components draw for white paper, as the still pictures do; the names with --jp are what a dark
 # JupyterLab tints.
 _PAPER = (

@@ -73,10 +73,10 @@ def top_samples(
     acts = as_activations(strings, activations, layers, names)
     if not isinstance(k, int | np.integer) or k < 1:
         raise WorkbenchError(f"k={k}; ask for one prompt or more.")
-    peaks = np.stack([table.max(0) for table in acts.tables])  # [prompt, layer, neuron]
+    peaks = np.stack([table.max(0) for table in acts.tables])
     # stable: prompts with equal peaks keep their order, so that the page is the same in every run
-    order = np.argsort(-peaks, axis=0, kind="stable")[:k]  # [rank, layer, neuron]
-    best = order.transpose(1, 2, 0).tolist()  # [layer][neuron][rank]
+    order = np.argsort(-peaks, axis=0, kind="stable")[:k]
+    best = order.transpose(1, 2, 0).tolist()
     tokens, values, chosen = [], [], []
     for layer, row in enumerate(best):
         tokens.append([])

@@ -10,7 +10,6 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 
-# component -> (the properties it needs, those it can do without)
 COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "AttentionHeads": (
         ("attention", "tokens"),
@@ -52,7 +51,7 @@ COMPONENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("firstDimensionName", "thirdDimensionName", "sampleLabels", "firstDimensionLabels"),
     ),
 }
-# The axes of properties that have to fit together: an axis has the same size wherever its name stands.
+"""Component → (the properties it needs, those it can do without)."""
 _AXES: Mapping[str, Mapping[str, str]] = {
     "AttentionHeads": {"attention": "head token token", "tokens": "token", "attentionHeadNames": "head"},
     "AttentionPattern": {"attention": "token token", "tokens": "token"},
@@ -64,6 +63,7 @@ _AXES: Mapping[str, Mapping[str, str]] = {
         "correctTokenRank": "token", "correctTokenLogProb": "token",
     },
 }  # fmt: skip
+"""The axes of properties that have to fit together: an axis has the same size wherever its name stands."""
 
 
 def check_names(component: str, props: Mapping[str, Any]) -> None:

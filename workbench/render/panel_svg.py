@@ -31,7 +31,7 @@ def shade(value: float, scale: float) -> str:
         depth = min(abs(value) / scale, 1.0)
     full = BLUE if value >= 0 else RED
     colour = "#"
-    for i in (1, 3, 5):  # red, green, blue of #rrggbb, each from white towards the full colour
+    for i in (1, 3, 5):  # red, green, blue of #rrggbb, each starting from white, as 0 has to be blank paper
         channel = 255 + (int(full[i : i + 2], 16) - 255) * depth
         colour += f"{round(channel):02x}"
     return colour
@@ -60,9 +60,11 @@ def is_dark(value: float, scale: float) -> bool:
     """Whether white text is easier to read on the colour of the value than dark text, by WCAG's luminance."""
     colour = shade(value, scale)
     luminance = 0.0
-    for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):  # red, green, blue of #rrggbb
+    # of #rrggbb: green looks brighter than red, and red than blue
+    for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):
         channel = int(colour[i : i + 2], 16) / 255
-        # the transfer curve of sRGB: linear near black, a power above
+        # sRGB is linear near black and a power above; luminance adds up in linear light, so this curve is
+        # undone before the channels are added
         linear = channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
         luminance += weight * linear
     # below this luminance the contrast with white is the better one

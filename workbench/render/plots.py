@@ -63,7 +63,7 @@ def drawn(result: Any, title: Title, labels: Labels) -> Any:
     """The figure of a result by its type."""
     known = ", ".join(kind.__name__ for kind in drawn.registry if kind is not object)
     hint = ""
-    if hasattr(result, "kinds"):  # an activation store
+    if hasattr(result, "kinds"):  # an activation store, of which only what is computed from it has a picture
         hint = " Draw what is computed from it, such as norms(store) or attention_to(store, ...)."
     raise WorkbenchError(f"A {type(result).__name__} cannot be drawn. These can: {known}.{hint}")
 

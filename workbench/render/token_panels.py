@@ -38,7 +38,7 @@ def tokens(
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
     """
     strings, numbers = as_strings(strings), as_finite(values, "The values of the tokens")
-    rows = numbers  # [row, pos]
+    rows = numbers
     if numbers.ndim == 1:
         rows = numbers[None]
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(strings):
@@ -120,7 +120,8 @@ def log_probs(
     # [pos, token] without the last position, whose next token is not in the prompt; JSON has no -inf
     table = np.maximum(table[:-1], -1e4)
     right = table[np.arange(n - 1), numbers[1:]]
-    best = np.stack([np.argsort(-row, kind="stable")[:k] for row in table])  # [pos, rank]
+    # stable, so that equal guesses keep their order
+    best = np.stack([np.argsort(-row, kind="stable")[:k] for row in table])
     best_logprobs = np.take_along_axis(table, best, 1)
     word = as_decoder(decode)
     words = [list(map(word, row)) for row in best.tolist()]

@@ -36,7 +36,7 @@ def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str
     scale = 0.0
     for _, _, values in lines:
         scale = max([scale, *map(abs, values)])
-    scale = scale or 1.0  # of zeros alone
+    scale = scale or 1.0  # zeros alone have no scale, and 0 / 0 no colour
     y, body, n_tokens = 50.0, "", 0
     for label, strings, values in lines:
         if label:
@@ -108,7 +108,7 @@ def top_k_svg(
         notes.append(f"the {n_ranks} likeliest of {deepest} are drawn")
     if n_columns < len(columns):
         notes.append(f"the first {n_columns} of {len(columns)} columns are drawn")
-    shown = []  # [row][column][rank]
+    shown = []
     for row in cells:
         shown.append([cell[:n_ranks] for cell in row[:n_columns]])
     room = _most_letters(shown)

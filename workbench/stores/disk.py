@@ -102,7 +102,7 @@ class DiskStore(ActivationStore):
         words = read_json(join(place, LABELS))
         ends = np.cumsum(self._lengths)
         spans = [(int(end - n), int(end)) for n, end in zip(self._lengths, ends, strict=True)]
-        # [token of all prompts] → [example, pos], padded on the right
+        # The file has the tokens of all prompts in a row; [example, pos] needs padding on the right.
         table = torch.zeros((self.plan.n, int(self._lengths.max())), dtype=torch.long)
         is_token = torch.arange(table.shape[1]) < torch.from_numpy(self._lengths)[:, None]
         table[is_token] = tokens.long()

@@ -149,7 +149,8 @@ class StorePlan:
             plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
             are_numbers = all(isinstance(start, int) and isinstance(stop, int) for start, stop in plan.shards)
             starts, stops = [start for start, _ in plan.shards], [stop for _, stop in plan.shards]
-            # Each shard begins where the one before ends, the first at 0 and the last at n.
+            # A plan may be damaged: each shard has to begin where the one before ends, the
+            # first at 0, the last to end at n.
             if (
                 not are_numbers
                 or [0, *stops] != [*starts, plan.n]

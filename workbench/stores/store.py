@@ -73,7 +73,7 @@ class SiteView:
         rows = self.data.part(start, start + count)
         if self.kind != "pattern":
             return rows
-        # A pattern is kept flat: [head * query_pos * key_pos] → [head, query_pos, key_pos]
+        # Patterns differ in size and lie flat: [head * query_pos * key_pos] → [head, query_pos, key_pos].
         length = int(self.store.index.counts[i])
         return rows.view(-1, length, length)
 
@@ -210,7 +210,8 @@ class RowBlocks(IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
-        # (which of the workers this is, how many there are); without a `DataLoader`'s workers, the only one.
+        # Every worker of a `DataLoader` comes here, so each takes a share of the
+        # blocks: (its number, of how many).
         share = (0, 1) if worker is None else (worker.id, worker.num_workers)
         blocks = self._data.blocks(size=self._size, shuffle=self._shuffle, seed=self._seed, share=share)
         for _, block in blocks:

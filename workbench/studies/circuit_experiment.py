@@ -66,8 +66,6 @@ class CircuitExperiment(Experiment):
         """The activations of the corrupt run of the held-out pairs."""
         return self.heldout.corrupt
 
-    # ---- what the components do
-
     @property
     def components(self) -> list[str]:
         """The heads and MLPs of the circuit, as `a3.7` and `m3`."""
@@ -139,8 +137,6 @@ class CircuitExperiment(Experiment):
         if not heads:
             raise CircuitError(f"no head of this circuit is a {role} by its rule")
         return heads
-
-    # ---- runs
 
     @cached_property
     def base(self) -> Tensor:
@@ -222,16 +218,14 @@ class CircuitExperiment(Experiment):
             return self.heldout
         return PairsInModel.of(self.model, pairs, metric=self.metric)
 
-    # ---- edits
-
     def attending(self, heads: Sequence[str], to: Position, instead_of: Position) -> Edits:
         """Edits that exchange, at END, each head's attention to two positions."""
         edits: Edits = {}
         prompts, rows = self.pairs.clean, torch.arange(len(self.pairs))
         end, new, old = map(prompts.at, ("END", to, instead_of))
         for head in map(parsed, heads):
-            patterns = self.clean["pattern", head.layer].padded()  # [example, head, query, key]
-            pattern = patterns[rows, head.index, end].clone()  # [example, key]
+            patterns = self.clean["pattern", head.layer].padded()
+            pattern = patterns[rows, head.index, end].clone()
             # Two columns change places, so that the row still sums to 1.
             pattern[rows, new], pattern[rows, old] = pattern[rows, old], pattern[rows, new].clone()
             edits[f"pattern[{head.layer}.{head.index}]@END"] = constant(pattern)
@@ -263,7 +257,7 @@ class CircuitExperiment(Experiment):
         new_edits: Edits = {}
         for head in map(parsed, heads):
             unit = head.index // self._group(kind)
-            activation = recorded[kind, head.layer]  # [example, pos, head, d_head]
+            activation = recorded[kind, head.layer]
             for position in positions:
                 content = activation[rows, self.pairs.clean.at(position), unit]
                 new_edits[f"{kind}[{head.layer}.{unit}]@{position}"] = constant(content)
@@ -274,8 +268,6 @@ class CircuitExperiment(Experiment):
         if kind in ("k", "v"):
             return Shape.of(self.model).group
         return 1
-
-    # ---- measurements that several studies make
 
     def only_values(
         self,

@@ -242,7 +242,7 @@ def _agreement(study: Study, experiment: CircuitExperiment) -> Agreement | None:
     try:
         comparison = compare(published, experiment.labelled_circuit)
     except CircuitError:
-        return None  # another model than the published circuit's
+        return None  # the published circuit is of another model
     roles = []
     for row in comparison.by_role.to_dict("records"):
         roles.append(PublishedRole(str(row["role"]), int(row["a"]), int(row["both"]), str(row["missing"])))

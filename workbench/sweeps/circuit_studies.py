@@ -66,7 +66,7 @@ def methods(context: JobContext, jobs: Sequence[Job]) -> list[Measurement]:
         discovery = _discovered(context, job)
         extra = {"find_seconds": time.perf_counter() - start}
         if job.what.rpartition("@")[0] in SCORES:
-            # Areas under the faithfulness curve: edges by signed score (cpr), and by its magnitude (cmd).
+            # CPR wants edges that raise the metric, CMD those that keep it as it is: each has a ranking.
             for name, by in (("cpr", "signed"), ("cmd", "magnitude")):
                 curve = faithfulness_curve(
                     discovery.scores,

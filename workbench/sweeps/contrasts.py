@@ -93,7 +93,7 @@ def _agreement(circuits: Sequence[LogRow], by: Sequence[str]) -> dict[str, Any]:
     for a, b in combinations(edges, 2):
         # Two circuits without edges have nothing in common and nothing apart: 0 / 0.
         jaccard.append(len(a & b) / len(a | b) if a | b else np.nan)
-    # One seed has nothing to agree with.
+    # With one seed there is no pair that could agree, so the agreement is NaN.
     indices = np.array(jaccard or [np.nan])
     sizes = list(map(len, edges))
     faithfulness = np.array([circuit["extra"].get("faithfulness") for circuit in circuits], dtype=float)

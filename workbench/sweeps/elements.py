@@ -37,7 +37,7 @@ def elements_of(entry: Entry, shape: Shape, pairs: PromptPairs, base: str) -> li
         return [JOIN.join(map(str, sites))]
     kind, at, position = entry.partition("@")
     if kind not in KINDS or (at and not position):
-        Site.parse(entry)  # raises, and says what is wrong
+        Site.parse(entry)  # called for its error, which says what is wrong
     return [str(site) for site in grid(kind, shape, pos=_positions(position, entry, prompts))]
 
 

@@ -111,7 +111,7 @@ def _settings(spec: SweepSpec, inputs: JobInputs) -> Iterator[JobSetting]:
                 for seed in spec.seeds:
                     first = _setting(spec, model, step, task, seed, "", spec.values[0])
                     for metric in spec.metrics or (inputs.pairs(first).metric,):
-                        metric_of(metric, inputs.pairs(first))  # raises before anything runs
+                        metric_of(metric, inputs.pairs(first))  # called for its error, before anything runs
                         for value in spec.values:
                             yield _setting(spec, model, step, task, seed, metric, value)
 

@@ -23,6 +23,7 @@ LOG = "jobs.jsonl"
 MEASURED = ("done", "nan")
 # How a job ends: measured; without a finite number; with an error; or out of memory.
 STATUSES = (*MEASURED, "failed", "memory")
+"""How a job ends: measured, measured with NaN cells, raised an error, or ran out of memory."""
 
 
 def read_log(folder: str | Path) -> list[LogRow]:
@@ -132,7 +133,7 @@ def _check_extra(extra: Any) -> None:
         if name in ("edges", "order"):
             fits = isinstance(value, list) and set(map(type, value)) <= {str}
         elif "order" in extra:
-            fits = _are_numbers(value)  # one number for each step
+            fits = _are_numbers(value)  # a job that adds sites one by one has a number a step
         else:
             fits = _are_numbers([value])
         if not fits:

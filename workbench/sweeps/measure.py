@@ -22,8 +22,8 @@ from workbench.sweeps.jobs import Job
 from workbench.sweeps.places import JOIN, sites_of
 from workbench.sweeps.site_values import BySite
 
-# Bootstrap draws for the interval of each step of a cumulative ablation.
 DRAWS = 200
+"""Bootstrap draws for the interval of each step of a cumulative ablation."""
 
 
 def _sites(what: str) -> tuple[Site, ...]:
@@ -85,7 +85,7 @@ def _edited(context: JobContext, elements: Sequence[tuple[Site, ...]], value: Va
         progress=False,
     )
     base = context.base()
-    # [example, site] -> one list of examples for each site
+    # A job is a site, so the columns of [example, site] become lists.
     return [Measurement(column, base) for column in table.values.T.astype(float).tolist()]
 
 

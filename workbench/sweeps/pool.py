@@ -20,9 +20,9 @@ from workbench.sweeps.jobs import Job
 from workbench.sweeps.log import LogRow
 
 JobBatch = Sequence[Job]
-# Seconds without any Ray actor after which a warning says so.
 PATIENCE = 60.0
-# What jobs share, in a worker process; in the process of the runner it stays None.
+"""Seconds without any Ray actor after which a warning says so."""
+# Set once in each worker process, so that jobs need not carry what they share; None in the runner's.
 _inputs: JobInputs | None = None
 
 

@@ -15,13 +15,13 @@ from workbench.statistics import benjamini_hochberg, summary
 from workbench.sweeps.log import FLAGS, LogRow
 from workbench.sweeps.places import PLACE, place_of
 
-# Jobs that agree in these ran on the same examples.
 PROMPTS = ("task", "split", "variant", "n", "seed")
+"""Jobs that agree in these ran on the same examples."""
 # Jobs that agree in these are tested together: their p-values are corrected for how many they are.
 FAMILY = ("study", "model", "checkpoint", "task", "metric", "value", "seed")
 NUMBERS = ("n_examples", "mean", "se", "low", "high", "p")
 _COLUMNS = ("job", "status", *FLAGS, *PLACE, *NUMBERS, "m_base", "seconds", "error")
-# Columns that may lack a value in some rows and are whole numbers all the same.
+# Some rows lack a value of these, which would make pandas read whole numbers as floats.
 _WHOLE = ("checkpoint", "layer", "head", "neuron", "n_edges", "step", "n", "seed")
 _REAL = ("mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd")
 # At most this many samples are resampled together, which bounds the memory of their draws.

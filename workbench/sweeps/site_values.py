@@ -158,7 +158,7 @@ def _losses(runs: MeasuredRuns, sites: Sequence[Site], constants: Sequence[Tenso
     writes = []
     for site, content, copy in zip(sites, constants, copies, strict=True):
         writes.append(Edit(site, Constant(content).bind(runs.model, runs.prompts), copy).write())
-    # [copy * example, pos, vocab]
+    # Each site has its own copy of the prompts, so that one pass serves all: [copy * example, pos, vocab].
     logits = forward(
         runs.model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
     ).logits

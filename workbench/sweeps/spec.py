@@ -48,7 +48,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 # Studies whose jobs edit sites, so that a constant can be fitted to each.
 FITTED = ("effects", "pairs", "cumulative")
-# Studies of circuits: a circuit is a run of the clean prompts.
+# A circuit is a run of the clean prompts, so these studies have no other base.
 FROM_CLEAN = ("circuits", "methods", "stability")
 # Keys of jobs and columns of tables hold 64-bit integers.
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -36,8 +36,8 @@ from workbench.sweeps.rows import (
 )
 from workbench.sweeps.status import Status
 
-# Columns that follow from `what` and `step`.
 _DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
+"""Columns that follow from `what` and `step`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -45,13 +45,13 @@ EVENTS = tuple("war journey strike siege reign voyage drought study plan festiva
 DURATION_VERBS = tuple("lasted went ran continued".split())
 CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
 YEARS = tuple(f"{year:02d}" for year in range(100))
-# Country → capital, the answers of the facts task.
 _CAPITALS = (
     "France/Paris Germany/Berlin Italy/Rome Spain/Madrid Japan/Tokyo China/Beijing Russia/Moscow "
     "Egypt/Cairo Greece/Athens Norway/Oslo Sweden/Stockholm Poland/Warsaw Austria/Vienna "
     "Hungary/Budapest Portugal/Lisbon Ireland/Dublin Cuba/Havana Peru/Lima Chile/Santiago Canada/Ottawa "
     "Kenya/Nairobi Finland/Helsinki Denmark/Copenhagen Turkey/Ankara"
 )
+"""Country/capital, the answers of the facts task."""
 CAPITALS = {pair.partition("/")[0]: pair.partition("/")[2] for pair in _CAPITALS.split()}
 _PUNCTUATION = (",", ".", "'s")
 _TEMPLATE_WORDS = tuple(
@@ -171,7 +171,7 @@ def choose_two(rng: random.Random, words: Sequence[Word]) -> tuple[Word, Word]:
 
 def joiner(before: str, word: str) -> str:
     """What stands between two words in ordinary spelling."""
-    # A year is two words, its century and its last two digits.
+    # A year is two words, its century and its last two digits, which are written together.
     is_attached = word in _PUNCTUATION or (before.isdigit() and word.isdigit())
     if is_attached:
         return ""

@@ -22,7 +22,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
     answers.
     """
     clean = _sentence(rng, lexicon, rng.randint(2, 98))
-    # No answers: the lexicon lacks that year, or has none after it.
+    # Drawn again where there are no answers: the lexicon lacks that year, or has none after it.
     while not clean.answers:
         clean = _sentence(rng, lexicon, rng.randint(2, 98))
     # The clean answers stay, so that the metric measures the same years on both sides.
@@ -54,6 +54,6 @@ def _sentence(rng: random.Random, lexicon: Lexicon, year: int) -> Sentence:
     if YEARS[year] not in years:
         years = ()
     later = tuple(later for later in years if int(later) > year)
-    # The first year itself is a wrong answer too.
+    # Only later years are right, so that the first year itself is a wrong answer too.
     others = tuple(other for other in years if int(other) <= year)
     return Sentence(words, later, others, (*slots.values(), century), named)

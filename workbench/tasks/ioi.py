@@ -43,7 +43,7 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     template = rng.choice(templates)
     slots = {"place": rng.choice(lexicon.places), "object": rng.choice(lexicon.objects)}
     slots |= dict(zip(("N1", "N2", "N3"), introduced, strict=False))
-    # Of three names, the one that is neither the answer nor `S2` is repeated too.
+    # Of three names the third is repeated too, so that the answer alone comes once.
     slots |= dict(zip(("T2",), rest, strict=False))
 
     words, index = fill(template, **slots, S2=repeated)
@@ -53,7 +53,8 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     key = (*sorted(introduced), slots["place"])
     clean = Sentence(words, (answer,), (repeated,), key, positions, (answer, "."))
     if variant == "abc":
-        # The third name was not introduced; the clean answers stay, though none of them is right any more.
+        # The third name was not introduced. The clean answers stay, so that both sides measure the same
+        # names, though none of them is right any more.
         return clean, replace(clean, words=fill(template, **slots, S2=names[2])[0])
     swapped, _ = fill(template, **slots, S2=answer)
     return clean, Sentence(swapped, (repeated,), (answer,), key, positions, (repeated, "."))

@@ -92,7 +92,7 @@ def _score(model: Model, name: str, pairs: PromptPairs) -> Tensor:
         logits = measured.read(model(batch.clean.tokens.to(model_device(model))), batch.clean)
         values = measured(logits, batch).cpu()
         if not by_probability:
-            # Rank 0: no other token has a larger logit.
+            # Rank 0 counts as right: no other token has a larger logit.
             values = (values == 0).float()
         scores.append(values)
     return torch.cat(scores)
@@ -109,7 +109,7 @@ def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor
         logits = (
             rows.metric.read(model(batch.clean.tokens.to(model_device(model))), batch.clean).float().cpu()
         )
-        is_token = batch.answers >= 0  # [row, alternative, token]
+        is_token = batch.answers >= 0  # padding is -1 and no token
         if by_probability:
             probabilities = alternatives_logprob(logits, batch.answers).exp() * is_token.any(-1)
             values = probabilities.sum(1) * torch.where(is_right[chosen], 1.0, -1.0)

@@ -113,8 +113,6 @@ class SubwordVocabulary:
         """Tokens of a word within a sentence."""
         return len(self.encode.continuation("and", word, joiner=" ", where=f"Word {word!r}"))
 
-    # What `CHOICES` lists: fields of the lexicon with the words that suit; empty where there are too few.
-
     def names(self) -> dict[str, Any]:
         """Names that are answers: all of one token count."""
         whole = Lexicon()
@@ -167,7 +165,7 @@ class SubwordVocabulary:
             kept = {}
             for century in CENTURIES:
                 years = tuple(year for year in YEARS if sizes[century, year] == size)
-                # 01 is the year of every corrupt prompt.
+                # 01 is the year of every corrupt prompt, so that a century without it is left out.
                 if "01" in years and len(years) >= FEW_YEARS:
                     kept[century] = years
             if kept:
@@ -241,6 +239,6 @@ def _listed(words: Any) -> list[str]:
         if isinstance(word, str):
             listed.append(word)
         else:
-            # A pair, as a singular and its plural.
+            # A noun is a pair of singular and plural, and either word may be left out.
             listed += word
     return listed

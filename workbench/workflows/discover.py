@@ -249,7 +249,7 @@ def _write(
 
 def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:
     """A table with one row per edge: `edge writer reader score in_circuit`, strongest support first."""
-    cells = np.argwhere(circuit.graph.exists)  # [edge, (writer, reader)]
+    cells = np.argwhere(circuit.graph.exists)
     writers, readers = np.asarray(circuit.graph.writers), np.asarray(circuit.graph.readers)
     frame = pd.DataFrame({"writer": writers[cells[:, 0]], "reader": readers[cells[:, 1]]})
     frame.insert(0, "edge", frame["writer"] + "->" + frame["reader"])

@@ -49,7 +49,7 @@ def sections_of(run: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, va
     ]
     if heads:
         # The view has computed them for the first prompt already.
-        patterns = np.stack([view.patterns[head] for head in heads])  # [head, query, key]
+        patterns = np.stack([view.patterns[head] for head in heads])
         names = [f"a{layer}.{head}" for layer, head in heads]
         panel = attention_panel(list(heldout.pairs.clean.strings[0]), patterns, names)
         caption = "The strongest heads of the circuit on the example prompt."
@@ -62,7 +62,7 @@ def strongest_heads(circuit: Circuit, most: int = SHOWN_HEADS) -> list[tuple[int
     """The circuit's heads with the largest sum of |score| over their outgoing edges, in graph order."""
     assert circuit.scores is not None
     # By size: an edge that opposes the behaviour is as much part of the mechanism.
-    strengths = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1)  # [writer]
+    strengths = np.where(circuit.edges, np.abs(np.nan_to_num(circuit.scores)), 0).sum(1)
     writers = circuit.graph.writers
 
     def strength(head: tuple[int, int]) -> float:
@@ -138,7 +138,7 @@ def _trust(evaluation: xr.Dataset) -> Section:
 
 def _evaluation_table(evaluation: xr.Dataset) -> pd.DataFrame:
     frame = evaluation.to_dataframe().reset_index().round(3)
-    frame[frame.select_dtypes("number").columns] += 0.0  # no -0.0
+    frame[frame.select_dtypes("number").columns] += 0.0  # -0.0 would be shown as -0
     names = {
         "circuit": "",
         "low": "from",

@@ -73,7 +73,7 @@ def judge(
         PromptError: prompts that do not suit the model.
         MetricError: a metric that does not fit the prompts.
     """
-    circuit.check_fits(model)  # before prompts are made and run
+    circuit.check_fits(model)  # refused before prompts are made and run
     pairs = pairs_of(task, model, n=n, seed=seed, split=split, variant=variant)
     data = PairsInModel.of(model, pairs, metric=metric or None, sites=writer_kinds(model), seed=seed)
     by_name = {name: data.value(name) for name in value_names(values)}
@@ -111,7 +111,7 @@ def _row_as_json(name: str, row: xr.Dataset) -> str:
 def _row_as_text(name: str, row: xr.Dataset) -> list[str]:
     printed = [f"value {name}, {row.attrs['n']} prompts, {row.attrs['metric']}"]
     for field in _FIELDS:
-        # The main number's interval is `low` and `high`; the others carry their name.
+        # Faithfulness is the main number, so its interval has the plain names `low` and `high`.
         prefix = "" if field == "faithfulness" else f"{field}_"
         interval = interval_text(float(row[f"{prefix}low"]), float(row[f"{prefix}high"]))
         printed.append(f"  {field:16} {float(row[field]):7.3f} {interval}")

@@ -148,7 +148,7 @@ def _best_row(best: _Best, k: int) -> dict[str, Any]:
         draws = best.cells[measure].isel(control=np.flatnonzero(kinds == kind))
         row[str(kind)] = round(float(draws.mean()), 3)
     features = main["feature"].values
-    # -1 fills up to the largest k.
+    # Probes of fewer features are filled up with -1, which is no feature.
     row["features"] = " ".join(map(str, features[features >= 0][:8].astype(int)))
     if k > 8:
         row["features"] += " …"

@@ -36,7 +36,7 @@ def shown_content(item: Any) -> Content:
     try:
         return plot(item), caption
     except WorkbenchError as error:
-        # What cannot be drawn is shown as a table where it is small enough.
+        # No picture is no reason to show nothing: what is small enough becomes a table.
         return _as_table(item, str(error))
 
 

@@ -51,5 +51,5 @@ def run_files(folder: Path) -> dict[str, str]:
 
 
 def _may_be_shown(path: Path) -> bool:
-    # Of all .json files only circuits are known by their names.
+    # Other .json files may hold anything; circuits are known by their names.
     return path.suffix != ".json" or path.name == "circuit.json" or path.name.endswith(".circuit.json")

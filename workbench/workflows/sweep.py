@@ -78,7 +78,8 @@ def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
     names = [name for name in ("site_a", "site_b", "what", "added") if name in table]
     settings = varying(table, _SETTINGS)
     numbers = [name for name in summary.numbers if name in table]
-    size = np.nan_to_num(np.abs(table[by].to_numpy(dtype=float)), nan=-1)  # NaN last
+    # -1 is below every size, so that NaN comes last.
+    size = np.nan_to_num(np.abs(table[by].to_numpy(dtype=float)), nan=-1)
     order = np.argsort(-size, kind="stable")[:most]
     caption = (
         f"The {len(order)} of {len(table)} rows with the largest {by}; 95 % bootstrap intervals, "

@@ -47,7 +47,8 @@ class WalkBudget:
     def kept(self) -> int:
         """Bytes of one token of the base run that are kept for the edited ones."""
         shape, layers = self.decoder.shape, self.decoder.shape.n_layers
-        # Two streams a layer and the last one; keys and values of every layer; what the edits start from.
+        # What edited runs need of every token: two streams a layer and the last one to depart from, keys and
+        # values of every layer to attend to, and what the edits themselves start from.
         n_values = (2 * layers + 1) * shape.d_model + 2 * layers * shape.n_kv_heads * shape.d_head
         n_values += sum(self._width(kind) for kind, _ in needed(self.keys))
         return n_values * self.decoder.embed.element_size()
@@ -75,7 +76,8 @@ class WalkBudget:
     def walking(self) -> int:
         """Bytes of one token of an edited run on its way: streams, queries, keys, values and z."""
         shape = self.decoder.shape
-        # 3 d_model: the stream, what a block writes, and their sum. 2 d_head: q and z of each head, k and v.
+        # A walked token holds 3 d_model (the stream, what a block writes, and their sum) and 2 d_head of each
+        # head: q and z of its own, k and v of a shared one.
         n_values = 3 * shape.d_model + 2 * shape.d_head * (shape.n_heads + shape.n_kv_heads)
         return n_values * self.decoder.embed.element_size()
 

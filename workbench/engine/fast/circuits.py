@@ -98,9 +98,10 @@ class _Passage:
         )
         self.weights, self.n, self.soft = weights, weights.n, weights.soft
         self.tokens, self.classes, self.queries = slice(walk.start, None), walk.classes, walk.pos
-        # What no circuit changes is kept once; the rest for each of them.
+        # What no circuit changes is kept once, so that memory and products grow only with the rest.
         self.shared, self.own = Contributions(), Contributions()
-        self.differs = False  # whether anything so far can differ from the base run
+        # Until an edge is changed every circuit is the base run, and one row holds for all (`_collect`).
+        self.differs = False
 
     def run(self) -> Tensor:
         """The stream after the last block."""
@@ -116,10 +117,8 @@ class _Passage:
                 self._neurons(layer)
             else:
                 self._mlp(layer)
-        # [circuit, reader, example, pos, d_model], with the logits as the one reader
+        # The logits are the only reader of the last stream, so the axis of readers is dropped.
         return self._seen(["logits"], ("logits", last + 1))[:, 0]
-
-    # A block.
 
     def _attention(self, layer: int, *, last: bool) -> None:
         shape, block = self.shape, self.decoder.layers[layer]
@@ -148,13 +147,15 @@ class _Passage:
             if visible.ndim == 2:
                 visible = visible[None]
             z = self.decoder.attend(layer, q, k, projected["v"], self._before(layer, groups), visible)
-            # Whole groups were run; heads without an edge of their own are dropped again.
+            # Whole groups were run; heads without an edge of their own are dropped, since nothing reads them.
             z = z[:, :, :, [query_heads.index(head) for head in heads]]
         else:
             z = self._base("z", layer)[..., heads, :]
         weight = block.o.weight.view(shape.n_heads, shape.d_head, -1)[heads]
-        change = self._change("z", layer, z, heads)  # [circuit or 1, example, pos, head, d_head]
-        sent = change.movedim(-2, 0).flatten(1, -2) @ weight  # [head, circuit * example * pos, d_model]
+        change = self._change("z", layer, z, heads)
+        # Heads first, so that one batched product takes each of them through its own part of the output
+        # weight: [head, circuit * example * pos, d_model].
+        sent = change.movedim(-2, 0).flatten(1, -2) @ weight
         sent = sent.view(len(heads), *change.shape[:3], -1).movedim(0, 3)
         self._collect([f"a{layer}.{head}" for head in heads], sent)
 
@@ -188,7 +189,8 @@ class _Passage:
         assert block.mlp_in is not None
         assert block.mlp_out is not None
         if self._can_differ(names):
-            seen = self._seen(names, ("mlp", layer))  # [circuit, neuron, example, pos, d_model]
+            # Edges differ between neurons, so each has an input: [circuit, neuron, example, pos, d_model].
+            seen = self._seen(names, ("mlp", layer))
             entry = block.mlp_norm(seen)
             if block.mlp_gate is None:
                 pre, linear = _one_each(block.mlp_in, entry, neurons), None
@@ -199,8 +201,6 @@ class _Passage:
             post = self._base("mlp_post", layer)[..., neurons]
         change = self._change("mlp_post", layer, post, neurons)
         self._collect(names, change[..., None] * block.mlp_out.weight[neurons])
-
-    # What readers see.
 
     def _seen(
         self, readers: Sequence[str], place: tuple[str, int], circuits: np.ndarray | None = None
@@ -229,7 +229,8 @@ class _Passage:
         """q, k or v of some heads, each from an input of its own."""
         normed = self.decoder.layers[layer].attn_norm(self._seen(readers, ("attn", layer)))
         width = self.shape.d_head
-        # One product for each head: its own input [circuit * example * pos, d_model] with its own columns.
+        # Edges differ between heads, so each has its own input [circuit * example * pos, d_model] and takes
+        # its own columns: a batch of products, one for each head.
         weight = linear.weight.view(len(linear.weight), -1, width)[:, units].transpose(0, 1)
         heads = normed.transpose(0, 1).flatten(1, -2) @ weight
         if linear.bias is not None:
@@ -243,8 +244,6 @@ class _Passage:
             return None
         k, v = (self.walk.base.kept[name, layer][:, : self.walk.start, groups] for name in ("k rotated", "v"))
         return k, v
-
-    # What writers write.
 
     def _collect(
         self, names: Sequence[str], change: Float[Tensor, "circuit_or_one example pos writer d_model"]
@@ -262,7 +261,7 @@ class _Passage:
         """[circuit or 1, example, pos, ...]: z - z' of an activation, or of some of its heads or neurons."""
         patched = self._at(self.walk.patched.values[kind, layer])
         if units is not None and kind == "z":
-            patched = patched[..., units, :]  # [example, pos, head, d_head]
+            patched = patched[..., units, :]  # z has an axis d_head after its heads
         elif units is not None:
             patched = patched[..., units]
         if value.ndim == patched.ndim:
@@ -288,8 +287,6 @@ class _Passage:
         if self.classes is not None:
             self.classes = self.classes[rows, places][:, None]
         self.tokens, self.queries = read, read[:, None]
-
-    # What has to be run.
 
     def _is_used(self, writer: str) -> bool:
         return bool(self.weights.used[:, self.graph.writer_index[writer]].any())

@@ -18,8 +18,8 @@ from workbench.engine.bound import Bound
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
-# Where in a block a run joins: before it, in its attention, or in its MLP.
 BEFORE, ATTENTION, MLP = 0, 1, 2
+"""Where in a block a run joins: before it, in its attention, or in its MLP."""
 KINDS_OF = {
     ATTENTION: ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid"),
     MLP: ("mlp_pre", "mlp_post", "mlp_out"),
@@ -29,8 +29,8 @@ _HALF = {kind: half for half, kinds in KINDS_OF.items() for kind in kinds}
 # Kinds through which a token acts on later ones even in the last block.
 _SEEN_BY_LATER_TOKENS = ("embed", "pos_embed", "resid_pre", "k", "v")
 
-# A first token after the end of every prompt: the edit changes nothing that is read.
 NEVER = 2**31
+"""A first token after the end of every prompt: the edit changes nothing that is read."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,7 +91,8 @@ class Contributions:
 
     def only_at(self, rows: Tensor, places: Int[Tensor, "example"]) -> None:
         """Forget all positions but one of each example."""
-        # [circuit, writer, example, pos, d_model] -> the same with one position
+        # Each example is read at a place of its own, so example and pos are indexed together; the axis pos is
+        # put back with size 1, because readers expect it.
         self.blocks = [block[:, :, rows, places][:, :, :, None] for block in self.blocks]
         if self.total is not None:
             self.total = self.total[:, rows, places][:, :, None]
@@ -135,5 +136,5 @@ def _any(mask: Tensor) -> Tensor:
     """[circuit, row] of a mask [circuit, (pos,) row, column]: whether any place in the row is set."""
     in_row = mask.any(-1)
     if in_row.ndim == 3:
-        in_row = in_row.any(1)  # [circuit, pos, row] -> [circuit, row]
+        in_row = in_row.any(1)  # with positions, a row counts where any position has it
     return in_row

@@ -186,9 +186,8 @@ class Decoder:
         rows, n, n_queries, n_heads, width = q.shape
         n_kv = k.shape[3]
         group = n_heads // n_kv
-        # One product per (example, kv head): all rows, heads of the group and queries against the shared
-        # keys. [row, example, query, head, d_head] -> [example, kv_head, row, head of the group, query,
-        # d_head]
+        # One product per (example, kv head), in which all rows, heads of the group and queries meet the keys
+        # that they share: q becomes [example, kv_head, row, head of the group, query, d_head].
         query = q.reshape(rows, n, n_queries, n_kv, group, width).permute(1, 3, 0, 4, 2, 5)
         query = query * self.layers[layer].scale
         own_scores = query.reshape(n, n_kv, rows, group * n_queries, width) @ k.permute(1, 3, 0, 4, 2)
@@ -247,7 +246,7 @@ class Decoder:
             return change.unsqueeze(-1) * weight
         weight = out.weight.view(self.shape.n_heads, self.shape.d_head, -1)[unit]
         if isinstance(unit, Tensor):
-            # One product of matrices for each run, over its examples and positions together.
+            # Flattened, so that a run's examples and positions are one product of matrices.
             return (change.flatten(1, -2) @ weight).view(*change.shape[:-1], -1)
         return change @ weight
 

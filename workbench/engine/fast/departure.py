@@ -38,7 +38,8 @@ def units_depart(
         base.edited(layer_site.key, [(sites[0], bound)])  # its message names the site that was asked for
         raise
     units = torch.tensor([site.unit for site in sites], device=before.device)
-    # [example, pos, unit, ...] -> [unit, example]: equal at every token.
+    # A run is skipped example by example, so a unit [unit, example] is unchanged only where all of its tokens
+    # are equal.
     equal = (after == before)[cohort.examples.to(before.device)].movedim(2, 0).flatten(2).all(2)
     change = tokens_of(after, cohort, read=read) - tokens_of(before, cohort, read=read)
     change = change[:, :, units].movedim(2, 0)  # [run, example, pos, ...]
@@ -190,7 +191,7 @@ class Departure:
         v = tokens_of(v, cohort, read=False)
         before = base.before(layer, cohort)
         if before is not None:
-            # The shared keys and values of the heads that are computed, and of no others.
+            # Only these heads are computed, so the shared keys and values of the others are left out.
             before = before[0][:, :, kv_heads], before[1][:, :, kv_heads]
         visible = keys[:, None, :] <= queries[:, :, None]
         edit = pattern_edit(base, layer, cohort, [self.element], read=self.read)

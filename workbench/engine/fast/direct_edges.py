@@ -115,7 +115,8 @@ class DirectEdges:
         shape = self.decoder.shape
         last = max(layer for layer, _ in by_block)
         embedded = self.at(("resid_pre", 0))
-        # What has reached the stream so far: [run, example, pos, d_model].
+        # Every layer's senders add to it in turn, so [run, example, pos, d_model] holds what has reached the
+        # stream so far.
         change = embedded.new_zeros(len(message.writers), *embedded.shape)
         self._add(change, message, ("resid_pre", 0))
         for layer in range(last + 1):
@@ -183,7 +184,7 @@ class DirectEdges:
                 value = patched.get((port, unit))
                 if value is None:  # a port that the path does not use keeps the base run's value
                     value = self.at((port, layer))[:, :, unit].expand(n_runs, -1, -1, -1)
-                ports[port] = value.unsqueeze(3)  # [run, example, pos, head, d_head], with one head
+                ports[port] = value.unsqueeze(3)  # `attend` needs an axis of heads, here of one
             q, k = (decoder.heads(ports[port], layer, port, self.places) for port in "qk")
             z = decoder.attend(layer, q, k, ports["v"], None, visible)[:, :, :, 0]
             total = total + decoder.written("z", layer, z - self.at(("z", layer))[:, :, head], head)
@@ -233,7 +234,7 @@ class DirectEdges:
         touched = (change != 0).flatten(1).any(1).tolist()
         runs = []
         for run, sites in enumerate(senders):
-            # An MLP that is a sender keeps its patched value.
+            # An MLP that is a sender keeps its patched value, and so does not respond.
             if touched[run] and not any(site.kind == "mlp_out" for site in sites):
                 runs.append(run)
         if not runs:

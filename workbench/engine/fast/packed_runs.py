@@ -68,7 +68,7 @@ class PackedRuns:
             if runs.elements and read is not None:
                 places = (read - runs.cohort.start).to(flat.device)
                 rows = torch.arange(len(places), device=flat.device)
-                tokens = runs.view(tokens)[:, rows, places].flatten(0, 1)  # [run * example, ...]
+                tokens = runs.view(tokens)[:, rows, places].flatten(0, 1)
             # A cohort whose logits are all read keeps all its tokens.
             at_read.append(tokens)
         return torch.cat(at_read)

@@ -119,7 +119,7 @@ class PatchedPaths:
     ) -> WalkOutcome:
         lengths = base.prompts.lengths
         n, longest = len(lengths), int(lengths.max())
-        # Attention in the middle of a path looks at every position.
+        # Attention in the middle of a path looks at every position, so all of them are worked out.
         everywhere = read is None or any(route.middles for route in routes)
         places = torch.arange(longest).expand(n, -1)
         if not everywhere and read is not None:
@@ -129,7 +129,7 @@ class PatchedPaths:
         (end,) = {reader for route in routes for reader in route.receivers if reader.port == "logits"}
         sent = self._sent(edges, routes)
         arriving = dict(edges.arriving(sent.message, [end]))
-        stream = edges.only_at(end, arriving[end.whole])  # [run, example, pos, d_model]
+        stream = edges.only_at(end, arriving[end.whole])
         if everywhere and read is not None:
             stream = stream[:, torch.arange(n), read.to(stream.device)][:, :, None]
         before = edges.at(end.site.key)
@@ -146,7 +146,7 @@ class PatchedPaths:
         self, base: BaseRun, bound: Bound, routes: Sequence[Route], tile: int
     ) -> list[Element]:
         firsts = self._firsts(bound, routes)
-        # Attention in the middle of a path looks at every position.
+        # Attention in the middle of a path looks at every position, so the tables begin at the first.
         start = 0
         if not any(route.middles for route in routes):
             start = _start(firsts, bound)

@@ -114,7 +114,8 @@ class Readout:
     def _write_rows(self, outcomes: Sequence[WalkOutcome], effects: Tensor, base_metric: Tensor) -> None:
         """The metric judges each example by itself: the examples of many runs share a call of it."""
         for outcome in outcomes:
-            examples = outcome.cohort.examples.repeat(len(outcome.elements))  # [run * example]
+            # Run after run, which is the order of the streams' rows.
+            examples = outcome.cohort.examples.repeat(len(outcome.elements))
             stream, changed_steps = self._read(outcome)
             remaining = iter(examples.tolist())
             measured = []
@@ -125,12 +126,12 @@ class Readout:
                     reference = self.reference[rows]
                 logits = self.logits(tile)
                 if changed_steps is not None:
-                    # Steps before the run's first token are the base run's.
+                    # A run computes nothing before its first token: there the base run's logits stand in.
                     changed = changed_steps[rows, :, None].to(logits.device)
                     logits = torch.where(changed, logits, self.base_logits[rows])
                 measured.append(self.metric(logits, self.pairs.select(rows), reference))
             change = torch.cat(measured) - base_metric[examples.to(base_metric.device)]
-            by_run = change.view(len(outcome.elements), -1)  # [run, example]
+            by_run = change.view(len(outcome.elements), -1)
             cells = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
             effects[cells] = by_run.T.to(effects)
 
@@ -152,7 +153,7 @@ class Readout:
         for outcome in outcomes:
             elements |= dict.fromkeys(outcome.elements)
         for j in elements:
-            # Examples in which nothing changes keep the base run's logits.
+            # Examples in which nothing changes are in no cohort, and keep the base run's logits.
             logits = self.base_logits.clone()
             for outcome in outcomes:
                 if j not in outcome.elements:

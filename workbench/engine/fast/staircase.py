@@ -86,13 +86,14 @@ class StaircaseWalk:
         self.base, self.elements, self.decoder, self.recorder = base, elements, base.decoder, recorder
         self.shape = base.decoder.shape
         self.packed = PackedRuns(groups)
-        # The streams of all runs that have joined, packed: [token, d_model], one cohort after the other.
+        # Cohorts differ in their number of tokens, so the streams of all joined runs are packed without
+        # padding: [token, d_model], one cohort after the other.
         self.x = torch.empty(0, self.shape.d_model, dtype=self.decoder.dtype, device=self.decoder.device)
         # The base run is there from the embeddings on; nothing joins it.
         self.late: LateRuns | None = None
         if recorder is None:
             self.late = LateRuns(base, elements, self.packed)
-        # Activations that some run edits after it has joined; edits before that are part of its departure.
+        # Only these are edited on the way: edits before a run joins are part of its departure.
         self.edited_later = {key for element in elements for key in element.later(self.shape)}
 
     @torch.no_grad()
@@ -134,8 +135,6 @@ class StaircaseWalk:
         """
         self.x = self.packed.append(self.x, joining, read=read)
 
-    # A block.
-
     def _block(self, layer: int, *, read: bool) -> None:
         """One block of all runs that have joined; new ones inside it join after its attention or MLP."""
         has_mlp = not self.shape.attn_only
@@ -162,7 +161,6 @@ class StaircaseWalk:
         """[token, d_model]: what attention writes."""
         block, shape = self.decoder.layers[layer], self.shape
         normed = block.attn_norm(self.x)
-        # [token, d_model] -> [token, head, d_head]
         k = block.k(normed).view(-1, shape.n_kv_heads, shape.d_head)
         v = block.v(normed).view(-1, shape.n_kv_heads, shape.d_head)
         if read:
@@ -195,7 +193,7 @@ class StaircaseWalk:
         q, k = decoder.heads(q, layer, "q", queries), decoder.heads(k, layer, "k", keys)
         visible = keys[:, None, :] <= queries[:, :, None]
         if not read or cohort.read is None:
-            visible = visible[:1]  # the same for every example
+            visible = visible[:1]  # one mask is enough, the same for every example
         if self.recorder is not None:
             self.recorder.keep(("k rotated", layer), cohort, k[0])
         before = self.base.before(layer, cohort)
@@ -247,8 +245,6 @@ class StaircaseWalk:
             self._keep(("pos_embed", None), cohort, positions)
             x = x + positions
         return x
-
-    # Edits and records of runs that have joined.
 
     def _edit(self, kind: str, layer: int, value: Tensor, *, read: bool) -> None:
         """Edit an activation of runs that have joined, in place."""

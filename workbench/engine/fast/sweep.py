@@ -136,7 +136,7 @@ class StaircaseSweep:
                     readout.write(outcomes, batch_effects, base_metric)
                     bar.update(sum(len(one.elements) * len(one.cohort.examples) for one in outcomes))
                 effects[list(examples)] = batch_effects
-            bar.update(bar.total - bar.n)  # what provably changes nothing was never run
+            bar.update(bar.total - bar.n)  # counted as done: what provably changes nothing was never run
         return effects
 
     def cost(self) -> RunCost:

@@ -79,7 +79,8 @@ class _Attention:
         self.q, self.k = (self._heads(normed, port) for port in "qk")
         v = self.block.v(normed).view(*normed.shape[:2], self.shape.n_kv_heads, -1)
         v = v.repeat_interleave(self.shape.group, 2)
-        # [example, head, query, key] of every pass: dm/d of the pattern; None where z has no gradient.
+        # Once for all writers: dm/d of the pattern [example, head, query, key] in each pass; None where z has
+        # no gradient.
         self.pattern_gradients: list[Tensor | None] = []
         for run in passes:
             z_gradient, pattern_gradient = run.gradients.get(("z", layer)), None
@@ -111,23 +112,25 @@ class _Attention:
         first = graph.reader_index[f"a{self.layer}.0<q>"]
         queries = slice(first, first + self.shape.n_heads)
         keys = slice(queries.stop, queries.stop + self.shape.n_kv_heads)
-        # Of one writer: its stream, that normed and projected, the pattern with its softmax and product.
+        # What one writer takes, so that as many as fit are run together: its stream, that normed and
+        # projected, the pattern with its softmax and product.
         n_values = self.stream.numel() * 6 + 4 * self.pattern.numel()
         for writers, change in self.runs.sources.upto(int(tables[0].before[first])):
             start = writers.start
             for block in change.split(max(1, room // n_values)):
                 in_block = slice(start, start + len(block))
-                normed = self.block.attn_norm(self.stream - block)  # [writer, example, pos, d_model]
+                normed = self.block.attn_norm(self.stream - block)
                 self._add_queries(tables, in_block, queries, self._heads(normed, "q"))
                 self._add_keys(tables, in_block, keys, self._heads(normed, "k"))
                 start = in_block.stop
 
     def _add_queries(self, tables: Sequence[EdgeTable], writers: slice, readers: slice, q: Tensor) -> None:
-        change = self.pattern - self._pattern(q, self.k)  # [writer, example, head, query, key]
+        # The softmax is computed and not linearized: [writer, example, head, query, key].
+        change = self.pattern - self._pattern(q, self.k)
         for table, gradient in zip(tables, self.pattern_gradients, strict=True):
             if gradient is None:
                 continue
-            scores = (change * gradient).sum(-1)  # [writer, example, head, query]
+            scores = (change * gradient).sum(-1)
             for position_class, tokens in self._classes(table):
                 in_class = scores
                 if tokens is not None:
@@ -144,7 +147,7 @@ class _Attention:
             for table, gradient in zip(tables, self.pattern_gradients, strict=True):
                 if gradient is None:
                     continue
-                by_head = (change * gradient).sum((-1, -2))  # [writer, example, head]
+                by_head = (change * gradient).sum((-1, -2))
                 # Query heads that share a key each have their part in what its change does.
                 by_kv_head = by_head.unflatten(-1, (-1, self.shape.group)).sum(-1)
                 self._put(table, position_class, writers, readers, by_kv_head)

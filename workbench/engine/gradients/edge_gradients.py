@@ -43,7 +43,8 @@ class EdgeTable:
         size = (n, n_places, len(graph.writers), len(graph.readers))
         # float64, because scores of many batches are summed.
         self.values = torch.zeros(size, dtype=torch.float64)
-        # [reader]: how many writers come before it; they are the first ones, in the order of the graph.
+        # Writers before a reader are the first ones in the graph's order, so that their number says which
+        # they are.
         self.before = graph.whole.exists.sum(0)
 
     def add(
@@ -102,7 +103,8 @@ class EdgeTable:
             if "pos" in self.keep:
                 kept_axes += "p"
             scores = torch.einsum(f"ubpd,vbpd->{kept_axes}uv", change, gradient)
-            # [example or 1, pos or 1, writer, reader]
+            # Axes that are summed over stay with size 1, so that every choice of `keep` indexes the table
+            # alike.
             if "pos" not in self.keep:
                 scores = scores.unsqueeze(-3)
             if "example" not in self.keep:

@@ -46,7 +46,7 @@ class ReaderMaps:
             ports = {}
             for port in "qkv":
                 weight = getattr(block, port).weight
-                # [d_model, head * d_head] -> [head, d_model, d_head]
+                # Gradients go back through each head by itself: heads come first, [head, d_model, d_head].
                 ports[port] = weight.view(len(weight), -1, width).transpose(0, 1)
             mlp_in = mlp_gate = None
             if block.mlp_in is not None:
@@ -74,7 +74,8 @@ def reader_gradients(
                 # z was set, so q, k and v of this layer reach nothing.
                 gradient = stream.new_zeros(*stream.shape[:3], n_heads, shape.d_head)
             for heads in _slices(n_heads, stream, room):
-                # [head, row * example * pos, d_head] @ [head, d_head, d_model]
+                # One batched product takes the gradient of every head [head, row * example * pos, d_head]
+                # back through its own columns.
                 back_map = weight[heads].transpose(1, 2).to(gradient.dtype)
                 behind_norm = gradient[..., heads, :].movedim(-2, 0).flatten(1, 3) @ back_map
                 yield _shifted(heads, first), _through_norm(maps[layer].attn_norm, stream, behind_norm)

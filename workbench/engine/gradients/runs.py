@@ -108,7 +108,7 @@ class GradientRuns:
         walk = self.batch.walk
         assert walk is not None
         measured = []
-        for stream in streams:  # [example, pos, d_model] of one version
+        for stream in streams:
             if walk.read is None:
                 read = stream[:, walk.start - self.start :]
             else:

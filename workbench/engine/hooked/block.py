@@ -59,7 +59,7 @@ class Block:
             bias = getattr(attn, f"b_{port.upper()}", None)
             if bias is None:
                 bias = weight.new_zeros(weight.shape[0], weight.shape[2])
-            # [head * d_head] or [head, d_head] in the model becomes [head, d_head].
+            # Architectures keep biases flat or by head; from here on they are [head, d_head].
             biases[port] = bias.detach().view(weight.shape[0], -1)
         b_out = getattr(attn, "b_O", None)
         if b_out is None:
@@ -114,7 +114,7 @@ def check_parts_add_up(model: Model) -> None:
             written = block.attn_post(written + block.b_out.to(written.dtype))
         if not shape.attn_only:
             written = written + kept["mlp_out", layer]
-        bias = (added - written).float()  # b_O, the same at every position
+        bias = (added - written).float()  # what is left must be b_O, the same at every position
         spread = float((bias - bias.mean((0, 1))).abs().max())
         # A scale or norm in between makes an error as large as the parts; half precision alone a few percent.
         half = added.dtype in (torch.bfloat16, torch.float16)

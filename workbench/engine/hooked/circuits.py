@@ -134,7 +134,8 @@ class _Walk:
         def change(stream: Tensor) -> Tensor:
             """Every reader's input is rebuilt from the stream, normed and projected by hand."""
             if layer == 0:
-                self._collected(Site("resid_pre", 0), stream)  # the writer `input`
+                # The embeddings are the writer `input`, which comes before every reader.
+                self._collected(Site("resid_pre", 0), stream)
             heads = [self.shape.n_heads, self.shape.n_kv_heads, self.shape.n_kv_heads]
             first = self.reader[f"a{layer}.0<q>"]
             # [row, pos, reader, d_model]: the graph's readers of a block are its queries, then its keys, then
@@ -229,6 +230,6 @@ class _Walk:
                 norm, whole = written.post
                 moved = norm(whole + moved) - norm(whole)
             first, change = writers.stop, change + moved
-        # [circuit, reader, example, pos, d_model] becomes [row, pos, reader, d_model]: a row is a prompt
-        # under a circuit.
+        # The hooked run has one axis of rows, a prompt under a circuit each, so [circuit, reader, example,
+        # pos, d_model] becomes [row, pos, reader, d_model].
         return stream[:, :, None] + change.movedim(1, 3).flatten(0, 1)

@@ -55,7 +55,7 @@ class HookedPaths:
     def _set(self, values: Values, receivers: Sequence[Reader]) -> Element:
         """An edit of what each receiver computes from its changed input."""
         tables = {reader.site: self._computed(values, reader) for reader in receivers}
-        first = torch.zeros(len(self.prompts), dtype=torch.long)  # the tables hold all tokens
+        first = torch.zeros(len(self.prompts), dtype=torch.long)  # 0, because the tables hold all tokens
         edit = Precomputed(self.prompts, tables, start=0, first=first)
         return Element(tuple((site, edit) for site in tables))
 
@@ -85,7 +85,7 @@ class HookedPaths:
         """Every head at its base value, and MLPs too unless they are recomputed or are the receiver."""
         writes = []
         for kind, layer in self.base:
-            # What senders write into this very activation; `_change` puts it over the frozen value.
+            # What senders write into this activation comes last, over its frozen value (see `_change`).
             of_layer = {site: values[site] for site in values if site.key == (kind, layer)}
             neurons_send = any(site.key == ("mlp_post", layer) for site in values)
             recomputed = self.recompute or layer == receiving_mlp

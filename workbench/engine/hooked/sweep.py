@@ -38,7 +38,7 @@ class HookedSweep:
     def cost(self) -> RunCost:
         """What `run` will take."""
         tokens, shape = self.runs.prompts.tokens.numel(), Shape.of(self.runs.model)
-        n = self.n_elements + 1  # and the base run
+        n = self.n_elements + 1  # one more, for the base run
         # The budget is what `per_forward` rows take; fewer take their share of it.
         per_row = self.runs.memory // self.runs.per_forward
         rows = min(self.runs.per_forward, n * len(self.runs.prompts))
@@ -59,7 +59,7 @@ class HookedSweep:
                 prompts, elements = runs.prompts.select(examples), self.elements_of(examples)
                 base_run = _BaseRun(runs.model, prompts)
                 per_pass = max(1, runs.per_forward // len(prompts))
-                waiting: list[int] = []  # columns of the runs that share the next pass
+                waiting: list[int] = []
                 for j, element in enumerate(elements):
                     # Not run at all, because the same numbers in a larger batch may differ in their last bit.
                     if not all(base_run.unchanged(site, bound) for site, bound in element.edits):

@@ -56,7 +56,7 @@ def edge_paths(
     Args:
         index: of each box in `boxes`, by its key.
     """
-    margins = np.array([_margins(box) for box in boxes])  # [box, (left, right, top, bottom)]
+    margins = np.array([_margins(box) for box in boxes])
     for line in lines:
         ends = index[line.start], index[line.end]
         start, end = boxes[ends[0]], boxes[ends[1]]
@@ -142,14 +142,14 @@ def _control_points(start: Box, end: Box, end_x: float, bow: float, along_token:
 def _crossings(points: np.ndarray, margins: np.ndarray) -> float:
     """How many of 24 points of the curve lie in a box, or on the names of the layers at the left."""
     t = np.linspace(0.04, 0.96, 24)[:, None]  # the ends touch their own boxes
-    # the Bernstein form of a cubic Bézier curve, at all 24 points at once: [point, (x, y)]
+    # a cubic Bézier curve in Bernstein form, which takes all 24 points at once: [point, (x, y)]
     curve = (
         (1 - t) ** 3 * points[0]
         + 3 * (1 - t) ** 2 * t * points[1]
         + 3 * (1 - t) * t**2 * points[2]
         + t**3 * points[3]
     )
-    x, y = curve[:, :1], curve[:, 1:]  # [point, 1], against [box]
+    x, y = curve[:, :1], curve[:, 1:]  # columns against a row of boxes, so that every point meets every box
     left, right, top, bottom = margins.T
     inside = (x > left) & (x < right) & (y > top) & (y < bottom)
     return float(inside.sum()) + float((x < 30).sum())
@@ -158,10 +158,11 @@ def _crossings(points: np.ndarray, margins: np.ndarray) -> float:
 def hop_path(hop: Hop, start: Box, end: Box) -> str:
     """A `path.h` from where a key or value enters to the head that attends to it."""
     apart = end.x - start.x
-    if abs(apart) < start.w + 12:  # boxes above each other: from the top of one to the top of the other
+    # boxes above each other: from top to top, as an arc between their sides has no room
+    if abs(apart) < start.w + 12:
         (x1, y1), (x2, y2) = (start.x, start.y - start.h / 2), (end.x, end.y - end.h / 2)
         bend1, bend2, peak = x1, x2, y1 - 12
-    else:  # an arc over the boxes between them
+    else:  # an arc, so that the hop does not run through the boxes between them
         forward = 1 if apart >= 0 else -1
         (x1, y1), (x2, y2) = (
             (start.x + forward * start.w / 2, start.y - 4),

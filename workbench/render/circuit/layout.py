@@ -13,8 +13,10 @@ from workbench.render.circuit.view import CircuitView
 from workbench.render.writing import decimal
 from workbench.sites import Node
 
-_TOP = 16.0  # y of the box `logits`
-_LEFT = 34.0  # room for the names of layers
+_TOP = 16.0
+"""The y of the box `logits`."""
+_LEFT = 34.0
+"""Room for the names of layers."""
 
 
 @dataclass(frozen=True)

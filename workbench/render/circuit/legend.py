@@ -7,8 +7,10 @@ from workbench.render.circuit.view import CircuitView, ViewKind
 from workbench.render.writing import cut, decimal, text_width
 from workbench.text import visible, xml
 
-_SIDE_WIDTH = 160.0  # pixels of the name of one of two compared circuits
-_SAMPLE = 36  # room for a sample stroke before its label
+_SIDE_WIDTH = 160.0
+"""Pixels of the name of one of two compared circuits."""
+_SAMPLE = 36
+"""Room for a sample stroke before its label."""
 _ROW = 17
 
 

@@ -65,7 +65,7 @@ def lines_of(view: CircuitView, kind: ViewKind) -> list[Line]:
     scored.sort(key=lambda line: by_strength(line.weight))
     if kind == "position":
         scored = scored[:_MAX_LINES]
-    # writer -> the positions at which it writes anything that could be drawn
+    # keys and values feed a head only where it writes something that could be drawn
     written: dict[str, list[int | None]] = {}
     for line in scored:
         written.setdefault(view.edges[line.edge].writer, []).append(line.pos)
@@ -151,7 +151,7 @@ def cut(lines: Sequence[Line], target: int) -> int:
             low = middle
         else:
             high = middle - 1
-    # where no path fits into the target, the shortest one that there is
+    # a picture must not be empty: where no path fits into the target, it has the shortest one
     if alive(lines[:low]):
         return low
     return min(low + 1, len(lines))
@@ -175,8 +175,8 @@ def hops_of(view: CircuitView, lines: Iterable[Line]) -> list[Hop]:
     """
     lines = list(lines)
     group = view.shape.n_heads // view.shape.n_kv_heads
-    entered: dict[str, set[int]] = {}  # box -> the positions where keys or values enter it
-    writing: set[tuple[str, int]] = set()  # heads with the positions where they write
+    entered: dict[str, set[int]] = {}
+    writing: set[tuple[str, int]] = set()
     for line in lines:
         if line.pos is None:
             continue

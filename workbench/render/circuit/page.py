@@ -64,7 +64,7 @@ def script_json(value: Any) -> str:
 def packed(text: str) -> str:
     """Text as a browser's DecompressionStream unpacks it: gzip, base64, the same bytes everywhere."""
     data = bytearray(gzip.compress(text.encode(), 9, mtime=0))
-    data[9] = 255  # this byte of the header names the operating system; 255 is "unknown"
+    data[9] = 255  # the system that packed it, of which a page must not depend: 255 is "unknown"
     return base64.b64encode(data).decode()
 
 

@@ -19,7 +19,8 @@ from workbench.sites import Node
 from workbench.text import visible, xml
 
 _PATTERN_CELLS = 400_000  # of all prompts together: more would make a page too large to send
-_NEAR = 1.5  # the picture of the strongest edges has up to 1.5 times as many edges as are shown at first
+_NEAR = 1.5
+"""The picture of the strongest edges has up to 1.5 times as many edges as are shown at first."""
 
 
 def frame_document(view: CircuitView) -> str:
@@ -160,7 +161,7 @@ def _patterns(view: CircuitView, room: int) -> dict[str, str]:
     Args:
         room: the most cells; patterns that no longer fit are left out.
     """
-    heads: dict[str, None] = {}  # in order, each once
+    heads: dict[str, None] = {}  # a dict in place of a set, to keep the order
     for i in range(len(view.edges)):
         heads |= dict.fromkeys(_heads_read(view, i))
     encoded = {}

@@ -155,7 +155,7 @@ def scores_by_position(
             raise CircuitError(
                 f"position_scores belongs to another graph: its {axis}s are not those of {circuit.graph}."
             )
-    values = scores.values.astype(float)  # [writer, reader, pos]
+    values = scores.values.astype(float)
     # positions after the prompt's end are NaN in a batch of prompts of several lengths
     measured = np.flatnonzero(np.isfinite(values).any((0, 1)))
     last = int(measured.max(initial=-1)) + 1

@@ -57,7 +57,7 @@ def by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
     if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
         return result
     names = list(map(str, result[dim].values))
-    cells: dict[int, tuple[int, str]] = {}  # index -> layer and column
+    cells: dict[int, tuple[int, str]] = {}
     for i, name in enumerate(names):
         match = re.fullmatch(r"(?:a(\d+)\.(\d+)|m(\d+))", name)
         if match:

@@ -72,7 +72,7 @@ def label_axis(
     shown = shortened((name for _, name in ticks), most)
     longest = max(map(len, shown), default=0)
     cell = (inches or len(names) * _TICK * 2) / max(1, len(shown))
-    # labels stay a letter apart from their neighbours
+    # labels that would touch are turned: neighbours have to stay a letter apart
     tilted = which == "x" and (longest + 1) * _letter(axes) > cell
     _place_labels(axes, which, [tick for tick, _ in ticks], shown, tilted=tilted)
     axis_word = word(dim)
@@ -110,7 +110,8 @@ def _step(size: int, room: int) -> int:
 def _letter(axes: Axes) -> float:
     """About how many inches a letter of a label takes."""
     label = axes.xaxis.get_ticklabels(which="both")[0]
-    return float(label.get_fontsize()) * 0.62 / 72  # 0.62 em, in 72 points to the inch
+    # a letter is about 0.62 em wide, and an inch has 72 points
+    return float(label.get_fontsize()) * 0.62 / 72
 
 
 def _by_layer(axes: Axes, which: str, names: Sequence[str], gap: float) -> list[tuple[float, str]]:

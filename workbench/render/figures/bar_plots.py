@@ -64,7 +64,7 @@ def bars(
     longest = max(map(len, map(visible, names)), default=0)
     lying = dim not in POSITIONS and longest > _LONG
     length = 1.4 + result.size * (0.22 if lying or result.ndim == 2 else 0.32)
-    # what is left of the length for the names, without the margins with the quantity and the title
+    # the margins with the quantity and the title take a part of the length; the names get the rest
     if lying:
         length = min(14, max(2.0, length))
         size, room = (6.8, length), length - 0.8
@@ -105,7 +105,7 @@ def name_bars(
     if lying:
         axes.set_xlabel(quantity)
         label_axis(axes, "y", result, dim, labels, inches=length, most=most)
-        axes.set_ylabel("")  # the names say what they are
+        axes.set_ylabel("")  # no label, since the names say what they are
     else:
         axes.set_ylabel(quantity)
         label_axis(axes, "x", result, dim, labels, inches=length, most=LABEL)
@@ -144,7 +144,8 @@ def draw_bars(
     Args:
         colours: of the bars of one series; by default blue, and red below 0.
     """
-    values = np.atleast_2d(np.asarray(result.values, dtype=float))  # [series, bar]
+    # a single series is drawn as one of several
+    values = np.atleast_2d(np.asarray(result.values, dtype=float))
     bounds = []
     if low is not None and high is not None:
         bounds = [np.atleast_2d(np.asarray(end.values, dtype=float)) for end in (low, high)]
@@ -170,7 +171,7 @@ def draw_bars(
         for place in places[~shown].tolist():
             draw.span(place - width * 0.55, place + width * 0.55, linewidth=0, **GROUND)
     draw.level(0, color=GREY, linewidth=0.8)
-    if lying:  # the first bar at the top
+    if lying:  # reversed, because matplotlib would put the first bar at the bottom
         axes.set_ylim(values.shape[1] - 0.4, -0.6)
         light_grid(axes, "x")
     else:

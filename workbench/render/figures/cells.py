@@ -42,7 +42,7 @@ def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: 
     is_dark, box = False, None
     if np.isfinite(value):
         red, green, blue, _ = image.to_rgba(value)
-        # luma of ITU-R BT.601: how bright a colour looks
+        # the luma of ITU-R BT.601 says how bright a colour looks, and so which ink can be read on it
         is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     elif text:  # hatching would run through the text
         box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}

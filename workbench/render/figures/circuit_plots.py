@@ -146,7 +146,7 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
         axes.barh(places, counts, 0.7, left=start, color=colour, label=name)
         start = start + counts
     axes.set_yticks(places, list(map(str, rows["class"])))
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first class at the top, as in the table
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # reversed, so that the first class is at the top as in the table
     axes.tick_params(axis="y", length=0)
     light_grid(axes, "x")
 
@@ -184,7 +184,8 @@ def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
         if np.isfinite(p[row]):
             verdict = "supports" if good else "speaks against"
             text = f"statistic {statistic:.3g}: {verdict} the circuit"
-        beside = axes.get_yaxis_transform()  # x as a share of the axes, y as a row
+        # x is a share of the axes and y a row, so that text stands outside the axes beside its row
+        beside = axes.get_yaxis_transform()
         axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=GREY)
 
 

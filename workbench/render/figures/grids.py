@@ -86,7 +86,7 @@ def heatmaps(
     n, rows, columns = result.shape
     width, height = (min(5.0, max(0.95, size * 0.18)) for size in (columns, rows))
     across = columns_of(n, width, height, panels.across)
-    down = -(-n // across)  # rounded up
+    down = -(-n // across)  # rounded up, as the last row of panels may be short
     room = max(8, int(width * 13))
     # "reader a3.7<q>" without the axis says more than its beginning
     if any(len(name) > room for name in names):

@@ -44,7 +44,7 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     keys = ("model", "task", "metric", "value", "method")
     facts = [shorten(visible(result.attrs[key]), LABEL) for key in keys if result.attrs.get(key)]
     facts += [visible(note) for note in str(result.attrs.get("note", "")).split(" · ") if note]
-    # about 15 letters of the small font to the inch
+    # a letter of the small font is about a fifteenth of an inch wide
     most, lines = max(24, int(width * 15)), [""]
     for fact in facts:
         joined = " · ".join(filter(None, [lines[-1], fact]))

@@ -65,7 +65,7 @@ def curve(
         axes = figure.subplots()
         if reference is not None:
             axes.axhline(reference, **DASHED)
-        places, known = np.zeros(0), np.zeros(0, dtype=bool)  # of all lines together
+        places, known = np.zeros(0), np.zeros(0, dtype=bool)  # of all lines together, as they share one scale
         for i, (label, line) in enumerate(lines):
             order = np.argsort(line[x].values, kind="stable")
             names = [name for name in (x, y, low, high) if name is not None]

@@ -91,7 +91,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
     with styled({"axes.titlesize": 9.5}):
         figure = Picture(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
-        lines: dict[str, Any] = {}  # name in the legend -> its line
+        lines: dict[str, Any] = {}  # by name, so that the legend has each once
         for axes, cell in zip(grid, shown, strict=False):
             dense = None
             if baselines is not None:
@@ -140,7 +140,7 @@ def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
     """
     edits = list(map(str, np.atleast_1d(result["edit"].values)))
     for axis in ("edit", "layer"):
-        if axis not in result.dims:  # one edit or layer was selected
+        if axis not in result.dims:  # an edit or layer that was selected has lost its axis
             result = result.expand_dims(axis)
     result = result.transpose("layer", "edit", ...)
     width = 1.9 + len(edits) * max(2.2, 0.5 * result.sizes["layer"])
@@ -225,7 +225,7 @@ def _draw_controls(axes: Axes, cell: xr.Dataset, measure: str) -> None:
     largest = cell.isel(k=-1)
     layers = largest["layer"].values
     for kind, (label, colour) in CONTROLS.items():
-        draws = largest[measure].values[:, largest["control_kind"].values == kind]  # [layer, draw]
+        draws = largest[measure].values[:, largest["control_kind"].values == kind]
         if not np.isfinite(draws).any():
             continue
         low, mean, high = np.nanmin(draws, 1), np.nanmean(draws, 1), np.nanmax(draws, 1)

@@ -95,7 +95,7 @@ def _matrix(cell: pd.DataFrame, name: str, bound: float) -> SheetPanel:
     for rows in groups(cell, ["site_a", "site_b"]):
         pair = cell.iloc[rows]
         a, b = index[pair["site_a"].iloc[0]], index[pair["site_b"].iloc[0]]
-        # several seeds: their mean, marked where every one is
+        # of several seeds the mean, and the largest q: a cell is marked where every seed is significant
         mean[a, b] = mean[b, a] = pair["synergy"].mean()
         q[a, b] = q[b, a] = pair["q"].max(skipna=False)
     labels = np.array(list(map(_short, sites)), dtype=object)
@@ -225,7 +225,7 @@ def _name_steps(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
     names = ["+ " + visible(_short(str(site))) for site in lines[0]["added"]]
     axes.set_xticks(lines[0]["step"].to_numpy(dtype=int), names)
     axes.tick_params(axis="x", rotation=45)
-    axes.set_xlabel("")  # the names say what is edited
+    axes.set_xlabel("")  # no label, since the names say what is edited
 
 
 def _agreement(rows: pd.DataFrame, name: str) -> list[SheetPanel]:

@@ -45,7 +45,7 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
     for rows in groups(table, settings):
         cell = pd.DataFrame(table.iloc[rows]).reset_index(drop=True)
         name = ", ".join(_setting(flag, cell[flag].iloc[0]) for flag in settings)
-        # one scale for all panels of a metric
+        # panels of a metric share a scale, so that they can be compared
         same_metric = pd.DataFrame(table[table["metric"] == cell["metric"].iloc[0]])
         panels += setting_panels(study, cell, name, over, _bound(same_metric, study))
     if not panels:
@@ -54,7 +54,7 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
     for flag in NAMED_BY_LABEL:
         if flag not in settings and flag != over:
             facts[flag] = str(table[flag].iloc[0])
-    # the labels of the last setting stand side by side
+    # panels that differ in the last setting alone stand side by side, to be compared
     across = len(panels)
     if settings:
         across //= len(groups(table, settings[:-1]))
