@@ -100,7 +100,10 @@ def _by_hand(answer: Any) -> str:
             raise Wrong(f"for {name} nothing changes: was the head itself held at its clean value?")
         off = np.abs(values - right).max()
         raise Wrong(f"for {name} your effects are off by up to {off:.2g}. Is every later head and MLP held?")
-    return "That is all that path patching is: one thing moves, the rest is held, and one reader sees the change."
+    return (
+        "That is all that path patching is: one thing moves, the rest is held, "
+        "and one reader sees the change."
+    )
 
 
 @exercise("6.3", "Into the mover", "medium", "a reader at one position, as 'a2.0<k>@S1'.")

@@ -137,15 +137,15 @@ def _moved(answer: Any) -> str:
     values = table(answer, (4,), "layer")
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
-            f"From {right[0]:.0%} to {right[3]:.0%}: below one half is not noise, it is another concept. In "
-            "the early layers the probe reads the noun that stands at END, whose number was the opposite of the "
+            f"From {right[0]:.0%} to {right[3]:.0%}: below one half is not noise, it is another concept. "
+            "In the early layers the probe reads the noun that stands at END, whose number was the opposite of the "
             "subject's in every training prompt."
         )
     mistakes = [
         (
             1 - right,
-            "every answer is reversed. Are the labels those of the corrupt prompts' subjects, or of the clean "
-            "ones'? And which class is the positive one? (`labels.concept('number').classes`: the last.)",
+            "every answer is reversed. Are the labels those of the corrupt prompts' subjects, "
+            "or of the clean ones'? And which class is the positive one? (`labels.concept('number').classes`: the last.)",
         ),
         (
             results["accuracy"].values,

@@ -46,7 +46,7 @@ def one_fingerprint() -> Iterator[None]:
     For code that never changes weights: a change within it would go unnoticed.
     """
     known = _hashed.get()
-    # Not `_hashed.get() or ...`: a dictionary of an outer call may still be empty, and is shared all the same.
+    # Not `_hashed.get() or ...`: an outer call's dictionary may still be empty, and is shared all the same.
     if known is None:
         known = weakref.WeakKeyDictionary()
     token = _hashed.set(known)

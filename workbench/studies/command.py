@@ -56,7 +56,7 @@ def main(study: Study, folder: Path) -> None:
 
     def command(
         model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Folder; for tiny by default the study's own."),  # noqa: B008
+        out: Path | None = typer.Option(None, help="Folder; for tiny the study's own."),  # noqa: B008
         n: int | None = typer.Option(None, help="Prompts; by default the study's number."),
         check: bool = typer.Option(
             False, help="Compute it again and compare with the committed files; write nothing."

@@ -222,8 +222,8 @@ def _check_same_keys(folder: Path, planned: SweepPlan, known: Mapping[str, LogRo
     stale = [row for key, row in known.items() if keys.get(tuple(map(row.get, FLAGS)), key) != key]
     if stale:
         raise SweepError(
-            f"{str(folder)!r} holds rows of {len(stale)} of these jobs, such as {stale[0].get('what')}, computed "
-            "with other weights, prompts, metric code, circuits or versions. Choose another folder."
+            f"{str(folder)!r} holds rows of {len(stale)} of these jobs, such as {stale[0].get('what')}, "
+            "computed with other weights, prompts, metric code, circuits or versions. Choose another folder."
         )
 
 
