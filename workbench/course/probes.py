@@ -138,14 +138,15 @@ def _moved(answer: Any) -> str:
     if np.allclose(values, right, atol=TWO_DIGITS):
         return (
             f"From {right[0]:.0%} to {right[3]:.0%}: below one half is not noise, it is another concept. "
-            "In the early layers the probe reads the noun that stands at END, whose number was the opposite of the "
-            "subject's in every training prompt."
+            "In the early layers the probe reads the noun that stands at END, "
+            "whose number was the opposite of the subject's in every training prompt."
         )
     mistakes = [
         (
             1 - right,
             "every answer is reversed. Are the labels those of the corrupt prompts' subjects, "
-            "or of the clean ones'? And which class is the positive one? (`labels.concept('number').classes`: the last.)",
+            "or of the clean ones'? And which class is the positive one? "
+            "(`labels.concept('number').classes`: the last.)",
         ),
         (
             results["accuracy"].values,
