@@ -34,8 +34,8 @@ _QUIET = (
 )
 _THERE = "!!document.querySelector('.jp-NotebookPanel .jp-Notebook .jp-Cell')"
 _NOTEBOOK = "jupyterapp.shell.currentWidget.context"
-# The cells may stand there before their panel is the current one, so the panel is asked for until it is.
-_LOADED = f"!!jupyterapp.shell.currentWidget?.context && {_NOTEBOOK}.ready.then(() => true)"
+# Asked for again and again, since JupyterLab may replace the first panel: its promise `ready` is never kept then.
+_LOADED = f"!!jupyterapp.shell.currentWidget?.context && {_NOTEBOOK}.isReady"
 
 
 @dataclass
@@ -188,7 +188,7 @@ def run_all(
     """
     with made.opened(name, **window) as seen:
         page = seen.page
-        page.evaluate(f"async () => {{ await {_NOTEBOOK}.sessionContext.ready; }}")
+        seen.wait(f"{_NOTEBOOK}.sessionContext.isReady")
         page.evaluate(
             "() => { window.ran = false; jupyterapp.commands.execute('notebook:run-all-cells').then(() => { ran = true; }); }"
         )
