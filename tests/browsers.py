@@ -1,6 +1,7 @@
 """A real browser that cannot reach the network, driven by playwright; nothing of it is downloaded."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ FLAGS = [
     "--disable-background-networking",
 ]
 
+# Seconds after which a page counts as hanging: far more than it needs on one busy core.
+HANGS = 300
+
 
 @dataclass
 class Seen:
@@ -31,7 +35,8 @@ class Seen:
 
     def wait(self, condition: str) -> None:
         """Wait for a condition. Playwright's own wait compiles text in the page, which its policy forbids."""
-        for _ in range(400):
+        end = time.monotonic() + HANGS
+        while time.monotonic() < end:
             if self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
@@ -55,6 +60,7 @@ def opened(path: Path, *, width: int = 1400, height: int = 900, dark: bool = Fal
             context = browser.new_context(
                 viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
             )
+            context.set_default_timeout(HANGS * 1000)
             page = context.new_page()
             seen = Seen(page)
             page.on("console", lambda message: seen.console.append(message.text))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import BROWSER, FLAGS, Seen
+from browsers import BROWSER, FLAGS, HANGS, Seen
 
 ROOT = Path(__file__).parents[1]
 _SILENT = {
@@ -93,7 +93,7 @@ class Lab:
     def trust(self, name: str) -> None:
         """Signs a notebook as its author's, as `jupyter trust` does."""
         command = [sys.executable, "-m", "jupyter", "trust", str(self.folder / name)]
-        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=HANGS)
 
     @contextmanager
     def opened(
@@ -111,6 +111,7 @@ class Lab:
                 context = browser.new_context(
                     viewport={"width": width, "height": height}, color_scheme=scheme
                 )
+                context.set_default_timeout(HANGS * 1000)
                 seen = Opened(context.new_page(), path=self.folder / name)
                 context.route(lambda url: not url.startswith(f"{self.url}/"), lambda route: route.abort())
                 page, ours = (
@@ -237,7 +238,8 @@ def _free_port() -> int:
 
 def _wait_for(made: Lab, server: subprocess.Popen[bytes], log: Path) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(600):
+    end = time.monotonic() + HANGS
+    while time.monotonic() < end:
         if server.poll() is not None:
             break
         try:
