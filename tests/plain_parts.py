@@ -58,12 +58,20 @@ def layer_of(block: nn.Module) -> Layer:
     children = dict(block.named_children())
     mlps = [children[name] for name in _MLPS if children.get(name) is not None]
     if mlps:
-        return Layer(block, heads, mlps, mlps)
+        return Layer(block, heads, mlps, [_written_by(mlp) for mlp in mlps])
     if "fc1" in children:
         return Layer(block, heads, [children["fc1"]], [children["fc2"]])
     if "intermediate" in children:
         return Layer(block, heads, [children["intermediate"]], [children["output"].dense])
     return Layer(block, heads, [], [])
+
+
+def _written_by(mlp: nn.Module) -> nn.Module:
+    """What writes an MLP's output: BLOOM's and MPT's MLPs add the stream to it before they return."""
+    for name in ("dense_4h_to_h", "down_proj"):
+        if isinstance(getattr(mlp, name, None), nn.Module):
+            return getattr(mlp, name)
+    return mlp
 
 
 def find_parts_of(layer: Layer, seen: Mapping[nn.Module, Any], n_heads: int, config: Any) -> None:

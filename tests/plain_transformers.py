@@ -33,10 +33,10 @@ class Plain:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.config = model, model.config
-        self.n_heads = self.config.num_attention_heads
-        lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+        self.n_heads = getattr(self.config, "num_attention_heads", 0)
         n_layers = self.config.num_hidden_layers
-        blocks = next(one for one in lists if len(one) == n_layers)
+        lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == n_layers]
+        blocks = lists[0] if lists else []
         self.layers = [layer_of(block) for block in blocks]
         self.with_heads = [i for i, layer in enumerate(self.layers) if layer.heads is not None]
         self.unclear: str | None = None
@@ -44,8 +44,8 @@ class Plain:
         self.factor = float(getattr(self.config, "residual_multiplier", 1.0) or 1.0)
         try:
             self._find_parts(list(range(3, 9)))
-        except Unclear as reason:
-            self.unclear = str(reason)
+        except (Unclear, KeyError, AttributeError, RuntimeError) as reason:
+            self.unclear = f"{reason}"[:200]
 
     @torch.no_grad()
     def logits(self, row: Sequence[int]) -> Tensor:
