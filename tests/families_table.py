@@ -7,6 +7,7 @@ compared; `refused`, where the workbench says that it does not do this; or FAULT
 a wrong number, or a number that nothing here can judge.
 """
 
+import os
 import sys
 import tempfile
 import warnings
@@ -212,6 +213,7 @@ class _Judged:
     def random(self) -> float:
         """Circuits with edges missing."""
         full = wb.Circuit.full(self.model)
+        self.measured([full])  # the refusal, where circuits of such models are refused
         graph = full.graph
         unread = full.edges.copy()
         unread[graph.writer_index[f"a{_first_layer(self.model)}.1"]] = False
@@ -329,6 +331,7 @@ def main(arguments: list[str]) -> int:
         path = Path(arguments[at + 1])
         del arguments[at : at + 2]
     torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
     rows = []
     print(f"{'family':<22} {'loads':<8} {' '.join(f'{column:<9}' for column in COLUMNS)}")
     for name in arguments or list(FAMILIES):

@@ -326,7 +326,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "granite-moe-attention": Family(
         "GraniteMoeHybridConfig",
-        _MOE | _SCALES | {"layer_types": ["attention", "attention"], "shared_intermediate_size": 24},
+        _MOE | _SCALES | _MAMBA | {"layer_types": ["attention", "attention"], "shared_intermediate_size": 24},
         "two MLPs side by side",
     ),
     "recurrent-gemma": Family(
@@ -414,6 +414,7 @@ def plain_model(name: str) -> Any:
 
 def saved(model: Any, folder: Path) -> Path:
     """The folder, with the model and a tokenizer in it."""
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

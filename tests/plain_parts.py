@@ -161,20 +161,28 @@ def _is_interleaved(config: Any) -> bool:
 
 
 @torch.no_grad()
-def tensors_seen(model: nn.Module, row: Sequence[int]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """The first tensor that every module is given, and the first that it gives, in order of the ends of runs."""
+def tensors_seen(
+    model: nn.Module, row: Sequence[int], *, last: bool = False
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """What every module is given and gives, in order of the ends of their runs.
+
+    Args:
+        last: of its last run, where it runs several times; else of its first.
+    """
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     given: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         tensor = _argument(args, kwargs)
         if tensor is not None:
-            given.setdefault(module, tensor.clone())  # some blocks add in place
+            kept = tensor.clone()  # some blocks add in place
+            given[module] = kept if last else given.get(module, kept)
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         tensor = first_tensor(output)
         if module in given and tensor is not None:
-            seen.setdefault(module, (given[module], tensor.clone()))
+            kept = (given[module], tensor.clone())
+            seen[module] = kept if last else seen.get(module, kept)
 
     with ExitStack() as stack:
         for module in model.modules():
