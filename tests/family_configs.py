@@ -374,7 +374,7 @@ FAMILIES: dict[str, Family] = {
 
 @cache
 def tokenizer() -> Any:
-    """A byte-level vocabulary of 300 tokens; `<s>` begins a text."""
+    """A byte-level vocabulary of 284 tokens; `<s>` begins a text."""
     tokens = Tokenizer(models.BPE())
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()

@@ -59,6 +59,8 @@ class Outcome:
 
 def outcome(kind: str, number: int, seed: int) -> Outcome:
     """Run one input."""
+    with _quiet():
+        fuzz_world.prepare()
     rng = random.Random(f"{seed} {kind} {number}")
     fuzz_world.told.clear()
     failure, silent = "", False

@@ -184,7 +184,7 @@ def _deterministic(stack: ExitStack) -> None:
 def _odd_tokens(rng: random.Random) -> str:
     """Token ids in any form: the logits are those of each row alone, by transformers, or it is refused."""
     rows = [
-        [0, *[rng.randrange(3, 290) for _ in range(rng.choice((1, 3, 6, 20)))]]
+        [0, *[rng.randrange(3, 280) for _ in range(rng.choice((1, 3, 6, 20)))]]
         for _ in range(rng.choice((1, 2, 3)))
     ]
     forms: dict[str, tuple[Callable[[], Any], bool]] = {

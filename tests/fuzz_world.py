@@ -7,6 +7,7 @@ of every sort that the workbench writes or reads.
 import csv
 import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -88,9 +89,15 @@ def stores() -> tuple[Any, Any]:
 
 @cache
 def scores() -> xr.DataArray:
-    """Edge scores, prompt by prompt."""
-    value = wb.from_store(stores()[1])
-    return wb.score_edges(model(), pairs(), value=value, keep=("example",), progress=False)
+    """Edge scores."""
+    return wb.score_edges(model(), pairs(), value=wb.from_store(stores()[1]), progress=False)
+
+
+@cache
+def effect_table() -> xr.DataArray:
+    """The effect of every head, prompt by prompt."""
+    sites = wb.grid("z", model())
+    return wb.effects(model(), pairs(), sites=sites, value=wb.zero(), progress=False)
 
 
 @cache
@@ -111,7 +118,7 @@ def labels() -> Any:
 def probe_store() -> Any:
     """Activations of forty prompts."""
     rng = np.random.default_rng(0)
-    rows = [[0, *rng.integers(3, 290, 5).tolist()] for _ in range(40)]
+    rows = [[0, *rng.integers(3, 280, 5).tolist()] for _ in range(40)]
     return wb.capture(model(), rows, sites=["resid_post", "mlp_post"], progress=False)
 
 
@@ -223,7 +230,7 @@ def recipes() -> list[Recipe]:
         (
             "curve",
             wb.faithfulness_curve,
-            quiet | common | {"scores": scores(), "by": "signed", "sizes": [5, 50], "level": 0.9},
+            quiet | common | {"scores": scores(), "by": "signed", "sizes": [0.1, 0.5], "level": 0.9},
         ),
         (
             "logit_lens",
@@ -243,7 +250,7 @@ def recipes() -> list[Recipe]:
         (
             "summary",
             wb.summary,
-            {"result": scores(), "over": "example", "level": 0.9, "draws": 20, "seed": 0},
+            {"result": effect_table(), "over": "example", "level": 0.9, "draws": 20, "seed": 0},
         ),
         ("compare", wb.compare, {"a": circuit(), "b": wb.find_circuit(scores(), n_edges=10)}),
         ("difference", wb.difference, {"a": scores(), "b": scores()}),
@@ -354,6 +361,19 @@ def recipes() -> list[Recipe]:
     for name, call, arguments in calls:
         known.append(Recipe(name, call, arguments))
     return known
+
+
+@cache
+def prepare() -> None:
+    """Make everything, and run every recipe as it stands: a limit of time is for odd inputs alone."""
+    artefacts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for recipe in recipes():
+            try:
+                recipe.run()
+            except wb.WorkbenchError as error:
+                raise AssertionError(f"the recipe {recipe.name} is not right as it stands: {error}") from error
 
 
 @cache
