@@ -23,6 +23,8 @@ from fuzz_world import WrongResult, agree, content, told
 
 import workbench as wb
 
+_NOTHING = ("", "nan", "None", "<NA>")
+
 
 @dataclass(frozen=True)
 class Artefact:
@@ -32,11 +34,13 @@ class Artefact:
         path: the file or folder, below the folder of artefacts.
         read: what reads it.
         known: whether its content is known, so that another one is a silent mistake.
+        partly: whether a part of its content is right too: the lines of a log that are left.
     """
 
     path: str
     read: Callable[[Path], Any]
     known: bool = True
+    partly: bool = False
 
 
 def _read_lens(path: Path) -> Any:
@@ -45,8 +49,12 @@ def _read_lens(path: Path) -> Any:
 
 
 def _read_sweep(path: Path) -> Any:
-    sweep = wb.load_sweep(path)
-    return [sweep.rows.sort_index(axis=1).to_string(), sweep.jobs]
+    rows = wb.load_sweep(path).rows.to_dict("records")
+    # Columns that no row of a part has are left out of a table.
+    return [
+        repr(sorted((key, str(cell)) for key, cell in row.items() if str(cell) not in _NOTHING))
+        for row in rows
+    ]
 
 
 def _read_store(path: Path) -> Any:
@@ -67,7 +75,7 @@ def _artefacts() -> list[Artefact]:
         Artefact("evaluation.nc", lambda path: content(wb.load(path))),
         Artefact("lens.safetensors", _read_lens),
         Artefact("store", _read_store),
-        Artefact("sweep", _read_sweep),
+        Artefact("sweep", _read_sweep, partly=True),
         Artefact("sweep.yaml", _plan, known=False),
         Artefact(
             "pairs.csv", lambda path: content(wb.PromptPairs.from_csv(fuzz_world.model(), path)), known=False
@@ -108,6 +116,8 @@ def _check_read(number: int, path: Path) -> str:
         if len(str(error)) < 10:
             raise WrongResult(f"an error without a message: {error!r}") from None
         return "refused"
+    if artefact.partly and set(result) <= set(expected):
+        return "a part"
     if artefact.known and not agree(result, expected, 0.0):
         raise WrongResult(f"another content of {artefact.path} is read")
     return "the same"
@@ -191,10 +201,7 @@ def edited(rng: random.Random) -> str:
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*.json*") if one.is_file())
     file = rng.choice(files)
     doubled = _edit(file, rng)
-    try:
-        said = _check_read(number, path)
-    except WrongResult:
-        raise
+    said = _check_read(number, path)
     if doubled and said == "the same" and not _artefacts()[number].known:
         raise WrongResult(f"a doubled key of {file.name} is read without a word")
     return said

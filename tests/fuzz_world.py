@@ -373,7 +373,9 @@ def prepare() -> None:
             try:
                 recipe.run()
             except wb.WorkbenchError as error:
-                raise AssertionError(f"the recipe {recipe.name} is not right as it stands: {error}") from error
+                raise AssertionError(
+                    f"the recipe {recipe.name} is not right as it stands: {error}"
+                ) from error
 
 
 @cache
