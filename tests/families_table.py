@@ -2,7 +2,7 @@
 
     python tests/families_table.py [NAME ...] [--write docs/model_families.md]
 
-A cell is the largest difference from plain transformers (`plain_transformers.py`), as a share of what is
+A cell is the largest difference from plain transformers (`plain_runs.py`), as a share of what is
 compared; `refused`, where the workbench says that it does not do this; or FAULT: another library's error,
 a wrong number, or a number that nothing here can judge.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from family_configs import FAMILIES, plain_model, saved
 from plain_parts import Unclear
-from plain_transformers import Plain
+from plain_runs import Plain
 
 import workbench as wb
 
