@@ -409,13 +409,17 @@ class Circuit:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Circuit":
+    def load(cls, path: str | Path, *, edited: bool = False) -> "Circuit":
         """Read a circuit. Scores are kept for its own edges only.
 
+        Args:
+            edited: take a file as it is, although it was changed since it was written. Saving signs it anew.
+
         Raises:
-            CircuitError: no such file, not a circuit, or edges that its own graph does not have.
+            CircuitError: no such file, not a circuit, changed since it was written (its checksum shows it), or
+                edges that its own graph does not have.
         """
-        saved = read_document(Path(path))
+        saved = read_document(Path(path), edited=edited)
         return cls(
             saved.graph,
             saved.edges,

@@ -14,6 +14,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.components import differences, edge_class
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError
+from workbench.text import spelled
 
 _CLASSES: tuple[Literal["reader", "writer"], ...] = ("reader", "writer")
 
@@ -147,7 +148,7 @@ class Comparison:
             _table(self.by_component),
         ]
         if len(self.by_role):
-            lines.append(_table(self.by_role))
+            lines.append(_table(self.by_role.assign(role=self.by_role["role"].map(spelled))))
         for side in "ab":
             lines.append(f"nodes of {side} alone: {' '.join(facts[f'only_{side}']['nodes']) or 'none'}")
         return "\n".join(lines)

@@ -5,7 +5,6 @@ EAP-IG and MIB write a graph as JSON or as a torch file: `foreign_files.py` read
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.foreign import ForeignCircuit, from_foreign, to_foreign
 from workbench.circuit.foreign_files import dump_json, dump_torch, parse_json, parse_torch
 from workbench.circuit.graph import Graph
+from workbench.documents import read_json
 from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.files import check_free, whole
 from workbench.sites import Shape
@@ -164,8 +164,8 @@ def _format_of(path: Path) -> Format:
     if path.suffix.lower() in (".pt", ".pth"):
         return FORMATS["eap-pt"]
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (ValueError, OSError) as error:
         raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
     if (
         isinstance(document, dict)

@@ -27,6 +27,7 @@ from workbench.probes.label_tables import (
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Position
 from workbench.tasks.concepts import values_of
+from workbench.text import spelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +226,7 @@ class Labels:
     def __repr__(self) -> str:
         words = {"squares": "number", "logistic": "binary"}
         listed = ", ".join(
-            f"{c.name} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts
+            f"{spelled(c.name)} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts
         )
         return f"<Labels: {len(self)} rows of {len(set(self.prompt.tolist()))} prompts, {listed}>"
 

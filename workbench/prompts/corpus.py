@@ -4,13 +4,14 @@ Read `read_corpus`. A text file holds one text per line. A text longer than a mo
 prompts (`long="split"`), or its beginning (`"truncate"`), or an error.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.documents import parse_json
 from workbench.errors import PromptError, UnknownName
+from workbench.files import check_ordinary
 from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts
@@ -122,13 +123,14 @@ def _entries(source: Any) -> Iterator[tuple[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
+        check_ordinary(path)
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 where = f"{path.name}, line {number}"
                 if path.suffix.lower() != ".jsonl":
                     yield where, line.rstrip("\r\n")
                 elif line.strip():
-                    yield where, json.loads(line)
+                    yield where, parse_json(line)
     except FileNotFoundError as error:
         raise PromptError(f"There is no file {str(path)!r}.") from error
     except (ValueError, OSError) as error:

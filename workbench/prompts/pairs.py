@@ -27,6 +27,7 @@ from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.tables import read_rows
 from workbench.results import versions
+from workbench.text import spelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ class PromptPairs:
         return len(self.clean)
 
     def __repr__(self) -> str:
-        task = self.provenance.get("task", "own prompts")
+        task = spelled(str(self.provenance.get("task", "own prompts")))
         shortest, longest = int(self.clean.lengths.min()), int(self.clean.lengths.max())
         return f"<PromptPairs: {len(self)} x {task}, {shortest} to {longest} tokens>"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.files import check_ordinary
 
 
 def json_rows(text: str) -> list[dict[str, Any]]:
@@ -28,6 +29,7 @@ def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> lis
     Raises `refused` when it is neither.
     """
     try:
+        check_ordinary(path)
         # Spreadsheets put a byte order mark in front.
         text = Path(path).read_text(encoding="utf-8-sig")
         if kind == "jsonl":
