@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.backends import check_backend, run_jobs
+from workbench.checksums import file_sum
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
@@ -31,7 +32,6 @@ from workbench.sites import Key, Position
 from workbench.stores.disk import (
     DiskStore,
     exists,
-    finish_shard,
     open_store,
     read_plan,
     verify,
@@ -50,7 +50,8 @@ from workbench.stores.plan import (
     name_of,
     record_name,
 )
-from workbench.stores.writing import checksum, write_json, writing
+from workbench.stores.records import write_record
+from workbench.stores.writing import write_json, writing
 from workbench.text import progress_bar
 
 # Bytes a second that a disk is taken to write; for estimates only, a common SSD does as much.
@@ -325,7 +326,7 @@ def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     counts, kept = request.rows()
     write_prompts(path, request.prompts, counts, kept)
-    plan = replace(fresh, checksums={name: checksum(path / name) for name in (PROMPTS, LABELS)})
+    plan = replace(fresh, checksums={name: file_sum(path / name) for name in (PROMPTS, LABELS)})
     write_json(path / PLAN, plan.to_dict())  # last: with a plan the prompts are taken to be whole
     return plan
 
@@ -341,7 +342,7 @@ def write_shards(
             if not exists(str(path / record_name(shard))):
                 _write_shard(model, prompts, store, path, plan, shard, done)
                 # After its files are closed: a record says that they are whole.
-                finish_shard(path, plan, shard)
+                write_record(path, plan, shard)
 
 
 def _write_shard(

@@ -19,6 +19,7 @@ from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.stores.index import Packed, RowIndex
 from workbench.stores.plan import name_of
+from workbench.text import spelled
 
 BLOCK = 4096
 
@@ -355,4 +356,4 @@ class ActivationStore:
         if self.path is not None:
             folder = f" in {self.path!r}"
         contents = f"{', '.join(self.kinds)}, {self.nbytes() / 2**20:.1f} MiB"
-        return f"<ActivationStore of {self.model_name}{folder}: {len(self)} prompts, {contents}>"
+        return f"<ActivationStore of {spelled(self.model_name)}{folder}: {len(self)} prompts, {contents}>"
