@@ -34,7 +34,9 @@ from workbench.sweeps.rows import (
     values_of,
     varying,
 )
+from workbench.sweeps.spec import FileFields
 from workbench.sweeps.status import Status
+from workbench.text import spelled
 
 _DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
 """Columns that follow from `what` and `step`."""
@@ -68,7 +70,7 @@ class Sweep:
             if flag not in ("n", "what") and labels not in ([], ["None"]):
                 if len(labels) > 4:
                     labels = [*labels[:4], "…"]
-                flags.append(f"{flag} {'|'.join(labels)}")
+                flags.append(f"{flag} {spelled('|'.join(labels))}")
         return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})"
 
     @cached_property
@@ -239,7 +241,7 @@ def load_sweep(path: str | Path) -> Sweep:
     jobs, command = header.get("jobs"), header.get("command")
     return Sweep(
         folder=Path(path),
-        spec=header["spec"],
+        spec=FileFields(header["spec"]),
         jobs=jobs if isinstance(jobs, int) else len(records),
         records=tuple(records),
         command=command if isinstance(command, str) else None,
