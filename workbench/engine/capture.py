@@ -119,7 +119,7 @@ def _rows_in_memory(
     with progress_bar(len(prompts), "capture", "prompt", shown=progress) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
-            recorded = forward(model, batch.tokens, record=record).recorded
+            recorded = forward(model, batch, record=record).recorded
             for i, length in enumerate(batch.lengths.tolist()):
                 for key in record:
                     rows[key].append(_without_padding(key, recorded[key][i], length))
@@ -239,14 +239,15 @@ def _present(shape: Shape) -> list[str]:
 
 
 def _keys(site: str | Site, shape: Shape) -> list[Key]:
-    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer of it."""
+    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer that has it."""
     if isinstance(site, Site):
         return [site.check(shape).key]
     if "[" in site:
         return [Site.parse(site).check(shape).key]
-    if not kind_named(site).per_layer:
+    kind = kind_named(site)
+    if not kind.per_layer:
         return [Site(site, None).check(shape).key]
-    return [Site(site, layer).check(shape).key for layer in range(shape.n_layers)]
+    return [Site(site, layer).check(shape).key for layer in shape.layers(kind)]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:

@@ -212,7 +212,7 @@ class Request:
         near = inside[np.argsort(np.abs(lengths - middle), kind="stable")[:4]]
         batch = self.prompts.select(near.tolist())
         start = time.perf_counter()
-        forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
+        forward(model, batch, record=[key_of(name) for name in plan.shapes])
         return (time.perf_counter() - start) / int(batch.lengths.sum())
 
 
@@ -359,7 +359,7 @@ def _write_shard(
             files[group] = open_files.enter_context(file)
         for batch in plan.batches(shard, lengths):
             chosen = prompts.select(batch)
-            recorded = forward(model, chosen.tokens, record=record).recorded
+            recorded = forward(model, chosen, record=record).recorded
             rows = _BatchRows(store, batch, chosen.lengths)
             for group, names in plan.groups.items():
                 for name in names:

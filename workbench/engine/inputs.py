@@ -81,13 +81,6 @@ def check_context(model: Model, prompts: Prompts) -> None:
         raise PromptError(f"Token id {token} is outside the model's vocabulary of {shape.d_vocab}.")
 
 
-def stacked(tokens: Tensor, times: int) -> Tensor:
-    """The batch repeated `times` times, copy after copy."""
-    if times == 1:
-        return tokens  # `repeat` would copy
-    return tokens.repeat(times, *[1] * (tokens.ndim - 1))
-
-
 def check_pairs(model: Model, pairs: PromptPairs) -> None:
     """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, too many tokens."""
     if not isinstance(pairs, PromptPairs):

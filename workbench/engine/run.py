@@ -90,4 +90,4 @@ def run(
     # Whole activations, even where a site names one head: a caller can slice them, and hooks cannot.
     for element in record:
         keys += [site.check(model).key for site in as_sites(element)]
-    return forward(model, prompts.tokens, writes=writes, record=keys)
+    return forward(model, prompts, writes=writes, record=keys)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.engine.bridge import final_norm
-from workbench.engine.hooked.block import Block
+from workbench.engine.hooked.block import HeadOutputs
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
 from workbench.lenses.store_reading import check_store, needed, pieces, token_rows
@@ -147,7 +147,7 @@ def copying_scores(
     sums = torch.zeros(len(store), len(layers), shape.n_heads, dtype=torch.float64)
     for column, layer in enumerate(layers):
         # [head, d_head, vocab]: a positive scale of the norm does not change which tokens are highest.
-        writes = norm.bare(_written(Block.of(model, layer), shape.d_model, model)) @ unembed
+        writes = norm.bare(_written(HeadOutputs.of(model, layer), shape.d_model, model)) @ unembed
         for rows, values in pieces(store["v", layer], max(1, budget // (8 * shape.d_vocab * shape.n_heads))):
             # Query heads of a group share values but not output weights, so each gets a copy.
             by_head = values.double().cpu().repeat_interleave(shape.group, 1)
@@ -161,12 +161,12 @@ def copying_scores(
     return effect_array((sums / n[:, None, None]).float(), list(coords), coords, name="copying", attrs=facts)
 
 
-def _written(block: Block, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
+def _written(heads: HeadOutputs, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
     """What heads write, after a norm that follows attention, if any (its scale does not matter)."""
-    out = block.w_out.double().cpu()
-    if block.attn_post is None:
+    out = heads.w_out.double().cpu()
+    if heads.attn_post is None:
         return out
-    return FrozenNorm.of(block.attn_post, size, unembedding_weight(model)).bare(out)
+    return FrozenNorm.of(heads.attn_post, size, unembedding_weight(model)).bare(out)
 
 
 def _earlier(length: int) -> Bool[Tensor, "query_pos key_pos"]:

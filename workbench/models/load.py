@@ -41,7 +41,8 @@ def load_model(
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
     Raises:
-        ModelError: nothing can be loaded from that source; the message says what to do offline.
+        ModelError: nothing can be loaded from that source; the message says what to do offline. Also an
+            encoder-decoder.
         UnknownName: an unknown dtype or checkpoint.
 
     >>> model = load_model("tiny", device="cpu")
@@ -52,6 +53,7 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
+        _check_one_stack(source, model_name(source))
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
@@ -78,6 +80,7 @@ def load_model(
     else:
         _check_reachable(name)
         model = _boot(name, torch_device, torch_dtype, None)
+    _check_one_stack(model, name)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
@@ -151,6 +154,18 @@ def check_eval(model: Model) -> None:
     # In TransformerLens 4.3 `modules()` of a bridge leaves out some modules of the wrapped model.
     if any(module.training for module in (*model.modules(), *model.original_model.modules())):
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
+
+
+def _check_one_stack(model: Model, name: str) -> None:
+    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
+    of the decoder, on tokens that nobody gave.
+    """
+    config = getattr(model.original_model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name!r} is an encoder-decoder ({type(model.original_model).__name__}), which has two stacks of "
+            "blocks. Only models of one stack can be loaded: decoders such as GPT-2, encoders such as BERT."
+        )
 
 
 def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, checkpoint: Path | None) -> Any:
