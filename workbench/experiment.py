@@ -11,6 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.capture import capture
 from workbench.engine.named_values import SIDES, make_value
 from workbench.engine.values import Value
@@ -97,6 +98,7 @@ class PairsInModel:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """A model on one behaviour: find on `train`, test on `heldout`.
@@ -119,6 +121,7 @@ class Experiment:
     heldout: PairsInModel
 
     @classmethod
+    @checked
     def of(
         cls,
         model: Model,

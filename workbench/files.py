@@ -18,7 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from workbench.errors import OutputExists
+from workbench.errors import CannotWrite, OutputExists
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+# `Path` makes one slash of the two of a URL.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # The circuit of every edge of a model of 70 billion parameters has 0.7 GB; nothing else comes near.
 MOST_BYTES = 2**30
@@ -70,11 +74,15 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Args:
         durable: the bytes and then the name have reached the disk when this ends.
+
+    Raises:
+        CannotWrite: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
+    check_local(path)
     partial = path.with_name(_partial_name(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         yield partial
         if durable:
             # The bytes before the name: after a power cut a file that has its name is whole.
@@ -82,8 +90,25 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
         if durable:
             sync(path.parent)
+    except Exception as error:
+        # HDF5 and safetensors have errors of their own for a full disk, which name it in their text alone.
+        if isinstance(error, OSError) or any(text in str(error) for text in _FULL):
+            reason = getattr(error, "strerror", None) or error
+            raise CannotWrite(
+                f"{str(path)!r} cannot be written: {reason}. Nothing was left there."
+            ) from error
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may not exist
+            partial.unlink(missing_ok=True)
+
+
+def check_local(path: Path) -> None:
+    """Raise `CannotWrite` for a URL: `Path` would make a folder of that name here."""
+    if _URL.match(path.as_posix()):
+        raise CannotWrite(
+            f"{str(path)!r} is a URL, and results are written to this machine. Give a local path."
+        )
 
 
 def sync(path: Path) -> None:
@@ -155,6 +180,7 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
     Raises:
         OutputExists: `out` cannot be written to, or holds such files and `overwrite` is not given.
     """
+    check_local(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out.parent)
@@ -171,6 +197,8 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         yield written
         check_output(out, files, overwrite=overwrite)
         _move(written, out, files)
+    except OSError as error:
+        raise CannotWrite(f"{str(out)!r} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.checksums import seal, seal_holds
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
@@ -78,12 +79,14 @@ def versions() -> dict[str, str]:
     return attrs
 
 
+@checked
 def difference(a: Result, b: Result) -> Result:
     """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
     with xr.set_options(arithmetic_join="exact", keep_attrs=True):
         return a - b
 
 
+@checked
 def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result as netCDF, whole or not at all, and return its path.
 
@@ -102,12 +105,14 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
-        encoded.to_netcdf(partial, engine="h5netcdf")
+        # Through memory: HDF5 that meets a full disk cannot close its file, and crashes when that is freed.
+        partial.write_bytes(encoded.to_netcdf(engine="h5netcdf"))
         # HDF5 says in its header where its data end, so that its readers do not see what comes after.
         seal(partial)
     return path
 
 
+@checked
 def load(path: str | Path) -> Any:
     """Read back what `save` wrote: the same type, labels, attributes and NaN cells.
 

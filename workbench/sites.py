@@ -15,8 +15,9 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
+from workbench.arguments import checked
 from workbench.errors import SiteError, UnknownName
-from workbench.nodes import NUMBER, POSITION, as_position
+from workbench.nodes import NUMBER, POSITION, as_position, is_position
 from workbench.nodes import Edge as Edge
 from workbench.nodes import Node as Node
 from workbench.nodes import Position as Position
@@ -81,7 +82,7 @@ KINDS: dict[str, Kind] = {
 
 def kind_named(name: str) -> Kind:
     """The row of `KINDS`, or an error with near matches."""
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise UnknownName("kind", name, KINDS)
     return KINDS[name]
 
@@ -120,6 +121,14 @@ class Shape:
                 raise SiteError(
                     f"A model of {name}={number!r} is not possible: it must be a positive integer."
                 )
+        # Mixtures of experts have no single width.
+        if self.d_mlp is not None and (type(self.d_mlp) is not int or self.d_mlp < 0):
+            raise SiteError(
+                f"A model of d_mlp={self.d_mlp!r} is not possible: it must be an integer from 0 up."
+            )
+        for name in ("parallel", "attn_only", "learned_positions", "causal"):
+            if type(getattr(self, name)) is not bool:
+                raise SiteError(f"{name}={getattr(self, name)!r} of a Shape must be True or False.")
         if self.n_heads % self.n_kv_heads:
             raise SiteError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads equally.")
 
@@ -261,10 +270,17 @@ class Site:
         ]
         if wrong:
             raise SiteError(f"Site {str(self)!r}: {wrong[0]} must be a whole number from 0 up.")
+        for pos in (self.pos, self.key_pos):
+            if pos is not None and not is_position(pos):
+                raise SiteError(
+                    f"Site {self.kind}: {pos!r} is no position. Positions are whole numbers from 0 up, or "
+                    "names such as 'END'."
+                )
         if self.key_pos is not None and kind.name != "pattern":
             raise SiteError(f"Site {str(self)!r}: only pattern has key positions.")
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> "Site":
         """The site of a string form.
 
@@ -344,6 +360,7 @@ class Site:
         return self
 
 
+@checked
 @dataclass(frozen=True)
 class Grid:
     """Sites on a regular grid: iterable, and aware of its axes, so that results come back with the same axes.
@@ -402,6 +419,7 @@ class Grid:
         return size
 
 
+@checked
 def grid(
     kind: str,
     model_or_shape: Any,
@@ -465,6 +483,8 @@ def _positions(positions: Position | Iterable[Position]) -> tuple[Position, ...]
 
 def _index(number: Any) -> int:
     """A plain integer from what numpy and others hold it in."""
+    if isinstance(number, bool):  # an integer of Python, and never meant as one
+        raise SiteError(f"{number!r} is not a whole number.")
     try:
         return operator.index(number)
     except TypeError as error:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.components import differences, edge_class
 from workbench.circuit.graph import Graph
@@ -154,6 +155,7 @@ class Comparison:
         return "\n".join(lines)
 
 
+@checked
 def compare(a: Circuit, b: Circuit) -> Comparison:
     """How far `b` agrees with `a`, which counts as the reference for precision and recall.
 

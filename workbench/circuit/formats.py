@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.foreign import ForeignCircuit, from_foreign, to_foreign
 from workbench.circuit.foreign_files import dump_json, dump_torch, parse_json, parse_torch
@@ -47,6 +48,7 @@ class Format:
     dump: Callable[[ForeignCircuit, Path], None] | None = None
 
 
+@checked
 def read_circuit(path: str | Path, *, positive: Positive | str | None = None, shape: Any = None) -> Circuit:
     """The circuit in a file, whatever tool wrote it; it has the scores of every edge that the file scores.
 
@@ -100,11 +102,12 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
             f"{path.name}: {len(circuit.output_neurons)} nodes "
             "have only some dimensions of their output in the circuit. "
             "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return replace(circuit, attrs={**circuit.attrs, **facts})
 
 
+@checked
 def write_circuit(
     circuit: Circuit,
     path: str | Path,

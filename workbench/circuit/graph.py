@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.arguments import shown
 from workbench.errors import SiteError
 from workbench.models.model import Model
 from workbench.sites import Edge, Node, Position, Shape
@@ -30,6 +31,8 @@ REST = "rest"
 
 def _several(given: Any) -> tuple[Any, ...]:
     """One or several of something, whole numbers of numpy as plain ones."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
     if isinstance(given, str) or not isinstance(given, Iterable):
         given = [given]
     # numpy's integers would not be found among Python's in JSON and in error messages.
@@ -56,6 +59,11 @@ class Graph:
     neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shape, Shape):
+            raise SiteError(f"A graph is of a Shape, not {shown(self.shape)}: use Graph.of(model).")
+        for name, listed in (("positions", self.positions or ()), ("neurons", self.neurons)):
+            if not isinstance(listed, tuple):
+                raise SiteError(f"{name} of a graph are a tuple, not {shown(listed)}: use Graph.of(...).")
         positions = self.positions or ()
         for position in positions:
             if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
@@ -221,6 +229,10 @@ class Graph:
         """
         if isinstance(edge, str):
             edge = Edge.parse(edge)
+        if not isinstance(edge, Edge):
+            raise SiteError(
+                f"{shown(edge)} is not an edge. Write 'a9.9->a10.7<q>', or Edge('a9.9', 'a10.7<q>')."
+            )
         if edge.pos is not None and self.positions is None:
             raise SiteError(
                 f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position."

@@ -20,6 +20,7 @@ from workbench.cli.options import (
     command_line,
     names,
     output_folder,
+    path_of,
 )
 from workbench.cli.output import say
 
@@ -34,7 +35,9 @@ def discover(
     n: Annotated[
         int | None,
         typer.Option(
-            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64."
+            "-n",
+            "--n",
+            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64.",
         ),
     ] = None,
     out: Out = None,
@@ -171,7 +174,11 @@ def convert(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The file to write; .json is ours, .pt that of EAP-IG and MIB."),
+        typer.Argument(
+            parser=path_of,
+            metavar="OUT",
+            help="The file to write; .json is ours, .pt that of EAP-IG and MIB.",
+        ),
     ],
     positive: Positive = None,
     shape_of: ShapeOf = None,

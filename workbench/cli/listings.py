@@ -11,7 +11,7 @@ from workbench.cli.output import say
 
 def measure(
     model: Annotated[str, typer.Argument(help="Embedded name, local Hugging Face directory, or Hub name.")],
-    n: Annotated[int, typer.Option(help="Held-out prompts per behaviour.")] = 600,
+    n: Annotated[int, typer.Option("-n", "--n", help="Held-out prompts per behaviour.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     device: Device = None,

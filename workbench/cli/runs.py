@@ -6,11 +6,16 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, positions
+from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, path_of, positions
 from workbench.cli.options import names as names_in
 from workbench.cli.output import say
 
-Page = Annotated[Path | None, typer.Option(help="The page; by default in the run's folder, or in this one.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path_of, metavar="PATH", help="The page; by default in the run's folder, or in this one."
+    ),
+]
 
 
 def probe_store(

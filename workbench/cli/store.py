@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, positions
+from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, path_of, positions
 from workbench.cli.output import say
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
@@ -21,7 +21,12 @@ def build(
         ),
     ],
     path: Annotated[
-        Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")
+        Path,
+        typer.Argument(
+            parser=path_of,
+            metavar="PATH",
+            help="Folder of the store; with a task, its folders clean and corrupt.",
+        ),
     ],
     model: ModelName = "tiny",
     sites: Annotated[
@@ -67,7 +72,7 @@ def build(
     }
     # A task has two sides, each a store of its own; a corpus has one.
     if corpus in TASKS:
-        pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
+        pairs = wb.load_task(corpus, loaded, n=64 if n is None else n, seed=seed, split=split)
         prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
     else:
         prompts_of = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}

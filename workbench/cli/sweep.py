@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Device, Json, command_line, output_folder
+from workbench.cli.options import Device, Json, command_line, output_folder, path_of
 from workbench.cli.output import say
 from workbench.cli.sweep_fields import field_option, spec_of
 
@@ -25,6 +25,7 @@ Spec = Annotated[
     Path | None,
     typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them."),
 ]
+Rows = Annotated[Path | None, typer.Option(parser=path_of, metavar="PATH", help="Write every row there.")]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
 Address = Annotated[
@@ -86,7 +87,10 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
 def run(
     spec: Spec = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the sweep; by default a fresh one under runs/.")
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="PATH", help="Folder of the sweep; by default a fresh one under runs/."
+        ),
     ] = None,
     preset: Annotated[str | None, field_option("preset")] = None,
     study: Annotated[str | None, field_option("study")] = None,
@@ -207,8 +211,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
 @sweep.command()
 def table(
     folder: Folder,
-    csv: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
+    csv: Rows = None,
+    parquet: Rows = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every row, one JSON object a line.")] = False,
 ) -> None:
@@ -243,7 +247,10 @@ def table(
 @sweep.command()
 def report(
     folder: Folder,
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="PATH", help="The page; by default report.html in the folder."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
     as_json: Json = False,
 ) -> None:

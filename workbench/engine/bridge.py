@@ -91,6 +91,14 @@ def output_projection(model: Model) -> Float[Tensor, "d_model d_embed"] | None:
     return None if projection is None else projection.weight.detach().T
 
 
+def output_vocabulary(model: Model) -> int:
+    """How many logits the model gives for a token: rows of its unembedding."""
+    weight = getattr(child(model, "unembed"), "weight", None)
+    if weight is not None and weight.ndim == 2:
+        return len(weight)
+    return int(model.cfg.d_vocab)
+
+
 def activation(module: Act) -> Act:
     """An activation module as one fused function where torch has it."""
     if not callable(module):

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.backends import check_backend, run_jobs
 from workbench.checksums import file_sum
 from workbench.engine.hooked.forward import forward
@@ -26,6 +27,7 @@ from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position
@@ -261,7 +263,8 @@ def build_store(
     return open_store(path)
 
 
-def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
+@checked
+def repair(model: Model, path: str | Path, *, progress: bool = True) -> list[str]:
     """Recompute the damaged shards, and no others. Returns the files that were damaged.
 
     Raises:

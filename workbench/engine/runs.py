@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
-from workbench.engine.inputs import check_context
+from workbench.engine.inputs import check_answers, check_context
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.named_values import other_side
 from workbench.engine.read_out import check_read_out, read_out
@@ -98,6 +98,7 @@ class MeasuredRuns:
         check_context(self.model, self.other)
         if self.dtype is not None:
             check_read_out(self.model)
+        check_answers(self.model, self.pairs)
 
     @cached_property
     def memory(self) -> int:

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
@@ -34,6 +35,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.1
 
 
+@checked
 def direct_attribution(
     store: ActivationStore,
     model: Model,

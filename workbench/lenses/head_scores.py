@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
 from workbench.engine.hooked.block import HeadOutputs
 from workbench.errors import PromptError, UnknownName
@@ -28,6 +29,7 @@ CHUNK, PROMPTS = 4096, 64
 """Rows of a site, and prompts with their patterns, that are worked on at a time."""
 
 
+@checked
 def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     """The Euclidean length of an activation at every layer and position; heads are taken together.
 
@@ -47,6 +49,7 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     return effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
 
 
+@checked
 def attention_to(
     store: ActivationStore, keys: Sequence[Position], *, query: Position = "END"
 ) -> xr.DataArray:
@@ -60,7 +63,7 @@ def attention_to(
         UnknownName: a position that no prompt names.
         PromptError: `keys` is empty, or is not a list.
     """
-    if isinstance(keys, str | int) or not keys:
+    if len(keys) == 0:
         raise PromptError("attention_to: keys is a list of at least one position, as in ['IO', 'S1'].")
     start = store.prompts.at(query)
 
@@ -79,6 +82,7 @@ def attention_to(
     return _attended(store, {"key_pos": names}, weights, _facts(store, "attention_to", query=str(query)))
 
 
+@checked
 def head_scores(
     store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
 ) -> xr.DataArray:
@@ -95,6 +99,8 @@ def head_scores(
         StoreError: the store holds no attention patterns.
         UnknownName: no such score.
     """
+    if len(scores) == 0:
+        raise UnknownName("scores", scores, HEAD_SCORES)
     for name in scores:
         if name not in HEAD_SCORES:
             raise UnknownName("scores", name, HEAD_SCORES)
@@ -112,6 +118,7 @@ def head_scores(
     return _attended(store, {"score": list(scores)}, weights, _facts(store, "head_scores"))
 
 
+@checked
 def copying_scores(
     store: ActivationStore, model: Model, *, top: int = 5, budget: int = 2**28
 ) -> xr.DataArray:

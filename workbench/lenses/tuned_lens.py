@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.documents import parse_json
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
@@ -36,6 +37,7 @@ from workbench.text import spelled
 FORMAT = "interp-workbench tuned lens 1"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TunedLens:
     """Translators of a residual stream, one for each layer: rows @ weight[layer] + bias[layer].
@@ -73,6 +75,7 @@ class TunedLens:
         stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
         return torch.addmm(self.bias[index].to(stream), stream, self.weight[index].to(stream))
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as safetensors, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
@@ -88,6 +91,7 @@ class TunedLens:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "TunedLens":
         """Read back what `save` wrote.
 
@@ -142,6 +146,7 @@ def _checksum(facts: str, tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
+@checked
 def fit_tuned_lens(
     store: ActivationStore,
     model: Model,

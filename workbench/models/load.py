@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName
 from workbench.models import embedded
 from workbench.models.model import Model
@@ -28,6 +29,7 @@ _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
+@checked
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
@@ -54,6 +56,8 @@ def load_model(
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
         _check_one_stack(source, model_name(source))
+        if device is not None:
+            device = _device(device)
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
@@ -268,7 +272,7 @@ def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
 def _device(name: str | torch.device | None) -> torch.device:
     """The device of that name, if this machine has it; None: a GPU if there is one."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
     except RuntimeError as error:
         raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.stores.index import Packed
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, StorePlan, file_name, join, key_of, record_name
-from workbench.stores.reading import StoredFile, read_json, stored_sum
+from workbench.stores.reading import StoredFile, filesystem, read_json, stored_sum
 from workbench.stores.records import CURE, StoreChecks, read_record
 from workbench.stores.store import ActivationStore
 from workbench.stores.writing import write_json, writing
@@ -169,6 +169,7 @@ class DiskStore(ActivationStore):
         return Packed(segments, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
 
 
+@checked
 def open_store(place: str | Path, *, verify: bool | None = None) -> DiskStore:
     """A store on disk, or behind an fsspec URL such as `memory://runs/s1`.
 
@@ -215,7 +216,7 @@ def exists(place: str) -> bool:
     """Whether there is a file or folder at that path or URL."""
     if "://" not in place:
         return Path(place).exists()
-    files, path = fsspec.core.url_to_fs(place)
+    files, path = filesystem(place)
     return bool(files.exists(path))
 
 

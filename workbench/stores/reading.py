@@ -21,6 +21,21 @@ from workbench.files import MOST_BYTES, check_ordinary, read_bytes
 from workbench.stores.format import DTYPES, Entry, memory_of
 
 
+def filesystem(place: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        StoreError: an unknown scheme, or one that needs a package that is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(place)
+    except (ValueError, ImportError) as error:
+        raise StoreError(
+            f"{place!r} cannot be opened: {error}. Give a folder, or a URL that fsspec knows, such as "
+            "https://... or s3://..."
+        ) from error
+
+
 class StoredFile:
     """One safetensors file, local or behind an fsspec URL.
 
@@ -33,7 +48,7 @@ class StoredFile:
     def __init__(self, place: str) -> None:
         self.place = place
         self.local = None if "://" in place else Path(place)
-        self._files, self._path = (None, place) if self.local is not None else fsspec.core.url_to_fs(place)
+        self._files, self._path = (None, place) if self.local is not None else filesystem(place)
         self.entries = self._read_header()
         # One view for each tensor: readers that share it share its pages of memory too.
         self._views: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from workbench.arguments import checked
 from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, kind_named
@@ -220,6 +221,7 @@ class RowBlocks(IterableDataset[Tensor]):
             yield block if worker is None else block.clone()
 
 
+@checked
 class ActivationStore:
     """Activations of a set of prompts in one model.
 
@@ -250,6 +252,7 @@ class ActivationStore:
         self.keep, self.path = keep, path
 
     @classmethod
+    @checked
     def of(
         cls, prompts: Prompts, tensors: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str
     ) -> "ActivationStore":

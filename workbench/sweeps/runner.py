@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from workbench.arguments import checked
 from workbench.errors import SweepError
 from workbench.files import whole
 from workbench.models.fingerprint import one_fingerprint
@@ -63,6 +64,7 @@ class SweepCost:
         return "\n".join(lines)
 
 
+@checked
 @one_fingerprint()
 def run_sweep(
     spec: SweepSpec | Mapping[str, Any] | str | Path,

@@ -112,7 +112,7 @@ class SweepSpec(_Frozen):
         seeds: of prompts and of resampling.
 
     Raises:
-        SweepError: from `read_spec`; the class itself raises pydantic's ValidationError.
+        SweepError: a field that does not fit.
         UnknownName: an unknown preset, field or value.
 
     >>> SweepSpec(preset="head-ablation", tasks=["ioi"]).sites
@@ -205,6 +205,12 @@ class SweepSpec(_Frozen):
         if n_settings > MOST_SETTINGS:
             raise ValueError(f"{n_settings} combinations are more than the {MOST_SETTINGS} of a sweep")
         return self
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _explained(error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text; `read_spec` makes an equal spec of it."""

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.arguments import checked
 from workbench.errors import SweepError, UnknownName
 from workbench.results import clean_attrs
 from workbench.sweeps.contrasts import difference_table, stability_table, synergy_table
@@ -230,6 +231,7 @@ def _has(record: LogRow, flag: str, labels: Sequence[Any]) -> bool:
     return record.get(flag) in labels
 
 
+@checked
 def load_sweep(path: str | Path) -> Sweep:
     """The sweep in a folder, finished or not.
 
@@ -248,6 +250,7 @@ def load_sweep(path: str | Path) -> Sweep:
     )
 
 
+@checked
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
     """The jobs of two sweeps side by side: difference = b - a, with a paired interval for equal examples.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import PromptError, UnsuitableTask
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import alternatives_logprob, metric
@@ -42,6 +43,7 @@ class Score:
     skipped: str = ""
 
 
+@checked
 def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
     """A score for every task, on `n` distinct held-out prompts each.
 
