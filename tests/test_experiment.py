@@ -59,6 +59,19 @@ def test_values_by_name_are_of_the_run_that_is_edited():
             assert ours.equals(theirs), (base, name)
 
 
+def test_an_experiment_is_one_line_and_has_the_values_of_its_training_pairs():
+    assert repr(experiment()) == "Experiment(ioi in tiny, logit_diff: 6 pairs to find things on, 6 held out)"
+    assert repr(experiment().train) == "PairsInModel(6 pairs in tiny, logit_diff)"
+    assert experiment().value("corrupt").store is experiment().train.corrupt
+    with pytest.raises(PromptError, match=r"two PairsInModel, not \w+\. wb\.Experiment\.of\(model, task\)"):
+        wb.Experiment(tiny(), "ioi")
+    for name in ("optimal", "zeros", 0, wb.zero()):
+        with pytest.raises(
+            UnknownName, match=r"Choices: constant:X, corrupt, mean, resample, scale:X, zero\.$"
+        ):
+            experiment().value(name)
+
+
 def test_a_value_that_needs_no_activations_captures_none(monkeypatch):
     pairs = PairsInModel.of(tiny(), experiment().train.pairs)
     monkeypatch.setattr("workbench.experiment.capture", lambda *_, **__: pytest.fail("captured"))

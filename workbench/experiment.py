@@ -13,11 +13,12 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.engine.capture import capture
-from workbench.engine.named_values import SIDES, make_value
+from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -89,10 +90,14 @@ class PairsInModel:
         Activations are captured only where the value is read from them.
 
         Raises:
-            UnknownName: no such value.
-            EditError: the name is that of the run that is edited, or of a value that has to be fitted first.
+            UnknownName: no such value, or one that has to be fitted first.
+            EditError: the name is that of the run that is edited.
         """
+        canonical_name(name, base=self.base, choices=WITHOUT_FIT)
         return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
+
+    def __repr__(self) -> str:
+        return f"PairsInModel({len(self)} pairs in {model_name(self.model)}, {self.metric.name})"
 
     def _captured(self, prompts: Prompts) -> ActivationStore:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
@@ -112,13 +117,30 @@ class Experiment:
     >>> train, heldout = experiment.train, experiment.heldout
     >>> scores = wb.score_edges(train.model, train.pairs, value=train.value("zero"), metric=train.metric)
     >>> circuit = wb.find_circuit(scores, n_edges=40)
-    >>> kept = wb.evaluate(circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), checks=())
+    >>> kept = wb.evaluate(
+    ...     circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), metric=heldout.metric, checks=()
+    ... )
     >>> kept.sizes["example"]
     8
+    >>> experiment
+    Experiment(ioi in tiny, logit_diff: 8 pairs to find things on, 8 held out)
     """
 
     train: PairsInModel
     heldout: PairsInModel
+
+    def __post_init__(self) -> None:
+        for side in (self.train, self.heldout):
+            if not isinstance(side, PairsInModel):
+                raise PromptError(
+                    f"An Experiment holds two PairsInModel, not {type(side).__name__}. "
+                    "wb.Experiment.of(model, task) makes it."
+                )
+
+    def __repr__(self) -> str:
+        behaviour = f"{self.train.pairs.provenance.get('task', 'own pairs')} in {model_name(self.model)}"
+        sizes = f"{len(self.train)} pairs to find things on, {len(self.heldout)} held out"
+        return f"Experiment({behaviour}, {self.metric.name}: {sizes})"
 
     @classmethod
     @checked
@@ -178,6 +200,16 @@ class Experiment:
     def metric(self) -> Metric:
         """What is measured on both sets of pairs."""
         return self.train.metric
+
+    def value(self, name: str | None = None) -> Value:
+        """The value of that name on the training pairs, as `train.value`; `heldout.value` is for those held out.
+
+        A value that is read from a store belongs to the prompts of that store.
+
+        Raises:
+            UnknownName, EditError: as `PairsInModel.value`.
+        """
+        return self.train.value(name)
 
 
 def writer_kinds(model: Model) -> list[str]:

@@ -74,7 +74,7 @@ def test_edge_count_title_and_provenance(circuit, view):
         "Name mover",
         "model tiny",
         "data ioi (64 prompts)",
-        "logit_diff (from_store)",
+        "logit_diff (corrupt)",
         "eap",
         "0.87 [0.81, 0.92]",
     ):

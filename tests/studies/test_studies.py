@@ -180,17 +180,34 @@ def test_differences_are_named(tmp_path):
 
 
 def test_numbers_of_another_machine_are_the_same_study():
-    """Means inside each other's intervals and ends that moved a little are equal; a mean outside is not."""
+    """Means and ends that moved a little are equal; a mean that moved within its interval alone is not."""
     from workbench.studies.check import _differ
 
     ours = Estimate("x", 1.0, 0.9, 1.1, "note")
     assert _differ("x", ours, Estimate("x", 1.004, 0.905, 1.102, "note")) == []
     assert _differ("x", ours, Estimate("x", 1.0, 0.9, 1.2, "note")) != []
     assert _differ("x", ours, Estimate("x", 1.2, 0.9, 1.3, "note")) != []
+    assert _differ("x", ours, Estimate("x", 1.09, 0.9, 1.1, "note")) != []
     assert _differ("x", ours, Estimate("x", 1.0, 0.9, 1.1, "another note")) != []
     assert _differ("x", 100.0, 100.5) == []
     assert _differ("x", 100.0, 102.0) != []
     assert _differ("x", 3, 3.0) != []
+
+
+def test_numbers_in_a_drawing_are_compared_and_its_coordinates_are_not(tmp_path):
+    drawing = IOI / "circuit.svg"
+    for old, new, same in (
+        ("faithfulness 0.95 [0.92, 0.99]", "faithfulness 0.96 [0.92, 0.98]", True),  # the last digit, rounded
+        ("faithfulness 0.95 [0.92, 0.99]", "faithfulness 1.00 [0.12, 0.13]", False),
+        ("+17.5", "+99.9", False),
+        (' y="138.1"', ' y="138.2"', True),
+    ):
+        again = tmp_path / f"{new} {same}".replace(" ", "_") / "ioi"
+        shutil.copytree(IOI, again)
+        text = drawing.read_text(encoding="utf-8")
+        assert old in text
+        (again / "circuit.svg").write_text(text.replace(old, new), encoding="utf-8")
+        assert (differences(IOI, again) == []) == same, new
 
 
 def test_evidence_is_read_as_it_was_saved_and_what_is_none_is_refused(tmp_path):

@@ -56,7 +56,7 @@ class _Sources:
         if self.optimal is None:
             raise EditError(
                 "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: "
-                "workbench sweep run. Values that need no fit: " + ", ".join(_without_fit()) + "."
+                "workbench sweep run. Values that need no fit: " + ", ".join(WITHOUT_FIT) + "."
             )
         return self.optimal()
 
@@ -83,6 +83,8 @@ _TABLE: Mapping[str, _NamedValue] = {
     "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number)),
 }  # fmt: skip
 NAMES = tuple(_TABLE)
+WITHOUT_FIT = tuple(name for name in NAMES if name != "optimal")
+"""The names of values that need no fit."""
 MEANINGS: Mapping[str, str] = {name: entry.meaning for name, entry in _TABLE.items()}
 
 
@@ -117,7 +119,7 @@ def canonical_name(
             f"{argument}={name!r} is the run that is edited (base={base!r}), "
             f"so writing it would change nothing. Choices: {', '.join([other, *rest])}."
         )
-    if _entry(name) not in choices:
+    if not isinstance(name, str) or _entry(name) not in choices:
         raise UnknownName(argument, name, [choice for choice in choices if choice != base])
     if ":" in name:
         _number(name, argument)  # refused now, not after the model is loaded
@@ -189,8 +191,3 @@ def _number(name: str, argument: str) -> float:
     if not math.isfinite(number):
         raise EditError(f"{argument}={name!r}: after the colon comes a finite number, as in {stem}:0.5.")
     return number
-
-
-def _without_fit() -> list[str]:
-    """The names of values that need no fit."""
-    return [name for name in NAMES if name != "optimal"]

@@ -161,7 +161,7 @@ class PromptPairs:
         second = sorted(set(range(len(self))) - set(first))
         if not first or not second:
             raise PromptError(
-                f"These {len(self)} pairs cannot be split: shared prompts connect all of them, "
+                f"Pairs: {len(self)}, which cannot be split: shared prompts connect all of them, "
                 "so nothing could be held out."
             )
         return self.select(sorted(first)), self.select(second)

@@ -163,7 +163,7 @@ class Evidence:
             WorkbenchError: there is no such file, or it is not the evidence of a study.
         """
         try:
-            evidence = _ADAPTER.validate_json(read_bytes(path))
+            evidence = _ADAPTER.validate_json(read_bytes(path), strict=True, extra="forbid")
         except OSError as error:
             raise WorkbenchError(
                 f"There is no evidence {str(path)!r}. Run the study's study.py first."

@@ -14,6 +14,7 @@ import xarray as xr
 from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.scores import score_edges
+from workbench.engine.named_values import MEANINGS
 from workbench.experiment import PairsInModel
 from workbench.models.load import model_name
 from workbench.prompts.pairs import PromptPairs
@@ -26,7 +27,6 @@ SHOWN_PROMPTS = 3
 SHOWN_HEADS = 12
 Section = tuple[str, Any, str]
 """A title, what is shown, and its caption."""
-_VALUES = {"corrupt": "their value in the corrupt run", "zero": "zero", "mean": "their mean"}
 
 
 def sections_of(run: DiscoveryRun, heldout: PairsInModel, lens: xr.DataArray, value: str) -> list[Section]:
@@ -115,7 +115,7 @@ def _claim(run: DiscoveryRun, heldout: PairsInModel, value: str) -> str:
         f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}) keep {kept} of the effect on "
         f"{heldout.metric.name} on {len(heldout)} held-out prompt pairs (on the prompts they were found on "
         f"{in_sample}; random circuits of as many edges {random}), with every other edge at "
-        f"{_VALUES[value]}. {circuit.n_requested} edges were chosen; dead ends are pruned."
+        f"{MEANINGS[value]}. {circuit.n_requested} edges were chosen; dead ends are pruned."
     )
 
 

@@ -115,6 +115,9 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
             fact += f" ({attrs['n']} prompts)"
         facts.append(fact)
     metric, value = attrs.get("metric"), attrs.get("value")
+    # A circuit is found on the clean run, so a value from a store is the other run's, the corrupt one.
+    if value == "from_store":
+        value = "corrupt"
     if metric:
         fact = f"metric {metric}"
         if value:
