@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from workbench.models.load import load_model
+
 _ROOT = tempfile.TemporaryDirectory(prefix="workbench-models-")
 D_VOCAB = 300
 _SIZES: dict[str, Any] = {
@@ -105,6 +107,12 @@ def directory(family: str, *, bos: str | None = "<s>", with_tokenizer: bool = Tr
     else:
         save(CONFIGS[family](), folder, words=words)
     return folder
+
+
+@cache
+def loaded(family: str, **options: Any) -> Any:
+    """The model that `load_model` makes of `directory(family, **options)`: not to be changed."""
+    return load_model(directory(family, **options))
 
 
 def copy_of(family: str, folder: Path, **options: Any) -> Path:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from closeness import close
-from directories import D_VOCAB, copy_of, directory, plain, save, with_config
+from directories import D_VOCAB, copy_of, loaded, plain, save, with_config
 
 import workbench as wb
 from workbench.errors import ModelError, PromptError
@@ -18,10 +18,10 @@ SMALL = {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_directory_without_a_tokenizer_is_the_same_model(family):
-    model = wb.load_model(directory(family, with_tokenizer=False))
+    model = loaded(family, with_tokenizer=False)
     assert model.tokenizer is None
     assert tokenizer_fingerprint(model) == "none"
-    assert wb.model_fingerprint(model) == wb.model_fingerprint(wb.load_model(directory(family)))
+    assert wb.model_fingerprint(model) == wb.model_fingerprint(loaded(family))
     result = wb.run(model, ROWS, edits={"z[1.2]": wb.scale(1.0)})
     with torch.no_grad():
         assert close(result.logits, plain(family)(torch.tensor(ROWS)).logits)
@@ -29,7 +29,7 @@ def test_a_directory_without_a_tokenizer_is_the_same_model(family):
 
 @pytest.mark.parametrize("family", ["llama", "native"])
 def test_token_ids_are_all_that_a_model_without_a_tokenizer_needs(family, tmp_path):
-    model = wb.load_model(directory(family, with_tokenizer=False))
+    model = loaded(family, with_tokenizer=False)
     assert model.tokenizer is None
     store = wb.capture(model, ROWS, progress=False)
     assert store.prompts.strings[0] == ("0", "5", "9", "270")

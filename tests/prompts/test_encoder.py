@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from closeness import close
-from directories import directory, plain, tokenizer
+from directories import loaded, plain, tokenizer
 from tokenizers import Tokenizer, decoders, models
 
 import workbench as wb
@@ -22,7 +22,7 @@ def own_tokens(texts, bos):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "opt", "native"])
 def test_a_tokenizer_without_bos_gives_its_own_tokens(family):
-    model = wb.load_model(directory(family, bos=None))
+    model = loaded(family, bos=None)
     own = own_tokens(TEXTS, None)
     store = wb.capture(model, TEXTS, progress=False)
     assert [
@@ -36,15 +36,15 @@ def test_a_tokenizer_without_bos_gives_its_own_tokens(family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_without_bos_the_logits_are_those_of_plain_transformers(family):
-    model = wb.load_model(directory(family, bos=None))
+    model = loaded(family, bos=None)
     tokens = torch.tensor(own_tokens(TEXTS[:1], None))
-    expected = wb.load_model(directory(family))(tokens)
+    expected = loaded(family)(tokens)
     assert close(wb.run(model, TEXTS[:1]).logits, expected.detach())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "native"])
 def test_a_declared_bos_is_put_in_front_once(family, tmp_path):
-    model = wb.load_model(directory(family))
+    model = loaded(family)
     expected = [[0, *tokens] for tokens in own_tokens(TEXTS, "<s>")]
     with_its_own = [f"<s>{text}" for text in TEXTS]
     (tmp_path / "corpus.txt").write_text("\n".join(with_its_own))
@@ -62,7 +62,7 @@ def test_a_declared_bos_is_put_in_front_once(family, tmp_path):
 
 @pytest.mark.parametrize("bos", ["<s>", None])
 def test_pairs_and_answers_of_a_table_have_one_bos_or_none(bos):
-    model = wb.load_model(directory("llama", bos=bos))
+    model = loaded("llama", bos=bos)
     row = {
         "clean": "the red cat sat",
         "corrupt": "the one cat sat",
@@ -82,7 +82,7 @@ def test_pairs_and_answers_of_a_table_have_one_bos_or_none(bos):
 
 
 def test_pieces_of_a_long_text_begin_with_one_bos_each():
-    model = wb.load_model(directory("llama"))
+    model = loaded("llama")
     text = "the red cat sat on a mat " * 4
     for corpus in ([text], [f"<s>{text}"]):
         prompts = wb.read_corpus(model, corpus, context=10)
@@ -91,7 +91,7 @@ def test_pieces_of_a_long_text_begin_with_one_bos_each():
 
 
 def test_pieces_of_characters_are_told_apart():
-    model = wb.load_model(directory("gpt2"))
+    model = loaded("gpt2")
     strings = wb.capture(model, ["a 😀 日"], sites=["embed"], progress=False).prompts.strings[0]
     bytes_of = [f"<0x{byte:02X}>" for byte in "😀".encode()], [f"<0x{byte:02X}>" for byte in "日".encode()]
     assert "".join(strings) == "<s>a " + "".join(bytes_of[0]) + " " + "".join(bytes_of[1])
@@ -104,13 +104,13 @@ def test_pieces_of_characters_are_told_apart():
 
 def test_whole_characters_beside_a_piece_are_spelled_as_they_are():
     space, first = "Ġ", "æ"  # the byte-level spellings of a space and of the first byte of "日"
-    encode = TextEncoder(wb.load_model(directory("gpt2")))
+    encode = TextEncoder(loaded("gpt2"))
     encode.tokenizer = _fast(models.BPE({f"{space}a{first}": 0, "�": 1}, []), decoders.ByteLevel())
     assert encode.labels([[0]]) == [[" a<0xE6>"]]
 
 
 def test_byte_fallback_shows_the_byte():
-    encode = TextEncoder(wb.load_model(directory("llama")))
+    encode = TextEncoder(loaded("llama"))
     vocabulary = models.BPE({"<0xF0>": 0, "▁the": 1, "<0x9F>": 2, "a": 3}, [], byte_fallback=True)
     encode.tokenizer = _fast(vocabulary, decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]))
     assert encode.labels([[0, 1, 2, 3]]) == [["<0xF0>", " the", "<0x9F>", "a"]]

@@ -1,23 +1,17 @@
 """The same weights with another vocabulary: token ids mean other words, so prompts, pairs and stores are refused."""
 
 import json
-from functools import cache
 
 import pandas as pd
 import pytest
 import torch
-from directories import copy_of, directory
+from directories import copy_of, loaded
 
 import workbench as wb
 from workbench.errors import PromptError, StoreError
 
-TEXTS = ["the red cat sat", "the one cat sat"]
+TEXTS = ["the red cat sat", "the two cat sat"]
 MADE_ELSEWHERE = "were made with the vocabulary of another model"
-
-
-@cache
-def model_of(family):
-    return wb.load_model(directory(family))
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "native"])
@@ -30,11 +24,11 @@ def both(request, tmp_path_factory):
     first, second = sorted(words, key=words.get)[270:272]
     words[first], words[second] = words[second], words[first]
     file.write_text(json.dumps(content), encoding="utf-8")
-    return model_of(request.param), wb.load_model(folder)
+    return loaded(request.param), wb.load_model(folder)
 
 
 def pairs_of(model):
-    row = {"clean": TEXTS[0], "corrupt": TEXTS[1], "answer": " on", "wrong": " two"}
+    row = {"clean": TEXTS[0], "corrupt": TEXTS[1], "answer": " on", "wrong": " mat"}
     return wb.PromptPairs.from_dataframe(model, pd.DataFrame([row]))
 
 
@@ -65,7 +59,7 @@ def test_stores_of_another_vocabulary_are_refused(both, tmp_path):
     pairs = pairs_of(other)
     for one in (store, on_disk):
         with pytest.raises(StoreError, match="made with another vocabulary"):
-            wb.logit_lens(one, other)
+            wb.logit_lens(one, other, measure="entropy")
         for value in (wb.from_store(one), wb.mean(one), wb.resample(one, 0)):
             with pytest.raises(StoreError, match="made with another vocabulary"):
                 wb.effects(other, pairs, sites=["z[0.1]"], value=value, progress=False)
@@ -78,8 +72,8 @@ def test_token_ids_and_equal_vocabularies_go_anywhere(both):
     pairs = wb.load_task("induction", wb.load_model("tiny"), n=4)
     wb.run(wb.load_model("induction"), pairs.clean)
     # A model without a tokenizer has no words that an id could mean.
-    bare = wb.load_model(directory("llama", with_tokenizer=False))
-    wb.run(bare, wb.read_corpus(model_of("llama"), TEXTS))
+    bare = loaded("llama", with_tokenizer=False)
+    wb.run(bare, wb.read_corpus(loaded("llama"), TEXTS))
 
 
 def test_a_store_of_another_checkpoint_stays_where_it_is_meant(both):

@@ -33,16 +33,13 @@ class CheckedLoader:
     Args:
         class_of: config → its architecture, and the class of transformers that loads it.
         device: where the model runs.
-        compared: whether the bridge is to be compared with what transformers computes.
 
     Attributes:
         model: the Hugging Face model, once its weights are loaded.
     """
 
-    def __init__(
-        self, class_of: Callable[[Any], tuple[str, Any]], device: torch.device, *, compared: bool
-    ) -> None:
-        self.class_of, self.device, self.compared = class_of, device, compared
+    def __init__(self, class_of: Callable[[Any], tuple[str, Any]], device: torch.device) -> None:
+        self.class_of, self.device = class_of, device
         self.model: Any = None
         self._tokens = self._logits = torch.zeros(0)
 
@@ -57,8 +54,7 @@ class CheckedLoader:
                 "transformers, save_pretrained it, and load the directory."
             )
         self.model = load_weights(kind, source, options).to(self.device)
-        if self.compared:
-            self._run_plain()
+        self._run_plain()
         return self.model
 
     def _run_plain(self) -> None:
@@ -74,7 +70,7 @@ class CheckedLoader:
     def check_logits(self, bridge: Any, source: str) -> None:
         """Raise `ModelError` where the bridge computes other logits than the model that it wraps."""
         # Where numbers overflow there is nothing to compare: runs refuse such logits.
-        if not self.compared or not bool(self._logits.isfinite().all()):
+        if not bool(self._logits.isfinite().all()):
             return
         with torch.no_grad():
             logits = bridge.eval()(self._tokens).float()
@@ -103,9 +99,10 @@ class CheckedLoader:
                 "A local model is a Hugging Face directory with config.json, *.safetensors and, for texts, "
                 "tokenizer.json."
             )
-        unusual = []
-        for name, setting in sorted(self.model.config.to_diff_dict().items()):
+        config, unusual = self.model.config, []
+        usual = type(config)().to_dict()
+        for name, setting in sorted(config.to_dict().items()):
             # Sizes differ in every model; switches and words say which variant of the architecture it is.
-            if isinstance(setting, bool | str) and name not in _BOOKKEEPING:
+            if isinstance(setting, bool | str) and name not in _BOOKKEEPING and setting != usual.get(name):
                 unusual.append(f"{name}={setting!r}")
-        return f"Options of its config that differ from the default: {', '.join(unusual) or 'none'}."
+        return f"Options of its config that are not the default: {', '.join(unusual) or 'none'}."

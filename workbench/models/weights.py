@@ -102,6 +102,8 @@ def load_weights(kind: Any, source: str, options: Mapping[str, Any]) -> nn.Modul
     held = headers(weight_files(folder, settings))
     buffers = {name for name, _ in loaded.named_buffers()}
     surplus = [name for name in report["unexpected_keys"] if not _is_computed(name, buffers)]
+    # Of a tensor with the base model's prefix and one without, the first in the file would be overwritten.
+    surplus += [name for name in held if f"{loaded.base_model_prefix}.{name}" in held]
     reshaped = [_reshaped(name, shape, asked) for name, shape, asked in report["mismatched_keys"]]
     _refuse(source, report["missing_keys"], surplus, reshaped, _integers(loaded, held, buffers))
     check_numbers(loaded.named_parameters(), source)
