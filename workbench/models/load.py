@@ -21,7 +21,7 @@ from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName, WorkbenchError
 from workbench.models import embedded
 from workbench.models.folder import check_folder, has_tokenizer
-from workbench.models.loader import CheckedLoader
+from workbench.models.loader import CheckedLoader, check_one_stack
 from workbench.models.model import Model
 from workbench.models.weights import check_names, check_numbers, check_room, headers
 
@@ -61,13 +61,14 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
-        _check_one_stack(source, model_name(source))
+        hf_model, name = source.original_model, model_name(source)
+        check_one_stack(getattr(hf_model, "config", None), type(hf_model).__name__, name)
         if device is not None:
             device = _device(device)
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
-        check_numbers(source.original_model.named_parameters(), model_name(source))
+        check_numbers(hf_model.named_parameters(), name)
         return source.eval()
     if not isinstance(source, str | Path):
         raise ModelError(
@@ -78,9 +79,7 @@ def load_model(
     name = reload_name = str(source)
     known = embedded.find(name)
     if known is not None:
-        model = _boot(
-            str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, checked=False
-        )
+        model = _boot(str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, trusted=True)
     elif name and Path(name).is_dir():
         model = _boot(name, torch_device, torch_dtype)
         # Another process may have another working directory.
@@ -93,7 +92,6 @@ def load_model(
     else:
         _check_reachable(name)
         model = _boot(name, torch_device, torch_dtype)
-    _check_one_stack(model, name)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
@@ -175,31 +173,19 @@ def check_eval(model: Model) -> None:
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
 
 
-def _check_one_stack(model: Model, name: str) -> None:
-    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
-    of the decoder, on tokens that nobody gave.
-    """
-    config = getattr(model.original_model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name!r} is an encoder-decoder ({type(model.original_model).__name__}), which has two stacks of "
-            "blocks. Only models of one stack can be loaded: decoders such as GPT-2, encoders such as BERT."
-        )
-
-
 def _boot(
     source: str,
     device: torch.device,
     dtype: torch.dtype | None,
     *,
     checkpoint: Path | None = None,
-    checked: bool = True,
+    trusted: bool = False,
 ) -> Any:
     """The bridge of a directory or a Hub name.
 
     Args:
         checkpoint: weights to take in place of the directory's.
-        checked: whether weights and logits are looked through; those of the embedded models are by the tests.
+        trusted: leaves weights and logits unchecked; the tests look through those of the embedded models.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
@@ -234,12 +220,12 @@ def _boot(
             device=device,
             dtype=precision,
             hf_model=hf_model,
-            model_class=loader if checked else None,
+            model_class=None if trusted else loader,
             tokenizer=tokenizer,
         )
         if tokenizer is not None:
             model.tokenizer = None
-        if checked:
+        if not trusted:
             loader.check_logits(model, source)
         return model
     except WorkbenchError:

@@ -45,13 +45,15 @@ class CheckedLoader:
 
     def from_pretrained(self, source: str, **options: Any) -> nn.Module:
         """What TransformerLens asks of the class: the model of a directory or a Hub name."""
-        architecture, kind = self.class_of(options["config"])
+        config = options["config"]
+        architecture, kind = self.class_of(config)
+        check_one_stack(config, architecture, source)
         # TransformerLens 4.3 installs torchvision while it loads a model that reads images.
         if kind.__name__ not in _TEXT_CLASSES:
             raise ModelError(
-                f"{source!r} is a {architecture}: models with an encoder of their own (for another text, "
-                "images or sound) are not supported. Where it has a decoder for text alone, load that with "
-                "transformers, save_pretrained it, and load the directory."
+                f"{source!r} is a {architecture}: models that read images or sound are not supported. Where "
+                "it has a decoder for text alone, load that with transformers, save_pretrained it, and load "
+                "the directory."
             )
         self.model = load_weights(kind, source, options).to(self.device)
         self._run_plain()
@@ -106,3 +108,14 @@ class CheckedLoader:
             if isinstance(setting, bool | str) and name not in _BOOKKEEPING and setting != usual.get(name):
                 unusual.append(f"{name}={setting!r}")
         return f"Options of its config that are not the default: {', '.join(unusual) or 'none'}."
+
+
+def check_one_stack(config: Any, architecture: str, name: str) -> None:
+    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
+    of the decoder, on tokens that nobody gave.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name!r} is an encoder-decoder ({architecture}), which has two stacks of blocks. "
+            "Only models of one stack can be loaded: decoders such as GPT-2, encoders such as BERT."
+        )
