@@ -16,11 +16,11 @@ from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.prompts.pairs import PromptPairs
 
 
-@one_fingerprint()
+@model_call()
 def explain(
     model: Any,
     pairs: PromptPairs,

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import PromptError, StoreError
+from workbench.finite import check_finite
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
@@ -84,7 +85,13 @@ def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows of a site, up to `size` at a time, and which they are."""
     for start in range(0, len(view), size):
         rows = slice(start, min(start + size, len(view)))
-        yield rows, view.data.part(rows.start, rows.stop)
+        yield rows, checked(view.data.part(rows.start, rows.stop), view)
+
+
+def checked(rows: Tensor, view: SiteView) -> Tensor:
+    """Rows of a site. Raises `NotFinite` where they are not finite."""
+    check_finite(rows, f"{view!r}", "Capture it again, in a precision that holds these activations.")
+    return rows
 
 
 def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
 from workbench.models import embedded
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 
 # By weak reference: a model that nobody uses any more is freed.
@@ -28,6 +29,7 @@ _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
+@model_call()
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
@@ -87,6 +89,7 @@ def load_model(
     return model.eval()
 
 
+@model_call()
 def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = None, **settings: Any) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 

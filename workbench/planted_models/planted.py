@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import ModelError, UnknownName
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.planted_models import compositions, recipes, redundancy
 from workbench.planted_models.drawing import Embedding
@@ -181,6 +182,7 @@ class Planted:
         return replace(self, **tensors, prompt_seed=seed, split=split)
 
 
+@model_call()
 def planted(
     name: str,
     *,

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError
+from workbench.models.calls import model_call
 from workbench.probes.controls import control_types, controls_named, splits
 from workbench.probes.data import Activations
 from workbench.probes.fit_request import request_of
@@ -80,6 +81,7 @@ class Probes:
         return f"<Probes: {sizes}>"
 
 
+@model_call()
 def fit_probes(
     store: Any,
     labels: Labels,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import SweepError
 from workbench.files import whole
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
@@ -63,7 +63,7 @@ class SweepCost:
         return "\n".join(lines)
 
 
-@one_fingerprint()
+@model_call()
 def run_sweep(
     spec: SweepSpec | Mapping[str, Any] | str | Path,
     *,

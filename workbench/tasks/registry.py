@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
+from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.encoder import TextEncoder
@@ -82,6 +83,7 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+@model_call()
 def load_task(
     name: str, model: Model, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
 ) -> PromptPairs:
