@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import Json
-from workbench.cli.output import say
 
 course = typer.Typer(help="Lessons and their exercises.", no_args_is_help=True)
 
@@ -30,15 +29,15 @@ def list_(as_json: Json = False) -> None:
         ]
         listing.append({**asdict(lesson), "file": lesson.file, "exercises": rows})
     if as_json:
-        say(json.dumps(listing), as_json=True)
+        print(json.dumps(listing))
         return
     for lesson in listing:
         about = f"{lesson['minutes']} min"
         if lesson["needs"]:
             about += f", after {', '.join(map(str, lesson['needs']))}"
-        say(f"{lesson['number']:2d}  {lesson['title']}  ({about})  notebooks/{lesson['file']}.ipynb")
+        print(f"{lesson['number']:2d}  {lesson['title']}  ({about})  notebooks/{lesson['file']}.ipynb")
         for exercise in lesson["exercises"]:
-            say(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
+            print(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
 
 
 @course.command("check")
@@ -52,16 +51,16 @@ def check(
 
     run = run_notebook(notebook, seconds=seconds)
     if as_json:
-        say(json.dumps(asdict(run)), as_json=True)
+        print(json.dumps(asdict(run)))
     else:
         for result in run.results:
-            say(f"{result.exercise}  {result.state:8}{result.message}")
+            print(f"{result.exercise}  {result.state:8}{result.message}")
         for cell, error in run.broken.items():
-            say(f"cell {cell}  failed  {error}")
+            print(f"cell {cell}  failed  {error}")
         if run.results:
-            say(f"{run.right} of {len(run.results)} exercises right")
+            print(f"{run.right} of {len(run.results)} exercises right")
         else:
-            say("No cell checks an exercise of the course.")
+            print("No cell checks an exercise of the course.")
     # Scripts of teachers read the exit code.
     if not run.done:
         raise typer.Exit(1)

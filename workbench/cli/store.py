@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, path_of, positions
-from workbench.cli.output import say
+from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, positions
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Folder of the store.")]
@@ -21,12 +20,7 @@ def build(
         ),
     ],
     path: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of,
-            metavar="PATH",
-            help="Folder of the store; with a task, its folders clean and corrupt.",
-        ),
+        Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")
     ],
     model: ModelName = "tiny",
     sites: Annotated[
@@ -72,16 +66,16 @@ def build(
     }
     # A task has two sides, each a store of its own; a corpus has one.
     if corpus in TASKS:
-        pairs = wb.load_task(corpus, loaded, n=64 if n is None else n, seed=seed, split=split)
+        pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
         prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
     else:
         prompts_of = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
     for folder, prompts in prompts_of.items():
         if dry_run:
-            say(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
+            typer.echo(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
         else:
             built = wb.capture(loaded, prompts, path=folder, workers=workers, backend=backend, **options)
-            say(repr(built))
+            typer.echo(repr(built))
 
 
 @store.command()
@@ -94,19 +88,19 @@ def inspect(path: Folder) -> None:
     plan, held = read_plan(str(path)), DiskStore(str(path))
     done = sum(exists(join(str(path), record_name(shard))) for shard in range(len(plan.shards)))
     lengths = held.index.counts
-    say(f"model      {plan.model_name} {plan.model}")
-    say(f"tokenizer  {plan.tokenizer}")
-    say(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
-    say(f"keep       {plan.keep}")
-    say(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
-    say(f"shards     {done} of {len(plan.shards)} finished")
+    typer.echo(f"model      {plan.model_name} {plan.model}")
+    typer.echo(f"tokenizer  {plan.tokenizer}")
+    typer.echo(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
+    typer.echo(f"keep       {plan.keep}")
+    typer.echo(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
+    typer.echo(f"shards     {done} of {len(plan.shards)} finished")
     for kind in held.kinds:
         # Kinds such as the embedding have no layers, and are named without one.
         layers = held.layers(kind)
         shape = list(plan.shapes[plan.sites[f"{kind}[{layers[0]}]" if layers else kind]])
         listed = "layers " + ", ".join(map(str, layers)) if layers else ""
-        say(f"  {kind:11} {listed} {shape}")
-    say("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
+        typer.echo(f"  {kind:11} {listed} {shape}")
+    typer.echo("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
 
 
 @store.command()
@@ -116,10 +110,10 @@ def verify(path: Folder) -> None:
 
     damaged = list(check(path))
     for damage in damaged:
-        say(f"{damage.file}: {damage.why}", err=True)
+        typer.echo(f"{damage.file}: {damage.why}", err=True)
     if damaged:
         raise typer.Exit(2)
-    say(f"{path}: every file is as it was written")
+    typer.echo(f"{path}: every file is as it was written")
 
 
 @store.command()
@@ -138,6 +132,6 @@ def repair(
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
     recomputed = wb.repair(loaded, path)
     for name in recomputed:
-        say(f"recomputed: {name}")
+        typer.echo(f"recomputed: {name}")
     if not recomputed:
-        say(f"{path}: nothing is damaged")
+        typer.echo(f"{path}: nothing is damaged")

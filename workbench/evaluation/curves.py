@@ -14,7 +14,6 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
@@ -36,7 +35,6 @@ AREA_DRAWS = 400
 """Bootstrap draws of an area: each is a whole curve, so fewer than for a single number."""
 
 
-@checked
 def faithfulness_curve(
     scores: xr.DataArray | Circuit,
     model: Model,
@@ -45,7 +43,7 @@ def faithfulness_curve(
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     by: Literal["signed", "magnitude"] | str = "signed",
-    sizes: float | Sequence[Any] | None = None,
+    sizes: Sequence[Any] | None = None,
     level: float = 0.95,
     budget: int | None = None,
     progress: bool = True,
@@ -99,7 +97,7 @@ def faithfulness_curve(
     return xr.Dataset(_by_size(result, counts), coords={"size": shares}, attrs=clean_attrs(attrs))
 
 
-def _shares(sizes: float | Sequence[Any] | None) -> list[Any]:
+def _shares(sizes: Sequence[Any] | None) -> list[Any]:
     """The sizes of a curve as shares of the edges; None: MIB's ten.
 
     Raises `CircuitError` for anything else.
@@ -133,7 +131,7 @@ def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _growth(circuit: Circuit, sizes: float | Sequence[Any] | None) -> tuple[list[Circuit], Sequence[Any]]:
+def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit], Sequence[int]]:
     """The circuits of a circuit's n strongest edges, for growing n, and these n."""
     # Strongest first: a prefix of it is the circuit of that size.
     edges = circuit.edge_list
@@ -147,7 +145,7 @@ def _growth(circuit: Circuit, sizes: float | Sequence[Any] | None) -> tuple[list
         first = min(n, EVERY_SIZE_UP_TO)
         counts = sorted({*range(1, first + 1), *np.geomspace(first, n, 12).astype(int).tolist(), n})
     else:
-        counts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+        counts = sizes
     if not all(type(k) is int and 1 <= k <= n for k in counts):
         raise CircuitError(
             f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges "
@@ -178,7 +176,6 @@ def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = 
     return float(np.trapezoid(height, np.asarray(sizes)))
 
 
-@checked
 def stability(
     scores: xr.DataArray,
     *,
@@ -207,11 +204,8 @@ def stability(
         raise CircuitError(
             "stability: scores of every prompt are needed: score_edges(..., keep=('example',))."
         )
-    if scores.sizes["example"] < 2:
-        raise CircuitError(
-            f"stability: these scores are of {scores.sizes['example']} prompts. Every draw of a single one "
-            "is the same, which says nothing: give at least two."
-        )
+    if not scores.sizes["example"]:
+        raise CircuitError("stability: there is no prompt to draw again.")
     check_level(level)
     check_seed(seed)
     if type(draws) is not int or draws < 2:
@@ -222,7 +216,7 @@ def stability(
     for _ in range(draws):
         # NaN of one prompt must reach the mean: `find` then refuses it, rather than score fewer prompts.
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
-        circuit = called("stability: find=", find, sample)
+        circuit = find(sample)
         if not isinstance(circuit, Circuit):
             raise CircuitError(
                 f"stability: find= must return a Circuit, and it returned {type(circuit).__name__}."

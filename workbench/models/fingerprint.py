@@ -17,7 +17,6 @@ import torch
 import xxhash
 from torch import Tensor
 
-from workbench.arguments import checked
 from workbench.models.model import Model
 
 # Below so many bytes of weights, starting threads takes longer than hashing.
@@ -57,7 +56,6 @@ def one_fingerprint() -> Iterator[None]:
         _hashed.reset(token)
 
 
-@checked
 def model_fingerprint(model: Model) -> str:
     """A hash of configuration and weights: two models with equal fingerprints compute the same function.
 
