@@ -150,15 +150,11 @@ def _named_fields(evidence: Any) -> dict[str, Any]:
 def _estimates_differ(path: str, ours: Estimate, theirs: Estimate) -> list[str]:
     if (ours.name, ours.note) != (theirs.name, theirs.note):
         return [f"{path}: {theirs.name}, {theirs.note}, and study.json says {ours.name}, {ours.note}"]
-    ends = ((ours.low, ours.high), (theirs.low, theirs.high))
-    means = (ours.mean, theirs.mean)
     # Not measured in either: NaN is equal to nothing, so it is asked for by name.
-    if np.isnan(means).all():
+    if np.isnan((ours.mean, theirs.mean)).all():
         return []
-    width = max(high - low for low, high in ends)
-    ours_and_theirs = zip(
-        (ours.mean, ours.low, ours.high), (theirs.mean, theirs.low, theirs.high), strict=True
-    )
-    if all(abs(a - b) <= SLACK + MOVES * width for a, b in ours_and_theirs):
+    width = max(ours.high - ours.low, theirs.high - theirs.low)
+    mean_and_ends = [(one.mean, one.low, one.high) for one in (ours, theirs)]
+    if np.allclose(*mean_and_ends, rtol=0, atol=SLACK + MOVES * width):
         return []
     return [f"{path}: {theirs}, and study.json says {ours}"]

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
+from workbench.engine.named_values import OTHER_SIDE, other_side
 from workbench.errors import CircuitError
 
 Ends = tuple[str, str]
@@ -116,8 +117,8 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
         facts.append(fact)
     metric, value = attrs.get("metric"), attrs.get("value")
     # A circuit is found on the clean run, so a value from a store is the other run's, the corrupt one.
-    if value == "from_store":
-        value = "corrupt"
+    if value in OTHER_SIDE:
+        value = other_side("clean")
     if metric:
         fact = f"metric {metric}"
         if value:
