@@ -81,8 +81,8 @@ def script_unseen() -> Iterator[None]:
 def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
     """The module `ray`, connected to a cluster.
 
-    Where it is connected already, that cluster is used; else the one at `address`; else one is started, and
-    shut down afterwards.
+    Where it is connected already, that cluster is used; else the one at `address` or in the environment
+    variable RAY_ADDRESS; else one is started, and shut down afterwards.
 
     Raises:
         WorkbenchError: Ray is not installed.
@@ -95,9 +95,10 @@ def ray_cluster(workers: int, *, address: str | None = None) -> Iterator[Any]:
     if owns_cluster:
         # Ray would hide every GPU from tasks that ask for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        start: dict[str, Any] = (
-            {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-        )
+        start: dict[str, Any] = {"address": address or os.environ.get("RAY_ADDRESS")}
+        if not start["address"]:
+            # "local", because without an address Ray joins any cluster that this machine happens to run.
+            start = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         ray.init(log_to_driver=False, configure_logging=False, **start)
     try:
         yield ray

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from closeness import close
 
+from workbench.backends import ray_cluster, run_jobs
 from workbench.sweeps.folder import SPEC as SPEC_FILE
 from workbench.sweeps.lock import LOCK
 from workbench.sweeps.log import LOG, last_tries, read_log
@@ -221,6 +222,14 @@ def test_a_machine_of_a_ray_cluster_and_then_an_actor_on_another_may_be_lost(pla
     assert len(rows) == JOBS
     assert {(row["status"], row["try"]) for row in rows} == {("done", 1)}, "no job is blamed for a machine"
     assert same(content(tmp_path / "a"), plain)
+
+
+def test_a_cluster_that_happens_to_run_here_is_joined_only_when_it_is_named(cluster_of_none, monkeypatch):
+    """Ray by itself joins any: this one has no machine, so the job would wait for ever."""
+    assert list(run_jobs(os.path.join, [("a", "b")], workers=1, backend="ray")) == ["a/b"]
+    monkeypatch.setenv("RAY_ADDRESS", cluster_of_none.address)
+    with ray_cluster(1) as ray:
+        assert ray.get_runtime_context().gcs_address == cluster_of_none.address
 
 
 def test_a_cluster_without_a_machine_is_said_to_be_awaited(plain, tmp_path, cluster_of_none):

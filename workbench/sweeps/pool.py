@@ -52,7 +52,8 @@ def pool(backend: str, workers: int, inputs: JobInputs, *, address: str | None =
 
     Args:
         inputs: of this process, which with one local worker runs everything.
-        address: of a Ray cluster; None starts one here, or takes the one that `ray.init` has connected to.
+        address: of a Ray cluster; None takes the one that `ray.init` has connected to, or the one in
+            RAY_ADDRESS, or starts one here.
 
     Raises:
         UnknownName: no such backend.
