@@ -1,6 +1,7 @@
 """Every error the workbench raises on purpose. Each message says what was asked, what exists and what to do.
 
 WorkbenchError
+├── ArgumentError        an argument of a type that the function does not take
 ├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
 ├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
@@ -13,7 +14,8 @@ WorkbenchError
 ├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is not a circuit file
 ├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
-└── OutputExists         something is already there and `overwrite=True` was not given
+├── OutputExists         something is already there and `overwrite=True` was not given
+└── CannotWrite          results that the disk does not take: it is full, or may not be written to
 """
 
 from collections.abc import Iterable
@@ -25,6 +27,10 @@ class WorkbenchError(Exception):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+
+class ArgumentError(WorkbenchError, TypeError):
+    """An argument of a type that the function does not take."""
 
 
 class UnknownName(WorkbenchError):
@@ -97,6 +103,10 @@ class CircuitError(WorkbenchError):
 
 class SweepError(WorkbenchError):
     """A sweep that cannot be planned or run, or a folder that is not a sweep or is damaged."""
+
+
+class CannotWrite(WorkbenchError):
+    """Results that the disk does not take."""
 
 
 class OutputExists(WorkbenchError):

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.capture import capture
 from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.values import Value
@@ -102,6 +103,7 @@ class PairsInModel:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """A model on one behaviour: find on `train`, test on `heldout`.
@@ -141,6 +143,7 @@ class Experiment:
         return f"Experiment({behaviour}, {self.metric.name}: {sizes})"
 
     @classmethod
+    @checked
     def of(
         cls,
         model: Model,

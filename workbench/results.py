@@ -16,8 +16,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
+from workbench.checksums import seal, seal_holds
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
+from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
@@ -76,12 +79,14 @@ def versions() -> dict[str, str]:
     return attrs
 
 
+@checked
 def difference(a: Result, b: Result) -> Result:
     """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
     with xr.set_options(arithmetic_join="exact", keep_attrs=True):
         return a - b
 
 
+@checked
 def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result as netCDF, whole or not at all, and return its path.
 
@@ -100,27 +105,38 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
-        encoded.to_netcdf(partial, engine="h5netcdf")
+        # Through memory: HDF5 that meets a full disk cannot close its file, and crashes when that is freed.
+        partial.write_bytes(encoded.to_netcdf(engine="h5netcdf"))
+        # HDF5 says in its header where its data end, so that its readers do not see what comes after.
+        seal(partial)
     return path
 
 
+@checked
 def load(path: str | Path) -> Any:
     """Read back what `save` wrote: the same type, labels, attributes and NaN cells.
 
     Raises:
-        WorkbenchError: there is no such file, or it is not a result.
+        WorkbenchError: there is no such file, it is not a result, it was changed since it was written (its
+            checksum shows it), or it reads from files outside its own folder.
     """
     path = Path(path)
     if not path.is_file():
         raise WorkbenchError(f"There is no result file {str(path)!r}.")
     try:
+        if not seal_holds(path):
+            raise WorkbenchError(
+                f"{str(path)!r} was changed since it was written (checksum). Compute the result again, or take "
+                "the file from a copy."
+            )
+        check_netcdf(path)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
+        for variable in (dataset, *(dataset[name] for name in dataset.variables)):
+            variable.attrs = _map_attrs(variable.attrs, _unescape)
+    except (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError) as error:
         raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
-    dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
-    for variable in (dataset, *(dataset[name] for name in dataset.variables)):
-        variable.attrs = _map_attrs(variable.attrs, _unescape)
     name = dataset.attrs.pop("_array", None)
     if name is not None and name not in dataset:
         raise WorkbenchError(

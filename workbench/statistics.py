@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import false_discovery_control
 
+from workbench.arguments import checked
 from workbench.errors import WorkbenchError
 
 # Up to so many rows every pattern of signs is tried. Exact p-values are worth the 2 ms that all 4096 patterns
@@ -24,6 +25,7 @@ rounding. It holds for means (`ratio_of_means`) as for single examples (`evaluat
 """
 
 
+@checked
 def summary(
     result: xr.DataArray,
     *,

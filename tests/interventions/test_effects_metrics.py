@@ -15,6 +15,7 @@ from families import (
 )
 
 from workbench.engine.capture import capture_pairs
+from workbench.engine.run import run
 from workbench.engine.values import constant, from_store, scale, zero
 from workbench.errors import EditError, MetricError, UnknownName
 from workbench.interventions.effects import effects
@@ -222,6 +223,30 @@ def test_a_metric_object_is_used_as_it_is():
         scale=logit_size(model, pairs),
     )
     assert (got.attrs["metric"], got.attrs["unit"]) == ("twice", "half logits")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_an_example_that_is_not_edited_may_change_by_comparison(family):
+    """The constant is example 0's own value: its logits stay, and its distance from the mean of all does not."""
+    model, pairs = model_of(family), make_pairs((6, 6, 6, 6))
+    own = run(model, pairs.clean, record=["mlp_post[1]"]).recorded["mlp_post", 1][0, -1, 7]
+    compared = metric(lambda logits: logits[:, 5] - logits[:, 5].mean(), positions="END")
+    got = effects(model, pairs, sites=["mlp_post[1:7]@END"], value=constant(float(own)), metric=compared)
+    assert got.attrs["engine"] == "staircase"
+
+    def write(post, hook):
+        post = post.clone()
+        post[:, -1, 7] = own
+        return post
+
+    with torch.no_grad():
+        plain = model(pairs.clean.tokens)[:, -1, 5]
+        edited = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=[("blocks.1.mlp.hook_post", write)])[
+            :, -1, 5
+        ]
+    change = (edited - edited.mean()) - (plain - plain.mean())
+    assert float(change[0].abs()) > 1e-4
+    assert close(got[:, 0], change, scale=logit_size(model, pairs))
 
 
 def test_results_say_where_they_come_from():

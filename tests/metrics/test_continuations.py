@@ -23,7 +23,8 @@ from workbench.interventions.explain import explain
 from workbench.interventions.paths import path_effects
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric, metric
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.sites import grid
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import graph_of, is_number, matrix_of
@@ -34,6 +35,7 @@ DEFAULT_THRESHOLD = 0.01
 """The threshold where none is given, as a share of |m(empty) - m(full)|."""
 
 
+@checked
 @one_fingerprint()
 def acdc(
     model: Model,

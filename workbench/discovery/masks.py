@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import is_number
@@ -38,6 +39,7 @@ START = 2.0
 GATED = ("edges", "nodes")
 
 
+@checked
 @one_fingerprint()
 def learn_circuit(
     model: Model,

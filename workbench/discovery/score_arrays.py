@@ -4,13 +4,14 @@ Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores
 Nothing here scores or chooses.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from workbench.circuit.components import check_size
 from workbench.circuit.graph import Graph
+from workbench.documents import parse_json
 from workbench.errors import CircuitError, SiteError
 
 
@@ -83,9 +84,11 @@ def check_array(scores: Any) -> None:
 def graph_in_attrs(scores: xr.DataArray) -> Graph:
     """The graph that the attrs of scores describe."""
     try:
-        return Graph.from_dict(json.loads(scores.attrs["graph"]))
-    except (ValueError, TypeError, KeyError, SiteError) as error:
+        graph = Graph.from_dict(parse_json(scores.attrs["graph"]))
+    except (ValueError, TypeError, KeyError, AttributeError, SiteError) as error:
         raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error
+    check_size(graph)
+    return graph
 
 
 def is_number(number: Any) -> bool:

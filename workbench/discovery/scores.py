@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import gradient_scores
@@ -55,6 +56,7 @@ SMALLEST_GAP = 1e-6
 Axis = Literal["example", "pos"] | str
 
 
+@checked
 @one_fingerprint()
 def score_edges(
     model: Model,
@@ -202,6 +204,7 @@ def _gap(circuits: Circuits, metric_name: str) -> float:
     return gap
 
 
+@checked
 @one_fingerprint()
 def score_nodes(
     model: Model,

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import (
@@ -37,6 +38,7 @@ FIRST_SIZES, FINER_SIZES = 24, 12
 """How many sizes `min_faithfulness` tries at once: over the whole range, then between two neighbours."""
 
 
+@checked
 def find_circuit(
     scores: xr.DataArray,
     *,

@@ -10,7 +10,8 @@
    (`hooked/`), which define what is true.
 4. `runs.py` holds what both share: the pairs, the side that is edited, the metric of base and edited runs,
    their cost. A sweep of either engine returns the table [example, element] of m(edited) - m(base). Circuits
-   are measured by `circuits.py` and `edge_mixing.py` in the same way.
+   are measured by `circuits.py` and `edge_mixing.py` in the same way, once `circuit_check.py` has tried them
+   on the model. `read_out.py` reads the last stream in another precision.
 
 `capture.py` stores activations, `run.py` is a single edited forward pass, `gradients/` attributes;
 `bridge.py` and `nodes.py` read modules and names of nodes. Begin with `run.py`, then `bound.py`,

@@ -4,13 +4,15 @@ In memory the store is made in this module; with `path=` it is planned and writt
 This module installs no hook and knows no file format.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked, shown
 from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
@@ -18,6 +20,7 @@ from workbench.engine.memory import rows_per_forward
 from workbench.errors import SiteError, StoreError
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import model_name
+from workbench.models.model import Model
 from workbench.prompts.corpus import read_corpus
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -34,9 +37,10 @@ PAIR_KINDS = (
 )
 
 
+@checked
 def capture(
-    model: Any,
-    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
+    model: Model,
+    tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
     sites: Iterable[str | Site] | None = None,
     path: str | Path | None = None,
@@ -55,9 +59,8 @@ def capture(
     call resumes where it stopped, and the bytes are those of a run that was not interrupted.
 
     Args:
-        tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a
-            corpus: a path to a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see
-            `read_corpus`).
+        tokens: prompts, texts, token ids as in `run`, or a corpus: a path to a text or .jsonl file, a Hugging
+            Face `Dataset`, a data frame, any iterable (see `read_corpus`).
         sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
             takes every kind that the model has except logits, `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
@@ -86,7 +89,7 @@ def capture(
     >>> tuple(store["z", 3].prompt(0).shape)
     (7, 8, 16)
     """
-    prompts = _prompts(model, tokens)
+    prompts, keep = _prompts(model, tokens), _plain(keep)
     if path is not None:
         if threads is None and workers > 1:
             threads = 1  # workers with two threads each would fight over the same cores
@@ -119,7 +122,7 @@ def _rows_in_memory(
     with progress_bar(len(prompts), "capture", "prompt", shown=progress) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
-            recorded = forward(model, batch.tokens, record=record).recorded
+            recorded = forward(model, batch, record=record).recorded
             for i, length in enumerate(batch.lengths.tolist()):
                 for key in record:
                     rows[key].append(_without_padding(key, recorded[key][i], length))
@@ -137,9 +140,10 @@ def _without_padding(key: Key, activation: Tensor, length: int) -> Tensor:
     return activation[:length].clone()  # cloned, or the whole padded batch would stay in memory
 
 
+@checked
 def capture_cost(
-    model: Any,
-    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
+    model: Model,
+    tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
     sites: Iterable[str | Site] | None = None,
     keep: Keep = "all",
@@ -148,12 +152,13 @@ def capture_cost(
     budget: int | None = None,
 ) -> StoreCost:
     """The rows, bytes, shards and seconds of a store on disk. Runs one forward pass; see `capture`."""
-    request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
+    request = _request(model, _prompts(model, tokens), sites, _plain(keep), dtype, shard_bytes, budget, None)
     return request.cost(model, request.plan(model))
 
 
+@checked
 def capture_pairs(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     sites: Iterable[str | Site] | None = None,
@@ -190,13 +195,18 @@ def capture_pairs(
     return of_side("clean"), of_side("corrupt")
 
 
+def _plain(keep: Any) -> Keep:
+    """The positions of an array as a list."""
+    return keep.tolist() if hasattr(keep, "tolist") else keep
+
+
 def _prompts(model: Any, tokens: Any) -> Prompts:
     """The prompts that a caller gives: as they are, or read from a corpus."""
-    if isinstance(tokens, Prompts | Tensor | str):
+    if isinstance(tokens, Prompts | Tensor | np.ndarray | str | Mapping):
         return as_prompts(model, tokens)
     # A list can mean two things: of paths, or of rows with a text each, it is a corpus; of texts or token
     # ids it is the prompts themselves.
-    if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | dict)):
+    if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | Mapping)):
         return as_prompts(model, tokens)
     return read_corpus(model, tokens)
 
@@ -239,14 +249,17 @@ def _present(shape: Shape) -> list[str]:
 
 
 def _keys(site: str | Site, shape: Shape) -> list[Key]:
-    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer of it."""
+    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer that has it."""
     if isinstance(site, Site):
         return [site.check(shape).key]
+    if not isinstance(site, str):
+        raise SiteError(f"{shown(site)} is no kind and no site: write 'z' or 'z[3]'.")
     if "[" in site:
         return [Site.parse(site).check(shape).key]
-    if not kind_named(site).per_layer:
+    kind = kind_named(site)
+    if not kind.per_layer:
         return [Site(site, None).check(shape).key]
-    return [Site(site, layer).check(shape).key for layer in range(shape.n_layers)]
+    return [Site(site, layer).check(shape).key for layer in shape.layers(kind)]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
+from workbench.engine.circuit_check import check_circuits
 from workbench.engine.continuations import bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
@@ -99,8 +100,8 @@ class Circuits:
 
     Raises:
         CircuitError: the graph is of another model.
-        ModelError: the model is in train mode, or only hooks can run it and they cannot run this graph (see
-            `check_hooks_suffice`).
+        ModelError: the model is in train mode; only hooks can run it and they cannot run this graph (see
+            `check_hooks_suffice`); or circuits of it are not run right (see `circuit_check`).
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.
@@ -137,6 +138,7 @@ class Circuits:
             self.decoder, self.why = fast_decoder(model, self.longest)
         if self.decoder is None:
             check_hooks_suffice(model, graph)
+        check_circuits(model, self.decoder)
 
     @property
     def engine(self) -> str:
@@ -189,7 +191,7 @@ class Circuits:
         pairs = self.expansion.pairs
         for start in range(0, len(pairs), size):
             some_pairs = pairs.select(slice(start, start + size))
-            logits = self.metric.read(forward(self.model, some_pairs.clean.tokens).logits, some_pairs.clean)
+            logits = self.metric.read(forward(self.model, some_pairs.clean).logits, some_pairs.clean)
             # Where a metric compares with the clean run, that run is its own reference here.
             yield self.metric(logits, some_pairs, logits if self.metric.needs_reference else None)
 
@@ -270,7 +272,7 @@ class Circuits:
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:
-                reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
+                reference = self.metric.read(forward(self.model, pairs.clean).logits, pairs.clean)
             return CircuitBatch(examples, pairs, weight, bound, None, None, reference)
         # A tile of logits may take an eighth of the budget; beyond 32 MiB larger products gain nothing.
         tile = max(2**16, min(TILE, self.memory // 8))

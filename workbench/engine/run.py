@@ -5,14 +5,15 @@
 `run` always takes hooks: a single pass has nothing to save. This module knows no pairs and no metric.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.hooked.forward import Run, Write, forward
-from workbench.engine.inputs import SiteLike, as_prompts, as_sites, check_positions
+from workbench.engine.inputs import SiteLike, Tokens, as_prompts, as_sites, check_positions
 from workbench.engine.values import Value, check_value
 from workbench.errors import EditError
 from workbench.models.model import Model
@@ -51,9 +52,10 @@ class Edit:
         return Write(self.site.kind, self.site.layer, change)
 
 
+@checked
 def run(
     model: Model,
-    tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
+    tokens: Tokens,
     *,
     edits: Mapping[SiteLike | tuple[SiteLike, ...], Value] | None = None,
     record: Iterable[SiteLike] = (),
@@ -62,7 +64,8 @@ def run(
     """One forward pass with edits: logits [example, pos, vocab], and activations recorded by (kind, layer).
 
     Args:
-        tokens: prompts, texts, a tensor [example, pos] without padding, or lists of token ids.
+        tokens: prompts, texts, token ids [example, pos] as lists, a tensor or an array, or what a Hugging
+            Face tokenizer returns (its `attention_mask` says what is padding; without one it is refused).
         edits: site (or a tuple of sites) → value.
         record: sites whose whole activation (after the edits) is kept.
         other: the other side of the pairs, which `from_store` matches by.
@@ -90,4 +93,4 @@ def run(
     # Whole activations, even where a site names one head: a caller can slice them, and hooks cannot.
     for element in record:
         keys += [site.check(model).key for site in as_sites(element)]
-    return forward(model, prompts.tokens, writes=writes, record=keys)
+    return forward(model, prompts, writes=writes, record=keys)

@@ -13,12 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.engine.bridge import child, final_norm
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import Write, forward
-from workbench.engine.inputs import check_context, stacked
+from workbench.engine.inputs import check_answers, check_context
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.named_values import other_side
+from workbench.engine.read_out import check_read_out, read_out
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
 from workbench.models.model import Model
@@ -87,7 +87,8 @@ class MeasuredRuns:
         """Raise when these runs cannot be made or measured.
 
         Raises:
-            ModelError: the model is in train mode.
+            ModelError: the model is in train mode, or a precision is asked for and its logits are more than
+                norm and unembedding.
             MetricError: the metric cannot read the pairs.
             PromptError: a prompt is longer than the context.
         """
@@ -95,6 +96,9 @@ class MeasuredRuns:
         self.metric.check(self.pairs)
         check_context(self.model, self.prompts)
         check_context(self.model, self.other)
+        if self.dtype is not None:
+            check_read_out(self.model)
+        check_answers(self.model, self.pairs)
 
     @cached_property
     def memory(self) -> int:
@@ -146,18 +150,12 @@ class MeasuredRuns:
 
     def logits(self, prompts: Prompts, copies: int = 1, writes: Sequence[Write] = ()) -> Tensor:
         """[copy * example, pos, vocab] of a forward pass, in the precision asked for."""
-        tokens, shape = stacked(prompts.tokens, copies), Shape.of(self.model)
         if self.dtype is None:
-            return forward(self.model, tokens, writes=writes).logits
+            return forward(self.model, prompts, copies=copies, writes=writes).logits
         # The bridge would norm in the model's own precision: the last stream is read out by hand.
-        last = ("resid_post", shape.n_layers - 1)
-        stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
-        unembed, norm = child(self.model, "unembed"), final_norm(self.model)
-        bias = unembed.bias
-        if bias is not None:
-            bias = bias.detach().to(self.dtype)
-        with torch.no_grad():
-            return torch.nn.functional.linear(norm(stream), unembed.weight.detach().to(self.dtype), bias)
+        last = ("resid_post", Shape.of(self.model).n_layers - 1)
+        stream = forward(self.model, prompts, copies=copies, writes=writes, record=[last]).recorded[last]
+        return read_out(self.model, stream.to(self.dtype))
 
     def measure(self, logits: Tensor, prompts: Prompts, examples: Sequence[int]) -> Tensor:
         """[example]: the metric of logits [example, pos, vocab] of these examples."""

@@ -25,7 +25,6 @@ from workbench.engine.fast.staircase import StaircaseWalk, run_base
 from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.hooked.forward import forward
 from workbench.engine.hooked.sweep import HookedSweep
-from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
 from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
@@ -152,7 +151,7 @@ def _hooked_logits(
     writes = []
     for k, (site, bound) in enumerate(edits):
         writes.append(Edit(site, bound, slice(k * n, (k + 1) * n)).write())
-    logits = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits
+    logits = forward(model, prompts, copies=len(edits), writes=writes).logits
     return logits.view(len(edits), n, *logits.shape[1:])  # each edit had its own copy of the prompts
 
 

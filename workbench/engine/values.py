@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked, shown
 from workbench.engine.bound import Bound, Value
 from workbench.engine.store_values import FromStore, Mean, Resample, check_store
 from workbench.errors import EditError, UnknownName
@@ -139,6 +140,7 @@ class _ProjectBound(Bound):
         return self.inner.first_change(site)
 
 
+@checked
 def from_store(store: ActivationStore, *, allow_self: bool = False, other_model: bool = False) -> Value:
     """The activations of the other run of the same pairs, matched by prompt id (activation patching).
 
@@ -153,11 +155,13 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
     return FromStore(check_store(store, "from_store"), allow_self, other_model)
 
 
+@checked
 def zero() -> Value:
     """Zeros (zero ablation)."""
     return Zero()
 
 
+@checked
 def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "dataset") -> Value:
     """The store's mean activation (mean ablation).
 
@@ -173,26 +177,35 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
     return Mean(check_store(store, "mean"), per)
 
 
+@checked
 def resample(store: ActivationStore, seed: int = 0) -> Value:
     """The activations of one other prompt of equal length per example, the same donor for every site."""
     return Resample(check_store(store, "resample"), seed)
 
 
+@checked
 def constant(content: Any) -> Value:
-    """A given number or tensor that fits the site's last axes."""
+    """A given number or tensor that fits the site's last axes. Raises `EditError` for all but numbers."""
+    _check_numbers("constant", content)
     return Constant(content)
 
 
+@checked
 def add(vector: Any) -> Value:
-    """The current activation plus a vector (steering)."""
+    """The current activation plus a vector (steering). Raises `EditError` for all but numbers."""
+    _check_numbers("add", vector)
     return Add(vector)
 
 
-def scale(factor: float) -> Value:
+@checked
+def scale(factor: Any) -> Value:
     """The current activation times a number."""
+    # NaN is refused where it would be written, with the site's name.
+    _check_numbers("scale", factor)
     return Scale(factor)
 
 
+@checked
 def project(basis: Tensor, value: Value) -> Value:
     """Another value's part within a subspace, the current activation outside it (interchange of subspaces).
 
@@ -206,6 +219,18 @@ def project(basis: Tensor, value: Value) -> Value:
     if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
         raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
     return Project(basis, check_value(value))
+
+
+def _check_numbers(name: str, content: Any) -> None:
+    """Raise `EditError` for what cannot be written into an activation."""
+    try:
+        tensor = torch.as_tensor(content)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise EditError(
+            f"{name}: {shown(content)} is no number, nor a tensor or a list of numbers."
+        ) from error
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise EditError(f"{name}: {shown(content)} is not made of real numbers.")
 
 
 def check_value(value: object) -> Value:

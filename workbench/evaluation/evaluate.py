@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
@@ -34,6 +35,7 @@ from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_se
 CHECKS = ("complement", "random", "completeness", "minimality")
 
 
+@checked
 @one_fingerprint()
 def evaluate(
     circuit: Circuit | Sequence[Circuit],
@@ -128,6 +130,7 @@ def evaluate(
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
 
+@checked
 @one_fingerprint()
 def minimality(
     circuit: Circuit,

@@ -5,7 +5,6 @@ sizes of MIB (`edge_auroc_mib`). Edges of equal score count as the mean over all
 result depends on the order of the graph. Only numbers are compared here: no model is run.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from workbench.circuit.graph import Graph
+from workbench.discovery.score_arrays import graph_in_attrs
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.curves import SIZES
 from workbench.sites import Edge
@@ -128,8 +128,8 @@ def _graph_of(scores: xr.DataArray) -> Graph:
     Raises `CircuitError` where they do not say, or are kept by example.
     """
     try:
-        graph = Graph.from_dict(json.loads(scores.attrs["graph"]))
-    except (KeyError, TypeError, ValueError) as error:
+        graph = graph_in_attrs(scores)
+    except CircuitError as error:
         raise CircuitError(
             "These scores do not say which graph they belong to. Make them with wb.score_edges(...)."
         ) from error

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
@@ -22,8 +23,10 @@ from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
+from workbench.statistics import check_seed
 
 
+@checked
 def circuit_tests(
     circuit: Circuit,
     model: Model,
@@ -90,7 +93,8 @@ def circuit_tests(
         raise UnknownName("tests", unknown[0], TESTS)
     if null not in ("paths", "edges"):
         raise UnknownName("null", null, ("paths", "edges"))
-    if not tests or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
+    check_seed(seed)
+    if not len(tests) or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
         raise WorkbenchError(
             "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, tolerance >= 0, "
             f"draws >= 1; not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
@@ -120,7 +124,7 @@ def circuit_tests(
         warnings.warn(
             f"circuit_tests: nothing to test in {untested}: no edges, "
             "or a metric that is the same on every prompt.",
-            stacklevel=2,
+            stacklevel=3,
         )
     data: dict[str, Any] = {
         "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bound import Bound
 from workbench.engine.continuations import bind
 from workbench.engine.fast.cohorts import Element
@@ -33,6 +34,7 @@ from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.fingerprint import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
@@ -42,9 +44,10 @@ METHODS = ("exact", "gradient", "integrated", "atp-star")
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
 
 
+@checked
 @one_fingerprint()
 def effects(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     sites: Sites,
@@ -200,7 +203,7 @@ def _gap_of_runs(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
         text = (
             f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
         )
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=5)  # at the caller of `effects`, which is wrapped twice
     return gap.masked_fill(flat, float("nan"))
 
 

@@ -4,11 +4,12 @@ Nothing is measured here: the plan comes from the sweep that the call itself wou
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan
 from workbench.engine.values import Value
@@ -17,12 +18,14 @@ from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
 from workbench.models.fingerprint import one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 
 
+@checked
 @one_fingerprint()
 def explain(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,

@@ -130,7 +130,7 @@ def _run_with_gradients(
             kinds.append("mlp_out")
     # Detached, a layer's writes keep their values and pass no gradient on.
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
-    result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
+    result = forward(runs.model, prompts, writes=writes, record=record, gradients=True)
     # Examples do not see each other, so one backward pass of the sum gives the gradient of each.
     total = runs.measure(result.logits, prompts, examples).sum()
     gradients = gradients_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
@@ -151,7 +151,7 @@ def _changed(
     layer = site.layer
     write = Write(*site.key, lambda _: edited)
     # The softmax is run, not linearized: it saturates, and there gradients of q and k say nothing.
-    result = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)])
+    result = forward(runs.model, bound.prompts, writes=[write], record=[("pattern", layer)])
     pattern = result.recorded["pattern", layer]
     # [example, key, kv_head, d_head] → [example, key, head, d_head]: query heads of a group share values.
     v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2).to(pattern.dtype)
@@ -200,7 +200,7 @@ def _along(
 ) -> _StraightPath:
     """The path on which all sites of one (kind, layer) move together."""
     prompts = bound.prompts
-    plain = forward(runs.model, prompts.tokens, record=[key])
+    plain = forward(runs.model, prompts, record=[key])
     start, causal = plain.recorded[key], Shape.of(runs.model).causal
     end = start.clone()
     for site in sites:
@@ -214,11 +214,11 @@ def _along(
     for step in range(steps):
         # Midpoints: for the same number of steps their error is far smaller than that of either end.
         write = moved((step + 0.5) / steps)
-        result = forward(runs.model, prompts.tokens, writes=[write], record=[key], gradients=True)
+        result = forward(runs.model, prompts, writes=[write], record=[key], gradients=True)
         measured = runs.measure(result.logits, prompts, examples).sum()
         gradients = gradients_of(measured, {key: result.recorded[key]}, runs.metric.name)
         mean_gradient += gradients[key].detach() / steps
-    edited = runs.measure(forward(runs.model, prompts.tokens, writes=[moved(1.0)]).logits, prompts, examples)
+    edited = runs.measure(forward(runs.model, prompts, writes=[moved(1.0)]).logits, prompts, examples)
     return _StraightPath(change, mean_gradient, edited - runs.measure(plain.logits, prompts, examples))
 
 

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound, SitePositions
 from workbench.engine.continuations import bind
@@ -33,6 +34,7 @@ from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.fingerprint import model_fingerprint, one_fingerprint
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
@@ -43,9 +45,10 @@ MLPS = ("frozen", "recomputed")
 Nodes = str | Sequence[str | tuple[str, ...]]
 
 
+@checked
 @one_fingerprint()
 def path_effects(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     senders: Nodes | None = None,
@@ -229,9 +232,9 @@ def senders_named(senders: Nodes | None, shape: Shape) -> Nodes:
     if senders is None:
         return known
     # Names of heads begin with `a`, of MLPs with `m`; `input` with neither.
-    if senders == "heads":
+    if isinstance(senders, str) and senders == "heads":
         return [name for name in known if name.startswith("a")]
-    if senders == "mlps":
+    if isinstance(senders, str) and senders == "mlps":
         return [name for name in known if name.startswith("m")]
     return senders
 

@@ -12,8 +12,9 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
-from workbench.engine.hooked.block import Block
+from workbench.engine.hooked.block import HeadOutputs
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
 from workbench.lenses.store_reading import check_store, needed, pieces, token_rows
@@ -28,6 +29,7 @@ CHUNK, PROMPTS = 4096, 64
 """Rows of a site, and prompts with their patterns, that are worked on at a time."""
 
 
+@checked
 def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     """The Euclidean length of an activation at every layer and position; heads are taken together.
 
@@ -47,6 +49,7 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     return effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
 
 
+@checked
 def attention_to(
     store: ActivationStore, keys: Sequence[Position], *, query: Position = "END"
 ) -> xr.DataArray:
@@ -60,7 +63,7 @@ def attention_to(
         UnknownName: a position that no prompt names.
         PromptError: `keys` is empty, or is not a list.
     """
-    if isinstance(keys, str | int) or not keys:
+    if len(keys) == 0:
         raise PromptError("attention_to: keys is a list of at least one position, as in ['IO', 'S1'].")
     start = store.prompts.at(query)
 
@@ -79,6 +82,7 @@ def attention_to(
     return _attended(store, {"key_pos": names}, weights, _facts(store, "attention_to", query=str(query)))
 
 
+@checked
 def head_scores(
     store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
 ) -> xr.DataArray:
@@ -95,6 +99,8 @@ def head_scores(
         StoreError: the store holds no attention patterns.
         UnknownName: no such score.
     """
+    if len(scores) == 0:
+        raise UnknownName("scores", scores, HEAD_SCORES)
     for name in scores:
         if name not in HEAD_SCORES:
             raise UnknownName("scores", name, HEAD_SCORES)
@@ -112,6 +118,7 @@ def head_scores(
     return _attended(store, {"score": list(scores)}, weights, _facts(store, "head_scores"))
 
 
+@checked
 def copying_scores(
     store: ActivationStore, model: Model, *, top: int = 5, budget: int = 2**28
 ) -> xr.DataArray:
@@ -147,7 +154,7 @@ def copying_scores(
     sums = torch.zeros(len(store), len(layers), shape.n_heads, dtype=torch.float64)
     for column, layer in enumerate(layers):
         # [head, d_head, vocab]: a positive scale of the norm does not change which tokens are highest.
-        writes = norm.bare(_written(Block.of(model, layer), shape.d_model, model)) @ unembed
+        writes = norm.bare(_written(HeadOutputs.of(model, layer), shape.d_model, model)) @ unembed
         for rows, values in pieces(store["v", layer], max(1, budget // (8 * shape.d_vocab * shape.n_heads))):
             # Query heads of a group share values but not output weights, so each gets a copy.
             by_head = values.double().cpu().repeat_interleave(shape.group, 1)
@@ -161,12 +168,12 @@ def copying_scores(
     return effect_array((sums / n[:, None, None]).float(), list(coords), coords, name="copying", attrs=facts)
 
 
-def _written(block: Block, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
+def _written(heads: HeadOutputs, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
     """What heads write, after a norm that follows attention, if any (its scale does not matter)."""
-    out = block.w_out.double().cpu()
-    if block.attn_post is None:
+    out = heads.w_out.double().cpu()
+    if heads.attn_post is None:
         return out
-    return FrozenNorm.of(block.attn_post, size, unembedding_weight(model)).bare(out)
+    return FrozenNorm.of(heads.attn_post, size, unembedding_weight(model)).bare(out)
 
 
 def _earlier(length: int) -> Bool[Tensor, "query_pos key_pos"]:

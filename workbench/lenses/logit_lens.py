@@ -13,7 +13,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import PromptError, StoreError, UnknownName
+from workbench.arguments import called, checked, shown
+from workbench.errors import ArgumentError, PromptError, StoreError, UnknownName
 from workbench.lenses.store_reading import check_store, last_stream, needed, one_token, pieces, token_rows
 from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
@@ -31,6 +32,7 @@ Translate = Callable[[Tensor, int], Tensor]
 """A lens: (rows [row, d_model] of a layer, that layer) → [row, d_model]."""
 
 
+@checked
 def logit_lens(
     store: ActivationStore,
     model: Model,
@@ -122,6 +124,7 @@ def logit_lens(
     return _with_tokens(result, store)
 
 
+@checked
 def top_tokens(
     store: ActivationStore,
     model: Model,
@@ -192,7 +195,12 @@ def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translat
     """The stream as it is read out; the last one is the model's own, and no lens may change it."""
     if lens is None or (kind, layer) == ("resid_post", last):
         return stream
-    return lens(stream, layer)
+    translated = called("lens=", lens, stream, layer)
+    if not isinstance(translated, Tensor) or translated.shape != stream.shape:
+        raise ArgumentError(
+            f"lens= returned {shown(translated)}; it must return a tensor of shape {tuple(stream.shape)}."
+        )
+    return translated
 
 
 def _precise(logits: Tensor) -> Tensor:

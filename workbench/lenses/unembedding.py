@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.engine.bridge import Norm, final_norm
+from workbench.engine.bridge import Norm, final_norm, output_projection
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError
@@ -59,8 +59,8 @@ class ReadOut:
             if worst > TOLERANCE * float(logits.abs().max()):
                 raise ModelError(
                     "The logits of this model are not its final norm and unembedding (difference "
-                    f"{worst:.2g}): it scales them afterwards, so the logit lens would not end in its own "
-                    "output."
+                    f"{worst:.2g}): it scales them afterwards, or does something before them that is not "
+                    "known here, so the logit lens would not end in its own output."
                 )
         return read_out
 
@@ -88,7 +88,7 @@ class ReadOut:
     @cached_property
     def bias(self) -> Float[Tensor, "vocab"]:
         """What the unembedding gives for zero."""
-        weight = unembedding_weight(self.model)
+        weight = _own_weight(self.model)
         return self._unembed(weight.new_zeros(1, 1, len(weight)))[0, 0].detach()
 
     @cached_property
@@ -102,12 +102,15 @@ class ReadOut:
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
         # A store may hold another precision than the model's. [1, row, d_model], as the modules expect it.
-        rows = stream.to(unembedding_weight(self.model))[None]
+        rows = stream.to(_own_weight(self.model))[None]
         if self.tokens is None:
             # The bridge's own module, not `norm`: at the last layer the logits are then exactly the model's.
             ln_final = dict(self.model.named_children()).get("ln_final")
             if ln_final is not None:
                 rows = ln_final(rows)
+            projection = output_projection(self.model)
+            if projection is not None:
+                rows = nn.functional.linear(rows, projection.T)
             logits = self._unembed(rows)[0]
         else:
             weight, bias = self._columns
@@ -144,5 +147,13 @@ class ReadOut:
 
 
 def unembedding_weight(model: Any) -> Float[Tensor, "d_model vocab"]:
-    """W_U, which every bridge has, without its gradient."""
+    """W_U without its gradient; where the normed stream is projected to the width of W_U first (OPT-350m),
+    both maps in one.
+    """
+    weight, projection = _own_weight(model), output_projection(model)
+    return weight if projection is None else projection @ weight
+
+
+def _own_weight(model: Any) -> Float[Tensor, "d_embed vocab"]:
+    """W_U, which every bridge has."""
     return model.W_U.detach()

@@ -24,7 +24,8 @@ from workbench.errors import MetricError, PromptError
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 

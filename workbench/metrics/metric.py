@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import called, checked
 from workbench.errors import MetricError, NotFinite, UnknownName
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -41,6 +42,7 @@ from workbench.prompts.prompts import Prompts
 Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class Metric:
     """A named measure of a run.
@@ -164,7 +166,8 @@ class Metric:
                 f"The logits of example {bad} are not finite. "
                 "Check the edit (a scale or a constant that is too large) and the model's dtype."
             )
-        measured = self.function(logits, pairs, reference)
+        label = f"The function of the metric {self.name!r}"
+        measured = called(label, self.function, logits, pairs, reference, error=MetricError)
         if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
             shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
             raise MetricError(
@@ -180,6 +183,7 @@ class Metric:
         return measured
 
 
+@checked
 def metric(
     given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None
 ) -> Metric:

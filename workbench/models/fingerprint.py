@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.models.model import Model
 
 # Below so many bytes of weights, starting threads takes longer than hashing.
@@ -56,6 +57,7 @@ def one_fingerprint() -> Iterator[None]:
         _hashed.reset(token)
 
 
+@checked
 def model_fingerprint(model: Model) -> str:
     """A hash of configuration and weights: two models with equal fingerprints compute the same function.
 

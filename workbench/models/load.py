@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName
 from workbench.models import embedded
 from workbench.models.model import Model
@@ -28,6 +29,7 @@ _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
+@checked
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
@@ -41,7 +43,8 @@ def load_model(
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
     Raises:
-        ModelError: nothing can be loaded from that source; the message says what to do offline.
+        ModelError: nothing can be loaded from that source; the message says what to do offline. Also an
+            encoder-decoder.
         UnknownName: an unknown dtype or checkpoint.
 
     >>> model = load_model("tiny", device="cpu")
@@ -52,6 +55,9 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
+        _check_one_stack(source, model_name(source))
+        if device is not None:
+            device = _device(device)
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
@@ -78,6 +84,7 @@ def load_model(
     else:
         _check_reachable(name)
         model = _boot(name, torch_device, torch_dtype, None)
+    _check_one_stack(model, name)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
@@ -151,6 +158,18 @@ def check_eval(model: Model) -> None:
     # In TransformerLens 4.3 `modules()` of a bridge leaves out some modules of the wrapped model.
     if any(module.training for module in (*model.modules(), *model.original_model.modules())):
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
+
+
+def _check_one_stack(model: Model, name: str) -> None:
+    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
+    of the decoder, on tokens that nobody gave.
+    """
+    config = getattr(model.original_model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name!r} is an encoder-decoder ({type(model.original_model).__name__}), which has two stacks of "
+            "blocks. Only models of one stack can be loaded: decoders such as GPT-2, encoders such as BERT."
+        )
 
 
 def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, checkpoint: Path | None) -> Any:
@@ -253,7 +272,7 @@ def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
 def _device(name: str | torch.device | None) -> torch.device:
     """The device of that name, if this machine has it; None: a GPU if there is one."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
     except RuntimeError as error:
         raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.arguments import checked
 from workbench.engine.capture import capture_pairs
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value, from_store, mean, project
@@ -37,6 +38,7 @@ EDITS = ("erase", "swap")
 FIELDS = ("effect", "low", "high", "random", "p", "used")
 
 
+@checked
 def causal_check(
     probes: Probes,
     model: Model,

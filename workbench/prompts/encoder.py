@@ -6,10 +6,24 @@ Read `TextEncoder`. The only module that calls a tokenizer; it knows nothing of 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from workbench.arguments import shown
 from workbench.errors import PromptError
 from workbench.models.fingerprint import tokenizer_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
+from workbench.text import lone_surrogates, visible
+
+
+def check_text(text: object, where: str) -> None:
+    """Raise `PromptError` for what no tokenizer takes: all but text, and text with half a character in it."""
+    if not isinstance(text, str):
+        raise PromptError(f"{where} is {shown(text)} and not a text.")
+    halves = lone_surrogates(text)
+    if halves:
+        raise PromptError(
+            f"{where} holds {visible(halves[0])}, half of a character (a lone surrogate): the text was cut "
+            "within it, as within an emoji. Cut it elsewhere, or leave the half out."
+        )
 
 
 class TextEncoder:
@@ -36,6 +50,7 @@ class TextEncoder:
 
     def prompt(self, text: str, *, where: str) -> list[int]:
         """The tokens of a prompt, with BOS where the model wants it."""
+        check_text(text, where)
         tokens = self.plain(text)
         self._check_known(text, tokens, where)
         if self.bos:
@@ -48,6 +63,7 @@ class TextEncoder:
 
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
         """The tokens that follow the prompt when both are tokenised together."""
+        check_text(text, where)
         if text[:1].isspace() or prompt[-1:].isspace():
             joiner = ""
         joined = prompt + joiner + text

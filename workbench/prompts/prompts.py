@@ -7,18 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from numbers import Integral
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.arguments import checked, shown
 from workbench.errors import PromptError, UnknownName
+from workbench.prompts.token_tables import whole_tokens
 from workbench.sites import Position
 
 PAD = 0
 
 
+@runtime_checkable
+class HasPrompts(Protocol):
+    """Whatever was computed of prompts and holds them: a store, first of all."""
+
+    prompts: Any
+
+
+@checked
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """Token sequences of one run.
@@ -39,6 +51,7 @@ class Prompts:
     bos: bool
 
     @classmethod
+    @checked
     def of(
         cls,
         rows: Sequence[Sequence[int]],
@@ -55,32 +68,31 @@ class Prompts:
             bos: whether every list begins with the BOS token.
 
         Raises:
-            PromptError: there are no prompts, one is empty (named), or a position lies outside its prompt.
+            PromptError: there are no prompts, one is empty (named) or holds something else than token ids, or
+                a position lies outside its prompt.
 
         >>> Prompts.of([[5, 7, 2], [5, 3]], positions=[{"NAME": 1}, {}]).at("NAME").tolist()
         [1, -1]
         """
-        if not rows:
+        if len(rows) == 0:
             raise PromptError("There are no prompts: give at least one.")
-        for i, row in enumerate(rows):
-            if len(row) == 0:
+        listed = [whole_tokens(row, f"Prompt {i}") for i, row in enumerate(rows)]
+        for i, row in enumerate(listed):
+            if not row:
                 raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
         for name, column in (("strings", strings), ("positions", positions)):
-            if column is not None and len(column) != len(rows):
+            if column is not None and len(column) != len(listed):
                 raise PromptError(
-                    f"There are {len(column)} {name} for {len(rows)} prompts: give one of each."
+                    f"There are {len(column)} {name} for {len(listed)} prompts: give one of each."
                 )
-        for i, (row, named) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
+        for i, (row, named) in enumerate(zip(listed, positions or [{}] * len(listed), strict=True)):
+            if not isinstance(named, Mapping):
+                raise PromptError(f"Prompt {i}: its positions are {shown(named)}; give name → index.")
             for name, index in named.items():
-                if not 0 <= index < len(row):
-                    raise PromptError(
-                        f"Prompt {i} has {len(row)} tokens, and its position {name}={index} lies outside."
-                    )
-            if any(int(token) != token for token in row):
-                raise PromptError(f"Prompt {i} has tokens that are not integers. Give token ids.")
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
-        for i, row in enumerate(rows):
+                _check_position(i, len(row), name, index)
+        lengths = torch.tensor([len(row) for row in listed])
+        tokens = torch.full((len(listed), int(lengths.max())), PAD, dtype=torch.long)
+        for i, row in enumerate(listed):
             tokens[i, : len(row)] = torch.as_tensor(row)
         examples = positions or ()
         # A dict keeps the names in the order in which they are met first: results list them so.
@@ -92,8 +104,27 @@ class Prompts:
         end = columns.get("END", torch.full_like(lengths, -1))
         columns["END"] = end.where(end >= 0, lengths - 1)
         if strings is None:
-            strings = [list(map(str, map(int, row))) for row in rows]
+            strings = [list(map(str, row)) for row in listed]
         return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos)
+
+    def __post_init__(self) -> None:
+        n, width = len(self.tokens), self.tokens.shape[1]
+        if not n:
+            raise PromptError("There are no prompts: give at least one.")
+        counts = {"lengths": len(self.lengths), "strings": len(self.strings)}
+        counts |= {f"positions {name!r}": len(index) for name, index in self.positions.items()}
+        wrong = [name for name, count in counts.items() if count != n]
+        if wrong:
+            raise PromptError(f"There are {counts[wrong[0]]} {wrong[0]} for {n} prompts: give one of each.")
+        if bool(((self.lengths < 1) | (self.lengths > width)).any()):
+            raise PromptError(f"Lengths of these prompts lie between 1 and {width}, the width of the tokens.")
+        if "END" not in self.positions:
+            raise PromptError("Prompts need the position END: Prompts.of(rows) names it.")
+        places = torch.stack([index.to(self.lengths) for index in self.positions.values()])  # [name, example]
+        outside = (places < -1) | (places >= self.lengths)
+        if bool(outside.any()):
+            name, i = outside.nonzero()[0].tolist()
+            _check_position(i, int(self.lengths[i]), list(self.positions)[name], int(places[name, i]))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -109,11 +140,12 @@ class Prompts:
         """A hash of all prompts in their order."""
         return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
 
+    @checked
     def at(self, where: Position) -> Int[Tensor, "example"]:
         """The position of that index or name in each example, -1 where it has none."""
         if isinstance(where, str) and where not in self.positions:
             raise UnknownName("position", where, self.positions)
-        if isinstance(where, int) and where < 0:
+        if not isinstance(where, str) and where < 0:
             raise PromptError(
                 f"Position {where}: positions count from 0. "
                 "The last token of every prompt is 'END' where it is named."
@@ -129,6 +161,7 @@ class Prompts:
         steps = torch.arange(int((self.lengths - end).max()))
         return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
 
+    @checked
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
         if isinstance(indices, slice):
@@ -149,3 +182,16 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def _check_position(prompt: int, length: int, name: object, index: object) -> None:
+    """Raise `PromptError` for a named position that a prompt does not have."""
+    if not isinstance(name, str):
+        raise PromptError(f"Prompt {prompt}: {shown(name)} is no name of a position. Names are text.")
+    # True is an integer of Python, and 2.0 equals one.
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise PromptError(f"Prompt {prompt}: the position {name}={shown(index)} is no whole number.")
+    if not 0 <= int(index) < length:
+        raise PromptError(
+            f"Prompt {prompt} has {length} tokens, and its position {name}={index} lies outside."
+        )

@@ -21,6 +21,7 @@ from workbench.discovery.methods import METHODS
 from workbench.engine.named_values import key_name
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
+from workbench.files import read_bytes
 from workbench.interventions.paths import senders_named
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.model import Model
@@ -210,6 +211,6 @@ def _content(spec: SweepSpec, what: str) -> bytes:
     if spec.study != "circuits":
         return what.encode()
     try:
-        return Path(what).read_bytes()
+        return read_bytes(what)
     except OSError as error:
         raise SweepError(f"The circuit {what!r} cannot be read: {error.strerror}.") from error

@@ -1,18 +1,23 @@
 """The log of a sweep, `jobs.jsonl`: one line for every try of a job. Read `read_log` and `Log`.
 
 A batch is one write and one fsync, so that a killed run loses at most the batch it was in, and a line that
-was torn is cut off by the next run. Nothing is ever rewritten. What a line means for tables and pictures is
-not known here.
+was torn is cut off by the next run. Nothing is ever rewritten. Each line ends with a checksum of itself
+(those of version 0.2 have none). What a line means for tables and pictures is not known here.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+from workbench.documents import parse_json
 from workbench.engine.named_values import OTHER_SIDE, SIDES, canonical_name
 from workbench.errors import SweepError
+from workbench.files import check_ordinary
 
 LogRow = dict[str, Any]
 FLAGS = (
@@ -23,7 +28,8 @@ LOG = "jobs.jsonl"
 MEASURED = ("done", "nan")
 # How a job ends: measured; without a finite number; with an error; or out of memory.
 STATUSES = (*MEASURED, "failed", "memory")
-"""How a job ends: measured, measured with NaN cells, raised an error, or ran out of memory."""
+# How a line ends: xxh3_64 of the bytes before.
+_SUM = re.compile(rb',"sum":"([0-9a-f]{16})"\}\s*')
 
 
 def read_log(folder: str | Path) -> list[LogRow]:
@@ -32,19 +38,25 @@ def read_log(folder: str | Path) -> list[LogRow]:
     Values are under their one name: lines of earlier versions say "other" for the run that is not edited.
 
     Raises:
-        SweepError: a line before the last one is damaged.
+        SweepError: a line is damaged that was written whole.
     """
     path = Path(folder) / LOG
-    if not path.is_file():
+    if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        check_ordinary(path)
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SweepError(f"The log {str(path)!r} cannot be read: {error.strerror}.") from error
     last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
     rows: list[LogRow] = []
     for number, line in enumerate(lines[: last + 1]):
         try:
             rows.append(_parsed(line))
         except ValueError as error:
-            if number < last:
+            # A torn line lacks its end, or has zeros where a power cut came before its bytes.
+            is_torn = number == len(lines) - 1 or b"\0" in line
+            if number < last or not is_torn:
                 raise SweepError(
                     f"Line {number + 1} of {str(path)!r} is damaged: {error}. Delete that line; `workbench "
                     "sweep resume` runs its job again."
@@ -70,19 +82,23 @@ def value_name(name: Any, base: Any) -> Any:
 
 
 class Log:
-    """Appends rows; when `append` returns they are on the disk."""
+    """Appends rows; when `append` returns they are on the disk.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOG
+    Args:
+        check: raises where the folder is not this process's to write to any more; called before each append.
+    """
+
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.path, self.check = folder / LOG, check
         self.path.touch()
         self._cut_torn_line()
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows as one block, so that a killed process leaves at most one torn line."""
-        lines = [json.dumps(_jsonable(row), separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows]
+        lines = [_line(row) for row in rows]
+        self.check()
         with open(self.path, "ab") as file:
-            # A message may hold half of a surrogate pair, which UTF-8 cannot.
-            file.write("".join(lines).encode(errors="replace"))
+            file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
 
@@ -97,6 +113,14 @@ class Log:
             os.truncate(self.path, len(whole_lines))
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of the log."""
+    text = json.dumps(_jsonable(row), separators=(",", ":"), ensure_ascii=False)
+    # Up to the bracket that closes it. A message may hold half of a surrogate pair, which UTF-8 cannot.
+    content = text[:-1].encode(errors="replace")
+    return b'%b,"sum":"%b"}\n' % (content, xxhash.xxh3_64_hexdigest(content).encode())
+
+
 def _is_row(line: bytes) -> bool:
     try:
         _parsed(line)
@@ -107,7 +131,13 @@ def _is_row(line: bytes) -> bool:
 
 def _parsed(line: bytes) -> LogRow:
     """A line as a row. Raises `ValueError` with what is wrong with it."""
-    row = json.loads(line.decode())
+    content, mark, end = line.rpartition(b',"sum":"')
+    signature = _SUM.fullmatch(mark + end)
+    if signature is not None:
+        if xxhash.xxh3_64_hexdigest(content).encode() != signature[1]:
+            raise ValueError("it was changed since it was written (checksum)")
+        line = content + b"}"
+    row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("job"), str) or row.get("status") not in STATUSES:
         raise ValueError(f"it is not an object with a job and a status ({', '.join(STATUSES)})")
     for name in ("values", "m_base"):

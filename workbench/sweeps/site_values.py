@@ -9,7 +9,6 @@ from torch import Tensor
 from workbench.engine.bound import Bound
 from workbench.engine.capture import capture
 from workbench.engine.hooked.forward import forward
-from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Constant, Value, mean
@@ -138,9 +137,7 @@ def _fit(
 
 def _starts(runs: MeasuredRuns, sites: Sequence[Site], means: Bound) -> tuple[list[Tensor], list[float]]:
     """For each site its mean activation, where the fit begins, and the standard deviation of its numbers."""
-    recorded = forward(
-        runs.model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]
-    ).recorded
+    recorded = forward(runs.model, runs.prompts, record=[(site.kind, site.layer) for site in sites]).recorded
     starts: list[Tensor] = []
     spreads: list[float] = []
     for site in sites:
@@ -159,9 +156,7 @@ def _losses(runs: MeasuredRuns, sites: Sequence[Site], constants: Sequence[Tenso
     for site, content, copy in zip(sites, constants, copies, strict=True):
         writes.append(Edit(site, Constant(content).bind(runs.model, runs.prompts), copy).write())
     # Each site has its own copy of the prompts, so that one pass serves all: [copy * example, pos, vocab].
-    logits = forward(
-        runs.model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
-    ).logits
+    logits = forward(runs.model, runs.prompts, copies=len(sites), writes=writes, gradients=True).logits
     losses: list[Tensor] = []
     for copy in copies:
         measured = runs.measure(logits[copy], runs.prompts, range(n))

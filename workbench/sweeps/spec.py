@@ -6,10 +6,10 @@ spec is read. This module knows names only: whether a model or a site exists is 
 """
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench.documents import read_yaml
 from workbench.engine.named_values import NAMES, canonical_name
 from workbench.errors import EditError, SweepError, UnknownName
 
@@ -52,6 +53,10 @@ FITTED = ("effects", "pairs", "cumulative")
 FROM_CLEAN = ("circuits", "methods", "stability")
 # Keys of jobs and columns of tables hold 64-bit integers.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+# More prompts than any sweep has: a number in a file must not fill the memory before it is found wrong.
+Prompts = Annotated[int, Field(ge=1, le=10**7)]
+MOST_SETTINGS = 10**6
+"""Combinations of models, tasks, seeds, metrics and values."""
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
@@ -75,7 +80,7 @@ class TaskSpec(_Frozen):
     """
 
     name: str
-    n: int | None = Field(default=None, ge=1)
+    n: Prompts | None = None
     split: Literal["train", "heldout"] | None = None
     variant: str | None = None
 
@@ -107,7 +112,7 @@ class SweepSpec(_Frozen):
         seeds: of prompts and of resampling.
 
     Raises:
-        SweepError: from `read_spec`; the class itself raises pydantic's ValidationError.
+        SweepError: a field that does not fit.
         UnknownName: an unknown preset, field or value.
 
     >>> SweepSpec(preset="head-ablation", tasks=["ioi"]).sites
@@ -120,7 +125,7 @@ class SweepSpec(_Frozen):
     models: tuple[str, ...] = Field(default=("tiny",), min_length=1)
     checkpoints: tuple[int, ...] = ()
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
-    n: int = Field(default=32, ge=1)
+    n: Prompts = 32
     split: Literal["train", "heldout"] = "train"
     sites: tuple[str | Annotated[tuple[str, ...], Field(min_length=1)], ...] = ()
     senders: tuple[str, ...] = ()
@@ -195,11 +200,25 @@ class SweepSpec(_Frozen):
             entries = getattr(self, name)
             if len(set(entries)) < len(entries):
                 raise ValueError(f"{name} has an entry twice")
+        axes = (self.models, self.checkpoints, self.tasks, self.seeds, self.metrics, self.values)
+        n_settings = prod(max(1, len(axis)) for axis in axes)
+        if n_settings > MOST_SETTINGS:
+            raise ValueError(f"{n_settings} combinations are more than the {MOST_SETTINGS} of a sweep")
         return self
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _explained(error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text; `read_spec` makes an equal spec of it."""
         return self.model_dump(mode="json")
+
+
+class FileFields(dict[str, Any]):
+    """Fields of a spec as a file has them: code that they name is not the reader's own (see `trust`)."""
 
 
 def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: Any) -> SweepSpec:
@@ -231,13 +250,11 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
 
 def _file(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SweepError(f"The spec {str(path)!r} cannot be read: {reason}.") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise SweepError(f"The spec {str(path)!r} is not YAML: {error}") from error
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench import results
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.methods import METHODS, find_by
@@ -42,6 +43,7 @@ VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
 
 
+@checked
 def discover(
     model: Model,
     task: str | PromptPairs,

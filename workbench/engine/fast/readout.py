@@ -101,10 +101,10 @@ class Readout:
         Args:
             base_metric: m(base), the measure of `base_logits`.
         """
-        if self.metric.rowwise:
-            self._write_rows(outcomes, effects, base_metric)
-        else:
+        if not self.metric.rowwise:
             self._write_runs(outcomes, effects, base_metric)
+            return
+        self._write_rows(outcomes, effects, base_metric)
         for outcome in outcomes:
             # An edit that writes what is there has an effect of exactly 0: its run differs from the base run
             # at most in the last digits, since it was computed in other products.
@@ -153,13 +153,18 @@ class Readout:
         for outcome in outcomes:
             elements |= dict.fromkeys(outcome.elements)
         for j in elements:
-            # Examples in which nothing changes are in no cohort, and keep the base run's logits.
+            # Examples in which nothing changes keep the base run's logits, bit by bit: the effect on them may
+            # still be one, since the metric may compare them with examples that do change.
             logits = self.base_logits.clone()
             for outcome in outcomes:
                 if j not in outcome.elements:
                     continue
-                cohort, stream = outcome.cohort, outcome.stream[outcome.elements.index(j)]
-                examples = cohort.examples.to(logits.device)
+                run, cohort = outcome.elements.index(j), outcome.cohort
+                changed = (~outcome.unchanged[run]).to(logits.device)
+                examples = cohort.examples.to(logits.device)[changed]
+                if not len(examples):
+                    continue
+                stream = outcome.stream[run][changed.to(outcome.stream.device)]
                 edited = torch.cat([self.logits(tile) for tile in self._tiles(stream)])
                 if self.read is None:
                     logits[examples, cohort.start : cohort.length] = edited

@@ -19,9 +19,8 @@ from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.hooked.block import Block, check_parts_add_up
+from workbench.engine.hooked.block import Block, check_parts_add_up, mlp_input
 from workbench.engine.hooked.forward import Change, forward
-from workbench.engine.inputs import stacked
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device
@@ -45,8 +44,9 @@ def circuit_logits(
     """
     check_hooks_suffice(model, graph)
     walk = _Walk(model, graph, keep, bound)
-    tokens = stacked(bound.prompts.tokens, len(keep))
-    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
+    logits = forward(
+        model, bound.prompts, copies=len(keep), raw_writes=walk.hooks(), gradients=keep.requires_grad
+    ).logits
     return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
@@ -125,7 +125,7 @@ class _Walk:
             return
         if block.mlp_stream != Site("resid_pre", layer).hook:
             hooks[block.mlp_stream] = self._keep(f"m{layer}")
-        hooks[f"blocks.{layer}.mlp.hook_in"] = self._write_mlp(layer, block)
+        hooks[mlp_input(layer)] = self._write_mlp(layer, block)
         hooks[Site("mlp_out", layer).hook] = self._collect(Site("mlp_out", layer))
 
     def _enter(self, layer: int, block: Block) -> Change:
@@ -156,14 +156,14 @@ class _Walk:
     def _write_heads(self, layer: int, block: Block) -> Change:
         def change(z: Tensor) -> Tensor:
             """The heads' changes are collected; z itself stays the circuit's own."""
-            weight = block.w_out.to(z.dtype)
+            weight = block.heads.w_out.to(z.dtype)
             written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
             post = None
-            if block.attn_post is not None:
+            if block.heads.attn_post is not None:
                 # That norm is not linear in the heads: their changes must pass it together with all else they
                 # add up to.
-                whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
-                post = block.attn_post, self._by_circuit(whole[:, :, None])
+                whole = torch.einsum("bphe,hed->bpd", z, weight) + block.heads.b_out.to(z.dtype)
+                post = block.heads.attn_post, self._by_circuit(whole[:, :, None])
             self.differences.append(_WriterChanges(self._by_circuit(written), post))
             return z
 
@@ -172,8 +172,10 @@ class _Walk:
     def _write_mlp(self, layer: int, block: Block) -> Change:
         def change(value: Tensor) -> Tensor:
             """The rebuilt input of the MLP, normed, in place of what the MLP would read."""
-            index = self.reader[f"m{layer}"]
-            rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(index, index + 1))
+            index, stream = self.reader[f"m{layer}"], self.inputs.pop(f"m{layer}")
+            if block.mlp_stream == mlp_input(layer):
+                stream = value  # without a norm in front, what the MLP would read is the stream
+            rebuilt = self._rebuilt(stream, slice(index, index + 1))
             assert block.mlp_norm is not None
             return block.mlp_norm(rebuilt)[:, :, 0].view_as(value)
 

@@ -93,7 +93,7 @@ class _BaseRun:
     def unchanged(self, site: Site, bound: Bound) -> bool:
         """Whether an edit writes, bit by bit, what is there already in every example."""
         if site.key not in self.kept:
-            self.kept = dict(forward(self.model, self.prompts.tokens, record=[site.key]).recorded)
+            self.kept = dict(forward(self.model, self.prompts, record=[site.key]).recorded)
         before = self.kept[site.key]
         after = Edit(site, bound, causal=Shape.of(self.model).causal).write().change(before.clone())
         if site.kind == "pattern":
