@@ -13,8 +13,10 @@ from workbench.arguments import shown
 from workbench.engine.bound import SitePositions
 from workbench.engine.bridge import output_vocabulary
 from workbench.errors import EditError, PromptError, SiteError
+from workbench.models.fingerprint import other_vocabulary
+from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.encoder import TextEncoder, bos_token
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.token_tables import Padding, token_rows
@@ -42,12 +44,12 @@ def _encoded(model: Model, tokens: Any) -> Prompts:
     rows = token_rows(tokens, Padding.of(model))
     if rows is not None:
         # Token ids do not say whether their first is a BOS: it is one where every prompt begins with it.
-        bos_token = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-        bos = bos_token is not None and all(len(row) and row[0] == bos_token for row in rows)
+        first = bos_token(model)
+        bos = first is not None and all(len(row) and row[0] == first for row in rows)
         return Prompts.of(rows, bos=bos)
     encode = TextEncoder(model)
     encoded = [encode.prompt(text, where=f"Prompt {i}") for i, text in enumerate(tokens)]
-    return Prompts.of(encoded, strings=encode.labels(encoded), bos=encode.bos)
+    return encode.prompts(encoded)
 
 
 def as_sites(element: SiteLike | tuple[SiteLike, ...]) -> tuple[Site, ...]:
@@ -70,7 +72,12 @@ def check_positions(site: Site, prompts: Prompts) -> None:
 
 
 def check_context(model: Model, prompts: Prompts) -> None:
-    """Raise `PromptError` for prompts over the context length or token ids outside the vocabulary."""
+    """Raise `PromptError` for prompts over the context length, or of another vocabulary than the model's."""
+    if other_vocabulary(prompts.tokenizer, model):
+        raise PromptError(
+            "These prompts were made with the vocabulary of another model: their token ids mean other words "
+            f"to {model_name(model)}. Make them again with this model."
+        )
     shape = Shape.of(model)
     longest = int(prompts.lengths.max())
     # Refused here, because models do not agree on it: learned positions raise an index error, rotary ones

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.engine.bound import Bound, SitePositions, Value
 from workbench.errors import EditError, PromptError, StoreError
-from workbench.models.fingerprint import model_fingerprint
+from workbench.models.fingerprint import model_fingerprint, other_vocabulary
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
@@ -267,11 +267,16 @@ def check_store(store: object, value_name: str) -> ActivationStore:
 
 
 def check_same_model(store: ActivationStore, model: Model, value_name: str, hint: str = "") -> None:
-    """Raise `StoreError` for a store of another model."""
+    """Raise `StoreError` for a store of another model, or of the same weights with another vocabulary."""
     if store.model != model_fingerprint(model):
         raise StoreError(
             f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
             f"{model_name(model)} ({model_fingerprint(model)[:8]}).{hint}"
+        )
+    if other_vocabulary(store.tokenizer, model):
+        raise StoreError(
+            f"{value_name}: the store's prompts were made with another vocabulary than that of "
+            f"{model_name(model)}: their token ids mean other words to it. Capture them again."
         )
 
 

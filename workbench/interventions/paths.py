@@ -28,12 +28,13 @@ from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
+from workbench.engine.store_values import check_same_model
 from workbench.engine.values import Value, check_value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import model_fingerprint, one_fingerprint
+from workbench.models.fingerprint import one_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -348,11 +349,7 @@ def _sweep(
 
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
     """Raise `StoreError` where the store does not hold the base run of these prompts."""
-    if store.model != model_fingerprint(runs.model):
-        raise StoreError(
-            f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this "
-            "one."
-        )
+    check_same_model(store, runs.model, "path_effects")
     for i, prompt_id in enumerate(runs.prompts.ids):
         if store.example(prompt_id) is None:
             raise StoreError(

@@ -19,7 +19,7 @@ from workbench.lenses.store_reading import check_store, last_stream, needed, one
 from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.encoder import token_labels
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
@@ -247,7 +247,7 @@ def _spelled(tokens: Int[Tensor, "example layer pos rank"], model: Model) -> np.
     """[example, layer, pos, rank]: the strings of token ids, "" for -1."""
     # Each token is decoded once; -1 sorts before all of them.
     ids, index = np.unique(tokens.numpy(), return_inverse=True)
-    texts = TextEncoder(model).labels([[int(token) for token in ids if token >= 0]])[0]
+    texts = token_labels(model, [int(token) for token in ids if token >= 0])
     of_ids = np.concatenate([[""] * int((ids < 0).sum()), as_labels(texts)]).astype(object)
     return of_ids[index].reshape(tokens.shape)
 

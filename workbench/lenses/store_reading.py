@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, StoreError
-from workbench.models.fingerprint import model_fingerprint
-from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView
@@ -19,11 +18,7 @@ from workbench.stores.store import ActivationStore, SiteView
 
 def check_store(store: ActivationStore, model: Model, caller: str) -> None:
     """Raise `StoreError` when a store is of another model; `caller` names the function in the message."""
-    if store.model != model_fingerprint(model):
-        raise StoreError(
-            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
-            f"{model_name(model)}."
-        )
+    check_same_model(store, model, caller)
 
 
 def needed(

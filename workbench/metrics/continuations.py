@@ -157,4 +157,6 @@ def _with_answers(
         strings.append((*prompts.strings[i], *map(str, tokens)))
         # -1 marks a name that this example does not have.
         positions.append({name: int(index[i]) for name, index in prompts.positions.items() if index[i] >= 0})
-    return Prompts.of(rows, strings=strings, positions=positions, bos=prompts.bos)
+    return Prompts.of(
+        rows, strings=strings, positions=positions, bos=prompts.bos, tokenizer=prompts.tokenizer
+    )

@@ -37,6 +37,11 @@ _NOT_THE_FUNCTION = (
     "use_cache",
 )
 
+NO_TOKENIZER = "none"
+
+# Tokenizer → its number of tokens and their hash. Adding a token changes the number, and so the hash.
+_vocabularies: "weakref.WeakKeyDictionary[Any, tuple[int, str]]" = weakref.WeakKeyDictionary()
+
 _hashed: "ContextVar[weakref.WeakKeyDictionary[Any, str] | None]" = ContextVar("hashed", default=None)
 
 
@@ -118,8 +123,23 @@ def tokenizer_fingerprint(model: Model) -> str:
     """A hash of the vocabulary; "none" for a model without a tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        return "none"
-    digest = hashlib.blake2b(digest_size=16)
-    for token, index in sorted(tokenizer.get_vocab().items()):
-        digest.update(token.encode("utf-8", "surrogatepass") + struct.pack("<q", index))
-    return digest.hexdigest()
+        return NO_TOKENIZER
+    size, fingerprint = _vocabularies.get(tokenizer, (-1, ""))
+    if size != len(tokenizer):
+        digest = hashlib.blake2b(digest_size=16)
+        for token, index in sorted(tokenizer.get_vocab().items()):
+            digest.update(token.encode("utf-8", "surrogatepass") + struct.pack("<q", index))
+        fingerprint = digest.hexdigest()
+        _vocabularies[tokenizer] = len(tokenizer), fingerprint
+    return fingerprint
+
+
+def other_vocabulary(tokenizer: str, model: Model) -> bool:
+    """Whether the vocabulary of that fingerprint is another than the model's: token ids mean other words.
+
+    Where either has none, token ids stand for themselves and nothing speaks against it.
+    """
+    return tokenizer not in ("", NO_TOKENIZER) and tokenizer_fingerprint(model) not in (
+        tokenizer,
+        NO_TOKENIZER,
+    )

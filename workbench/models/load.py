@@ -6,7 +6,6 @@ works. Read `load_model`. What tells models apart is in `fingerprint.py`. This m
 or of what is done with a model.
 """
 
-import json
 import socket
 import weakref
 from collections.abc import Mapping
@@ -15,14 +14,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.errors import ModelError, UnknownName
+from workbench.errors import ModelError, UnknownName, WorkbenchError
 from workbench.models import embedded
+from workbench.models.folder import check_folder, has_tokenizer
+from workbench.models.loader import CheckedLoader, check_one_stack
 from workbench.models.model import Model
+from workbench.models.weights import check_names, check_numbers, check_room, headers
 
 # By weak reference: a model that nobody uses any more is freed.
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
@@ -35,6 +36,10 @@ def load_model(
 ) -> Any:
     """A `TransformerBridge` in eval mode.
 
+    Every weight is read from safetensors, and the logits of a few tokens are compared with those that
+    transformers computes. A directory without a tokenizer (board games, toy tasks) loads too, a native one of
+    TransformerLens as well: its prompts are token ids.
+
     Args:
         source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local
             Hugging Face directory, a Hub name ("gpt2"), or a bridge, which is put into eval mode and, where
@@ -43,8 +48,9 @@ def load_model(
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
     Raises:
-        ModelError: nothing can be loaded from that source; the message says what to do offline. Also an
-            encoder-decoder.
+        ModelError: nothing can be loaded from that source (the message says what to do offline); its weights
+            are missing, left over, of another shape, integers or not finite; TransformerLens does not compute
+            what transformers does.
         UnknownName: an unknown dtype or checkpoint.
 
     >>> model = load_model("tiny", device="cpu")
@@ -55,12 +61,14 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
-        _check_one_stack(source, model_name(source))
+        hf_model, name = source.original_model, model_name(source)
+        check_one_stack(getattr(hf_model, "config", None), type(hf_model).__name__, name)
         if device is not None:
             device = _device(device)
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
+        check_numbers(hf_model.named_parameters(), name)
         return source.eval()
     if not isinstance(source, str | Path):
         raise ModelError(
@@ -71,9 +79,9 @@ def load_model(
     name = reload_name = str(source)
     known = embedded.find(name)
     if known is not None:
-        model = _boot(str(known.folder), torch_device, torch_dtype, known.checkpoint)
+        model = _boot(str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, trusted=True)
     elif name and Path(name).is_dir():
-        model = _boot(name, torch_device, torch_dtype, None)
+        model = _boot(name, torch_device, torch_dtype)
         # Another process may have another working directory.
         reload_name = str(Path(name).resolve())
         name = Path(name).resolve().name
@@ -83,8 +91,7 @@ def load_model(
         )
     else:
         _check_reachable(name)
-        model = _boot(name, torch_device, torch_dtype, None)
-    _check_one_stack(model, name)
+        model = _boot(name, torch_device, torch_dtype)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
@@ -100,7 +107,7 @@ def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = N
         settings: of `TransformerBridgeConfig`.
 
     Raises:
-        ModelError: weights are missing or too many.
+        ModelError: weights are missing, too many or of another shape.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
@@ -121,6 +128,12 @@ def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = N
             f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many."
         )
     for key, weight in weights.items():
+        # `copy_` would stretch a smaller tensor over the parameter.
+        if weight.shape != parameters[key].shape:
+            raise ModelError(
+                f"The weights do not fit the settings: {key} has shape {list(weight.shape)}, and "
+                f"{list(parameters[key].shape)} is needed."
+            )
         parameters[key].data.copy_(weight)
     _names[model] = name
     return model
@@ -160,19 +173,20 @@ def check_eval(model: Model) -> None:
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
 
 
-def _check_one_stack(model: Model, name: str) -> None:
-    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
-    of the decoder, on tokens that nobody gave.
+def _boot(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    *,
+    checkpoint: Path | None = None,
+    trusted: bool = False,
+) -> Any:
+    """The bridge of a directory or a Hub name.
+
+    Args:
+        checkpoint: weights to take in place of the directory's.
+        trusted: leaves weights and logits unchecked; the tests look through those of the embedded models.
     """
-    config = getattr(model.original_model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name!r} is an encoder-decoder ({type(model.original_model).__name__}), which has two stacks of "
-            "blocks. Only models of one stack can be loaded: decoders such as GPT-2, encoders such as BERT."
-        )
-
-
-def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, checkpoint: Path | None) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
 
@@ -184,54 +198,80 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
         )
 
     precision = dtype or torch.float32
+    loader = CheckedLoader(_class_of, device)
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        if _is_native(source):
-            return _native_from(Path(source)).to(device, precision, print_details=False)
+        folder, tokenizer = Path(source), None
+        if folder.is_dir():
+            config = check_folder(folder)
+            if config.get("model_type") == "native":
+                model = _native_from(folder, config).to(device, precision, print_details=False)
+                check_numbers(model.original_model.named_parameters(), source)
+                return model
+            if not has_tokenizer(folder):
+                tokenizer = _placeholder()
         hf_model = None
         if checkpoint is not None:
             hf_model = _hf_model(source, checkpoint, precision).to(device)
-        return TransformerBridge.boot_transformers(source, device=device, dtype=precision, hf_model=hf_model)
-    # All that transformers and TransformerLens raise for unfit files: the message names the directory.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"The model {source!r} cannot be loaded: {reason} "
-            "A local model is a Hugging Face directory with config.json, *.safetensors and tokenizer.json."
-        ) from error
+        boot: Any = TransformerBridge.boot_transformers  # pyright: ignore[reportAttributeAccessIssue]
+        model = boot(
+            source,
+            device=device,
+            dtype=precision,
+            hf_model=hf_model,
+            model_class=None if trusted else loader,
+            tokenizer=tokenizer,
+        )
+        if tokenizer is not None:
+            model.tokenizer = None
+        if not trusted:
+            loader.check_logits(model, source)
+        return model
+    except WorkbenchError:
+        raise
+    except Exception as error:  # transformers and TransformerLens raise errors of every kind for unfit files
+        reason = " ".join(str(error).split())[:400].rstrip(".:") or type(error).__name__
+        raise ModelError(f"{loader.stage(source)}: {reason}. {loader.advice()}") from error
     finally:
         if shows_bars:
             logging.enable_progress_bar()
 
 
-def _is_native(source: str) -> bool:
-    """Whether it is the directory of a native model of TransformerLens.
+def _class_of(config: Any) -> tuple[str, Any]:
+    """The architecture of a config, and the class of transformers that loads it."""
+    from transformer_lens.model_bridge.sources import transformers as hugging_face
 
-    `data/models/train_induction.py` writes such.
-    """
-    config = Path(source) / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
+    architecture = hugging_face.determine_architecture_from_hf_config(config)
+    return architecture, hugging_face.get_hf_model_class_for_architecture(architecture)
 
 
-def _native_from(folder: Path) -> Any:
+def _placeholder() -> Any:
+    """An empty tokenizer: without one TransformerLens (4.3) does not load a model. It is taken away again."""
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    del settings["model_type"]
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return native_model(
-        folder.name, weights=load_file(folder / "model.safetensors"), tokenizer=tokenizer, **settings
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+
+
+def _native_from(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The native model of TransformerLens in a directory, as `data/models/train_induction.py` writes one."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources.native import NativeModel
+    from transformers import PreTrainedTokenizerFast
+
+    settings = {name: setting for name, setting in config.items() if name != "model_type"}
+    file = folder / "model.safetensors"
+    # Without memory, so that sizes which the file does not hold are refused before they are allocated.
+    with torch.device("meta"):
+        empty = NativeModel(TransformerBridgeConfig(seed=0, **settings))
+    held = headers([file])
+    check_room(empty, held, str(folder))
+    check_names({name: weight.shape for name, weight in empty.named_parameters()}, held, str(folder))
+    tokenizer = None
+    if has_tokenizer(folder):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return native_model(folder.name, weights=load_file(file), tokenizer=tokenizer, **settings)
 
 
 def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:

@@ -72,10 +72,7 @@ def read_corpus(
         raise PromptError(f"The corpus {_name(source)} holds no prompts: every line is empty.")
     if encode is None:
         return Prompts.of(rows)
-    bos = encode.tokenizer.bos_token_id
-    # Read off the rows: lists of token ids may begin with BOS whatever the model's default is.
-    has_bos = bos is not None and all(row[0] == bos for row in rows)
-    return Prompts.of(rows, strings=encode.labels(rows), bos=has_bos)
+    return encode.prompts(rows)
 
 
 def _rows(
@@ -90,6 +87,7 @@ def _rows(
     padding = Padding.of(model)
     for where, entry in entries:
         content, mask = _content(entry, column, where)
+        first: list[int] = []
         if isinstance(content, str):
             if not content.strip():
                 continue
@@ -98,11 +96,12 @@ def _rows(
                     f"{where}: this model has no tokenizer, so texts cannot be read. Give token ids."
                 )
             check_text(content, where)
-            tokens = encode.plain(content)
-            first = [encode.tokenizer.bos_token_id] if encode.bos else []
+            tokens = encode.with_bos(encode.plain(content))
+            if encode.bos:
+                first, tokens = tokens[:1], tokens[1:]
         else:
             # Token ids are taken as they are: the caller has decided about BOS already.
-            tokens, first = row_tokens(content, mask, padding, where), []
+            tokens = row_tokens(content, mask, padding, where)
         room = n_ctx - len(first)
         if len(tokens) > room and long == "error":
             raise PromptError(

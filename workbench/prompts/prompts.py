@@ -42,6 +42,8 @@ class Prompts:
             there.
         strings: the token strings of each example, for labels.
         bos: whether every sequence begins with the BOS token.
+        tokenizer: the fingerprint of the vocabulary that made them; "" for token ids that stand for
+            themselves.
     """
 
     tokens: Int[Tensor, "example pos"]
@@ -49,6 +51,7 @@ class Prompts:
     positions: Mapping[str, Int[Tensor, "example"]]
     strings: tuple[tuple[str, ...], ...]
     bos: bool
+    tokenizer: str = ""
 
     @classmethod
     @checked
@@ -59,6 +62,7 @@ class Prompts:
         strings: Sequence[Sequence[str]] | None = None,
         positions: Sequence[Mapping[str, int]] | None = None,
         bos: bool = False,
+        tokenizer: str = "",
     ) -> "Prompts":
         """Prompts from lists of token ids.
 
@@ -66,6 +70,7 @@ class Prompts:
             strings: the token strings of each prompt, for labels; None: the ids as text.
             positions: name → index, prompt by prompt.
             bos: whether every list begins with the BOS token.
+            tokenizer: the fingerprint of the vocabulary that made them, if one did.
 
         Raises:
             PromptError: there are no prompts, one is empty (named) or holds something else than token ids, or
@@ -105,7 +110,7 @@ class Prompts:
         columns["END"] = end.where(end >= 0, lengths - 1)
         if strings is None:
             strings = [list(map(str, row)) for row in listed]
-        return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos)
+        return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos, tokenizer)
 
     def __post_init__(self) -> None:
         n, width = len(self.tokens), self.tokens.shape[1]
@@ -178,6 +183,7 @@ class Prompts:
             {name: column[rows] for name, column in self.positions.items()},
             tuple(self.strings[i] for i in chosen),
             self.bos,
+            self.tokenizer,
         )
 
     def __len__(self) -> int:

@@ -150,6 +150,7 @@ class DiskStore(ActivationStore):
             positions,
             tuple(tuple(strings[a:b]) for a, b in spans),
             bool(bos[0]),
+            self.plan.tokenizer,
         )
         if prompts.fingerprint != self.plan.prompts:
             raise StoreError(
