@@ -4,11 +4,11 @@ WorkbenchError
 ├── ArgumentError        an argument of a type that the function does not take
 ├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
-├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
+├── ModelError           a model that cannot be loaded or is in train mode, or settings of torch that change it
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
-│   └── NotFinite        logits or a metric that are not numbers
+│   └── NotFinite        activations, logits, metrics or scores that are not finite numbers
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
@@ -82,7 +82,18 @@ class MetricError(WorkbenchError):
 
 
 class NotFinite(MetricError):
-    """Logits, or what a metric makes of them, that are not finite numbers."""
+    """Activations, logits, what a metric makes of them, or scores that are not finite numbers.
+
+    Args:
+        place: where they were met (a site, an edge), once that is known.
+        example, run: of which example of a batch, and of which edited run, the numbers are.
+    """
+
+    def __init__(
+        self, message: str, *, place: str | None = None, example: int | None = None, run: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.place, self.example, self.run = place, example, run
 
 
 class EditError(WorkbenchError):

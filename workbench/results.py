@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ from workbench.files import check_free, whole
 from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
+# xarray's options are the whole process's: two threads that set and restore them would leave them changed.
+_options = Lock()
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
 
 
@@ -82,7 +85,7 @@ def versions() -> dict[str, str]:
 @checked
 def difference(a: Result, b: Result) -> Result:
     """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
-    with xr.set_options(arithmetic_join="exact", keep_attrs=True):
+    with _options, xr.set_options(arithmetic_join="exact", keep_attrs=True):
         return a - b
 
 

@@ -112,10 +112,12 @@ def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the central part of samples (axis 0) that `level` asks for; NaN samples are left out."""
     tail = (1 - level) / 2 * 100
     # nanpercentile takes many times as long, and the result is the same.
-    percentile = np.nanpercentile if np.isnan(samples).any() else np.percentile
+    if not np.isnan(samples).any():
+        low, high = np.percentile(samples, [tail, 100 - tail], axis=0)
+        return np.asarray(low), np.asarray(high)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        low, high = percentile(samples, [tail, 100 - tail], axis=0)
+        low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0)
     return np.asarray(low), np.asarray(high)
 
 

@@ -152,7 +152,7 @@ def test_what_has_no_stability_is_refused():
     )
     broken = scores.copy()
     broken[0, 0, 0] = np.nan
-    assert (
-        refused(broken, draws=8)
-        == "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+    assert refused(broken, draws=8) == (
+        "find_circuit: the score of input->a0.0<q> is not a finite number (1 of all scores are not). Check the "
+        "metric, the edits and the model's dtype."
     )

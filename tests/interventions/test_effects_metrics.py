@@ -17,7 +17,7 @@ from families import (
 from workbench.engine.capture import capture_pairs
 from workbench.engine.run import run
 from workbench.engine.values import constant, from_store, scale, zero
-from workbench.errors import EditError, MetricError, UnknownName
+from workbench.errors import MetricError, NotFinite, UnknownName
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric, metric
 from workbench.prompts.pairs import PromptPairs
@@ -146,24 +146,19 @@ def test_a_function_that_does_not_return_one_number_per_example_is_refused(funct
     )
 
 
-@pytest.mark.parametrize("value", [constant(float("nan")), scale(float("nan"))], ids=["constant", "scale"])
-def test_a_value_that_is_not_a_number_is_refused(value):
+@pytest.mark.parametrize(
+    "value",
+    [constant(float("nan")), constant(float("inf")), scale(float("nan")), scale(1e39)],
+    ids=["nan", "inf", "scale by nan", "overflow"],
+)
+def test_a_value_that_is_not_a_finite_number_is_refused(value):
     model, pairs = model_of("gpt2"), make_pairs()
-    with pytest.raises(EditError) as error:
+    with pytest.raises(NotFinite) as error:
         effects(model, pairs, sites="mlp_out[1]", value=value)
-    assert (
-        str(error.value)
-        == f"{value.describe()} is not a number at mlp_out[1], so nothing after it would be either."
+    text = (
+        f"{value.describe()} is not finite at mlp_out[1] (in float32), so nothing after it would be either."
     )
-
-
-def test_logits_that_are_not_finite_are_an_error_and_not_a_number():
-    model, pairs = model_of("gpt2"), make_pairs()
-    with pytest.raises(MetricError) as error:
-        effects(model, pairs, sites="mlp_out[1]", value=constant(float("inf")))
-    assert str(error.value) == (
-        "The logits of example 0 are not finite. Check the edit (a scale or a constant that is too large) and the model's dtype."
-    )
+    assert str(error.value) == text
 
 
 def test_an_unknown_metric_is_named_with_its_neighbours():

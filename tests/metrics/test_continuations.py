@@ -67,12 +67,12 @@ def on_hooks(monkeypatch) -> None:
 
 
 def edit_z(store, layer: int, head: int, at: int | None = None):
-    """Hooks that write a store's z at the prompt's positions, or at one of them."""
+    """Hooks that write a store's z at the prompt's positions, or at one of them; without a store zeros, at every token."""
 
     def hooks(i: int, length: int):
         def patch(z, hook):
             z = z.clone()
-            positions = slice(length) if at is None else at % length
+            positions = slice(None if store is None else length) if at is None else at % length
             z[0, positions, head] = 0 if store is None else store["z", layer].prompt(i)[positions, head]
             return z
 
@@ -86,7 +86,7 @@ def edit_z(store, layer: int, head: int, at: int | None = None):
 @pytest.mark.parametrize(
     ("family", "dtype"), [("gpt2", torch.float64), ("llama", torch.float32), ("neox", torch.float64)]
 )
-def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, dtype, engine, monkeypatch):
+def test_effects_are_those_of_prompt_and_answer_in_one_run(family, dtype, engine, monkeypatch):
     """The norms of a llama work in float32, whatever the model's dtype."""
     if engine == "hooks":
         on_hooks(monkeypatch)
@@ -102,6 +102,8 @@ def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, d
         expected = [by_hand(model, pairs, edit_z(store, *cell)) - base for cell in places]
         # Effects are differences of metrics, so their errors are those of the metric.
         assert close(got, torch.stack(expected, 1), scale=float(base.abs().max())), value
+        covers = "unchanged" if store is not None else "edited where a site has no position"
+        assert got.attrs["answer_tokens"] == covers
     assert got.attrs["metric"] == DIFF
     assert got.attrs["unit"] == "nats"
     assert got.dims == ("example", "site")

@@ -18,11 +18,12 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import is_number
 from workbench.engine.circuits import CircuitBatch, Circuits
+from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
@@ -40,7 +41,7 @@ GATED = ("edges", "nodes")
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def learn_circuit(
     model: Model,
     pairs: PromptPairs,
@@ -64,7 +65,7 @@ def learn_circuit(
     (approached linearly over the first half of the steps). Gates are sampled anew each step.
 
     Args:
-        value: the patched value of what is closed.
+        value: the patched value of what is closed; answers of several tokens are covered as in `effects`.
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
             edge between.
@@ -101,6 +102,7 @@ def learn_circuit(
     if not (is_number(lr) and lr > 0):
         raise CircuitError(f"learn_circuit: lr={lr}; a finite number above 0 is needed.")
     check_seed(seed)
+    check_gradients_pass(model)
     measure = as_metric(metric)
     graph = Graph.of(model, positions=positions)
     on = "edges" if n_nodes is None else "nodes"
@@ -127,7 +129,7 @@ def learn_circuit(
     attrs = pairs.attrs(model) | {
         "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps,
         "lr": lr, "seed": seed, "forwards": steps, "higher_is_better": measure.higher_is_better,
-        "expected_open": float(gates.open_share().detach()) * most,
+        "expected_open": float(gates.open_share().detach()) * most, **runs.answer_attrs,
     }  # fmt: skip
     return Circuit.of(
         graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids)
@@ -213,7 +215,12 @@ def _train(
     optimizer = torch.optim.Adam(
         [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
     )
-    batches = list(runs.batches(size if runs.expansion.plain else len(runs.expansion.pairs)))
+    n = len(runs.expansion.pairs)
+    if n > size and runs.clean_runs.comparison is not None:
+        # A metric that compares examples means another thing on a few of them: all, or none.
+        runs.clean_runs.check_slices(-(-n // runs.rows))
+        size = n
+    batches = list(runs.batches(size if runs.expansion.plain else n))
     order = np.random.default_rng(seed)
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]

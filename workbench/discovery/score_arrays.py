@@ -12,7 +12,7 @@ import xarray as xr
 from workbench.circuit.components import check_size
 from workbench.circuit.graph import Graph
 from workbench.documents import parse_json
-from workbench.errors import CircuitError, SiteError
+from workbench.errors import CircuitError, NotFinite, SiteError
 
 
 def graph_of(scores: xr.DataArray) -> Graph:
@@ -61,6 +61,31 @@ def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
     writer, reader = np.nonzero(graph.whole.exists)
     table[..., writer, reader] = values
     return table
+
+
+def finite_matrix_of(scores: xr.DataArray, graph: Graph, caller: str) -> np.ndarray:
+    """`matrix_of`, where every edge has a finite score. Raises `NotFinite`, which names one that has none."""
+    values = matrix_of(scores, graph)
+    check_finite_scores(values, graph, caller)
+    return values
+
+
+def check_finite_scores(values: np.ndarray, graph: Graph, caller: str) -> None:
+    """Raise `NotFinite` where an edge of the graph has a score that is not a finite number.
+
+    Args:
+        values: [..., (pos,) writer, reader].
+        caller: whose scores they are, for the message.
+    """
+    bad = np.argwhere(~np.isfinite(values) & graph.exists)
+    if len(bad):
+        writer, reader = bad[0, -2:]
+        edge = f"{graph.writers[writer]}->{graph.readers[reader]}"
+        raise NotFinite(
+            f"{caller}: the score of {edge} is not a finite number ({len(bad):,} of all scores are not). "
+            "Check the metric, the edits and the model's dtype.",
+            place=edge,
+        )
 
 
 def supporting(scores: xr.DataArray) -> np.ndarray:

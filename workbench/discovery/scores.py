@@ -19,6 +19,7 @@ from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import gradient_scores
+from workbench.discovery.score_arrays import check_finite_scores
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.engine.circuits import Circuits
 from workbench.engine.nodes import writer
@@ -27,7 +28,7 @@ from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
@@ -57,7 +58,7 @@ Axis = Literal["example", "pos"] | str
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def score_edges(
     model: Model,
     pairs: PromptPairs,
@@ -82,7 +83,8 @@ def score_edges(
     "exact" is m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:
-        value: the patched value of the writers, as in `effects`.
+        value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
+            does there.
         metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
             there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
@@ -110,6 +112,7 @@ def score_edges(
         PromptError: clean and corrupt prompts of different lengths.
         StoreError: a store that lacks the activations of `value`.
         EditError: not a value, or one that cannot be written here.
+        NotFinite: activations, logits or gradients overflow; the message names a layer or an edge.
         ModelError: a model in train mode, or one that the method cannot run.
 
     >>> import workbench as wb
@@ -151,16 +154,18 @@ def score_edges(
     values = table.values
     if normalized:
         values = values / _gap(circuits, measure.name)
+    check_finite_scores(values, graph, f"score_edges(method={method!r})")
     attrs = pairs.attrs(model) | {
         "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name,
         "unit": "share" if normalized else measure.unit, "higher_is_better": measure.higher_is_better,
         "normalized": normalized, "graph": json.dumps(graph.to_dict()),
         "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), **table.facts,
+        **circuits.answer_attrs,
     }  # fmt: skip
     # Sums over batches are made in float64; more digits than the model's own would be noise.
     if next(model.parameters()).dtype != torch.float64:
         values = values.astype(np.float32)
-    return labelled(values, graph, pairs, keep, attrs)
+    return labelled(values, graph, circuits.reach.numpy(), keep, attrs)
 
 
 def _check_one_token(method: str, metric: Metric) -> None:
@@ -205,7 +210,7 @@ def _gap(circuits: Circuits, metric_name: str) -> float:
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def score_nodes(
     model: Model,
     pairs: PromptPairs,

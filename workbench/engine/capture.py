@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from workbench.arguments import checked, shown
-from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store
+from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store, check_captured
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import SiteError, StoreError
+from workbench.models.calls import model_call
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
@@ -38,6 +39,7 @@ PAIR_KINDS = (
 
 
 @checked
+@model_call()
 def capture(
     model: Model,
     tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
@@ -81,6 +83,7 @@ def capture(
     Raises:
         SiteError: the model lacks a site.
         PromptError: prompts that are empty, too long or unknown.
+        NotFinite: activations are NaN or infinite, in the model or in the precision of the store.
         StoreError: the folder holds another store, or the disk is full; finished shards are kept.
         OutputExists: the folder holds something that is not a store.
 
@@ -123,9 +126,12 @@ def _rows_in_memory(
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
             recorded = forward(model, batch, record=record).recorded
-            for i, length in enumerate(batch.lengths.tolist()):
-                for key in record:
-                    rows[key].append(_without_padding(key, recorded[key][i], length))
+            for key in record:
+                of_batch = []
+                for i, length in enumerate(batch.lengths.tolist()):
+                    of_batch.append(_without_padding(key, recorded[key][i], length))
+                check_captured(recorded[key], of_batch, key)
+                rows[key] += of_batch
             bar.update(len(batch))
     # Callers match rows to prompts by their index, so the order of lengths is undone.
     in_order = sorted(range(len(order)), key=order.__getitem__)
@@ -141,6 +147,7 @@ def _without_padding(key: Key, activation: Tensor, length: int) -> Tensor:
 
 
 @checked
+@model_call()
 def capture_cost(
     model: Model,
     tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
@@ -157,6 +164,7 @@ def capture_cost(
 
 
 @checked
+@model_call()
 def capture_pairs(
     model: Model,
     pairs: PromptPairs,

@@ -25,12 +25,13 @@ from workbench.checksums import file_sum
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
+from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
-from workbench.sites import Key, Position
+from workbench.sites import Key, Position, Site
 from workbench.stores.disk import (
     DiskStore,
     exists,
@@ -366,8 +367,28 @@ def _write_shard(
             rows = _BatchRows(store, batch, chosen.lengths)
             for group, names in plan.groups.items():
                 for name in names:
-                    files[group].append(name, rows.kept(key_of(name)[0], recorded[key_of(name)]))
+                    key = key_of(name)
+                    kept = rows.kept(key[0], recorded[key]).to(plan.torch_dtype)
+                    check_captured(kept, [kept], key)
+                    files[group].append(name, kept)
             done(len(batch))
+
+
+def check_captured(activation: Tensor, rows: Sequence[Tensor], key: Key) -> None:
+    """Raise `NotFinite` where rows of an activation [example, pos, ...] are not finite.
+
+    Args:
+        activation: of the whole batch, which is looked at first; its padding may hold anything.
+        rows: of the prompts' own tokens.
+    """
+    if is_finite(activation):
+        return
+    dtype = str(activation.dtype).removeprefix("torch.")
+    for of_prompt in rows:
+        cure = (
+            f"Check the model's weights; {dtype} holds numbers up to {torch.finfo(activation.dtype).max:.3g}."
+        )
+        check_finite(of_prompt, f"The activation {Site(*key)} in {dtype}", cure)
 
 
 class _BatchRows:

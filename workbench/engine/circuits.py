@@ -6,27 +6,30 @@ what a measurement is used for.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.circuit_check import check_circuits
-from workbench.engine.continuations import bind
+from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import TILE
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.circuits import check_hooks_suffice, circuit_logits, circuits_per_forward
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import check_pairs
 from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import fast_decoder
 from workbench.engine.threads import few_threads
 from workbench.engine.values import Value, check_value
@@ -146,6 +149,26 @@ class Circuits:
         return "reference" if self.decoder is None else "circuit walk"
 
     @cached_property
+    def clean_runs(self) -> MeasuredRuns:
+        """The clean run, on which a metric is tried that might compare examples."""
+        return MeasuredRuns(self.model, self.expansion.pairs, "clean", self.metric, self.budget)
+
+    @property
+    def answer_attrs(self) -> dict[str, str]:
+        """For the attrs of a result: whether the value covers answers of several tokens, if there are any."""
+        return answer_attrs(self.expansion, self.value)
+
+    def located(self) -> AbstractContextManager[None]:
+        """Around measurements: a refusal of numbers that are not finite names the layer."""
+        return located(self.model, self.expansion.pairs.clean)
+
+    @cached_property
+    def reach(self) -> Int[Tensor, "example"]:
+        """How many tokens of each example may carry the value: its prompt, and answers that it covers."""
+        longest = torch.zeros(len(self.pairs), dtype=torch.long)
+        return longest.scatter_reduce(0, self.expansion.owner, self.bound.reach, "amax")
+
+    @cached_property
     def rows(self) -> int:
         """How many prompts, each under one circuit, are run at a time."""
         if self.decoder is None:
@@ -177,7 +200,7 @@ class Circuits:
     @cached_property
     def full(self) -> np.ndarray:
         """[example]: the metric of the clean run."""
-        with torch.no_grad():
+        with torch.no_grad(), self.located():
             return self.expansion.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
     def _full(self) -> Iterator[Tensor]:
@@ -187,8 +210,9 @@ class Circuits:
                 assert batch.readout is not None
                 yield batch.readout.measure(batch.readout.base_logits)
             return
-        size = rows_per_forward(self.model, self.longest, budget=self.budget)
         pairs = self.expansion.pairs
+        size = rows_per_forward(self.model, self.longest, budget=self.budget)
+        self.clean_runs.check_slices(-(-len(pairs) // size))
         for start in range(0, len(pairs), size):
             some_pairs = pairs.select(slice(start, start + size))
             logits = self.metric.read(forward(self.model, some_pairs.clean).logits, some_pairs.clean)
@@ -206,7 +230,7 @@ class Circuits:
         # Circuits that are alike are run once.
         measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)
         bar = progress_bar(measured.size, "circuits", "run", shown=progress)
-        with bar, few_threads(self.graph.shape.d_model):
+        with bar, few_threads(self.graph.shape.d_model), self.located():
             for batch in self._batches:
                 per_pass = max(1, self.rows_per_pass // len(batch.examples))
                 for first in range(0, len(distinct), per_pass):
@@ -239,6 +263,7 @@ class Circuits:
         """The rows in batches of a size (None: as many as fit), prepared."""
         n = len(self.expansion.pairs)
         size = min(n, size or max(1, self.rows))
+        self.clean_runs.check_slices(-(-n // size))
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
             pairs, bound = self.expansion.pairs, self.bound
@@ -266,8 +291,12 @@ class Circuits:
             return [first, *batches]
         return None
 
+    @torch.no_grad()
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> CircuitBatch:
-        """A batch with all that does not depend on the circuit: base run, patched values, reference."""
+        """A batch with all that does not depend on the circuit: base run, patched values, reference.
+
+        None of it has a gradient: the graph of one step of training would hang on to that of the last.
+        """
         weight = self.expansion.weight[list(examples)]
         if self.decoder is None:
             reference = None

@@ -8,14 +8,18 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.engine.bound import Bound, apply_edit
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Run, Write, forward
 from workbench.engine.inputs import SiteLike, Tokens, as_prompts, as_sites, check_positions
 from workbench.engine.values import Value, check_value
-from workbench.errors import EditError
+from workbench.errors import EditError, NotFinite
+from workbench.finite import is_finite
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
@@ -53,6 +57,7 @@ class Edit:
 
 
 @checked
+@model_call()
 def run(
     model: Model,
     tokens: Tokens,
@@ -73,7 +78,8 @@ def run(
     Raises:
         SiteError: the model lacks a site.
         EditError: an edit did not run.
-        ModelError: the model is in train mode.
+        NotFinite: logits or what is recorded are not finite; the message names the first such layer.
+        ModelError: the model is in train mode, or torch's settings would change its numbers.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -93,4 +99,20 @@ def run(
     # Whole activations, even where a site names one head: a caller can slice them, and hooks cannot.
     for element in record:
         keys += [site.check(model).key for site in as_sites(element)]
-    return forward(model, prompts, writes=writes, record=keys)
+    result = forward(model, prompts, writes=writes, record=keys)
+    with located(model, prompts):
+        _check_finite(result, prompts)
+    return result
+
+
+def _check_finite(result: Run, prompts: Prompts) -> None:
+    """Raise `NotFinite` where the logits, or what was recorded, of a real token are not finite."""
+    if all(is_finite(numbers) for numbers in (result.logits, *result.recorded.values())):
+        return
+    inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+    for key, numbers in {("logits", None): result.logits, **result.recorded}.items():
+        real = numbers
+        if key[0] != "pattern":
+            real = numbers[inside.to(numbers.device)]
+        if not is_finite(real):
+            raise NotFinite(f"{Site(*key)} is not finite. Check the edits and the model's dtype.")

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from workbench.engine.fast.cohorts import Element
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.inputs import check_answers, check_context
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.named_values import other_side
 from workbench.engine.read_out import check_read_out, read_out
+from workbench.errors import MetricError
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
 from workbench.models.model import Model
@@ -26,6 +28,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
+TRIED, SAME = 8, 1e-5
+"""Examples on which a metric is tried, at least, and the share of its size by which rounding may differ."""
 ElementsOf = Callable[[Sequence[int]], Sequence[Element]]
 """The examples of a batch → its edited runs, bound to these examples: what both engines are given."""
 
@@ -130,12 +134,8 @@ class MeasuredRuns:
         """What the metric reads of the clean run, where it compares with that run."""
         if not self.metric.needs_reference:
             return None
-        read = []
         # The clean run whichever side is edited: a metric that compares says how far from it a run is.
-        for examples in self.batches():
-            prompts = self.pairs.clean.select(examples)
-            read.append(self.metric.read(self.logits(prompts), prompts))
-        return torch.cat(read)
+        return self._read(self.pairs.clean)
 
     # Cached, as `reference` is: every batch of edited runs subtracts it.
     @cached_property
@@ -144,9 +144,68 @@ class MeasuredRuns:
         return self.plain(self.prompts)
 
     def batches(self) -> list[range]:
-        """Examples that fit into one forward pass, in order."""
-        n = len(self.prompts)
+        """Examples that fit into one forward pass, in order.
+
+        Raises:
+            MetricError: there are several batches, and the metric compares examples.
+        """
+        batches = self._pieces(len(self.prompts))
+        self.check_slices(len(batches))
+        return batches
+
+    def check_slices(self, n_slices: int) -> None:
+        """Raise `MetricError` where a metric that compares examples would be given slices of them."""
+        if n_slices > 1 and self.comparison is not None:
+            raise MetricError(
+                f"The metric {self.metric.name!r} needs all {len(self.pairs)} examples at once "
+                f"({self.comparison}), and they do not fit into the memory of this call: they would be "
+                f"measured in {n_slices} slices. Raise budget= (bytes), or use fewer or shorter prompts."
+            )
+
+    @cached_property
+    def comparison(self) -> str | None:
+        """In words, why an example's measure depends on the other examples; None where it does not.
+
+        A function that does not say is tried once: on some examples of the base run, and on their two halves.
+        """
+        if self.metric.rowwise:
+            return None
+        if self.metric.across_examples:
+            return "across_examples=True"
+        # A few at least, spread over all of them: equal neighbours would hide a comparison.
+        n = min(len(self.pairs), max(2 if self.metric.positions == "all" else TRIED, self.per_forward))
+        if n < 2:
+            return None
+        chosen = torch.linspace(0, len(self.pairs) - 1, n).round().long().tolist()
+        pairs, prompts = self.pairs.select(chosen), self.prompts.select(chosen)
+        read = self._read(prompts)
+        reference = None if self.reference is None else self.reference[chosen]
+
+        def of(rows: slice) -> Tensor:
+            """[example]: the measure of some of the rows by themselves."""
+            return self.metric(read[rows], pairs.select(rows), None if reference is None else reference[rows])
+
+        try:
+            together = of(slice(0, n))
+            apart = torch.cat([of(slice(0, n // 2)), of(slice(n // 2, n))])
+        except Exception as error:  # a function of the user's own may raise anything
+            return f"on {n} of them, or on half of these, it fails: {type(error).__name__}: {error}"
+        worst = float((together - apart).abs().max())
+        if worst > SAME * float(together.abs().max()):
+            return f"on {n} of them and on their halves it differs by {worst:.2g}"
+        return None
+
+    def _pieces(self, n: int) -> list[range]:
+        """The numbers up to n, as many at a time as fit into a forward pass."""
         return [range(first, min(first + self.per_forward, n)) for first in range(0, n, self.per_forward)]
+
+    def _read(self, prompts: Prompts) -> Tensor:
+        """What the metric reads of a run without an edit, [example, ...]."""
+        read = []
+        for examples in self._pieces(len(prompts)):
+            batch = prompts.select(examples)
+            read.append(self.metric.read(self.logits(batch), batch))
+        return torch.cat(read)
 
     def logits(self, prompts: Prompts, copies: int = 1, writes: Sequence[Write] = ()) -> Tensor:
         """[copy * example, pos, vocab] of a forward pass, in the precision asked for."""
@@ -165,9 +224,10 @@ class MeasuredRuns:
     def plain(self, prompts: Prompts) -> Tensor:
         """[example]: the metric of prompts as they are, without an edit."""
         measured = []
-        for examples in self.batches():
-            batch = prompts.select(examples)
-            measured.append(self.measure(self.logits(batch), batch, examples))
+        with located(self.model, prompts):
+            for examples in self.batches():
+                batch = prompts.select(examples)
+                measured.append(self.measure(self.logits(batch), batch, examples))
         return torch.cat(measured)
 
     def distance(self) -> Tensor:

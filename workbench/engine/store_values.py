@@ -41,6 +41,11 @@ class Mean(Value):
         check_same_model(self.store, model, "mean")
         return _MeanBound(self, prompts)
 
+    @property
+    def covers_answers(self) -> bool:
+        """One average for all tokens does; averages of positions know none beyond the store's prompts."""
+        return self.per == "dataset"
+
     def describe(self) -> str:
         """`mean(dataset)` or `mean(pos)`."""
         return f"mean({self.per})"

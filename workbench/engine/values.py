@@ -31,6 +31,7 @@ class Zero(Value):
 
     unitwise = True
     absolute = True
+    positionless = True
 
     def replace(self, current: Tensor) -> Tensor:
         """Zeros of the same shape."""
@@ -43,6 +44,7 @@ class Constant(Value):
 
     # Not `unitwise`: a tensor for a whole layer need not fit one of its heads.
     absolute = True
+    positionless = True
     content: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -56,6 +58,7 @@ class Add(Value):
     """The current activation plus a vector."""
 
     # Neither `unitwise` (a vector is as wide as the site) nor `absolute` (the sum depends on what is there).
+    positionless = True
     vector: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -69,6 +72,7 @@ class Scale(Value):
     """The current activation times a number."""
 
     unitwise = True  # the same factor for each head; not `absolute`: the product depends on what is there
+    positionless = True
     factor: float
 
     def replace(self, current: Tensor) -> Tensor:
@@ -96,6 +100,11 @@ class Project(Value):
         # The usual numerical rank, but at float32's precision: what users give has seldom more.
         smallest = sizes.amax() * max(basis.shape) * torch.finfo(torch.float32).eps
         return left[:, sizes > smallest]
+
+    @property
+    def covers_answers(self) -> bool:
+        """As the value within the subspace does."""
+        return self.value.covers_answers
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The inner value bound, with the directions. Raises `EditError` for a basis that is zero."""
@@ -144,6 +153,8 @@ class _ProjectBound(Bound):
 def from_store(store: ActivationStore, *, allow_self: bool = False, other_model: bool = False) -> Value:
     """The activations of the other run of the same pairs, matched by prompt id (activation patching).
 
+    Answers of several tokens, which have no counterpart in the other run, are left unchanged.
+
     Args:
         allow_self: permits the store of the run that is edited.
         other_model: permits a store of another checkpoint of the same shape.
@@ -157,7 +168,11 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
 
 @checked
 def zero() -> Value:
-    """Zeros (zero ablation)."""
+    """Zeros (zero ablation).
+
+    Without a position, this value, `constant`, `scale`, `add` and `mean(per="dataset")` are also written at
+    the tokens of answers of several tokens: what is ablated stays ablated while the answer is read.
+    """
     return Zero()
 
 
@@ -166,7 +181,8 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
     """The store's mean activation (mean ablation).
 
     Args:
-        per: "dataset": over all rows but BOS. "pos": per position, the same index or name.
+        per: "dataset": over all rows but BOS. "pos": per position, the same index or name; the tokens of
+            an answer after the prompt are then left unchanged.
 
     Raises:
         UnknownName: an unknown `per`.
@@ -179,7 +195,10 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
 
 @checked
 def resample(store: ActivationStore, seed: int = 0) -> Value:
-    """The activations of one other prompt of equal length per example, the same donor for every site."""
+    """The activations of one other prompt of equal length per example, the same donor for every site.
+
+    Answers of several tokens are left unchanged.
+    """
     return Resample(check_store(store, "resample"), seed)
 
 

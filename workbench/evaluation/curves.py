@@ -23,6 +23,7 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
@@ -37,6 +38,7 @@ AREA_DRAWS = 400
 
 
 @checked
+@model_call()
 def faithfulness_curve(
     scores: xr.DataArray | Circuit,
     model: Model,

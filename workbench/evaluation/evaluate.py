@@ -26,7 +26,7 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
@@ -36,7 +36,7 @@ CHECKS = ("complement", "random", "completeness", "minimality")
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def evaluate(
     circuit: Circuit | Sequence[Circuit],
     model: Model,
@@ -57,8 +57,9 @@ def evaluate(
 
     Args:
         circuit: one circuit, or several of one graph, which are run in common batches.
-        value: what every edge outside the circuit carries, as in `score_edges`. A mapping of names to values
-            measures them side by side, on an axis `ablation`.
+        value: what every edge outside the circuit carries, as in `score_edges`; zero, a constant or the mean
+            of a data set also at the tokens of answers of several tokens (attrs["answer_tokens"]). A mapping
+            of names to values measures them side by side, on an axis `ablation`.
         checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is
             much cheaper: take it for many circuits.
             "complement": the faithfulness of all edges outside the circuit.
@@ -126,12 +127,13 @@ def evaluate(
     attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
         "level": level, "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
+        **runs.answer_attrs,
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def minimality(
     circuit: Circuit,
     model: Model,
@@ -172,6 +174,7 @@ def minimality(
     # Minimality is a share of F(M), so the empty circuit is not needed.
     by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed).minimality()
     facts = {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
+    facts |= runs.answer_attrs
     return by_node.assign_attrs(clean_attrs(pairs.attrs(model) | facts))
 
 

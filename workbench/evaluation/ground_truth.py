@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import graph_in_attrs
-from workbench.errors import CircuitError, UnknownName
+from workbench.errors import CircuitError, NotFinite, UnknownName
 from workbench.evaluation.curves import SIZES
 from workbench.sites import Edge
 
@@ -105,7 +105,8 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
         graph = _graph_of(scores)
         values, true, exists = _matrix(scores, graph), _truth(true_edges, graph), graph.exists
     elif isinstance(true_edges, np.ndarray):
-        values, true, exists = np.asarray(scores, dtype=float), true_edges, np.isfinite(scores)
+        values, true = np.asarray(scores, dtype=float), true_edges
+        exists = ~np.isnan(values)
     else:
         raise CircuitError(
             "Names of edges need scores from wb.score_edges(...); with an array give a boolean array like it."
@@ -113,7 +114,7 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
     if true.shape != values.shape:
         raise CircuitError(f"True edges of shape {true.shape} do not fit scores of shape {values.shape}.")
     if not np.isfinite(values[exists]).all():
-        raise CircuitError("Some edges have no finite score. Check the metric and the edits that made them.")
+        raise NotFinite("Some edges have no finite score. Check the metric and the edits that made them.")
     values, true = values[exists], true[exists].astype(bool)
     if true.all() or not true.any():
         raise CircuitError(

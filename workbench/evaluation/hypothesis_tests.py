@@ -20,6 +20,7 @@ from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
@@ -27,6 +28,7 @@ from workbench.statistics import check_seed
 
 
 @checked
+@model_call()
 def circuit_tests(
     circuit: Circuit,
     model: Model,
@@ -141,6 +143,6 @@ def circuit_tests(
     attrs = pairs.attrs(model) | {
         "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha,
         "eps": eps, "tolerance": tolerance, "draws": draws, "null": null, "seed": seed,
-        "n_edges": circuit.n_edges, "engine": circuits.engine,
+        "n_edges": circuit.n_edges, "engine": circuits.engine, **circuits.answer_attrs,
     }  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=clean_attrs(attrs))

@@ -17,13 +17,13 @@ from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def explain(
     model: Model,
     pairs: PromptPairs,

@@ -19,10 +19,11 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound, SitePositions
-from workbench.engine.continuations import bind
+from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PatchedPaths, Route
 from workbench.engine.fast.sweep import StaircaseSweep
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.paths import HookedPaths
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
@@ -34,7 +35,7 @@ from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -47,7 +48,7 @@ Nodes = str | Sequence[str | tuple[str, ...]]
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def path_effects(
     model: Model,
     pairs: PromptPairs,
@@ -85,8 +86,8 @@ def path_effects(
             "recomputed" from what reaches them, as in the IOI paper. Both are in the literature, and give
             different numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        metric, budget, readout: as in `effects`; with answers of several tokens, senders write the
-            counterfactual value at the prompt's positions only, and what comes of it is followed everywhere.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write the value in
+            the prompt and, where it covers answers, in these; what comes of it is followed everywhere.
 
     Returns:
         DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver,
@@ -120,14 +121,15 @@ def path_effects(
             "store of prompts holds. Leave out store=."
         )
     sweep, _ = _sweep(runs, plan, mlps, store)
-    table = rows.combine(sweep.run(progress=progress, what="paths"))
+    with located(model, runs.prompts, plan.label):
+        table = rows.combine(sweep.run(progress=progress, what="paths"))
     for route in plan.routes:
         # Not 0, which would say that the path does nothing.
         table[_absent(route, pairs.side(base)), route.column] = float("nan")
     named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     attrs = pairs.attrs(model) | {
         "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit,
-        "mlps": mlps, "base": base, "engine": sweep.engine,
+        "mlps": mlps, "base": base, "engine": sweep.engine, **answer_attrs(rows, value),
     }  # fmt: skip
     # Routes are in the order of the table's cells: [example, route] is [example,
     # writer, reader] or [example, path].
@@ -161,6 +163,10 @@ class _Routes:
 
     routes: list[Route]
     coords: dict[str, list[str]]
+
+    def label(self, column: int) -> str:
+        """A path in words, as in "a0.1->logits"."""
+        return "->".join(list(product(*self.coords.values()))[column])
 
 
 @dataclass(frozen=True)

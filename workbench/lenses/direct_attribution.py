@@ -17,10 +17,12 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
+from workbench.finite import check_finite
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import TokenRows, check_store, needed, one_token, token_rows
+from workbench.lenses.store_reading import TokenRows, check_store, finite_rows, needed, one_token, token_rows
 from workbench.lenses.stream_writers import StreamWriter, head_writer, neuron_writer
 from workbench.lenses.unembedding import ReadOut, unembedding_weight
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
@@ -36,6 +38,7 @@ HALF_TOLERANCE = 0.1
 
 
 @checked
+@model_call()
 def direct_attribution(
     store: ActivationStore,
     model: Model,
@@ -69,6 +72,7 @@ def direct_attribution(
         PromptError: targets that do not fit the examples, or a position that no prompt has.
         ModelError: the model's parts do not sum to its logits, or (`by="neuron"`) its MLPs are mixtures of
             experts.
+        NotFinite: the store's rows, or what they add, are NaN or infinite.
     """
     if by not in LEVELS:
         raise UnknownName("by", by, LEVELS)
@@ -96,6 +100,8 @@ def direct_attribution(
             chunk_gap = float((values.sum(1) + constant - logit).abs().max())
             bias = constant + shift + reading.bias[prompts]
             values = torch.cat([values, bias[:, None]], 1)
+        cure = "Check the model's weights and the precision of the store."
+        check_finite(values, "The direct attribution of these components", cure)
         gap = max(gap, chunk_gap)
         if gap > TOLERANCE.get(final.dtype, HALF_TOLERANCE) * max(1.0, float(values.abs().max())):
             raise ModelError(
@@ -199,7 +205,8 @@ class _StoreRows:
     positions: Tensor
 
     def __call__(self, kind: str, layer: int | None = None) -> Tensor:
-        return self.store[kind, layer].rows(prompt=self.prompts, pos=self.positions)
+        view = self.store[kind, layer]
+        return finite_rows(view.rows(prompt=self.prompts, pos=self.positions), view)
 
     def products(self, kind: str, layer: int | None, back: Tensor) -> Float[Tensor, "row"]:
         """What `back` reads of an activation in the stream."""

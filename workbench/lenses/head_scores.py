@@ -17,8 +17,9 @@ from workbench.engine.bridge import final_norm
 from workbench.engine.hooked.block import HeadOutputs
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import check_store, needed, pieces, token_rows
+from workbench.lenses.store_reading import check_store, finite_rows, needed, pieces, token_rows
 from workbench.lenses.unembedding import unembedding_weight
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array, versions
@@ -119,6 +120,7 @@ def head_scores(
 
 
 @checked
+@model_call()
 def copying_scores(
     store: ActivationStore, model: Model, *, top: int = 5, budget: int = 2**28
 ) -> xr.DataArray:
@@ -228,7 +230,8 @@ def _attended(
         weight = weights(store.prompts, examples, length)
         sums: list[Tensor] = []
         for layer in layers:
-            pattern = store["pattern", layer].padded(examples.tolist(), length).cpu()
+            view = store["pattern", layer]
+            pattern = finite_rows(view.padded(examples.tolist(), length), view).cpu()
             sums.append(torch.einsum("ehqk,weqk->ehw", pattern.double(), weight.double()))
         values = torch.stack(sums, 1)
         nothing = (weight.flatten(2).sum(2) == 0).T[:, None, None]

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from workbench.arguments import called, checked, shown
 from workbench.errors import ArgumentError, PromptError, StoreError, UnknownName
+from workbench.finite import check_finite
 from workbench.lenses.store_reading import check_store, last_stream, needed, one_token, pieces, token_rows
 from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.encoder import token_labels
 from workbench.results import as_labels, effect_array, versions
@@ -33,6 +35,7 @@ Translate = Callable[[Tensor, int], Tensor]
 
 
 @checked
+@model_call()
 def logit_lens(
     store: ActivationStore,
     model: Model,
@@ -72,6 +75,7 @@ def logit_lens(
         PromptError: a target of several tokens, not one target per example, or one outside the vocabulary;
             targets that the measure needs or does not take.
         UnknownName: no such measure.
+        NotFinite: the store's rows, or the logits of them, are NaN or infinite; the message names the layer.
     """
     if measure not in MEASURES:
         raise UnknownName("measure", measure, MEASURES)
@@ -104,7 +108,7 @@ def logit_lens(
     table = torch.full((len(store), len(layers), of_rows.n_positions), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
-            logits = _precise(read_out(_translated(stream, kind, layer, last, lens)))
+            logits = _read(read_out, _translated(stream, kind, layer, last, lens), f"{kind}[{layer}]")
             prompts = of_rows.prompts[rows]
             if token_tables:
                 values = _measured(logits, token_tables[0][prompts], measure)
@@ -113,7 +117,7 @@ def logit_lens(
             elif final is None:
                 values = _entropy(logits)
             else:
-                reference = _precise(read_out(final.data.part(rows.start, rows.stop)))
+                reference = _read(read_out, final.data.part(rows.start, rows.stop), repr(final))
                 values = _divergence(reference, logits)
             table[prompts, column, of_rows.positions[rows]] = values.double().cpu()
     if store[kind, layers[0]].dtype != torch.float64:
@@ -125,6 +129,7 @@ def logit_lens(
 
 
 @checked
+@model_call()
 def top_tokens(
     store: ActivationStore,
     model: Model,
@@ -148,6 +153,7 @@ def top_tokens(
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
         PromptError: `k` is not between 1 and the number of tokens that are read.
+        NotFinite: as in `logit_lens`.
     """
     check_store(store, model, "top_tokens")
     _check_lens(lens, store, kind)
@@ -162,7 +168,7 @@ def top_tokens(
     tokens, probs = torch.full(axes, -1), torch.full(axes, float("nan"))
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
-            logits = _precise(read_out(_translated(stream, kind, layer, last, lens)))
+            logits = _read(read_out, _translated(stream, kind, layer, last, lens), f"{kind}[{layer}]")
             best = logits.softmax(-1).topk(k, -1)
             names = best.indices if read_out.tokens is None else read_out.tokens[best.indices]
             cells = (of_rows.prompts[rows], column, of_rows.positions[rows])
@@ -203,9 +209,17 @@ def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translat
     return translated
 
 
-def _precise(logits: Tensor) -> Tensor:
-    """At least float32: sums over a vocabulary in half precision have few digits."""
-    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+def _read(read_out: ReadOut, stream: Tensor, place: str) -> Tensor:
+    """The logits [row, token] of a stream, at least in float32: sums in half precision have few digits.
+
+    Raises:
+        NotFinite: they are not finite, as where half precision overflows.
+    """
+    logits = read_out(stream).detach()
+    dtype = str(logits.dtype).removeprefix("torch.")
+    cure = "Check the model's final norm and unembedding, and load it in another precision."
+    check_finite(logits, f"What the lens reads at {place} in {dtype}", cure)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _entropy(logits: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:

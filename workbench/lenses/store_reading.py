@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, StoreError
+from workbench.finite import check_finite
 from workbench.models.model import Model
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView
@@ -79,7 +80,13 @@ def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows of a site, up to `size` at a time, and which they are."""
     for start in range(0, len(view), size):
         rows = slice(start, min(start + size, len(view)))
-        yield rows, view.data.part(rows.start, rows.stop)
+        yield rows, finite_rows(view.data.part(rows.start, rows.stop), view)
+
+
+def finite_rows(rows: Tensor, view: SiteView) -> Tensor:
+    """Rows of a site. Raises `NotFinite` where they are not finite."""
+    check_finite(rows, f"{view!r}", "Capture it again, in a precision that holds these activations.")
+    return rows
 
 
 def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) -> Tensor:

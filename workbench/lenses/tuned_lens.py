@@ -20,12 +20,14 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.documents import parse_json
+from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
 from workbench.lenses.store_reading import check_store, last_stream, needed, token_rows
 from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.translators import Translators, divergences, trained
 from workbench.lenses.unembedding import ReadOut
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
@@ -147,6 +149,7 @@ def _checksum(facts: str, tensors: Iterable[Tensor]) -> str:
 
 
 @checked
+@model_call()
 def fit_tuned_lens(
     store: ActivationStore,
     model: Model,
@@ -186,6 +189,7 @@ def fit_tuned_lens(
     check_seed(seed)
     check_level(level)
     check_store(store, model, "fit_tuned_lens")
+    check_gradients_pass(model)
     if min(epochs, batch) < 1 or rate <= 0:
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
     last = Shape.of(model).n_layers - 1

@@ -17,6 +17,7 @@ from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError
 from workbench.models.load import model_device
+from workbench.models.locks import alone
 from workbench.models.model import Model
 from workbench.sites import Shape
 
@@ -104,14 +105,16 @@ class ReadOut:
         # A store may hold another precision than the model's. [1, row, d_model], as the modules expect it.
         rows = stream.to(_own_weight(self.model))[None]
         if self.tokens is None:
-            # The bridge's own module, not `norm`: at the last layer the logits are then exactly the model's.
-            ln_final = dict(self.model.named_children()).get("ln_final")
-            if ln_final is not None:
-                rows = ln_final(rows)
-            projection = output_projection(self.model)
-            if projection is not None:
-                rows = nn.functional.linear(rows, projection.T)
-            logits = self._unembed(rows)[0]
+            # The bridge's own modules, not `norm`: at the last layer the logits are then exactly the model's.
+            # They have hooks, which other threads may be using.
+            with alone(self.model):
+                ln_final = dict(self.model.named_children()).get("ln_final")
+                if ln_final is not None:
+                    rows = ln_final(rows)
+                projection = output_projection(self.model)
+                if projection is not None:
+                    rows = nn.functional.linear(rows, projection.T)
+                logits = self._unembed(rows)[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias

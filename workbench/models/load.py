@@ -20,6 +20,7 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName, WorkbenchError
 from workbench.models import embedded
+from workbench.models.calls import model_call
 from workbench.models.folder import check_folder, has_tokenizer
 from workbench.models.loader import CheckedLoader, check_one_stack
 from workbench.models.model import Model
@@ -31,6 +32,7 @@ _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDict
 
 
 @checked
+@model_call()
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
@@ -98,6 +100,7 @@ def load_model(
     return model.eval()
 
 
+@model_call()
 def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = None, **settings: Any) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.planted_models import compositions, recipes, redundancy
 from workbench.planted_models.drawing import Embedding
@@ -187,6 +188,7 @@ class Planted:
 
 
 @checked
+@model_call()
 def planted(
     name: str,
     *,

@@ -25,6 +25,7 @@ from workbench.interventions.effects import effects
 from workbench.lenses.store_reading import check_store
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.probes.fit import Probes
 from workbench.probes.tables import cell_of
@@ -39,6 +40,7 @@ FIELDS = ("effect", "low", "high", "random", "p", "used")
 
 
 @checked
+@model_call()
 def causal_check(
     probes: Probes,
     model: Model,

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.arguments import checked
 from workbench.errors import ProbeError
+from workbench.models.calls import model_call
 from workbench.probes.controls import control_types, controls_named, splits
 from workbench.probes.data import Activations
 from workbench.probes.fit_request import request_of
@@ -85,6 +86,7 @@ class Probes:
 
 
 @checked
+@model_call()
 def fit_probes(
     store: ActivationStore,
     labels: Labels,

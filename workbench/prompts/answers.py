@@ -68,10 +68,10 @@ def padded_answers(
     # At least one alternative of one token, so that metrics need not treat empty tables.
     most = max([1, *map(len, alternatives)])
     longest = max([1, *map(len, chain.from_iterable(alternatives))])
-    table = torch.full((len(alternatives), most, longest), -1, dtype=torch.long)
+    table = torch.full((len(alternatives), most, longest), -1, dtype=torch.long, device="cpu")
     for i, example in enumerate(alternatives):
         for j, tokens in enumerate(example):
-            table[i, j, : len(tokens)] = torch.as_tensor(tokens)
+            table[i, j, : len(tokens)] = torch.as_tensor(tokens, device="cpu")
     return table
 
 

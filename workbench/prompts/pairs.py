@@ -125,7 +125,7 @@ class PromptPairs:
         if isinstance(indices, slice):
             indices = range(len(self))[indices]
         chosen = list(indices)
-        rows = torch.as_tensor(chosen, dtype=torch.long)
+        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 

@@ -95,16 +95,18 @@ class Prompts:
                 raise PromptError(f"Prompt {i}: its positions are {shown(named)}; give name → index.")
             for name, index in named.items():
                 _check_position(i, len(row), name, index)
-        lengths = torch.tensor([len(row) for row in listed])
-        tokens = torch.full((len(listed), int(lengths.max())), PAD, dtype=torch.long)
+        # On the CPU whatever torch's default device is: every index into prompts is there.
+        lengths = torch.tensor([len(row) for row in listed], device="cpu")
+        tokens = torch.full((len(listed), int(lengths.max())), PAD, dtype=torch.long, device="cpu")
         for i, row in enumerate(listed):
-            tokens[i, : len(row)] = torch.as_tensor(row)
+            tokens[i, : len(row)] = torch.as_tensor(row, device="cpu")
         examples = positions or ()
         # A dict keeps the names in the order in which they are met first: results list them so.
         columns: dict[str, Tensor] = {}
         for name in chain.from_iterable(examples):
             if name not in columns:
-                columns[name] = torch.tensor([example.get(name, -1) for example in examples])
+                at_name = [example.get(name, -1) for example in examples]
+                columns[name] = torch.tensor(at_name, device="cpu")
         # Where an example does not say what END is, it is the last token.
         end = columns.get("END", torch.full_like(lengths, -1))
         columns["END"] = end.where(end >= 0, lengths - 1)
@@ -174,7 +176,7 @@ class Prompts:
         chosen = list(indices)
         if not chosen:
             raise PromptError("Nothing is selected: name at least one example.")
-        rows = torch.as_tensor(chosen, dtype=torch.long)
+        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         lengths = self.lengths[rows]
         longest = int(lengths.max())
         return Prompts(

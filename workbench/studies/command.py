@@ -9,7 +9,7 @@ import typer
 
 from workbench.errors import WorkbenchError
 from workbench.files import check_output, replaced
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.load import load_model, model_name
 from workbench.models.model import Model
 from workbench.render.circuit.export import export
@@ -24,7 +24,7 @@ from workbench.text import spelled
 FILES = ("circuit.json", FILE, "README.md", "circuit.svg")
 
 
-@one_fingerprint()
+@model_call()
 def write(
     study: Study, model: Model, out: Path, *, command: str, n: int | None = None, overwrite: bool = False
 ) -> Evidence:

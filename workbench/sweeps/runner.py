@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from workbench.arguments import checked
 from workbench.errors import SweepError
 from workbench.files import whole
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
@@ -65,7 +65,7 @@ class SweepCost:
 
 
 @checked
-@one_fingerprint()
+@model_call()
 def run_sweep(
     spec: SweepSpec | Mapping[str, Any] | str | Path,
     *,

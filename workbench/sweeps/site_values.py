@@ -15,6 +15,7 @@ from workbench.engine.values import Constant, Value, mean
 from workbench.errors import EditError, MetricError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -27,6 +28,11 @@ class BySite(Value):
 
     values: Mapping[Site, Value]
     name: str = "by_site"
+
+    @property
+    def covers_answers(self) -> bool:
+        """As its values do, which are of one kind."""
+        return all(value.covers_answers for value in self.values.values())
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The values for these prompts; `other` is not needed, since none of them depends on prompts."""
@@ -56,6 +62,7 @@ class _BySiteBound(Bound):
         return self.values[site].replace(current)
 
 
+@model_call()
 def optimal(
     model: Model,
     pairs: PromptPairs,

@@ -12,7 +12,9 @@ from workbench.arguments import checked
 from workbench.errors import PromptError, UnsuitableTask
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import alternatives_logprob, metric
+from workbench.models.calls import model_call
 from workbench.models.load import check_eval, model_device
+from workbench.models.locks import alone
 from workbench.models.model import Model
 from workbench.models.padding import padding_options
 from workbench.prompts.pairs import PromptPairs
@@ -44,6 +46,7 @@ class Score:
 
 
 @checked
+@model_call()
 def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
     """A score for every task, on `n` distinct held-out prompts each.
 
@@ -103,9 +106,10 @@ def _score(model: Model, name: str, pairs: PromptPairs) -> Tensor:
 
 
 def _logits(model: Model, prompts: Prompts) -> Tensor:
-    """[example, pos, vocab]; padding is not attended to."""
+    """[example, pos, vocab]; padding is not attended to, and hooks of other threads are not met."""
     options = padding_options(model, prompts.lengths, prompts.tokens.shape[1])
-    return model(prompts.tokens.to(model_device(model)), **options)
+    with alone(model):
+        return model(prompts.tokens.to(model_device(model)), **options)
 
 
 def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor:

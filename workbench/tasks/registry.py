@@ -13,6 +13,7 @@ from typing import Literal
 
 from workbench.arguments import checked
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
+from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.answers import padded_answers
@@ -87,6 +88,7 @@ def find_task(name: str) -> Task:
 
 
 @checked
+@model_call()
 def load_task(
     name: str, model: Model, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
 ) -> PromptPairs:

@@ -27,6 +27,7 @@ from workbench.files import check_output, replaced
 from workbench.interventions.effects import effects
 from workbench.lenses.logit_lens import logit_lens
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
@@ -44,6 +45,7 @@ VALUES = ("corrupt", "zero", "mean")
 
 
 @checked
+@model_call()
 def discover(
     model: Model,
     task: str | PromptPairs,

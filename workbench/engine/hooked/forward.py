@@ -6,12 +6,14 @@ An edit that did not run is an exception. `resid_mid` is defined here as resid_p
 TransformerLens 4.3 the hook of that name changes only the MLP's branch when it returns a new tensor; models
 that have no such sum are refused. `Write`
 is an edit of a whole activation, `Run` what comes out. This module knows neither values nor metrics.
+
+Threads take turns on a model (`models.locks`), and hooks act in the thread that installed them alone.
 """
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import EditError, MetricError, SiteError
+from workbench.errors import EditError, MetricError, ModelError, SiteError
+from workbench.models.calls import plain_torch
 from workbench.models.load import check_eval, model_device
+from workbench.models.locks import hooked_run
 from workbench.models.model import Model
 from workbench.models.padding import padding_options
 from workbench.prompts.prompts import Prompts
@@ -81,11 +85,13 @@ def forward(
         gradients: keep the graph; recorded tensors are then the ones that gradients flow through.
 
     Raises:
-        ModelError: the model is in train mode, or would attend to padding.
-        EditError: a hook of an edit did not fire, or changed the shape of its activation.
+        ModelError: the model is in train mode, would attend to padding, or its weights let no gradient pass.
+        EditError: a hook of an edit did not fire, changed the shape of its activation, or ran the model.
         SiteError: the model has no such hook, or no stream between attention and MLP where one is asked for.
     """
     check_eval(model)
+    if gradients:
+        check_gradients_pass(model)
     plan = _Hooks(writes, record, raw_writes or {}, raw_record, gradients, Shape.of(model))
     hooks = plan.hooks()
     if plan.uses("resid_mid"):
@@ -97,10 +103,11 @@ def forward(
         options = padding_options(model, prompts.lengths.repeat(copies), tokens.shape[1])
     else:
         tokens, options = prompts, {}
-    model_tokens = tokens.to(model_device(model))
-    if copies > 1:
-        model_tokens = model_tokens.repeat(copies, 1)
-    with nullcontext() if gradients else torch.no_grad():
+    with plain_torch(), hooked_run(model), torch.set_grad_enabled(gradients):
+        # Copied: tokens made in inference mode cannot be kept for a backward pass.
+        model_tokens = tokens.to(model_device(model), copy=True)
+        if copies > 1:
+            model_tokens = model_tokens.repeat(copies, 1)
         logits = _logits(model, model_tokens, hooks, options)
     # Unless the attention implementation is "eager", TransformerLens skips the inner hooks without a word.
     silent = {name for name, _ in hooks} - plan.fired
@@ -224,6 +231,12 @@ class _Hooks:
         self.streams: dict[str, Tensor] = {}
         self.recorded: dict[Any, Tensor] = {}
         self.fired: set[str] = set()
+        self.thread = threading.get_ident()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another thread passes a hook, in a run of its own that takes no lock: `model(tokens)`."""
+        return threading.get_ident() != self.thread
 
     def uses(self, kind: str, *, only_changed: bool = False) -> bool:
         """Whether some activation of the kind is changed, or recorded."""
@@ -232,7 +245,7 @@ class _Hooks:
             keys += self.record
         return any(key[0] == kind for key in keys)
 
-    def hooks(self) -> list[tuple[str, Callable[..., Tensor]]]:
+    def hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """(name, function) of every hook that the run needs."""
         for kind, layer in dict.fromkeys([*self.changes, *self.record]):
             if kind == "resid_mid":
@@ -242,12 +255,14 @@ class _Hooks:
         hooks = [(name, self._hook(name)) for name in self.keys]
         return hooks + [(name, self._raw_hook(name)) for name in raw]
 
-    def _hook(self, name: str) -> Callable[..., Tensor]:
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
         # attn_out comes before resid_mid where both are edited, as in the model.
         keys = sorted(self.keys[name], key=lambda key: key[0] == "resid_mid")
 
-        def run(value: Tensor, hook: Any) -> Tensor:
+        def run(value: Tensor, hook: Any) -> Tensor | None:
             """The hook itself, with TransformerLens's arguments."""
+            if self.is_foreign:
+                return None
             self.fired.add(name)
             value = self._tracked(value)
             turned_back = _as_it_is
@@ -301,9 +316,11 @@ class _Hooks:
             value = self._recorded(key, value)
         return value
 
-    def _raw_hook(self, name: str) -> Callable[..., Tensor]:
-        def run(value: Tensor, hook: Any) -> Tensor:
+    def _raw_hook(self, name: str) -> Callable[..., Tensor | None]:
+        def run(value: Tensor, hook: Any) -> Tensor | None:
             """The hook itself, with TransformerLens's arguments."""
+            if self.is_foreign:
+                return None
             self.fired.add(name)
             value = self._tracked(value)
             if name in self.raw:
@@ -328,6 +345,15 @@ class _Hooks:
         if value.requires_grad:
             return value.clone()
         return value.detach().requires_grad_()  # frozen weights: nothing before it asked for gradients
+
+
+def check_gradients_pass(model: Model) -> None:
+    """Raise `ModelError` for weights that were made in inference mode: no gradient passes them."""
+    if next(iter(model.parameters())).is_inference():
+        raise ModelError(
+            "The model's weights were made in torch.inference_mode(), so no gradient can pass them. Load the "
+            "model outside of it."
+        )
 
 
 def _as_it_is(value: Tensor) -> Tensor:
