@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import false_discovery_control
 
 from workbench.arguments import checked
-from workbench.errors import WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError
 
 # Up to so many rows every pattern of signs is tried. Exact p-values are worth the 2 ms that all 4096 patterns
 # take, though a thousand random ones would take 0.1 ms.
@@ -47,6 +47,10 @@ def summary(
     >>> float(summary(xr.DataArray([1.0, 3.0], dims="example"))["mean"])
     2.0
     """
+    if over not in result.dims:
+        raise UnknownName("over", over, map(str, result.dims))
+    if draws < 1:
+        raise WorkbenchError(f"summary: draws={draws}; at least one is needed.")
     axis = result.get_axis_num(over)
     values = np.moveaxis(result.values.astype(float), axis, 0)
     rest = [dim for dim in result.dims if dim != over]
