@@ -29,7 +29,9 @@ def test_pipes_and_devices_are_not_opened(name, kind, tmp_path):
         os.mkfifo(folder / name)
     else:
         (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(ModelError, match=re.escape(f"{str(folder / name)!r} is not a regular file")):
+    with pytest.raises(
+        ModelError, match=re.escape(f"{str(folder / name)!r} cannot be read: it is a device or a pipe")
+    ):
         wb.load_model(folder)
 
 
@@ -65,19 +67,19 @@ def test_layers_by_kind_are_bounded_where_a_config_lists_them(tmp_path):
         check_folder(tmp_path)
 
 
-@pytest.mark.parametrize("depth", [40, 100_000])
+@pytest.mark.parametrize("depth", [70, 100_000])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 def test_json_is_limited_in_depth(name, depth, tmp_path):
     folder = copy_of("llama", tmp_path / "model")
     (folder / name).write_text('{"a": ' + "[" * depth + "]" * depth + "}")
-    with pytest.raises(ModelError, match="nested deeper than 32 levels"):
+    with pytest.raises(ModelError, match="it is nested more than 64 deep"):
         wb.load_model(folder)
 
 
 def test_json_is_limited_in_size_and_has_to_be_an_object(tmp_path):
     folder = copy_of("llama", tmp_path / "model")
     for text, words in {
-        '{"a": "' + "x" * 2**22 + '"}': "such a file has 4,194,304 at most",
+        '{"a": "' + "x" * 2**22 + '"}': "it has more than 4194304 bytes",
         "[1, 2]": "is not a JSON object",
         "{": "is not JSON",
     }.items():

@@ -29,7 +29,6 @@ from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 
 LEVELS = ("component", "head", "neuron")
-# At most this many rows are explained at a time.
 CHUNK = 4096
 """Rows that are explained at a time at most."""
 # How large a gap rounding can leave in sums of thousands of terms, as a share of the largest attribution.

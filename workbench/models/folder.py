@@ -5,13 +5,13 @@ weight files outside of the folder, and configs that are huge, deeply nested or 
 refused here by name. Nothing is loaded in this module, and nothing is allocated.
 """
 
-import json
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.documents import parse_json
 from workbench.errors import ModelError
+from workbench.files import check_ordinary, read_bytes
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -23,7 +23,7 @@ _SETTINGS = (
     "added_tokens.json",
 )
 # Real configs have a few hundred kilobytes at most, and an index of the largest models ten megabytes.
-_CONFIG_BYTES, _INDEX_BYTES, _DEPTH = 2**22, 2**26, 32
+_CONFIG_BYTES, _INDEX_BYTES = 2**22, 2**26
 
 # A directory with none of these has no tokenizer; one with any of them has to have a whole one.
 _TOKENIZER_FILES = (
@@ -58,7 +58,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
         ModelError: the directory holds what must not be opened, or a config that no model has.
     """
     for entry in folder.iterdir():
-        _check_regular(entry)
+        # A link that leads nowhere is nothing to be opened.
+        if entry.exists() and not entry.is_dir():
+            _check_ordinary(entry)
     if not (folder / CONFIG).is_file():
         raise ModelError(
             f"The directory {str(folder)!r} has no config.json. "
@@ -122,38 +124,16 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
-    """The object in a JSON file of at most so many bytes, which is not nested too deeply.
-
-    Raises:
-        ModelError: it is too large, too deep, or not a JSON object.
-    """
-    _check_regular(path)
-    size = path.stat().st_size
-    if size > most:
-        raise ModelError(f"{str(path)!r} has {size:,} bytes; such a file has {most:,} at most.")
-    too_deep = f"{str(path)!r} is nested deeper than {_DEPTH} levels."
+    """The object in a JSON file of at most so many bytes. Raises `ModelError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ModelError(too_deep) from error
+        content = parse_json(read_bytes(path, most=most))
+    except OSError as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ModelError(f"{str(path)!r} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{str(path)!r} is not a JSON object.")
-    level: list[Any] = [content]
-    for _ in range(_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-    if level:
-        raise ModelError(too_deep)
     return content
-
-
-def _inside(content: Any) -> Iterator[Any]:
-    """What a list or an object holds."""
-    if isinstance(content, dict):
-        yield from content.values()
-    elif isinstance(content, list):
-        yield from content
 
 
 def _sizes(content: Any) -> Iterator[tuple[str, Any]]:
@@ -187,10 +167,9 @@ def _plain(name: Any, source: Path) -> str:
     return name
 
 
-def _check_regular(path: Path) -> None:
-    """Raise `ModelError` for a pipe, a socket or a device: reading one may never end."""
-    # A link that leads nowhere is nothing to be opened.
-    if path.exists():
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ModelError(f"{str(path)!r} is not a regular file, and is not opened.")
+def _check_ordinary(path: Path) -> None:
+    """Raise `ModelError` for a pipe or a device, which transformers would open."""
+    try:
+        check_ordinary(path)
+    except OSError as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
