@@ -143,6 +143,14 @@ def sites_of(draw, shape, kinds, places):
     return Site(kind.name, draw(st.integers(0, shape.n_layers - 1)) if kind.per_layer else None, **where)
 
 
+def empties_stream(sites, value):
+    """Whether nothing is left of the stream before the first block but, in the fast engine, the rounding of x - x.
+
+    A norm divides it by the root of its eps: in float32 effects are 1e-5 apart there, in float64 they agree.
+    """
+    return value == "zero" and {"embed", "pos_embed"} <= {site.kind for site in sites}
+
+
 @st.composite
 def calls(draw):
     """(family, dtype), prompts, elements, (value, width), metric and base of a call of `effects`."""
@@ -156,7 +164,9 @@ def calls(draw):
     lengths, others = ([len(row) for row in rows] for rows, _ in prompts)
     places = st.sampled_from(["END", "X", *([None, *range(max(lengths))] if lengths == others else [])])
     sites = st.lists(sites_of(Shape.of(model_of(family)), kinds, places), min_size=1, max_size=3)
-    elements = draw(st.lists(sites, min_size=1, max_size=6))
+    elements = draw(
+        st.lists(sites.filter(lambda each: not empties_stream(each, value)), min_size=1, max_size=6)
+    )
     return (family, dtype), prompts, [tuple(each) for each in elements], (value, width), measure, base
 
 
