@@ -44,6 +44,7 @@ CLASSES: dict[str, tuple[str, type[WorkbenchError]]] = {
     "Edge": ("an Edge", SiteError),
     "Prompts": ("Prompts, as from wb.Prompts.of([[5, 7]])", PromptError),
     "PromptPairs": ("wb.PromptPairs, as from wb.load_task(...)", PromptError),
+    "PairsInModel": ("PairsInModel, of which wb.Experiment.of(model, task) makes both", PromptError),
     "ActivationStore": ("a store, as from wb.capture(...)", StoreError),
     "HasPrompts": ("a store, as from wb.capture(...)", StoreError),
     "Value": ("a value such as wb.zero(), wb.mean(store) or wb.from_store(store)", EditError),

@@ -129,14 +129,6 @@ class Experiment:
     train: PairsInModel
     heldout: PairsInModel
 
-    def __post_init__(self) -> None:
-        for side in (self.train, self.heldout):
-            if not isinstance(side, PairsInModel):
-                raise PromptError(
-                    f"An Experiment holds two PairsInModel, not {type(side).__name__}. "
-                    "wb.Experiment.of(model, task) makes it."
-                )
-
     def __repr__(self) -> str:
         behaviour = f"{self.train.pairs.provenance.get('task', 'own pairs')} in {model_name(self.model)}"
         sizes = f"{len(self.train)} pairs to find things on, {len(self.heldout)} held out"

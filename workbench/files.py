@@ -153,7 +153,7 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     while True:
         folder = root / f"{name}-{number:03d}"
         # It tells the next run, should this one be killed, that the empty folder beside it is nobody's.
-        claim = root / _partial_name(folder, _CLAIM)
+        claim = root / _partial_name(folder, f"{_CLAIM}{secrets.token_hex(4)}")
         claim.mkdir()
         try:
             # Making the folder claims it: two runs that start together get two.
@@ -249,7 +249,7 @@ def _remove_leftovers(folder: Path) -> None:
             continue
         # What cannot be removed is another user's, and no harm to this run.
         with suppress(OSError):
-            if facts["rest"] == _CLAIM:
+            if facts["rest"].startswith(_CLAIM):
                 with suppress(OSError):
                     (folder / facts["name"]).rmdir()  # refused by a folder that is not empty
             if left.is_dir():

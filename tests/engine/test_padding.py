@@ -46,6 +46,7 @@ def alone(plain, tokens):
 @pytest.mark.parametrize(
     "name", [*ENCODERS[:1], *(pytest.param(one, marks=pytest.mark.slow) for one in ENCODERS[1:])]
 )
+@pytest.mark.filterwarnings("ignore:effects. the integrated effects")  # of two steps, compared with two steps
 def test_prompts_of_several_lengths_are_what_each_is_alone(name):
     plain, model = encoder(name)
     pairs = make_pairs(LENGTHS)

@@ -143,7 +143,7 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
     model = model_of("gpt2", torch.float64)
     pairs = answered(answers=[[[3], [5]], [[7]], [[2]]], wrong=[[[6]], [[1], [3], [9]], [[4]]])
     _, corrupt = capture_pairs(model, pairs)
-    request = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 3}
+    request = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 8}
     one, several = (
         effects(model, pairs, metric=name, **request, normalized=True) for name in ("logit_diff", DIFF)
     )
@@ -273,12 +273,13 @@ def test_small_budgets_give_the_same_numbers():
     ("change", "kind", "message"),
     [
         ({"answers": [[[3]], [], [[2]]]}, MetricError, f"The metric {DIFF!r} needs the answer of every example; example 1 has none."),
-        ({"wrong": [[[3, -1, 4]], [[1]], [[2]]]}, PromptError,
+        ({"wrong": [[[3, -1, 4]], [[1]], [[4]]]}, PromptError,
          "An answer of example 0 has a gap: its tokens come first and -1 fills up the rest."),
-        ({"wrong": [[[3]], [[1] * N_CTX], [[2]]]}, PromptError,
+        ({"wrong": [[[3]], [[1] * N_CTX], [[4]]]}, PromptError,
          f"Example 1: a prompt of 7 tokens and {N_CTX - 1} of an answer do not fit into the model's context of {N_CTX}."),
-        ({"wrong": [[[D_VOCAB]], [[1]], [[2]]]}, MetricError, f"Token id {D_VOCAB} is outside the vocabulary of {D_VOCAB}."),
-        ({"wrong": [[[D_VOCAB, 1]], [[1]], [[2]]]}, PromptError, f"Token id {D_VOCAB} is outside the model's vocabulary of {D_VOCAB}."),
+        ({"wrong": [[[D_VOCAB]], [[1]], [[4]]]}, PromptError,
+         f"Token id {D_VOCAB} among the answers is outside the vocabulary of {D_VOCAB} that the model has logits of."),
+        ({"wrong": [[[D_VOCAB, 1]], [[1]], [[4]]]}, PromptError, f"Token id {D_VOCAB} is outside the model's vocabulary of {D_VOCAB}."),
     ],
 )  # fmt: skip
 def test_answers_that_cannot_be_run_are_refused(change, kind, message):

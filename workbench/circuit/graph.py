@@ -61,8 +61,8 @@ class Graph:
     def __post_init__(self) -> None:
         if not isinstance(self.shape, Shape):
             raise SiteError(f"A graph is of a Shape, not {shown(self.shape)}: use Graph.of(model).")
-        for name, listed in (("positions", self.positions or ()), ("neurons", self.neurons)):
-            if not isinstance(listed, tuple):
+        for name, listed in (("positions", self.positions), ("neurons", self.neurons)):
+            if not isinstance(listed, tuple) and not (name == "positions" and listed is None):
                 raise SiteError(f"{name} of a graph are a tuple, not {shown(listed)}: use Graph.of(...).")
         positions = self.positions or ()
         for position in positions:

@@ -224,7 +224,6 @@ def _train(
     order = np.random.default_rng(seed)
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]
-        optimizer.zero_grad()
         # The target is approached linearly over the first half: a sudden one would close gates before they
         # are ranked.
         wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
@@ -236,6 +235,9 @@ def _train(
                 f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, "
                 "prob_diff or nll."
             )
-        total.backward()
+        # Not `total.backward()`, which would leave gradients on the model's weights too.
+        learned = [gates.logits, multipliers]
+        for tensor, gradient in zip(learned, torch.autograd.grad(total, learned), strict=True):
+            tensor.grad = gradient
         optimizer.step()
         step()

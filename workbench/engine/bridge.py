@@ -61,7 +61,8 @@ def norm(component: Any) -> Norm:
     module = inner(component)
     if isinstance(module, torch.nn.Identity):
         return _identity
-    if isinstance(module, torch.nn.LayerNorm):
+    # Subclasses may compute something else: Nemotron's multiplies by 1 + weight.
+    if getattr(type(module), "forward", None) is torch.nn.LayerNorm.forward:
         return lambda x: _layer_norm(module, x)
     # With folded weights TransformerLens 4.3 runs the wrapped module, not its own formula.
     if _runs_the_module_itself(component):

@@ -141,7 +141,7 @@ class Circuits:
             self.decoder, self.why = fast_decoder(model, self.longest)
         if self.decoder is None:
             check_hooks_suffice(model, graph)
-        check_circuits(model, self.decoder)
+        check_circuits(model, fast=self.decoder is not None)
 
     @property
     def engine(self) -> str:

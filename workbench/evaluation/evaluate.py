@@ -44,7 +44,7 @@ def evaluate(
     *,
     value: Value | Mapping[str, Value],
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    checks: Sequence[str] | None = None,
+    checks: str | Sequence[str] | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -196,7 +196,7 @@ def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -
     return circuits
 
 
-def _check_names(checks: Sequence[str] | None) -> tuple[str, ...]:
+def _check_names(checks: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names of the checks to make; None means all. Raises `UnknownName`."""
     if checks is None:
         return CHECKS

@@ -17,6 +17,13 @@ from workbench.models.fingerprint import one_fingerprint
 
 # Those whose autocast would round what models, metrics and lenses compute.
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+# torch's tables of hooks that every module runs.
+_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
 
 
 @contextmanager
@@ -58,8 +65,9 @@ def _check_process() -> None:
             "on the way. Call torch.set_default_dtype(torch.float32) first; load_model(..., dtype=) sets the "
             "precision of a model."
         )
-    # torch's own name for "any of its seven tables of global hooks".
-    if torch_module._has_any_global_hook():
+    # Those of torch itself (its counter of operations, its profilers) look on and change nothing.
+    hooks = [hook for table in _HOOKS for hook in getattr(torch_module, table).values()]
+    if any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks):
         raise ModelError(
             "Global hooks of modules are installed (torch.nn.modules.module.register_module_forward_hook and "
             "the like). They may change what every module computes, and runs without modules would not see "
