@@ -4,7 +4,7 @@ WorkbenchError
 ├── ArgumentError        an argument of a type that the function does not take
 ├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
-├── ModelError           a model that cannot be loaded or is in train mode, or settings of torch that change it
+├── ModelError           a model that cannot be loaded, is in train mode, or is changed by settings of torch
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape

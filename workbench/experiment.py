@@ -118,7 +118,7 @@ class Experiment:
     >>> scores = wb.score_edges(train.model, train.pairs, value=train.value("zero"), metric=train.metric)
     >>> circuit = wb.find_circuit(scores, n_edges=40)
     >>> kept = wb.evaluate(
-    ...     circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), metric=heldout.metric, checks=()
+    ...     circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), checks=()
     ... )
     >>> kept.sizes["example"]
     8
@@ -194,7 +194,7 @@ class Experiment:
         return self.train.metric
 
     def value(self, name: str | None = None) -> Value:
-        """The value of that name on the training pairs, as `train.value`; `heldout.value` is for those held out.
+        """The value of that name on the training pairs, as `train.value`; the others have `heldout.value`.
 
         A value that is read from a store belongs to the prompts of that store.
 

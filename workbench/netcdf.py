@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import check_ordinary
 
 FREE_BYTES, FACTOR = 2**30, 64
-"""Arrays may promise this many bytes, or this many times the size of the file: compression saves that much."""
+"""Arrays may promise this many bytes, or this many times the file's size: compression saves that much."""
 
 
 def check_netcdf(path: Path) -> None:
@@ -53,8 +53,8 @@ def _linked_files(path: Path) -> list[str]:
                     names += [_checked(path, name) for name in sources]
     if promised > max(FREE_BYTES, FACTOR * path.stat().st_size):
         raise WorkbenchError(
-            f"{str(path)!r} promises arrays of {promised / 2**30:.0f} GiB and has {path.stat().st_size} bytes: "
-            "it is not a result."
+            f"{str(path)!r} promises arrays of {promised / 2**30:.0f} GiB and has {path.stat().st_size} "
+            "bytes: it is not a result."
         )
     return names
 

@@ -129,8 +129,8 @@ def load(path: str | Path) -> Any:
     try:
         if not seal_holds(path):
             raise WorkbenchError(
-                f"{str(path)!r} was changed since it was written (checksum). Compute the result again, or take "
-                "the file from a copy."
+                f"{str(path)!r} was changed since it was written (checksum). Compute the result again, or "
+                "take the file from a copy."
             )
         check_netcdf(path)
         with xr.open_dataset(path, engine="h5netcdf") as opened:

@@ -205,7 +205,7 @@ def _facts_of_blocks(model: Any) -> dict[str, Any]:
 
 
 def _is_mixture(mlp: Any) -> bool:
-    """Whether what TransformerLens 4.3 calls the MLP's neurons is its whole output: it does so for experts."""
+    """Whether what TransformerLens 4.3 calls the MLP's neurons is its whole output, as it is for experts."""
     return getattr(mlp, "hook_aliases", {}).get("hook_post") == "hook_out"
 
 

@@ -442,7 +442,7 @@ class Circuit:
             edited: take a file as it is, although it was changed since it was written. Saving signs it anew.
 
         Raises:
-            CircuitError: no such file, not a circuit, changed since it was written (its checksum shows it), or
+            CircuitError: no such file, not a circuit, changed since it was written (by its checksum), or
                 edges that its own graph does not have.
         """
         saved = read_document(Path(path), edited=edited)

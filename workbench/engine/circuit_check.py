@@ -30,10 +30,10 @@ from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
-# Model → the engines, with precision and device, that were checked. Weak keys: the check keeps no model alive.
+# Model → the engines, with precision and device, that were checked. Weak keys: no model is kept alive.
 _checked: "weakref.WeakKeyDictionary[Any, set[Any]]" = weakref.WeakKeyDictionary()
-# Differences allowed, as shares of the largest logit. Many norms work in float32 whatever the model's precision;
-# in half precision a stream that is rebuilt from its parts is rounded once more at each of them.
+# Differences allowed, as shares of the largest logit. Many norms work in float32 whatever the model's
+# precision; in half precision a stream that is rebuilt from its parts is rounded once more at each of them.
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.1
 # Of the prompt, of the rows of a random circuit, and the share of the writers that each row cuts.
 _N_TOKENS, _N_ROWS, _SHARE = 6, 6, 0.3
@@ -138,7 +138,8 @@ class _Check:
         differences = [float((ours - its).abs().max()) for ours, its in zip(logits, expected, strict=True)]
         # NaN is worse than any number.
         worst = float("nan") if any(np.isnan(differences)) else max(differences)
-        # Logits may be next to nothing on random tokens (of a planted model), and still are sums of large parts.
+        # Logits may be next to nothing on random tokens (of a planted model), and are still sums of large
+        # parts.
         rounding = _ROUNDING * float(run.recorded[last].abs().max())
         return worst, max(float(plain.abs().max()), rounding)
 

@@ -45,7 +45,11 @@ _LENGTHS = (
     "vocab_size", "d_vocab", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
     "max_sequence_length",
 )  # fmt: skip
-_LARGEST = dict.fromkeys(_COUNTS, 2**12) | dict.fromkeys(_WIDTHS, 2**20) | dict.fromkeys(_LENGTHS, 2**31)
+_LARGEST: dict[str, int] = {
+    **dict.fromkeys(_COUNTS, 2**12),
+    **dict.fromkeys(_WIDTHS, 2**20),
+    **dict.fromkeys(_LENGTHS, 2**31),
+}
 # Numbers of experts may be 0: such a model has none.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "moe_num_experts")
 _LARGEST |= dict.fromkeys(_EXPERTS, 2**12)

@@ -10,7 +10,7 @@ import socket
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -63,7 +63,7 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
-        hf_model, name = source.original_model, model_name(source)
+        hf_model, name = source.original_model, model_name(cast(Model, source))
         check_one_stack(getattr(hf_model, "config", None), type(hf_model).__name__, name)
         if device is not None:
             device = _device(device)
@@ -314,8 +314,10 @@ def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
 
 def _device(name: str | torch.device | None) -> torch.device:
     """The device of that name, if this machine has it; None: a GPU if there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():

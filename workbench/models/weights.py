@@ -219,7 +219,7 @@ def _quantisation(config: Any) -> str:
 
 def _snapshot(source: str) -> Path:
     """The folder of the Hub's cache that holds a model's files."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     return Path(str(cached_file(source, "config.json"))).parent
 

@@ -62,8 +62,8 @@ class TextEncoder:
     def with_bos(self, tokens: Sequence[int]) -> list[int]:
         """Tokens with BOS in front where the model wants it, and where they do not begin with it already."""
         # Chat templates write BOS into the text.
-        if self.bos and list(tokens[:1]) != [self.bos_token]:
-            return [int(self.bos_token), *tokens]
+        if self.bos_token is not None and self.bos and list(tokens[:1]) != [self.bos_token]:
+            return [self.bos_token, *tokens]
         return list(tokens)
 
     def prompt(self, text: str, *, where: str) -> list[int]:

@@ -122,8 +122,8 @@ class DiskStore(ActivationStore):
         longest = int(self._lengths.max())
         if self.plan.n * longest > MOST_TOKENS:
             raise StoreError(
-                f"{join(place, PROMPTS)!r}: {self.plan.n} prompts of up to {longest} tokens are too many for one "
-                f"table; it may have {MOST_TOKENS} cells."
+                f"{join(place, PROMPTS)!r}: {self.plan.n} prompts of up to {longest} tokens are too many for "
+                f"one table; it may have {MOST_TOKENS} cells."
             )
         tokens, labels, bos = (self._table(name) for name in ("tokens", "labels", "bos"))
         words = read_json(join(place, LABELS))

@@ -100,7 +100,8 @@ class StoreChecks:
         # Asked for again it is refused again.
         self._checked = {checked for checked in self._checked if checked.split("#")[0] != name}
         raise StoreError(
-            f"{join(self.place, name)!r} is damaged: its bytes are not those that were written (checksum). {CURE}"
+            f"{join(self.place, name)!r} is damaged: its bytes are not those that were written "
+            f"(checksum). {CURE}"
         )
 
 

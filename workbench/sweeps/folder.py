@@ -50,8 +50,8 @@ def read_header(folder: str | Path) -> dict[str, Any]:
         )
     if not is_unchanged(header):
         raise SweepError(
-            f"{str(path)!r} was changed since it was written (checksum). If you changed it yourself, take its "
-            f"line {KEY!r} out."
+            f"{str(path)!r} was changed since it was written (checksum). If you changed it yourself, take "
+            f"its line {KEY!r} out."
         )
     return header
 

@@ -72,8 +72,8 @@ class FolderLock:
             if "pid" in owner:
                 other = f"process {owner['pid']} on {owner.get('host')}"
             raise SweepError(
-                f"{str(self.folder)!r} was taken over while this process did not answer; {other} has its lock "
-                "now. What is on the disk is whole. Run the sweep again if nobody else runs it."
+                f"{str(self.folder)!r} was taken over while this process did not answer; {other} has its "
+                "lock now. What is on the disk is whole. Run the sweep again if nobody else runs it."
             )
 
 
@@ -208,8 +208,8 @@ def _await_beat(path: Path, owner: Mapping[str, Any], waiting: Waiting) -> None:
     beat = path.with_name(f"{BEAT}{owner['token']}")
     seen, start, n_changes = _count(beat), waiting.monotonic(), 0
     message = (
-        f"Process {owner['pid']} on {owner['host']} has the lock of {str(path.parent)!r}. If it does not answer "
-        f"for {waiting.seconds:.0f} s, its sweep is taken over."
+        f"Process {owner['pid']} on {owner['host']} has the lock of {str(path.parent)!r}. If it does not "
+        f"answer for {waiting.seconds:.0f} s, its sweep is taken over."
     )
     tqdm.write(spelled(message), file=sys.stderr)  # stdout may be JSON
     while waiting.monotonic() - start <= waiting.seconds:
@@ -274,8 +274,8 @@ def _held(owner: Mapping[str, Any], path: Path | None = None) -> SweepError:
         if path is not None and "token" not in owner:
             cure = f"; if that machine is gone, delete {str(path)!r}."
     return SweepError(
-        f"Process {owner['pid']}{machine} has been running this sweep since {owner['since']}. Wait for it, or "
-        f"stop it{cure}"
+        f"Process {owner['pid']}{machine} has been running this sweep since {owner['since']}. Wait for it, "
+        f"or stop it{cure}"
     )
 
 

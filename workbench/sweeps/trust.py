@@ -1,4 +1,4 @@
-"""Code that a data file names: a sweep's file may say `metrics: ["mine:my_metric"]`, and anybody may have written it.
+"""Code that a data file names: a sweep's file may say `metrics: ["mine:f"]`, and anybody may have written it.
 
 Read `check_trusted`. Such code is run only where the user trusts it by name or by `--trust`, which is kept in
 no file. `located` says where it lies, so that it can be read first; nothing here imports it.
@@ -34,8 +34,8 @@ def check_trusted(metrics: Iterable[str], *, trust: bool) -> None:
         return
     for metric, file in located(metrics).items():
         raise SweepError(
-            f"The metric {metric!r} is code of {file}, named by a file, and is not trusted: running it can do "
-            "whatever you can do. Read it, then pass trust=True (--trust), each time anew."
+            f"The metric {metric!r} is code of {file}, named by a file, and is not trusted: running it can "
+            "do whatever you can do. Read it, then pass trust=True (--trust), each time anew."
         )
 
 

@@ -23,7 +23,8 @@ def _table(path: Path) -> pd.DataFrame:
         facts = read_metadata(path)
         if facts.num_rows * facts.num_columns > MOST_CELLS:
             raise WorkbenchError(
-                f"{str(path)!r} promises {facts.num_rows} rows of {facts.num_columns} columns: too many to show."
+                f"{str(path)!r} promises {facts.num_rows} rows of {facts.num_columns} columns: too many to "
+                "show."
             )
         return pd.read_parquet(path)
     # pyarrow raises each of these for a damaged file, depending on where it is damaged.

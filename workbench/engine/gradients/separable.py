@@ -31,6 +31,6 @@ def check_separable(
             (gradient,) = torch.autograd.grad(total, source, retain_graph=True, allow_unused=True)
             if gradient is not None and bool(gradient[~part.to(gradient.device)].any()):
                 raise MetricError(
-                    f"The metric {metric.name!r} compares examples, so its gradient at one of them is not that "
-                    "example's own. Use method='exact', or scores that are means over examples."
+                    f"The metric {metric.name!r} compares examples, so its gradient at one of them is not "
+                    "that example's own. Use method='exact', or scores that are means over examples."
                 )

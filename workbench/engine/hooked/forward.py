@@ -121,7 +121,10 @@ def forward(
 
 
 def _logits(
-    model: Model, tokens: Tensor, hooks: Sequence[tuple[str, Callable[..., Tensor]]], options: dict[str, Any]
+    model: Model,
+    tokens: Tensor,
+    hooks: Sequence[tuple[str, Callable[..., Tensor | None]]],
+    options: dict[str, Any],
 ) -> Tensor:
     """A pass with hooks. Raises `SiteError` for one that the model lacks."""
     try:
@@ -176,7 +179,7 @@ def _check_patterns(model: Model) -> None:
     layers = range(shape.n_layers)
 
     def halved(layer: int) -> Change:
-        """The pattern, halved in the row of the layer; there is a row for each layer and one without edits."""
+        """The pattern, halved in the row of the layer; each layer has a row, and one row has no edit."""
 
         def change(pattern: Tensor) -> Tensor:
             pattern[layer] *= 0.5
