@@ -177,7 +177,7 @@ class Packed:
         return taken
 
     def columns(self, columns: Iterable[int]) -> Tensor:
-        """[row, column]: some of the numbers of each row, flattened; each segment is read and checked alone."""
+        """[row, column]: some of the numbers of each row, flattened; each segment is read and checked."""
         chosen, size = list(columns), math.prod(self.row_shape)
         if not chosen or not all(0 <= column < size for column in chosen):
             raise StoreError(

@@ -165,8 +165,8 @@ class StorePlan:
         if self.threads > MOST_THREADS:
             raise ValueError(f"no machine has {self.threads} threads")
         starts, stops = [start for start, _ in self.shards], [stop for _, stop in self.shards]
-        # A plan may be damaged: each shard has to begin where the one before ends, the first at 0, and the last
-        # has to end at n.
+        # A plan may be damaged: each shard has to begin where the one before ends, the first at 0, and the
+        # last has to end at n.
         if (
             [0, *stops] != [*starts, self.n]
             or any(stop < start for start, stop in self.shards)
