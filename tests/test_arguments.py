@@ -36,6 +36,7 @@ NASTY: dict[str, Callable[[], Any]] = {
     "set": lambda: {1, "a"}, "generator": lambda: (number for number in (1, 2)),
 }  # fmt: skip
 
+LONG = ("causal_check",)  # takes longer than all others together
 LOOPS = ("draws", "epochs", "n_random", "resampled", "steps")
 
 
@@ -250,14 +251,15 @@ def test_the_table_has_every_public_callable(in_tmp):
     assert named == {name for name in wb.__all__ if callable(getattr(wb, name))}
 
 
-def test_the_valid_calls_are_valid(in_tmp):
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_valid_calls_are_valid(in_tmp, long):
     # Those that are refused for a reason of their own, because they would take seconds or write files.
     stopped = {"discover", "measure", "PromptPairs.from_csv", "PromptPairs.from_jsonl"}
     with warnings.catch_warnings():
         # That so small a call has nothing to test, for one.
         warnings.simplefilter("ignore")
         for name, (function, arguments) in valid_calls().items():
-            if name not in stopped and "path" not in arguments:
+            if name not in stopped and "path" not in arguments and (name in LONG) is long:
                 function(**arguments)
 
 

@@ -3,6 +3,7 @@
 import resource
 import warnings
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,6 +15,12 @@ import workbench as wb
 from workbench.cli.app import app
 from workbench.errors import CannotWrite, CircuitError, MetricError, ProbeError, PromptError, SweepError
 from workbench.sweeps.spec import read_spec
+
+
+@cache
+def tiny():
+    """The packaged model: not to be changed."""
+    return wb.load_model("tiny")
 
 
 def scored_circuit() -> wb.Circuit:
@@ -45,7 +52,7 @@ def test_a_circuit_cannot_change_and_is_not_changed_through_the_arrays_it_was_ma
 
 
 def test_stability_of_a_single_prompt_is_refused():
-    model = wb.load_model("tiny")
+    model = tiny()
     pairs = wb.load_task("ioi", model, n=2).select([0])
     scores = wb.score_edges(model, pairs, value=wb.zero(), keep=("example",), progress=False)
     with pytest.raises(CircuitError, match="stability: these scores are of 1 prompts"):
@@ -95,7 +102,7 @@ def test_answers_that_the_model_has_no_logit_of_are_refused_whatever_reads_them(
 
 
 def test_a_metric_of_ones_own_that_fails_is_named():
-    model = wb.load_model("tiny")
+    model = tiny()
     pairs = wb.load_task("ioi", model, n=2).select([0])
 
     def mine(logits):
@@ -173,7 +180,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
         "result": lambda path: wb.save(scores, path),
         "picture": lambda path: wb.export(circuit, path.with_suffix(".svg")),
         "page": lambda path: wb.report([("Scores", scores.to_dataframe(name="score"))], path, title="Scores"),
-        "store": lambda path: wb.capture(wb.load_model("tiny"), [[0, 5, 7]] * 64, path=path, progress=False),
+        "store": lambda path: wb.capture(tiny(), [[0, 5, 7]] * 64, path=path, progress=False),
     }.items():
         place = tmp_path / name
         place.mkdir()

@@ -5,6 +5,7 @@ an edited input, and on both engines.
 import copy
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ ANSWERS = [[[7, 8, 2]], [[9, 4], [9, 5, 11]]]
 WRONG = [[[8]], [[11, 12, 1]]]
 FAMILIES = ("gpt2", "llama", "neox")
 HEAD = slice(16, 24)  # head 2 of four, eight numbers each
+# Each engine with one family and the third in the slow suite, with the rest of the grid.
+QUICK = {("gpt2", "fast"), ("llama", "hooks")}
+GRID = [
+    pytest.param(family, engine, marks=[] if (family, engine) in QUICK else [pytest.mark.slow])
+    for family, engine in product(FAMILIES, ("fast", "hooks"))
+]
 
 
 @cache
@@ -131,8 +138,7 @@ def at_position(position: int) -> Callable[[Tensor, int, int], Tensor]:
     return change
 
 
-@pytest.mark.parametrize("engine", ["fast", "hooks"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "engine"), GRID)
 def test_an_ablation_lasts_while_the_answer_is_read_and_patching_ends_with_the_prompt(
     family, engine, monkeypatch
 ):
@@ -169,8 +175,7 @@ def test_an_ablation_lasts_while_the_answer_is_read_and_patching_ends_with_the_p
     assert named.attrs["answer_tokens"] == "unchanged"
 
 
-@pytest.mark.parametrize("engine", ["fast", "hooks"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "engine"), GRID)
 def test_circuits_and_paths_without_a_head_are_the_model_without_it(family, engine, monkeypatch):
     if engine == "hooks":
         on_hooks(monkeypatch)
@@ -197,7 +202,9 @@ def test_circuits_and_paths_without_a_head_are_the_model_without_it(family, engi
         assert close(result["m_empty"], expected, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["neox", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "llama"))]
+)
 def test_scores_and_gradients_cover_the_answer_on_both_engines(family, monkeypatch):
     model, methods = plain_and_bridge(family)[1], ("exact", "eap", "eap-ig-inputs", "ig-activations")
     asked = {"value": wb.zero(), "metric": DIFF, "progress": False}

@@ -172,7 +172,9 @@ def post_norm(name):
     return plain.randomised(transformers.AutoModelForCausalLM.from_config(config))
 
 
-@pytest.mark.parametrize("name", ["opt", "bloom", "bert"])
+@pytest.mark.parametrize(
+    "name", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bloom", "bert"))]
+)
 def test_models_without_such_a_sum_have_no_resid_mid_and_no_circuits(name):
     model = plain.bridge_of(post_norm(name))
     for call in (

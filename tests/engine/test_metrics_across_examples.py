@@ -12,7 +12,7 @@ import workbench as wb
 from workbench.errors import MetricError
 from workbench.metrics.metric import Metric
 
-FAMILIES = ("gpt2", "llama", "gemma2")  # the last runs on hooks alone
+FAMILIES = ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"]  # the last runs on hooks alone
 SMALL = 60_000  # bytes: a few prompts at a time
 PAIRS = make_pairs((6,) * 12)
 

@@ -52,8 +52,17 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "number"),
+    [
+        ("gpt2", float("nan")),
+        ("gemma2", float("inf")),
+        pytest.param("gpt2", float("inf"), marks=pytest.mark.slow),
+        pytest.param("gemma2", float("nan"), marks=pytest.mark.slow),
+        pytest.param("llama", float("nan"), marks=pytest.mark.slow),
+        pytest.param("llama", float("inf"), marks=pytest.mark.slow),
+    ],
+)
 def test_weights_that_are_not_finite_are_refused_by_layer_and_site(family, number):
     model = broken(family, number)
     assert first_not_finite(model, PAIRS.clean) == "mlp_out[1] of prompt 0"
@@ -67,7 +76,7 @@ def test_weights_that_are_not_finite_are_refused_by_layer_and_site(family, numbe
         )
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"])
 def test_an_edit_that_overflows_on_the_way_is_named(family):
     """Each of the two is finite where it is written, and their sum in the stream is not."""
     model = model_of(family)

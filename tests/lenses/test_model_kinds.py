@@ -21,7 +21,14 @@ def attributed(model, by):
     return wb.direct_attribution(store, model, targets=TARGETS, minus=MINUS[:, None, None], by=by)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "olmoe", "flex_olmo"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "mixtral",
+        "flex_olmo",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2_moe", "olmoe")),
+    ],
+)
 def test_parts_of_a_mixture_of_experts_sum_to_the_logit_difference(family):
     model = plain.bridge(family)
     right = plain.differences(plain.plain_model(family)).detach()
@@ -76,12 +83,12 @@ def test_a_projection_after_a_norm_that_the_bridge_leaves_out_is_refused():
         wb.logit_lens(store, model, targets=TARGETS, minus=MINUS[:, None, None])
 
 
-@pytest.mark.parametrize("model", [plain.bridge("cohere"), model_of("granite")], ids=["cohere", "granite"])
-def test_a_precision_for_reading_out_is_refused_where_logits_are_scaled(model):
+@pytest.mark.parametrize(("build", "family"), [(plain.bridge, "cohere"), (model_of, "granite")])
+def test_a_precision_for_reading_out_is_refused_where_logits_are_scaled(build, family):
     """Both multiply their logits after the unembedding, which reading out by hand would leave out."""
     with pytest.raises(ModelError, match="cannot be read out in another precision"):
         wb.effects(
-            model, make_pairs(), sites=["z[0.0]"], value=wb.zero(), readout=torch.float64,
+            build(family), make_pairs(), sites=["z[0.0]"], value=wb.zero(), readout=torch.float64,
             progress=False,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What a notebook has set in torch: calls give the same numbers as without it, or say why they cannot."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -34,6 +34,20 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+@contextmanager
+def _all_at_once():
+    with ExitStack() as stack:
+        for setting in SETTINGS.values():
+            stack.enter_context(setting())
+        yield
+
+
+# The default suite sets all of them together, the slow one each by itself.
+TOGETHER_OR_ALONE = [
+    pytest.param({"all at once": _all_at_once}, id="together"),
+    pytest.param(SETTINGS, id="alone", marks=pytest.mark.slow),
+]
+
 PAIRS = make_pairs((5, 5))
 CLEAN, CORRUPT = PAIRS.clean.tokens.tolist(), PAIRS.corrupt.tokens.tolist()
 
@@ -49,7 +63,7 @@ def numbers(model: Any, *, lenses: bool) -> dict[str, Any]:
         "capture": store["resid_post", 1].padded(),
         "effects": wb.effects(model, pairs, sites=["z[0.1]", "mlp_out[1]"], **asked),
         "gradient": wb.effects(model, pairs, sites=["z[0.1]"], method="gradient", **asked),
-        "integrated": wb.effects(model, pairs, sites=["z[0.1]"], method="integrated", steps=8, **asked),
+        "integrated": wb.effects(model, pairs, sites=["z[0.1]"], method="integrated", steps=4, **asked),
         "scores": wb.score_edges(model, pairs, method="eap-ig-inputs", **asked),
         "exact": wb.score_edges(model, pairs, method="exact", **asked),
         "learned": wb.learn_circuit(model, pairs, n_edges=40, steps=2, **asked).scores,
@@ -61,12 +75,13 @@ def numbers(model: Any, *, lenses: bool) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_settings_of_a_thread_change_no_number(family):
+@pytest.mark.parametrize("settings", TOGETHER_OR_ALONE)
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"])
+def test_settings_of_a_thread_change_no_number(family, settings):
     """The first two run on the fast engine, gemma2 on hooks; its logits are capped, which lenses refuse."""
     model, lenses = model_of(family), family != "gemma2"
     expected = numbers(model, lenses=lenses)
-    for name, setting in SETTINGS.items():
+    for name, setting in settings.items():
         with setting():
             got = numbers(model, lenses=lenses)
         for what, values in expected.items():
@@ -79,20 +94,18 @@ def _same(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_models_and_prompts_are_loaded_alike_under_every_setting(name):
-    expected, prompts = wb.load_model("induction", device="cpu"), wb.load_task("induction", _induction(), n=4)
-    with SETTINGS[name]():
-        model = wb.load_model("induction", device="cpu")
-        loaded = wb.load_task("induction", model, n=4).select([0, 2])
-    assert wb.model_fingerprint(model) == wb.model_fingerprint(expected)
-    assert loaded.clean.ids == prompts.select([0, 2]).clean.ids
-    # Gradients pass what was loaded in inference mode.
-    wb.effects(model, loaded, sites="z[0.0]", value=wb.zero(), method="gradient", progress=False)
-
-
-def _induction() -> Any:
-    return wb.load_model("induction", device="cpu")
+@pytest.mark.parametrize("settings", TOGETHER_OR_ALONE)
+def test_models_and_prompts_are_loaded_alike_under_every_setting(settings):
+    expected = wb.load_model("induction", device="cpu")
+    prompts = wb.load_task("induction", expected, n=4)
+    for name, setting in settings.items():
+        with setting():
+            model = wb.load_model("induction", device="cpu")
+            loaded = wb.load_task("induction", model, n=4).select([0, 2])
+        assert wb.model_fingerprint(model) == wb.model_fingerprint(expected), name
+        assert loaded.clean.ids == prompts.select([0, 2]).clean.ids, name
+        # Gradients pass what was loaded in inference mode.
+        wb.effects(model, loaded, sites="z[0.0]", value=wb.zero(), method="gradient", progress=False)
 
 
 def refused(model: Any, call: Callable[[Any], Any]) -> str:

@@ -1,6 +1,7 @@
 """Tables and corpora as they occur: other encodings, separators and blank lines are recognised, the rest is refused."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +22,14 @@ def table(separator: str, between: str = "\n") -> str:
     return between.join(separator.join(row) for row in ROWS) + "\n"
 
 
+@cache
+def tiny():
+    """The packaged model: not to be changed."""
+    return wb.load_model("tiny")
+
+
 def read(path: Path) -> wb.PromptPairs:
-    return wb.PromptPairs.from_csv(wb.load_model("tiny"), path)
+    return wb.PromptPairs.from_csv(tiny(), path)
 
 
 @pytest.fixture
@@ -70,11 +77,11 @@ def test_text_that_is_not_utf_8_is_read_as_that_of_windows(tmp_path):
         assert list(text_lines(path, PromptError)) == ["café", "“Anna”"]
     path.write_bytes(b"caf\xe9 \x81\n")
     with pytest.raises(PromptError, match=r"is no text in utf-8 or cp1252. Save it as UTF-8."):
-        wb.read_corpus(wb.load_model("tiny"), path)
+        wb.read_corpus(tiny(), path)
 
 
 def test_doubled_columns_and_keys_are_refused(tmp_path):
-    model = wb.load_model("tiny")
+    model = tiny()
     frame = pd.DataFrame([[*ROWS[1], "dog"]], columns=[*ROWS[0], "wrong"])
     with pytest.raises(PromptError, match=r"table has the column 'wrong' 2 times. Give each one name."):
         wb.PromptPairs.from_dataframe(model, frame)
@@ -94,7 +101,7 @@ HALF = "Anna met Tom \ud83d"
 
 
 def test_half_an_emoji_is_refused_with_its_row_and_column(tmp_path):
-    model = wb.load_model("tiny")
+    model = tiny()
     row = dict(zip(ROWS[0], ROWS[1], strict=True))
     for column in ROWS[0]:
         path = tmp_path / "pairs.jsonl"
@@ -118,4 +125,4 @@ def test_deep_json_is_refused(tmp_path):
     path.write_text("[" * 100_000)
     for read_file in (wb.read_corpus, wb.PromptPairs.from_jsonl):
         with pytest.raises(PromptError, match=r"deep.jsonl.*it is nested more than 64 deep"):
-            read_file(wb.load_model("tiny"), path)
+            read_file(tiny(), path)
