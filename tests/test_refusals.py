@@ -144,9 +144,11 @@ def test_a_url_that_nobody_knows_is_refused(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["effects", "ioi", "-n", "0"], ["effects", "ioi", "--n", "-3"], ["paths", "ioi", "-n", "0"],
-        ["discover", "ioi", "-n", "0"], ["store", "build", "ioi", "s", "-n", "0"], ["evaluate", "ioi", "--task", "ioi", "-n", "0"],
-        ["effects", "ioi", "--out", ""], ["discover", "ioi", "--out", " "],
+        ["effects", "ioi", "-n", "0"], ["discover", "ioi", "--out", " "],
+        *(pytest.param(arguments.split(" "), marks=pytest.mark.slow) for arguments in (
+            "effects ioi --n -3", "paths ioi -n 0", "discover ioi -n 0", "store build ioi s -n 0",
+            "evaluate ioi --task ioi -n 0", "effects ioi --out ",
+        )),
     ],
     ids=" ".join,
 )  # fmt: skip

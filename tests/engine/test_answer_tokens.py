@@ -214,7 +214,7 @@ def test_scores_and_gradients_cover_the_answer_on_both_engines(family, monkeypat
     assert by_pos.sizes["pos"] == 9, "the answers' tokens have scores too"
     assert bool(by_pos[0, 8].isnull().all()), "the first example's answers are shorter"
     site = "z[1.2]"
-    gradient = wb.effects(model, pairs(), sites=site, method="integrated", steps=64, **asked)
+    gradient = wb.effects(model, pairs(), sites=site, method="integrated", steps=24, **asked)
     exact = by_hand(family, lambda z, i, n: torch.zeros_like(z)) - by_hand(family, None)
     assert close(gradient[:, 0], exact, tolerance=1e-2, scale=float(exact.abs().max()))
     on_hooks(monkeypatch)

@@ -20,8 +20,8 @@ from workbench.engine.run import run
 from workbench.errors import ModelError, SiteError
 from workbench.metrics.metric import metric
 
-FAST = ["flex_olmo", "cohere"]
-REST = ["gemma2", "minimax_m2", "olmo2", "olmo3", "exaone4", "olmoe", "starcoder2", "olmo", "phi", "qwen3", "gptj", "bloom", "mpt", "stablelm",
+FAST = ["flex_olmo"]
+REST = ["cohere", "gemma2", "minimax_m2", "olmo2", "olmo3", "exaone4", "olmoe", "starcoder2", "olmo", "phi", "qwen3", "gptj", "bloom", "mpt", "stablelm",
         "mixtral", "qwen2_moe", "qwen3_moe"]  # fmt: skip
 FAMILIES = [*FAST, *(pytest.param(family, marks=pytest.mark.slow) for family in REST)]
 

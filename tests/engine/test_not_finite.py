@@ -76,7 +76,9 @@ def test_weights_that_are_not_finite_are_refused_by_layer_and_site(family, numbe
         )
 
 
-@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "gemma2"))]
+)
 def test_an_edit_that_overflows_on_the_way_is_named(family):
     """Each of the two is finite where it is written, and their sum in the stream is not."""
     model = model_of(family)

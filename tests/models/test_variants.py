@@ -16,7 +16,7 @@ ROWS = [[0, 5, 9, 270], [0, 8, 3, 4]]
 SMALL = {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.slow)])
 def test_a_directory_without_a_tokenizer_is_the_same_model(family):
     model = loaded(family, with_tokenizer=False)
     assert model.tokenizer is None
@@ -76,7 +76,13 @@ def test_what_transformer_lens_gets_wrong_is_refused_with_the_option(shape, tmp_
         wb.load_model(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{}, {"multi_query": False, "alibi": True}], ids=["7b", "rw-1b"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="7b", marks=pytest.mark.slow),
+        pytest.param({"multi_query": False, "alibi": True}, id="rw-1b"),
+    ],
+)
 def test_the_other_shapes_of_falcon_load(options, tmp_path):
     model = save(transformers.FalconConfig(**SMALL, **options), tmp_path)
     with torch.no_grad():

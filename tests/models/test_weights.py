@@ -107,7 +107,10 @@ def test_the_refusal_counts_what_is_missing_and_what_is_left_over(tmp_path):
         wb.load_model(folder)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "qwen2", "opt"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gpt2", "neox", *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2", "opt"))],
+)
 def test_a_whole_directory_gives_the_logits_of_plain_transformers(family):
     # GPT-2, Qwen and OPT have no lm_head in their files: a tied one is not missing.
     with torch.no_grad():

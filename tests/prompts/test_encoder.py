@@ -20,7 +20,15 @@ def own_tokens(texts, bos):
     return tokenizer(bos)(texts, add_special_tokens=False).input_ids
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "opt", "native"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gpt2",
+        "native",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2", "opt")),
+    ],
+)
 def test_a_tokenizer_without_bos_gives_its_own_tokens(family):
     model = loaded(family, bos=None)
     own = own_tokens(TEXTS, None)

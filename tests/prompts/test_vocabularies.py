@@ -14,7 +14,10 @@ TEXTS = ["the red cat sat", "the two cat sat"]
 MADE_ELSEWHERE = "were made with the vocabulary of another model"
 
 
-@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow), "native"])
+@pytest.fixture(
+    scope="module",
+    params=["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "native"))],
+)
 def both(request, tmp_path_factory):
     """A model, and one with the same weights whose tokenizer has its words in another order."""
     folder = copy_of(request.param, tmp_path_factory.mktemp(request.param) / "model")

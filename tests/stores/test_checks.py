@@ -75,7 +75,9 @@ def of_an_earlier_version(folder: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "neox"))]
+)
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
 def test_a_bit_that_rotted_is_seen_by_every_reader_of_a_whole(stores, tmp_path, family, old):
     folder = tmp_path / "s"

@@ -111,6 +111,7 @@ def test_dry_run_and_validate_locate_the_code(spec, tmp_path):
     assert run(spec, dry_run=True, trust=True).jobs == 1
 
 
+@pytest.mark.slow
 def test_metrics_that_the_user_wrote_or_typed_are_trusted(spec, tmp_path):
     mine = {**FIELDS, "metrics": ["package_of_somebody.theirs:score"]}
     assert run(mine, dry_run=True).jobs == 1
