@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,12 @@ def test_a_run_moves_in_place_as_a_whole_where_nothing_is(tmp_path, monkeypatch)
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+@cache
+def tiny():
+    """The packaged model: not to be changed."""
+    return wb.load_model("tiny")
+
+
 READERS = {
     "circuit": wb.Circuit.load,
     "other circuit": lambda path: wb.read_circuit(path, positive="supports"),
@@ -127,8 +134,8 @@ READERS = {
     "evidence": Evidence.load,
     "sweep": lambda path: wb.load_sweep(path.parent),
     "store": lambda path: wb.open_store(path.parent),
-    "corpus": lambda path: wb.read_corpus(wb.load_model("tiny"), path),
-    "pairs": lambda path: wb.PromptPairs.from_csv(wb.load_model("tiny"), path),
+    "corpus": lambda path: wb.read_corpus(tiny(), path),
+    "pairs": lambda path: wb.PromptPairs.from_csv(tiny(), path),
 }
 
 

@@ -12,7 +12,8 @@ import workbench as wb
 from workbench.errors import MetricError
 from workbench.metrics.metric import Metric
 
-FAMILIES = ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"]  # the last runs on hooks alone
+# The last runs on hooks alone.
+FAMILIES = ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "gemma2"))]
 SMALL = 60_000  # bytes: a few prompts at a time
 PAIRS = make_pairs((6,) * 12)
 
@@ -49,8 +50,9 @@ def expected(model: Any, function: Any) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_examples_at_once_or_a_refusal(family):
     model = model_of(family)
-    # One metric is found out by a probe, the other says it.
-    for function, given in ((centred, centred), (with_labels, wb.metric(with_labels, across_examples=True))):
+    # Two are found out by a probe, one of which fails on a part of the examples; the third says it.
+    declared = wb.metric(centred, across_examples=True)
+    for function, given in ((centred, centred), (with_labels, with_labels), (centred, declared)):
         asked: dict[str, Any] = {"value": wb.zero(), "metric": given, "progress": False}
         got = wb.effects(model, PAIRS, sites="z[1.2]", **asked)
         assert close(got[:, 0], expected(model, function), tolerance=1e-4)
@@ -72,9 +74,7 @@ def test_all_examples_at_once_or_a_refusal(family):
                 call()
 
 
-@pytest.mark.parametrize(
-    "family", ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "gemma2"))]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_function_that_looks_at_each_example_alone_is_cut_into_slices(family):
     model = model_of(family)
     asked: dict[str, Any] = {"value": wb.zero(), "metric": own_row, "progress": False}

@@ -56,7 +56,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     ("family", "number"),
     [
         ("gpt2", float("nan")),
-        ("gemma2", float("inf")),
+        pytest.param("gemma2", float("inf"), marks=pytest.mark.slow),
         pytest.param("gpt2", float("inf"), marks=pytest.mark.slow),
         pytest.param("gemma2", float("nan"), marks=pytest.mark.slow),
         pytest.param("llama", float("nan"), marks=pytest.mark.slow),

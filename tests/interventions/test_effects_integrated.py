@@ -51,14 +51,16 @@ def test_the_gap_is_reported_for_every_layer_and_counts_overlapping_sites_twice(
     assert close(twice.attrs["completeness_gap"], float(counted_twice), tolerance=1e-2, scale=1.0)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "neox"))]
+)
 def test_the_gap_counts_no_absent_position_and_lets_prompts_not_cancel(family):
     """Prompts of 4, 7 and 8 tokens: what the shorter lack is not read at their first token instead."""
     model, pairs = model_of(family, torch.float64), make_pairs((4, 7, 8))
     for base in ("clean", "corrupt"):
         asked = {"value": add(torch.linspace(-2, 2, 32)), "base": base}
         made = effects(
-            model, pairs, sites=grid("resid_pre", model, layer=1, pos="each"), method="integrated", steps=64,
+            model, pairs, sites=grid("resid_pre", model, layer=1, pos="each"), method="integrated", steps=32,
             **asked,
         )  # fmt: skip
         whole = effects(model, pairs, sites="resid_pre[1]", **asked).values[:, 0]

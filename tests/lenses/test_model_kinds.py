@@ -24,9 +24,8 @@ def attributed(model, by):
 @pytest.mark.parametrize(
     "family",
     [
-        "mixtral",
         "flex_olmo",
-        *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2_moe", "olmoe")),
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("mixtral", "qwen2_moe", "olmoe")),
     ],
 )
 def test_parts_of_a_mixture_of_experts_sum_to_the_logit_difference(family):

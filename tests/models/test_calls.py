@@ -76,7 +76,9 @@ def numbers(model: Any, *, lenses: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("settings", TOGETHER_OR_ALONE)
-@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "gemma2"))]
+)
 def test_settings_of_a_thread_change_no_number(family, settings):
     """The first two run on the fast engine, gemma2 on hooks; its logits are capped, which lenses refuse."""
     model, lenses = model_of(family), family != "gemma2"

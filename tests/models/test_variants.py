@@ -16,7 +16,9 @@ ROWS = [[0, 5, 9, 270], [0, 8, 3, 4]]
 SMALL = {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "opt"))]
+)
 def test_a_directory_without_a_tokenizer_is_the_same_model(family):
     model = loaded(family, with_tokenizer=False)
     assert model.tokenizer is None
@@ -68,7 +70,13 @@ SHAPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "falcon-all-heads",
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("falcon-40b", "neox-without-bias")),
+    ],
+)
 def test_what_transformer_lens_gets_wrong_is_refused_with_the_option(shape, tmp_path):
     config, options, words = SHAPES[shape]
     save(config(**SMALL, **options), tmp_path)
