@@ -152,6 +152,9 @@ def test_answers_may_be_ragged_and_of_several_tokens():
         (["a", "b"], [2, 3], "answers, example 0: 'a' is no token id"),
         ([[9], [-1, 8]], [2, 3], None),
         ([9], [2, 3], "Pairs need one of each"),
+        ([[9, 9], [8]], [2, 3], "answers, example 0: an alternative is there twice"),
+        ([9, 8], [[2, 3], [5, 4, 5]], "wrong, example 1: an alternative is there twice"),
+        ([[[9, 7], [9], [9, 7]], [8]], [2, 3], "answers, example 0: an alternative is there twice"),
         (5, [2, 3], "answers are 5"),
     ],
 )
@@ -162,6 +165,12 @@ def test_answers_that_say_nothing_are_refused(answers, wrong, message):
         return
     with pytest.raises(PromptError, match=message):
         wb.PromptPairs.of(*sides, answers, wrong)
+
+
+def test_an_alternative_with_a_gap_is_refused():
+    sides = wb.Prompts.of([[1, 5]]), wb.Prompts.of([[1, 4]])
+    with pytest.raises(PromptError, match="answers, example 0: an alternative has a gap"):
+        wb.PromptPairs(*sides, torch.tensor([[[-1, 5], [7, -1]]]), torch.tensor([[[8]]]))
 
 
 def test_pairs_of_ids_measure_what_pairs_of_text_measure():

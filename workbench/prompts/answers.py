@@ -79,12 +79,14 @@ def check_answers(
     answers: Int[Tensor, "example alternative token"],
     wrong: Int[Tensor, "example wrong_alternative wrong_token"],
 ) -> None:
-    """Raise `PromptError` for token ids below -1, or an answer that is both right and wrong."""
+    """Raise `PromptError` for token ids below -1, gaps, and answers given twice, or as right and as wrong."""
     for name, table in (("answers", answers), ("wrong", wrong)):
         if table.numel() and int(table.min()) < -1:
             raise PromptError(
                 f"{name} hold {int(table.min())}; they are token ids, and -1 where there is none."
             )
+        _check_gaps(table, name)
+        _check_distinct(table, name)
     width = max(answers.shape[2], wrong.shape[2])
     right, others = (_widened(table, width) for table in (answers, wrong))
     # [example, alternative, wrong_alternative]: the same tokens, of alternatives that are there
@@ -95,6 +97,33 @@ def check_answers(
         raise PromptError(
             f"Pair {i}: the answer of token {', '.join(map(str, tokens))} is both right and wrong. Leave it "
             "out on one side."
+        )
+
+
+def _check_gaps(table: Int[Tensor, "example alternative token"], name: str) -> None:
+    """Raise `PromptError` for an alternative with a token after -1: its first tokens alone would be read."""
+    gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
+    if len(gaps):
+        raise PromptError(
+            f"{name}, example {int(gaps[0])}: an alternative has a gap. Its tokens come first, and -1 fills up "
+            "the rest."
+        )
+
+
+def _check_distinct(table: Int[Tensor, "example alternative token"], name: str) -> None:
+    """Raise `PromptError` for an alternative that is there twice: its probability would count twice."""
+    if table.shape[1] < 2:
+        return
+    if table.shape[2] == 1:
+        tokens = table[:, :, 0].sort(1).values  # neighbours are enough, and tables of years are wide
+        twice = (tokens[:, 1:] == tokens[:, :-1]) & (tokens[:, 1:] >= 0)
+    else:
+        same = (table[:, :, None] == table[:, None]).all(-1) & (table >= 0).any(-1)[:, :, None]
+        twice = same.triu(1).flatten(1)
+    if bool(twice.any()):
+        raise PromptError(
+            f"{name}, example {int(twice.any(1).nonzero()[0])}: an alternative is there twice. Alternatives are "
+            "a set: give each once."
         )
 
 

@@ -178,7 +178,8 @@ class SiteView:
             total, n = total + block.sum(0, dtype=torch.float64).cpu(), n + len(block)
         if not n:
             raise StoreError(f"{self!r}: there are no rows but BOS ones to take a mean of.")
-        return (total / n).to(self.dtype)
+        # Rows may be of half precision; their mean need not be rounded to it once more.
+        return (total / n).to(torch.promote_types(self.dtype, torch.float32))
 
     def _no_pattern(self, reader: str) -> None:
         if self.kind == "pattern":
