@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 from closeness import close, distance
-from families import make_pairs, model_of
+from families import make_pairs, model_of, native
 
 import workbench as wb
-from workbench.errors import ModelError
+from workbench.errors import ModelError, PromptError
 
 TARGETS, MINUS = (torch.tensor(tokens) for tokens in (plain.ANSWERS, plain.WRONG))
 
@@ -99,3 +99,21 @@ def test_a_precision_for_reading_out_keeps_the_soft_cap():
     assert close(wide, wb.effects(model, plain.pairs(), **asked), tolerance=1e-5, scale=20.0)
     right = plain.without_head("gemma2") - plain.differences(plain.plain_model("gemma2")).detach()
     assert close(wide[:, 0], right, tolerance=1e-5, scale=20.0)
+
+
+def test_lenses_read_the_tokens_that_a_model_has_logits_of():
+    model = native(d_vocab_out=40)
+    store = wb.capture(model, [[1, 5, 9], [1, 30, 7]], progress=False)
+    logits = wb.run(model, store.prompts).logits[:, -1]
+    top = wb.top_tokens(store, model, k=40)
+    assert top["token"].values[0, -1, -1].tolist() == logits[0].argsort(descending=True).tolist()
+    for refused in (
+        lambda: wb.logit_lens(store, model, targets=torch.tensor([3, 45])),
+        lambda: wb.logit_lens(store, model, measure="entropy", vocabulary=[1, 45]),
+        lambda: wb.top_tokens(store, model, k=41),
+        lambda: wb.direct_attribution(store, model, targets=torch.tensor([3, 45])),
+        lambda: wb.copying_scores(store, model, top=21),
+        lambda: wb.copying_scores(wb.capture(model, [[1, 45]], progress=False), model),
+    ):
+        with pytest.raises(PromptError, match="40|39|20"):
+            refused()

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.engine.bridge import final_norm
+from workbench.engine.bridge import final_norm, output_vocabulary
 from workbench.engine.hooked.block import HeadOutputs
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
@@ -140,14 +140,16 @@ def copying_scores(
         DataArray (example, layer, head).
     Raises:
         StoreError: the store is of another model, or lacks `v`.
-        PromptError: `top` is not between 1 and half of the vocabulary.
+        PromptError: `top` is not between 1 and half of the vocabulary, or the model has no logit of a token.
     """
     check_store(store, model, "copying_scores")
     shape, layers = Shape.of(model), needed(store, "v", "copying_scores")
-    if type(top) is not int or not 1 <= top <= shape.d_vocab // 2:
+    size = output_vocabulary(model)
+    if type(top) is not int or not 1 <= top <= size // 2:
         raise PromptError(
-            f"copying_scores: top={top!r} of {shape.d_vocab} tokens; give 1 to {shape.d_vocab // 2}."
+            f"copying_scores: top={top!r} of {size} tokens; give 1 to {size // 2}."
         )
+    _check_written(store.prompts, size)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
     unembed = unembedding_weight(model).double().cpu()
     of_rows = token_rows(store["v", layers[0]])
@@ -157,7 +159,7 @@ def copying_scores(
     for column, layer in enumerate(layers):
         # [head, d_head, vocab]: a positive scale of the norm does not change which tokens are highest.
         writes = norm.bare(_written(HeadOutputs.of(model, layer), shape.d_model, model)) @ unembed
-        for rows, values in pieces(store["v", layer], max(1, budget // (8 * shape.d_vocab * shape.n_heads))):
+        for rows, values in pieces(store["v", layer], max(1, budget // (8 * size * shape.n_heads))):
             # Query heads of a group share values but not output weights, so each gets a copy.
             by_head = values.double().cpu().repeat_interleave(shape.group, 1)
             logits = torch.einsum("rhe,hev->rhv", by_head, writes)
@@ -168,6 +170,16 @@ def copying_scores(
     coords = {"example": np.arange(len(store)), "layer": layers, "head": np.arange(shape.n_heads)}
     facts = _facts(store, "copying_scores", top=top)
     return effect_array((sums / n[:, None, None]).float(), list(coords), coords, name="copying", attrs=facts)
+
+
+def _check_written(prompts: Prompts, size: int) -> None:
+    """Raise `PromptError` for prompts with a token that no head can copy: the model has no logit of it."""
+    largest = int(prompts.tokens.max())
+    if largest >= size:
+        raise PromptError(
+            f"copying_scores: the prompts hold token {largest}, and the model has logits of {size} tokens: it "
+            "cannot be copied. Leave such prompts out."
+        )
 
 
 def _written(heads: HeadOutputs, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:

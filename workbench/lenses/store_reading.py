@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.engine.bridge import output_vocabulary
 from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, StoreError
 from workbench.finite import check_finite
 from workbench.models.model import Model
-from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView
 
 
@@ -93,9 +93,9 @@ def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) 
     """[example, alternative, 1] tokens, -1 where there is no alternative; `name` is for error messages."""
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
-    size = Shape.of(model).d_vocab
+    size = output_vocabulary(model)  # of the logits: some models read more tokens than they can write
     if bool((targets >= size).any()):
-        raise PromptError(f"{name} has token {int(targets.max())}; the model's vocabulary has {size}.")
+        raise PromptError(f"{name} has token {int(targets.max())}; the model has logits of {size}.")
     table = targets
     if targets.ndim == 1:
         table = targets[:, None, None]

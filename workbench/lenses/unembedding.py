@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.engine.bridge import Norm, final_norm, output_projection
+from workbench.engine.bridge import Norm, final_norm, output_projection, output_vocabulary
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError
@@ -67,7 +67,7 @@ class ReadOut:
 
     @staticmethod
     def _checked(model: Model, tokens: Sequence[int] | Tensor) -> Tensor:
-        chosen, size = torch.as_tensor(tokens).to(model_device(model)), Shape.of(model).d_vocab
+        chosen, size = torch.as_tensor(tokens).to(model_device(model)), output_vocabulary(model)
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
             raise PromptError(f"A vocabulary is a list of at least one token id, not {str(tokens)[:60]}.")
         if int(chosen.min()) < 0 or int(chosen.max()) >= size or len(chosen.unique()) < len(chosen):
@@ -79,7 +79,7 @@ class ReadOut:
     @property
     def n_tokens(self) -> int:
         """Tokens that are read."""
-        return Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
+        return output_vocabulary(self.model) if self.tokens is None else len(self.tokens)
 
     @cached_property
     def norm(self) -> Norm:
@@ -138,7 +138,7 @@ class ReadOut:
         if self.tokens is None:
             return table
         table = table.cpu()
-        index_of = torch.full((Shape.of(self.model).d_vocab,), -1)
+        index_of = torch.full((output_vocabulary(self.model),), -1)
         index_of[self.tokens.cpu()] = torch.arange(len(self.tokens))
         indices = index_of[table.clamp(min=0)].where(table >= 0, -1)
         missing = table[(indices < 0) & (table >= 0)]
