@@ -8,6 +8,7 @@ a wrong number, or a number that nothing here can judge.
 """
 
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -95,8 +96,10 @@ class Row:
 def row_of(name: str) -> Row:
     """Build the family, save it, load it with the workbench, and compare everything."""
     plain = plain_model(name)
-    with tempfile.TemporaryDirectory() as folder:
-        saved(plain, Path(folder))
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, name)  # refusals name it
+        folder.mkdir()
+        saved(plain, folder)
         loaded: list[Any] = []
         loads = _cell(lambda: loaded.append(wb.load_model(folder, device="cpu")) or 0.0)
         if not loaded:
@@ -307,8 +310,10 @@ def page(rows: list[Row]) -> str:
 
 def _first_sentence(text: str) -> str:
     """Without the name of the error, and without a folder that is another one in every run."""
-    text = text.partition(": ")[2].replace(tempfile.gettempdir(), "")
-    sentence = text.split(". ")[0].rstrip(".")
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+/", "", text.partition(": ")[2])
+    # The dot of a product, as in "z . W_O", ends no sentence.
+    sentence = re.split(r"(?<=\S)\. ", text)[0].rstrip(".")
+    sentence += ")" * (sentence.count("(") - sentence.count(")"))
     return " ".join(sentence.replace("|", "/").split()) + "."
 
 
