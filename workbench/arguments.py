@@ -60,7 +60,7 @@ CLASSES: dict[str, tuple[str, type[WorkbenchError]]] = {
     "DataFrame": ("a pandas DataFrame", ArgumentError),
 }
 
-# torch and numpy count in 64 bits.
+# The largest integer that torch and numpy hold.
 LARGEST = 2**63 - 1
 
 
@@ -94,12 +94,14 @@ def checked(function: Checked) -> Checked:
 
 
 def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function with a check of its arguments in front; `name` is what messages call it."""
     table: list[tuple[dict[str, Rule | None], tuple[tuple[str, Rule | None], ...]]] = []
+    # As variables of this function: `call` gets the globals of another module below.
     read, refuse = _rules, _refuse
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not table:
-            # At the first call and not before: by then every module that an annotation names is there.
+            # At the first call and not before: by then every module that an annotation names is imported.
             read_rules = read(function)
             table.append((read_rules, tuple(read_rules.items())))
         by_name, in_order = table[0]
@@ -112,7 +114,7 @@ def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 refuse(name, argument, value, rule)
         return function(*args, **kwargs)
 
-    # With the globals of the function's own module: by them doctest knows whose function it is.
+    # With the globals of the function's own module: doctest looks there whether it is to test a function.
     home = getattr(inspect.unwrap(function), "__globals__", call.__globals__)
     wrapper = types.FunctionType(call.__code__, home, function.__name__, None, call.__closure__)
     return functools.update_wrapper(wrapper, function)
@@ -142,14 +144,14 @@ def called(
     except (WorkbenchError, MemoryError):
         raise
     except Exception as failure:
-        # Memory that is short is dealt with by whoever chose how much to do at once.
+        # torch's own. Whoever chose how much to do at once catches it, and does less.
         if type(failure).__name__ == "OutOfMemoryError":
             raise
         raise error(f"{name} failed with {type(failure).__name__}: {failure}") from failure
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, on one line, and without calling anything of its own."""
+    """A value in a message: short, on one line, and without running code of its class (a `__repr__`)."""
     kind = type(value)
     if kind is int and abs(value) > LARGEST:
         return "an integer of more than 64 bits"
@@ -171,8 +173,8 @@ def rule_of(annotation: Any, *, shallow: bool = False) -> Rule | None:
     """The rule of an annotation; None where anything fits.
 
     Args:
-        shallow: what a container holds is left unchecked. So it is within other containers: the token ids of
-            a corpus are millions of numbers, which whoever reads them checks.
+        shallow: leave unchecked what a container holds. Containers within containers are checked like that:
+            the token ids of a corpus are millions of numbers, and are checked where they are read.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (Any, inspect.Parameter.empty, object):
@@ -182,11 +184,11 @@ def rule_of(annotation: Any, *, shallow: bool = False) -> Rule | None:
             return _either([rule_of(choice) for choice in annotation.__constraints__])
         return rule_of(annotation.__bound__) if annotation.__bound__ is not None else None
     if origin in (Union, types.UnionType):
-        # A path may be text; as a text of its own it would pass with a NUL in it.
+        # `str | Path` is a path, however it is written: the rule of text would let a NUL pass.
         choices = [choice for choice in inner if choice is not str or Path not in inner]
         return _either([rule_of(choice, shallow=shallow) for choice in choices])
     if origin is Literal:
-        # The type alone: the function itself says which words exist.
+        # The type alone: the function itself says which names exist, and which is nearest.
         return _either([rule_of(kind) for kind in dict.fromkeys(map(type, inner))])
     if origin is typing.Annotated:
         return rule_of(inner[0], shallow=shallow)
@@ -213,29 +215,29 @@ def _either(rules: Sequence[Rule | None]) -> Rule | None:
     return Rule(lambda value: any(fits(value) for fits in tests), expected, error, is_series)
 
 
-def _whole(value: Any) -> bool:
-    if type(value) is int:  # nearly always, and ten times as fast
+def _is_whole(value: Any) -> bool:
+    if type(value) is int:  # nearly always, and ten times as fast as asking for `Integral`
         return -LARGEST <= value <= LARGEST
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= LARGEST
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     if isinstance(value, Integral):
-        # Beyond the largest float, an integer cannot become one.
+        # An integer beyond the largest float cannot be converted to one.
         return not isinstance(value, bool) and abs(int(value)) <= sys.float_info.max
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def _truth(value: Any) -> bool:
-    # numpy's own bool is none of Python's.
+def _is_truth_value(value: Any) -> bool:
+    # numpy's bool is no subclass of Python's, and is called bool_ before numpy 2.
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not lone_surrogates(value)
 
 
-def _path(value: Any) -> bool:
+def _is_path(value: Any) -> bool:
     if not isinstance(value, str | Path):
         return False
     text = str(value)
@@ -250,11 +252,11 @@ def _path(value: Any) -> bool:
 _SIMPLE: dict[Any, Rule] = {
     None: Rule(lambda value: value is None, "None"),
     type(None): Rule(lambda value: value is None, "None"),
-    int: Rule(_whole, "a whole number"),
-    float: Rule(_number, "a finite number"),
-    bool: Rule(_truth, "True or False"),
-    str: Rule(_text, "text"),
-    Path: Rule(_path, "a path"),
+    int: Rule(_is_whole, "a whole number"),
+    float: Rule(_is_number, "a finite number"),
+    bool: Rule(_is_truth_value, "True or False"),
+    str: Rule(_is_text, "text"),
+    Path: Rule(_is_path, "a path"),
 }
 
 
@@ -316,15 +318,15 @@ def _mapping_rule(inner: Sequence[Any]) -> Rule:
 
 
 def _series_rule(kind: Any, inner: Sequence[Any]) -> Rule:
-    """The rule of lists, tuples, sets and whatever can be gone through."""
+    """The rule of lists, tuples, sets and other iterables."""
     parts = [rule_of(part, shallow=True) for part in inner if part is not ...]
     # tuple[A, B] is a pair; tuple[A, ...] and list[A] have any number of one kind.
     is_fixed = kind is tuple and len(inner) > 0 and inner[-1] is not ...
     each = parts[0] if parts and not is_fixed else None
 
     def fits(value: Any) -> bool:
-        # Text is a sequence too, of letters that nobody means.
-        if isinstance(value, str | bytes) or not _goes_through(list if is_fixed else kind, value):
+        # Text is a sequence too, but nobody means its letters.
+        if isinstance(value, str | bytes) or not _is_series(list if is_fixed else kind, value):
             return False
         if isinstance(value, range):
             return each is None or each.fits(0)
@@ -333,10 +335,10 @@ def _series_rule(kind: Any, inner: Sequence[Any]) -> Rule:
         if hasattr(value, "ndim"):
             if value.ndim > 1:
                 return each is None or each.is_series
-            # The elements of a tensor are tensors: it is read as the list of numbers that it holds. An empty
-            # one has no truth value, for which functions ask of lists.
+            # As a list of numbers, because the elements of a tensor are tensors. Empty ones are refused:
+            # functions write `if names`, which arrays without elements do not answer.
             return value.ndim == 1 and (each is None or (len(value) > 0 and _all_fit(each, value.tolist())))
-        # What can be gone through only once is left for the function to go through.
+        # An iterator gives its elements only once: they are left to the function.
         return isinstance(value, Iterator) or _all_fit(each, value)
 
     words = {tuple: "a tuple", frozenset: "a frozenset", set: "a set"}.get(kind, "a list")
@@ -344,7 +346,8 @@ def _series_rule(kind: Any, inner: Sequence[Any]) -> Rule:
     return Rule(fits, expected, is_series=True)
 
 
-def _goes_through(kind: Any, value: Any) -> bool:
+def _is_series(kind: Any, value: Any) -> bool:
+    """Whether a value can be read one element after the other, as a parameter of that kind is."""
     if kind in (tuple, frozenset, set):
         return isinstance(value, kind)
     if kind is Iterable or kind is Iterator:

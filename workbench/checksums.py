@@ -1,8 +1,8 @@
 """Checksums: whether a file still holds what was written into it.
 
-Of a JSON object as one of its fields (`signed`), of a file's bytes (`file_sum`), and of a file's bytes at its
-own end (`seal`). What carries no checksum, as files of earlier versions do not, is taken as it is. They find
-damage and not forgery: whoever edits a file can sign it again.
+`signed` adds one to a JSON object, as one of its fields; `file_sum` is that of a file's bytes, and `seal`
+appends it to the file. Files of earlier versions have none, and are taken as they are. A checksum finds damage
+and not forgery: whoever edits a file can sign it again.
 """
 
 import json
@@ -29,7 +29,7 @@ def content_sum(content: Mapping[str, Any]) -> str:
 
 def signed(content: Mapping[str, Any]) -> dict[str, Any]:
     """An object as JSON holds it, with its checksum."""
-    # Of what will be read: keys that are no texts, for one, come back as texts.
+    # The checksum is of what will be read back: JSON turns numbers that are keys into text, for one.
     plain = json.loads(json.dumps(content))
     plain.pop(KEY, None)
     return {**plain, KEY: content_sum(plain)}

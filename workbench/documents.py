@@ -14,9 +14,9 @@ import yaml
 from workbench.files import read_bytes
 
 DEPTH = 64
-"""Lists and objects within each other, at most."""
+"""How deeply lists and objects may be nested."""
 YAML_BYTES, YAML_NODES = 2**20, 100_000
-"""Of a YAML file at most: its size, and its entries with every alias written out."""
+"""The largest size of a YAML file, and the most entries, with every alias written out."""
 _TOO_DEEP = f"it is nested more than {DEPTH} deep"
 
 
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> Any:
         document = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-    # Most documents have fewer brackets than they may have levels, and need no walk.
+    # Most documents have fewer brackets than `DEPTH`, and cannot be too deep.
     if text.count("[") + text.count("{") > DEPTH:
         _check_depth(document)
     return document

@@ -15,7 +15,7 @@ WorkbenchError
 ├── CircuitError         a circuit for another graph, or a file that is not a circuit file
 ├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
 ├── OutputExists         something is already there and `overwrite=True` was not given
-└── CannotWrite          results that the disk does not take: it is full, or may not be written to
+└── CannotWrite          results that cannot be written: a full disk, a place without permission, a URL
 """
 
 from collections.abc import Iterable
@@ -86,7 +86,7 @@ class NotFinite(MetricError):
 
     Args:
         place: where they were met (a site, an edge), once that is known.
-        example, run: of which example of a batch, and of which edited run, the numbers are.
+        example, run: the example of the batch and the edited run that the numbers belong to, where known.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SweepError(WorkbenchError):
 
 
 class CannotWrite(WorkbenchError):
-    """Results that the disk does not take."""
+    """Results that cannot be written: the disk is full, or the place is a URL or may not be written to."""
 
 
 class OutputExists(WorkbenchError):

@@ -24,9 +24,8 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno
 # `Path` makes one slash of the two of a URL.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
-# The circuit of every edge of a model of 70 billion parameters has 0.7 GB; nothing else comes near.
 MOST_BYTES = 2**30
-"""Bytes of a file that is read at once, at most."""
+"""Bytes of a file that is read at once, at most: the file of a full circuit of a 70B model has 0.7 GB."""
 
 
 def check_ordinary(path: str | Path) -> None:
@@ -152,7 +151,7 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     number = 1
     while True:
         folder = root / f"{name}-{number:03d}"
-        # It tells the next run, should this one be killed, that the empty folder beside it is nobody's.
+        # Should this run be killed, its claim tells the next one that the empty folder may be removed.
         claim = root / _partial_name(folder, f"{_CLAIM}{secrets.token_hex(4)}")
         claim.mkdir()
         try:
@@ -186,7 +185,7 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         _remove_leftovers(out.parent)
         start, _, end = _partial_name(out, "?").rpartition("?")
         partial = Path(tempfile.mkdtemp(prefix=start, suffix=end, dir=out.parent))
-        # A folder within: `mkdtemp` makes folders that nobody else may read, and a run's is like any other.
+        # A folder within: those of `mkdtemp` are closed to other users, and a run's need not be.
         written = partial / "files"
         written.mkdir()
     except OSError as error:
@@ -217,7 +216,10 @@ def _move(written: Path, out: Path, files: Sequence[str]) -> None:
 
 
 def _may_be_replaced(out: Path) -> bool:
-    """Whether nothing is there, or an empty folder that no shell is likely to stand in."""
+    """Whether nothing is there, or an empty folder other than the current one.
+
+    A shell whose folder is replaced stands in one that no longer exists.
+    """
     if out.is_symlink():
         return False
     if not out.exists():
@@ -225,13 +227,14 @@ def _may_be_replaced(out: Path) -> bool:
     return not any(out.iterdir()) and not out.samefile(Path.cwd())
 
 
+# .NAME.HOST.PID-REST.workbench-partial: what is not finished yet, of that process on that machine.
 _SUFFIX = ".workbench-partial"
 _CLAIM = "claim"
 _LEFT = re.compile(r"\.(?P<name>.*)\.(?P<host>\w+)\.(?P<owner>\d{1,9})-(?P<rest>.*)" + re.escape(_SUFFIX))
 
 
 def _partial_name(path: Path, rest: str = "") -> str:
-    """The name of what is not finished yet: it says of which machine and process it is."""
+    """The name of what is not finished yet, with the machine and the process that it belongs to."""
     # Cut, because a name may be as long as file systems allow.
     return f".{path.name[:80]}.{_host()}.{os.getpid()}-{rest or secrets.token_hex(4)}{_SUFFIX}"
 

@@ -1,6 +1,6 @@
 """Numbers that are not finite are refused, by `NotFinite`, which names where they were met.
 
-`check_finite` is asked wherever activations and logits are handed on: captured, read by a lens or a probe,
+`check_finite` is called wherever activations and logits are handed on: captured, read by a lens or a probe,
 written by an edit. It knows no model; which layer of a run such numbers come from is found by
 `engine.first_not_finite`.
 """
@@ -15,8 +15,8 @@ def is_finite(numbers: Tensor) -> bool:
     """Whether all numbers are finite."""
     if not numbers.is_floating_point():
         return True
-    # The sum is not finite where a number is not. It needs no memory of its own, which a mask would; of half
-    # precision it is taken in float32, where it cannot overflow so soon.
+    # A sum of numbers of which one is not finite is not finite either, and needs no memory, as a mask would.
+    # That of half precision is taken in float32, which seldom overflows.
     wide = torch.promote_types(numbers.dtype, torch.float32)
     if bool(torch.isfinite(numbers.detach().sum(dtype=wide))):
         return True

@@ -1,7 +1,7 @@
-"""What a netCDF file may ask of its reader: no file outside its own folder, and no more memory than is fair.
+"""netCDF files that read other files outside their folder, or promise far more numbers than they hold.
 
-Read `check_netcdf`. HDF5, of which netCDF is made, has links to other files and arrays that lie in others;
-an array can also promise far more numbers than the file holds. Nothing here knows what is in an array.
+Read `check_netcdf`, which refuses them. netCDF files are HDF5, where a link can lead to another file, an array
+can lie in one, and an array can be declared larger than any memory. Nothing here knows what is in an array.
 """
 
 from math import prod
@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import check_ordinary
 
 FREE_BYTES, FACTOR = 2**30, 64
-"""Arrays may promise this many bytes, or this many times the file's size: compression saves that much."""
+"""Arrays may promise this many bytes, or this many times the file's size, which is more than compression saves."""
 
 
 def check_netcdf(path: Path) -> None:
@@ -31,7 +31,7 @@ def check_netcdf(path: Path) -> None:
         if file not in known:
             known.add(file)
             check_ordinary(file)
-            # What a linked file links to is read as well.
+            # HDF5 follows the links of linked files too.
             waiting += [path.parent / name for name in _linked_files(file)]
 
 
@@ -70,7 +70,7 @@ def _contents(file: h5py.File) -> list[Any]:
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
                 things.append(link)
-            # A soft link stays in its file, and its target has a name of its own or comes through the above.
+            # A soft link leads to a name in the same file, which is visited itself.
             if not isinstance(link, h5py.HardLink):
                 continue
             thing = group[name]

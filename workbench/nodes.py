@@ -22,7 +22,7 @@ def as_position(text: str) -> Position:
 
 
 def is_position(pos: object) -> bool:
-    """Whether it is a position: an index or a name. `True` is none, though it is an integer of Python."""
+    """Whether it is a position: an index or a name. `True` is not one, though it is an `int` in Python."""
     return type(pos) in (int, str)
 
 
@@ -129,7 +129,9 @@ class Edge:
     def __post_init__(self) -> None:
         writer, reader = Node.parse(self.writer), Node.parse(self.reader)
         if self.pos is not None and not is_position(self.pos):
-            raise SiteError(f"{self.pos!r} is no position of an edge: give an index or a name such as 'END'.")
+            raise SiteError(
+                f"{self.pos!r} is not a position of an edge: give an index or a name such as 'END'."
+            )
         if writer.port or writer.kind == "logits":
             raise SiteError(f"{self.writer!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
         if reader.kind == "input":

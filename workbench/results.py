@@ -24,7 +24,7 @@ from workbench.files import check_free, whole
 from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
-# xarray's options are the whole process's: two threads that set and restore them would leave them changed.
+# xarray's options belong to the whole process: two threads that set and restore them could leave them changed.
 _options = Lock()
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
 
@@ -108,9 +108,9 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
-        # Through memory: HDF5 that meets a full disk cannot close its file, and crashes when that is freed.
+        # By way of memory: where the disk is full, HDF5 cannot close its file, and crashes when that is freed.
         partial.write_bytes(encoded.to_netcdf(engine="h5netcdf"))
-        # HDF5 says in its header where its data end, so that its readers do not see what comes after.
+        # The header of HDF5 says where its data end: other readers do not see the checksum behind them.
         seal(partial)
     return path
 

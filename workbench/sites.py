@@ -190,7 +190,7 @@ class Shape:
         return None
 
 
-# What is read off a model's blocks; weak keys, so that it keeps no model alive.
+# What `_facts_of_blocks` read of each model; weak keys, so that it keeps no model alive.
 _blocks_known: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
@@ -210,7 +210,7 @@ def _is_mixture(mlp: Any) -> bool:
 
 
 def _norms_heads_together(attn: Any, d_head: int) -> bool:
-    """Whether a norm of its queries or keys is wider than a head, and not a row of norms, one for each."""
+    """Whether its queries or keys pass one norm of all heads, and not one norm for each head."""
     children = dict(attn.named_children()) if attn is not None else {}
     for name in ("q_norm", "k_norm"):
         norm = children.get(name)

@@ -165,11 +165,11 @@ def changed_plan(folder: Path, **changes) -> None:
         ),
         ({"checksums": {"/etc/passwd": "0" * 32}}, "it names other files"),
         ({"shapes": {"../../secret": [4]}}, "its shards, sites and shapes do not fit together|is no site"),
-        ({"n": 10**15}, "no whole number from 0 to"),
+        ({"n": 10**15}, "not a whole number from 0 to"),
         ({"threads": 10**9}, "no machine has 1000000000 threads"),
         ({"shards": [[0, 10], [10, 8]]}, "do not fit together"),
-        ({"batch_tokens": -1}, "no whole number"),
-        ({"n": True}, "no whole number"),
+        ({"batch_tokens": -1}, "not a whole number"),
+        ({"n": True}, "not a whole number"),
     ],
 )
 def test_a_plan_that_names_other_files_or_impossible_sizes_is_refused(store, changes, message):
@@ -183,7 +183,8 @@ def test_a_record_that_names_other_files_is_damaged(store):
     path = store / record_name(0)
     sums = json.loads(path.read_text())
     path.write_text(json.dumps(signed({**sums, "../../secret": "0" * 32})))
-    assert [damage.why for damage in verify(store)] == ["it lists other files than the plan"]
+    (damage,) = verify(store)
+    assert f"{record_name(0)}' lists other files than the plan. workbench store verify names" in damage.why
     path.write_text(json.dumps(sums | {next(iter(sums)): "0" * 32}))
     assert "00000.json' is damaged" in next(verify(store)).why
 

@@ -1,4 +1,4 @@
-"""Code that a data file names is run only where the user says so, each time anew; otherwise it is located."""
+"""Code that a data file names is run only where the user says so, each time anew; otherwise its file is named."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from workbench.errors import SweepError
 from workbench.sweeps.log import read_log
 from workbench.sweeps.runner import run_sweep
 from workbench.sweeps.spec import SweepSpec
-from workbench.sweeps.trust import located
+from workbench.sweeps.trust import code_files
 
 FIELDS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3, "sites": ["z[1.1]"]}
 MODULE = """
@@ -93,7 +93,7 @@ def _raised(outcome):
     raise outcome.exception
 
 
-def test_dry_run_and_validate_locate_the_code(spec, tmp_path):
+def test_dry_run_and_validate_name_the_file_of_the_code(spec, tmp_path):
     where = repr(str(tmp_path / "package_of_somebody" / "theirs.py"))
     cost = run(spec, dry_run=True)
     assert (cost.jobs, cost.untrusted) == (1, (("package_of_somebody.theirs:score", where),))
@@ -124,5 +124,5 @@ def test_metrics_that_the_user_wrote_or_typed_are_trusted(spec, tmp_path):
 
 def test_what_cannot_be_located_is_said_to_be_nowhere():
     for module in ("nowhere", "nowhere.at.all", "", ".", "json.nothing", "a\0b"):
-        assert located([f"{module}:f"]) == {f"{module}:f": "no file that could be found"}, module
-    assert located(["logit_diff", 5, ["a:b"]]) == {}
+        assert code_files([f"{module}:f"]) == {f"{module}:f": "no file that could be found"}, module
+    assert code_files(["logit_diff", 5, ["a:b"]]) == {}

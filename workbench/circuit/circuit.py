@@ -71,7 +71,7 @@ class Circuit:
                     f"{name.capitalize()} of shape {array.shape} do not fit a graph with matrices of "
                     f"{self.graph.exists.shape}."
                 )
-            # A circuit is hashed by its edges and shared by whatever was computed of it: it cannot change.
+            # Read-only, and apart from the caller's array: the hash of a circuit is that of its edges.
             if array.flags.writeable:
                 array = array.copy()
                 array.flags.writeable = False
@@ -439,7 +439,7 @@ class Circuit:
         """Read a circuit. Scores are kept for its own edges only.
 
         Args:
-            edited: take a file as it is, although it was changed since it was written. Saving signs it anew.
+            edited: accept a file that was changed since it was written; saving the circuit signs it anew.
 
         Raises:
             CircuitError: no such file, not a circuit, changed since it was written (by its checksum), or

@@ -14,9 +14,10 @@ from workbench.sites import Node
 
 Classes = Literal["reader", "writer", "layer", "role"]
 MOST_NODES, MOST_CELLS = 20_000, 2**29
-"""Of a graph in a file: matrices of more would fill the memory before the file is found to be wrong.
+"""Nodes and cells [pos, writer, reader] of a graph in a file, at most.
 
-GPT-3 has 9,312 nodes and 260 million cells, [pos, writer, reader].
+Larger matrices would fill the memory before the file is found to be wrong. GPT-3 has 9,312 nodes and 260
+million cells.
 """
 _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 

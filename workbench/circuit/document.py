@@ -75,7 +75,7 @@ def read_document(path: Path, *, edited: bool = False) -> CircuitDocument:
     """What a circuit file says.
 
     Args:
-        edited: take what it says now, although it was changed since it was written.
+        edited: accept a file that was changed since it was written.
 
     Raises:
         CircuitError: no such file, not a circuit, changed since it was written, or edges that its own graph
@@ -107,7 +107,7 @@ def change_of(path: Path) -> str:
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The content of a circuit file, of which only the format is known to be right."""
+    """The content of a circuit file; nothing but its format is checked."""
     try:
         fields = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -132,7 +132,7 @@ def _change(fields: Mapping[str, Any]) -> str:
 
 
 def _count_anew(fields: dict[str, Any]) -> None:
-    """Bring the number of edges that a file was cut to up to the edges that somebody put in."""
+    """Raise `n_requested` to the number of edges, which may have grown when the file was edited."""
     n_requested = fields.get("n_requested")
     if type(n_requested) is int and isinstance(fields.get("edges"), dict):
         fields["n_requested"] = max(n_requested, len(fields["edges"]))

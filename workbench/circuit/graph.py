@@ -352,16 +352,16 @@ class Graph:
 
     @cached_property
     def _decides(self) -> np.ndarray:
-        """bool [reader, writer]: what a component depends on at its own position."""
+        """bool [reader, writer]: whether what the writer writes depends on the reader, at its own position."""
         return self._feeds | self._normed_together(self._feeds, "<q>")
 
     @cached_property
     def _decides_other_positions(self) -> np.ndarray:
-        """What a head depends on at every position it sees."""
+        """bool [reader, writer]: whether a head depends on the reader at every position that it sees."""
         return self._feeds_other_positions | self._normed_together(self._feeds_other_positions, "<k>")
 
     def _normed_together(self, feeds: np.ndarray, port: str) -> np.ndarray:
-        """Readers of a port with all heads of their layer, where one norm takes in the ports of all heads."""
+        """bool [reader, writer]: each q or k (`port`) with all heads of its layer, where one norm covers them."""
         if not self.shape.joint_heads:
             return np.zeros_like(feeds)
         nodes = [Node.parse(name) for name in self.writers]

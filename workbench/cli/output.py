@@ -15,7 +15,7 @@ def say(text: object, *, err: bool = False, as_json: bool = False) -> None:
 
     Args:
         err: to stderr.
-        as_json: the text is JSON, in which everything but plain ASCII is spelled out already.
+        as_json: the text is JSON, which escapes all but plain ASCII itself.
     """
     from workbench.text import spelled  # imported here, since `--help` must not wait for tqdm
 
@@ -26,7 +26,7 @@ def say(text: object, *, err: bool = False, as_json: bool = False) -> None:
 
 
 def spell_warnings() -> None:
-    """Let warnings be printed like everything else: they quote files too."""
+    """Print warnings with the same care as everything else: they quote files too."""
     plain = warnings.formatwarning
 
     def formatted(*warning: Any, **rest: Any) -> str:

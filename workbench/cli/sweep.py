@@ -63,7 +63,7 @@ def _print_status(folder: Path, status: Any) -> None:
 
 
 def _find_modules_here() -> None:
-    """Let metrics as MODULE:FUNCTION lie in the current folder."""
+    """Let Python find the modules of metrics (MODULE:FUNCTION) in the current folder."""
     current = str(Path.cwd())
     if current not in sys.path:
         sys.path.append(current)  # last, so that no file here hides an installed module
@@ -148,7 +148,7 @@ def run(
     }
     read = spec_of(spec, given)
     name = spec.stem if spec else preset or study or "own"
-    # Metrics that were typed are the user's own; those of a file are those of whoever wrote it.
+    # None: metrics that were typed are the user's own. Those of a file are its writer's, and need --trust.
     may_run: bool | None = trust
     if not trust and (spec is None or metrics is not None):
         may_run = None
@@ -270,10 +270,10 @@ def validate(
 ) -> None:
     """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if one is wrong.
 
-    Code that it names is located and not run.
+    Where it names code, the file is named, and the code is not run.
     """
     from workbench.sweeps.table import load_sweep
-    from workbench.sweeps.trust import located
+    from workbench.sweeps.trust import code_files
 
     if path.is_dir():
         swept = load_sweep(path)
@@ -283,7 +283,7 @@ def validate(
         facts = spec_of(path, {}).model_dump(mode="json")
         metrics = facts["metrics"]
     _find_modules_here()
-    code = located(metrics if isinstance(metrics, list) else [])
+    code = code_files(metrics if isinstance(metrics, list) else [])
     if code:
         facts["code"] = {metric: f"{file}: not trusted, cost unknown" for metric, file in code.items()}
     if as_json:

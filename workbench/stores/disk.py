@@ -27,8 +27,8 @@ from workbench.stores.records import CURE, StoreChecks, read_record
 from workbench.stores.store import ActivationStore
 from workbench.stores.writing import write_json, writing
 
-# Of the padded table of a store's prompts, which a single long prompt among many would make enormous.
 MOST_TOKENS = 2**33
+"""Cells [example, pos] of the padded table of a store's prompts: one long prompt among many makes it enormous."""
 
 
 class OpenFiles(dict[str, StoredFile]):
@@ -177,8 +177,9 @@ def open_store(place: str | Path, *, verify: bool | None = None) -> DiskStore:
     Rows are read when they are asked for.
 
     Args:
-        verify: compare files with their checksums: True, all of them now; None, what is read as a whole
-            (blocks, columns, `packed`, prompts) when it is first read, and never single rows; False, nothing.
+        verify: what is compared with its checksum. None: whatever is read as a whole (blocks, columns,
+            `packed`, prompts), when it is first read, and never single rows. True: every file, now. False:
+            nothing.
 
     Raises:
         StoreError: there is no store, it is not finished, or a file is damaged; the message names the file.
@@ -198,9 +199,8 @@ def open_store(place: str | Path, *, verify: bool | None = None) -> DiskStore:
             f"{len(missing)} of its {len(plan.shards)} shards are missing. "
             "Call capture with the same arguments again: it resumes where it stopped."
         )
-    if verify:
-        for damage in damages(str(place)):
-            raise StoreError(f"{damage.file!r} is damaged: {damage.why}. {CURE}")
+    if verify and (damage := next(damages(str(place)), None)):
+        raise StoreError(f"{damage.file!r} is damaged: {damage.why}. {CURE}")
     return DiskStore(str(place), checked=verify is None)
 
 
@@ -261,7 +261,7 @@ def verify(folder: Path) -> Iterator[Damage]:
 
 
 def damages(place: str) -> Iterator[Damage]:
-    """The files of a store, local or behind a URL, that are not as they were written."""
+    """As `verify`, of a store that may lie behind a URL."""
     plan = read_plan(place)
     for name, wanted in plan.checksums.items():
         yield from _wrong(join(place, name), wanted, None)

@@ -22,9 +22,8 @@ from workbench.stores.index import RowIndex
 FORMAT = "workbench-store"
 VERSION = 1
 SHARD_BYTES = 2**27
-MOST = 2**40
-"""More than any size in a plan: prompts, rows, tokens."""
-MOST_THREADS = 4096
+MOST, MOST_THREADS = 2**40, 4096
+"""Bounds of the numbers in a plan: of any size (prompts, rows, tokens), and of threads."""
 PLAN, PROMPTS, LABELS, SHARDS = "store.json", "prompts.safetensors", "labels.json", "shards"
 
 
@@ -161,7 +160,7 @@ class StorePlan:
         """Raise `ValueError` where the parts of a plan that was read do not fit together."""
         sizes = [self.n, self.batch_tokens, self.threads, *chain(*self.shards), *chain(*self.shapes.values())]
         if not all(type(size) is int and 0 <= size < MOST for size in sizes):
-            raise ValueError(f"a size in it is no whole number from 0 to {MOST}")
+            raise ValueError(f"a size in it is not a whole number from 0 to {MOST}")
         if self.threads > MOST_THREADS:
             raise ValueError(f"no machine has {self.threads} threads")
         starts, stops = [start for start, _ in self.shards], [stop for _, stop in self.shards]
@@ -174,7 +173,7 @@ class StorePlan:
             or not set(self.sites.values()) <= set(self.shapes)
         ):
             raise ValueError("its shards, sites and shapes do not fit together")
-        # Files are named by the plan, and lie in its folder whatever it says.
+        # A plan must not make a reader open files outside its folder.
         if not set(self.checksums) <= {PROMPTS, LABELS}:
             raise ValueError(f"it names other files than {PROMPTS} and {LABELS}")
         for name in (*self.sites, *self.shapes):

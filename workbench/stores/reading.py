@@ -124,7 +124,7 @@ class StoredFile:
                     continue
                 begin, stop = facts["data_offsets"]
                 if not all(type(number) is int and number >= 0 for number in (begin, stop, *facts["shape"])):
-                    raise ValueError("a size or place that is no whole number from 0 up")
+                    raise ValueError("a size or place that is not a whole number from 0 up")
                 entry = Entry(DTYPES[facts["dtype"]], tuple(facts["shape"]), 8 + length + begin)
                 if stop - begin != entry.nbytes:
                     raise StoreError(f"{self.place!r}: the header contradicts itself about {name!r}. {cure}")

@@ -22,7 +22,7 @@ CURE = "workbench store verify names what is damaged, workbench store repair rec
 
 
 def write_record(folder: Path, plan: StorePlan, shard: int) -> None:
-    """Record that a shard is whole, once all of its files are."""
+    """Write the record of a shard, all of whose files are written."""
     sums: dict[str, str] = {}
     for group, tensors in plan.groups.items():
         name = file_name(shard, group)
@@ -43,10 +43,10 @@ def read_record(place: str, plan: StorePlan, shard: int) -> dict[str, str]:
     if not isinstance(record, dict) or not is_unchanged(record):
         raise StoreError(f"{join(place, record_name(shard))!r} is damaged. {CURE}")
     sums = {name: text for name, text in record.items() if name != KEY}
-    # No other files: a record must not make a reader open whatever it names.
+    # A record must not make a reader open other files than those of its own shard.
     files = {name for name in sums if "#" not in name}
     if files != {file_name(shard, group) for group in plan.groups}:
-        raise StoreError("it lists other files than the plan")
+        raise StoreError(f"{join(place, record_name(shard))!r} lists other files than the plan. {CURE}")
     return sums
 
 
@@ -56,10 +56,11 @@ def tensor_sum(tensor: Tensor) -> str:
 
 
 class StoreChecks:
-    """Which parts of an opened store have been compared with their checksums: each is compared once.
+    """Compares the parts of an opened store with their checksums, each part once.
 
     Args:
-        wanted: False leaves every part unchecked.
+        place: the folder or URL of the store.
+        wanted: False compares nothing.
     """
 
     def __init__(self, place: str, plan: StorePlan, *, wanted: bool = True) -> None:
@@ -90,14 +91,14 @@ class StoreChecks:
             self._refuse(file)
 
     def _is_due(self, name: str) -> bool:
-        """Whether something is still to be compared; from now on it is not."""
+        """Whether a part is still to be compared; from now on it counts as compared."""
         if not self.wanted or name in self._checked:
             return False
         self._checked.add(name)
         return True
 
     def _refuse(self, name: str) -> None:
-        # Asked for again it is refused again.
+        # It no longer counts as compared, so that it is refused again when it is read again.
         self._checked = {checked for checked in self._checked if checked.split("#")[0] != name}
         raise StoreError(
             f"{join(self.place, name)!r} is damaged: its bytes are not those that were written "

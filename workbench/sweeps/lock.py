@@ -1,9 +1,9 @@
 """`locked`: only one process writes into a sweep's folder. The lock of a process that is gone is taken over.
 
-On one machine the operating system knows who holds a lock and lets go of it when its process ends. A folder
-that several machines see has a heartbeat besides: its owner counts up as long as it lives, and a waiter takes
-over once it has seen the count stand still for `PATIENCE` seconds of its own monotonic clock. No clock of the
-day is read, because those are set forward and back.
+On one machine the operating system knows which process holds a lock, and releases it when that process ends.
+For folders that several machines share there is a heartbeat besides: a count in a file, which the owner
+increases as long as it lives. A waiter takes over once the count has not changed for `PATIENCE` seconds of
+the waiter's own monotonic clock. The time of day is not used: clocks are set forward and back.
 """
 
 import errno
@@ -30,22 +30,22 @@ from workbench.files import sync
 from workbench.text import spelled
 
 LOCK = "sweep.lock"
-# Beside it: the file that the operating system locks, which stays when the sweep has ended (removing it would
-# let two processes lock two files of that name), and the heartbeat of each owner.
+# Beside it: the file that the operating system locks, and the heartbeat of each owner. The first stays when the
+# sweep has ended: if it were removed, two processes could each lock a file of that name.
 SYSTEM_LOCK, BEAT = f"{LOCK}.system", f"{LOCK}.beat."
 # Seconds after which a lock without a readable owner counts as left behind: writing one takes milliseconds.
 UNREADABLE_FOR = 5.0
-# Seconds between two beats, and without one after which the owner counts as gone: ten beats, since a drive
-# that machines share may show a change half a minute late.
+# Seconds between two beats, and seconds without a beat after which the owner counts as gone. Ten beats, since
+# a network drive may show a change half a minute late.
 BEAT_EVERY, PATIENCE = 30.0, 300.0
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How another machine's owner is waited for; tests put a clock of their own in place of each.
+    """How long an owner on another machine is waited for, and by which clock (tests give their own).
 
     Attributes:
-        seconds: without a beat, after which it counts as gone.
+        seconds: without a beat, after which the owner counts as gone.
         monotonic, sleep: as in `time`.
     """
 
@@ -62,10 +62,7 @@ class FolderLock:
     token: str
 
     def check(self) -> None:
-        """Raise `SweepError` where another process has taken the lock since.
-
-        A machine that slept looks dead to others.
-        """
+        """Raise `SweepError` where another process has taken the lock since: a machine that slept looks gone."""
         owner = _owner(self.folder / LOCK)
         if owner.get("token") != self.token:
             other = "nobody"
@@ -142,7 +139,10 @@ def _created(path: Path, owner: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _beating(folder: Path, token: str) -> Iterator[None]:
-    """Count up in a file meanwhile. It is this owner's own: one that was taken to be gone disturbs nobody."""
+    """Increase a count in a file while the `with` block runs.
+
+    Each owner has a file of its own: one that lost the lock and still counts is not mistaken for the new one.
+    """
     path, ended = folder / f"{BEAT}{token}", threading.Event()
     for left in folder.glob(f"{BEAT}*"):
         left.unlink(missing_ok=True)  # of owners before this one
@@ -156,7 +156,7 @@ def _beating(folder: Path, token: str) -> Iterator[None]:
                     os.pwrite(file.fileno(), b"%012d" % count, 0)
                     os.fsync(file.fileno())
                 except OSError:
-                    # A drive that cannot be reached: the count stands still, which is what others should see.
+                    # The drive cannot be reached: others should see that the count does not change.
                     count -= 1
                 if ended.wait(BEAT_EVERY):
                     return
@@ -182,7 +182,7 @@ def _take_over(path: Path, waiting: Waiting, *, system_knows: bool) -> None:
     if not owner:
         _await_owner(path, waiting)
         return
-    # Containers on several machines may have one name; what the system knows is of one kernel.
+    # Several containers may have one host name; the operating system's lock holds within one kernel.
     is_local = owner["host"] == socket.gethostname()
     if "token" not in owner:
         # A lock of version 0.2, which has no heartbeat and does not take the operating system's lock.
@@ -204,7 +204,7 @@ def _await_owner(path: Path, waiting: Waiting) -> None:
 
 
 def _await_beat(path: Path, owner: Mapping[str, Any], waiting: Waiting) -> None:
-    """Return once the owner has not counted up for long enough. Raises `SweepError` when it does."""
+    """Return once the owner's count has not changed for long enough. Raises `SweepError` when it changes."""
     beat = path.with_name(f"{BEAT}{owner['token']}")
     seen, start, n_changes = _count(beat), waiting.monotonic(), 0
     message = (
@@ -225,9 +225,9 @@ def _await_beat(path: Path, owner: Mapping[str, Any], waiting: Waiting) -> None:
 
 
 def _count(beat: Path) -> bytes:
-    """What a heartbeat says; nothing where there is none."""
+    """The count of a heartbeat; empty where there is none."""
     try:
-        # Opened anew each time: only then does a network drive look whether it has changed.
+        # Opened anew each time: a network drive looks for changes when a file is opened.
         return beat.read_bytes()
     except FileNotFoundError:
         return b""
@@ -257,7 +257,7 @@ def _owner(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(owner, dict) or not {"pid", "host", "since", "born"} <= owner.keys():
         return {}
-    # Its token names a file.
+    # The token becomes part of a file's name, and must not lead to another folder.
     if type(owner["pid"]) is not int or not str(owner.get("token", "0")).isalnum():
         return {}
     return owner
@@ -280,7 +280,7 @@ def _held(owner: Mapping[str, Any], path: Path | None = None) -> SweepError:
 
 
 def _boot() -> str:
-    """What tells a running kernel from others, and from the same machine's before it was started again."""
+    """An identifier of the running kernel: another one on other machines, and after each start of this one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not on Linux

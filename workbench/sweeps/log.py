@@ -38,7 +38,8 @@ def read_log(folder: str | Path) -> list[LogRow]:
     Values are under their one name: lines of earlier versions say "other" for the run that is not edited.
 
     Raises:
-        SweepError: a line is damaged that was written whole.
+        SweepError: a line is damaged, and not merely torn (which the last one may be), or the log cannot be
+            read.
     """
     path = Path(folder) / LOG
     if not path.exists():
@@ -54,7 +55,7 @@ def read_log(folder: str | Path) -> list[LogRow]:
         try:
             rows.append(_parsed(line))
         except ValueError as error:
-            # A torn line lacks its end, or has zeros where a power cut came before its bytes.
+            # A torn line lacks its line end, or holds zeros where the power failed before its bytes were written.
             is_torn = number == len(lines) - 1 or b"\0" in line
             if number < last or not is_torn:
                 raise SweepError(
@@ -85,7 +86,7 @@ class Log:
     """Appends rows; when `append` returns they are on the disk.
 
     Args:
-        check: raises where the folder is not this process's to write to any more; called before each append.
+        check: called before each append; raises where this process has lost the folder's lock.
     """
 
     def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -116,7 +117,7 @@ class Log:
 def _line(row: Mapping[str, Any]) -> bytes:
     """A row as a line of the log."""
     text = json.dumps(_jsonable(row), separators=(",", ":"), ensure_ascii=False)
-    # Up to the bracket that closes it. A message may hold half of a surrogate pair, which UTF-8 cannot.
+    # Without the closing bracket. A message may hold a lone surrogate, which UTF-8 cannot encode.
     content = text[:-1].encode(errors="replace")
     return b'%b,"sum":"%b"}\n' % (content, xxhash.xxh3_64_hexdigest(content).encode())
 

@@ -29,7 +29,7 @@ _REAL = ("mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "c
 # At most this many samples are resampled together, which bounds the memory of their draws.
 _BLOCK = 2048
 MOST_CELLS = 2**28
-"""Of an array: rows that differ in many flags are few cells of a large one."""
+"""Cells of an array, at most: a few rows that differ in every flag span a large one, nearly all of it NaN."""
 # A base metric nearer to 0 than this counts as 0, so that no share of it is computed.
 _ZERO = 1e-12
 
@@ -206,7 +206,9 @@ def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -
     shape = [len(coords[dim]) for dim in dims]
     if prod(shape) > MOST_CELLS:
         sizes = ", ".join(f"{dim} ({size})" for dim, size in zip(dims, shape, strict=True))
-        raise SweepError(f"An array over {sizes} has too many cells. Use select(...) first, or .rows.")
+        raise SweepError(
+            f"An array over {sizes} would have more than {MOST_CELLS:,} cells. Use select(...) first, or .rows."
+        )
     for name in columns:
         table = np.full(shape, np.nan)
         table[tuple(codes)] = frame[name].to_numpy(dtype=float, na_value=np.nan)

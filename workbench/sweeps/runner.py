@@ -32,7 +32,7 @@ from workbench.sweeps.log import FLAGS, Log, LogRow, last_tries, read_log
 from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
 from workbench.sweeps.spec import FileFields, SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
-from workbench.sweeps.trust import check_trusted, located
+from workbench.sweeps.trust import check_trusted, code_files
 from workbench.text import spelled
 
 # At most this many jobs make a batch. A killed run loses one batch; each batch costs an fsync and an engine
@@ -47,8 +47,8 @@ class SweepCost:
     Attributes:
         jobs, done: how many there are, and how many of them are done in the folder.
         settings: ("model · task · seed · metric · value", jobs left), for each setting.
-        untrusted: (metric, where its code lies), of code that a file names: not run, so its jobs are not
-            counted.
+        untrusted: (metric, file of its code) for each metric that is code named by a file. It is not
+            imported, so that its jobs cannot be counted.
     """
 
     jobs: int
@@ -118,14 +118,14 @@ def run_sweep(
     32
     """
     requested, folder = read_spec(spec), Path(out)
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
+    if limit is not None and limit < 1:
         raise SweepError(f"limit={limit!r}: at least one job is needed; leave it out for all of them.")
     if retries < 0:
         raise SweepError(f"retries={retries}: 0 for none, or a number of further tries.")
     inputs = JobInputs(device)
     may_run = trust is True or (trust is None and not isinstance(spec, str | Path | FileFields))
     if dry_run:
-        untrusted = {} if may_run else located(requested.metrics)
+        untrusted = {} if may_run else code_files(requested.metrics)
         return _cost(_plan_without(untrusted, requested, inputs), _known_rows(folder), untrusted)
     check_trusted(requested.metrics, trust=may_run)
     planned = plan(requested, inputs)
@@ -261,7 +261,7 @@ def _check_nothing_left_behind(
     before = read_spec(read_header(folder)["spec"])
     if before == requested:
         return
-    # Planning them runs the code that the folder's file names, beside what this call itself asks for.
+    # Planning imports the code of the metrics that the folder's file names and this call does not.
     check_trusted(set(before.metrics) - set(requested.metrics), trust=trust)
     left = _keys(plan(before, inputs)) - _keys(planned) - set(known)
     if left:
@@ -297,9 +297,9 @@ def _report(on_row: Callable[[LogRow], None], row: LogRow) -> None:
 
 
 def _plan_without(untrusted: Collection[str], requested: SweepSpec, inputs: JobInputs) -> SweepPlan:
-    """The plan of the metrics that may be run."""
+    """The plan without the metrics whose code is not trusted."""
     trusted = tuple(metric for metric in requested.metrics if metric not in untrusted)
-    # No metric at all would mean the task's own.
+    # An empty list of metrics would stand for the task's own.
     if untrusted and not trusted:
         return SweepPlan(requested, ())
     return plan(requested.model_copy(update={"metrics": trusted}), inputs)

@@ -53,10 +53,10 @@ FITTED = ("effects", "pairs", "cumulative")
 FROM_CLEAN = ("circuits", "methods", "stability")
 # Keys of jobs and columns of tables hold 64-bit integers.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-# More prompts than any sweep has: a number in a file must not fill the memory before it is found wrong.
-Prompts = Annotated[int, Field(ge=1, le=10**7)]
+# Bounded above any real sweep: a wrong number in a file must not fill the memory before it is noticed.
+PromptCount = Annotated[int, Field(ge=1, le=10**7)]
 MOST_SETTINGS = 10**6
-"""Combinations of models, tasks, seeds, metrics and values."""
+"""Combinations of models, checkpoints, tasks, seeds, metrics and values."""
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
@@ -80,7 +80,7 @@ class TaskSpec(_Frozen):
     """
 
     name: str
-    n: Prompts | None = None
+    n: PromptCount | None = None
     split: Literal["train", "heldout"] | None = None
     variant: str | None = None
 
@@ -125,7 +125,7 @@ class SweepSpec(_Frozen):
     models: tuple[str, ...] = Field(default=("tiny",), min_length=1)
     checkpoints: tuple[int, ...] = ()
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
-    n: Prompts = 32
+    n: PromptCount = 32
     split: Literal["train", "heldout"] = "train"
     sites: tuple[str | Annotated[tuple[str, ...], Field(min_length=1)], ...] = ()
     senders: tuple[str, ...] = ()
@@ -203,7 +203,10 @@ class SweepSpec(_Frozen):
         axes = (self.models, self.checkpoints, self.tasks, self.seeds, self.metrics, self.values)
         n_settings = prod(max(1, len(axis)) for axis in axes)
         if n_settings > MOST_SETTINGS:
-            raise ValueError(f"{n_settings} combinations are more than the {MOST_SETTINGS} of a sweep")
+            raise ValueError(
+                f"it has {n_settings} combinations of models, tasks, seeds, metrics and values; a sweep may have "
+                f"{MOST_SETTINGS}: split it"
+            )
         return self
 
     def __init__(self, **fields: Any) -> None:
@@ -218,7 +221,7 @@ class SweepSpec(_Frozen):
 
 
 class FileFields(dict[str, Any]):
-    """Fields of a spec as a file has them: code that they name is not the reader's own (see `trust`)."""
+    """Fields of a spec that were read from a file: code that they name may be anybody's (see `trust`)."""
 
 
 def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: Any) -> SweepSpec:

@@ -1,7 +1,7 @@
 """Code that a data file names: a sweep's file may say `metrics: ["mine:f"]`, and anybody may have written it.
 
-Read `check_trusted`. Such code is run only where the user trusts it by name or by `--trust`, which is kept in
-no file. `located` says where it lies, so that it can be read first; nothing here imports it.
+Read `check_trusted`. Such code is run only where the user typed its name or says `--trust`, which no file
+remembers. `code_files` says where it lies, so that it can be read first; nothing here imports it.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ def is_code(metric: str) -> bool:
     return ":" in metric
 
 
-def located(metrics: Iterable[object]) -> dict[str, str]:
-    """The metrics that are code, each with where its module lies.
+def code_files(metrics: Iterable[object]) -> dict[str, str]:
+    """The metrics that are code, each with the file of its module, in quotes or as words where there is none.
 
-    >>> located(["logit_diff", "json.decoder:scan"])
+    >>> code_files(["logit_diff", "json.decoder:scan"])
     {'json.decoder:scan': "'...json/decoder.py'"}
     """
     files: dict[str, str] = {}
@@ -32,7 +32,7 @@ def check_trusted(metrics: Iterable[str], *, trust: bool) -> None:
     """Raise `SweepError` for the first metric that is code, unless it is trusted."""
     if trust:
         return
-    for metric, file in located(metrics).items():
+    for metric, file in code_files(metrics).items():
         raise SweepError(
             f"The metric {metric!r} is code of {file}, named by a file, and is not trusted: running it can "
             "do whatever you can do. Read it, then pass trust=True (--trust), each time anew."
@@ -54,6 +54,6 @@ def _file_of(module: str) -> str:
                 return repr(spec.origin)
             search = list(spec.submodule_search_locations or ())
     except (ImportError, KeyError, ValueError, AttributeError):
-        # Names that are none, and packages without a file of their own within each other.
+        # Not a module's name, or a package inside one that has no folder to look in.
         return "no file that could be found"
     return "no file that could be found"

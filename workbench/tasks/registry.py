@@ -25,7 +25,7 @@ from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
 
 # So many draws in a row without a new prompt mean that there are no more.
 _PATIENCE = 20_000
-# Beyond it the draws take hours, and the pairs gigabytes.
+# Pairs of one call: more take hours to draw, and gigabytes.
 _MOST = 1_000_000
 Split = Literal["train", "heldout"] | str
 

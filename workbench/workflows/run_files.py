@@ -15,7 +15,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 
 MOST_CELLS = 2**28
-"""Of a table: a file of a few bytes can promise any number of equal rows."""
+"""Cells of a table, at most: a file of a few bytes can stand for any number of equal rows."""
 
 
 def _table(path: Path) -> pd.DataFrame:
