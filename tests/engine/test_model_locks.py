@@ -30,7 +30,7 @@ def tasks(model: Any, pairs: wb.PromptPairs) -> list[Any]:
         partial(wb.effects, model, pairs, sites=heads, value=wb.zero(), **quiet),
         partial(wb.effects, model, pairs, sites=heads, value=wb.scale(2.0), metric=counted, **quiet),
         partial(wb.effects, model, pairs, sites=chosen, value=wb.zero(), method="gradient", **quiet),
-        partial(wb.effects, model, pairs, sites=chosen, value=wb.mean(clean), method="integrated", steps=3, **quiet),
+        partial(wb.effects, model, pairs, sites=chosen, value=wb.mean(clean), method="integrated", steps=9, **quiet),
         partial(wb.path_effects, model, pairs, senders="heads", value=wb.zero(), mlps="recomputed", **quiet),
         partial(wb.score_edges, model, pairs, value=wb.zero(), method="eap-ig-inputs", **quiet),
         partial(wb.logit_lens, clean, model, targets=pairs.answers),
