@@ -2,7 +2,7 @@
 
 torch keeps settings that change what code computes: `inference_mode`, `set_grad_enabled(False)`, autocast, a
 default device. Within `plain_torch` they are as torch starts with them, and afterwards as before.
-Those that cannot be set aside for one thread alone (the default dtype, global hooks of modules) are refused.
+What cannot be set aside for one thread alone (a default dtype, global hooks of modules) is refused.
 No model is known here.
 """
 
@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from workbench.errors import ModelError
 from workbench.models.fingerprint import one_fingerprint
 
-# Those whose autocast would round what models, metrics and lenses compute.
+# Kinds of devices whose autocast would round what models, metrics and lenses compute.
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # torch's tables of hooks that every module runs.
 _HOOKS = (
@@ -65,7 +65,7 @@ def _check_process() -> None:
             "on the way. Call torch.set_default_dtype(torch.float32) first; load_model(..., dtype=) sets the "
             "precision of a model."
         )
-    # Those of torch itself (its counter of operations, its profilers) look on and change nothing.
+    # Hooks of torch itself (its counter of operations, its profilers) only look on.
     hooks = [hook for table in _HOOKS for hook in getattr(torch_module, table).values()]
     if any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks):
         raise ModelError(

@@ -135,9 +135,12 @@ def tokenizer_fingerprint(model: Model) -> str:
 
 
 def other_vocabulary(tokenizer: str, model: Model) -> bool:
-    """Whether the vocabulary of that fingerprint is another than the model's: token ids mean other words.
+    """Whether token ids of that vocabulary mean other words to the model.
 
-    Where either has none, token ids stand for themselves and nothing speaks against it.
+    False where either side has no tokenizer: such token ids stand for themselves.
+
+    Args:
+        tokenizer: the fingerprint of a vocabulary; "" or "none" without one.
     """
     return tokenizer not in ("", NO_TOKENIZER) and tokenizer_fingerprint(model) not in (
         tokenizer,

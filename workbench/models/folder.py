@@ -31,7 +31,8 @@ _TOKENIZER_FILES = (
     "tekken.json",
 )  # fmt: skip
 
-# What sizes are called in configs of Hugging Face and TransformerLens, and a bound far above any model.
+# What sizes are called in configs of Hugging Face and TransformerLens. Their bounds, in `_LARGEST`, are far
+# above any model.
 _COUNTS = (
     "num_hidden_layers", "num_layers", "num_transformer_layers", "n_layer", "n_layers", "attention_types",
     "num_attention_heads", "num_heads", "n_head", "n_heads", "num_key_value_heads", "num_kv_heads",
@@ -56,10 +57,11 @@ _LARGEST |= dict.fromkeys(_EXPERTS, 2**12)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The config of a model's directory.
+    """The config of a model's directory, all of which is fit to be loaded.
 
     Raises:
-        ModelError: the directory holds what must not be opened, or a config that no model has.
+        ModelError: the directory holds pipes or devices, files of JSON that are none, an index that names
+            files elsewhere, or an adapter; it has no config.json, or one with sizes that no model has.
     """
     for entry in folder.iterdir():
         # A link that leads nowhere is nothing to be opened.
@@ -85,7 +87,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a directory's config.json, its sizes checked. Raises `ModelError`."""
+    """The content of a directory's config.json. Raises `ModelError` for sizes that no model has."""
     path = folder / CONFIG
     config = read_json(path, _CONFIG_BYTES)
     for name, number in _sizes(config):
@@ -101,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """The files that transformers reads a directory's weights from: one, or the shards of an index."""
     name = config.get("transformers_weights") or WEIGHTS
-    path = folder / _plain(name, folder / CONFIG)
+    path = folder / _name_in_folder(name, folder / CONFIG)
     if name == WEIGHTS and not path.is_file():
         path = folder / INDEX
     if path.name.endswith(".index.json"):
@@ -115,10 +117,10 @@ def shards(index: Path) -> list[Path]:
     Raises:
         ModelError: it is not an index, or it names files outside of its folder.
     """
-    listed = read_json(index, _INDEX_BYTES).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    weight_map = read_json(index, _INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{str(index)!r} is not an index of weights: it has no weight_map.")
-    names = dict.fromkeys(_plain(name, index) for name in listed.values())
+    names = dict.fromkeys(_name_in_folder(name, index) for name in weight_map.values())
     return [index.parent / name for name in names]
 
 
@@ -128,7 +130,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
-    """The object in a JSON file of at most so many bytes. Raises `ModelError`."""
+    """The object in a JSON file. Raises `ModelError` for anything else, or more than `most` bytes."""
     try:
         content = parse_json(read_bytes(path, most=most))
     except OSError as error:
@@ -161,12 +163,13 @@ def _numbers(entry: Any) -> Iterator[Any]:
         yield entry
 
 
-def _plain(name: Any, source: Path) -> str:
-    """The name of a file of the folder in which it is named; `ModelError` for a path to somewhere else."""
+def _name_in_folder(name: Any, source: Path) -> str:
+    """A name of a file beside `source`, which names it. Raises `ModelError` for a path to anywhere else."""
     is_plain = isinstance(name, str) and name == Path(name).name and "\\" not in name
     if not is_plain or name in ("", ".."):
         raise ModelError(
-            f"{str(source)!r} names the weight file {name!r}: files of its own folder only can be loaded."
+            f"{str(source)!r} names the weight file {name!r}, which is not the name of a file in its own "
+            "folder. Put the file there, and name it without a path."
         )
     return name
 

@@ -24,7 +24,7 @@ from workbench.models.calls import model_call
 from workbench.models.folder import check_folder, has_tokenizer
 from workbench.models.loader import CheckedLoader, check_one_stack
 from workbench.models.model import Model
-from workbench.models.weights import check_names, check_numbers, check_room, headers
+from workbench.models.weights import check_numbers, check_room, check_tensors, headers
 
 # By weak reference: a model that nobody uses any more is freed.
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
@@ -184,13 +184,12 @@ def _boot(
     checkpoint: Path | None = None,
     trusted: bool = False,
 ) -> Any:
-    """The bridge of a directory or a Hub name.
+    """The bridge of a directory or a Hub name. Raises `ModelError` for whatever goes wrong on the way.
 
     Args:
         checkpoint: weights to take in place of the directory's.
         trusted: leaves weights and logits unchecked; the tests look through those of the embedded models.
     """
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging
 
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
@@ -205,29 +204,18 @@ def _boot(
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        folder, tokenizer = Path(source), None
-        if folder.is_dir():
-            config = check_folder(folder)
-            if config.get("model_type") == "native":
-                model = _native_from(folder, config).to(device, precision, print_details=False)
-                check_numbers(model.original_model.named_parameters(), source)
-                return model
-            if not has_tokenizer(folder):
-                tokenizer = _placeholder()
+        folder = Path(source)
+        config = check_folder(folder) if folder.is_dir() else {}
+        if config.get("model_type") == "native":
+            model = _native_from(folder, config).to(device, precision, print_details=False)
+            check_numbers(model.original_model.named_parameters(), source)
+            return model
         hf_model = None
         if checkpoint is not None:
             hf_model = _hf_model(source, checkpoint, precision).to(device)
-        boot: Any = TransformerBridge.boot_transformers  # pyright: ignore[reportAttributeAccessIssue]
-        model = boot(
-            source,
-            device=device,
-            dtype=precision,
-            hf_model=hf_model,
-            model_class=None if trusted else loader,
-            tokenizer=tokenizer,
+        model = _bridge(
+            source, device=device, dtype=precision, hf_model=hf_model, model_class=None if trusted else loader
         )
-        if tokenizer is not None:
-            model.tokenizer = None
         if not trusted:
             loader.check_logits(model, source)
         return model
@@ -241,6 +229,18 @@ def _boot(
             logging.enable_progress_bar()
 
 
+def _bridge(source: str, **options: Any) -> Any:
+    """What TransformerLens makes of a directory or a Hub name; `tokenizer` is None where it has none."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    boot: Any = TransformerBridge.boot_transformers  # pyright: ignore[reportAttributeAccessIssue]
+    if has_tokenizer(Path(source)) or not Path(source).is_dir():
+        return boot(source, **options)
+    model = boot(source, **options, tokenizer=_empty_tokenizer())
+    model.tokenizer = None
+    return model
+
+
 def _class_of(config: Any) -> tuple[str, Any]:
     """The architecture of a config, and the class of transformers that loads it."""
     from transformer_lens.model_bridge.sources import transformers as hugging_face
@@ -249,8 +249,8 @@ def _class_of(config: Any) -> tuple[str, Any]:
     return architecture, hugging_face.get_hf_model_class_for_architecture(architecture)
 
 
-def _placeholder() -> Any:
-    """An empty tokenizer: without one TransformerLens (4.3) does not load a model. It is taken away again."""
+def _empty_tokenizer() -> Any:
+    """A tokenizer of no tokens, for the loading alone: without one TransformerLens (4.3) loads no model."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -268,9 +268,9 @@ def _native_from(folder: Path, config: Mapping[str, Any]) -> Any:
     # Without memory, so that sizes which the file does not hold are refused before they are allocated.
     with torch.device("meta"):
         empty = NativeModel(TransformerBridgeConfig(seed=0, **settings))
-    held = headers([file])
-    check_room(empty, held, str(folder))
-    check_names({name: weight.shape for name, weight in empty.named_parameters()}, held, str(folder))
+    tensors = headers([file])
+    check_room(empty, tensors, str(folder))
+    check_tensors({name: weight.shape for name, weight in empty.named_parameters()}, tensors, str(folder))
     tokenizer = None
     if has_tokenizer(folder):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

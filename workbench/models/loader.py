@@ -18,7 +18,7 @@ from workbench.models.weights import load_weights
 # in another order, and in 16 bits the rounding of each step.
 _AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.1}
 
-# Others have an encoder besides, for another text, images or sound.
+# All other classes have an encoder besides, for another text, images or sound.
 _TEXT_CLASSES = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
 
 # Entries of a config that say nothing of what a model computes.
@@ -41,6 +41,7 @@ class CheckedLoader:
     def __init__(self, class_of: Callable[[Any], tuple[str, Any]], device: torch.device) -> None:
         self.class_of, self.device = class_of, device
         self.model: Any = None
+        # [example, pos] and [example, pos, vocab], of the run before TransformerLens changes the model.
         self._tokens = self._logits = torch.zeros(0)
 
     def from_pretrained(self, source: str, **options: Any) -> nn.Module:
@@ -56,16 +57,16 @@ class CheckedLoader:
                 "the directory."
             )
         self.model = load_weights(kind, source, options).to(self.device)
-        self._run_plain()
+        self._keep_logits()
         return self.model
 
-    def _run_plain(self) -> None:
+    def _keep_logits(self) -> None:
         """Keep the logits of a few tokens as transformers computes them."""
         # Before TransformerLens puts its own modules into the model, after which there is no such run.
-        sizes = self.model.config.get_text_config()
-        n_tokens = min(8, getattr(sizes, "max_position_embeddings", None) or 8)
+        text_config = self.model.config.get_text_config()
+        n_tokens = min(8, getattr(text_config, "max_position_embeddings", None) or 8)
         # Not from 0 on: the first ids are often padding.
-        self._tokens = (3 + torch.arange(n_tokens, device=self.device)[None]) % sizes.vocab_size
+        self._tokens = (3 + torch.arange(n_tokens, device=self.device)[None]) % text_config.vocab_size
         with torch.no_grad():
             self._logits = self.model(input_ids=self._tokens).logits.float()
 
@@ -111,8 +112,9 @@ class CheckedLoader:
 
 
 def check_one_stack(config: Any, architecture: str, name: str) -> None:
-    """Raise `ModelError` for an encoder-decoder: its prompts would go to the encoder, and its logits be those
-    of the decoder, on tokens that nobody gave.
+    """Raise `ModelError` for an encoder-decoder.
+
+    Its prompts would go to the encoder, and the logits would be the decoder's, of tokens that nobody gave.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""One thread at a time runs a model: `alone`, and `hooked_run` for runs that install hooks.
+"""One thread at a time runs a model: `alone`, and `hook_lock` for runs that install hooks.
 
 Hooks belong to a model and not to a thread: the edits of one thread would act on the run of another. Each
 model has a lock of its own, which threads wait for, so that calls on one model from several threads give what
@@ -17,44 +17,45 @@ from workbench.models.model import Model
 
 
 class _ModelLock:
-    """A lock that a thread may take again, and whether a run with hooks holds it."""
+    """A lock that its thread may take again, and whether a run with hooks holds it."""
 
     def __init__(self) -> None:
-        self.thread = threading.RLock()
-        self.is_running = False
+        self.mutex = threading.RLock()
+        self.has_hooks = False
 
 
 # By weak reference: a lock keeps no model alive.
 _locks: "weakref.WeakKeyDictionary[Any, _ModelLock]" = weakref.WeakKeyDictionary()
+# Two threads that meet a model first must not make two locks for it.
 _new_locks = threading.Lock()
 
 
 @contextmanager
 def alone(model: Model) -> Iterator[None]:
     """No other thread runs the model inside; a thread may enter it again."""
-    with _lock_of(model).thread:
+    with _lock_of(model).mutex:
         yield
 
 
 @contextmanager
-def hooked_run(model: Model) -> Iterator[None]:
-    """The one run of the model whose hooks are installed.
+def hook_lock(model: Model) -> Iterator[None]:
+    """No other run of the model inside, of this thread or another, while hooks are installed.
 
     Raises:
-        EditError: it is asked for inside another such run of the same thread, whose hooks would act on it.
+        EditError: it is taken inside another such run of the same thread, whose hooks would act on this one.
     """
     lock = _lock_of(model)
-    with lock.thread:
-        if lock.is_running:
+    with lock.mutex:
+        if lock.has_hooks:
             raise EditError(
                 "An edit runs the very model that it edits, whose hooks would act on that run too. Run the "
                 "model beforehand, and write what comes out."
             )
-        lock.is_running = True
+        lock.has_hooks = True
         try:
             yield
         finally:
-            lock.is_running = False
+            lock.has_hooks = False
 
 
 def _lock_of(model: Model) -> _ModelLock:

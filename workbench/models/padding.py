@@ -25,7 +25,12 @@ _needs_mask: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary(
 
 
 def padding_options(model: Model, lengths: Int[Tensor, "row"], width: int) -> dict[str, Tensor]:
-    """The arguments that a forward pass of right-padded tokens [row, width] needs beside them.
+    """The arguments that a forward pass of right-padded tokens [row, width] needs beside them, by name.
+
+    Empty where no row is padded or no token sees the padding; else `attention_mask` [row, width].
+
+    Args:
+        lengths: how many tokens of each row are its prompt.
 
     Raises:
         ModelError: its tokens see the padding, and a mask does not help.
@@ -46,6 +51,7 @@ def _mask(model: Model, lengths: Tensor, width: int) -> dict[str, Tensor]:
 
 
 def _tokens(model: Model, rows: list[list[int]]) -> Tensor:
+    # Modulo and cut, for toy models: their vocabulary or their context may be smaller.
     tokens = torch.tensor(rows)[:, : model.cfg.n_ctx] % model.cfg.d_vocab
     return tokens.to(model_device(model))
 

@@ -4,8 +4,8 @@ This is the only module that installs hooks.
 
 An edit that did not run is an exception. `resid_mid` is defined here as resid_pre + attn_out, because in
 TransformerLens 4.3 the hook of that name changes only the MLP's branch when it returns a new tensor; models
-that have no such sum are refused. `Write`
-is an edit of a whole activation, `Run` what comes out. This module knows neither values nor metrics.
+that have no such sum are refused. `Write` is an edit of a whole activation, `Run` what comes out. This module
+knows neither values nor metrics.
 
 Threads take turns on a model (`models.locks`), and hooks act in the thread that installed them alone.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from workbench.errors import EditError, MetricError, ModelError, SiteError
 from workbench.models.calls import plain_torch
 from workbench.models.load import check_eval, model_device
-from workbench.models.locks import hooked_run
+from workbench.models.locks import hook_lock
 from workbench.models.model import Model
 from workbench.models.padding import padding_options
 from workbench.prompts.prompts import Prompts
@@ -103,7 +103,7 @@ def forward(
         options = padding_options(model, prompts.lengths.repeat(copies), tokens.shape[1])
     else:
         tokens, options = prompts, {}
-    with plain_torch(), hooked_run(model), torch.set_grad_enabled(gradients):
+    with plain_torch(), hook_lock(model), torch.set_grad_enabled(gradients):
         # Copied: tokens made in inference mode cannot be kept for a backward pass.
         model_tokens = tokens.to(model_device(model), copy=True)
         if copies > 1:
@@ -268,9 +268,9 @@ class _Hooks:
                 return None
             self.fired.add(name)
             value = self._tracked(value)
-            turned_back = _as_it_is
+            restore = _same
             if keys:  # those of one hook have the same axes
-                value, turned_back = self._in_order(keys[0], value, hook)
+                value, restore = self._with_axes(keys[0], value, hook)
             for key in keys:
                 stream = None
                 if key[0] == "resid_mid":
@@ -281,34 +281,35 @@ class _Hooks:
                     # This hook is attn_out's: an edit of the sum is written as an edit of that summand.
                     value = self._edited(key, value + stream, name) - stream
             self.streams[name] = value
-            return turned_back(value)
+            return restore(value)
 
         return run
 
-    def _in_order(self, key: Key, value: Tensor, hook: Any) -> tuple[Tensor, Change]:
-        """An activation with the axes of its kind, and what turns it back.
+    def _with_axes(self, key: Key, value: Tensor, hook: Any) -> tuple[Tensor, Change]:
+        """An activation with the axes of its kind, and what undoes that.
 
         TransformerLens 4.3 shows q, k and v of latent attention (DeepSeek) with heads before positions, and
         cuts its z into heads of the width of others.
         """
-        kind, turned, turned_back = KINDS[key[0]], value, _as_it_is
+        kind, ordered, restore = KINDS[key[0]], value, _same
         n_heads = self.shape.n_heads
         if getattr(hook, "pos_dim", None) == 2:
-            turned, turned_back = value.transpose(1, 2), lambda new: new.transpose(1, 2)
+            ordered, restore = _swap_heads(value), _swap_heads
         elif kind.name == "z" and (value.ndim != 4 or value.shape[2] != n_heads):
             # Whatever its width, z is the heads side by side.
-            turned = value.reshape(*value.shape[:2], n_heads, -1)
-            turned_back = lambda new: new.reshape(value.shape)  # noqa: E731
+            ordered = value.reshape(*value.shape[:2], n_heads, -1)
+            restore = _reshape_to(value.shape)
         # Indexed by axes that it does not have, an activation would be edited at another place.
-        misread = turned.ndim != len(kind.axes)
+        misread = ordered.ndim != len(kind.axes)
         if not misread and key in self.changes and kind.unit in ("head", "kv_head"):
-            misread = turned.shape[kind.axes.index(kind.unit)] != self.shape.units(kind)
+            misread = ordered.shape[kind.axes.index(kind.unit)] != self.shape.units(kind)
         if misread:
             raise SiteError(
-                f"{kind.name}[{key[1]}] of this model has the shape {tuple(turned.shape)}, which is not "
-                f"({', '.join(kind.axes)}) with {self.shape.units(kind)} heads: its sites cannot be edited."
+                f"{kind.name}[{key[1]}] of this model has the shape {tuple(ordered.shape)}, which is not "
+                f"({', '.join(kind.axes)}) with {self.shape.units(kind)} heads: its sites cannot be edited or "
+                "recorded."
             )
-        return turned, turned_back
+        return ordered, restore
 
     def _edited(self, key: Key, value: Tensor, name: str) -> Tensor:
         if key in self.changes:
@@ -359,8 +360,17 @@ def check_gradients_pass(model: Model) -> None:
         )
 
 
-def _as_it_is(value: Tensor) -> Tensor:
+def _same(value: Tensor) -> Tensor:
     return value
+
+
+def _swap_heads(value: Tensor) -> Tensor:
+    """[example, head, pos, d_head] → [example, pos, head, d_head], and back."""
+    return value.transpose(1, 2)
+
+
+def _reshape_to(shape: torch.Size) -> Change:
+    return lambda value: value.reshape(shape)
 
 
 def _stream_before(layer: int | None) -> str:
