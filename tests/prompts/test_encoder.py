@@ -40,6 +40,7 @@ def test_a_tokenizer_without_bos_gives_its_own_tokens(family):
     assert wb.read_corpus(model, TEXTS).ids == store.prompts.ids
     # An EOS in front that the caller put there is no BOS.
     assert not wb.capture(model, [[1, 5, 9]], progress=False).prompts.bos
+    assert not wb.PromptPairs.of([[1, 5, 9]], [[1, 6, 9]], [3], [4], model=model).bos
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

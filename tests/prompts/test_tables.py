@@ -9,7 +9,8 @@ import pytest
 
 import workbench as wb
 from workbench.errors import PromptError
-from workbench.prompts.tables import text_lines
+from workbench.prompts import tables
+from workbench.prompts.tables import read_rows, text_lines
 
 ROWS = [
     ("clean", "corrupt", "answer", "wrong"),
@@ -76,14 +77,16 @@ def test_text_that_is_not_utf_8_is_read_as_that_of_windows(tmp_path):
     with pytest.warns(UserWarning, match=r"words.txt was read as cp1252 \(Windows\)\."):
         assert list(text_lines(path, PromptError)) == ["café", "“Anna”"]
     path.write_bytes(b"caf\xe9 \x81\n")
-    with pytest.raises(PromptError, match=r"is no text in utf-8 or cp1252. Save it as UTF-8."):
+    with pytest.raises(PromptError, match=r"is not text in utf-8 or cp1252. Save it as UTF-8."):
         wb.read_corpus(tiny(), path)
 
 
 def test_doubled_columns_and_keys_are_refused(tmp_path):
     model = tiny()
     frame = pd.DataFrame([[*ROWS[1], "dog"]], columns=[*ROWS[0], "wrong"])
-    with pytest.raises(PromptError, match=r"table has the column 'wrong' 2 times. Give each one name."):
+    with pytest.raises(
+        PromptError, match=r"table has the column 'wrong' 2 times. Give each column a name of its own."
+    ):
         wb.PromptPairs.from_dataframe(model, frame)
     path = tmp_path / "twice.csv"
     path.write_text("clean,corrupt,answer,wrong,wrong\na,b,c,d,e\n")
@@ -126,3 +129,12 @@ def test_deep_json_is_refused(tmp_path):
     for read_file in (wb.read_corpus, wb.PromptPairs.from_jsonl):
         with pytest.raises(PromptError, match=r"deep.jsonl.*it is nested more than 64 deep"):
             read_file(tiny(), path)
+
+
+def test_a_table_as_long_as_the_sample_of_a_corpus_is_read_to_its_last_byte(tmp_path, monkeypatch):
+    path = tmp_path / "cut.csv"
+    # The last byte begins a character of two in UTF-8 that does not go on, and is a whole one in cp1252.
+    path.write_bytes("a,b\n1,caf\u00c3".encode("cp1252"))
+    monkeypatch.setattr(tables, "_SAMPLE", path.stat().st_size)
+    with pytest.warns(UserWarning, match="cut.csv was read as cp1252"):
+        assert read_rows(path, "csv", PromptError) == [["a", "b"], ["1", "caf\u00c3"]]

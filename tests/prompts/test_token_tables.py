@@ -86,7 +86,7 @@ def test_padding_without_a_mask_is_refused_at_both_ends():
 
 
 def test_a_padding_token_that_has_another_meaning_may_stand_at_either_end_once():
-    shared = Padding(9, own=False)
+    shared = Padding(9, exclusive=False)
     for rows in (
         [[9, 4, 6], [9, 5, 7]],
         [[4, 6, 9], [5, 7, 9]],
@@ -147,9 +147,9 @@ def test_answers_may_be_ragged_and_of_several_tokens():
         ([9, 8], [9, 3], "Pair 0: the answer of token 9 is both right and wrong"),
         ([[9, 7], [8]], [[3], [5, 8]], "Pair 1: the answer of token 8 is both right and wrong"),
         ([9, []], [2, 3], "answers, example 1 has no token"),
-        ([9, 8.0], [2, 3], "answers, example 1: 8.0 is no token id"),
-        ([9, True], [2, 3], "answers, example 1: True is no token id"),
-        (["a", "b"], [2, 3], "answers, example 0: 'a' is no token id"),
+        ([9, 8.0], [2, 3], "answers, example 1: 8.0 is not a token id"),
+        ([9, True], [2, 3], "answers, example 1: True is not a token id"),
+        (["a", "b"], [2, 3], "answers, example 0: 'a' is not a token id"),
         ([[9], [-1, 8]], [2, 3], None),
         ([9], [2, 3], "Pairs need one of each"),
         ([[9, 9], [8]], [2, 3], "answers, example 0: an alternative is there twice"),
@@ -207,7 +207,7 @@ def test_the_constructors_check_what_of_checks():
     ):  # fmt: skip
         with pytest.raises(wb.WorkbenchError):
             wb.Prompts(**fields | wrong)
-    with pytest.raises(PromptError, match="position S=True is no whole number"):
+    with pytest.raises(PromptError, match="position S=True is not a whole number"):
         wb.Prompts.of([[1, 5]], positions=[{"S": True}])
     with pytest.raises(wb.WorkbenchError, match="where=True does not fit; a whole number or text is needed"):
         of.at(True)

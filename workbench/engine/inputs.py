@@ -16,7 +16,7 @@ from workbench.errors import EditError, PromptError, SiteError
 from workbench.models.fingerprint import other_vocabulary
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder, bos_token
+from workbench.prompts.encoder import TextEncoder, all_begin_with, bos_token
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.token_tables import Padding, token_rows
@@ -43,10 +43,7 @@ def _encoded(model: Model, tokens: Any) -> Prompts:
     """Prompts of texts or token ids."""
     rows = token_rows(tokens, Padding.of(model))
     if rows is not None:
-        # Token ids do not say whether their first is a BOS: it is one where every prompt begins with it.
-        first = bos_token(model)
-        bos = first is not None and all(len(row) and row[0] == first for row in rows)
-        return Prompts.of(rows, bos=bos)
+        return Prompts.of(rows, bos=all_begin_with(bos_token(model), rows))
     encode = TextEncoder(model)
     encoded = [encode.prompt(text, where=f"Prompt {i}") for i, text in enumerate(tokens)]
     return encode.prompts(encoded)
@@ -93,7 +90,7 @@ def check_context(model: Model, prompts: Prompts) -> None:
 
 def check_answers(model: Model, pairs: PromptPairs) -> None:
     """Raise `PromptError` for answers that the model has no logit of."""
-    # Some models read more tokens than they can write.
+    # Not the vocabulary of its prompts: some models read more tokens than they have logits for.
     size = output_vocabulary(model)
     for name, table in (("answers", pairs.answers), ("wrong", pairs.wrong)):
         largest = int(table.max()) if table.numel() else -1
@@ -106,8 +103,6 @@ def check_answers(model: Model, pairs: PromptPairs) -> None:
 
 def check_pairs(model: Model, pairs: PromptPairs) -> None:
     """Raise `PromptError` when circuits cannot be run on these pairs: unequal lengths, too many tokens."""
-    if not isinstance(pairs, PromptPairs):
-        raise PromptError(f"Pairs are wb.PromptPairs, as from wb.load_task(...), not {type(pairs).__name__}.")
     check_context(model, pairs.clean)
     check_context(model, pairs.corrupt)
     check_answers(model, pairs)

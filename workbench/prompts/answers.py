@@ -28,31 +28,31 @@ def answer_table(answers: Any, name: str) -> Int[Tensor, "example alternative to
     Raises:
         PromptError: anything else, or an example without an answer.
     """
-    listed = answers.tolist() if hasattr(answers, "tolist") else answers
-    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
+    examples = answers.tolist() if hasattr(answers, "tolist") else answers
+    if not isinstance(examples, Sequence) or isinstance(examples, str | bytes):
         raise PromptError(f"{name} are {shown(answers)}; give token ids, one or several for each example.")
-    table = [_alternatives(example, f"{name}, example {i}") for i, example in enumerate(listed)]
+    table = [_alternatives(example, f"{name}, example {i}") for i, example in enumerate(examples)]
     return padded_answers(table)
 
 
 def _alternatives(example: Any, where: str) -> list[list[int]]:
     """The alternatives of one example, each with its tokens."""
-    listed = example.tolist() if hasattr(example, "tolist") else example
-    if isinstance(listed, Integral) and not isinstance(listed, bool):
-        listed = [listed]  # a single token
-    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
+    entries = example.tolist() if hasattr(example, "tolist") else example
+    if isinstance(entries, Integral) and not isinstance(entries, bool):
+        entries = [entries]  # a single token
+    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
         raise PromptError(
-            f"{where}: {shown(listed)} is no token id. Encode words with the model's tokenizer."
+            f"{where}: {shown(entries)} is not a token id. Encode words with the model's tokenizer."
         )
     alternatives: list[list[int]] = []
-    for i, alternative in enumerate(listed):
-        is_token = isinstance(alternative, Integral | float | bool)
-        tokens = whole_tokens([alternative] if is_token else alternative, f"{where}, alternative {i}")
+    for i, alternative in enumerate(entries):
+        is_number = isinstance(alternative, Integral | float | bool)
+        tokens = whole_tokens([alternative] if is_number else alternative, f"{where}, alternative {i}")
         while tokens and tokens[-1] == -1:
             tokens.pop()
         if any(token < 0 for token in tokens):
             raise PromptError(
-                f"{where}, alternative {i}: {min(tokens)} is no token id; -1 fills up the end only."
+                f"{where}, alternative {i}: {min(tokens)} is not a token id; -1 is padding, at the end only."
             )
         if tokens:
             alternatives.append(tokens)
@@ -88,15 +88,15 @@ def check_answers(
         _check_gaps(table, name)
         _check_distinct(table, name)
     width = max(answers.shape[2], wrong.shape[2])
-    right, others = (_widened(table, width) for table in (answers, wrong))
-    # [example, alternative, wrong_alternative]: the same tokens, of alternatives that are there
-    same = (right[:, :, None] == others[:, None]).all(-1) & (right >= 0).any(-1)[:, :, None]
+    right, wrong = (_widened(table, width) for table in (answers, wrong))
+    # [example, alternative, wrong_alternative]: the same tokens, where the alternative is not padding
+    same = (right[:, :, None] == wrong[:, None]).all(-1) & (right >= 0).any(-1)[:, :, None]
     if bool(same.any()):
         i, alternative, _ = same.nonzero()[0].tolist()
         tokens = [token for token in right[i, alternative].tolist() if token >= 0]
         raise PromptError(
-            f"Pair {i}: the answer of token {', '.join(map(str, tokens))} is both right and wrong. Leave it "
-            "out on one side."
+            f"Pair {i}: the answer of token {', '.join(map(str, tokens))} is both right and wrong. Take it out "
+            "of answers or of wrong."
         )
 
 
@@ -128,5 +128,5 @@ def _check_distinct(table: Int[Tensor, "example alternative token"], name: str) 
 
 
 def _widened(table: Tensor, width: int) -> Tensor:
-    """The table with so many tokens, filled up with -1."""
+    """[example, alternative, width]: the table, padded with -1."""
     return torch.nn.functional.pad(table, (0, width - table.shape[2]), value=-1)

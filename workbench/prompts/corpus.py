@@ -87,7 +87,7 @@ def _rows(
     padding = Padding.of(model)
     for where, entry in entries:
         content, mask = _content(entry, column, where)
-        first: list[int] = []
+        prefix: list[int] = []
         if isinstance(content, str):
             if not content.strip():
                 continue
@@ -97,22 +97,22 @@ def _rows(
                 )
             check_text(content, where)
             tokens = encode.with_bos(encode.plain(content))
-            if encode.bos:
-                first, tokens = tokens[:1], tokens[1:]
+            if encode.bos:  # apart from the text, since each piece of a long text gets one
+                prefix, tokens = tokens[:1], tokens[1:]
         else:
             # Token ids are taken as they are: the caller has decided about BOS already.
             tokens = row_tokens(content, mask, padding, where)
-        room = n_ctx - len(first)
+        room = n_ctx - len(prefix)
         if len(tokens) > room and long == "error":
             raise PromptError(
-                f"{where}: {len(tokens) + len(first)} tokens; prompts have {n_ctx} at most. "
+                f"{where}: {len(tokens) + len(prefix)} tokens; prompts have {n_ctx} at most. "
                 "Use long='split' or long='truncate'."
             )
         if long == "truncate":
             tokens = tokens[:room]
-        # BOS again in front of each piece: a model that was trained with it attends to it.
+        # BOS in front of each piece: a model that was trained with it attends to it.
         for start in range(0, len(tokens), room):
-            yield [*first, *tokens[start : start + room]]
+            yield [*prefix, *tokens[start : start + room]]
 
 
 def _entries(source: Any) -> Iterator[tuple[str, Any]]:

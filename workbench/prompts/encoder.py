@@ -15,6 +15,9 @@ from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.text import lone_surrogates, visible
 
+# What decoding makes of bytes that are no whole character.
+_REPLACEMENT = "\ufffd"
+
 
 def check_text(text: object, where: str) -> None:
     """Raise `PromptError` for what no tokenizer takes: all but text, and text with half a character in it."""
@@ -28,16 +31,12 @@ def check_text(text: object, where: str) -> None:
         )
 
 
-# What decoding makes of bytes that are no whole character.
-_REPLACEMENT = "\ufffd"
-
-
 class TextEncoder:
     """Text → token ids of a model; whatever goes wrong is a `PromptError` that begins with `where`.
 
     Attributes:
-        bos: whether prompts begin with the BOS token: where the tokenizer has one of its own, and the model
-            was trained with it.
+        bos_token: the BOS token that the tokenizer declares; None without one.
+        bos: whether prompts of text begin with it: not where the model was trained without.
     """
 
     def __init__(self, model: Model) -> None:
@@ -98,9 +97,7 @@ class TextEncoder:
         self, rows: Sequence[Sequence[int]], *, positions: Sequence[Mapping[str, int]] | None = None
     ) -> Prompts:
         """Prompts of rows of this vocabulary's tokens, with labels and named positions."""
-        # Read off the rows: token ids may begin with BOS whatever the model's default is.
-        bos = self.bos_token is not None and all(row[:1] == [self.bos_token] for row in map(list, rows))
-        labels = self.labels(rows)
+        bos, labels = all_begin_with(self.bos_token, rows), self.labels(rows)
         return Prompts.of(rows, strings=labels, positions=positions, bos=bos, tokenizer=self.fingerprint)
 
     def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
@@ -145,6 +142,14 @@ def bos_token(model: Model) -> int | None:
     if not is_declared and tokenizer.bos_token == tokenizer.eos_token:
         return None
     return tokenizer.bos_token_id
+
+
+def all_begin_with(bos: int | None, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether every row of token ids begins with BOS; False where there is no such token.
+
+    Read off the rows: token ids may begin with BOS whatever the model's default is.
+    """
+    return bos is not None and all(len(row) > 0 and row[0] == bos for row in rows)
 
 
 def token_labels(model: Model, tokens: Sequence[int]) -> list[str]:

@@ -24,7 +24,7 @@ from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.answers import answer_table, check_answers, padded_answers
-from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.encoder import TextEncoder, all_begin_with
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.tables import read_rows
 from workbench.prompts.token_tables import Padding, token_rows
@@ -217,10 +217,10 @@ class PromptPairs:
         >>> pairs.answers.tolist(), pairs.wrong.tolist()
         ([[[9]], [[8]]], [[[1], [2]], [[3], [-1]]])
         """
-        named = positions or {}
+        by_side = positions or {}
         return cls(
-            _side(clean, "clean", model, named.get("clean"), bos),
-            _side(corrupt, "corrupt", model, named.get("corrupt"), bos),
+            _side(clean, "clean", model, by_side.get("clean"), bos),
+            _side(corrupt, "corrupt", model, by_side.get("corrupt"), bos),
             answer_table(answers, "answers"),
             answer_table(wrong, "wrong"),
         )
@@ -239,10 +239,12 @@ class PromptPairs:
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
                 context, a word is unknown, or the prompt's own tokens change when the answer follows.
         """
-        twice = frame.columns[frame.columns.duplicated()].tolist()
-        if twice:
-            n_times = frame.columns.tolist().count(twice[0])
-            raise PromptError(f"{source} has the column {twice[0]!r} {n_times} times. Give each one name.")
+        repeated = frame.columns[frame.columns.duplicated()].tolist()
+        if repeated:
+            n_times = frame.columns.tolist().count(repeated[0])
+            raise PromptError(
+                f"{source} has the column {repeated[0]!r} {n_times} times. Give each column a name of its own."
+            )
         missing = [name for name in _COLUMNS if name not in frame.columns]
         if missing:
             has = ", ".join(map(str, frame.columns)) or "none"
@@ -298,20 +300,19 @@ def _side(
     """The prompts of one side, given as token ids or as prompts."""
     if isinstance(table, Prompts):
         return table
-    tokenizer = getattr(model, "tokenizer", None)
     try:
         rows = token_rows(table, None if model is None else Padding.of(model))
     except PromptError as error:
         raise PromptError(f"{name}: {error}") from error
     if rows is None:
         raise PromptError(f"{name} are texts; PromptPairs.from_dataframe(model, ...) reads texts.")
-    if bos is None:
-        token = getattr(tokenizer, "bos_token_id", None)
-        bos = token is not None and all(row[:1] == [token] for row in rows)
     labels = None
-    if model is not None and tokenizer is not None:
-        labels = TextEncoder(model).labels(rows)
-    return Prompts.of(rows, strings=labels, positions=positions, bos=bos)
+    if model is not None and getattr(model, "tokenizer", None) is not None:
+        encode = TextEncoder(model)
+        labels = encode.labels(rows)
+        if bos is None:
+            bos = all_begin_with(encode.bos_token, rows)
+    return Prompts.of(rows, strings=labels, positions=positions, bos=bool(bos))
 
 
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")

@@ -25,7 +25,7 @@ PAD = 0
 
 @runtime_checkable
 class HasPrompts(Protocol):
-    """Whatever was computed of prompts and holds them: a store, first of all."""
+    """What was computed from prompts and holds them, such as a store."""
 
     prompts: Any
 
@@ -81,24 +81,24 @@ class Prompts:
         """
         if len(rows) == 0:
             raise PromptError("There are no prompts: give at least one.")
-        listed = [whole_tokens(row, f"Prompt {i}") for i, row in enumerate(rows)]
-        for i, row in enumerate(listed):
+        id_lists = [whole_tokens(row, f"Prompt {i}") for i, row in enumerate(rows)]
+        for i, row in enumerate(id_lists):
             if not row:
                 raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
         for name, column in (("strings", strings), ("positions", positions)):
-            if column is not None and len(column) != len(listed):
+            if column is not None and len(column) != len(id_lists):
                 raise PromptError(
-                    f"There are {len(column)} {name} for {len(listed)} prompts: give one of each."
+                    f"There are {len(column)} {name} for {len(id_lists)} prompts: give one of each."
                 )
-        for i, (row, named) in enumerate(zip(listed, positions or [{}] * len(listed), strict=True)):
+        for i, (row, named) in enumerate(zip(id_lists, positions or [{}] * len(id_lists), strict=True)):
             if not isinstance(named, Mapping):
                 raise PromptError(f"Prompt {i}: its positions are {shown(named)}; give name → index.")
             for name, index in named.items():
                 _check_position(i, len(row), name, index)
         # On the CPU whatever torch's default device is: every index into prompts is there.
-        lengths = torch.tensor([len(row) for row in listed], device="cpu")
-        tokens = torch.full((len(listed), int(lengths.max())), PAD, dtype=torch.long, device="cpu")
-        for i, row in enumerate(listed):
+        lengths = torch.tensor([len(row) for row in id_lists], device="cpu")
+        tokens = torch.full((len(id_lists), int(lengths.max())), PAD, dtype=torch.long, device="cpu")
+        for i, row in enumerate(id_lists):
             tokens[i, : len(row)] = torch.as_tensor(row, device="cpu")
         examples = positions or ()
         # A dict keeps the names in the order in which they are met first: results list them so.
@@ -111,7 +111,7 @@ class Prompts:
         end = columns.get("END", torch.full_like(lengths, -1))
         columns["END"] = end.where(end >= 0, lengths - 1)
         if strings is None:
-            strings = [list(map(str, row)) for row in listed]
+            strings = [list(map(str, row)) for row in id_lists]
         return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos, tokenizer)
 
     def __post_init__(self) -> None:
@@ -124,14 +124,20 @@ class Prompts:
         if wrong:
             raise PromptError(f"There are {counts[wrong[0]]} {wrong[0]} for {n} prompts: give one of each.")
         if bool(((self.lengths < 1) | (self.lengths > width)).any()):
-            raise PromptError(f"Lengths of these prompts lie between 1 and {width}, the width of the tokens.")
+            lengths = self.lengths.tolist()
+            raise PromptError(
+                f"The lengths of prompts lie between 1 and {width}, the width of the tokens; these are from "
+                f"{min(lengths)} to {max(lengths)}."
+            )
         if "END" not in self.positions:
             raise PromptError("Prompts need the position END: Prompts.of(rows) names it.")
-        places = torch.stack([index.to(self.lengths) for index in self.positions.values()])  # [name, example]
-        outside = (places < -1) | (places >= self.lengths)
+        indices = torch.stack(
+            [index.to(self.lengths) for index in self.positions.values()]
+        )  # [name, example]
+        outside = (indices < -1) | (indices >= self.lengths)  # -1: the example has no such position
         if bool(outside.any()):
             name, i = outside.nonzero()[0].tolist()
-            _check_position(i, int(self.lengths[i]), list(self.positions)[name], int(places[name, i]))
+            _check_position(i, int(self.lengths[i]), list(self.positions)[name], int(indices[name, i]))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -195,10 +201,10 @@ class Prompts:
 def _check_position(prompt: int, length: int, name: object, index: object) -> None:
     """Raise `PromptError` for a named position that a prompt does not have."""
     if not isinstance(name, str):
-        raise PromptError(f"Prompt {prompt}: {shown(name)} is no name of a position. Names are text.")
+        raise PromptError(f"Prompt {prompt}: {shown(name)} is not a name of a position. Names are text.")
     # True is an integer of Python, and 2.0 equals one.
     if isinstance(index, bool) or not isinstance(index, Integral):
-        raise PromptError(f"Prompt {prompt}: the position {name}={shown(index)} is no whole number.")
+        raise PromptError(f"Prompt {prompt}: the position {name}={shown(index)} is not a whole number.")
     if not 0 <= int(index) < length:
         raise PromptError(
             f"Prompt {prompt} has {length} tokens, and its position {name}={index} lies outside."

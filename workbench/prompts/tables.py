@@ -19,7 +19,7 @@ from workbench.documents import parse_json
 from workbench.errors import WorkbenchError
 from workbench.files import check_ordinary
 
-# How much of a corpus decides about its encoding.
+# Bytes at the beginning of a corpus that decide about its encoding.
 _SAMPLE = 2**20
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 # Marks at the beginning of a file. UTF-32's begins with that of UTF-16, so it comes first.
@@ -40,10 +40,8 @@ class _Text:
 def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> list[Any]:
     """The objects of a "jsonl" file, or the rows of cells of a "csv" file, its header first.
 
-    Blank lines are left out.
-
-    Raises `refused` when it is neither. A warning names the encoding and the separator that were recognised,
-    where they are not UTF-8 and a comma.
+    Blank lines are left out. A warning names the encoding and the separator that were recognised, where they
+    are not UTF-8 and a comma. Raises `refused` for a file that cannot be read so.
     """
     content = _decoded(Path(path), refused)
     separator, text = None, content.text
@@ -53,7 +51,7 @@ def read_rows(path: str | Path, kind: str, refused: type[WorkbenchError]) -> lis
         rows = _objects(text) if separator is None else _cells(text, separator)
     except (ValueError, csv.Error) as error:
         raise refused(f"{str(path)!r} cannot be read as {kind}: {error}") from error
-    _say(path, content.encoding, separator)
+    _warn_of_format(path, content.encoding, separator)
     return rows
 
 
@@ -65,10 +63,15 @@ def _cells(text: str, separator: str) -> list[list[str]]:
 
 
 def text_lines(path: Path, refused: type[WorkbenchError]) -> Iterator[str]:
-    """The lines of a text file, one by one; a warning says which encoding was recognised, if not UTF-8."""
+    """The lines of a text file, one by one, without their line ends.
+
+    A warning names the encoding that was recognised, where it is not UTF-8. Raises `refused` for a file that
+    cannot be read.
+    """
     with _opened(path, refused) as file:
-        encoding = _encoding(file.read(_SAMPLE), refused, path)
-        _say(path, encoding, None)
+        sample = file.read(_SAMPLE)
+        encoding = _encoding(sample, refused, path, is_whole=len(sample) < _SAMPLE)
+        _warn_of_format(path, encoding, None)
         file.seek(0)
         try:
             with io.TextIOWrapper(file, encoding) as lines:
@@ -96,6 +99,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def _opened(path: Path, refused: type[WorkbenchError]) -> Iterator[BinaryIO]:
+    """An ordinary file, open for its bytes."""
     try:
         check_ordinary(path)
         file = path.open("rb")
@@ -111,22 +115,25 @@ def _decoded(path: Path, refused: type[WorkbenchError]) -> _Text:
     """The whole text of a file."""
     with _opened(path, refused) as file:
         content = file.read()
-    encoding = _encoding(content, refused, path)
+    encoding = _encoding(content, refused, path, is_whole=True)
     return _Text(content.decode(encoding), encoding)
 
 
-def _encoding(content: bytes, refused: type[WorkbenchError], path: Path) -> str:
-    """UTF-8, UTF-16, UTF-32 or, where it is none of these, cp1252; of a file or of its beginning."""
+def _encoding(content: bytes, refused: type[WorkbenchError], path: Path, *, is_whole: bool) -> str:
+    """The encoding of a file, or of its beginning: UTF-8, UTF-16, UTF-32 or, where it is none of these, cp1252.
+
+    Raises `refused` for what is no text in any of them.
+    """
     marked = [encoding for mark, encoding in _MARKS.items() if content.startswith(mark)]
     candidates = marked[:1] or _unmarked(content)
     for encoding in candidates:
         try:
-            # Not the last bytes of a beginning: they may be those of half a character.
-            codecs.getincrementaldecoder(encoding)().decode(content, final=len(content) != _SAMPLE)
+            # A beginning may end within a character, and a whole file may not.
+            codecs.getincrementaldecoder(encoding)().decode(content, final=is_whole)
             return encoding
         except UnicodeDecodeError:
             continue
-    raise refused(f"{str(path)!r} is no text in {' or '.join(candidates)}. Save it as UTF-8.")
+    raise refused(f"{str(path)!r} is not text in {' or '.join(candidates)}. Save it as UTF-8.")
 
 
 def _unmarked(content: bytes) -> list[str]:
@@ -158,7 +165,7 @@ def _is_blank(row: Sequence[str]) -> bool:
     return not row or (len(row) == 1 and not row[0].strip())
 
 
-def _say(path: str | Path, encoding: str, separator: str | None) -> None:
+def _warn_of_format(path: str | Path, encoding: str, separator: str | None) -> None:
     """Warn that a file was not read as UTF-8 with commas."""
     facts = []
     if encoding not in ("utf-8", "utf-8-sig"):

@@ -26,15 +26,15 @@ class Padding:
 
     Attributes:
         token: its id.
-        own: whether it is nothing else. GPT-2's is the end of a text too, which may well be meant.
+        exclusive: whether it means nothing else. GPT-2's also ends a text, which a prompt may well contain.
     """
 
     token: int
-    own: bool = True
+    exclusive: bool = True
 
     @classmethod
     def of(cls, model: Model) -> "Padding | None":
-        """That of the model's tokenizer; None where there is none."""
+        """The padding token of the model's tokenizer; None where it has none."""
         tokenizer = getattr(model, "tokenizer", None)
         token = getattr(tokenizer, "pad_token_id", None)
         if token is None:
@@ -44,7 +44,7 @@ class Padding:
 
 
 def token_rows(table: Any, padding: Padding | None) -> list[list[int]] | None:
-    """The token ids of each prompt of a table, without padding; None where it is no table of token ids.
+    """The token ids of each prompt of a table, without padding; None where an entry is a text.
 
     Args:
         table: [example, pos] as a tensor, an array or lists; a mapping or data frame with `input_ids` or
@@ -57,9 +57,9 @@ def token_rows(table: Any, padding: Padding | None) -> list[list[int]] | None:
     if hasattr(table, "columns") and hasattr(table, "to_dict"):
         table = table.to_dict("list")
     if isinstance(table, Mapping):
-        rows = list(_of_mapping(table))
+        rows = list(_rows_of_mapping(table))
     else:
-        rows = [_row(f"Prompt {i}", entry) for i, entry in enumerate(_listed(table))]
+        rows = [_row(f"Prompt {i}", entry) for i, entry in enumerate(_entries(table))]
     if any(not row.is_tokens for row in rows):
         return None
     _check_padding([row for row in rows if row.mask is None], padding)
@@ -96,7 +96,13 @@ def whole_tokens(ids: Any, where: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt of a table: what names it in errors, its token ids, and which of them are tokens of it."""
+    """A prompt of a table.
+
+    Attributes:
+        where: what names it in errors.
+        ids: its token ids, padding among them; or a text.
+        mask: 1 for each token and 0 for padding; None where nothing says which is which.
+    """
 
     where: str
     ids: Any
@@ -104,10 +110,12 @@ class _Row:
 
     @property
     def is_tokens(self) -> bool:
+        """Whether it holds token ids and is not a text."""
         return not isinstance(self.ids, str)
 
     @property
     def tokens(self) -> list[int]:
+        """All of its token ids, padding among them. Raises `PromptError` for what is not a token id."""
         return whole_tokens(self.ids, self.where)
 
     @property
@@ -138,8 +146,8 @@ class _Row:
         return tokens[first : last + 1]
 
 
-def _listed(table: Any) -> list[Any]:
-    """The entries of a table; a row of its own for each prompt."""
+def _entries(table: Any) -> list[Any]:
+    """The entries of a table, one for each prompt. Raises `PromptError` for a single prompt."""
     listed = table.tolist() if hasattr(table, "tolist") else table
     entries = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str | bytes) else None
     # A number among them: a single prompt that is not in a list.
@@ -152,7 +160,7 @@ def _listed(table: Any) -> list[Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it may be a prompt: a text, token ids, or a mapping with them."""
+    """Whether it may be a whole prompt: a text, token ids, or a mapping with them."""
     return isinstance(entry, Sequence | Mapping) or getattr(entry, "ndim", 0) == 1
 
 
@@ -164,7 +172,7 @@ def _row(where: str, entry: Any) -> "_Row":
 
 
 def _column(table: Mapping[Any, Any], where: str) -> str:
-    """The name of the token ids of a mapping, in which nothing else decides what is run."""
+    """The key of the token ids in a mapping. Raises `PromptError` for keys that would change the run."""
     names = [name for name in IDS if name in table]
     if not names:
         listed = ", ".join(map(str, table)) or "nothing"
@@ -177,9 +185,9 @@ def _column(table: Mapping[Any, Any], where: str) -> str:
     return names[0]
 
 
-def _of_mapping(table: Mapping[Any, Any]) -> Iterator[_Row]:
+def _rows_of_mapping(table: Mapping[Any, Any]) -> Iterator[_Row]:
     """The rows of what a tokenizer returns."""
-    rows, masks = _listed(table[_column(table, "A table of prompts")]), table.get(MASK)
+    rows, masks = _entries(table[_column(table, "A table of prompts")]), table.get(MASK)
     listed_masks: list[Any] = [None] * len(rows)
     if masks is not None:
         listed_masks = list(masks.tolist() if hasattr(masks, "tolist") else masks)
@@ -190,25 +198,26 @@ def _of_mapping(table: Mapping[Any, Any]) -> Iterator[_Row]:
 
 
 def _check_padding(rows: Sequence[_Row], padding: Padding | None) -> None:
-    """Raise `PromptError` where rows of one length were filled up, and no mask says how far."""
+    """Raise `PromptError` where rows of one length, which have no mask, begin or end in padding."""
     tokens = [row.tokens for row in rows]
     if padding is None or len(set(map(len, tokens))) != 1:
         return
     for verb, step in (("ends", -1), ("begins", 1)):
-        runs = [_run_of(row[::step], padding.token) for row in tokens]
-        longest = max(runs)
-        # The end of a text may be a token of every prompt, and so may its beginning: one is no padding then.
-        is_meant = not padding.own and longest <= 1 and (verb == "begins" or min(runs) == longest)
+        n_padding = [_n_leading(row[::step], padding.token) for row in tokens]
+        longest = max(n_padding)
+        # One such token may be meant where it is also BOS or the end of a text: in front of any row, or at the
+        # end of all of them.
+        is_meant = not padding.exclusive and longest <= 1 and (verb == "begins" or min(n_padding) == longest)
         if longest and not is_meant:
             raise PromptError(
-                f"{rows[runs.index(longest)].where} {verb} in {longest} of the tokenizer's padding token "
+                f"{rows[n_padding.index(longest)].where} {verb} in {longest} of the tokenizer's padding token "
                 f"({padding.token}), which the model would read as tokens. Give what the tokenizer returned, "
                 "with its attention_mask; or lists of unequal length; or Prompts.of(rows), which takes rows "
                 "as they are."
             )
 
 
-def _run_of(row: Sequence[int], token: int) -> int:
+def _n_leading(row: Sequence[int], token: int) -> int:
     """How many of that token a row begins with."""
     for i, other in enumerate(row):
         if other != token:
