@@ -92,7 +92,7 @@ def capture(
     >>> tuple(store["z", 3].prompt(0).shape)
     (7, 8, 16)
     """
-    prompts, keep = _prompts(model, tokens), _plain(keep)
+    prompts, keep = _prompts(model, tokens), _listed_positions(keep)
     if path is not None:
         if threads is None and workers > 1:
             threads = 1  # workers with two threads each would fight over the same cores
@@ -127,11 +127,11 @@ def _rows_in_memory(
             batch = prompts.select(order[start : start + per_batch])
             recorded = forward(model, batch, record=record).recorded
             for key in record:
-                of_batch = []
+                by_prompt = []
                 for i, length in enumerate(batch.lengths.tolist()):
-                    of_batch.append(_without_padding(key, recorded[key][i], length))
-                check_captured(recorded[key], of_batch, key)
-                rows[key] += of_batch
+                    by_prompt.append(_without_padding(key, recorded[key][i], length))
+                check_captured(recorded[key], by_prompt, key)
+                rows[key] += by_prompt
             bar.update(len(batch))
     # Callers match rows to prompts by their index, so the order of lengths is undone.
     in_order = sorted(range(len(order)), key=order.__getitem__)
@@ -159,7 +159,9 @@ def capture_cost(
     budget: int | None = None,
 ) -> StoreCost:
     """The rows, bytes, shards and seconds of a store on disk. Runs one forward pass; see `capture`."""
-    request = _request(model, _prompts(model, tokens), sites, _plain(keep), dtype, shard_bytes, budget, None)
+    request = _request(
+        model, _prompts(model, tokens), sites, _listed_positions(keep), dtype, shard_bytes, budget, None
+    )
     return request.cost(model, request.plan(model))
 
 
@@ -203,8 +205,8 @@ def capture_pairs(
     return of_side("clean"), of_side("corrupt")
 
 
-def _plain(keep: Any) -> Keep:
-    """The positions of an array as a list."""
+def _listed_positions(keep: Any) -> Keep:
+    """`keep`, as a list where it is an array or a tensor."""
     return keep.tolist() if hasattr(keep, "tolist") else keep
 
 
@@ -261,7 +263,7 @@ def _keys(site: str | Site, shape: Shape) -> list[Key]:
     if isinstance(site, Site):
         return [site.check(shape).key]
     if not isinstance(site, str):
-        raise SiteError(f"{shown(site)} is no kind and no site: write 'z' or 'z[3]'.")
+        raise SiteError(f"{shown(site)} is neither a kind nor a site: write 'z' or 'z[3]'.")
     if "[" in site:
         return [Site.parse(site).check(shape).key]
     kind = kind_named(site)

@@ -375,20 +375,20 @@ def _write_shard(
 
 
 def check_captured(activation: Tensor, rows: Sequence[Tensor], key: Key) -> None:
-    """Raise `NotFinite` where rows of an activation [example, pos, ...] are not finite.
+    """Raise `NotFinite` where an activation is not finite at some token of a prompt.
 
     Args:
-        activation: of the whole batch, which is looked at first; its padding may hold anything.
-        rows: of the prompts' own tokens.
+        activation: [example, pos, ...] of the whole batch, looked at first: one look is enough for nearly all.
+        rows: the same without padding, which may hold anything.
+        key: the kind and layer of the activation.
     """
     if is_finite(activation):
         return
     dtype = str(activation.dtype).removeprefix("torch.")
-    for of_prompt in rows:
-        cure = (
-            f"Check the model's weights; {dtype} holds numbers up to {torch.finfo(activation.dtype).max:.3g}."
-        )
-        check_finite(of_prompt, f"The activation {Site(*key)} in {dtype}", cure)
+    largest = torch.finfo(activation.dtype).max
+    for unpadded in rows:
+        cure = f"Check the model's weights; {dtype} holds numbers up to {largest:.3g}."
+        check_finite(unpadded, f"The activation {Site(*key)} in {dtype}", cure)
 
 
 class _BatchRows:

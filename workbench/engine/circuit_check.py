@@ -35,9 +35,9 @@ _checked: "weakref.WeakKeyDictionary[Any, set[Any]]" = weakref.WeakKeyDictionary
 # Differences allowed, as shares of the largest logit. Many norms work in float32 whatever the model's
 # precision; in half precision a stream that is rebuilt from its parts is rounded once more at each of them.
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.1
-# Of the prompt, of the rows of a random circuit, and the share of the writers that each row cuts.
+# Tokens of the prompt, rows of a random circuit, and the share of the writers that each row cuts.
 _N_TOKENS, _N_ROWS, _SHARE = 6, 6, 0.3
-# How small logits may be beside the stream, as a share of it, before rounding alone makes a difference.
+# Logits below this share of the stream are small sums of large parts, so the stream's rounding is theirs.
 _ROUNDING = 0.01
 
 
@@ -65,7 +65,7 @@ def check_circuits(model: Model, *, fast: bool) -> None:
     architecture = type(model.original_model).__name__
     try:
         difference, scale = _Check.of(model).largest_difference(decoder)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # a `RuntimeError` that says nothing about the model
         raise
     # What bridges of unknown layout fail with; a `ModelError` keeps its own message.
     except (SiteError, EditError, RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -112,7 +112,11 @@ class _Check:
 
     @torch.no_grad()
     def largest_difference(self, decoder: Decoder | None) -> tuple[float, float]:
-        """The largest difference between the circuit runs and the model's own, and the largest logit."""
+        """The largest difference between circuit runs and the model's own, and the scale to compare it with.
+
+        Args:
+            decoder: of the fast engine; None: hooks run the circuits.
+        """
         last = ("resid_post", self.graph.shape.n_layers - 1)
         run = forward(self.model, self.prompt, record=[last])
         plain = run.logits[0]
@@ -125,26 +129,26 @@ class _Check:
             )
         circuits, expected = [self.graph.exists], [plain]
         for seed in (0, 1):
-            cut, row_of = self._drawn(seed)
+            cut, row_of = self._random_cuts(seed)
             expected.append(
                 circuit_by_rows(
                     self.model, self.graph, self.prompt, cut=cut, row_of=row_of, patched=self.patched
                 )
             )
             edges = self.graph.exists & ~cut[row_of].T.numpy()
-            # Dead ends are removed here and not there: of corrupt values that must change nothing.
+            # Dead ends are pruned here and not there, which must make no difference: a node without outputs is
+            # read by nobody, and one without inputs computes its patched value.
             circuits.append(self.graph.prune(edges))
         logits = self._logits(decoder, torch.from_numpy(np.stack(circuits)).float())
         differences = [float((ours - its).abs().max()) for ours, its in zip(logits, expected, strict=True)]
         # NaN is worse than any number.
         worst = float("nan") if any(np.isnan(differences)) else max(differences)
-        # Logits may be next to nothing on random tokens (of a planted model), and are still sums of large
-        # parts.
-        rounding = _ROUNDING * float(run.recorded[last].abs().max())
-        return worst, max(float(plain.abs().max()), rounding)
+        # On random tokens a planted model may have logits next to nothing.
+        smallest_scale = _ROUNDING * float(run.recorded[last].abs().max())
+        return worst, max(float(plain.abs().max()), smallest_scale)
 
-    def _drawn(self, seed: int) -> tuple[Tensor, Tensor]:
-        """A random circuit: which writers each row cuts, and the row of every reader."""
+    def _random_cuts(self, seed: int) -> tuple[Tensor, Tensor]:
+        """A random circuit: which writers each row cuts [row, writer], and the row of every reader [reader]."""
         shape, rng = self.graph.shape, np.random.default_rng(seed)
         cut = rng.random((_N_ROWS, len(self.graph.writers))) < _SHARE
         for layer in range(shape.n_layers):
@@ -154,7 +158,7 @@ class _Check:
         return torch.from_numpy(cut), torch.from_numpy(row_of)
 
     def _logits(self, decoder: Decoder | None, keep: Tensor) -> Tensor:
-        """[circuit, pos, vocab] as the engine runs them."""
+        """[circuit, pos, vocab]: the logits of circuits keep[circuit, writer, reader], as an engine runs them."""
         tables = {Site(*key): value for key, value in self.patched.items()}
         bound = Precomputed(self.prompt, tables, start=0, first=torch.zeros(1, dtype=torch.long))
         if decoder is None:

@@ -16,15 +16,15 @@ from workbench.sites import Key, Shape, Site
 
 @contextmanager
 def located(model: Model, prompts: Prompts, label: Callable[[int], str] | None = None) -> Iterator[None]:
-    """Refusals of numbers that are not finite name a layer and a site.
+    """Around measurements: a `NotFinite` without a place gets one.
 
     Args:
         prompts: of the run without edits.
-        label: what an edited run is called, by its number, `NotFinite.run`.
+        label: the number of an edited run (`NotFinite.run`) → what it is called.
 
     Raises:
-        NotFinite: the same, with the first site of the run without edits that is not finite; where all of
-            them are, with the edit that makes a run so.
+        NotFinite: with the first site of the run without edits that is not finite; where all of them are
+            finite, with the edited run that is not.
     """
     try:
         yield
@@ -54,7 +54,8 @@ def first_not_finite(model: Model, prompts: Prompts) -> str | None:
     keys: list[Key] = []
     for layer in range(shape.n_layers):
         keys += [(kind, layer) for kind in kinds]
-    # The earliest layer over all prompts, and not the first prompt's: it is where to look.
+    # The earliest activation over all prompts: the first prompt's may be a later one. Number len(keys) stands
+    # for the logits, and the one after it for none.
     first, first_prompt = len(keys) + 1, 0
     for i in range(len(prompts)):
         run = forward(model, prompts.select([i]), record=keys)

@@ -68,8 +68,8 @@ class _NamedValue:
     Attributes:
         meaning: of the name, for lists of choices.
         make: what makes the value.
-        covers_answers: whether it is written at the tokens of answers too, as `Value.covers_answers` of what
-            `make` returns: keys of jobs need it before there is a store.
+        covers_answers: `Value.covers_answers` of what `make` returns. Keys of jobs need it before there is a
+            store to make the value of.
     """
 
     meaning: str
@@ -81,14 +81,16 @@ class _NamedValue:
 _TABLE: Mapping[str, _NamedValue] = {
     "clean": _NamedValue("the activation of the clean run", lambda s: from_store(s.other_store)),
     "corrupt": _NamedValue("the activation of the corrupt run", lambda s: from_store(s.other_store)),
-    "zero": _NamedValue("zero", lambda s: zero(), True),
-    "mean": _NamedValue("the mean activation of the run that is edited", lambda s: mean(s.base_store), True),
+    "zero": _NamedValue("zero", lambda s: zero(), covers_answers=True),
+    "mean": _NamedValue(
+        "the mean activation of the run that is edited", lambda s: mean(s.base_store), covers_answers=True
+    ),
     "resample": _NamedValue(
         "that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)
     ),
     "optimal": _NamedValue("the optimal constant (lowest loss)", lambda s: s.fitted()),
-    "constant:X": _NamedValue("the number X", lambda s: constant(s.number), True),
-    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number), True),
+    "constant:X": _NamedValue("the number X", lambda s: constant(s.number), covers_answers=True),
+    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number), covers_answers=True),
 }  # fmt: skip
 NAMES = tuple(_TABLE)
 WITHOUT_FIT = tuple(name for name in NAMES if name != "optimal")

@@ -28,8 +28,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
-TRIED, SAME = 8, 1e-5
-"""Examples on which a metric is tried, at least, and the share of its size by which rounding may differ."""
+TRIAL_EXAMPLES, TRIAL_TOLERANCE = 8, 1e-5
+"""Examples on which a metric is tried, at least, and how far rounding may move it, as a share of its size."""
 ElementsOf = Callable[[Sequence[int]], Sequence[Element]]
 """The examples of a batch → its edited runs, bound to these examples: what both engines are given."""
 
@@ -149,7 +149,7 @@ class MeasuredRuns:
         Raises:
             MetricError: there are several batches, and the metric compares examples.
         """
-        batches = self._pieces(len(self.prompts))
+        batches = self._slices(len(self.prompts))
         self.check_slices(len(batches))
         return batches
 
@@ -172,37 +172,39 @@ class MeasuredRuns:
             return None
         if self.metric.across_examples:
             return "across_examples=True"
-        # A few at least, spread over all of them: equal neighbours would hide a comparison.
-        n = min(len(self.pairs), max(2 if self.metric.positions == "all" else TRIED, self.per_forward))
+        # Logits of all positions take much memory, so that two examples have to do.
+        least = 2 if self.metric.positions == "all" else TRIAL_EXAMPLES
+        n = min(len(self.pairs), max(least, self.per_forward))
         if n < 2:
             return None
+        # Spread over all of them: equal neighbours would hide a comparison.
         chosen = torch.linspace(0, len(self.pairs) - 1, n).round().long().tolist()
         pairs, prompts = self.pairs.select(chosen), self.prompts.select(chosen)
         read = self._read(prompts)
         reference = None if self.reference is None else self.reference[chosen]
 
-        def of(rows: slice) -> Tensor:
+        def measured(rows: slice) -> Tensor:
             """[example]: the measure of some of the rows by themselves."""
             return self.metric(read[rows], pairs.select(rows), None if reference is None else reference[rows])
 
         try:
-            together = of(slice(0, n))
-            apart = torch.cat([of(slice(0, n // 2)), of(slice(n // 2, n))])
+            together = measured(slice(0, n))
+            apart = torch.cat([measured(slice(0, n // 2)), measured(slice(n // 2, n))])
         except Exception as error:  # a function of the user's own may raise anything
             return f"on {n} of them, or on half of these, it fails: {type(error).__name__}: {error}"
         worst = float((together - apart).abs().max())
-        if worst > SAME * float(together.abs().max()):
+        if worst > TRIAL_TOLERANCE * float(together.abs().max()):
             return f"on {n} of them and on their halves it differs by {worst:.2g}"
         return None
 
-    def _pieces(self, n: int) -> list[range]:
+    def _slices(self, n: int) -> list[range]:
         """The numbers up to n, as many at a time as fit into a forward pass."""
         return [range(first, min(first + self.per_forward, n)) for first in range(0, n, self.per_forward)]
 
     def _read(self, prompts: Prompts) -> Tensor:
         """What the metric reads of a run without an edit, [example, ...]."""
         read = []
-        for examples in self._pieces(len(prompts)):
+        for examples in self._slices(len(prompts)):
             batch = prompts.select(examples)
             read.append(self.metric.read(self.logits(batch), batch))
         return torch.cat(read)

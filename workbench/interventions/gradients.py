@@ -45,9 +45,9 @@ class Completeness(NamedTuple):
     """How far the effects of the sites of one (kind, layer) are from what editing them together does.
 
     Attributes:
-        gap: [example], their sum minus `whole`.
-        whole: [example], m(those edited) - m(base).
-        size: [example], of the metric, whose rounding no gap can be below.
+        gap: [example], the sum of the effects minus `whole`.
+        whole: [example], m(all of them edited) - m(base).
+        size: [example], the larger |m| of both runs: its rounding is in the gap too.
     """
 
     gap: Tensor

@@ -56,10 +56,10 @@ class StreamRows:
             kept = self.chosen[rows]
             if bool(kept.any()):
                 views = (*self.views, self.final)
-                values_of = [
-                    finite_rows(values[kept], view) for (_, values), view in zip(blocks, views, strict=True)
-                ]
-                *streams, target = values_of
+                kept_rows = []
+                for (_, values), view in zip(blocks, views, strict=True):
+                    kept_rows.append(finite_rows(values[kept], view))
+                *streams, target = kept_rows
                 yield StreamBlock(rows[kept], streams, target)
 
     def n_batches(self, size: int) -> int:

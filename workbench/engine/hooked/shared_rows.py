@@ -27,22 +27,22 @@ def circuit_by_rows(
     row_of: Int[Tensor, "reader"],
     patched: Mapping[Key, Tensor],
 ) -> Float[Tensor, "pos vocab"]:
-    """The logits of the circuit whose reader v lacks the edges from writers that its row cuts.
+    """The logits of a circuit in which reader v lacks the edge from u where `cut[row_of[v], u]`.
 
     Args:
-        prompt: one.
-        cut: which writers each row cuts. Those that a reader comes before do not matter to it.
+        prompt: a single one.
+        cut: which writers each row cuts. Writers after a reader do not matter to it.
         row_of: the row of every reader.
         patched: (kind, layer) of "resid_pre" 0 and of every "z" and "mlp_out" → [1, pos, ...], the
             counterfactual value.
     """
-    rows = _Rows(graph, cut, row_of, patched)
+    rows = _RowWrites(graph, cut, row_of, patched)
     tokens = prompt.tokens.repeat(len(cut), 1)
     return forward(model, tokens, writes=rows.writes()).logits[rows.row("logits")]
 
 
-class _Rows:
-    """What is written at each activation, for all rows at once."""
+class _RowWrites:
+    """What is written at each activation, in all rows at once."""
 
     def __init__(self, graph: Graph, cut: Tensor, row_of: Tensor, patched: Mapping[Key, Tensor]) -> None:
         self.graph, self.cut, self.row_of, self.patched = graph, cut, row_of, patched
@@ -52,7 +52,7 @@ class _Rows:
         return int(self.row_of[self.graph.reader_index[reader]])
 
     def writes(self) -> list[Write]:
-        """Of every writer and reader."""
+        """The edits of every writer and reader, in the order of the model."""
         shape = self.graph.shape
         writes = [Write("resid_pre", 0, self._patch(("resid_pre", 0), ["input"]))]
         for layer in range(shape.n_layers):
