@@ -314,7 +314,11 @@ def _mapping_rule(inner: Sequence[Any]) -> Rule:
             return False
         return _all_fit(keys, value.keys()) and _all_fit(values, value.values())
 
-    return Rule(fits, "a mapping")
+    if keys is None or values is None:
+        return Rule(fits, "a mapping")
+    expected = f"a mapping of which each key is {keys.expected} and each value is {values.expected}"
+    # An edit that is not a value is an `EditError`, by itself or in a mapping.
+    return Rule(fits, expected, values.error)
 
 
 def _series_rule(kind: Any, inner: Sequence[Any]) -> Rule:

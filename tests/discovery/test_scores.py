@@ -1,6 +1,7 @@
 """Edge scores: against TransformerLens, and against finite differences of single edges of the circuit run."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -290,10 +291,10 @@ def test_what_cannot_be_scored_is_refused():
         untyped(score_edges)(model, pairs, value=value, keep=("layer",))
     assert str(unknown.value) == "keep='layer' is not known. Choices: example, pos."
     with pytest.raises(EditError) as edit:
-        untyped(score_edges)(model, pairs, value=corrupt)
-    assert (
-        str(edit.value)
-        == "value is ActivationStore, not a value such as zero(), mean(store) or from_store(store)."
+        score_edges(model, pairs, value=cast(Any, corrupt))
+    assert str(edit.value) == (
+        "score_edges: value=a ActivationStore does not fit; a value such as wb.zero(), wb.mean(store) or "
+        "wb.from_store(store) is needed."
     )
     uneven = PromptPairs(
         Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from families import (
     make_pairs,
     model_of,
     pairs_and_stores,
-    untyped,
 )
 
 from workbench.circuit.circuit import Circuit
@@ -232,10 +232,11 @@ def test_a_circuit_of_another_graph_is_refused():
 
 def test_what_cannot_be_evaluated_is_refused():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    for nothing in ([], [np.zeros((2, 2))]):
-        with pytest.raises(CircuitError) as error:
-            untyped(evaluate)(nothing, model, pairs, value=from_store(corrupt))
-        assert str(error.value) == "evaluate: give a Circuit or a non-empty list of them."
+    with pytest.raises(CircuitError) as error:
+        evaluate([], model, pairs, value=from_store(corrupt))
+    assert str(error.value) == "evaluate: give a Circuit or a non-empty list of them."
+    with pytest.raises(CircuitError, match="evaluate: circuit=a list does not fit; a Circuit"):
+        evaluate(cast(Any, [np.zeros((2, 2))]), model, pairs, value=from_store(corrupt))
     uneven = PromptPairs(
         Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
     )

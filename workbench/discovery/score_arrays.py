@@ -95,13 +95,8 @@ def supporting(scores: xr.DataArray) -> np.ndarray:
     return -scores.values
 
 
-def check_array(scores: Any) -> None:
-    """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
-    if not isinstance(scores, xr.DataArray):
-        raise CircuitError(
-            "Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not "
-            f"{type(scores).__name__}."
-        )
+def check_array(scores: xr.DataArray) -> None:
+    """Raise `CircuitError` unless scores are real numbers."""
     if scores.dtype.kind not in "fiu":
         raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
 

@@ -23,7 +23,7 @@ from workbench.discovery.score_arrays import check_finite_scores
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.engine.circuits import Circuits
 from workbench.engine.nodes import writer
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
@@ -132,7 +132,6 @@ def score_edges(
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
         raise UnknownName("keep", unknown[0], ("example", "pos"))
-    check_value(value)
     check_seed(seed)
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):

@@ -32,7 +32,7 @@ from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import fast_decoder
 from workbench.engine.threads import few_threads
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
@@ -108,7 +108,7 @@ class Circuits:
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.
-        EditError: `value` is not a value, or would change nothing.
+        EditError: `value` would change nothing.
     """
 
     def __init__(
@@ -122,7 +122,6 @@ class Circuits:
         budget: int | None = None,
     ) -> None:
         check_eval(model)
-        check_value(value)
         memory_budget(model_device(model), budget)
         if graph.shape != Shape.of(model):
             raise CircuitError(f"These edges are of another model: {graph}; this one has {Graph.of(model)}.")
@@ -295,7 +294,7 @@ class Circuits:
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> CircuitBatch:
         """A batch with all that does not depend on the circuit: base run, patched values, reference.
 
-        None of it has a gradient: the graph of one step of training would hang on to that of the last.
+        None of it has a gradient: a batch is used in many steps of training, whose graphs would share a part.
         """
         weight = self.expansion.weight[list(examples)]
         if self.decoder is None:

@@ -16,7 +16,7 @@ from workbench.engine.bound import Bound, apply_edit
 from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Run, Write, forward
 from workbench.engine.inputs import SiteLike, Tokens, as_prompts, as_sites, check_positions
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import EditError, NotFinite
 from workbench.finite import is_finite
 from workbench.models.calls import model_call
@@ -90,7 +90,7 @@ def run(
     prompts = as_prompts(model, tokens)
     writes = []
     for sites, value in (edits or {}).items():
-        bound = check_value(value).bind(model, prompts, other)
+        bound = value.bind(model, prompts, other)
         # Bound once for all sites of an element: binding looks every prompt up in the store.
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
@@ -111,8 +111,8 @@ def _check_finite(result: Run, prompts: Prompts) -> None:
         return
     inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
     for key, numbers in {("logits", None): result.logits, **result.recorded}.items():
-        real = numbers
-        if key[0] != "pattern":
-            real = numbers[inside.to(numbers.device)]
-        if not is_finite(real):
+        unpadded = numbers
+        if key[0] != "pattern":  # [example, head, query_pos, key_pos], with no one axis of tokens
+            unpadded = numbers[inside.to(numbers.device)]
+        if not is_finite(unpadded):
             raise NotFinite(f"{Site(*key)} is not finite. Check the edits and the model's dtype.")

@@ -265,26 +265,21 @@ class _StoreBound(Bound):
             )
 
 
-def check_store(store: object, value_name: str) -> ActivationStore:
-    """The store itself; `StoreError` for anything else."""
-    if not isinstance(store, ActivationStore):
-        raise StoreError(
-            f"{value_name}: a store is expected, not {type(store).__name__}. Make one with capture or "
-            "capture_pairs."
-        )
-    return store
+def check_same_model(store: ActivationStore, model: Model, caller: str, hint: str = "") -> None:
+    """Raise `StoreError` for a store of another model, or of the same weights with another vocabulary.
 
-
-def check_same_model(store: ActivationStore, model: Model, value_name: str, hint: str = "") -> None:
-    """Raise `StoreError` for a store of another model, or of the same weights with another vocabulary."""
+    Args:
+        caller: the function that was given the store, for the message.
+        hint: what else to do, at the end of the message about another model.
+    """
     if store.model != model_fingerprint(model):
         raise StoreError(
-            f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
+            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
             f"{model_name(model)} ({model_fingerprint(model)[:8]}).{hint}"
         )
     if other_vocabulary(store.tokenizer, model):
         raise StoreError(
-            f"{value_name}: the store's prompts were made with another vocabulary than that of "
+            f"{caller}: the store's prompts were made with another vocabulary than that of "
             f"{model_name(model)}: their token ids mean other words to it. Capture them again."
         )
 

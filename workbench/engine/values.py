@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workbench.arguments import checked, shown
 from workbench.engine.bound import Bound, Value
-from workbench.engine.store_values import FromStore, Mean, Resample, check_store
+from workbench.engine.store_values import FromStore, Mean, Resample
 from workbench.errors import EditError, UnknownName
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
@@ -163,7 +163,7 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
         StoreError: the store is of another model, or does not hold these prompts.
         EditError: it holds the very run that is edited.
     """
-    return FromStore(check_store(store, "from_store"), allow_self, other_model)
+    return FromStore(store, allow_self, other_model)
 
 
 @checked
@@ -190,7 +190,7 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
     """
     if per not in ("dataset", "pos"):
         raise UnknownName("per", per, ("dataset", "pos"))
-    return Mean(check_store(store, "mean"), per)
+    return Mean(store, per)
 
 
 @checked
@@ -199,7 +199,7 @@ def resample(store: ActivationStore, seed: int = 0) -> Value:
 
     Answers of several tokens are left unchanged.
     """
-    return Resample(check_store(store, "resample"), seed)
+    return Resample(store, seed)
 
 
 @checked
@@ -237,7 +237,7 @@ def project(basis: Tensor, value: Value) -> Value:
     # A decomposition of NaN or infinity would fail far from here, or not at all.
     if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
         raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
-    return Project(basis, check_value(value))
+    return Project(basis, value)
 
 
 def _check_numbers(name: str, content: Any) -> None:
@@ -246,16 +246,7 @@ def _check_numbers(name: str, content: Any) -> None:
         tensor = torch.as_tensor(content)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise EditError(
-            f"{name}: {shown(content)} is no number, nor a tensor or a list of numbers."
+            f"{name}: {shown(content)} is neither a number nor a tensor or list of numbers."
         ) from error
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise EditError(f"{name}: {shown(content)} is not made of real numbers.")
-
-
-def check_value(value: object) -> Value:
-    """The value itself; `EditError` for anything else, such as its name."""
-    if not isinstance(value, Value):
-        raise EditError(
-            f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store)."
-        )
-    return value

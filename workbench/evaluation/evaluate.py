@@ -11,7 +11,7 @@ formula is the same where lower is better.
 This module knows nothing of how a circuit was found.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,12 +160,10 @@ def minimality(
         least 0.01), `without` (K).
 
     Raises:
-        CircuitError: not one circuit, or one of another model's graph.
+        CircuitError: not a circuit, or one of another model's graph.
 
     Source: Wang et al. 2211.00593.
     """
-    if not isinstance(circuit, Circuit):
-        raise CircuitError(f"minimality: give one Circuit, not {type(circuit).__name__}.")
     check_level(level)
     check_seed(seed)
     circuit.check_fits(model)
@@ -180,11 +178,8 @@ def minimality(
 
 def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -> list[Circuit]:
     """The circuits as a list, all of the model's graph. Raises `CircuitError` for anything else."""
-    if isinstance(circuit, Circuit):
-        circuits = [circuit]
-    else:
-        circuits = list(circuit) if isinstance(circuit, Iterable) else []
-    if not circuits or not all(isinstance(one, Circuit) for one in circuits):
+    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    if not circuits:
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
     for one in circuits:
         one.check_fits(model)

@@ -16,7 +16,7 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
-from workbench.errors import CircuitError, UnknownName, WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
@@ -108,8 +108,6 @@ def circuit_tests(
             f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and "
             f"alpha={alpha}: draw more."
         )
-    if not isinstance(circuit, Circuit):
-        raise CircuitError(f"circuit_tests: give a Circuit, not {type(circuit).__name__}.")
     circuit.check_fits(model)
     measure = as_metric(metric)
     circuits = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)

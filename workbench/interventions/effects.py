@@ -28,7 +28,7 @@ from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName
 from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
 from workbench.metrics.continuations import Expansion, expand
@@ -42,7 +42,7 @@ from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site
 
 METHODS = ("exact", "gradient", "integrated", "atp-star")
-CONVERGED = 0.05
+CONVERGENCE = 0.05
 """Share of m(edited) - m(base) that integrated effects may miss on a prompt before there is a warning."""
 ROUNDING = 1e-5
 """Share of the metric's size: where editing changes less than that, a share of it says nothing."""
@@ -196,10 +196,10 @@ def _measured(
         return atp_star(runs, elements, bound, progress=progress), {}
     if method == "integrated":
         table, completeness = integrated(runs, elements, bound, steps=steps, progress=progress)
-        gaps = {str(Site(*key)): _largest_gap(rows, one) for key, one in completeness.items()}
+        gaps = {str(Site(*key)): _largest_gap(rows, of_key) for key, of_key in completeness.items()}
         # The largest as a number to look at; all of them as text, because attrs hold no tables.
         worst = max(gaps, key=gaps.__getitem__)
-        if gaps[worst] > CONVERGED:
+        if gaps[worst] > CONVERGENCE:
             warnings.warn(
                 f"effects: the integrated effects of {worst} have not converged: on one prompt they miss "
                 f"{gaps[worst]:.0%} of m(edited) - m(base). Give more steps (now {steps}) and no site twice.",
@@ -255,10 +255,9 @@ def _gap_of_runs(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
     return gap.masked_fill(flat, float("nan"))
 
 
-def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any) -> _SitePlan:
+def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> _SitePlan:
     """The elements with their axes, and the value bound to the prompts; all that can be wrong is checked."""
     runs.check()
-    check_value(value)
     planned = _elements(sites, runs.model, rows.examples.side(runs.side))
     if any(site.pos is None for site in chain.from_iterable(planned.elements)):
         # Of pairs of unequal length no position has a counterpart, except by name.

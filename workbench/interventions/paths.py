@@ -30,7 +30,7 @@ from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.store_values import check_same_model
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
@@ -187,7 +187,6 @@ def _plan(
 ) -> _PathPlan:
     """The routes with their axes, and the bound value; everything that can be wrong is checked."""
     runs.check()
-    check_value(value)
     if mlps not in MLPS:
         raise UnknownName("mlps", mlps, MLPS)
     shape = Shape.of(runs.model)
@@ -238,10 +237,13 @@ def senders_named(senders: Nodes | None, shape: Shape) -> Nodes:
     known = list(Graph(shape).writers)
     if senders is None:
         return known
+    # An array would be compared with a word element by element.
+    if not isinstance(senders, str):
+        return senders
     # Names of heads begin with `a`, of MLPs with `m`; `input` with neither.
-    if isinstance(senders, str) and senders == "heads":
+    if senders == "heads":
         return [name for name in known if name.startswith("a")]
-    if isinstance(senders, str) and senders == "mlps":
+    if senders == "mlps":
         return [name for name in known if name.startswith("m")]
     return senders
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
+from workbench.engine.store_values import check_same_model
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
 from workbench.finite import check_finite
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import TokenRows, check_store, finite_rows, needed, one_token, token_rows
+from workbench.lenses.store_reading import TokenRows, finite_rows, needed, one_token, token_rows
 from workbench.lenses.stream_writers import StreamWriter, head_writer, neuron_writer
 from workbench.lenses.unembedding import ReadOut, unembedding_weight
 from workbench.models.calls import model_call
@@ -75,7 +76,7 @@ def direct_attribution(
     """
     if by not in LEVELS:
         raise UnknownName("by", by, LEVELS)
-    check_store(store, model, "direct_attribution")
+    check_same_model(store, model, "direct_attribution")
     shape = Shape.of(model)
     writers = _writers(model, shape, by)
     kinds = _kinds(store, shape, by)

@@ -15,9 +15,10 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.engine.bridge import final_norm, output_vocabulary
 from workbench.engine.hooked.block import HeadOutputs
+from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import check_store, finite_rows, needed, pieces, token_rows
+from workbench.lenses.store_reading import finite_rows, needed, pieces, token_rows
 from workbench.lenses.unembedding import unembedding_weight
 from workbench.models.calls import model_call
 from workbench.models.model import Model
@@ -62,10 +63,10 @@ def attention_to(
     Raises:
         StoreError: the store holds no attention patterns.
         UnknownName: a position that no prompt names.
-        PromptError: `keys` is empty, or is not a list.
+        PromptError: `keys` is empty.
     """
     if len(keys) == 0:
-        raise PromptError("attention_to: keys is a list of at least one position, as in ['IO', 'S1'].")
+        raise PromptError("attention_to: keys is empty. Name at least one position, as in ['IO', 'S1'].")
     start = store.prompts.at(query)
 
     def weights(prompts: Prompts, examples: Tensor, length: int) -> Tensor:
@@ -142,7 +143,7 @@ def copying_scores(
         StoreError: the store is of another model, or lacks `v`.
         PromptError: `top` is not between 1 and half of the vocabulary, or the model has no logit of a token.
     """
-    check_store(store, model, "copying_scores")
+    check_same_model(store, model, "copying_scores")
     shape, layers = Shape.of(model), needed(store, "v", "copying_scores")
     size = output_vocabulary(model)
     if type(top) is not int or not 1 <= top <= size // 2:

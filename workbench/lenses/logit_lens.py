@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.arguments import called, checked, shown
+from workbench.engine.store_values import check_same_model
 from workbench.errors import ArgumentError, PromptError, StoreError, UnknownName
 from workbench.finite import check_finite
-from workbench.lenses.store_reading import check_store, last_stream, needed, one_token, pieces, token_rows
+from workbench.lenses.store_reading import last_stream, needed, one_token, pieces, token_rows
 from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
 from workbench.models.calls import model_call
@@ -88,7 +89,7 @@ def logit_lens(
         raise PromptError(
             f"logit_lens: measure={measure!r} is of the whole distribution, so it takes no minus=."
         )
-    check_store(store, model, "logit_lens")
+    check_same_model(store, model, "logit_lens")
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "logit_lens")
     token_tables: list[Tensor] = []
@@ -155,7 +156,7 @@ def top_tokens(
         PromptError: `k` is not between 1 and the number of tokens that are read.
         NotFinite: as in `logit_lens`.
     """
-    check_store(store, model, "top_tokens")
+    check_same_model(store, model, "top_tokens")
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "top_tokens")
     read_out = ReadOut.of(model, vocabulary)

@@ -10,16 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.engine.bridge import output_vocabulary
-from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, StoreError
 from workbench.finite import check_finite
 from workbench.models.model import Model
 from workbench.stores.store import ActivationStore, SiteView
-
-
-def check_store(store: ActivationStore, model: Model, caller: str) -> None:
-    """Raise `StoreError` when a store is of another model; `caller` names the function in the message."""
-    check_same_model(store, model, caller)
 
 
 def needed(

@@ -21,9 +21,10 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.documents import parse_json
 from workbench.engine.hooked.forward import check_gradients_pass
+from workbench.engine.store_values import check_same_model
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
-from workbench.lenses.store_reading import check_store, last_stream, needed, token_rows
+from workbench.lenses.store_reading import last_stream, needed, token_rows
 from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.translators import Translators, divergences, trained
 from workbench.lenses.unembedding import ReadOut
@@ -188,7 +189,7 @@ def fit_tuned_lens(
     """
     check_seed(seed)
     check_level(level)
-    check_store(store, model, "fit_tuned_lens")
+    check_same_model(store, model, "fit_tuned_lens")
     check_gradients_pass(model)
     if min(epochs, batch) < 1 or rate <= 0:
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
