@@ -115,5 +115,5 @@ def test_lenses_read_the_tokens_that_a_model_has_logits_of():
         lambda: wb.copying_scores(store, model, top=21),
         lambda: wb.copying_scores(wb.capture(model, [[1, 45]], progress=False), model),
     ):
-        with pytest.raises(PromptError, match="40|39|20"):
+        with pytest.raises(PromptError, match=r"40|39|20"):
             refused()
