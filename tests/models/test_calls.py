@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from closeness import close
@@ -91,7 +92,10 @@ def test_settings_of_a_thread_change_no_number(family, settings):
 
 
 def _same(a: Any, b: Any) -> bool:
-    a, b = (torch.as_tensor(one if torch.is_tensor(one) else getattr(one, "values", one)) for one in (a, b))
+    a, b = (
+        torch.as_tensor(one if torch.is_tensor(one) else np.array(getattr(one, "values", one)))
+        for one in (a, b)
+    )
     a, b = a.detach().nan_to_num(), b.detach().nan_to_num()
     return a.dtype == b.dtype and torch.equal(a, b)
 

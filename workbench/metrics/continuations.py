@@ -128,11 +128,6 @@ def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
 
 def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[list[int]]]:
     """The tokens of every real alternative of each example, without padding."""
-    gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
-    if len(gaps):
-        raise PromptError(
-            f"An answer of example {int(gaps[0])} has a gap: its tokens come first and -1 fills up the rest."
-        )
     listed: list[list[list[int]]] = []
     for example in table.tolist():
         without_padding = [[token for token in tokens if token >= 0] for tokens in example]
