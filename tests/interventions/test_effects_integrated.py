@@ -71,8 +71,10 @@ def test_the_gap_counts_no_absent_position_and_lets_prompts_not_cancel(family):
 
 def test_few_steps_on_a_curved_path_are_said_to_be_too_few():
     model, pairs = model_of("gpt2"), make_pairs()
-    with pytest.warns(UserWarning, match=r"integrated effects of resid_pre\[0\] .* \(now 1\)"):
+    with pytest.warns(UserWarning, match=r"integrated effects of resid_pre\[0\] .* \(now 1\)") as warned:
         made = effects(model, pairs, sites="resid_pre[0]", value=scale(-4.0), method="integrated", steps=1)
+    # At the line of the caller, and not of a wrapper: notebooks show that line.
+    assert [warning.filename for warning in warned] == [__file__]
     assert made.attrs["completeness_gap"] > 0.05
 
 

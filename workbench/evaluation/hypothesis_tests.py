@@ -124,7 +124,7 @@ def circuit_tests(
         warnings.warn(
             f"circuit_tests: nothing to test in {untested}: no edges, "
             "or a metric that is the same on every prompt.",
-            stacklevel=3,
+            stacklevel=4,  # at the caller, past the two wrappers of this function
         )
     data: dict[str, Any] = {
         "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),

@@ -203,7 +203,7 @@ def _measured(
             warnings.warn(
                 f"effects: the integrated effects of {worst} have not converged: on one prompt they miss "
                 f"{gaps[worst]:.0%} of m(edited) - m(base). Give more steps (now {steps}) and no site twice.",
-                stacklevel=4,
+                stacklevel=5,  # at the caller of `effects`, which is wrapped twice
             )
         return table, {
             "steps": steps,
