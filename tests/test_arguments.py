@@ -311,6 +311,25 @@ def test_numbers_of_numpy_are_numbers_and_truth_values_are_none():
         count(3, size=5)
 
 
+def test_what_takes_numbers_takes_those_of_numpy():
+    """What passes here as a whole number is not refused as none further in."""
+    model = wb.load_model("tiny")
+    pairs = wb.load_task("ioi", model, n=np.int64(2), seed=np.int64(3))
+    assert pairs.fingerprint == wb.load_task("ioi", model, n=2, seed=3).fingerprint
+    scores = wb.score_edges(
+        model,
+        pairs,
+        value=wb.zero(),
+        method="eap-ig-inputs",
+        steps=np.int64(1),
+        seed=np.int64(0),
+        progress=False,
+    )
+    assert scores.attrs["steps"] == 1
+    with pytest.raises(wb.WorkbenchError, match=r"^n=0: at least one pair is needed\.$"):
+        wb.load_task("ioi", model, n=np.int64(0))
+
+
 def test_what_a_container_holds_is_checked_one_level_deep():
     fits = rule_of(dict[str, list[int]]).fits
     assert fits({"a": [1]})

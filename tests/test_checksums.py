@@ -159,7 +159,7 @@ def test_a_circuit_that_was_edited_is_signed_anew_by_convert(tmp_path):
     n = CIRCUIT.n_edges
     assert str(refused.value) == (
         f"{str(path)!r} was edited or cut: it promises {n} edges and holds {n - 1}. If you edited it yourself, "
-        f"sign it anew: {command}"
+        f"sign it again: {command}"
     )
     for read in (
         wb.read_circuit,

@@ -1,8 +1,8 @@
 """Checksums: whether a file still holds what was written into it.
 
 `signed` adds one to a JSON object, as one of its fields; `file_sum` is that of a file's bytes, and `seal`
-appends it to the file. Files of earlier versions have none, and are taken as they are. A checksum finds damage
-and not forgery: whoever edits a file can sign it again.
+appends it to the file. Files of earlier versions have none, and are taken as they are. A checksum finds
+damage and not forgery: whoever edits a file can sign it again.
 """
 
 import json

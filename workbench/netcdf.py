@@ -1,7 +1,8 @@
 """netCDF files that read other files outside their folder, or promise far more numbers than they hold.
 
-Read `check_netcdf`, which refuses them. netCDF files are HDF5, where a link can lead to another file, an array
-can lie in one, and an array can be declared larger than any memory. Nothing here knows what is in an array.
+Read `check_netcdf`, which refuses them. netCDF files are HDF5, where a link can lead to another file, an
+array can lie in one, and an array can be declared larger than any memory. Nothing here knows what is in an
+array.
 """
 
 from math import prod
@@ -15,14 +16,14 @@ from workbench.errors import WorkbenchError
 from workbench.files import check_ordinary
 
 FREE_BYTES, FACTOR = 2**30, 64
-"""Arrays may promise this many bytes, or this many times the file's size, which is more than compression saves."""
+"""Arrays may promise this many bytes, or this many times the file's size: more than compression saves."""
 
 
 def check_netcdf(path: Path) -> None:
     """Raise `WorkbenchError` where a file names others outside its folder, or promises too many numbers.
 
     Raises:
-        OSError: it cannot be read, or is no HDF5 file.
+        OSError: it cannot be read, or is not an HDF5 file.
     """
     known: set[Path] = set()
     waiting = [path]

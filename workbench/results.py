@@ -24,7 +24,7 @@ from workbench.files import check_free, whole
 from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
-# xarray's options belong to the whole process: two threads that set and restore them could leave them changed.
+# xarray's options belong to the whole process: two threads that set them could leave them changed.
 _options = Lock()
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
 
@@ -56,11 +56,11 @@ def effect_array(
 def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Attributes that netCDF can hold: numbers as they are, the rest as text.
 
-    None is left out, booleans become 0 and 1.
+    None is left out, booleans become 0 and 1, and integers of numpy plain ones.
     """
     kept: dict[str, str | int | float] = {}
     for key, value in attrs.items():
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_ | np.integer):
             kept[key] = int(value)
         elif isinstance(value, int | float):
             kept[key] = value
@@ -108,7 +108,7 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
-        # By way of memory: where the disk is full, HDF5 cannot close its file, and crashes when that is freed.
+        # By way of memory: on a full disk HDF5 cannot close its file, and crashes when that is freed.
         partial.write_bytes(encoded.to_netcdf(engine="h5netcdf"))
         # The header of HDF5 says where its data end: other readers do not see the checksum behind them.
         seal(partial)

@@ -273,7 +273,7 @@ class Site:
         for pos in (self.pos, self.key_pos):
             if pos is not None and not is_position(pos):
                 raise SiteError(
-                    f"Site {self.kind}: {pos!r} is no position. Positions are whole numbers from 0 up, or "
+                    f"Site {self.kind}: {pos!r} is not a position. Positions are whole numbers from 0 up, or "
                     "names such as 'END'."
                 )
         if self.key_pos is not None and kind.name != "pattern":

@@ -6,6 +6,7 @@ Read `summary` and `mean_interval`, then `sign_flip_p`. It knows arrays only, no
 import warnings
 from collections.abc import Callable
 from itertools import product
+from numbers import Integral
 
 import numpy as np
 import xarray as xr
@@ -226,7 +227,7 @@ def check_level(level: float) -> float:
 
 def check_seed(seed: int) -> int:
     """The seed, if it is one. Raises `WorkbenchError` otherwise."""
-    if type(seed) is not int or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise WorkbenchError(f"seed={seed!r}: a whole number from 0 up is needed.")
     return seed
 

@@ -92,7 +92,7 @@ def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
         Circuit.load(path)
     assert re.fullmatch(
         re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ")
-        + r"\d+\. If you edited it yourself, sign it anew: workbench convert .* --overwrite",
+        + r"\d+\. If you edited it yourself, sign it again: workbench convert .* --overwrite",
         str(error.value),
     )
     document["edges"] = edges | {"m1->m0": 1.0}

@@ -207,7 +207,7 @@ def test_what_cannot_be_learned_is_refused():
     for name in ("steps", "batch"):
         for wrong in (0, -1):
             assert refused(CircuitError, n_edges=3, **{name: wrong}) == (
-                f"learn_circuit: {name}={wrong}; a whole number from 1 up is needed."
+                f"learn_circuit: {name}={wrong}; at least 1 is needed."
             )
     for wrong in (0.0, -0.1):
         assert (

@@ -318,7 +318,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 def test_two_processes_do_not_write_the_same_shard(copy):
     (copy / record_name(0)).unlink()
     plan = read_plan(str(copy))
-    store = DiskStore(str(copy), checked=False)  # the record of a shard is gone
+    store = DiskStore(str(copy), check=False)  # the record of a shard is gone
     lengths, counts = store.prompts.lengths.numpy(), store.index.counts.numpy()
     shard = copy / "shards" / "00000.z.safetensors"
     with writing(shard, plan.tensors("z", 0, lengths, counts)) as other:

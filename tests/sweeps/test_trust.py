@@ -1,4 +1,4 @@
-"""Code that a data file names is run only where the user says so, each time anew; otherwise its file is named."""
+"""Code that a data file names is run only where the user says so, at every call; otherwise its file is named."""
 
 import json
 import sys
@@ -64,7 +64,7 @@ def test_a_file_s_code_is_not_run_unless_it_is_trusted(spec, tmp_path):
         assert str(error.value) == (
             f"The metric 'package_of_somebody.theirs:score' is code of {str(tmp_path / 'package_of_somebody' / 'theirs.py')!r}, "
             "named by a file, and is not trusted: running it can do whatever you can do. Read it, then pass "
-            "trust=True (--trust), each time anew."
+            "trust=True (--trust), at every call."
         )
     assert isinstance(call("run", "a.yaml", "--out", "out").exception, SweepError)
     assert not (tmp_path / "ran").exists()

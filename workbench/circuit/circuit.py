@@ -439,7 +439,7 @@ class Circuit:
         """Read a circuit. Scores are kept for its own edges only.
 
         Args:
-            edited: accept a file that was changed since it was written; saving the circuit signs it anew.
+            edited: accept a file that was changed since it was written; saving the circuit signs it again.
 
         Raises:
             CircuitError: no such file, not a circuit, changed since it was written (by its checksum), or

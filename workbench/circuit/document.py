@@ -91,7 +91,7 @@ def read_document(path: Path, *, edited: bool = False) -> CircuitDocument:
     if not edited and (change := _change(fields)):
         name = str(path)
         raise CircuitError(
-            f"{name!r} was edited or cut: {change}. If you edited it yourself, sign it anew: "
+            f"{name!r} was edited or cut: {change}. If you edited it yourself, sign it again: "
             f"workbench convert {shlex.quote(name)} {shlex.quote(name)} --overwrite"
         )
     return document

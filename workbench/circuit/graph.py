@@ -352,7 +352,7 @@ class Graph:
 
     @cached_property
     def _decides(self) -> np.ndarray:
-        """bool [reader, writer]: whether what the writer writes depends on the reader, at its own position."""
+        """bool [reader, writer]: whether a writer depends on the reader at its own position."""
         return self._feeds | self._normed_together(self._feeds, "<q>")
 
     @cached_property
@@ -361,7 +361,7 @@ class Graph:
         return self._feeds_other_positions | self._normed_together(self._feeds_other_positions, "<k>")
 
     def _normed_together(self, feeds: np.ndarray, port: str) -> np.ndarray:
-        """bool [reader, writer]: each q or k (`port`) with all heads of its layer, where one norm covers them."""
+        """bool [reader, writer]: each q or k (`port`) with all heads that share its norm."""
         if not self.shape.joint_heads:
             return np.zeros_like(feeds)
         nodes = [Node.parse(name) for name in self.writers]

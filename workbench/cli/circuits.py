@@ -187,7 +187,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Read a circuit in one format and write it in another; a circuit edited by hand is signed anew.
+    """Read a circuit in one format and write it in another; a circuit edited by hand is signed again.
 
     --positive is what scores mean in the other tool's file.
     """

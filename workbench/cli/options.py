@@ -11,7 +11,7 @@ import typer
 
 
 def path_of(text: str) -> Path:
-    """A path to write to. An empty one, as from a shell variable that is not set, would be the current folder."""
+    """A path to write to. An empty one (a shell variable that is not set) would be this folder."""
     if not text.strip():
         raise typer.BadParameter("the path is empty.")
     return Path(text)

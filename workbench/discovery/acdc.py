@@ -96,7 +96,7 @@ def acdc(
         raise UnknownName("order", order, ORDERS)
     if (order == "scores") != (scores is not None):
         raise CircuitError("acdc: scores= goes with order='scores', and that order needs it.")
-    if type(at_once) is not int or at_once < 1:
+    if at_once < 1:
         raise CircuitError(f"acdc: at_once={at_once}; at least one edge is tried at a time.")
     if threshold is not None and not (is_number(threshold) and threshold >= 0):
         raise CircuitError(f"acdc: threshold={threshold}; it is a cost, so a finite number from 0 up.")

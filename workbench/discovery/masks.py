@@ -97,8 +97,8 @@ def learn_circuit(
             "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
         )
     for name, number in (("steps", steps), ("batch", batch)):
-        if type(number) is not int or number < 1:
-            raise CircuitError(f"learn_circuit: {name}={number}; a whole number from 1 up is needed.")
+        if number < 1:
+            raise CircuitError(f"learn_circuit: {name}={number}; at least 1 is needed.")
     if not (is_number(lr) and lr > 0):
         raise CircuitError(f"learn_circuit: lr={lr}; a finite number above 0 is needed.")
     check_seed(seed)

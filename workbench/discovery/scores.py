@@ -125,10 +125,8 @@ def score_edges(
         raise UnknownName("method", method, METHODS)
     if grid not in GRIDS:
         raise UnknownName("grid", grid, GRIDS)
-    if type(steps) is not int or steps < 1:
-        raise WorkbenchError(
-            f"score_edges: steps={steps}; the path needs at least one point, and a whole number of them."
-        )
+    if steps < 1:
+        raise WorkbenchError(f"score_edges: steps={steps}; the path needs at least one point.")
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
         raise UnknownName("keep", unknown[0], ("example", "pos"))

@@ -216,7 +216,7 @@ def stability(
         )
     check_level(level)
     check_seed(seed)
-    if type(draws) is not int or draws < 2:
+    if draws < 2:
         raise CircuitError(f"stability: draws={draws}; at least two circuits are compared.")
     rng = np.random.default_rng(seed)
     n = scores.sizes["example"]

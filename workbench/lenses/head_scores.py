@@ -146,7 +146,7 @@ def copying_scores(
     check_same_model(store, model, "copying_scores")
     shape, layers = Shape.of(model), needed(store, "v", "copying_scores")
     size = output_vocabulary(model)
-    if type(top) is not int or not 1 <= top <= size // 2:
+    if not 1 <= top <= size // 2:
         raise PromptError(f"copying_scores: top={top!r} of {size} tokens; give 1 to {size // 2}.")
     _check_written(store.prompts, size)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))

@@ -161,7 +161,7 @@ def top_tokens(
     layers = needed(store, kind, "top_tokens")
     read_out = ReadOut.of(model, vocabulary)
     size = read_out.n_tokens
-    if type(k) is not int or not 1 <= k <= size:
+    if not 1 <= k <= size:
         raise PromptError(f"top_tokens: k={k!r}; ask for 1 to {size}, as many tokens as are read.")
     of_rows = token_rows(store[kind, layers[0]])
     last = Shape.of(model).n_layers - 1

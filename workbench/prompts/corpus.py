@@ -56,11 +56,11 @@ def read_corpus(
     """
     if long not in LONG:
         raise UnknownName("long", long, LONG)
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise PromptError(f"limit={limit!r}: at least one prompt is needed, and a whole number of them.")
+    if limit is not None and limit < 1:
+        raise PromptError(f"limit={limit}: at least one prompt is needed.")
     n_ctx = int(model.cfg.n_ctx)
     if context is not None:
-        if type(context) is not int or not 1 < context <= n_ctx:
+        if not 1 < context <= n_ctx:
             raise PromptError(f"context={context!r}: prompts of this model have 2 to {n_ctx} tokens.")
         n_ctx = context
     # Without a tokenizer token ids can still be read.

@@ -28,7 +28,7 @@ from workbench.stores.store import ActivationStore
 from workbench.stores.writing import write_json, writing
 
 MOST_TOKENS = 2**33
-"""Cells [example, pos] of the padded table of a store's prompts: one long prompt among many makes it enormous."""
+"""Cells [example, pos] of the padded table of prompts: one long prompt among many makes it enormous."""
 
 
 class OpenFiles(dict[str, StoredFile]):
@@ -54,10 +54,10 @@ class ShardSegment:
     def __len__(self) -> int:
         return self._n
 
-    def whole(self, *, checked: bool = False) -> Tensor:
+    def whole(self, *, check: bool = False) -> Tensor:
         """[row, ...] of all rows: a view of the mapped file."""
         tensor = self._file.tensor(self.name)
-        if checked:
+        if check:
             self._checks.check_common()  # lengths and kept positions say whose rows these are
             self._checks.check_tensor(self._shard, self._group, self.name, tensor)
         return tensor
@@ -80,9 +80,9 @@ class ShardSegment:
 class DiskStore(ActivationStore):
     """A store whose rows and prompts lie on disk or behind a URL; see `open_store`."""
 
-    def __init__(self, place: str, *, checked: bool = True) -> None:
+    def __init__(self, place: str, *, check: bool = True) -> None:
         self.plan = plan = read_plan(place)
-        self._open, self._checks = OpenFiles(), StoreChecks(place, plan, wanted=checked)
+        self._open, self._checks = OpenFiles(), StoreChecks(place, plan, wanted=check)
         self._prompts_file = StoredFile(join(place, PROMPTS))
         # Lengths decide where every row lies: read at once. Tokens are read when they are asked for.
         self._lengths = self._table("lengths").numpy().astype(np.int64)
@@ -201,7 +201,7 @@ def open_store(place: str | Path, *, verify: bool | None = None) -> DiskStore:
         )
     if verify and (damage := next(damages(str(place)), None)):
         raise StoreError(f"{damage.file!r} is damaged: {damage.why}. {CURE}")
-    return DiskStore(str(place), checked=verify is None)
+    return DiskStore(str(place), check=verify is None)
 
 
 def read_plan(place: str) -> StorePlan:

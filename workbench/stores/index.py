@@ -92,8 +92,8 @@ class Segment(Protocol):
 
     def __len__(self) -> int: ...
 
-    def whole(self, *, checked: bool = False) -> Tensor:
-        """[row, ...] without a copy where that can be; `checked` against its checksum where it has one."""
+    def whole(self, *, check: bool = False) -> Tensor:
+        """[row, ...] without a copy where that can be; `check`: compared with the checksum, if any."""
         ...
 
     def part(self, start: int, stop: int) -> Tensor:
@@ -110,7 +110,7 @@ class MemorySegment:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def whole(self, *, checked: bool = False) -> Tensor:
+    def whole(self, *, check: bool = False) -> Tensor:
         """[row, ...] of all rows: the tensor itself."""
         return self.rows
 
@@ -142,8 +142,8 @@ class Packed:
     def whole(self) -> Tensor:
         """All rows, checked; without a copy if they lie in one segment."""
         if len(self.segments) == 1:
-            return self.segments[0].whole(checked=True)
-        return torch.cat([segment.whole(checked=True) for segment in self.segments])
+            return self.segments[0].whole(check=True)
+        return torch.cat([segment.whole(check=True) for segment in self.segments])
 
     def part(self, start: int, stop: int) -> Tensor:
         """[row, ...] of consecutive rows.
@@ -187,7 +187,7 @@ class Packed:
         bits = _BITS[self.dtype.itemsize]
         column = table.view(bits).numpy()[:, 0]
         for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
-            rows = segment.whole(checked=True)
+            rows = segment.whole(check=True)
             # numpy copies a strided view in less time than torch.
             if len(chosen) == 1 and rows.device.type == "cpu":
                 column[end - len(rows) : end] = rows.view(bits).numpy().reshape(len(rows), size)[:, chosen[0]]
@@ -212,7 +212,7 @@ class Packed:
         reader, n_readers = share
         for number in order[reader::n_readers].tolist():
             segment, first, offset = starts[number]
-            block = segment.whole(checked=True)[offset : offset + size]
+            block = segment.whole(check=True)[offset : offset + size]
             rows = torch.arange(first + offset, first + offset + len(block))
             if shuffle:
                 # A generator for each block: its rows are permuted alike whichever reader gets it.

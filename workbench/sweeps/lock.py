@@ -30,8 +30,8 @@ from workbench.files import sync
 from workbench.text import spelled
 
 LOCK = "sweep.lock"
-# Beside it: the file that the operating system locks, and the heartbeat of each owner. The first stays when the
-# sweep has ended: if it were removed, two processes could each lock a file of that name.
+# Beside it: the file that the operating system locks, and the heartbeat of each owner. The first stays when
+# the sweep has ended: if it were removed, two processes could each lock a file of that name.
 SYSTEM_LOCK, BEAT = f"{LOCK}.system", f"{LOCK}.beat."
 # Seconds after which a lock without a readable owner counts as left behind: writing one takes milliseconds.
 UNREADABLE_FOR = 5.0
@@ -62,7 +62,7 @@ class FolderLock:
     token: str
 
     def check(self) -> None:
-        """Raise `SweepError` where another process has taken the lock since: a machine that slept looks gone."""
+        """Raise `SweepError` where another process took the lock since: a machine that slept looks gone."""
         owner = _owner(self.folder / LOCK)
         if owner.get("token") != self.token:
             other = "nobody"
@@ -94,9 +94,9 @@ def locked(folder: Path, waiting: Waiting | None = None) -> Iterator[FolderLock]
         "token": token,
     }
     with ExitStack() as stack:
-        system_knows = _lock_system(folder, stack)
-        while not _created(path, owner):
-            _take_over(path, waiting or Waiting(), system_knows=system_knows)
+        has_system_lock = _lock_system(folder, stack)
+        while not _create_lock(path, owner):
+            _take_over(path, waiting or Waiting(), has_system_lock=has_system_lock)
         try:
             with _beating(folder, token):
                 yield FolderLock(folder, token)
@@ -124,7 +124,7 @@ def _lock_system(folder: Path, stack: ExitStack) -> bool:
     return True
 
 
-def _created(path: Path, owner: Mapping[str, Any]) -> bool:
+def _create_lock(path: Path, owner: Mapping[str, Any]) -> bool:
     """Write the lock of this process; False where there is one."""
     try:
         with open(path, "x", encoding="utf-8") as file:
@@ -172,11 +172,11 @@ def _beating(folder: Path, token: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _take_over(path: Path, waiting: Waiting, *, system_knows: bool) -> None:
+def _take_over(path: Path, waiting: Waiting, *, has_system_lock: bool) -> None:
     """Remove a lock whose process is gone. Raises `SweepError` if it lives.
 
     Args:
-        system_knows: this process holds the operating system's lock, so that no other of this machine lives.
+        has_system_lock: this process holds the operating system's lock, so no other of this machine does.
     """
     owner = _owner(path)
     if not owner:
@@ -188,7 +188,7 @@ def _take_over(path: Path, waiting: Waiting, *, system_knows: bool) -> None:
         # A lock of version 0.2, which has no heartbeat and does not take the operating system's lock.
         if not is_local or _born(owner["pid"]) == owner.get("born"):
             raise _held(owner, path)
-    elif not (is_local and system_knows and owner.get("boot") == _boot()):
+    elif not (is_local and has_system_lock and owner.get("boot") == _boot()):
         _await_beat(path, owner, waiting)
     _remove_stale(path, owner)
 
@@ -280,7 +280,7 @@ def _held(owner: Mapping[str, Any], path: Path | None = None) -> SweepError:
 
 
 def _boot() -> str:
-    """An identifier of the running kernel: another one on other machines, and after each start of this one."""
+    """An identifier of the running kernel: another one on each machine and after each start."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not on Linux

@@ -55,7 +55,7 @@ def read_log(folder: str | Path) -> list[LogRow]:
         try:
             rows.append(_parsed(line))
         except ValueError as error:
-            # A torn line lacks its line end, or holds zeros where the power failed before its bytes were written.
+            # A torn line lacks its line end, or holds zeros where the power failed before its bytes came.
             is_torn = number == len(lines) - 1 or b"\0" in line
             if number < last or not is_torn:
                 raise SweepError(

@@ -207,7 +207,7 @@ def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -
     if prod(shape) > MOST_CELLS:
         sizes = ", ".join(f"{dim} ({size})" for dim, size in zip(dims, shape, strict=True))
         raise SweepError(
-            f"An array over {sizes} would have more than {MOST_CELLS:,} cells. Use select(...) first, or .rows."
+            f"An array over {sizes} has more than {MOST_CELLS:,} cells. Use select(...) first, or .rows."
         )
     for name in columns:
         table = np.full(shape, np.nan)

@@ -204,8 +204,8 @@ class SweepSpec(_Frozen):
         n_settings = prod(max(1, len(axis)) for axis in axes)
         if n_settings > MOST_SETTINGS:
             raise ValueError(
-                f"it has {n_settings} combinations of models, tasks, seeds, metrics and values; a sweep may have "
-                f"{MOST_SETTINGS}: split it"
+                f"it has {n_settings} combinations of models, tasks, seeds, metrics and values; a sweep may "
+                f"have {MOST_SETTINGS}: split it"
             )
         return self
 

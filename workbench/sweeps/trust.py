@@ -35,7 +35,7 @@ def check_trusted(metrics: Iterable[str], *, trust: bool) -> None:
     for metric, file in code_files(metrics).items():
         raise SweepError(
             f"The metric {metric!r} is code of {file}, named by a file, and is not trusted: running it can "
-            "do whatever you can do. Read it, then pass trust=True (--trust), each time anew."
+            "do whatever you can do. Read it, then pass trust=True (--trust), at every call."
         )
 
 

@@ -142,8 +142,8 @@ def load_task(
 
 def _check_count(n: int) -> None:
     """Raise `PromptError` for a number of pairs that no task gives."""
-    if type(n) is not int or n < 1:
-        raise PromptError(f"n={n}: at least one pair is needed, and a whole number of them.")
+    if n < 1:
+        raise PromptError(f"n={n}: at least one pair is needed.")
     if n > _MOST:
         raise PromptError(f"n={n}: a task gives up to {_MOST:,} pairs.")
 
