@@ -4,6 +4,9 @@ Families without a norm in front of attention and MLP, with norms behind them, w
 keys normed over all heads, with mixtures of experts; and the refusal of what is not known.
 """
 
+import copy
+
+import family_configs
 import numpy as np
 import plain_transformers as plain
 import pytest
@@ -52,6 +55,23 @@ def test_circuits_edges_and_their_gradients_are_those_of_hooks_in_plain_transfor
         ).values[:, *cell]
         size = max(scale, float(right.abs().max()))
         assert close(scores, right, tolerance=1e-4, scale=size), method
+
+
+@pytest.mark.parametrize("family", ["glm4", "gemma2", "gemma3"])
+def test_streams_whose_parts_are_nearly_all_cut_keep_their_digits(family):
+    """A norm of what rounding leaves of such a stream, behind attention or in front of a reader, would blow it up."""
+    single = family_configs.plain_model(family)
+    pairs, measured = plain.pairs(), []
+    for one in (single, copy.deepcopy(single).double()):
+        model = plain.bridge_of(one)
+        runs = Circuits(model, wb.Graph.of(model), pairs, value=wb.zero(), metric=metric("nll"))
+        kept = np.random.default_rng(0).random((3, *runs.graph.exists.shape)) < 0.7
+        circuits = np.concatenate([np.zeros_like(kept[:1]), runs.graph.prune(kept & runs.graph.exists)])
+        measured.append(runs.measure(circuits))
+    ours, right = measured
+    # Nothing is left of the last stream, so that all tokens are alike; no part of these models has a bias.
+    assert close(ours[0], np.full(2, np.log(single.config.vocab_size)), tolerance=1e-6)
+    assert close(ours.astype(np.float64), right, tolerance=1e-5)
 
 
 def test_pruning_keeps_what_decides_a_norm_over_all_heads():
