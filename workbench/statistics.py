@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from itertools import product
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,9 +21,9 @@ from workbench.errors import UnknownName, WorkbenchError
 # Up to so many rows every pattern of signs is tried. Exact p-values are worth the 2 ms that all 4096 patterns
 # take, though a thousand random ones would take 0.1 ms.
 EXACT = 12
-NO_DIFFERENCE = 1e-6
+NO_DIFFERENCE, ROUNDING = 1e-6, 1e-5
 """A full and an empty run that differ by less, in the metric's unit, have no ratio: it would divide by
-rounding. It holds for means (`ratio_of_means`) as for single examples (`evaluate`'s mean of ratios).
+rounding. The same holds of less than that share of the metric's size. See `known_gap`.
 """
 
 
@@ -241,8 +242,17 @@ def _nanmean(sample: np.ndarray) -> np.ndarray:
 def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """(mean m - mean empty) / (mean full - mean empty) over axis 0.
 
-    NaN where the denominator is below `NO_DIFFERENCE`.
+    NaN where the denominator is nothing but rounding (`known_gap`).
     """
     # Without a gap between the full and the empty circuit there is nothing to be faithful to.
-    gap = full.mean(0) - empty.mean(0)
-    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < NO_DIFFERENCE, np.nan, gap)
+    size = np.maximum(np.abs(full).mean(0), np.abs(empty).mean(0))
+    return (measured.mean(0) - empty.mean(0)) / known_gap(full.mean(0) - empty.mean(0), size)
+
+
+def known_gap(gap: Any, size: Any) -> np.ndarray:
+    """Gaps between a metric of two runs, NaN where they are nothing but rounding.
+
+    Args:
+        size: of the metric, at either run.
+    """
+    return np.where(np.abs(gap) < np.maximum(NO_DIFFERENCE, ROUNDING * np.abs(size)), np.nan, gap)

@@ -266,3 +266,27 @@ def test_results_say_where_they_come_from():
     )
     sizes = asdict(Graph.of(model).shape)
     assert json.loads(json.dumps(asdict(Shape.of(model)))) == {**sizes, "experts": []}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_prompts_that_do_not_differ_give_no_shares(family):
+    model, clean = model_of(family), make_pairs(EIGHT).clean
+    tokens = torch.arange(8)[:, None, None]
+    pairs = PromptPairs(clean, clean, tokens, tokens + 1)
+    store, _ = capture_pairs(model, pairs)
+    circuits = some_circuits(model)
+    result = evaluate(
+        circuits, model, pairs, value=from_store(store, allow_self=True), checks=("complement",)
+    )
+    for name in ("faithfulness", "low", "high", "mean_of_ratios", "complement", "complement_low"):
+        assert np.isnan(result[name].values).all(), name
+
+
+def test_each_value_says_whether_it_covers_the_answer():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    values = {"zero": zero(), "other": from_store(corrupt)}
+    two = [table.repeat(1, 1, 2) for table in (pairs.answers, pairs.wrong)]
+    longer = PromptPairs(pairs.clean, pairs.corrupt, *two)
+    metric = "sequence_logprob_diff"
+    result = evaluate(Circuit.full(model), model, longer, value=values, metric=metric, checks=())
+    assert result.attrs["answer_tokens"] == "edited, unchanged"

@@ -32,7 +32,7 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
-from workbench.statistics import check_seed
+from workbench.statistics import check_seed, known_gap
 
 METHODS: dict[str, str] = {
     "exact": "every edge alone is patched",
@@ -52,8 +52,6 @@ GRIDS = ("left", "right", "midpoint")
 NODE_METHODS = (*METHODS, "gradient", "integrated")
 EFFECTS = ("exact", "gradient", "integrated", "atp-star")
 """Methods of `score_nodes` that are negated effects of components; the others are sums of edge scores."""
-SMALLEST_GAP = 1e-6
-"""The smallest |m(full) - m(empty)|, in the metric's unit, to divide scores by: less is rounding."""
 Axis = Literal["example", "pos"] | str
 
 
@@ -196,9 +194,10 @@ def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bo
 
 def _gap(circuits: Circuits, metric_name: str) -> float:
     """m(full) - m(empty), means over prompts. Raises `MetricError` where it is 0."""
-    empty = circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
-    gap = float(circuits.full.mean() - empty.mean())
-    if abs(gap) < SMALLEST_GAP:
+    full, empty = circuits.full, circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
+    size = max(np.abs(full).mean(), np.abs(empty).mean())
+    gap = float(known_gap(full.mean() - empty.mean(), size))
+    if np.isnan(gap):
         raise MetricError(
             f"score_edges: {metric_name} is the same in the full and in the empty circuit, "
             "so nothing can be normalized by it."

@@ -30,7 +30,7 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_seed
+from workbench.statistics import bootstrap, check_level, check_seed, known_gap
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 
@@ -110,7 +110,13 @@ def evaluate(
         ]  # fmt: skip
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
         described = ", ".join(one.describe() for one in value.values())
-        return joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
+        joined = joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
+        # Of these facts each value has its own.
+        own = {name: [one.attrs[name] for one in by_value if name in one.attrs]
+               for name in ("answer_tokens", "engine")}  # fmt: skip
+        return joined.assign_attrs(
+            {name: ", ".join(facts) for name, facts in own.items() if len(set(facts)) > 1}
+        )
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
@@ -209,7 +215,7 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, lev
     low, high = bootstrap(table, faithfulness_of, level=level)
     ratios = np.full(len(measured), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.where(np.abs(full - empty) < NO_DIFFERENCE, np.nan, full - empty)
+        gap = known_gap(full - empty, np.maximum(np.abs(full), np.abs(empty)))
         if np.isfinite(gap).any():
             ratios = np.nanmean((measured - empty) / gap, axis=1)
     return {

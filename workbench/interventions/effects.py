@@ -40,6 +40,7 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site
+from workbench.statistics import known_gap
 
 METHODS = ("exact", "gradient", "integrated", "atp-star")
 CONVERGENCE = 0.05
@@ -133,7 +134,7 @@ def effects(
         _blank_absent(table, plan)
         table = rows.combine(table)
         if normalized:
-            table = table / _gap_of_runs(rows.combine(runs.distance()))[:, None]
+            table = table / _gap_of_runs(rows, runs)[:, None]
     named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
@@ -244,9 +245,11 @@ def _blank_absent(table: Tensor, plan: _SitePlan) -> None:
         table[~has[positions], j] = float("nan")
 
 
-def _gap_of_runs(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+def _gap_of_runs(rows: Expansion, runs: MeasuredRuns) -> Float[Tensor, "example"]:
     """m(other run) - m(base), NaN with a warning where it is ~0."""
-    flat = gap.abs() < 1e-6  # of logits or nats: below it a share is rounding divided by rounding
+    gap, base = rows.combine(runs.distance()), rows.combine(runs.measured.cpu())
+    # Below rounding a share is rounding divided by rounding.
+    flat = torch.from_numpy(np.isnan(known_gap(gap.numpy(), base.numpy())))
     if bool(flat.any()):
         text = (
             f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
