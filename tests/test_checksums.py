@@ -198,3 +198,22 @@ def test_a_rotten_line_is_named_also_where_it_is_the_last(tmp_path):
             read_log(tmp_path)
     path.write_bytes(b"".join(lines)[:-9])
     assert len(read_log(tmp_path)) == 2, "a torn line is no rotten one"
+
+
+@pytest.mark.parametrize("column", ["study", "model", "value", "checkpoint"])
+def test_a_line_that_another_program_wrote_again_is_refused_whatever_it_lacks(tmp_path, column):
+    path = log_file(tmp_path)
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0])
+    # `json` puts spaces behind commas and colons, so the checksum no longer ends the line as it was written.
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    with pytest.raises(SweepError, match=r"Line 1 of .* was written anew by another program \(checksum\)"):
+        read_log(tmp_path)
+    # As lines of version 0.2, which have no checksum, and every column.
+    del row["sum"]
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    assert len(read_log(tmp_path)) == 3
+    del row[column]
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    with pytest.raises(SweepError, match=f"Line 1 of .* is damaged: it has no '{column}'"):
+        read_log(tmp_path)

@@ -141,6 +141,12 @@ def _parsed(line: bytes) -> LogRow:
     row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("job"), str) or row.get("status") not in STATUSES:
         raise ValueError(f"it is not an object with a job and a status ({', '.join(STATUSES)})")
+    # A checksum that is not where lines end: another program wrote the line again, in its own layout.
+    if "sum" in row:
+        raise ValueError("it was written anew by another program (checksum)")
+    missing = [flag for flag in FLAGS if flag not in row]
+    if missing:
+        raise ValueError(f"it has no {missing[0]!r}")
     for name in ("values", "m_base"):
         if not _are_numbers(row.get(name, [])):
             raise ValueError(f"{name!r} is not a list of numbers")
@@ -148,7 +154,7 @@ def _parsed(line: bytes) -> LogRow:
         kind = str | None
         if flag in ("checkpoint", "n", "seed"):
             kind = int | None
-        if not isinstance(row.get(flag), kind):
+        if not isinstance(row[flag], kind):
             raise ValueError(f"{flag!r} is {row[flag]!r}")
     _check_extra(row.get("extra", {}))
     if "value" in row:
