@@ -4,6 +4,8 @@ Every callable of `wb.__all__` is called with valid arguments, in which one at a
 that do not belong there. The default suite takes another part of the table each day, the slow one all of it.
 """
 
+import errno
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -283,6 +285,7 @@ def test_all_of_the_table_ends_in_a_result_or_in_one_of_our_errors(in_tmp):
         (wb.planted, {"name": "induction", "n": True}, "planted: n=True does not fit; a whole number is needed."),
         (wb.load, {"path": ""}, "load: path='' does not fit; a path is needed."),
         (wb.load, {"path": "a\0b"}, "load: path='a\\x00b' does not fit; a path is needed."),
+        (wb.load, {"path": Path("a" * 300)}, f"load: path='{'a' * 56}... cannot be looked at: File name too long."),
         (wb.grid, {"kind": 5, "model_or_shape": None}, "grid: kind=5 does not fit; text is needed."),
     ],
 )  # fmt: skip
@@ -341,3 +344,29 @@ def test_what_a_container_holds_is_checked_one_level_deep():
     assert not rule_of(tuple[int, ...]).fits((1, "a"))
     assert rule_of(xr.DataArray | None).fits(None)
     assert not rule_of(xr.DataArray | None).fits(xr.Dataset())
+
+
+def test_a_path_in_a_folder_of_somebody_else_is_refused_in_words(monkeypatch):
+    """Tests may run as a user who may look anywhere."""
+
+    def lstat(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("workbench.arguments.os.lstat", lstat)
+    for call in (wb.load, wb.read_circuit, wb.open_store, wb.load_sweep, wb.TunedLens.load):
+        with pytest.raises(wb.WorkbenchError, match="='/home/x/y' cannot be looked at: Permission denied"):
+            call("/home/x/y")
+
+
+@pytest.mark.parametrize("url", ["s3://a/b", "https://example.org/x", "file:///tmp/x"])
+def test_nothing_is_left_where_a_url_is_refused(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    spec = {"preset": "head-ablation", "tasks": ["ioi"], "n": 2}
+    model = wb.load_model("tiny")
+    for write in (
+        lambda: wb.run_sweep(spec, out=url, progress=False, limit=1),
+        lambda: wb.capture(model, [[0, 1, 2]], sites=["z"], path=url, progress=False),
+    ):
+        with pytest.raises(wb.WorkbenchError, match="is a URL, and results are written to this machine"):
+            write()
+    assert not list(Path.cwd().iterdir())

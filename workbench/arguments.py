@@ -5,6 +5,7 @@ they are read once, at the first call, and a check takes a few microseconds. Typ
 exists or a share is below 1 is for the function to say. Nothing here knows what the arguments mean.
 """
 
+import errno
 import functools
 import inspect
 import math
@@ -132,6 +133,8 @@ def _rules(function: Callable[..., Any]) -> dict[str, Rule | None]:
 
 
 def _refuse(call: str, argument: str, value: Any, rule: Rule) -> None:
+    if isinstance(value, str | Path) and (reason := _out_of_reach(str(value))):
+        raise rule.error(f"{call}: {argument}={shown(str(value))} cannot be looked at: {reason}.")
     raise rule.error(f"{call}: {argument}={shown(value)} does not fit; {rule.expected} is needed.")
 
 
@@ -246,7 +249,20 @@ def _is_path(value: Any) -> bool:
         os.fsencode(text)
     except UnicodeEncodeError:
         return False
-    return text != "" and "\0" not in text
+    return text != "" and "\0" not in text and _out_of_reach(text) is None
+
+
+def _out_of_reach(path: str) -> str | None:
+    """Why nobody can say what is at a path: a name too long for any file, or a folder of somebody else."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        # `Path.exists` raises these; URLs are for others to read.
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EIO) and "://" not in path:
+            return error.strerror
+    except ValueError:
+        return None
+    return None
 
 
 _SIMPLE: dict[Any, Rule] = {

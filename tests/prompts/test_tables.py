@@ -138,3 +138,12 @@ def test_a_table_as_long_as_the_sample_of_a_corpus_is_read_to_its_last_byte(tmp_
     monkeypatch.setattr(tables, "_SAMPLE", path.stat().st_size)
     with pytest.warns(UserWarning, match="cut.csv was read as cp1252"):
         assert read_rows(path, "csv", PromptError) == [["a", "b"], ["1", "caf\u00c3"]]
+
+
+def test_a_file_that_opens_and_cannot_be_read_is_named():
+    """Beginnings of the memory of a process cannot be read, and other drives fail in the same way."""
+    model, path = tiny(), Path("/proc/self/mem")
+    with pytest.raises(PromptError, match="'/proc/self/mem' cannot be read"):
+        wb.PromptPairs.from_csv(model, path)
+    with pytest.raises(PromptError, match="'/proc/self/mem' cannot be read"):
+        wb.read_corpus(model, path)

@@ -25,6 +25,7 @@ from workbench.checksums import file_sum
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
+from workbench.files import check_local
 from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
@@ -301,6 +302,7 @@ def repair(model: Model, path: str | Path, *, progress: bool = True) -> list[str
 
 def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
     """The plan of the store in a folder: the one that is there if it stores the same, else a new one."""
+    check_local(path)
     fresh = request.plan(model)
     if exists(str(path / PLAN)):
         plan = read_plan(str(path))

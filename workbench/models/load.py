@@ -6,6 +6,7 @@ works. Read `load_model`. What tells models apart is in `fingerprint.py`. This m
 or of what is done with a model.
 """
 
+import os
 import socket
 import weakref
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ def load_model(
     known = embedded.find(name)
     if known is not None:
         model = _boot(str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, trusted=True)
-    elif name and Path(name).is_dir():
+    elif os.path.isdir(name):  # unlike `Path.is_dir` it is False for names that no file can have
         model = _boot(name, torch_device, torch_dtype)
         # Another process may have another working directory.
         reload_name = str(Path(name).resolve())
@@ -330,7 +331,11 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 def _looks_like_a_path(source: str) -> bool:
     return (
-        source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.strip() == ""
+        len(source) > 255
+        or source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or "\\" in source
+        or source.strip() == ""
     )
 
 

@@ -69,11 +69,11 @@ def text_lines(path: Path, refused: type[WorkbenchError]) -> Iterator[str]:
     cannot be read.
     """
     with _opened(path, refused) as file:
-        sample = file.read(_SAMPLE)
-        encoding = _encoding(sample, refused, path, is_whole=len(sample) < _SAMPLE)
-        _warn_of_format(path, encoding, None)
-        file.seek(0)
         try:
+            sample = file.read(_SAMPLE)
+            encoding = _encoding(sample, refused, path, is_whole=len(sample) < _SAMPLE)
+            _warn_of_format(path, encoding, None)
+            file.seek(0)
             with io.TextIOWrapper(file, encoding) as lines:
                 for line in lines:
                     yield line.rstrip("\n")
@@ -114,7 +114,10 @@ def _opened(path: Path, refused: type[WorkbenchError]) -> Iterator[BinaryIO]:
 def _decoded(path: Path, refused: type[WorkbenchError]) -> _Text:
     """The whole text of a file."""
     with _opened(path, refused) as file:
-        content = file.read()
+        try:
+            content = file.read()
+        except OSError as error:
+            raise refused(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     encoding = _encoding(content, refused, path, is_whole=True)
     return _Text(content.decode(encoding), encoding)
 

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.checksums import KEY, is_unchanged, signed
 from workbench.documents import read_json
 from workbench.errors import OutputExists, SweepError
-from workbench.files import whole
+from workbench.files import check_local, whole
 from workbench.sweeps.lock import LOCK
 from workbench.sweeps.spec import SweepSpec, read_spec
 
@@ -61,7 +61,9 @@ def claim(folder: Path) -> None:
 
     Raises:
         OutputExists: it is a file, or holds other things than a sweep.
+        CannotWrite: it is a URL.
     """
+    check_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
