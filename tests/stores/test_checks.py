@@ -14,6 +14,7 @@ from families import model_of, ragged
 
 from workbench.checksums import signed
 from workbench.engine.capture import capture
+from workbench.engine.capture_to_disk import repair
 from workbench.errors import StoreError
 from workbench.stores import records
 from workbench.stores.disk import open_store, read_plan, verify
@@ -165,6 +166,7 @@ def changed_plan(folder: Path, **changes) -> None:
         ),
         ({"checksums": {"/etc/passwd": "0" * 32}}, "it names other files"),
         ({"shapes": {"../../secret": [4]}}, "its shards, sites and shapes do not fit together|is no site"),
+        ({"sites": {"secret[0]": "secret[0]"}, "shapes": {"secret[0]": [4]}}, "'secret' is no kind of site"),
         ({"n": 10**15}, "not a whole number from 0 to"),
         ({"threads": 10**9}, "no machine has 1000000000 threads"),
         ({"shards": [[0, 10], [10, 8]]}, "do not fit together"),
@@ -184,7 +186,7 @@ def test_a_record_that_names_other_files_is_damaged(store):
     sums = json.loads(path.read_text())
     path.write_text(json.dumps(signed({**sums, "../../secret": "0" * 32})))
     (damage,) = verify(store)
-    assert f"{record_name(0)}' lists other files than the plan. workbench store verify names" in damage.why
+    assert "lists other files than the plan" in damage.why
     path.write_text(json.dumps(sums | {next(iter(sums)): "0" * 32}))
     assert "00000.json' is damaged" in next(verify(store)).why
 
@@ -207,3 +209,31 @@ def test_a_pipe_in_the_place_of_a_file_is_not_opened(store):
     with pytest.raises(StoreError, match="it is a device or a pipe"):
         list(verify(store))
     assert torch.isfinite(open_store(store)["resid_post", 0].packed).all()
+
+
+def test_a_plan_with_another_shape_or_precision_than_the_files_is_refused(store):
+    shapes = dict(read_plan(str(store)).shapes)
+    name = next(iter(shapes))
+    for changes in ({"dtype": "float16"}, {"shapes": shapes | {name: [1, *shapes[name]]}}):
+        changed_plan(store, **changes)
+        with pytest.raises(
+            StoreError, match=r"safetensors' holds .* as torch\.float32 of shape .*, and the plan says"
+        ):
+            open_store(store)[name.partition("[")[0], 0].packed  # noqa: B018
+
+
+def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(store, tmp_path):
+    """The folder may be anybody's: repairing it must not write into the files of whoever repairs it."""
+    own = tmp_path / "own.txt"
+    own.write_text("mine")
+    (store / record_name(0)).unlink()
+    for target in (own, tmp_path / "new"):
+        partial = store / f"shards/.{Path(file_name(0, 'z')).name}.partial"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(target)
+        with pytest.raises(
+            StoreError, match=r"z\.safetensors' cannot be written: Too many levels of symbolic links"
+        ):
+            repair(model_of("gpt2"), store)
+    assert own.read_text() == "mine"
+    assert not (tmp_path / "new").exists()

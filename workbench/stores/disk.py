@@ -46,13 +46,21 @@ class OpenFiles(dict[str, StoredFile]):
 class ShardSegment:
     """One tensor of one shard: its file is opened when a row is first asked for."""
 
-    def __init__(self, files: OpenFiles, checks: StoreChecks, shard: int, name: str, n: int) -> None:
-        self._files, self._checks, self._shard, self.name, self._n = files, checks, shard, name, n
+    def __init__(
+        self,
+        files: OpenFiles,
+        checks: StoreChecks,
+        shard: int,
+        name: str,
+        planned: tuple[torch.dtype, list[int]],
+    ) -> None:
+        self._files, self._checks, self._shard, self.name = files, checks, shard, name
+        self._dtype, self._shape = planned[0], tuple(planned[1])
         self._group = key_of(name)[0]
         self.path = join(checks.place, file_name(shard, self._group))
 
     def __len__(self) -> int:
-        return self._n
+        return self._shape[0]
 
     def whole(self, *, check: bool = False) -> Tensor:
         """[row, ...] of all rows: a view of the mapped file."""
@@ -69,10 +77,11 @@ class ShardSegment:
     @property
     def _file(self) -> StoredFile:
         file = self._files[self.path]
-        if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
+        entry = file.entries.get(self.name)
+        if entry is not None and (entry.dtype, entry.shape) != (self._dtype, self._shape):
             raise StoreError(
-                f"{self.path!r} has {file.entries[self.name].shape[0]} rows of {self.name}, "
-                f"not {self._n}. {CURE}"
+                f"{self.path!r} holds {self.name} as {entry.dtype} of shape {entry.shape}, and the plan says "
+                f"{self._dtype} of shape {self._shape}. {CURE}"
             )
         return file
 
@@ -165,8 +174,8 @@ class DiskStore(ActivationStore):
         plan, group = self.plan, key_of(name)[0]
         segments = []
         for shard in range(len(plan.shards)):
-            _, shape = plan.tensors(group, shard, self._lengths, self._counts)[name]
-            segments.append(ShardSegment(self._open, self._checks, shard, name, shape[0]))
+            planned = plan.tensors(group, shard, self._lengths, self._counts)[name]
+            segments.append(ShardSegment(self._open, self._checks, shard, name, planned))
         return Packed(segments, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
 
 
@@ -214,9 +223,16 @@ def read_plan(place: str) -> StorePlan:
 
 
 def exists(place: str) -> bool:
-    """Whether there is a file or folder at that path or URL."""
+    """Whether there is a file or folder at that path or URL.
+
+    Raises:
+        StoreError: nobody can say, as in a folder of somebody else.
+    """
     if "://" not in place:
-        return Path(place).exists()
+        try:
+            return Path(place).exists()
+        except OSError as error:
+            raise StoreError(f"{place!r} cannot be looked at: {error.strerror}.") from error
     files, path = filesystem(place)
     return bool(files.exists(path))
 
@@ -269,7 +285,8 @@ def damages(place: str) -> Iterator[Damage]:
         try:
             sums = read_record(place, plan, shard)
         except StoreError as error:
-            yield Damage(join(place, record_name(shard)), str(error), shard)
+            why = str(error).removesuffix(CURE).rstrip(" .")
+            yield Damage(join(place, record_name(shard)), why, shard)
             continue
         for name, wanted in sums.items():
             if "#" not in name:

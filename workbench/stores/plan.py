@@ -16,7 +16,7 @@ import torch
 
 from workbench.checksums import KEY, content_sum, is_unchanged
 from workbench.errors import StoreError
-from workbench.sites import Key
+from workbench.sites import KINDS, Key
 from workbench.stores.index import RowIndex
 
 FORMAT = "workbench-store"
@@ -169,6 +169,7 @@ class StorePlan:
         if (
             [0, *stops] != [*starts, self.n]
             or any(stop < start for start, stop in self.shards)
+            or len(self.shards) > max(1, self.n)
             or not isinstance(self.torch_dtype, torch.dtype)
             or not set(self.sites.values()) <= set(self.shapes)
         ):
@@ -176,8 +177,9 @@ class StorePlan:
         # A plan must not make a reader open files outside its folder.
         if not set(self.checksums) <= {PROMPTS, LABELS}:
             raise ValueError(f"it names other files than {PROMPTS} and {LABELS}")
-        for name in (*self.sites, *self.shapes):
-            key_of(name)
+        unknown = {key_of(name)[0] for name in (*self.sites, *self.shapes)} - set(KINDS)
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is no kind of site")
 
 
 def cut(

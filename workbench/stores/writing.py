@@ -61,7 +61,8 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
     partial = path.with_name(f".{path.name}.partial")
     header, entries = layout(tensors)
     try:
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        # Its name can be foreseen: a link of that name, in a folder of somebody else, is not followed.
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
