@@ -214,3 +214,53 @@ def test_the_heart_beats(tmp_path, monkeypatch):
         while len(counts) < 4:
             counts.add(beat.read_bytes())
     assert not list(tmp_path.glob(f"{BEAT}*"))
+
+
+def test_a_log_that_is_a_link_to_another_file_is_not_cut(tmp_path):
+    own, folder = tmp_path / "own.txt", tmp_path / "s"
+    own.write_text("a file without a line end")
+    folder.mkdir()
+    (folder / "jobs.jsonl").symlink_to(own)
+    with pytest.raises(
+        SweepError, match=r"jobs.jsonl' is a link, and the log of a sweep is a file of its folder"
+    ):
+        Log(folder)
+    assert own.read_text() == "a file without a line end"
+
+
+def test_a_disk_that_is_full_is_named_and_leaves_no_lock(tmp_path):
+    """Files of no more than so many bytes, as a full disk allows them."""
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from workbench.errors import CannotWrite\n"
+        "from workbench.sweeps.lock import locked\n"
+        "from workbench.sweeps.log import Log\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    with locked(Path('s')) as lock:\n"
+        "        log = Log(Path('s'), lock.check)\n"
+        "        for number in range(9):\n"
+        "            log.append([{'job': str(number), 'status': 'done', 'text': 'x' * 150}])\n"
+        "except CannotWrite as error:\n"
+        "    print(error)\n"
+    )
+    (tmp_path / "s").mkdir()
+    for limit, message in (
+        (0, "'s' cannot be written to: File too large."),
+        (900, "'s/jobs.jsonl' cannot be written: File too large. The jobs"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(limit)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.startswith(message), done.stdout + done.stderr
+        assert not (tmp_path / "s" / LOCK).exists()
+    path = tmp_path / "s" / "jobs.jsonl"
+    assert path.stat().st_size == 900
+    Log(tmp_path / "s")
+    assert path.read_bytes().endswith(b"\n") or not path.stat().st_size

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from workbench.documents import read_json
-from workbench.errors import SweepError
+from workbench.errors import CannotWrite, SweepError
 from workbench.files import sync
 from workbench.text import spelled
 
@@ -133,6 +133,11 @@ def _create_lock(path: Path, owner: Mapping[str, Any]) -> bool:
             os.fsync(file.fileno())
     except FileExistsError:
         return False
+    except OSError as error:
+        # A full disk leaves an empty file, which would hold up the next run.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise CannotWrite(f"{str(path.parent)!r} cannot be written to: {error.strerror}.") from error
     sync(path.parent)
     return True
 

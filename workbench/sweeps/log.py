@@ -16,7 +16,7 @@ import xxhash
 
 from workbench.documents import parse_json
 from workbench.engine.named_values import OTHER_SIDE, SIDES, canonical_name
-from workbench.errors import SweepError
+from workbench.errors import CannotWrite, SweepError
 from workbench.files import check_ordinary
 
 LogRow = dict[str, Any]
@@ -91,17 +91,32 @@ class Log:
 
     def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
         self.path, self.check = folder / LOG, check
-        self.path.touch()
-        self._cut_torn_line()
+        # What is torn at its end is cut off: of a file of somebody's own, to which a link leads, that is harm.
+        if self.path.is_symlink():
+            raise SweepError(
+                f"{str(self.path)!r} is a link, and the log of a sweep is a file of its folder. Put the file "
+                "there, or run the sweep where it is."
+            )
+        try:
+            self.path.touch()
+            self._cut_torn_line()
+        except OSError as error:
+            raise CannotWrite(f"{str(self.path)!r} cannot be written: {error.strerror}.") from error
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows as one block, so that a killed process leaves at most one torn line."""
         lines = [_line(row) for row in rows]
         self.check()
-        with open(self.path, "ab") as file:
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab") as file:
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CannotWrite(
+                f"{str(self.path)!r} cannot be written: {error.strerror}. The jobs that it lists are kept; "
+                "`workbench sweep resume` runs the others."
+            ) from error
 
     def _cut_torn_line(self) -> None:
         """Remove what a killed run left after the last whole row: the next row must not be glued to it."""

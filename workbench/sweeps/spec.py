@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -51,10 +52,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 FITTED = ("effects", "pairs", "cumulative")
 # A circuit is a run of the clean prompts, so these studies have no other base.
 FROM_CLEAN = ("circuits", "methods", "stability")
+
+
+def _no_truth(number: Any) -> Any:
+    """A number as it is. Raises `ValueError` for True and False, which Python takes for 1 and 0."""
+    if isinstance(number, bool):
+        raise ValueError(f"{number} is not a number")
+    return number
+
+
+_Whole = Annotated[int, BeforeValidator(_no_truth)]
 # Keys of jobs and columns of tables hold 64-bit integers.
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[_Whole, Field(ge=0, lt=2**63)]
 # Bounded above any real sweep: a wrong number in a file must not fill the memory before it is noticed.
-PromptCount = Annotated[int, Field(ge=1, le=10**7)]
+PromptCount = Annotated[_Whole, Field(ge=1, le=10**7)]
+Strength = Annotated[FiniteFloat, BeforeValidator(_no_truth)]
 MOST_SETTINGS = 10**6
 """Combinations of models, checkpoints, tasks, seeds, metrics and values."""
 _NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -123,7 +135,7 @@ class SweepSpec(_Frozen):
 
     study: Study
     models: tuple[str, ...] = Field(default=("tiny",), min_length=1)
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: tuple[_Whole, ...] = ()
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
     n: PromptCount = 32
     split: Literal["train", "heldout"] = "train"
@@ -133,7 +145,7 @@ class SweepSpec(_Frozen):
     circuits: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     n_edges: tuple[Count, ...] = (30,)
-    strengths: tuple[FiniteFloat, ...] = ()
+    strengths: tuple[Strength, ...] = ()
     # Before `values`, whose validator needs it: pydantic validates fields in this order.
     base: Literal["clean", "corrupt"] = "clean"
     values: tuple[str, ...] = Field(default=("zero",), min_length=1)
@@ -243,6 +255,10 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
             "A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not "
             f"{type(fields).__name__}."
         )
+    # YAML has keys of other kinds, numbers for one.
+    unnamed = [name for name in fields if not isinstance(name, str)]
+    if unnamed:
+        raise UnknownName("field", unnamed[0], [*SweepSpec.model_fields, "preset"])
     replaced = PRESETS.get(str(changes.get("preset")), {})
     kept = {name: value for name, value in fields.items() if name not in replaced}
     try:
