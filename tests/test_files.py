@@ -1,5 +1,6 @@
 """Folders of results: nothing of others is touched, and no folder mixes two runs."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
-from workbench.errors import OutputExists, WorkbenchError
+from workbench.errors import CannotWrite, OutputExists, WorkbenchError
 from workbench.files import check_free, fresh_folder, read_bytes, replaced, whole
 from workbench.studies.evidence import Evidence
 from workbench.sweeps.spec import read_spec
@@ -158,3 +159,28 @@ def test_reading_is_bounded(tmp_path):
         read_bytes(tmp_path / "a", most=4)
     with pytest.raises(IsADirectoryError):
         read_bytes(tmp_path)
+
+
+def test_a_folder_of_runs_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def mkdir(self, *_arguments, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(
+        OutputExists, match=r"The folder '.*runs' cannot be written to: Permission denied\. Choose"
+    ):
+        fresh_folder("x", tmp_path / "runs").__enter__()
+
+
+def test_a_full_disk_is_told_of_the_folder_to_come_and_not_of_the_one_that_is_gone(tmp_path):
+    def fill() -> None:
+        with replaced(tmp_path / "run", ["a"], overwrite=False) as partial, whole(partial / "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CannotWrite) as error:
+        fill()
+    assert (
+        str(error.value)
+        == f"'{tmp_path / 'run' / 'a'}' cannot be written: No space left on device. Nothing was left there."
+    )
+    assert not list(tmp_path.iterdir())

@@ -146,6 +146,23 @@ def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
 @contextmanager
 def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     """The first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; deleted again if it stays empty."""
+    try:
+        folder, claim = _claimed(name, root)
+    except OSError as error:
+        raise OutputExists(
+            f"The folder {str(root)!r} cannot be written to: {error.strerror}. Choose another with --out."
+        ) from error
+    try:
+        yield folder
+    finally:
+        claim.rmdir()
+        for path in (folder, root):
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _claimed(name: str, root: Path) -> tuple[Path, Path]:
+    """A folder of this process's own in `root`, and what says so meanwhile."""
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     number = 1
@@ -157,17 +174,10 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
         try:
             # Making the folder claims it: two runs that start together get two.
             folder.mkdir()
-            break
+            return folder, claim
         except FileExistsError:
             claim.rmdir()
             number += 1
-    try:
-        yield folder
-    finally:
-        claim.rmdir()
-        for path in (folder, root):
-            if not any(path.iterdir()):
-                path.rmdir()
 
 
 @contextmanager
@@ -196,6 +206,9 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         yield written
         check_output(out, files, overwrite=overwrite)
         _move(written, out, files)
+    except CannotWrite as error:
+        # The folder to come is what the caller knows.
+        raise CannotWrite(str(error).replace(str(written), str(out))) from error
     except OSError as error:
         raise CannotWrite(f"{str(out)!r} cannot be written: {error.strerror or error}.") from error
     finally:
