@@ -24,6 +24,7 @@ from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.store_values import check_same_model
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
+from workbench.finite import check_finite
 from workbench.lenses.store_reading import last_stream, needed, token_rows
 from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.translators import Translators, divergences, trained
@@ -128,8 +129,12 @@ class TunedLens:
                     f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit "
                     f"{layers}."
                 )
+            if "gain" not in heldout or len(set(layers)) < len(layers):
+                raise ValueError("its layers or its held-out measures are not those of a lens")
+            for name, tensor in (("weight", weight), ("bias", bias)):
+                check_finite(tensor, f"{name!r} of {str(path)!r}", "Fit the lens again.")
             return cls(layers, weight, bias, facts["kind"], facts["model"], facts["model_name"], heldout)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{str(path)!r} cannot be read as a tuned lens: {error}") from error
 
     def __repr__(self) -> str:
