@@ -71,6 +71,9 @@ def numbers(model: Any, *, lenses: bool) -> dict[str, Any]:
         "paths": wb.path_effects(model, pairs, senders="heads", mlps="frozen", **asked),
     }
     if lenses:
+        results["norms"] = wb.norms(store)
+        results["attention"] = wb.attention_to(store, [0])
+        results["head scores"] = wb.head_scores(store, scores=("previous",))
         results["lens"] = wb.logit_lens(store, model, targets=pairs.answers)
         results["tuned"] = wb.fit_tuned_lens(store, model, test_share=0.5, epochs=1, batch=2).weight
     return results

@@ -32,6 +32,7 @@ CHUNK, PROMPTS = 4096, 64
 
 
 @checked
+@model_call()
 def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     """The Euclidean length of an activation at every layer and position; heads are taken together.
 
@@ -52,6 +53,7 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
 
 
 @checked
+@model_call()
 def attention_to(
     store: ActivationStore, keys: Sequence[Position], *, query: Position = "END"
 ) -> xr.DataArray:
@@ -85,6 +87,7 @@ def attention_to(
 
 
 @checked
+@model_call()
 def head_scores(
     store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
 ) -> xr.DataArray:

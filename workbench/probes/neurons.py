@@ -16,6 +16,7 @@ from torch.linalg import vecdot
 
 from workbench.arguments import checked
 from workbench.errors import ProbeError, StoreError
+from workbench.models.calls import model_call
 from workbench.probes.concepts import Concept
 from workbench.probes.controls import splits
 from workbench.probes.data import Activations, balanced
@@ -36,6 +37,7 @@ MAPS = ("accuracy", "roc_auc", "coefficient", "intercept", "converged")
 
 
 @checked
+@model_call()
 def neuron_maps(
     store: ActivationStore,
     labels: Labels,
