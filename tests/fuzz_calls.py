@@ -96,7 +96,10 @@ def _other_spelling(rng: random.Random) -> str:
     recipe = recipes()[number]
     spellings = []
     for name, value in recipe.arguments.items():
-        spellings += [(name, label, new) for label, new in _spellings(value)]
+        for label, new in _spellings(value):
+            # A tuple of nodes is one that moves together.
+            if (name, label) not in (("senders", "tuple"), ("receivers", "tuple")):
+                spellings.append((name, label, new))
     if not spellings:
         return _odd_arguments(rng)
     name, label, new = rng.choice(spellings)

@@ -9,7 +9,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import xarray as xr
 from family_configs import plain_model, saved
 
 import workbench as wb
+from workbench.engine.bound import Value
+from workbench.engine.capture_to_disk import StoreCost
 
 ROWS = ([0, 45, 9, 83, 117, 22], [0, 77, 118, 30, 222, 17])
 OTHER_ROWS = ([0, 45, 14, 83, 117, 22], [0, 77, 14, 30, 222, 17])
@@ -307,7 +309,7 @@ def recipes() -> list[Recipe]:
         ("mean", wb.mean, {"store": corrupt, "per": "dataset"}),
         ("resample", wb.resample, {"store": corrupt, "seed": 0}),
         ("from_store", wb.from_store, {"store": corrupt}),
-        ("project", wb.project, {"basis": torch.eye(8)[:2], "value": wb.zero()}),
+        ("project", wb.project, {"basis": torch.eye(8)[:, :2], "value": wb.zero()}),
         ("metric", wb.metric, {"given": "prob_diff"}),
         ("planted", wb.planted, {"name": "induction", "size": 6, "seed": 0, "n": 4}),
         (
@@ -433,7 +435,9 @@ def content(result: Any) -> Any:
             {k: _plain(v) for k, v in result.positions.items()},
         )
     if isinstance(result, wb.ActivationStore):
-        return {str(key): _plain(torch.cat(list(result[key].blocks()))) for key in result.keys}
+        return {
+            f"{kind}[{at}]": _plain(torch.cat(list(result[kind, at].blocks()))) for kind, at in result.keys
+        }
     if hasattr(result, "logits") and hasattr(result, "recorded"):
         return _plain(result.logits), {str(key): _plain(value) for key, value in result.recorded.items()}
     if isinstance(result, tuple | list):
@@ -442,6 +446,12 @@ def content(result: Any) -> Any:
         return _plain(result)
     if hasattr(result, "to_string") and hasattr(result, "columns"):
         return result.to_string()
+    if isinstance(result, Value):
+        # What it writes: a number may be spelled in many ways.
+        edits = {"z[0.1]": result}
+        return content(wb.run(model(), pairs().clean, edits=edits, other=pairs().corrupt))
+    if isinstance(result, StoreCost):
+        return repr(replace(result, seconds=0.0))  # seconds are measured
     return repr(type(result)) if "object at 0x" in repr(result) else repr(result)
 
 
