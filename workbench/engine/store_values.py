@@ -292,7 +292,7 @@ def _is_rounded(store: ActivationStore, model: Model) -> bool:
 
 
 def _mean_of_known(rows: Tensor) -> Tensor:
-    """[...]: the mean of rows [example, ...] but those that are NaN; sums of half precision would overflow."""
+    """[...]: the mean of rows [example, ...] but NaN ones; sums of half precision would overflow."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32)).nanmean(0)
 
 

@@ -179,7 +179,7 @@ def _check_written(prompts: Prompts, size: int) -> None:
     largest = int(prompts.tokens.max())
     if largest >= size:
         raise PromptError(
-            f"copying_scores: the prompts hold token {largest}, and the model has logits of {size} tokens: it "
+            f"copying_scores: the prompts hold token {largest}, and the model has logits of {size}: it "
             "cannot be copied. Leave such prompts out."
         )
 

@@ -105,7 +105,7 @@ def _check_gaps(table: Int[Tensor, "example alternative token"], name: str) -> N
     gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
     if len(gaps):
         raise PromptError(
-            f"{name}, example {int(gaps[0])}: an alternative has a gap. Its tokens come first, and -1 fills up "
+            f"{name}, example {int(gaps[0])}: an alternative has a gap. Tokens come first, and -1 fills up "
             "the rest."
         )
 
@@ -122,7 +122,7 @@ def _check_distinct(table: Int[Tensor, "example alternative token"], name: str) 
         twice = same.triu(1).flatten(1)
     if bool(twice.any()):
         raise PromptError(
-            f"{name}, example {int(twice.any(1).nonzero()[0])}: an alternative is there twice. Alternatives are "
+            f"{name}, example {int(twice.any(1).nonzero()[0])}: an alternative is there twice. They are "
             "a set: give each once."
         )
 
