@@ -147,3 +147,13 @@ def test_a_file_that_opens_and_cannot_be_read_is_named():
         wb.PromptPairs.from_csv(model, path)
     with pytest.raises(PromptError, match="'/proc/self/mem' cannot be read"):
         wb.read_corpus(model, path)
+
+
+def test_token_ids_that_no_tokenizer_counts_and_columns_of_several_levels_are_refused():
+    model = wb.load_model("tiny")
+    for token in (-1, 2**40):
+        with pytest.raises(wb.WorkbenchError):
+            wb.run(model, wb.read_corpus(model, [[0, token]]))
+    frame = pd.DataFrame([ROWS[1]], columns=pd.MultiIndex.from_product([ROWS[0], ["x"]]))
+    with pytest.raises(PromptError, match="table has columns of 2 levels"):
+        wb.PromptPairs.from_dataframe(model, frame)

@@ -380,7 +380,7 @@ def check_captured(activation: Tensor, rows: Sequence[Tensor], key: Key) -> None
     """Raise `NotFinite` where an activation is not finite at some token of a prompt.
 
     Args:
-        activation: [example, pos, ...] of the whole batch, looked at first: one look is enough for nearly all.
+        activation: [example, pos, ...] of the whole batch, looked at first: one look is nearly always enough.
         rows: the same without padding, which may hold anything.
         key: the kind and layer of the activation.
     """

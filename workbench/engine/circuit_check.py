@@ -136,8 +136,8 @@ class _Check:
                 )
             )
             edges = self.graph.exists & ~cut[row_of].T.numpy()
-            # Dead ends are pruned here and not there, which must make no difference: a node without outputs is
-            # read by nobody, and one without inputs computes its patched value.
+            # Dead ends are pruned here and not there, which must make no difference: nobody reads a node
+            # without outputs, and a node without inputs computes its patched value.
             circuits.append(self.graph.prune(edges))
         logits = self._logits(decoder, torch.from_numpy(np.stack(circuits)).float())
         differences = [float((ours - its).abs().max()) for ours, its in zip(logits, expected, strict=True)]
@@ -148,7 +148,7 @@ class _Check:
         return worst, max(float(plain.abs().max()), smallest_scale)
 
     def _random_cuts(self, seed: int) -> tuple[Tensor, Tensor]:
-        """A random circuit: which writers each row cuts [row, writer], and the row of every reader [reader]."""
+        """A random circuit: the writers that each row cuts [row, writer], and the row of each reader [reader]."""
         shape, rng = self.graph.shape, np.random.default_rng(seed)
         cut = rng.random((_N_ROWS, len(self.graph.writers))) < _SHARE
         for layer in range(shape.n_layers):
@@ -158,7 +158,7 @@ class _Check:
         return torch.from_numpy(cut), torch.from_numpy(row_of)
 
     def _logits(self, decoder: Decoder | None, keep: Tensor) -> Tensor:
-        """[circuit, pos, vocab]: the logits of circuits keep[circuit, writer, reader], as an engine runs them."""
+        """The logits [circuit, pos, vocab] of circuits [circuit, writer, reader], as an engine runs them."""
         tables = {Site(*key): value for key, value in self.patched.items()}
         bound = Precomputed(self.prompt, tables, start=0, first=torch.zeros(1, dtype=torch.long))
         if decoder is None:

@@ -77,8 +77,8 @@ def load_weights(kind: Any, source: str, options: Mapping[str, Any]) -> nn.Modul
     folder = Path(source) if is_local else _snapshot(source)
     settings = check_folder(folder)
     quantisation = _quantisation(config)
-    # Not for the Hub, whose weight files are not here yet; nor for quantised weights, which are packed: several
-    # to a number.
+    # Not for the Hub, whose weight files are not here yet; nor for quantised weights, of which several are
+    # packed into a number.
     if is_local and not quantisation:
         with torch.device("meta"):
             empty = kind.from_config(copy.deepcopy(config), trust_remote_code=False)
@@ -144,8 +144,8 @@ def check_numbers(weights: Iterable[tuple[str, Tensor]], source: str) -> None:
     if infinite:
         raise ModelError(
             f"{source!r} has weights that are not finite numbers (NaN or infinity) in {len(infinite)} of {n} "
-            f"tensors: {_first_few(infinite)}. Nothing that is computed with them is a number: use a checkpoint "
-            "from before, or where a number was too large for float16, load it as float32."
+            f"tensors: {_first_few(infinite)}. Nothing that is computed with them is a number: use an earlier "
+            "checkpoint, or where a number was too large for float16, load it as float32."
         )
 
 

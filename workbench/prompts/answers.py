@@ -95,8 +95,8 @@ def check_answers(
         i, alternative, _ = same.nonzero()[0].tolist()
         tokens = [token for token in right[i, alternative].tolist() if token >= 0]
         raise PromptError(
-            f"Pair {i}: the answer of token {', '.join(map(str, tokens))} is both right and wrong. Take it out "
-            "of answers or of wrong."
+            f"Pair {i}: the answer of token {', '.join(map(str, tokens))} is both right and wrong. Take it "
+            "out of answers or of wrong."
         )
 
 

@@ -105,6 +105,9 @@ class TextEncoder:
         return [list(map(self._label, map(int, row))) for row in rows]
 
     def _label(self, token: int) -> str:
+        # Tokenizers count in 32 bits; whoever runs such ids refuses them.
+        if not 0 <= token < 2**31:
+            return str(token)
         raw = self.tokenizer.convert_ids_to_tokens(token)
         # A model may have more rows in its embedding than its tokenizer has tokens.
         if raw is None:

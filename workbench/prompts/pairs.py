@@ -239,11 +239,13 @@ class PromptPairs:
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
                 context, a word is unknown, or the prompt's own tokens change when the answer follows.
         """
+        if frame.columns.nlevels > 1:
+            raise PromptError(f"{source} has columns of {frame.columns.nlevels} levels. Give each one name.")
         repeated = frame.columns[frame.columns.duplicated()].tolist()
         if repeated:
             n_times = frame.columns.tolist().count(repeated[0])
             raise PromptError(
-                f"{source} has the column {repeated[0]!r} {n_times} times. Give each column a name of its own."
+                f"{source} has the column {repeated[0]!r} {n_times} times. Give each column its own name."
             )
         missing = [name for name in _COLUMNS if name not in frame.columns]
         if missing:

@@ -205,13 +205,13 @@ def _check_padding(rows: Sequence[_Row], padding: Padding | None) -> None:
     for verb, step in (("ends", -1), ("begins", 1)):
         n_padding = [_n_leading(row[::step], padding.token) for row in tokens]
         longest = max(n_padding)
-        # One such token may be meant where it is also BOS or the end of a text: in front of any row, or at the
-        # end of all of them.
+        # One such token may be meant where it is also BOS or the end of a text: in front of any row, or at
+        # the end of all of them.
         is_meant = not padding.exclusive and longest <= 1 and (verb == "begins" or min(n_padding) == longest)
         if longest and not is_meant:
             raise PromptError(
-                f"{rows[n_padding.index(longest)].where} {verb} in {longest} of the tokenizer's padding token "
-                f"({padding.token}), which the model would read as tokens. Give what the tokenizer returned, "
+                f"{rows[n_padding.index(longest)].where} {verb} in {longest} of the tokenizer's padding "
+                f"token ({padding.token}), which the model would read as tokens. Give what the tokenizer returned, "
                 "with its attention_mask; or lists of unequal length; or Prompts.of(rows), which takes rows "
                 "as they are."
             )

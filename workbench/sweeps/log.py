@@ -91,7 +91,7 @@ class Log:
 
     def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
         self.path, self.check = folder / LOG, check
-        # What is torn at its end is cut off: of a file of somebody's own, to which a link leads, that is harm.
+        # What is torn at its end is cut off, which would harm a file of somebody's own that a link leads to.
         if self.path.is_symlink():
             raise SweepError(
                 f"{str(self.path)!r} is a link, and the log of a sweep is a file of its folder. Put the file "

@@ -306,8 +306,8 @@ class _Hooks:
         if misread:
             raise SiteError(
                 f"{kind.name}[{key[1]}] of this model has the shape {tuple(ordered.shape)}, which is not "
-                f"({', '.join(kind.axes)}) with {self.shape.units(kind)} heads: its sites cannot be edited or "
-                "recorded."
+                f"({', '.join(kind.axes)}) with {self.shape.units(kind)} heads: its sites cannot be edited "
+                "or recorded."
             )
         return ordered, restore
 
