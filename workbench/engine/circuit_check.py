@@ -148,7 +148,7 @@ class _Check:
         return worst, max(float(plain.abs().max()), smallest_scale)
 
     def _random_cuts(self, seed: int) -> tuple[Tensor, Tensor]:
-        """A random circuit: the writers that each row cuts [row, writer], and the row of each reader [reader]."""
+        """A random circuit: which writers each row cuts [row, writer], the row of each reader [reader]."""
         shape, rng = self.graph.shape, np.random.default_rng(seed)
         cut = rng.random((_N_ROWS, len(self.graph.writers))) < _SHARE
         for layer in range(shape.n_layers):

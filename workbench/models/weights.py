@@ -144,8 +144,8 @@ def check_numbers(weights: Iterable[tuple[str, Tensor]], source: str) -> None:
     if infinite:
         raise ModelError(
             f"{source!r} has weights that are not finite numbers (NaN or infinity) in {len(infinite)} of {n} "
-            f"tensors: {_first_few(infinite)}. Nothing that is computed with them is a number: use an earlier "
-            "checkpoint, or where a number was too large for float16, load it as float32."
+            f"tensors: {_first_few(infinite)}. Nothing that is computed with them is a number: use an "
+            "earlier checkpoint, or where a number was too large for float16, load it as float32."
         )
 
 

@@ -123,7 +123,7 @@ def _decoded(path: Path, refused: type[WorkbenchError]) -> _Text:
 
 
 def _encoding(content: bytes, refused: type[WorkbenchError], path: Path, *, is_whole: bool) -> str:
-    """The encoding of a file, or of its beginning: UTF-8, UTF-16, UTF-32 or, where it is none of them, cp1252.
+    """The encoding of a file, or of its beginning: UTF-8, UTF-16, UTF-32 or, if it is none of them, cp1252.
 
     Raises `refused` for what is no text in any of them.
     """
