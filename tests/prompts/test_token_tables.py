@@ -12,7 +12,7 @@ from families import model_of
 from transformers import BatchEncoding
 
 import workbench as wb
-from workbench.errors import PromptError
+from workbench.errors import PromptError, UnknownName
 from workbench.prompts.token_tables import Padding, token_rows
 
 ROWS = [[3, 5, 7], [4, 6]]
@@ -165,6 +165,11 @@ def test_answers_that_say_nothing_are_refused(answers, wrong, message):
         return
     with pytest.raises(PromptError, match=message):
         wb.PromptPairs.of(*sides, answers, wrong)
+
+
+def test_positions_are_of_a_side():
+    with pytest.raises(UnknownName, match="positions='claen' is not known. Did you mean 'clean'?"):
+        wb.PromptPairs.of([[1, 5]], [[1, 4]], [9], [8], positions={"claen": [{"X": 0}]})
 
 
 def test_an_alternative_with_a_gap_is_refused():

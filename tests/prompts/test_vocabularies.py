@@ -49,6 +49,7 @@ def test_prompts_and_pairs_of_another_vocabulary_are_refused(both):
         lambda: wb.effects(
             other, pairs, sites=["z[0.1]"], value=wb.zero(), metric="sequence_logprob_diff", progress=False
         ),
+        lambda: wb.run(other, wb.PromptPairs.of([[1, 5]], [[1, 6]], [7], [8], model=own).clean),
     ):
         with pytest.raises(PromptError, match=MADE_ELSEWHERE):
             call()

@@ -212,12 +212,16 @@ class PromptPairs:
         Raises:
             PromptError: no token ids, padding without a mask, other numbers of clean and corrupt prompts, or
                 an example without an answer.
+            UnknownName: positions of another side than these two.
 
         >>> pairs = PromptPairs.of([[0, 5, 7], [0, 6]], [[0, 4, 7], [0, 3]], [9, 8], [[1, 2], [3]])
         >>> pairs.answers.tolist(), pairs.wrong.tolist()
         ([[[9]], [[8]]], [[[1], [2]], [[3], [-1]]])
         """
         by_side = positions or {}
+        for side in by_side:
+            if side not in ("clean", "corrupt"):
+                raise UnknownName("positions", side, ("clean", "corrupt"))
         return cls(
             _side(clean, "clean", model, by_side.get("clean"), bos),
             _side(corrupt, "corrupt", model, by_side.get("corrupt"), bos),
@@ -308,13 +312,13 @@ def _side(
         raise PromptError(f"{name}: {error}") from error
     if rows is None:
         raise PromptError(f"{name} are texts; PromptPairs.from_dataframe(model, ...) reads texts.")
-    labels = None
+    labels, fingerprint = None, ""
     if model is not None and getattr(model, "tokenizer", None) is not None:
         encode = TextEncoder(model)
-        labels = encode.labels(rows)
+        labels, fingerprint = encode.labels(rows), encode.fingerprint
         if bos is None:
             bos = all_begin_with(encode.bos_token, rows)
-    return Prompts.of(rows, strings=labels, positions=positions, bos=bool(bos))
+    return Prompts.of(rows, strings=labels, positions=positions, bos=bool(bos), tokenizer=fingerprint)
 
 
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
