@@ -274,7 +274,7 @@ def test_small_budgets_give_the_same_numbers():
     [
         ({"answers": [[[3]], [], [[2]]]}, MetricError, f"The metric {DIFF!r} needs the answer of every example; example 1 has none."),
         ({"wrong": [[[3, -1, 4]], [[1]], [[4]]]}, PromptError,
-         "wrong, example 0: an alternative has a gap. Its tokens come first, and -1 fills up the rest."),
+         "wrong, example 0: an alternative has a gap. Tokens come first, and -1 fills up the rest."),
         ({"wrong": [[[3]], [[1] * N_CTX], [[4]]]}, PromptError,
          f"Example 1: a prompt of 7 tokens and {N_CTX - 1} of an answer do not fit into the model's context of {N_CTX}."),
         ({"wrong": [[[D_VOCAB]], [[1]], [[4]]]}, PromptError,

@@ -85,7 +85,7 @@ def test_doubled_columns_and_keys_are_refused(tmp_path):
     model = tiny()
     frame = pd.DataFrame([[*ROWS[1], "dog"]], columns=[*ROWS[0], "wrong"])
     with pytest.raises(
-        PromptError, match=r"table has the column 'wrong' 2 times. Give each column a name of its own."
+        PromptError, match=r"table has the column 'wrong' 2 times. Give each column its own name."
     ):
         wb.PromptPairs.from_dataframe(model, frame)
     path = tmp_path / "twice.csv"

@@ -391,7 +391,7 @@ def test_impossible_prompts_are_refused():
         (
             "p.csv",
             "clean,clean,corrupt,answer,wrong\na,b,c,d,e\n",
-            "p.csv has the column 'clean' 2 times. Give each column a name of its own.",
+            "p.csv has the column 'clean' 2 times. Give each column its own name.",
         ),
     ],
 )
