@@ -89,6 +89,7 @@ def test_pruning_keeps_what_decides_a_norm_over_all_heads():
 
 def test_a_model_whose_readers_are_misread_is_refused_by_name(monkeypatch):
     """A block read wrongly leaves the full circuit right, and only random circuits show it."""
+    monkeypatch.setattr(circuit_check, "_found_right", set())
     model, read = plain.bridge_of(plain.plain_model("olmo2")), Block.of
     with monkeypatch.context() as patch:
         patch.setattr(Block, "of", lambda model, layer: read(plain.bridge("flex_olmo"), layer))
@@ -106,12 +107,17 @@ def _without_norms(block):
     return Block(lambda x: x, block.mlp_norm, block.weights, block.biases, block.heads, block.mlp_stream)
 
 
-def test_a_check_is_made_once_per_model(monkeypatch):
+def test_a_check_is_made_once_for_the_same_weights(monkeypatch):
     model = build("gpt2")
     circuits_of(model)
     monkeypatch.setattr(circuit_check, "circuit_by_rows", None)
     monkeypatch.setattr(hooked_circuits, "check_parts_add_up", lambda model: None)
     circuits_of(model)
+    again = build("gpt2")
+    circuits_of(again)
+    next(iter(again.parameters())).data += 1
+    with pytest.raises(ModelError, match="a first run of them failed"):
+        circuits_of(again)
 
 
 def test_models_without_plain_attention_weights_are_refused_for_edges_and_have_effects():

@@ -168,7 +168,7 @@ def test_answers_that_say_nothing_are_refused(answers, wrong, message):
 
 
 def test_positions_are_of_a_side():
-    with pytest.raises(UnknownName, match="positions='claen' is not known. Did you mean 'clean'?"):
+    with pytest.raises(UnknownName, match=r"positions='claen' is not known. Did you mean 'clean'?"):
         wb.PromptPairs.of([[1, 5]], [[1, 4]], [9], [8], positions={"claen": [{"X": 0}]})
 
 

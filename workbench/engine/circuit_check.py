@@ -5,9 +5,7 @@ word. On one short prompt the full circuit must be the model, and two random cir
 itself makes of them (`circuit_by_rows`). This module runs circuits and knows no metric.
 """
 
-import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +23,15 @@ from workbench.engine.precomputed import Precomputed
 from workbench.engine.select import fast_decoder
 from workbench.errors import EditError, ModelError, NotFinite, SiteError
 from workbench.finite import is_finite
+from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
-# Model → the engines, with precision and device, that were checked. Weak keys: no model is kept alive.
-_checked: "weakref.WeakKeyDictionary[Any, set[Any]]" = weakref.WeakKeyDictionary()
+# What was found right in this process: fingerprint, precision, device and engine. By fingerprint, so that a
+# model that is loaded again is known, and one whose weights were changed is not.
+_found_right: set[tuple[str, torch.dtype, torch.device, bool]] = set()
 # Differences allowed, as shares of the largest logit. Many norms work in float32 whatever the model's
 # precision; in half precision a stream that is rebuilt from its parts is rounded once more at each of them.
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.1
@@ -52,9 +52,8 @@ def check_circuits(model: Model, *, fast: bool) -> None:
         NotFinite: its logits are not numbers.
     """
     weight = next(iter(model.parameters()))
-    key = (weight.dtype, weight.device, fast)
-    checked = _checked.setdefault(model, set())
-    if key in checked:
+    key = (model_fingerprint(model), weight.dtype, weight.device, fast)
+    if key in _found_right:
         return
     decoder = None
     if fast:
@@ -80,7 +79,7 @@ def check_circuits(model: Model, *, fast: bool) -> None:
             f"read is not what is known of such blocks. Random circuits differ from the model's own run by "
             f"{difference:.2g} where logits are {scale:.3g}; {ALTERNATIVE}"
         )
-    checked.add(key)
+    _found_right.add(key)
 
 
 @dataclass(frozen=True, eq=False)
