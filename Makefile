@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/package-installed
 TOOLS := $(VENV)/tools-installed
 
-.PHONY: demo test test-types test-slow check bench gallery notebooks wheel clean
+.PHONY: demo test test-types test-slow check bench families fuzz gallery notebooks wheel clean
 
 demo: $(PACKAGE)
 	$(BIN)/workbench discover ioi --model tiny
@@ -29,6 +29,13 @@ check: $(TOOLS)
 
 bench: $(TOOLS)
 	for name in patching paths discovery stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+
+# Every model family against plain transformers, and odd inputs at random.
+families: $(TOOLS)
+	$(BIN)/python tests/families_table.py --write docs/model_families.md
+
+fuzz: $(TOOLS)
+	$(BIN)/python tests/fuzz.py --n 20000 --seed 1
 
 gallery: $(TOOLS)
 	$(BIN)/python docs/gallery.py --screenshots

@@ -195,5 +195,5 @@ def max_difference(a: Any, b: Any) -> float:
 
 
 def untyped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without the tests' type checker: what a caller meets who passes something of the wrong type."""
+    """The function itself, without `checked` and the tests' type checker: for refusals of its own, of words and numbers."""
     return inspect.unwrap(function)

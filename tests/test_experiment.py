@@ -63,7 +63,10 @@ def test_an_experiment_is_one_line_and_has_the_values_of_its_training_pairs():
     assert repr(experiment()) == "Experiment(ioi in tiny, logit_diff: 6 pairs to find things on, 6 held out)"
     assert repr(experiment().train) == "PairsInModel(6 pairs in tiny, logit_diff)"
     assert experiment().value("corrupt").store is experiment().train.corrupt
-    with pytest.raises(PromptError, match=r"two PairsInModel, not \w+\. wb\.Experiment\.of\(model, task\)"):
+    with pytest.raises(
+        PromptError,
+        match=r"train=a TransformerBridge does not fit; PairsInModel, of which wb\.Experiment\.of",
+    ):
         wb.Experiment(tiny(), "ioi")
     for name in ("optimal", "zeros", 0, wb.zero()):
         with pytest.raises(

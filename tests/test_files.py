@@ -1,13 +1,20 @@
 """Folders of results: nothing of others is touched, and no folder mixes two runs."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
 
-from workbench.errors import OutputExists
-from workbench.files import check_free, replaced
+import workbench as wb
+from workbench.errors import CannotWrite, OutputExists, WorkbenchError
+from workbench.files import check_free, fresh_folder, read_bytes, replaced, whole
+from workbench.studies.evidence import Evidence
+from workbench.sweeps.spec import read_spec
 
 FILES = ("a.txt", "report.html")
 
@@ -70,3 +77,110 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
         pass
     assert str(caught.value) == f"The folder {str(tmp_path)!r} cannot be written to: No space left on device."
     assert not any(tmp_path.iterdir())
+
+
+def killed(code: str) -> None:
+    """Run code in a process that kills itself."""
+    lines = "import os, signal, pathlib\nfrom workbench.files import fresh_folder, replaced, whole\n" + code
+    assert subprocess.run([sys.executable, "-c", lines], check=False).returncode == -9
+
+
+def test_a_fresh_folder_of_a_killed_run_is_used_again(tmp_path):
+    root = f"pathlib.Path({str(tmp_path)!r})"
+    killed(f"with fresh_folder('ioi', {root}):\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert (tmp_path / "ioi-001").is_dir()
+    with fresh_folder("ioi", tmp_path) as folder:
+        assert folder == tmp_path / "ioi-001"
+        (folder / "kept").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["ioi-001"]
+
+
+def test_a_partial_file_of_a_killed_run_is_removed_by_the_next(tmp_path):
+    path = f"pathlib.Path({str(tmp_path / 'c.json')!r})"
+    killed(f"with whole({path}) as p:\n    p.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert len(list(tmp_path.iterdir())) == 1
+    with whole(tmp_path / "other.json") as partial:
+        partial.write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_a_run_moves_in_place_as_a_whole_where_nothing_is(tmp_path, monkeypatch):
+    moved = []
+    rename = os.rename
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("moved file by file"))
+    monkeypatch.setattr(os, "rename", lambda *paths: (moved.append(paths), rename(*paths)))
+    write(tmp_path / "new", "a")
+    with fresh_folder("ioi", tmp_path) as folder:
+        write(folder, "b")
+    assert len(moved) == 2
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("new", "ioi-001"):
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(FILES)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@cache
+def tiny():
+    """The packaged model: not to be changed."""
+    return wb.load_model("tiny")
+
+
+READERS = {
+    "circuit": wb.Circuit.load,
+    "other circuit": lambda path: wb.read_circuit(path, positive="supports"),
+    "netCDF": wb.load,
+    "lens": wb.TunedLens.load,
+    "spec": read_spec,
+    "evidence": Evidence.load,
+    "sweep": lambda path: wb.load_sweep(path.parent),
+    "store": lambda path: wb.open_store(path.parent),
+    "corpus": lambda path: wb.read_corpus(tiny(), path),
+    "pairs": lambda path: wb.PromptPairs.from_csv(tiny(), path),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_pipes_and_devices_are_not_opened(tmp_path, reader):
+    """A pipe that nobody writes to would be waited for without end."""
+    name = {"sweep": "spec.json", "store": "store.json"}.get(reader, "file.json")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WorkbenchError):
+        READERS[reader](tmp_path / name)
+    if name == "file.json":
+        with pytest.raises(WorkbenchError):
+            READERS[reader](Path("/dev/zero"))
+
+
+def test_reading_is_bounded(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "a", most=5) == b"12345"
+    with pytest.raises(OSError, match="it has more than 4 bytes"):
+        read_bytes(tmp_path / "a", most=4)
+    with pytest.raises(IsADirectoryError):
+        read_bytes(tmp_path)
+
+
+def test_a_folder_of_runs_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def mkdir(self, *_arguments, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(
+        OutputExists, match=r"The folder '.*runs' cannot be written to: Permission denied\. Choose"
+    ):
+        fresh_folder("x", tmp_path / "runs").__enter__()
+
+
+def test_a_full_disk_is_told_of_the_folder_to_come_and_not_of_the_one_that_is_gone(tmp_path):
+    def fill() -> None:
+        with replaced(tmp_path / "run", ["a"], overwrite=False) as partial, whole(partial / "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CannotWrite) as error:
+        fill()
+    assert (
+        str(error.value)
+        == f"'{tmp_path / 'run' / 'a'}' cannot be written: No space left on device. Nothing was left there."
+    )
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,8 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 FOLDERS = (
-    "errors text files resources nodes sites results statistics backends "  # single modules
+    "errors finite text arguments files documents checksums netcdf resources nodes sites results "  # single modules
+    "statistics backends "
     "models prompts metrics planted_models tasks stores circuit engine experiment "
     "interventions lenses probes discovery evaluation sweeps render workflows studies course cli"
 ).split()

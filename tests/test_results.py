@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import results
@@ -28,6 +28,7 @@ def test_attributes_are_numbers_and_text():
     }
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text(st.characters(blacklist_categories=()), max_size=6), min_size=1, max_size=4))
 def test_any_token_text_survives_a_file(tmp_path_factory: pytest.TempPathFactory, tokens: list[str]):
     path = tmp_path_factory.mktemp("results") / "r.nc"

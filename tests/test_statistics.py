@@ -16,6 +16,8 @@ from workbench.statistics import (
     hsic,
     hsic_p,
     interval_text,
+    known_gap,
+    ratio_of_means,
     sign_flip_p,
     summary,
 )
@@ -115,3 +117,12 @@ def test_hsic_finds_dependence_that_no_correlation_shows():
     assert hsic_p(x, np.ones(60), draws=199) == 1
     mostly_equal = np.r_[np.ones(50), np.zeros(10)]  # most distances are 0
     assert hsic_p(mostly_equal, mostly_equal, draws=199) == 1 / 200
+
+
+def test_a_gap_of_rounding_alone_has_no_share():
+    rng = np.random.default_rng(0)
+    full = rng.normal(size=(8, 1)) * 20
+    empty, measured = (full + rng.uniform(-3e-6, 3e-6, full.shape) for _ in range(2))
+    assert np.isnan(ratio_of_means(measured, full, empty)).all()
+    assert np.isnan(known_gap(full - empty, np.abs(full))).all()
+    assert ratio_of_means(full - 0.5, full, full - 1) == pytest.approx(0.5)

@@ -40,8 +40,8 @@ def check_backend(backend: str, workers: int) -> None:
     """Raise where there is no such backend, or no such number of workers."""
     if backend not in BACKENDS:
         raise UnknownName("backend", backend, BACKENDS)
-    if type(workers) is not int or workers < 1:
-        raise WorkbenchError(f"workers={workers!r}: at least one is needed, and a whole number of them.")
+    if workers < 1:
+        raise WorkbenchError(f"workers={workers}: at least one is needed.")
 
 
 def _local(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], workers: int) -> Iterator[Any]:

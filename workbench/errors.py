@@ -1,19 +1,21 @@
 """Every error the workbench raises on purpose. Each message says what was asked, what exists and what to do.
 
 WorkbenchError
+├── ArgumentError        an argument of a type that the function does not take
 ├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
-├── ModelError           a model that cannot be loaded, is in train mode, or gives non-finite numbers
+├── ModelError           a model that cannot be loaded, is in train mode, or is changed by settings of torch
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
-│   └── NotFinite        logits or a metric that are not numbers
+│   └── NotFinite        activations, logits, metrics or scores that are not finite numbers
 ├── EditError            an edit that did not run, or would change nothing
 ├── StoreError           a store that lacks something, or belongs to another model or other prompts
 ├── ProbeError           labels or activations that no probe can be fitted to
 ├── CircuitError         a circuit for another graph, or a file that is not a circuit file
 ├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
-└── OutputExists         something is already there and `overwrite=True` was not given
+├── OutputExists         something is already there and `overwrite=True` was not given
+└── CannotWrite          results that cannot be written: a full disk, a place without permission, a URL
 """
 
 from collections.abc import Iterable
@@ -25,6 +27,10 @@ class WorkbenchError(Exception):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+
+class ArgumentError(WorkbenchError, TypeError):
+    """An argument of a type that the function does not take."""
 
 
 class UnknownName(WorkbenchError):
@@ -76,7 +82,18 @@ class MetricError(WorkbenchError):
 
 
 class NotFinite(MetricError):
-    """Logits, or what a metric makes of them, that are not finite numbers."""
+    """Activations, logits, what a metric makes of them, or scores that are not finite numbers.
+
+    Args:
+        place: where they were met (a site, an edge), once that is known.
+        example, run: the example of the batch and the edited run that the numbers belong to, where known.
+    """
+
+    def __init__(
+        self, message: str, *, place: str | None = None, example: int | None = None, run: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.place, self.example, self.run = place, example, run
 
 
 class EditError(WorkbenchError):
@@ -97,6 +114,10 @@ class CircuitError(WorkbenchError):
 
 class SweepError(WorkbenchError):
     """A sweep that cannot be planned or run, or a folder that is not a sweep or is damaged."""
+
+
+class CannotWrite(WorkbenchError):
+    """Results that cannot be written: the disk is full, or the place is a URL or may not be written to."""
 
 
 class OutputExists(WorkbenchError):

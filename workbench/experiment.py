@@ -11,6 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.capture import capture
 from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.values import Value
@@ -102,6 +103,7 @@ class PairsInModel:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """A model on one behaviour: find on `train`, test on `heldout`.
@@ -116,7 +118,7 @@ class Experiment:
     >>> scores = wb.score_edges(train.model, train.pairs, value=train.value("zero"), metric=train.metric)
     >>> circuit = wb.find_circuit(scores, n_edges=40)
     >>> kept = wb.evaluate(
-    ...     circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), metric=heldout.metric, checks=()
+    ...     circuit, heldout.model, heldout.pairs, value=heldout.value("zero"), checks=()
     ... )
     >>> kept.sizes["example"]
     8
@@ -127,20 +129,13 @@ class Experiment:
     train: PairsInModel
     heldout: PairsInModel
 
-    def __post_init__(self) -> None:
-        for side in (self.train, self.heldout):
-            if not isinstance(side, PairsInModel):
-                raise PromptError(
-                    f"An Experiment holds two PairsInModel, not {type(side).__name__}. "
-                    "wb.Experiment.of(model, task) makes it."
-                )
-
     def __repr__(self) -> str:
         behaviour = f"{self.train.pairs.provenance.get('task', 'own pairs')} in {model_name(self.model)}"
         sizes = f"{len(self.train)} pairs to find things on, {len(self.heldout)} held out"
         return f"Experiment({behaviour}, {self.metric.name}: {sizes})"
 
     @classmethod
+    @checked
     def of(
         cls,
         model: Model,
@@ -199,7 +194,7 @@ class Experiment:
         return self.train.metric
 
     def value(self, name: str | None = None) -> Value:
-        """The value of that name on the training pairs, as `train.value`; `heldout.value` is for those held out.
+        """The value of that name on the training pairs, as `train.value`; the others have `heldout.value`.
 
         A value that is read from a store belongs to the prompts of that store.
 

@@ -1,20 +1,58 @@
 """Files are written whole or not at all, and nothing that exists is replaced unasked.
 
-Read `whole` (one file) and `replaced` (the files of a run). It knows nothing of what is in a file.
+Read `whole` (one file) and `replaced` (the files of a run); `read_bytes` reads one. What killed runs of this
+machine left unfinished is removed by the next one in the same folder. It knows nothing of what is in a file.
 """
 
-import glob
+import errno
 import os
+import re
+import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from workbench.errors import OutputExists
+from workbench.errors import CannotWrite, OutputExists
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+# `Path` makes one slash of the two of a URL.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+MOST_BYTES = 2**30
+"""Bytes of a file that is read at once, at most: the file of a full circuit of a 70B model has 0.7 GB."""
+
+
+def check_ordinary(path: str | Path) -> None:
+    """Raise `OSError` unless there is an ordinary file: not a folder, a pipe or a device.
+
+    A pipe may never answer, a device may never end, and opening one can have effects of its own.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a device or a pipe and not a file", str(path))
+
+
+def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
+    """The bytes of an ordinary file.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it has more than `most` bytes.
+    """
+    check_ordinary(path)
+    with open(path, "rb") as file:
+        # Files of /proc have a size of 0 and hold more: what is read is bounded, not what is promised.
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return content
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -30,15 +68,55 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to: it takes the place of `path` if all went well, and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path to write to: it takes the place of `path` if all went well, and is gone otherwise.
+
+    Args:
+        durable: the bytes and then the name have reached the disk when this ends.
+
+    Raises:
+        CannotWrite: the disk is full, or the folder cannot be written to.
+    """
+    check_local(path)
+    partial = path.with_name(_partial_name(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         yield partial
+        if durable:
+            # The bytes before the name: after a power cut a file that has its name is whole.
+            sync(partial)
         os.replace(partial, path)
+        if durable:
+            sync(path.parent)
+    except Exception as error:
+        # HDF5 and safetensors have errors of their own for a full disk, which name it in their text alone.
+        if isinstance(error, OSError) or any(text in str(error) for text in _FULL):
+            reason = getattr(error, "strerror", None) or error
+            raise CannotWrite(
+                f"{str(path)!r} cannot be written: {reason}. Nothing was left there."
+            ) from error
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may not exist
+            partial.unlink(missing_ok=True)
+
+
+def check_local(path: Path) -> None:
+    """Raise `CannotWrite` for a URL: `Path` would make a folder of that name here."""
+    if _URL.match(path.as_posix()):
+        raise CannotWrite(
+            f"{str(path)!r} is a URL, and results are written to this machine. Give a local path."
+        )
+
+
+def sync(path: Path) -> None:
+    """Return when the bytes of a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
@@ -68,21 +146,38 @@ def check_output(out: Path, files: Sequence[str], *, overwrite: bool) -> None:
 @contextmanager
 def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     """The first of `runs/NAME-001`, `runs/NAME-002`, ... that is free; deleted again if it stays empty."""
-    number = 1
-    while True:
-        folder = root / f"{name}-{number:03d}"
-        try:
-            # Making the folder claims it: two runs that start together get two.
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
+    try:
+        folder, claim = _claimed(name, root)
+    except OSError as error:
+        raise OutputExists(
+            f"The folder {str(root)!r} cannot be written to: {error.strerror}. Choose another with --out."
+        ) from error
     try:
         yield folder
     finally:
+        claim.rmdir()
         for path in (folder, root):
             if not any(path.iterdir()):
                 path.rmdir()
+
+
+def _claimed(name: str, root: Path) -> tuple[Path, Path]:
+    """A folder of this process's own in `root`, and what says so meanwhile."""
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
+    number = 1
+    while True:
+        folder = root / f"{name}-{number:03d}"
+        # Should this run be killed, its claim tells the next one that the empty folder may be removed.
+        claim = root / _partial_name(folder, f"{_CLAIM}{secrets.token_hex(4)}")
+        claim.mkdir()
+        try:
+            # Making the folder claims it: two runs that start together get two.
+            folder.mkdir()
+            return folder, claim
+        except FileExistsError:
+            claim.rmdir()
+            number += 1
 
 
 @contextmanager
@@ -94,40 +189,86 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
     Raises:
         OutputExists: `out` cannot be written to, or holds such files and `overwrite` is not given.
     """
+    check_local(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        partial = Path(tempfile.mkdtemp(prefix=_prefix(out, os.getpid()), suffix=_SUFFIX, dir=out.parent))
+        _remove_leftovers(out.parent)
+        start, _, end = _partial_name(out, "?").rpartition("?")
+        partial = Path(tempfile.mkdtemp(prefix=start, suffix=end, dir=out.parent))
+        # A folder within: those of `mkdtemp` are closed to other users, and a run's need not be.
+        written = partial / "files"
+        written.mkdir()
     except OSError as error:
         raise OutputExists(
             f"The folder {str(out.parent)!r} cannot be written to: {error.strerror}."
         ) from error
     try:
-        yield partial
+        yield written
         check_output(out, files, overwrite=overwrite)
-        out.mkdir(exist_ok=True)
-        # All of the old run first: stopped in between, the folder lacks files, and does not mix two runs.
-        for name in files:
-            (out / name).unlink(missing_ok=True)
-        for name in files:
-            os.replace(partial / name, out / name)
+        _move(written, out, files)
+    except CannotWrite as error:
+        # The folder to come is what the caller knows.
+        raise CannotWrite(str(error).replace(str(written), str(out))) from error
+    except OSError as error:
+        raise CannotWrite(f"{str(out)!r} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Delete what runs of this machine into this folder left beside it when they were killed."""
-    start = _prefix(out, "")
-    for leftover in out.parent.glob(f"{glob.escape(start)}*{_SUFFIX}"):
-        owner = leftover.name.removeprefix(start).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _move(written: Path, out: Path, files: Sequence[str]) -> None:
+    """Move the files of a finished run in place."""
+    if _may_be_replaced(out):
+        # All at once: a run that is stopped here leaves every file or none.
+        os.rename(written, out)
+        return
+    # All of the old run first: stopped in between, the folder lacks files, and does not mix two runs.
+    for name in files:
+        (out / name).unlink(missing_ok=True)
+    for name in files:
+        os.replace(written / name, out / name)
 
 
+def _may_be_replaced(out: Path) -> bool:
+    """Whether nothing is there, or an empty folder other than the current one.
+
+    A shell whose folder is replaced stands in one that no longer exists.
+    """
+    if out.is_symlink():
+        return False
+    if not out.exists():
+        return True
+    return not any(out.iterdir()) and not out.samefile(Path.cwd())
+
+
+# .NAME.HOST.PID-REST.workbench-partial: what is not finished yet, of that process on that machine.
 _SUFFIX = ".workbench-partial"
+_CLAIM = "claim"
+_LEFT = re.compile(r"\.(?P<name>.*)\.(?P<host>\w+)\.(?P<owner>\d{1,9})-(?P<rest>.*)" + re.escape(_SUFFIX))
 
 
-def _prefix(out: Path, process: int | str) -> str:
-    """How the names of unfinished folders begin: they say whose they are."""
-    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-    return f".{out.name}.{host}." + (f"{process}-" if process else "")
+def _partial_name(path: Path, rest: str = "") -> str:
+    """The name of what is not finished yet, with the machine and the process that it belongs to."""
+    # Cut, because a name may be as long as file systems allow.
+    return f".{path.name[:80]}.{_host()}.{os.getpid()}-{rest or secrets.token_hex(4)}{_SUFFIX}"
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what runs of this machine left unfinished in a folder when they were killed."""
+    for left in list(folder.glob(f".*{_SUFFIX}")):
+        facts = _LEFT.fullmatch(left.name)
+        # A process of another machine may well be running.
+        if facts is None or facts["host"] != _host() or psutil.pid_exists(int(facts["owner"])):
+            continue
+        # What cannot be removed is another user's, and no harm to this run.
+        with suppress(OSError):
+            if facts["rest"].startswith(_CLAIM):
+                with suppress(OSError):
+                    (folder / facts["name"]).rmdir()  # refused by a folder that is not empty
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()

@@ -21,6 +21,11 @@ def as_position(text: str) -> Position:
     return int(text) if text.isdigit() else text
 
 
+def is_position(pos: object) -> bool:
+    """Whether it is a position: an index or a name. `True` is not one, though it is an `int` in Python."""
+    return type(pos) in (int, str)
+
+
 _NODE = re.compile(
     rf"(?P<whole>input|logits)|a(?P<attn>{NUMBER})\.(?P<head>{NUMBER})(?:<(?P<port>[qkv])>)?"
     rf"|m(?P<mlp>{NUMBER})(?::(?P<neuron>{NUMBER}))?",
@@ -53,7 +58,7 @@ class Node:
     @classmethod
     def parse(cls, text: str) -> "Node":
         """The node of that name. Raises `SiteError` with the grammar for any other text."""
-        match = _NODE.fullmatch(text)
+        match = _NODE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SiteError(f"{text!r} is not a node. Nodes: input, a9.6, a9.6<q>, m3, m3:113, logits.")
         whole, attn, head, port, mlp, neuron = cast("tuple[Any, ...]", match.groups())
@@ -123,6 +128,10 @@ class Edge:
 
     def __post_init__(self) -> None:
         writer, reader = Node.parse(self.writer), Node.parse(self.reader)
+        if self.pos is not None and not is_position(self.pos):
+            raise SiteError(
+                f"{self.pos!r} is not a position of an edge: give an index or a name such as 'END'."
+            )
         if writer.port or writer.kind == "logits":
             raise SiteError(f"{self.writer!r} is not a writer. Writers: input, a9.6, m3, m3:113.")
         if reader.kind == "input":
@@ -142,7 +151,7 @@ class Edge:
         Raises:
             SiteError: the text is not an edge, or its ends are not a writer and a reader.
         """
-        match = _EDGE.fullmatch(text.strip())
+        match = _EDGE.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
                 f"{text!r} is not an edge. Write WRITER->READER, then @POSITION if one is meant: "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,10 +17,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
+from workbench.checksums import seal, seal_holds
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
+from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
+# xarray's options belong to the whole process: two threads that set them could leave them changed.
+_options = Lock()
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
 
 
@@ -50,11 +56,11 @@ def effect_array(
 def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Attributes that netCDF can hold: numbers as they are, the rest as text.
 
-    None is left out, booleans become 0 and 1.
+    None is left out, booleans become 0 and 1, and integers of numpy plain ones.
     """
     kept: dict[str, str | int | float] = {}
     for key, value in attrs.items():
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_ | np.integer):
             kept[key] = int(value)
         elif isinstance(value, int | float):
             kept[key] = value
@@ -76,12 +82,14 @@ def versions() -> dict[str, str]:
     return attrs
 
 
+@checked
 def difference(a: Result, b: Result) -> Result:
     """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
-    with xr.set_options(arithmetic_join="exact", keep_attrs=True):
+    with _options, xr.set_options(arithmetic_join="exact", keep_attrs=True):
         return a - b
 
 
+@checked
 def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result as netCDF, whole or not at all, and return its path.
 
@@ -100,27 +108,38 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
-        encoded.to_netcdf(partial, engine="h5netcdf")
+        # By way of memory: on a full disk HDF5 cannot close its file, and crashes when that is freed.
+        partial.write_bytes(encoded.to_netcdf(engine="h5netcdf"))
+        # The header of HDF5 says where its data end: other readers do not see the checksum behind them.
+        seal(partial)
     return path
 
 
+@checked
 def load(path: str | Path) -> Any:
     """Read back what `save` wrote: the same type, labels, attributes and NaN cells.
 
     Raises:
-        WorkbenchError: there is no such file, or it is not a result.
+        WorkbenchError: there is no such file, it is not a result, it was changed since it was written (its
+            checksum shows it), or it reads from files outside its own folder.
     """
     path = Path(path)
     if not path.is_file():
         raise WorkbenchError(f"There is no result file {str(path)!r}.")
     try:
+        if not seal_holds(path):
+            raise WorkbenchError(
+                f"{str(path)!r} was changed since it was written (checksum). Compute the result again, or "
+                "take the file from a copy."
+            )
+        check_netcdf(path)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
+        for variable in (dataset, *(dataset[name] for name in dataset.variables)):
+            variable.attrs = _map_attrs(variable.attrs, _unescape)
+    except (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError) as error:
         raise WorkbenchError(f"{str(path)!r} cannot be read as a netCDF result: {error}") from error
-    dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
-    for variable in (dataset, *(dataset[name] for name in dataset.variables)):
-        variable.attrs = _map_attrs(variable.attrs, _unescape)
     name = dataset.attrs.pop("_array", None)
     if name is not None and name not in dataset:
         raise WorkbenchError(

@@ -8,14 +8,16 @@ axes, and its role in the graph. Sites, edges and nodes have one string form eac
 
 import operator
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
+from workbench.arguments import checked
 from workbench.errors import SiteError, UnknownName
-from workbench.nodes import NUMBER, POSITION, as_position
+from workbench.nodes import NUMBER, POSITION, as_position, is_position
 from workbench.nodes import Edge as Edge
 from workbench.nodes import Node as Node
 from workbench.nodes import Position as Position
@@ -80,14 +82,21 @@ KINDS: dict[str, Kind] = {
 
 def kind_named(name: str) -> Kind:
     """The row of `KINDS`, or an error with near matches."""
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise UnknownName("kind", name, KINDS)
     return KINDS[name]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder that decide which sites and edges it has."""
+    """The numbers of a decoder that decide which sites and edges it has.
+
+    Attributes:
+        joint_heads: whether queries or keys are normed over all heads together (OLMo 2, OLMoE), so that each
+            head's depend on those of the others.
+        experts: the layers whose MLP is a mixture of experts, which has no neurons of its own. Not compared:
+            circuits of whole MLPs do not depend on it, and their files do not say it.
+    """
 
     n_layers: int
     n_heads: int
@@ -101,6 +110,8 @@ class Shape:
     attn_only: bool = False
     learned_positions: bool = True
     causal: bool = True
+    joint_heads: bool = False
+    experts: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
@@ -110,6 +121,14 @@ class Shape:
                 raise SiteError(
                     f"A model of {name}={number!r} is not possible: it must be a positive integer."
                 )
+        # Mixtures of experts have no single width.
+        if self.d_mlp is not None and (type(self.d_mlp) is not int or self.d_mlp < 0):
+            raise SiteError(
+                f"A model of d_mlp={self.d_mlp!r} is not possible: it must be an integer from 0 up."
+            )
+        for name in ("parallel", "attn_only", "learned_positions", "causal"):
+            if type(getattr(self, name)) is not bool:
+                raise SiteError(f"{name}={getattr(self, name)!r} of a Shape must be True or False.")
         if self.n_heads % self.n_kv_heads:
             raise SiteError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads equally.")
 
@@ -139,6 +158,7 @@ class Shape:
             attn_only=attn_only,
             learned_positions=getattr(cfg, "positional_embedding_type", "standard") == "standard",
             causal=getattr(cfg, "attention_dir", "causal") == "causal",
+            **_facts_of_blocks(model),
         )
 
     @property
@@ -151,6 +171,11 @@ class Shape:
         counts = {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp, None: 0}
         return counts[kind.unit]
 
+    def layers(self, kind: Kind) -> tuple[int, ...]:
+        """The layers that have this kind; of a kind that the whole model lacks, all of them."""
+        without = self.experts if kind.unit == "neuron" and not self.lacks(kind) else ()
+        return tuple(layer for layer in range(self.n_layers) if layer not in without)
+
     def lacks(self, kind: Kind) -> str | None:
         """Why a model of this shape has no such site, or None when it has."""
         # Rotary positions, for one, act inside attention: nothing is added to the stream.
@@ -160,7 +185,39 @@ class Shape:
             return "it has no MLPs"
         if self.parallel and kind.name == "resid_mid":
             return "its attention and MLP run in parallel, so there is no stream between them"
+        if kind.unit == "neuron" and len(self.experts) == self.n_layers:
+            return "its MLPs are mixtures of experts, which have no neurons of their own"
         return None
+
+
+# What `_facts_of_blocks` read of each model; weak keys, so that it keeps no model alive.
+_blocks_known: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
+
+
+def _facts_of_blocks(model: Any) -> dict[str, Any]:
+    """`joint_heads` and `experts` of a model, looked up once: shapes are asked for all the time."""
+    if model not in _blocks_known:
+        blocks = [dict(block.named_children()) for block in getattr(model, "blocks", ())]
+        experts = [layer for layer, block in enumerate(blocks) if _is_mixture(block.get("mlp"))]
+        joint = any(_norms_heads_together(block.get("attn"), model.cfg.d_head) for block in blocks)
+        _blocks_known[model] = {"joint_heads": joint, "experts": tuple(experts)}
+    return _blocks_known[model]
+
+
+def _is_mixture(mlp: Any) -> bool:
+    """Whether what TransformerLens 4.3 calls the MLP's neurons is its whole output, as it is for experts."""
+    return getattr(mlp, "hook_aliases", {}).get("hook_post") == "hook_out"
+
+
+def _norms_heads_together(attn: Any, d_head: int) -> bool:
+    """Whether its queries or keys pass one norm of all heads, and not one norm for each head."""
+    children = dict(attn.named_children()) if attn is not None else {}
+    for name in ("q_norm", "k_norm"):
+        norm = children.get(name)
+        weight = getattr(getattr(norm, "original_component", norm), "weight", None)
+        if weight is not None and weight.ndim == 1 and len(weight) > d_head:
+            return True
+    return False
 
 
 _SITE = re.compile(
@@ -213,10 +270,17 @@ class Site:
         ]
         if wrong:
             raise SiteError(f"Site {str(self)!r}: {wrong[0]} must be a whole number from 0 up.")
+        for pos in (self.pos, self.key_pos):
+            if pos is not None and not is_position(pos):
+                raise SiteError(
+                    f"Site {self.kind}: {pos!r} is not a position. Positions are whole numbers from 0 up, or "
+                    "names such as 'END'."
+                )
         if self.key_pos is not None and kind.name != "pattern":
             raise SiteError(f"Site {str(self)!r}: only pattern has key positions.")
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> "Site":
         """The site of a string form.
 
@@ -283,6 +347,11 @@ class Site:
             raise SiteError(f"Site {str(self)!r}: this model has no {kind.name}, because {missing}.")
         if self.layer is not None and not 0 <= self.layer < shape.n_layers:
             raise SiteError(f"Site {str(self)!r}: this model has layers 0 to {shape.n_layers - 1}.")
+        if kind.unit == "neuron" and self.layer in shape.experts:
+            raise SiteError(
+                f"Site {str(self)!r}: the MLP of this layer is a mixture of experts, which has no neurons of "
+                f"its own: use mlp_out[{self.layer}]."
+            )
         if self.unit is not None and not 0 <= self.unit < shape.units(kind):
             word = str(kind.unit).replace("_", " ")
             raise SiteError(
@@ -291,6 +360,7 @@ class Site:
         return self
 
 
+@checked
 @dataclass(frozen=True)
 class Grid:
     """Sites on a regular grid: iterable, and aware of its axes, so that results come back with the same axes.
@@ -349,6 +419,7 @@ class Grid:
         return size
 
 
+@checked
 def grid(
     kind: str,
     model_or_shape: Any,
@@ -379,8 +450,10 @@ def grid(
     for word, chosen in (("head", head), ("neuron", neuron)):
         if chosen is not None and unit is not chosen:
             raise SiteError(f"grid({kind!r}): {kind} has no {word}s.")
-    layers = _numbers(layer, shape.n_layers) if row.per_layer else None
-    if layer is not None and layers is None:
+    layers = None
+    if row.per_layer:
+        layers = shape.layers(row) if layer is None else _numbers(layer, shape.n_layers)
+    elif layer is not None:
         raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
     units = None if row.unit is None else _numbers(unit, shape.units(row))
     positions: Any = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
@@ -410,6 +483,8 @@ def _positions(positions: Position | Iterable[Position]) -> tuple[Position, ...]
 
 def _index(number: Any) -> int:
     """A plain integer from what numpy and others hold it in."""
+    if isinstance(number, bool):  # an integer of Python, and never meant as one
+        raise SiteError(f"{number!r} is not a whole number.")
     try:
         return operator.index(number)
     except TypeError as error:

@@ -6,6 +6,8 @@ Read `summary` and `mean_interval`, then `sign_flip_p`. It knows arrays only, no
 import warnings
 from collections.abc import Callable
 from itertools import product
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,17 +15,19 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import false_discovery_control
 
-from workbench.errors import WorkbenchError
+from workbench.arguments import checked
+from workbench.errors import UnknownName, WorkbenchError
 
 # Up to so many rows every pattern of signs is tried. Exact p-values are worth the 2 ms that all 4096 patterns
 # take, though a thousand random ones would take 0.1 ms.
 EXACT = 12
-NO_DIFFERENCE = 1e-6
+NO_DIFFERENCE, ROUNDING = 1e-6, 1e-5
 """A full and an empty run that differ by less, in the metric's unit, have no ratio: it would divide by
-rounding. It holds for means (`ratio_of_means`) as for single examples (`evaluate`'s mean of ratios).
+rounding. The same holds of less than that share of the metric's size. See `known_gap`.
 """
 
 
+@checked
 def summary(
     result: xr.DataArray,
     *,
@@ -45,6 +49,10 @@ def summary(
     >>> float(summary(xr.DataArray([1.0, 3.0], dims="example"))["mean"])
     2.0
     """
+    if over not in result.dims:
+        raise UnknownName("over", over, map(str, result.dims))
+    if draws < 1:
+        raise WorkbenchError(f"summary: draws={draws}; at least one is needed.")
     axis = result.get_axis_num(over)
     values = np.moveaxis(result.values.astype(float), axis, 0)
     rest = [dim for dim in result.dims if dim != over]
@@ -110,10 +118,12 @@ def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the central part of samples (axis 0) that `level` asks for; NaN samples are left out."""
     tail = (1 - level) / 2 * 100
     # nanpercentile takes many times as long, and the result is the same.
-    percentile = np.nanpercentile if np.isnan(samples).any() else np.percentile
+    if not np.isnan(samples).any():
+        low, high = np.percentile(samples, [tail, 100 - tail], axis=0)
+        return np.asarray(low), np.asarray(high)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        low, high = percentile(samples, [tail, 100 - tail], axis=0)
+        low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0)
     return np.asarray(low), np.asarray(high)
 
 
@@ -218,7 +228,7 @@ def check_level(level: float) -> float:
 
 def check_seed(seed: int) -> int:
     """The seed, if it is one. Raises `WorkbenchError` otherwise."""
-    if type(seed) is not int or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise WorkbenchError(f"seed={seed!r}: a whole number from 0 up is needed.")
     return seed
 
@@ -232,8 +242,17 @@ def _nanmean(sample: np.ndarray) -> np.ndarray:
 def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """(mean m - mean empty) / (mean full - mean empty) over axis 0.
 
-    NaN where the denominator is below `NO_DIFFERENCE`.
+    NaN where the denominator is nothing but rounding (`known_gap`).
     """
     # Without a gap between the full and the empty circuit there is nothing to be faithful to.
-    gap = full.mean(0) - empty.mean(0)
-    return (measured.mean(0) - empty.mean(0)) / np.where(np.abs(gap) < NO_DIFFERENCE, np.nan, gap)
+    size = np.maximum(np.abs(full).mean(0), np.abs(empty).mean(0))
+    return (measured.mean(0) - empty.mean(0)) / known_gap(full.mean(0) - empty.mean(0), size)
+
+
+def known_gap(gap: Any, size: Any) -> np.ndarray:
+    """Gaps between a metric of two runs, NaN where they are nothing but rounding.
+
+    Args:
+        size: of the metric, at either run.
+    """
+    return np.where(np.abs(gap) < np.maximum(NO_DIFFERENCE, ROUNDING * np.abs(size)), np.nan, gap)

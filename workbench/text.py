@@ -1,6 +1,7 @@
 """Words on a screen or a page: escaped, and with every invisible character spelled out.
 
-Read `visible` (for people) and `xml` (for markup). It knows nothing of what the text says.
+Read `visible` (for people), `spelled` (for lines of a terminal) and `xml` (for markup). It knows nothing of
+what the text says.
 """
 
 import re
@@ -23,12 +24,31 @@ def visible(text: object) -> str:
     inner = shown.strip(" ")
     left = len(shown) - len(shown.lstrip(" "))
     shown = "·" * left + inner + "·" * (len(shown) - left - len(inner)) if inner else "·" * len(shown)
-    return _spelled(shown) or "∅"
+    return spelled(shown) or "∅"
+
+
+def spelled(text: str) -> str:
+    r"""The text with every invisible character spelled out; spaces stay as they are.
+
+    Escapes of terminals, in one byte or two, and marks that turn the direction of text count as invisible.
+
+    >>> spelled(" \x1b[2J\x9b31m \u202eabc")
+    ' \\x1b[2J\\x9b31m \\u202eabc'
+    """
+    return text if text.isascii() and text.isprintable() else "".join(map(_spell, text))
 
 
 def xml(text: object) -> str:
     """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
-    return escape(_spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+    return escape(spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+
+
+def lone_surrogates(text: str) -> list[str]:
+    """The halves of characters in a text, as of an emoji that was cut; no file or tokenizer holds them."""
+    # The answer for nearly every text, in one look.
+    if text.isascii():
+        return []
+    return [character for character in text if "\ud800" <= character <= "\udfff"]
 
 
 def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tqdm[Any]":
@@ -40,10 +60,6 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tq
     # `disable=None` is tqdm's word for "where there is a terminal".
     hidden = None if shown else True
     return tqdm(total=total, desc=description, unit=unit, disable=hidden, leave=False)
-
-
-def _spelled(text: str) -> str:
-    return text if text.isascii() and text.isprintable() else "".join(map(_spell, text))
 
 
 def _spell(character: str) -> str:

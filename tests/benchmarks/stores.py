@@ -25,10 +25,12 @@ from safetensors.torch import load_file
 from side_by_side import Line, arguments, gpt2, show_cases
 
 import workbench as wb
+from workbench.checksums import file_sum
 from workbench.prompts.prompts import Prompts
-from workbench.stores.disk import DiskStore, finish_shard, open_store, write_prompts
+from workbench.stores.disk import DiskStore, open_store, write_prompts
 from workbench.stores.plan import LABELS, PLAN, PROMPTS, SHARD_BYTES, SHARDS, StorePlan, cut, file_name
-from workbench.stores.writing import checksum, write_json, writing
+from workbench.stores.records import write_record
+from workbench.stores.writing import write_json, writing
 
 WIDTH, LAYERS, LENGTH = 768, 12, 64
 BLOCK = 4096
@@ -54,7 +56,7 @@ def made(folder: Path, gigabytes: float) -> DiskStore:
     )  # fmt: skip
     (folder / SHARDS).mkdir(parents=True)
     write_prompts(folder, prompts, lengths, None)
-    plan = replace(plan, checksums={name: checksum(folder / name) for name in (PROMPTS, LABELS)})
+    plan = replace(plan, checksums={name: file_sum(folder / name) for name in (PROMPTS, LABELS)})
     write_json(folder / PLAN, plan.to_dict())
     rows = torch.randn(BLOCK, WIDTH).bfloat16()
     for shard in range(len(plan.shards)):
@@ -66,7 +68,7 @@ def made(folder: Path, gigabytes: float) -> DiskStore:
                     part = rows[: min(left, BLOCK)] + (shard + number)
                     file.append(name, part)
                     left -= len(part)
-        finish_shard(folder, plan, shard)
+        write_record(folder, plan, shard)
     return open_store(folder)
 
 
@@ -163,7 +165,7 @@ def written(folder: Path, gigabytes: float) -> Line:
             with writing(place, {"a": (torch.bfloat16, [len(rows) * times, WIDTH])}) as file:
                 for _ in range(times):
                     file.append("a", rows)
-            checksum(place)
+            file_sum(place)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         data = rows.view(torch.uint8).numpy().tobytes()

@@ -16,7 +16,7 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import from_store
-from workbench.errors import CircuitError, SiteError, UnknownName
+from workbench.errors import CircuitError, NotFinite, SiteError, UnknownName
 from workbench.sites import Shape
 
 # ---- objects
@@ -161,11 +161,11 @@ def test_what_cannot_be_cut_is_refused():
     assert str(unknown.value) == "by='size' is not known. Did you mean 'signed'? Choices: magnitude, signed."
     broken = scores.copy()
     broken[0, 0] = np.nan
-    with pytest.raises(CircuitError) as error:
+    with pytest.raises(NotFinite) as not_finite:
         find_circuit(broken, n_edges=3)
-    assert (
-        str(error.value)
-        == "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
+    assert str(not_finite.value) == (
+        "find_circuit: the score of input->a0.0<q> is not a finite number (1 of all scores are not). Check the "
+        "metric, the edits and the model's dtype."
     )
     with pytest.raises(CircuitError) as error:
         find_circuit(xr.DataArray(np.zeros((2, 2)), dims=("layer", "head")), n_edges=1)

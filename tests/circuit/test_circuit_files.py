@@ -91,7 +91,8 @@ def test_a_file_with_an_edge_taken_out_or_put_in_is_refused(tmp_path):
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
     assert re.fullmatch(
-        re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ") + r"\d+\.",
+        re.escape(f"{str(path)!r} was edited or cut: it promises {n} edges and holds ")
+        + r"\d+\. If you edited it yourself, sign it again: workbench convert .* --overwrite",
         str(error.value),
     )
     document["edges"] = edges | {"m1->m0": 1.0}
@@ -224,12 +225,21 @@ def test_labels_name_nodes_of_the_graph_and_are_saved(tmp_path):
             Circuit.load(tmp_path / "c.json")
 
 
-def test_a_file_that_promises_an_enormous_graph_is_refused_at_once(tmp_path):
+ENORMOUS = [
+    ({"n_layers": 10**9}, "A graph of 3000000000 nodes is too large for a circuit file: it may have 20000."),
+    (
+        {"n_layers": 190, "n_heads": 100, "n_kv_heads": 100},
+        "A graph of 19190 writers and 57190 readers at 1 classes of positions is too large for a circuit file: their "
+        "product may be 536870912.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sizes", "message"), ENORMOUS)
+def test_a_file_that_promises_an_enormous_graph_is_refused_at_once(tmp_path, sizes, message):
     path, document = saved(tmp_path)
-    document["shape"] |= {"n_layers": 10**9}
+    document["shape"] |= sizes
     path.write_text(json.dumps(document))
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
-    assert (
-        str(error.value) == "A graph of 3000000000 nodes is too large for a circuit file: it may have 20000."
-    )
+    assert str(error.value) == message

@@ -264,7 +264,8 @@ BROKEN_PT = BROKEN | {
     "unknown": (lambda d: d["src_nodes"].__setitem__(1, "a3.h0"), "there is no 'a3.h0' in"),
     "number": (lambda d: d["src_nodes"].__setitem__(1, 5), "a node is not named by a text."),
     "huge": (lambda d: d.update(edges_scores=torch.zeros(1).expand(10**6, 10**6)), "edges_scores is [1000000, 1000000];"),
-    "sparse": (lambda d: d.update(edges_scores=torch.zeros(4, 8).to_sparse()), "TypeError: can't convert Sparse"),
+    "expanded": (lambda d: d.update(edges_scores=torch.zeros(1).expand(4, 8)), "edges_scores promises more numbers than the file holds"),
+    "sparse": (lambda d: d.update(edges_scores=torch.zeros(4, 8).to_sparse()), "is sparse; a dense tensor is needed"),
 }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ BARE_CELL = json.dumps(
 def test_a_file_that_is_no_notebook(tmp_path, content):
     path = tmp_path / "notes.ipynb"
     path.write_bytes(content)
-    with pytest.raises(NotebookError, match=re.escape(f"{path} is not a notebook: ")):
+    with pytest.raises(NotebookError, match=re.escape(f"{str(path)!r} is not a notebook: ")):
         run_notebook(path)
 
 

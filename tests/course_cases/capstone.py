@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import torch
 
 import workbench as wb
 from workbench.course import fixtures
@@ -90,8 +90,11 @@ def page(*, without="", limits="word " * 30, told=None):
 def same_answer():
     """Prompts whose answer is always red."""
     found, _ = sets()
-    red = np.full(found.answers.shape, fixtures.model().tokenizer.get_vocab()["red"])
-    return replace(found, answers=found.answers * 0 + int(red.flat[0]))
+    vocabulary = fixtures.model().tokenizer.get_vocab()
+    answers = found.answers * 0 + vocabulary["red"]
+    # Where red was wrong, another colour is.
+    wrong = found.wrong.where(found.wrong != vocabulary["red"], torch.tensor(vocabulary["blue"]))
+    return replace(found, answers=answers, wrong=wrong)
 
 
 CASES = {

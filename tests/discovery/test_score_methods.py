@@ -306,7 +306,7 @@ def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, mo
         pairs_and_stores(family, (5, 6, 5), torch.float64),
     )
     long = torch.arange(1, 13).view(3, 2, 2)
-    several = PromptPairs(pairs.clean, pairs.corrupt, long, long.flip(0))
+    several = PromptPairs(pairs.clean, pairs.corrupt, long, long.flip(0, 2))
     asks = [
         (pairs, {"value": from_store(corrupt)}),
         (pairs, {"value": mean(clean), "positions": [2, "END"], "metric": "nll"}),

@@ -462,8 +462,8 @@ def test_edges_of_gemma_taken_out_are_what_hand_written_hooks_say(cut, reader):
 
 
 def test_gemma_has_norms_behind_attention():
-    assert Block.of(model_of("gemma2"), 0).attn_post is not None
-    assert Block.of(model_of("llama"), 0).attn_post is None
+    assert Block.of(model_of("gemma2"), 0).heads.attn_post is not None
+    assert Block.of(model_of("llama"), 0).heads.attn_post is None
 
 
 # ---- what is refused

@@ -32,7 +32,7 @@ from workbench.engine.fast import families as readers
 from workbench.engine.run import run
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import add, constant, from_store, mean, project, resample, scale, zero
-from workbench.errors import EditError, PromptError, StoreError
+from workbench.errors import EditError, NotFinite, PromptError, StoreError
 from workbench.interventions import effects as asking
 from workbench.interventions.effects import effects, explain_effects
 from workbench.metrics.continuations import expand
@@ -173,7 +173,7 @@ def calls(draw):
 def outcome(make, *given, **asked):
     try:
         return make(*given, **asked)
-    except (EditError, PromptError, StoreError) as error:
+    except (EditError, NotFinite, PromptError, StoreError) as error:
         return type(error)
 
 
@@ -219,7 +219,7 @@ def test_a_value_that_does_not_fit_is_refused_where_nothing_would_be_run_too():
         ("z[1.2]@0", add(torch.nan)),
     ):
         for make in (on_hooks, effects):
-            with pytest.raises(EditError):
+            with pytest.raises((EditError, NotFinite)):
                 make(model, pairs, sites=site, value=value)
 
 

@@ -1,6 +1,7 @@
 """What each value writes: read back from the edited run, or compared with a hook written by hand."""
 
 import re
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from families import (
     model_of,
     native,
     pairs_and_stores,
-    untyped,
 )
 
 from workbench.engine.capture import capture, capture_pairs
@@ -26,6 +26,7 @@ from workbench.models.fingerprint import model_fingerprint
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site, grid
+from workbench.stores.store import ActivationStore
 
 MIXED = (4, 6, 5)
 
@@ -149,6 +150,34 @@ def test_the_mean_per_position_is_taken_at_the_same_index_or_name(family):
     ends = torch.stack([store["z", 1].prompt(i)[-1, 2] for i in range(3)]).mean(0)
     got = after(model, pairs.clean, "z[1.2]@END", mean(store, per="pos"))
     assert close(got[torch.arange(3), pairs.clean.lengths - 1, 2], ends.expand(3, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_a_half_precision_store_are_means_of_its_rows(dtype):
+    model, prompts = model_of("gpt2"), make_pairs((4,) * 12).clean
+    store = capture(model, prompts, sites=["resid_post"])
+    rows = store["resid_post", 1].data.part(0, 48)
+    rows = (rows / rows.abs().max() * 2e4 + 3e4).to(dtype)  # the sum of twelve overflows float16
+    rounded = ActivationStore.of(
+        prompts, {("resid_post", 1): rows}, model=store.model, model_name="", tokenizer=store.tokenizer
+    )
+    by_hand = rows.view(12, 4, -1).double()
+    for per, right in (("dataset", by_hand[:, 1:] if prompts.bos else by_hand), ("pos", by_hand[:, 2:3])):
+        written = after(model, prompts, "resid_post[1]@2", mean(rounded, per=per))[0, 2]
+        torch.testing.assert_close(written.double(), right.flatten(0, 1).mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["resid_post[0]@1", "z[1]", "resid_pre[1]@0"])
+def test_rows_that_a_store_has_rounded_are_written_as_they_are(site, tmp_path):
+    model, pairs = model_of("gpt2"), make_pairs((5, 5))
+    _, corrupt = capture_pairs(model, pairs, path=tmp_path / "store", dtype=torch.bfloat16)
+    value = from_store(corrupt)
+    measured = effects(model, pairs, sites=[site], value=value)
+    edited = run(model, pairs.clean, edits={site: value}, other=pairs.corrupt).logits[:, -1]
+    change = edited - run(model, pairs.clean).logits[:, -1]
+    right = change.gather(1, pairs.answers[:, 0]) - change.gather(1, pairs.wrong[:, 0])
+    assert close(measured, right, scale=logit_size(model, pairs))
+    assert bool((measured != 0).all())
 
 
 def test_the_mean_of_an_attention_pattern_is_refused():
@@ -414,8 +443,8 @@ def test_a_store_that_lacks_the_kind_says_how_to_capture_it():
 def test_an_edit_that_is_no_value_or_that_no_prompt_has_is_refused():
     model, prompts = model_of("gpt2"), make_pairs().clean
     with pytest.raises(EditError) as error:
-        untyped(run)(model, prompts, edits={"z[0.0]": 0})
-    assert str(error.value) == "value is int, not a value such as zero(), mean(store) or from_store(store)."
+        run(model, prompts, edits={"z[0.0]": cast(Any, 0)})
+    assert "each value is a value such as wb.zero(), wb.mean(store)" in str(error.value)
     with pytest.raises(EditError) as error:
         run(model, prompts, edits={"z[0.0]@9": zero()})
     assert str(error.value) == "No prompt has the position of z[0.0]@9: the longest has 6 tokens."

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from families import (
     make_pairs,
     model_of,
     pairs_and_stores,
-    untyped,
 )
 
 from workbench.circuit.circuit import Circuit
@@ -232,10 +232,11 @@ def test_a_circuit_of_another_graph_is_refused():
 
 def test_what_cannot_be_evaluated_is_refused():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
-    for nothing in ([], [np.zeros((2, 2))]):
-        with pytest.raises(CircuitError) as error:
-            untyped(evaluate)(nothing, model, pairs, value=from_store(corrupt))
-        assert str(error.value) == "evaluate: give a Circuit or a non-empty list of them."
+    with pytest.raises(CircuitError) as error:
+        evaluate([], model, pairs, value=from_store(corrupt))
+    assert str(error.value) == "evaluate: give a Circuit or a non-empty list of them."
+    with pytest.raises(CircuitError, match="evaluate: circuit=a list does not fit; a Circuit"):
+        evaluate(cast(Any, [np.zeros((2, 2))]), model, pairs, value=from_store(corrupt))
     uneven = PromptPairs(
         Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])
     )
@@ -263,4 +264,29 @@ def test_results_say_where_they_come_from():
         isinstance(value, str | int | float) and not isinstance(value, bool)
         for value in result.attrs.values()
     )
-    assert json.loads(json.dumps(asdict(Shape.of(model)))) == asdict(Graph.of(model).shape)
+    sizes = asdict(Graph.of(model).shape)
+    assert json.loads(json.dumps(asdict(Shape.of(model)))) == {**sizes, "experts": []}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_prompts_that_do_not_differ_give_no_shares(family):
+    model, clean = model_of(family), make_pairs(EIGHT).clean
+    tokens = torch.arange(8)[:, None, None]
+    pairs = PromptPairs(clean, clean, tokens, tokens + 1)
+    store, _ = capture_pairs(model, pairs)
+    circuits = some_circuits(model)
+    result = evaluate(
+        circuits, model, pairs, value=from_store(store, allow_self=True), checks=("complement",)
+    )
+    for name in ("faithfulness", "low", "high", "mean_of_ratios", "complement", "complement_low"):
+        assert np.isnan(result[name].values).all(), name
+
+
+def test_each_value_says_whether_it_covers_the_answer():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    values = {"zero": zero(), "other": from_store(corrupt)}
+    two = [table.repeat(1, 1, 2) for table in (pairs.answers, pairs.wrong)]
+    longer = PromptPairs(pairs.clean, pairs.corrupt, *two)
+    metric = "sequence_logprob_diff"
+    result = evaluate(Circuit.full(model), model, longer, value=values, metric=metric, checks=())
+    assert result.attrs["answer_tokens"] == "edited, unchanged"

@@ -130,8 +130,9 @@ def test_the_full_and_the_empty_circuit(planted_one):
         r"^circuit_tests: nothing to test in independence, minimality: no edges, "
         r"or a metric that is the same on every prompt\.$"
     )
-    with pytest.warns(UserWarning, match=nothing):
+    with pytest.warns(UserWarning, match=nothing) as warned:
         empty = circuit_tests(wb.Circuit.empty(known.model), known.model, pairs, value=wb.zero())
+    assert [warning.filename for warning in warned] == [__file__]
     assert not empty["supports"].any()
     assert not empty["accepted"]
     assert empty["statistic"].sel(test="equivalence") == 0  # lower on every example

@@ -1,6 +1,7 @@
 """What must hold of any model: patching all is the other run, patching nothing is zero, batches do not matter."""
 
 import re
+from typing import Any, cast
 
 import pytest
 import torch
@@ -542,8 +543,11 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can():
 def test_a_value_that_is_none_is_refused():
     model, pairs = model_of("gpt2"), make_pairs()
     with pytest.raises(EditError) as error:
-        untyped(effects)(model, pairs, sites="z[0.0]", value=0.0)
-    assert str(error.value) == "value is float, not a value such as zero(), mean(store) or from_store(store)."
+        effects(model, pairs, sites="z[0.0]", value=cast(Any, 0.0))
+    assert str(error.value) == (
+        "effects: value=0.0 does not fit; a value such as wb.zero(), wb.mean(store) or "
+        "wb.from_store(store) is needed."
+    )
 
 
 def test_prompts_that_the_model_cannot_read_are_refused():

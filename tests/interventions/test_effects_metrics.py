@@ -15,8 +15,9 @@ from families import (
 )
 
 from workbench.engine.capture import capture_pairs
+from workbench.engine.run import run
 from workbench.engine.values import constant, from_store, scale, zero
-from workbench.errors import EditError, MetricError, UnknownName
+from workbench.errors import MetricError, NotFinite, UnknownName
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric, metric
 from workbench.prompts.pairs import PromptPairs
@@ -145,24 +146,19 @@ def test_a_function_that_does_not_return_one_number_per_example_is_refused(funct
     )
 
 
-@pytest.mark.parametrize("value", [constant(float("nan")), scale(float("nan"))], ids=["constant", "scale"])
-def test_a_value_that_is_not_a_number_is_refused(value):
+@pytest.mark.parametrize(
+    "value",
+    [constant(float("nan")), constant(float("inf")), scale(float("nan")), scale(1e39)],
+    ids=["nan", "inf", "scale by nan", "overflow"],
+)
+def test_a_value_that_is_not_a_finite_number_is_refused(value):
     model, pairs = model_of("gpt2"), make_pairs()
-    with pytest.raises(EditError) as error:
+    with pytest.raises(NotFinite) as error:
         effects(model, pairs, sites="mlp_out[1]", value=value)
-    assert (
-        str(error.value)
-        == f"{value.describe()} is not a number at mlp_out[1], so nothing after it would be either."
+    text = (
+        f"{value.describe()} is not finite at mlp_out[1] (in float32), so nothing after it would be either."
     )
-
-
-def test_logits_that_are_not_finite_are_an_error_and_not_a_number():
-    model, pairs = model_of("gpt2"), make_pairs()
-    with pytest.raises(MetricError) as error:
-        effects(model, pairs, sites="mlp_out[1]", value=constant(float("inf")))
-    assert str(error.value) == (
-        "The logits of example 0 are not finite. Check the edit (a scale or a constant that is too large) and the model's dtype."
-    )
+    assert str(error.value) == text
 
 
 def test_an_unknown_metric_is_named_with_its_neighbours():
@@ -222,6 +218,30 @@ def test_a_metric_object_is_used_as_it_is():
         scale=logit_size(model, pairs),
     )
     assert (got.attrs["metric"], got.attrs["unit"]) == ("twice", "half logits")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_an_example_that_is_not_edited_may_change_by_comparison(family):
+    """The constant is example 0's own value: its logits stay, and its distance from the mean of all does not."""
+    model, pairs = model_of(family), make_pairs((6, 6, 6, 6))
+    own = run(model, pairs.clean, record=["mlp_post[1]"]).recorded["mlp_post", 1][0, -1, 7]
+    compared = metric(lambda logits: logits[:, 5] - logits[:, 5].mean(), positions="END")
+    got = effects(model, pairs, sites=["mlp_post[1:7]@END"], value=constant(float(own)), metric=compared)
+    assert got.attrs["engine"] == "staircase"
+
+    def write(post, hook):
+        post = post.clone()
+        post[:, -1, 7] = own
+        return post
+
+    with torch.no_grad():
+        plain = model(pairs.clean.tokens)[:, -1, 5]
+        edited = model.run_with_hooks(pairs.clean.tokens, fwd_hooks=[("blocks.1.mlp.hook_post", write)])[
+            :, -1, 5
+        ]
+    change = (edited - edited.mean()) - (plain - plain.mean())
+    assert float(change[0].abs()) > 1e-4
+    assert close(got[:, 0], change, scale=logit_size(model, pairs))
 
 
 def test_results_say_where_they_come_from():

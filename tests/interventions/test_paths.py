@@ -551,7 +551,7 @@ WRONG += [(SiteError, "paths", {"paths": []}), (SiteError, "17", {"receivers": "
 WRONG += [(SiteError, "paths", {"paths": "input->logits", what: "m1"}) for what in ("senders", "receivers")]
 WRONG += [(UnknownName, "S9", {"receivers": "m1@S9"}), (UnknownName, "S9", {"paths": "input->m1@S9->logits"})]
 WRONG += [(UnknownName, "thawed", {"mlps": "thawed"}), (UnknownName, "dirty", {"base": "dirty"})]
-WRONG += [(UnknownName, "logit_dif", {"metric": "logit_dif"}), (EditError, "str", {"value": "zero"})]
+WRONG += [(UnknownName, "logit_dif", {"metric": "logit_dif"})]
 
 
 @pytest.mark.parametrize(("error", "named", "given"), WRONG, ids=[str(given) for *_, given in WRONG])
@@ -559,6 +559,12 @@ def test_what_cannot_be_asked_is_named(error, named, given):
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     with pytest.raises(error, match=re.escape(named)):
         untyped(path_effects)(model, pairs, **({"value": from_store(corrupt), "mlps": "frozen"} | given))
+
+
+def test_a_value_by_name_is_no_value():
+    pairs = pairs_and_stores("gpt2")[0]
+    with pytest.raises(EditError, match=r"value='zero' does not fit; a value such as wb.zero\(\)"):
+        path_effects(model_of("gpt2"), pairs, value="zero", mlps="frozen")  # pyright: ignore[reportArgumentType]
 
 
 def test_what_a_model_or_the_pairs_lack_is_named():

@@ -110,7 +110,7 @@ def test_what_cannot_be_summarised_is_refused():
     _pairs, clean, _ = pairs_and_stores("gpt2")
     with pytest.raises(UnknownName, match="scores='prev' is not known"):
         wb.head_scores(clean, scores=["prev"])
-    with pytest.raises(PromptError, match="keys is a list of at least one position"):
+    with pytest.raises(PromptError, match=r"keys is empty\. Name at least one position"):
         wb.attention_to(clean, [])
     with pytest.raises(UnknownName, match="position='IO' is not known"):
         wb.attention_to(clean, ["IO"])

@@ -126,8 +126,10 @@ def test_what_the_lens_cannot_read_is_refused():
     pairs, clean, _ = pairs_and_stores("gpt2")
     with pytest.raises(StoreError) as error:
         logit_lens(capture(other, pairs.clean), model, targets=pairs.answers)
-    foreign = capture(other, pairs.clean).model[:8]
-    assert str(error.value) == f"logit_lens: the store is of the model external ({foreign}), not of external."
+    foreign, own = (store.model[:8] for store in (capture(other, pairs.clean), clean))
+    assert str(error.value) == (
+        f"logit_lens: the store is of the model external ({foreign}), not of external ({own})."
+    )
     with pytest.raises(StoreError) as error:
         logit_lens(capture(model, pairs.clean, sites=["z"]), model, targets=pairs.answers)
     assert (

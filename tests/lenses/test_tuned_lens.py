@@ -9,7 +9,7 @@ from families import make_pairs, model_of, native, ragged, untyped
 from safetensors.torch import save_file
 
 import workbench as wb
-from workbench.errors import OutputExists, ProbeError, StoreError
+from workbench.errors import NotFinite, OutputExists, ProbeError, StoreError
 
 TASKS = ("ioi", "induction", "greater_than", "agreement", "pronoun", "capitals", "binding")
 
@@ -109,6 +109,30 @@ def test_files_that_are_no_tuned_lens(tmp_path):
     save_file({"weight": torch.zeros(1, 4, 4), "bias": torch.zeros(1, 4)}, tmp_path / "short", metadata=meta)
     with pytest.raises(StoreError, match="do not fit"):
         wb.TunedLens.load(tmp_path / "short")
+    tensors = {"weight": torch.zeros(2, 4, 4), "bias": torch.zeros(2, 4)}
+    measures = {name: [0.5, 0.25] for name in ("tuned", "logit", "gain")}
+    for heldout in (
+        None,
+        "x",
+        [],
+        [[1]],
+        {},
+        {**measures, "gain": 3},
+        {**measures, "gain": [1]},
+    ):
+        meta["facts"] = json.dumps({**facts, "heldout": heldout})
+        save_file(tensors, tmp_path / "facts", metadata=meta)
+        with pytest.raises(StoreError, match="cannot be read as a tuned lens"):
+            wb.TunedLens.load(tmp_path / "facts")
+    meta["facts"] = json.dumps({**facts, "heldout": measures})
+    save_file(tensors, tmp_path / "facts", metadata=meta)
+    assert wb.TunedLens.load(tmp_path / "facts").layers == (0, 1)
+    tensors["bias"][1, 2] = float("nan")
+    save_file(tensors, tmp_path / "facts", metadata=meta)
+    with pytest.raises(
+        NotFinite, match=r"'bias' of '.*facts' holds numbers that are not finite \(1 are NaN\)"
+    ):
+        wb.TunedLens.load(tmp_path / "facts")
 
 
 def test_what_cannot_be_fitted_is_refused():

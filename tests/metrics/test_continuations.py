@@ -23,7 +23,8 @@ from workbench.interventions.explain import explain
 from workbench.interventions.paths import path_effects
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric, metric
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.sites import grid
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
@@ -66,12 +67,12 @@ def on_hooks(monkeypatch) -> None:
 
 
 def edit_z(store, layer: int, head: int, at: int | None = None):
-    """Hooks that write a store's z at the prompt's positions, or at one of them."""
+    """Hooks that write a store's z at the prompt's positions, or at one of them; without a store zeros, at every token."""
 
     def hooks(i: int, length: int):
         def patch(z, hook):
             z = z.clone()
-            positions = slice(length) if at is None else at % length
+            positions = slice(None if store is None else length) if at is None else at % length
             z[0, positions, head] = 0 if store is None else store["z", layer].prompt(i)[positions, head]
             return z
 
@@ -85,7 +86,7 @@ def edit_z(store, layer: int, head: int, at: int | None = None):
 @pytest.mark.parametrize(
     ("family", "dtype"), [("gpt2", torch.float64), ("llama", torch.float32), ("neox", torch.float64)]
 )
-def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, dtype, engine, monkeypatch):
+def test_effects_are_those_of_prompt_and_answer_in_one_run(family, dtype, engine, monkeypatch):
     """The norms of a llama work in float32, whatever the model's dtype."""
     if engine == "hooks":
         on_hooks(monkeypatch)
@@ -101,6 +102,8 @@ def test_effects_are_those_of_prompt_and_answer_with_the_prompt_edited(family, d
         expected = [by_hand(model, pairs, edit_z(store, *cell)) - base for cell in places]
         # Effects are differences of metrics, so their errors are those of the metric.
         assert close(got, torch.stack(expected, 1), scale=float(base.abs().max())), value
+        covers = "unchanged" if store is not None else "edited where a site has no position"
+        assert got.attrs["answer_tokens"] == covers
     assert got.attrs["metric"] == DIFF
     assert got.attrs["unit"] == "nats"
     assert got.dims == ("example", "site")
@@ -140,7 +143,7 @@ def test_with_answers_of_one_token_it_is_logit_diff(method):
     model = model_of("gpt2", torch.float64)
     pairs = answered(answers=[[[3], [5]], [[7]], [[2]]], wrong=[[[6]], [[1], [3], [9]], [[4]]])
     _, corrupt = capture_pairs(model, pairs)
-    request = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 3}
+    request = {"sites": grid("z", model), "value": from_store(corrupt), "method": method, "steps": 8}
     one, several = (
         effects(model, pairs, metric=name, **request, normalized=True) for name in ("logit_diff", DIFF)
     )
@@ -270,12 +273,13 @@ def test_small_budgets_give_the_same_numbers():
     ("change", "kind", "message"),
     [
         ({"answers": [[[3]], [], [[2]]]}, MetricError, f"The metric {DIFF!r} needs the answer of every example; example 1 has none."),
-        ({"wrong": [[[3, -1, 4]], [[1]], [[2]]]}, PromptError,
-         "An answer of example 0 has a gap: its tokens come first and -1 fills up the rest."),
-        ({"wrong": [[[3]], [[1] * N_CTX], [[2]]]}, PromptError,
+        ({"wrong": [[[3, -1, 4]], [[1]], [[4]]]}, PromptError,
+         "wrong, example 0: an alternative has a gap. Tokens come first, and -1 fills up the rest."),
+        ({"wrong": [[[3]], [[1] * N_CTX], [[4]]]}, PromptError,
          f"Example 1: a prompt of 7 tokens and {N_CTX - 1} of an answer do not fit into the model's context of {N_CTX}."),
-        ({"wrong": [[[D_VOCAB]], [[1]], [[2]]]}, MetricError, f"Token id {D_VOCAB} is outside the vocabulary of {D_VOCAB}."),
-        ({"wrong": [[[D_VOCAB, 1]], [[1]], [[2]]]}, PromptError, f"Token id {D_VOCAB} is outside the model's vocabulary of {D_VOCAB}."),
+        ({"wrong": [[[D_VOCAB]], [[1]], [[4]]]}, PromptError,
+         f"Token id {D_VOCAB} among the answers is outside the vocabulary of {D_VOCAB} that the model has logits of."),
+        ({"wrong": [[[D_VOCAB, 1]], [[1]], [[4]]]}, PromptError, f"Token id {D_VOCAB} is outside the model's vocabulary of {D_VOCAB}."),
     ],
 )  # fmt: skip
 def test_answers_that_cannot_be_run_are_refused(change, kind, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from probing import labelled, store_of
 
-from workbench.errors import ProbeError, StoreError, UnknownName
+from workbench.errors import NotFinite, ProbeError, StoreError, UnknownName
 from workbench.probes.fit import fit_probes
 from workbench.probes.fits import ProbeSettings
 from workbench.probes.neurons import neuron_maps
@@ -94,9 +94,8 @@ def test_labels_of_other_prompts_and_numbers_that_are_not_finite_are_refused():
         ):
             function(other, labels)
     store, labels = labelled([np.where(X > 2, np.nan, X)], {"c": Y})
-    with pytest.raises(
-        ProbeError, match=r"holds numbers that are not finite: no probe can be fitted to them\.$"
-    ):
+    message = r"holds numbers that are not finite \([\d,]+ are NaN\)\. No probe can be fitted to them\.$"
+    with pytest.raises(NotFinite, match=message):
         fit_probes(store, labels, k=[1])
 
 

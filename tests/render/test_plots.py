@@ -155,7 +155,9 @@ def test_too_few_labels_are_refused():
 
 def test_figures_are_the_same_bytes_without_a_global_theme(hostile_tokens):
     before = dict(matplotlib.rcParams)
-    result = xr.DataArray(np.arange(10.0), dims="pos", name="effect")
+    # Half a character is refused where it comes in.
+    hostile_tokens = [token for token in hostile_tokens if token != "\ud800"]
+    result = xr.DataArray(np.arange(float(len(hostile_tokens))), dims="pos", name="effect")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = plot(result, labels=hostile_tokens, title="<b>$\\frac$")

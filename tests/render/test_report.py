@@ -92,10 +92,7 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
 NO_SECTIONS = [
     ([("a", "b", "cap", "FOURTH")], "tuple of 4"),
     ([("a",)], "tuple of 1"),
-    ([None], "NoneType"),
     ([("a", "b", 3)], "tuple of 3"),
-    ("ab", "str"),
-    ({"a": "b"}, "dict"),
 ]
 
 
@@ -111,12 +108,15 @@ def test_what_is_no_section_is_refused(tmp_path):
 
 
 def test_a_page_of_nothing_is_refused(tmp_path, circuit):
-    with pytest.raises(WorkbenchError, match=r"not a Circuit\.$"):
-        report([circuit], tmp_path / "r.html", title="t")
+    for sections in ([circuit], [None], "ab", {"a": "b"}):
+        with pytest.raises(
+            WorkbenchError, match=r"^report: sections=.* does not fit; a list of which each is a tuple"
+        ):
+            report(sections, tmp_path / "r.html", title="t")
     with pytest.raises(
         WorkbenchError, match=r"^A report needs a section: \(heading, item\) or \(heading, item, caption\)\.$"
     ):
         report([], tmp_path / "r.html", title="t")
-    with pytest.raises(WorkbenchError, match=r"^A report needs a title, and None is not text\.$"):
+    with pytest.raises(WorkbenchError, match=r"^report: title=None does not fit; text is needed\.$"):
         report([("a", "b")], tmp_path / "r.html", title=None)  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())

@@ -123,8 +123,7 @@ def test_writers_killed_at_any_moment_leave_what_an_uninterrupted_run_writes(who
     assert 0 < finished[-1] < n
     store = build_in(folder)
     assert list(verify(folder)) == []
-    visible = {name: data for name, data in bytes_of(folder).items() if "/." not in name}
-    assert visible == bytes_of(whole)
+    assert bytes_of(folder) == bytes_of(whole), "no partial file is left either"
     assert len(store) == len(LENGTHS)
 
 
@@ -223,7 +222,7 @@ def test_prompts_that_were_changed_are_not_believed(copy):
     table = StoredFile(str(copy / "prompts.safetensors")).entries["tokens"]
     data[table.start] ^= 1
     (copy / "prompts.safetensors").write_bytes(data)
-    with pytest.raises(StoreError, match="does not hold the prompts that the store was planned for"):
+    with pytest.raises(StoreError, match=r"prompts\.safetensors' is damaged: its bytes are not those"):
         open_store(copy).prompts  # noqa: B018
     with pytest.raises(StoreError, match="the prompts cannot be made from the rest"):
         build.repair(model_of("gpt2"), copy, progress=False)
@@ -319,7 +318,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 def test_two_processes_do_not_write_the_same_shard(copy):
     (copy / record_name(0)).unlink()
     plan = read_plan(str(copy))
-    store = DiskStore(str(copy))
+    store = DiskStore(str(copy), check=False)  # the record of a shard is gone
     lengths, counts = store.prompts.lengths.numpy(), store.index.counts.numpy()
     shard = copy / "shards" / "00000.z.safetensors"
     with writing(shard, plan.tensors("z", 0, lengths, counts)) as other:

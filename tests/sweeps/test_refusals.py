@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli.app import app
-from workbench.errors import OutputExists, SweepError
+from workbench.errors import SweepError, WorkbenchError
 from workbench.sweeps import jobs
 from workbench.sweeps.folder import SPEC, TABLE
 from workbench.sweeps.inputs import JobInputs
@@ -144,7 +144,9 @@ def test_half_a_surrogate_pair_in_a_message_harms_nothing(tmp_path, monkeypatch)
     )
     monkeypatch.syspath_prepend(tmp_path)
     sweep = run({**HEADS, "metrics": ["halved:score"]}, tmp_path / "a", retries=0)
-    assert set(sweep.status().failed["error"]) == {"ValueError: x?"}
+    assert set(sweep.status().failed["error"]) == {
+        "MetricError: The function of the metric 'score' failed with ValueError: x?"
+    }
     assert (tmp_path / "a" / TABLE).is_file()
 
 
@@ -203,7 +205,7 @@ def test_a_runner_killed_at_its_start_does_not_block_the_folder(tmp_path):
 
 
 def test_a_path_that_is_none_is_refused():
-    with pytest.raises(OutputExists, match="cannot be a sweep's folder: embedded null byte"):
+    with pytest.raises(WorkbenchError, match=r"run_sweep: out='a.x00b' does not fit; a path is needed"):
         run(HEADS, "a\0b")
 
 

@@ -147,3 +147,19 @@ def test_a_spec_is_never_executed(tmp_path):
     (tmp_path / "a.yaml").write_text("tasks: !!python/object/apply:os.system ['touch gone']")
     with pytest.raises(SweepError, match="is not YAML"):
         read_spec(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", ["1: 2", "~: 2", "1.5: 2", "true: 1", "2020-01-01: 1"])
+def test_fields_whose_names_are_no_text_are_refused_by_name(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(f"preset: head-ablation\ntasks: [ioi]\n{text}\n")
+    with pytest.raises(UnknownName, match=r"^field=.* is not known\. Choices: base, checkpoints"):
+        read_spec(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "fields", ["n: true", "seeds: [true]", "n_edges: [false]", "checkpoints: [true]", "strengths: [true]"]
+)
+def test_truth_values_are_no_numbers(tmp_path, fields):
+    (tmp_path / "a.yaml").write_text(f"preset: steering\ntasks: [ioi]\n{fields}\n")
+    with pytest.raises(SweepError, match=r"The sweep's \w+.*: (True|False) is not a number"):
+        read_spec(tmp_path / "a.yaml")

@@ -387,11 +387,11 @@ def test_impossible_prompts_are_refused():
     ("name", "text", "message"),
     [
         ("p.jsonl", "[1,2]\n3\n", "cannot be read as jsonl: row 1 is a list, not an object"),
-        ("p.jsonl", "[" * 100_000, "cannot be read as jsonl: maximum recursion depth exceeded"),
+        ("p.jsonl", "[" * 100_000, "cannot be read as jsonl: row 1: it is nested more than 64 deep"),
         (
             "p.csv",
             "clean,clean,corrupt,answer,wrong\na,b,c,d,e\n",
-            "p.csv has the column 'clean' 2 times. Give each one name.",
+            "p.csv has the column 'clean' 2 times. Give each column its own name.",
         ),
     ],
 )
@@ -408,11 +408,13 @@ def test_a_line_separator_within_a_string_ends_no_row(tiny, tmp_path):
     assert len(PromptPairs.from_jsonl(tiny, tmp_path / "p.jsonl")) == 1
 
 
-def test_an_empty_row_of_a_csv_is_named(tiny, tmp_path):
-    path = tmp_path / "p.csv"
-    path.write_text("clean,corrupt,answer,wrong\nThe dog near the cats,The dogs near the cats,is,are\n\n")
+def test_an_empty_row_of_a_csv_is_named_and_a_blank_line_is_none(tiny, tmp_path):
+    path, row = tmp_path / "p.csv", "The dog near the cats,The dogs near the cats,is,are\n"
+    path.write_text(f"clean,corrupt,answer,wrong\n{row}\n,,,\n")
     with pytest.raises(PromptError, match=re.escape("p.csv, row 2: the column 'clean' is empty.")):
         PromptPairs.from_csv(tiny, path)
+    path.write_text(f"clean,corrupt,answer,wrong\n{row}\n")
+    assert len(PromptPairs.from_csv(tiny, path)) == 1
     path.write_text("clean,corrupt,answer,wrong\n")
     with pytest.raises(PromptError, match=re.escape("p.csv has no rows.")):
         PromptPairs.from_csv(tiny, path)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.arguments import checked
 from workbench.circuit.collapse import collapse
 from workbench.circuit.components import Classes, check_known, check_labels, components, differences, mlp_of
 from workbench.circuit.document import CircuitDocument, read_document, write_document
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import networkx
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Circuit:
     """Edges of a graph. Build a circuit with `Circuit.of`, which prunes dead ends.
@@ -59,7 +61,24 @@ class Circuit:
     prompt_ids: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        arrays = {"edges": self.edges, "scores": self.scores}
+        for name, array in arrays.items():
+            if array is None:
+                continue
+            if array.shape != self.graph.exists.shape:
+                raise CircuitError(
+                    f"{name.capitalize()} of shape {array.shape} do not fit a graph with matrices of "
+                    f"{self.graph.exists.shape}."
+                )
+            # Read-only, and apart from the caller's array: the hash of a circuit is that of its edges.
+            if array.flags.writeable:
+                array = array.copy()
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
+
     @classmethod
+    @checked
     def of(
         cls,
         graph: Graph,
@@ -86,17 +105,17 @@ class Circuit:
             for edge in edges:
                 matrix[graph.index(edge)] = True
             edges = matrix
-        for name, table in (("Edges", edges), ("Scores", scores)):
-            if table is not None and table.shape != graph.exists.shape:
-                raise CircuitError(
-                    f"{name} of shape {table.shape} do not fit a graph with matrices of {graph.exists.shape}."
-                )
+        if edges.shape != graph.exists.shape:
+            raise CircuitError(
+                f"Edges of shape {edges.shape} do not fit a graph with matrices of {graph.exists.shape}."
+            )
         chosen = edges.astype(bool) & graph.exists
         roles = check_labels(graph, labels or {})
         facts = clean_attrs(attrs or {})
         return cls(graph, graph.prune(chosen), scores, int(chosen.sum()), facts, frozenset(prompt_ids), roles)
 
     @classmethod
+    @checked
     def of_nodes(
         cls,
         graph: Graph,
@@ -125,12 +144,14 @@ class Circuit:
         return cls.of(graph, graph.exists & np.outer(writers, readers), attrs=attrs, labels=labels)
 
     @classmethod
+    @checked
     def full(cls, model_or_shape: Model | Shape | Graph) -> "Circuit":
         """The circuit of every edge of a model, a `Shape` or a `Graph`: it behaves as the whole model."""
         graph = _graph_of(model_or_shape)
         return cls.of(graph, graph.exists)
 
     @classmethod
+    @checked
     def empty(cls, model_or_shape: Model | Shape | Graph) -> "Circuit":
         """The circuit of no edge: with corrupt values it behaves as the corrupt run."""
         graph = _graph_of(model_or_shape)
@@ -215,6 +236,7 @@ class Circuit:
         """bool [pos, writer, reader], with one position where the graph has none."""
         return self.edges.reshape(-1, *self.edges.shape[-2:])
 
+    @checked
     def score(self, edge: Edge | str) -> float:
         """The score of one edge; NaN where it has none.
 
@@ -330,6 +352,7 @@ class Circuit:
         n_edges = int(plain.edges.sum())
         return Circuit(plain.graph, plain.edges, plain.scores, n_edges, self.attrs, self.prompt_ids, labels)
 
+    @checked
     def restricted(
         self,
         *,
@@ -356,6 +379,7 @@ class Circuit:
             )
         )  # fmt: skip
 
+    @checked
     def by_component(self, by: Classes | str = "reader") -> dict[str, "Circuit"]:
         """The circuit split into classes of edges, in graph order.
 
@@ -396,6 +420,7 @@ class Circuit:
         """
         return component_graph(self.graph, self.nodes, self._scored_edges, self.labels)
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the circuit as JSON, whole or not at all.
 
@@ -409,13 +434,18 @@ class Circuit:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Circuit":
+    @checked
+    def load(cls, path: str | Path, *, edited: bool = False) -> "Circuit":
         """Read a circuit. Scores are kept for its own edges only.
 
+        Args:
+            edited: accept a file that was changed since it was written; saving the circuit signs it again.
+
         Raises:
-            CircuitError: no such file, not a circuit, or edges that its own graph does not have.
+            CircuitError: no such file, not a circuit, changed since it was written (by its checksum), or
+                edges that its own graph does not have.
         """
-        saved = read_document(Path(path))
+        saved = read_document(Path(path), edited=edited)
         return cls(
             saved.graph,
             saved.edges,
@@ -426,6 +456,7 @@ class Circuit:
             saved.labels,
         )
 
+    @checked
     def check_fits(self, model_or_shape: Model | Shape) -> None:
         """Raise `CircuitError` when the circuit is of another model's graph.
 

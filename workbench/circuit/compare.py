@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.components import differences, edge_class
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError
+from workbench.text import spelled
 
 _CLASSES: tuple[Literal["reader", "writer"], ...] = ("reader", "writer")
 
@@ -147,12 +149,13 @@ class Comparison:
             _table(self.by_component),
         ]
         if len(self.by_role):
-            lines.append(_table(self.by_role))
+            lines.append(_table(self.by_role.assign(role=self.by_role["role"].map(spelled))))
         for side in "ab":
             lines.append(f"nodes of {side} alone: {' '.join(facts[f'only_{side}']['nodes']) or 'none'}")
         return "\n".join(lines)
 
 
+@checked
 def compare(a: Circuit, b: Circuit) -> Comparison:
     """How far `b` agrees with `a`, which counts as the reference for precision and recall.
 

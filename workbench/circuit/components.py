@@ -13,8 +13,12 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.sites import Node
 
 Classes = Literal["reader", "writer", "layer", "role"]
-MOST_NODES = 20_000
-"""Of a graph in a file: matrices of more would fill the memory before the file is found to be wrong."""
+MOST_NODES, MOST_CELLS = 20_000, 2**29
+"""Nodes and cells [pos, writer, reader] of a graph in a file, at most.
+
+Larger matrices would fill the memory before the file is found to be wrong. GPT-3 has 9,312 nodes and 260
+million cells.
+"""
 _GROUPS = {"head": "heads", "mlp": "mlps", "neuron": "mlps"}
 
 
@@ -92,10 +96,18 @@ def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
 def check_size(graph: Graph) -> None:
     """Raise `CircuitError` when a graph that a file promises is too large, before any of it is made."""
     shape = graph.shape
-    nodes = shape.n_layers * (shape.n_heads + 1) + len(graph.neurons) * shape.d_mlp
-    if nodes * len(graph.positions or "-") > MOST_NODES:
+    n_positions, n_neurons = len(graph.positions or "-"), len(graph.neurons) * shape.d_mlp
+    nodes = shape.n_layers * (shape.n_heads + 1) + n_neurons
+    if nodes * n_positions > MOST_NODES:
         raise CircuitError(
             f"A graph of {nodes} nodes is too large for a circuit file: it may have {MOST_NODES}."
+        )
+    # Input and logits are left out: one row and one column.
+    readers = shape.n_layers * (shape.n_heads + 2 * shape.n_kv_heads + 1) + n_neurons
+    if nodes * readers * n_positions > MOST_CELLS:
+        raise CircuitError(
+            f"A graph of {nodes} writers and {readers} readers at {n_positions} classes of positions is too "
+            f"large for a circuit file: their product may be {MOST_CELLS}."
         )
 
 

@@ -1,12 +1,13 @@
 """The workbench's own circuit files: JSON that names a circuit's edges, graph, model and prompts.
 
 `CircuitDocument` is what a file says, `read_document` and `write_document` are the way in and out. A file
-that was damaged or cut is refused, and so is one whose edges its own graph does not have. Files of other
-tools are read in `formats`.
+that was damaged, edited or cut is refused, which its checksum shows, and so is one whose edges its own graph
+does not have. Files of other tools are read in `formats`.
 """
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from workbench.checksums import is_unchanged, signed
 from workbench.circuit.components import check_labels, check_size
 from workbench.circuit.graph import Graph
+from workbench.documents import parse_json, read_json
 from workbench.errors import CircuitError, SiteError
 from workbench.files import check_free, whole
 from workbench.sites import Edge
@@ -65,33 +68,77 @@ def write_document(
         fields["labels"] = dict(document.labels)
     fields["edges"] = edges
     with whole(path) as partial:
-        partial.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(signed(fields), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_document(path: Path) -> CircuitDocument:
+def read_document(path: Path, *, edited: bool = False) -> CircuitDocument:
     """What a circuit file says.
 
+    Args:
+        edited: accept a file that was changed since it was written.
+
     Raises:
-        CircuitError: no such file, not a circuit, or edges that its own graph does not have.
+        CircuitError: no such file, not a circuit, changed since it was written, or edges that its own graph
+            does not have.
     """
+    fields = _fields(path)
+    if edited:
+        _count_anew(fields)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise CircuitError(f"{str(path)!r} is not a circuit file: its format is not {FORMAT!r}.")
         document = _document(fields)
-    except OSError as error:
-        raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
     except _MALFORMED as error:
         raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
-    n_edges = int(document.edges.sum())
-    if n_edges != fields.get("n_edges"):
+    if not edited and (change := _change(fields)):
+        name = str(path)
         raise CircuitError(
-            f"{str(path)!r} was edited or cut: it promises {fields.get('n_edges')} edges and holds {n_edges}."
+            f"{name!r} was edited or cut: {change}. If you edited it yourself, sign it again: "
+            f"workbench convert {shlex.quote(name)} {shlex.quote(name)} --overwrite"
         )
     return document
 
 
-def _document(fields: dict[str, Any]) -> CircuitDocument:
+def change_of(path: Path) -> str:
+    """In which way a circuit file was changed since it was written; empty where it was not.
+
+    Raises:
+        CircuitError: no such file, or not a circuit.
+    """
+    return _change(_fields(path))
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """The content of a circuit file; nothing but its format is checked."""
+    try:
+        fields = read_json(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CircuitError(f"There is no circuit file {str(path)!r}.") from error
+    except OSError as error:
+        raise CircuitError(f"The circuit file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise CircuitError(f"{str(path)!r} is not a circuit file: its format is not {FORMAT!r}.")
+    return fields
+
+
+def _change(fields: Mapping[str, Any]) -> str:
+    """In which way the content of a file was changed since it was written."""
+    promised, n_edges = fields.get("n_edges"), len(fields.get("edges", ()))
+    if promised != n_edges:
+        return f"it promises {promised} edges and holds {n_edges}"
+    if not is_unchanged(fields):
+        return "its content does not fit its checksum"
+    return ""
+
+
+def _count_anew(fields: dict[str, Any]) -> None:
+    """Raise `n_requested` to the number of edges, which may have grown when the file was edited."""
+    n_requested = fields.get("n_requested")
+    if type(n_requested) is int and isinstance(fields.get("edges"), dict):
+        fields["n_requested"] = max(n_requested, len(fields["edges"]))
+
+
+def _document(fields: Mapping[str, Any]) -> CircuitDocument:
     """The checked content of a file. Raises one of `_MALFORMED` where it is not that of a circuit."""
     graph = Graph.from_dict(fields["shape"])
     check_size(graph)
@@ -105,6 +152,8 @@ def _document(fields: dict[str, Any]) -> CircuitDocument:
         edges[index] = True
         if score is not None:
             scores[index] = float(score)
+    if int(edges.sum()) < len(listed):
+        raise ValueError("an edge is there twice, under two names")
     prompt_ids, n_requested = fields["prompt_ids"], fields["n_requested"]
     if not isinstance(prompt_ids, list) or not all(isinstance(prompt, str) for prompt in prompt_ids):
         raise ValueError("prompt_ids is not a list of texts")
@@ -119,18 +168,9 @@ def _document(fields: dict[str, Any]) -> CircuitDocument:
     )
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys must differ: of two equal edges, `json` would silently keep the last."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return fields
-
-
 def _check_output_neurons(text: Any) -> None:
     """Raise `ValueError` unless `output_neurons` is the JSON text of lists of dimensions by name."""
-    by_node = json.loads(text) if isinstance(text, str) else None
+    by_node = parse_json(text) if isinstance(text, str) else None
     lists = by_node.values() if isinstance(by_node, dict) else [None]
     for dims in lists:
         if not isinstance(dims, list) or not all(type(dim) is int for dim in dims):

@@ -5,20 +5,22 @@ with a file is an error of some kind, which `formats.py` turns into one message.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from workbench.circuit.components import MOST_CELLS
 from workbench.circuit.foreign import ForeignCircuit
+from workbench.documents import read_json
 from workbench.errors import CircuitError
 
 
 def parse_json(path: Path) -> ForeignCircuit:
     """The JSON of EAP-IG and MIB."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
     _check_keys(document, ("cfg", "nodes", "edges"))
     width, nodes, neurons, edges = document["cfg"]["d_model"], {}, {}, {}
     for name, facts in document["nodes"].items():
@@ -35,7 +37,7 @@ def parse_json(path: Path) -> ForeignCircuit:
     # Rows and columns in the order in which the file names them; edges that it leaves out are not listed.
     sources = _numbered(writer for writer, _ in edges)
     targets = _numbered(reader for _, reader in edges)
-    size = (len(sources), len(targets))
+    size = _checked_size(sources, targets)
     scores, inside, listed = np.zeros(size), np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
     for (writer, reader), (score, flag) in edges.items():
         cell = sources[writer], targets[reader]
@@ -80,7 +82,7 @@ def parse_torch(path: Path) -> ForeignCircuit:
             raise CircuitError("a node is not named by a text.")
         if len(set(names)) < len(names):
             raise CircuitError("a node is listed twice.")
-    size = (len(sources), len(targets))
+    size = _checked_size(sources, targets)
     scores = _matrix(document, "edges_scores", size)
     inside = _flags(document, "edges_in_graph", size)
     nodes = dict(zip(sources, _flags(document, "nodes_in_graph", size[:1]).tolist(), strict=True))
@@ -111,6 +113,14 @@ def dump_torch(foreign: ForeignCircuit, path: Path) -> None:
 def _numbered(names: Iterable[str]) -> dict[str, int]:
     """Each name once, in order, with its row or column."""
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _checked_size(sources: Sized, targets: Sized) -> tuple[int, int]:
+    """Rows and columns of a file's matrices, once it is known that no graph has more."""
+    size = (len(sources), len(targets))
+    if size[0] * size[1] > MOST_CELLS:
+        raise CircuitError(f"{size[0]} writers and {size[1]} readers are more than a circuit file may have.")
+    return size
 
 
 def _check_keys(document: Any, needed: Iterable[str]) -> None:
@@ -144,6 +154,11 @@ def _matrix(document: Mapping[str, Any], name: str, size: tuple[int, ...]) -> np
         raise CircuitError(f"{name} is {has}; the lists of nodes need a tensor of {list(size)}.")
     if value.is_complex():
         raise CircuitError(f"{name} holds complex numbers.")
+    if value.layout != torch.strided:
+        raise CircuitError(f"{name} is sparse; a dense tensor is needed.")
+    # One number in the file can stand for a table of any size.
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+        raise CircuitError(f"{name} promises more numbers than the file holds.")
     return value.detach().to(torch.float64).numpy()
 
 

@@ -5,17 +5,18 @@ EAP-IG and MIB write a graph as JSON or as a torch file: `foreign_files.py` read
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.foreign import ForeignCircuit, from_foreign, to_foreign
 from workbench.circuit.foreign_files import dump_json, dump_torch, parse_json, parse_torch
 from workbench.circuit.graph import Graph
+from workbench.documents import read_json
 from workbench.errors import CircuitError, SiteError, UnknownName
 from workbench.files import check_free, whole
 from workbench.sites import Shape
@@ -47,6 +48,7 @@ class Format:
     dump: Callable[[ForeignCircuit, Path], None] | None = None
 
 
+@checked
 def read_circuit(path: str | Path, *, positive: Positive | str | None = None, shape: Any = None) -> Circuit:
     """The circuit in a file, whatever tool wrote it; it has the scores of every edge that the file scores.
 
@@ -100,11 +102,12 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
             f"{path.name}: {len(circuit.output_neurons)} nodes "
             "have only some dimensions of their output in the circuit. "
             "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return replace(circuit, attrs={**circuit.attrs, **facts})
 
 
+@checked
 def write_circuit(
     circuit: Circuit,
     path: str | Path,
@@ -164,8 +167,8 @@ def _format_of(path: Path) -> Format:
     if path.suffix.lower() in (".pt", ".pth"):
         return FORMATS["eap-pt"]
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (ValueError, OSError) as error:
         raise CircuitError(f"{str(path)!r} is not a usable circuit file: {error}") from error
     if (
         isinstance(document, dict)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.arguments import shown
 from workbench.errors import SiteError
 from workbench.models.model import Model
 from workbench.sites import Edge, Node, Position, Shape
@@ -30,6 +31,8 @@ REST = "rest"
 
 def _several(given: Any) -> tuple[Any, ...]:
     """One or several of something, whole numbers of numpy as plain ones."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
     if isinstance(given, str) or not isinstance(given, Iterable):
         given = [given]
     # numpy's integers would not be found among Python's in JSON and in error messages.
@@ -56,6 +59,11 @@ class Graph:
     neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shape, Shape):
+            raise SiteError(f"A graph is of a Shape, not {shown(self.shape)}: use Graph.of(model).")
+        for name, listed in (("positions", self.positions), ("neurons", self.neurons)):
+            if not isinstance(listed, tuple) and not (name == "positions" and listed is None):
+                raise SiteError(f"{name} of a graph are a tuple, not {shown(listed)}: use Graph.of(...).")
         positions = self.positions or ()
         for position in positions:
             if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
@@ -74,10 +82,13 @@ class Graph:
                 "Graph.of(...)."
             )
         wrong = [layer for layer in self.neurons if not (_is_whole(layer) and layer < self.shape.n_layers)]
+        wrong += [layer for layer in self.neurons if layer in self.shape.experts]
         if self.neurons and (
             self.shape.attn_only or wrong or tuple(sorted(set(self.neurons))) != self.neurons
         ):
             layers = "no layer" if self.shape.attn_only else f"layers 0 to {self.shape.n_layers - 1}"
+            if self.shape.experts:
+                layers += f", without neurons in layers {list(self.shape.experts)} (mixtures of experts)"
             raise SiteError(f"neurons={self.neurons}: this model has MLPs in {layers}.")
 
     @classmethod
@@ -131,6 +142,10 @@ class Graph:
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the graph, for JSON."""
         facts = asdict(self.shape)
+        # What a mixture of experts lacks decides no edge between whole MLPs.
+        del facts["experts"]
+        if not self.shape.joint_heads:
+            del facts["joint_heads"]  # files of all other models stay as they were
         if self.positions is not None:
             facts["positions"] = list(self.positions)
         if self.neurons:
@@ -214,6 +229,10 @@ class Graph:
         """
         if isinstance(edge, str):
             edge = Edge.parse(edge)
+        if not isinstance(edge, Edge):
+            raise SiteError(
+                f"{shown(edge)} is not an edge. Write 'a9.9->a10.7<q>', or Edge('a9.9', 'a10.7<q>')."
+            )
         if edge.pos is not None and self.positions is None:
             raise SiteError(
                 f"Edge {str(edge)!r}: this graph has no positions; its edges stand for every position."
@@ -245,9 +264,10 @@ class Graph:
     def prune(self, edges: np.ndarray) -> np.ndarray:
         """The edges that lie on a path from `input` to `logits`: dead ends are removed until none is left.
 
-        A head is live when something reads it and something enters its q or its group's k or v. With
-        positions, it is live at the position of its query; keys and values enter at any position that the
-        query may see. `edges` is bool [..., writer, reader] or [..., pos, writer, reader].
+        A head is live when something reads it and something enters its q or its group's k or v, or, where
+        queries and keys are normed over all heads, any head's q or k. With positions, it is live at the
+        position of its query; keys and values enter at any position that the query may see. `edges` is bool
+        [..., writer, reader] or [..., pos, writer, reader].
         """
         edges = edges & self.exists
         split = self._by_position(edges)
@@ -255,13 +275,13 @@ class Graph:
         while True:
             into = split.any(-2)
             # Queries and MLPs are entered at their own position, keys and values at any the query sees.
-            own, shared = into @ self._feeds, into @ self._feeds_other_positions
+            own, shared = into @ self._decides, into @ self._decides_other_positions
             entered = own | self._sees @ shared | self._is_input
             # A component matters if something enters it and something reads it.
             alive = entered & split.any(-1)
             needed = (
-                alive @ self._feeds.T
-                | self._sees.T @ (alive @ self._feeds_other_positions.T)
+                alive @ self._decides.T
+                | self._sees.T @ (alive @ self._decides_other_positions.T)
                 | self._is_logits
             )
             kept = split & alive[..., :, None] & needed[..., None, :]
@@ -284,7 +304,7 @@ class Graph:
         bool [..., (pos,) writer, reader], from bool [..., writer].
         """
         inside = writers | self._is_input
-        read = inside @ self.feeds.T | self._is_logits
+        read = inside @ (self._decides | self._decides_other_positions).T | self._is_logits
         edges = inside[..., :, None] & read[..., None, :]
         if self.positions is not None:
             edges = edges[..., None, :, :]  # the same nodes at each position: [..., pos, writer, reader]
@@ -295,6 +315,8 @@ class Graph:
         """bool [query pos, key pos]: whether a query of the first class may see a token of the second."""
         positions = self.positions or (REST,)
         sees = np.ones((len(positions), len(positions)), dtype=bool)
+        if not self.shape.causal:
+            return sees
         # Only of two indices is the order known; a name can lie anywhere.
         for i, query in enumerate(positions):
             for j, key in enumerate(positions):
@@ -327,6 +349,26 @@ class Graph:
                 for port in "kv":
                     feeds[self.reader_index[f"a{node.layer}.{kv_head}<{port}>"], w] = True
         return feeds
+
+    @cached_property
+    def _decides(self) -> np.ndarray:
+        """bool [reader, writer]: whether a writer depends on the reader at its own position."""
+        return self._feeds | self._normed_together(self._feeds, "<q>")
+
+    @cached_property
+    def _decides_other_positions(self) -> np.ndarray:
+        """bool [reader, writer]: whether a head depends on the reader at every position that it sees."""
+        return self._feeds_other_positions | self._normed_together(self._feeds_other_positions, "<k>")
+
+    def _normed_together(self, feeds: np.ndarray, port: str) -> np.ndarray:
+        """bool [reader, writer]: each q or k (`port`) with all heads that share its norm."""
+        if not self.shape.joint_heads:
+            return np.zeros_like(feeds)
+        nodes = [Node.parse(name) for name in self.writers]
+        layers = np.array([node.layer if node.is_head else -1 for node in nodes])
+        together = (layers[:, None] == layers) & (layers >= 0)
+        of_port = np.array([name.endswith(port) for name in self.readers])
+        return (feeds & of_port[:, None]) @ together
 
     @cached_property
     def _is_input(self) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Circuits from papers, as data: `circuits/reference/` holds them, with their sources and nodes' roles."""
 
 from workbench import resources
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.errors import UnknownName
 
@@ -10,6 +11,7 @@ def published_names() -> list[str]:
     return sorted(path.stem for path in (resources.circuits() / "reference").glob("*.json"))
 
 
+@checked
 def reference_circuit(name: str) -> Circuit:
     """A published circuit, on the graph of its own model: `ioi`, `greater_than` or `docstring`.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from workbench.arguments import called
 from workbench.circuit.components import Classes, check_known, edge_class, selectors
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError
@@ -41,7 +42,7 @@ def select_edges(
         kept &= _named(graph, labels, graph.readers, readers, "reader")
     if where is not None:
         # `graph.edges` goes through the matrix in the order in which a boolean index fills it.
-        kept[kept] = [where(edge) for edge in graph.edges(kept)]
+        kept[kept] = [called("restricted: where=", where, edge) for edge in graph.edges(kept)]
     return kept
 
 

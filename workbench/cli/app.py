@@ -10,6 +10,7 @@ from workbench.cli.circuits import compare, convert, discover, evaluate_circuit
 from workbench.cli.course import course
 from workbench.cli.effects import effects, paths
 from workbench.cli.listings import list_names, measure
+from workbench.cli.output import say, spell_warnings
 from workbench.cli.runs import diff_runs, probe_store, report_run
 from workbench.cli.store import store
 from workbench.cli.sweep import sweep
@@ -48,13 +49,14 @@ def main() -> None:
 
     # SIGTERM becomes an exception, so that a run cleans up as after Ctrl-C; 143 is the shell's code for it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    spell_warnings()
     try:
         app()
     except (WorkbenchError, OSError) as error:
         from workbench.cli.messages import message, options_of
 
         options = options_of(typer.main.get_command(app), sys.argv[1:])
-        typer.echo(f"error: {message(error, options)}", err=True)
+        say(f"error: {message(error, options)}", err=True)
         raise SystemExit(2) from None
 
 

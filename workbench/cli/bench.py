@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import Device, ModelName, Out, Overwrite, Pairs, command_line, output_folder
+from workbench.cli.output import say
 
 
 def circuits(
@@ -32,11 +33,11 @@ def circuits(
         for row in bench_circuits(quick=quick, methods=method, models=model, seed=seed):
             rows.append(row)
             if as_json:
-                typer.echo(json_line(row))
+                say(json_line(row), as_json=True)
         if not as_json:
-            typer.echo(overview(rows).to_string(index=False, na_rep=""))
+            say(overview(rows).to_string(index=False, na_rep=""))
         for path in write_bench(rows, folder, command_line(), overwrite=overwrite):
-            typer.echo(str(path), err=as_json)
+            say(str(path), err=as_json)
 
 
 def behaviours(
@@ -69,8 +70,8 @@ def behaviours(
             rows += task_rows
             if as_json:
                 for row in task_rows:
-                    typer.echo(json_line(row))
+                    say(json_line(row), as_json=True)
         if not as_json:
-            typer.echo(behaviours_table(rows).to_string(index=False))
+            say(behaviours_table(rows).to_string(index=False))
         for path in write_behaviours(rows, folder, command_line(), overwrite=overwrite):
-            typer.echo(str(path), err=as_json)
+            say(str(path), err=as_json)

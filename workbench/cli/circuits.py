@@ -20,7 +20,9 @@ from workbench.cli.options import (
     command_line,
     names,
     output_folder,
+    path_of,
 )
+from workbench.cli.output import say
 
 if TYPE_CHECKING:
     from workbench.circuit.circuit import Circuit
@@ -33,7 +35,9 @@ def discover(
     n: Annotated[
         int | None,
         typer.Option(
-            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64."
+            "-n",
+            "--n",
+            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64.",
         ),
     ] = None,
     out: Out = None,
@@ -70,7 +74,7 @@ def discover(
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
         loaded = wb.load_model(model, device=device)
-        typer.echo(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
+        say(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(
             loaded,
             read(loaded, task) if read else task,
@@ -87,9 +91,9 @@ def discover(
         )
     best = run.evaluation.sel(circuit="held-out")
     interval = interval_text(float(best.low), float(best.high))
-    typer.echo(f"circuit: {run.circuit!r}")
-    typer.echo(f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval}")
-    typer.echo(str(run.report))
+    say(f"circuit: {run.circuit!r}")
+    say(f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval}")
+    say(str(run.report))
 
 
 def evaluate_circuit(
@@ -125,7 +129,7 @@ def evaluate_circuit(
     read = _circuit(circuit, positive, loaded)
     # Circuits of papers and other tools carry no fingerprint, which is no reason to warn.
     if read.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
-        typer.echo(
+        say(
             f"note: this circuit was found in another model ({read.attrs.get('model', 'unnamed')}, other "
             "weights)",
             err=True,
@@ -143,7 +147,7 @@ def evaluate_circuit(
         tests=tests,
     )
     for line in lines(judgement, as_json=as_json):
-        typer.echo(line)
+        say(line, as_json=as_json)
 
 
 def compare(
@@ -160,7 +164,7 @@ def compare(
 
     first, second = (_circuit(name, positive, shape_of) for name in (a, b))
     comparison = wb.compare(first, second)
-    typer.echo(json.dumps(comparison.to_dict()) if as_json else str(comparison))
+    say(json.dumps(comparison.to_dict()) if as_json else str(comparison), as_json=as_json)
 
 
 def convert(
@@ -170,7 +174,11 @@ def convert(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The file to write; .json is ours, .pt that of EAP-IG and MIB."),
+        typer.Argument(
+            parser=path_of,
+            metavar="OUT",
+            help="The file to write; .json is ours, .pt that of EAP-IG and MIB.",
+        ),
     ],
     positive: Positive = None,
     shape_of: ShapeOf = None,
@@ -179,28 +187,34 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Read a circuit in one format and write it in another.
+    """Read a circuit in one format and write it in another; a circuit edited by hand is signed again.
 
     --positive is what scores mean in the other tool's file.
     """
     import workbench as wb
-    from workbench.circuit.formats import FORMATS, format_for
+    from workbench.circuit.document import change_of
+    from workbench.circuit.formats import FORMATS, format_for, is_ours
 
     file_format = FORMATS[format_for(target, form)]
-    circuit = _circuit(source, positive, shape_of)
+    circuit = _circuit(source, positive, shape_of, edited=True)
+    if Path(source).is_file() and is_ours(Path(source)) and (change := change_of(Path(source))):
+        say(f"note: {source} was edited or cut: {change}. What is written is what it says now.", err=True)
     # Our own format says itself what a positive score means.
     if file_format.dump is None or positive is None:
         path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite)
     else:
         path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite, positive=positive)
-    typer.echo(f"{path}: {circuit!r}")
+    say(f"{path}: {circuit!r}")
 
 
-def _circuit(name: str, positive: str | None = None, shape_of: object = None) -> "Circuit":
+def _circuit(
+    name: str, positive: str | None = None, shape_of: object = None, *, edited: bool = False
+) -> "Circuit":
     """The circuit in a file, or the published one of that name.
 
     Args:
         shape_of: whose graph another tool's file is of: a model, or the name of a model or circuit.
+        edited: take a file of ours although it was changed since it was written.
     """
     import workbench as wb
     from workbench.circuit.formats import is_ours
@@ -213,7 +227,7 @@ def _circuit(name: str, positive: str | None = None, shape_of: object = None) ->
         return wb.reference_circuit(name)
     # Our own files say what graph they are of; another tool's need a shape.
     if is_ours(Path(name)):
-        return wb.Circuit.load(name)
+        return wb.Circuit.load(name, edited=edited)
     shape = None if shape_of is None else _shape(shape_of)
     return wb.read_circuit(name, positive=positive, shape=shape)
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import Json
+from workbench.cli.output import say
 
 course = typer.Typer(help="Lessons and their exercises.", no_args_is_help=True)
 
@@ -29,15 +30,15 @@ def list_(as_json: Json = False) -> None:
         ]
         listing.append({**asdict(lesson), "file": lesson.file, "exercises": rows})
     if as_json:
-        print(json.dumps(listing))
+        say(json.dumps(listing), as_json=True)
         return
     for lesson in listing:
         about = f"{lesson['minutes']} min"
         if lesson["needs"]:
             about += f", after {', '.join(map(str, lesson['needs']))}"
-        print(f"{lesson['number']:2d}  {lesson['title']}  ({about})  notebooks/{lesson['file']}.ipynb")
+        say(f"{lesson['number']:2d}  {lesson['title']}  ({about})  notebooks/{lesson['file']}.ipynb")
         for exercise in lesson["exercises"]:
-            print(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
+            say(f"      {exercise['name']}  {exercise['title']}  ({exercise['difficulty']})")
 
 
 @course.command("check")
@@ -51,16 +52,16 @@ def check(
 
     run = run_notebook(notebook, seconds=seconds)
     if as_json:
-        print(json.dumps(asdict(run)))
+        say(json.dumps(asdict(run)), as_json=True)
     else:
         for result in run.results:
-            print(f"{result.exercise}  {result.state:8}{result.message}")
+            say(f"{result.exercise}  {result.state:8}{result.message}")
         for cell, error in run.broken.items():
-            print(f"cell {cell}  failed  {error}")
+            say(f"cell {cell}  failed  {error}")
         if run.results:
-            print(f"{run.right} of {len(run.results)} exercises right")
+            say(f"{run.right} of {len(run.results)} exercises right")
         else:
-            print("No cell checks an exercise of the course.")
+            say("No cell checks an exercise of the course.")
     # Scripts of teachers read the exit code.
     if not run.done:
         raise typer.Exit(1)

@@ -23,6 +23,7 @@ from workbench.cli.options import (
     names,
     output_folder,
 )
+from workbench.cli.output import say
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -154,12 +155,12 @@ def _answer(
 
     # A plan is printed and leaves no folder behind.
     if dry_run:
-        typer.echo(str(measure(wb.load_model(model, device=device))))
+        say(str(measure(wb.load_model(model, device=device))))
         return
     with output_folder(out, f"{Path(task).stem}-{name}") as folder:
         check_output(folder, (f"{name}.nc", f"{name}.png"), overwrite=overwrite)
         result = measure(wb.load_model(model, device=device))
         for line in strongest(result):
-            typer.echo(line)
+            say(line)
         for path in write(result, folder, name, overwrite=overwrite):
-            typer.echo(str(path))
+            say(str(path))

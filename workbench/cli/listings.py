@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import Device
+from workbench.cli.output import say
 
 
 def measure(
     model: Annotated[str, typer.Argument(help="Embedded name, local Hugging Face directory, or Hub name.")],
-    n: Annotated[int, typer.Option(help="Held-out prompts per behaviour.")] = 600,
+    n: Annotated[int, typer.Option("-n", "--n", help="Held-out prompts per behaviour.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     device: Device = None,
@@ -22,13 +23,13 @@ def measure(
         if as_json:
             value = None if score.skipped else score.score
             row = {"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}
-            typer.echo(json.dumps(row))
+            say(json.dumps(row), as_json=True)
         # On stderr, so that a pipe of JSON lines stays JSON.
         if score.skipped:
-            typer.echo(f"{score.behaviour}: not measured. {score.skipped}", err=True)
+            say(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif not as_json:
             verdict = "ok" if score.score >= score.bar else "below"
-            typer.echo(
+            say(
                 f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}"
             )
 
@@ -41,7 +42,7 @@ def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods 
     if what not in listings:
         raise UnknownName("what", what, listings)
     for line in listings[what]():
-        typer.echo(line)
+        say(line)
 
 
 def _tasks() -> list[str]:

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default a fresh one under runs/.")]
+
+def path_of(text: str) -> Path:
+    """A path to write to. An empty one (a shell variable that is not set) would be this folder."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty.")
+    return Path(text)
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path_of, metavar="PATH", help="Folder for the results; by default a fresh one under runs/."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]

@@ -6,10 +6,16 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, positions
+from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, path_of, positions
 from workbench.cli.options import names as names_in
+from workbench.cli.output import say
 
-Page = Annotated[Path | None, typer.Option(help="The page; by default in the run's folder, or in this one.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path_of, metavar="PATH", help="The page; by default in the run's folder, or in this one."
+    ),
+]
 
 
 def probe_store(
@@ -91,9 +97,9 @@ def probe_store(
         concept_labels = labels_named(store, file=labels, concepts=chosen(concepts) or [], pos=pos)
         probed = probe(store, concept_labels, **given)
         for line in lines(probed):
-            typer.echo(line)
+            say(line)
         for written in write(probed, folder, command=command_line(), source=repr(store), overwrite=overwrite):
-            typer.echo(str(written))
+            say(str(written))
 
 
 def report_run(
@@ -104,7 +110,7 @@ def report_run(
     """Show a run's folder again as one page: its circuit, results and tables. Needs no model."""
     from workbench.workflows.runs import report_run as write
 
-    typer.echo(str(write(run, out or run / "run.html", command=command_line(), overwrite=overwrite)))
+    say(str(write(run, out or run / "run.html", command=command_line(), overwrite=overwrite)))
 
 
 def diff_runs(
@@ -120,4 +126,4 @@ def diff_runs(
     from workbench.workflows.runs import report_difference as write
 
     page = out or Path(f"{a.name}-{b.name}.html")
-    typer.echo(str(write(a, b, page, command=command_line(), overwrite=overwrite)))
+    say(str(write(a, b, page, command=command_line(), overwrite=overwrite)))

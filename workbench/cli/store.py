@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, positions
+from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, path_of, positions
+from workbench.cli.output import say
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Folder of the store.")]
@@ -20,7 +21,12 @@ def build(
         ),
     ],
     path: Annotated[
-        Path, typer.Argument(help="Folder of the store; with a task, its folders clean and corrupt.")
+        Path,
+        typer.Argument(
+            parser=path_of,
+            metavar="PATH",
+            help="Folder of the store; with a task, its folders clean and corrupt.",
+        ),
     ],
     model: ModelName = "tiny",
     sites: Annotated[
@@ -66,16 +72,16 @@ def build(
     }
     # A task has two sides, each a store of its own; a corpus has one.
     if corpus in TASKS:
-        pairs = wb.load_task(corpus, loaded, n=n or 64, seed=seed, split=split)
+        pairs = wb.load_task(corpus, loaded, n=64 if n is None else n, seed=seed, split=split)
         prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
     else:
         prompts_of = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
     for folder, prompts in prompts_of.items():
         if dry_run:
-            typer.echo(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
+            say(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
         else:
             built = wb.capture(loaded, prompts, path=folder, workers=workers, backend=backend, **options)
-            typer.echo(repr(built))
+            say(repr(built))
 
 
 @store.command()
@@ -88,19 +94,19 @@ def inspect(path: Folder) -> None:
     plan, held = read_plan(str(path)), DiskStore(str(path))
     done = sum(exists(join(str(path), record_name(shard))) for shard in range(len(plan.shards)))
     lengths = held.index.counts
-    typer.echo(f"model      {plan.model_name} {plan.model}")
-    typer.echo(f"tokenizer  {plan.tokenizer}")
-    typer.echo(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
-    typer.echo(f"keep       {plan.keep}")
-    typer.echo(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
-    typer.echo(f"shards     {done} of {len(plan.shards)} finished")
+    say(f"model      {plan.model_name} {plan.model}")
+    say(f"tokenizer  {plan.tokenizer}")
+    say(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
+    say(f"keep       {plan.keep}")
+    say(f"size       {len(held.index.prompts)} rows, {held.nbytes() / 2**20:.1f} MiB in {plan.dtype}")
+    say(f"shards     {done} of {len(plan.shards)} finished")
     for kind in held.kinds:
         # Kinds such as the embedding have no layers, and are named without one.
         layers = held.layers(kind)
         shape = list(plan.shapes[plan.sites[f"{kind}[{layers[0]}]" if layers else kind]])
         listed = "layers " + ", ".join(map(str, layers)) if layers else ""
-        typer.echo(f"  {kind:11} {listed} {shape}")
-    typer.echo("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
+        say(f"  {kind:11} {listed} {shape}")
+    say("made with  " + ", ".join(f"{name} {version}" for name, version in plan.versions.items()))
 
 
 @store.command()
@@ -110,10 +116,10 @@ def verify(path: Folder) -> None:
 
     damaged = list(check(path))
     for damage in damaged:
-        typer.echo(f"{damage.file}: {damage.why}", err=True)
+        say(f"{damage.file}: {damage.why}", err=True)
     if damaged:
         raise typer.Exit(2)
-    typer.echo(f"{path}: every file is as it was written")
+    say(f"{path}: every file is as it was written")
 
 
 @store.command()
@@ -132,6 +138,6 @@ def repair(
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
     recomputed = wb.repair(loaded, path)
     for name in recomputed:
-        typer.echo(f"recomputed: {name}")
+        say(f"recomputed: {name}")
     if not recomputed:
-        typer.echo(f"{path}: nothing is damaged")
+        say(f"{path}: nothing is damaged")

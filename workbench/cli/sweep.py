@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Device, Json, command_line, output_folder
+from workbench.cli.options import Device, Json, command_line, output_folder, path_of
+from workbench.cli.output import say
 from workbench.cli.sweep_fields import field_option, spec_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Spec = Annotated[
     Path | None,
     typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields of a sweep; options replace them."),
 ]
+Rows = Annotated[Path | None, typer.Option(parser=path_of, metavar="PATH", help="Write every row there.")]
 Backend = Annotated[str, typer.Option(help="local (processes of this machine) or ray.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes or actors.")]
 Address = Annotated[
@@ -31,13 +33,17 @@ Address = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Run at most this many jobs now.")]
 Retries = Annotated[int, typer.Option(min=0, help="How often a job that failed is tried again.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run the code that the file names (metrics: mine:score). Not remembered."),
+]
 
 
 def _finish(swept: "Sweep", *, as_json: bool) -> None:
     """Print the state of a sweep; exit code 1 when a job failed."""
     status = swept.status()
     if as_json:
-        typer.echo(json.dumps({"folder": str(swept.folder), **status.to_dict()}, default=str))
+        say(json.dumps({"folder": str(swept.folder), **status.to_dict()}, default=str), as_json=True)
     else:
         _print_status(swept.folder, status)
     if not status.ok:
@@ -47,13 +53,20 @@ def _finish(swept: "Sweep", *, as_json: bool) -> None:
 def _print_status(folder: Path, status: Any) -> None:
     from workbench.text import visible
 
-    typer.echo(f"{folder}: {status}")
+    say(f"{folder}: {status}")
     # Errors may quote what a model or a file holds, so they are made visible.
     for row in status.to_dict()["failures"]:
         settings = [row[column] for column in ("model", "task", "metric", "value", "what")]
         job = visible(" ".join(str(setting) for setting in settings if setting is not None))
         reason = visible(str(row["error"] or "cells that are not numbers"))
-        typer.echo(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}")
+        say(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}")
+
+
+def _find_modules_here() -> None:
+    """Let Python find the modules of metrics (MODULE:FUNCTION) in the current folder."""
+    current = str(Path.cwd())
+    if current not in sys.path:
+        sys.path.append(current)  # last, so that no file here hides an installed module
 
 
 def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, **options: Any) -> None:
@@ -61,23 +74,23 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
     from workbench.sweeps.runner import run_sweep
     from workbench.sweeps.table import Sweep
 
-    current = str(Path.cwd())
-    if current not in sys.path:
-        # For metrics as MODULE:FUNCTION; last, so that no file here hides an installed module.
-        sys.path.append(current)
+    _find_modules_here()
     progress = sys.stderr.isatty() and not as_json
     answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
     if isinstance(answer, Sweep):
         _finish(answer, as_json=as_json)
     else:  # a dry run answers with its cost, which has no rows to finish
-        typer.echo(json.dumps(asdict(answer), default=str) if as_json else str(answer))
+        say(json.dumps(asdict(answer), default=str) if as_json else str(answer), as_json=as_json)
 
 
 @sweep.command()
 def run(
     spec: Spec = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the sweep; by default a fresh one under runs/.")
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="PATH", help="Folder of the sweep; by default a fresh one under runs/."
+        ),
     ] = None,
     preset: Annotated[str | None, field_option("preset")] = None,
     study: Annotated[str | None, field_option("study")] = None,
@@ -109,6 +122,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")
     ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Run a sweep, one job for every combination, or resume it."""
@@ -134,12 +148,17 @@ def run(
     }
     read = spec_of(spec, given)
     name = spec.stem if spec else preset or study or "own"
+    # None: metrics that were typed are the user's own. Those of a file are its writer's, and need --trust.
+    may_run: bool | None = trust
+    if not trust and (spec is None or metrics is not None):
+        may_run = None
     with output_folder(out, f"sweep-{name}") as folder:
         _run(
             read,
             folder,
             as_json=as_json,
             dry_run=dry_run,
+            trust=may_run,
             limit=limit,
             retries=retries,
             extend=extend,
@@ -159,6 +178,7 @@ def resume(
     address: Address = None,
     limit: Limit = None,
     retries: Retries = 1,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Run the jobs of the folder's spec that are not done: not run yet, failed, or without a number."""
@@ -170,6 +190,7 @@ def resume(
         spec,
         folder,
         as_json=as_json,
+        trust=trust,
         limit=limit,
         retries=retries,
         backend=backend,
@@ -190,8 +211,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
 @sweep.command()
 def table(
     folder: Folder,
-    csv: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write every row there.")] = None,
+    csv: Rows = None,
+    parquet: Rows = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every row, one JSON object a line.")] = False,
 ) -> None:
@@ -212,20 +233,24 @@ def table(
                 swept.rows.to_csv(partial, index=False)
             else:
                 swept.rows.to_parquet(partial, index=False)
-        typer.echo(str(path), err=as_json)
+        say(str(path), err=as_json)
     if as_json:
-        typer.echo(swept.rows.to_json(orient="records", lines=True), nl=False)
+        lines = str(swept.rows.to_json(orient="records", lines=True))
+        say(lines.removesuffix("\n"), as_json=True)
     elif not files:
         shown, caption = strongest(swept)
         # Names of prompts may hold control characters, which a terminal would obey.
         texts = shown.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-        typer.echo(f"{caption}\n{texts.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}")
+        say(f"{caption}\n{texts.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}")
 
 
 @sweep.command()
 def report(
     folder: Folder,
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="PATH", help="The page; by default report.html in the folder."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -235,7 +260,7 @@ def report(
 
     # By default the page lies in the sweep's folder. A later report replaces it only with --overwrite.
     page = report_sweep(load_sweep(folder), out or folder / "report.html", overwrite=overwrite)
-    typer.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+    say(json.dumps({"report": str(page)}) if as_json else str(page), as_json=as_json)
 
 
 @sweep.command()
@@ -243,17 +268,27 @@ def validate(
     path: Annotated[Path, typer.Argument(metavar="SPEC|DIR", help="A SPEC.yaml, or the folder of a sweep.")],
     as_json: Json = False,
 ) -> None:
-    """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if one is wrong."""
+    """Check a spec, or every line of a sweep's folder; exit code 2 and the reason if one is wrong.
+
+    Where it names code, the file is named, and the code is not run.
+    """
     from workbench.sweeps.table import load_sweep
+    from workbench.sweeps.trust import code_files
 
     if path.is_dir():
         swept = load_sweep(path)
         facts = {"folder": str(path), "jobs": swept.jobs, "rows": len(swept.rows)}
+        metrics = swept.spec.get("metrics")
     else:
         facts = spec_of(path, {}).model_dump(mode="json")
+        metrics = facts["metrics"]
+    _find_modules_here()
+    code = code_files(metrics if isinstance(metrics, list) else [])
+    if code:
+        facts["code"] = {metric: f"{file}: not trusted, cost unknown" for metric, file in code.items()}
     if as_json:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts), as_json=True)
         return
     for name, value in facts.items():
         if value not in (None, [], {}):
-            typer.echo(f"{name}: {json.dumps(value)}")
+            say(f"{name}: {json.dumps(value)}")

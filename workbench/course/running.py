@@ -97,7 +97,7 @@ def run_notebook(path: str | Path, *, seconds: int = 600) -> NotebookRun:
         notebook: Any = nbformat.read(path, as_version=4)
         nbformat.validate(notebook, relax_add_props=True)
     except unreadable as error:
-        raise NotebookError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from error
+        raise NotebookError(f"{str(path)!r} is not a notebook: {str(error).splitlines()[0]}") from error
     verdicts, ended = _run(notebook, path.parent, seconds)
     broken, unchecked = {}, {}
     for i, cell in enumerate(notebook.cells):

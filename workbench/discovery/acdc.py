@@ -12,15 +12,16 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.discovery.score_arrays import graph_of, is_number, matrix_of
+from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_number, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
@@ -34,7 +35,8 @@ DEFAULT_THRESHOLD = 0.01
 """The threshold where none is given, as a share of |m(empty) - m(full)|."""
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def acdc(
     model: Model,
     pairs: PromptPairs,
@@ -57,7 +59,8 @@ def acdc(
     over prompts. A node that is left with no input or no output is removed with it.
 
     Args:
-        value: the patched value of edges that are left out.
+        value: the patched value of edges that are left out; answers of several tokens are covered as in
+            `effects`.
         threshold: tau, in the metric's unit; None takes 1 % of |m(empty) - m(full)|.
         metric: "kl" is the distance to the clean run.
         order: of the senders of a reader: latest first, earliest first, at random, or least score first
@@ -75,6 +78,7 @@ def acdc(
     Raises:
         UnknownName: an order that does not exist.
         CircuitError: a threshold, scores or a number of edges that cannot be used.
+        NotFinite: an edge has a score that is NaN or infinite.
         MetricError: a metric that no edge changes, or that these prompts cannot be measured with.
         PromptError: clean and corrupt prompts of different lengths.
         StoreError: a store that lacks the activations of `value`.
@@ -92,7 +96,7 @@ def acdc(
         raise UnknownName("order", order, ORDERS)
     if (order == "scores") != (scores is not None):
         raise CircuitError("acdc: scores= goes with order='scores', and that order needs it.")
-    if type(at_once) is not int or at_once < 1:
+    if at_once < 1:
         raise CircuitError(f"acdc: at_once={at_once}; at least one edge is tried at a time.")
     if threshold is not None and not (is_number(threshold) and threshold >= 0):
         raise CircuitError(f"acdc: threshold={threshold}; it is a cost, so a finite number from 0 up.")
@@ -103,10 +107,7 @@ def acdc(
     graph = Graph.of(model, positions=positions)
     if scores is not None:
         graph = graph_of(scores)
-    if scores is not None and not np.isfinite(matrix_of(scores, graph)[graph.exists]).all():
-        raise CircuitError(
-            "acdc: some edges have no finite score. Check the metric and the edits that made them."
-        )
+        finite_matrix_of(scores, graph, "acdc")
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     if threshold is None:
         threshold = _default_threshold(runs, measure.name)
@@ -119,7 +120,7 @@ def acdc(
     attrs = pairs.attrs(model) | {
         "method": "acdc", "value": value.describe(), "metric": measure.name, "threshold": threshold,
         "order": order, "higher_is_better": measure.higher_is_better,
-        "forwards": trial.n_runs, "engine": runs.engine,
+        "forwards": trial.n_runs, "engine": runs.engine, **runs.answer_attrs,
     }  # fmt: skip
     ids = (*pairs.clean.ids, *pairs.corrupt.ids)
     return Circuit.of(graph, trial.edges, scores=trial.costs, attrs=attrs, prompt_ids=ids)

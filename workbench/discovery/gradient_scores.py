@@ -17,6 +17,7 @@ from workbench.engine.gradients.edge_gradients import EdgeTable
 from workbench.engine.gradients.reader_gradients import ReaderMaps
 from workbench.engine.gradients.runs import GradientRuns, groups, shares
 from workbench.engine.gradients.writer_differences import WriterDifferences
+from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device
@@ -48,6 +49,7 @@ def gradient_scores(
         ModelError: atp-star on a model that only hooks can run.
     """
     _check_method(circuits, method)
+    check_gradients_pass(circuits.model)
     points = _POINTS.get(method) or shares(steps, grid)
     model, pairs = circuits.model, circuits.pairs
     bytes_per_number = next(model.parameters()).element_size()
@@ -58,7 +60,8 @@ def gradient_scores(
     rows = rows_per_forward(model, circuits.longest, budget=budget, gradients=True, extra=for_one_token)
     totals, blocks, passes = None, 1, 0
     n_rows = len(circuits.expansion.pairs)
-    with progress_bar(n_rows, f"edges ({method})", "example", shown=progress) as bar:
+    bar = progress_bar(n_rows, f"edges ({method})", "example", shown=progress)
+    with bar, circuits.located():
         # A batch is run at all points at once, so it holds so many times fewer prompts.
         for batch in circuits.batches(max(1, rows // len(points))):
             batch_scores = scoring.batch(batch)
@@ -73,8 +76,8 @@ def gradient_scores(
         rows_of_answers, totals = totals, np.zeros((len(pairs), *totals.shape[1:]))
         np.add.at(totals, circuits.expansion.owner.numpy(), rows_of_answers)
     if "pos" in keep:
-        # Rows of answers are longer than the prompts; nothing is patched after a prompt.
-        totals = totals[:, : int(pairs.clean.lengths.max())]
+        # Rows of answers may be longer than what is patched of them.
+        totals = totals[:, : int(circuits.reach.max())]
     facts = {
         "engine": "hooks" if circuits.decoder is None else circuits.decoder.family, "forwards": passes,
         "source_blocks": blocks, "budget": 4 * room * bytes_per_number,
@@ -126,7 +129,8 @@ class _GradientScoring:
         # Before the first changed token nothing differs. atp-star recomputes the softmax of whole rows.
         start = 0 if batch.walk is None or self.method == "atp-star" else batch.walk.start
         sources = WriterDifferences.of(batch, self.graph, model, start=start, room=self.room)
-        runs = GradientRuns(model, self.graph, batch, self.circuits.metric, sources, start)
+        by_example = "example" in self.keep
+        runs = GradientRuns(model, self.graph, batch, self.circuits.metric, sources, start, by_example)
         if self.method == "atp-star":
             values, passes = atp_star_table(runs, self.maps, self.keep, room=self.room)
             return _BatchScores(values, sources.n_blocks, passes)

@@ -13,19 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import is_number
 from workbench.engine.circuits import CircuitBatch, Circuits
+from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
-from workbench.statistics import check_seed
+from workbench.statistics import check_seed, known_gap
 from workbench.text import progress_bar
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -38,7 +40,8 @@ START = 2.0
 GATED = ("edges", "nodes")
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def learn_circuit(
     model: Model,
     pairs: PromptPairs,
@@ -62,7 +65,7 @@ def learn_circuit(
     (approached linearly over the first half of the steps). Gates are sampled anew each step.
 
     Args:
-        value: the patched value of what is closed.
+        value: the patched value of what is closed; answers of several tokens are covered as in `effects`.
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
             edge between.
@@ -94,11 +97,12 @@ def learn_circuit(
             "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
         )
     for name, number in (("steps", steps), ("batch", batch)):
-        if type(number) is not int or number < 1:
-            raise CircuitError(f"learn_circuit: {name}={number}; a whole number from 1 up is needed.")
+        if number < 1:
+            raise CircuitError(f"learn_circuit: {name}={number}; at least 1 is needed.")
     if not (is_number(lr) and lr > 0):
         raise CircuitError(f"learn_circuit: lr={lr}; a finite number above 0 is needed.")
     check_seed(seed)
+    check_gradients_pass(model)
     measure = as_metric(metric)
     graph = Graph.of(model, positions=positions)
     on = "edges" if n_nodes is None else "nodes"
@@ -125,7 +129,7 @@ def learn_circuit(
     attrs = pairs.attrs(model) | {
         "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps,
         "lr": lr, "seed": seed, "forwards": steps, "higher_is_better": measure.higher_is_better,
-        "expected_open": float(gates.open_share().detach()) * most,
+        "expected_open": float(gates.open_share().detach()) * most, **runs.answer_attrs,
     }  # fmt: skip
     return Circuit.of(
         graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids)
@@ -175,8 +179,9 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Te
         # Such a metric is a distance from the clean run already, and so the loss itself.
         return lambda measured, batch: measured.mean()
     empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
-    gap = abs(float(runs.full.mean() - empty.mean()))
-    if gap < 1e-6:
+    size = max(np.abs(runs.full).mean(), np.abs(empty).mean())
+    gap = abs(float(known_gap(runs.full.mean() - empty.mean(), size)))
+    if np.isnan(gap):
         raise MetricError(
             f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter."
         )
@@ -211,11 +216,15 @@ def _train(
     optimizer = torch.optim.Adam(
         [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
     )
-    batches = list(runs.batches(size if runs.expansion.plain else len(runs.expansion.pairs)))
+    n = len(runs.expansion.pairs)
+    if n > size and runs.clean_runs.comparison is not None:
+        # A metric that compares examples means another thing on a few of them: all, or none.
+        runs.clean_runs.check_slices(-(-n // runs.rows))
+        size = n
+    batches = list(runs.batches(size if runs.expansion.plain else n))
     order = np.random.default_rng(seed)
     for number in range(steps):
         batch = batches[int(order.integers(len(batches)))]
-        optimizer.zero_grad()
         # The target is approached linearly over the first half: a sudden one would close gates before they
         # are ranked.
         wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
@@ -227,6 +236,9 @@ def _train(
                 f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, "
                 "prob_diff or nll."
             )
-        total.backward()
+        # Not `total.backward()`, which would leave gradients on the model's weights too.
+        learned = [gates.logits, multipliers]
+        for tensor, gradient in zip(learned, torch.autograd.grad(total, learned), strict=True):
+            tensor.grad = gradient
         optimizer.step()
         step()

@@ -4,14 +4,15 @@ Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores
 Nothing here scores or chooses.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from workbench.circuit.components import check_size
 from workbench.circuit.graph import Graph
-from workbench.errors import CircuitError, SiteError
+from workbench.documents import parse_json
+from workbench.errors import CircuitError, NotFinite, SiteError
 
 
 def graph_of(scores: xr.DataArray) -> Graph:
@@ -62,6 +63,31 @@ def matrix_of(scores: xr.DataArray, graph: Graph) -> np.ndarray:
     return table
 
 
+def finite_matrix_of(scores: xr.DataArray, graph: Graph, caller: str) -> np.ndarray:
+    """`matrix_of`, where every edge has a finite score. Raises `NotFinite`, which names one that has none."""
+    values = matrix_of(scores, graph)
+    check_finite_scores(values, graph, caller)
+    return values
+
+
+def check_finite_scores(values: np.ndarray, graph: Graph, caller: str) -> None:
+    """Raise `NotFinite` where an edge of the graph has a score that is not a finite number.
+
+    Args:
+        values: [..., (pos,) writer, reader].
+        caller: whose scores they are, for the message.
+    """
+    bad = np.argwhere(~np.isfinite(values) & graph.exists)
+    if len(bad):
+        writer, reader = bad[0, -2:]
+        edge = f"{graph.writers[writer]}->{graph.readers[reader]}"
+        raise NotFinite(
+            f"{caller}: the score of {edge} is not a finite number ({len(bad):,} of all scores are not). "
+            "Check the metric, the edits and the model's dtype.",
+            place=edge,
+        )
+
+
 def supporting(scores: xr.DataArray) -> np.ndarray:
     """The values turned so that positive supports the behaviour, also where a lower metric is better."""
     if int(scores.attrs.get("higher_is_better", 1)):
@@ -69,13 +95,8 @@ def supporting(scores: xr.DataArray) -> np.ndarray:
     return -scores.values
 
 
-def check_array(scores: Any) -> None:
-    """Raise `CircuitError` unless it is an array of real numbers with axes that have names."""
-    if not isinstance(scores, xr.DataArray):
-        raise CircuitError(
-            "Scores are a DataArray from wb.score_edges(...) or wb.score_nodes(...), not "
-            f"{type(scores).__name__}."
-        )
+def check_array(scores: xr.DataArray) -> None:
+    """Raise `CircuitError` unless scores are real numbers."""
     if scores.dtype.kind not in "fiu":
         raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
 
@@ -83,9 +104,11 @@ def check_array(scores: Any) -> None:
 def graph_in_attrs(scores: xr.DataArray) -> Graph:
     """The graph that the attrs of scores describe."""
     try:
-        return Graph.from_dict(json.loads(scores.attrs["graph"]))
-    except (ValueError, TypeError, KeyError, SiteError) as error:
+        graph = Graph.from_dict(parse_json(scores.attrs["graph"]))
+    except (ValueError, TypeError, KeyError, AttributeError, SiteError) as error:
         raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error
+    check_size(graph)
+    return graph
 
 
 def is_number(number: Any) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.graph import Graph
-from workbench.prompts.pairs import PromptPairs
 from workbench.results import effect_array
 
 
@@ -26,23 +25,24 @@ class ScoreTable:
 
 
 def labelled(
-    table: np.ndarray, graph: Graph, pairs: PromptPairs, keep: Sequence[str], attrs: dict[str, Any]
+    table: np.ndarray, graph: Graph, lengths: np.ndarray, keep: Sequence[str], attrs: dict[str, Any]
 ) -> xr.DataArray:
     """Scores over the kept axes and (writer, reader), or over one axis `edge` for a graph with neurons.
 
     Args:
         table: [example or 1, pos or class of positions or 1, writer, reader].
+        lengths: [example], tokens of each that have scores.
         keep: of "example" and "pos": which of the first two axes were kept.
     """
     table = np.where(graph.whole.exists, table, np.nan)
     coords: dict[str, Any] = {}
     if "example" in keep:
-        coords["example"] = np.arange(len(pairs))
+        coords["example"] = np.arange(len(lengths))
     if "pos" in keep:
         coords["pos"] = np.arange(table.shape[1])
         if "example" in keep:
             # Padding is not a token, so it has no score.
-            padding = np.arange(table.shape[1]) >= pairs.clean.lengths.numpy()[:, None]
+            padding = np.arange(table.shape[1]) >= lengths[:, None]
             table[padding] = np.nan
     elif graph.positions is not None:
         coords["pos"] = [str(position) for position in graph.positions]

@@ -15,22 +15,24 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import gradient_scores
+from workbench.discovery.score_arrays import check_finite_scores
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.engine.circuits import Circuits
 from workbench.engine.nodes import writer
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
-from workbench.statistics import check_seed
+from workbench.statistics import check_seed, known_gap
 
 METHODS: dict[str, str] = {
     "exact": "every edge alone is patched",
@@ -50,12 +52,11 @@ GRIDS = ("left", "right", "midpoint")
 NODE_METHODS = (*METHODS, "gradient", "integrated")
 EFFECTS = ("exact", "gradient", "integrated", "atp-star")
 """Methods of `score_nodes` that are negated effects of components; the others are sums of edge scores."""
-SMALLEST_GAP = 1e-6
-"""The smallest |m(full) - m(empty)|, in the metric's unit, to divide scores by: less is rounding."""
 Axis = Literal["example", "pos"] | str
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def score_edges(
     model: Model,
     pairs: PromptPairs,
@@ -80,7 +81,8 @@ def score_edges(
     "exact" is m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:
-        value: the patched value of the writers, as in `effects`.
+        value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
+            does there.
         metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
             there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
@@ -108,6 +110,7 @@ def score_edges(
         PromptError: clean and corrupt prompts of different lengths.
         StoreError: a store that lacks the activations of `value`.
         EditError: not a value, or one that cannot be written here.
+        NotFinite: activations, logits or gradients overflow; the message names a layer or an edge.
         ModelError: a model in train mode, or one that the method cannot run.
 
     >>> import workbench as wb
@@ -120,14 +123,11 @@ def score_edges(
         raise UnknownName("method", method, METHODS)
     if grid not in GRIDS:
         raise UnknownName("grid", grid, GRIDS)
-    if type(steps) is not int or steps < 1:
-        raise WorkbenchError(
-            f"score_edges: steps={steps}; the path needs at least one point, and a whole number of them."
-        )
+    if steps < 1:
+        raise WorkbenchError(f"score_edges: steps={steps}; the path needs at least one point.")
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
         raise UnknownName("keep", unknown[0], ("example", "pos"))
-    check_value(value)
     check_seed(seed)
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
@@ -149,16 +149,18 @@ def score_edges(
     values = table.values
     if normalized:
         values = values / _gap(circuits, measure.name)
+    check_finite_scores(values, graph, f"score_edges(method={method!r})")
     attrs = pairs.attrs(model) | {
         "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name,
         "unit": "share" if normalized else measure.unit, "higher_is_better": measure.higher_is_better,
         "normalized": normalized, "graph": json.dumps(graph.to_dict()),
         "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), **table.facts,
+        **circuits.answer_attrs,
     }  # fmt: skip
     # Sums over batches are made in float64; more digits than the model's own would be noise.
     if next(model.parameters()).dtype != torch.float64:
         values = values.astype(np.float32)
-    return labelled(values, graph, pairs, keep, attrs)
+    return labelled(values, graph, circuits.reach.numpy(), keep, attrs)
 
 
 def _check_one_token(method: str, metric: Metric) -> None:
@@ -192,9 +194,10 @@ def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bo
 
 def _gap(circuits: Circuits, metric_name: str) -> float:
     """m(full) - m(empty), means over prompts. Raises `MetricError` where it is 0."""
-    empty = circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
-    gap = float(circuits.full.mean() - empty.mean())
-    if abs(gap) < SMALLEST_GAP:
+    full, empty = circuits.full, circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
+    size = max(np.abs(full).mean(), np.abs(empty).mean())
+    gap = float(known_gap(full.mean() - empty.mean(), size))
+    if np.isnan(gap):
         raise MetricError(
             f"score_edges: {metric_name} is the same in the full and in the empty circuit, "
             "so nothing can be normalized by it."
@@ -202,7 +205,8 @@ def _gap(circuits: Circuits, metric_name: str) -> float:
     return gap
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def score_nodes(
     model: Model,
     pairs: PromptPairs,

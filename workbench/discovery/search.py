@@ -11,22 +11,24 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import (
     check_array,
+    finite_matrix_of,
     graph_in_attrs,
     graph_of,
     is_number,
-    matrix_of,
     supporting,
 )
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, from_store, zero
-from workbench.errors import CircuitError, UnknownName
+from workbench.errors import CircuitError, NotFinite, UnknownName
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.statistics import ratio_of_means
@@ -37,6 +39,8 @@ FIRST_SIZES, FINER_SIZES = 24, 12
 """How many sizes `min_faithfulness` tries at once: over the whole range, then between two neighbours."""
 
 
+@checked
+@model_call()
 def find_circuit(
     scores: xr.DataArray,
     *,
@@ -73,6 +77,7 @@ def find_circuit(
 
     Raises:
         CircuitError: not exactly one of the four sizes, or an array that holds no usable scores.
+        NotFinite: an edge or node has a score that is NaN or infinite; the message names it.
         UnknownName: a ranking or a strategy that does not exist.
 
     >>> import workbench as wb
@@ -97,11 +102,7 @@ def find_circuit(
             )
         return _of_nodes(scores, n_nodes, by)
     graph = graph_of(scores)
-    values = matrix_of(scores, graph)
-    if not np.isfinite(values[graph.exists]).all():
-        raise CircuitError(
-            "find_circuit: some edges have no finite score. Check the metric and the edits that made them."
-        )
+    values = finite_matrix_of(scores, graph, "find_circuit")
     sizes = np.abs(values) if by == "magnitude" else values
     rank = np.where(graph.exists, sizes, -np.inf)
     if threshold is not None:
@@ -284,8 +285,11 @@ def _of_nodes(scores: xr.DataArray, n_nodes: int, by: str) -> Circuit:
             f"find_circuit: n_nodes={n_nodes}; this graph has {len(graph.writers) - 1} heads and MLPs."
         )
     if not np.isfinite(values).all():
-        raise CircuitError(
-            "find_circuit: some nodes have no finite score. Check the metric and the edits that made them."
+        node = graph.writers[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise NotFinite(
+            f"find_circuit: the score of {node} is not a finite number. Check the metric, the edits and the "
+            "model's dtype.",
+            place=node,
         )
     rank = np.abs(values) if by == "magnitude" else values
     # Writer 0 is `input`: it is in every circuit, and counts as none of the nodes.

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from workbench.errors import EditError
+from workbench.errors import EditError, NotFinite
+from workbench.finite import is_finite
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Site
@@ -99,7 +100,8 @@ class Bound:
         """The new activation of a site, of the shape of the `current` one.
 
         Raises:
-            EditError: what the value writes does not fit that shape, or is not a number.
+            EditError: what the value writes does not fit that shape.
+            NotFinite: it is NaN or infinite, where the activation is not.
         """
         try:
             # Expanded, never reshaped: a content of the wrong shape is an error, not a rearrangement.
@@ -109,10 +111,13 @@ class Bound:
                 f"{self.value.describe()} does not fit {site}, whose value has shape {tuple(current.shape)} "
                 f"(the first axis is the example): {error}"
             ) from error
-        # NaN that was there before is the model's own, and no reason to refuse the edit.
-        if bool(new.isnan().any()) and not bool(current.isnan().any()):
-            raise EditError(
-                f"{self.value.describe()} is not a number at {site}, so nothing after it would be either."
+        # What was there before is the model's own, and is refused where its logits are read.
+        if not is_finite(new) and is_finite(current):
+            dtype = str(new.dtype).removeprefix("torch.")
+            raise NotFinite(
+                f"{self.value.describe()} is not finite at {site} (in {dtype}), so nothing after it would be "
+                "either.",
+                place=str(site),
             )
         return new
 
@@ -142,10 +147,21 @@ class Value:
     Attributes:
         unitwise: whether an edit of a whole layer gives each head or neuron what an edit of it alone would.
         absolute: whether what is written is independent of the current activation.
+        positionless: whether what is written at a token is independent of where in a prompt it is.
     """
 
     unitwise: ClassVar[bool] = False
     absolute: ClassVar[bool] = False
+    positionless: ClassVar[bool] = False
+
+    @property
+    def covers_answers(self) -> bool:
+        """Whether an edit without a position is also made at the tokens of an answer after the prompt.
+
+        A head that is ablated is ablated for as long as the run goes on. What another prompt's tokens hold
+        has no counterpart there.
+        """
+        return self.positionless
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The value checked against a model and a run's prompts.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,7 +61,8 @@ def norm(component: Any) -> Norm:
     module = inner(component)
     if isinstance(module, torch.nn.Identity):
         return _identity
-    if isinstance(module, torch.nn.LayerNorm):
+    # Subclasses may compute something else: Nemotron's multiplies by 1 + weight.
+    if getattr(type(module), "forward", None) is torch.nn.LayerNorm.forward:
         return lambda x: _layer_norm(module, x)
     # With folded weights TransformerLens 4.3 runs the wrapped module, not its own formula.
     if _runs_the_module_itself(component):
@@ -79,6 +81,23 @@ def block_norm(model: Model, layer: int, name: str) -> Norm | None:
 def final_norm(model: Model) -> Norm:
     """The norm before the unembedding."""
     return norm(dict(model.named_children()).get("ln_final"))
+
+
+def output_projection(model: Model) -> Float[Tensor, "d_model d_embed"] | None:
+    """What maps the normed last stream to the width of the unembedding; None where both have one width.
+
+    OPT-350m has one, because its embeddings are narrower than its stream.
+    """
+    projection = child(model, "project_out")
+    return None if projection is None else projection.weight.detach().T
+
+
+def output_vocabulary(model: Model) -> int:
+    """How many logits the model gives for a token: rows of its unembedding."""
+    weight = getattr(child(model, "unembed"), "weight", None)
+    if weight is not None and weight.ndim == 2:
+        return len(weight)
+    return int(model.cfg.d_vocab)
 
 
 def activation(module: Act) -> Act:

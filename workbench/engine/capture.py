@@ -4,20 +4,24 @@ In memory the store is made in this module; with `path=` it is planned and writt
 This module installs no hook and knows no file format.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store
+from workbench.arguments import checked, shown
+from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store, check_captured
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import SiteError, StoreError
+from workbench.models.calls import model_call
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import model_name
+from workbench.models.model import Model
 from workbench.prompts.corpus import read_corpus
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -34,9 +38,11 @@ PAIR_KINDS = (
 )
 
 
+@checked
+@model_call()
 def capture(
-    model: Any,
-    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
+    model: Model,
+    tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
     sites: Iterable[str | Site] | None = None,
     path: str | Path | None = None,
@@ -55,9 +61,8 @@ def capture(
     call resumes where it stopped, and the bytes are those of a run that was not interrupted.
 
     Args:
-        tokens: prompts, texts, a token tensor [example, pos] without padding, lists of token ids, or a
-            corpus: a path to a text or .jsonl file, a Hugging Face `Dataset`, any iterable (see
-            `read_corpus`).
+        tokens: prompts, texts, token ids as in `run`, or a corpus: a path to a text or .jsonl file, a Hugging
+            Face `Dataset`, a data frame, any iterable (see `read_corpus`).
         sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
             takes every kind that the model has except logits, `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
@@ -78,6 +83,7 @@ def capture(
     Raises:
         SiteError: the model lacks a site.
         PromptError: prompts that are empty, too long or unknown.
+        NotFinite: activations are NaN or infinite, in the model or in the precision of the store.
         StoreError: the folder holds another store, or the disk is full; finished shards are kept.
         OutputExists: the folder holds something that is not a store.
 
@@ -86,7 +92,7 @@ def capture(
     >>> tuple(store["z", 3].prompt(0).shape)
     (7, 8, 16)
     """
-    prompts = _prompts(model, tokens)
+    prompts, keep = _prompts(model, tokens), _listed_positions(keep)
     if path is not None:
         if threads is None and workers > 1:
             threads = 1  # workers with two threads each would fight over the same cores
@@ -119,10 +125,13 @@ def _rows_in_memory(
     with progress_bar(len(prompts), "capture", "prompt", shown=progress) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
-            recorded = forward(model, batch.tokens, record=record).recorded
-            for i, length in enumerate(batch.lengths.tolist()):
-                for key in record:
-                    rows[key].append(_without_padding(key, recorded[key][i], length))
+            recorded = forward(model, batch, record=record).recorded
+            for key in record:
+                by_prompt = []
+                for i, length in enumerate(batch.lengths.tolist()):
+                    by_prompt.append(_without_padding(key, recorded[key][i], length))
+                check_captured(recorded[key], by_prompt, key)
+                rows[key] += by_prompt
             bar.update(len(batch))
     # Callers match rows to prompts by their index, so the order of lengths is undone.
     in_order = sorted(range(len(order)), key=order.__getitem__)
@@ -137,9 +146,11 @@ def _without_padding(key: Key, activation: Tensor, length: int) -> Tensor:
     return activation[:length].clone()  # cloned, or the whole padded batch would stay in memory
 
 
+@checked
+@model_call()
 def capture_cost(
-    model: Any,
-    tokens: Prompts | Tensor | Sequence[Any] | Path | Iterable[Any],
+    model: Model,
+    tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
     sites: Iterable[str | Site] | None = None,
     keep: Keep = "all",
@@ -148,12 +159,16 @@ def capture_cost(
     budget: int | None = None,
 ) -> StoreCost:
     """The rows, bytes, shards and seconds of a store on disk. Runs one forward pass; see `capture`."""
-    request = _request(model, _prompts(model, tokens), sites, keep, dtype, shard_bytes, budget, None)
+    request = _request(
+        model, _prompts(model, tokens), sites, _listed_positions(keep), dtype, shard_bytes, budget, None
+    )
     return request.cost(model, request.plan(model))
 
 
+@checked
+@model_call()
 def capture_pairs(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     sites: Iterable[str | Site] | None = None,
@@ -190,13 +205,18 @@ def capture_pairs(
     return of_side("clean"), of_side("corrupt")
 
 
+def _listed_positions(keep: Any) -> Keep:
+    """`keep`, as a list where it is an array or a tensor."""
+    return keep.tolist() if hasattr(keep, "tolist") else keep
+
+
 def _prompts(model: Any, tokens: Any) -> Prompts:
     """The prompts that a caller gives: as they are, or read from a corpus."""
-    if isinstance(tokens, Prompts | Tensor | str):
+    if isinstance(tokens, Prompts | Tensor | np.ndarray | str | Mapping):
         return as_prompts(model, tokens)
     # A list can mean two things: of paths, or of rows with a text each, it is a corpus; of texts or token
     # ids it is the prompts themselves.
-    if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | dict)):
+    if isinstance(tokens, list | tuple) and not (tokens and isinstance(tokens[0], Path | Mapping)):
         return as_prompts(model, tokens)
     return read_corpus(model, tokens)
 
@@ -239,14 +259,17 @@ def _present(shape: Shape) -> list[str]:
 
 
 def _keys(site: str | Site, shape: Shape) -> list[Key]:
-    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer of it."""
+    """The (kind, layer) pairs of a site, or of a bare kind, which means every layer that has it."""
     if isinstance(site, Site):
         return [site.check(shape).key]
+    if not isinstance(site, str):
+        raise SiteError(f"{shown(site)} is neither a kind nor a site: write 'z' or 'z[3]'.")
     if "[" in site:
         return [Site.parse(site).check(shape).key]
-    if not kind_named(site).per_layer:
+    kind = kind_named(site)
+    if not kind.per_layer:
         return [Site(site, None).check(shape).key]
-    return [Site(site, layer).check(shape).key for layer in range(shape.n_layers)]
+    return [Site(site, layer).check(shape).key for layer in shape.layers(kind)]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:

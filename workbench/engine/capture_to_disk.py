@@ -19,19 +19,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.backends import check_backend, run_jobs
+from workbench.checksums import file_sum
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import OutputExists, SiteError, StoreError
+from workbench.files import check_local
+from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
+from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
-from workbench.sites import Key, Position
+from workbench.sites import Key, Position, Site
 from workbench.stores.disk import (
     DiskStore,
     exists,
-    finish_shard,
     open_store,
     read_plan,
     verify,
@@ -50,7 +54,8 @@ from workbench.stores.plan import (
     name_of,
     record_name,
 )
-from workbench.stores.writing import checksum, write_json, writing
+from workbench.stores.records import write_record
+from workbench.stores.writing import write_json, writing
 from workbench.text import progress_bar
 
 # Bytes a second that a disk is taken to write; for estimates only, a common SSD does as much.
@@ -211,7 +216,7 @@ class Request:
         near = inside[np.argsort(np.abs(lengths - middle), kind="stable")[:4]]
         batch = self.prompts.select(near.tolist())
         start = time.perf_counter()
-        forward(model, batch.tokens, record=[key_of(name) for name in plan.shapes])
+        forward(model, batch, record=[key_of(name) for name in plan.shapes])
         return (time.perf_counter() - start) / int(batch.lengths.sum())
 
 
@@ -260,7 +265,8 @@ def build_store(
     return open_store(path)
 
 
-def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
+@checked
+def repair(model: Model, path: str | Path, *, progress: bool = True) -> list[str]:
     """Recompute the damaged shards, and no others. Returns the files that were damaged.
 
     Raises:
@@ -296,6 +302,7 @@ def repair(model: Any, path: str | Path, *, progress: bool = True) -> list[str]:
 
 def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
     """The plan of the store in a folder: the one that is there if it stores the same, else a new one."""
+    check_local(path)
     fresh = request.plan(model)
     if exists(str(path / PLAN)):
         plan = read_plan(str(path))
@@ -325,7 +332,7 @@ def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     counts, kept = request.rows()
     write_prompts(path, request.prompts, counts, kept)
-    plan = replace(fresh, checksums={name: checksum(path / name) for name in (PROMPTS, LABELS)})
+    plan = replace(fresh, checksums={name: file_sum(path / name) for name in (PROMPTS, LABELS)})
     write_json(path / PLAN, plan.to_dict())  # last: with a plan the prompts are taken to be whole
     return plan
 
@@ -341,7 +348,7 @@ def write_shards(
             if not exists(str(path / record_name(shard))):
                 _write_shard(model, prompts, store, path, plan, shard, done)
                 # After its files are closed: a record says that they are whole.
-                finish_shard(path, plan, shard)
+                write_record(path, plan, shard)
 
 
 def _write_shard(
@@ -358,12 +365,32 @@ def _write_shard(
             files[group] = open_files.enter_context(file)
         for batch in plan.batches(shard, lengths):
             chosen = prompts.select(batch)
-            recorded = forward(model, chosen.tokens, record=record).recorded
+            recorded = forward(model, chosen, record=record).recorded
             rows = _BatchRows(store, batch, chosen.lengths)
             for group, names in plan.groups.items():
                 for name in names:
-                    files[group].append(name, rows.kept(key_of(name)[0], recorded[key_of(name)]))
+                    key = key_of(name)
+                    kept = rows.kept(key[0], recorded[key]).to(plan.torch_dtype)
+                    check_captured(kept, [kept], key)
+                    files[group].append(name, kept)
             done(len(batch))
+
+
+def check_captured(activation: Tensor, rows: Sequence[Tensor], key: Key) -> None:
+    """Raise `NotFinite` where an activation is not finite at some token of a prompt.
+
+    Args:
+        activation: [example, pos, ...] of the whole batch, looked at first: one look is nearly always enough.
+        rows: the same without padding, which may hold anything.
+        key: the kind and layer of the activation.
+    """
+    if is_finite(activation):
+        return
+    dtype = str(activation.dtype).removeprefix("torch.")
+    largest = torch.finfo(activation.dtype).max
+    for unpadded in rows:
+        cure = f"Check the model's weights; {dtype} holds numbers up to {largest:.3g}."
+        check_finite(unpadded, f"The activation {Site(*key)} in {dtype}", cure)
 
 
 class _BatchRows:

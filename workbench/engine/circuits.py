@@ -6,29 +6,33 @@ what a measurement is used for.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
-from workbench.engine.continuations import bind
+from workbench.engine.circuit_check import check_circuits
+from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
 from workbench.engine.fast.readout import Readout
 from workbench.engine.fast.staircase import TILE
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.circuits import check_hooks_suffice, circuit_logits, circuits_per_forward
 from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import check_pairs
 from workbench.engine.memory import memory_budget, rows_per_forward
+from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import fast_decoder
 from workbench.engine.threads import few_threads
-from workbench.engine.values import Value, check_value
+from workbench.engine.values import Value
 from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
@@ -99,12 +103,12 @@ class Circuits:
 
     Raises:
         CircuitError: the graph is of another model.
-        ModelError: the model is in train mode, or only hooks can run it and they cannot run this graph (see
-            `check_hooks_suffice`).
+        ModelError: the model is in train mode; only hooks can run it and they cannot run this graph (see
+            `check_hooks_suffice`); or circuits of it are not run right (see `circuit_check`).
         MetricError: the metric does not fit the pairs.
         PromptError: a pair's prompts differ in length, or lack a position of the graph.
         StoreError: the value's store is of another model or of other prompts.
-        EditError: `value` is not a value, or would change nothing.
+        EditError: `value` would change nothing.
     """
 
     def __init__(
@@ -118,7 +122,6 @@ class Circuits:
         budget: int | None = None,
     ) -> None:
         check_eval(model)
-        check_value(value)
         memory_budget(model_device(model), budget)
         if graph.shape != Shape.of(model):
             raise CircuitError(f"These edges are of another model: {graph}; this one has {Graph.of(model)}.")
@@ -137,11 +140,32 @@ class Circuits:
             self.decoder, self.why = fast_decoder(model, self.longest)
         if self.decoder is None:
             check_hooks_suffice(model, graph)
+        check_circuits(model, fast=self.decoder is not None)
 
     @property
     def engine(self) -> str:
         """Which engine runs them."""
         return "reference" if self.decoder is None else "circuit walk"
+
+    @cached_property
+    def clean_runs(self) -> MeasuredRuns:
+        """The clean run, on which a metric is tried that might compare examples."""
+        return MeasuredRuns(self.model, self.expansion.pairs, "clean", self.metric, self.budget)
+
+    @property
+    def answer_attrs(self) -> dict[str, str]:
+        """For the attrs of a result: whether the value covers answers of several tokens, if there are any."""
+        return answer_attrs(self.expansion, self.value)
+
+    def located(self) -> AbstractContextManager[None]:
+        """Around measurements: a refusal of numbers that are not finite names the layer."""
+        return located(self.model, self.expansion.pairs.clean)
+
+    @cached_property
+    def reach(self) -> Int[Tensor, "example"]:
+        """How many tokens of each example may carry the value: its prompt, and answers that it covers."""
+        longest = torch.zeros(len(self.pairs), dtype=torch.long)
+        return longest.scatter_reduce(0, self.expansion.owner, self.bound.reach, "amax")
 
     @cached_property
     def rows(self) -> int:
@@ -175,7 +199,7 @@ class Circuits:
     @cached_property
     def full(self) -> np.ndarray:
         """[example]: the metric of the clean run."""
-        with torch.no_grad():
+        with torch.no_grad(), self.located():
             return self.expansion.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
     def _full(self) -> Iterator[Tensor]:
@@ -185,11 +209,12 @@ class Circuits:
                 assert batch.readout is not None
                 yield batch.readout.measure(batch.readout.base_logits)
             return
-        size = rows_per_forward(self.model, self.longest, budget=self.budget)
         pairs = self.expansion.pairs
+        size = rows_per_forward(self.model, self.longest, budget=self.budget)
+        self.clean_runs.check_slices(-(-len(pairs) // size))
         for start in range(0, len(pairs), size):
             some_pairs = pairs.select(slice(start, start + size))
-            logits = self.metric.read(forward(self.model, some_pairs.clean.tokens).logits, some_pairs.clean)
+            logits = self.metric.read(forward(self.model, some_pairs.clean).logits, some_pairs.clean)
             # Where a metric compares with the clean run, that run is its own reference here.
             yield self.metric(logits, some_pairs, logits if self.metric.needs_reference else None)
 
@@ -204,7 +229,7 @@ class Circuits:
         # Circuits that are alike are run once.
         measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)
         bar = progress_bar(measured.size, "circuits", "run", shown=progress)
-        with bar, few_threads(self.graph.shape.d_model):
+        with bar, few_threads(self.graph.shape.d_model), self.located():
             for batch in self._batches:
                 per_pass = max(1, self.rows_per_pass // len(batch.examples))
                 for first in range(0, len(distinct), per_pass):
@@ -237,6 +262,7 @@ class Circuits:
         """The rows in batches of a size (None: as many as fit), prepared."""
         n = len(self.expansion.pairs)
         size = min(n, size or max(1, self.rows))
+        self.clean_runs.check_slices(-(-n // size))
         for start in range(0, n, size):
             examples = range(start, min(start + size, n))
             pairs, bound = self.expansion.pairs, self.bound
@@ -264,13 +290,17 @@ class Circuits:
             return [first, *batches]
         return None
 
+    @torch.no_grad()
     def _ready(self, examples: range, pairs: PromptPairs, bound: Bound) -> CircuitBatch:
-        """A batch with all that does not depend on the circuit: base run, patched values, reference."""
+        """A batch with all that does not depend on the circuit: base run, patched values, reference.
+
+        None of it has a gradient: a batch is used in many steps of training, whose graphs would share a part.
+        """
         weight = self.expansion.weight[list(examples)]
         if self.decoder is None:
             reference = None
             if self.metric.needs_reference:
-                reference = self.metric.read(forward(self.model, pairs.clean.tokens).logits, pairs.clean)
+                reference = self.metric.read(forward(self.model, pairs.clean).logits, pairs.clean)
             return CircuitBatch(examples, pairs, weight, bound, None, None, reference)
         # A tile of logits may take an eighth of the budget; beyond 32 MiB larger products gain nothing.
         tile = max(2**16, min(TILE, self.memory // 8))

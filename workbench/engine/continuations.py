@@ -1,9 +1,12 @@
 """`bind`: values for prompts that are followed by an answer.
 
-They are written at the prompt's positions; the answer's tokens are left unchanged.
+A value that does not depend on the position (zero, a constant, the mean of a data set, ...) is written at the
+answer's tokens too, where a site names no position: a head that is ablated stays ablated while the answer is
+read. What comes from another prompt (`from_store`, `resample`, `mean(per="pos")`), and every edit at a named
+position, is written at the prompt's positions alone. `answer_attrs` says so in results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,16 +26,41 @@ def bind(model: Model, rows: Expansion, value: Value, *, side: str = "clean") ->
     Args:
         side: "clean" or "corrupt", the run that is edited.
     """
-    pairs = rows.examples
-    bound = value.bind(model, pairs.side(side), pairs.side(other_side(side)))
+    pairs, other = rows.examples, other_side(side)
+    bound = value.bind(model, pairs.side(side), pairs.side(other))
     if rows.plain:
         return bound
+    whole = None
+    if value.covers_answers:
+        whole = value.bind(model, rows.pairs.side(side), rows.pairs.side(other))
     # A prompt with several answers is several rows, which share its value.
-    return _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side))
+    return _ContinuedBound(bound.select(rows.owner.tolist()), rows.pairs.side(side), whole)
+
+
+def answer_attrs(rows: Expansion, value: Value, sites: Iterable[Site] = ()) -> dict[str, str]:
+    """`answer_tokens`, for the attrs of a result: whether edits cover answers' tokens.
+
+    Empty where a metric reads one token, so that no run holds an answer.
+
+    Args:
+        sites: that are edited; none are named where all edits are at whole sequences (circuits, paths).
+    """
+    if rows.plain:
+        return {}
+    at_position = [_names_a_position(site) for site in sites]
+    if not value.covers_answers or (at_position and all(at_position)):
+        return {"answer_tokens": "unchanged"}
+    if any(at_position):
+        return {"answer_tokens": "edited where a site has no position"}
+    return {"answer_tokens": "edited"}
 
 
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
 """Axis of positions → the field of a site that names one position of it."""
+
+
+def _names_a_position(site: Site) -> bool:
+    return site.pos is not None or site.key_pos is not None
 
 
 class _ContinuedBound(Bound):
@@ -41,23 +69,32 @@ class _ContinuedBound(Bound):
     Args:
         inner: the value for the prompts alone, row by row.
         prompts: the rows, each a prompt of `inner` and what follows it.
+        whole: the value for the whole rows, where it covers answers.
     """
 
-    def __init__(self, inner: Bound, prompts: Prompts) -> None:
+    def __init__(self, inner: Bound, prompts: Prompts, whole: Bound | None) -> None:
         super().__init__(inner.value, prompts)
-        self.inner = inner
+        self.inner, self.whole = inner, whole
 
     @property
     def reach(self) -> Tensor:
-        """The prompts' lengths, without the answers."""
+        """The prompts' lengths; with the answers, where the value covers them."""
+        if self.whole is not None:
+            return self.prompts.lengths
         return self.inner.prompts.lengths
 
     def select(self, examples: Sequence[int]) -> Bound:
         """The same value for some of the rows."""
-        return _ContinuedBound(self.inner.select(examples), self.prompts.select(examples))
+        whole = None if self.whole is None else self.whole.select(examples)
+        return _ContinuedBound(self.inner.select(examples), self.prompts.select(examples), whole)
 
     def new(self, site: Site, current: Tensor) -> Tensor:
-        """The inner value at the prompt's positions; attention from or to the answer is left as it is."""
+        """The whole value where it covers answers, else the inner one at the prompt's positions.
+
+        Attention from or to an answer that is not covered is left as it is.
+        """
+        if self.whole is not None and not _names_a_position(site):
+            return self.whole.edited(site, current)
         axes = [axis for axis in KINDS[site.kind].axes if axis in _FIELD]
         free = [axis for axis in axes if getattr(site, _FIELD[axis]) is None]
         if not free:

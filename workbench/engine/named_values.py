@@ -63,24 +63,34 @@ class _Sources:
 
 @dataclass(frozen=True)
 class _NamedValue:
-    """A row of the table: what the name means, for lists of choices, and what makes the value."""
+    """A row of the table.
+
+    Attributes:
+        meaning: of the name, for lists of choices.
+        make: what makes the value.
+        covers_answers: `Value.covers_answers` of what `make` returns. Keys of jobs need it before there is a
+            store to make the value of.
+    """
 
     meaning: str
     make: Callable[[_Sources], Value]
+    covers_answers: bool = False
 
 
 # Both sides share a maker: the base's own side never gets this far, so either name is the other run.
 _TABLE: Mapping[str, _NamedValue] = {
     "clean": _NamedValue("the activation of the clean run", lambda s: from_store(s.other_store)),
     "corrupt": _NamedValue("the activation of the corrupt run", lambda s: from_store(s.other_store)),
-    "zero": _NamedValue("zero", lambda s: zero()),
-    "mean": _NamedValue("the mean activation of the run that is edited", lambda s: mean(s.base_store)),
+    "zero": _NamedValue("zero", lambda s: zero(), covers_answers=True),
+    "mean": _NamedValue(
+        "the mean activation of the run that is edited", lambda s: mean(s.base_store), covers_answers=True
+    ),
     "resample": _NamedValue(
         "that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)
     ),
     "optimal": _NamedValue("the optimal constant (lowest loss)", lambda s: s.fitted()),
-    "constant:X": _NamedValue("the number X", lambda s: constant(s.number)),
-    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number)),
+    "constant:X": _NamedValue("the number X", lambda s: constant(s.number), covers_answers=True),
+    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number), covers_answers=True),
 }  # fmt: skip
 NAMES = tuple(_TABLE)
 WITHOUT_FIT = tuple(name for name in NAMES if name != "optimal")
@@ -135,6 +145,11 @@ def key_name(name: str | None, *, base: str = "clean") -> str:
     canonical = canonical_name(name, base=base)
     # Keys name jobs that are already done: another spelling would run finished sweeps again.
     return "other" if canonical in SIDES else canonical
+
+
+def covers_answers(name: str | None, *, base: str = "clean") -> bool:
+    """Whether the value of that name is written at the tokens of answers too."""
+    return _TABLE[_entry(canonical_name(name, base=base))].covers_answers
 
 
 def make_value(

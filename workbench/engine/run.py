@@ -5,16 +5,21 @@
 `run` always takes hooks: a single pass has nothing to save. This module knows no pairs and no metric.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bound import Bound, apply_edit
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Run, Write, forward
-from workbench.engine.inputs import SiteLike, as_prompts, as_sites, check_positions
-from workbench.engine.values import Value, check_value
-from workbench.errors import EditError
+from workbench.engine.inputs import SiteLike, Tokens, as_prompts, as_sites, check_positions
+from workbench.engine.values import Value
+from workbench.errors import EditError, NotFinite
+from workbench.finite import is_finite
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
@@ -51,9 +56,11 @@ class Edit:
         return Write(self.site.kind, self.site.layer, change)
 
 
+@checked
+@model_call()
 def run(
     model: Model,
-    tokens: Prompts | Tensor | Sequence[str] | Sequence[Sequence[int]],
+    tokens: Tokens,
     *,
     edits: Mapping[SiteLike | tuple[SiteLike, ...], Value] | None = None,
     record: Iterable[SiteLike] = (),
@@ -62,7 +69,8 @@ def run(
     """One forward pass with edits: logits [example, pos, vocab], and activations recorded by (kind, layer).
 
     Args:
-        tokens: prompts, texts, a tensor [example, pos] without padding, or lists of token ids.
+        tokens: prompts, texts, token ids [example, pos] as lists, a tensor or an array, or what a Hugging
+            Face tokenizer returns (its `attention_mask` says what is padding; without one it is refused).
         edits: site (or a tuple of sites) → value.
         record: sites whose whole activation (after the edits) is kept.
         other: the other side of the pairs, which `from_store` matches by.
@@ -70,7 +78,8 @@ def run(
     Raises:
         SiteError: the model lacks a site.
         EditError: an edit did not run.
-        ModelError: the model is in train mode.
+        NotFinite: logits or what is recorded are not finite; the message names the first such layer.
+        ModelError: the model is in train mode, or torch's settings would change its numbers.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
@@ -81,7 +90,7 @@ def run(
     prompts = as_prompts(model, tokens)
     writes = []
     for sites, value in (edits or {}).items():
-        bound = check_value(value).bind(model, prompts, other)
+        bound = value.bind(model, prompts, other)
         # Bound once for all sites of an element: binding looks every prompt up in the store.
         for site in as_sites(sites):
             check_positions(site.check(model), prompts)
@@ -90,4 +99,20 @@ def run(
     # Whole activations, even where a site names one head: a caller can slice them, and hooks cannot.
     for element in record:
         keys += [site.check(model).key for site in as_sites(element)]
-    return forward(model, prompts.tokens, writes=writes, record=keys)
+    result = forward(model, prompts, writes=writes, record=keys)
+    with located(model, prompts):
+        _check_finite(result, prompts)
+    return result
+
+
+def _check_finite(result: Run, prompts: Prompts) -> None:
+    """Raise `NotFinite` where the logits, or what was recorded, of a real token are not finite."""
+    if all(is_finite(numbers) for numbers in (result.logits, *result.recorded.values())):
+        return
+    inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+    for key, numbers in {("logits", None): result.logits, **result.recorded}.items():
+        unpadded = numbers
+        if key[0] != "pattern":  # [example, head, query_pos, key_pos], with no one axis of tokens
+            unpadded = numbers[inside.to(numbers.device)]
+        if not is_finite(unpadded):
+            raise NotFinite(f"{Site(*key)} is not finite. Check the edits and the model's dtype.")

@@ -13,12 +13,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.engine.bridge import child, final_norm
 from workbench.engine.fast.cohorts import Element
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Write, forward
-from workbench.engine.inputs import check_context, stacked
+from workbench.engine.inputs import check_answers, check_context
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.named_values import other_side
+from workbench.engine.read_out import check_read_out, read_out
+from workbench.errors import MetricError
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
 from workbench.models.model import Model
@@ -26,6 +28,8 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
+TRIAL_EXAMPLES, TRIAL_TOLERANCE = 8, 1e-5
+"""Examples on which a metric is tried, at least, and how far rounding may move it, as a share of its size."""
 ElementsOf = Callable[[Sequence[int]], Sequence[Element]]
 """The examples of a batch → its edited runs, bound to these examples: what both engines are given."""
 
@@ -87,7 +91,8 @@ class MeasuredRuns:
         """Raise when these runs cannot be made or measured.
 
         Raises:
-            ModelError: the model is in train mode.
+            ModelError: the model is in train mode, or a precision is asked for and its logits are more than
+                norm and unembedding.
             MetricError: the metric cannot read the pairs.
             PromptError: a prompt is longer than the context.
         """
@@ -95,6 +100,9 @@ class MeasuredRuns:
         self.metric.check(self.pairs)
         check_context(self.model, self.prompts)
         check_context(self.model, self.other)
+        if self.dtype is not None:
+            check_read_out(self.model)
+        check_answers(self.model, self.pairs)
 
     @cached_property
     def memory(self) -> int:
@@ -126,12 +134,8 @@ class MeasuredRuns:
         """What the metric reads of the clean run, where it compares with that run."""
         if not self.metric.needs_reference:
             return None
-        read = []
         # The clean run whichever side is edited: a metric that compares says how far from it a run is.
-        for examples in self.batches():
-            prompts = self.pairs.clean.select(examples)
-            read.append(self.metric.read(self.logits(prompts), prompts))
-        return torch.cat(read)
+        return self._read(self.pairs.clean)
 
     # Cached, as `reference` is: every batch of edited runs subtracts it.
     @cached_property
@@ -140,24 +144,79 @@ class MeasuredRuns:
         return self.plain(self.prompts)
 
     def batches(self) -> list[range]:
-        """Examples that fit into one forward pass, in order."""
-        n = len(self.prompts)
+        """Examples that fit into one forward pass, in order.
+
+        Raises:
+            MetricError: there are several batches, and the metric compares examples.
+        """
+        batches = self._slices(len(self.prompts))
+        self.check_slices(len(batches))
+        return batches
+
+    def check_slices(self, n_slices: int) -> None:
+        """Raise `MetricError` where a metric that compares examples would be given slices of them."""
+        if n_slices > 1 and self.comparison is not None:
+            raise MetricError(
+                f"The metric {self.metric.name!r} needs all {len(self.pairs)} examples at once "
+                f"({self.comparison}), and they do not fit into the memory of this call: they would be "
+                f"measured in {n_slices} slices. Raise budget= (bytes), or use fewer or shorter prompts."
+            )
+
+    @cached_property
+    def comparison(self) -> str | None:
+        """In words, why an example's measure depends on the other examples; None where it does not.
+
+        A function that does not say is tried once: on some examples of the base run, and on their two halves.
+        """
+        if self.metric.rowwise:
+            return None
+        if self.metric.across_examples:
+            return "across_examples=True"
+        # Logits of all positions take much memory, so that two examples have to do.
+        least = 2 if self.metric.positions == "all" else TRIAL_EXAMPLES
+        n = min(len(self.pairs), max(least, self.per_forward))
+        if n < 2:
+            return None
+        # Spread over all of them: equal neighbours would hide a comparison.
+        chosen = torch.linspace(0, len(self.pairs) - 1, n).round().long().tolist()
+        pairs, prompts = self.pairs.select(chosen), self.prompts.select(chosen)
+        read = self._read(prompts)
+        reference = None if self.reference is None else self.reference[chosen]
+
+        def measured(rows: slice) -> Tensor:
+            """[example]: the measure of some of the rows by themselves."""
+            return self.metric(read[rows], pairs.select(rows), None if reference is None else reference[rows])
+
+        try:
+            together = measured(slice(0, n))
+            apart = torch.cat([measured(slice(0, n // 2)), measured(slice(n // 2, n))])
+        except Exception as error:  # a function of the user's own may raise anything
+            return f"on {n} of them, or on half of these, it fails: {type(error).__name__}: {error}"
+        worst = float((together - apart).abs().max())
+        if worst > TRIAL_TOLERANCE * float(together.abs().max()):
+            return f"on {n} of them and on their halves it differs by {worst:.2g}"
+        return None
+
+    def _slices(self, n: int) -> list[range]:
+        """The numbers up to n, as many at a time as fit into a forward pass."""
         return [range(first, min(first + self.per_forward, n)) for first in range(0, n, self.per_forward)]
+
+    def _read(self, prompts: Prompts) -> Tensor:
+        """What the metric reads of a run without an edit, [example, ...]."""
+        read = []
+        for examples in self._slices(len(prompts)):
+            batch = prompts.select(examples)
+            read.append(self.metric.read(self.logits(batch), batch))
+        return torch.cat(read)
 
     def logits(self, prompts: Prompts, copies: int = 1, writes: Sequence[Write] = ()) -> Tensor:
         """[copy * example, pos, vocab] of a forward pass, in the precision asked for."""
-        tokens, shape = stacked(prompts.tokens, copies), Shape.of(self.model)
         if self.dtype is None:
-            return forward(self.model, tokens, writes=writes).logits
+            return forward(self.model, prompts, copies=copies, writes=writes).logits
         # The bridge would norm in the model's own precision: the last stream is read out by hand.
-        last = ("resid_post", shape.n_layers - 1)
-        stream = forward(self.model, tokens, writes=writes, record=[last]).recorded[last].to(self.dtype)
-        unembed, norm = child(self.model, "unembed"), final_norm(self.model)
-        bias = unembed.bias
-        if bias is not None:
-            bias = bias.detach().to(self.dtype)
-        with torch.no_grad():
-            return torch.nn.functional.linear(norm(stream), unembed.weight.detach().to(self.dtype), bias)
+        last = ("resid_post", Shape.of(self.model).n_layers - 1)
+        stream = forward(self.model, prompts, copies=copies, writes=writes, record=[last]).recorded[last]
+        return read_out(self.model, stream.to(self.dtype))
 
     def measure(self, logits: Tensor, prompts: Prompts, examples: Sequence[int]) -> Tensor:
         """[example]: the metric of logits [example, pos, vocab] of these examples."""
@@ -167,9 +226,10 @@ class MeasuredRuns:
     def plain(self, prompts: Prompts) -> Tensor:
         """[example]: the metric of prompts as they are, without an edit."""
         measured = []
-        for examples in self.batches():
-            batch = prompts.select(examples)
-            measured.append(self.measure(self.logits(batch), batch, examples))
+        with located(self.model, prompts):
+            for examples in self.batches():
+                batch = prompts.select(examples)
+                measured.append(self.measure(self.logits(batch), batch, examples))
         return torch.cat(measured)
 
     def distance(self) -> Tensor:

@@ -25,10 +25,11 @@ from workbench.engine.fast.staircase import StaircaseWalk, run_base
 from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.hooked.forward import forward
 from workbench.engine.hooked.sweep import HookedSweep
-from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
 from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
+from workbench.errors import NotFinite
+from workbench.finite import is_finite
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Kind, Shape, Site
 
@@ -101,7 +102,11 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
     verdicts = _verdicts.setdefault(model, {})
     key = (decoder.dtype, decoder.device, decoder.family)
     if key not in verdicts:
-        verdicts[key] = _disagreement(model, decoder.max_length)
+        try:
+            verdicts[key] = _disagreement(model, decoder.max_length)
+        except NotFinite as reason:
+            # No verdict. Where the prompts of a call meet such numbers too, their metric refuses them.
+            return None, str(reason)
         if verdicts[key]:
             text = f"{verdicts[key]} The reference path is used for this model: exact, and slower."
             warnings.warn(text, stacklevel=2)
@@ -120,6 +125,8 @@ def _disagreement(model: Any, max_length: int | None) -> str | None:
     prompts = Prompts.of([torch.randint(shape.d_vocab, (n,), generator=generator).tolist() for n in lengths])
     edits = [(site, value.bind(model, prompts)) for site, value in _random_edits(shape, longest, generator)]
     expected = _hooked_logits(model, prompts, edits)
+    if not is_finite(expected):
+        raise NotFinite("on a few random tokens its logits are not finite, so the engines cannot be compared")
     size = float(expected.abs().max())
     architecture = type(model.original_model).__name__
     try:
@@ -152,7 +159,7 @@ def _hooked_logits(
     writes = []
     for k, (site, bound) in enumerate(edits):
         writes.append(Edit(site, bound, slice(k * n, (k + 1) * n)).write())
-    logits = forward(model, stacked(prompts.tokens, len(edits)), writes=writes).logits
+    logits = forward(model, prompts, copies=len(edits), writes=writes).logits
     return logits.view(len(edits), n, *logits.shape[1:])  # each edit had its own copy of the prompts
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.engine.bound import Bound, SitePositions, Value
 from workbench.errors import EditError, PromptError, StoreError
-from workbench.models.fingerprint import model_fingerprint
+from workbench.models.fingerprint import model_fingerprint, other_vocabulary
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
@@ -40,6 +40,11 @@ class Mean(Value):
         """Averages for these prompts. Raises `StoreError` for a store of another model."""
         check_same_model(self.store, model, "mean")
         return _MeanBound(self, prompts)
+
+    @property
+    def covers_answers(self) -> bool:
+        """One average for all tokens does; averages of positions know none beyond the store's prompts."""
+        return self.per == "dataset"
 
     def describe(self) -> str:
         """`mean(dataset)` or `mean(pos)`."""
@@ -67,7 +72,7 @@ class FromStore(Value):
             hint = " For another checkpoint of the same shape pass other_model=True."
             check_same_model(self.store, model, "from_store", hint=hint)
         rows = [self._row(i, prompts, other) for i in range(len(prompts))]
-        return _StoreBound(self, prompts, self.store, rows)
+        return _StoreBound(self, prompts, self.store, rows, rounded=_is_rounded(self.store, model))
 
     def describe(self) -> str:
         """`from_store`."""
@@ -113,7 +118,7 @@ class Resample(Value):
         check_same_model(self.store, model, "resample")
         # Chosen once for a run: all sites together are then activations of one real prompt.
         rows = [self._donor(i, prompts) for i in range(len(prompts))]
-        return _StoreBound(self, prompts, self.store, rows)
+        return _StoreBound(self, prompts, self.store, rows, rounded=_is_rounded(self.store, model))
 
     def describe(self) -> str:
         """`resample(seed=0)`."""
@@ -171,10 +176,10 @@ class _MeanBound(Bound):
             return view.mean()
         # Prompts that lack the position are NaN in `view.at`: the mean is over the others.
         if site.pos is not None:
-            average = view.at(site.pos).nanmean(0)
+            average = _mean_of_known(view.at(site.pos))
         else:
             longest = int(self.prompts.lengths.max())
-            average = torch.stack([view.at(index).nanmean(0) for index in range(longest)])
+            average = torch.stack([_mean_of_known(view.at(index)) for index in range(longest)])
         if bool(average.isnan().any()):
             raise EditError(
                 f"mean: no prompt of the store has every position of {site}, so there is nothing to average "
@@ -188,10 +193,14 @@ class _StoreBound(Bound):
 
     Args:
         rows: of the store, one for each prompt; `source` are the prompts that they belong to.
+        rounded: whether the store has rounded its rows, so that none is what the model computes again.
     """
 
-    def __init__(self, value: Value, prompts: Prompts, store: ActivationStore, rows: list[int]) -> None:
+    def __init__(
+        self, value: Value, prompts: Prompts, store: ActivationStore, rows: list[int], *, rounded: bool
+    ) -> None:
         super().__init__(value, prompts)
+        self.rounded = rounded
         self.store, self.rows, self.source = store, rows, store.prompts.select(rows)
         # The activation read last: edits of one layer's heads come one after another, and all need it.
         self._padded: tuple[Key, Tensor] | None = None
@@ -199,7 +208,7 @@ class _StoreBound(Bound):
     def select(self, examples: Sequence[int]) -> Bound:
         """The same rows for some of the prompts."""
         prompts, rows = self.prompts.select(examples), [self.rows[i] for i in examples]
-        return _StoreBound(self.value, prompts, self.store, rows)
+        return _StoreBound(self.value, prompts, self.store, rows, rounded=self.rounded)
 
     def new(self, site: Site, current: Tensor) -> Tensor:
         """The source's activation at its own position of that name.
@@ -221,14 +230,14 @@ class _StoreBound(Bound):
     # Cached, because every element of a sweep asks for it.
     @cached_property
     def same_tokens(self) -> Bool[Tensor, "example pos"]:
-        """Whether the prompt and its source have the same token there, in the same model."""
+        """Whether the prompt and its source have the same token there, and the store what the model has."""
         own, source = self.prompts, self.source
         width = min(own.tokens.shape[1], source.tokens.shape[1])
         same = torch.zeros(own.tokens.shape, dtype=torch.bool)
         same[:, :width] = (own.tokens[:, :width] == source.tokens[:, :width]).cpu()
         lengths = torch.minimum(own.lengths, source.lengths)[:, None]
         inside = torch.arange(own.tokens.shape[1]) < lengths
-        return same & inside & (not getattr(self.value, "other_model", False))
+        return same & inside & (not self.rounded and not getattr(self.value, "other_model", False))
 
     def first_change(self, site: Site) -> Int[Tensor, "example"]:
         """Until their tokens differ, the two runs are equal (attention is causal), so nothing changes."""
@@ -256,23 +265,35 @@ class _StoreBound(Bound):
             )
 
 
-def check_store(store: object, value_name: str) -> ActivationStore:
-    """The store itself; `StoreError` for anything else."""
-    if not isinstance(store, ActivationStore):
-        raise StoreError(
-            f"{value_name}: a store is expected, not {type(store).__name__}. Make one with capture or "
-            "capture_pairs."
-        )
-    return store
+def check_same_model(store: ActivationStore, model: Model, caller: str, hint: str = "") -> None:
+    """Raise `StoreError` for a store of another model, or of the same weights with another vocabulary.
 
-
-def check_same_model(store: ActivationStore, model: Model, value_name: str, hint: str = "") -> None:
-    """Raise `StoreError` for a store of another model."""
+    Args:
+        caller: the function that was given the store, for the message.
+        hint: what else to do, at the end of the message about another model.
+    """
     if store.model != model_fingerprint(model):
         raise StoreError(
-            f"{value_name}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
+            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
             f"{model_name(model)} ({model_fingerprint(model)[:8]}).{hint}"
         )
+    if other_vocabulary(store.tokenizer, model):
+        raise StoreError(
+            f"{caller}: the store's prompts were made with another vocabulary than that of "
+            f"{model_name(model)}: their token ids mean other words to it. Capture them again."
+        )
+
+
+def _is_rounded(store: ActivationStore, model: Model) -> bool:
+    """Whether some rows of the store are of a precision that cannot hold the model's numbers."""
+    exact = next(model.parameters()).dtype
+    dtypes = {store[key].dtype for key in store.keys}
+    return any(torch.promote_types(dtype, exact) != dtype for dtype in dtypes)
+
+
+def _mean_of_known(rows: Tensor) -> Tensor:
+    """[...]: the mean of rows [example, ...] but NaN ones; sums of half precision would overflow."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).nanmean(0)
 
 
 def _is_at_a_name(site: Site) -> bool:

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked, shown
 from workbench.engine.bound import Bound, Value
-from workbench.engine.store_values import FromStore, Mean, Resample, check_store
+from workbench.engine.store_values import FromStore, Mean, Resample
 from workbench.errors import EditError, UnknownName
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
@@ -30,6 +31,7 @@ class Zero(Value):
 
     unitwise = True
     absolute = True
+    positionless = True
 
     def replace(self, current: Tensor) -> Tensor:
         """Zeros of the same shape."""
@@ -42,6 +44,7 @@ class Constant(Value):
 
     # Not `unitwise`: a tensor for a whole layer need not fit one of its heads.
     absolute = True
+    positionless = True
     content: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -55,6 +58,7 @@ class Add(Value):
     """The current activation plus a vector."""
 
     # Neither `unitwise` (a vector is as wide as the site) nor `absolute` (the sum depends on what is there).
+    positionless = True
     vector: Any
 
     def replace(self, current: Tensor) -> Tensor:
@@ -68,6 +72,7 @@ class Scale(Value):
     """The current activation times a number."""
 
     unitwise = True  # the same factor for each head; not `absolute`: the product depends on what is there
+    positionless = True
     factor: float
 
     def replace(self, current: Tensor) -> Tensor:
@@ -95,6 +100,11 @@ class Project(Value):
         # The usual numerical rank, but at float32's precision: what users give has seldom more.
         smallest = sizes.amax() * max(basis.shape) * torch.finfo(torch.float32).eps
         return left[:, sizes > smallest]
+
+    @property
+    def covers_answers(self) -> bool:
+        """As the value within the subspace does."""
+        return self.value.covers_answers
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The inner value bound, with the directions. Raises `EditError` for a basis that is zero."""
@@ -139,8 +149,11 @@ class _ProjectBound(Bound):
         return self.inner.first_change(site)
 
 
+@checked
 def from_store(store: ActivationStore, *, allow_self: bool = False, other_model: bool = False) -> Value:
     """The activations of the other run of the same pairs, matched by prompt id (activation patching).
+
+    Answers of several tokens, which have no counterpart in the other run, are left unchanged.
 
     Args:
         allow_self: permits the store of the run that is edited.
@@ -150,19 +163,26 @@ def from_store(store: ActivationStore, *, allow_self: bool = False, other_model:
         StoreError: the store is of another model, or does not hold these prompts.
         EditError: it holds the very run that is edited.
     """
-    return FromStore(check_store(store, "from_store"), allow_self, other_model)
+    return FromStore(store, allow_self, other_model)
 
 
+@checked
 def zero() -> Value:
-    """Zeros (zero ablation)."""
+    """Zeros (zero ablation).
+
+    Without a position, this value, `constant`, `scale`, `add` and `mean(per="dataset")` are also written at
+    the tokens of answers of several tokens: what is ablated stays ablated while the answer is read.
+    """
     return Zero()
 
 
+@checked
 def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "dataset") -> Value:
     """The store's mean activation (mean ablation).
 
     Args:
-        per: "dataset": over all rows but BOS. "pos": per position, the same index or name.
+        per: "dataset": over all rows but BOS. "pos": per position, the same index or name; the tokens of
+            an answer after the prompt are then left unchanged.
 
     Raises:
         UnknownName: an unknown `per`.
@@ -170,29 +190,41 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
     """
     if per not in ("dataset", "pos"):
         raise UnknownName("per", per, ("dataset", "pos"))
-    return Mean(check_store(store, "mean"), per)
+    return Mean(store, per)
 
 
+@checked
 def resample(store: ActivationStore, seed: int = 0) -> Value:
-    """The activations of one other prompt of equal length per example, the same donor for every site."""
-    return Resample(check_store(store, "resample"), seed)
+    """The activations of one other prompt of equal length per example, the same donor for every site.
+
+    Answers of several tokens are left unchanged.
+    """
+    return Resample(store, seed)
 
 
+@checked
 def constant(content: Any) -> Value:
-    """A given number or tensor that fits the site's last axes."""
+    """A given number or tensor that fits the site's last axes. Raises `EditError` for all but numbers."""
+    _check_numbers("constant", content)
     return Constant(content)
 
 
+@checked
 def add(vector: Any) -> Value:
-    """The current activation plus a vector (steering)."""
+    """The current activation plus a vector (steering). Raises `EditError` for all but numbers."""
+    _check_numbers("add", vector)
     return Add(vector)
 
 
-def scale(factor: float) -> Value:
+@checked
+def scale(factor: Any) -> Value:
     """The current activation times a number."""
+    # NaN is refused where it would be written, with the site's name.
+    _check_numbers("scale", factor)
     return Scale(factor)
 
 
+@checked
 def project(basis: Tensor, value: Value) -> Value:
     """Another value's part within a subspace, the current activation outside it (interchange of subspaces).
 
@@ -205,13 +237,16 @@ def project(basis: Tensor, value: Value) -> Value:
     # A decomposition of NaN or infinity would fail far from here, or not at all.
     if basis.ndim not in (1, 2) or not bool(torch.isfinite(basis).all()):
         raise EditError(f"project: a basis is [d] or [d, rank] of finite numbers, not {tuple(basis.shape)}.")
-    return Project(basis, check_value(value))
+    return Project(basis, value)
 
 
-def check_value(value: object) -> Value:
-    """The value itself; `EditError` for anything else, such as its name."""
-    if not isinstance(value, Value):
+def _check_numbers(name: str, content: Any) -> None:
+    """Raise `EditError` for what cannot be written into an activation."""
+    try:
+        tensor = torch.as_tensor(content)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise EditError(
-            f"value is {type(value).__name__}, not a value such as zero(), mean(store) or from_store(store)."
-        )
-    return value
+            f"{name}: {shown(content)} is neither a number nor a tensor or list of numbers."
+        ) from error
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise EditError(f"{name}: {shown(content)} is not made of real numbers.")

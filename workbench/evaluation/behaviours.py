@@ -17,6 +17,7 @@ from workbench.engine.values import Value, from_store
 from workbench.errors import CircuitError, PromptError, UnknownName
 from workbench.evaluation.curves import faithfulness_curve, stability
 from workbench.evaluation.evaluate import evaluate
+from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -64,6 +65,7 @@ class Behaviour:
     smallest: bool = False
 
 
+@model_call()
 def smallest_circuits(
     model: Model,
     *,

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
@@ -22,6 +23,7 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
@@ -35,6 +37,8 @@ AREA_DRAWS = 400
 """Bootstrap draws of an area: each is a whole curve, so fewer than for a single number."""
 
 
+@checked
+@model_call()
 def faithfulness_curve(
     scores: xr.DataArray | Circuit,
     model: Model,
@@ -43,7 +47,7 @@ def faithfulness_curve(
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     by: Literal["signed", "magnitude"] | str = "signed",
-    sizes: Sequence[Any] | None = None,
+    sizes: float | Sequence[Any] | None = None,
     level: float = 0.95,
     budget: int | None = None,
     progress: bool = True,
@@ -97,7 +101,7 @@ def faithfulness_curve(
     return xr.Dataset(_by_size(result, counts), coords={"size": shares}, attrs=clean_attrs(attrs))
 
 
-def _shares(sizes: Sequence[Any] | None) -> list[Any]:
+def _shares(sizes: float | Sequence[Any] | None) -> list[Any]:
     """The sizes of a curve as shares of the edges; None: MIB's ten.
 
     Raises `CircuitError` for anything else.
@@ -131,7 +135,7 @@ def _area_attrs(result: xr.Dataset, by: str, level: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit], Sequence[int]]:
+def _growth(circuit: Circuit, sizes: float | Sequence[Any] | None) -> tuple[list[Circuit], Sequence[Any]]:
     """The circuits of a circuit's n strongest edges, for growing n, and these n."""
     # Strongest first: a prefix of it is the circuit of that size.
     edges = circuit.edge_list
@@ -145,7 +149,7 @@ def _growth(circuit: Circuit, sizes: Sequence[Any] | None) -> tuple[list[Circuit
         first = min(n, EVERY_SIZE_UP_TO)
         counts = sorted({*range(1, first + 1), *np.geomspace(first, n, 12).astype(int).tolist(), n})
     else:
-        counts = sizes
+        counts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
     if not all(type(k) is int and 1 <= k <= n for k in counts):
         raise CircuitError(
             f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges "
@@ -176,6 +180,7 @@ def area(faithfulness: np.ndarray, sizes: Sequence[float] = SIZES, *, by: str = 
     return float(np.trapezoid(height, np.asarray(sizes)))
 
 
+@checked
 def stability(
     scores: xr.DataArray,
     *,
@@ -204,11 +209,14 @@ def stability(
         raise CircuitError(
             "stability: scores of every prompt are needed: score_edges(..., keep=('example',))."
         )
-    if not scores.sizes["example"]:
-        raise CircuitError("stability: there is no prompt to draw again.")
+    if scores.sizes["example"] < 2:
+        raise CircuitError(
+            f"stability: these scores are of {scores.sizes['example']} prompts. Every draw of a single one "
+            "is the same, which says nothing: give at least two."
+        )
     check_level(level)
     check_seed(seed)
-    if type(draws) is not int or draws < 2:
+    if draws < 2:
         raise CircuitError(f"stability: draws={draws}; at least two circuits are compared.")
     rng = np.random.default_rng(seed)
     n = scores.sizes["example"]
@@ -216,7 +224,7 @@ def stability(
     for _ in range(draws):
         # NaN of one prompt must reach the mean: `find` then refuses it, rather than score fewer prompts.
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
-        circuit = find(sample)
+        circuit = called("stability: find=", find, sample)
         if not isinstance(circuit, Circuit):
             raise CircuitError(
                 f"stability: find= must return a Circuit, and it returned {type(circuit).__name__}."

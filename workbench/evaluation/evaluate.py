@@ -11,13 +11,14 @@ formula is the same where lower is better.
 This module knows nothing of how a circuit was found.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
@@ -25,16 +26,17 @@ from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import NO_DIFFERENCE, bootstrap, check_level, check_seed
+from workbench.statistics import bootstrap, check_level, check_seed, known_gap
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def evaluate(
     circuit: Circuit | Sequence[Circuit],
     model: Model,
@@ -42,7 +44,7 @@ def evaluate(
     *,
     value: Value | Mapping[str, Value],
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    checks: Sequence[str] | None = None,
+    checks: str | Sequence[str] | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -55,8 +57,9 @@ def evaluate(
 
     Args:
         circuit: one circuit, or several of one graph, which are run in common batches.
-        value: what every edge outside the circuit carries, as in `score_edges`. A mapping of names to values
-            measures them side by side, on an axis `ablation`.
+        value: what every edge outside the circuit carries, as in `score_edges`; zero, a constant or the mean
+            of a data set also at the tokens of answers of several tokens (attrs["answer_tokens"]). A mapping
+            of names to values measures them side by side, on an axis `ablation`.
         checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is
             much cheaper: take it for many circuits.
             "complement": the faithfulness of all edges outside the circuit.
@@ -107,7 +110,13 @@ def evaluate(
         ]  # fmt: skip
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
         described = ", ".join(one.describe() for one in value.values())
-        return joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
+        joined = joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
+        # Of these facts each value has its own.
+        own = {name: [one.attrs[name] for one in by_value if name in one.attrs]
+               for name in ("answer_tokens", "engine")}  # fmt: skip
+        return joined.assign_attrs(
+            {name: ", ".join(facts) for name, facts in own.items() if len(set(facts)) > 1}
+        )
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
@@ -124,11 +133,13 @@ def evaluate(
     attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
         "level": level, "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
+        **runs.answer_attrs,
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def minimality(
     circuit: Circuit,
     model: Model,
@@ -155,12 +166,10 @@ def minimality(
         least 0.01), `without` (K).
 
     Raises:
-        CircuitError: not one circuit, or one of another model's graph.
+        CircuitError: not a circuit, or one of another model's graph.
 
     Source: Wang et al. 2211.00593.
     """
-    if not isinstance(circuit, Circuit):
-        raise CircuitError(f"minimality: give one Circuit, not {type(circuit).__name__}.")
     check_level(level)
     check_seed(seed)
     circuit.check_fits(model)
@@ -169,16 +178,14 @@ def minimality(
     # Minimality is a share of F(M), so the empty circuit is not needed.
     by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed).minimality()
     facts = {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
+    facts |= runs.answer_attrs
     return by_node.assign_attrs(clean_attrs(pairs.attrs(model) | facts))
 
 
 def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -> list[Circuit]:
     """The circuits as a list, all of the model's graph. Raises `CircuitError` for anything else."""
-    if isinstance(circuit, Circuit):
-        circuits = [circuit]
-    else:
-        circuits = list(circuit) if isinstance(circuit, Iterable) else []
-    if not circuits or not all(isinstance(one, Circuit) for one in circuits):
+    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    if not circuits:
         raise CircuitError("evaluate: give a Circuit or a non-empty list of them.")
     for one in circuits:
         one.check_fits(model)
@@ -190,7 +197,7 @@ def _circuits_of_one_graph(circuit: Circuit | Sequence[Circuit], model: Model) -
     return circuits
 
 
-def _check_names(checks: Sequence[str] | None) -> tuple[str, ...]:
+def _check_names(checks: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names of the checks to make; None means all. Raises `UnknownName`."""
     if checks is None:
         return CHECKS
@@ -208,7 +215,7 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, lev
     low, high = bootstrap(table, faithfulness_of, level=level)
     ratios = np.full(len(measured), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.where(np.abs(full - empty) < NO_DIFFERENCE, np.nan, full - empty)
+        gap = known_gap(full - empty, np.maximum(np.abs(full), np.abs(empty)))
         if np.isfinite(gap).any():
             ratios = np.nanmean((measured - empty) / gap, axis=1)
     return {

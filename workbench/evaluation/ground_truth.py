@@ -5,7 +5,6 @@ sizes of MIB (`edge_auroc_mib`). Edges of equal score count as the mean over all
 result depends on the order of the graph. Only numbers are compared here: no model is run.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from workbench.circuit.graph import Graph
-from workbench.errors import CircuitError, UnknownName
+from workbench.discovery.score_arrays import graph_in_attrs
+from workbench.errors import CircuitError, NotFinite, UnknownName
 from workbench.evaluation.curves import SIZES
 from workbench.sites import Edge
 
@@ -105,7 +105,8 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
         graph = _graph_of(scores)
         values, true, exists = _matrix(scores, graph), _truth(true_edges, graph), graph.exists
     elif isinstance(true_edges, np.ndarray):
-        values, true, exists = np.asarray(scores, dtype=float), true_edges, np.isfinite(scores)
+        values, true = np.asarray(scores, dtype=float), true_edges
+        exists = ~np.isnan(values)
     else:
         raise CircuitError(
             "Names of edges need scores from wb.score_edges(...); with an array give a boolean array like it."
@@ -113,7 +114,7 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
     if true.shape != values.shape:
         raise CircuitError(f"True edges of shape {true.shape} do not fit scores of shape {values.shape}.")
     if not np.isfinite(values[exists]).all():
-        raise CircuitError("Some edges have no finite score. Check the metric and the edits that made them.")
+        raise NotFinite("Some edges have no finite score. Check the metric and the edits that made them.")
     values, true = values[exists], true[exists].astype(bool)
     if true.all() or not true.any():
         raise CircuitError(
@@ -128,8 +129,8 @@ def _graph_of(scores: xr.DataArray) -> Graph:
     Raises `CircuitError` where they do not say, or are kept by example.
     """
     try:
-        graph = Graph.from_dict(json.loads(scores.attrs["graph"]))
-    except (KeyError, TypeError, ValueError) as error:
+        graph = graph_in_attrs(scores)
+    except CircuitError as error:
         raise CircuitError(
             "These scores do not say which graph they belong to. Make them with wb.score_edges(...)."
         ) from error

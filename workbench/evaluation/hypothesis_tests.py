@@ -12,18 +12,23 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
-from workbench.errors import CircuitError, UnknownName, WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
+from workbench.statistics import check_seed
 
 
+@checked
+@model_call()
 def circuit_tests(
     circuit: Circuit,
     model: Model,
@@ -90,7 +95,8 @@ def circuit_tests(
         raise UnknownName("tests", unknown[0], TESTS)
     if null not in ("paths", "edges"):
         raise UnknownName("null", null, ("paths", "edges"))
-    if not tests or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
+    check_seed(seed)
+    if not len(tests) or not 0 < alpha < 1 or not 0 <= eps < 0.5 or not tolerance >= 0 or draws < 1:
         raise WorkbenchError(
             "circuit_tests: name at least one test, and give 0 < alpha < 1, 0 <= eps < 0.5, tolerance >= 0, "
             f"draws >= 1; not tests={tests}, {alpha=}, {eps=}, {tolerance=}, {draws=}."
@@ -102,8 +108,6 @@ def circuit_tests(
             f"circuit_tests: with draws={draws} no p-value is below {least:.3g}, and "
             f"alpha={alpha}: draw more."
         )
-    if not isinstance(circuit, Circuit):
-        raise CircuitError(f"circuit_tests: give a Circuit, not {type(circuit).__name__}.")
     circuit.check_fits(model)
     measure = as_metric(metric)
     circuits = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
@@ -120,7 +124,7 @@ def circuit_tests(
         warnings.warn(
             f"circuit_tests: nothing to test in {untested}: no edges, "
             "or a metric that is the same on every prompt.",
-            stacklevel=2,
+            stacklevel=4,  # at the caller, past the two wrappers of this function
         )
     data: dict[str, Any] = {
         "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),
@@ -137,6 +141,6 @@ def circuit_tests(
     attrs = pairs.attrs(model) | {
         "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha,
         "eps": eps, "tolerance": tolerance, "draws": draws, "null": null, "seed": seed,
-        "n_edges": circuit.n_edges, "engine": circuits.engine,
+        "n_edges": circuit.n_edges, "engine": circuits.engine, **circuits.answer_attrs,
     }  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=clean_attrs(attrs))

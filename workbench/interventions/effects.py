@@ -18,33 +18,42 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bound import Bound
-from workbench.engine.continuations import bind
+from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.sweep import SiteEdits, StaircaseSweep
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
-from workbench.engine.values import Value, check_value
-from workbench.errors import EditError, MetricError, SiteError, UnknownName
-from workbench.interventions.gradients import atp_star, gradient, integrated
+from workbench.engine.values import Value
+from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName
+from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site
+from workbench.statistics import known_gap
 
 METHODS = ("exact", "gradient", "integrated", "atp-star")
+CONVERGENCE = 0.05
+"""Share of m(edited) - m(base) that integrated effects may miss on a prompt before there is a warning."""
+ROUNDING = 1e-5
+"""Share of the metric's size: where editing changes less than that, a share of it says nothing."""
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def effects(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     sites: Sites,
@@ -67,13 +76,17 @@ def effects(
         sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
         value: what is written there.
         metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
-            `sequence_logprob_diff` reads answers of several tokens, each in a run of its own; edits touch the
-            prompt's positions only.
+            `sequence_logprob_diff` reads answers of several tokens, each in a run of its own. There an edit
+            without a position covers the answer's tokens too if its value is zero, a constant, a scale, add,
+            `mean(per="dataset")`, or `project` onto one of these: what is ablated stays ablated.
+            `from_store`, `resample`, `mean(per="pos")` and edits at named positions are made in the prompt
+            alone. attrs["answer_tokens"] says which.
         method: "exact" runs every edit. The others estimate it; a is an activation and e(a) the edited one.
             "gradient" is (e(a) - a) . dm/da at the base run, one backward pass for all.
             "integrated" takes the mean gradient on the straight path from a to e(a), all sites of one kind
             and layer moving together: over a full cut of the graph the effects then add up to m(all edited) -
-            m(base), and attrs["completeness_gap"] says by how much they do not.
+            m(base). attrs["completeness_gap"] is the largest share of that which they miss on any prompt;
+            above 5 % there is a warning: give more steps.
             "atp-star" is the gradient with attention recomputed for q and k and with layers dropped
             (2403.00745).
         steps: midpoints on that path.
@@ -94,6 +107,8 @@ def effects(
         StoreError: the value's store is of another model or of other prompts.
         PromptError: whole-sequence edits of pairs that differ in length.
         EditError: an edit that would change nothing, or does not fit its site.
+        NotFinite: logits, the metric or gradients are NaN or infinite; the message names the site.
+        ModelError: a model in train mode, or settings of torch that would change its numbers.
 
     Source: activation patching, Vig et al. 2004.12265 and Heimersheim & Nanda 2404.15255; attribution
     patching, Syed et al. 2310.10348.
@@ -113,17 +128,20 @@ def effects(
     if method != "exact":
         runs.metric.check_attributable(base)
     plan = _plan(runs, rows, sites, value)
-    table, method_attrs = _measured(runs, rows, plan, method, steps, progress)
-    _blank_absent(table, plan)
-    table = rows.combine(table)
-    if normalized:
-        table = table / _gap_of_runs(rows.combine(runs.distance()))[:, None]
+    with located(model, runs.prompts, plan.label):
+        table, method_attrs = _measured(runs, rows, plan, method, steps, progress)
+        _check_finite(table, plan, method)
+        _blank_absent(table, plan)
+        table = rows.combine(table)
+        if normalized:
+            table = table / _gap_of_runs(rows, runs)[:, None]
     named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
         "kind": "effects", "sites": kind, "value": value.describe(), "metric": named_metric.name,
         "unit": "share" if normalized else named_metric.unit, "method": method, "base": base,
         "normalized": normalized, **method_attrs,
+        **answer_attrs(rows, value, chain.from_iterable(plan.elements)),
     }  # fmt: skip
     # Elements are in the order of the grid's cells, so [example, element] is [example, *axes of the grid].
     shape = (len(pairs), *map(len, plan.coords.values()))
@@ -150,6 +168,10 @@ class _Elements:
     dims: tuple[str, ...]
     coords: dict[str, Any]
 
+    def label(self, j: int) -> str:
+        """An element in words, as in "z[1.2] + z[1.3]"."""
+        return " + ".join(map(str, self.elements[j]))
+
 
 @dataclass(frozen=True)
 class _SitePlan(_Elements):
@@ -174,13 +196,43 @@ def _measured(
             )
         return atp_star(runs, elements, bound, progress=progress), {}
     if method == "integrated":
-        table, gaps = integrated(runs, elements, bound, steps=steps, progress=progress)
-        names = {str(Site(*key)): float(rows.combine(gap).mean()) for key, gap in gaps.items()}
+        table, completeness = integrated(runs, elements, bound, steps=steps, progress=progress)
+        gaps = {str(Site(*key)): _largest_gap(rows, of_key) for key, of_key in completeness.items()}
         # The largest as a number to look at; all of them as text, because attrs hold no tables.
-        largest = max(names.values(), key=abs)
-        return table, {"steps": steps, "completeness_gap": largest, "completeness_gaps": json.dumps(names)}
+        worst = max(gaps, key=gaps.__getitem__)
+        if gaps[worst] > CONVERGENCE:
+            warnings.warn(
+                f"effects: the integrated effects of {worst} have not converged: on one prompt they miss "
+                f"{gaps[worst]:.0%} of m(edited) - m(base). Give more steps (now {steps}) and no site twice.",
+                stacklevel=5,  # at the caller of `effects`, which is wrapped twice
+            )
+        return table, {
+            "steps": steps,
+            "completeness_gap": gaps[worst],
+            "completeness_gaps": json.dumps(gaps),
+        }
     sweep, _ = _sweep(runs, plan)
     return sweep.run(progress=progress, what="effects"), {"engine": sweep.engine}
+
+
+def _largest_gap(rows: Expansion, completeness: Completeness) -> float:
+    """The largest |gap| / |whole| of any example; gaps that rounding explains count as 0."""
+    gap, whole = rows.combine(completeness.gap).abs(), rows.combine(completeness.whole).abs()
+    rounding = ROUNDING * float(completeness.size.max())
+    # The largest: in a mean over examples gaps of different sign would cancel.
+    return float((gap / whole.clamp(min=rounding)).max())
+
+
+def _check_finite(table: Float[Tensor, "row element"], plan: _SitePlan, method: str) -> None:
+    """Raise `NotFinite` for effects that are not numbers, as where a gradient overflows."""
+    bad = (~torch.isfinite(table)).nonzero()
+    if len(bad):
+        label = plan.label(int(bad[0, 1]))
+        raise NotFinite(
+            f"effects(method={method!r}): the effect at {label} is not a finite number, though the metric "
+            "is: its gradient overflows. Use the exact method, or a model in another precision.",
+            place=label,
+        )
 
 
 def _blank_absent(table: Tensor, plan: _SitePlan) -> None:
@@ -193,21 +245,22 @@ def _blank_absent(table: Tensor, plan: _SitePlan) -> None:
         table[~has[positions], j] = float("nan")
 
 
-def _gap_of_runs(gap: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+def _gap_of_runs(rows: Expansion, runs: MeasuredRuns) -> Float[Tensor, "example"]:
     """m(other run) - m(base), NaN with a warning where it is ~0."""
-    flat = gap.abs() < 1e-6  # of logits or nats: below it a share is rounding divided by rounding
+    gap, base = rows.combine(runs.distance()), rows.combine(runs.measured.cpu())
+    # Below rounding a share is rounding divided by rounding.
+    flat = torch.from_numpy(np.isnan(known_gap(gap.numpy(), base.numpy())))
     if bool(flat.any()):
         text = (
             f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
         )
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=5)  # at the caller of `effects`, which is wrapped twice
     return gap.masked_fill(flat, float("nan"))
 
 
-def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Any) -> _SitePlan:
+def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> _SitePlan:
     """The elements with their axes, and the value bound to the prompts; all that can be wrong is checked."""
     runs.check()
-    check_value(value)
     planned = _elements(sites, runs.model, rows.examples.side(runs.side))
     if any(site.pos is None for site in chain.from_iterable(planned.elements)):
         # Of pairs of unequal length no position has a counterpart, except by name.
@@ -244,8 +297,8 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
     else:
         listed = [sites] if isinstance(sites, Site | str) else list(sites)
         elements = [as_sites(element) for element in listed]
-        labels = [" + ".join(map(str, element)) for element in elements]
-        planned = _Elements(elements, ("site",), {"site": labels})
+        planned = _Elements(elements, ("site",), {})
+        planned.coords["site"] = [planned.label(j) for j in range(len(elements))]
     if not planned.elements or not all(planned.elements):
         raise SiteError("effects: sites is empty. Name at least one site, as in sites=grid('z', model).")
     # A position is looked up once and not for every head: a grid of patterns has a million cells.

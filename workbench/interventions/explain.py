@@ -4,11 +4,12 @@ Nothing is measured here: the plan comes from the sweep that the call itself wou
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan
 from workbench.engine.values import Value
@@ -16,13 +17,15 @@ from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def explain(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     value: Value,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.bound import Bound, SitePositions, apply_edit
+from workbench.engine.gradients.separable import check_separable
 from workbench.engine.hooked.forward import Write, forward, gradients_of
 from workbench.engine.memory import rows_per_forward
 from workbench.engine.runs import MeasuredRuns
@@ -40,22 +41,35 @@ def gradient(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: 
     return torch.cat(tables).cpu()
 
 
+class Completeness(NamedTuple):
+    """How far the effects of the sites of one (kind, layer) are from what editing them together does.
+
+    Attributes:
+        gap: [example], the sum of the effects minus `whole`.
+        whole: [example], m(all of them edited) - m(base).
+        size: [example], the larger |m| of both runs: its rounding is in the gap too.
+    """
+
+    gap: Tensor
+    whole: Tensor
+    size: Tensor
+
+
 def integrated(
     runs: MeasuredRuns, elements: Elements, bound: Bound, *, steps: int, progress: bool
-) -> tuple[Tensor, dict[Key, Tensor]]:
+) -> tuple[Tensor, dict[Key, Completeness]]:
     """[example, element]: (e(a) - a) . the mean gradient at `steps` midpoints between a and e(a).
 
     All sites of one (kind, layer) move together, one (kind, layer) after the other.
 
     Returns:
-        the table, and for each (kind, layer) [example] the sum over its sites minus m(those edited) -
-        m(base).
+        the table, and how complete the effects of each (kind, layer) are.
     """
     sites: dict[Key, list[Site]] = {}
     for site in dict.fromkeys(chain.from_iterable(elements)):
         sites.setdefault(site.key, []).append(site)
     effects: dict[Site, list[Tensor]] = defaultdict(list)
-    gaps: dict[Key, list[Tensor]] = defaultdict(list)
+    gaps: dict[Key, list[Completeness]] = defaultdict(list)
     n_paths = len(sites) * len(runs.prompts)
     with progress_bar(n_paths, "integrated gradients", "example", shown=progress) as bar:
         for examples, batch in _batches(runs, bound):
@@ -64,14 +78,21 @@ def integrated(
                 of_batch = [_dot(site, path.change, path.mean_gradient, batch) for site in of_key]
                 for site, effect in zip(of_key, of_batch, strict=True):
                     effects[site].append(effect)
-                # With infinitely many steps this is exactly zero if the sites do not
+                # With infinitely many steps the gap is exactly zero if the sites do not
                 # overlap, so it measures the error.
-                gaps[key].append(_total(of_batch) - path.effect)
+                whole = path.edited - path.base
+                size = torch.maximum(path.edited.abs(), path.base.abs())
+                gaps[key].append(Completeness(_total(of_batch) - whole, whole, size))
                 bar.update(len(examples))
     columns = []
     for element in elements:
         columns.append(_total(torch.cat(effects[site]) for site in element))
-    return torch.stack(columns, 1).cpu(), {key: torch.cat(gap).cpu() for key, gap in gaps.items()}
+    completeness = {}
+    for key, batches in gaps.items():
+        completeness[key] = Completeness(
+            *(torch.cat(of_field).cpu() for of_field in zip(*batches, strict=True))
+        )
+    return torch.stack(columns, 1).cpu(), completeness
 
 
 def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
@@ -130,10 +151,11 @@ def _run_with_gradients(
             kinds.append("mlp_out")
     # Detached, a layer's writes keep their values and pass no gradient on.
     writes = [Write(kind, dropped, lambda value: value.detach()) for kind in kinds]
-    result = forward(runs.model, prompts.tokens, writes=writes, record=record, gradients=True)
+    result = forward(runs.model, prompts, writes=writes, record=record, gradients=True)
     # Examples do not see each other, so one backward pass of the sum gives the gradient of each.
-    total = runs.measure(result.logits, prompts, examples).sum()
-    gradients = gradients_of(total, {key: result.recorded[key] for key in record}, runs.metric.name)
+    measured = runs.measure(result.logits, prompts, examples)
+    check_separable(runs.metric, measured, result.logits)
+    gradients = gradients_of(measured.sum(), {key: result.recorded[key] for key in record}, runs.metric.name)
     return _RunWithGradients({key: result.recorded[key].detach() for key in record}, gradients)
 
 
@@ -151,7 +173,7 @@ def _changed(
     layer = site.layer
     write = Write(*site.key, lambda _: edited)
     # The softmax is run, not linearized: it saturates, and there gradients of q and k say nothing.
-    result = forward(runs.model, bound.prompts.tokens, writes=[write], record=[("pattern", layer)])
+    result = forward(runs.model, bound.prompts, writes=[write], record=[("pattern", layer)])
     pattern = result.recorded["pattern", layer]
     # [example, key, kv_head, d_head] → [example, key, head, d_head]: query heads of a group share values.
     v = recorded["v", layer].repeat_interleave(Shape.of(runs.model).group, 2).to(pattern.dtype)
@@ -187,12 +209,13 @@ class _StraightPath:
     Attributes:
         change: e(a) - a.
         mean_gradient: of the metric, over the points of the path.
-        effect: [example], m(edited) - m(base).
+        base, edited: [example], the metric at both ends.
     """
 
     change: Tensor
     mean_gradient: Tensor
-    effect: Tensor
+    base: Tensor
+    edited: Tensor
 
 
 def _along(
@@ -200,7 +223,7 @@ def _along(
 ) -> _StraightPath:
     """The path on which all sites of one (kind, layer) move together."""
     prompts = bound.prompts
-    plain = forward(runs.model, prompts.tokens, record=[key])
+    plain = forward(runs.model, prompts, record=[key])
     start, causal = plain.recorded[key], Shape.of(runs.model).causal
     end = start.clone()
     for site in sites:
@@ -214,18 +237,21 @@ def _along(
     for step in range(steps):
         # Midpoints: for the same number of steps their error is far smaller than that of either end.
         write = moved((step + 0.5) / steps)
-        result = forward(runs.model, prompts.tokens, writes=[write], record=[key], gradients=True)
-        measured = runs.measure(result.logits, prompts, examples).sum()
-        gradients = gradients_of(measured, {key: result.recorded[key]}, runs.metric.name)
+        result = forward(runs.model, prompts, writes=[write], record=[key], gradients=True)
+        measured = runs.measure(result.logits, prompts, examples)
+        if step == 0:
+            check_separable(runs.metric, measured, result.logits)
+        gradients = gradients_of(measured.sum(), {key: result.recorded[key]}, runs.metric.name)
         mean_gradient += gradients[key].detach() / steps
-    edited = runs.measure(forward(runs.model, prompts.tokens, writes=[moved(1.0)]).logits, prompts, examples)
-    return _StraightPath(change, mean_gradient, edited - runs.measure(plain.logits, prompts, examples))
+    edited = runs.measure(forward(runs.model, prompts, writes=[moved(1.0)]).logits, prompts, examples)
+    return _StraightPath(change, mean_gradient, runs.measure(plain.logits, prompts, examples), edited)
 
 
 def _batches(runs: MeasuredRuns, bound: Bound) -> Iterator[tuple[Sequence[int], Bound]]:
     """Examples whose forward and backward pass fit into the budget, with the value bound to them."""
     n = len(runs.prompts)
     size = rows_per_forward(runs.model, int(runs.prompts.lengths.max()), budget=runs.budget, gradients=True)
+    runs.check_slices(-(-n // size))
     for first in range(0, n, size):
         examples = range(first, min(first + size, n))
         # A selection of everything would lose what the bound value has already read from its store.
@@ -261,4 +287,6 @@ def _dot(site: Site, change: Tensor, gradient_at: Tensor, bound: Bound) -> Tenso
     # Sums of thousands of half-precision products would lose all but their first digits.
     wide = torch.float64 if change.dtype == torch.float64 else torch.float32
     products = change[of_site].to(wide) * gradient_at[of_site].to(wide)
-    return products.reshape(len(change), -1).sum(1)
+    dots = products.reshape(len(change), -1).sum(1)
+    # An example without the position was read at token 0, whose effect is not this site's.
+    return dots.masked_fill(~bound.has(site).to(dots.device), 0)

@@ -16,23 +16,27 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound, SitePositions
-from workbench.engine.continuations import bind
+from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PatchedPaths, Route
 from workbench.engine.fast.sweep import StaircaseSweep
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.paths import HookedPaths
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
-from workbench.engine.values import Value, check_value
+from workbench.engine.store_values import check_same_model
+from workbench.engine.values import Value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
-from workbench.models.fingerprint import model_fingerprint, one_fingerprint
+from workbench.models.calls import model_call
+from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
@@ -43,9 +47,10 @@ MLPS = ("frozen", "recomputed")
 Nodes = str | Sequence[str | tuple[str, ...]]
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def path_effects(
-    model: Any,
+    model: Model,
     pairs: PromptPairs,
     *,
     senders: Nodes | None = None,
@@ -81,8 +86,8 @@ def path_effects(
             "recomputed" from what reaches them, as in the IOI paper. Both are in the literature, and give
             different numbers.
         store: the base run's activations, where they are known: they are not computed again.
-        metric, budget, readout: as in `effects`; with answers of several tokens, senders write the
-            counterfactual value at the prompt's positions only, and what comes of it is followed everywhere.
+        metric, budget, readout: as in `effects`; with answers of several tokens, senders write the value in
+            the prompt and, where it covers answers, in these; what comes of it is followed everywhere.
 
     Returns:
         DataArray (example, writer, reader), or (example, path). NaN where no sender comes before a receiver,
@@ -116,14 +121,15 @@ def path_effects(
             "store of prompts holds. Leave out store=."
         )
     sweep, _ = _sweep(runs, plan, mlps, store)
-    table = rows.combine(sweep.run(progress=progress, what="paths"))
+    with located(model, runs.prompts, plan.label):
+        table = rows.combine(sweep.run(progress=progress, what="paths"))
     for route in plan.routes:
         # Not 0, which would say that the path does nothing.
         table[_absent(route, pairs.side(base)), route.column] = float("nan")
     named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     attrs = pairs.attrs(model) | {
         "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit,
-        "mlps": mlps, "base": base, "engine": sweep.engine,
+        "mlps": mlps, "base": base, "engine": sweep.engine, **answer_attrs(rows, value),
     }  # fmt: skip
     # Routes are in the order of the table's cells: [example, route] is [example,
     # writer, reader] or [example, path].
@@ -158,6 +164,10 @@ class _Routes:
     routes: list[Route]
     coords: dict[str, list[str]]
 
+    def label(self, column: int) -> str:
+        """A path in words, as in "a0.1->logits"."""
+        return "->".join(list(product(*self.coords.values()))[column])
+
 
 @dataclass(frozen=True)
 class _PathPlan(_Routes):
@@ -177,7 +187,6 @@ def _plan(
 ) -> _PathPlan:
     """The routes with their axes, and the bound value; everything that can be wrong is checked."""
     runs.check()
-    check_value(value)
     if mlps not in MLPS:
         raise UnknownName("mlps", mlps, MLPS)
     shape = Shape.of(runs.model)
@@ -228,6 +237,9 @@ def senders_named(senders: Nodes | None, shape: Shape) -> Nodes:
     known = list(Graph(shape).writers)
     if senders is None:
         return known
+    # An array would be compared with a word element by element.
+    if not isinstance(senders, str):
+        return senders
     # Names of heads begin with `a`, of MLPs with `m`; `input` with neither.
     if senders == "heads":
         return [name for name in known if name.startswith("a")]
@@ -345,11 +357,7 @@ def _sweep(
 
 def _check_store(store: ActivationStore, runs: MeasuredRuns) -> None:
     """Raise `StoreError` where the store does not hold the base run of these prompts."""
-    if store.model != model_fingerprint(runs.model):
-        raise StoreError(
-            f"path_effects: the store is of the model {store.model_name} ({store.model[:8]}), not of this "
-            "one."
-        )
+    check_same_model(store, runs.model, "path_effects")
     for i, prompt_id in enumerate(runs.prompts.ids):
         if store.example(prompt_id) is None:
             raise StoreError(

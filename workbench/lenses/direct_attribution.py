@@ -4,6 +4,7 @@ It reads stores: a component's activation times the direction that the logit rea
 Components and `bias` sum to the logit, which is checked. Read `direct_attribution`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,19 +14,22 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.engine.bridge import final_norm
+from workbench.engine.store_values import check_same_model
 from workbench.errors import ModelError, PromptError, StoreError, UnknownName
+from workbench.finite import check_finite
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import TokenRows, check_store, needed, one_token, token_rows
-from workbench.lenses.stream_writers import BlockWriters
+from workbench.lenses.store_reading import TokenRows, finite_rows, needed, one_token, token_rows
+from workbench.lenses.stream_writers import StreamWriter, head_writer, neuron_writer
 from workbench.lenses.unembedding import ReadOut, unembedding_weight
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 
 LEVELS = ("component", "head", "neuron")
-# At most this many rows are explained at a time.
 CHUNK = 4096
 """Rows that are explained at a time at most."""
 # How large a gap rounding can leave in sums of thousands of terms, as a share of the largest attribution.
@@ -33,6 +37,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.1
 
 
+@checked
+@model_call()
 def direct_attribution(
     store: ActivationStore,
     model: Model,
@@ -64,33 +70,38 @@ def direct_attribution(
         StoreError: the store is of another model, or lacks an activation; the message names it.
         UnknownName: no such `by`, or a position that no prompt names.
         PromptError: targets that do not fit the examples, or a position that no prompt has.
-        ModelError: the model's parts do not sum to its logits.
+        ModelError: the model's parts do not sum to its logits, or (`by="neuron"`) its MLPs are mixtures of
+            experts.
+        NotFinite: the store's rows, or what they add, are NaN or infinite.
     """
     if by not in LEVELS:
         raise UnknownName("by", by, LEVELS)
-    check_store(store, model, "direct_attribution")
+    check_same_model(store, model, "direct_attribution")
     shape = Shape.of(model)
+    writers = _writers(model, shape, by)
     kinds = _kinds(store, shape, by)
     reading = _logit_reading(model, store, targets, minus)
     explained = _rows(store, pos)
-    norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
-    blocks = [BlockWriters.of(model, layer, shape) for layer in range(shape.n_layers)]
+    weight = unembedding_weight(model)
+    norm = FrozenNorm.of(final_norm(model), shape.d_model, weight)
     chunks: list[Tensor] = []
     gap = 0.0
     for chosen in torch.arange(len(explained.prompts)).split(_rows_at_once(shape, by, budget)):
         prompts = explained.prompts[chosen]
         rows = _StoreRows(store, prompts, explained.positions[chosen])
         final = rows("resid_post", shape.n_layers - 1)
-        scale = norm.scale(final.to(unembedding_weight(model)))
+        scale = norm.scale(final.to(weight))
         back, shift = norm.pull_back(reading.direction[prompts], scale)
         if by == "neuron":
-            values, chunk_gap = _neurons(rows, blocks, back, known="mlp_out" in kinds)
+            values, chunk_gap = _neurons(rows, writers, back, known="mlp_out" in kinds)
         else:
-            values, constant = _components(rows, blocks, back, kinds, by)
+            values, constant = _components(rows, writers, back, kinds)
             logit = (final.double().cpu() * back).sum(1)
             chunk_gap = float((values.sum(1) + constant - logit).abs().max())
             bias = constant + shift + reading.bias[prompts]
             values = torch.cat([values, bias[:, None]], 1)
+        cure = "Check the model's weights and the precision of the store."
+        check_finite(values, "The direct attribution of these components", cure)
         gap = max(gap, chunk_gap)
         if gap > TOLERANCE.get(final.dtype, HALF_TOLERANCE) * max(1.0, float(values.abs().max())):
             raise ModelError(
@@ -112,6 +123,18 @@ def _rows_at_once(shape: Shape, by: str, budget: int) -> int:
     n_neurons = shape.d_mlp * (shape.n_layers if by == "neuron" else 2)
     row = 8 * (shape.d_model * 8 + n_neurons + shape.n_heads * shape.d_head)
     return max(1, min(CHUNK, budget // row))
+
+
+def _writers(model: Model, shape: Shape, by: str) -> list[StreamWriter | None]:
+    """How each layer's heads or neurons write; None where its components are not split.
+
+    Raises:
+        ModelError: the model has no weights that split them.
+    """
+    if by == "component" or (by == "neuron" and shape.attn_only):
+        return [None] * shape.n_layers
+    read = head_writer if by == "head" else neuron_writer
+    return [read(model, layer) for layer in range(shape.n_layers)]
 
 
 def _kinds(store: ActivationStore, shape: Shape, by: str) -> list[str]:
@@ -182,7 +205,8 @@ class _StoreRows:
     positions: Tensor
 
     def __call__(self, kind: str, layer: int | None = None) -> Tensor:
-        return self.store[kind, layer].rows(prompt=self.prompts, pos=self.positions)
+        view = self.store[kind, layer]
+        return finite_rows(view.rows(prompt=self.prompts, pos=self.positions), view)
 
     def products(self, kind: str, layer: int | None, back: Tensor) -> Float[Tensor, "row"]:
         """What `back` reads of an activation in the stream."""
@@ -191,10 +215,9 @@ class _StoreRows:
 
 def _components(
     rows: _StoreRows,
-    blocks: list[BlockWriters],
+    writers: Sequence[StreamWriter | None],
     back: Float[Tensor, "row d_model"],
     kinds: list[str],
-    by: str,
 ) -> tuple[Float[Tensor, "row component"], Float[Tensor, "row"]]:
     """What `back` reads of the input and of every component, in the order of `_names`, and the constant
     rest."""
@@ -204,21 +227,25 @@ def _components(
             whole_input += rows.products(kind, 0 if kind == "resid_pre" else None, back)
     values = [whole_input[:, None]]
     constant = torch.zeros(len(back), dtype=torch.float64)
-    for layer, block in enumerate(blocks):
-        if by == "head":
+    for layer, heads in enumerate(writers):
+        if heads is None:
+            values.append(rows.products("attn_out", layer, back)[:, None])
+        else:
             z = rows("z", layer).double().cpu()
-            read, shift = block.heads.reads(z.flatten(1), back)
+            read, shift = heads.reads(z.flatten(1), back)
             values.append((z * read.view_as(z)).sum(2))
             constant += shift
-        else:
-            values.append(rows.products("attn_out", layer, back)[:, None])
-        if block.mlp is not None:
+        if "mlp_out" in kinds:
             values.append(rows.products("mlp_out", layer, back)[:, None])
     return torch.cat(values, 1), constant
 
 
 def _neurons(
-    rows: _StoreRows, blocks: list[BlockWriters], back: Float[Tensor, "row d_model"], *, known: bool
+    rows: _StoreRows,
+    writers: Sequence[StreamWriter | None],
+    back: Float[Tensor, "row d_model"],
+    *,
+    known: bool,
 ) -> tuple[Float[Tensor, "row neurons"], float]:
     """What `back` reads of every neuron, and how far a layer's neurons are from their MLP's output.
 
@@ -226,10 +253,10 @@ def _neurons(
     """
     values: list[Tensor] = []
     gap = 0.0
-    for layer, block in enumerate(blocks):
-        assert block.mlp is not None
+    for layer, neurons in enumerate(writers):
+        assert neurons is not None
         post = rows("mlp_post", layer).double().cpu()
-        read, constant = block.mlp.reads(post, back)
+        read, constant = neurons.reads(post, back)
         values.append(post * read)
         if known:
             off = values[-1].sum(1) + constant - rows.products("mlp_out", layer, back)

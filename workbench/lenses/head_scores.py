@@ -12,12 +12,15 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.engine.bridge import final_norm
-from workbench.engine.hooked.block import Block
+from workbench.arguments import checked
+from workbench.engine.bridge import final_norm, output_vocabulary
+from workbench.engine.hooked.block import HeadOutputs
+from workbench.engine.store_values import check_same_model
 from workbench.errors import PromptError, UnknownName
 from workbench.lenses.frozen_norm import FrozenNorm
-from workbench.lenses.store_reading import check_store, needed, pieces, token_rows
+from workbench.lenses.store_reading import finite_rows, needed, pieces, token_rows
 from workbench.lenses.unembedding import unembedding_weight
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array, versions
@@ -28,6 +31,8 @@ CHUNK, PROMPTS = 4096, 64
 """Rows of a site, and prompts with their patterns, that are worked on at a time."""
 
 
+@checked
+@model_call()
 def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     """The Euclidean length of an activation at every layer and position; heads are taken together.
 
@@ -47,6 +52,8 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
     return effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
 
 
+@checked
+@model_call()
 def attention_to(
     store: ActivationStore, keys: Sequence[Position], *, query: Position = "END"
 ) -> xr.DataArray:
@@ -58,10 +65,10 @@ def attention_to(
     Raises:
         StoreError: the store holds no attention patterns.
         UnknownName: a position that no prompt names.
-        PromptError: `keys` is empty, or is not a list.
+        PromptError: `keys` is empty.
     """
-    if isinstance(keys, str | int) or not keys:
-        raise PromptError("attention_to: keys is a list of at least one position, as in ['IO', 'S1'].")
+    if len(keys) == 0:
+        raise PromptError("attention_to: keys is empty. Name at least one position, as in ['IO', 'S1'].")
     start = store.prompts.at(query)
 
     def weights(prompts: Prompts, examples: Tensor, length: int) -> Tensor:
@@ -79,6 +86,8 @@ def attention_to(
     return _attended(store, {"key_pos": names}, weights, _facts(store, "attention_to", query=str(query)))
 
 
+@checked
+@model_call()
 def head_scores(
     store: ActivationStore, *, scores: Sequence[str] = ("previous", "duplicate", "induction")
 ) -> xr.DataArray:
@@ -95,6 +104,8 @@ def head_scores(
         StoreError: the store holds no attention patterns.
         UnknownName: no such score.
     """
+    if len(scores) == 0:
+        raise UnknownName("scores", scores, HEAD_SCORES)
     for name in scores:
         if name not in HEAD_SCORES:
             raise UnknownName("scores", name, HEAD_SCORES)
@@ -112,6 +123,8 @@ def head_scores(
     return _attended(store, {"score": list(scores)}, weights, _facts(store, "head_scores"))
 
 
+@checked
+@model_call()
 def copying_scores(
     store: ActivationStore, model: Model, *, top: int = 5, budget: int = 2**28
 ) -> xr.DataArray:
@@ -131,14 +144,14 @@ def copying_scores(
         DataArray (example, layer, head).
     Raises:
         StoreError: the store is of another model, or lacks `v`.
-        PromptError: `top` is not between 1 and half of the vocabulary.
+        PromptError: `top` is not between 1 and half of the vocabulary, or the model has no logit of a token.
     """
-    check_store(store, model, "copying_scores")
+    check_same_model(store, model, "copying_scores")
     shape, layers = Shape.of(model), needed(store, "v", "copying_scores")
-    if type(top) is not int or not 1 <= top <= shape.d_vocab // 2:
-        raise PromptError(
-            f"copying_scores: top={top!r} of {shape.d_vocab} tokens; give 1 to {shape.d_vocab // 2}."
-        )
+    size = output_vocabulary(model)
+    if not 1 <= top <= size // 2:
+        raise PromptError(f"copying_scores: top={top!r} of {size} tokens; give 1 to {size // 2}.")
+    _check_written(store.prompts, size)
     norm = FrozenNorm.of(final_norm(model), shape.d_model, unembedding_weight(model))
     unembed = unembedding_weight(model).double().cpu()
     of_rows = token_rows(store["v", layers[0]])
@@ -147,8 +160,8 @@ def copying_scores(
     sums = torch.zeros(len(store), len(layers), shape.n_heads, dtype=torch.float64)
     for column, layer in enumerate(layers):
         # [head, d_head, vocab]: a positive scale of the norm does not change which tokens are highest.
-        writes = norm.bare(_written(Block.of(model, layer), shape.d_model, model)) @ unembed
-        for rows, values in pieces(store["v", layer], max(1, budget // (8 * shape.d_vocab * shape.n_heads))):
+        writes = norm.bare(_written(HeadOutputs.of(model, layer), shape.d_model, model)) @ unembed
+        for rows, values in pieces(store["v", layer], max(1, budget // (8 * size * shape.n_heads))):
             # Query heads of a group share values but not output weights, so each gets a copy.
             by_head = values.double().cpu().repeat_interleave(shape.group, 1)
             logits = torch.einsum("rhe,hev->rhv", by_head, writes)
@@ -161,12 +174,22 @@ def copying_scores(
     return effect_array((sums / n[:, None, None]).float(), list(coords), coords, name="copying", attrs=facts)
 
 
-def _written(block: Block, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
+def _check_written(prompts: Prompts, size: int) -> None:
+    """Raise `PromptError` for prompts with a token that no head can copy: the model has no logit of it."""
+    largest = int(prompts.tokens.max())
+    if largest >= size:
+        raise PromptError(
+            f"copying_scores: the prompts hold token {largest}, and the model has logits of {size}: it "
+            "cannot be copied. Leave such prompts out."
+        )
+
+
+def _written(heads: HeadOutputs, size: int, model: Model) -> Float[Tensor, "head d_head d_model"]:
     """What heads write, after a norm that follows attention, if any (its scale does not matter)."""
-    out = block.w_out.double().cpu()
-    if block.attn_post is None:
+    out = heads.w_out.double().cpu()
+    if heads.attn_post is None:
         return out
-    return FrozenNorm.of(block.attn_post, size, unembedding_weight(model)).bare(out)
+    return FrozenNorm.of(heads.attn_post, size, unembedding_weight(model)).bare(out)
 
 
 def _earlier(length: int) -> Bool[Tensor, "query_pos key_pos"]:
@@ -221,7 +244,8 @@ def _attended(
         weight = weights(store.prompts, examples, length)
         sums: list[Tensor] = []
         for layer in layers:
-            pattern = store["pattern", layer].padded(examples.tolist(), length).cpu()
+            view = store["pattern", layer]
+            pattern = finite_rows(view.padded(examples.tolist(), length), view).cpu()
             sums.append(torch.einsum("ehqk,weqk->ehw", pattern.double(), weight.double()))
         values = torch.stack(sums, 1)
         nothing = (weight.flatten(2).sum(2) == 0).T[:, None, None]

@@ -13,12 +13,16 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import PromptError, StoreError, UnknownName
-from workbench.lenses.store_reading import check_store, last_stream, needed, one_token, pieces, token_rows
+from workbench.arguments import called, checked, shown
+from workbench.engine.store_values import check_same_model
+from workbench.errors import ArgumentError, PromptError, StoreError, UnknownName
+from workbench.finite import check_finite
+from workbench.lenses.store_reading import last_stream, needed, one_token, pieces, token_rows
 from workbench.lenses.unembedding import ReadOut
 from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_of_best
+from workbench.models.calls import model_call
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.encoder import token_labels
 from workbench.results import as_labels, effect_array, versions
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
@@ -31,6 +35,8 @@ Translate = Callable[[Tensor, int], Tensor]
 """A lens: (rows [row, d_model] of a layer, that layer) → [row, d_model]."""
 
 
+@checked
+@model_call()
 def logit_lens(
     store: ActivationStore,
     model: Model,
@@ -70,6 +76,7 @@ def logit_lens(
         PromptError: a target of several tokens, not one target per example, or one outside the vocabulary;
             targets that the measure needs or does not take.
         UnknownName: no such measure.
+        NotFinite: the store's rows, or the logits of them, are NaN or infinite; the message names the layer.
     """
     if measure not in MEASURES:
         raise UnknownName("measure", measure, MEASURES)
@@ -82,7 +89,7 @@ def logit_lens(
         raise PromptError(
             f"logit_lens: measure={measure!r} is of the whole distribution, so it takes no minus=."
         )
-    check_store(store, model, "logit_lens")
+    check_same_model(store, model, "logit_lens")
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "logit_lens")
     token_tables: list[Tensor] = []
@@ -102,7 +109,7 @@ def logit_lens(
     table = torch.full((len(store), len(layers), of_rows.n_positions), float("nan"), dtype=torch.float64)
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
-            logits = _precise(read_out(_translated(stream, kind, layer, last, lens)))
+            logits = _read(read_out, _translated(stream, kind, layer, last, lens), f"{kind}[{layer}]")
             prompts = of_rows.prompts[rows]
             if token_tables:
                 values = _measured(logits, token_tables[0][prompts], measure)
@@ -111,7 +118,7 @@ def logit_lens(
             elif final is None:
                 values = _entropy(logits)
             else:
-                reference = _precise(read_out(final.data.part(rows.start, rows.stop)))
+                reference = _read(read_out, final.data.part(rows.start, rows.stop), repr(final))
                 values = _divergence(reference, logits)
             table[prompts, column, of_rows.positions[rows]] = values.double().cpu()
     if store[kind, layers[0]].dtype != torch.float64:
@@ -122,6 +129,8 @@ def logit_lens(
     return _with_tokens(result, store)
 
 
+@checked
+@model_call()
 def top_tokens(
     store: ActivationStore,
     model: Model,
@@ -145,13 +154,14 @@ def top_tokens(
     Raises:
         StoreError: the store is of another model, or lacks the residual stream.
         PromptError: `k` is not between 1 and the number of tokens that are read.
+        NotFinite: as in `logit_lens`.
     """
-    check_store(store, model, "top_tokens")
+    check_same_model(store, model, "top_tokens")
     _check_lens(lens, store, kind)
     layers = needed(store, kind, "top_tokens")
     read_out = ReadOut.of(model, vocabulary)
     size = read_out.n_tokens
-    if type(k) is not int or not 1 <= k <= size:
+    if not 1 <= k <= size:
         raise PromptError(f"top_tokens: k={k!r}; ask for 1 to {size}, as many tokens as are read.")
     of_rows = token_rows(store[kind, layers[0]])
     last = Shape.of(model).n_layers - 1
@@ -159,7 +169,7 @@ def top_tokens(
     tokens, probs = torch.full(axes, -1), torch.full(axes, float("nan"))
     for column, layer in enumerate(layers):
         for rows, stream in pieces(store[kind, layer], read_out.rows_at_once(budget)):
-            logits = _precise(read_out(_translated(stream, kind, layer, last, lens)))
+            logits = _read(read_out, _translated(stream, kind, layer, last, lens), f"{kind}[{layer}]")
             best = logits.softmax(-1).topk(k, -1)
             names = best.indices if read_out.tokens is None else read_out.tokens[best.indices]
             cells = (of_rows.prompts[rows], column, of_rows.positions[rows])
@@ -192,12 +202,25 @@ def _translated(stream: Tensor, kind: str, layer: int, last: int, lens: Translat
     """The stream as it is read out; the last one is the model's own, and no lens may change it."""
     if lens is None or (kind, layer) == ("resid_post", last):
         return stream
-    return lens(stream, layer)
+    translated = called("lens=", lens, stream, layer)
+    if not isinstance(translated, Tensor) or translated.shape != stream.shape:
+        raise ArgumentError(
+            f"lens= returned {shown(translated)}; it must return a tensor of shape {tuple(stream.shape)}."
+        )
+    return translated
 
 
-def _precise(logits: Tensor) -> Tensor:
-    """At least float32: sums over a vocabulary in half precision have few digits."""
-    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+def _read(read_out: ReadOut, stream: Tensor, place: str) -> Tensor:
+    """The logits [row, token] of a stream, at least in float32: sums in half precision have few digits.
+
+    Raises:
+        NotFinite: they are not finite, as where half precision overflows.
+    """
+    logits = read_out(stream).detach()
+    dtype = str(logits.dtype).removeprefix("torch.")
+    cure = "Check the model's final norm and unembedding, and load it in another precision."
+    check_finite(logits, f"What the lens reads at {place} in {dtype}", cure)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _entropy(logits: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:
@@ -239,7 +262,7 @@ def _spelled(tokens: Int[Tensor, "example layer pos rank"], model: Model) -> np.
     """[example, layer, pos, rank]: the strings of token ids, "" for -1."""
     # Each token is decoded once; -1 sorts before all of them.
     ids, index = np.unique(tokens.numpy(), return_inverse=True)
-    texts = TextEncoder(model).labels([[int(token) for token in ids if token >= 0]])[0]
+    texts = token_labels(model, [int(token) for token in ids if token >= 0])
     of_ids = np.concatenate([[""] * int((ids < 0).sum()), as_labels(texts)]).astype(object)
     return of_ids[index].reshape(tokens.shape)
 

@@ -9,21 +9,11 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.engine.bridge import output_vocabulary
 from workbench.errors import PromptError, StoreError
-from workbench.models.fingerprint import model_fingerprint
-from workbench.models.load import model_name
+from workbench.finite import check_finite
 from workbench.models.model import Model
-from workbench.sites import Shape
 from workbench.stores.store import ActivationStore, SiteView
-
-
-def check_store(store: ActivationStore, model: Model, caller: str) -> None:
-    """Raise `StoreError` when a store is of another model; `caller` names the function in the message."""
-    if store.model != model_fingerprint(model):
-        raise StoreError(
-            f"{caller}: the store is of the model {store.model_name} ({store.model[:8]}), not of "
-            f"{model_name(model)}."
-        )
 
 
 def needed(
@@ -84,16 +74,22 @@ def pieces(view: SiteView, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Consecutive rows of a site, up to `size` at a time, and which they are."""
     for start in range(0, len(view), size):
         rows = slice(start, min(start + size, len(view)))
-        yield rows, view.data.part(rows.start, rows.stop)
+        yield rows, finite_rows(view.data.part(rows.start, rows.stop), view)
+
+
+def finite_rows(rows: Tensor, view: SiteView) -> Tensor:
+    """Rows of a site. Raises `NotFinite` where they are not finite."""
+    check_finite(rows, f"{view!r}", "Capture it again, in a precision that holds these activations.")
+    return rows
 
 
 def one_token(targets: Tensor, store: ActivationStore, model: Model, name: str) -> Tensor:
     """[example, alternative, 1] tokens, -1 where there is no alternative; `name` is for error messages."""
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise PromptError(f"{name} is a tensor of token ids, not {type(targets).__name__}.")
-    size = Shape.of(model).d_vocab
+    size = output_vocabulary(model)  # of the logits: some models read more tokens than they can write
     if bool((targets >= size).any()):
-        raise PromptError(f"{name} has token {int(targets.max())}; the model's vocabulary has {size}.")
+        raise PromptError(f"{name} has token {int(targets.max())}; the model has logits of {size}.")
     table = targets
     if targets.ndim == 1:
         table = targets[:, None, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import ProbeError
+from workbench.lenses.store_reading import finite_rows
 from workbench.stores.store import SiteView
 
 BLOCK = 4096
@@ -54,7 +55,11 @@ class StreamRows:
             assert all(bool((other == rows).all()) for other, _ in blocks[1:])
             kept = self.chosen[rows]
             if bool(kept.any()):
-                *streams, target = (values[kept] for _, values in blocks)
+                views = (*self.views, self.final)
+                kept_rows = []
+                for (_, values), view in zip(blocks, views, strict=True):
+                    kept_rows.append(finite_rows(values[kept], view))
+                *streams, target = kept_rows
                 yield StreamBlock(rows[kept], streams, target)
 
     def n_batches(self, size: int) -> int:

@@ -1,6 +1,7 @@
 """How heads and neurons of a block enter the residual stream: output weights, biases, norms after them.
 
-Read `BlockWriters.of`, then `StreamWriter.reads`. Rows of stores are not known here (`direct_attribution`).
+Read `head_writer` and `neuron_writer`, then `StreamWriter.reads`. Rows of stores are not known here
+(`direct_attribution`).
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.engine.bridge import Norm, block_norm
-from workbench.engine.hooked.block import Block
+from workbench.engine.hooked.block import HeadOutputs
+from workbench.errors import ModelError
 from workbench.lenses.frozen_norm import FrozenNorm
 from workbench.lenses.unembedding import unembedding_weight
 from workbench.models.model import Model
-from workbench.sites import Shape
 
 
 @dataclass(frozen=True)
@@ -38,28 +39,27 @@ class StreamWriter:
         return back @ self.weight.T, shift + back @ self.bias
 
 
-@dataclass(frozen=True)
-class BlockWriters:
-    """The two writers of a block; `mlp` is None without MLPs."""
+def head_writer(model: Model, layer: int) -> StreamWriter:
+    """How a layer's heads write. Raises `ModelError` where its attention has no output weights."""
+    heads = HeadOutputs.of(model, layer)
+    # As an MLP is a linear map of its neurons, so are heads of their z: [head * d_head, d_model].
+    w_out, b_out = heads.w_out.double().cpu().flatten(0, 1), heads.b_out.double().cpu()
+    return _writer(w_out, b_out, heads.attn_post, model)
 
-    heads: StreamWriter
-    mlp: StreamWriter | None
 
-    @classmethod
-    def of(cls, model: Model, layer: int, shape: Shape) -> "BlockWriters":
-        """The writers of a layer, read from the model."""
-        block = Block.of(model, layer)
-        # As an MLP is a linear map of its neurons, so are heads of their z: [head * d_head, d_model].
-        w_out, b_out = block.w_out.double().cpu().flatten(0, 1), block.b_out.double().cpu()
-        heads = _writer(w_out, b_out, block.attn_post, model)
-        if shape.attn_only:
-            return cls(heads, None)
-        mlp = model.blocks[layer].mlp
+def neuron_writer(model: Model, layer: int) -> StreamWriter:
+    """How a layer's neurons write. Raises `ModelError` where its MLP has no output weights of its own."""
+    mlp = model.blocks[layer].mlp
+    try:
         weight, bias = mlp.W_out.detach().double().cpu(), getattr(mlp, "b_out", None)
-        if bias is None:
-            bias = weight.new_zeros(shape.d_model)
-        bias = bias.detach().double().cpu()
-        return cls(heads, _writer(weight, bias, block_norm(model, layer, "ln2_post"), model))
+    except AttributeError as error:
+        raise ModelError(
+            f"direct_attribution(by='neuron'): the MLP of layer {layer} has no neurons of its own, as a "
+            "mixture of experts has none. Use by='component' or by='head'."
+        ) from error
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[-1])
+    return _writer(weight, bias.detach().double().cpu(), block_norm(model, layer, "ln2_post"), model)
 
 
 def _writer(weight: Tensor, bias: Tensor, norm: Norm | None, model: Model) -> StreamWriter:

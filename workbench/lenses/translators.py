@@ -50,9 +50,10 @@ def trained(
         for epoch in range(epochs):
             for block in rows.blocks(shuffle=True, seed=seed + epoch):
                 for _, streams, target in block.batches(batch):
-                    adam.zero_grad()
                     # Layers share no weights, so that their losses may be added.
-                    divergences(read_out, streams, target, maps).mean(1).sum().backward()
+                    loss = divergences(read_out, streams, target, maps).mean(1).sum()
+                    # Not `loss.backward()`, which would leave gradients on the model's weights too.
+                    maps.weight.grad, maps.bias.grad = torch.autograd.grad(loss, (maps.weight, maps.bias))
                     adam.step()
                     schedule.step()
                     bar.update()

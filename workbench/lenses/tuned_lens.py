@@ -5,33 +5,43 @@ through it. Training itself is in `translators`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
+import xxhash
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.arguments import checked
+from workbench.documents import parse_json
+from workbench.engine.hooked.forward import check_gradients_pass
+from workbench.engine.store_values import check_same_model
 from workbench.errors import ProbeError, StoreError
 from workbench.files import check_free, whole
-from workbench.lenses.store_reading import check_store, last_stream, needed, token_rows
+from workbench.finite import check_finite
+from workbench.lenses.store_reading import last_stream, needed, token_rows
 from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.translators import Translators, divergences, trained
 from workbench.lenses.unembedding import ReadOut
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
 from workbench.statistics import check_level, check_seed, summary
+from workbench.stores.format import memory_of
 from workbench.stores.store import ActivationStore
+from workbench.text import spelled
 
 FORMAT = "interp-workbench tuned lens 1"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TunedLens:
     """Translators of a residual stream, one for each layer: rows @ weight[layer] + bias[layer].
@@ -69,6 +79,7 @@ class TunedLens:
         stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
         return torch.addmm(self.bias[index].to(stream), stream, self.weight[index].to(stream))
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as safetensors, whole or not at all. Raises `OutputExists` rather than replace a file."""
         path = Path(path)
@@ -76,14 +87,21 @@ class TunedLens:
         facts = {name: getattr(self, name) for name in ("kind", "model", "model_name")}
         table = {name: np.asarray(values).tolist() for name, values in self.heldout.items()}
         facts |= {"layers": list(self.layers), "heldout": table, "attrs": dict(self.heldout.attrs)}
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+        metadata["checksum"] = _checksum(metadata["facts"], tensors.values())
         with whole(path) as partial:
-            tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-            save_file(tensors, partial, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+            save_file(tensors, partial, metadata=metadata)
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "TunedLens":
-        """Read back what `save` wrote. Raises `StoreError` for anything else."""
+        """Read back what `save` wrote.
+
+        Raises:
+            StoreError: it is something else, or was changed since it was written: its checksum shows it.
+        """
         path = Path(path)
         if not path.is_file():
             raise StoreError(f"There is no tuned lens {str(path)!r}.")
@@ -95,8 +113,14 @@ class TunedLens:
                         f"{str(path)!r} is not a tuned lens of this workbench: its format is "
                         f"{meta.get('format')!r}."
                     )
-                facts = json.loads(meta["facts"])
+                facts = parse_json(meta["facts"])
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            # Files of earlier versions have none.
+            if meta.get("checksum") not in (None, _checksum(meta["facts"], (weight, bias))):
+                raise StoreError(
+                    f"{str(path)!r} was changed since it was written (checksum). Fit the lens again, or take "
+                    "the file from a copy."
+                )
             layers = tuple(facts["layers"])
             table = {name: ("layer", values) for name, values in facts["heldout"].items()}
             heldout = xr.Dataset(table, coords={"layer": list(layers)}, attrs=facts["attrs"])
@@ -105,16 +129,33 @@ class TunedLens:
                     f"{str(path)!r}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit "
                     f"{layers}."
                 )
+            if "gain" not in heldout or len(set(layers)) < len(layers):
+                raise ValueError("its layers or its held-out measures are not those of a lens")
+            for name, tensor in (("weight", weight), ("bias", bias)):
+                check_finite(tensor, f"{name!r} of {str(path)!r}", "Fit the lens again.")
             return cls(layers, weight, bias, facts["kind"], facts["model"], facts["model_name"], heldout)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{str(path)!r} cannot be read as a tuned lens: {error}") from error
 
     def __repr__(self) -> str:
         gain = float(self.heldout["gain"].mean())
-        layers = f"{len(self.layers)} layers of {self.kind}"
-        return f"<TunedLens of {self.model_name}: {layers}, {gain:.3f} nats better than the logit lens>"
+        layers = f"{len(self.layers)} layers of {spelled(self.kind)}"
+        return (
+            f"<TunedLens of {spelled(self.model_name)}: {layers}, {gain:.3f} nats better than the logit lens>"
+        )
 
 
+def _checksum(facts: str, tensors: Iterable[Tensor]) -> str:
+    """xxh3_128 of what a file of a lens says: its facts as they are written, and its numbers."""
+    digest = xxhash.xxh3_128(facts.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memory_of(tensor.detach().cpu().contiguous().flatten().view(torch.uint8)))
+    return digest.hexdigest()
+
+
+@checked
+@model_call()
 def fit_tuned_lens(
     store: ActivationStore,
     model: Model,
@@ -153,7 +194,8 @@ def fit_tuned_lens(
     """
     check_seed(seed)
     check_level(level)
-    check_store(store, model, "fit_tuned_lens")
+    check_same_model(store, model, "fit_tuned_lens")
+    check_gradients_pass(model)
     if min(epochs, batch) < 1 or rate <= 0:
         raise ProbeError(f"epochs={epochs}, batch={batch}, rate={rate}: all of them must be positive.")
     last = Shape.of(model).n_layers - 1

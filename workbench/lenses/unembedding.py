@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.engine.bridge import Norm, final_norm
+from workbench.engine.bridge import Norm, final_norm, output_projection, output_vocabulary
 from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget
 from workbench.errors import ModelError, PromptError
 from workbench.models.load import model_device
+from workbench.models.locks import alone
 from workbench.models.model import Model
 from workbench.sites import Shape
 
@@ -59,14 +60,14 @@ class ReadOut:
             if worst > TOLERANCE * float(logits.abs().max()):
                 raise ModelError(
                     "The logits of this model are not its final norm and unembedding (difference "
-                    f"{worst:.2g}): it scales them afterwards, so the logit lens would not end in its own "
-                    "output."
+                    f"{worst:.2g}): it scales them afterwards, or does something before them that is not "
+                    "known here, so the logit lens would not end in its own output."
                 )
         return read_out
 
     @staticmethod
     def _checked(model: Model, tokens: Sequence[int] | Tensor) -> Tensor:
-        chosen, size = torch.as_tensor(tokens).to(model_device(model)), Shape.of(model).d_vocab
+        chosen, size = torch.as_tensor(tokens).to(model_device(model)), output_vocabulary(model)
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
             raise PromptError(f"A vocabulary is a list of at least one token id, not {str(tokens)[:60]}.")
         if int(chosen.min()) < 0 or int(chosen.max()) >= size or len(chosen.unique()) < len(chosen):
@@ -78,7 +79,7 @@ class ReadOut:
     @property
     def n_tokens(self) -> int:
         """Tokens that are read."""
-        return Shape.of(self.model).d_vocab if self.tokens is None else len(self.tokens)
+        return output_vocabulary(self.model) if self.tokens is None else len(self.tokens)
 
     @cached_property
     def norm(self) -> Norm:
@@ -88,7 +89,7 @@ class ReadOut:
     @cached_property
     def bias(self) -> Float[Tensor, "vocab"]:
         """What the unembedding gives for zero."""
-        weight = unembedding_weight(self.model)
+        weight = _own_weight(self.model)
         return self._unembed(weight.new_zeros(1, 1, len(weight)))[0, 0].detach()
 
     @cached_property
@@ -102,13 +103,18 @@ class ReadOut:
     def __call__(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
         """Logits of residual vectors. Gradients flow to the vectors where they ask for them."""
         # A store may hold another precision than the model's. [1, row, d_model], as the modules expect it.
-        rows = stream.to(unembedding_weight(self.model))[None]
+        rows = stream.to(_own_weight(self.model))[None]
         if self.tokens is None:
-            # The bridge's own module, not `norm`: at the last layer the logits are then exactly the model's.
-            ln_final = dict(self.model.named_children()).get("ln_final")
-            if ln_final is not None:
-                rows = ln_final(rows)
-            logits = self._unembed(rows)[0]
+            # The bridge's own modules, not `norm`: at the last layer the logits are then exactly the model's.
+            # They have hooks, which other threads may be using.
+            with alone(self.model):
+                ln_final = dict(self.model.named_children()).get("ln_final")
+                if ln_final is not None:
+                    rows = ln_final(rows)
+                projection = output_projection(self.model)
+                if projection is not None:
+                    rows = nn.functional.linear(rows, projection.T)
+                logits = self._unembed(rows)[0]
         else:
             weight, bias = self._columns
             logits = (self.norm(rows)[0] @ weight) + bias
@@ -132,7 +138,7 @@ class ReadOut:
         if self.tokens is None:
             return table
         table = table.cpu()
-        index_of = torch.full((Shape.of(self.model).d_vocab,), -1)
+        index_of = torch.full((output_vocabulary(self.model),), -1)
         index_of[self.tokens.cpu()] = torch.arange(len(self.tokens))
         indices = index_of[table.clamp(min=0)].where(table >= 0, -1)
         missing = table[(indices < 0) & (table >= 0)]
@@ -144,5 +150,13 @@ class ReadOut:
 
 
 def unembedding_weight(model: Any) -> Float[Tensor, "d_model vocab"]:
-    """W_U, which every bridge has, without its gradient."""
+    """W_U without its gradient; where the normed stream is projected to the width of W_U first (OPT-350m),
+    both maps in one.
+    """
+    weight, projection = _own_weight(model), output_projection(model)
+    return weight if projection is None else projection @ weight
+
+
+def _own_weight(model: Any) -> Float[Tensor, "d_embed vocab"]:
+    """W_U, which every bridge has."""
     return model.W_U.detach()

@@ -24,7 +24,8 @@ from workbench.errors import MetricError, PromptError
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape
 
@@ -127,11 +128,6 @@ def _terms(pairs: PromptPairs, metric: Metric) -> list[_AnswerTerm]:
 
 def _alternatives(table: Int[Tensor, "example alternative token"]) -> list[list[list[int]]]:
     """The tokens of every real alternative of each example, without padding."""
-    gaps = ((table[:, :, :-1] < 0) & (table[:, :, 1:] >= 0)).flatten(1).any(1).nonzero()
-    if len(gaps):
-        raise PromptError(
-            f"An answer of example {int(gaps[0])} has a gap: its tokens come first and -1 fills up the rest."
-        )
     listed: list[list[list[int]]] = []
     for example in table.tolist():
         without_padding = [[token for token in tokens if token >= 0] for tokens in example]
@@ -156,4 +152,6 @@ def _with_answers(
         strings.append((*prompts.strings[i], *map(str, tokens)))
         # -1 marks a name that this example does not have.
         positions.append({name: int(index[i]) for name, index in prompts.positions.items() if index[i] >= 0})
-    return Prompts.of(rows, strings=strings, positions=positions, bos=prompts.bos)
+    return Prompts.of(
+        rows, strings=strings, positions=positions, bos=prompts.bos, tokenizer=prompts.tokenizer
+    )

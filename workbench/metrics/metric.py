@@ -34,13 +34,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.arguments import called, checked
 from workbench.errors import MetricError, NotFinite, UnknownName
+from workbench.finite import is_finite
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 
 Function = Callable[[Tensor, PromptPairs, Tensor | None], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class Metric:
     """A named measure of a run.
@@ -57,7 +60,10 @@ class Metric:
         higher_is_better: whether the behaviour raises it; nll and rank fall, and so does the distance to the
             clean run.
         rowwise: whether each example's number depends on its own row alone, so that rows of many runs may be
-            measured together; otherwise the function is called once per run, with every example.
+            measured together; otherwise the function is called once per run.
+        across_examples: whether an example's number depends on other examples too, as in `logits -
+            logits.mean(0)`: all are then measured at once, and a call whose memory does not hold them is
+            refused. Without either, a function is tried on halves of the examples before it is given slices.
         unit: of the result.
     """
 
@@ -70,6 +76,14 @@ class Metric:
     higher_is_better: bool = True
     unit: str = ""
     rowwise: bool = False
+    across_examples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rowwise and self.across_examples:
+            raise MetricError(
+                f"The metric {self.name!r} is rowwise or across_examples, not both: an example's number "
+                "depends on its own row alone, or on others too."
+            )
 
     @property
     def reads_answer_tokens(self) -> bool:
@@ -156,15 +170,21 @@ class Metric:
             raise MetricError(
                 f"The metric {self.name!r} compares with the clean run: give its logits as reference."
             )
+        if reference is not None and not is_finite(reference):
+            raise NotFinite(
+                f"The clean run, with which {self.name!r} compares, has logits that are not finite."
+            )
         # Half precision would lose the digits that effects, differences of metrics, are made of.
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if not bool(torch.isfinite(logits).all()):
+        if not is_finite(logits):
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
             raise NotFinite(
                 f"The logits of example {bad} are not finite. "
-                "Check the edit (a scale or a constant that is too large) and the model's dtype."
+                "Check the edit (a scale or a constant that is too large) and the model's dtype.",
+                example=bad,
             )
-        measured = self.function(logits, pairs, reference)
+        label = f"The function of the metric {self.name!r}"
+        measured = called(label, self.function, logits, pairs, reference, error=MetricError)
         if not isinstance(measured, Tensor) or tuple(measured.shape) != (len(pairs),):
             shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
             raise MetricError(
@@ -175,38 +195,54 @@ class Metric:
         if not bool(torch.isfinite(measured).all()):
             bad = int((~torch.isfinite(measured)).nonzero()[0])
             raise NotFinite(
-                f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are."
+                f"The metric {self.name!r} is not a finite number for example {bad}, though its logits are.",
+                place=f"the metric {self.name!r}",
+                example=bad,
             )
         return measured
 
 
+@checked
 def metric(
-    given: "str | Metric | Callable[..., Tensor]", *, positions: Literal["END", "all"] | str | None = None
+    given: "str | Metric | Callable[..., Tensor]",
+    *,
+    positions: Literal["END", "all"] | str | None = None,
+    across_examples: bool = False,
 ) -> Metric:
     """A metric from a name, a metric, or a function of your own `logits -> [example]`.
 
     Args:
         given: the name of one in `BUILT_IN`, a metric (which comes back as it is), or a function.
         positions: what a function gets: "all" [example, pos, vocab] (the default) or "END" [example, vocab].
+        across_examples: whether a function compares examples, and so needs all of them at once. Without it a
+            function that does is noticed where memory is short, by what it makes of half of the examples.
 
     Raises:
         UnknownName: no metric of that name.
-        MetricError: `positions` with a metric that has its own.
+        MetricError: `positions` or `across_examples` with a metric that has its own.
 
     >>> metric("logit_diff").unit
     'logits'
     """
     if positions not in (None, "END", "all"):
         raise UnknownName("positions", positions, ("END", "all"))
-    if positions is not None and not (callable(given) and not isinstance(given, Metric)):
+    own_function = callable(given) and not isinstance(given, Metric)
+    if positions is not None and not own_function:
         raise MetricError(
             f"positions={positions!r} is for functions of your own; {given!s} reads the positions it needs."
+        )
+    if across_examples and not own_function:
+        raise MetricError(
+            f"across_examples is for functions of your own; {given!s} says itself whether it compares them."
         )
     if isinstance(given, Metric):
         return given
     if callable(given):
         name = getattr(given, "__name__", type(given).__name__)
-        return Metric(name, lambda logits, pairs, reference: given(logits), positions=positions or "all")
+        return Metric(
+            name, lambda logits, pairs, reference: given(logits), positions=positions or "all",
+            across_examples=across_examples,
+        )  # fmt: skip
     if given not in BUILT_IN:
         raise UnknownName("metric", given, BUILT_IN)
     return BUILT_IN[given]

@@ -2,5 +2,6 @@
 
 `model` says what the package asks of a model (a protocol), `embedded` finds the small ones that come with the
 package, and `load` uses both; it alone imports TransformerLens. `fingerprint` tells models and vocabularies
-apart. Begin with `load.load_model`.
+apart. `calls` is around public functions that run a model, and sets torch's ambient settings aside; `locks`
+lets threads take turns on a model. Begin with `load.load_model`.
 """

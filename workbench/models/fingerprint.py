@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.models.model import Model
 
 # Below so many bytes of weights, starting threads takes longer than hashing.
@@ -35,6 +36,11 @@ _NOT_THE_FUNCTION = (
     "seed",
     "use_cache",
 )
+
+NO_TOKENIZER = "none"
+
+# Tokenizer → its number of tokens and their hash. Adding a token changes the number, and so the hash.
+_vocabularies: "weakref.WeakKeyDictionary[Any, tuple[int, str]]" = weakref.WeakKeyDictionary()
 
 _hashed: "ContextVar[weakref.WeakKeyDictionary[Any, str] | None]" = ContextVar("hashed", default=None)
 
@@ -56,6 +62,7 @@ def one_fingerprint() -> Iterator[None]:
         _hashed.reset(token)
 
 
+@checked
 def model_fingerprint(model: Model) -> str:
     """A hash of configuration and weights: two models with equal fingerprints compute the same function.
 
@@ -116,8 +123,26 @@ def tokenizer_fingerprint(model: Model) -> str:
     """A hash of the vocabulary; "none" for a model without a tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        return "none"
-    digest = hashlib.blake2b(digest_size=16)
-    for token, index in sorted(tokenizer.get_vocab().items()):
-        digest.update(token.encode("utf-8", "surrogatepass") + struct.pack("<q", index))
-    return digest.hexdigest()
+        return NO_TOKENIZER
+    size, fingerprint = _vocabularies.get(tokenizer, (-1, ""))
+    if size != len(tokenizer):
+        digest = hashlib.blake2b(digest_size=16)
+        for token, index in sorted(tokenizer.get_vocab().items()):
+            digest.update(token.encode("utf-8", "surrogatepass") + struct.pack("<q", index))
+        fingerprint = digest.hexdigest()
+        _vocabularies[tokenizer] = len(tokenizer), fingerprint
+    return fingerprint
+
+
+def other_vocabulary(tokenizer: str, model: Model) -> bool:
+    """Whether token ids of that vocabulary mean other words to the model.
+
+    False where either side has no tokenizer: such token ids stand for themselves.
+
+    Args:
+        tokenizer: the fingerprint of a vocabulary; "" or "none" without one.
+    """
+    return tokenizer not in ("", NO_TOKENIZER) and tokenizer_fingerprint(model) not in (
+        tokenizer,
+        NO_TOKENIZER,
+    )

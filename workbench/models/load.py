@@ -6,32 +6,42 @@ works. Read `load_model`. What tells models apart is in `fingerprint.py`. This m
 or of what is done with a model.
 """
 
-import json
+import os
 import socket
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.errors import ModelError, UnknownName
+from workbench.arguments import checked
+from workbench.errors import ModelError, UnknownName, WorkbenchError
 from workbench.models import embedded
+from workbench.models.calls import model_call
+from workbench.models.folder import check_folder, has_tokenizer
+from workbench.models.loader import CheckedLoader, check_one_stack
 from workbench.models.model import Model
+from workbench.models.weights import check_numbers, check_room, check_tensors, headers
 
 # By weak reference: a model that nobody uses any more is freed.
 _names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
+@checked
+@model_call()
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> Any:
     """A `TransformerBridge` in eval mode.
+
+    Every weight is read from safetensors, and the logits of a few tokens are compared with those that
+    transformers computes. A directory without a tokenizer (board games, toy tasks) loads too, a native one of
+    TransformerLens as well: its prompts are token ids.
 
     Args:
         source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local
@@ -41,7 +51,9 @@ def load_model(
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
     Raises:
-        ModelError: nothing can be loaded from that source; the message says what to do offline.
+        ModelError: nothing can be loaded from that source (the message says what to do offline); its weights
+            are missing, left over, of another shape, integers or not finite; TransformerLens does not compute
+            what transformers does.
         UnknownName: an unknown dtype or checkpoint.
 
     >>> model = load_model("tiny", device="cpu")
@@ -52,9 +64,14 @@ def load_model(
 
     torch_dtype = dtype_named(dtype)
     if isinstance(source, TransformerBridge):
+        hf_model, name = source.original_model, model_name(cast(Model, source))
+        check_one_stack(getattr(hf_model, "config", None), type(hf_model).__name__, name)
+        if device is not None:
+            device = _device(device)
         targets = [target for target in (device, torch_dtype) if target is not None]
         if targets:
             source.to(*targets)
+        check_numbers(hf_model.named_parameters(), name)
         return source.eval()
     if not isinstance(source, str | Path):
         raise ModelError(
@@ -65,9 +82,9 @@ def load_model(
     name = reload_name = str(source)
     known = embedded.find(name)
     if known is not None:
-        model = _boot(str(known.folder), torch_device, torch_dtype, known.checkpoint)
-    elif name and Path(name).is_dir():
-        model = _boot(name, torch_device, torch_dtype, None)
+        model = _boot(str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, trusted=True)
+    elif os.path.isdir(name):  # unlike `Path.is_dir` it is False for names that no file can have
+        model = _boot(name, torch_device, torch_dtype)
         # Another process may have another working directory.
         reload_name = str(Path(name).resolve())
         name = Path(name).resolve().name
@@ -77,13 +94,14 @@ def load_model(
         )
     else:
         _check_reachable(name)
-        model = _boot(name, torch_device, torch_dtype, None)
+        model = _boot(name, torch_device, torch_dtype)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
     _names[model] = name
     return model.eval()
 
 
+@model_call()
 def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = None, **settings: Any) -> Any:
     """TransformerLens' own model with these settings and weights, in eval mode, called `name`.
 
@@ -93,7 +111,7 @@ def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = N
         settings: of `TransformerBridgeConfig`.
 
     Raises:
-        ModelError: weights are missing or too many.
+        ModelError: weights are missing, too many or of another shape.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
@@ -114,6 +132,12 @@ def native_model(name: str, *, weights: Mapping[str, Tensor], tokenizer: Any = N
             f"The weights do not fit the settings: {', '.join(wrong[:3])} are missing or too many."
         )
     for key, weight in weights.items():
+        # `copy_` would stretch a smaller tensor over the parameter.
+        if weight.shape != parameters[key].shape:
+            raise ModelError(
+                f"The weights do not fit the settings: {key} has shape {list(weight.shape)}, and "
+                f"{list(parameters[key].shape)} is needed."
+            )
         parameters[key].data.copy_(weight)
     _names[model] = name
     return model
@@ -153,8 +177,20 @@ def check_eval(model: Model) -> None:
         raise ModelError("The model is in train mode, so its numbers are random. Call model.eval() first.")
 
 
-def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, checkpoint: Path | None) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
+def _boot(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    *,
+    checkpoint: Path | None = None,
+    trusted: bool = False,
+) -> Any:
+    """The bridge of a directory or a Hub name. Raises `ModelError` for whatever goes wrong on the way.
+
+    Args:
+        checkpoint: weights to take in place of the directory's.
+        trusted: leaves weights and logits unchecked; the tests look through those of the embedded models.
+    """
     from transformers.utils import logging
 
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
@@ -165,54 +201,81 @@ def _boot(source: str, device: str | torch.device, dtype: torch.dtype | None, ch
         )
 
     precision = dtype or torch.float32
+    loader = CheckedLoader(_class_of, device)
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        if _is_native(source):
-            return _native_from(Path(source)).to(device, precision, print_details=False)
+        folder = Path(source)
+        config = check_folder(folder) if folder.is_dir() else {}
+        if config.get("model_type") == "native":
+            model = _native_from(folder, config).to(device, precision, print_details=False)
+            check_numbers(model.original_model.named_parameters(), source)
+            return model
         hf_model = None
         if checkpoint is not None:
             hf_model = _hf_model(source, checkpoint, precision).to(device)
-        return TransformerBridge.boot_transformers(source, device=device, dtype=precision, hf_model=hf_model)
-    # All that transformers and TransformerLens raise for unfit files: the message names the directory.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"The model {source!r} cannot be loaded: {reason} "
-            "A local model is a Hugging Face directory with config.json, *.safetensors and tokenizer.json."
-        ) from error
+        model = _bridge(
+            source, device=device, dtype=precision, hf_model=hf_model, model_class=None if trusted else loader
+        )
+        if not trusted:
+            loader.check_logits(model, source)
+        return model
+    except WorkbenchError:
+        raise
+    except Exception as error:  # transformers and TransformerLens raise errors of every kind for unfit files
+        reason = " ".join(str(error).split())[:400].rstrip(".:") or type(error).__name__
+        raise ModelError(f"{loader.stage(source)}: {reason}. {loader.advice()}") from error
     finally:
         if shows_bars:
             logging.enable_progress_bar()
 
 
-def _is_native(source: str) -> bool:
-    """Whether it is the directory of a native model of TransformerLens.
+def _bridge(source: str, **options: Any) -> Any:
+    """What TransformerLens makes of a directory or a Hub name; `tokenizer` is None where it has none."""
+    from transformer_lens.model_bridge import TransformerBridge
 
-    `data/models/train_induction.py` writes such.
-    """
-    config = Path(source) / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "native"
+    boot: Any = TransformerBridge.boot_transformers  # pyright: ignore[reportAttributeAccessIssue]
+    if has_tokenizer(Path(source)) or not Path(source).is_dir():
+        return boot(source, **options)
+    model = boot(source, **options, tokenizer=_empty_tokenizer())
+    model.tokenizer = None
+    return model
 
 
-def _native_from(folder: Path) -> Any:
+def _class_of(config: Any) -> tuple[str, Any]:
+    """The architecture of a config, and the class of transformers that loads it."""
+    from transformer_lens.model_bridge.sources import transformers as hugging_face
+
+    architecture = hugging_face.determine_architecture_from_hf_config(config)
+    return architecture, hugging_face.get_hf_model_class_for_architecture(architecture)
+
+
+def _empty_tokenizer() -> Any:
+    """A tokenizer of no tokens, for the loading alone: without one TransformerLens (4.3) loads no model."""
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    del settings["model_type"]
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return native_model(
-        folder.name, weights=load_file(folder / "model.safetensors"), tokenizer=tokenizer, **settings
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+
+
+def _native_from(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The native model of TransformerLens in a directory, as `data/models/train_induction.py` writes one."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources.native import NativeModel
+    from transformers import PreTrainedTokenizerFast
+
+    settings = {name: setting for name, setting in config.items() if name != "model_type"}
+    file = folder / "model.safetensors"
+    # Without memory, so that sizes which the file does not hold are refused before they are allocated.
+    with torch.device("meta"):
+        empty = NativeModel(TransformerBridgeConfig(seed=0, **settings))
+    tensors = headers([file])
+    check_room(empty, tensors, str(folder))
+    check_tensors({name: weight.shape for name, weight in empty.named_parameters()}, tensors, str(folder))
+    tokenizer = None
+    if has_tokenizer(folder):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return native_model(folder.name, weights=load_file(file), tokenizer=tokenizer, **settings)
 
 
 def _hf_model(folder: str, checkpoint: Path, dtype: torch.dtype) -> Any:
@@ -252,8 +315,10 @@ def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
 
 def _device(name: str | torch.device | None) -> torch.device:
     """The device of that name, if this machine has it; None: a GPU if there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"There is no device {name!r}. Use cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -266,7 +331,11 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 def _looks_like_a_path(source: str) -> bool:
     return (
-        source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.strip() == ""
+        len(source) > 255
+        or source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or "\\" in source
+        or source.strip() == ""
     )
 
 

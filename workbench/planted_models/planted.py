@@ -16,13 +16,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.planted_models import compositions, recipes, redundancy
 from workbench.planted_models.drawing import Embedding
 from workbench.planted_models.recipe import Example, Recipe
 
 Split = Literal["train", "heldout"]
+MOST_ADDED, MOST_PROMPTS = 64, 100_000
+"""Of what may be asked for: more would only take memory and hours."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Planted:
     """A model whose circuit is known by construction, and prompts that it solves.
@@ -170,6 +175,7 @@ class Planted:
     prompt_seed: int
     split: str
 
+    @checked
     def drawn(self, n: int, *, seed: int = 0, split: Split | str = "train") -> "Planted":
         """The same model with other prompts.
 
@@ -181,6 +187,8 @@ class Planted:
         return replace(self, **tensors, prompt_seed=seed, split=split)
 
 
+@checked
+@model_call()
 def planted(
     name: str,
     *,
@@ -218,6 +226,13 @@ def planted(
         raise ModelError(
             f"A planted model of size {size} is not possible: its circuit works on 6 to 12 words."
         )
+    for word, count in (("decoys", decoys), ("extra", extra)):
+        if count is not None and not 0 <= count <= MOST_ADDED:
+            raise ModelError(
+                f"planted: {word}={count}; heads and layers beside the circuit are 0 to {MOST_ADDED}."
+            )
+    if noise is not None and noise < 0:
+        raise ModelError(f"planted: noise={noise}; it is a standard deviation, from 0 up.")
     variant = VARIANTS[name]
     changes = {"decoys": decoys, "noise": noise, "extra": extra}
     setting = variant.setting
@@ -248,6 +263,8 @@ def _prompts(
     """Different clean prompts of one split, the kinds of corruption in turn."""
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
+    if n > MOST_PROMPTS:
+        raise ModelError(f"n={n}: a planted model gives {MOST_PROMPTS:,} pairs of prompts at most.")
     rng = random.Random(f"prompts {name} {seed} {split}")
     examples: dict[tuple[str, ...], Example] = {}
     # Draws repeat themselves: a hundred for each prompt before giving up.

@@ -16,14 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.arguments import checked
 from workbench.engine.capture import capture_pairs
 from workbench.engine.runs import MeasuredRuns
+from workbench.engine.store_values import check_same_model
 from workbench.engine.values import Value, from_store, mean, project
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
-from workbench.lenses.store_reading import check_store
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.probes.fit import Probes
 from workbench.probes.tables import cell_of
@@ -37,6 +39,8 @@ EDITS = ("erase", "swap")
 FIELDS = ("effect", "low", "high", "random", "p", "used")
 
 
+@checked
+@model_call()
 def causal_check(
     probes: Probes,
     model: Model,
@@ -99,7 +103,7 @@ def causal_check(
         )
     kind_named(kind)
     clean, corrupt = stores or capture_pairs(model, pairs, sites=[kind])
-    check_store(clean, model, "causal_check")
+    check_same_model(clean, model, "causal_check")
     if str(probes.results.attrs.get("model_fingerprint", clean.model)) != clean.model:
         raise ProbeError(
             f"causal_check: the probes are of another model ({probes.results.attrs.get('model')}) than "

@@ -86,6 +86,8 @@ def splits(
             )
         if folds is not None and folds < 2:
             raise ProbeError(f"folds={folds!r}: at least two are needed, or none for one held-out set.")
+        if folds is not None and folds > len(labels):
+            raise ProbeError(f"folds={folds!r}: there are {len(labels)} rows to divide among them.")
         shares = [1 / folds] * folds if folds else [test_share, 1 - test_share]
         # [concept, row]: the share that a row goes to, each concept's classes in proportion
         share_of_row = np.stack(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import ProbeError
+from workbench.finite import check_finite
 from workbench.probes.concepts import Concept
 
 BLOCK = 1024
@@ -102,11 +103,7 @@ class Activations:
 
     def _checked(self, values: Tensor) -> Tensor:
         flat = values.reshape(len(values), -1)
-        # The sum is finite where all numbers are, and is much faster to check than each of them.
-        if not bool(torch.isfinite(flat.sum())):
-            raise ProbeError(
-                f"{self.view!r} holds numbers that are not finite: no probe can be fitted to them."
-            )
+        check_finite(flat, f"{self.view!r}", "No probe can be fitted to them.")
         return flat
 
 

@@ -16,7 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.arguments import checked
 from workbench.errors import ProbeError
+from workbench.models.calls import model_call
 from workbench.probes.controls import control_types, controls_named, splits
 from workbench.probes.data import Activations
 from workbench.probes.fit_request import request_of
@@ -28,8 +30,10 @@ from workbench.probes.tables import Tables, cell_of
 from workbench.results import clean_attrs, versions
 from workbench.sites import Key, Position
 from workbench.statistics import check_level, check_seed
+from workbench.stores.store import ActivationStore
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Probes:
     """The result of `fit_probes`.
@@ -43,6 +47,7 @@ class Probes:
     results: xr.Dataset
     baselines: xr.Dataset | None
 
+    @checked
     def direction(self, concept: str, **where: Any) -> Float[Tensor, "*axes"]:
         """The probe of a concept as a vector: its logit is activation times vector plus intercept.
 
@@ -80,8 +85,10 @@ class Probes:
         return f"<Probes: {sizes}>"
 
 
+@checked
+@model_call()
 def fit_probes(
-    store: Any,
+    store: ActivationStore,
     labels: Labels,
     *,
     sites: Sequence[str] | None = None,

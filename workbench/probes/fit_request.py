@@ -37,7 +37,7 @@ def request_of(
     labels: Labels,
     sites: Sequence[str] | None,
     layers: Sequence[int] | None,
-    k: Sequence[int] | int,
+    k: Sequence[int],
     selectors: Sequence[str],
     baselines: Sequence[str],
     given: Mapping[Key, Sequence[int]] | None,
@@ -46,10 +46,8 @@ def request_of(
     if labels.prompts is not store.prompts and labels.prompts.fingerprint != store.prompts.fingerprint:
         raise ProbeError("The labels are of other prompts than the store's: make them with this store.")
     keys = _keys(store, sites, layers)
-    if isinstance(k, int):
-        k = [k]
-    ks = list(k)
-    if not ks or any(type(n) is not int or n < 1 for n in ks) or sorted(set(ks)) != ks:
+    ks = [int(n) for n in k]  # numpy's as Python's
+    if not ks or ks[0] < 1 or sorted(set(ks)) != ks:
         raise ProbeError(f"k={k!r}: give increasing numbers of features from 1 up, as in [1, 2, 4, 8].")
     known_selectors = list(SELECTORS)
     if given is not None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import ProbeError, UnknownName
 from workbench.probes.data import Activations, Columns, balanced
 from workbench.probes.solver import Solution, design, solve
@@ -18,6 +19,7 @@ from workbench.probes.solver import Solution, design, solve
 MULTICLASS = ("softmax", "one-vs-rest")
 
 
+@checked
 @dataclass(frozen=True)
 class ProbeSettings:
     """How every probe is fitted; the defaults are those of `fit_probes`.
@@ -45,12 +47,17 @@ class ProbeSettings:
     tolerance: float = 1e-12
 
     def __post_init__(self) -> None:
-        if not 0 < self.l2 < float("inf"):
-            raise ProbeError(f"l2={self.l2!r}: a positive penalty is needed, as in 0.01.")
+        check_penalty(self.l2)
         if self.multiclass not in MULTICLASS:
             raise UnknownName("multiclass", self.multiclass, MULTICLASS)
         if self.max_iter < 1:
             raise ProbeError(f"max_iter={self.max_iter!r}: at least one step is needed.")
+
+
+def check_penalty(l2: float) -> None:
+    """Raise `ProbeError` for a penalty that is not positive: separable classes have no solution then."""
+    if not 0 < l2 < float("inf"):
+        raise ProbeError(f"l2={l2!r}: a positive penalty is needed, as in 0.01.")
 
 
 # How probes are fitted unless the caller says otherwise. It is frozen, so that it can be shared.

@@ -54,11 +54,11 @@ def read_cells(path: str | Path, kind: str) -> pd.DataFrame:
         return pd.DataFrame(rows, dtype=object)
     header, *cells = rows or [[]]
     for number, row in enumerate(cells, start=1):
-        if row and len(row) != len(header):
+        if len(row) != len(header):
             raise ProbeError(
                 f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}."
             )
-    return pd.DataFrame([row for row in cells if row], columns=header, dtype=object)
+    return pd.DataFrame(cells, columns=header, dtype=object)
 
 
 def number_of(cell: Any) -> Any:

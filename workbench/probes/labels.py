@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.arguments import checked
 from workbench.errors import ProbeError, UnknownName
 from workbench.probes.concepts import Concept
 from workbench.probes.label_tables import (
@@ -24,11 +25,13 @@ from workbench.probes.label_tables import (
     row_positions,
     typed,
 )
-from workbench.prompts.prompts import Prompts
+from workbench.prompts.prompts import HasPrompts, Prompts
 from workbench.sites import Position
 from workbench.tasks.concepts import values_of
+from workbench.text import spelled
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Labels:
     """Labelled rows of a store's prompts.
@@ -45,9 +48,10 @@ class Labels:
     concepts: tuple[Concept, ...]
 
     @classmethod
+    @checked
     def of(
         cls,
-        store: Any,
+        store: HasPrompts,
         concepts: Mapping[str, Sequence[Any]],
         *,
         prompt: Sequence[int],
@@ -94,8 +98,13 @@ class Labels:
         return cls(prompts, owner, index, labelled)
 
     @classmethod
+    @checked
     def per_prompt(
-        cls, store: Any, concepts: Mapping[str, Sequence[Any]], *, pos: Position | Sequence[Position] = "END"
+        cls,
+        store: HasPrompts,
+        concepts: Mapping[str, Sequence[Any]],
+        *,
+        pos: Position | Sequence[Position] = "END",
     ) -> "Labels":
         """One value of each concept for every prompt, read at one position or at each of several (where a
         prompt has it).
@@ -125,8 +134,9 @@ class Labels:
         return cls.of(store, by_row, prompt=prompts, pos=indices)
 
     @classmethod
+    @checked
     def of_concepts(
-        cls, store: Any, names: Sequence[str], *, pos: Position | Sequence[Position] = "END"
+        cls, store: HasPrompts, names: Sequence[str], *, pos: Position | Sequence[Position] = "END"
     ) -> "Labels":
         """Labels of what the tasks' prompts are about, read at `pos`.
 
@@ -141,7 +151,8 @@ class Labels:
         return cls.per_prompt(store, {name: values_of(store.prompts, name) for name in names}, pos=pos)
 
     @classmethod
-    def from_dataframe(cls, store: Any, frame: pd.DataFrame, *, source: str = "table") -> "Labels":
+    @checked
+    def from_dataframe(cls, store: HasPrompts, frame: pd.DataFrame, *, source: str = "table") -> "Labels":
         """Labels from columns: prompts, positions and concepts.
 
         Columns are `prompt` (index or id), `pos` (index or name) or `start`, `end` (a span), and concepts.
@@ -174,12 +185,14 @@ class Labels:
         return cls.of(store, concepts, prompt=prompt, pos=pos)
 
     @classmethod
-    def from_csv(cls, store: Any, path: str | Path) -> "Labels":
+    @checked
+    def from_csv(cls, store: HasPrompts, path: str | Path) -> "Labels":
         """Labels from a CSV file; see `from_dataframe`."""
         return cls.from_dataframe(store, read_cells(path, "csv"), source=Path(path).name)
 
     @classmethod
-    def from_jsonl(cls, store: Any, path: str | Path) -> "Labels":
+    @checked
+    def from_jsonl(cls, store: HasPrompts, path: str | Path) -> "Labels":
         """Labels from a file with one JSON object a line; see `from_dataframe`."""
         return cls.from_dataframe(store, read_cells(path, "jsonl"), source=Path(path).name)
 
@@ -188,6 +201,7 @@ class Labels:
         concepts = tuple(Concept(c.name, c.classes, c.codes[rows]) for c in self.concepts)
         return Labels(self.prompts, self.prompt[rows], self.pos[rows], concepts)
 
+    @checked
     def at(self, where: Position) -> "Labels":
         """The rows that lie at one index or named position."""
         return self.select(self.rows_at(where))
@@ -208,6 +222,7 @@ class Labels:
         """[row]: the token id at each row."""
         return self.prompts.tokens.cpu().numpy()[self.prompt, self.pos]
 
+    @checked
     def concept(self, name: str) -> Concept:
         """The concept of that name.
 
@@ -225,7 +240,7 @@ class Labels:
     def __repr__(self) -> str:
         words = {"squares": "number", "logistic": "binary"}
         listed = ", ".join(
-            f"{c.name} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts
+            f"{spelled(c.name)} ({words.get(c.loss, f'{len(c.classes)} classes')})" for c in self.concepts
         )
         return f"<Labels: {len(self)} rows of {len(set(self.prompt.tolist()))} prompts, {listed}>"
 

@@ -6,7 +6,6 @@ The problems have two unknowns and there are many of them, so they have a Newton
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +14,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.linalg import vecdot
 
+from workbench.arguments import checked
 from workbench.errors import ProbeError, StoreError
+from workbench.models.calls import model_call
 from workbench.probes.concepts import Concept
 from workbench.probes.controls import splits
 from workbench.probes.data import Activations, balanced
+from workbench.probes.fits import check_penalty
 from workbench.probes.labels import Labels
 from workbench.probes.solver import design, solve
 from workbench.results import effect_array, versions
 from workbench.statistics import check_seed
+from workbench.stores.store import ActivationStore
 
 # Bytes of float64 activations that are worked on at a time (measured from 2**19 to 2**23; smaller ones cost
 # more calls).
@@ -33,8 +36,10 @@ FAST = 8
 MAPS = ("accuracy", "roc_auc", "coefficient", "intercept", "converged")
 
 
+@checked
+@model_call()
 def neuron_maps(
-    store: Any,
+    store: ActivationStore,
     labels: Labels,
     *,
     kind: str = "mlp_post",
@@ -64,6 +69,7 @@ def neuron_maps(
         StoreError: the store lacks that kind.
     """
     check_seed(seed)
+    check_penalty(l2)
     if labels.prompts is not store.prompts and labels.prompts.fingerprint != store.prompts.fingerprint:
         raise ProbeError("The labels are of other prompts than the store's: make them with this store.")
     numbers = [concept.name for concept in labels.concepts if not concept.classes]

@@ -3,26 +3,50 @@
 Read `TextEncoder`. The only module that calls a tokenizer; it knows nothing of tasks.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from workbench.arguments import shown
 from workbench.errors import PromptError
 from workbench.models.fingerprint import tokenizer_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
+from workbench.text import lone_surrogates, visible
+
+# What decoding makes of bytes that are no whole character.
+_REPLACEMENT = "\ufffd"
+
+
+def check_text(text: object, where: str) -> None:
+    """Raise `PromptError` for what no tokenizer takes: all but text, and text with half a character in it."""
+    if not isinstance(text, str):
+        raise PromptError(f"{where} is {shown(text)} and not a text.")
+    halves = lone_surrogates(text)
+    if halves:
+        raise PromptError(
+            f"{where} holds {visible(halves[0])}, half of a character (a lone surrogate): the text was cut "
+            "within it, as within an emoji. Cut it elsewhere, or leave the half out."
+        )
 
 
 class TextEncoder:
-    """Text → token ids of a model; whatever goes wrong is a `PromptError` that begins with `where`."""
+    """Text → token ids of a model; whatever goes wrong is a `PromptError` that begins with `where`.
+
+    Attributes:
+        bos_token: the BOS token that the tokenizer declares; None without one.
+        bos: whether prompts of text begin with it: not where the model was trained without.
+    """
 
     def __init__(self, model: Model) -> None:
         self.tokenizer: Any = getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
         self.context = int(model.cfg.n_ctx)
+        self.bos_token = bos_token(model)
         # A model that was trained without BOS says so; a tokenizer may lack the token all the same.
-        prepends_bos = bool(getattr(model.cfg, "default_prepend_bos", True))
-        self.bos = prepends_bos and self.tokenizer.bos_token_id is not None
+        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.bos_token is not None
         self.fingerprint = tokenizer_fingerprint(model)
 
     def plain(self, text: str) -> list[int]:
@@ -34,12 +58,19 @@ class TextEncoder:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoding.offset_mapping)
 
+    def with_bos(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens with BOS in front where the model wants it, and where they do not begin with it already."""
+        # Chat templates write BOS into the text.
+        if self.bos_token is not None and self.bos and list(tokens[:1]) != [self.bos_token]:
+            return [self.bos_token, *tokens]
+        return list(tokens)
+
     def prompt(self, text: str, *, where: str) -> list[int]:
-        """The tokens of a prompt, with BOS where the model wants it."""
+        """The tokens of a prompt, with one BOS where the model wants it."""
+        check_text(text, where)
         tokens = self.plain(text)
         self._check_known(text, tokens, where)
-        if self.bos:
-            tokens = [self.tokenizer.bos_token_id, *tokens]
+        tokens = self.with_bos(tokens)
         if len(tokens) > self.context:
             raise PromptError(
                 f"{where}: the prompt has {len(tokens)} tokens; the model's context holds {self.context}."
@@ -48,6 +79,7 @@ class TextEncoder:
 
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
         """The tokens that follow the prompt when both are tokenised together."""
+        check_text(text, where)
         if text[:1].isspace() or prompt[-1:].isspace():
             joiner = ""
         joined = prompt + joiner + text
@@ -61,20 +93,32 @@ class TextEncoder:
         self._check_known(joined, together, where)
         return together[len(before) :]
 
-    def prompts(self, rows: Sequence[Sequence[int]]) -> Prompts:
-        """Prompts of rows of tokens that `prompt` gave."""
-        return Prompts.of(rows, strings=self.labels(rows), bos=self.bos)
+    def prompts(
+        self, rows: Sequence[Sequence[int]], *, positions: Sequence[Mapping[str, int]] | None = None
+    ) -> Prompts:
+        """Prompts of rows of this vocabulary's tokens, with labels and named positions."""
+        bos, labels = all_begin_with(self.bos_token, rows), self.labels(rows)
+        return Prompts.of(rows, strings=labels, positions=positions, bos=bos, tokenizer=self.fingerprint)
 
     def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
         """Readable token strings, with the space that a token begins with."""
         return [list(map(self._label, map(int, row))) for row in rows]
 
     def _label(self, token: int) -> str:
+        # Tokenizers count in 32 bits; whoever runs such ids refuses them.
+        if not 0 <= token < 2**31:
+            return str(token)
         raw = self.tokenizer.convert_ids_to_tokens(token)
+        # A model may have more rows in its embedding than its tokenizer has tokens.
+        if raw is None:
+            return str(token)
         # SentencePiece writes a leading space as U+2581, and its `decode` of a single token drops it.
         if raw.startswith("\u2581"):
             return " " + raw[1:]
-        return self.tokenizer.decode([token])
+        text = self.tokenizer.decode([token])
+        if _REPLACEMENT in text:
+            return _spelled_bytes(raw)
+        return text
 
     def _check_known(self, text: str, tokens: Sequence[int], where: str) -> None:
         unknown = self.tokenizer.unk_token_id
@@ -88,3 +132,50 @@ class TextEncoder:
             f"{where}: the vocabulary has no {listed}. "
             "Use words that the model knows (model.tokenizer.get_vocab())."
         )
+
+
+def bos_token(model: Model) -> int | None:
+    """The BOS token that a model's tokenizer declares; None without one."""
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return None
+    # TransformerLens 4.3 gives a tokenizer without BOS its EOS for one, which no prompt began with in
+    # training. What the tokenizer's own files say is in `init_kwargs`.
+    is_declared = tokenizer.init_kwargs.get("bos_token") is not None
+    if not is_declared and tokenizer.bos_token == tokenizer.eos_token:
+        return None
+    return tokenizer.bos_token_id
+
+
+def all_begin_with(bos: int | None, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether every row of token ids begins with BOS; False where there is no such token.
+
+    Read off the rows: token ids may begin with BOS whatever the model's default is.
+    """
+    return bos is not None and all(len(row) > 0 and row[0] == bos for row in rows)
+
+
+def token_labels(model: Model, tokens: Sequence[int]) -> list[str]:
+    """Readable strings of token ids; without a tokenizer the ids themselves."""
+    if getattr(model, "tokenizer", None) is None:
+        return list(map(str, tokens))
+    return TextEncoder(model).labels([tokens])[0]
+
+
+def _spelled_bytes(raw: str) -> str:
+    """A token that holds part of a character: its whole characters, and the other bytes as in `<0xF0>`."""
+    byte_of = _bytes_by_character()
+    # A vocabulary with byte fallback (Llama 2) writes single bytes in this way itself.
+    if re.fullmatch("<0x[0-9A-F]{2}>", raw) or not set(raw) <= set(byte_of):
+        return raw
+    text = bytes(byte_of[character] for character in raw).decode("utf-8", "surrogateescape")
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+@cache
+def _bytes_by_character() -> dict[str, int]:
+    """The character that byte-level vocabularies (GPT-2 and after) write each byte as → the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # Bytes that print as themselves stay; the others, in order, become the characters from U+0100 on.
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

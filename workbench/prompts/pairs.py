@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,21 @@ import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import PromptError, UnknownName
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.answers import answer_table, check_answers, padded_answers
+from workbench.prompts.encoder import TextEncoder, all_begin_with
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.tables import read_rows
+from workbench.prompts.token_tables import Padding, token_rows
 from workbench.results import versions
+from workbench.text import spelled
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
     """Clean and corrupt prompts, and the next words that are right and wrong after the clean ones.
@@ -59,6 +63,7 @@ class PromptPairs:
                 f"Pairs need one of each: there are {listed}. "
                 "Answers have the shape [example, alternative, token]."
             )
+        check_answers(self.answers, self.wrong)
 
     @property
     def bos(self) -> bool:
@@ -99,6 +104,7 @@ class PromptPairs:
             repr((self.clean.fingerprint, self.corrupt.fingerprint, *answers)).encode()
         )
 
+    @checked
     def side(self, name: str) -> Prompts:
         """The prompts of the side `clean` or `corrupt`. Raises `UnknownName` for any other."""
         if name not in ("clean", "corrupt"):
@@ -113,12 +119,13 @@ class PromptPairs:
         several = self.answers.shape[2] > 1 or self.wrong.shape[2] > 1
         return self.provenance.get("metric") or ("sequence_logprob_diff" if several else "logit_diff")
 
+    @checked
     def select(self, indices: Sequence[int] | slice) -> "PromptPairs":
         """Some of the pairs."""
         if isinstance(indices, slice):
             indices = range(len(self))[indices]
         chosen = list(indices)
-        rows = torch.as_tensor(chosen, dtype=torch.long)
+        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 
@@ -133,6 +140,7 @@ class PromptPairs:
         wrong = torch.searchsorted(rows, self.wrong).where(self.wrong >= 0, -1)
         return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)
 
+    @checked
     def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
         """Two sets that share no prompt: pairs with a prompt in common, clean or corrupt, stay together.
 
@@ -171,11 +179,58 @@ class PromptPairs:
         return len(self.clean)
 
     def __repr__(self) -> str:
-        task = self.provenance.get("task", "own prompts")
+        task = spelled(str(self.provenance.get("task", "own prompts")))
         shortest, longest = int(self.clean.lengths.min()), int(self.clean.lengths.max())
         return f"<PromptPairs: {len(self)} x {task}, {shortest} to {longest} tokens>"
 
     @classmethod
+    @checked
+    def of(
+        cls,
+        clean: Any,
+        corrupt: Any,
+        answers: Any,
+        wrong: Any,
+        *,
+        model: Model | None = None,
+        positions: Mapping[str, Sequence[Mapping[str, int]]] | None = None,
+        bos: bool | None = None,
+    ) -> "PromptPairs":
+        """Pairs from token ids.
+
+        Args:
+            clean, corrupt: `Prompts`, or token ids [example, pos] as lists, a tensor, an array, or what a
+                Hugging Face tokenizer returns: its `attention_mask` says what is padding, at either side.
+            answers, wrong: token ids of the next words that are right and wrong, as lists, a tensor or an
+                array: [example], [example, alternative] or [example, alternative, token], with as many
+                alternatives for each example as it has.
+            model: whose tokenizer gives the labels, says what is padding, and whether prompts begin with BOS.
+            positions: "clean" and "corrupt" → name → index, prompt by prompt.
+            bos: whether every prompt begins with the BOS token; None asks the tokenizer of `model`, and
+                without a model is no.
+
+        Raises:
+            PromptError: no token ids, padding without a mask, other numbers of clean and corrupt prompts, or
+                an example without an answer.
+            UnknownName: positions of another side than these two.
+
+        >>> pairs = PromptPairs.of([[0, 5, 7], [0, 6]], [[0, 4, 7], [0, 3]], [9, 8], [[1, 2], [3]])
+        >>> pairs.answers.tolist(), pairs.wrong.tolist()
+        ([[[9]], [[8]]], [[[1], [2]], [[3], [-1]]])
+        """
+        by_side = positions or {}
+        for side in by_side:
+            if side not in ("clean", "corrupt"):
+                raise UnknownName("positions", side, ("clean", "corrupt"))
+        return cls(
+            _side(clean, "clean", model, by_side.get("clean"), bos),
+            _side(corrupt, "corrupt", model, by_side.get("corrupt"), bos),
+            answer_table(answers, "answers"),
+            answer_table(wrong, "wrong"),
+        )
+
+    @classmethod
+    @checked
     def from_dataframe(
         cls, model: Model, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
     ) -> "PromptPairs":
@@ -188,6 +243,14 @@ class PromptPairs:
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
                 context, a word is unknown, or the prompt's own tokens change when the answer follows.
         """
+        if frame.columns.nlevels > 1:
+            raise PromptError(f"{source} has columns of {frame.columns.nlevels} levels. Give each one name.")
+        repeated = frame.columns[frame.columns.duplicated()].tolist()
+        if repeated:
+            n_times = frame.columns.tolist().count(repeated[0])
+            raise PromptError(
+                f"{source} has the column {repeated[0]!r} {n_times} times. Give each column its own name."
+            )
         missing = [name for name in _COLUMNS if name not in frame.columns]
         if missing:
             has = ", ".join(map(str, frame.columns)) or "none"
@@ -221,14 +284,41 @@ class PromptPairs:
         )
 
     @classmethod
+    @checked
     def from_csv(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
         """Pairs from a CSV file with a header; columns, `joiner` and errors as in `from_dataframe`."""
         return cls.from_dataframe(model, _read(path, "csv"), joiner=joiner, source=Path(path).name)
 
     @classmethod
+    @checked
     def from_jsonl(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
         """Pairs from a file with one JSON object per line; keys and errors as in `from_dataframe`."""
         return cls.from_dataframe(model, _read(path, "jsonl"), joiner=joiner, source=Path(path).name)
+
+
+def _side(
+    table: Any,
+    name: str,
+    model: Model | None,
+    positions: Sequence[Mapping[str, int]] | None,
+    bos: bool | None,
+) -> Prompts:
+    """The prompts of one side, given as token ids or as prompts."""
+    if isinstance(table, Prompts):
+        return table
+    try:
+        rows = token_rows(table, None if model is None else Padding.of(model))
+    except PromptError as error:
+        raise PromptError(f"{name}: {error}") from error
+    if rows is None:
+        raise PromptError(f"{name} are texts; PromptPairs.from_dataframe(model, ...) reads texts.")
+    labels, fingerprint = None, ""
+    if model is not None and getattr(model, "tokenizer", None) is not None:
+        encode = TextEncoder(model)
+        labels, fingerprint = encode.labels(rows), encode.fingerprint
+        if bos is None:
+            bos = all_begin_with(encode.bos_token, rows)
+    return Prompts.of(rows, strings=labels, positions=positions, bos=bool(bos), tokenizer=fingerprint)
 
 
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
@@ -237,9 +327,11 @@ _COLUMNS = ("clean", "corrupt", "answer", "wrong")
 def _check_row(row: Mapping[Any, Any], name: str) -> None:
     """Raise `PromptError` for a row from which nothing could be measured; `name` says which row it is."""
     for column in _COLUMNS:
-        if not isinstance(row[column], str) and not pd.isna(row[column]):
-            raise PromptError(f"{name}: the column {column!r} is {type(row[column]).__name__}, not text.")
-        if not isinstance(row[column], str) or not row[column].replace("|", "").strip():
+        cell = row[column]
+        is_missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
+        if not isinstance(cell, str) and not is_missing:
+            raise PromptError(f"{name}: the column {column!r} is {type(cell).__name__}, not text.")
+        if is_missing or not cell.replace("|", "").strip():
             raise PromptError(f"{name}: the column {column!r} is empty.")
     if row["clean"] == row["corrupt"]:
         raise PromptError(f"{name}: clean and corrupt are the same, so nothing could make a difference.")
@@ -259,35 +351,10 @@ def _read(path: str | Path, kind: str) -> pd.DataFrame:
         return pd.DataFrame(rows, dtype=object)
     # A file without a line is a table without columns, of which `from_dataframe` says what is missing.
     header: list[str] = next(iter(rows), [])
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise PromptError(
-            f"{Path(path).name} has the column {twice[0]!r} {header.count(twice[0])} times. "
-            "Give each one name."
-        )
     for number, row in enumerate(rows[1:], start=1):
-        if row and len(row) != len(header):
+        if len(row) != len(header):
             raise PromptError(
                 f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. "
                 "Put cells that hold commas in double quotes."
             )
-    # An empty line is a row of empty cells, so that the error about it names the right row.
-    cells = [row or [""] * len(header) for row in rows[1:]]
-    return pd.DataFrame(cells, columns=header, dtype=object)
-
-
-def padded_answers(
-    alternatives: Sequence[Sequence[Sequence[int]]],
-) -> Int[Tensor, "example alternative token"]:
-    """Token lists of every alternative of every example as one tensor [example, alternative, token].
-
-    Padded with -1, which is no token id.
-    """
-    # At least one alternative of one token, so that metrics need not treat empty tables.
-    most = max([1, *map(len, alternatives)])
-    longest = max([1, *map(len, chain.from_iterable(alternatives))])
-    table = torch.full((len(alternatives), most, longest), -1, dtype=torch.long)
-    for i, example in enumerate(alternatives):
-        for j, tokens in enumerate(example):
-            table[i, j, : len(tokens)] = torch.as_tensor(tokens)
-    return table
+    return pd.DataFrame(rows[1:], columns=header, dtype=object)

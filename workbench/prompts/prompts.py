@@ -7,18 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from numbers import Integral
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.arguments import checked, shown
 from workbench.errors import PromptError, UnknownName
+from workbench.prompts.token_tables import whole_tokens
 from workbench.sites import Position
 
 PAD = 0
 
 
+@runtime_checkable
+class HasPrompts(Protocol):
+    """What was computed from prompts and holds them, such as a store."""
+
+    prompts: Any
+
+
+@checked
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """Token sequences of one run.
@@ -30,6 +42,8 @@ class Prompts:
             there.
         strings: the token strings of each example, for labels.
         bos: whether every sequence begins with the BOS token.
+        tokenizer: the fingerprint of the vocabulary that made them; "" for token ids that stand for
+            themselves.
     """
 
     tokens: Int[Tensor, "example pos"]
@@ -37,8 +51,10 @@ class Prompts:
     positions: Mapping[str, Int[Tensor, "example"]]
     strings: tuple[tuple[str, ...], ...]
     bos: bool
+    tokenizer: str = ""
 
     @classmethod
+    @checked
     def of(
         cls,
         rows: Sequence[Sequence[int]],
@@ -46,6 +62,7 @@ class Prompts:
         strings: Sequence[Sequence[str]] | None = None,
         positions: Sequence[Mapping[str, int]] | None = None,
         bos: bool = False,
+        tokenizer: str = "",
     ) -> "Prompts":
         """Prompts from lists of token ids.
 
@@ -53,47 +70,74 @@ class Prompts:
             strings: the token strings of each prompt, for labels; None: the ids as text.
             positions: name → index, prompt by prompt.
             bos: whether every list begins with the BOS token.
+            tokenizer: the fingerprint of the vocabulary that made them, if one did.
 
         Raises:
-            PromptError: there are no prompts, one is empty (named), or a position lies outside its prompt.
+            PromptError: there are no prompts, one is empty (named) or holds something else than token ids, or
+                a position lies outside its prompt.
 
         >>> Prompts.of([[5, 7, 2], [5, 3]], positions=[{"NAME": 1}, {}]).at("NAME").tolist()
         [1, -1]
         """
-        if not rows:
+        if len(rows) == 0:
             raise PromptError("There are no prompts: give at least one.")
-        for i, row in enumerate(rows):
-            if len(row) == 0:
+        id_lists = [whole_tokens(row, f"Prompt {i}") for i, row in enumerate(rows)]
+        for i, row in enumerate(id_lists):
+            if not row:
                 raise PromptError(f"Prompt {i} is empty: every prompt needs at least one token.")
         for name, column in (("strings", strings), ("positions", positions)):
-            if column is not None and len(column) != len(rows):
+            if column is not None and len(column) != len(id_lists):
                 raise PromptError(
-                    f"There are {len(column)} {name} for {len(rows)} prompts: give one of each."
+                    f"There are {len(column)} {name} for {len(id_lists)} prompts: give one of each."
                 )
-        for i, (row, named) in enumerate(zip(rows, positions or [{}] * len(rows), strict=True)):
+        for i, (row, named) in enumerate(zip(id_lists, positions or [{}] * len(id_lists), strict=True)):
+            if not isinstance(named, Mapping):
+                raise PromptError(f"Prompt {i}: its positions are {shown(named)}; give name → index.")
             for name, index in named.items():
-                if not 0 <= index < len(row):
-                    raise PromptError(
-                        f"Prompt {i} has {len(row)} tokens, and its position {name}={index} lies outside."
-                    )
-            if any(int(token) != token for token in row):
-                raise PromptError(f"Prompt {i} has tokens that are not integers. Give token ids.")
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), PAD, dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.as_tensor(row)
+                _check_position(i, len(row), name, index)
+        # On the CPU whatever torch's default device is: every index into prompts is there.
+        lengths = torch.tensor([len(row) for row in id_lists], device="cpu")
+        tokens = torch.full((len(id_lists), int(lengths.max())), PAD, dtype=torch.long, device="cpu")
+        for i, row in enumerate(id_lists):
+            tokens[i, : len(row)] = torch.as_tensor(row, device="cpu")
         examples = positions or ()
         # A dict keeps the names in the order in which they are met first: results list them so.
         columns: dict[str, Tensor] = {}
         for name in chain.from_iterable(examples):
             if name not in columns:
-                columns[name] = torch.tensor([example.get(name, -1) for example in examples])
+                at_name = [example.get(name, -1) for example in examples]
+                columns[name] = torch.tensor(at_name, device="cpu")
         # Where an example does not say what END is, it is the last token.
         end = columns.get("END", torch.full_like(lengths, -1))
         columns["END"] = end.where(end >= 0, lengths - 1)
         if strings is None:
-            strings = [list(map(str, map(int, row))) for row in rows]
-        return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos)
+            strings = [list(map(str, row)) for row in id_lists]
+        return cls(tokens, lengths, columns, tuple(map(tuple, strings)), bos, tokenizer)
+
+    def __post_init__(self) -> None:
+        n, width = len(self.tokens), self.tokens.shape[1]
+        if not n:
+            raise PromptError("There are no prompts: give at least one.")
+        counts = {"lengths": len(self.lengths), "strings": len(self.strings)}
+        counts |= {f"positions {name!r}": len(index) for name, index in self.positions.items()}
+        wrong = [name for name, count in counts.items() if count != n]
+        if wrong:
+            raise PromptError(f"There are {counts[wrong[0]]} {wrong[0]} for {n} prompts: give one of each.")
+        if bool(((self.lengths < 1) | (self.lengths > width)).any()):
+            lengths = self.lengths.tolist()
+            raise PromptError(
+                f"The lengths of prompts lie between 1 and {width}, the width of the tokens; these are from "
+                f"{min(lengths)} to {max(lengths)}."
+            )
+        if "END" not in self.positions:
+            raise PromptError("Prompts need the position END: Prompts.of(rows) names it.")
+        indices = torch.stack(
+            [index.to(self.lengths) for index in self.positions.values()]
+        )  # [name, example]
+        outside = (indices < -1) | (indices >= self.lengths)  # -1: the example has no such position
+        if bool(outside.any()):
+            name, i = outside.nonzero()[0].tolist()
+            _check_position(i, int(self.lengths[i]), list(self.positions)[name], int(indices[name, i]))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -109,11 +153,12 @@ class Prompts:
         """A hash of all prompts in their order."""
         return xxhash.xxh3_128_hexdigest(" ".join(self.ids).encode())
 
+    @checked
     def at(self, where: Position) -> Int[Tensor, "example"]:
         """The position of that index or name in each example, -1 where it has none."""
         if isinstance(where, str) and where not in self.positions:
             raise UnknownName("position", where, self.positions)
-        if isinstance(where, int) and where < 0:
+        if not isinstance(where, str) and where < 0:
             raise PromptError(
                 f"Position {where}: positions count from 0. "
                 "The last token of every prompt is 'END' where it is named."
@@ -129,6 +174,7 @@ class Prompts:
         steps = torch.arange(int((self.lengths - end).max()))
         return torch.minimum(end[:, None] + steps, self.lengths[:, None] - 1)
 
+    @checked
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
         """Some of the prompts, padded no further than the longest of them."""
         if isinstance(indices, slice):
@@ -136,7 +182,7 @@ class Prompts:
         chosen = list(indices)
         if not chosen:
             raise PromptError("Nothing is selected: name at least one example.")
-        rows = torch.as_tensor(chosen, dtype=torch.long)
+        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         lengths = self.lengths[rows]
         longest = int(lengths.max())
         return Prompts(
@@ -145,7 +191,21 @@ class Prompts:
             {name: column[rows] for name, column in self.positions.items()},
             tuple(self.strings[i] for i in chosen),
             self.bos,
+            self.tokenizer,
         )
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def _check_position(prompt: int, length: int, name: object, index: object) -> None:
+    """Raise `PromptError` for a named position that a prompt does not have."""
+    if not isinstance(name, str):
+        raise PromptError(f"Prompt {prompt}: {shown(name)} is not a name of a position. Names are text.")
+    # True is an integer of Python, and 2.0 equals one.
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise PromptError(f"Prompt {prompt}: the position {name}={shown(index)} is not a whole number.")
+    if not 0 <= int(index) < length:
+        raise PromptError(
+            f"Prompt {prompt} has {length} tokens, and its position {name}={index} lies outside."
+        )

@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
@@ -34,6 +35,7 @@ from workbench.render.figures.tables import NumberTable, tables
 from workbench.sweeps.table import Sweep
 
 
+@checked
 def plot(result: Any, *, title: str | None = None, labels: Sequence[str] | None = None) -> Any:
     """The figure that fits a result, of whatever kind the functions of this package return.
 

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
@@ -40,6 +41,7 @@ class Html:
     text: str
 
 
+@checked
 def report(
     sections: Sequence[Section],
     path: str | Path,

@@ -4,7 +4,7 @@ store.json            the plan: what is stored, and in which shards
 prompts.safetensors   tokens, lengths and named positions, packed
 labels.json           the token strings that occur
 shards/00000.z.safetensors, ...   the rows of one kind in one shard
-shards/00000.json     written last: this shard is whole, with a checksum of each file
+shards/00000.json     written last: this shard is whole, with the checksums of its files and their tensors
 
 Begin with `open_store` and `verify`. No model is run: `engine/capture_to_disk.py` writes stores.
 """
@@ -13,20 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.stores.index import Packed
-from workbench.stores.plan import LABELS, PLAN, PROMPTS, StorePlan, file_name, key_of, record_name
-from workbench.stores.reading import StoredFile, read_json
+from workbench.stores.plan import LABELS, PLAN, PROMPTS, StorePlan, file_name, join, key_of, record_name
+from workbench.stores.reading import StoredFile, filesystem, read_json, stored_sum
+from workbench.stores.records import CURE, StoreChecks, read_record
 from workbench.stores.store import ActivationStore
-from workbench.stores.writing import checksum, write_json, writing
+from workbench.stores.writing import write_json, writing
 
-CURE = "workbench store verify names what is damaged, workbench store repair recomputes it."
+MOST_TOKENS = 2**33
+"""Cells [example, pos] of the padded table of prompts: one long prompt among many makes it enormous."""
 
 
 class OpenFiles(dict[str, StoredFile]):
@@ -44,15 +46,29 @@ class OpenFiles(dict[str, StoredFile]):
 class ShardSegment:
     """One tensor of one shard: its file is opened when a row is first asked for."""
 
-    def __init__(self, files: OpenFiles, path: str, name: str, n: int) -> None:
-        self._files, self.path, self.name, self._n = files, path, name, n
+    def __init__(
+        self,
+        files: OpenFiles,
+        checks: StoreChecks,
+        shard: int,
+        name: str,
+        planned: tuple[torch.dtype, list[int]],
+    ) -> None:
+        self._files, self._checks, self._shard, self.name = files, checks, shard, name
+        self._dtype, self._shape = planned[0], tuple(planned[1])
+        self._group = key_of(name)[0]
+        self.path = join(checks.place, file_name(shard, self._group))
 
     def __len__(self) -> int:
-        return self._n
+        return self._shape[0]
 
-    def whole(self) -> Tensor:
+    def whole(self, *, check: bool = False) -> Tensor:
         """[row, ...] of all rows: a view of the mapped file."""
-        return self._file.tensor(self.name)
+        tensor = self._file.tensor(self.name)
+        if check:
+            self._checks.check_common()  # lengths and kept positions say whose rows these are
+            self._checks.check_tensor(self._shard, self._group, self.name, tensor)
+        return tensor
 
     def part(self, start: int, stop: int) -> Tensor:
         """[row, ...] of some consecutive rows."""
@@ -61,10 +77,11 @@ class ShardSegment:
     @property
     def _file(self) -> StoredFile:
         file = self._files[self.path]
-        if self.name in file.entries and file.entries[self.name].shape[0] != self._n:
+        entry = file.entries.get(self.name)
+        if entry is not None and (entry.dtype, entry.shape) != (self._dtype, self._shape):
             raise StoreError(
-                f"{self.path!r} has {file.entries[self.name].shape[0]} rows of {self.name}, "
-                f"not {self._n}. {CURE}"
+                f"{self.path!r} holds {self.name} as {entry.dtype} of shape {entry.shape}, and the plan says "
+                f"{self._dtype} of shape {self._shape}. {CURE}"
             )
         return file
 
@@ -72,9 +89,9 @@ class ShardSegment:
 class DiskStore(ActivationStore):
     """A store whose rows and prompts lie on disk or behind a URL; see `open_store`."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, check: bool = True) -> None:
         self.plan = plan = read_plan(place)
-        self._open = OpenFiles()
+        self._open, self._checks = OpenFiles(), StoreChecks(place, plan, wanted=check)
         self._prompts_file = StoredFile(join(place, PROMPTS))
         # Lengths decide where every row lies: read at once. Tokens are read when they are asked for.
         self._lengths = self._table("lengths").numpy().astype(np.int64)
@@ -84,7 +101,8 @@ class DiskStore(ActivationStore):
                 f"{join(place, PROMPTS)!r} has {len(self._lengths)} prompts, and the plan {plan.n}. {CURE}"
             )
         kept = self._table("kept") if "kept" in self._prompts_file.entries else None
-        written = {name: self._packed(place, name) for name in plan.shapes}
+        self._check_sizes(place, kept)
+        written = {name: self._packed(name) for name in plan.shapes}
         data = {key_of(name): written[own] for name, own in plan.sites.items()}
         super().__init__(
             lambda: self._read_prompts(place),
@@ -97,13 +115,37 @@ class DiskStore(ActivationStore):
             path=place,
         )
 
+    def _check_sizes(self, place: str, kept: Tensor | None) -> None:
+        """Raise `StoreError` where lengths and counts promise more than the file holds."""
+        lengths, counts = self._lengths, self._counts
+        n_rows = int(counts.sum())
+        if (
+            bool((lengths < 0).any() | (counts < 0).any() | (counts > np.maximum(lengths, 1)).any())
+            or int(lengths.sum()) != self._prompts_file.entry("tokens").shape[0]
+            or (kept is not None and len(kept) != n_rows)
+        ):
+            raise StoreError(f"{join(place, PROMPTS)!r} contradicts itself about its lengths. {CURE}")
+
     def _read_prompts(self, place: str) -> Prompts:
+        self._checks.check_common()
+        longest = int(self._lengths.max())
+        if self.plan.n * longest > MOST_TOKENS:
+            raise StoreError(
+                f"{join(place, PROMPTS)!r}: {self.plan.n} prompts of up to {longest} tokens are too many for "
+                f"one table; it may have {MOST_TOKENS} cells."
+            )
         tokens, labels, bos = (self._table(name) for name in ("tokens", "labels", "bos"))
         words = read_json(join(place, LABELS))
+        if (
+            not isinstance(words, list)
+            or not all(isinstance(word, str) for word in words)
+            or bool(((labels < 0) | (labels >= len(words))).any())
+        ):
+            raise StoreError(f"{join(place, LABELS)!r} does not name the tokens of the store. {CURE}")
         ends = np.cumsum(self._lengths)
         spans = [(int(end - n), int(end)) for n, end in zip(self._lengths, ends, strict=True)]
         # The file has the tokens of all prompts in a row; [example, pos] needs padding on the right.
-        table = torch.zeros((self.plan.n, int(self._lengths.max())), dtype=torch.long)
+        table = torch.zeros((self.plan.n, longest), dtype=torch.long)
         is_token = torch.arange(table.shape[1]) < torch.from_numpy(self._lengths)[:, None]
         table[is_token] = tokens.long()
         strings = [words[i] for i in labels.tolist()]
@@ -117,6 +159,7 @@ class DiskStore(ActivationStore):
             positions,
             tuple(tuple(strings[a:b]) for a, b in spans),
             bool(bos[0]),
+            self.plan.tokenizer,
         )
         if prompts.fingerprint != self.plan.prompts:
             raise StoreError(
@@ -125,21 +168,27 @@ class DiskStore(ActivationStore):
         return prompts
 
     def _table(self, name: str) -> Tensor:
-        return self._prompts_file.rows(name, 0, self._prompts_file.entries[name].shape[0])
+        return self._prompts_file.rows(name, 0, self._prompts_file.entry(name).shape[0])
 
-    def _packed(self, place: str, name: str) -> Packed:
+    def _packed(self, name: str) -> Packed:
         plan, group = self.plan, key_of(name)[0]
         segments = []
         for shard in range(len(plan.shards)):
-            _, shape = plan.tensors(group, shard, self._lengths, self._counts)[name]
-            segments.append(ShardSegment(self._open, join(place, file_name(shard, group)), name, shape[0]))
+            planned = plan.tensors(group, shard, self._lengths, self._counts)[name]
+            segments.append(ShardSegment(self._open, self._checks, shard, name, planned))
         return Packed(segments, dtype=plan.torch_dtype, shape=() if group == "pattern" else plan.shapes[name])
 
 
-def open_store(place: str | Path) -> DiskStore:
+@checked
+def open_store(place: str | Path, *, verify: bool | None = None) -> DiskStore:
     """A store on disk, or behind an fsspec URL such as `memory://runs/s1`.
 
     Rows are read when they are asked for.
+
+    Args:
+        verify: what is compared with its checksum. None: whatever is read as a whole (blocks, columns,
+            `packed`, prompts), when it is first read, and never single rows. True: every file, now. False:
+            nothing.
 
     Raises:
         StoreError: there is no store, it is not finished, or a file is damaged; the message names the file.
@@ -159,7 +208,9 @@ def open_store(place: str | Path) -> DiskStore:
             f"{len(missing)} of its {len(plan.shards)} shards are missing. "
             "Call capture with the same arguments again: it resumes where it stopped."
         )
-    return DiskStore(str(place))
+    if verify and (damage := next(damages(str(place)), None)):
+        raise StoreError(f"{damage.file!r} is damaged: {damage.why}. {CURE}")
+    return DiskStore(str(place), check=verify is None)
 
 
 def read_plan(place: str) -> StorePlan:
@@ -171,16 +222,18 @@ def read_plan(place: str) -> StorePlan:
     return StorePlan.from_dict(read_json(join(place, PLAN)), join(place, PLAN))
 
 
-def join(place: str, name: str) -> str:
-    """The path or URL of a file of the store."""
-    return f"{place.rstrip('/')}/{name}"
-
-
 def exists(place: str) -> bool:
-    """Whether there is a file or folder at that path or URL."""
+    """Whether there is a file or folder at that path or URL.
+
+    Raises:
+        StoreError: nobody can say, as in a folder of somebody else.
+    """
     if "://" not in place:
-        return Path(place).exists()
-    files, path = fsspec.core.url_to_fs(place)
+        try:
+            return Path(place).exists()
+        except OSError as error:
+            raise StoreError(f"{place!r} cannot be looked at: {error.strerror}.") from error
+    files, path = filesystem(place)
     return bool(files.exists(path))
 
 
@@ -205,13 +258,6 @@ def write_prompts(folder: Path, prompts: Prompts, counts: np.ndarray, kept: Tens
             file.append(name, value)
 
 
-def finish_shard(folder: Path, plan: StorePlan, shard: int) -> None:
-    """Record that a shard is whole."""
-    # The record is written last: a shard without one is not whole, whatever files it has.
-    names = [file_name(shard, group) for group in plan.groups]
-    write_json(folder / record_name(shard), {name: checksum(folder / name) for name in names})
-
-
 @dataclass(frozen=True)
 class Damage:
     """A file that differs from what was written, and why. `shard` is None for a file that all shards need."""
@@ -227,26 +273,30 @@ def verify(folder: Path) -> Iterator[Damage]:
     Raises:
         StoreError: there is no readable plan.
     """
-    plan = read_plan(str(folder))
+    return damages(str(folder))
+
+
+def damages(place: str) -> Iterator[Damage]:
+    """As `verify`, of a store that may lie behind a URL."""
+    plan = read_plan(place)
     for name, wanted in plan.checksums.items():
-        yield from _wrong(folder / name, wanted, None)
+        yield from _wrong(join(place, name), wanted, None)
     for shard in range(len(plan.shards)):
-        record = folder / record_name(shard)
         try:
-            sums = read_json(str(record))
-            if set(sums) != {file_name(shard, group) for group in plan.groups}:
-                raise StoreError("it lists other files than the plan")
-        except (StoreError, TypeError) as error:
-            yield Damage(str(record), str(error), shard)
+            sums = read_record(place, plan, shard)
+        except StoreError as error:
+            why = str(error).removesuffix(CURE).rstrip(" .")
+            yield Damage(join(place, record_name(shard)), why, shard)
             continue
         for name, wanted in sums.items():
-            yield from _wrong(folder / name, wanted, shard)
+            if "#" not in name:
+                yield from _wrong(join(place, name), wanted, shard)
 
 
-def _wrong(path: Path, wanted: str, shard: int | None) -> Iterator[Damage]:
-    if path.is_dir():
-        yield Damage(str(path), "a folder where a file was", shard)
-    elif not path.is_file():
-        yield Damage(str(path), "missing", shard)
-    elif checksum(path) != wanted:
-        yield Damage(str(path), "its bytes are not those that were written (checksum)", shard)
+def _wrong(place: str, wanted: str, shard: int | None) -> Iterator[Damage]:
+    if "://" not in place and Path(place).is_dir():
+        yield Damage(place, "a folder where a file was", shard)
+    elif not exists(place):
+        yield Damage(place, "missing", shard)
+    elif stored_sum(place) != wanted:
+        yield Damage(place, "its bytes are not those that were written (checksum)", shard)

@@ -92,8 +92,8 @@ class Segment(Protocol):
 
     def __len__(self) -> int: ...
 
-    def whole(self) -> Tensor:
-        """[row, ...] without a copy where that can be."""
+    def whole(self, *, check: bool = False) -> Tensor:
+        """[row, ...] without a copy where that can be; `check`: compared with the checksum, if any."""
         ...
 
     def part(self, start: int, stop: int) -> Tensor:
@@ -110,7 +110,7 @@ class MemorySegment:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def whole(self) -> Tensor:
+    def whole(self, *, check: bool = False) -> Tensor:
         """[row, ...] of all rows: the tensor itself."""
         return self.rows
 
@@ -140,10 +140,10 @@ class Packed:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def whole(self) -> Tensor:
-        """All rows; without a copy if they lie in one segment."""
+        """All rows, checked; without a copy if they lie in one segment."""
         if len(self.segments) == 1:
-            return self.segments[0].whole()
-        return torch.cat([segment.whole() for segment in self.segments])
+            return self.segments[0].whole(check=True)
+        return torch.cat([segment.whole(check=True) for segment in self.segments])
 
     def part(self, start: int, stop: int) -> Tensor:
         """[row, ...] of consecutive rows.
@@ -177,7 +177,7 @@ class Packed:
         return taken
 
     def columns(self, columns: Iterable[int]) -> Tensor:
-        """[row, column]: some of the numbers of each row, flattened; one segment is read at a time."""
+        """[row, column]: some of the numbers of each row, flattened; each segment is read and checked."""
         chosen, size = list(columns), math.prod(self.row_shape)
         if not chosen or not all(0 <= column < size for column in chosen):
             raise StoreError(
@@ -187,7 +187,7 @@ class Packed:
         bits = _BITS[self.dtype.itemsize]
         column = table.view(bits).numpy()[:, 0]
         for segment, end in zip(self.segments, self._ends.tolist(), strict=True):
-            rows = segment.whole()
+            rows = segment.whole(check=True)
             # numpy copies a strided view in less time than torch.
             if len(chosen) == 1 and rows.device.type == "cpu":
                 column[end - len(rows) : end] = rows.view(bits).numpy().reshape(len(rows), size)[:, chosen[0]]
@@ -198,7 +198,7 @@ class Packed:
     def blocks(
         self, *, size: int, shuffle: bool, seed: int, share: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Which rows they are, and the rows, in blocks of up to `size` that lie in one segment each.
+        """Which rows they are, and the rows, checked, in blocks of up to `size` that lie in one segment each.
 
         Args:
             shuffle: blocks come in a random order, and the rows of each are permuted.
@@ -212,7 +212,7 @@ class Packed:
         reader, n_readers = share
         for number in order[reader::n_readers].tolist():
             segment, first, offset = starts[number]
-            block = segment.whole()[offset : offset + size]
+            block = segment.whole(check=True)[offset : offset + size]
             rows = torch.arange(first + offset, first + offset + len(block))
             if shuffle:
                 # A generator for each block: its rows are permuted alike whichever reader gets it.

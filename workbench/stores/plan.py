@@ -5,23 +5,25 @@ one that resumes write the same bytes. A plan knows nothing of models: it holds 
 shapes.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
+from workbench.checksums import KEY, content_sum, is_unchanged
 from workbench.errors import StoreError
-from workbench.sites import Key
+from workbench.sites import KINDS, Key
 from workbench.stores.index import RowIndex
 
 FORMAT = "workbench-store"
 VERSION = 1
 SHARD_BYTES = 2**27
+MOST, MOST_THREADS = 2**40, 4096
+"""Bounds of the numbers in a plan: of any size (prompts, rows, tokens), and of threads."""
 PLAN, PROMPTS, LABELS, SHARDS = "store.json", "prompts.safetensors", "labels.json", "shards"
 
 
@@ -128,7 +130,7 @@ class StorePlan:
     def to_dict(self) -> dict[str, Any]:
         """The content of `store.json`, with a checksum of itself."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return content | {"checksum": content_sum(content)}
+        return {**content, KEY: content_sum(content)}
 
     @classmethod
     def from_dict(cls, content: Any, place: str) -> "StorePlan":
@@ -139,37 +141,45 @@ class StorePlan:
             raise StoreError(
                 f"{place!r} has version {content.get('version')!r}; this workbench reads version {VERSION}."
             )
-        unsigned = {name: value for name, value in content.items() if name != "checksum"}
-        if content.get("checksum") != content_sum(unsigned):
+        # Every plan is signed: one whose checksum was taken out is refused like one that was changed.
+        if KEY not in content or not is_unchanged(content):
             raise StoreError(
                 f"{place!r} was changed since it was written (checksum). "
                 "Capture the prompts into a fresh folder."
             )
         try:
             plan = cls(**{name: content[name] for name in cls.__dataclass_fields__})
-            are_numbers = all(isinstance(start, int) and isinstance(stop, int) for start, stop in plan.shards)
-            starts, stops = [start for start, _ in plan.shards], [stop for _, stop in plan.shards]
-            # A plan may be damaged: each shard has to begin where the one before ends, the
-            # first at 0, the last to end at n.
-            if (
-                not are_numbers
-                or [0, *stops] != [*starts, plan.n]
-                or not isinstance(plan.torch_dtype, torch.dtype)
-                or not set(plan.sites.values()) <= set(plan.shapes)
-            ):
-                raise ValueError("its shards, sites and shapes do not fit together")
-            for name in plan.sites:
-                key_of(name)
+            plan._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(
                 f"{place!r} is damaged: {error}. Capture the prompts into a fresh folder."
             ) from error
         return plan
 
-
-def content_sum(content: Mapping[str, Any]) -> str:
-    """A hash of a plan's content, however it is laid out."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+    def _check(self) -> None:
+        """Raise `ValueError` where the parts of a plan that was read do not fit together."""
+        sizes = [self.n, self.batch_tokens, self.threads, *chain(*self.shards), *chain(*self.shapes.values())]
+        if not all(type(size) is int and 0 <= size < MOST for size in sizes):
+            raise ValueError(f"a size in it is not a whole number from 0 to {MOST}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"no machine has {self.threads} threads")
+        starts, stops = [start for start, _ in self.shards], [stop for _, stop in self.shards]
+        # A plan may be damaged: each shard has to begin where the one before ends, the first at 0, and the
+        # last has to end at n.
+        if (
+            [0, *stops] != [*starts, self.n]
+            or any(stop < start for start, stop in self.shards)
+            or len(self.shards) > max(1, self.n)
+            or not isinstance(self.torch_dtype, torch.dtype)
+            or not set(self.sites.values()) <= set(self.shapes)
+        ):
+            raise ValueError("its shards, sites and shapes do not fit together")
+        # A plan must not make a reader open files outside its folder.
+        if not set(self.checksums) <= {PROMPTS, LABELS}:
+            raise ValueError(f"it names other files than {PROMPTS} and {LABELS}")
+        unknown = {key_of(name)[0] for name in (*self.sites, *self.shapes)} - set(KINDS)
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is no kind of site")
 
 
 def cut(
@@ -208,6 +218,11 @@ def key_of(name: str) -> Key:
     if match is None:
         raise ValueError(f"{name!r} is not a site")
     return match[1], None if match[2] is None else int(match[2])
+
+
+def join(place: str, name: str) -> str:
+    """The path or URL of a file of the store."""
+    return f"{place.rstrip('/')}/{name}"
 
 
 def file_name(shard: int, group: str) -> str:

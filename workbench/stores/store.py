@@ -14,11 +14,13 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from workbench.arguments import checked
 from workbench.errors import StoreError
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Position, kind_named
 from workbench.stores.index import Packed, RowIndex
 from workbench.stores.plan import name_of
+from workbench.text import spelled
 
 BLOCK = 4096
 
@@ -176,7 +178,8 @@ class SiteView:
             total, n = total + block.sum(0, dtype=torch.float64).cpu(), n + len(block)
         if not n:
             raise StoreError(f"{self!r}: there are no rows but BOS ones to take a mean of.")
-        return (total / n).to(self.dtype)
+        # Rows may be of half precision; their mean need not be rounded to it once more.
+        return (total / n).to(torch.promote_types(self.dtype, torch.float32))
 
     def _no_pattern(self, reader: str) -> None:
         if self.kind == "pattern":
@@ -219,6 +222,7 @@ class RowBlocks(IterableDataset[Tensor]):
             yield block if worker is None else block.clone()
 
 
+@checked
 class ActivationStore:
     """Activations of a set of prompts in one model.
 
@@ -249,6 +253,7 @@ class ActivationStore:
         self.keep, self.path = keep, path
 
     @classmethod
+    @checked
     def of(
         cls, prompts: Prompts, tensors: Mapping[Key, Tensor], *, model: str, model_name: str, tokenizer: str
     ) -> "ActivationStore":
@@ -355,4 +360,4 @@ class ActivationStore:
         if self.path is not None:
             folder = f" in {self.path!r}"
         contents = f"{', '.join(self.kinds)}, {self.nbytes() / 2**20:.1f} MiB"
-        return f"<ActivationStore of {self.model_name}{folder}: {len(self)} prompts, {contents}>"
+        return f"<ActivationStore of {spelled(self.model_name)}{folder}: {len(self)} prompts, {contents}>"

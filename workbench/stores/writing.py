@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from workbench.errors import StoreError
+from workbench.files import sync, whole
 from workbench.stores.format import Entry, layout, memory_of
-
-_CHUNK = 2**22
-"""Bytes read at once for a checksum."""
 
 
 class FileWriter:
@@ -64,7 +61,8 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
     partial = path.with_name(f".{path.name}.partial")
     header, entries = layout(tensors)
     try:
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        # Its name can be foreseen: a link of that name, in a folder of somebody else, is not followed.
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
@@ -88,7 +86,7 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
             # The bytes reach the disk before the name does: after a power cut a file with its name is whole.
             os.fsync(handle)
             os.replace(partial, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise StoreError(
@@ -103,33 +101,8 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file, whole and on the disk or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
+        with whole(path, durable=True) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder have reached the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def checksum(path: Path) -> str:
-    """xxh3_128 of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()

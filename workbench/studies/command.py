@@ -9,7 +9,7 @@ import typer
 
 from workbench.errors import WorkbenchError
 from workbench.files import check_output, replaced
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.models.load import load_model, model_name
 from workbench.models.model import Model
 from workbench.render.circuit.export import export
@@ -19,11 +19,12 @@ from workbench.studies.evidence import FILE, Evidence
 from workbench.studies.measure import evidence
 from workbench.studies.readme import page
 from workbench.studies.study import Study
+from workbench.text import spelled
 
 FILES = ("circuit.json", FILE, "README.md", "circuit.svg")
 
 
-@one_fingerprint()
+@model_call()
 def write(
     study: Study, model: Model, out: Path, *, command: str, n: int | None = None, overwrite: bool = False
 ) -> Evidence:
@@ -81,7 +82,7 @@ def main(study: Study, folder: Path) -> None:
     try:
         typer.run(command)
     except WorkbenchError as error:
-        print(error, file=sys.stderr)
+        print(spelled(str(error)), file=sys.stderr)
         raise SystemExit(1) from error
 
 
@@ -109,7 +110,7 @@ def _check(study: Study, folder: Path) -> int:
         write(study, load_model("tiny"), again, command=_command(folder))
         reasons = differences(folder, again)
     agrees = f"{folder.name}: the edges are the same, and every number is within its interval"
-    print("\n".join(reasons) or agrees)
+    print("\n".join(map(spelled, reasons)) or agrees)
     return int(bool(reasons))
 
 

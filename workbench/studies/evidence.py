@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import WorkbenchError
+from workbench.files import read_bytes
 from workbench.studies.prediction import Estimate, Real
 
 FILE = "study.json"
@@ -162,7 +163,7 @@ class Evidence:
             WorkbenchError: there is no such file, or it is not the evidence of a study.
         """
         try:
-            evidence = _ADAPTER.validate_json(path.read_bytes(), strict=True, extra="forbid")
+            evidence = _ADAPTER.validate_json(read_bytes(path), strict=True, extra="forbid")
         except OSError as error:
             raise WorkbenchError(
                 f"There is no evidence {str(path)!r}. Run the study's study.py first."

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from workbench.errors import NotFinite
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.sweeps.inputs import JobInputs
 from workbench.sweeps.job_context import JobContext, Measurement
 from workbench.sweeps.jobs import Job
@@ -49,7 +49,7 @@ def unmeasured(job: Job, status: str, error: str, traceback_text: str | None = N
 
 def _timed(inputs: JobInputs, jobs: Sequence[Job]) -> list[LogRow]:
     setting, start = jobs[0].setting, time.perf_counter()
-    with one_fingerprint():
+    with model_call():
         measurements = STUDIES[setting.study](JobContext(inputs, setting), jobs)
     seconds = round((time.perf_counter() - start) / len(jobs), 6)
     rows: list[LogRow] = []

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.checksums import KEY, is_unchanged, signed
+from workbench.documents import read_json
 from workbench.errors import OutputExists, SweepError
-from workbench.files import whole
+from workbench.files import check_local, whole
 from workbench.sweeps.lock import LOCK
 from workbench.sweeps.spec import SweepSpec, read_spec
 
@@ -30,21 +32,26 @@ def read_header(folder: str | Path) -> dict[str, Any]:
             f"There is no folder {str(folder)!r}. Give the folder of a sweep, as `workbench sweep run --out` "
             "made it."
         )
-    if not path.is_file():
+    if not path.exists():
         names = sorted(entry.name for entry in folder.iterdir())[:8]
         raise SweepError(
             f"{str(folder)!r} is not the folder of a sweep: it has no {SPEC}. It holds: "
             f"{', '.join(names) or 'nothing'}. Start one with `workbench sweep run --out FOLDER`."
         )
     try:
-        header = json.loads(path.read_bytes().decode())
-    except ValueError as error:
+        header = read_json(path)
+    except (OSError, ValueError) as error:
         raise SweepError(
             f"{str(path)!r} cannot be read: {error}. Run the sweep again into another folder."
         ) from error
     if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
         raise SweepError(
             f"{str(path)!r} cannot be read: it has no object 'spec'. Run the sweep again into another folder."
+        )
+    if not is_unchanged(header):
+        raise SweepError(
+            f"{str(path)!r} was changed since it was written (checksum). If you changed it yourself, take "
+            f"its line {KEY!r} out."
         )
     return header
 
@@ -54,7 +61,9 @@ def claim(folder: Path) -> None:
 
     Raises:
         OutputExists: it is a file, or holds other things than a sweep.
+        CannotWrite: it is a URL.
     """
+    check_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -64,7 +73,7 @@ def claim(folder: Path) -> None:
             f"{str(folder)!r} cannot be a sweep's folder: {reason}. Choose another with --out."
         ) from error
     # A lock or a partial spec is of a runner that has just begun, or was killed then.
-    others = [name for name in names if not name.startswith((SPEC, LOCK))]
+    others = [name for name in names if not name.lstrip(".").startswith((SPEC, LOCK))]
     if others and SPEC not in names:
         raise OutputExists(
             f"{str(folder)!r} is not a sweep and not empty (it has {others[0]!r}). Choose another folder."
@@ -99,7 +108,8 @@ def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bo
         commands = [header.get("command"), facts.get("command")]
         facts = {**facts, "command": "\n".join(filter(None, commands))}
     with whole(folder / SPEC) as partial:
-        partial.write_text(json.dumps({"spec": spec.to_dict(), **facts}, indent=1) + "\n", encoding="utf-8")
+        header = signed({"spec": spec.to_dict(), **facts})
+        partial.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 
 
 def _difference(before: Any, now: Any) -> str:

@@ -18,10 +18,12 @@ from typing import Any
 import xxhash
 
 from workbench.discovery.methods import METHODS
-from workbench.engine.named_values import key_name
+from workbench.engine.named_values import covers_answers, key_name
 from workbench.engine.nodes import readers, writer
 from workbench.errors import SweepError, UnknownName
+from workbench.files import read_bytes
 from workbench.interventions.paths import senders_named
+from workbench.metrics.metric import BUILT_IN
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -35,6 +37,8 @@ from workbench.sweeps.spec import SweepSpec, TaskSpec
 # Increased by one when a change of the code makes the same job give another number: old rows must not pass
 # for new ones.
 MEANING = 1
+# Of jobs whose edits cover the tokens of answers, which earlier versions left unchanged.
+MEANING_WITH_ANSWERS = 2
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,22 @@ def _setting_hash(setting: JobSetting, model: str, data: str) -> Any:
         "value": key_name(setting.value, base=setting.base),
         "model_fingerprint": model,
         "data_fingerprint": data,
-        "meaning": MEANING,
+        "meaning": _meaning(setting),
         "metric_source": _metric_source(setting.metric),
         "transformer_lens": versions()["version_transformer_lens"],
     }
     return xxhash.xxh3_128(json.dumps(facts, sort_keys=True).encode())
+
+
+def _meaning(setting: JobSetting) -> int:
+    """The number that stands in a key for what the code makes of such a job."""
+    named = BUILT_IN.get(setting.metric)
+    if named is None or not named.reads_answer_tokens:
+        return MEANING
+    # Steering adds vectors, whatever its spec says under `values`.
+    if setting.study == "steering" or covers_answers(setting.value, base=setting.base):
+        return MEANING_WITH_ANSWERS
+    return MEANING
 
 
 @cache
@@ -210,6 +225,6 @@ def _content(spec: SweepSpec, what: str) -> bytes:
     if spec.study != "circuits":
         return what.encode()
     try:
-        return Path(what).read_bytes()
+        return read_bytes(what)
     except OSError as error:
         raise SweepError(f"The circuit {what!r} cannot be read: {error.strerror}.") from error

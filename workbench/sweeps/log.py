@@ -1,18 +1,23 @@
 """The log of a sweep, `jobs.jsonl`: one line for every try of a job. Read `read_log` and `Log`.
 
 A batch is one write and one fsync, so that a killed run loses at most the batch it was in, and a line that
-was torn is cut off by the next run. Nothing is ever rewritten. What a line means for tables and pictures is
-not known here.
+was torn is cut off by the next run. Nothing is ever rewritten. Each line ends with a checksum of itself
+(those of version 0.2 have none). What a line means for tables and pictures is not known here.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+from workbench.documents import parse_json
 from workbench.engine.named_values import OTHER_SIDE, SIDES, canonical_name
-from workbench.errors import SweepError
+from workbench.errors import CannotWrite, SweepError
+from workbench.files import check_ordinary
 
 LogRow = dict[str, Any]
 FLAGS = (
@@ -23,7 +28,8 @@ LOG = "jobs.jsonl"
 MEASURED = ("done", "nan")
 # How a job ends: measured; without a finite number; with an error; or out of memory.
 STATUSES = (*MEASURED, "failed", "memory")
-"""How a job ends: measured, measured with NaN cells, raised an error, or ran out of memory."""
+# How a line ends: xxh3_64 of the bytes before.
+_SUM = re.compile(rb',"sum":"([0-9a-f]{16})"\}\s*')
 
 
 def read_log(folder: str | Path) -> list[LogRow]:
@@ -32,19 +38,26 @@ def read_log(folder: str | Path) -> list[LogRow]:
     Values are under their one name: lines of earlier versions say "other" for the run that is not edited.
 
     Raises:
-        SweepError: a line before the last one is damaged.
+        SweepError: a line is damaged, and not merely torn (which the last one may be), or the log cannot be
+            read.
     """
     path = Path(folder) / LOG
-    if not path.is_file():
+    if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        check_ordinary(path)
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SweepError(f"The log {str(path)!r} cannot be read: {error.strerror}.") from error
     last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
     rows: list[LogRow] = []
     for number, line in enumerate(lines[: last + 1]):
         try:
             rows.append(_parsed(line))
         except ValueError as error:
-            if number < last:
+            # A torn line lacks its line end, or holds zeros where the power failed before its bytes came.
+            is_torn = number == len(lines) - 1 or b"\0" in line
+            if number < last or not is_torn:
                 raise SweepError(
                     f"Line {number + 1} of {str(path)!r} is damaged: {error}. Delete that line; `workbench "
                     "sweep resume` runs its job again."
@@ -70,21 +83,40 @@ def value_name(name: Any, base: Any) -> Any:
 
 
 class Log:
-    """Appends rows; when `append` returns they are on the disk."""
+    """Appends rows; when `append` returns they are on the disk.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOG
-        self.path.touch()
-        self._cut_torn_line()
+    Args:
+        check: called before each append; raises where this process has lost the folder's lock.
+    """
+
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.path, self.check = folder / LOG, check
+        # What is torn at its end is cut off, which would harm a file of somebody's own that a link leads to.
+        if self.path.is_symlink():
+            raise SweepError(
+                f"{str(self.path)!r} is a link, and the log of a sweep is a file of its folder. Put the file "
+                "there, or run the sweep where it is."
+            )
+        try:
+            self.path.touch()
+            self._cut_torn_line()
+        except OSError as error:
+            raise CannotWrite(f"{str(self.path)!r} cannot be written: {error.strerror}.") from error
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows as one block, so that a killed process leaves at most one torn line."""
-        lines = [json.dumps(_jsonable(row), separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows]
-        with open(self.path, "ab") as file:
-            # A message may hold half of a surrogate pair, which UTF-8 cannot.
-            file.write("".join(lines).encode(errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
+        lines = [_line(row) for row in rows]
+        self.check()
+        try:
+            with open(self.path, "ab") as file:
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CannotWrite(
+                f"{str(self.path)!r} cannot be written: {error.strerror}. The jobs that it lists are kept; "
+                "`workbench sweep resume` runs the others."
+            ) from error
 
     def _cut_torn_line(self) -> None:
         """Remove what a killed run left after the last whole row: the next row must not be glued to it."""
@@ -97,6 +129,14 @@ class Log:
             os.truncate(self.path, len(whole_lines))
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of the log."""
+    text = json.dumps(_jsonable(row), separators=(",", ":"), ensure_ascii=False)
+    # Without the closing bracket. A message may hold a lone surrogate, which UTF-8 cannot encode.
+    content = text[:-1].encode(errors="replace")
+    return b'%b,"sum":"%b"}\n' % (content, xxhash.xxh3_64_hexdigest(content).encode())
+
+
 def _is_row(line: bytes) -> bool:
     try:
         _parsed(line)
@@ -107,9 +147,21 @@ def _is_row(line: bytes) -> bool:
 
 def _parsed(line: bytes) -> LogRow:
     """A line as a row. Raises `ValueError` with what is wrong with it."""
-    row = json.loads(line.decode())
+    content, mark, end = line.rpartition(b',"sum":"')
+    signature = _SUM.fullmatch(mark + end)
+    if signature is not None:
+        if xxhash.xxh3_64_hexdigest(content).encode() != signature[1]:
+            raise ValueError("it was changed since it was written (checksum)")
+        line = content + b"}"
+    row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("job"), str) or row.get("status") not in STATUSES:
         raise ValueError(f"it is not an object with a job and a status ({', '.join(STATUSES)})")
+    # A checksum that is not where lines end: another program wrote the line again, in its own layout.
+    if "sum" in row:
+        raise ValueError("it was written anew by another program (checksum)")
+    missing = [flag for flag in FLAGS if flag not in row]
+    if missing:
+        raise ValueError(f"it has no {missing[0]!r}")
     for name in ("values", "m_base"):
         if not _are_numbers(row.get(name, [])):
             raise ValueError(f"{name!r} is not a list of numbers")
@@ -117,7 +169,7 @@ def _parsed(line: bytes) -> LogRow:
         kind = str | None
         if flag in ("checkpoint", "n", "seed"):
             kind = int | None
-        if not isinstance(row.get(flag), kind):
+        if not isinstance(row[flag], kind):
             raise ValueError(f"{flag!r} is {row[flag]!r}")
     _check_extra(row.get("extra", {}))
     if "value" in row:

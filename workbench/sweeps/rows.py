@@ -4,12 +4,14 @@ What was not measured is NaN, and never 0. Nothing here knows of folders.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.errors import SweepError
 from workbench.results import as_labels
 from workbench.statistics import benjamini_hochberg, summary
 from workbench.sweeps.log import FLAGS, LogRow
@@ -26,6 +28,8 @@ _WHOLE = ("checkpoint", "layer", "head", "neuron", "n_edges", "step", "n", "seed
 _REAL = ("mean", "low", "high", "seconds", "strength", "faithfulness", "cpr", "cmd")
 # At most this many samples are resampled together, which bounds the memory of their draws.
 _BLOCK = 2048
+MOST_CELLS = 2**28
+"""Cells of an array, at most: a few rows that differ in every flag span a large one, nearly all of it NaN."""
 # A base metric nearer to 0 than this counts as 0, so that no share of it is computed.
 _ZERO = 1e-12
 
@@ -199,8 +203,14 @@ def labelled(frame: pd.DataFrame, dims: Sequence[str], columns: Sequence[str]) -
             coords[dim] = as_labels(labels)
         codes.append(code)
     fields: dict[str, Any] = {}
+    shape = [len(coords[dim]) for dim in dims]
+    if prod(shape) > MOST_CELLS:
+        sizes = ", ".join(f"{dim} ({size})" for dim, size in zip(dims, shape, strict=True))
+        raise SweepError(
+            f"An array over {sizes} has more than {MOST_CELLS:,} cells. Use select(...) first, or .rows."
+        )
     for name in columns:
-        table = np.full([len(coords[dim]) for dim in dims], np.nan)
+        table = np.full(shape, np.nan)
         table[tuple(codes)] = frame[name].to_numpy(dtype=float, na_value=np.nan)
         fields[name] = (list(dims), table)
     return xr.Dataset(fields, coords=coords)

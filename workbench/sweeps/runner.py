@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from workbench.arguments import checked
 from workbench.errors import SweepError
 from workbench.files import whole
-from workbench.models.fingerprint import one_fingerprint
+from workbench.models.calls import model_call
 from workbench.results import versions
 from workbench.sweeps.execute import SEPARATE, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
@@ -29,8 +30,10 @@ from workbench.sweeps.jobs import Job, SweepPlan, plan
 from workbench.sweeps.lock import locked
 from workbench.sweeps.log import FLAGS, Log, LogRow, last_tries, read_log
 from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
-from workbench.sweeps.spec import SweepSpec, read_spec
+from workbench.sweeps.spec import FileFields, SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
+from workbench.sweeps.trust import check_trusted, code_files
+from workbench.text import spelled
 
 # At most this many jobs make a batch. A killed run loses one batch; each batch costs an fsync and an engine
 # walk.
@@ -44,18 +47,25 @@ class SweepCost:
     Attributes:
         jobs, done: how many there are, and how many of them are done in the folder.
         settings: ("model · task · seed · metric · value", jobs left), for each setting.
+        untrusted: (metric, file of its code) for each metric that is code named by a file. It is not
+            imported, so that its jobs cannot be counted.
     """
 
     jobs: int
     done: int
     settings: tuple[tuple[str, int], ...]
+    untrusted: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.jobs:,} jobs, {self.done:,} done, {self.jobs - self.done:,} left"]
-        return "\n".join([*lines, *(f"{left:8,}  {name}" for name, left in self.settings)])
+        lines += [f"{left:8,}  {spelled(name)}" for name, left in self.settings]
+        for metric, file in self.untrusted:
+            lines.append(f"       ?  the metric {metric!r}, code of {file}: not trusted, cost unknown")
+        return "\n".join(lines)
 
 
-@one_fingerprint()
+@checked
+@model_call()
 def run_sweep(
     spec: SweepSpec | Mapping[str, Any] | str | Path,
     *,
@@ -70,6 +80,7 @@ def run_sweep(
     address: str | None = None,
     on_row: Callable[[LogRow], None] | None = None,
     command: str | None = None,
+    trust: bool | None = None,
     progress: bool = True,
 ) -> Sweep | SweepCost:
     """Run the jobs that are not done: not run yet, failed, or without a number. Returns the folder's results.
@@ -91,9 +102,13 @@ def run_sweep(
         on_row: called with each row as it comes, for example to send it to an experiment tracker.
         command: what runs the sweep, for its report; by default the command line of the script, or "Python"
             where there is none.
+        trust: run code that the spec names, as in `metrics: ["mine:my_metric"]`. None runs it where the spec
+            was written in Python, and refuses it where the spec is a file, or was read from a sweep's folder.
+            It is not remembered.
 
     Raises:
-        SweepError: the folder holds another sweep, another process runs it, or the spec does not fit.
+        SweepError: the folder holds another sweep, another process runs it, the spec does not fit, or a file
+            names code that is not trusted.
         OutputExists: the folder holds other things than a sweep.
         UnknownName: an unknown model, task, metric, method, kind or position in the spec.
 
@@ -103,14 +118,17 @@ def run_sweep(
     32
     """
     requested, folder = read_spec(spec), Path(out)
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
+    if limit is not None and limit < 1:
         raise SweepError(f"limit={limit!r}: at least one job is needed; leave it out for all of them.")
     if retries < 0:
         raise SweepError(f"retries={retries}: 0 for none, or a number of further tries.")
     inputs = JobInputs(device)
-    planned = plan(requested, inputs)
+    may_run = trust is True or (trust is None and not isinstance(spec, str | Path | FileFields))
     if dry_run:
-        return _cost(planned, _known_rows(folder))
+        untrusted = {} if may_run else code_files(requested.metrics)
+        return _cost(_plan_without(untrusted, requested, inputs), _known_rows(folder), untrusted)
+    check_trusted(requested.metrics, trust=may_run)
+    planned = plan(requested, inputs)
     facts = {
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": versions(),
@@ -118,14 +136,14 @@ def run_sweep(
     }
     with ExitStack() as stack:
         claim(folder)
-        stack.enter_context(locked(folder))
+        lock = stack.enter_context(locked(folder))
         known = _known_rows(folder)
         _check_same_keys(folder, planned, known)
         if extend:
-            _check_nothing_left_behind(folder, requested, planned, known, inputs)
+            _check_nothing_left_behind(folder, requested, planned, known, inputs, trust=trust is True)
         n_jobs = len(_keys(planned) | set(known))
         begin(folder, requested, {"jobs": n_jobs, **facts}, extend=extend)
-        log = Log(folder)
+        log = Log(folder, lock.check)
         todo = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
         if todo:
             bar = stack.enter_context(
@@ -145,6 +163,7 @@ def run_sweep(
             _run(todo, workforce, log, workers=workers, retries=retries, after_batch=after_batch, bar=bar)
         sweep = load_sweep(folder)
         if not sweep.status().remaining:
+            lock.check()
             with whole(folder / TABLE) as partial:
                 sweep.rows.to_parquet(partial)
     return sweep
@@ -228,7 +247,13 @@ def _check_same_keys(folder: Path, planned: SweepPlan, known: Mapping[str, LogRo
 
 
 def _check_nothing_left_behind(
-    folder: Path, requested: SweepSpec, planned: SweepPlan, known: Mapping[str, LogRow], inputs: JobInputs
+    folder: Path,
+    requested: SweepSpec,
+    planned: SweepPlan,
+    known: Mapping[str, LogRow],
+    inputs: JobInputs,
+    *,
+    trust: bool,
 ) -> None:
     """Raise where jobs of the folder's spec have not run and the spec that replaces it does not list them."""
     if not (folder / SPEC).exists():
@@ -236,6 +261,8 @@ def _check_nothing_left_behind(
     before = read_spec(read_header(folder)["spec"])
     if before == requested:
         return
+    # Planning imports the code of the metrics that the folder's file names and this call does not.
+    check_trusted(set(before.metrics) - set(requested.metrics), trust=trust)
     left = _keys(plan(before, inputs)) - _keys(planned) - set(known)
     if left:
         raise SweepError(
@@ -265,13 +292,24 @@ def _report(on_row: Callable[[LogRow], None], row: LogRow) -> None:
     try:
         on_row(row)
     except Exception:
-        tqdm.write("on_row failed:\n" + traceback.format_exc())
+        lines = ["on_row failed:", *traceback.format_exc().splitlines()]
+        tqdm.write("\n".join(map(spelled, lines)))
 
 
-def _cost(planned: SweepPlan, known: Mapping[str, LogRow]) -> SweepCost:
+def _plan_without(untrusted: Collection[str], requested: SweepSpec, inputs: JobInputs) -> SweepPlan:
+    """The plan without the metrics whose code is not trusted."""
+    trusted = tuple(metric for metric in requested.metrics if metric not in untrusted)
+    # An empty list of metrics would stand for the task's own.
+    if untrusted and not trusted:
+        return SweepPlan(requested, ())
+    return plan(requested.model_copy(update={"metrics": trusted}), inputs)
+
+
+def _cost(planned: SweepPlan, known: Mapping[str, LogRow], untrusted: Mapping[str, str]) -> SweepCost:
     done = {key for key, row in known.items() if row["status"] == "done"}
     settings: list[tuple[str, int]] = []
     for setting, jobs in planned.groups:
         facts = (setting.model_name, setting.task, f"seed {setting.seed}", setting.metric, setting.value)
         settings.append((" · ".join(facts), sum(job.key not in done for job in jobs)))
-    return SweepCost(len(planned), sum(job.key in done for job in planned.jobs), tuple(settings))
+    n_done = sum(job.key in done for job in planned.jobs)
+    return SweepCost(len(planned), n_done, tuple(settings), tuple(untrusted.items()))

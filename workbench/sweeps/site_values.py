@@ -9,13 +9,13 @@ from torch import Tensor
 from workbench.engine.bound import Bound
 from workbench.engine.capture import capture
 from workbench.engine.hooked.forward import forward
-from workbench.engine.inputs import stacked
 from workbench.engine.run import Edit
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Constant, Value, mean
 from workbench.errors import EditError, MetricError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -28,6 +28,11 @@ class BySite(Value):
 
     values: Mapping[Site, Value]
     name: str = "by_site"
+
+    @property
+    def covers_answers(self) -> bool:
+        """As its values do, which are of one kind."""
+        return all(value.covers_answers for value in self.values.values())
 
     def bind(self, model: Model, prompts: Prompts, other: Prompts | None = None) -> Bound:
         """The values for these prompts; `other` is not needed, since none of them depends on prompts."""
@@ -57,6 +62,7 @@ class _BySiteBound(Bound):
         return self.values[site].replace(current)
 
 
+@model_call()
 def optimal(
     model: Model,
     pairs: PromptPairs,
@@ -138,9 +144,7 @@ def _fit(
 
 def _starts(runs: MeasuredRuns, sites: Sequence[Site], means: Bound) -> tuple[list[Tensor], list[float]]:
     """For each site its mean activation, where the fit begins, and the standard deviation of its numbers."""
-    recorded = forward(
-        runs.model, runs.prompts.tokens, record=[(site.kind, site.layer) for site in sites]
-    ).recorded
+    recorded = forward(runs.model, runs.prompts, record=[(site.kind, site.layer) for site in sites]).recorded
     starts: list[Tensor] = []
     spreads: list[float] = []
     for site in sites:
@@ -159,9 +163,7 @@ def _losses(runs: MeasuredRuns, sites: Sequence[Site], constants: Sequence[Tenso
     for site, content, copy in zip(sites, constants, copies, strict=True):
         writes.append(Edit(site, Constant(content).bind(runs.model, runs.prompts), copy).write())
     # Each site has its own copy of the prompts, so that one pass serves all: [copy * example, pos, vocab].
-    logits = forward(
-        runs.model, stacked(runs.prompts.tokens, len(sites)), writes=writes, gradients=True
-    ).logits
+    logits = forward(runs.model, runs.prompts, copies=len(sites), writes=writes, gradients=True).logits
     losses: list[Tensor] = []
     for copy in copies:
         measured = runs.measure(logits[copy], runs.prompts, range(n))

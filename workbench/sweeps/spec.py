@@ -6,12 +6,13 @@ spec is read. This module knows names only: whether a model or a site exists is 
 """
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench.documents import read_yaml
 from workbench.engine.named_values import NAMES, canonical_name
 from workbench.errors import EditError, SweepError, UnknownName
 
@@ -50,8 +52,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 FITTED = ("effects", "pairs", "cumulative")
 # A circuit is a run of the clean prompts, so these studies have no other base.
 FROM_CLEAN = ("circuits", "methods", "stability")
+
+
+def _no_truth(number: Any) -> Any:
+    """A number as it is. Raises `ValueError` for True and False, which Python takes for 1 and 0."""
+    if isinstance(number, bool):
+        raise ValueError(f"{number} is not a number")
+    return number
+
+
+_Whole = Annotated[int, BeforeValidator(_no_truth)]
 # Keys of jobs and columns of tables hold 64-bit integers.
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[_Whole, Field(ge=0, lt=2**63)]
+# Bounded above any real sweep: a wrong number in a file must not fill the memory before it is noticed.
+PromptCount = Annotated[_Whole, Field(ge=1, le=10**7)]
+Strength = Annotated[FiniteFloat, BeforeValidator(_no_truth)]
+MOST_SETTINGS = 10**6
+"""Combinations of models, checkpoints, tasks, seeds, metrics and values."""
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "effects": ("sites",), "pairs": ("sites",), "cumulative": ("sites",), "steering": ("sites", "strengths"),
     "paths": ("senders", "receivers"), "circuits": ("circuits",), "methods": ("methods", "n_edges"),
@@ -75,7 +92,7 @@ class TaskSpec(_Frozen):
     """
 
     name: str
-    n: int | None = Field(default=None, ge=1)
+    n: PromptCount | None = None
     split: Literal["train", "heldout"] | None = None
     variant: str | None = None
 
@@ -107,7 +124,7 @@ class SweepSpec(_Frozen):
         seeds: of prompts and of resampling.
 
     Raises:
-        SweepError: from `read_spec`; the class itself raises pydantic's ValidationError.
+        SweepError: a field that does not fit.
         UnknownName: an unknown preset, field or value.
 
     >>> SweepSpec(preset="head-ablation", tasks=["ioi"]).sites
@@ -118,9 +135,9 @@ class SweepSpec(_Frozen):
 
     study: Study
     models: tuple[str, ...] = Field(default=("tiny",), min_length=1)
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: tuple[_Whole, ...] = ()
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
-    n: int = Field(default=32, ge=1)
+    n: PromptCount = 32
     split: Literal["train", "heldout"] = "train"
     sites: tuple[str | Annotated[tuple[str, ...], Field(min_length=1)], ...] = ()
     senders: tuple[str, ...] = ()
@@ -128,7 +145,7 @@ class SweepSpec(_Frozen):
     circuits: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     n_edges: tuple[Count, ...] = (30,)
-    strengths: tuple[FiniteFloat, ...] = ()
+    strengths: tuple[Strength, ...] = ()
     # Before `values`, whose validator needs it: pydantic validates fields in this order.
     base: Literal["clean", "corrupt"] = "clean"
     values: tuple[str, ...] = Field(default=("zero",), min_length=1)
@@ -195,11 +212,28 @@ class SweepSpec(_Frozen):
             entries = getattr(self, name)
             if len(set(entries)) < len(entries):
                 raise ValueError(f"{name} has an entry twice")
+        axes = (self.models, self.checkpoints, self.tasks, self.seeds, self.metrics, self.values)
+        n_settings = prod(max(1, len(axis)) for axis in axes)
+        if n_settings > MOST_SETTINGS:
+            raise ValueError(
+                f"it has {n_settings} combinations of models, tasks, seeds, metrics and values; a sweep may "
+                f"have {MOST_SETTINGS}: split it"
+            )
         return self
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _explained(error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text; `read_spec` makes an equal spec of it."""
         return self.model_dump(mode="json")
+
+
+class FileFields(dict[str, Any]):
+    """Fields of a spec that were read from a file: code that they name may be anybody's (see `trust`)."""
 
 
 def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: Any) -> SweepSpec:
@@ -221,6 +255,10 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
             "A sweep is a mapping of fields (tasks: [ioi], preset: head-ablation), not "
             f"{type(fields).__name__}."
         )
+    # YAML has keys of other kinds, numbers for one.
+    unnamed = [name for name in fields if not isinstance(name, str)]
+    if unnamed:
+        raise UnknownName("field", unnamed[0], [*SweepSpec.model_fields, "preset"])
     replaced = PRESETS.get(str(changes.get("preset")), {})
     kept = {name: value for name, value in fields.items() if name not in replaced}
     try:
@@ -231,13 +269,11 @@ def read_spec(source: "SweepSpec | Mapping[str, Any] | str | Path", **changes: A
 
 def _file(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SweepError(f"The spec {str(path)!r} cannot be read: {reason}.") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise SweepError(f"The spec {str(path)!r} is not YAML: {error}") from error
 
 

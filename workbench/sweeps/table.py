@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.arguments import checked
 from workbench.errors import SweepError, UnknownName
 from workbench.results import clean_attrs
 from workbench.sweeps.contrasts import difference_table, stability_table, synergy_table
@@ -34,7 +35,9 @@ from workbench.sweeps.rows import (
     values_of,
     varying,
 )
+from workbench.sweeps.spec import FileFields
 from workbench.sweeps.status import Status
+from workbench.text import spelled
 
 _DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
 """Columns that follow from `what` and `step`."""
@@ -68,7 +71,7 @@ class Sweep:
             if flag not in ("n", "what") and labels not in ([], ["None"]):
                 if len(labels) > 4:
                     labels = [*labels[:4], "…"]
-                flags.append(f"{flag} {'|'.join(labels)}")
+                flags.append(f"{flag} {spelled('|'.join(labels))}")
         return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})"
 
     @cached_property
@@ -228,6 +231,7 @@ def _has(record: LogRow, flag: str, labels: Sequence[Any]) -> bool:
     return record.get(flag) in labels
 
 
+@checked
 def load_sweep(path: str | Path) -> Sweep:
     """The sweep in a folder, finished or not.
 
@@ -239,13 +243,14 @@ def load_sweep(path: str | Path) -> Sweep:
     jobs, command = header.get("jobs"), header.get("command")
     return Sweep(
         folder=Path(path),
-        spec=header["spec"],
+        spec=FileFields(header["spec"]),
         jobs=jobs if isinstance(jobs, int) else len(records),
         records=tuple(records),
         command=command if isinstance(command, str) else None,
     )
 
 
+@checked
 def compare_sweeps(a: Sweep | str | Path, b: Sweep | str | Path) -> pd.DataFrame:
     """The jobs of two sweeps side by side: difference = b - a, with a paired interval for equal examples.
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.arguments import checked
 from workbench.errors import PromptError, UnsuitableTask
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import alternatives_logprob, metric
+from workbench.models.calls import model_call
 from workbench.models.load import check_eval, model_device
+from workbench.models.locks import alone
 from workbench.models.model import Model
+from workbench.models.padding import padding_options
 from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.tasks.registry import TASKS, Task, load_task
 from workbench.text import progress_bar
 
@@ -40,6 +45,8 @@ class Score:
     skipped: str = ""
 
 
+@checked
+@model_call()
 def measure(model: Model, *, n: int = 600, seed: int = 0, progress: bool = True) -> list[Score]:
     """A score for every task, on `n` distinct held-out prompts each.
 
@@ -89,13 +96,20 @@ def _score(model: Model, name: str, pairs: PromptPairs) -> Tensor:
     measured = metric("prob_diff" if by_probability else "rank")
     for start in range(0, len(pairs), BATCH):
         batch = pairs.select(slice(start, start + BATCH))
-        logits = measured.read(model(batch.clean.tokens.to(model_device(model))), batch.clean)
+        logits = measured.read(_logits(model, batch.clean), batch.clean)
         values = measured(logits, batch).cpu()
         if not by_probability:
             # Rank 0 counts as right: no other token has a larger logit.
             values = (values == 0).float()
         scores.append(values)
     return torch.cat(scores)
+
+
+def _logits(model: Model, prompts: Prompts) -> Tensor:
+    """[example, pos, vocab]; padding is not attended to, and hooks of other threads are not met."""
+    options = padding_options(model, prompts.lengths, prompts.tokens.shape[1])
+    with alone(model):
+        return model(prompts.tokens.to(model_device(model)), **options)
 
 
 def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor:
@@ -106,9 +120,7 @@ def _score_several_tokens(model: Model, name: str, pairs: PromptPairs) -> Tensor
     for start in range(0, len(rows.pairs), BATCH):
         chosen = slice(start, start + BATCH)
         batch = rows.pairs.select(chosen)
-        logits = (
-            rows.metric.read(model(batch.clean.tokens.to(model_device(model))), batch.clean).float().cpu()
-        )
+        logits = rows.metric.read(_logits(model, batch.clean), batch.clean).float().cpu()
         is_token = batch.answers >= 0  # padding is -1 and no token
         if by_probability:
             probabilities = alternatives_logprob(logits, batch.answers).exp() * is_token.any(-1)

@@ -11,17 +11,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from workbench.arguments import checked
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
+from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
+from workbench.prompts.answers import padded_answers
 from workbench.prompts.encoder import TextEncoder
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
 from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
 
 # So many draws in a row without a new prompt mean that there are no more.
 _PATIENCE = 20_000
+# Pairs of one call: more take hours to draw, and gigabytes.
+_MOST = 1_000_000
 Split = Literal["train", "heldout"] | str
 
 
@@ -82,6 +87,8 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+@checked
+@model_call()
 def load_task(
     name: str, model: Model, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
 ) -> PromptPairs:
@@ -108,8 +115,7 @@ def load_task(
         raise UnknownName("variant", variant, task.variants)
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
-    if type(n) is not int or n < 1:
-        raise PromptError(f"n={n}: at least one pair is needed, and a whole number of them.")
+    _check_count(n)
     encode = TextEncoder(model)
     has_every_word = set(vocabulary()) <= set(encode.tokenizer.get_vocab())
     wording = WordVocabulary(encode) if has_every_word else SubwordVocabulary(encode)
@@ -132,6 +138,14 @@ def load_task(
         "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
     return PromptPairs(clean, corrupt, answers, wrong, provenance)
+
+
+def _check_count(n: int) -> None:
+    """Raise `PromptError` for a number of pairs that no task gives."""
+    if n < 1:
+        raise PromptError(f"n={n}: at least one pair is needed.")
+    if n > _MOST:
+        raise PromptError(f"n={n}: a task gives up to {_MOST:,} pairs.")
 
 
 def _fits(wording: WordVocabulary | SubwordVocabulary, sentence: Sentence) -> bool:
@@ -184,6 +198,7 @@ def pairs_of(
 
     Of a file they are all the pairs: `n`, `seed`, `split` and `variant` are for tasks.
     """
+    _check_count(n)
     read = PAIR_READERS.get(Path(task).suffix.lower())
     if read is not None:
         return read(model, task)

@@ -40,7 +40,7 @@ class WordVocabulary:
         offset = int(self.encode.bos)
         rows = [self.encode.prompt(" ".join(s.words), where=f"Prompt {i}") for i, s in enumerate(sentences)]
         positions = [_shifted(sentence.positions, offset) for sentence in sentences]
-        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
+        return self.encode.prompts(rows, positions=positions)
 
     def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
         """The tokens of words that follow a prompt."""
@@ -98,7 +98,7 @@ class SubwordVocabulary:
             ends = [bisect_left(starts, end) - 1 for _, end in spans]
             rows.append(self.encode.prompt(text, where=f"Prompt {i}"))
             positions.append({name: ends[at] + offset for name, at in sentence.positions.items()})
-        return Prompts.of(rows, strings=self.encode.labels(rows), positions=positions, bos=self.encode.bos)
+        return self.encode.prompts(rows, positions=positions)
 
     def words(self, sentence: Sentence, words: Sequence[str]) -> list[list[int]]:
         """The tokens of words that follow a prompt."""

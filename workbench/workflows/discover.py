@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench import results
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.methods import METHODS, find_by
@@ -26,6 +27,7 @@ from workbench.files import check_output, replaced
 from workbench.interventions.effects import effects
 from workbench.lenses.logit_lens import logit_lens
 from workbench.metrics.metric import Metric
+from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
@@ -42,6 +44,8 @@ VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
 
 
+@checked
+@model_call()
 def discover(
     model: Model,
     task: str | PromptPairs,

@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow.parquet import read_metadata
 
 from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 
+MOST_CELLS = 2**28
+"""Cells of a table, at most: a file of a few bytes can stand for any number of equal rows."""
+
 
 def _table(path: Path) -> pd.DataFrame:
     try:
+        facts = read_metadata(path)
+        if facts.num_rows * facts.num_columns > MOST_CELLS:
+            raise WorkbenchError(
+                f"{str(path)!r} promises {facts.num_rows} rows of {facts.num_columns} columns: too many to "
+                "show."
+            )
         return pd.read_parquet(path)
     # pyarrow raises each of these for a damaged file, depending on where it is damaged.
     except (OSError, ValueError, NotImplementedError) as error:

@@ -85,15 +85,20 @@ class WalkBudget:
         """Bytes of the base run of a batch, and of what lies beside the walk."""
         return (self.kept + self.beside) * int(prompts.lengths.sum())
 
-    def batches(self) -> Iterator[range]:
-        """Examples whose base run takes at most half of the budget."""
+    def batches(self) -> list[range]:
+        """Examples whose base run takes at most half of the budget.
+
+        Raises:
+            MetricError: there are several batches, and the metric compares examples.
+        """
         lengths = self.runs.prompts.lengths
         n, per_example = len(lengths), (self.kept + self.beside + self.walking) * int(lengths.max())
         # Half, so that the other half is left for edited runs. One example at least, even where it takes more
         # than the budget: smaller pieces do not exist.
         size = max(1, min(n, self.runs.memory // 2 // per_example))
-        for first in range(0, n, size):
-            yield range(first, min(first + size, n))
+        batches = [range(first, min(first + size, n)) for first in range(0, n, size)]
+        self.runs.check_slices(len(batches))
+        return batches
 
     def walks(
         self, elements: Sequence[Element], prompts: Prompts, read: Tensor | None

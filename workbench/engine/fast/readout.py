@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.engine.fast.base_run import BaseRun
 from workbench.engine.fast.decoder import Linear
 from workbench.engine.fast.staircase import WalkOutcome
+from workbench.errors import NotFinite
 from workbench.metrics.metric import Metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
@@ -101,10 +102,10 @@ class Readout:
         Args:
             base_metric: m(base), the measure of `base_logits`.
         """
-        if self.metric.rowwise:
-            self._write_rows(outcomes, effects, base_metric)
-        else:
+        if not self.metric.rowwise:
             self._write_runs(outcomes, effects, base_metric)
+            return
+        self._write_rows(outcomes, effects, base_metric)
         for outcome in outcomes:
             # An edit that writes what is there has an effect of exactly 0: its run differs from the base run
             # at most in the last digits, since it was computed in other products.
@@ -117,6 +118,7 @@ class Readout:
             # Run after run, which is the order of the streams' rows.
             examples = outcome.cohort.examples.repeat(len(outcome.elements))
             stream, changed_steps = self._read(outcome)
+            n_examples, n_measured = len(outcome.cohort.examples), 0
             remaining = iter(examples.tolist())
             measured = []
             for tile in self._tiles(stream.flatten(0, 1)):
@@ -129,7 +131,12 @@ class Readout:
                     # A run computes nothing before its first token: there the base run's logits stand in.
                     changed = changed_steps[rows, :, None].to(logits.device)
                     logits = torch.where(changed, logits, self.base_logits[rows])
-                measured.append(self.metric(logits, self.pairs.select(rows), reference))
+                try:
+                    measured.append(self.metric(logits, self.pairs.select(rows), reference))
+                except NotFinite as error:
+                    error.run = outcome.elements[(n_measured + (error.example or 0)) // n_examples]
+                    raise
+                n_measured += len(rows)
             change = torch.cat(measured) - base_metric[examples.to(base_metric.device)]
             by_run = change.view(len(outcome.elements), -1)
             cells = outcome.cohort.examples[:, None], torch.tensor(outcome.elements)
@@ -153,19 +160,28 @@ class Readout:
         for outcome in outcomes:
             elements |= dict.fromkeys(outcome.elements)
         for j in elements:
-            # Examples in which nothing changes are in no cohort, and keep the base run's logits.
+            # Examples in which nothing changes keep the base run's logits, bit by bit: the effect on them may
+            # still be one, since the metric may compare them with examples that do change.
             logits = self.base_logits.clone()
             for outcome in outcomes:
                 if j not in outcome.elements:
                     continue
-                cohort, stream = outcome.cohort, outcome.stream[outcome.elements.index(j)]
-                examples = cohort.examples.to(logits.device)
+                run, cohort = outcome.elements.index(j), outcome.cohort
+                changed = (~outcome.unchanged[run]).to(logits.device)
+                examples = cohort.examples.to(logits.device)[changed]
+                if not len(examples):
+                    continue
+                stream = outcome.stream[run][changed.to(outcome.stream.device)]
                 edited = torch.cat([self.logits(tile) for tile in self._tiles(stream)])
                 if self.read is None:
                     logits[examples, cohort.start : cohort.length] = edited
                 else:
                     logits[examples] = edited[:, 0]
-            effects[:, j] = (self.measure(logits) - base_metric).to(effects)
+            try:
+                effects[:, j] = (self.measure(logits) - base_metric).to(effects)
+            except NotFinite as error:
+                error.run = j
+                raise
 
     def logits(self, stream: Tensor) -> Tensor:
         """The logits of streams after the last block: those rows of the vocabulary that the metric reads."""

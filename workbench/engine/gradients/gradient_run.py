@@ -18,7 +18,7 @@ from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.bridge import final_norm
 from workbench.engine.fast.base_run import BaseRun
-from workbench.engine.hooked.block import Block, pull_back
+from workbench.engine.hooked.block import Block, mlp_input, pull_back
 from workbench.engine.hooked.forward import Write, forward, gradients_of
 from workbench.models.model import Model
 from workbench.sites import Key, Site
@@ -124,7 +124,6 @@ def hooked_run(
     """
     blocks = [Block.of(model, layer) for layer in range(model.cfg.n_layers)]
     n_layers = len(blocks)
-    tokens = bound.prompts.tokens.repeat(rows, 1)
     record: list[Key] = []
     for layer in range(n_layers):
         record += [(kind, layer) for kind in ("resid_pre", "q", "k", "v", "z")]
@@ -133,18 +132,20 @@ def hooked_run(
         raw_record.append("ln_final.hook_in")
     for layer, block in enumerate(blocks):
         if block.mlp_norm is not None:
-            raw_record.append(f"blocks.{layer}.mlp.hook_in")
+            raw_record.append(mlp_input(layer))
             # In blocks that read one stream for both (GPT-J), it is recorded as `resid_pre` already.
             if block.mlp_stream != Site("resid_pre", layer).hook:
                 raw_record.append(block.mlp_stream)
-    result = forward(model, tokens, writes=writes, record=record, raw_record=raw_record, gradients=True)
+    result = forward(
+        model, bound.prompts, copies=rows, writes=writes, record=record, raw_record=raw_record, gradients=True
+    )
     seen = result.recorded
     # MLPs and the logits: the gradient after the norm, since TransformerLens 4.3 has no hook between the
     # stream and the norm that the MLP alone passes.
     at: dict[tuple[str, int], Tensor] = {}
     for layer, block in enumerate(blocks):
         if block.mlp_norm is not None:
-            at["normed", layer] = seen[f"blocks.{layer}.mlp.hook_in"]
+            at["normed", layer] = seen[mlp_input(layer)]
         for port in ("q", "k", "v", "z"):
             at[port, layer] = seen[port, layer]
     at["normed", n_layers] = seen["unembed.hook_in"]

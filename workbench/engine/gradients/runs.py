@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.circuit.graph import Graph
 from workbench.engine.circuits import CircuitBatch
 from workbench.engine.gradients.gradient_run import GradientRun, decoder_run, hooked_run
+from workbench.engine.gradients.separable import check_separable
 from workbench.engine.gradients.writer_differences import WriterDifferences
 from workbench.engine.hooked.forward import Write
 from workbench.metrics.metric import Metric
@@ -27,6 +28,7 @@ class GradientRuns:
     Attributes:
         sources: what writers write in the clean run, and their patched values.
         start: the first token that anything is computed for.
+        by_example: whether the gradient of each example is wanted, and not only their sum.
     """
 
     model: Model
@@ -35,6 +37,7 @@ class GradientRuns:
     metric: Metric
     sources: WriterDifferences
     start: int
+    by_example: bool = False
 
     def at(self, shares: Sequence[float]) -> GradientRun:
         """Runs between patched and clean token embeddings, at these shares of the way (1: the clean run)."""
@@ -92,7 +95,11 @@ class GradientRuns:
 
             def measure(logits: Tensor) -> Tensor:
                 """The summed metric of logits [row * example, pos, vocab]."""
-                return self._weighted([batch.hooked(self.metric, version) for version in logits.split(size)])
+                measured = []
+                for version in logits.split(size):
+                    measured.append(batch.hooked(self.metric, version))
+                    self._check(measured[-1], version)
+                return self._weighted(measured)
 
             return hooked_run(self.model, batch.bound, measure, self.metric.name, hooks, n)
         stream = batch.walk.base.whole(("resid_pre", 0))[:, self.start :]
@@ -114,7 +121,12 @@ class GradientRuns:
             else:
                 read = stream[torch.arange(len(walk.read)), walk.read - self.start][:, None]
             measured.append(self.batch.measured(read))
+            self._check(measured[-1], read)
         return self._weighted(measured)
+
+    def _check(self, measured: Tensor, source: Tensor) -> None:
+        if self.by_example:
+            check_separable(self.metric, measured, source)
 
     def _weighted(self, measured: Sequence[Tensor]) -> Tensor:
         """The sum of measures over versions and rows, each row with its weight in its example."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.circuit.graph import Graph
 from workbench.engine.circuits import CircuitBatch
 from workbench.engine.fast.patched_values import writer_kinds
-from workbench.engine.hooked.block import Block
+from workbench.engine.hooked.block import HeadOutputs
 from workbench.engine.hooked.forward import forward
 from workbench.models.model import Model
 from workbench.sites import Key, Site
@@ -88,7 +88,7 @@ def _activations(
         values = {key: batch.walk.base.whole(key) for key in keys}
         return values, {key: batch.walk.patched.values[key] for key in keys}
     with torch.no_grad():
-        values = dict(forward(model, batch.pairs.clean.tokens, record=keys).recorded)
+        values = dict(forward(model, batch.pairs.clean, record=keys).recorded)
         return values, {key: batch.bound.edited(Site(*key), values[key]) for key in keys}
 
 
@@ -104,10 +104,10 @@ def _blocks(
     shape, stream, first = graph.shape, change["resid_pre", 0], 1
     yield slice(0, 1), lambda: stream[None]
     for layer in range(shape.n_layers):
-        block = None
+        outputs = None
         if batch.walk is None:
-            block = Block.of(model, layer)
-        heads = _heads(batch, block, layer, change["z", layer], values["z", layer])
+            outputs = HeadOutputs.of(model, layer)
+        heads = _heads(batch, outputs, layer, change["z", layer], values["z", layer])
         yield slice(first, first + shape.n_heads), heads
         first += shape.n_heads
         if ("mlp_out", layer) in change:
@@ -132,22 +132,22 @@ def _neurons(post: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
 
 def _heads(
-    batch: CircuitBatch, block: Block | None, layer: int, change: Tensor, z: Tensor
+    batch: CircuitBatch, outputs: HeadOutputs | None, layer: int, change: Tensor, z: Tensor
 ) -> Callable[[], Tensor]:
     """What works out the differences of a layer's heads."""
-    if block is None:
+    if outputs is None:
         assert batch.walk is not None
         weight = batch.walk.decoder.layers[layer].o.weight.view(change.shape[2], change.shape[3], -1)
     else:
-        weight = block.w_out.to(change.dtype)
+        weight = outputs.w_out.to(change.dtype)
 
     def differences() -> Tensor:
         """[head, example, pos, d_model]."""
         sent = (change.movedim(2, 0).flatten(1, 2) @ weight).view(len(weight), *change.shape[:2], -1)
-        if block is None or block.attn_post is None:
+        if outputs is None or outputs.attn_post is None:
             return sent
         # The heads' sum is normed before it is added (Gemma 2): the change is what the norm makes of it.
-        whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
-        return block.attn_post(whole) - block.attn_post(whole - sent)
+        whole = torch.einsum("bphe,hed->bpd", z, weight) + outputs.b_out.to(z.dtype)
+        return outputs.attn_post(whole) - outputs.attn_post(whole - sent)
 
     return differences

@@ -17,10 +17,36 @@ from workbench.engine.bridge import Norm, block_norm, norm
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
 from workbench.models.model import Model
-from workbench.sites import Shape
+from workbench.sites import Shape, Site
 
+# What works on every model, for the end of refusals.
+ALTERNATIVE = "effects(...) works on them."
 # Models that have been checked; weak, so that the check keeps no model alive.
 _add_up: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """How the heads of a block enter the stream.
+
+    Attributes:
+        w_out: [head, d_head, d_model].  b_out: [d_model], zeros where the model has none.
+        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that
+            have one.
+    """
+
+    w_out: Float[Tensor, "head d_head d_model"]
+    b_out: Float[Tensor, "d_model"]
+    attn_post: Norm | None
+
+    @classmethod
+    def of(cls, model: Model, layer: int) -> "HeadOutputs":
+        """The outputs of a block's heads. Raises `ModelError` where its attention has no such weights."""
+        attn = _attention(model, layer)
+        w_out, b_out = _weight(attn, "W_O", layer), getattr(attn, "b_O", None)
+        if b_out is None:
+            b_out = w_out.new_zeros(w_out.shape[-1])
+        return cls(w_out, b_out.detach(), block_norm(model, layer, "ln1_post"))
 
 
 @dataclass(frozen=True)
@@ -31,10 +57,7 @@ class Block:
         attn_norm, mlp_norm: applied to a reader's input over its last axis. `mlp_norm` is None without MLPs.
         weights: port → [head or kv head, d_model, d_head] of q, k and v.
         biases: port → [head or kv head, d_head], zeros where the model has none.
-        w_out: [head, d_head, d_model].
-        b_out: [d_model], zeros where the model has none.
-        attn_post: the norm that the sum of the heads passes before it is added to the stream, in models that
-            have one.
+        heads: how its heads enter the stream.
         mlp_stream: the hook whose value is the MLP's input before its norm.
     """
 
@@ -42,18 +65,15 @@ class Block:
     mlp_norm: Norm | None
     weights: dict[str, Tensor]
     biases: dict[str, Tensor]
-    w_out: Float[Tensor, "head d_head d_model"]
-    b_out: Float[Tensor, "d_model"]
-    attn_post: Norm | None
+    heads: HeadOutputs
     mlp_stream: str
 
     @classmethod
     def of(cls, model: Model, layer: int) -> "Block":
-        """The readers of a block."""
-        block = model.blocks[layer]
-        children = dict(block.named_children())
-        attn = block.attn
-        weights = {port: getattr(attn, f"W_{port.upper()}").detach() for port in "qkv"}
+        """The readers of a block. Raises `ModelError` where its attention has no q, k and v weights."""
+        children = dict(model.blocks[layer].named_children())
+        attn = _attention(model, layer)
+        weights = {port: _weight(attn, f"W_{port.upper()}", layer) for port in "qkv"}
         biases = {}
         for port, weight in weights.items():
             bias = getattr(attn, f"b_{port.upper()}", None)
@@ -61,26 +81,17 @@ class Block:
                 bias = weight.new_zeros(weight.shape[0], weight.shape[2])
             # Architectures keep biases flat or by head; from here on they are [head, d_head].
             biases[port] = bias.detach().view(weight.shape[0], -1)
-        b_out = getattr(attn, "b_O", None)
-        if b_out is None:
-            b_out = attn.W_O.new_zeros(attn.W_O.shape[-1])
-        attn_norm, mlp_norm = norm(children.get("ln1")), None
-        # Parallel blocks such as GPT-J's share one norm between attention and MLP.
-        own_mlp_norm = "ln2" in children
-        if own_mlp_norm and "mlp" in children:
-            mlp_norm = norm(children["ln2"])
-        elif "mlp" in children:
-            mlp_norm = attn_norm
-        return cls(
-            attn_norm=attn_norm,
-            mlp_norm=mlp_norm,
-            weights=weights,
-            biases=biases,
-            w_out=attn.W_O.detach(),
-            b_out=b_out.detach(),
-            attn_post=block_norm(model, layer, "ln1_post"),
-            mlp_stream=f"blocks.{layer}.ln2.hook_in" if own_mlp_norm else f"blocks.{layer}.hook_resid_pre",
-        )
+        attn_norm = norm(children.get("ln1"))  # None, as in OLMo 2: the identity
+        mlp_norm, mlp_stream = attn_norm, Site("resid_pre", layer).hook
+        if "mlp" not in children:
+            mlp_norm = None
+        elif "ln2" in children:
+            mlp_norm, mlp_stream = norm(children["ln2"]), f"blocks.{layer}.ln2.hook_in"
+        elif not Shape.of(model).parallel:
+            # The MLP reads the stream between attention and itself as it is (OLMo 2, EXAONE 4).
+            mlp_norm, mlp_stream = norm(None), mlp_input(layer)
+        # What is left are parallel blocks such as GPT-J's, whose attention and MLP share one norm.
+        return cls(attn_norm, mlp_norm, weights, biases, HeadOutputs.of(model, layer), mlp_stream)
 
     def project(
         self, normed: Float[Tensor, "example pos head d_model"], port: str
@@ -88,6 +99,33 @@ class Block:
         """q, k or v of every head from the normed input of each."""
         weight, bias = self.weights[port], self.biases[port]
         return torch.einsum("bphd,hde->bphe", normed, weight.to(normed.dtype)) + bias.to(normed.dtype)
+
+
+def mlp_input(layer: int) -> str:
+    """The hook that holds what an MLP reads, after its norm."""
+    return f"blocks.{layer}.mlp.hook_in"
+
+
+def _attention(model: Model, layer: int) -> Any:
+    attn = dict(model.blocks[layer].named_children()).get("attn")
+    if attn is None:
+        raise ModelError(
+            f"Block {layer} of this model has no attention, so there are no heads in it. "
+            f"Edges and circuits of such models are not supported; {ALTERNATIVE}"
+        )
+    return attn
+
+
+def _weight(attn: Any, name: str, layer: int) -> Tensor:
+    """A weight of attention, [head, ...]."""
+    try:
+        return getattr(attn, name).detach()
+    # TransformerLens 4.3 raises the first for latent attention (DeepSeek), the second where there is none.
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"Attention of block {layer} has no plain {name} ({error}). "
+            f"Edges and circuits of such models are not supported; {ALTERNATIVE}"
+        ) from error
 
 
 @torch.no_grad()
@@ -99,6 +137,8 @@ def check_parts_add_up(model: Model) -> None:
     if model in _add_up:
         return
     shape = Shape.of(model)
+    # Read first: a model without such weights is refused by what it lacks.
+    outputs = [Block.of(model, layer).heads for layer in range(shape.n_layers)]
     kinds = ["resid_pre", "resid_post", "z"]
     if not shape.attn_only:
         kinds.append("mlp_out")
@@ -106,12 +146,12 @@ def check_parts_add_up(model: Model) -> None:
     tokens = torch.arange(4)[None] % shape.d_vocab
     kept = forward(model, tokens[:, : shape.n_ctx], record=record).recorded
     for layer in range(shape.n_layers):
-        block = Block.of(model, layer)
+        heads = outputs[layer]
         added = kept["resid_post", layer] - kept["resid_pre", layer]
-        written = torch.einsum("bphe,hed->bpd", kept["z", layer], block.w_out.to(added.dtype))
-        if block.attn_post is not None:
+        written = torch.einsum("bphe,hed->bpd", kept["z", layer], heads.w_out.to(added.dtype))
+        if heads.attn_post is not None:
             # Such a norm (Gemma 2) sees the bias too, so no bias is left over below.
-            written = block.attn_post(written + block.b_out.to(written.dtype))
+            written = heads.attn_post(written + heads.b_out.to(written.dtype))
         if not shape.attn_only:
             written = written + kept["mlp_out", layer]
         bias = (added - written).float()  # what is left must be b_O, the same at every position
@@ -125,7 +165,7 @@ def check_parts_add_up(model: Model) -> None:
             raise ModelError(
                 f"Block {layer} does not add the plain sum of its heads (z . W_O) and its MLP to the stream: "
                 f"it scales or norms them on the way (difference {spread:.2g}). "
-                "Edges and circuits of such models are not supported yet; effects(...) works on them."
+                f"Edges and circuits of such models are not supported yet; {ALTERNATIVE}"
             )
     _add_up.add(model)
 

@@ -19,14 +19,16 @@ from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.bridge import Norm, final_norm
 from workbench.engine.edge_mixing import mixed, token_classes
-from workbench.engine.hooked.block import Block, check_parts_add_up
+from workbench.engine.hooked.block import Block, check_parts_add_up, mlp_input
 from workbench.engine.hooked.forward import Change, forward
-from workbench.engine.inputs import stacked
 from workbench.engine.memory import rows_per_forward
 from workbench.errors import ModelError
 from workbench.models.load import model_device
 from workbench.models.model import Model
 from workbench.sites import KINDS, Shape, Site
+
+CANCELLED = 2**-7
+"""Share of a stream below which what is left of it is summed anew: the rounding of the stream would show."""
 
 
 def circuit_logits(
@@ -45,8 +47,9 @@ def circuit_logits(
     """
     check_hooks_suffice(model, graph)
     walk = _Walk(model, graph, keep, bound)
-    tokens = stacked(bound.prompts.tokens, len(keep))
-    logits = forward(model, tokens, raw_writes=walk.hooks(), gradients=keep.requires_grad).logits
+    logits = forward(
+        model, bound.prompts, copies=len(keep), raw_writes=walk.hooks(), gradients=keep.requires_grad
+    ).logits
     return logits.view(len(keep), len(bound.prompts), *logits.shape[1:])
 
 
@@ -77,11 +80,13 @@ class _WriterChanges:
     """What some writers of a block change: z' - z~ [circuit, writer, example, pos, d_model].
 
     Attributes:
+        patched: the sum of their z' and what the block adds beside them [circuit, 1, example, pos, d_model].
         post: the norm that their sum passes before it is added, with that sum [circuit, 1, example, pos,
             d_model].
     """
 
     change: Tensor
+    patched: Tensor
     post: tuple[Norm, Tensor] | None = None
 
 
@@ -90,6 +95,7 @@ class _Walk:
 
     Attributes:
         cut: [circuit, (pos_class,) writer, reader], 1 on the edges that carry the counterfactual value.
+        kept: the same, 1 on those that carry the current one.
         differences: of the writers so far, in the order of the graph's writers.
         inputs: what a later hook of the same block needs, by reader ("m3") or port and layer ("q3").
     """
@@ -97,8 +103,9 @@ class _Walk:
     def __init__(self, model: Model, graph: Graph, keep: Tensor, bound: Bound) -> None:
         self.model, self.graph, self.bound, self.n = model, graph, bound, len(keep)
         self.shape, device = graph.shape, model_device(model)
-        exists = torch.from_numpy(graph.exists).to(keep)
-        self.cut = (exists * (1 - keep)).to(device, next(model.parameters()).dtype)
+        exists, dtype = torch.from_numpy(graph.exists).to(keep), next(model.parameters()).dtype
+        self.cut = (exists * (1 - keep)).to(device, dtype)
+        self.kept = (exists * keep).to(device, dtype)
         classes = token_classes(graph, bound.prompts)
         self.classes = None if classes is None else classes.to(device)
         self.differences: list[_WriterChanges] = []
@@ -125,7 +132,7 @@ class _Walk:
             return
         if block.mlp_stream != Site("resid_pre", layer).hook:
             hooks[block.mlp_stream] = self._keep(f"m{layer}")
-        hooks[f"blocks.{layer}.mlp.hook_in"] = self._write_mlp(layer, block)
+        hooks[mlp_input(layer)] = self._write_mlp(layer, block)
         hooks[Site("mlp_out", layer).hook] = self._collect(Site("mlp_out", layer))
 
     def _enter(self, layer: int, block: Block) -> Change:
@@ -156,15 +163,18 @@ class _Walk:
     def _write_heads(self, layer: int, block: Block) -> Change:
         def change(z: Tensor) -> Tensor:
             """The heads' changes are collected; z itself stays the circuit's own."""
-            weight = block.w_out.to(z.dtype)
-            written = torch.einsum("bphe,hed->bphd", self._changed(Site("z", layer), z), weight)
+            weight = block.heads.w_out.to(z.dtype)
+            changed, bias = self._changed(Site("z", layer), z), block.heads.b_out.to(z.dtype)
+            written = torch.einsum("bphe,hed->bphd", changed, weight)
+            patched = torch.einsum("bphe,hed->bpd", z + changed, weight) + bias
             post = None
-            if block.attn_post is not None:
+            if block.heads.attn_post is not None:
                 # That norm is not linear in the heads: their changes must pass it together with all else they
                 # add up to.
-                whole = torch.einsum("bphe,hed->bpd", z, weight) + block.b_out.to(z.dtype)
-                post = block.attn_post, self._by_circuit(whole[:, :, None])
-            self.differences.append(_WriterChanges(self._by_circuit(written), post))
+                whole = torch.einsum("bphe,hed->bpd", z, weight) + bias
+                post = block.heads.attn_post, self._by_circuit(whole[:, :, None])
+            patched = self._by_circuit(patched[:, :, None])
+            self.differences.append(_WriterChanges(self._by_circuit(written), patched, post))
             return z
 
         return change
@@ -172,8 +182,10 @@ class _Walk:
     def _write_mlp(self, layer: int, block: Block) -> Change:
         def change(value: Tensor) -> Tensor:
             """The rebuilt input of the MLP, normed, in place of what the MLP would read."""
-            index = self.reader[f"m{layer}"]
-            rebuilt = self._rebuilt(self.inputs.pop(f"m{layer}"), slice(index, index + 1))
+            index, stream = self.reader[f"m{layer}"], self.inputs.pop(f"m{layer}")
+            if block.mlp_stream == mlp_input(layer):
+                stream = value  # without a norm in front, what the MLP would read is the stream
+            rebuilt = self._rebuilt(stream, slice(index, index + 1))
             assert block.mlp_norm is not None
             return block.mlp_norm(rebuilt)[:, :, 0].view_as(value)
 
@@ -206,7 +218,9 @@ class _Walk:
 
     def _collected(self, site: Site, value: Tensor) -> None:
         """Append z' - z~ of a writer that writes into the stream as it is."""
-        self.differences.append(_WriterChanges(self._by_circuit(self._changed(site, value)[:, :, None])))
+        changed = self._changed(site, value)
+        change, patched = (self._by_circuit(one[:, :, None]) for one in (changed, value + changed))
+        self.differences.append(_WriterChanges(change, patched))
 
     def _changed(self, site: Site, current: Tensor) -> Tensor:
         """z' - z~ of every circuit.
@@ -228,8 +242,53 @@ class _Walk:
             moved = mixed(written.change, self.cut[..., writers, readers], self.classes)
             if written.post is not None:
                 norm, whole = written.post
-                moved = norm(whole + moved) - norm(whole)
+                moved = norm(self._within(written, writers, readers, moved)) - norm(whole)
             first, change = writers.stop, change + moved
-        # The hooked run has one axis of rows, a prompt under a circuit each, so [circuit, reader, example,
-        # pos, d_model] becomes [row, pos, reader, d_model].
-        return stream[:, :, None] + change.movedim(1, 3).flatten(0, 1)
+        before = stream[:, :, None]
+        rebuilt = before + self._by_row(change)
+        cancelled = _cancelled(rebuilt, before)
+        if bool(cancelled.any()):
+            # A norm would blow up the rounding that is left of a stream whose parts are nearly all cut.
+            rebuilt = torch.where(cancelled, self._by_row(self._anew(readers)), rebuilt)
+        return rebuilt
+
+    def _anew(self, readers: slice) -> Tensor:
+        """[circuit, reader, example, pos, d_model]: the sum of what every writer gives a reader."""
+        first, total = 0, torch.zeros((), dtype=self.cut.dtype, device=self.cut.device)
+        for written in self.differences:
+            writers = slice(first, first + written.change.shape[1])
+            given = self._kept_sum(written, writers, readers)
+            if written.post is not None:
+                moved = mixed(written.change, self.cut[..., writers, readers], self.classes)
+                given = written.post[0](self._within(written, writers, readers, moved))
+            # Of a parallel block the MLP reads no heads: whole groups reach a reader or do not.
+            exists = (self.cut + self.kept)[..., first, readers].flatten(0, -2).amax(0)
+            first, total = writers.stop, total + exists[:, None, None, None] * given
+        return total
+
+    def _kept_sum(self, written: _WriterChanges, writers: slice, readers: slice) -> Tensor:
+        """The sum of writers' outputs, from all of them at z': exact where few edges are kept."""
+        return written.patched - mixed(written.change, self.kept[..., writers, readers], self.classes)
+
+    def _within(self, written: _WriterChanges, writers: slice, readers: slice, moved: Tensor) -> Tensor:
+        """The sum that a norm behind attention reads, for every reader."""
+        assert written.post is not None
+        _, whole = written.post
+        inside = whole + moved
+        cancelled = _cancelled(inside, whole)
+        if bool(cancelled.any()):
+            inside = torch.where(cancelled, self._kept_sum(written, writers, readers), inside)
+        return inside
+
+    def _by_row(self, change: Tensor) -> Tensor:
+        """[row, pos, reader, d_model] of [circuit, reader, example, pos, d_model].
+
+        The hooked run has one axis of rows, a prompt under a circuit each.
+        """
+        return change.movedim(1, 3).flatten(0, 1)
+
+
+def _cancelled(left: Tensor, before: Tensor) -> Tensor:
+    """[..., 1]: whether little is left of a sum after the greatest part of it was taken away."""
+    size, of = (one.detach().abs().amax(-1, keepdim=True) for one in (left, before))
+    return size < CANCELLED * of

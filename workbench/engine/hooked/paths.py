@@ -39,7 +39,7 @@ class HookedPaths:
         kinds = ["z"] if self.shape.attn_only else ["z", "mlp_out", "mlp_post"]
         keys: list[Key] = [("resid_pre", 0), *product(kinds, range(self.shape.n_layers))]
         # Recorded once: every path freezes what is not on it at these values.
-        self.base = forward(model, self.prompts.tokens, record=keys).recorded
+        self.base = forward(model, self.prompts, record=keys).recorded
 
     def element(self, route: Route) -> Element:
         """The edited run of a path."""
@@ -71,14 +71,14 @@ class HookedPaths:
             if sender.kind not in ("mlp_out", "mlp_post") or sender.layer != receiving_mlp:
                 sent[sender] = value
         writes = self._frozen(sent, receiving_mlp=receiving_mlp)
-        recorded = forward(self.model, self.prompts.tokens, writes=writes, record=[site.key]).recorded
+        recorded = forward(self.model, self.prompts, writes=writes, record=[site.key]).recorded
         return _of_site(recorded[site.key], site, self.prompts)
 
     def _through(self, values: Values, read: Sequence[Reader], written: Sequence[Writer]) -> Values:
         """What the writers of a node write when its readers read the change."""
         element, key = self._set(values, read), written[0].site.key  # all writers of a node are of one layer
         writes = [Edit(site, bound).write() for site, bound in element.edits]
-        recorded = forward(self.model, self.prompts.tokens, writes=writes, record=[key]).recorded[key]
+        recorded = forward(self.model, self.prompts, writes=writes, record=[key]).recorded[key]
         return {writer.site: _of_site(recorded, writer.site, self.prompts) for writer in written}
 
     def _frozen(self, values: Values, *, receiving_mlp: int | None) -> list[Write]:

@@ -15,6 +15,7 @@ from workbench.engine.fast.cohorts import Element
 from workbench.engine.hooked.forward import forward
 from workbench.engine.run import Edit
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flops
+from workbench.errors import NotFinite
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
@@ -65,22 +66,35 @@ class HookedSweep:
                     if not all(base_run.unchanged(site, bound) for site, bound in element.edits):
                         waiting.append(j)
                     if waiting and (len(waiting) == per_pass or j == len(elements) - 1):
-                        effects = self._edited([elements[k] for k in waiting], prompts, examples)
+                        effects = self._edited(elements, waiting, prompts, examples)
                         table[examples.start : examples.stop, waiting] = effects.to(table)
                         waiting = []
                     bar.update(len(prompts))
         return table if runs.measured.dtype == torch.float64 else table.float()
 
-    def _edited(self, elements: Sequence[Element], prompts: Prompts, examples: Sequence[int]) -> Tensor:
-        """[example, element] of runs that share one forward pass."""
+    def _edited(
+        self,
+        elements: Sequence[Element],
+        columns: Sequence[int],
+        prompts: Prompts,
+        examples: Sequence[int],
+    ) -> Tensor:
+        """[example, column] of some of the elements, whose runs share one forward pass."""
         n, causal = len(prompts), Shape.of(self.runs.model).causal
         writes = []
-        for k, element in enumerate(elements):
+        for k, element in enumerate(elements[j] for j in columns):
             rows = slice(k * n, (k + 1) * n)  # each element edits a copy of the batch of its own
             writes += [Edit(site, bound, rows, causal).write() for site, bound in element.edits]
-        logits = self.runs.logits(prompts, len(elements), writes)
-        measured = [self.runs.measure(one, prompts, examples) for one in logits.split(n)]
-        return torch.stack(measured, 1) - self.runs.measured[list(examples)][:, None]
+        logits = self.runs.logits(prompts, len(columns), writes)
+        base = self.runs.measured[list(examples)][:, None]
+        measured = []
+        for j, of_element in zip(columns, logits.split(n), strict=True):
+            try:
+                measured.append(self.runs.measure(of_element, prompts, examples))
+            except NotFinite as error:
+                error.run = j
+                raise
+        return torch.stack(measured, 1) - base
 
 
 class _BaseRun:
@@ -93,7 +107,7 @@ class _BaseRun:
     def unchanged(self, site: Site, bound: Bound) -> bool:
         """Whether an edit writes, bit by bit, what is there already in every example."""
         if site.key not in self.kept:
-            self.kept = dict(forward(self.model, self.prompts.tokens, record=[site.key]).recorded)
+            self.kept = dict(forward(self.model, self.prompts, record=[site.key]).recorded)
         before = self.kept[site.key]
         after = Edit(site, bound, causal=Shape.of(self.model).causal).write().change(before.clone())
         if site.kind == "pattern":

@@ -5,6 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.files import check_free, whole
@@ -14,6 +15,7 @@ from workbench.render.circuit.view import CircuitView, ViewKind
 ENDINGS = (".svg", ".png", ".pdf")
 
 
+@checked
 def export(
     view: CircuitView | Circuit,
     path: str | Path,

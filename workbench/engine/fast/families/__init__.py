@@ -7,6 +7,7 @@
 from workbench.engine.bridge import Unsupported
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import gpt2, llama, native, neox
+from workbench.models.locks import alone
 from workbench.models.model import Model
 
 _READERS = {name: family.read for family in (gpt2, llama, neox, native) for name in family.ARCHITECTURES}
@@ -24,7 +25,8 @@ def read(model: Model, length: int) -> Decoder:
         raise Unsupported(f"its architecture {architecture} is not one of {', '.join(_READERS)}")
     if getattr(model, "compatibility_mode", False):
         raise Unsupported("its weights are folded (compatibility mode)")
-    hooked = _hooked(model)
+    with alone(model):  # or the hooks of another thread's run would be taken for some of the caller's
+        hooked = _hooked(model)
     if hooked:
         raise Unsupported(f"hooks are installed on it ({', '.join(hooked[:3])})")
     decoder = _READERS[architecture](model, length)
