@@ -228,6 +228,7 @@ def test_a_log_that_is_a_link_to_another_file_is_not_cut(tmp_path):
     assert own.read_text() == "a file without a line end"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_named_and_leaves_no_lock(tmp_path):
     """Files of no more than so many bytes, as a full disk allows them."""
     script = (
