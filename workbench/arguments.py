@@ -31,7 +31,7 @@ from workbench.errors import (
     StoreError,
     WorkbenchError,
 )
-from workbench.text import lone_surrogates, visible
+from workbench.text import lone_surrogates, visible, with_article
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -165,8 +165,8 @@ def shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple):
-        return f"a {kind.__name__} of {value.dtype} and shape {tuple(value.shape)}"
-    return f"a {kind.__name__}"
+        return f"{with_article(kind.__name__)} of {value.dtype} and shape {tuple(value.shape)}"
+    return with_article(kind.__name__)
 
 
 # ---- annotations
@@ -309,7 +309,7 @@ def _class_rule(kind: Any, inner: Sequence[Any]) -> Rule | None:
             return _mapping_rule(inner)
         if issubclass(kind, Iterable):
             return _series_rule(kind, inner)
-    words, error = CLASSES.get(kind.__name__, (f"a {kind.__name__}", ArgumentError))
+    words, error = CLASSES.get(kind.__name__, (with_article(kind.__name__), ArgumentError))
     if kind.__name__ == "Model":
         return Rule(_is_model, words, error)
     if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):

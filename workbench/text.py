@@ -43,6 +43,15 @@ def xml(text: object) -> str:
     return escape(spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
 
 
+def with_article(noun: str) -> str:
+    """The noun after "a" or "an", by its first letter.
+
+    >>> with_article("ActivationStore"), with_article("list")
+    ('an ActivationStore', 'a list')
+    """
+    return f"an {noun}" if noun[:1].lower() in tuple("aeiou") else f"a {noun}"
+
+
 def lone_surrogates(text: str) -> list[str]:
     """The halves of characters in a text, as of an emoji that was cut; no file or tokenizer holds them."""
     # The answer for nearly every text, in one look.

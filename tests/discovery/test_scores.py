@@ -293,7 +293,7 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(EditError) as edit:
         score_edges(model, pairs, value=cast(Any, corrupt))
     assert str(edit.value) == (
-        "score_edges: value=a ActivationStore does not fit; a value such as wb.zero(), wb.mean(store) or "
+        "score_edges: value=an ActivationStore does not fit; a value such as wb.zero(), wb.mean(store) or "
         "wb.from_store(store) is needed."
     )
     uneven = PromptPairs(

@@ -301,7 +301,7 @@ def test_panel_refuses_components_and_properties_that_circuitsvis_has_not():
         == "name has numbers that are not finite: leave them out of the panel."
     )
     assert said(Panel, "Hello", {"name": object()}) == (
-        "name has a object: a panel holds text, numbers, arrays and lists of these."
+        "name has an object: a panel holds text, numbers, arrays and lists of these."
     )
     assert said(Panel, "Hello", {"name": "x" * 16_000_001}) == (
         "This Hello panel holds 16 MB, and a page up to 16 MB: choose fewer heads, layers, neurons or "

@@ -82,7 +82,7 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
     with pytest.raises(WorkbenchError) as error:
         report([("a", "three"), ("b", object())], path, title="t", overwrite=True)
     assert str(error.value) == (
-        "Section 'b' of the report: a object cannot be shown. Circuits, views, panels, xarray results, "
+        "Section 'b' of the report: an object cannot be shown. Circuits, views, panels, xarray results, "
         "pandas tables, matplotlib figures, text and Html(...) can."
     )
     assert "two" in path.read_text(encoding="utf-8")

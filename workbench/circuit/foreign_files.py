@@ -16,6 +16,7 @@ from workbench.circuit.components import MOST_CELLS
 from workbench.circuit.foreign import ForeignCircuit
 from workbench.documents import read_json
 from workbench.errors import CircuitError
+from workbench.text import with_article
 
 
 def parse_json(path: Path) -> ForeignCircuit:
@@ -125,12 +126,12 @@ def _checked_size(sources: Sized, targets: Sized) -> tuple[int, int]:
 
 def _check_keys(document: Any, needed: Iterable[str]) -> None:
     if not isinstance(document, dict):
-        raise CircuitError(f"it holds a {type(document).__name__}, not a dictionary.")
+        raise CircuitError(f"it holds {with_article(type(document).__name__)}, not a dictionary.")
     missing = [key for key in needed if key not in document]
     if missing:
         raise CircuitError(f"it lacks {', '.join(missing)}.")
     if not isinstance(document["cfg"], dict):
-        raise CircuitError(f"cfg is a {type(document['cfg']).__name__}, not a dictionary.")
+        raise CircuitError(f"cfg is {with_article(type(document['cfg']).__name__)}, not a dictionary.")
 
 
 def _flag(value: Any, name: str) -> bool:

@@ -18,6 +18,7 @@ from workbench.course.exercises import (
     table,
 )
 from workbench.lenses.head_scores import attention_to
+from workbench.text import with_article
 
 N = 64
 PROMPT = "When Anna and Tom went to the park , Tom gave a ball to"
@@ -45,7 +46,7 @@ def _next_word(answer: Any) -> str:
         if isinstance(word, int | torch.Tensor | np.integer):
             raise Wrong("your function returns a token's number; model.to_string makes the word of it.")
         if not isinstance(word, str):
-            raise Wrong(f"your function returns a {type(word).__name__}, not a word.")
+            raise Wrong(f"your function returns {with_article(type(word).__name__)}, not a word.")
         logits = _logits(text)
         if word == model.to_string(logits[-1].argmax()):
             continue

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ProbeError
+from workbench.text import with_article
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Concept:
         unusable = [v for v in column if not isinstance(v, bool | int | float | str) and v is not None]
         if unusable:
             raise ProbeError(
-                f"Concept {name!r} has a {type(unusable[0]).__name__} among its labels: bools, texts or "
+                f"Concept {name!r} has {with_article(type(unusable[0]).__name__)} among its labels: bools, texts or "
                 "numbers are needed."
             )
         missing = column.isna() | (column == "")

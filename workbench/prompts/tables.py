@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from workbench.documents import parse_json
 from workbench.errors import WorkbenchError
 from workbench.files import check_ordinary
+from workbench.text import with_article
 
 # Bytes at the beginning of a corpus that decide about its encoding.
 _SAMPLE = 2**20
@@ -92,7 +93,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{name} is a {type(row).__name__}, not an object")
+            raise ValueError(f"{name} is {with_article(type(row).__name__)}, not an object")
         rows.append(row)
     return rows
 

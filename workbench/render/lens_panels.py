@@ -17,7 +17,7 @@ from workbench.render.panel_inputs import (
     as_strings,
 )
 from workbench.render.token_svg import Guess, top_k_svg
-from workbench.text import visible
+from workbench.text import visible, with_article
 
 
 def top_tokens(
@@ -87,7 +87,7 @@ def _one_prompt(lens: xr.Dataset, prompt: int) -> xr.Dataset:
     """The (layer, pos, rank) tables of one prompt of a `workbench.top_tokens`."""
     is_dataset = isinstance(lens, xr.Dataset)
     if not is_dataset or not {"token", "prob"} <= set(lens) or not set(_LENS_AXES) <= set(lens.dims):
-        has = f"a {type(lens).__name__}"
+        has = with_article(type(lens).__name__)
         if is_dataset:
             has = f"variables {', '.join(map(str, lens))}"
         raise WorkbenchError(

@@ -23,7 +23,7 @@ from workbench.errors import UnknownName, WorkbenchError
 from workbench.render.circuit.page import page, script_json
 from workbench.render.circuitsvis import script_html
 from workbench.render.panel_components import COMPONENTS, check_names, check_shapes
-from workbench.text import visible, xml
+from workbench.text import visible, with_article, xml
 
 _MOST_BYTES = 16_000_000
 
@@ -124,5 +124,5 @@ def _ready(value: Any, name: str) -> Any:
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]
     raise WorkbenchError(
-        f"{name} has a {type(value).__name__}: a panel holds text, numbers, arrays and lists of these."
+        f"{name} has {with_article(type(value).__name__)}: a panel holds text, numbers, arrays and lists of these."
     )

@@ -25,7 +25,7 @@ from workbench.render.figures.canvas import figure_html
 from workbench.render.panel import Panel
 from workbench.render.plots import plot
 from workbench.results import versions
-from workbench.text import visible, xml
+from workbench.text import visible, with_article, xml
 
 Section = tuple[str, Any] | tuple[str, Any, str]
 _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "seed")
@@ -158,7 +158,7 @@ def _show(item: Any, heading: str) -> str:
     if isinstance(item, xr.DataArray | xr.Dataset):
         return figure_html(plot(item), alt=heading)
     raise WorkbenchError(
-        f"a {type(item).__name__} cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
+        f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
         "matplotlib figures, text and Html(...) can."
     )
 

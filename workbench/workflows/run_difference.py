@@ -17,13 +17,15 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.compare import compare
 from workbench.errors import CircuitError
 from workbench.render.circuit.view import CircuitView
+from workbench.text import with_article
 from workbench.workflows.run_contents import ROWS, Content, is_averaged, is_number, shown_content
 
 
 def difference_of(a: Any, b: Any, names: tuple[str, str]) -> Content:
     """What is shown for the difference of two files of one name, and its caption."""
     if type(a) is not type(b):
-        return f"It holds a {type(a).__name__} in {names[0]} and a {type(b).__name__} in {names[1]}.", ""
+        kinds = [with_article(type(one).__name__) for one in (a, b)]
+        return f"It holds {kinds[0]} in {names[0]} and {kinds[1]} in {names[1]}.", ""
     if isinstance(a, Circuit):
         return _circuits(a, b, names)
     if isinstance(a, pd.DataFrame):
