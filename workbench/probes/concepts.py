@@ -56,8 +56,8 @@ class Concept:
         unusable = [v for v in column if not isinstance(v, bool | int | float | str) and v is not None]
         if unusable:
             raise ProbeError(
-                f"Concept {name!r} has {with_article(type(unusable[0]).__name__)} among its labels: bools, texts or "
-                "numbers are needed."
+                f"Concept {name!r} has {with_article(type(unusable[0]).__name__)} among its labels: bools, "
+                "texts or numbers are needed."
             )
         missing = column.isna() | (column == "")
         if missing.any():

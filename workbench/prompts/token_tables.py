@@ -212,8 +212,8 @@ def _check_padding(rows: Sequence[_Row], padding: Padding | None) -> None:
             raise PromptError(
                 f"{rows[n_padding.index(longest)].where} {verb} in {longest} of the tokenizer's padding "
                 f"token ({padding.token}), which the model would read as tokens. Give what the tokenizer "
-                "returned, with its attention_mask; or lists of unequal length; or Prompts.of(rows), which takes rows "
-                "as they are."
+                "returned, with its attention_mask; or lists of unequal length; or Prompts.of(rows), "
+                "which takes rows as they are."
             )
 
 

@@ -124,5 +124,6 @@ def _ready(value: Any, name: str) -> Any:
     if isinstance(value, Sequence):
         return [_ready(item, name) for item in value]
     raise WorkbenchError(
-        f"{name} has {with_article(type(value).__name__)}: a panel holds text, numbers, arrays and lists of these."
+        f"{name} has {with_article(type(value).__name__)}: a panel holds text, numbers, arrays "
+        "and lists of these."
     )

@@ -158,8 +158,8 @@ def _show(item: Any, heading: str) -> str:
     if isinstance(item, xr.DataArray | xr.Dataset):
         return figure_html(plot(item), alt=heading)
     raise WorkbenchError(
-        f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, xarray results, pandas tables, "
-        "matplotlib figures, text and Html(...) can."
+        f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, xarray results, "
+        "pandas tables, matplotlib figures, text and Html(...) can."
     )
 
 
