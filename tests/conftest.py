@@ -9,6 +9,8 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 THREADS = int(os.environ.get("WORKBENCH_TEST_THREADS", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
+# As `import workbench` sets it, which comes after torch here: threads that spin are slow beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
