@@ -89,3 +89,10 @@ def test_errors_and_warnings(tmp_path, monkeypatch, capsys):
     assert is_clean(capsys.readouterr().err)
     spell_warnings()
     assert is_clean(warnings.formatwarning(HOSTILE, UserWarning, "a.py", 3))
+
+
+def test_arguments_that_nobody_asked_for():
+    line = ["bench", "circuits", "\u202egnp.exe"]
+    outcome = CliRunner().invoke(cli.app, line)
+    assert outcome.exit_code == 2
+    assert "Got unexpected extra argument(s) (\\u202egnp.exe)" in outcome.output

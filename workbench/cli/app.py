@@ -2,8 +2,12 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from workbench.cli.bench import behaviours, circuits
 from workbench.cli.circuits import compare, convert, discover, evaluate_circuit
@@ -15,7 +19,39 @@ from workbench.cli.runs import diff_runs, probe_store, report_run
 from workbench.cli.store import store
 from workbench.cli.sweep import sweep
 
+# Typer carries a copy of click within, and shows this class of it only as the base of another.
+UsageError: Any = typer.BadParameter.__base__
+
+
+class SpelledGroup(TyperGroup):
+    """Commands whose messages about arguments spell out invisible characters, as all other messages do."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """The context of a command line. Raises `UsageError`, spelled out."""
+        with _spelled_out():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the line names. Raises `UsageError`, spelled out."""
+        with _spelled_out():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _spelled_out() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        from workbench.text import spelled
+
+        text = error.format_message()
+        if spelled(text) == text:
+            raise  # as click shows it
+        raise UsageError(spelled(text), ctx=error.ctx) from error
+
+
 app = typer.Typer(
+    cls=SpelledGroup,
     help="A mechanistic interpretability workbench around TransformerLens models.",
     no_args_is_help=True,
     add_completion=False,
