@@ -374,7 +374,10 @@ def _is_series(kind: Any, value: Any) -> bool:
         return isinstance(value, Iterable)
     # Sequences of other libraries (arrays, tensors, an Index of pandas) are not registered as such.
     return (
-        hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, Mapping | type)
+        isinstance(value, Iterable)
+        and hasattr(value, "__len__")
+        and hasattr(value, "__getitem__")
+        and not isinstance(value, Mapping | type)
     )
 
 

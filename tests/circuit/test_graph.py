@@ -9,6 +9,7 @@ from families import FAMILIES, NATIVES, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.arguments import shown
 from workbench.circuit.graph import REST, Graph
 from workbench.errors import SiteError
 from workbench.sites import Edge, Shape
@@ -242,13 +243,13 @@ def test_facts_of_no_graph_are_refused(wrong):
         Graph.from_dict(Graph(shape_of()).to_dict() | wrong)
 
 
-@pytest.mark.parametrize("wrong", [-1, True, 1.5, None, "a b", "", "2", ("END",)])
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, None, "a b", "", "2", ("END",), np.zeros((2, 2))])
 def test_what_is_no_position_is_refused(wrong):
     with pytest.raises(SiteError) as error:
         Graph.of(shape_of(), positions=[wrong])
     assert (
         str(error.value)
-        == f"{wrong!r} is not a position of a graph: give indices from 0 up, or names such as 'END'."
+        == f"{shown(wrong)} is not a position of a graph: give indices from 0 up, or names such as 'END'."
     )
 
 

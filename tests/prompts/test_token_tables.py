@@ -216,3 +216,11 @@ def test_the_constructors_check_what_of_checks():
         wb.Prompts.of([[1, 5]], positions=[{"S": True}])
     with pytest.raises(wb.WorkbenchError, match="where=True does not fit; a whole number or text is needed"):
         of.at(True)
+
+
+def test_examples_that_are_not_there_cannot_be_selected():
+    pairs = wb.PromptPairs.of([[1, 5], [1, 6]], [[1, 4], [1, 3]], [9, 8], [7, 7])
+    for chosen in (range(3), [-3], [2]):
+        with pytest.raises(PromptError, match=r"There is no example -?\d: there are 2, from 0 on\."):
+            pairs.select(chosen)
+    assert pairs.select([-1]).answers.tolist() == [[[8]]]

@@ -39,6 +39,14 @@ def _several(given: Any) -> tuple[Any, ...]:
     return tuple(int(number) if isinstance(number, np.integer) else number for number in given)
 
 
+def _check_position(position: Any) -> None:
+    """Raise `SiteError` for what is neither an index nor a name."""
+    if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
+        raise SiteError(
+            f"{shown(position)} is not a position of a graph: give indices from 0 up, or names such as 'END'."
+        )
+
+
 def _is_whole(number: Any) -> bool:
     return type(number) is int and number >= 0
 
@@ -66,11 +74,7 @@ class Graph:
                 raise SiteError(f"{name} of a graph are a tuple, not {shown(listed)}: use Graph.of(...).")
         positions = self.positions or ()
         for position in positions:
-            if not (_is_whole(position) or (isinstance(position, str) and _NAME.fullmatch(position))):
-                raise SiteError(
-                    f"{position!r} is not a position of a graph: "
-                    "give indices from 0 up, or names such as 'END'."
-                )
+            _check_position(position)
         if positions == (REST,) or (positions == () and self.positions is not None):
             raise SiteError(
                 f"A graph with positions needs one beside {REST!r}, which is every other token; "
@@ -122,9 +126,10 @@ class Graph:
                 layers = tuple(sorted(set(layers)))
         if positions is None:
             return cls(shape, None, layers)
-        # Each once, in the order given. Not a set: what cannot be hashed is refused later, with a message.
+        # Each once, in the order given.
         named: list[Any] = []
         for position in _several(positions):
+            _check_position(position)
             if position != REST and position not in named:
                 named.append(position)
         return cls(shape, (*named, REST), layers)

@@ -94,7 +94,7 @@ def neuron_maps(
         table = np.full((len(MAPS), activations.n_features, len(questions)), np.nan)
         for start, x in _neurons(activations):
             for c, question in enumerate(questions):
-                table[:, start : start + len(x), c] = _map(x, question, l2)
+                table[:, start : start + len(x), c] = _map(x, question, float(l2))
         tables.append(table)
     coords = {
         "layer": mapped_layers,

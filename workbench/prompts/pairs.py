@@ -125,8 +125,8 @@ class PromptPairs:
         if isinstance(indices, slice):
             indices = range(len(self))[indices]
         chosen = list(indices)
-        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
+        rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
 
     def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":

@@ -176,12 +176,19 @@ class Prompts:
 
     @checked
     def select(self, indices: Sequence[int] | slice) -> "Prompts":
-        """Some of the prompts, padded no further than the longest of them."""
+        """Some of the prompts, padded no further than the longest of them.
+
+        Raises:
+            PromptError: no prompt is named, or one that is not there.
+        """
         if isinstance(indices, slice):
             indices = range(len(self))[indices]
         chosen = list(indices)
         if not chosen:
             raise PromptError("Nothing is selected: name at least one example.")
+        absent = [index for index in chosen if not -len(self) <= index < len(self)]
+        if absent:
+            raise PromptError(f"There is no example {absent[0]}: there are {len(self)}, from 0 on.")
         rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
         lengths = self.lengths[rows]
         longest = int(lengths.max())
