@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.circuit.graph import Graph
 from workbench.engine.fast.circuits import CircuitWalk
 from workbench.engine.fast.decoder import Decoder
-from workbench.engine.first_not_finite import first_not_finite
+from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.block import ALTERNATIVE, check_parts_add_up
 from workbench.engine.hooked.circuits import circuit_logits
 from workbench.engine.hooked.forward import forward
@@ -120,12 +120,11 @@ class _Check:
         run = forward(self.model, self.prompt, record=[last])
         plain = run.logits[0]
         if not is_finite(plain):
-            site = first_not_finite(self.model, self.prompt)
-            raise NotFinite(
-                f"The logits of {model_name(self.model)} are not finite on a prompt of {len(plain)} random "
-                f"tokens, from {site} on: check the weights and the dtype.",
-                place=site,
-            )
+            with located(self.model, self.prompt):
+                raise NotFinite(
+                    f"The logits of {model_name(self.model)} are not finite on a prompt of {len(plain)} random "
+                    "tokens."
+                )
         circuits, expected = [self.graph.exists], [plain]
         for seed in (0, 1):
             cut, row_of = self._random_cuts(seed)

@@ -71,8 +71,8 @@ def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[...
 
     Raises:
         MetricError: no answers where it needs them, or a metric of one's own that reads a continuation.
-        PromptError: an answer that does not fit into the context after its prompt, has a gap, or would
-            follow something else than the last token.
+        PromptError: an answer that does not fit into the context after its prompt, or would follow something
+            else than the last token.
     """
     measure = as_metric(metric)
     if not measure.reads_answer_tokens:
