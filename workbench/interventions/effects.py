@@ -40,13 +40,11 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site
-from workbench.statistics import known_gap
+from workbench.statistics import ROUNDING, known_gap
 
 METHODS = ("exact", "gradient", "integrated", "atp-star")
 CONVERGENCE = 0.05
 """Share of m(edited) - m(base) that integrated effects may miss on a prompt before there is a warning."""
-ROUNDING = 1e-5
-"""Share of the metric's size: where editing changes less than that, a share of it says nothing."""
 Sites = Grid | Site | str | Sequence[Site | str | tuple[Site | str, ...]]
 
 
@@ -218,6 +216,7 @@ def _measured(
 def _largest_gap(rows: Expansion, completeness: Completeness) -> float:
     """The largest |gap| / |whole| of any example; gaps that rounding explains count as 0."""
     gap, whole = rows.combine(completeness.gap).abs(), rows.combine(completeness.whole).abs()
+    # Where editing changes less than that, a share of it says nothing.
     rounding = ROUNDING * float(completeness.size.max())
     # The largest: in a mean over examples gaps of different sign would cancel.
     return float((gap / whole.clamp(min=rounding)).max())
