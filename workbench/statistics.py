@@ -245,8 +245,13 @@ def ratio_of_means(measured: np.ndarray, full: np.ndarray, empty: np.ndarray) ->
     NaN where the denominator is nothing but rounding (`known_gap`).
     """
     # Without a gap between the full and the empty circuit there is nothing to be faithful to.
+    return (measured.mean(0) - empty.mean(0)) / gap_of_means(full, empty)
+
+
+def gap_of_means(full: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """mean full - mean empty over axis 0, NaN where that is nothing but rounding (`known_gap`)."""
     size = np.maximum(np.abs(full).mean(0), np.abs(empty).mean(0))
-    return (measured.mean(0) - empty.mean(0)) / known_gap(full.mean(0) - empty.mean(0), size)
+    return known_gap(full.mean(0) - empty.mean(0), size)
 
 
 def known_gap(gap: Any, size: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
-from workbench.statistics import check_seed, known_gap
+from workbench.statistics import check_seed, gap_of_means
 from workbench.text import progress_bar
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -179,8 +179,7 @@ def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Te
         # Such a metric is a distance from the clean run already, and so the loss itself.
         return lambda measured, batch: measured.mean()
     empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
-    size = max(np.abs(runs.full).mean(), np.abs(empty).mean())
-    gap = abs(float(known_gap(runs.full.mean() - empty.mean(), size)))
+    gap = abs(float(gap_of_means(runs.full, empty)))
     if np.isnan(gap):
         raise MetricError(
             f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter."

@@ -32,7 +32,7 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
-from workbench.statistics import check_seed, known_gap
+from workbench.statistics import check_seed, gap_of_means
 
 METHODS: dict[str, str] = {
     "exact": "every edge alone is patched",
@@ -194,9 +194,8 @@ def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bo
 
 def _gap(circuits: Circuits, metric_name: str) -> float:
     """m(full) - m(empty), means over prompts. Raises `MetricError` where it is 0."""
-    full, empty = circuits.full, circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))
-    size = max(np.abs(full).mean(), np.abs(empty).mean())
-    gap = float(known_gap(full.mean() - empty.mean(), size))
+    empty = circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))[0]
+    gap = float(gap_of_means(circuits.full, empty))
     if np.isnan(gap):
         raise MetricError(
             f"score_edges: {metric_name} is the same in the full and in the empty circuit, "

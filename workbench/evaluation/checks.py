@@ -18,7 +18,7 @@ from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits
 from workbench.engine.circuits import Circuits
 from workbench.sites import Node
-from workbench.statistics import bootstrap, central, known_gap, ratio_of_means
+from workbench.statistics import bootstrap, central, gap_of_means, ratio_of_means
 
 RANDOM_SETS = 10
 """Random halves of the circuit's components, among the sets K."""
@@ -168,9 +168,7 @@ class CircuitChecks:
 
     def _behaviour(self) -> float:
         """|m(full) - m(empty)|; NaN where it is rounding only, so that no share of it is formed."""
-        full, empty = self.runs.full, self.empty
-        size = max(np.abs(full).mean(), np.abs(empty).mean())
-        return abs(float(known_gap(full.mean() - empty.mean(), size)))
+        return abs(float(gap_of_means(self.runs.full, self.empty)))
 
     def _names(self, components: np.ndarray) -> str:
         """The components of a set [writer], or "none"."""
