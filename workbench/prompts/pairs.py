@@ -1,15 +1,18 @@
 """Pairs of a clean and a corrupt prompt, with the next tokens that are right and wrong.
 
-Read `PromptPairs`. Sequences are padded on the right and never by a tokenizer. Positions count the BOS token.
-Named positions (`END`, `S2`) are given per example, so that templates of different length mix.
+Read `PromptPairs`. It may hold several corruptions of the same clean prompts, each with a name. Sequences are
+padded on the right and never by a tokenizer. Positions count the BOS token. Named positions (`END`, `S2`) are
+given per example, so that templates of different length mix.
 """
 
+import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import networkx as nx
 import pandas as pd
@@ -42,6 +45,8 @@ class PromptPairs:
         answers, wrong: [example, alternative, token] each, padded with -1. Alternatives make sets (all valid
             years), tokens make continuations.
         provenance: task, model, tokenizer, seed, split and what else made them.
+        further: name → prompts: more counterfactuals, that is other corruptions of the same clean prompts,
+            example by example. What takes pairs reads `corrupt`; `against` and `counterfactuals` give each.
     """
 
     clean: Prompts
@@ -49,6 +54,7 @@ class PromptPairs:
     answers: Int[Tensor, "example alternative token"]
     wrong: Int[Tensor, "example wrong_alternative wrong_token"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, Prompts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -57,6 +63,12 @@ class PromptPairs:
             "answers": len(self.answers),
             "wrong": len(self.wrong),
         }
+        for name, prompts in self.further.items():
+            if not name or name in (*counts, self.counterfactual):
+                raise PromptError(
+                    f"further: {name!r} is empty or taken. Choose another name for these prompts."
+                )
+            counts[name] = len(prompts)
         if len(set(counts.values())) != 1 or self.answers.ndim != 3 or self.wrong.ndim != 3:
             listed = ", ".join(f"{n} {name}" for name, n in counts.items())
             raise PromptError(
@@ -72,18 +84,54 @@ class PromptPairs:
 
     @property
     def equal_lengths(self) -> bool:
-        """Whether clean and corrupt have the same length in every pair.
+        """Whether clean and corrupt have the same length in every pair, with every counterfactual.
 
         Edits of whole sequences and circuits need that: a position then means the same on both sides.
         """
-        return bool((self.clean.lengths == self.corrupt.lengths).all())
+        sides = (self.corrupt, *self.further.values())
+        return all(torch.equal(self.clean.lengths, side.lengths) for side in sides)
 
     def check_equal_lengths(self, why: str) -> None:
         """Raise `PromptError` with the first pair of unequal length; `why` says what needs them equal."""
-        if not self.equal_lengths:
-            i = int((self.clean.lengths != self.corrupt.lengths).nonzero()[0])
-            lengths = f"{int(self.clean.lengths[i])} and {int(self.corrupt.lengths[i])}"
-            raise PromptError(f"Pair {i} has clean and corrupt prompts of {lengths} tokens. {why}")
+        for name, prompts in {"corrupt": self.corrupt, **self.further}.items():
+            unequal = (self.clean.lengths != prompts.lengths).nonzero()
+            if len(unequal):
+                i = int(unequal[0])
+                lengths = f"{int(self.clean.lengths[i])} and {int(prompts.lengths[i])}"
+                raise PromptError(f"Pair {i} has clean and {name} prompts of {lengths} tokens. {why}")
+
+    @property
+    def counterfactual(self) -> str:
+        """The name of what `corrupt` is: the task's variant, or "corrupt"."""
+        return str(self.provenance.get("variant") or "corrupt")
+
+    @property
+    def counterfactuals(self) -> dict[str, "PromptPairs"]:
+        """Name → the pairs with that corruption alone, that of `corrupt` first.
+
+        >>> pairs = PromptPairs.of([[5, 7]], [[4, 7]], [9], [8], further={"abc": [[3, 7]]})
+        >>> {name: one.corrupt.tokens.tolist() for name, one in pairs.counterfactuals.items()}
+        {'corrupt': [[4, 7]], 'abc': [[3, 7]]}
+        """
+        return {name: self.against(name) for name in (self.counterfactual, *self.further)}
+
+    @checked
+    def against(self, name: str) -> "PromptPairs":
+        """The pairs with one of their counterfactuals as `corrupt` and no other.
+
+        Args:
+            name: `counterfactual` or one of `further`; it becomes the `variant` of the provenance.
+
+        Raises:
+            UnknownName: any other.
+        """
+        sides = {self.counterfactual: self.corrupt, **self.further}
+        if name not in sides:
+            raise UnknownName("counterfactual", name, sides)
+        provenance = self.provenance
+        if name != self.counterfactual:
+            provenance = {**provenance, "variant": name}
+        return PromptPairs(self.clean, sides[name], self.answers, self.wrong, provenance)
 
     def attrs(self, model: Model) -> dict[str, Any]:
         """The attributes of every result of these pairs: task, model, fingerprints, versions."""
@@ -98,7 +146,7 @@ class PromptPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of both sides and of the answers."""
+        """A hash of `clean`, `corrupt` and the answers: what the results of one counterfactual depend on."""
         answers = self.answers.tolist(), self.wrong.tolist()
         return xxhash.xxh3_128_hexdigest(
             repr((self.clean.fingerprint, self.corrupt.fingerprint, *answers)).encode()
@@ -127,7 +175,8 @@ class PromptPairs:
         chosen = list(indices)
         sides = (self.clean.select(chosen), self.corrupt.select(chosen))
         rows = torch.as_tensor(chosen, dtype=torch.long, device="cpu")
-        return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance)
+        further = {name: prompts.select(chosen) for name, prompts in self.further.items()}
+        return PromptPairs(*sides, self.answers[rows], self.wrong[rows], self.provenance, further)
 
     def recoded(self, rows: Int[Tensor, "token"]) -> "PromptPairs":
         """The same pairs for logits of some rows of the vocabulary: answers are indices into `rows`.
@@ -138,11 +187,11 @@ class PromptPairs:
         # -1 is padding, which `searchsorted` would turn into a row of the vocabulary.
         answers = torch.searchsorted(rows, self.answers).where(self.answers >= 0, -1)
         wrong = torch.searchsorted(rows, self.wrong).where(self.wrong >= 0, -1)
-        return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance)
+        return PromptPairs(self.clean, self.corrupt, answers, wrong, self.provenance, self.further)
 
     @checked
     def split(self, *, share: float = 0.5, seed: int = 0) -> tuple["PromptPairs", "PromptPairs"]:
-        """Two sets that share no prompt: pairs with a prompt in common, clean or corrupt, stay together.
+        """Two sets that share no prompt: pairs with a prompt in common, on any side, stay together.
 
         Args:
             share: of the pairs in the first set, as nearly as the groups allow.
@@ -166,12 +215,54 @@ class PromptPairs:
             )
         return self.select(sorted(first)), self.select(second)
 
+    @checked
+    def parts(self, shares: Sequence[float], *, seed: int = 0) -> tuple["PromptPairs", ...]:
+        """As many sets as there are shares, no two of which have a prompt in common, on any side.
+
+        Scores, the choice of a size and the reported numbers each need prompts of their own:
+        `find, select, test = pairs.parts((1, 1, 2))`.
+
+        Args:
+            shares: how large the sets are, in proportion: (1, 1, 2) gives a quarter, a quarter and a half of
+                the pairs, as nearly as the groups of pairs that share prompts allow.
+            seed: of the order in which the groups are dealt out.
+
+        Raises:
+            PromptError: no shares, one that is not above 0, or fewer groups than sets.
+
+        >>> pairs = PromptPairs.of([[i] for i in range(8)], [[i + 8] for i in range(8)], [1] * 8, [2] * 8)
+        >>> [len(part) for part in pairs.parts((1, 1, 2))]
+        [2, 2, 4]
+        """
+        if not shares or not all(0 < share < math.inf for share in shares):
+            raise PromptError(f"shares={tuple(shares)}: give one number above 0 for each set.")
+        groups = list(self._connected())
+        if len(groups) < len(shares):
+            raise PromptError(
+                f"Pairs: {len(self)}, which cannot be parted into {len(shares)} sets: shared prompts connect "
+                f"them into {len(groups)}. Sets of their own need pairs without a prompt in common."
+            )
+        random.Random(f"parts {seed}").shuffle(groups)
+        # The largest first, each to the set that lacks most: small groups then even out what large ones left.
+        groups.sort(key=len, reverse=True)
+        lacking = [share / math.fsum(shares) * len(self) for share in shares]
+        members: list[list[int]] = [[] for _ in shares]
+        for n_dealt, group in enumerate(groups):
+            empty = [k for k, chosen in enumerate(members) if not chosen]
+            # Where there is just one group left for each empty set, no other set may take it.
+            choices = empty if len(groups) - n_dealt == len(empty) else range(len(members))
+            taker = max(choices, key=lacking.__getitem__)
+            members[taker] += group
+            lacking[taker] -= len(group)
+        return tuple(self.select(sorted(chosen)) for chosen in members)
+
     def _connected(self) -> Iterator[list[int]]:
         """Groups of pairs that have a prompt in common, directly or through others."""
         # Pairs are joined by way of the hashes of their prompts, which are nodes too.
         graph = nx.Graph()
-        for i, (clean, corrupt) in enumerate(zip(self.clean.ids, self.corrupt.ids, strict=True)):
-            graph.add_edges_from([(i, clean), (i, corrupt)])
+        sides = (self.clean, self.corrupt, *self.further.values())
+        for i, prompts in enumerate(zip(*(side.ids for side in sides), strict=True)):
+            graph.add_edges_from((i, prompt) for prompt in prompts)
         for component in nx.connected_components(graph):
             yield sorted(node for node in component if isinstance(node, int))
 
@@ -195,6 +286,7 @@ class PromptPairs:
         model: Model | None = None,
         positions: Mapping[str, Sequence[Mapping[str, int]]] | None = None,
         bos: bool | None = None,
+        further: Mapping[str, Any] | None = None,
     ) -> "PromptPairs":
         """Pairs from token ids.
 
@@ -205,28 +297,33 @@ class PromptPairs:
                 array: [example], [example, alternative] or [example, alternative, token], with as many
                 alternatives for each example as it has.
             model: whose tokenizer gives the labels, says what is padding, and whether prompts begin with BOS.
-            positions: "clean" and "corrupt" → name → index, prompt by prompt.
+            positions: "clean", "corrupt" and names of `further` → name → index, prompt by prompt.
             bos: whether every prompt begins with the BOS token; None asks the tokenizer of `model`, and
                 without a model is no.
+            further: name → more corruptions of the same clean prompts, given like `corrupt`.
 
         Raises:
-            PromptError: no token ids, padding without a mask, other numbers of clean and corrupt prompts, or
-                an example without an answer.
-            UnknownName: positions of another side than these two.
+            PromptError: no token ids, padding without a mask, other numbers of clean and corrupt prompts, an
+                example without an answer, or a further corruption that is the same as another.
+            UnknownName: positions of a side that is not there.
 
         >>> pairs = PromptPairs.of([[0, 5, 7], [0, 6]], [[0, 4, 7], [0, 3]], [9, 8], [[1, 2], [3]])
         >>> pairs.answers.tolist(), pairs.wrong.tolist()
         ([[[9]], [[8]]], [[[1], [2]], [[3], [-1]]])
         """
+        tables = {"clean": clean, "corrupt": corrupt, **(further or {})}
         by_side = positions or {}
         for side in by_side:
-            if side not in ("clean", "corrupt"):
-                raise UnknownName("positions", side, ("clean", "corrupt"))
+            if side not in tables:
+                raise UnknownName("positions", side, tables)
+        sides = {name: _side(table, name, model, by_side.get(name), bos) for name, table in tables.items()}
+        _check_distinct(sides)
         return cls(
-            _side(clean, "clean", model, by_side.get("clean"), bos),
-            _side(corrupt, "corrupt", model, by_side.get("corrupt"), bos),
+            sides.pop("clean"),
+            sides.pop("corrupt"),
             answer_table(answers, "answers"),
             answer_table(wrong, "wrong"),
+            further=sides,
         )
 
     @classmethod
@@ -236,12 +333,14 @@ class PromptPairs:
     ) -> "PromptPairs":
         """Pairs from columns `clean, corrupt, answer, wrong`; alternatives in a cell are separated by `|`.
 
-        Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space;
-        `joiner=""` takes the text as it stands.
+        Columns `corrupt2`, `corrupt3` and so on are more counterfactuals of the same clean prompts: they
+        become `further`. Prompt and answer are tokenised together, joined by `joiner` unless the answer
+        begins with a space; `joiner=""` takes the text as it stands.
 
         Raises:
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
-                context, a word is unknown, or the prompt's own tokens change when the answer follows.
+                context, a word is unknown, the prompt's own tokens change when the answer follows, or two
+                columns of corrupt prompts are the same.
         """
         if frame.columns.nlevels > 1:
             raise PromptError(f"{source} has columns of {frame.columns.nlevels} levels. Give each one name.")
@@ -260,10 +359,11 @@ class PromptPairs:
         if frame.empty:
             raise PromptError(f"{source} has no rows.")
         encode = TextEncoder(model)
-        sides: dict[str, list[list[int]]] = {"clean": [], "corrupt": []}
+        corrupt = ["corrupt", *filter(_FURTHER.fullmatch, filter(_is_text, frame.columns))]
+        sides: dict[str, list[list[int]]] = {name: [] for name in ("clean", *corrupt)}
         continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
         for number, row in enumerate(frame.to_dict("records"), start=1):
-            _check_row(row, f"{source}, row {number}")
+            _check_row(row, corrupt, f"{source}, row {number}")
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
@@ -275,12 +375,15 @@ class PromptPairs:
                         alternatives.append(tokens)
                 continuations[name].append(alternatives)
         provenance = {"task": source, "n": len(frame), "tokenizer": encode.fingerprint}
+        prompts = {name: encode.prompts(rows) for name, rows in sides.items()}
+        _check_distinct(prompts)
         return cls(
-            encode.prompts(sides["clean"]),
-            encode.prompts(sides["corrupt"]),
+            prompts.pop("clean"),
+            prompts.pop("corrupt"),
             padded_answers(continuations["answer"]),
             padded_answers(continuations["wrong"]),
             provenance,
+            prompts,
         )
 
     @classmethod
@@ -322,19 +425,43 @@ def _side(
 
 
 _COLUMNS = ("clean", "corrupt", "answer", "wrong")
+# Columns of further counterfactuals, as people number them: corrupt2, corrupt_3.
+_FURTHER = re.compile("corrupt[_ ]?([0-9]+)")
 
 
-def _check_row(row: Mapping[Any, Any], name: str) -> None:
-    """Raise `PromptError` for a row from which nothing could be measured; `name` says which row it is."""
-    for column in _COLUMNS:
+def _check_distinct(sides: Mapping[str, Prompts]) -> None:
+    """Raise `PromptError` where two corruptions are the same in every pair: they would count as two."""
+    names: dict[str, str] = {}
+    for name, prompts in sides.items():
+        if name != "clean" and prompts.fingerprint in names:
+            raise PromptError(
+                f"{names[prompts.fingerprint]} and {name} are the same prompts, which is one counterfactual "
+                "and not two. Leave one of them out."
+            )
+        names[prompts.fingerprint] = name
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _check_row(row: Mapping[Any, Any], corrupt: Sequence[str], name: str) -> None:
+    """Raise `PromptError` for a row from which nothing could be measured.
+
+    Args:
+        corrupt: the columns of corrupt prompts.
+        name: which row it is.
+    """
+    for column in dict.fromkeys((*_COLUMNS, *corrupt)):
         cell = row[column]
         is_missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
         if not isinstance(cell, str) and not is_missing:
             raise PromptError(f"{name}: the column {column!r} is {type(cell).__name__}, not text.")
         if is_missing or not cell.replace("|", "").strip():
             raise PromptError(f"{name}: the column {column!r} is empty.")
-    if row["clean"] == row["corrupt"]:
-        raise PromptError(f"{name}: clean and corrupt are the same, so nothing could make a difference.")
+    for column in corrupt:
+        if row["clean"] == row[column]:
+            raise PromptError(f"{name}: clean and {column} are the same, so nothing could make a difference.")
     shared = _alternatives(row["answer"]) & _alternatives(row["wrong"])
     if shared:
         raise PromptError(f"{name}: {sorted(shared)[0]!r} is both an answer and wrong.")
