@@ -123,7 +123,7 @@ def test_ties_are_broken_in_graph_order():
 
 
 def test_a_circuit_carries_where_its_scores_come_from():
-    circuit = find_circuit(scores_of(Graph(FULL), method="eap", prompt_ids="p q"), n_edges=9, by="magnitude")
+    circuit = find_circuit(scores_of(Graph(FULL), method="eap", prompt_ids="p q"), n_edges=9)
     assert circuit.attrs == {"metric": "logit_diff", "method": "eap", "ranked_by": "magnitude"}
     assert circuit.prompt_ids == {"p", "q"}
     assert find_circuit(scores_of(Graph(FULL)), n_edges=0).n_edges == 0

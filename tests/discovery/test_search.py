@@ -69,8 +69,8 @@ def test_no_edge_all_edges_and_a_threshold_beyond_all():
         scores = scores_of(graph)
         assert find_circuit(scores, n_edges=0).n_edges == find_circuit(scores, threshold=1e9).n_edges == 0
         assert find_circuit(scores, n_edges=graph.n_edges).n_edges == graph.n_edges
-        assert find_circuit(scores, threshold=-1e9).n_requested == graph.n_edges
-        assert find_circuit(scores, threshold=0.0, by="magnitude").n_edges == graph.n_edges
+        assert find_circuit(scores, threshold=-1e9, by="signed").n_requested == graph.n_edges
+        assert find_circuit(scores, threshold=0.0).n_edges == graph.n_edges
 
 
 # ---- greedy
@@ -135,8 +135,11 @@ def test_greedy_passes_by_what_is_strong_and_leads_nowhere():
         values[graph.index(edge)] = score
     scores = scores_of(graph, values)
     assert find_circuit(scores, n_edges=2).n_edges == 0, "dead ends alone"
-    grown = find_circuit(scores, n_edges=2, strategy="greedy")
+    grown = find_circuit(scores, n_edges=2, strategy="greedy", by="signed")
     assert set(map(str, grown.edge_list)) == {"a1.1->logits", "input->a1.1<v>"}
+    # By magnitude the head that opposes comes first, and the edge into its key is the best that goes on.
+    grown = find_circuit(scores, n_edges=2, strategy="greedy")
+    assert set(map(str, grown.edge_list)) == {"a1.0->logits", "m0->a1.0<k>"}
 
 
 # ---- nodes
@@ -152,7 +155,8 @@ def test_a_circuit_of_nodes_is_every_edge_between_the_best_of_them():
     )
     assert signed == Circuit.of_nodes(graph, ["a0.1", "a1.2"])
     assert size == Circuit.of_nodes(graph, ["a0.1", "m1"])
-    lower = find_circuit(node_scores(graph, -values, higher_is_better=0), n_nodes=2)
+    assert find_circuit(node_scores(graph, values), n_nodes=2) == size
+    lower = find_circuit(node_scores(graph, -values, higher_is_better=0), n_nodes=2, by="signed")
     assert lower == signed
     assert set(map(str, find_circuit(node_scores(graph, values), n_nodes=0).edge_list)) == {"input->logits"}
     assert find_circuit(node_scores(graph, values), n_nodes=len(graph.writers) - 1) == Circuit.full(graph)
@@ -163,7 +167,7 @@ def test_a_circuit_of_nodes_is_every_edge_between_the_best_of_them():
 def test_node_scores_of_a_model_make_a_circuit():
     model, (pairs, _, corrupt) = model_of("llama"), pairs_and_stores("llama")
     scores = score_nodes(model, pairs, value=from_store(corrupt))
-    best = sorted(scores["writer"].values[1:], key=lambda name: -float(scores.sel(writer=name)))[:3]
+    best = sorted(scores["writer"].values[1:], key=lambda name: -abs(float(scores.sel(writer=name))))[:3]
     assert find_circuit(scores, n_nodes=3) == Circuit.of_nodes(Graph.of(model), best)
 
 

@@ -33,7 +33,7 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.statistics import ratio_of_means
 
-RANKINGS = ("signed", "magnitude")
+RANKINGS = ("magnitude", "signed")
 STRATEGIES = ("top", "greedy")
 FIRST_SIZES, FINER_SIZES = 24, 12
 """How many sizes `min_faithfulness` tries at once: over the whole range, then between two neighbours."""
@@ -48,7 +48,7 @@ def find_circuit(
     threshold: float | None = None,
     n_nodes: int | None = None,
     min_faithfulness: float | None = None,
-    by: Literal["signed", "magnitude"] | str = "signed",
+    by: Literal["magnitude", "signed"] | str = "magnitude",
     strategy: Literal["top", "greedy"] | str = "top",
     model: Model | None = None,
     pairs: PromptPairs | None = None,
@@ -61,13 +61,15 @@ def find_circuit(
     Args:
         scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`.
         n_edges: how many edges to choose, counted before pruning.
-        threshold: choose every edge with a score of at least this (an absolute score with `by="magnitude"`).
+        threshold: choose every edge with a score of at least this (an absolute score, unless `by="signed"`).
         n_nodes: how many heads and MLPs to choose, by their node scores; the circuit is every edge between
             them.
         min_faithfulness: the smallest number of edges whose circuit keeps this share of the behaviour on
             `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
             smaller one may exist.
-        by: rank by the score itself (edges that support the behaviour) or by its size.
+        by: "magnitude" ranks by the size of a score: edges that oppose the behaviour are part of what the
+            model does. "signed" asks another question, what supports the behaviour: without the edges that
+            oppose it such a circuit can exceed the model.
         strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits and always adds
             the best edge into a node that is there already (not with `threshold`), so every edge has a path
             to the logits.

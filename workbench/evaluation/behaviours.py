@@ -149,7 +149,7 @@ def _row(
         "jaccard": agreement["jaccard"], "jaccard_low": agreement["low"], "jaccard_high": agreement["high"],
     }  # fmt: skip
     for end, name in (("", "faithfulness"), ("_low", "low"), ("_high", "high")):
-        intervals |= {f"at_1{end}": signed[name].sel(size=0.01)}
+        intervals |= {f"at_1{end}": sized[name].sel(size=0.01)}
         intervals |= {f"cpr{end}": signed.attrs[f"area{end}"], f"cmd{end}": sized.attrs[f"area{end}"]}
     numbers: dict[str, Any] = {name: float(number) for name, number in intervals.items()}
     return Behaviour(model_name(model), task, method, share, size, circuit.n_edges, **numbers)

@@ -46,7 +46,7 @@ def faithfulness_curve(
     *,
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    by: Literal["signed", "magnitude"] | str = "signed",
+    by: Literal["magnitude", "signed"] | str = "magnitude",
     sizes: float | Sequence[Any] | None = None,
     level: float = 0.95,
     budget: int | None = None,
@@ -57,18 +57,19 @@ def faithfulness_curve(
     Args:
         scores: of all edges; or a circuit with scores, whose own strongest edges are then what is measured.
         value, metric, level, budget: as in `evaluate`; one value.
-        by: rank edges by their score ("signed") or by its size ("magnitude"); a circuit's edges are always
-            ranked by size.
+        by: rank edges by the size of their score ("magnitude") or by the score itself ("signed"); a circuit's
+            edges are always ranked by size.
         sizes: shares of the graph's edges, n = int(share * edges), by default MIB's ten. Of a circuit they
             are numbers of edges, by default each up to 20, then 12 on a log scale up to all.
 
     Returns:
         Dataset over (size,): `faithfulness`, `low`, `high`, `mean_of_ratios`, `n_edges` (chosen, before
-        pruning), `n_pruned`; attrs `area` is CPR (by="signed") or CMD (by="magnitude") when the sizes are
-        MIB's ten, with its interval `area_low`, `area_high`.
+        pruning), `n_pruned`; attrs `area` is CMD (by="magnitude") or CPR (by="signed") when the sizes are
+        MIB's ten, named in `area_name`, with its interval `area_low`, `area_high`.
 
         CPR = integral of f(s) ds and CMD = integral of |1 - f(s)| ds, where f is the faithfulness of the best
-        share s of the edges: a higher CPR is better, and a lower CMD.
+        share s of the edges: a higher CPR is better, and a lower CMD. By definition CPR ranks by sign and CMD
+        by magnitude, so both take two curves.
 
     Raises:
         CircuitError: sizes outside the graph, several values, or a circuit without scores.

@@ -123,7 +123,9 @@ def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estim
     by_value = _evaluate(experiment, experiment.circuit, values, ()).isel(circuit=0)
     # Circuits of resampled prompts are as large before pruning, or sizes would differ as well as edges.
     size = experiment.circuit.n_requested
-    resampled = stability(experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size))
+    resampled = stability(
+        experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size, by="signed")
+    )
     share = "share of the difference between clean and corrupt runs that the circuit keeps"
     rows = [
         Estimate.of("metric of the model", checked["m_full"].values, f"{metric}, clean run"),

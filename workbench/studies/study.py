@@ -75,7 +75,14 @@ class Study:
         )
         # The sign of the scores and the direction of the metric are in the attrs, which the search reads.
         scores = example_scores.mean("example", skipna=False, keep_attrs=True)
+        # Signed, because these studies ask which edges support the behaviour.
         circuit = find_circuit(
-            scores, min_faithfulness=self.share, model=model, pairs=train, value=value, metric=metric
+            scores,
+            min_faithfulness=self.share,
+            by="signed",
+            model=model,
+            pairs=train,
+            value=value,
+            metric=metric,
         )
         return CircuitExperiment(data.train, data.heldout, circuit, example_scores, tuple(self.roles))
