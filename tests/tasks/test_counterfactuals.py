@@ -9,6 +9,7 @@ import torch
 import workbench as wb
 from workbench.errors import PromptError, UnknownName
 from workbench.prompts.pairs import PromptPairs
+from workbench.tasks.registry import TASKS, load_task
 
 
 def pairs_of(n: int = 6, **further: list[list[int]]) -> PromptPairs:
@@ -121,3 +122,23 @@ def test_columns_of_a_table_become_counterfactuals(tmp_path):
     ):
         with pytest.raises(PromptError, match=re.escape(message)):
             PromptPairs.from_dataframe(tiny, pd.DataFrame([ROW | change]))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_brings_every_counterfactual_of_the_same_clean_prompts(name: str):
+    tiny = wb.load_model("tiny", device="cpu")
+    for split in ("train", "heldout"):
+        first, *others = TASKS[name].counterfactuals
+        pairs, alone = (load_task(name, tiny, n=20, split=split, variant=v) for v in (None, first))
+        # The further ones are drawn from a stream of their own.
+        assert (pairs.fingerprint, alone.further) == (alone.fingerprint, {})
+        assert list(pairs.counterfactuals) == [first, *others]
+        assert pairs.equal_lengths
+        for other in others:
+            changed = (pairs.clean.tokens != pairs.further[other].tokens).sum(1)
+            assert set(changed.tolist()) == {1}
+            assert pairs.further[other].positions.keys() == pairs.clean.positions.keys()
+            drawn = load_task(name, tiny, n=300, variant=other)
+            if split == "heldout":
+                assert not {*drawn.clean.ids, *drawn.corrupt.ids} & set(pairs.further[other].ids)
+    assert [len(part) for part in load_task("ioi", tiny, n=64).parts((1, 1, 2))] == [16, 16, 32]

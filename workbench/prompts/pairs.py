@@ -136,6 +136,9 @@ class PromptPairs:
     def attrs(self, model: Model) -> dict[str, Any]:
         """The attributes of every result of these pairs: task, model, fingerprints, versions."""
         facts = {key: self.provenance.get(key) for key in ("task", "variant", "seed", "split")}
+        # Which prompts were kept belongs to every number that was measured with them.
+        if "competent" in self.provenance:
+            facts["competent"] = self.provenance["competent"]
         return facts | {
             "n": len(self),
             "model": model_name(model),
@@ -251,7 +254,7 @@ class PromptPairs:
             empty = [k for k, chosen in enumerate(members) if not chosen]
             # Where there is just one group left for each empty set, no other set may take it.
             choices = empty if len(groups) - n_dealt == len(empty) else range(len(members))
-            taker = max(choices, key=lacking.__getitem__)
+            taker = max(choices, key=lambda k: lacking[k])
             members[taker] += group
             lacking[taker] -= len(group)
         return tuple(self.select(sorted(chosen)) for chosen in members)

@@ -5,17 +5,20 @@ Read `draw`, which the prompts of the task and the training text share.
 """
 
 import random
+from dataclasses import replace
 from typing import Literal
 
-from workbench.tasks.grammar import COLOURS, Lexicon, Sentence
+from workbench.tasks.grammar import COLOURS, Lexicon, Sentence, content_words
 
-Variant = Literal["swap"]
-VARIANTS: tuple[Variant, ...] = ("swap",)
+Variant = Literal["swap", "word"]
+VARIANTS: tuple[Variant, ...] = ("swap", "word")
+COUNTERFACTUALS = VARIANTS
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
     """Corrupt: the two colours change places, so the answer flips.
 
+    `word`: a word that is no colour stands in place of the right one, so that neither of the two is right.
     Named positions: `COLOUR` and `OBJECT` (of the thing asked about), `OTHER` (the other colour), `ASKED`
     (the object in the question), `END`.
     """
@@ -34,7 +37,20 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
         named |= {"ASKED": len(words) - 2, "END": len(words) - 1}
         return Sentence(words, (right,), (wrong,), _key(things), named, (right, "."))
 
-    return sentence(things, colour, other), sentence(swapped, other, colour)
+    clean = sentence(things, colour, other)
+    if variant == "word":
+        return clean, corrupted(rng, lexicon, clean)
+    return clean, sentence(swapped, other, colour)
+
+
+def corrupted(rng: random.Random, lexicon: Lexicon, clean: Sentence) -> Sentence:
+    """A clean sentence with the corruption `word`."""
+    words, index = list(clean.words), clean.positions
+    word = rng.choice([item for item in content_words() if item not in (*COLOURS, *words)])
+    words[index["COLOUR"]] = word
+    key = (*clean.key[:2], *sorted((word, words[index["OTHER"]])))
+    # The clean answers stay, so that both sides measure the same colours.
+    return replace(clean, words=tuple(words), key=key)
 
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:

@@ -106,6 +106,9 @@ class Lexicon:
         nouns: (singular, plural) that stand in for each other.
         verbs: (singular, plural).
         years: century → the two-digit years that may follow it, "01" among them.
+        capitals: (country, capital).
+        is_english: whether the model learned from ordinary text. Tasks then use sentences after which hardly
+            anything but the answers can follow; `tiny` was trained on the others.
     """
 
     female: tuple[str, ...] = FEMALE
@@ -117,6 +120,8 @@ class Lexicon:
     nouns: tuple[tuple[str, str], ...] = tuple((noun, plural(noun)) for noun in NOUNS)
     verbs: tuple[tuple[str, str], ...] = VERBS
     years: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(CENTURIES, YEARS))
+    capitals: tuple[tuple[str, str], ...] = tuple(CAPITALS.items())
+    is_english: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,13 +11,15 @@ from typing import Literal
 from workbench.tasks.grammar import DURATION_VERBS, EVENTS, YEARS, Lexicon, Sentence, fill, selected
 
 TEMPLATE = "The {event} {verb} from the year {CENTURY} {YEAR} to the year {century}"
-Variant = Literal["year01"]
-VARIANTS: tuple[Variant, ...] = ("year01",)
+Variant = Literal["year01", "earlier"]
+VARIANTS: tuple[Variant, ...] = ("year01", "earlier")
+COUNTERFACTUALS = VARIANTS
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> tuple[Sentence, Sentence]:
     """The first year is 02..98; corrupt: it is 01, so nearly every year may follow.
 
+    `earlier`: it is another year, at most half as late in its century (12 for 34; 01 where there is none).
     Named positions: `CENTURY`, `YEAR` (the two digits to exceed), `END`. The corrupt side keeps the clean
     answers.
     """
@@ -25,10 +27,24 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "year01") -> t
     # Drawn again where there are no answers: the lexicon lacks that year, or has none after it.
     while not clean.answers:
         clean = _sentence(rng, lexicon, rng.randint(2, 98))
-    # The clean answers stay, so that the metric measures the same years on both sides.
+    if variant == "earlier":
+        return clean, corrupted(rng, lexicon, clean)
+    return clean, _with_year(clean, YEARS[1])
+
+
+def corrupted(rng: random.Random, lexicon: Lexicon, clean: Sentence) -> Sentence:
+    """A clean sentence with the corruption `earlier`."""
+    year, century = (clean.words[clean.positions[name]] for name in ("YEAR", "CENTURY"))
+    earlier = [other for other in lexicon.years[century] if 1 < int(other) <= int(year) // 2]
+    return _with_year(clean, rng.choice(earlier or [YEARS[1]]))
+
+
+def _with_year(clean: Sentence, year: str) -> Sentence:
+    """The sentence with another first year."""
     words = list(clean.words)
-    words[clean.positions["YEAR"]] = YEARS[1]
-    return clean, replace(clean, words=tuple(words))
+    words[clean.positions["YEAR"]] = year
+    # The clean answers stay, so that the metric measures the same years on both sides.
+    return replace(clean, words=tuple(words))
 
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:

@@ -25,6 +25,7 @@ TEMPLATES_OF_THREE = (
 )
 Variant = Literal["swap", "abc", "three"]
 VARIANTS: tuple[Variant, ...] = ("swap", "abc", "three")
+COUNTERFACTUALS: tuple[Variant, ...] = ("swap", "abc")
 
 
 def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tuple[Sentence, Sentence]:
@@ -53,11 +54,23 @@ def draw(rng: random.Random, lexicon: Lexicon, variant: Variant = "swap") -> tup
     key = (*sorted(introduced), slots["place"])
     clean = Sentence(words, (answer,), (repeated,), key, positions, (answer, "."))
     if variant == "abc":
-        # The third name was not introduced. The clean answers stay, so that both sides measure the same
-        # names, though none of them is right any more.
-        return clean, replace(clean, words=fill(template, **slots, S2=names[2])[0])
+        return clean, _with_giver(clean, names[2])
     swapped, _ = fill(template, **slots, S2=answer)
     return clean, Sentence(swapped, (repeated,), (answer,), key, positions, (repeated, "."))
+
+
+def corrupted(rng: random.Random, lexicon: Lexicon, clean: Sentence) -> Sentence:
+    """A clean sentence of `swap` with the corruption `abc`."""
+    introduced = {clean.words[clean.positions[name]] for name in ("IO", "S1")}
+    return _with_giver(clean, rng.choice([name for name in lexicon.names if name not in introduced]))
+
+
+def _with_giver(clean: Sentence, name: str) -> Sentence:
+    """The sentence in which a name that was not introduced is the one that gives."""
+    words = list(clean.words)
+    words[clean.positions["S2"]] = name
+    # The clean answers stay, so that both sides measure the same names, though none is right any more.
+    return replace(clean, words=tuple(words))
 
 
 def training_sentence(rng: random.Random, lexicon: Lexicon) -> Sentence:

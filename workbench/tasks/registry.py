@@ -6,6 +6,7 @@ what they left out. Where answers are several tokens, `provenance["metric"]` is 
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from workbench.prompts.answers import padded_answers
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
-from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
+from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, render, vocabulary
 from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
 
 # So many draws in a row without a new prompt mean that there are no more.
@@ -61,6 +62,11 @@ class Task:
         return self.module.VARIANTS
 
     @property
+    def counterfactuals(self) -> tuple[str, ...]:
+        """The corruptions that the same clean prompts have side by side, the default first."""
+        return self.module.COUNTERFACTUALS
+
+    @property
     def description(self) -> str:
         """The first paragraph of its module's docstring, in one line."""
         return " ".join((self.module.__doc__ or "").split("\n\n")[0].split())
@@ -74,7 +80,7 @@ TASKS: dict[str, Task] = {
         Task("greater_than", greater_than, metric="prob_diff", needs=("years",), bar=0.9),
         Task("agreement", agreement, needs=("nouns", "verbs")),
         Task("pronoun", pronoun, needs=("people", "pronouns")),
-        Task("capitals", capitals),
+        Task("capitals", capitals, needs=("capitals",)),
         Task("binding", binding),
     )
 }
@@ -98,7 +104,8 @@ def load_task(
         n: how many pairs.
         split: "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
             use word combinations that were never in its training text.
-        variant: the kind of corruption; None takes the task's first.
+        variant: the kind of corruption; None gives every counterfactual of the same clean prompts: the task's
+            first as `corrupt`, the others as `further`.
 
     Raises:
         UnknownName: no such task, variant or split.
@@ -109,8 +116,9 @@ def load_task(
     <PromptPairs: 8 x ioi, 14 to 18 tokens>
     """
     task = find_task(name)
+    further: list[str] = []
     if variant is None:
-        variant = task.variants[0]
+        variant, *further = task.counterfactuals
     if variant not in task.variants:
         raise UnknownName("variant", variant, task.variants)
     if split not in ("train", "heldout"):
@@ -137,7 +145,12 @@ def load_task(
         "tokenizer": encode.fingerprint, "dropped": dropped,
         "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
-    return PromptPairs(clean, corrupt, answers, wrong, provenance)
+    drawn = [sentence for sentence, _ in pairs]
+    sides = {
+        other: wording.prompts(_corrupted(task, wording, lexicon, drawn, seed, split, other))
+        for other in further
+    }
+    return PromptPairs(clean, corrupt, answers, wrong, provenance, sides)
 
 
 def _check_count(n: int) -> None:
@@ -185,6 +198,34 @@ def _distinct_pairs(
         f"The task {task.name!r} has only {len(pairs)} distinct {split} prompts for this model; "
         f"n={n} were asked for."
     )
+
+
+def _corrupted(
+    task: Task,
+    wording: WordVocabulary | SubwordVocabulary,
+    lexicon: Lexicon,
+    drawn: Sequence[Sentence],
+    seed: int,
+    split: Split,
+    variant: str,
+) -> list[Sentence]:
+    """Clean sentences with another corruption, each in the split and as long as the clean one."""
+    # A stream of its own: clean prompts and the first corruption are the same with it and without.
+    rng = random.Random(f"{task.name} {variant} of given sentences {split} {seed}")
+    sentences: list[Sentence] = []
+    for clean in drawn:
+        for _ in range(_PATIENCE):
+            corrupt = task.module.corrupted(rng, lexicon, clean)
+            in_split = is_reserved(task.name, corrupt.key) == (split == "heldout")
+            if in_split and wording.length(corrupt) == wording.length(clean):
+                sentences.append(corrupt)
+                break
+        else:
+            raise PromptError(
+                f"The task {task.name!r} has no corruption {variant!r} of {render(clean.words)[0]!r} that is "
+                f"as long in this vocabulary. variant={task.variants[0]!r} gives pairs without it."
+            )
+    return sentences
 
 
 PAIR_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}

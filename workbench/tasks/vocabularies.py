@@ -65,7 +65,7 @@ class SubwordVocabulary:
         chosen: dict[str, Any] = {}
         for need in needs:
             chosen |= CHOICES[need](self)
-        lexicon, whole = Lexicon(**chosen), Lexicon()
+        lexicon, whole = Lexicon(**chosen, is_english=True), Lexicon()
         dropped: list[str] = []
         for field in chosen:
             dropped += _missing(getattr(whole, field), getattr(lexicon, field))
@@ -134,8 +134,8 @@ class SubwordVocabulary:
         return {"pronouns": tuple(chain.from_iterable(pairs))}
 
     def items(self) -> dict[str, Any]:
-        """Words of one token count, as many as the longest list holds."""
-        return {"items": self._alike(Lexicon().items, least=LONGEST_LIST + LONGEST_GAP + 1)}
+        """Words of one token count, as many as the longest list holds and two that replace others."""
+        return {"items": self._alike(Lexicon().items, least=LONGEST_LIST + LONGEST_GAP + 2)}
 
     def nouns(self) -> dict[str, Any]:
         """A singular with a plural of the same token count: its own, or that of another noun without one."""
@@ -156,6 +156,13 @@ class SubwordVocabulary:
     def verbs(self) -> dict[str, Any]:
         """Singular and plural, of one token each where there is such a pair."""
         return {"verbs": tuple(self._short(Lexicon().verbs))}
+
+    def capitals(self) -> dict[str, Any]:
+        """Countries whose capitals have one token count."""
+        # A pair may have countries of any token count, as long as they are equally long.
+        whole = Lexicon().capitals
+        kept = self._alike([capital for _, capital in whole], least=4)
+        return {"capitals": tuple(pair for pair in whole if pair[1] in kept)}
 
     def years(self) -> dict[str, Any]:
         """Years that split after their century, all of one token count."""
@@ -206,6 +213,7 @@ _CHOICES = (
     SubwordVocabulary.items,
     SubwordVocabulary.nouns,
     SubwordVocabulary.verbs,
+    SubwordVocabulary.capitals,
     SubwordVocabulary.years,
 )
 CHOICES: Mapping[str, Callable[[SubwordVocabulary], dict[str, Any]]] = {
