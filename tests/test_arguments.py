@@ -112,6 +112,8 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "PromptPairs.from_dataframe": (wb.PromptPairs.from_dataframe, {"model": model, "frame": frame}),
         "PromptPairs.from_csv": (wb.PromptPairs.from_csv, {"model": model, "path": "nowhere.csv"}),
         "PromptPairs.from_jsonl": (wb.PromptPairs.from_jsonl, {"model": model, "path": "nowhere.jsonl"}),
+        "PromptPairs.against": (pairs.against, {"name": "abc"}),
+        "PromptPairs.parts": (pairs.parts, {"shares": (1, 1)}),
         "PromptPairs.select": (pairs.select, {"indices": [0]}),
         "PromptPairs.split": (pairs.split, {}),
         "PromptPairs.side": (pairs.side, {"name": "clean"}),
@@ -135,6 +137,7 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "causal_check": (wb.causal_check, {
             "probes": probes, "model": model, "pairs": pairs, "concept": "late", "kind": "resid_post",
             "stores": (clean, corrupt), "n_random": 19}),
+        "competent": (wb.competent, {"model": model, "pairs": pairs}),
         "circuit_tests": (wb.circuit_tests, on_circuit | quiet | {"draws": 9, "alpha": 0.2}),
         "compare": (wb.compare, {"a": circuit, "b": circuit}),
         "compare_sweeps": (wb.compare_sweeps, {"a": sweep, "b": sweep}),

@@ -76,6 +76,7 @@ from .sweeps.runner import run_sweep as run_sweep
 from .sweeps.spec import SweepSpec as SweepSpec
 from .sweeps.table import compare_sweeps as compare_sweeps
 from .sweeps.table import load_sweep as load_sweep
+from .tasks.measure import competent as competent
 from .tasks.measure import measure as measure
 from .tasks.registry import load_task as load_task
 from .workflows.discover import discover as discover

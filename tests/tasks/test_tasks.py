@@ -240,9 +240,9 @@ def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters,
     # A model of one-token answers scores the same in both ways.
     for name in ("ioi", "greater_than"):
         pairs = load_task(name, tiny, n=20, split="heldout")
-        assert close(
-            measure._score(tiny, name, pairs), measure._score_several_tokens(tiny, name, pairs), scale=1
-        )
+        one, several = measure.clean_run(tiny, pairs), measure._run_of_several_tokens(tiny, pairs)
+        assert close(one.is_first, several.is_first, scale=1)
+        assert close(one.probability, several.probability, scale=1)
 
 
 def test_a_vocabulary_that_cannot_pair_nouns_is_said_to(letters, monkeypatch):

@@ -1,37 +1,79 @@
 """`workbench measure` and `workbench ls`: what models can do, and the names that there are."""
 
 import json
-from typing import Annotated
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli.options import Device
 from workbench.cli.output import say
 
+if TYPE_CHECKING:
+    from workbench.tasks.measure import Estimate, Score
+
 
 def measure(
     model: Annotated[str, typer.Argument(help="Embedded name, local Hugging Face directory, or Hub name.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tasks, or .csv or .jsonl files of your own pairs; by default every task."),
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Held-out prompts per behaviour.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     device: Device = None,
 ) -> None:
-    """Print a model's score on held-out prompts of every task."""
-    import workbench as wb
+    """Print how well a model does on held-out prompts of tasks, or on prompts of your own.
 
-    for score in wb.measure(wb.load_model(model, device=device), n=n, seed=seed):
+    The share of prompts with a right answer above the wrong ones and as first choice of the whole vocabulary,
+    and the mean metric of clean and corrupt runs, each with a 95 % interval.
+    """
+    import workbench as wb
+    from workbench.tasks.registry import pairs_of
+
+    loaded, pairs = wb.load_model(model, device=device), None
+    if prompts:
+        pairs = [pairs_of(name, loaded, n=n, seed=seed, split="heldout") for name in prompts]
+    for score in wb.measure(loaded, pairs, n=n, seed=seed):
         if as_json:
-            value = None if score.skipped else score.score
-            row = {"behaviour": score.behaviour, "n": score.n, "score": value, "bar": score.bar}
-            say(json.dumps(row), as_json=True)
+            say(json.dumps(_json_row(score)), as_json=True)
         # On stderr, so that a pipe of JSON lines stays JSON.
         if score.skipped:
             say(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif not as_json:
-            verdict = "ok" if score.score >= score.bar else "below"
-            say(
-                f"{score.behaviour:13} n={score.n:<5} score {score.score:.3f}  bar {score.bar:.2f}  {verdict}"
-            )
+            say(_line(score))
+
+
+def _json_row(score: "Score") -> dict[str, Any]:
+    """The fields of a score that JSON holds: it has no NaN."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(part) for name, part in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return known({name: value for name, value in asdict(score).items() if name != "skipped"})
+
+
+def _line(score: "Score") -> str:
+    """A score as one line of text."""
+    columns = [f"{score.behaviour:13} n={score.n:<5}"]
+    if math.isfinite(score.bar):
+        verdict = "ok" if score.score >= score.bar else "below"
+        columns.append(f"score {score.score:.3f}  bar {score.bar:.2f}  {verdict:5}")
+    shares = {"right above wrong": score.right_above_wrong, "first choice": score.first_choice}
+    columns += [f"{name} {_estimate(share, '.2f')}" for name, share in shares.items()]
+    runs = {"clean": score.clean, **score.corrupt}
+    listed = ", ".join(f"{name} {_estimate(value, '.3g')}" for name, value in runs.items())
+    return "  ".join([*columns, f"{score.metric}: {listed}"])
+
+
+def _estimate(estimate: "Estimate", form: str) -> str:
+    from workbench.statistics import interval_text
+
+    return f"{estimate.mean:{form}} {interval_text(estimate.low, estimate.high, form)}"
 
 
 def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
