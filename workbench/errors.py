@@ -16,9 +16,16 @@ WorkbenchError
 ├── SweepError           a sweep that cannot be planned, run or read: its spec, its folder, its log
 ├── OutputExists         something is already there and `overwrite=True` was not given
 └── CannotWrite          results that cannot be written: a full disk, a place without permission, a URL
+
+What is done, and may not be what was meant, is a `WorkbenchWarning`: a circuit that is mostly dead ends, a
+training that found nothing. `warn` makes one.
 """
 
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 
 
@@ -122,3 +129,34 @@ class CannotWrite(WorkbenchError):
 
 class OutputExists(WorkbenchError):
     """Something is already there and overwriting was not asked for."""
+
+
+class WorkbenchWarning(UserWarning):
+    """Something was done as asked, and the result may not be what was meant."""
+
+
+_UNWARNED: ContextVar[bool] = ContextVar("unwarned", default=False)
+
+
+def warn(text: str) -> None:
+    """Warn with a `WorkbenchWarning` that points at the line of the caller outside this package."""
+    if _UNWARNED.get():
+        return
+    # How many functions lie between varies: checks of arguments and of models wrap each public one (those of
+    # models by `contextlib`), and some call each other.
+    ours = {__package__, "contextlib"}
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ours:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, WorkbenchWarning, stacklevel=level)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Around work whose parts would warn of what is expected there, as of empty circuits at the start of a curve."""
+    # Not `warnings.catch_warnings`, which is not safe where threads share a process.
+    token = _UNWARNED.set(True)
+    try:
+        yield
+    finally:
+        _UNWARNED.reset(token)

@@ -1,6 +1,7 @@
 """Circuits as objects, and how they are cut from scores."""
 
 import json
+import warnings
 
 import networkx as nx
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import FINE, FULL, GROUPED, graphs, random_circuit, scores_of, seeds, shares
 
+import workbench as wb
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
@@ -43,6 +45,31 @@ def test_a_circuit_is_built_from_edges_in_any_form_and_pruned():
     assert str(error.value) == "Edges of shape (2, 2) do not fit a graph with matrices of (11, 19)."
     with pytest.raises(SiteError):
         Circuit.of(graph, ["a9.9->logits"])
+
+
+def test_a_model_or_its_shape_stands_for_its_graph():
+    model, edges = model_of("gpt2"), ["input->a0.1<v>", "a0.1->logits"]
+    graph = Graph.of(model)
+    for start in (model, graph.shape, graph):
+        assert Circuit.of(start, edges) == Circuit.of(graph, edges)
+        assert Circuit.of_nodes(start, ["a0.1"]) == Circuit.of_nodes(graph, ["a0.1"])
+    with pytest.raises(wb.WorkbenchError, match=r"model_or_shape='tiny' does not fit; .* a Graph, as from"):
+        untyped(Circuit.of)("tiny", edges)
+
+
+def test_a_circuit_of_dead_ends_says_so():
+    graph, most = Graph(FULL), ["input->m0", "m0->m1", "a0.0->logits"]
+    with pytest.warns(wb.WorkbenchWarning) as said:
+        Circuit.of(graph, most)
+    assert str(said[0].message) == (
+        "Of 3 edges of this circuit 0 are left: the others are dead ends, on no path from input to logits. A "
+        "head needs an edge into it and one out of it."
+    )
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Circuit.of(graph, [*most, "m1->logits"]).n_edges == 3, "half or more is left"
+        Circuit.of(graph, [])
 
 
 def test_an_edge_at_one_position_is_not_taken_for_every_position():

@@ -62,6 +62,27 @@ def test_a_circuit_with_some_scores_unknown_is_saved_and_loaded(tmp_path):
     assert loaded.score("m0->logits") == 1
 
 
+def test_scores_outside_the_circuit_are_saved_where_that_is_asked_for(tmp_path):
+    graph = Graph(FULL)
+    scores = np.where(graph.exists, np.random.default_rng(0).normal(size=graph.exists.shape), np.nan)
+    scores[graph.index("input->m1")] = np.nan
+    circuit = Circuit.of(graph, ["m0->logits", "input->m0"], scores=scores)
+    loaded = Circuit.load(circuit.save(tmp_path / "all.json", all_scores=True))
+    assert loaded == circuit
+    assert np.array_equal(loaded.scores, scores, equal_nan=True)
+    own = Circuit.load(circuit.save(tmp_path / "own.json"))
+    assert np.isfinite(own.scores).sum() == own.n_edges == 2
+    document = json.loads((tmp_path / "all.json").read_text())
+    for name, score, message in (
+        ("m0->logits", 1.0, "m0->logits is in the circuit and among the other_scores"),
+        ("m1->logits", True, "the score of m1->logits is True"),
+    ):
+        broken = document | {"other_scores": {name: score}}
+        (tmp_path / "broken.json").write_text(json.dumps(broken))
+        with pytest.raises(CircuitError, match=re.escape(message)):
+            Circuit.load(tmp_path / "broken.json")
+
+
 def test_an_existing_file_is_not_replaced_unasked(tmp_path):
     path, circuit = tmp_path / "c.json", Circuit.full(FULL)
     path.write_text("mine")

@@ -3,6 +3,7 @@ is executed.
 """
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_a_circuit_goes_out_and_comes_back(tmp_path, shape, seed, share, scored,
     back = wb.read_circuit(path, positive=positive, shape=shape)
     assert back == circuit
     assert "nodes_flagged_otherwise" not in back.attrs
-    if scored and form != "workbench":
+    if scored:
         np.testing.assert_allclose(back.scores[graph.exists], circuit.scores[graph.exists], rtol=1e-12)
     if not scored:
         assert back.scores is None
@@ -364,12 +365,23 @@ def test_the_command_converts(tmp_path):
     assert done.stdout == f"{target}: <Circuit: 3 of 13 edges (23.1%), 1 heads>\n"
     ours = Circuit.load(target)
     assert (ours.score("m0->logits"), ours.graph.shape) == (-2.5, SMALL)
+    # The scores of edges outside the circuit come along.
+    assert (ours.score("a0.0->m0"), ours.score("input->logits")) == (7.0, 0.0)
+    assert "a0.0->m0" not in ours
     back = tmp_path / "back.json"
     call = ["convert", str(target), str(back), "--positive", "opposes", "--format", "eap-json"]
-    runner.invoke(app, call, catch_exceptions=False)
-    assert json.loads(back.read_text())["edges"]["m0->logits"] == {"score": 2.5, "in_graph": True}
+    done = runner.invoke(app, call, catch_exceptions=False)
+    written = json.loads(back.read_text())["edges"]
+    assert written["m0->logits"] == {"score": 2.5, "in_graph": True}
+    assert written["a0.h0->m0"] == {"score": -7.0, "in_graph": False}
+    assert done.stderr == ""
     with pytest.raises(wb.WorkbenchError, match="does not say what a positive score means"):
         runner.invoke(app, ["convert", str(source), str(tmp_path / "no.json")], catch_exceptions=False)
     assert not (tmp_path / "no.json").exists()
-    runner.invoke(app, ["convert", "docstring", str(tmp_path / "d.pt")], catch_exceptions=False)
+    done = runner.invoke(app, ["convert", "docstring", str(tmp_path / "d.pt")], catch_exceptions=False)
+    assert re.fullmatch(
+        r"note: eap-pt has a number for every edge\. ([\d,]+) of \1 edges of docstring have no score and were "
+        r"written as 0\.\n",
+        done.stderr,
+    )
     assert wb.read_circuit(tmp_path / "d.pt", positive="supports").n_edges == 23

@@ -134,12 +134,18 @@ def test_greedy_passes_by_what_is_strong_and_leads_nowhere():
     }.items():
         values[graph.index(edge)] = score
     scores = scores_of(graph, values)
-    assert find_circuit(scores, n_edges=2).n_edges == 0, "dead ends alone"
+    with pytest.warns(wb.WorkbenchWarning) as said:
+        assert find_circuit(scores, n_edges=2).n_edges == 0, "dead ends alone"
+    assert [str(one.message) for one in said] == [
+        "find_circuit: 2 edges were chosen and 0 are left: the others are dead ends, on no path from input to "
+        "logits. strategy='greedy' grows the circuit from the logits instead; or choose more edges."
+    ]
+    assert said[0].filename == __file__
     grown = find_circuit(scores, n_edges=2, strategy="greedy", by="signed")
     assert set(map(str, grown.edge_list)) == {"a1.1->logits", "input->a1.1<v>"}
-    # By magnitude the head that opposes comes first, and the edge into its key is the best that goes on.
-    grown = find_circuit(scores, n_edges=2, strategy="greedy")
-    assert set(map(str, grown.edge_list)) == {"a1.0->logits", "m0->a1.0<k>"}
+    # By magnitude the head that opposes comes first, and then what leads into its key.
+    grown = find_circuit(scores, n_edges=3, strategy="greedy")
+    assert set(map(str, grown.edge_list)) == {"a1.0->logits", "m0->a1.0<k>", "input->m0"}
 
 
 # ---- nodes

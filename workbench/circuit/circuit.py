@@ -25,7 +25,7 @@ from workbench.circuit.document import CircuitDocument, read_document, write_doc
 from workbench.circuit.graph import Graph
 from workbench.circuit.selection import edges_by_class, select_edges
 from workbench.circuit.tables import component_graph, edge_table, score_array
-from workbench.errors import CircuitError
+from workbench.errors import CircuitError, warn
 from workbench.models.model import Model
 from workbench.results import clean_attrs
 from workbench.sites import Edge, Node, Position, Shape
@@ -81,7 +81,7 @@ class Circuit:
     @checked
     def of(
         cls,
-        graph: Graph,
+        model_or_shape: Model | Shape | Graph,
         edges: np.ndarray | Iterable[Edge | str],
         *,
         scores: np.ndarray | None = None,
@@ -89,9 +89,10 @@ class Circuit:
         prompt_ids: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
     ) -> "Circuit":
-        """A circuit of these edges, dead ends pruned.
+        """A circuit of these edges, dead ends pruned. A warning says so where that is more than half of them.
 
         Args:
+            model_or_shape: a model, a `Shape`, or a `Graph`, which may have positions and neurons.
             edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms
                 `a9.9->a10.7<q>`.
             scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
@@ -99,7 +100,12 @@ class Circuit:
         Raises:
             CircuitError: matrices of another shape, or labels of nodes that the graph does not have.
             SiteError: an edge that the graph does not have.
+
+        >>> shape = Shape(2, 2, 2, 32, 16, 128, 50, 32)
+        >>> Circuit.of(shape, ["input->m1", "m1->logits"])
+        <Circuit: 2 of 37 edges (5.4%), 0 heads>
         """
+        graph = _graph_of(model_or_shape)
         if not isinstance(edges, np.ndarray):
             matrix = np.zeros_like(graph.exists)
             for edge in edges:
@@ -112,13 +118,19 @@ class Circuit:
         chosen = edges.astype(bool) & graph.exists
         roles = check_labels(graph, labels or {})
         facts = clean_attrs(attrs or {})
-        return cls(graph, graph.prune(chosen), scores, int(chosen.sum()), facts, frozenset(prompt_ids), roles)
+        n_requested, left = int(chosen.sum()), graph.prune(chosen)
+        if mostly_dead_ends(n_requested, int(left.sum())):
+            warn(
+                f"Of {n_requested:,} edges of this circuit {int(left.sum()):,} are left: the others are dead ends, "
+                "on no path from input to logits. A head needs an edge into it and one out of it."
+            )
+        return cls(graph, left, scores, n_requested, facts, frozenset(prompt_ids), roles)
 
     @classmethod
     @checked
     def of_nodes(
         cls,
-        graph: Graph,
+        model_or_shape: Model | Shape | Graph,
         nodes: Iterable[str],
         *,
         attrs: Mapping[str, Any] | None = None,
@@ -135,6 +147,7 @@ class Circuit:
         >>> Circuit.of_nodes(graph, ["m1"]).edge_list
         [Edge('input->m1'), Edge('input->logits'), Edge('m1->logits')]
         """
+        graph = _graph_of(model_or_shape)
         # Without them nothing would enter or leave the circuit.
         wanted = {"input", "logits", *nodes}
         known = {"logits", *graph.writers, *map(mlp_of, graph.writers)}
@@ -421,8 +434,11 @@ class Circuit:
         return component_graph(self.graph, self.nodes, self._scored_edges, self.labels)
 
     @checked
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, *, all_scores: bool = False, overwrite: bool = False) -> Path:
         """Write the circuit as JSON, whole or not at all.
+
+        Args:
+            all_scores: also the scores of edges outside the circuit; by default those of its own edges only.
 
         Raises `OutputExists` rather than replace a file.
         """
@@ -430,13 +446,13 @@ class Circuit:
         document = CircuitDocument(
             self.graph, self.edges, self.scores, self.n_requested, self.attrs, self.prompt_ids, self.labels
         )
-        write_document(document, path, self._scored_edges, overwrite=overwrite)
+        write_document(document, path, self._scored_edges, all_scores=all_scores, overwrite=overwrite)
         return path
 
     @classmethod
     @checked
     def load(cls, path: str | Path, *, edited: bool = False) -> "Circuit":
-        """Read a circuit. Scores are kept for its own edges only.
+        """Read a circuit, with the scores that the file has.
 
         Args:
             edited: accept a file that was changed since it was written; saving the circuit signs it again.
@@ -469,6 +485,11 @@ class Circuit:
                 f"This circuit is for another graph: {self.graph}; the model has {graph}. "
                 f"They differ in {differ}."
             )
+
+
+def mostly_dead_ends(n_chosen: int, n_left: int) -> bool:
+    """Whether pruning took more than half of the edges that were chosen."""
+    return n_left < n_chosen / 2
 
 
 def _graph_of(model_or_graph: Model | Shape | Graph) -> Graph:

@@ -32,7 +32,7 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 class CircuitDocument:
     """What a circuit file says; the fields are those of `Circuit`.
 
-    `scores` has numbers at the circuit's own edges only.
+    `scores` has numbers at the circuit's own edges, and at those of `other_scores` where the file has them.
     """
 
     graph: Graph
@@ -49,9 +49,14 @@ def write_document(
     path: Path,
     scored_edges: Sequence[tuple[Edge, float]],
     *,
+    all_scores: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a circuit as JSON, whole or not at all, with its edges in this order. Raises `OutputExists`."""
+    """Write a circuit as JSON, whole or not at all, with its edges in this order. Raises `OutputExists`.
+
+    Args:
+        all_scores: also write the scores of edges outside the circuit, as `other_scores`.
+    """
     check_free(path, overwrite=overwrite)
     # JSON has no NaN: an edge without a score gets null.
     edges: dict[str, float | None] = {str(edge): None for edge, _ in scored_edges}
@@ -67,6 +72,11 @@ def write_document(
     if document.labels:
         fields["labels"] = dict(document.labels)
     fields["edges"] = edges
+    if all_scores and document.scores is not None:
+        outside = np.isfinite(document.scores) & document.graph.exists & ~document.edges
+        scores_outside = document.scores[outside].tolist()
+        names = map(str, document.graph.edges(outside))
+        fields["other_scores"] = dict(zip(names, scores_outside, strict=True))
     with whole(path) as partial:
         partial.write_text(json.dumps(signed(fields), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -154,12 +164,20 @@ def _document(fields: Mapping[str, Any]) -> CircuitDocument:
             scores[index] = float(score)
     if int(edges.sum()) < len(listed):
         raise ValueError("an edge is there twice, under two names")
+    outside = fields.get("other_scores", {})
+    for name, score in outside.items():
+        index = graph.index(name)
+        if np.any(edges[index]):
+            raise ValueError(f"{name} is in the circuit and among the other_scores")
+        if type(score) not in (int, float) or not math.isfinite(score):
+            raise ValueError(f"the score of {name} is {score!r}")
+        scores[index] = float(score)
     prompt_ids, n_requested = fields["prompt_ids"], fields["n_requested"]
     if not isinstance(prompt_ids, list) or not all(isinstance(prompt, str) for prompt in prompt_ids):
         raise ValueError("prompt_ids is not a list of texts")
     if type(n_requested) is not int or n_requested < len(listed):
         raise ValueError(f"n_requested is {n_requested} for {len(listed)} edges")
-    scored = any(score is not None for score in listed.values())
+    scored = bool(outside) or any(score is not None for score in listed.values())
     labels = check_labels(graph, dict(fields.get("labels", {})))
     attrs = dict(fields["attrs"])
     _check_output_neurons(attrs.get("output_neurons", "{}"))

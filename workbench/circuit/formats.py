@@ -116,7 +116,9 @@ def write_circuit(
     positive: Positive | str = "supports",
     overwrite: bool = False,
 ) -> Path:
-    """Write a circuit for this or another tool, whole or not at all.
+    """Write a circuit for this or another tool, whole or not at all, with the scores of all edges.
+
+    The other tools' files hold a number for every edge: one without a score is written as 0.
 
     Args:
         format: "workbench", "eap-json" or "eap-pt"; by default ours for `.json` and theirs for `.pt`.
@@ -135,7 +137,7 @@ def write_circuit(
     if target.dump is None:
         if positive == "opposes":
             raise CircuitError("write_circuit: positive scores support the behaviour in our own format.")
-        return circuit.save(path, overwrite=overwrite)
+        return circuit.save(path, all_scores=True, overwrite=overwrite)
     check_free(path, overwrite=overwrite)
     if circuit.graph != Graph(circuit.graph.shape):
         raise CircuitError(

@@ -187,7 +187,8 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Read a circuit in one format and write it in another; a circuit edited by hand is signed again.
+    """Read a circuit in one format and write it in another, with all its scores; a circuit edited by hand is
+    signed again.
 
     --positive is what scores mean in the other tool's file.
     """
@@ -205,6 +206,21 @@ def convert(
     else:
         path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite, positive=positive)
     say(f"{path}: {circuit!r}")
+    if file_format.dump is not None and (unscored := _unscored(circuit)):
+        say(
+            f"note: {file_format.name} has a number for every edge. {unscored:,} of {circuit.graph.n_edges:,} "
+            f"edges of {source} have no score and were written as 0.",
+            err=True,
+        )
+
+
+def _unscored(circuit: "Circuit") -> int:
+    """How many edges of a circuit's graph have no score."""
+    import numpy as np
+
+    if circuit.scores is None:
+        return circuit.graph.n_edges
+    return int((~np.isfinite(circuit.scores) & circuit.graph.exists).sum())
 
 
 def _circuit(

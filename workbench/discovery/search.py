@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit
+from workbench.circuit.circuit import Circuit, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import (
     check_array,
@@ -25,7 +25,7 @@ from workbench.discovery.score_arrays import (
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, from_store, zero
-from workbench.errors import CircuitError, NotFinite, UnknownName
+from workbench.errors import CircuitError, NotFinite, UnknownName, unwarned, warn
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
@@ -57,6 +57,8 @@ def find_circuit(
     budget: int | None = None,
 ) -> Circuit:
     """The circuit of the highest-scored edges; dead ends are pruned afterwards.
+
+    A warning says where that takes more than half of them; `strategy="greedy"` is the way out.
 
     Args:
         scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`.
@@ -120,7 +122,7 @@ def find_circuit(
         raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
     order = best_first(graph, rank)
     if strategy == "greedy":
-        order = _grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+        order = grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
     if n_edges is None:
         assert min_faithfulness is not None
         runs = _runs(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
@@ -150,7 +152,7 @@ def first_edges(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
     return edges.reshape(graph.exists.shape)
 
 
-def _grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
+def grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
     """Flat indices of edges in the order in which a circuit grows from the logits."""
     order: list[int] = []
     flat = np.arange(graph.exists.size).reshape(graph.exists.shape)
@@ -308,10 +310,18 @@ def _circuit_of(
     attrs = {
         key: fact for key, fact in scores.attrs.items() if key not in ("prompt_ids", "graph", "kind", "unit")
     }
-    return Circuit.of(
-        graph,
-        edges & graph.exists,
-        scores=values.astype(float),
-        attrs=attrs | {"ranked_by": by},
-        prompt_ids=str(scores.attrs.get("prompt_ids", "")).split(),
-    )
+    with unwarned():
+        circuit = Circuit.of(
+            graph,
+            edges & graph.exists,
+            scores=values.astype(float),
+            attrs=attrs | {"ranked_by": by},
+            prompt_ids=str(scores.attrs.get("prompt_ids", "")).split(),
+        )
+    if mostly_dead_ends(circuit.n_requested, circuit.n_edges):
+        warn(
+            f"find_circuit: {circuit.n_requested:,} edges were chosen and {circuit.n_edges:,} are left: the others "
+            "are dead ends, on no path from input to logits. strategy='greedy' grows the circuit from the "
+            "logits instead; or choose more edges."
+        )
+    return circuit

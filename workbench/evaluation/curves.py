@@ -19,7 +19,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
 from workbench.engine.values import Value
-from workbench.errors import CircuitError, UnknownName
+from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
 from workbench.metrics.metric import Metric
@@ -91,7 +91,9 @@ def faithfulness_curve(
     graph, shares = graph_of(scores), _shares(sizes)
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]
-    circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
+    # The first sizes of a curve may well be dead ends alone: `n_pruned` says so.
+    with unwarned():
+        circuits = [find_circuit(scores, n_edges=n, by=by) for n in counts]
     result = evaluate(circuits, model, pairs, **measuring)
     attrs = dict(result.attrs) | {
         "kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", ""),
@@ -156,7 +158,8 @@ def _growth(circuit: Circuit, sizes: float | Sequence[Any] | None) -> tuple[list
             f"faithfulness_curve: sizes={list(counts)}; of this circuit they are numbers of edges "
             f"from 1 to {n}."
         )
-    return [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts], counts
+    with unwarned():
+        return [Circuit.of(circuit.graph, edges[: int(k)], scores=circuit.scores) for k in counts], counts
 
 
 def _by_size(result: xr.Dataset, counts: Sequence[int]) -> dict[str, Any]:
@@ -225,7 +228,9 @@ def stability(
     for _ in range(draws):
         # NaN of one prompt must reach the mean: `find` then refuses it, rather than score fewer prompts.
         sample = scores.isel(example=rng.integers(0, n, n)).mean("example", skipna=False, keep_attrs=True)
-        circuit = called("stability: find=", find, sample)
+        # What holds for the circuit of all prompts is not said again for each draw.
+        with unwarned():
+            circuit = called("stability: find=", find, sample)
         if not isinstance(circuit, Circuit):
             raise CircuitError(
                 f"stability: find= must return a Circuit, and it returned {type(circuit).__name__}."
