@@ -49,8 +49,8 @@ NATIVE = {
 
 
 @cache
-def tokenizer(bos: str | None = "<s>") -> Any:
-    """A byte-level tokenizer of 300 tokens, with a BOS token or without."""
+def tokenizer(bos: str | None = "<s>", *, adds_bos: bool = True, chat: str | None = None) -> Any:
+    """A byte-level tokenizer of 300 tokens, with a BOS token or without, that it puts in front by itself or not."""
     vocabulary = Tokenizer(models.BPE())
     vocabulary.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     vocabulary.decoder = decoders.ByteLevel()
@@ -63,7 +63,9 @@ def tokenizer(bos: str | None = "<s>") -> Any:
     vocabulary.train_from_iterator(
         ["the red cat sat on a mat", "one two three four", "every dog has its day"] * 20, trainer
     )
-    names = {"eos_token": "</s>"} | ({"bos_token": bos} if bos else {})
+    names: dict[str, Any] = {"eos_token": "</s>", "chat_template": chat}
+    if bos:
+        names |= {"bos_token": bos, "add_bos_token": adds_bos}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, **names)
 
 
@@ -92,10 +94,17 @@ def plain(family: str) -> Any:
 
 
 @cache
-def directory(family: str, *, bos: str | None = "<s>", with_tokenizer: bool = True) -> Path:
+def directory(
+    family: str,
+    *,
+    bos: str | None = "<s>",
+    adds_bos: bool = True,
+    chat: str | None = None,
+    with_tokenizer: bool = True,
+) -> Path:
     """The directory of a family, or of a native model of TransformerLens."""
     folder = Path(tempfile.mkdtemp(prefix=f"{family}-", dir=_ROOT.name))
-    words = tokenizer(bos) if with_tokenizer else None
+    words = tokenizer(bos, adds_bos=adds_bos, chat=chat) if with_tokenizer else None
     if family == "native":
         model = native(**NATIVE)
         names = dict(model.original_model.named_parameters())

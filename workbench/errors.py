@@ -5,6 +5,7 @@ WorkbenchError
 ├── UnknownName          a name that does not exist: task, model, method, ... (with near matches)
 ├── SiteError            a site or edge that cannot be parsed, or that the model does not have
 ├── ModelError           a model that cannot be loaded, is in train mode, or is changed by settings of torch
+│   └── Unreachable      a package registry that weights should come from, and that cannot be reached
 ├── PromptError          prompts that cannot be used: lengths, tokens, answers, columns
 │   └── UnsuitableTask   a task that needs another vocabulary
 ├── MetricError          a metric that does not fit the prompts or returns the wrong shape
@@ -74,6 +75,10 @@ class SiteError(WorkbenchError):
 
 class ModelError(WorkbenchError):
     """A model that cannot be loaded or cannot be used."""
+
+
+class Unreachable(ModelError):
+    """A package registry that weights should come from, and that cannot be reached."""
 
 
 class PromptError(WorkbenchError):

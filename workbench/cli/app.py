@@ -14,6 +14,7 @@ from workbench.cli.circuits import compare, convert, discover, evaluate_circuit
 from workbench.cli.course import course
 from workbench.cli.effects import effects, paths
 from workbench.cli.listings import list_names, measure
+from workbench.cli.models import models
 from workbench.cli.output import say, spell_warnings
 from workbench.cli.runs import diff_runs, probe_store, report_run
 from workbench.cli.store import store
@@ -75,7 +76,8 @@ for name, command in (
     app.command(name)(command)
 for name, command in (("circuits", circuits), ("behaviours", behaviours)):
     bench.command(name)(command)
-for name, group in (("store", store), ("sweep", sweep), ("course", course), ("bench", bench)):
+groups = (("models", models), ("store", store), ("sweep", sweep), ("course", course), ("bench", bench))
+for name, group in groups:
     app.add_typer(group, name=name)
 
 

@@ -78,9 +78,10 @@ def _estimate(estimate: "Estimate", form: str) -> str:
 
 def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
     """List what there is: tasks, models, methods or published circuits."""
+    from workbench.cli.models import model_lines
     from workbench.errors import UnknownName
 
-    listings = {"tasks": _tasks, "models": _models, "methods": _methods, "circuits": _circuits}
+    listings = {"tasks": _tasks, "models": model_lines, "methods": _methods, "circuits": _circuits}
     if what not in listings:
         raise UnknownName("what", what, listings)
     for line in listings[what]():
@@ -93,19 +94,6 @@ def _tasks() -> list[str]:
     return [
         f"{task.name:13} {task.description} Variants: {', '.join(task.variants)}." for task in TASKS.values()
     ]
-
-
-def _models() -> list[str]:
-    from workbench.models import embedded
-
-    lines = []
-    for name in embedded.names():
-        steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
-        line = f"{name:13} embedded"
-        if steps:  # models that were not kept while they were trained have none
-            line += f"; training steps: {steps}"
-        lines.append(line)
-    return [*lines, "or a local Hugging Face directory, or a Hub name such as gpt2"]
 
 
 def _methods() -> list[str]:

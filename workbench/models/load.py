@@ -8,6 +8,7 @@ or of what is done with a model.
 
 import os
 import socket
+import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName, WorkbenchError
-from workbench.models import embedded
+from workbench.models import embedded, gguf, pinned
 from workbench.models.calls import model_call
 from workbench.models.folder import check_folder, has_tokenizer
 from workbench.models.loader import CheckedLoader, check_one_stack
@@ -45,8 +46,9 @@ def load_model(
 
     Args:
         source: an embedded name ("tiny", "induction", "shortcut"; "tiny@1500" for a training step), a local
-            Hugging Face directory, a Hub name ("gpt2"), or a bridge, which is put into eval mode and, where
-            asked, moved.
+            Hugging Face directory, a GGUF file (the extra `gguf`), a pinned name
+            ("smollm2-135m-instruct-q4", brought by `workbench models get`), a Hub name ("gpt2"), or a bridge,
+            which is put into eval mode and, where asked, moved.
         device: where it runs; None picks a GPU if there is one (a bridge stays where it is).
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
 
@@ -83,11 +85,17 @@ def load_model(
     known = embedded.find(name)
     if known is not None:
         model = _boot(str(known.folder), torch_device, torch_dtype, checkpoint=known.checkpoint, trusted=True)
+    elif name in pinned.PINNED:
+        model = _boot(str(pinned.cached_folder(pinned.PINNED[name])), torch_device, torch_dtype)
     elif os.path.isdir(name):  # unlike `Path.is_dir` it is False for names that no file can have
         model = _boot(name, torch_device, torch_dtype)
         # Another process may have another working directory.
         reload_name = str(Path(name).resolve())
         name = Path(name).resolve().name
+    elif name.endswith(gguf.SUFFIX):
+        model = _gguf_model(Path(name), torch_device, torch_dtype)
+        reload_name = str(Path(name).resolve())
+        name = Path(name).stem
     elif _looks_like_a_path(name):
         raise ModelError(
             f"There is no model directory {name!r}. Embedded models: {', '.join(embedded.names())}."
@@ -228,6 +236,22 @@ def _boot(
     finally:
         if shows_bars:
             logging.enable_progress_bar()
+
+
+def _gguf_model(file: Path, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The bridge of a GGUF file, by way of a Hugging Face directory that is gone afterwards.
+
+    Not in memory: a directory goes through every check that other models go through (what its weights lack,
+    hold too much or say of their sizes; the logits of plain transformers), by the same lines of code.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        gguf.convert(file, folder, dtype=dtype or torch.float32)
+        try:
+            return _boot(str(folder), device, dtype)
+        except ModelError as error:
+            # The file is what the caller knows.
+            raise ModelError(str(error).replace(str(folder), str(file))) from error
 
 
 def _bridge(source: str, **options: Any) -> Any:
