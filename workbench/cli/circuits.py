@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.options import (
+    Bos,
     CircuitName,
     Device,
     MetricName,
@@ -54,6 +55,7 @@ def discover(
         int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")
     ] = None,
     device: Device = None,
+    bos: Bos = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
@@ -73,7 +75,7 @@ def discover(
         find_task(task)  # a misspelt task is refused before the model is loaded
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
-        loaded = wb.load_model(model, device=device)
+        loaded = wb.load_model(model, device=device, bos=bos)
         say(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(
             loaded,
@@ -119,13 +121,14 @@ def evaluate_circuit(
         bool, typer.Option("--json", help="One JSON object a line: each value, then the tests.")
     ] = False,
     device: Device = None,
+    bos: Bos = None,
 ) -> None:
     """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality."""
     import workbench as wb
     from workbench.workflows.evaluate import judge, lines, value_names
 
     values = value_names(names(value) or [value])
-    loaded = wb.load_model(model, device=device)
+    loaded = wb.load_model(model, device=device, bos=bos)
     read = _circuit(circuit, positive, loaded)
     # Circuits of papers and other tools carry no fingerprint, which is no reason to warn.
     if read.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):

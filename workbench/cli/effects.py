@@ -8,6 +8,7 @@ import typer
 
 from workbench.cli.options import (
     Base,
+    Bos,
     Budget,
     Device,
     DryRun,
@@ -50,6 +51,7 @@ def effects(
     variant: Variant = None,
     budget: Budget = None,
     device: Device = None,
+    bos: Bos = None,
     out: Out = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -71,7 +73,7 @@ def effects(
         """The effects, or with `dry_run` the plan."""
         return question.effects(loaded, kind=kind, pos=pos, method=method, dry_run=dry_run)
 
-    _answer(measure, task, "effects", model, device, out, overwrite=overwrite, dry_run=dry_run)
+    _answer(measure, task, "effects", model, device, bos, out, overwrite=overwrite, dry_run=dry_run)
 
 
 def paths(
@@ -101,6 +103,7 @@ def paths(
     variant: Variant = None,
     budget: Budget = None,
     device: Device = None,
+    bos: Bos = None,
     out: Out = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -126,7 +129,7 @@ def paths(
             dry_run=dry_run,
         )
 
-    _answer(measure, task, "paths", model, device, out, overwrite=overwrite, dry_run=dry_run)
+    _answer(measure, task, "paths", model, device, bos, out, overwrite=overwrite, dry_run=dry_run)
 
 
 def _nodes(text: str | None) -> list[str | tuple[str, ...]] | None:
@@ -143,6 +146,7 @@ def _answer(
     name: str,
     model: str,
     device: str | None,
+    bos: bool | None,
     out: Path | None,
     *,
     overwrite: bool,
@@ -155,11 +159,11 @@ def _answer(
 
     # A plan is printed and leaves no folder behind.
     if dry_run:
-        say(str(measure(wb.load_model(model, device=device))))
+        say(str(measure(wb.load_model(model, device=device, bos=bos))))
         return
     with output_folder(out, f"{Path(task).stem}-{name}") as folder:
         check_output(folder, (f"{name}.nc", f"{name}.png"), overwrite=overwrite)
-        result = measure(wb.load_model(model, device=device))
+        result = measure(wb.load_model(model, device=device, bos=bos))
         for line in strongest(result):
             say(line)
         for path in write(result, folder, name, overwrite=overwrite):

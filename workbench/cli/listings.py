@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Device
+from workbench.cli.options import Bos, Device
 from workbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def measure(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     device: Device = None,
+    bos: Bos = None,
 ) -> None:
     """Print how well a model does on held-out prompts of tasks, or on prompts of your own.
 
@@ -33,7 +34,7 @@ def measure(
     import workbench as wb
     from workbench.tasks.registry import pairs_of
 
-    loaded, pairs = wb.load_model(model, device=device), None
+    loaded, pairs = wb.load_model(model, device=device, bos=bos), None
     if prompts:
         pairs = [pairs_of(name, loaded, n=n, seed=seed, split="heldout") for name in prompts]
     for score in wb.measure(loaded, pairs, n=n, seed=seed):

@@ -26,6 +26,12 @@ Out = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos", help="Prompts of text begin with BOS, or not; by default as the tokenizer adds it."
+    ),
+]
 Task = Annotated[
     str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Budget, Device, ModelName, in_bytes, names, path_of, positions
+from workbench.cli.options import Bos, Budget, Device, ModelName, in_bytes, names, path_of, positions
 from workbench.cli.output import say
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
@@ -54,6 +54,10 @@ def build(
     backend: Annotated[str, typer.Option(help="local or ray.")] = "local",
     budget: Budget = None,
     device: Device = None,
+    bos: Bos = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put each text into the tokenizer's chat template.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")
     ] = False,
@@ -63,7 +67,9 @@ def build(
     from workbench.models.load import dtype_named
     from workbench.tasks.registry import TASKS
 
-    loaded = wb.load_model(model, device=device)
+    if chat and corpus in TASKS:
+        raise typer.BadParameter("--chat is for texts of a file; the prompts of a task are no messages.")
+    loaded = wb.load_model(model, device=device, bos=bos)
     options = {
         "sites": None if sites is None else names(sites),
         "keep": keep if keep in ("all", "mean") else positions(keep),
@@ -75,7 +81,8 @@ def build(
         pairs = wb.load_task(corpus, loaded, n=64 if n is None else n, seed=seed, split=split)
         prompts_of = {path / side: pairs.side(side) for side in ("clean", "corrupt")}
     else:
-        prompts_of = {path: wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n)}
+        prompts = wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n, chat=chat)
+        prompts_of = {path: prompts}
     for folder, prompts in prompts_of.items():
         if dry_run:
             say(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")

@@ -13,10 +13,11 @@ from workbench.arguments import shown
 from workbench.engine.bound import SitePositions
 from workbench.engine.bridge import output_vocabulary
 from workbench.errors import EditError, PromptError, SiteError
+from workbench.models.bos import bos_token
 from workbench.models.fingerprint import other_vocabulary
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder, all_begin_with, bos_token
+from workbench.prompts.encoder import TextEncoder, all_begin_with
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.token_tables import Padding, token_rows

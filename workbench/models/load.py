@@ -22,6 +22,7 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.errors import ModelError, UnknownName, WorkbenchError
 from workbench.models import embedded, gguf, pinned
+from workbench.models.bos import choose_bos, chosen_bos, tokenizer_adds_bos
 from workbench.models.calls import model_call
 from workbench.models.folder import check_folder, has_tokenizer
 from workbench.models.loader import CheckedLoader, check_one_stack
@@ -36,7 +37,11 @@ _sources: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDict
 @checked
 @model_call()
 def load_model(
-    source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    bos: bool | None = None,
 ) -> Any:
     """A `TransformerBridge` in eval mode.
 
@@ -51,11 +56,13 @@ def load_model(
             which is put into eval mode and, where asked, moved.
         device: where it runs; None picks a GPU if there is one (a bridge stays where it is).
         dtype: "float32" (default), "bfloat16", "float16", "float64", or a torch dtype.
+        bos: whether prompts of text begin with the BOS token; None: as the model's tokenizer adds it. Readers
+            of prompts can be told otherwise. Token ids are taken as they are.
 
     Raises:
         ModelError: nothing can be loaded from that source (the message says what to do offline); its weights
             are missing, left over, of another shape, integers or not finite; TransformerLens does not compute
-            what transformers does.
+            what transformers does; `bos=True` without a BOS token.
         UnknownName: an unknown dtype or checkpoint.
 
     >>> model = load_model("tiny", device="cpu")
@@ -74,6 +81,7 @@ def load_model(
         if targets:
             source.to(*targets)
         check_numbers(hf_model.named_parameters(), name)
+        choose_bos(cast(Model, source), bos)
         return source.eval()
     if not isinstance(source, str | Path):
         raise ModelError(
@@ -105,6 +113,7 @@ def load_model(
         model = _boot(name, torch_device, torch_dtype)
     precision = str(torch_dtype or torch.float32).removeprefix("torch.")
     _sources[model] = {"source": reload_name, "device": str(torch_device), "dtype": precision}
+    choose_bos(model, bos)
     _names[model] = name
     return model.eval()
 
@@ -170,7 +179,7 @@ def model_source(model: Model) -> dict[str, Any]:
             "and this one was not loaded by wb.load_model from a name or a directory. "
             "Save it as a Hugging Face directory and load that, or use workers=1."
         )
-    return dict(_sources[model])
+    return _sources[model] | {"bos": chosen_bos(model)}
 
 
 def model_device(model: Model) -> torch.device:
@@ -248,7 +257,10 @@ def _gguf_model(file: Path, device: torch.device, dtype: torch.dtype | None) -> 
         folder = Path(name)
         gguf.convert(file, folder, dtype=dtype or torch.float32)
         try:
-            return _boot(str(folder), device, dtype)
+            model = _boot(str(folder), device, dtype)
+            if model.tokenizer is not None:
+                tokenizer_adds_bos(model)  # asked now and kept, since the files are gone afterwards
+            return model
         except ModelError as error:
             # The file is what the caller knows.
             raise ModelError(str(error).replace(str(folder), str(file))) from error

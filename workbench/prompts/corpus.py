@@ -15,7 +15,7 @@ from workbench.arguments import checked
 from workbench.documents import parse_json
 from workbench.errors import PromptError, UnknownName
 from workbench.models.model import Model
-from workbench.prompts.encoder import TextEncoder, check_text
+from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.tables import text_lines
 from workbench.prompts.token_tables import IDS, MASK, Padding, row_tokens
@@ -33,6 +33,8 @@ def read_corpus(
     long: Literal["split", "truncate", "error"] | str = "split",
     context: int | None = None,
     limit: int | None = None,
+    bos: bool | None = None,
+    chat: bool = False,
 ) -> Prompts:
     """Prompts of a model from a corpus; empty lines and texts are left out.
 
@@ -44,6 +46,9 @@ def read_corpus(
         long: what to do with a text that is longer than the context: "split", "truncate" or "error".
         context: tokens per prompt at most, BOS included; None takes the model's.
         limit: prompts at most.
+        bos: whether texts get a BOS; None: as chosen in `load_model`, else as the tokenizer adds it.
+        chat: put each text into the tokenizer's chat template, as one message of a user; texts that are too
+            long are then refused.
 
     Raises:
         PromptError: a file or column is missing, a text is too long, or nothing is left; file and line are
@@ -65,8 +70,8 @@ def read_corpus(
         n_ctx = context
     # Without a tokenizer token ids can still be read.
     encode = None
-    if getattr(model, "tokenizer", None) is not None:
-        encode = TextEncoder(model)
+    if getattr(model, "tokenizer", None) is not None or bos or chat:
+        encode = TextEncoder(model, bos=bos, chat=chat)
     rows = list(islice(_rows(model, encode, _entries(source), column, long, n_ctx), limit))
     if not rows:
         raise PromptError(f"The corpus {_name(source)} holds no prompts: every line is empty.")
@@ -95,15 +100,16 @@ def _rows(
                 raise PromptError(
                     f"{where}: this model has no tokenizer, so texts cannot be read. Give token ids."
                 )
-            check_text(content, where)
-            tokens = encode.with_bos(encode.plain(content))
+            tokens = encode.with_bos(encode.plain(encode.text(content, where=where)))
             if encode.bos:  # apart from the text, since each piece of a long text gets one
                 prefix, tokens = tokens[:1], tokens[1:]
         else:
             # Token ids are taken as they are: the caller has decided about BOS already.
             tokens = row_tokens(content, mask, padding, where)
         room = n_ctx - len(prefix)
-        if len(tokens) > room and long == "error":
+        # A part of a chat template would be no chat.
+        is_chat = encode is not None and encode.chat and isinstance(content, str)
+        if len(tokens) > room and (long == "error" or is_chat):
             raise PromptError(
                 f"{where}: {len(tokens) + len(prefix)} tokens; prompts have {n_ctx} at most. "
                 "Use long='split' or long='truncate'."

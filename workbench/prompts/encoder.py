@@ -4,19 +4,27 @@ Read `TextEncoder`. The only module that calls a tokenizer; it knows nothing of 
 """
 
 import re
+import sys
+import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from workbench.arguments import shown
 from workbench.errors import PromptError
+from workbench.models.bos import begins_with_bos, bos_token, check_declared, chosen_bos
 from workbench.models.fingerprint import tokenizer_fingerprint
+from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
 from workbench.text import lone_surrogates, visible
 
 # What decoding makes of bytes that are no whole character.
 _REPLACEMENT = "\ufffd"
+
+# The models of which a warning has said that their prompts begin without BOS.
+_warned: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def check_text(text: object, where: str) -> None:
@@ -34,19 +42,31 @@ def check_text(text: object, where: str) -> None:
 class TextEncoder:
     """Text → token ids of a model; whatever goes wrong is a `PromptError` that begins with `where`.
 
+    Args:
+        bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds it.
+        chat: whether each text is one message of a user, put into the tokenizer's chat template.
+
     Attributes:
         bos_token: the BOS token that the tokenizer declares; None without one.
-        bos: whether prompts of text begin with it: not where the model was trained without.
+        bos: whether prompts of text begin with it.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, bos: bool | None = None, chat: bool = False) -> None:
         self.tokenizer: Any = getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise PromptError("This model has no tokenizer: build prompts with Prompts.of(token_ids).")
         self.context = int(model.cfg.n_ctx)
         self.bos_token = bos_token(model)
-        # A model that was trained without BOS says so; a tokenizer may lack the token all the same.
-        self.bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self.bos_token is not None
+        if bos:
+            check_declared(model)
+        self.bos = begins_with_bos(model) if bos is None else bos
+        self.chat = chat
+        if chat and not getattr(self.tokenizer, "chat_template", None):
+            raise PromptError(
+                f"chat=True: the tokenizer of {model_name(model)!r} has no chat template. Leave it out for a "
+                "model that was not trained on chats."
+            )
+        self._model, self._bos_is_chosen = model, bos is not None or chosen_bos(model) is not None
         self.fingerprint = tokenizer_fingerprint(model)
 
     def plain(self, text: str) -> list[int]:
@@ -59,17 +79,40 @@ class TextEncoder:
         return list(encoding.offset_mapping)
 
     def with_bos(self, tokens: Sequence[int]) -> list[int]:
-        """Tokens with BOS in front where the model wants it, and where they do not begin with it already."""
+        """Tokens with BOS in front where prompts begin with it, and never twice."""
         # Chat templates write BOS into the text.
-        if self.bos_token is not None and self.bos and list(tokens[:1]) != [self.bos_token]:
+        if self.bos_token is None or list(tokens[:1]) == [self.bos_token]:
+            return list(tokens)
+        if self.bos:
             return [self.bos_token, *tokens]
+        if not self._bos_is_chosen:
+            _warn_without_bos(self._model, self.labels([[self.bos_token]])[0][0])
         return list(tokens)
 
-    def prompt(self, text: str, *, where: str) -> list[int]:
-        """The tokens of a prompt, with one BOS where the model wants it."""
+    def text(self, text: str, *, where: str) -> str:
+        """What the model reads: the text, or with `chat` the text in the tokenizer's chat template.
+
+        The template is that of one message of a user, with what begins the answer after it.
+        """
         check_text(text, where)
-        tokens = self.plain(text)
-        self._check_known(text, tokens, where)
+        if not self.chat:
+            return text
+        # The unknown token stands for words, and is refused as such.
+        never = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        special = sorted(never & set(self.plain(text)))
+        if special:
+            raise PromptError(
+                f"{where}: with chat=True the text must not hold {self.labels([special])[0][0]!r}, a special "
+                "token: the chat template is put around it once. Give the message alone, or leave chat out."
+            )
+        message = [{"role": "user", "content": text}]
+        return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+    def prompt(self, text: str, *, where: str) -> list[int]:
+        """The tokens of a prompt, with one BOS where prompts begin with it."""
+        read = self.text(text, where=where)
+        tokens = self.plain(read)
+        self._check_known(read, tokens, where)
         tokens = self.with_bos(tokens)
         if len(tokens) > self.context:
             raise PromptError(
@@ -80,6 +123,7 @@ class TextEncoder:
     def continuation(self, prompt: str, text: str, *, joiner: str, where: str) -> list[int]:
         """The tokens that follow the prompt when both are tokenised together."""
         check_text(text, where)
+        prompt = self.text(prompt, where=where)
         if text[:1].isspace() or prompt[-1:].isspace():
             joiner = ""
         joined = prompt + joiner + text
@@ -134,17 +178,26 @@ class TextEncoder:
         )
 
 
-def bos_token(model: Model) -> int | None:
-    """The BOS token that a model's tokenizer declares; None without one."""
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return None
-    # TransformerLens 4.3 gives a tokenizer without BOS its EOS for one, which no prompt began with in
-    # training. What the tokenizer's own files say is in `init_kwargs`.
-    is_declared = tokenizer.init_kwargs.get("bos_token") is not None
-    if not is_declared and tokenizer.bos_token == tokenizer.eos_token:
-        return None
-    return tokenizer.bos_token_id
+def _warn_without_bos(model: Model, token: str) -> None:
+    """Warn once for each model whose tokenizer declares a BOS token and puts none in front of texts."""
+    if model in _warned:
+        return
+    _warned.add(model)
+    warnings.warn(
+        f"The tokenizer of {model_name(model)!r} declares the BOS token {token!r} and puts none in front of "
+        "texts, and so neither do prompts. bos=True (in load_model, or where prompts are read; --bos) puts "
+        "it there, as published circuits of GPT-2 have it; bos=False says that none is meant.",
+        stacklevel=_level_of_caller(),
+    )
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` of the nearest caller outside of this package, for a warning by who calls this."""
+    level, frame = 0, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def all_begin_with(bos: int | None, rows: Sequence[Sequence[int]]) -> bool:

@@ -135,12 +135,13 @@ class PromptPairs:
 
     def attrs(self, model: Model) -> dict[str, Any]:
         """The attributes of every result of these pairs: task, model, fingerprints, versions."""
-        facts = {key: self.provenance.get(key) for key in ("task", "variant", "seed", "split")}
+        facts = {key: self.provenance.get(key) for key in ("task", "variant", "seed", "split", "chat")}
         # Which prompts were kept belongs to every number that was measured with them.
         if "competent" in self.provenance:
             facts["competent"] = self.provenance["competent"]
         return facts | {
             "n": len(self),
+            "bos": self.bos,
             "model": model_name(model),
             "model_fingerprint": model_fingerprint(model),
             "data_fingerprint": self.fingerprint,
@@ -332,7 +333,14 @@ class PromptPairs:
     @classmethod
     @checked
     def from_dataframe(
-        cls, model: Model, frame: pd.DataFrame, *, joiner: str = " ", source: str = "table"
+        cls,
+        model: Model,
+        frame: pd.DataFrame,
+        *,
+        joiner: str = " ",
+        source: str = "table",
+        bos: bool | None = None,
+        chat: bool = False,
     ) -> "PromptPairs":
         """Pairs from columns `clean, corrupt, answer, wrong`; alternatives in a cell are separated by `|`.
 
@@ -340,10 +348,15 @@ class PromptPairs:
         become `further`. Prompt and answer are tokenised together, joined by `joiner` unless the answer
         begins with a space; `joiner=""` takes the text as it stands.
 
+        Args:
+            bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds
+                it.
+            chat: put each prompt into the tokenizer's chat template, as one message of a user.
+
         Raises:
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
-                context, a word is unknown, the prompt's own tokens change when the answer follows, or two
-                columns of corrupt prompts are the same.
+                context, a word is unknown, the prompt's own tokens change when the answer follows, two columns of
+                corrupt prompts are the same, or the tokenizer has no chat template.
         """
         if frame.columns.nlevels > 1:
             raise PromptError(f"{source} has columns of {frame.columns.nlevels} levels. Give each one name.")
@@ -361,7 +374,7 @@ class PromptPairs:
             )
         if frame.empty:
             raise PromptError(f"{source} has no rows.")
-        encode = TextEncoder(model)
+        encode = TextEncoder(model, bos=bos, chat=chat)
         corrupt = ["corrupt", *filter(_FURTHER.fullmatch, filter(_is_text, frame.columns))]
         sides: dict[str, list[list[int]]] = {name: [] for name in ("clean", *corrupt)}
         continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
@@ -377,7 +390,9 @@ class PromptPairs:
                         tokens = encode.continuation(row["clean"], text, joiner=joiner, where=cell)
                         alternatives.append(tokens)
                 continuations[name].append(alternatives)
-        provenance = {"task": source, "n": len(frame), "tokenizer": encode.fingerprint}
+        provenance = {
+            "task": source, "n": len(frame), "tokenizer": encode.fingerprint, "bos": encode.bos, "chat": chat,
+        }  # fmt: skip
         prompts = {name: encode.prompts(rows) for name, rows in sides.items()}
         _check_distinct(prompts)
         return cls(
@@ -391,15 +406,33 @@ class PromptPairs:
 
     @classmethod
     @checked
-    def from_csv(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
-        """Pairs from a CSV file with a header; columns, `joiner` and errors as in `from_dataframe`."""
-        return cls.from_dataframe(model, _read(path, "csv"), joiner=joiner, source=Path(path).name)
+    def from_csv(
+        cls,
+        model: Model,
+        path: str | Path,
+        *,
+        joiner: str = " ",
+        bos: bool | None = None,
+        chat: bool = False,
+    ) -> "PromptPairs":
+        """Pairs from a CSV file with a header; columns, arguments and errors as in `from_dataframe`."""
+        frame = _read(path, "csv")
+        return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
 
     @classmethod
     @checked
-    def from_jsonl(cls, model: Model, path: str | Path, *, joiner: str = " ") -> "PromptPairs":
-        """Pairs from a file with one JSON object per line; keys and errors as in `from_dataframe`."""
-        return cls.from_dataframe(model, _read(path, "jsonl"), joiner=joiner, source=Path(path).name)
+    def from_jsonl(
+        cls,
+        model: Model,
+        path: str | Path,
+        *,
+        joiner: str = " ",
+        bos: bool | None = None,
+        chat: bool = False,
+    ) -> "PromptPairs":
+        """Pairs from a file with one JSON object per line; keys, arguments and errors as in `from_dataframe`."""
+        frame = _read(path, "jsonl")
+        return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
 
 
 def _side(

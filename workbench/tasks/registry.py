@@ -96,7 +96,14 @@ def find_task(name: str) -> Task:
 @checked
 @model_call()
 def load_task(
-    name: str, model: Model, *, n: int = 64, seed: int = 0, split: Split = "train", variant: str | None = None
+    name: str,
+    model: Model,
+    *,
+    n: int = 64,
+    seed: int = 0,
+    split: Split = "train",
+    variant: str | None = None,
+    bos: bool | None = None,
 ) -> PromptPairs:
     """Distinct prompt pairs of a task, the same for the same arguments.
 
@@ -106,6 +113,7 @@ def load_task(
             use word combinations that were never in its training text.
         variant: the kind of corruption; None gives every counterfactual of the same clean prompts: the task's
             first as `corrupt`, the others as `further`.
+        bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds it.
 
     Raises:
         UnknownName: no such task, variant or split.
@@ -124,7 +132,7 @@ def load_task(
     if split not in ("train", "heldout"):
         raise UnknownName("split", split, ("train", "heldout"))
     _check_count(n)
-    encode = TextEncoder(model)
+    encode = TextEncoder(model, bos=bos)
     has_every_word = set(vocabulary()) <= set(encode.tokenizer.get_vocab())
     wording = WordVocabulary(encode) if has_every_word else SubwordVocabulary(encode)
     if isinstance(wording, SubwordVocabulary) and not task.any_model:
@@ -142,7 +150,7 @@ def load_task(
     several = answers.shape[2] > 1 or wrong.shape[2] > 1
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
-        "tokenizer": encode.fingerprint, "dropped": dropped,
+        "tokenizer": encode.fingerprint, "bos": encode.bos, "dropped": dropped,
         "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
     drawn = [sentence for sentence, _ in pairs]
