@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import workbench as wb
 from workbench.errors import PromptError
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.measure import Estimate
+from workbench.tasks.registry import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,11 @@ def test_an_estimate_has_its_interval():
     estimate = Estimate.of(torch.tensor([0.0, 1.0, 1.0, 1.0]))
     assert estimate.mean == 0.75
     assert 0 <= estimate.low < 0.75 < estimate.high <= 1
+
+
+def test_the_page_of_a_real_model_says_what_its_numbers_say():
+    page = (Path(__file__).parents[2] / "docs" / "what_smollm2_can_do.md").read_text(encoding="utf-8")
+    shares = re.findall(r"^\| (\w+) \| \d+ \| nothing \| ([\d.]+) \[.*?\] \| ([\d.]+) \[", page, re.MULTILINE)
+    assert {name for name, _, _ in shares} == {task.name for task in TASKS.values() if task.any_model}
+    below = [name for name, right, first in shares if float(right) < 0.85 or float(first) < 0.6]
+    assert f"with nothing in front, it cannot do: {', '.join(below) or 'none of these'}." in page
