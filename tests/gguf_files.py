@@ -1,5 +1,6 @@
 """A GGUF file of a small Llama, written tensor by tensor as llama.cpp's converter writes one."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ _IN_BLOCK = {
 
 
 def write(
-    path: Path, model: Any, *, without: Iterable[str] = (), extra: Mapping[str, np.ndarray] | None = None
+    path: Path,
+    model: Any,
+    *,
+    without: Iterable[str] = (),
+    extra: Mapping[str, np.ndarray] | None = None,
+    split: str = "gpt-2",
 ) -> Path:
     """The file of a plain `LlamaForCausalLM` and of the tokenizer of `directories`, which adds BOS.
 
     Args:
         without: names of its tensors to leave out, as llama.cpp spells them.
         extra: further tensors.
+        split: how texts are split before merging, by name.
     """
     from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]
 
@@ -45,7 +52,7 @@ def write(
     vocabulary = sorted(words.get_vocab(), key=words.get_vocab().__getitem__)
     vocabulary += [f"<unused{i}>" for i in range(config.vocab_size - len(vocabulary))]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(vocabulary)
     writer.add_token_types(
         [3 if token.startswith("<") and token.endswith(">") else 1 for token in vocabulary]
@@ -66,8 +73,6 @@ def write(
 
 
 def _merges(words: Any) -> list[str]:
-    import json
-
     merges = json.loads(words.backend_tokenizer.to_str())["model"]["merges"]
     return [" ".join(merge) for merge in merges]
 

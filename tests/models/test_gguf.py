@@ -59,6 +59,14 @@ def test_tensors_that_are_missing_or_left_over_are_refused(write, llama, tmp_pat
         wb.load_model(file)
 
 
+def test_a_split_that_transformers_does_not_know_is_said(write, llama, tmp_path):
+    file = write(tmp_path / "own.gguf", llama, split="of-its-own")
+    with pytest.warns(
+        UserWarning, match=re.escape(f"{str(file)!r} splits texts before merging as 'of-its-own'")
+    ):
+        gguf.convert(file, tmp_path)
+
+
 def test_what_is_no_such_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "_PACKAGES", ())
     with pytest.raises(ModelError, match="cannot be read: No such file or directory"):

@@ -8,6 +8,7 @@ numbers all the same. The packages that read GGUF are an extra, and are needed f
 import copy
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,12 @@ from workbench.models.weights import Header, check_numbers, check_room
 
 SUFFIX = ".gguf"
 _PACKAGES = ("gguf", "accelerate")
+# How byte-level vocabularies split a text before they merge, as files name it: those that transformers
+# (5.23) splits as GPT-2 does, for want of a rule of their own, and rightly so. Where digits were learned one
+# by one there is no merge of two digits, and so the rule for digits changes no token.
+_AS_GPT2 = frozenset(
+    "gpt-2 mpt olmo jais phi-2 smollm starcoder refact command-r codeshell exaone minerva-7b".split()
+)
 # What the file of a tied model may hold a second time: its unembedding.
 _UNEMBEDDING = "output.weight"
 
@@ -73,7 +80,8 @@ def _convert(link: Path, folder: Path, dtype: torch.dtype, source: str) -> None:
     from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    shapes = _shapes(GGUFReader(link).tensors)
+    reader = GGUFReader(link)
+    shapes = _shapes(reader.tensors)
     where: Any = {"pretrained_model_name_or_path": str(link.parent), "gguf_file": link.name}
     config = AutoConfig.from_pretrained(**where)
     with torch.device("meta"):
@@ -94,11 +102,31 @@ def _convert(link: Path, folder: Path, dtype: torch.dtype, source: str) -> None:
         del model.config.quantization_config
     model.config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    _warn_of_splits(reader, source)
 
 
 def _shapes(tensors: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in a file by its name there."""
     return {tensor.name: tuple(map(int, tensor.shape)) for tensor in tensors}
+
+
+def _warn_of_splits(reader: Any, source: str) -> None:
+    """Warn where transformers may split texts otherwise than the vocabulary of the file was learned."""
+    kind, split = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if kind is None or kind.contents() != "gpt2":
+        return
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
+    except ImportError:  # before 5.23 it knew none
+        known = {}
+    name = "default" if split is None else split.contents()
+    if name not in _AS_GPT2 and name not in known:
+        warnings.warn(
+            f"{source!r} splits texts before merging as {name!r}, which transformers does not know: it splits "
+            "as GPT-2 does, and may make other tokens of a text than the model was trained on. Compare with "
+            "the model's own tokenizer, or give token ids.",
+            stacklevel=2,
+        )
 
 
 def _check_whole(model: Any, report: dict[str, Any], shapes: dict[str, tuple[int, ...]], source: str) -> None:
