@@ -54,7 +54,7 @@ def test_a_model_or_its_shape_stands_for_its_graph():
         assert Circuit.of(start, edges) == Circuit.of(graph, edges)
         assert Circuit.of_nodes(start, ["a0.1"]) == Circuit.of_nodes(graph, ["a0.1"])
     with pytest.raises(wb.WorkbenchError, match=r"model_or_shape='tiny' does not fit; .* a Graph, as from"):
-        untyped(Circuit.of)("tiny", edges)
+        untyped(Circuit).of("tiny", edges)
 
 
 def test_a_circuit_of_dead_ends_says_so():

@@ -5,15 +5,18 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from benchmarks.learned_masks import trial
 from closeness import close
 from families import model_of, pairs_and_stores
 
 import workbench as wb
 from workbench.circuit.graph import Graph
-from workbench.discovery.masks import _Gates, learn_circuit
+from workbench.discovery.gates import START, Gates
+from workbench.discovery.masks import learn_circuit
+from workbench.discovery.scores import score_edges
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import from_store, mean, scale, zero
-from workbench.errors import CircuitError, MetricError
+from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import metric as as_metric
 
 
@@ -90,7 +93,7 @@ def test_the_gradient_of_a_gate_is_a_finite_difference_of_the_loss(on):
     (batch,) = runs.batches()
 
     def loss(moved=None, step=0.0):
-        gates = _Gates(runs.graph, on, seed=1)
+        gates = Gates(runs.graph, on, seed=1)
         gates.logits = torch.full_like(gates.logits, 0.3)
         if moved is not None:
             gates.logits[moved] += step
@@ -112,7 +115,7 @@ def test_the_gradient_of_a_gate_is_a_finite_difference_of_the_loss(on):
 @pytest.mark.types
 def test_gates_stand_for_edges_or_for_writers():
     graph = Graph.of(model_of("llama"), positions=[2])
-    edges, nodes = _Gates(graph, "edges", 0), _Gates(graph, "nodes", 0)
+    edges, nodes = Gates(graph, "edges", 0), Gates(graph, "nodes", 0)
     assert len(edges.logits) == graph.n_edges
     assert len(nodes.logits) == len(graph.writers) - 1
     drawn = nodes.sample()[0].detach().numpy()
@@ -184,6 +187,64 @@ def test_the_same_seed_gives_the_same_circuit():
     assert positions.graph == Graph.of(model, positions=[2, "END"])
 
 
+def test_losses_say_how_far_the_circuit_is_from_the_model():
+    known, pairs, value = planted("induction")
+    circuit = learn_circuit(known.model, pairs, value=value, n_edges=9, steps=3, restarts=0)
+    facts = circuit.attrs
+    assert (facts["trainings"], facts["start"], facts["forwards"]) == (1, "scores", 13)
+    measured = wb.evaluate(circuit, known.model, pairs, value=value, metric="kl", checks=()).squeeze()
+    for name, of_evaluate in (("loss", "m_circuit"), ("loss_empty", "m_empty"), ("loss_full", "m_full")):
+        assert close(
+            facts[name], float(measured[of_evaluate].mean()), tolerance=1e-6, scale=facts["loss_empty"]
+        ), name
+    assert close(facts["kept"], float(measured["faithfulness"]), tolerance=1e-6, scale=1.0)
+    # What is returned is no worse than the scores that training started from.
+    scores = wb.score_edges(known.model, pairs, value=value, metric="kl", method="eap-ig-inputs", steps=10)
+    cut = wb.evaluate(
+        wb.find_circuit(scores, n_edges=9), known.model, pairs, value=value, metric="kl", checks=()
+    )
+    assert facts["loss"] <= float(cut["m_circuit"].mean()) + 0.011 * facts["loss_empty"]
+
+
+def test_training_starts_from_scores_of_ones_own():
+    known, pairs, value = planted("induction")
+    graph = Graph.of(known.model)
+    exact = wb.score_edges(known.model, pairs, value=value, method="exact", progress=False)
+    given = learn_circuit(known.model, pairs, value=value, n_edges=8, steps=1, restarts=0, start=exact)
+    best = wb.find_circuit(exact, n_edges=8)
+    assert set(map(str, given.edge_list)) >= set(map(str, best.edge_list)) & known.edges["corrupt"]
+    assert given.attrs["start"] == "given"
+    order = np.abs(exact.values[graph.exists])
+    start = Gates(graph, "edges", 0, order).logits.detach().numpy()
+    assert (np.diff(start[np.argsort(order, kind="stable")]) >= 0).all()
+    assert len(np.unique(start)) == len(np.unique(order)), "equal scores start alike"
+    assert close(start.mean(), START, scale=1.0)
+    assert len(np.unique(Gates(graph, "edges", 0).logits.detach().numpy())) == 1
+
+
+def test_a_circuit_that_does_nothing_is_said_to(recwarn):
+    """One edge cannot carry an induction circuit: whatever is learned, it is no better than nothing."""
+    known, pairs, value = planted("induction")
+    circuit = learn_circuit(known.model, pairs, value=value, n_edges=1, steps=2, restarts=0)
+    said = [str(one.message) for one in recwarn if one.category is wb.WorkbenchWarning]
+    assert circuit.attrs["kept"] <= 0.5
+    assert said
+    assert all(one.startswith("learn_circuit: ") for one in said)
+    figures = f"loss {circuit.attrs['loss']:.3g}; the empty circuit has {circuit.attrs['loss_empty']:.3g}, the model"
+    assert figures in said[0]
+    assert recwarn[0].filename == __file__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["corrupt", "zero"])
+@pytest.mark.parametrize("name", ["induction", "lookup", "conjunction", "q-composition", "negative"])
+def test_no_training_fails_silently(name, value):
+    """A sample of `tests/benchmarks/learned_masks.py`."""
+    for metric in ("kl", "logit_diff"):
+        row = trial(name, value, metric, steps=100)
+        assert not row.silent, row
+
+
 def refused(error_type, **how):
     model, pairs = model_of("gpt2"), pairs_and_stores("gpt2")[0]
     with pytest.raises(error_type) as error:
@@ -209,6 +270,16 @@ def test_what_cannot_be_learned_is_refused():
             assert refused(CircuitError, n_edges=3, **{name: wrong}) == (
                 f"learn_circuit: {name}={wrong}; at least 1 is needed."
             )
+    assert (
+        refused(CircuitError, n_edges=3, restarts=-1) == "learn_circuit: restarts=-1; at least 0 is needed."
+    )
+    assert refused(UnknownName, n_edges=3, start="score") == (
+        "start='score' is not known. Did you mean 'scores'? Choices: open, scores."
+    )
+    other = score_edges(model_of("llama"), pairs_and_stores("llama")[0], value=zero(), progress=False)
+    assert refused(CircuitError, n_edges=3, start=other).startswith(
+        "learn_circuit: start= has scores of another graph: "
+    )
     for wrong in (0.0, -0.1):
         assert (
             refused(CircuitError, n_edges=3, lr=wrong)
@@ -221,6 +292,7 @@ def test_what_cannot_be_learned_is_refused():
     assert refused(MetricError, n_edges=3, metric=same) == (
         "learn_circuit: same is the same with every edge and with none, so no edge can matter."
     )
-    assert refused(MetricError, n_edges=3, metric="rank") == (
+    assert refused(MetricError, n_edges=3, metric="rank").startswith("The metric 'rank' has no gradient, ")
+    assert refused(MetricError, n_edges=3, metric="rank", start="open") == (
         "learn_circuit: rank has no usable gradient. Use kl, logit_diff, prob_diff or nll."
     )

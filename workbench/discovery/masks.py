@@ -1,26 +1,29 @@
 """Learned masks: a hard-concrete gate on every edge or component, trained until a set share is open.
 
 Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al. 2104.03514) on components;
-what is closed carries the patched value. Gates: Louizos et al. 1712.01312. Begin with `learn_circuit`.
+what is closed carries the patched value. Begin with `learn_circuit`; the gates are in `gates.py`.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit
+from workbench.circuit.circuit import Circuit, mostly_dead_ends
 from workbench.circuit.graph import Graph
-from workbench.discovery.score_arrays import is_number
+from workbench.discovery.gates import Gates, train
+from workbench.discovery.gradient_scores import gradient_scores
+from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_number
+from workbench.discovery.search import best_first, first_edges, grown
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.values import Value
-from workbench.errors import CircuitError, MetricError, UnknownName
+from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, warn
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
@@ -30,14 +33,14 @@ from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
 from workbench.text import progress_bar
 
-LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3
-"""Of the hard-concrete distribution: a gate is stretched to (LEFT, RIGHT) and clipped, so that it can be
-exactly 0 or 1.
-"""
-START = 2.0
-"""Logit of every gate before training: mostly open, so that the first circuits still do what the model does.
-"""
-GATED = ("edges", "nodes")
+STARTS = ("scores", "open")
+START_METHOD, START_STEPS = "eap-ig-inputs", 10
+"""The scores that training starts from: a few passes, where each training step is one."""
+ENOUGH, TOO_LITTLE = 0.9, 0.5
+"""Share of the loss between the empty and the full circuit: with so much no further training is tried, and
+below the second there is a warning."""
+MARGIN = 0.01
+"""By so much of it the scores that training started from have to be better than the trained gates, to be taken."""
 
 
 @checked
@@ -50,6 +53,8 @@ def learn_circuit(
     n_edges: int | None = None,
     n_nodes: int | None = None,
     metric: str | Metric | Callable[..., Tensor] = "kl",
+    start: xr.DataArray | Literal["scores", "open"] | str = "scores",
+    restarts: int = 2,
     steps: int = 300,
     lr: float = 0.3,
     batch: int = 16,
@@ -64,12 +69,20 @@ def learn_circuit(
     m(full) - m(empty), plus a Lagrangian term that brings the expected share of open gates to the target
     (approached linearly over the first half of the steps). Gates are sampled anew each step.
 
+    Of every training, and of the scores that it starts from, the best gates make a circuit in up to three
+    ways (the first n; as many as leave n without dead ends; grown from the logits). The circuit with the
+    lowest loss on the prompts is returned. There is a warning where that is no better than the empty circuit,
+    keeps less than half of the way from the empty circuit's loss to the model's, or is mostly dead ends.
+
     Args:
         value: the patched value of what is closed; answers of several tokens are covered as in `effects`.
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
             edge between.
         metric: of the loss.
+        start: where training starts: "scores" orders the gates by the magnitude of eap-ig-inputs scores,
+            "open" has them all alike; or edge scores of your own.
+        restarts: how many more trainings, with other noise, may follow one whose circuit keeps less than 90 %.
         steps, lr: of Adam.
         batch: prompts per step.
         positions: indices or names that edges are told apart by, as in `score_edges`.
@@ -78,9 +91,13 @@ def learn_circuit(
 
     Returns:
         A circuit whose scores are sigmoids of the gates' logits (for nodes, those of the writer).
+        attrs: `loss`, `loss_empty`, `loss_full` (means over the prompts), `kept` (1 where the loss is the
+        full model's, 0 where it is the empty circuit's), `trainings` and `start`.
 
     Raises:
-        CircuitError: not exactly one size, or a size or setting of the training that cannot be used.
+        CircuitError: not exactly one size, a size or setting of the training that cannot be used, or scores of
+            another graph.
+        UnknownName: a start that does not exist.
         MetricError: a metric without a usable gradient, or one that no edge changes.
         PromptError: clean and corrupt prompts of different lengths.
         StoreError: a store that lacks the activations of `value`.
@@ -96,11 +113,13 @@ def learn_circuit(
         raise CircuitError(
             "learn_circuit: give exactly one of n_edges= (gates on edges) and n_nodes= (gates on components)."
         )
-    for name, number in (("steps", steps), ("batch", batch)):
-        if number < 1:
-            raise CircuitError(f"learn_circuit: {name}={number}; at least 1 is needed.")
+    for name, number, least in (("steps", steps, 1), ("batch", batch, 1), ("restarts", restarts, 0)):
+        if number < least:
+            raise CircuitError(f"learn_circuit: {name}={number}; at least {least} is needed.")
     if not (is_number(lr) and lr > 0):
         raise CircuitError(f"learn_circuit: lr={lr}; a finite number above 0 is needed.")
+    if isinstance(start, str) and start not in STARTS:
+        raise UnknownName("start", start, STARTS)
     check_seed(seed)
     check_gradients_pass(model)
     measure = as_metric(metric)
@@ -110,134 +129,185 @@ def learn_circuit(
     if not (type(target) is int and 0 < target <= most):
         raise CircuitError(f"learn_circuit: n_{on}={target}; this graph has {most} {on}.")
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
-    gates = _Gates(graph, on, seed)
-    loss = _loss(runs, measure)
-    with progress_bar(steps, f"gates on {on}", "step", shown=progress) as bar:
-        _train(gates, runs, loss, target / most, steps=steps, lr=lr, size=batch, seed=seed, step=bar.update)
-    logits = gates.logits.detach().double().numpy()
-    # Sigmoids are all positive, so that they rank by size as by sign.
-    scores = gates.spread(1 / (1 + np.exp(-logits)))
-    edges = np.zeros(graph.exists.shape, dtype=bool)
-    if on == "edges":
-        order = np.argsort(-scores[graph.exists], kind="stable")[:target]
-        edges[tuple(np.argwhere(graph.exists)[order].T)] = True
+    losses = _Losses(runs)
+    if not isinstance(start, str):
+        order = _given_order(start, graph, on)
+    elif start == "scores":
+        order = _scored_order(runs, on, budget=budget)
     else:
-        best = np.zeros(len(graph.writers), dtype=bool)
-        # Writer 0 is the input, which has no gate.
-        best[1 + np.argsort(-logits, kind="stable")[:target]] = True
-        edges = graph.between(best)
+        order = None
+    trained: list[_Cut] = []
+    n_trainings = 0
+    with progress_bar(steps, f"gates on {on}", "step", shown=progress) as bar:
+        # One more try each time that all before it kept too little.
+        while n_trainings <= restarts and (n_trainings == 0 or max(cut.kept for cut in trained) < ENOUGH):
+            if n_trainings:
+                bar.total += steps
+            # Every second training starts with all gates alike: the scores may have misled the others.
+            gates = Gates(graph, on, seed + n_trainings, None if n_trainings % 2 else order)
+            train(
+                gates, runs, losses.of_batch, target / most, steps=steps, lr=lr, size=batch,
+                seed=seed + n_trainings, step=bar.update,
+            )  # fmt: skip
+            trained.append(_best_cut(gates, target, losses))
+            n_trainings += 1
+    best = min(trained, key=lambda cut: cut.loss)
+    if order is not None:
+        untrained = _best_cut(Gates(graph, on, seed, order), target, losses)
+        if untrained.kept > best.kept + MARGIN:
+            best = untrained
     attrs = pairs.attrs(model) | {
         "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps,
-        "lr": lr, "seed": seed, "forwards": steps, "higher_is_better": measure.higher_is_better,
-        "expected_open": float(gates.open_share().detach()) * most, **runs.answer_attrs,
+        "lr": lr, "seed": seed, "higher_is_better": measure.higher_is_better,
+        "forwards": steps * n_trainings + (START_STEPS if order is not None and isinstance(start, str) else 0),
+        "expected_open": float(best.gates.open_share().detach()) * most,
+        "start": start if isinstance(start, str) else "given", "trainings": n_trainings,
+        "loss": best.loss, "loss_empty": losses.empty, "loss_full": losses.full, "kept": best.kept,
+        **runs.answer_attrs,
     }  # fmt: skip
-    return Circuit.of(
-        graph, edges, scores=scores, attrs=attrs, prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids)
-    )
-
-
-class _Gates:
-    """A gate on every edge, or on every writer but the input for all the edges that leave it."""
-
-    def __init__(self, graph: Graph, on: str, seed: int) -> None:
-        if on not in GATED:
-            raise UnknownName("on", on, GATED)
-        self.graph, self.on = graph, on
-        self.exists = torch.from_numpy(graph.exists)
-        n = graph.n_edges if on == "edges" else len(graph.writers) - 1
-        self.noise = torch.Generator().manual_seed(seed)
-        self.logits = torch.full((n,), START, requires_grad=True)
-
-    def sample(self) -> Float[Tensor, "one *pos_class writer reader"]:
-        """Weights of all edges under one draw of the gates."""
-        # Away from 0 and 1, whose logarithms are infinite.
-        u = torch.rand(self.logits.shape, generator=self.noise).clamp(1e-6, 1 - 1e-6)
-        soft = torch.sigmoid((u.log() - (1 - u).log() + self.logits) / TEMPERATURE)
-        gate = (soft * (RIGHT - LEFT) + LEFT).clamp(0, 1)
-        if self.on == "edges":
-            return torch.zeros(self.exists.shape).masked_scatter(self.exists, gate)[None]
-        return (torch.cat((torch.ones(1), gate))[:, None] * self.exists)[None]
-
-    def open_share(self) -> Tensor:
-        """The expected share of gates that are not closed."""
-        # The expectation has a closed form, P(stretched gate > 0), so it needs no draws (Louizos et al.).
-        return torch.sigmoid(self.logits - TEMPERATURE * math.log(-LEFT / RIGHT)).mean()
-
-    def spread(self, numbers: np.ndarray) -> np.ndarray:
-        """[(pos,) writer, reader]: each gate's number at its edges; input edges share the nodes' highest."""
-        table = np.full(self.graph.exists.shape, np.nan)
-        if self.on == "edges":
-            table[self.graph.exists] = numbers
-            return table
-        by_writer = np.concatenate(([numbers.max()], numbers))
-        return np.where(self.graph.exists, by_writer[:, None], np.nan)
-
-
-def _loss(runs: Circuits, metric: Metric) -> Callable[[Tensor, CircuitBatch], Tensor]:
-    """The distance of circuits from the model, as a function of their metric and of the batch."""
-    if metric.needs_reference:
-        # Such a metric is a distance from the clean run already, and so the loss itself.
-        return lambda measured, batch: measured.mean()
-    empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
-    gap = abs(float(gap_of_means(runs.full, empty)))
-    if np.isnan(gap):
-        raise MetricError(
-            f"learn_circuit: {metric.name} is the same with every edge and with none, so no edge can matter."
+    with unwarned():
+        circuit = Circuit.of(
+            graph,
+            best.edges,
+            # Sigmoids are all positive, so that they rank by size as by sign.
+            scores=best.gates.spread(best.gates.open()),
+            attrs=attrs,
+            prompt_ids=(*pairs.clean.ids, *pairs.corrupt.ids),
         )
-    full = torch.from_numpy(runs.full)
-
-    def squared_distance(measured: Tensor, batch: CircuitBatch) -> Tensor:
-        """In units of m(full) - m(empty), so that the learning rate suits any metric."""
-        # With answers of several tokens there is one batch, and its rows are combined to examples by now.
-        wanted = full
-        if runs.expansion.plain:
-            wanted = full[list(batch.examples)]
-        return (((measured - wanted.to(measured)) / gap) ** 2).mean()
-
-    return squared_distance
+    if on == "edges":
+        circuit = replace(circuit, n_requested=target)
+    _warn_of(circuit, best, losses)
+    return circuit
 
 
-def _train(
-    gates: _Gates,
-    runs: Circuits,
-    loss: Callable[[Tensor, CircuitBatch], Tensor],
-    target: float,
-    *,
-    steps: int,
-    lr: float,
-    size: int,
-    seed: int,
-    step: Callable[[], Any],
-) -> None:
-    """Train the gates: Adam descends on them, and ascends on the multipliers of the open share's bounds."""
-    # Multipliers grow while the constraint is violated, so that no weight of a penalty has to be chosen.
-    multipliers = torch.zeros(2, requires_grad=True)
-    optimizer = torch.optim.Adam(
-        [{"params": [gates.logits], "lr": lr}, {"params": [multipliers], "lr": lr, "maximize": True}]
-    )
-    n = len(runs.expansion.pairs)
-    if n > size and runs.clean_runs.comparison is not None:
-        # A metric that compares examples means another thing on a few of them: all, or none.
-        runs.clean_runs.check_slices(-(-n // runs.rows))
-        size = n
-    batches = list(runs.batches(size if runs.expansion.plain else n))
-    order = np.random.default_rng(seed)
-    for number in range(steps):
-        batch = batches[int(order.integers(len(batches)))]
-        # The target is approached linearly over the first half: a sudden one would close gates before they
-        # are ranked.
-        wanted = 1 + (target - 1) * min(1.0, 2 * (number + 1) / steps)
-        miss = gates.open_share() - wanted
-        distance = loss(runs.soft(gates.sample(), batch), batch)
-        total = distance + multipliers[0] * miss + multipliers[1] * miss**2
-        if not distance.requires_grad or not bool(torch.isfinite(total)):
+class _Losses:
+    """The distance of circuits from the model: of gates in training, and of circuits on all prompts.
+
+    Attributes:
+        full, empty: of the circuits of every edge and of none, means over the prompts.
+    """
+
+    def __init__(self, runs: Circuits) -> None:
+        self.runs, self.metric = runs, runs.metric
+        none = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
+        self.gap = abs(float(gap_of_means(runs.full, none)))
+        if np.isnan(self.gap):
             raise MetricError(
-                f"learn_circuit: {runs.metric.name} has no usable gradient. Use kl, logit_diff, "
-                "prob_diff or nll."
+                f"learn_circuit: {self.metric.name} is the same with every edge and with none, so no edge can "
+                "matter."
             )
-        # Not `total.backward()`, which would leave gradients on the model's weights too.
-        learned = [gates.logits, multipliers]
-        for tensor, gradient in zip(learned, torch.autograd.grad(total, learned), strict=True):
-            tensor.grad = gradient
-        optimizer.step()
-        step()
+        self.full, self.empty = (float(self._means(one[None])[0]) for one in (runs.full, none))
+
+    def of_batch(self, measured: Tensor, batch: CircuitBatch) -> Tensor:
+        """The loss of one batch under sampled gates.
+
+        In units of m(full) - m(empty), so that the learning rate suits any metric. A metric that compares with
+        the clean run is a distance already, and so the loss itself.
+        """
+        if self.metric.needs_reference:
+            return measured.mean()
+        # With answers of several tokens there is one batch, and its rows are combined to examples by now.
+        wanted = torch.from_numpy(self.runs.full)
+        if self.runs.expansion.plain:
+            wanted = wanted[list(batch.examples)]
+        return (((measured - wanted.to(measured)) / self.gap) ** 2).mean()
+
+    def of_circuits(self, edges: np.ndarray) -> np.ndarray:
+        """[circuit]: the loss of circuits [circuit, (pos,) writer, reader] on all prompts."""
+        return self._means(self.runs.measure(edges))
+
+    def _means(self, measured: np.ndarray) -> np.ndarray:
+        if self.metric.needs_reference:
+            return measured.mean(1)
+        return (((measured - self.runs.full) / self.gap) ** 2).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """The circuit that gates end in.
+
+    Attributes:
+        edges: without dead ends.
+        loss: on all prompts.
+        kept: 1 where that is the full model's loss, 0 where it is the empty circuit's.
+    """
+
+    gates: Gates
+    edges: np.ndarray
+    loss: float
+    kept: float
+
+
+def _best_cut(gates: Gates, target: int, losses: _Losses) -> _Cut:
+    """Of the circuits that the most open gates make, the one with the lowest loss."""
+    candidates = np.stack(list(_candidates(gates, target)))
+    of_circuits = losses.of_circuits(candidates)
+    best = int(np.argmin(of_circuits))
+    loss = float(of_circuits[best])
+    return _Cut(gates, candidates[best], loss, (losses.empty - loss) / (losses.empty - losses.full))
+
+
+def _candidates(gates: Gates, target: int) -> Iterator[np.ndarray]:
+    """Circuits of the most open gates, without dead ends."""
+    graph, openness = gates.graph, gates.open()
+    if gates.on == "nodes":
+        inside = np.zeros(len(graph.writers), dtype=bool)
+        # Writer 0 is the input, which has no gate.
+        inside[1 + np.argsort(-openness, kind="stable")[:target]] = True
+        yield graph.prune(graph.between(inside))
+        return
+    rank = np.where(graph.exists, gates.spread(openness), -np.inf)
+    order = best_first(graph, rank)
+    yield graph.prune(first_edges(graph, order, target))
+    # Pruning never removes more of a larger choice than that choice adds, so the number left grows with it.
+    low, high = target, len(order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if graph.prune(first_edges(graph, order, middle)).sum() <= target:
+            low = middle
+        else:
+            high = middle - 1
+    yield graph.prune(first_edges(graph, order, low))
+    yield graph.prune(first_edges(graph, grown(graph, rank, target), target))
+
+
+def _scored_order(runs: Circuits, on: str, *, budget: int | None) -> np.ndarray:
+    """[gate]: the magnitude of gradient scores of the same prompts, value and metric."""
+    table = gradient_scores(
+        runs, START_METHOD, steps=START_STEPS, grid="midpoint", keep=(), budget=budget, progress=False
+    )
+    values = table.values[0]
+    if runs.graph.positions is None:
+        values = values[0]
+    return _of_gates(values, runs.graph, on)
+
+
+def _given_order(scores: xr.DataArray, graph: Graph, on: str) -> np.ndarray:
+    """[gate]: the magnitude of scores that the caller gave."""
+    own_graph = graph_of(scores)
+    if own_graph != graph:
+        raise CircuitError(f"learn_circuit: start= has scores of another graph: {own_graph}; wanted {graph}.")
+    return _of_gates(finite_matrix_of(scores, graph, "learn_circuit"), graph, on)
+
+
+def _of_gates(values: np.ndarray, graph: Graph, on: str) -> np.ndarray:
+    """[gate]: magnitudes of edge scores, or for nodes of the sum over what they write."""
+    if on == "edges":
+        return np.abs(values[graph.exists])
+    of_writers = np.where(graph.exists, values, 0.0).reshape(-1, *values.shape[-2:]).sum((0, 2))
+    return np.abs(of_writers[1:])
+
+
+def _warn_of(circuit: Circuit, best: _Cut, losses: _Losses) -> None:
+    """Warn of a circuit that does not do what was asked."""
+    figures = f"loss {best.loss:.3g}; the empty circuit has {losses.empty:.3g}, the model {losses.full:.3g}"
+    cure = "Try a larger size, more steps, or start= with scores of another method (method='exact')."
+    if best.kept <= 0:
+        warn(f"learn_circuit: what was found is no better than the empty circuit ({figures}). {cure}")
+    elif best.kept < TOO_LITTLE:
+        warn(f"learn_circuit: what was found is far from the model ({figures}). {cure}")
+    if best.gates.on == "edges" and mostly_dead_ends(circuit.n_requested, circuit.n_edges):
+        warn(
+            f"learn_circuit: {circuit.n_requested:,} edges were asked for and {circuit.n_edges:,} are left: the "
+            f"others are dead ends, on no path from input to logits. {cure}"
+        )
