@@ -17,6 +17,7 @@ from families import (
 )
 from sklearn.metrics import roc_auc_score
 
+import workbench as wb
 import workbench.engine.circuits as circuits_module
 from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges, score_nodes
@@ -477,6 +478,24 @@ def test_atp_star_sees_what_a_saturated_softmax_hides_from_the_gradient(name, fe
     assert exact > 1
     assert close(eap, 0.0, tolerance=1e-3, scale=exact)
     assert close(star, exact, tolerance=1e-3)
+
+
+def test_atp_star_scores_what_passes_the_second_of_two_layers():
+    """The run that drops the second layer sees nothing of an edge of the first that works through it alone."""
+    made, pairs, corrupt, graph, _ = known("v-composition")
+    assert made.model.cfg.n_layers == 2
+    feeder = graph.index(f"input->{made.heads['previous']}<v>")
+    with pytest.warns(
+        wb.WorkbenchWarning, match=r"atp-star: [\d,]+ of [\d,]+ edges .* score of exactly 0"
+    ) as said:
+        star = scored(made.model, pairs, corrupt, "atp-star")
+    eap, exact = (scored(made.model, pairs, corrupt, method) for method in ("eap", "exact"))
+    assert abs(float(exact.values[feeder])) > 1
+    # The plain run is one of the two that are counted, and the other sees nothing.
+    assert close(float(star.values[feeder]), float(eap.values[feeder]) / 2, tolerance=1e-5)
+    n_zero = int((star.values[graph.exists] == 0).sum())
+    assert 0 < star.attrs["edges_of_gradient_0"] <= n_zero
+    assert f"atp-star: {star.attrs['edges_of_gradient_0']:,} of " in str(said[0].message)
 
 
 def test_atp_star_is_exact_where_attention_alone_is_not_linear():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from workbench.circuit.graph import Graph
 from workbench.discovery.score_table import ScoreTable
 from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.gradients.atp_star import atp_star_table
@@ -19,7 +20,7 @@ from workbench.engine.gradients.runs import GradientRuns, groups, shares
 from workbench.engine.gradients.writer_differences import WriterDifferences
 from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.memory import memory_budget, rows_per_forward
-from workbench.errors import ModelError
+from workbench.errors import ModelError, warn
 from workbench.models.load import model_device
 from workbench.text import progress_bar
 
@@ -84,7 +85,27 @@ def gradient_scores(
     }  # fmt: skip
     if method in INTEGRATED:
         facts |= {"steps": len(points), "grid": grid}
+    if method == "atp-star":
+        facts["edges_of_gradient_0"] = _warn_of_zeros(totals, circuits.graph, scoring.changed)
     return ScoreTable(totals, facts)
+
+
+def _warn_of_zeros(totals: np.ndarray, graph: Graph, changed: np.ndarray) -> int:
+    """How many edges have score 0 though their writer changes; a warning where there are any.
+
+    Args:
+        totals: [example or 1, pos or class or 1, writer, reader].
+        changed: bool [writer], whether anything that it writes differs from its patched value.
+    """
+    carries = graph.whole.exists & changed[:, None]
+    n_zero = int((carries & (totals == 0).all((0, 1))).sum())
+    if n_zero:
+        warn(
+            f"atp-star: {n_zero:,} of {int(carries.sum()):,} edges whose writers change have a score of exactly 0: "
+            "no gradient comes back to their readers. That is right where nothing reads them on, and wrong for "
+            "a path through a saturated softmax or closed neurons of a later block. method='exact' tells."
+        )
+    return n_zero
 
 
 def _check_method(circuits: Circuits, method: str) -> None:
@@ -121,6 +142,8 @@ class _GradientScoring:
     ) -> None:
         self.circuits, self.graph, self.method = circuits, circuits.graph, method
         self.points, self.keep, self.room = points, keep, room
+        # [writer]: whether anything that it writes differs from its patched value, in the batches so far.
+        self.changed = np.zeros(len(self.graph.writers), dtype=bool)
         self.maps = ReaderMaps.all_of(circuits.model, circuits.decoder)
 
     def batch(self, batch: CircuitBatch) -> _BatchScores:
@@ -133,6 +156,8 @@ class _GradientScoring:
         runs = GradientRuns(model, self.graph, batch, self.circuits.metric, sources, start, by_example)
         if self.method == "atp-star":
             values, passes = atp_star_table(runs, self.maps, self.keep, room=self.room)
+            for writers, change in sources.upto(len(self.graph.writers)):
+                self.changed[writers] |= change.flatten(1).any(1).cpu().numpy()
             return _BatchScores(values, sources.n_blocks, passes)
         table = EdgeTable(batch, self.graph, self.keep, start=start)
         if self.method in ("eap-ig-activations", "ig-activations"):

@@ -21,7 +21,7 @@ import psutil
 from workbench.discovery.methods import METHODS, find_by
 from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, zero
-from workbench.errors import UnknownName, WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError, unwarned
 from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.models.load import load_model
@@ -174,7 +174,8 @@ def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
     steps = extent.training_steps if method.startswith("learn") else None
     # A refusal is a result too: atp-star, for one, does not run on every model.
     try:
-        with _watched() as used:
+        # What a row would be warned of, its numbers say.
+        with unwarned(), _watched() as used:
             discovery = find_by(
                 method,
                 case.model,

@@ -98,9 +98,10 @@ def integrated(
 def atp_star(runs: MeasuredRuns, elements: Elements, bound: Bound, *, progress: bool) -> Tensor:
     """[example, element]: first-order effects, with attention recomputed for q and k and layers dropped.
 
-    The size is the mean of |effect| over runs in which one layer's writes pass no gradient on (the site's own
-    layer is left out where it would see nothing); the sign is that of the plain estimate. Queries and keys
-    take a forward pass each.
+    The size is the mean of |effect| over the plain run and runs in which one layer's writes pass no gradient on
+    (the site's own layer is left out where it would see nothing); the sign is that of the plain estimate. Why
+    the plain run counts, and what scores 0: `engine/gradients/atp_star.py`. Queries and keys take a forward
+    pass each.
     """
     n_layers = Shape.of(runs.model).n_layers
     keys = _keys(elements)
@@ -192,14 +193,16 @@ def _sum_of(
 
 
 def _combined(estimates: Sequence[Tensor], element: tuple[Site, ...], n_layers: int) -> Tensor:
-    """The plain estimate's sign with the mean size of those with a layer dropped."""
-    plain, *dropped = estimates
-    if not dropped:
+    """The plain estimate's sign with the mean size of all, those with a layer dropped among them."""
+    plain = estimates[0]
+    if len(estimates) == 1:
         return plain
     # A site inside a layer sees no gradient when that very layer is dropped, so that run does not count.
     inside = all(KINDS[site.kind].role in ("reader", "inside") or site.kind == "z" for site in element)
-    n_counted = n_layers - 1 if inside else n_layers
-    return plain.sign() * torch.stack(dropped).abs().sum(0) / n_counted
+    n_counted = n_layers if inside else n_layers + 1
+    size = torch.stack(list(estimates)).abs().sum(0) / n_counted
+    # Where the plain estimate cancels to exactly 0 there is no sign to keep, and the size must not be lost.
+    return torch.where(plain < 0, -size, size)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,16 @@
 """AtP*: first-order edge scores with attention recomputed for edges into queries and keys, and with GradDrop.
 
 A saturated softmax has no gradient: an edge into a query or key is therefore worked out up to the attention
-pattern, and only what comes after is linear. GradDrop: the score is the mean of |score| over runs in which
-one layer's writes pass no gradient on, so that a direct and an indirect effect that cancel are not lost; it
-keeps the sign of the plain estimate.
+pattern, and only what comes after is linear. GradDrop: the score is the mean of |score| over the plain run and
+runs in which one layer's writes pass no gradient on, so that a direct and an indirect effect that cancel are
+not lost; it keeps the sign of the plain estimate.
+
+The paper's mean leaves the plain run out. A path is lost in the run of each layer that it passes, so a path
+through all other layers would then score 0: in a model of two layers every effect of the first layer through
+the second. With the plain run a path through k other layers keeps n_layers - k of n_layers parts.
+
+What still scores 0, though it may matter: an edge whose whole effect passes a softmax that is saturated, or
+neurons that are closed, in a later block. There the gradient is 0 in every run.
 
 Read `atp_star_table`, then `_Attention`. Source: Kramár et al. 2403.00745.
 """
@@ -28,7 +35,7 @@ def atp_star_table(
         keep: axes that are not summed over: "example", "pos".
         room: how many numbers a block of readers or writers may hold.
 
-    Source: Kramár et al. 2403.00745; there it is a magnitude, here it has a sign.
+    Source: Kramár et al. 2403.00745; there it is a magnitude without the plain run, here it has a sign.
     """
     n_layers = runs.graph.shape.n_layers
     plain = runs.at([1.0])
@@ -47,14 +54,16 @@ def atp_star_table(
                     table.put(writers, readers, change, gradient)
         for layer in range(n_layers):
             _Attention(runs, layer, passes).add(tables, room)
-    signed, *magnitudes = (table.values for table in tables)
-    if magnitudes:
+    values = [table.values for table in tables]
+    signed = values[0]
+    if len(values) > 1:
         # The run that drops a reader's own layer sees nothing of it: the mean is over the others. The logits
         # are in no layer, so for them every run counts.
-        n_seen = torch.full((len(runs.graph.readers),), n_layers - 1)
-        n_seen[runs.graph.reader_index["logits"]] = n_layers
-        magnitude = torch.stack([values.abs() for values in magnitudes]).sum(0) / n_seen
-        signed = signed.sign() * magnitude
+        n_seen = torch.full((len(runs.graph.readers),), n_layers)
+        n_seen[runs.graph.reader_index["logits"]] = n_layers + 1
+        magnitude = torch.stack([of_run.abs() for of_run in values]).sum(0) / n_seen
+        # Where the plain estimate cancels to exactly 0 there is no sign to keep, and the size must not be lost.
+        signed = torch.where(signed < 0, -magnitude, magnitude)
     if "example" not in keep:
         signed = signed.sum(0, keepdim=True)
     return signed, len(passes)
