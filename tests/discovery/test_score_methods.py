@@ -24,6 +24,8 @@ from workbench.discovery.scores import score_edges, score_nodes
 from workbench.engine.capture import capture_pairs
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import from_store, mean, zero
+from workbench.errors import UnknownName
+from workbench.evaluation.ground_truth import edge_auroc
 from workbench.interventions.effects import effects
 from workbench.interventions.paths import path_effects
 from workbench.metrics.metric import metric
@@ -445,6 +447,71 @@ def test_edges_out_of_a_writer_sum_to_the_scores_of_nodes(family):
     )
     node = effects(model, pairs, sites=["z[1.2]"], value=from_store(corrupt), progress=False)[:, 0]
     assert close(exact.sel(writer="a1.2"), -node, scale=logit_size(model, pairs))
+
+
+def hard_attention():
+    """A planted model whose queries are sixteen times as long, so that attention switches at one point of the path."""
+    made = planted("q-composition", n=12)
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if ".q." in name:
+                parameter.mul_(16)
+    return made, planted_pairs(made)
+
+
+def test_steps_are_doubled_until_the_ranking_settles():
+    made, pairs = hard_attention()
+    true = made.edges["zero"]
+    of_zero = {"value": zero(), "method": "eap-ig-inputs", "progress": False}
+    few, auto = (score_edges(made.model, pairs, steps=steps, **of_zero) for steps in (5, "auto"))
+    assert edge_auroc(few, true) < 0.8
+    assert edge_auroc(auto, true) > 0.95
+    steps = auto.attrs["steps"]
+    assert steps in (10, 20, 40)
+    assert auto.attrs["settled"]
+    assert auto.attrs["completeness_gap"] <= 0.05
+    assert auto.attrs["forwards"] == sum(n for n in (5, 10, 20, 40) if n <= steps)
+    size = float(abs(auto).max())
+    assert close(auto, score_edges(made.model, pairs, steps=steps, **of_zero), scale=size)
+    with pytest.raises(UnknownName) as error:
+        score_edges(made.model, pairs, steps="all", **of_zero)
+    assert str(error.value) == "steps='all' is not known. Choices: auto."
+    # Without a path there are no steps to double.
+    once = {"value": zero(), "progress": False}
+    assert score_edges(made.model, pairs, steps="auto", **once).equals(score_edges(made.model, pairs, **once))
+
+
+def test_scores_that_do_not_settle_say_so():
+    made, pairs = hard_attention()
+    _, corrupt = capture_pairs(made.model, pairs)
+    with pytest.warns(wb.WorkbenchWarning) as said:
+        scores = scored(made.model, pairs, corrupt, "eap-ig-inputs", steps="auto")
+    assert (scores.attrs["steps"], scores.attrs["forwards"]) == (80, 155)
+    assert not scores.attrs["settled"]
+    gap = scores.attrs["completeness_gap"]
+    assert gap > 0.05
+    # The gap is worked out here from two runs of the model.
+    with torch.no_grad():
+        ends = [logit_difference(made.model(side.tokens), pairs) for side in (pairs.clean, pairs.corrupt)]
+    whole = float((ends[0] - ends[1]).mean())
+    of_input = float(scores.sel(writer="input").sum())
+    assert close(gap, abs(of_input - whole) / abs(whole), tolerance=1e-4)
+    assert str(said[0].message) == (
+        f"score_edges: the scores of eap-ig-inputs have not settled with 80 steps, and the input's edges miss "
+        f"{gap:.0%} of its effect. Attention or neurons switch at few points of the path: trust the ranking less, "
+        "or use method='exact'."
+    )
+
+
+def test_effects_double_their_steps_until_they_are_complete():
+    model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
+    how = {"sites": ["z[0.1]", "z[1.2]"], "value": from_store(corrupt), "progress": False}
+    auto = effects(model, pairs, method="integrated", steps="auto", **how)
+    assert auto.attrs["completeness_gap"] <= 0.05
+    same = effects(model, pairs, method="integrated", steps=auto.attrs["steps"], **how)
+    assert auto.identical(same)
+    with pytest.raises(UnknownName, match="steps='none' is not known"):
+        effects(model, pairs, method="integrated", steps="none", **how)
 
 
 # ---- models whose edges are known

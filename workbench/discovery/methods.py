@@ -68,7 +68,7 @@ def find_by(
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     n_edges: int | None = None,
-    steps: int | None = None,
+    steps: int | str | None = None,
     by_example: bool = False,
     seed: int = 0,
     budget: int | None = None,
@@ -81,8 +81,8 @@ def find_by(
         metric: of the scores and of ACDC; learned masks come as near as they can to the model's.
         n_edges: how many edges, before pruning; None takes 2 % of the graph. Gates on nodes keep the share of
             nodes that comes nearest to as many edges. ACDC decides itself: it refuses a number.
-        steps: points on the path of integrated gradients, or training steps of masks; None: the method's own
-            default.
+        steps: points on the path of integrated gradients ("auto" as in `score_edges`), or training steps of
+            masks; None: the method's own default.
         by_example: whether to keep the scores of each prompt, where that costs nothing.
         seed: of what the method draws at random.
         budget: bytes of working memory.

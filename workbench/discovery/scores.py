@@ -18,9 +18,10 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
-from workbench.discovery.gradient_scores import gradient_scores
+from workbench.discovery.gradient_scores import INTEGRATED, gradient_scores
 from workbench.discovery.score_arrays import check_finite_scores
 from workbench.discovery.score_table import ScoreTable, labelled
+from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
@@ -44,8 +45,8 @@ METHODS: dict[str, str] = {
     "(published code of 2403.17806)",
     "ig-activations": "one group of writers moves at a time and counts then (Marks et al. 2403.19647)",
     "clean-corrupt": "mean of the gradients at both ends",
-    "atp-star": "softmax recomputed for queries and keys, gradients with each layer dropped "
-    "(Kramár et al. 2403.00745)",
+    "atp-star": "softmax recomputed for queries and keys, gradients with each layer dropped; 0 where all "
+    "passes a saturated softmax or closed neurons later on (Kramár et al. 2403.00745)",
     "random": "noise, to compare with",
 }
 GRIDS = ("left", "right", "midpoint")
@@ -64,7 +65,7 @@ def score_edges(
     value: Value,
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     method: str = "eap",
-    steps: int = 5,
+    steps: int | Literal["auto"] | str = 5,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
     seed: int = 0,
     normalized: bool = False,
@@ -86,7 +87,10 @@ def score_edges(
         metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
             there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
-        steps: points on the path of the methods that take one.
+        steps: points on the path of the methods that take one. Five are too few where attention is hard;
+            "auto" takes 5, 10, 20, 40 or 80: as many as it takes until the strongest edges keep their place
+            and their scores. That is three times the work of 5 where it settles at once (at 10), at most 31
+            times, with a warning where it does not settle.
         grid: where they lie, from the patched value (0) to the clean one (1): "left" k = 0..m-1 over m (the
             published code), "right" 1..m (the paper), or the midpoints.
         seed: of "random".
@@ -101,10 +105,11 @@ def score_edges(
         DataArray ([example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the
         classes of a graph with positions. A graph with neurons gives one flat axis `edge` with coordinates
         `writer` and `reader`.
-        attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`.
+        attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`; with a path `steps`, and with
+        "auto" whether they are `settled`; for "atp-star" `edges_of_gradient_0`, of which a warning tells.
 
     Raises:
-        UnknownName: a method, a grid or an axis that does not exist.
+        UnknownName: a method, a grid or an axis that does not exist, or `steps` other than "auto".
         SiteError: positions or neurons that the model does not have.
         MetricError: a metric that cannot be measured on these prompts, or whose gradient says nothing.
         PromptError: clean and corrupt prompts of different lengths.
@@ -123,7 +128,10 @@ def score_edges(
         raise UnknownName("method", method, METHODS)
     if grid not in GRIDS:
         raise UnknownName("grid", grid, GRIDS)
-    if steps < 1:
+    if isinstance(steps, str):
+        if steps != "auto":
+            raise UnknownName("steps", steps, ("auto",))
+    elif steps < 1:
         raise WorkbenchError(f"score_edges: steps={steps}; the path needs at least one point.")
     unknown = [axis for axis in keep if axis not in ("example", "pos")]
     if unknown:
@@ -142,9 +150,15 @@ def score_edges(
         table = _noise(graph, len(pairs) if "example" in keep else 1, seed)
     elif method in ("exact", "conditional"):
         table = _measured(circuits, method, keep, progress)
+    elif isinstance(steps, str) and method in INTEGRATED:
+        table = settled_scores(
+            circuits, method, grid=grid, keep=tuple(keep), budget=budget, progress=progress
+        )
     else:
+        # Methods without a path read no steps.
+        n_steps = 1 if isinstance(steps, str) else steps
         table = gradient_scores(
-            circuits, method, steps=steps, grid=grid, keep=keep, budget=budget, progress=progress
+            circuits, method, steps=n_steps, grid=grid, keep=keep, budget=budget, progress=progress
         )
     values = table.values
     if normalized:
@@ -214,7 +228,7 @@ def score_nodes(
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     method: str = "eap",
     keep: Sequence[Literal["example"] | str] = (),
-    steps: int | None = None,
+    steps: int | Literal["auto"] | str | None = None,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
     seed: int = 0,
     normalized: bool = False,
@@ -230,7 +244,7 @@ def score_nodes(
         value, metric, budget: as in `score_edges`.
         method: one of `NODE_METHODS`.
         keep: ("example",) for a score of every example.
-        steps: points on the path; None takes the default of `effects` or `score_edges`.
+        steps: points on the path, or "auto"; None takes the default of `effects` or `score_edges`.
         grid, seed, normalized: as in `score_edges`; of the edge methods.
 
     Returns:
