@@ -16,7 +16,7 @@ TEXTS = ["the red cat", "one two three four"]
 ROW = pd.DataFrame([{"clean": TEXTS[0], "corrupt": "the one cat", "answer": " sat", "wrong": " on"}])
 CHAT = (
     "{% for message in messages %}<s>{{ message['role'] }} {{ message['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %} one {% endif %}"
+    "{% if add_generation_prompt %} one{% endif %}"
 )
 
 
@@ -77,8 +77,9 @@ def test_a_task_without_bos_has_one_token_less_and_its_positions_move():
     usual, without = (wb.load_task("ioi", model, n=4, bos=bos) for bos in (None, False))
     assert rows(usual.clean) == [[0, *row] for row in rows(without.clean)]
     assert (usual.provenance["bos"], without.provenance["bos"]) == (True, False)
-    for with_bos, plain in zip(usual.clean.positions, without.clean.positions, strict=True):
-        assert dict(with_bos) == {name: at + 1 for name, at in plain.items()}
+    assert usual.clean.positions.keys() == without.clean.positions.keys()
+    for name, index in usual.clean.positions.items():
+        assert index.tolist() == [at + 1 for at in without.clean.positions[name].tolist()]
 
 
 def test_eos_is_never_borrowed():
@@ -95,14 +96,14 @@ def test_eos_is_never_borrowed():
 def test_a_chat_template_is_applied_once_with_one_bos():
     model = loaded("llama", chat=CHAT)
     pairs = wb.PromptPairs.from_dataframe(model, ROW, chat=True)
-    written = f"<s>user {TEXTS[0]}</s> one "
+    written = f"<s>user {TEXTS[0]}</s> one"
     own = tokenizer()(written, add_special_tokens=False).input_ids
     assert rows(pairs.clean) == [own]
     assert own.count(0) == 1
     assert pairs.provenance["chat"]
     assert pairs.attrs(model)["chat"]
-    # The answer follows the template, whose end is a space already: none is put between.
-    both = tokenizer()(f"{written}sat", add_special_tokens=False).input_ids
+    # The answer follows the template, and not the prompt without it.
+    both = tokenizer()(f"{written} sat", add_special_tokens=False).input_ids
     sat = wb.PromptPairs.from_dataframe(model, ROW.assign(answer="sat", wrong="on"), chat=True)
     assert sat.answers[0, 0].tolist() == both[len(own) :]
     assert rows(wb.read_corpus(model, TEXTS[:1], chat=True)) == [own]

@@ -7,12 +7,11 @@ given per example, so that templates of different length mix.
 
 import math
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import networkx as nx
 import pandas as pd
@@ -28,8 +27,8 @@ from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.answers import answer_table, check_answers, padded_answers
 from workbench.prompts.encoder import TextEncoder, all_begin_with
+from workbench.prompts.pair_tables import COLUMNS, FURTHER, check_row, is_text, read_table
 from workbench.prompts.prompts import Prompts
-from workbench.prompts.tables import read_rows
 from workbench.prompts.token_tables import Padding, token_rows
 from workbench.results import versions
 from workbench.text import spelled
@@ -366,20 +365,20 @@ class PromptPairs:
             raise PromptError(
                 f"{source} has the column {repeated[0]!r} {n_times} times. Give each column its own name."
             )
-        missing = [name for name in _COLUMNS if name not in frame.columns]
+        missing = [name for name in COLUMNS if name not in frame.columns]
         if missing:
             has = ", ".join(map(str, frame.columns)) or "none"
             raise PromptError(
-                f"{source} has no column {', '.join(missing)}. Needed: {', '.join(_COLUMNS)}; it has: {has}."
+                f"{source} has no column {', '.join(missing)}. Needed: {', '.join(COLUMNS)}; it has: {has}."
             )
         if frame.empty:
             raise PromptError(f"{source} has no rows.")
         encode = TextEncoder(model, bos=bos, chat=chat)
-        corrupt = ["corrupt", *filter(_FURTHER.fullmatch, filter(_is_text, frame.columns))]
+        corrupt = ["corrupt", *filter(FURTHER.fullmatch, filter(is_text, frame.columns))]
         sides: dict[str, list[list[int]]] = {name: [] for name in ("clean", *corrupt)}
         continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
         for number, row in enumerate(frame.to_dict("records"), start=1):
-            _check_row(row, corrupt, f"{source}, row {number}")
+            check_row(row, corrupt, f"{source}, row {number}")
             for name in sides:
                 sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
             for name in continuations:
@@ -416,7 +415,7 @@ class PromptPairs:
         chat: bool = False,
     ) -> "PromptPairs":
         """Pairs from a CSV file with a header; columns, arguments and errors as in `from_dataframe`."""
-        frame = _read(path, "csv")
+        frame = read_table(path, "csv")
         return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
 
     @classmethod
@@ -431,7 +430,7 @@ class PromptPairs:
         chat: bool = False,
     ) -> "PromptPairs":
         """Pairs from a file with one JSON object per line; keys, arguments and errors as in `from_dataframe`."""
-        frame = _read(path, "jsonl")
+        frame = read_table(path, "jsonl")
         return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
 
 
@@ -460,11 +459,6 @@ def _side(
     return Prompts.of(rows, strings=labels, positions=positions, bos=bool(bos), tokenizer=fingerprint)
 
 
-_COLUMNS = ("clean", "corrupt", "answer", "wrong")
-# Columns of further counterfactuals, as people number them: corrupt2, corrupt_3.
-_FURTHER = re.compile("corrupt[_ ]?([0-9]+)")
-
-
 def _check_distinct(sides: Mapping[str, Prompts]) -> None:
     """Raise `PromptError` where two corruptions are the same in every pair: they would count as two."""
     names: dict[str, str] = {}
@@ -475,49 +469,3 @@ def _check_distinct(sides: Mapping[str, Prompts]) -> None:
                 "and not two. Leave one of them out."
             )
         names[prompts.fingerprint] = name
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str)
-
-
-def _check_row(row: Mapping[Any, Any], corrupt: Sequence[str], name: str) -> None:
-    """Raise `PromptError` for a row from which nothing could be measured.
-
-    Args:
-        corrupt: the columns of corrupt prompts.
-        name: which row it is.
-    """
-    for column in dict.fromkeys((*_COLUMNS, *corrupt)):
-        cell = row[column]
-        is_missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
-        if not isinstance(cell, str) and not is_missing:
-            raise PromptError(f"{name}: the column {column!r} is {type(cell).__name__}, not text.")
-        if is_missing or not cell.replace("|", "").strip():
-            raise PromptError(f"{name}: the column {column!r} is empty.")
-    for column in corrupt:
-        if row["clean"] == row[column]:
-            raise PromptError(f"{name}: clean and {column} are the same, so nothing could make a difference.")
-    shared = _alternatives(row["answer"]) & _alternatives(row["wrong"])
-    if shared:
-        raise PromptError(f"{name}: {sorted(shared)[0]!r} is both an answer and wrong.")
-
-
-def _alternatives(cell: str) -> set[str]:
-    return {text.strip() for text in cell.split("|")} - {""}
-
-
-def _read(path: str | Path, kind: str) -> pd.DataFrame:
-    rows = read_rows(path, kind, PromptError)
-    if kind == "jsonl":
-        # As objects: pandas would turn a column of texts and nothing into floats and NaN.
-        return pd.DataFrame(rows, dtype=object)
-    # A file without a line is a table without columns, of which `from_dataframe` says what is missing.
-    header: list[str] = next(iter(rows), [])
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(header):
-            raise PromptError(
-                f"{Path(path).name}, row {number}: {len(row)} fields where the header has {len(header)}. "
-                "Put cells that hold commas in double quotes."
-            )
-    return pd.DataFrame(rows[1:], columns=header, dtype=object)
