@@ -77,7 +77,8 @@ def check_packages() -> None:
 
 
 def _convert(link: Path, folder: Path, dtype: torch.dtype, source: str) -> None:
-    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    # Without the extra a type checker takes this module for that package.
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     reader = GGUFReader(link)
@@ -88,9 +89,10 @@ def _convert(link: Path, folder: Path, dtype: torch.dtype, source: str) -> None:
         empty = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     # Before anything is allocated: a file may ask for more than it holds.
     check_room(empty, {name: Header("F32", shape) for name, shape in shapes.items()}, source)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         **where, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
+    model, report = loaded
     _check_whole(model, report, shapes, source)
     tied = set(model.all_tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in tied}
