@@ -34,7 +34,7 @@ model = wb.load_model("tiny")
 pairs = wb.load_task("ioi", model, n=32)
 _, corrupt = wb.capture_pairs(model, pairs, progress=False)
 scores = wb.score_edges(model, pairs, value=wb.from_store(corrupt), progress=False)
-circuit = wb.find_circuit(scores, n_edges=40)
+circuit = wb.find_circuit(scores, n_edges=40, by="signed")
 circuit
 
 # %% [markdown]

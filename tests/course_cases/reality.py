@@ -11,7 +11,7 @@ def tiny(split):
     model, train = fixtures.model(), fixtures.pairs("ioi", 32)
     _, corrupt = wb.capture_pairs(model, train, progress=False)
     circuit = wb.find_circuit(
-        wb.score_edges(model, train, value=wb.from_store(corrupt), progress=False), n_edges=40
+        wb.score_edges(model, train, value=wb.from_store(corrupt), progress=False), n_edges=40, by="signed"
     )
     pairs = fixtures.pairs("ioi", 32, split=split)
     _, other = wb.capture_pairs(model, pairs, progress=False)
