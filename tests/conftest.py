@@ -1,9 +1,12 @@
-"""What every test shares: no progress bars, one thread, and the kernels at the head of a run.
+"""What every test shares: no progress bars, one thread, an empty cache folder, the kernels at the head of a run.
 
 Models this small lose time with more threads; WORKBENCH_TEST_THREADS=2 shows that the results do not depend on it.
 """
 
+import itertools
 import os
+import tempfile
+from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -11,7 +14,11 @@ THREADS = int(os.environ.get("WORKBENCH_TEST_THREADS", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
 # As `import workbench` sets it, which comes after torch here: threads that spin are slow beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nothing of a run stays in the home folder: what is kept while tests are collected goes with the process.
+_CACHES = tempfile.TemporaryDirectory(prefix="workbench-cache-")
+os.environ["WORKBENCH_CACHE"] = str(Path(_CACHES.name) / "collected")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -20,6 +27,13 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 torch.set_num_threads(THREADS)
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without a cache, so that none depends on what another has left there."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(Path(_CACHES.name) / str(next(_numbers))))
 
 
 def pytest_report_header() -> str:
