@@ -174,7 +174,7 @@ class Request:
         fit = rows_per_forward(model, longest, budget=forward_budget, extra=2 * sum(widths.values()))
         keep = _described(self.keep)
         return StorePlan(
-            model=model_fingerprint(model), model_name=model_name(model),
+            model=model_fingerprint(model, full=True), model_name=model_name(model),
             tokenizer=tokenizer_fingerprint(model), prompts=self.prompts.fingerprint, n=len(self.prompts),
             sites={name_of(key): name_of(own) for key, own in self.keys.items()}, shapes=shapes,
             dtype=str(dtype).removeprefix("torch."), keep=keep,
@@ -429,7 +429,7 @@ def _n_prompts(plan: StorePlan, shards: Iterable[int]) -> int:
 def _same_model(model: Any, plan: StorePlan, path: Path) -> None:
     """Raise `StoreError` where a store was made with another model or tokenizer."""
     fingerprints = (
-        ("model", plan.model, model_fingerprint(model)),
+        ("model", plan.model, model_fingerprint(model, full=True)),
         ("tokenizer", plan.tokenizer, tokenizer_fingerprint(model)),
     )
     for noun, stored, own in fingerprints:
