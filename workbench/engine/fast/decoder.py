@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from workbench.engine.bridge import Norm
 from workbench.sites import Shape
@@ -176,6 +177,9 @@ class Decoder:
     ) -> Float[Tensor, "row example query head d_head"]:
         """z of several rows (an edited run each) of the same examples.
 
+        Scores and patterns are made only where they are edited or watched, or smaller than queries, keys and
+        values; else torch's fused attention gives z without them.
+
         Args:
             q, k, v: of the positions that differ between rows; q and k rotated.
             before: keys and values [example, pos, kv_head, d_head] of the earlier positions, which all rows
@@ -184,6 +188,9 @@ class Decoder:
             edit: gets and returns the pattern [row, example, head, query, key].
         """
         rows, n, n_queries, n_heads, width = q.shape
+        n_before = 0 if before is None else before[0].shape[1]
+        if edit is None and self.fuses(n_queries, n_before + k.shape[2]):
+            return self._fused(layer, q, k, v, before, visible)
         n_kv = k.shape[3]
         group = n_heads // n_kv
         # One product per (example, kv head), in which all rows, heads of the group and queries meet the keys
@@ -196,9 +203,6 @@ class Decoder:
         # The lowest finite number and not -inf: TransformerLens and transformers mask with it, and a row of
         # -inf would become NaN in the softmax.
         own_scores = own_scores.masked_fill_(hidden, torch.finfo(own_scores.dtype).min)
-        n_before = 0
-        if before is not None:
-            n_before = before[0].shape[1]
         scores = own_scores
         if before is not None and n_before:
             # The base run's keys are the same for every row: rows are more queries of one product.
@@ -217,6 +221,50 @@ class Decoder:
             shared = pattern[..., :n_before].reshape(n, n_kv, rows * group * n_queries, n_before)
             z = z + (shared @ before[1].permute(0, 2, 1, 3)).view_as(z)
         return z.permute(2, 0, 4, 1, 3, 5).reshape(rows, n, n_queries, n_heads, width)
+
+    def fuses(self, n_queries: int, n_keys: int) -> bool:
+        """Whether attention to so many keys is fused, where nobody edits or watches its pattern.
+
+        It is where a head's scores take more memory than its queries, keys and values: short prompts gain
+        nothing. In half precision it never is, since a pattern that is not written down is not rounded, nor
+        where a model's softmax has another precision than its weights.
+        """
+        if self.dtype not in (torch.float32, torch.float64) or self.softmax not in (None, self.dtype):
+            return False
+        return n_queries * n_keys > self.shape.d_head * (n_queries + 2 * n_keys)
+
+    def _fused(
+        self,
+        layer: int,
+        q: Float[Tensor, "row example query head d_head"],
+        k: Float[Tensor, "row example pos kv_head d_head"],
+        v: Float[Tensor, "row example pos kv_head d_head"],
+        before: tuple[Tensor, Tensor] | None,
+        visible: Bool[Tensor, "example_or_one query pos"],
+    ) -> Float[Tensor, "row example query head d_head"]:
+        """`attend` by torch's `scaled_dot_product_attention`, which keeps no pattern."""
+        rows, n, _, n_heads, _ = q.shape
+        keys, values = k, v
+        if before is not None and before[0].shape[1]:
+            keys, values = (
+                torch.cat((shared.expand(rows, *shared.shape), own), 2)
+                for shared, own in zip(before, (k, v), strict=True)
+            )
+            visible = functional.pad(visible, (before[0].shape[1], 0), value=True)
+        # [row * example, head, pos, d_head]; a kv head is laid out once for each head of its group.
+        query, keys, values = (
+            table.flatten(0, 1).transpose(1, 2).repeat_interleave(n_heads // table.shape[3], 1)
+            for table in (q, keys, values)
+        )
+        # A causal mask by name is not made, and what it hides is not computed.
+        is_causal = len(visible) == 1 and torch.equal(visible[0], torch.ones_like(visible[0]).tril())
+        mask = None
+        if not is_causal:
+            mask = visible.expand(rows, n, *visible.shape[1:]).flatten(0, 1)[:, None]
+        z = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=is_causal, scale=self.layers[layer].scale
+        )
+        return z.transpose(1, 2).unflatten(0, (rows, n))
 
     def written(
         self, kind: str, layer: int | None, change: Tensor, unit: int | Int[Tensor, "run"] | None = None

@@ -197,12 +197,20 @@ class StaircaseWalk:
         if self.recorder is not None:
             self.recorder.keep(("k rotated", layer), cohort, k[0])
         before = self.base.before(layer, cohort)
+        watched = ("pattern", layer) in self.edited_later
+        if self.recorder is not None:
+            watched = self.recorder.wants(("pattern", layer))
         # Scores, their softmax and their copies for attention, and z: about four tables of that size.
         n_values = queries.numel() * self.shape.n_heads * 4 * (cohort.length + self.shape.d_head)
+        if not watched and decoder.fuses(queries.shape[1], cohort.length):
+            # Queries and z, keys and values laid out for each head: a table and its copy each.
+            n_tokens = 2 * queries.numel() + 4 * len(queries) * cohort.length
+            n_values = n_tokens * self.shape.n_heads * self.shape.d_head
         for tile in self._tiles(len(runs.elements), n_values * q.element_size()):
-            if self.recorder is not None:
+            edit = None
+            if watched and self.recorder is not None:
                 edit = self.recorder.pattern_watcher(layer, cohort)
-            else:
+            elif watched:
                 elements = [self.elements[j] for j in runs.elements[tile]]
                 edit = pattern_edit(self.base, layer, cohort, elements, read=read)
             z[tile] = decoder.attend(layer, q[tile], k[tile], v[tile], before, visible, edit)
