@@ -26,6 +26,7 @@ from workbench.finite import is_finite
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
+from workbench.models.verdicts import is_right, keep_right
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
 
@@ -53,7 +54,9 @@ def check_circuits(model: Model, *, fast: bool) -> None:
     """
     weight = next(iter(model.parameters()))
     key = (model_fingerprint(model), weight.dtype, weight.device, fast)
-    if key in _found_right:
+    check = f"circuits on {'the fast engine' if fast else 'hooks'}"
+    if key in _found_right or is_right(model, check):
+        _found_right.add(key)
         return
     decoder = None
     if fast:
@@ -80,6 +83,7 @@ def check_circuits(model: Model, *, fast: bool) -> None:
             f"{difference:.2g} where logits are {scale:.3g}; {ALTERNATIVE}"
         )
     _found_right.add(key)
+    keep_right(model, check)
 
 
 @dataclass(frozen=True, eq=False)

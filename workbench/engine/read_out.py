@@ -15,6 +15,7 @@ from workbench.engine.bridge import child, final_norm, output_projection
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
 from workbench.models.model import Model
+from workbench.models.verdicts import is_right, keep_right
 from workbench.sites import Shape
 
 # Models that have been checked; weak, so that the check keeps no model alive.
@@ -42,7 +43,8 @@ def read_out(
 
 def check_read_out(model: Model) -> None:
     """Raise `ModelError` where `read_out` does not give the model's logits, tried once on four tokens."""
-    if model in _checked:
+    if model in _checked or is_right(model, "read-out"):
+        _checked.add(model)
         return
     shape = Shape.of(model)
     last = ("resid_post", shape.n_layers - 1)
@@ -57,3 +59,4 @@ def check_read_out(model: Model) -> None:
             "readout=, or load the model in that precision (dtype=)."
         )
     _checked.add(model)
+    keep_right(model, "read-out")

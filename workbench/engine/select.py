@@ -2,7 +2,7 @@
 
 `fast_decoder` decides, `CallPlan` says it in words. The first time a model is used, the fast engine makes a
 few random edits of every kind beside the reference; where they differ it warns once, and that model stays on
-the reference path. This module does not know what the edits of a call mean.
+the reference path. Agreement is remembered on disk (`models.verdicts`). This module does not know what the edits of a call mean.
 """
 
 import math
@@ -30,6 +30,7 @@ from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
 from workbench.errors import NotFinite
 from workbench.finite import is_finite
+from workbench.models.verdicts import is_right, keep_right
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Kind, Shape, Site
 
@@ -101,13 +102,18 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
         return None, f"the model runs on hooks because {reason}"
     verdicts = _verdicts.setdefault(model, {})
     key = (decoder.dtype, decoder.device, decoder.family)
+    check = f"the {decoder.family} family on the fast engine"
+    if key not in verdicts and is_right(model, check):
+        verdicts[key] = None
     if key not in verdicts:
         try:
             verdicts[key] = _disagreement(model, decoder.max_length)
         except NotFinite as reason:
             # No verdict. Where the prompts of a call meet such numbers too, their metric refuses them.
             return None, str(reason)
-        if verdicts[key]:
+        if not verdicts[key]:
+            keep_right(model, check)
+        else:
             text = f"{verdicts[key]} The reference path is used for this model: exact, and slower."
             warnings.warn(text, stacklevel=2)
     disagreement = verdicts[key]

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.errors import ModelError
 from workbench.models.load import model_device, model_name
 from workbench.models.model import Model
+from workbench.models.verdicts import is_right, keep_right
 
 # Rounding that other rows of a batch may cause, in units of the last place of the largest logit.
 _ROUNDING = 64
@@ -37,10 +38,14 @@ def padding_options(model: Model, lengths: Int[Tensor, "row"], width: int) -> di
     """
     if int(lengths.min()) == width:
         return {}
+    if model not in _needs_mask and is_right(model, "no token sees the padding"):
+        _needs_mask[model] = False
     if model not in _needs_mask:
         sees_padding = _sees_the_future(model)
         if sees_padding:
             _check_mask(model)
+        else:
+            keep_right(model, "no token sees the padding")
         _needs_mask[model] = sees_padding
     return _mask(model, lengths, width) if _needs_mask[model] else {}
 

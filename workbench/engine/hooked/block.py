@@ -17,6 +17,7 @@ from workbench.engine.bridge import Norm, block_norm, norm
 from workbench.engine.hooked.forward import forward
 from workbench.errors import ModelError
 from workbench.models.model import Model
+from workbench.models.verdicts import is_right, keep_right
 from workbench.sites import Shape, Site
 
 # What works on every model, for the end of refusals.
@@ -134,7 +135,8 @@ def check_parts_add_up(model: Model) -> None:
 
     Checked once per model, on four tokens: models differ in what they do between a part and the stream.
     """
-    if model in _add_up:
+    if model in _add_up or is_right(model, "parts add up"):
+        _add_up.add(model)
         return
     shape = Shape.of(model)
     # Read first: a model without such weights is refused by what it lacks.
@@ -168,6 +170,7 @@ def check_parts_add_up(model: Model) -> None:
                 f"Edges and circuits of such models are not supported yet; {ALTERNATIVE}"
             )
     _add_up.add(model)
+    keep_right(model, "parts add up")
 
 
 def pull_back(

@@ -27,6 +27,7 @@ from workbench.models.load import check_eval, model_device
 from workbench.models.locks import hook_lock
 from workbench.models.model import Model
 from workbench.models.padding import padding_options
+from workbench.models.verdicts import is_right, keep_right
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
 
@@ -145,7 +146,8 @@ def _check_mid_stream(model: Model) -> None:
     Checked once per model, on four tokens: blocks that norm the sum itself (OPT-350m), or that add to a
     normed stream (BLOOM's post-norm), have no such sum.
     """
-    if model in _mid_streams:
+    if model in _mid_streams or is_right(model, "resid_mid"):
+        _mid_streams.add(model)
         return
     shape = Shape.of(model)
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -164,6 +166,7 @@ def _check_mid_stream(model: Model) -> None:
                 "it. Use attn_out or resid_post."
             )
     _mid_streams.add(model)
+    keep_right(model, "resid_mid")
 
 
 @torch.no_grad()
@@ -173,7 +176,8 @@ def _check_patterns(model: Model) -> None:
     Checked once per model: TransformerLens 4.3 leaves the attention of some models (BERT) to transformers and
     shows the pattern afterwards, so that an edit of it changes nothing.
     """
-    if model in _used_patterns:
+    if model in _used_patterns or is_right(model, "patterns are used"):
+        _used_patterns.add(model)
         return
     shape = Shape.of(model)
     layers = range(shape.n_layers)
@@ -205,6 +209,7 @@ def _check_patterns(model: Model) -> None:
                 "its hook shows it, so an edit would change nothing. Use z, or q and k."
             )
     _used_patterns.add(model)
+    keep_right(model, "patterns are used")
 
 
 class _Hooks:
