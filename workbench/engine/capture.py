@@ -14,9 +14,9 @@ from torch import Tensor
 
 from workbench.arguments import checked, shown
 from workbench.engine.capture_to_disk import Keep, Request, StoreCost, build_store, check_captured
-from workbench.engine.hooked.forward import forward
 from workbench.engine.inputs import as_prompts
 from workbench.engine.memory import rows_per_forward
+from workbench.engine.plain_run import PlainRun
 from workbench.errors import SiteError, StoreError
 from workbench.models.calls import model_call
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -121,11 +121,15 @@ def _rows_in_memory(
     rows: dict[Key, list[Tensor]] = {key: [] for key in record}
     # Prompts of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda i: int(prompts.lengths[i]))
-    per_batch = rows_per_forward(model, int(prompts.lengths.max()), budget=budget)
+    longest = int(prompts.lengths.max())
+    per_batch, plain_run = (
+        rows_per_forward(model, longest, budget=budget),
+        PlainRun.of(model, record, longest),
+    )
     with progress_bar(len(prompts), "capture", "prompt", shown=progress) as bar:
         for start in range(0, len(order), per_batch):
             batch = prompts.select(order[start : start + per_batch])
-            recorded = forward(model, batch, record=record).recorded
+            recorded = plain_run(batch)
             for key in record:
                 by_prompt = []
                 for i, length in enumerate(batch.lengths.tolist()):

@@ -32,12 +32,14 @@ from workbench.errors import NotFinite
 from workbench.finite import is_finite
 from workbench.models.verdicts import is_right, keep_right
 from workbench.prompts.prompts import Prompts
-from workbench.sites import KINDS, Kind, Shape, Site
+from workbench.sites import KINDS, Key, Kind, Shape, Site
 
 # Differences allowed, as shares of the largest logit. A true mistake (a norm or a bias left out) is far above
 # them; half precision rounds by whole percents where both engines add in another order.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 5e-2
+# Activations below this share of the largest one are compared with that share of it.
+_ROUNDING = 0.01
 # Model → (precision, device, family) → what disagreed, or None. Weak keys, so that the check keeps no model
 # alive; moved or cast, the same model is checked again.
 _verdicts: "weakref.WeakKeyDictionary[Any, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
@@ -154,6 +156,31 @@ def _disagreement(model: Any, max_length: int | None) -> str | None:
             f"The fast engine and the reference disagree on {architecture}: after an edit of "
             f"{worst_site.kind} ({worst_site}) logits of size {size:.3g} differ by {worst:.2g}."
         )
+    return _unlike_activation(model, prompts)
+
+
+def _unlike_activation(model: Any, prompts: Prompts) -> str | None:
+    """The activation of a run without edits that the fast engine gets wrong, in words; None when none is."""
+    shape, decoder = Shape.of(model), families.read(model, int(prompts.lengths.max()))
+    keys: list[Key] = []
+    for kind in KINDS.values():
+        if kind.name not in ("logits", "resid_post") and not shape.lacks(kind):
+            layers = shape.layers(kind) if kind.per_layer else (None,)
+            keys += [(kind.name, layer) for layer in layers]
+    kept, hooked = run_base(decoder, prompts, keys).kept, forward(model, prompts, record=keys).recorded
+    # Small activations may be sums of large ones, whose rounding is theirs.
+    least = _ROUNDING * max(float(value.abs().max()) for value in hooked.values())
+    for key in keys:
+        for ours, its, length in zip(kept[key], hooked[key], prompts.lengths.tolist(), strict=True):
+            tokens = (slice(length),)
+            if key[0] == "pattern":  # [head, query, key]
+                tokens = (slice(None), slice(length), slice(length))
+            difference, size = (float(x.abs().max()) for x in (ours[tokens] - its[tokens], its[tokens]))
+            if not difference <= _TOLERANCE.get(its.dtype, _HALF_TOLERANCE) * max(size, least):
+                return (
+                    f"The fast engine and the reference disagree on {type(model.original_model).__name__}: "
+                    f"{Site(*key)} of size {size:.3g} differs by {difference:.2g}."
+                )
     return None
 
 

@@ -87,16 +87,19 @@ class Recorder:
 
     Args:
         base: where they are kept.
-        keys: which, beside `ALWAYS`.
+        keys: which.
+        always: the kinds that are kept of every layer.
         one_cohort: whether all prompts have one length, so that a cohort is the batch and nothing is copied.
     """
 
-    def __init__(self, base: BaseRun, keys: set[Key], *, one_cohort: bool) -> None:
-        self.base, self.keys, self.one_cohort = base, keys, one_cohort
+    def __init__(
+        self, base: BaseRun, keys: set[Key], *, always: Sequence[str] = ALWAYS, one_cohort: bool
+    ) -> None:
+        self.base, self.keys, self.always, self.one_cohort = base, keys, always, one_cohort
 
     def wants(self, key: Key) -> bool:
         """Whether an activation is kept."""
-        return key in self.keys or key[0] in ALWAYS
+        return key in self.keys or key[0] in self.always
 
     def keep(self, key: Key, cohort: Cohort, value: Tensor) -> None:
         """Keep [example, pos, ...] (`pattern`: [example, head, query, key]) of a cohort."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.engine.fast.base_run import BaseRun, Recorder, edited_tokens, pattern_edit
+from workbench.engine.fast.base_run import ALWAYS, BaseRun, Recorder, edited_tokens, pattern_edit
 from workbench.engine.fast.cohorts import ATTENTION, MLP, Cohort, Element
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.joining import LateRuns
@@ -52,15 +52,26 @@ class WalkOutcome:
     unchanged: Tensor
 
 
-def run_base(decoder: Decoder, prompts: Prompts, keys: Iterable[Key] = (), *, tile: int = TILE) -> BaseRun:
-    """The base run of a batch of prompts, with these activations of it kept."""
+def run_base(
+    decoder: Decoder,
+    prompts: Prompts,
+    keys: Iterable[Key] = (),
+    *,
+    always: Sequence[str] = ALWAYS,
+    tile: int = TILE,
+) -> BaseRun:
+    """The base run of a batch of prompts, with these activations of it kept.
+
+    Args:
+        always: kinds that are kept beside them, of every layer; the default are those that edited runs need.
+    """
     lengths = prompts.lengths
     groups = []
     for length in sorted(set(lengths.tolist())):
         groups.append(Cohort(0, length, (lengths == length).nonzero().flatten(), None, [0]))
     base = BaseRun(decoder, prompts, {})
     # The base run is a walk of one element without edits, which joins at the embeddings.
-    recorder = Recorder(base, set(keys), one_cohort=len(groups) == 1)
+    recorder = Recorder(base, set(keys), always=always, one_cohort=len(groups) == 1)
     StaircaseWalk(base, [Element(())], groups, recorder=recorder, tile=tile).run()
     return base
 
