@@ -100,5 +100,5 @@ def test_pairs_of_your_own_are_split_into_two_halves_with_one_metric():
 
 
 def test_the_kinds_of_writers_are_those_that_a_model_has():
-    assert writer_kinds(tiny()) == ["resid_pre", "z", "mlp_out", "mlp_post"]
+    assert writer_kinds(tiny()) == ["resid_pre[0]", "z", "mlp_out", "mlp_post"]
     assert "mlp_out" not in writer_kinds(wb.planted("backup", n=4).model)

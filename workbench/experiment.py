@@ -12,8 +12,10 @@ from functools import cached_property
 from torch import Tensor
 
 from workbench.arguments import checked
+from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
 from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
+from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
 from workbench.metrics.metric import Metric
@@ -22,12 +24,12 @@ from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.sites import KINDS, Shape
+from workbench.sites import KINDS, Shape, Site
 from workbench.stores.store import ActivationStore
 from workbench.tasks.registry import load_task
 
-WRITERS = ("resid_pre", "z", "mlp_out", "mlp_post")
-"""The kinds that values of writers are read from: enough for paths and circuits."""
+WRITERS = ("resid_pre[0]", "z", "mlp_out", "mlp_post")
+"""What values of writers are read from: enough for paths and circuits, neurons included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class PairsInModel:
     pairs: PromptPairs
     metric: Metric
     base: str = "clean"
-    sites: Sequence[str] | None = None
+    sites: Sequence[str | Site] | None = None
     seed: int = 0
     budget: int | None = None
 
@@ -57,7 +59,7 @@ class PairsInModel:
         *,
         metric: str | Metric | Callable[..., Tensor] | None = None,
         base: str = "clean",
-        sites: Sequence[str] | None = None,
+        sites: Sequence[str | Site] | None = None,
         seed: int = 0,
         budget: int | None = None,
     ) -> "PairsInModel":
@@ -146,7 +148,7 @@ class Experiment:
         variant: str | None = None,
         metric: str | Metric | Callable[..., Tensor] | None = None,
         base: str = "clean",
-        sites: Sequence[str] | None = None,
+        sites: Sequence[str | Site] | None = None,
         budget: int | None = None,
     ) -> "Experiment":
         """The training and held-out pairs of a task, or of your own pairs, in a model.
@@ -205,6 +207,18 @@ class Experiment:
 
 
 def writer_kinds(model: Model) -> list[str]:
-    """The kinds of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
+    """Those of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
     shape = Shape.of(model)
-    return [kind for kind in WRITERS if not shape.lacks(KINDS[kind])]
+    return [name for name in WRITERS if not shape.lacks(KINDS[name.partition("[")[0]])]
+
+
+def writer_sites(graph: Graph) -> list[Site]:
+    """The activations that hold what the writers of a graph write: all that a circuit's value is read from.
+
+    >>> import workbench as wb
+    >>> sites = writer_sites(wb.Graph.of(wb.load_model("tiny")))
+    >>> [str(site) for site in sites[:3]]
+    ['resid_pre[0]', 'z[0]', 'mlp_out[0]']
+    """
+    keys = dict.fromkeys(writer(name, graph.shape).site.key for name in graph.writers)
+    return [Site(*key) for key in keys]

@@ -147,20 +147,6 @@ def test_the_checksum_is_of_the_tensors_and_not_of_their_order(tmp_path):
     assert sums[0] == hashlib.sha256(by_hand).hexdigest()
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for own, shared, expected in (
-        ("/a/own", "/b/shared", Path("/a/own")),
-        ("", "/b/shared", Path("/b/shared/workbench")),
-        ("", "relative", tmp_path / ".cache/workbench"),
-        ("", "", tmp_path / ".cache/workbench"),
-        ("~/here", "", tmp_path / "here"),
-    ):
-        monkeypatch.setenv("WORKBENCH_CACHE", own)
-        monkeypatch.setenv("XDG_CACHE_HOME", shared)
-        assert pinned.cache_folder() == expected
-
-
 def test_a_name_that_is_not_pinned_lists_those_that_are():
     with pytest.raises(
         UnknownName, match=re.escape(f"name='smollm2-135m' is not known. Did you mean {NAME!r}?")

@@ -26,6 +26,7 @@ from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import CircuitError, NotFinite, UnknownName, unwarned, warn
+from workbench.experiment import writer_sites
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
@@ -197,7 +198,7 @@ def _runs(
             f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
         )
     if value is None:
-        value = value_of(scores, model, pairs)
+        value = value_of(scores, graph, model, pairs)
     return Circuits(model, graph, pairs, value=value, metric=metric_of(scores, metric), budget=budget)
 
 
@@ -235,7 +236,7 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
     return high
 
 
-def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
+def value_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPairs) -> Value:
     """The patched value that scores were made with, for these prompts.
 
     Raises `CircuitError` where it cannot be made again and so has to be given.
@@ -244,10 +245,7 @@ def value_of(scores: xr.DataArray, model: Model, pairs: PromptPairs) -> Value:
     if name == "zero":
         return zero()
     if name == "from_store":
-        sites = ["resid_pre", "z"]
-        if not Graph.of(model).shape.attn_only:
-            sites += ["mlp_out", "mlp_post"]
-        return from_store(capture(model, pairs.corrupt, sites=sites, progress=False))
+        return from_store(capture(model, pairs.corrupt, sites=writer_sites(graph), progress=False))
     raise CircuitError(
         f"find_circuit: the scores were made with value={name!r}, which cannot be made again from "
         "them: pass value=."

@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors import safe_open
 
 from workbench.checksums import file_sum
+from workbench.cache import cache_folder
 from workbench.errors import CannotWrite, ModelError, UnknownName
 from workbench.models.folder import WEIGHTS, read_json
 from workbench.text import spelled
@@ -85,18 +86,6 @@ def named(name: str) -> Pinned:
     if name not in PINNED:
         raise UnknownName("name", name, PINNED)
     return PINNED[name]
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: `$WORKBENCH_CACHE`, else `workbench` in the user's cache folder."""
-    own = os.environ.get("WORKBENCH_CACHE", "").strip()
-    if own:
-        return Path(own).expanduser().absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", "").strip())
-    # The XDG rules: a path that is not absolute is no path.
-    if not shared.is_absolute():
-        shared = Path.home() / ".cache"
-    return shared / "workbench"
 
 
 def folder_of(weights: Pinned) -> Path:

@@ -15,7 +15,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.engine.named_values import canonical_name
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.hypothesis_tests import circuit_tests
-from workbench.experiment import PairsInModel, writer_kinds
+from workbench.experiment import PairsInModel, writer_sites
 from workbench.models.model import Model
 from workbench.statistics import interval_text
 from workbench.tasks.registry import pairs_of
@@ -75,7 +75,8 @@ def judge(
     """
     circuit.check_fits(model)  # refused before prompts are made and run
     pairs = pairs_of(task, model, n=n, seed=seed, split=split, variant=variant)
-    data = PairsInModel.of(model, pairs, metric=metric or None, sites=writer_kinds(model), seed=seed)
+    sites = writer_sites(circuit.graph)
+    data = PairsInModel.of(model, pairs, metric=metric or None, sites=sites, seed=seed)
     by_name = {name: data.value(name) for name in value_names(values)}
     evaluation = evaluate(circuit, model, pairs, value=by_name, metric=data.metric, seed=seed)
     # The tests run many circuits for each value, so they are run only where they were asked for.
