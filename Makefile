@@ -32,7 +32,7 @@ check: $(TOOLS)
 	$(BIN)/python -m pytest tests/test_layers.py
 
 bench: $(TOOLS)
-	for name in patching paths discovery stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
+	for name in patching paths discovery costs stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done
 
 # Every model family against plain transformers, and odd inputs at random.
 families: $(TOOLS)
