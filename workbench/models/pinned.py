@@ -7,7 +7,6 @@ ships and the tensors that come out of it are both pinned by their sha256. Bring
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import safe_open
 
-from workbench.checksums import file_sum
 from workbench.cache import cache_folder
+from workbench.checksums import file_sum
 from workbench.errors import CannotWrite, ModelError, UnknownName
 from workbench.models.folder import WEIGHTS, read_json
 from workbench.text import spelled
