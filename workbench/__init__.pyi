@@ -5,7 +5,9 @@ from .circuit.formats import write_circuit as write_circuit
 from .circuit.graph import Graph as Graph
 from .circuit.published import reference_circuit as reference_circuit
 from .discovery.acdc import acdc as acdc
+from .discovery.criteria import Criteria as Criteria
 from .discovery.masks import learn_circuit as learn_circuit
+from .discovery.score_arrays import joint_scores as joint_scores
 from .discovery.scores import score_edges as score_edges
 from .discovery.scores import score_nodes as score_nodes
 from .discovery.search import find_circuit as find_circuit
@@ -13,6 +15,7 @@ from .engine.capture import capture as capture
 from .engine.capture import capture_cost as capture_cost
 from .engine.capture import capture_pairs as capture_pairs
 from .engine.capture_to_disk import repair as repair
+from .engine.counterfactuals import counterfactual_values as counterfactual_values
 from .engine.run import run as run
 from .engine.values import add as add
 from .engine.values import constant as constant

@@ -124,6 +124,18 @@ class CircuitError(WorkbenchError):
     """A circuit that does not fit the model, or a file that is not a circuit."""
 
 
+class NoCircuit(CircuitError):
+    """No circuit of the sizes tried keeps the criteria.
+
+    Args:
+        frontier: the measures of each size, as a Dataset.
+    """
+
+    def __init__(self, message: str, *, frontier: object = None) -> None:
+        super().__init__(message)
+        self.frontier = frontier
+
+
 class SweepError(WorkbenchError):
     """A sweep that cannot be planned or run, or a folder that is not a sweep or is damaged."""
 

@@ -4,15 +4,18 @@ Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores
 Nothing here scores or chooses.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from workbench.arguments import checked
 from workbench.circuit.components import check_size
 from workbench.circuit.graph import Graph
 from workbench.documents import parse_json
-from workbench.errors import CircuitError, NotFinite, SiteError
+from workbench.errors import CircuitError, NotFinite, SiteError, UnknownName
+
+RANKINGS = ("magnitude", "signed")
 
 
 def graph_of(scores: xr.DataArray) -> Graph:
@@ -86,6 +89,42 @@ def check_finite_scores(values: np.ndarray, graph: Graph, caller: str) -> None:
             "Check the metric, the edits and the model's dtype.",
             place=edge,
         )
+
+
+@checked
+def joint_scores(
+    scores: xr.DataArray, *, by: Literal["magnitude", "signed"] | str = "magnitude"
+) -> xr.DataArray:
+    """One score for every edge, from scores of several prompts (`example`) and counterfactuals (`ablation`).
+
+    Args:
+        by: "magnitude": over prompts the root of the mean square, so that an edge that supports on some and
+            opposes on others counts; "signed": the mean. Over counterfactuals, in either case, the mean of
+            scores divided by their largest size, so that each counts the same.
+
+    Returns:
+        DataArray without these axes; scores that have none of them come back as they are.
+
+    >>> scores = xr.DataArray([[1.0], [-1.0]], dims=["example", "edge"])
+    >>> joint_scores(scores).values, joint_scores(scores, by="signed").values
+    (array([1.]), array([0.]))
+    """
+    if by not in RANKINGS:
+        raise UnknownName("by", by, RANKINGS)
+    joint = scores
+    if "example" in joint.dims:
+        if by == "magnitude":
+            joint = ((joint.astype(float) ** 2).mean("example", skipna=False)) ** 0.5
+        else:
+            joint = joint.astype(float).mean("example", skipna=False)
+    if "ablation" in joint.dims:
+        if by == "magnitude":
+            joint = abs(joint)
+        axes = [dim for dim in joint.dims if dim != "ablation"]
+        # NaN marks edges that the graph lacks; scores that are NaN by mistake stay so and are refused.
+        largest = abs(joint).max(axes)
+        joint = (joint / largest.where(largest > 0, 1.0)).mean("ablation", skipna=False)
+    return joint.assign_attrs(scores.attrs)
 
 
 def supporting(scores: xr.DataArray) -> np.ndarray:

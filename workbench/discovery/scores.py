@@ -7,7 +7,7 @@ the same for whole components. What is done with scores is the matter of `search
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +23,10 @@ from workbench.discovery.score_arrays import check_finite_scores
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
-from workbench.errors import MetricError, UnknownName, WorkbenchError
+from workbench.errors import CircuitError, MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
@@ -62,7 +63,7 @@ def score_edges(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
+    value: Value | Mapping[str, Value],
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
     method: str = "eap",
     steps: int | Literal["auto"] | str = 5,
@@ -83,7 +84,8 @@ def score_edges(
 
     Args:
         value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
-            does there.
+            does there. A mapping of names to values scores them side by side, on an axis `ablation`;
+            `counterfactual_values` makes one of every corruption that the pairs have.
         metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
             there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
@@ -102,7 +104,7 @@ def score_edges(
         budget: bytes of working memory; writers are worked out in blocks that fit.
 
     Returns:
-        DataArray ([example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the
+        DataArray ([ablation, example, pos,] writer, reader) in graph order, NaN where no edge exists; "pos" are the
         classes of a graph with positions. A graph with neurons gives one flat axis `edge` with coordinates
         `writer` and `reader`.
         attrs: `forwards` (passes of all prompts), `source_blocks`, `engine`; with a path `steps`, and with
@@ -137,6 +139,15 @@ def score_edges(
     if unknown:
         raise UnknownName("keep", unknown[0], ("example", "pos"))
     check_seed(seed)
+    if isinstance(value, Mapping):
+        by_name = {}
+        for name, one in value.items():
+            by_name[name] = score_edges(
+                model, pairs_for(pairs, name), value=one, metric=metric, method=method, steps=steps, grid=grid,
+                seed=seed, normalized=normalized, positions=positions, neurons=neurons, keep=keep,
+                budget=budget, progress=progress,
+            )  # fmt: skip
+        return _side_by_side(by_name)
     graph = Graph.of(model, positions=positions, neurons=neurons)
     if "pos" in keep and (graph.positions is not None or method in ("exact", "conditional", "random")):
         raise WorkbenchError(
@@ -175,6 +186,17 @@ def score_edges(
     if next(model.parameters()).dtype != torch.float64:
         values = values.astype(np.float32)
     return labelled(values, graph, circuits.reach.numpy(), keep, attrs)
+
+
+def _side_by_side(by_name: Mapping[str, xr.DataArray]) -> xr.DataArray:
+    """Scores of several values on an axis `ablation`, found on the prompts of all of them."""
+    if not by_name:
+        raise CircuitError("score_edges: value={} names no value. Give one, as in {'zero': wb.zero()}.")
+    joined = xr.concat(by_name.values(), "ablation", combine_attrs="override")
+    ids = dict.fromkeys(" ".join(str(one.attrs["prompt_ids"]) for one in by_name.values()).split())
+    described = ", ".join(str(one.attrs["value"]) for one in by_name.values())
+    joined = joined.assign_coords(ablation=list(by_name))
+    return joined.assign_attrs(value=described, prompt_ids=" ".join(ids))
 
 
 def _check_one_token(method: str, metric: Metric) -> None:

@@ -4,7 +4,9 @@ Read `find_circuit` first. Arrays of scores are read and refused by `score_array
 """
 
 import heapq
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,27 +16,34 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit, mostly_dead_ends
 from workbench.circuit.graph import Graph
+from workbench.discovery.believable import CriteriaSearch, by_criteria
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.frontier import best_trade_off
 from workbench.discovery.score_arrays import (
+    RANKINGS,
     check_array,
     finite_matrix_of,
     graph_in_attrs,
     graph_of,
     is_number,
+    joint_scores,
+    matrix_of,
     supporting,
 )
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import counterfactual_values, pairs_for
 from workbench.engine.values import Value, from_store, zero
-from workbench.errors import CircuitError, NotFinite, UnknownName, unwarned, warn
+from workbench.errors import CircuitError, NoCircuit, NotFinite, UnknownName, unwarned, warn
 from workbench.experiment import writer_sites
 from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
+from workbench.results import clean_attrs
 from workbench.statistics import ratio_of_means
 
-RANKINGS = ("magnitude", "signed")
 STRATEGIES = ("top", "greedy")
 FIRST_SIZES, FINER_SIZES = 24, 12
 """How many sizes `min_faithfulness` tries at once: over the whole range, then between two neighbours."""
@@ -49,20 +58,24 @@ def find_circuit(
     threshold: float | None = None,
     n_nodes: int | None = None,
     min_faithfulness: float | None = None,
+    criteria: Criteria | None = None,
+    refine: Literal["prune"] | str | None = None,
     by: Literal["magnitude", "signed"] | str = "magnitude",
     strategy: Literal["top", "greedy"] | str = "top",
     model: Model | None = None,
     pairs: PromptPairs | None = None,
-    value: Value | None = None,
+    value: Value | Mapping[str, Value] | None = None,
     metric: str | Metric | Callable[..., Tensor] | None = None,
     budget: int | None = None,
+    progress: bool = False,
 ) -> Circuit:
     """The circuit of the highest-scored edges; dead ends are pruned afterwards.
 
     A warning says where that takes more than half of them; `strategy="greedy"` is the way out.
 
     Args:
-        scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`.
+        scores: from `score_edges` (any graph), or for `n_nodes` from `score_nodes`. Scores of single prompts
+            or of several counterfactuals (axes `example`, `ablation`) are joined by `joint_scores`.
         n_edges: how many edges to choose, counted before pruning.
         threshold: choose every edge with a score of at least this (an absolute score, unless `by="signed"`).
         n_nodes: how many heads and MLPs to choose, by their node scores; the circuit is every edge between
@@ -70,18 +83,24 @@ def find_circuit(
         min_faithfulness: the smallest number of edges whose circuit keeps this share of the behaviour on
             `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
             smaller one may exist.
+        criteria: the smallest number of edges of a grid that keeps these `Criteria` on `pairs`, at it and at
+            the next two sizes, against every counterfactual.
+        refine: "prune", with `criteria`: then leave out edges as long as the criteria hold.
         by: "magnitude" ranks by the size of a score: edges that oppose the behaviour are part of what the
             model does. "signed" asks another question, what supports the behaviour: without the edges that
             oppose it such a circuit can exceed the model.
         strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits and always adds
             the best edge into a node that is there already (not with `threshold`), so every edge has a path
             to the logits.
-        model, pairs: for `min_faithfulness`.
-        value, metric: for `min_faithfulness`; None takes those of the scores.
-        budget: for `min_faithfulness`: bytes of working memory.
+        model, pairs: for `min_faithfulness` and `criteria`. Choose on prompts that made no scores, and report
+            numbers of a third set: the prompts that chose a circuit flatter it.
+        value, metric: for the same; None takes those of the scores. For `criteria` several values by name:
+            the circuit has to keep the criteria with each.
+        budget: for the same: bytes of working memory.
 
     Raises:
-        CircuitError: not exactly one of the four sizes, or an array that holds no usable scores.
+        CircuitError: not exactly one way to say how many edges, or an array that holds no usable scores.
+        NoCircuit: no size up to `criteria.at_most` keeps the criteria; its `frontier` has the measures.
         NotFinite: an edge or node has a score that is NaN or infinite; the message names it.
         UnknownName: a ranking or a strategy that does not exist.
 
@@ -93,8 +112,16 @@ def find_circuit(
     30
     """
     _check_one_size(
-        {"n_edges": n_edges, "threshold": threshold, "n_nodes": n_nodes, "min_faithfulness": min_faithfulness}
+        {
+            "n_edges": n_edges,
+            "threshold": threshold,
+            "n_nodes": n_nodes,
+            "min_faithfulness": min_faithfulness,
+            "criteria": criteria,
+        }
     )
+    if refine is not None and criteria is None:
+        raise CircuitError("find_circuit: refine= goes with criteria=, which say what must not be lost.")
     if by not in RANKINGS:
         raise UnknownName("by", by, RANKINGS)
     if strategy not in STRATEGIES:
@@ -106,9 +133,13 @@ def find_circuit(
                 "not with n_nodes=."
             )
         return _of_nodes(scores, n_nodes, by)
-    graph = graph_of(scores)
-    values = finite_matrix_of(scores, graph, "find_circuit")
-    sizes = np.abs(values) if by == "magnitude" else values
+    # Scores keep their sign in the circuit, whatever ranked its edges.
+    signed = joint_scores(scores, by="signed")
+    graph = graph_of(signed)
+    values = finite_matrix_of(signed, graph, "find_circuit")
+    sizes = values
+    if by == "magnitude":
+        sizes = np.abs(matrix_of(joint_scores(scores), graph))
     rank = np.where(graph.exists, sizes, -np.inf)
     if threshold is not None:
         if strategy == "greedy":
@@ -124,8 +155,14 @@ def find_circuit(
     order = best_first(graph, rank)
     if strategy == "greedy":
         order = grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+    if criteria is not None:
+        several = _runs_by_name(scores, graph, model, pairs, value, metric, budget)
+        search = by_criteria(order, several, criteria, refine=refine, progress=progress)
+        return _believable(scores, graph, search, criteria, values, by)
     if n_edges is None:
         assert min_faithfulness is not None
+        if isinstance(value, Mapping):
+            raise CircuitError("find_circuit: min_faithfulness= takes one value; criteria= takes several.")
         runs = _runs(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
         n_edges = _smallest_size(runs, order, min_faithfulness)
     return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
@@ -202,6 +239,59 @@ def _runs(
     return Circuits(model, graph, pairs, value=value, metric=metric_of(scores, metric), budget=budget)
 
 
+def _runs_by_name(
+    scores: xr.DataArray,
+    graph: Graph,
+    model: Model | None,
+    pairs: PromptPairs | None,
+    value: Value | Mapping[str, Value] | None,
+    metric: str | Metric | Callable[..., Tensor] | None,
+    budget: int | None,
+) -> dict[str, Circuits]:
+    """Runs of circuits with each value, by its name."""
+    if model is None or pairs is None:
+        raise CircuitError("find_circuit: criteria= needs model= and pairs= to measure circuits on.")
+    if graph.shape != Graph.of(model).shape:
+        raise CircuitError(
+            f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
+        )
+    if value is None:
+        value = values_of(scores, graph, model, pairs)
+    if not isinstance(value, Mapping):
+        value = {pairs.counterfactual: value}
+    measure = metric_of(scores, metric)
+    runs = {}
+    for name, one in value.items():
+        some = pairs_for(pairs, name)
+        runs[name] = Circuits(model, graph, some, value=one, metric=measure, budget=budget)
+    return runs
+
+
+def _believable(
+    scores: xr.DataArray,
+    graph: Graph,
+    search: CriteriaSearch,
+    criteria: Criteria,
+    values: np.ndarray,
+    by: str,
+) -> Circuit:
+    """The circuit that the criteria chose. Raises `NoCircuit` where they chose none."""
+    measured = search.frontier
+    against = ", ".join(map(str, measured["ablation"].values))
+    if search.edges is None:
+        size = best_trade_off(measured, int(criteria.at_most * graph.n_edges))
+        error = float(measured["error"].sel(size=size).max())
+        raise NoCircuit(
+            f"find_circuit: no circuit of at most {criteria.at_most:.0%} of the {graph.n_edges} edges "
+            f"reproduces the model on these prompts against {against}. The nearest has {size} edges and an "
+            f"error of {error:.2f} per prompt.",
+            frontier=measured,
+        )
+    circuit = _circuit_of(scores, graph, search.edges, values, by)
+    facts = {"criteria": json.dumps(asdict(criteria)), "criteria_against": against}
+    return replace(circuit, attrs=clean_attrs({**circuit.attrs, **facts}))
+
+
 def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
     """The smallest size tried whose circuit is faithful enough: a coarse grid, then finer below its first."""
     graph = runs.graph
@@ -234,6 +324,21 @@ def _smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
             break
         sizes = np.unique(np.linspace(low + 1, high - 1, FINER_SIZES).astype(int))
     return high
+
+
+def values_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPairs) -> Value | dict[str, Value]:
+    """The patched value, or values by name, that scores were made with, for these prompts."""
+    if "ablation" not in scores.coords:
+        return value_of(scores, graph, model, pairs)
+    values: dict[str, Value] = dict(counterfactual_values(model, pairs, sites=writer_sites(graph)))
+    names = [str(name) for name in np.atleast_1d(scores["ablation"].values)]
+    unknown = [name for name in names if name not in values and name != "zero"]
+    if unknown:
+        raise CircuitError(
+            f"find_circuit: the scores were made with the value {unknown[0]!r}, and these pairs have the "
+            f"counterfactuals {', '.join(values)}: pass value=."
+        )
+    return {name: values.get(name, zero()) for name in names}
 
 
 def value_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPairs) -> Value:

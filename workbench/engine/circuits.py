@@ -7,7 +7,7 @@ what a measurement is used for.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,7 @@ class CircuitBatch:
         weight: [row], the factor of a row's measure in the sum that is the measure of its example.
         walk, readout: on the fast engine; None on hooks.
         logits: what the metric reads of the clean run, where something needs it.
+        tile: bytes of logits that may be there at a time.
     """
 
     examples: range
@@ -59,6 +60,27 @@ class CircuitBatch:
     walk: CircuitWalk | None
     readout: Readout | None
     logits: Tensor | None
+    tile: int = TILE
+    # Made when they are first read: most measurements read one metric alone.
+    _further: dict[Metric, Readout] = field(default_factory=dict)
+    _end_logits: dict[str, Tensor] = field(default_factory=dict)
+
+    def further(self, metric: Metric) -> Readout:
+        """What reads another metric of the same runs, at `END`; made once."""
+        assert self.walk is not None
+        if metric not in self._further:
+            self._further[metric] = Readout(metric, self.pairs, self.walk.base, tile=self.tile)
+        return self._further[metric]
+
+    def read_at_end(self, metric: Metric, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
+        """[example]: another metric of a stream after the last block, read at `END`."""
+        assert self.walk is not None
+        readout = self.further(metric)
+        if self.walk.read is not None:
+            return readout.measure(readout.logits(stream[:, 0]))
+        assert readout.read is not None
+        rows = torch.arange(len(stream), device=stream.device)
+        return readout.measure(readout.logits(stream[rows, readout.read.to(stream.device) - self.walk.start]))
 
     def measured(self, stream: Float[Tensor, "example pos d_model"]) -> Float[Tensor, "example"]:
         """The metric of a stream after the last block.
@@ -85,6 +107,15 @@ class CircuitBatch:
     def hooked(self, metric: Metric, logits: Float[Tensor, "example pos vocab"]) -> Float[Tensor, "example"]:
         """The metric of the logits of a run with hooks."""
         return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
+
+    def hooked_at_end(
+        self, metric: Metric, logits: Float[Tensor, "example pos vocab"], model: Any
+    ) -> Float[Tensor, "example"]:
+        """Another metric of the logits of a run with hooks, read at `END`."""
+        clean = self.pairs.clean
+        if metric.needs_reference and "clean" not in self._end_logits:
+            self._end_logits["clean"] = metric.read(forward(model, clean).logits, clean)
+        return metric(metric.read(logits, clean), self.pairs, self._end_logits.get("clean"))
 
 
 # Working memory of one pass of circuits on a CPU, even where the budget allows more. Passes that fill 1 GiB
@@ -131,7 +162,7 @@ class Circuits:
         self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
         # Answers of several tokens are runs of their own, so rows are not pairs
         # then; with other metrics they are.
-        self.expansion = expand(model, pairs, metric)
+        self.pairs_metric, self.expansion = metric, expand(model, pairs, metric)
         self.metric, self.bound = self.expansion.metric, bind(model, self.expansion, value)
         self.longest = int(self.expansion.pairs.clean.lengths.max())
         self.decoder, self.why = None, "the value needs hooks"
@@ -202,6 +233,19 @@ class Circuits:
         with torch.no_grad(), self.located():
             return self.expansion.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
+    def full_at_end(self, metric: Metric) -> np.ndarray:
+        """[example]: another metric of the clean run, read at `END`."""
+        measured = []
+        with torch.no_grad(), self.located():
+            for batch in self._batches:
+                if batch.walk is None:
+                    logits = forward(self.model, batch.pairs.clean).logits
+                    measured.append(batch.hooked_at_end(metric, logits, self.model))
+                else:
+                    readout = batch.further(metric)
+                    measured.append(readout.measure(readout.base_logits))
+        return torch.cat(measured).double().cpu().numpy()[self.first_row]
+
     def _full(self) -> Iterator[Tensor]:
         if self.decoder is not None:
             for batch in self._batches:
@@ -218,45 +262,71 @@ class Circuits:
             # Where a metric compares with the clean run, that run is its own reference here.
             yield self.metric(logits, some_pairs, logits if self.metric.needs_reference else None)
 
-    @torch.no_grad()
     def measure(self, circuits: np.ndarray, *, progress: bool = False) -> np.ndarray:
         """[circuit, example]: the metric of every circuit.
 
         Args:
             circuits: bool [circuit, (pos,) writer, reader], pruned of dead ends.
         """
+        return self.measure_with(circuits, (), progress=progress)[0]
+
+    @torch.no_grad()
+    def measure_with(
+        self, circuits: np.ndarray, further: Sequence[Metric], *, progress: bool = False
+    ) -> np.ndarray:
+        """[1 + further, circuit, example]: the metric of every circuit, and others of the same runs.
+
+        Args:
+            circuits: as in `measure`.
+            further: metrics that read `END`: of an answer of several tokens, its first.
+        """
         distinct, row_of = _distinct(circuits)
         # Circuits that are alike are run once.
-        measured = np.full((len(distinct), len(self.expansion.pairs)), np.nan)
-        bar = progress_bar(measured.size, "circuits", "run", shown=progress)
+        measured = np.full((1 + len(further), len(distinct), len(self.expansion.pairs)), np.nan)
+        bar = progress_bar(measured[0].size, "circuits", "run", shown=progress)
         with bar, few_threads(self.graph.shape.d_model), self.located():
             for batch in self._batches:
                 per_pass = max(1, self.rows_per_pass // len(batch.examples))
                 for first in range(0, len(distinct), per_pass):
                     keep = torch.from_numpy(distinct[first : first + per_pass]).float()
-                    scores = self.of_batch(batch, keep).double().cpu().numpy()
-                    measured[first : first + per_pass, batch.examples] = scores
-                    bar.update(scores.size)
+                    scores = self.of_batch(batch, keep, further).double().cpu().numpy()
+                    measured[:, first : first + per_pass, batch.examples] = scores
+                    bar.update(scores[0].size)
         # `combine` adds up the answers of an example along the first axis:
         # [row, circuit] → [example, circuit].
-        return self.expansion.combine(torch.from_numpy(measured.T)).numpy().T[row_of]
+        combined = self.expansion.combine(torch.from_numpy(measured[0].T)).numpy().T
+        # Every row of an example has the same prompt, and so the same logits at its END.
+        return np.concatenate([combined[None], measured[1:, :, self.first_row]])[:, row_of]
+
+    @cached_property
+    def first_row(self) -> np.ndarray:
+        """[example]: the first of each example's rows."""
+        return np.unique(self.expansion.owner.numpy(), return_index=True)[1]
 
     def soft(
         self, keep: Float[Tensor, "circuit *pos_class writer reader"], batch: CircuitBatch
     ) -> Float[Tensor, "circuit example"]:
         """The metric under weights of edges between 0 and 1, with their gradients."""
         with torch.enable_grad():
-            measured = self.of_batch(batch, keep)
+            measured = self.of_batch(batch, keep)[0]
             if self.expansion.plain:
                 return measured
             return self.expansion.combine(measured.T).T
 
-    def of_batch(self, batch: CircuitBatch, keep: Tensor) -> Float[Tensor, "circuit example"]:
-        """The metric of circuits on one batch."""
+    def of_batch(
+        self, batch: CircuitBatch, keep: Tensor, further: Sequence[Metric] = ()
+    ) -> Float[Tensor, "metric circuit row"]:
+        """The metric of circuits on one batch, and further ones read at `END`."""
+        rows = []
         if batch.walk is None:
-            runs = circuit_logits(self.model, self.graph, keep, batch.bound)
-            return torch.stack([batch.hooked(self.metric, logits) for logits in runs])
-        return torch.stack([batch.measured(stream) for stream in batch.walk.streams(keep)])
+            for logits in circuit_logits(self.model, self.graph, keep, batch.bound):
+                others = [batch.hooked_at_end(metric, logits, self.model) for metric in further]
+                rows.append(torch.stack([batch.hooked(self.metric, logits), *others]))
+        else:
+            for stream in batch.walk.streams(keep):
+                others = [batch.read_at_end(metric, stream) for metric in further]
+                rows.append(torch.stack([batch.measured(stream), *others]))
+        return torch.stack(rows, 1)
 
     def batches(self, size: int | None = None) -> Iterator[CircuitBatch]:
         """The rows in batches of a size (None: as many as fit), prepared."""
@@ -310,7 +380,7 @@ class Circuits:
         # A metric of all positions reads the clean logits before the first change.
         reads_logits = self.metric.needs_reference or places is None
         logits = readout.base_logits if reads_logits else None
-        return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits)
+        return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits, tile)
 
 
 def _distinct(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

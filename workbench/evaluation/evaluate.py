@@ -6,7 +6,9 @@ m(.) is the metric's mean over the prompts. m(full) is the clean run. In m(C) ev
 `value` in place of its clean activation; in m(empty) every edge does: with corrupt values it is the corrupt
 run. So 1 says that the circuit alone does what the model does, 0 that it does nothing, and more than 1 that
 the circuit leaves out what works against the behaviour. It has no unit. The sign of the metric cancels: the
-formula is the same where lower is better.
+formula is the same where lower is better. A ratio of means can be 1 while the circuit misses the model on
+every prompt, so `error`, `r`, `kl_recovered`, `answers_kept` and `same_choice` compare the two prompt by
+prompt (`engine.resemblance`).
 
 This module knows nothing of how a circuit was found.
 """
@@ -21,6 +23,8 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import pairs_for
+from workbench.engine.resemblance import MEASURES, Resemblance, resemblance
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
@@ -59,7 +63,8 @@ def evaluate(
         circuit: one circuit, or several of one graph, which are run in common batches.
         value: what every edge outside the circuit carries, as in `score_edges`; zero, a constant or the mean
             of a data set also at the tokens of answers of several tokens (attrs["answer_tokens"]). A mapping
-            of names to values measures them side by side, on an axis `ablation`.
+            of names to values measures them side by side, on an axis `ablation`; `counterfactual_values`
+            makes one of every corruption that the pairs have.
         checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is
             much cheaper: take it for many circuits.
             "complement": the faithfulness of all edges outside the circuit.
@@ -73,11 +78,15 @@ def evaluate(
 
     Returns:
         Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
-        `in_sample` (share of the pairs it was found on); of the checks `complement`, `random`,
+        `in_sample` (share of the pairs it was found on). Prompt by prompt, each with `_low` and `_high`:
+        `error` (mean |m(C) - m(full)| as a share of mean |m(full) - m(empty)|), `r` (correlation with the
+        model's metric), `kl_recovered` (1 - KL(full, C) / KL(full, empty), at `END`, over the vocabulary),
+        `answers_kept` (of the prompts that the model gets right, the share that the circuit gets right),
+        `same_choice` (the share with the model's first choice). Of the checks `complement`, `random`,
         `incompleteness`, each with `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of
         components that are needed) with `unneeded` (the others by name). Over (circuit, example) the metric
-        `m_circuit`, over (example,) `m_full` and `m_empty`. Faithfulness is NaN where m(full) - m(empty) is
-        ~0. attrs: `checks` names those that were made.
+        `m_circuit`, over (example,) `m_full` and `m_empty`. Shares of a gap are NaN where the gap is ~0.
+        attrs: `checks` names those that were made.
 
     Raises:
         CircuitError: no circuit, circuits of different graphs, or of another model's graph.
@@ -104,9 +113,9 @@ def evaluate(
         if not value:
             raise CircuitError("evaluate: value={} names no value. Give one, as in {'zero': wb.zero()}.")
         by_value = [
-            evaluate(circuits, model, pairs, value=one, metric=metric, checks=names, level=level, seed=seed,
-                     budget=budget, progress=progress)
-            for one in value.values()
+            evaluate(circuits, model, pairs_for(pairs, name), value=one, metric=metric, checks=names,
+                     level=level, seed=seed, budget=budget, progress=progress)
+            for name, one in value.items()
         ]  # fmt: skip
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
         described = ", ".join(one.describe() for one in value.values())
@@ -120,15 +129,14 @@ def evaluate(
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
-    # The empty circuit comes first. Dead ends are pruned: they change nothing and cost a run.
-    masks = np.stack([np.zeros_like(circuits[0].edges), *(one.pruned.edges for one in circuits)])
-    empty, *measured = runs.measure(masks, progress=progress)
-    data = _faithfulness(runs.full, empty, np.stack(measured), level)
+    # Dead ends are pruned: they change nothing and cost a run.
+    beside = resemblance(runs, np.stack([one.pruned.edges for one in circuits]), progress=progress)
+    data = _faithfulness(beside, level)
     # By prompt, not by pair: the same clean prompt with another corruption has been seen.
     in_sample = [np.mean([prompt in one.prompt_ids for prompt in pairs.clean.ids]) for one in circuits]
     data["n_edges"] = ("circuit", np.array([one.n_edges for one in circuits]))
     data["in_sample"] = ("circuit", np.array(in_sample, dtype=float))
-    rows = [_further_checks(CircuitChecks(one, runs, empty, level, seed), names) for one in circuits]
+    rows = [_further_checks(CircuitChecks(one, runs, beside.empty, level, seed), names) for one in circuits]
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
     attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
@@ -208,8 +216,9 @@ def _check_names(checks: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, level: float) -> dict[str, Any]:
-    """Both ratios of every circuit [circuit, example], with intervals, and the metrics they are made of."""
+def _faithfulness(beside: Resemblance, level: float) -> dict[str, Any]:
+    """What circuits and model have in common, with intervals, and the metrics this is made of."""
+    full, empty, measured = beside.full, beside.empty, beside.metric
     # [example, full + empty + circuits]: an example is drawn with all of its runs, since they vary together.
     table = np.concatenate([full[None], empty[None], measured]).T
     low, high = bootstrap(table, faithfulness_of, level=level)
@@ -218,12 +227,17 @@ def _faithfulness(full: np.ndarray, empty: np.ndarray, measured: np.ndarray, lev
         gap = known_gap(full - empty, np.maximum(np.abs(full), np.abs(empty)))
         if np.isfinite(gap).any():
             ratios = np.nanmean((measured - empty) / gap, axis=1)
-    return {
+    columns: dict[str, Any] = {
         "faithfulness": ("circuit", faithfulness_of(table)),
         "low": ("circuit", low), "high": ("circuit", high), "mean_of_ratios": ("circuit", ratios),
         "m_circuit": (("circuit", "example"), measured),
         "m_full": ("example", full), "m_empty": ("example", empty),
     }  # fmt: skip
+    measures, intervals = beside.measures(), beside.interval(level=level)
+    for name in MEASURES[1:]:
+        columns[name] = ("circuit", measures[name][0])
+        columns[f"{name}_low"], columns[f"{name}_high"] = (("circuit", end) for end in intervals[name])
+    return columns
 
 
 def _further_checks(circuit: CircuitChecks, names: Sequence[str]) -> dict[str, Any]:

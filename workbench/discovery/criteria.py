@@ -1,0 +1,92 @@
+"""`Criteria`: when a circuit may be believed to do what the model does.
+
+A faithfulness near 1 alone shows nothing: a circuit can miss the model on every prompt and be right on
+average, and reproduce one counterfactual and no other. So four criteria have to hold together, against every
+counterfactual. Read `Criteria.held`. No circuit is run here.
+
+Sources: 2407.08734 (choices that move faithfulness), 2211.00593 (completeness, minimality).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.arguments import checked
+from workbench.errors import CircuitError
+
+LETTERS: Mapping[str, str] = {
+    "a": "the 95 % interval of faithfulness lies inside",
+    "b": "the error per prompt is at most",
+    "c": "the share of KL recovered is at least",
+    "d": "right answers kept, and the model's first choice kept, are at least",
+}
+"""The four criteria by their letters."""
+
+
+@checked
+@dataclass(frozen=True)
+class Criteria:
+    """Bounds that a circuit has to keep, on prompts that did not choose it and against every counterfactual.
+
+    Attributes:
+        faithfulness: (a) where the interval of faithfulness has to lie.
+        error: (b) the largest mean |m_C - m_full|, as a share of mean |m_full - m_empty|.
+        kl_recovered: (c) the least 1 - KL(full, C) / KL(full, empty).
+        answers_kept: (d) the least share of the model's right answers that the circuit gives too.
+        same_choice: (d) the least share of prompts with the model's first choice.
+        at_most: the largest share of the graph's edges that still counts as a circuit.
+
+    Raises:
+        CircuitError: bounds that no circuit or every circuit keeps.
+
+    >>> Criteria(error=0.1).error
+    0.1
+    """
+
+    faithfulness: tuple[float, float] = (0.85, 1.15)
+    error: float = 0.15
+    kl_recovered: float = 0.90
+    answers_kept: float = 0.95
+    same_choice: float = 0.85
+    at_most: float = 0.15
+
+    def __post_init__(self) -> None:
+        low, high = self.faithfulness
+        if not low <= 1 <= high:
+            raise CircuitError(
+                f"Criteria: faithfulness={self.faithfulness} leaves out 1, which is the model itself."
+            )
+        if not self.error >= 0:
+            raise CircuitError(f"Criteria: error={self.error}; a number from 0 up is needed.")
+        for name in ("kl_recovered", "answers_kept", "same_choice", "at_most"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise CircuitError(f"Criteria: {name}={share}; a share from 0 to 1 is needed.")
+
+    def held(self, measures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Letter → whether the criterion holds, bool of the shape of the measures; NaN holds nothing.
+
+        Args:
+            measures: arrays by name, as in `evaluate`: `low` and `high` of the faithfulness, `error`,
+                `kl_recovered`, `answers_kept`, `same_choice`. Where the model gets no prompt right,
+                `answers_kept` is NaN, and (d) cannot hold.
+        """
+        low, high = self.faithfulness
+        return {
+            "a": (measures["low"] >= low) & (measures["high"] <= high),
+            "b": measures["error"] <= self.error,
+            "c": measures["kl_recovered"] >= self.kl_recovered,
+            "d": (measures["answers_kept"] >= self.answers_kept)
+            & (measures["same_choice"] >= self.same_choice),
+        }
+
+    def text(self, letter: str) -> str:
+        """A criterion with its bounds, in words."""
+        bounds = {
+            "a": "[{:g}, {:g}]".format(*self.faithfulness),
+            "b": f"{self.error:g} of the mean gap",
+            "c": f"{self.kl_recovered:.0%}",
+            "d": f"{self.answers_kept:.0%} and {self.same_choice:.0%}",
+        }
+        return f"({letter}) {LETTERS[letter]} {bounds[letter]}"

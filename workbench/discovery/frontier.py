@@ -1,0 +1,148 @@
+"""The frontier: how well a ranking's circuits do what the model does, by size, and the smallest to believe.
+
+A size passes when the criteria hold at it and at the next two sizes of the grid, against every
+counterfactual: a curve that touches the bounds once by chance does not count. Read `frontier`, then
+`smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were ranked does not matter
+here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from workbench.discovery.criteria import Criteria
+from workbench.engine.circuits import Circuits
+from workbench.engine.resemblance import MEASURES, resemblance
+from workbench.text import progress_bar
+
+STEP = 1.5
+"""Neighbouring sizes of the grid differ by this factor."""
+SMALLEST = 0.0005
+"""The smallest size of the grid, as a share of the graph's edges."""
+BEYOND = 2
+"""Sizes at which the criteria have to hold still, after the one that passes."""
+
+
+def grid_of_sizes(n_edges: int, at_most: float) -> list[int]:
+    """Numbers of edges to try: down from the largest that counts, and `BEYOND` larger ones.
+
+    >>> grid_of_sizes(1519, 0.15)
+    [3, 5, 8, 13, 19, 29, 44, 67, 101, 151, 227, 341, 512]
+    """
+    largest = at_most * n_edges
+    sizes = {min(n_edges, int(largest * STEP**k)) for k in range(BEYOND + 1)}
+    size = largest
+    while size >= max(3, SMALLEST * n_edges):
+        sizes.add(int(size))
+        size /= STEP
+    return sorted(sizes)
+
+
+def frontier(
+    order: np.ndarray,
+    sizes: Sequence[int],
+    runs: Mapping[str, Circuits],
+    criteria: Criteria,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """The measures of the first n of ordered edges, for every size n.
+
+    Args:
+        order: flat indices of edges, best first.
+        runs: counterfactual → runs of circuits against it, on the same prompts.
+
+    Returns:
+        Dataset over (ablation, size): each of `MEASURES` with `_low` and `_high` (of the faithfulness `low`
+        and `high`), `m_circuit` (mean), `holds_a` to `holds_d`, `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned`
+        and `passes_all`; over (ablation,) `m_full`, `m_empty` (means).
+    """
+    graph = next(iter(runs.values())).graph
+    masks = []
+    for size in sizes:
+        mask = np.zeros(graph.exists.size, dtype=bool)
+        mask[order[:size]] = True
+        masks.append(graph.prune(mask.reshape(graph.exists.shape)))
+    measured = measure_against(np.stack(masks), runs, criteria, level=level, seed=seed, progress=progress)
+    measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
+    holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
+    passes = holds.copy()
+    for step in range(1, BEYOND + 1):
+        # At the end of the grid there is no next size, and so nothing that passes.
+        passes = passes & holds.shift(size=-step, fill_value=False)
+    return measured.assign(
+        holds=holds,
+        passes=passes,
+        passes_all=passes.all("ablation"),
+        n_edges=("size", np.asarray(sizes)),
+        n_pruned=("size", np.array([int(mask.sum()) for mask in masks])),
+    )
+
+
+def measure_against(
+    masks: np.ndarray,
+    runs: Mapping[str, Circuits],
+    criteria: Criteria,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """The measures of circuits against each counterfactual, and which criteria hold.
+
+    Args:
+        masks: bool [circuit, (pos,) writer, reader], pruned of dead ends.
+
+    Returns:
+        Dataset over (ablation, circuit), as `frontier` over (ablation, size).
+    """
+    by_name = []
+    with progress_bar(len(runs), "circuits", "counterfactual", shown=progress) as bar:
+        for one in runs.values():
+            by_name.append(_measured(masks, one, level, seed))
+            bar.update()
+    joined = xr.concat(by_name, "ablation").assign_coords(ablation=list(runs))
+    held = criteria.held({name: joined[name].values for name in joined.data_vars})
+    dims = ("ablation", "circuit")
+    return joined.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+
+
+def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.Dataset:
+    """The measures against one counterfactual, with their intervals, over (circuit,)."""
+    beside = resemblance(runs, masks)
+    measures, intervals = beside.measures(), beside.interval(level=level, seed=seed)
+    columns = {}
+    for name in MEASURES:
+        # Faithfulness is the main number, so its interval has the plain names, as in `evaluate`.
+        prefix = "" if name == "faithfulness" else f"{name}_"
+        columns[name] = ("circuit", measures[name][0])
+        columns[f"{prefix}low"] = ("circuit", intervals[name][0])
+        columns[f"{prefix}high"] = ("circuit", intervals[name][1])
+    columns["m_circuit"] = ("circuit", beside.metric.mean(1))
+    columns |= {"m_full": ((), beside.full.mean()), "m_empty": ((), beside.empty.mean())}
+    return xr.Dataset(columns)
+
+
+def smallest_passing(measured: xr.Dataset) -> int | None:
+    """The smallest size of a frontier that passes against every counterfactual; None where none does."""
+    passing = measured["size"].values[measured["passes_all"].values]
+    return int(passing[0]) if len(passing) else None
+
+
+def smallest_by_counterfactual(measured: xr.Dataset) -> dict[str, int | None]:
+    """Counterfactual → the smallest size that passes against it alone: the circuit of that difference."""
+    smallest: dict[str, int | None] = {}
+    for name in measured["ablation"].values:
+        passing = measured["size"].values[measured["passes"].sel(ablation=name).values]
+        smallest[str(name)] = int(passing[0]) if len(passing) else None
+    return smallest
+
+
+def best_trade_off(measured: xr.Dataset, at_most: int) -> int:
+    """The size up to `at_most` whose worst error per prompt over counterfactuals is least."""
+    worst = measured["error"].max("ablation").values
+    allowed = measured["size"].values <= at_most
+    return int(measured["size"].values[np.argmin(np.where(allowed, worst, np.inf))])

@@ -1,0 +1,197 @@
+"""`pruned`: a circuit made smaller, as long as the criteria hold.
+
+Scores are taken in the whole model, where it is not yet known what a circuit can do without. Here the
+gradient of every prompt's metric with respect to the weight of every edge is taken *in the circuit*. Leaving
+out a set of edges moves the metric of prompt i by about the sum of their gradients g_e,i, so the set is chosen
+for which the residuals
+
+    sum over prompts of (m_C,i - m_full,i - sum over left out e of g_e,i)^2 + damping * sum over e of g_e,i^2
+
+stay smallest, one edge after the other: effects that cancel are left out together, effects that add up are
+not. Gradients say little of large steps, so the damping keeps edges with large ones: without it, edges on
+which all depends are left out where their gradients cancel (SmolLM2-135M: faithfulness falls from 1.01 to
+-.04 when 5 % of 14,892 edges are left out in that order; with a damping of 10 it is 1.01 without 30 %). The
+gradients are taken anew in each round. Read `pruned`.
+
+Source: LeCun et al. 1990, "Optimal brain damage", for one weight at a time; sets by matching pursuit (Mallat and
+Zhang 1993).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.frontier import measure_against
+from workbench.engine.circuits import Circuits
+from workbench.text import progress_bar
+
+SHARES = (0.1, 0.25, 0.5)
+"""Shares of the edges that a round tries to leave out, all measured together."""
+DAMPING = 0.1
+"""Of the damping, per edge and prompt: the more edges than prompts, the more their gradients cancel by chance."""
+PROMPTS = 24
+"""Prompts against each counterfactual whose gradients order the edges."""
+FEW = (1, 3, 5)
+"""Numbers of edges that a round tries besides in small circuits."""
+LEAST_GAIN = 0.05
+"""Rounds end when one leaves out less than this share of the edges, or fewer than three."""
+BLOCKS = 500
+"""In how many blocks a round orders edges at least: in large circuits several are chosen at a time."""
+ROUNDS = 12
+Mask = Bool[np.ndarray, "*pos_class writer reader"]
+
+
+def pruned(
+    mask: Mask,
+    *,
+    gradients: Mapping[str, Circuits],
+    runs: Mapping[str, Circuits],
+    criteria: Criteria,
+    level: float = 0.95,
+    seed: int = 0,
+    rounds: int = ROUNDS,
+    progress: bool = False,
+) -> Mask:
+    """The smallest circuit found inside another that still keeps the criteria with their intervals.
+
+    Many circuits are tried on the same prompts, so that one would pass by luck: here the interval of the
+    error, and of the KL recovered, must keep the bound and not the number alone.
+
+    Args:
+        mask: the circuit to begin with.
+        gradients: counterfactual → runs on the prompts whose gradients order the edges.
+        runs: counterfactual → runs on the prompts that the criteria are held to.
+        seed: of the intervals.
+        rounds: at most; each costs the gradients and the circuits of `SHARES`.
+
+    Returns:
+        The circuit, pruned of dead ends: the given one, where nothing can be left out.
+    """
+    graph = next(iter(runs.values())).graph
+    with progress_bar(rounds, "prune", "round", shown=progress) as bar:
+        for _ in range(rounds):
+            n_edges = int(mask.sum())
+            numbers = _numbers(n_edges)
+            if not numbers:
+                break
+            order = removal_order(mask, edge_gradients(mask, gradients), numbers[-1])
+            candidates = []
+            for n_left_out in numbers:
+                candidate = mask.copy()
+                candidate.flat[order[:n_left_out]] = False
+                candidates.append(graph.prune(candidate))
+            keeps = held_with_margin(np.stack(candidates), runs, criteria, level=level, seed=seed)
+            bar.update()
+            if not keeps.any():
+                break
+            kept = [candidate for candidate, held in zip(candidates, keeps, strict=True) if held]
+            mask = min(kept, key=np.count_nonzero)
+            bar.set_postfix_str(f"{int(mask.sum())} edges")
+            gain = n_edges - int(mask.sum())
+            if gain < max(FEW[1], LEAST_GAIN * n_edges):
+                break
+    return mask
+
+
+def _numbers(n_edges: int) -> list[int]:
+    """How many of so many edges a round tries to leave out, ascending."""
+    numbers = {int(share * n_edges) for share in SHARES}
+    # A single edge of thousands is not worth a round.
+    if n_edges * SHARES[0] < 2 * FEW[-1]:
+        numbers |= set(FEW)
+    return sorted(number for number in numbers if 0 < number < n_edges)
+
+
+def held_with_margin(
+    masks: np.ndarray,
+    runs: Mapping[str, Circuits],
+    criteria: Criteria,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Bool[np.ndarray, "circuit"]:
+    """Whether circuits keep the criteria against every counterfactual, (b) and (c) with their intervals."""
+    measured = measure_against(masks, runs, criteria, level=level, seed=seed)
+    with_margin = measured.assign(error=measured["error_high"], kl_recovered=measured["kl_recovered_low"])
+    held = criteria.held({str(name): with_margin[name].values for name in with_margin.data_vars})
+    # [criterion, ablation, circuit]
+    return np.stack(list(held.values())).all((0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeGradients:
+    """How the metric of each prompt moves with the weight of each edge, in a circuit.
+
+    A column is a prompt against one counterfactual; counterfactuals count the same, each in units of its
+    mean |m(full) - m(empty)|.
+
+    Attributes:
+        table: of all edges, those of the graph and those that do not exist.
+        residual: what the circuit's metric has more than the model's.
+    """
+
+    table: Float[np.ndarray, "flat_edge column"]
+    residual: Float[np.ndarray, "column"]
+
+
+def edge_gradients(mask: Mask, runs: Mapping[str, Circuits]) -> EdgeGradients:
+    """The gradients of every prompt in a circuit, against each counterfactual."""
+    tables, residuals = [], []
+    for one in runs.values():
+        empty = one.measure(np.zeros((1, *mask.shape), dtype=bool))[0]
+        columns, measured = _by_prompt(mask, one)
+        n = len(measured)
+        scale = float(np.abs(one.full - empty).mean()) * np.sqrt(n * len(runs))
+        tables.append(columns / scale)
+        residuals.append((measured - one.full[:n]) / scale)
+    return EdgeGradients(np.concatenate(tables, 1), np.concatenate(residuals))
+
+
+def _by_prompt(mask: Mask, runs: Circuits) -> tuple[np.ndarray, np.ndarray]:
+    """[flat_edge, example], the gradients, and [example], the metric of the circuit, of the first prompts."""
+    columns: list[np.ndarray] = []
+    measured: list[float] = []
+    # A prompt at a time, where that can be: a backward pass then costs one prompt and not the whole batch.
+    # The runs of an example with answers of several tokens are in one batch with those of all others.
+    for batch in runs.batches(1 if runs.expansion.plain else len(runs.expansion.pairs)):
+        if len(measured) == PROMPTS:
+            break
+        keep = torch.from_numpy(mask[None]).float().requires_grad_()
+        of_example = runs.soft(keep, batch)[0][:PROMPTS]
+        for i, one in enumerate(of_example):
+            last = i == len(of_example) - 1
+            (gradient,) = torch.autograd.grad(one, keep, retain_graph=not last)
+            columns.append(gradient[0].double().cpu().numpy().ravel())
+            measured.append(float(one))
+    return np.stack(columns, 1), np.array(measured)
+
+
+def removal_order(mask: Mask, gradients: EdgeGradients, n: int) -> np.ndarray:
+    """Flat indices of n edges of a circuit: left out in this order, the residuals stay smallest."""
+    inside = np.flatnonzero(mask)
+    steps = gradients.table[inside]
+    damping = DAMPING * len(inside) / len(gradients.residual)
+    sizes = (1 + damping) * (steps**2).sum(1)
+    residual = gradients.residual.copy()
+    left = np.ones(len(inside), dtype=bool)
+    order: list[int] = []
+    block = max(1, len(inside) // BLOCKS)
+    while len(order) < n:
+        # |residual - step|^2 - |residual|^2, damped, of each edge that is left.
+        cost = np.where(left, sizes - 2 * (steps @ residual), np.inf)
+        chosen = _least(cost, min(block, n - len(order)))
+        left[chosen] = False
+        residual = residual - steps[chosen].sum(0)
+        order += inside[chosen].tolist()
+    return np.array(order, dtype=int)
+
+
+def _least(cost: np.ndarray, n: int) -> Sequence[int] | np.ndarray:
+    """The indices of the n smallest numbers, the smallest first; equal ones in order."""
+    if n == 1:
+        return [int(np.argmin(cost))]
+    return np.argsort(cost, kind="stable")[:n]

@@ -1,0 +1,56 @@
+"""Values of several counterfactuals: what each corruption of the same prompts writes.
+
+    value = counterfactual_values(model, pairs)        # {"swap": from_store(...), "abc": from_store(...)}
+    evaluate(circuit, model, pairs, value=value)       # side by side, on an axis `ablation`
+
+Read `counterfactual_values`. A circuit that was found against one counterfactual is the circuit of that
+difference; whether it does what the model does shows only against others.
+"""
+
+from collections.abc import Sequence
+
+from workbench.arguments import checked
+from workbench.engine.capture import capture
+from workbench.engine.values import Value, from_store
+from workbench.models.calls import model_call
+from workbench.models.model import Model
+from workbench.prompts.pairs import PromptPairs
+from workbench.sites import KINDS, Shape
+
+KINDS_READ = ("embed", "resid_pre", "z", "mlp_out", "mlp_post")
+"""What circuits and scores of edges read of a counterfactual."""
+
+
+@checked
+@model_call()
+def counterfactual_values(
+    model: Model, pairs: PromptPairs, *, sites: Sequence[str] = KINDS_READ, budget: int | None = None
+) -> dict[str, Value]:
+    """The value of each corruption that the pairs have, by its name; their own `corrupt` first.
+
+    Args:
+        sites: the kinds that are captured, of those that the model has.
+        budget: bytes of working memory.
+
+    Raises:
+        PromptError: prompts that the model cannot run.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> list(counterfactual_values(model, wb.load_task("ioi", model, n=4)))
+    ['swap', 'abc']
+    """
+    shape = Shape.of(model)
+    kinds = [kind for kind in sites if not shape.lacks(KINDS[kind])]
+    values: dict[str, Value] = {}
+    for name, some in pairs.counterfactuals.items():
+        store = capture(model, some.corrupt, sites=kinds, budget=budget, progress=False)
+        values[name] = from_store(store)
+    return values
+
+
+def pairs_for(pairs: PromptPairs, name: str) -> PromptPairs:
+    """The pairs with the corruption of that name; as they are, where the name is not of a corruption."""
+    if name in pairs.counterfactuals:
+        return pairs.against(name)
+    return pairs
