@@ -15,21 +15,21 @@ from workbench.engine.values import Value, from_store
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
-from workbench.sites import KINDS, Shape
+from workbench.sites import KINDS, Shape, Site
 
-KINDS_READ = ("embed", "resid_pre", "z", "mlp_out", "mlp_post")
-"""What circuits and scores of edges read of a counterfactual."""
+KINDS_READ = ("embed", "resid_pre[0]", "z", "mlp_out")
+"""What circuits and scores of edges read of a counterfactual, in graphs without neurons."""
 
 
 @checked
 @model_call()
 def counterfactual_values(
-    model: Model, pairs: PromptPairs, *, sites: Sequence[str] = KINDS_READ, budget: int | None = None
+    model: Model, pairs: PromptPairs, *, sites: Sequence[str | Site] = KINDS_READ, budget: int | None = None
 ) -> dict[str, Value]:
     """The value of each corruption that the pairs have, by its name; their own `corrupt` first.
 
     Args:
-        sites: the kinds that are captured, of those that the model has.
+        sites: what is captured, of what the model has; graphs with neurons read `mlp_post` too.
         budget: bytes of working memory.
 
     Raises:
@@ -41,10 +41,10 @@ def counterfactual_values(
     ['swap', 'abc']
     """
     shape = Shape.of(model)
-    kinds = [kind for kind in sites if not shape.lacks(KINDS[kind])]
+    read = [site for site in sites if not shape.lacks(KINDS[str(site).partition("[")[0]])]
     values: dict[str, Value] = {}
     for name, some in pairs.counterfactuals.items():
-        store = capture(model, some.corrupt, sites=kinds, budget=budget, progress=False)
+        store = capture(model, some.corrupt, sites=read, budget=budget, progress=False)
         values[name] = from_store(store)
     return values
 
