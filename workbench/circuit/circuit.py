@@ -103,7 +103,7 @@ class Circuit:
 
         >>> shape = Shape(2, 2, 2, 32, 16, 128, 50, 32)
         >>> Circuit.of(shape, ["input->m1", "m1->logits"])
-        <Circuit: 2 of 37 edges (5.4%), 0 heads>
+        <Circuit: 2 of 46 edges (4.3%), 0 heads>
         """
         graph = _graph_of(model_or_shape)
         if not isinstance(edges, np.ndarray):
