@@ -241,7 +241,7 @@ def stability(
             "stability: find= returned circuits of different graphs, which share no edges to compare."
         )
     # Neighbours only: every circuit is then in two pairs at most, and the pairs hardly depend on each other.
-    agreement = np.array([_jaccard(a.edges, b.edges) for a, b in pairwise(circuits)])
+    agreement = np.array([jaccard(a.edges, b.edges) for a, b in pairwise(circuits)])
     low, high = central(agreement, level)
     data = {
         "jaccard": agreement.mean(),
@@ -254,7 +254,7 @@ def stability(
     )
 
 
-def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Shared edges over edges of either; two empty circuits agree wholly."""
     either = float((a | b).sum())
     return float((a & b).sum()) / either if either else 1.0
