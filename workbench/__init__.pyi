@@ -27,6 +27,7 @@ from .engine.values import scale as scale
 from .engine.values import zero as zero
 from .errors import WorkbenchError as WorkbenchError
 from .errors import WorkbenchWarning as WorkbenchWarning
+from .evaluation.agreement import agreement as agreement
 from .evaluation.controls import controls as controls
 from .evaluation.curves import faithfulness_curve as faithfulness_curve
 from .evaluation.curves import stability as stability
