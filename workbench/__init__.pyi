@@ -35,6 +35,7 @@ from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import minimality as minimality
 from .evaluation.hypothesis_tests import circuit_tests as circuit_tests
 from .evaluation.rule_stability import rule_stability as rule_stability
+from .evaluation.specification import specification_curve as specification_curve
 from .experiment import Experiment as Experiment
 from .interventions.effects import effects as effects
 from .interventions.explain import explain as explain
