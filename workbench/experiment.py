@@ -6,7 +6,7 @@ name. Nothing is measured in this module; it knows neither interventions nor cir
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
+from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import counterfactual_values, pairs_for
 from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
@@ -97,6 +99,35 @@ class PairsInModel:
         """
         canonical_name(name, base=self.base, choices=WITHOUT_FIT)
         return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
+
+    @cached_property
+    def counterfactuals(self) -> dict[str, Value]:
+        """The value of each corruption that the pairs have, by its name."""
+        return counterfactual_values(self.model, self.pairs, budget=self.budget)
+
+    def values(self, name: str = "corrupt") -> dict[str, Value]:
+        """Values by name, to be measured side by side: "corrupt" is every counterfactual of the pairs.
+
+        Raises:
+            UnknownName: no such value, or one that has to be fitted first.
+        """
+        if canonical_name(name, base=self.base, choices=WITHOUT_FIT) == "corrupt":
+            return self.counterfactuals
+        return {name: self.value(name)}
+
+    def circuit_runs(self, name: str = "corrupt") -> dict[str, Circuits]:
+        """Runs of circuits of the whole graph with each of `values`, by its name."""
+        graph, runs = Graph.of(self.model), {}
+        for key, value in self.values(name).items():
+            pairs = pairs_for(self.pairs, key)
+            runs[key] = Circuits(
+                self.model, graph, pairs, value=value, metric=self.metric, budget=self.budget
+            )
+        return runs
+
+    def select(self, indices: Sequence[int] | slice) -> "PairsInModel":
+        """Some of the pairs in the same model."""
+        return replace(self, pairs=self.pairs.select(indices))
 
     def __repr__(self) -> str:
         return f"PairsInModel({len(self)} pairs in {model_name(self.model)}, {self.metric.name})"

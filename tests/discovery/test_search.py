@@ -254,7 +254,7 @@ def refused(scores, **arguments):
 
 def test_ways_to_choose_that_do_not_go_together():
     scores, graph = scores_of(Graph(PLAIN)), Graph(PLAIN)
-    choices = "n_edges=, threshold=, n_nodes=, min_faithfulness="
+    choices = "n_edges=, threshold=, n_nodes=, min_faithfulness=, criteria="
     assert refused(scores) == f"find_circuit: give exactly one of {choices}; given: none."
     assert (
         refused(scores, n_edges=3, n_nodes=2)

@@ -38,45 +38,53 @@ def discover(
         typer.Option(
             "-n",
             "--n",
-            help="Pairs of a task to find the circuit on, and as many to test it on; by default 64.",
+            help="Pairs of a task to find with, as many to choose the size with, and twice as many to test "
+            "with; by default 64.",
         ),
     ] = None,
     out: Out = None,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
-    variant: Variant = None,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts and of draws.")] = 0,
+    variant: Annotated[
+        str | None, typer.Option(help="One kind of corruption; by default all that the task has.")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")
     ] = None,
     value: Annotated[
         str, typer.Option(help="What replaces what is outside the circuit: corrupt, zero or mean.")
     ] = "corrupt",
-    method: Annotated[str, typer.Option(help="How the circuit is found (workbench ls methods).")] = "eap",
+    method: Annotated[
+        str, typer.Option(help="How edges are scored (workbench ls methods).")
+    ] = "eap-ig-inputs",
     edges: Annotated[
-        int | None, typer.Option(help="Edges in the circuit before pruning; by default 2 % of the graph.")
+        int | None,
+        typer.Option(
+            help="Edges before dead ends are removed; by default the smallest number that keeps the criteria."
+        ),
     ] = None,
+    refine: Annotated[bool, typer.Option(help="Leave out edges as long as the criteria hold.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="16 pairs, one counterfactual, no resamples: a first look.")
+    ] = False,
     device: Device = None,
     bos: Bos = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
 ) -> None:
-    """Find the circuit of a behaviour and write a report: circuit, edges, effects, faithfulness."""
+    """Find a circuit that reproduces the model on a behaviour, or say that there is none, and write a report."""
     import workbench as wb
     from workbench.files import check_output
-    from workbench.statistics import interval_text
     from workbench.tasks.registry import PAIR_READERS, find_task
     from workbench.workflows.discover import FILES
+    from workbench.workflows.summary import competence_text, headline, title_of
 
     read = PAIR_READERS.get(Path(task).suffix.lower())
-    size = f"{n or 64} pairs"
-    if read is not None:
-        size = "half of the pairs"
-    else:
+    if read is None:
         find_task(task)  # a misspelt task is refused before the model is loaded
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
         loaded = wb.load_model(model, device=device, bos=bos)
-        say(f"{task} in {model}: {size} to find the circuit on, as many to test it on, seed {seed}")
         run = wb.discover(
             loaded,
             read(loaded, task) if read else task,
@@ -88,13 +96,14 @@ def discover(
             value=value,
             method=method,
             n_edges=edges,
+            refine="prune" if refine else None,
+            quick=quick,
             command=command_line(),
             overwrite=overwrite,
         )
-    best = run.evaluation.sel(circuit="held-out")
-    interval = interval_text(float(best.low), float(best.high))
-    say(f"circuit: {run.circuit!r}")
-    say(f"faithfulness on held-out prompts: {float(best.faithfulness):.3f} {interval}")
+    say(competence_text(run.competence))
+    say(title_of(run))
+    say(headline(run))
     say(str(run.report))
 
 

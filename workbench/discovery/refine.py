@@ -19,6 +19,7 @@ Zhang 1993).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float
 
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import measure_against
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.text import progress_bar
 
 SHARES = (0.1, 0.25, 0.5)
@@ -72,13 +73,14 @@ def pruned(
         The circuit, pruned of dead ends: the given one, where nothing can be left out.
     """
     graph = next(iter(runs.values())).graph
+    prepared = {name: _prepared(one) for name, one in gradients.items()}
     with progress_bar(rounds, "prune", "round", shown=progress) as bar:
         for _ in range(rounds):
             n_edges = int(mask.sum())
             numbers = _numbers(n_edges)
             if not numbers:
                 break
-            order = removal_order(mask, edge_gradients(mask, gradients), numbers[-1])
+            order = removal_order(mask, edge_gradients(mask, gradients, prepared), numbers[-1])
             candidates = []
             for n_left_out in numbers:
                 candidate = mask.copy()
@@ -138,12 +140,28 @@ class EdgeGradients:
     residual: Float[np.ndarray, "column"]
 
 
-def edge_gradients(mask: Mask, runs: Mapping[str, Circuits]) -> EdgeGradients:
-    """The gradients of every prompt in a circuit, against each counterfactual."""
+def _prepared(runs: Circuits) -> list[CircuitBatch]:
+    """The first prompts, one in each batch where that can be: a backward pass then costs one prompt, not all.
+
+    The runs of an example with answers of several tokens are in one batch with those of all others.
+    """
+    if not runs.expansion.plain:
+        return list(runs.batches(len(runs.expansion.pairs)))
+    return list(islice(runs.batches(1), PROMPTS))
+
+
+def edge_gradients(
+    mask: Mask, runs: Mapping[str, Circuits], prepared: Mapping[str, Sequence[CircuitBatch]]
+) -> EdgeGradients:
+    """The gradients of the first prompts in a circuit, against each counterfactual.
+
+    Args:
+        prepared: counterfactual → the batches of its runs.
+    """
     tables, residuals = [], []
-    for one in runs.values():
+    for name, one in runs.items():
         empty = one.measure(np.zeros((1, *mask.shape), dtype=bool))[0]
-        columns, measured = _by_prompt(mask, one)
+        columns, measured = _by_prompt(mask, one, prepared[name])
         n = len(measured)
         scale = float(np.abs(one.full - empty).mean()) * np.sqrt(n * len(runs))
         tables.append(columns / scale)
@@ -151,15 +169,11 @@ def edge_gradients(mask: Mask, runs: Mapping[str, Circuits]) -> EdgeGradients:
     return EdgeGradients(np.concatenate(tables, 1), np.concatenate(residuals))
 
 
-def _by_prompt(mask: Mask, runs: Circuits) -> tuple[np.ndarray, np.ndarray]:
+def _by_prompt(mask: Mask, runs: Circuits, batches: Sequence[CircuitBatch]) -> tuple[np.ndarray, np.ndarray]:
     """[flat_edge, example], the gradients, and [example], the metric of the circuit, of the first prompts."""
     columns: list[np.ndarray] = []
     measured: list[float] = []
-    # A prompt at a time, where that can be: a backward pass then costs one prompt and not the whole batch.
-    # The runs of an example with answers of several tokens are in one batch with those of all others.
-    for batch in runs.batches(1 if runs.expansion.plain else len(runs.expansion.pairs)):
-        if len(measured) == PROMPTS:
-            break
+    for batch in batches:
         keep = torch.from_numpy(mask[None]).float().requires_grad_()
         of_example = runs.soft(keep, batch)[0][:PROMPTS]
         for i, one in enumerate(of_example):

@@ -1,11 +1,16 @@
-"""The main job in one call: find a behaviour's circuit, measure how far it can be trusted, write a report.
+"""The main job in one call: a circuit that may be believed, with what speaks for and against it, or a plain no.
+
+    1. Can the model do the task?            measure        on the prompts to find with
+    2. How much does each edge matter?       score_edges    on the same, against every counterfactual
+    3. Which size keeps the criteria?        by_criteria    on the prompts to select with
+    4. How far can the circuit be trusted?   evaluate, ...  on the prompts to test with
 
 `discover` is the call, `DiscoveryRun` (in `discovery_run`) what it returns; `discover_page` makes the
-report's sections.
+report's sections, `summary` the numbers by name.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,35 +18,34 @@ import xarray as xr
 
 from workbench import results
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.discovery.methods import METHODS, find_by
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.methods import METHODS
 from workbench.engine.named_values import canonical_name
-from workbench.engine.values import from_store, zero
-from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.evaluation.checks import RANDOM_CIRCUITS
-from workbench.evaluation.curves import faithfulness_curve
-from workbench.evaluation.evaluate import evaluate
-from workbench.experiment import Experiment, PairsInModel
+from workbench.errors import CircuitError, PromptError, UnknownName
 from workbench.files import check_output, replaced
-from workbench.interventions.effects import effects
-from workbench.lenses.logit_lens import logit_lens
 from workbench.metrics.metric import Metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
-from workbench.sites import grid
-from workbench.statistics import summary
+from workbench.tasks.registry import find_task
 from workbench.text import progress_bar
 from workbench.workflows.discover_page import sections_of
+from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob
 from workbench.workflows.discovery_run import DiscoveryRun
+from workbench.workflows.prompt_sets import PromptSets
+from workbench.workflows.summary import summary_text, title_of
 
-FILES = ("circuit.json", "effects.nc", "lens.nc", "edges.parquet", "faithfulness.nc", "report.html")
+FILES = (
+    "circuit.json", "summary.json", "effects.nc", "lens.nc", "edges.parquet", "frontier.nc", "evaluation.nc",
+    "report.html",
+)  # fmt: skip
 # The values of `named_values.NAMES` for edges of the clean run that need no draw (`resample`), no number
 # (`constant:X`, `scale:X`) and no fit (`optimal`); without `clean`, which is the run that is edited.
 VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
+Refine = Literal["prune"] | str | None
 
 
 @checked
@@ -56,36 +60,47 @@ def discover(
     variant: str | None = None,
     metric: str | Metric | None = None,
     value: str = "corrupt",
-    method: str = "eap",
+    method: str = "eap-ig-inputs",
     n_edges: int | None = None,
+    criteria: Criteria | None = None,
+    refine: Refine = "prune",
+    quick: bool = False,
     command: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> DiscoveryRun:
-    """Find a circuit on training prompts, test it on held-out ones, and write everything to a folder.
+    """Find a circuit that reproduces the model, or say that there is none, and write everything to a folder.
+
+    Scores are made on one set of prompts, the size is chosen on a second by `Criteria` that must hold against
+    every counterfactual, and the numbers that are reported are those of a third.
 
     Args:
-        task: a task's name, or pairs of your own, which are split into two halves that share no prompt.
-        out: folder for `circuit.json`, `effects.nc`, `lens.nc`, `edges.parquet`, `faithfulness.nc`,
-            `report.html`.
-        n: pairs of a task to find it on, and as many to test it on; None takes 64.
-        seed: of the prompts.
-        variant: the task's kind of corruption; None takes its first.
+        task: a task's name, or pairs of your own: a quarter to find with, a quarter to select with, half to
+            test with, and no prompt in two of them.
+        out: folder for the files of `FILES`.
+        n: pairs of a task to find with, as many to select with and twice as many to test with; None takes 64.
+        seed: of the prompts, of intervals and draws.
+        variant: the one kind of corruption; None takes every counterfactual that the task has.
         metric: None takes the task's own.
-        method: how the circuit is found: a method of `score_edges`, "acdc", "learn-edges" or "learn-nodes".
-        value: what stands in for everything outside the circuit: the corrupt run ("corrupt"), "zero", or
+        value: what stands in for everything outside the circuit: "corrupt" (every counterfactual), "zero", or
             "mean".
-        n_edges: size before pruning; None takes 2 % of the graph. ACDC decides the size itself.
+        method: how edges are scored: a method of `score_edges`; or "acdc", "learn-edges", "learn-nodes", which
+            decide the circuit by themselves, against the first counterfactual.
+        n_edges: the size before pruning, instead of the smallest that keeps the criteria.
+        criteria: None takes the bounds of `Criteria`.
+        refine: "prune" leaves out edges as long as the criteria hold; None does not.
+        quick: 16 pairs to find with, one counterfactual, no resamples: a first look.
         command: shown in the report.
 
     Returns:
-        Everything that was measured, and the folder.
+        Everything that was measured, and the folder. `recommended` is False where no circuit keeps the
+        criteria: that is a result too.
 
     Raises:
         OutputExists: the folder holds a run; nothing is touched.
         UnknownName: no such task, variant, metric, value or method; nothing is written, as for all errors
             below.
-        PromptError: prompts of unequal length within a pair, or too few of them.
+        PromptError: prompts of unequal length within a pair, the same on both sides, or too few of them.
         CircuitError: more edges than the model has.
         MetricError: a metric that does not fit the prompts, or that nothing changes.
 
@@ -100,139 +115,62 @@ def discover(
     value = canonical_name(value, choices=VALUES)
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
-    edges = Graph.of(model).n_edges
-    if n_edges is not None and not 0 < n_edges <= edges:
-        raise CircuitError(f"discover: n_edges={n_edges}; a circuit of this model has 1 to {edges} edges.")
-    if isinstance(task, PromptPairs):
-        task.check_equal_lengths(
-            "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
+    graph = Graph.of(model)
+    if n_edges is not None and not 0 < n_edges <= graph.n_edges:
+        raise CircuitError(
+            f"discover: n_edges={n_edges}; a circuit of this model has 1 to {graph.n_edges} edges."
         )
-    experiment = Experiment.of(model, task, n=n, seed=seed, variant=variant, metric=metric)
-    train, heldout = experiment.train, experiment.heldout
-    with progress_bar(6, "discover", "step", shown=progress) as bar:
+    sets = _prompt_sets(model, task, n, seed, variant, metric, quick)
+    job = DiscoveryJob(
+        sets,
+        criteria or Criteria(),
+        value,
+        method,
+        n_edges,
+        refine,
+        quick=quick,
+        seed=seed,
+        progress=progress,
+    )
+    with progress_bar(len(STEPS), "discover", "step", shown=progress) as bar:
 
         def step(doing: str) -> None:
+            # A step is counted when it begins, so that the bar names what is running.
             bar.set_postfix_str(doing)
             bar.update()
 
-        # A step is counted when it begins, so that the bar names what is running.
-        step("heads")
-        heads = effects(
-            model, heldout.pairs, sites=grid("z", model), value=zero(), metric=heldout.metric, progress=False
-        )
-        step("patching")
-        patching = _patching(heldout)
-        step("edges")
-        discovery = find_by(
-            method,
-            model,
-            train.pairs,
-            value=train.value(value),
-            metric=train.metric,
-            n_edges=n_edges,
-            by_example=True,
-            seed=seed,
-            progress=progress,
-        )
-        scores, circuit = discovery.scores, discovery.circuit
-        step("circuit")
-        evaluation = _evaluations(circuit, experiment, value)
-        if not np.isfinite(float(evaluation["faithfulness"].sel(circuit="held-out"))):
-            raise MetricError(
-                f"On the held-out prompts {heldout.metric.name} is the same in the clean run and with every "
-                "edge replaced, so there is no effect to explain. Check the prompts, the answers and the "
-                "metric."
-            )
-        step("curves")
-        curve = _curve(scores, heldout, value)
-        # Only edges with scores can be added one by one, strongest first.
-        grown = intervals = None
-        if circuit.n_edges > 0 and circuit.scores is not None:
-            grown = _curve(circuit, heldout, value)
-        # Methods that do not score single prompts have no intervals over prompts.
-        if discovery.by_example is not None:
-            intervals = summary(discovery.by_example, draws=200)
+        run = job.run(out, step)
         step("report")
-        run = DiscoveryRun(circuit, scores, heads, patching, evaluation, curve, out, intervals, grown)
-        lens = logit_lens(heldout.clean, model, targets=heldout.pairs.answers, minus=heldout.pairs.wrong)
-        _write(run, lens, sections_of(run, heldout, lens, value), command, overwrite)
+        lens = job.lens()
+        _write(run, lens, sections_of(run, sets, lens, value), command, overwrite)
     return run
 
 
-def _patching(heldout: PairsInModel) -> xr.DataArray:
-    """The clean residual stream patched into the corrupt run, at each position that all prompts name."""
-    # A position that some prompt lacks would be NaN for it and bias the mean.
-    names = [name for name, index in heldout.pairs.clean.positions.items() if bool((index >= 0).all())]
-    return effects(
-        heldout.model,
-        heldout.pairs,
-        sites=grid("resid_pre", heldout.model, pos=names),
-        value=from_store(heldout.clean),
-        base="corrupt",
-        metric=heldout.metric,
-        progress=False,
-    )
-
-
-def _curve(ranking: xr.DataArray | Circuit, heldout: PairsInModel, value: str) -> xr.Dataset:
-    """Faithfulness of the best edges by number, on held-out pairs."""
-    return faithfulness_curve(
-        ranking,
-        heldout.model,
-        heldout.pairs,
-        value=heldout.value(value),
-        metric=heldout.metric,
-        progress=False,
-    )
-
-
-def _evaluations(circuit: Circuit, experiment: Experiment, value: str) -> xr.Dataset:
-    """The circuit on held-out and training prompts, its complement, and random circuits of its size."""
-    heldout, train = experiment.heldout, experiment.train
-    checked = evaluate(
-        circuit,
-        heldout.model,
-        heldout.pairs,
-        value=heldout.value(value),
-        metric=heldout.metric,
-        progress=False,
-    )
-    in_sample = evaluate(
-        circuit,
-        train.model,
-        train.pairs,
-        value=train.value(value),
-        metric=train.metric,
-        checks=(),
-        progress=False,
-    )
-    best = checked.isel(circuit=0)
-    rows = {"held-out": best, "in-sample": in_sample.isel(circuit=0)}
-    fields = ("faithfulness", "low", "high", "mean_of_ratios", "n_edges", "in_sample")
-    # Four rows of different checks become one table, which the report and `circuit=` select from.
-    columns = {field: [float(row[field]) for row in rows.values()] for field in fields}
-    controls = {
-        "complement, held-out": ("complement", circuit.graph.n_edges - circuit.n_edges),
-        f"{RANDOM_CIRCUITS} random circuits": ("random", circuit.n_requested),
-    }
-    for name, edges in controls.values():
-        kept = [float(best[f"{name}{end}"]) for end in ("", "_low", "_high")]
-        # Controls have no mean of ratios, and none of their prompts was used to find them.
-        for field, number in zip(fields, (*kept, float("nan"), edges, 0.0), strict=True):
-            columns[field].append(number)
-    data = {field: ("circuit", numbers) for field, numbers in columns.items()}
-    attrs: dict[str, Any] = {}
-    # Of the circuit alone, so they have no cell in the rows of its controls.
-    for name in ("incompleteness", "incompleteness_low", "incompleteness_high", "minimal"):
-        attrs[name] = float(best[name])
-    for name in ("incompleteness_set", "unneeded"):
-        attrs[name] = str(best[name].values)
-    return xr.Dataset(data, coords={"circuit": [*rows, *controls]}, attrs=checked.attrs | attrs)
+def _prompt_sets(
+    model: Model,
+    task: str | PromptPairs,
+    n: int | None,
+    seed: int,
+    variant: str | None,
+    metric: str | Metric | None,
+    quick: bool,
+) -> PromptSets:
+    """The three sets of prompts; `quick` takes fewer, with the first counterfactual alone."""
+    if isinstance(task, PromptPairs):
+        if n is not None:
+            raise PromptError("discover: n= belongs to a task's name; of pairs of your own all are taken.")
+        if quick:
+            task = task.against(task.counterfactual)
+        return PromptSets.of(model, task, seed=seed, variant=variant, metric=metric)
+    if quick and variant is None:
+        variant = find_task(task).counterfactuals[0]
+    size = n or (FEW if quick else 64)
+    return PromptSets.of(model, task, n=size, seed=seed, variant=variant, metric=metric)
 
 
 def _write(
     run: DiscoveryRun,
-    lens: xr.DataArray,
+    lens: xr.DataArray | None,
     sections: list[tuple[Any, ...]],
     command: str | None,
     overwrite: bool,
@@ -241,23 +179,36 @@ def _write(
     # All files or none: a reader never finds a report beside the circuit of an earlier run.
     with replaced(run.folder, FILES, overwrite=overwrite) as partial:
         run.circuit.save(partial / "circuit.json")
-        both = xr.Dataset({"heads_zeroed": run.heads, "resid_pre_denoised": run.patching})
-        results.save(both, partial / "effects.nc")
-        results.save(lens, partial / "lens.nc")
-        results.save(run.curve, partial / "faithfulness.nc")
-        edges_frame(run.scores, run.circuit).to_parquet(partial / "edges.parquet")
-        task = run.heads.attrs.get("task", "own prompts")
-        title = f"{task} in {run.heads.attrs['model']}"
-        report(sections, partial / "report.html", title=title, command=command)
+        (partial / "summary.json").write_text(summary_text(run), encoding="utf-8")
+        measured = xr.Dataset({"heads_zeroed": run.heads})
+        if run.patching is not None:
+            measured["resid_pre_denoised"] = run.patching
+        results.save(measured, partial / "effects.nc")
+        results.save(run.evaluation, partial / "evaluation.nc")
+        if lens is not None:
+            results.save(lens, partial / "lens.nc")
+        if run.frontier is not None:
+            results.save(run.frontier, partial / "frontier.nc")
+        edges_frame(run).to_parquet(partial / "edges.parquet")
+        report(sections, partial / "report.html", title=title_of(run), command=command)
 
 
-def edges_frame(scores: xr.DataArray, circuit: Circuit) -> pd.DataFrame:
-    """A table with one row per edge: `edge writer reader score in_circuit`, strongest support first."""
+def edges_frame(run: DiscoveryRun) -> pd.DataFrame:
+    """A table with one row per edge, the largest scores first.
+
+    Columns: `edge writer reader`, `score` (joined over counterfactuals and prompts, positive supports),
+    `in_circuit`, and `in_core` where there is a core.
+    """
+    circuit = run.circuit
     cells = np.argwhere(circuit.graph.exists)
     writers, readers = np.asarray(circuit.graph.writers), np.asarray(circuit.graph.readers)
     frame = pd.DataFrame({"writer": writers[cells[:, 0]], "reader": readers[cells[:, 1]]})
     frame.insert(0, "edge", frame["writer"] + "->" + frame["reader"])
+    at = tuple(cells.T)
+    frame["score"] = run.scores.values[at]
+    frame["in_circuit"] = circuit.edges[at]
+    if "core" in run.circuits:
+        frame["in_core"] = run.circuits["core"].edges[at]
     # Sorting is stable, so that edges of equal score keep graph order in every run.
-    frame["score"] = scores.values[tuple(cells.T)]
-    frame["in_circuit"] = circuit.edges[tuple(cells.T)]
-    return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    order = np.argsort(-frame["score"].abs().to_numpy(), kind="stable")
+    return frame.iloc[order].reset_index(drop=True)

@@ -1,40 +1,72 @@
 """`DiscoveryRun`: what `discover` measured, by name. `discover` makes it, `discover_page` draws it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
+from workbench.discovery.criteria import Criteria
+from workbench.tasks.measure import Score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiscoveryRun:
     """What `discover` measured, and where it was written.
 
     Attributes:
-        circuit: found on the training pairs.
-        scores: of every edge, on the training pairs.
-        heads: the effect of ablating each head, on the held-out pairs, as everything below.
-        patching: the effect of patching the clean residual stream into the corrupt run.
-        evaluation: the circuit on held-out and training pairs, beside its complement and random circuits.
-        curve: faithfulness against circuit size, edges ranked by their scores.
+        circuit: the recommended one; where none keeps the criteria, the best trade-off up to their largest
+            size.
+        recommended: whether the circuit keeps the criteria on the prompts that chose it.
+        criteria: its bounds.
+        competence: how well the model does the task, on the prompts to find with.
+        scores: of every edge, on the same, joined over counterfactuals and prompts.
+        frontier: the measures by size, on the prompts to select with (ablation, size); None for methods that
+            decide the size themselves.
+        evaluation: every circuit of `circuits` on the test prompts (ablation, circuit), as `evaluate`; the
+            ablations are the counterfactuals and, where they were not the value itself, "zero" and "mean".
+        competent: the same on those test prompts that the model gets right; None where these are all.
+        checks: the further checks of the circuit against its first counterfactual; None where they were not
+            made.
+        in_sample: the circuit on the prompts to find with, (ablation, circuit).
+        circuits: name → circuit: "circuit"; "before refining"; "core"; "difference NAME" for each single
+            counterfactual.
+        heads: the effect of ablating each head, on test prompts.
+        patching: the effect of patching the clean residual stream into the corrupt run, on test prompts.
+        controls, stability, agreement, multiverse: as the functions of `evaluation`; None where not made.
+        left_out: name of a section → why it could not be made.
         folder: where the files are.
         intervals: of the scores over prompts; None for methods that do not score single prompts.
-        grown: faithfulness of the circuit's strongest edges by number; None where its edges have no scores.
     """
 
     circuit: Circuit
+    recommended: bool
+    criteria: Criteria
+    competence: Score
     scores: xr.DataArray
-    heads: xr.DataArray
-    patching: xr.DataArray
+    frontier: xr.Dataset | None
     evaluation: xr.Dataset
-    curve: xr.Dataset
+    in_sample: xr.Dataset
+    circuits: Mapping[str, Circuit]
+    heads: xr.DataArray
+    patching: xr.DataArray | None
     folder: Path
+    competent: xr.Dataset | None = None
+    checks: xr.Dataset | None = None
+    controls: xr.Dataset | None = None
+    stability: xr.Dataset | None = None
+    agreement: xr.Dataset | None = None
+    multiverse: xr.Dataset | None = None
     intervals: xr.Dataset | None = None
-    grown: xr.Dataset | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
         """The page."""
         return self.folder / "report.html"
+
+    @property
+    def counterfactuals(self) -> tuple[str, ...]:
+        """The names of what the criteria were held to."""
+        return tuple(str(name) for name in self.in_sample["ablation"].values)

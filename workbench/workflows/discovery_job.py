@@ -1,0 +1,372 @@
+"""`DiscoveryJob`: the measurements of `discover`, one after the other.
+
+Read `run`. Each step uses one of the three sets of prompts, and says which. Nothing here is drawn or written.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
+from workbench.discovery.believable import CriteriaSearch, by_criteria
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual
+from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
+from workbench.discovery.ranking import best_first
+from workbench.discovery.refine import PROMPTS
+from workbench.discovery.score_arrays import joint_scores, matrix_of
+from workbench.discovery.scores import score_edges
+from workbench.discovery.search import find_circuit
+from workbench.engine.values import Value, from_store, zero
+from workbench.errors import MetricError, UnsuitableTask
+from workbench.evaluation.agreement import agreement, exchanged
+from workbench.evaluation.controls import controls
+from workbench.evaluation.evaluate import evaluate
+from workbench.evaluation.rule_stability import rule_stability
+from workbench.experiment import PairsInModel
+from workbench.interventions.effects import effects
+from workbench.lenses.logit_lens import logit_lens
+from workbench.models.model import Model
+from workbench.sites import grid
+from workbench.statistics import gap_of_means, summary
+from workbench.tasks.measure import Score, clean_run, measure
+from workbench.tasks.registry import TASKS, load_task
+from workbench.workflows.discovery_run import DiscoveryRun
+from workbench.workflows.prompt_sets import PromptSets
+
+STEPS = (
+    "competence", "scores", "size", "differences", "controls", "stability", "agreement", "test", "heads",
+    "patching", "report",
+)  # fmt: skip
+SMALL = 5_000
+"""Edges of a graph up to which everything is measured on all prompts: there a run costs next to nothing."""
+FEW = 16
+"""Prompts for what runs a larger model once for every head or every control."""
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class DiscoveryJob:
+    """The settings of one `discover`, as in its arguments."""
+
+    sets: PromptSets
+    criteria: Criteria
+    value: str
+    method: str
+    n_edges: int | None
+    refine: str | None
+    quick: bool = False
+    seed: int = 0
+    progress: bool = True
+
+    @property
+    def model(self) -> Model:
+        """The model that all sets are run in."""
+        return self.sets.find.model
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph of the model."""
+        return Graph.of(self.model)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether everything is measured on all prompts."""
+        return self.graph.n_edges <= SMALL
+
+    @cached_property
+    def few(self) -> PairsInModel:
+        """The test prompts, or some of them, for what is dear."""
+        test = self.sets.test
+        return test if self.is_small else test.select(slice(FEW))
+
+    def run(self, folder: Path, step: Step) -> DiscoveryRun:
+        """Everything that is measured."""
+        step("competence")
+        competence = self._competence()
+        step("scores")
+        scores, own_circuit = self._scores()
+        step("size")
+        search, circuit, recommended = self._circuit(scores, own_circuit)
+        step("differences")
+        circuits = {"circuit": circuit, **self._others(scores, search)}
+        trust = self._trust(scores, circuit, search, step)
+        if trust.core is not None:
+            circuits["core"] = trust.core
+        step("test")
+        evaluation = self._evaluation(circuits, self.sets.test)
+        step("heads")
+        test = self.few
+        heads = effects(
+            self.model,
+            test.pairs,
+            sites=grid("z", self.model),
+            value=zero(),
+            metric=test.metric,
+            progress=False,
+        )
+        step("patching")
+        joint = joint_scores(scores, by="signed")
+        return DiscoveryRun(
+            circuit=circuit,
+            recommended=recommended,
+            criteria=self.criteria,
+            competence=competence,
+            scores=joint,
+            frontier=None if search is None else search.frontier,
+            evaluation=evaluation,
+            in_sample=self._measured({"circuit": circuit}, self.sets.find, self.sets.find.values(self.value)),
+            circuits=circuits,
+            heads=heads,
+            patching=self._patching(),
+            folder=folder,
+            competent=self._competent(circuits),
+            checks=self._checks(circuit),
+            controls=trust.controls,
+            stability=trust.stability,
+            agreement=trust.agreement,
+            intervals=self._intervals(scores),
+            left_out=trust.left_out,
+        )
+
+    def _competence(self) -> Score:
+        """How well the model does the task, on the prompts to find with.
+
+        Raises `MetricError` where the metric does not move: there is nothing to explain then.
+        """
+        find = self.sets.find
+        runs = next(iter(find.circuit_runs(self.value).values()))
+        empty = runs.measure(np.zeros((1, *self.graph.exists.shape), dtype=bool))[0]
+        if not np.isfinite(gap_of_means(runs.full, empty)):
+            raise MetricError(
+                f"On the prompts to find with {find.metric.name} is the same in the clean run and with every "
+                "edge replaced, so there is no effect to explain. Check the prompts, the answers and the "
+                "metric."
+            )
+        return measure(self.model, find.pairs, progress=False)[0]
+
+    def _scores(self) -> tuple[xr.DataArray, Circuit | None]:
+        """Scores of every edge; and the circuit, of methods that decide it themselves."""
+        find = self.sets.find
+        if self.method in SEARCHES:
+            values = find.values(self.value)
+            name, value = next(iter(values.items()))
+            pairs = find.pairs.against(name) if name in find.pairs.counterfactuals else find.pairs
+            found = find_by(
+                self.method, self.model, pairs, value=value, metric=find.metric, n_edges=self.n_edges,
+                seed=self.seed, progress=self.progress,
+            )  # fmt: skip
+            return found.scores, found.circuit
+        by_example = self.method in MEANS_OVER_EXAMPLES
+        scores = score_edges(
+            self.model, find.pairs, value=find.values(self.value), metric=find.metric, method=self.method,
+            seed=self.seed, keep=("example",) if by_example else (), progress=self.progress,
+        )  # fmt: skip
+        return scores, None
+
+    def _circuit(
+        self, scores: xr.DataArray, own_circuit: Circuit | None
+    ) -> tuple[CriteriaSearch | None, Circuit, bool]:
+        """The frontier, the circuit, and whether the criteria hold on the prompts that chose it."""
+        if own_circuit is not None:
+            return None, own_circuit, False
+        select = self.sets.select
+        runs = select.circuit_runs(self.value)
+        gradients = self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
+        search = by_criteria(
+            self._order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,
+            gradients=gradients, seed=self.seed, progress=self.progress,
+        )  # fmt: skip
+        if self.n_edges is not None:
+            return search, find_circuit(scores, n_edges=self.n_edges), False
+        if search.edges is not None:
+            return search, self._of(scores, search.edges), True
+        size = best_trade_off(search.frontier, int(self.criteria.at_most * self.graph.n_edges))
+        return search, find_circuit(scores, n_edges=size), False
+
+    def _order(self, scores: xr.DataArray) -> np.ndarray:
+        """Flat indices of edges, the largest joint scores first."""
+        return best_first(self.graph, np.abs(matrix_of(joint_scores(scores), self.graph)))
+
+    def _of(self, scores: xr.DataArray, edges: np.ndarray) -> Circuit:
+        """The circuit of these edges, with the provenance of the scores."""
+        found = find_circuit(scores, n_edges=self.graph.n_edges)
+        return Circuit.of(
+            self.graph, edges, scores=found.scores, attrs=found.attrs, prompt_ids=found.prompt_ids
+        )
+
+    def _others(self, scores: xr.DataArray, search: CriteriaSearch | None) -> dict[str, Circuit]:
+        """The circuit before refining, and that of each single difference."""
+        circuits: dict[str, Circuit] = {}
+        if search is None:
+            return circuits
+        if search.size is not None:
+            circuits["before refining"] = find_circuit(scores, n_edges=search.size)
+        runs = self.sets.select.circuit_runs(self.value)
+        if len(runs) < 2:
+            return circuits
+        for name, size in smallest_by_counterfactual(search.frontier).items():
+            if not self.is_small:
+                # Of the ranking of all counterfactuals: one of its own would cost as much again.
+                if size is not None:
+                    circuits[f"difference {name}"] = find_circuit(scores, n_edges=size)
+                continue
+            own = by_criteria(
+                self._order(scores.sel(ablation=[name])), {name: runs[name]}, self.criteria,
+                refine=self.refine, seed=self.seed,
+            )  # fmt: skip
+            if own.edges is not None:
+                circuits[f"difference {name}"] = self._of(scores, own.edges)
+        return circuits
+
+    def _values(self, pairs: PairsInModel) -> dict[str, Value]:
+        """What a circuit is tested with: what it was chosen for, and zero and mean values."""
+        values = dict(pairs.values(self.value))
+        for name in ("zero", "mean"):
+            values.setdefault(name, pairs.value(name))
+        return values
+
+    def _evaluation(self, circuits: Mapping[str, Circuit], pairs: PairsInModel) -> xr.Dataset:
+        """The circuits on some pairs, against everything that they are tested with."""
+        return self._measured(circuits, pairs, self._values(pairs))
+
+    def _measured(
+        self, circuits: Mapping[str, Circuit], pairs: PairsInModel, values: Mapping[str, Value]
+    ) -> xr.Dataset:
+        measured = evaluate(
+            list(circuits.values()), self.model, pairs.pairs, value=values, metric=pairs.metric, checks=(),
+            seed=self.seed, progress=False,
+        )  # fmt: skip
+        measured = measured.assign_coords(circuit=list(circuits))
+        held = self.criteria.held({str(name): measured[name].values for name in measured.data_vars})
+        dims = ("ablation", "circuit")
+        return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+
+    def _competent(self, circuits: Mapping[str, Circuit]) -> xr.Dataset | None:
+        """The circuit on the test prompts that the model gets right; None where that is all or none."""
+        test = self.sets.test
+        right = (clean_run(self.model, test.pairs).values > 0).nonzero().flatten().tolist()
+        if len(right) in (0, 1, len(test)):
+            return None
+        some = test.select(right)
+        return self._measured({"circuit": circuits["circuit"]}, some, some.values(self.value))
+
+    def _checks(self, circuit: Circuit) -> xr.Dataset | None:
+        """Complement, random paths, completeness and minimality against the first counterfactual."""
+        # Completeness and minimality run hundreds of circuits for every component.
+        if not self.is_small or self.quick or not circuit.n_edges:
+            return None
+        test = self.sets.test.select(slice(2 * FEW))
+        name, value = next(iter(test.values(self.value).items()))
+        pairs = test.pairs.against(name) if name in test.pairs.counterfactuals else test.pairs
+        return evaluate(
+            circuit, self.model, pairs, value=value, metric=test.metric, seed=self.seed, progress=False
+        ).isel(circuit=0)
+
+    def _trust(
+        self, scores: xr.DataArray, circuit: Circuit, search: CriteriaSearch | None, step: Step
+    ) -> "_Trust":
+        """What speaks for and against the circuit: controls, resamples of the rule, exact effects of edges."""
+        left_out: dict[str, str] = {}
+        step("controls")
+        runs = self.few.circuit_runs(self.value)
+        other = None if self.quick else self._other_task(circuit)
+        measured = controls(
+            circuit, runs, criteria=self.criteria, draws=10 if self.quick else 50, other=other, scores=scores,
+            seed=self.seed,
+        )  # fmt: skip
+        step("stability")
+        stability = core = None
+        if self.quick:
+            left_out["stability"] = "quick runs draw no resamples"
+        elif search is None or "example" not in scores.dims:
+            left_out["stability"] = f"{self.method} gives no scores of single prompts to draw from"
+        else:
+            select = self.sets.select if self.is_small else self.sets.select.select(slice(2 * FEW))
+            size = search.size or circuit.n_requested
+            stability = rule_stability(
+                scores, select.circuit_runs(self.value), self.criteria, near=size, seed=self.seed
+            )
+            core = self._of(scores, stability["core"].values)
+        step("agreement")
+        agreed = None
+        if self.quick:
+            left_out["agreement"] = "quick runs measure no single edges"
+        else:
+            agreed = self._agreement(scores, circuit)
+        return _Trust(measured, stability, core, agreed, left_out)
+
+    def _agreement(self, scores: xr.DataArray, circuit: Circuit) -> xr.Dataset:
+        """Scores beside exact effects of single edges, in both directions."""
+        test = self.few
+        denoising = {}
+        for name, pairs in test.pairs.counterfactuals.items():
+            turned = PairsInModel.of(self.model, exchanged(pairs), metric=test.metric)
+            denoising[name] = next(iter(turned.circuit_runs().values()))
+        n_edges = 40 if self.is_small else 20
+        return agreement(
+            circuit, scores, test.circuit_runs(), denoising, n_inside=n_edges, n_outside=n_edges,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def _other_task(self, circuit: Circuit) -> Circuit | None:
+        """The circuit of another task of as many edges; None where no other task suits the vocabulary."""
+        own = self.sets.find.pairs.provenance.get("task")
+        for task in TASKS:
+            if task == own:
+                continue
+            try:
+                pairs = load_task(task, self.model, n=FEW, seed=self.seed, variant=TASKS[task].variants[0])
+            except UnsuitableTask:
+                continue
+            of_task = PairsInModel.of(self.model, pairs)
+            scores = score_edges(
+                self.model, pairs, value=of_task.counterfactuals, metric=of_task.metric, method="eap-ig-inputs",
+                progress=False,
+            )  # fmt: skip
+            return find_circuit(scores, n_edges=max(1, circuit.n_edges))
+        return None
+
+    def _patching(self) -> xr.DataArray | None:
+        """The clean residual stream patched into the corrupt run, at each position that all prompts name."""
+        test = self.few
+        # A position that some prompt lacks would be NaN for it and bias the mean.
+        names = [name for name, index in test.pairs.clean.positions.items() if bool((index >= 0).all())]
+        if not names:
+            return None
+        stores = PairsInModel.of(self.model, test.pairs, metric=test.metric, sites=["resid_pre"])
+        return effects(
+            self.model, test.pairs, sites=grid("resid_pre", self.model, pos=names),
+            value=from_store(stores.clean), base="corrupt", metric=test.metric, progress=False,
+        )  # fmt: skip
+
+    def _intervals(self, scores: xr.DataArray) -> xr.Dataset | None:
+        """Intervals of the scores over prompts, where they are of single prompts and not too many."""
+        if "example" not in scores.dims or not self.is_small:
+            return None
+        first = scores.isel(ablation=0, drop=True)
+        return summary(first, draws=200)
+
+    def lens(self) -> xr.DataArray | None:
+        """The logit lens of a few test prompts; None where answers are several tokens."""
+        pairs = self.few.pairs
+        if pairs.answers.shape[2] > 1 or pairs.wrong.shape[2] > 1:
+            return None
+        stores = PairsInModel.of(self.model, pairs, metric=self.few.metric, sites=["resid_pre", "resid_post"])
+        return logit_lens(stores.clean, self.model, targets=pairs.answers, minus=pairs.wrong)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trust:
+    """What speaks for and against a circuit, as in `DiscoveryRun`."""
+
+    controls: xr.Dataset
+    stability: xr.Dataset | None
+    core: Circuit | None
+    agreement: xr.Dataset | None
+    left_out: Mapping[str, str]
