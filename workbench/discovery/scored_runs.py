@@ -115,7 +115,9 @@ def smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
     return high
 
 
-def values_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPairs) -> Value | dict[str, Value]:
+def values_of(
+    scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPairs
+) -> Value | dict[str, Value]:
     """The patched value, or values by name, that scores were made with, for these prompts."""
     if "ablation" not in scores.coords:
         return value_of(scores, graph, model, pairs)
