@@ -12,6 +12,7 @@ from families import build, make_pairs, model_of
 import workbench as wb
 from workbench.models import fingerprint
 from workbench.models.fingerprint import model_fingerprint, one_fingerprint
+from workbench.models.model import every_module
 
 
 def weight_of(model: Any) -> torch.nn.Parameter:
@@ -184,3 +185,10 @@ def test_stores_and_results_keep_the_fingerprint_of_all_weights():
     scores = wb.score_edges(model, make_pairs(), value=wb.zero(), progress=False)
     assert clean.model == scores.attrs["model_fingerprint"] == expected
     assert model_fingerprint(model) == expected
+
+
+def test_every_module_is_found_once():
+    model = model_of("llama")
+    found = list(every_module(model))
+    assert len(found) == len({id(module) for module in found})
+    assert {id(module) for module in found} == {id(module) for module in model.modules()}

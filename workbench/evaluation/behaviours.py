@@ -10,15 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
-from workbench.engine.capture import capture
+from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store
 from workbench.errors import CircuitError, PromptError, UnknownName
 from workbench.evaluation.curves import faithfulness_curve, stability
 from workbench.evaluation.evaluate import evaluate
-from workbench.experiment import writer_sites
 from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
@@ -123,8 +121,7 @@ class _TaskPrompts:
 
 def _prompts(model: Model, task: str, split: str, n: int, seed: int) -> _TaskPrompts:
     pairs = load_task(task, model, n=n, seed=seed, split=split)
-    corrupt = capture(model, pairs.corrupt, sites=writer_sites(Graph.of(model)), progress=False)
-    return _TaskPrompts(pairs, from_store(corrupt))
+    return _TaskPrompts(pairs, from_store(capture_pairs(model, pairs, progress=False)[1]))
 
 
 def _row(

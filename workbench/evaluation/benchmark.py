@@ -18,14 +18,12 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from workbench.circuit.graph import Graph
 from workbench.discovery.methods import METHODS, find_by
-from workbench.engine.capture import capture
+from workbench.engine.capture import capture_pairs
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import UnknownName, WorkbenchError, unwarned
 from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
-from workbench.experiment import writer_sites
 from workbench.models.load import load_model
 from workbench.models.model import Model
 from workbench.planted_models.pairs import planted_pairs
@@ -212,10 +210,7 @@ def _row(case: _Case, method: str, extent: _Extent, seed: int) -> Row:
 
 
 def _value(case: _Case, pairs: PromptPairs) -> Value:
-    if case.value == "zero":
-        return zero()
-    sites = writer_sites(Graph.of(case.model))
-    return from_store(capture(case.model, pairs.corrupt, sites=sites, progress=False))
+    return zero() if case.value == "zero" else from_store(capture_pairs(case.model, pairs, progress=False)[1])
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from workbench.arguments import checked
-from workbench.models.model import Model
+from workbench.models.model import Model, every_module
 
 # Below so many bytes of weights, starting threads takes longer than hashing.
 _HASH_IN_THREADS = 2**26
@@ -168,7 +168,7 @@ def _tensors(model: Model) -> list[tuple[str, Tensor]]:
     Ten times as quick as `state_dict`, which works out the full name of each, through every wrapper.
     """
     tensors = []
-    for module in model.original_model.modules():
+    for module in every_module(model.original_model):
         tensors += [(name, tensor) for name, tensor in module._parameters.items() if tensor is not None]
         for name, tensor in module._buffers.items():
             if tensor is not None and name not in module._non_persistent_buffers_set:

@@ -14,6 +14,17 @@ import torch
 from torch import Tensor, nn
 
 
+def every_module(root: Any) -> Iterator[nn.Module]:
+    """Each module below a root once, and the root. `root.modules()` is slow: it works out the name of each."""
+    seen, waiting = set[int](), [root]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            waiting += [child for child in module._modules.values() if child is not None]
+
+
 @runtime_checkable
 class Model(Protocol):
     """A decoder whose activations have names: a `TransformerBridge` of TransformerLens 4.3."""

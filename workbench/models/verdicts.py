@@ -21,7 +21,7 @@ from workbench.checksums import KEY, content_sum, is_unchanged, signed
 from workbench.errors import CannotWrite
 from workbench.files import read_bytes, whole
 from workbench.models.fingerprint import model_fingerprint
-from workbench.models.model import Model
+from workbench.models.model import Model, every_module
 from workbench.results import versions
 
 FOLDER = "verdicts"
@@ -97,7 +97,7 @@ def _structure(model: Model) -> str:
     Weights do not tell a model from one whose modules somebody has changed: those are checked anew.
     """
     digest, known = xxhash.xxh3_128(), dict[int, bytes]()
-    for module in model.modules():
+    for module in every_module(model):
         # `forward` may be set on the module itself.
         forward = vars(module).get("forward", type(module).forward)
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

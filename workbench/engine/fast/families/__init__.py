@@ -4,11 +4,13 @@
 `reading` (the places where a bridge keeps the weights of a block) that say what differs. Begin with `gpt2`.
 """
 
+from torch import nn
+
 from workbench.engine.bridge import Unsupported
 from workbench.engine.fast.decoder import Decoder
 from workbench.engine.fast.families import gpt2, llama, native, neox
 from workbench.models.locks import alone
-from workbench.models.model import Model
+from workbench.models.model import Model, every_module
 
 _READERS = {name: family.read for family in (gpt2, llama, neox, native) for name in family.ARCHITECTURES}
 
@@ -39,10 +41,15 @@ def read(model: Model, length: int) -> Decoder:
 def _hooked(model: Model) -> list[str]:
     """The modules of a model on which somebody has installed hooks; the bridge's own do not count."""
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
-    for name, module in model.named_modules():
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        # TransformerLens 4.3 and transformers install some of their own, which leave the results as they are.
-        own = ("transformer_lens", "transformers.")
-        if any(not str(hook.__module__).startswith(own) for hook in hooks):
-            hooked.append(name)
+    # Names are worked out only where there is something to name.
+    if any(_has_hooks(module) for module in every_module(model)):
+        hooked += [name for name, module in model.named_modules() if _has_hooks(module)]
     return hooked
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody has installed hooks on a module."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # TransformerLens 4.3 and transformers install some of their own, which leave the results as they are.
+    own = ("transformer_lens", "transformers.")
+    return any(not str(hook.__module__).startswith(own) for hook in hooks)
