@@ -88,5 +88,6 @@ from .tasks.measure import competent as competent
 from .tasks.measure import measure as measure
 from .tasks.registry import load_task as load_task
 from .workflows.discover import discover as discover
+from .workflows.discover import discover_cost as discover_cost
 
 __all__: list[str]

@@ -64,7 +64,18 @@ def discover(
     ] = None,
     refine: Annotated[bool, typer.Option(help="Leave out edges as long as the criteria hold.")] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="16 pairs, one counterfactual, no resamples: a first look.")
+        bool,
+        typer.Option("--quick", help="16 pairs, one counterfactual, no controls or resamples: a first look."),
+    ] = False,
+    multiverse: Annotated[
+        bool,
+        typer.Option(
+            "--multiverse",
+            help="Also which edges are found whatever values, metric, method, prompts are chosen.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it will cost, in seconds, and write nothing.")
     ] = False,
     device: Device = None,
     bos: Bos = None,
@@ -82,6 +93,20 @@ def discover(
     read = PAIR_READERS.get(Path(task).suffix.lower())
     if read is None:
         find_task(task)  # a misspelt task is refused before the model is loaded
+    if dry_run:
+        loaded = wb.load_model(model, device=device, bos=bos)
+        cost = wb.discover_cost(
+            loaded,
+            read(loaded, task) if read else task,
+            n=n,
+            variant=variant,
+            metric=metric,
+            value=value,
+            refine="prune" if refine else None,
+            quick=quick,
+        )
+        say(str(cost))
+        return
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
         loaded = wb.load_model(model, device=device, bos=bos)
@@ -98,6 +123,7 @@ def discover(
             n_edges=edges,
             refine="prune" if refine else None,
             quick=quick,
+            multiverse=multiverse,
             command=command_line(),
             overwrite=overwrite,
         )

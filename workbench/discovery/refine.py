@@ -76,7 +76,7 @@ def pruned(
         The circuit, pruned of dead ends: the given one, where nothing can be left out.
     """
     graph = next(iter(runs.values())).graph
-    prepared = {name: _prepared(one) for name, one in gradients.items()}
+    prepared = {name: prepared_batches(one) for name, one in gradients.items()}
     with progress_bar(rounds, "prune", "round", shown=progress) as bar:
         for _ in range(rounds):
             n_edges = int(mask.sum())
@@ -147,7 +147,7 @@ class EdgeSteps:
     residual: Float[np.ndarray, "column"]
 
 
-def _prepared(runs: Circuits) -> list[CircuitBatch]:
+def prepared_batches(runs: Circuits) -> list[CircuitBatch]:
     """The first prompts, one in each batch where that can be: a backward pass then costs one prompt, not all.
 
     The runs of an example with answers of several tokens are in one batch with those of all others.

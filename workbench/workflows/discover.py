@@ -19,6 +19,7 @@ import xarray as xr
 from workbench import results
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
+from workbench.discovery.believable import REFINEMENTS
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.methods import METHODS
 from workbench.engine.named_values import canonical_name
@@ -31,6 +32,7 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
 from workbench.tasks.registry import find_task
 from workbench.text import progress_bar
+from workbench.workflows.discover_cost import DiscoverCost, cost_of
 from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob
 from workbench.workflows.discovery_run import DiscoveryRun
@@ -65,6 +67,7 @@ def discover(
     criteria: Criteria | None = None,
     refine: Refine = "prune",
     quick: bool = False,
+    multiverse: bool = False,
     command: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -89,7 +92,9 @@ def discover(
         n_edges: the size before pruning, instead of the smallest that keeps the criteria.
         criteria: None takes the bounds of `Criteria`.
         refine: "prune" leaves out edges as long as the criteria hold; None does not.
-        quick: 16 pairs to find with, one counterfactual, no resamples: a first look.
+        quick: 16 pairs to find with, one counterfactual, no controls and no resamples: a first look.
+        multiverse: also the specification curve: the edges that are found whatever values, metric, method and
+            prompts are chosen; 16 times the scores.
         command: shown in the report.
 
     Returns:
@@ -112,26 +117,12 @@ def discover(
     out = Path(out)
     # Everything that can be refused is refused before minutes of work.
     check_output(out, FILES, overwrite=overwrite)
-    value = canonical_name(value, choices=VALUES)
-    if method not in METHODS:
-        raise UnknownName("method", method, METHODS)
-    graph = Graph.of(model)
-    if n_edges is not None and not 0 < n_edges <= graph.n_edges:
-        raise CircuitError(
-            f"discover: n_edges={n_edges}; a circuit of this model has 1 to {graph.n_edges} edges."
-        )
-    sets = _prompt_sets(model, task, n, seed, variant, metric, quick)
-    job = DiscoveryJob(
-        sets,
-        criteria or Criteria(),
-        value,
-        method,
-        n_edges,
-        refine,
-        quick=quick,
-        seed=seed,
+    job = _job(
+        model, task, n=n, seed=seed, variant=variant, metric=metric, value=value, method=method,
+        n_edges=n_edges, criteria=criteria, refine=refine, quick=quick, multiverse=multiverse,
         progress=progress,
-    )
+    )  # fmt: skip
+    sets = job.sets
     with progress_bar(len(STEPS), "discover", "step", shown=progress) as bar:
 
         def step(doing: str) -> None:
@@ -142,8 +133,73 @@ def discover(
         run = job.run(out, step)
         step("report")
         lens = job.lens()
-        _write(run, lens, sections_of(run, sets, lens, value), command, overwrite)
+        _write(run, lens, sections_of(run, sets, lens, job.value), command, overwrite)
     return run
+
+
+@checked
+@model_call()
+def discover_cost(
+    model: Model,
+    task: str | PromptPairs,
+    *,
+    n: int | None = None,
+    variant: str | None = None,
+    metric: str | Metric | None = None,
+    value: str = "corrupt",
+    criteria: Criteria | None = None,
+    refine: Refine = "prune",
+    quick: bool = False,
+) -> DiscoverCost:
+    """What `discover` with these arguments will cost, in seconds, from trial runs on a few prompts.
+
+    Raises: as `discover`.
+
+    >>> import workbench as wb
+    >>> cost = wb.discover_cost(wb.load_model("tiny"), "ioi", n=8, quick=True)
+    >>> list(cost.steps)
+    ['scores', 'size', 'test', 'heads', 'differences']
+    """
+    job = _job(
+        model, task, n=n, seed=0, variant=variant, metric=metric, value=value, method="eap-ig-inputs",
+        n_edges=None, criteria=criteria, refine=refine, quick=quick, multiverse=False, progress=False,
+    )  # fmt: skip
+    return cost_of(job)
+
+
+def _job(
+    model: Model,
+    task: str | PromptPairs,
+    *,
+    n: int | None,
+    seed: int,
+    variant: str | None,
+    metric: str | Metric | None,
+    value: str,
+    method: str,
+    n_edges: int | None,
+    criteria: Criteria | None,
+    refine: Refine,
+    quick: bool,
+    multiverse: bool,
+    progress: bool,
+) -> DiscoveryJob:
+    """The measurements that the arguments ask for. Raises for what cannot be measured."""
+    value = canonical_name(value, choices=VALUES)
+    if method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+    if refine is not None and refine not in REFINEMENTS:
+        raise UnknownName("refine", refine, REFINEMENTS)
+    graph = Graph.of(model)
+    if n_edges is not None and not 0 < n_edges <= graph.n_edges:
+        raise CircuitError(
+            f"discover: n_edges={n_edges}; a circuit of this model has 1 to {graph.n_edges} edges."
+        )
+    sets = _prompt_sets(model, task, n, seed, variant, metric, quick)
+    return DiscoveryJob(
+        sets, criteria or Criteria(), value, method, n_edges, refine, quick=quick, multiverse=multiverse,
+        seed=seed, progress=progress,
+    )  # fmt: skip
 
 
 def _prompt_sets(

@@ -28,6 +28,7 @@ from workbench.evaluation.agreement import agreement, exchanged
 from workbench.evaluation.controls import controls
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.rule_stability import rule_stability
+from workbench.evaluation.specification import specification_curve
 from workbench.experiment import PairsInModel
 from workbench.interventions.effects import effects
 from workbench.lenses.logit_lens import logit_lens
@@ -46,7 +47,9 @@ STEPS = (
 SMALL = 5_000
 """Edges of a graph up to which everything is measured on all prompts: there a run costs next to nothing."""
 FEW = 16
-"""Prompts for what runs a larger model once for every head or every control."""
+"""Prompts for what runs a larger model once for every head; half of them for every control."""
+CONTROL_DRAWS, DRAWS = 50, 10
+"""Circuits of the same shape through other heads; resamples of the prompts that make the scores."""
 Step = Callable[[str], None]
 
 
@@ -61,6 +64,7 @@ class DiscoveryJob:
     n_edges: int | None
     refine: str | None
     quick: bool = False
+    multiverse: bool = False
     seed: int = 0
     progress: bool = True
 
@@ -81,9 +85,24 @@ class DiscoveryJob:
 
     @cached_property
     def few(self) -> PairsInModel:
-        """The test prompts, or some of them, for what is dear."""
-        test = self.sets.test
-        return test if self.is_small else test.select(slice(FEW))
+        """The test prompts, or some of them, for what runs the model once for every head."""
+        n_prompts = FEW // 4 if self.quick else FEW
+        return self.sets.test if self.is_small else self.sets.test.select(slice(n_prompts))
+
+    @cached_property
+    def fewer(self) -> PairsInModel:
+        """The test prompts, or some of them, for what runs many circuits."""
+        return self.few.select(slice(2 * FEW if self.is_small else FEW // 2))
+
+    @cached_property
+    def for_stability(self) -> PairsInModel:
+        """The prompts that choose a size, or some of them, for every resample."""
+        return self.sets.select.select(slice(2 * FEW if self.is_small else FEW))
+
+    @property
+    def n_agreement(self) -> int:
+        """Edges inside, and as many outside, whose exact effect is measured."""
+        return 40 if self.is_small else 20
 
     def run(self, folder: Path, step: Step) -> DiscoveryRun:
         """Everything that is measured."""
@@ -130,6 +149,7 @@ class DiscoveryJob:
             controls=trust.controls,
             stability=trust.stability,
             agreement=trust.agreement,
+            multiverse=self._multiverse(circuit),
             intervals=self._intervals(scores),
             left_out=trust.left_out,
         )
@@ -274,24 +294,24 @@ class DiscoveryJob:
         """What speaks for and against the circuit: controls, resamples of the rule, exact effects of edges."""
         left_out: dict[str, str] = {}
         step("controls")
-        runs = self.few.circuit_runs(self.value)
-        other = None if self.quick else self._other_task(circuit)
-        measured = controls(
-            circuit, runs, criteria=self.criteria, draws=10 if self.quick else 50, other=other, scores=scores,
-            seed=self.seed,
-        )  # fmt: skip
+        measured = stability = core = None
+        if self.quick:
+            left_out["controls"] = "quick runs draw no other circuits"
+        else:
+            measured = controls(
+                circuit, self.fewer.circuit_runs(self.value), criteria=self.criteria, draws=CONTROL_DRAWS,
+                other=self._other_task(circuit), scores=joint_scores(scores), seed=self.seed,
+            )  # fmt: skip
         step("stability")
-        stability = core = None
         if self.quick:
             left_out["stability"] = "quick runs draw no resamples"
         elif search is None or "example" not in scores.dims:
             left_out["stability"] = f"{self.method} gives no scores of single prompts to draw from"
         else:
-            select = self.sets.select if self.is_small else self.sets.select.select(slice(2 * FEW))
-            size = search.size or circuit.n_requested
             stability = rule_stability(
-                scores, select.circuit_runs(self.value), self.criteria, near=size, seed=self.seed
-            )
+                scores, self.for_stability.circuit_runs(self.value), self.criteria, draws=DRAWS,
+                near=search.size or circuit.n_requested, seed=self.seed,
+            )  # fmt: skip
             core = self._of(scores, stability["core"].values)
         step("agreement")
         agreed = None
@@ -301,17 +321,25 @@ class DiscoveryJob:
             agreed = self._agreement(scores, circuit)
         return _Trust(measured, stability, core, agreed, left_out)
 
+    def _multiverse(self, circuit: Circuit) -> xr.Dataset | None:
+        """The edges that are found whatever is chosen on the way; None unless it is asked for."""
+        if not self.multiverse:
+            return None
+        find = self.sets.find
+        return specification_curve(
+            self.model, find.pairs, n_edges=max(1, circuit.n_edges), seed=self.seed, progress=False
+        )
+
     def _agreement(self, scores: xr.DataArray, circuit: Circuit) -> xr.Dataset:
         """Scores beside exact effects of single edges, in both directions."""
-        test = self.few
+        test = self.fewer
         denoising = {}
         for name, pairs in test.pairs.counterfactuals.items():
             turned = PairsInModel.of(self.model, exchanged(pairs), metric=test.metric)
             denoising[name] = next(iter(turned.circuit_runs().values()))
-        n_edges = 40 if self.is_small else 20
         return agreement(
-            circuit, scores, test.circuit_runs(), denoising, n_inside=n_edges, n_outside=n_edges,
-            seed=self.seed,
+            circuit, scores, test.circuit_runs(), denoising, n_inside=self.n_agreement,
+            n_outside=self.n_agreement, seed=self.seed,
         )  # fmt: skip
 
     def _other_task(self, circuit: Circuit) -> Circuit | None:
@@ -365,7 +393,7 @@ class DiscoveryJob:
 class _Trust:
     """What speaks for and against a circuit, as in `DiscoveryRun`."""
 
-    controls: xr.Dataset
+    controls: xr.Dataset | None
     stability: xr.Dataset | None
     core: Circuit | None
     agreement: xr.Dataset | None

@@ -1,0 +1,98 @@
+"""`DiscoverCost`: what a `discover` will cost, in seconds, from a few runs on the machine itself.
+
+    workbench discover ioi --dry-run
+
+A circuit, a scoring and a head ablation are run on a few prompts, warm, and multiplied by how many each step
+needs. Nothing is written. Read `cost_of`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.discovery.frontier import grid_of_sizes
+from workbench.discovery.refine import FEW as FEW_EDGES
+from workbench.discovery.refine import PROMPTS, SHARES, edge_gradients, prepared_batches
+from workbench.discovery.scores import score_edges
+from workbench.engine.values import zero
+from workbench.interventions.effects import effects
+from workbench.sites import grid
+from workbench.workflows.discovery_job import CONTROL_DRAWS, DRAWS, DiscoveryJob
+
+TRIED = 2
+"""Prompts of a trial run."""
+USUAL_ROUNDS = 5
+"""Rounds that refining usually takes."""
+
+
+@dataclass(frozen=True)
+class DiscoverCost:
+    """Seconds of each step, estimated; `seconds` of all of them."""
+
+    steps: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(self.steps.values())
+
+    def __str__(self) -> str:
+        lines = [f"  {name:12} {seconds:7.0f} s" for name, seconds in self.steps.items()]
+        return "\n".join([f"about {self.seconds:.0f} s on this machine as it is now", *lines])
+
+
+def cost_of(job: DiscoveryJob) -> DiscoverCost:
+    """The cost of a job, from trial runs on the prompts that it would use."""
+    sets, graph = job.sets, job.graph
+    few = sets.select.select(slice(TRIED))
+    runs = few.circuit_runs(job.value)
+    one = next(iter(runs.values()))
+    rng = np.random.default_rng(job.seed)
+    # Half of all edges, like the larger circuits of the grid: all heads and MLPs are run.
+    masks = graph.prune(graph.exists & (rng.random((3, *graph.exists.shape)) < 0.5))
+    circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
+    value = next(iter(few.values(job.value).values()))
+    pairs = (
+        few.pairs.against(next(iter(runs))) if next(iter(runs)) in few.pairs.counterfactuals else few.pairs
+    )
+    scored: dict[str, Any] = {"value": value, "metric": few.metric, "progress": False}
+    score = _seconds(lambda: score_edges(job.model, pairs, method="eap-ig-inputs", **scored)) / TRIED
+    of_one = {next(iter(runs)): one}
+    prepared = {name: prepared_batches(some) for name, some in of_one.items()}
+    gradient = _seconds(lambda: edge_gradients(graph.exists, of_one, prepared)) / TRIED
+    layer = graph.shape.n_layers // 2
+    head = _seconds(
+        lambda: effects(
+            job.model, few.pairs, sites=grid("z", job.model, layer=layer), value=zero(), metric=few.metric,
+            progress=False,
+        )
+    ) / (graph.shape.n_heads * TRIED)  # fmt: skip
+    against, n_select, n_few = len(runs), len(sets.select), len(job.few)
+    rounds = USUAL_ROUNDS if job.refine and not job.n_edges else 0
+    candidates = len(SHARES) + (len(FEW_EDGES) if job.is_small else 0)
+    sizes = len(grid_of_sizes(graph.n_edges, job.criteria.at_most))
+    per_set = against * circuit
+    steps = {
+        "scores": score * len(sets.find) * against,
+        "size": per_set * n_select * (sizes + rounds * candidates) + rounds * gradient * PROMPTS * against,
+        "test": circuit * 4 * len(sets.test) * (against + 2),
+        "heads": head * graph.shape.n_layers * graph.shape.n_heads * n_few,
+    }
+    if not job.quick:
+        steps["controls"] = per_set * (CONTROL_DRAWS + 42) * len(job.fewer)
+        steps["stability"] = per_set * 5 * DRAWS * len(job.for_stability)
+        steps["agreement"] = per_set * 4 * job.n_agreement * len(job.fewer)
+    if job.is_small:
+        steps["differences"] = steps["size"]
+    return DiscoverCost(steps)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The seconds of a call that was made once before."""
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
