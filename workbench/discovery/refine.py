@@ -128,7 +128,7 @@ def held_with_margin(
     with_margin = measured.assign(error=measured["error_high"], kl_recovered=measured["kl_recovered_low"])
     held = criteria.held({str(name): with_margin[name].values for name in with_margin.data_vars})
     # [criterion, ablation, circuit]
-    return np.stack(list(held.values())).all((0, 1))
+    return np.asarray(np.stack(list(held.values())).all((0, 1)))
 
 
 @dataclass(frozen=True, eq=False)
