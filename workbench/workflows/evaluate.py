@@ -12,7 +12,9 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
+from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.named_values import canonical_name
+from workbench.engine.values import Value
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.hypothesis_tests import circuit_tests
 from workbench.experiment import PairsInModel, writer_sites
@@ -24,7 +26,10 @@ from workbench.tasks.registry import pairs_of
 # edited, and without values that need a number or a fit.
 VALUES = ("corrupt", "zero", "mean", "resample")
 """What can stand in for everything outside the circuit."""
-_FIELDS = ("faithfulness", "complement", "random", "incompleteness")
+_FIELDS = (
+    "faithfulness", "error", "r", "kl_recovered", "answers_kept", "same_choice", "complement", "random",
+    "incompleteness",
+)  # fmt: skip
 _FACTS = ("model", "task", "split", "n", "metric", "level")
 
 
@@ -63,7 +68,8 @@ def judge(
 
     Args:
         task: a task's name, or a .csv or .jsonl file of pairs.
-        values: names from `VALUES`, measured side by side.
+        values: names from `VALUES`, measured side by side; "corrupt" is every counterfactual of the pairs,
+            by its name where there are several.
         seed: of the prompts, of resample, and of random circuits and sets.
         tests: whether to run the hypothesis tests too.
 
@@ -77,13 +83,19 @@ def judge(
     pairs = pairs_of(task, model, n=n, seed=seed, split=split, variant=variant)
     sites = writer_sites(circuit.graph)
     data = PairsInModel.of(model, pairs, metric=metric or None, sites=sites, seed=seed)
-    by_name = {name: data.value(name) for name in value_names(values)}
+    by_name: dict[str, Value] = {}
+    for name in value_names(values):
+        if name == "corrupt" and pairs.further:
+            by_name |= data.counterfactuals
+        else:
+            by_name[name] = data.value(name)
     evaluation = evaluate(circuit, model, pairs, value=by_name, metric=data.metric, seed=seed)
     # The tests run many circuits for each value, so they are run only where they were asked for.
     results = {}
     if tests:
         for name, value in by_name.items():
-            results[name] = circuit_tests(circuit, model, pairs, value=value, metric=data.metric, seed=seed)
+            some = pairs_for(pairs, name)
+            results[name] = circuit_tests(circuit, model, some, value=value, metric=data.metric, seed=seed)
     return Judgement(evaluation, results)
 
 
