@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import CannotWrite, OutputExists, WorkbenchError
-from workbench.files import check_free, fresh_folder, read_bytes, replaced, whole
+from workbench.files import alone, check_free, fresh_folder, read_bytes, replaced, whole
 from workbench.studies.evidence import Evidence
 from workbench.sweeps.spec import read_spec
 
@@ -184,3 +185,101 @@ def test_a_full_disk_is_told_of_the_folder_to_come_and_not_of_the_one_that_is_go
         == f"'{tmp_path / 'run' / 'a'}' cannot be written: No space left on device. Nothing was left there."
     )
     assert not list(tmp_path.iterdir())
+
+
+def in_two_drives(folder, monkeypatch):
+    """Let a rename from one subfolder of a folder into another fail, as between two drives."""
+    depth = len(folder.resolve().parts)
+
+    def within(move):
+        def call(source, target):
+            drives = {Path(path).resolve().parts[: depth + 1] for path in (source, target)}
+            if len(drives) > 1:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            move(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "rename", within(os.rename))
+    monkeypatch.setattr(os, "replace", within(os.replace))
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_run_goes_to_another_drive(tmp_path, monkeypatch, is_link):
+    """Through a link, and into a folder where a drive begins; an old run is replaced, not lost."""
+    in_two_drives(tmp_path, monkeypatch)
+    out = tmp_path / "disk"
+    out.mkdir()
+    if is_link:
+        (tmp_path / "home").mkdir()
+        out = tmp_path / "home" / "run"
+        out.symlink_to(tmp_path / "disk")
+    for text in ("old", "new"):
+        write(out, text)
+        assert {path.name: path.read_text() for path in out.iterdir()} == dict.fromkeys(FILES, text)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_an_old_run_on_another_drive_that_is_full_stays(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    write(tmp_path / "disk", "old")
+    in_two_drives(tmp_path, monkeypatch)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(CannotWrite, match="disk' cannot be written: No space left on device"):
+        write(tmp_path / "disk", "new")
+    assert {path.name: path.read_text() for path in (tmp_path / "disk").iterdir()} == dict.fromkeys(
+        FILES, "old"
+    )
+
+
+def test_a_folder_that_is_there_is_written_to_where_none_can_be_made_beside_it(tmp_path, monkeypatch):
+    out, access = tmp_path / "mine", os.access
+    out.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    write(out, "new")
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+
+
+def test_two_runs_that_end_at_once_do_not_mix(tmp_path):
+    """Both find the folder free; the one that is later is refused, and waits no longer than it is told."""
+    refused = pytest.raises(CannotWrite, match="is being written to by another process")
+    with alone(tmp_path), refused, alone(tmp_path, 0.1):
+        pytest.fail("two are alone")
+    with alone(tmp_path):
+        pass
+
+
+def test_a_fresh_folder_ends_where_its_root_is_gone(tmp_path):
+    with fresh_folder("ioi", tmp_path / "runs"):
+        shutil.rmtree(tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fresh_folder_is_made_where_another_run_removes_its_root(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def removed(self, *arguments, **options):
+        if self.name.startswith("."):  # its claim, before which another run that ends removes the folder
+            monkeypatch.setattr(Path, "mkdir", mkdir)
+            self.parent.rmdir()
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with fresh_folder("ioi", tmp_path / "runs") as folder:
+        assert folder.is_dir()
+
+
+def test_links_that_lead_nowhere_are_not_replaced_unasked(tmp_path):
+    for name, target in (("dangling", "gone"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with pytest.raises(OutputExists, match=r"exists\. Choose another path, or pass overwrite=True"):
+            check_free(tmp_path / name, overwrite=False)
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path):
+    with pytest.raises(OutputExists, match="cannot be written: File name too long"):
+        check_free(tmp_path / ("n" * 300), overwrite=False)

@@ -5,6 +5,7 @@ machine left unfinished is removed by the next one in the same folder. It knows 
 """
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,10 @@ import psutil
 from workbench.errors import CannotWrite, OutputExists
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+# How a drive says that it has no locks: the last two are network drives, which want a file open to be written.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EISDIR)
+# How a rename says that its two ends are not on one drive, or that a drive begins there.
+_OTHER_DRIVE = (errno.EXDEV, errno.EBUSY)
 # `Path` makes one slash of the two of a URL.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -57,11 +63,17 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
 
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise `OutputExists` when something is there that must not be replaced."""
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+        # A link that leads nowhere is something, too.
+        is_there = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise OutputExists(f"{str(path)[:80]!r} cannot be written: {error.strerror}.") from error
+    if is_folder:
         raise OutputExists(f"{str(path)!r} is a folder. Choose another path.")
-    if path.exists() and not path.is_file():
+    if path.exists() and not is_file:
         raise OutputExists(f"{str(path)!r} is a device or a pipe and not a file. Choose another path.")
-    if path.exists() and not overwrite:
+    if is_there and not overwrite:
         raise OutputExists(
             f"{str(path)!r} exists. Choose another path, or pass overwrite=True to replace it."
         )
@@ -155,9 +167,9 @@ def fresh_folder(name: str, root: Path = Path("runs")) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        claim.rmdir()
-        for path in (folder, root):
-            if not any(path.iterdir()):
+        for path in (claim, folder, root):
+            # Refused where something is inside. Another run that ends now may be the one that removes `root`.
+            with suppress(OSError):
                 path.rmdir()
 
 
@@ -170,7 +182,8 @@ def _claimed(name: str, root: Path) -> tuple[Path, Path]:
         folder = root / f"{name}-{number:03d}"
         # Should this run be killed, its claim tells the next one that the empty folder may be removed.
         claim = root / _partial_name(folder, f"{_CLAIM}{secrets.token_hex(4)}")
-        claim.mkdir()
+        # Again, since another run that ends without results removes `root`; with a claim in it, it stays.
+        claim.mkdir(parents=True)
         try:
             # Making the folder claims it: two runs that start together get two.
             folder.mkdir()
@@ -192,9 +205,10 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
     check_local(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out.parent)
-        start, _, end = _partial_name(out, "?").rpartition("?")
-        partial = Path(tempfile.mkdtemp(prefix=start, suffix=end, dir=out.parent))
+        # A folder that is there may be written to where the one that holds it may not.
+        beside = out.parent if os.access(out.parent, os.W_OK) or not out.is_dir() else out
+        _remove_leftovers(beside)
+        partial = _partial_folder(out, beside)
         # A folder within: those of `mkdtemp` are closed to other users, and a run's need not be.
         written = partial / "files"
         written.mkdir()
@@ -204,8 +218,10 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         ) from error
     try:
         yield written
-        check_output(out, files, overwrite=overwrite)
-        _move(written, out, files)
+        # One run after the other, or two that end together would each see a free folder and mix.
+        with alone(beside):
+            check_output(out, files, overwrite=overwrite)
+            _move(written, out, files)
     except CannotWrite as error:
         # The folder to come is what the caller knows.
         raise CannotWrite(str(error).replace(str(written), str(out))) from error
@@ -215,17 +231,75 @@ def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Pa
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def alone(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Let one process after the other do what is inside, of those that ask for the same folder.
+
+    On a drive without locks, as some network drives are, nothing is waited for.
+
+    Args:
+        seconds: to wait for the others.
+
+    Raises:
+        CannotWrite: another process is still not done then.
+    """
+    handle, start = os.open(folder, os.O_RDONLY), time.monotonic()
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() - start > seconds:
+                    raise CannotWrite(
+                        f"{str(folder)!r} is being written to by another process. Let it finish, or stop it "
+                        "first."
+                    ) from error
+                time.sleep(0.02)
+                continue
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            break
+        yield
+    finally:
+        os.close(handle)
+
+
 def _move(written: Path, out: Path, files: Sequence[str]) -> None:
     """Move the files of a finished run in place."""
     if _may_be_replaced(out):
-        # All at once: a run that is stopped here leaves every file or none.
-        os.rename(written, out)
-        return
-    # All of the old run first: stopped in between, the folder lacks files, and does not mix two runs.
-    for name in files:
-        (out / name).unlink(missing_ok=True)
-    for name in files:
-        os.replace(written / name, out / name)
+        try:
+            # All at once: a run that is stopped here leaves every file or none.
+            os.rename(written, out)
+            return
+        except OSError as error:
+            if error.errno not in _OTHER_DRIVE:
+                raise
+    _remove_leftovers(out)
+    partial = _partial_folder(out, out)
+    try:
+        near = partial / "files"
+        try:
+            os.rename(written, near)
+        except OSError as error:
+            if error.errno not in _OTHER_DRIVE:
+                raise
+            # A link leads to another drive, or one begins here. Copied before anything of the old run is
+            # removed: the drive may be full.
+            shutil.copytree(written, near)
+        # All of the old run first: stopped in between, the folder lacks files, and does not mix two runs.
+        for name in files:
+            (out / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(near / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_folder(out: Path, place: Path) -> Path:
+    """A folder in `place` for what is not finished yet of `out`."""
+    start, _, end = _partial_name(out, "?").rpartition("?")
+    return Path(tempfile.mkdtemp(prefix=start, suffix=end, dir=place))
 
 
 def _may_be_replaced(out: Path) -> bool:

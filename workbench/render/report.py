@@ -80,7 +80,6 @@ def report(
         for item in one.items:
             for key, value in _facts(item).items():
                 facts.setdefault(key, []).append(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = page(title, pieces, subtitle=subtitle, footer=_footer(command, facts))
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
