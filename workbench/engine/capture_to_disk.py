@@ -26,7 +26,7 @@ from workbench.engine.hooked.forward import forward
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.engine.plain_run import PlainRun
 from workbench.errors import OutputExists, SiteError, StoreError
-from workbench.files import check_local
+from workbench.files import alone, check_local
 from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
@@ -307,16 +307,29 @@ def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
     """The plan of the store in a folder: the one that is there if it stores the same, else a new one."""
     check_local(path)
     fresh = request.plan(model)
-    if exists(str(path / PLAN)):
-        plan = read_plan(str(path))
-        differs = plan.same_store(fresh)
-        if differs:
-            name = differs[0]
-            raise StoreError(
-                f"{str(path)!r} holds a store with another {name}: {_short(getattr(plan, name))} there, "
-                f"{_short(getattr(fresh, name))} here. Choose another path for this one."
-            )
-        return plan
+    if not exists(str(path / PLAN)):
+        _make_folder(path)
+        with alone(path):
+            # Another process that began with this one may have written its plan in the meantime.
+            if not exists(str(path / PLAN)):
+                counts, kept = request.rows()
+                write_prompts(path, request.prompts, counts, kept)
+                plan = replace(fresh, checksums={name: file_sum(path / name) for name in (PROMPTS, LABELS)})
+                write_json(path / PLAN, plan.to_dict())  # last: with a plan the prompts are taken to be whole
+                return plan
+    plan = read_plan(str(path))
+    differs = plan.same_store(fresh)
+    if differs:
+        name = differs[0]
+        raise StoreError(
+            f"{str(path)!r} holds a store with another {name}: {_short(getattr(plan, name))} there, "
+            f"{_short(getattr(fresh, name))} here. Choose another path for this one."
+        )
+    return plan
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a store. Raises `OutputExists` where something else is, `StoreError` where it cannot."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Prompts without a plan are what a kill before the plan leaves behind: such a folder is begun again.
@@ -333,11 +346,6 @@ def _plan_in_folder(model: Any, request: Request, path: Path) -> StorePlan:
         ) from error
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    counts, kept = request.rows()
-    write_prompts(path, request.prompts, counts, kept)
-    plan = replace(fresh, checksums={name: file_sum(path / name) for name in (PROMPTS, LABELS)})
-    write_json(path / PLAN, plan.to_dict())  # last: with a plan the prompts are taken to be whole
-    return plan
 
 
 def write_shards(

@@ -72,12 +72,13 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
             raise StoreError(
                 f"{str(path)!r} is being written by another process. Let it finish, or stop it first."
             ) from error
+        # Its writer may have finished between our opening and our lock: then the name is nobody's, or that of
+        # a third writer's file, which is not ours to remove.
+        if not _has_name(handle, partial):
+            raise StoreError(
+                f"{str(path)!r} was written by another process just now. Let it finish, or stop it first."
+            )
         try:
-            # Its writer may have finished between our opening and our lock: then the name is another file's.
-            if os.fstat(handle).st_ino != os.stat(partial).st_ino:
-                raise StoreError(
-                    f"{str(path)!r} was written by another process just now. Let it finish, or stop it first."
-                )
             os.ftruncate(handle, 0)
             os.pwrite(handle, header, 0)
             writer = FileWriter(handle, entries)
@@ -97,6 +98,14 @@ def writing(path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]
             raise
     finally:
         os.close(handle)
+
+
+def _has_name(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, content: Any) -> None:
