@@ -131,6 +131,7 @@ def _create_lock(path: Path, owner: Mapping[str, Any]) -> bool:
             json.dump(owner, file)
             file.flush()
             os.fsync(file.fileno())
+        sync(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
@@ -138,7 +139,6 @@ def _create_lock(path: Path, owner: Mapping[str, Any]) -> bool:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise CannotWrite(f"{str(path.parent)!r} cannot be written to: {error.strerror}.") from error
-    sync(path.parent)
     return True
 
 
@@ -149,9 +149,13 @@ def _beating(folder: Path, token: str) -> Iterator[None]:
     Each owner has a file of its own: one that lost the lock and still counts is not mistaken for the new one.
     """
     path, ended = folder / f"{BEAT}{token}", threading.Event()
-    for left in folder.glob(f"{BEAT}*"):
-        left.unlink(missing_ok=True)  # of owners before this one
-    with open(path, "wb", buffering=0) as file:
+    try:
+        for left in folder.glob(f"{BEAT}*"):
+            left.unlink(missing_ok=True)  # of owners before this one
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except OSError as error:
+        raise CannotWrite(f"{str(folder)!r} cannot be written to: {error.strerror}.") from error
+    with open(handle, "wb", buffering=0) as file:
 
         def beat() -> None:
             count = 0
@@ -245,13 +249,18 @@ def _remove_stale(path: Path, owner: Mapping[str, Any]) -> None:
         # Renaming is atomic: of several processes that see the lock stale, one gets it.
         os.replace(path, moved)
         if _owner(moved) != owner:
-            os.link(moved, path)
-    except FileNotFoundError:
-        pass
-    finally:
+            # Where a third process has a lock by now, the one that was moved finds that it lost its own.
+            with suppress(FileExistsError):
+                os.link(moved, path)
         moved.unlink(missing_ok=True)
-    if "token" in owner:
-        path.with_name(f"{BEAT}{owner['token']}").unlink(missing_ok=True)
+        if "token" in owner:
+            path.with_name(f"{BEAT}{owner['token']}").unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # another process removed it
+    except OSError as error:
+        raise CannotWrite(
+            f"The lock {str(path)!r} of a process that is gone cannot be removed: {error.strerror}."
+        ) from error
 
 
 def _owner(path: Path) -> dict[str, Any]:

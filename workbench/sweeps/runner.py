@@ -142,6 +142,7 @@ def run_sweep(
         if extend:
             _check_nothing_left_behind(folder, requested, planned, known, inputs, trust=trust is True)
         n_jobs = len(_keys(planned) | set(known))
+        lock.check()  # what comes now changes the folder, and looking at it may have taken long
         begin(folder, requested, {"jobs": n_jobs, **facts}, extend=extend)
         log = Log(folder, lock.check)
         todo = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
