@@ -146,6 +146,24 @@ def test_a_feature_that_tells_the_held_out_rows_only_is_never_chosen(selector):
     assert 7 in chosen["control"]  # the same feature is chosen when training rows show it
 
 
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 1000.1])
+@pytest.mark.parametrize("kind", ["class", "number"])
+def test_features_that_never_vary_are_chosen_last(kind, scale):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5))
+    held_out = np.arange(60) % 3 == 0
+    x[:, [0, 4]] = [scale, -3 * scale]
+    x[0, 4] = 7.0  # in a held-out row only
+    labels = x[:, 2] + 0.1 * rng.normal(size=60)
+    if kind == "class":
+        labels = labels > 0
+    store, rows = labelled([x], {"c": labels.tolist()})
+    options = ALONE | {"selectors": ["welch"], "held_out": held_out, "baselines": ["logistic"]}
+    probes = fit_probes(store, rows, k=[1, 3], **options)
+    assert probes.results["feature"].sel(k=1).values.ravel()[0] == 2
+    assert set(probes.results["feature"].sel(k=3).values.ravel().tolist()) == {1, 2, 3}
+
+
 def test_shuffled_labels_are_at_chance_and_true_ones_are_not():
     x, y, _ = marginal(0, n=1500, features=64)
     store, labels = labelled([x], {"c": y.tolist()})

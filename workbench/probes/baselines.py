@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.probes.data import Activations, Columns
+from workbench.probes.data import Activations, Columns, variance_of
 from workbench.probes.fits import ProbeSettings
 from workbench.probes.solver import LOSSES, Loss, line_search
 
@@ -88,12 +88,12 @@ class Scaled:
 
 
 def _scaled(activations: Activations, columns: Columns, settings: ProbeSettings) -> Scaled:
-    mean, square = activations.sums(columns.weight(False), powers=(1, 2))
+    mean, square = activations.sums(columns.weight(False), powers=(1, 2), origin=activations.origin)
     if not settings.standardize:
         return Scaled(activations, torch.zeros_like(mean), torch.ones_like(mean))
-    deviation = (square - mean**2).clamp(min=0).sqrt()
+    deviation = variance_of(mean, square).sqrt()
     scale = torch.where(deviation > 0, deviation.clamp(min=settings.std_floor), 1.0)
-    return Scaled(activations, mean, scale)
+    return Scaled(activations, mean + activations.origin, scale)
 
 
 def _conjugate(

@@ -22,6 +22,8 @@ from workbench.probes.concepts import Concept
 
 BLOCK = 1024
 """Rows of held activations that are worked on at a time."""
+ROUNDING = 1e-12
+"""Share of its terms below which a difference of sums over rows is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,23 @@ class Activations:
             rows = slice(start, start + size)
             yield rows, (self.held[rows] if self.fits else self._checked(self._read(rows))).double()
 
+    @cached_property
+    def origin(self) -> Float[Tensor, "feature"]:
+        """The first row, from which squares are summed: far from it they would lose small variances."""
+        return self._read(slice(0, 1)).flatten().double()
+
     def sums(
-        self, weight: Float[Tensor, "column row"], *, powers: Sequence[int] = (1,)
+        self,
+        weight: Float[Tensor, "column row"],
+        *,
+        powers: Sequence[int] = (1,),
+        origin: Float[Tensor, "feature"] | None = None,
     ) -> Float[Tensor, "power column feature"]:
-        """The sum over rows of weight times the activation to each power."""
+        """The sum over rows of weight times the activation to each power, measured from an origin."""
         totals = weight.new_zeros(len(powers), len(weight), self.n_features)
         for rows, x in self.blocks():
+            if origin is not None:
+                x = x - origin
             for total, power in zip(totals, powers, strict=True):
                 total.addmm_(weight[:, rows], x if power == 1 else x**power)
         return totals
@@ -105,6 +118,12 @@ class Activations:
         flat = values.reshape(len(values), -1)
         check_finite(flat, f"{self.view!r}", "No probe can be fitted to them.")
         return flat
+
+
+def variance_of(mean: Tensor, square: Tensor) -> Tensor:
+    """The variance by the means of a number and of its square; 0 where it is no more than their rounding."""
+    variance = square - mean**2
+    return torch.where(variance > ROUNDING * square, variance, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.probes.data import Activations, Columns
+from workbench.probes.data import ROUNDING, Activations, Columns, variance_of
 from workbench.probes.fits import ProbeSettings
 from workbench.probes.l1_path import l1
 from workbench.probes.stepwise import Selection, add_prune, forward
@@ -52,7 +52,8 @@ def _difference(
     powers = (1, 2)[: 1 + standardised]
     members = columns.indicator * torch.from_numpy(columns.train).double()[:, None]
     # Columns and classes share one pass over the activations: [power, column, class, feature].
-    sums = activations.sums(members.flatten(0, 1), powers=powers).unflatten(1, members.shape[:2])
+    sums = activations.sums(members.flatten(0, 1), powers=powers, origin=activations.origin)
+    sums = sums.unflatten(1, members.shape[:2])
     counts = members.sum(2)[:, :, None]
     rest_sums, rest_counts = sums.sum(2, keepdim=True) - sums, counts.sum(1, keepdim=True) - counts
     classes = slice(None)
@@ -61,9 +62,11 @@ def _difference(
     n, n_rest = counts[:, classes], rest_counts[:, classes]
     moments, rest_moments = sums[:, :, classes] / n, rest_sums[:, :, classes] / n_rest
     gap = moments[0] - rest_moments[0]
+    # Of a feature that never varies, rounding over rounding could be any t.
+    gap = torch.where(gap.abs() > ROUNDING * torch.maximum(moments[0].abs(), rest_moments[0].abs()), gap, 0.0)
     if standardised:
         variance, rest_variance = (
-            (moment[1] - moment[0] ** 2).clamp(min=0) / (count - 1).clamp(min=1)
+            variance_of(*moment) / (count - 1).clamp(min=1)
             for moment, count in ((moments, n), (rest_moments, n_rest))
         )
         gap = gap / (variance + rest_variance).sqrt()
@@ -80,11 +83,12 @@ def _covariance(
     n = train.sum(1, keepdim=True)
     target = columns.target[:, 0]
     centred = (target - (target * train).sum(1, keepdim=True) / n) * train
-    covariance = activations.sums(centred)[0] / n
+    covariance = activations.sums(centred, origin=activations.origin)[0] / n
     if not standardised:
         return covariance.abs()
-    mean, square = activations.sums(train, powers=(1, 2)) / n
-    return (covariance / (square - mean**2).clamp(min=0).sqrt()).abs()
+    variance = variance_of(*activations.sums(train, powers=(1, 2), origin=activations.origin) / n)
+    # What does not vary tells nothing of the number; its covariance is rounding.
+    return torch.where(variance > 0, covariance / variance.sqrt(), 0.0).abs()
 
 
 def _mutual_information(activations: Activations, columns: Columns) -> Float[Tensor, "column feature"]:
