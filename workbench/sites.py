@@ -126,9 +126,11 @@ class Shape:
             raise SiteError(
                 f"A model of d_mlp={self.d_mlp!r} is not possible: it must be an integer from 0 up."
             )
-        for name in ("parallel", "attn_only", "learned_positions", "causal"):
+        for name in ("parallel", "attn_only", "learned_positions", "causal", "joint_heads"):
             if type(getattr(self, name)) is not bool:
                 raise SiteError(f"{name}={getattr(self, name)!r} of a Shape must be True or False.")
+        if not isinstance(self.experts, tuple) or not all(type(layer) is int for layer in self.experts):
+            raise SiteError(f"experts={self.experts!r} of a Shape must be a tuple of layers.")
         if self.n_heads % self.n_kv_heads:
             raise SiteError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads equally.")
 

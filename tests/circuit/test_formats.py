@@ -180,6 +180,17 @@ def test_a_circuit_goes_out_and_comes_back(tmp_path, shape, seed, share, scored,
     path.unlink()
 
 
+def test_shared_scores_that_overflow_together_are_refused(tmp_path):
+    graph = Graph(GROUPED)
+    path = wb.write_circuit(Circuit.of(graph, ["input->logits"]), tmp_path / "c.json", format="eap-json")
+    document = json.loads(path.read_text())
+    for head in (2, 3):
+        document["edges"][f"input->a1.h{head}<k>"]["score"] = 1.7e308
+    write(path, document)
+    with pytest.raises(CircuitError, match="add up to no finite number"):
+        wb.read_circuit(path, positive="supports", shape=GROUPED)
+
+
 def test_a_shared_key_is_theirs_for_every_head(tmp_path):
     graph = Graph(GROUPED)
     scores = np.where(graph.exists, 0.0, np.nan)

@@ -90,7 +90,13 @@ def from_foreign(foreign: ForeignCircuit, shape: Shape | None, sign: float) -> C
     # `.at`, because columns repeat: plain indexing would keep the last head that shares a key.
     np.logical_or.at(edges, cells, foreign.inside)
     np.logical_or.at(scored, cells, listed)
-    np.add.at(scores, cells, np.where(listed, sign * foreign.scores, 0.0))
+    with np.errstate(over="ignore"):  # an infinite sum is refused below
+        np.add.at(scores, cells, np.where(listed, sign * foreign.scores, 0.0))
+    for u, v in np.argwhere(~np.isfinite(scores))[:1]:
+        raise CircuitError(
+            f"the scores of {graph.writers[u]}->{graph.readers[v]}, one of each head that shares it, add up to "
+            "no finite number."
+        )
     scores = np.where(scored, scores + 0.0, np.nan)  # + 0.0 turns the -0.0 of a turned sign into 0.0
     # A node whose dimensions are all in the circuit is simply in it: only parts of nodes are noted.
     partial = {}
