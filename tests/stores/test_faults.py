@@ -1,6 +1,7 @@
 """What goes wrong with a store on disk: it is named, nothing is lost, and what is built after it has the same bytes."""
 
 import errno
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from workbench.stores.reading import StoredFile
 from workbench.stores.writing import writing
 
 SITES = ["z", "resid_post", "pattern"]
-LENGTHS = [random.Random(1).randint(1, 8) for _ in range(60)]
+LENGTHS = random.Random(1).choices(range(1, 9), k=60)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -420,3 +422,57 @@ def test_a_folder_in_the_place_of_a_shard_is_named(tmp_path):
     assert [damage.why for damage in verify(store)] == ["a folder where a file was"]
     with pytest.raises(StoreError, match="is a folder where a file of the store was"):
         wb.repair(model, store)
+
+
+def test_two_stores_that_begin_at_once_in_one_folder_do_not_mix(tmp_path, monkeypatch):
+    """The second process finds no plan when it begins, and must not write its own over the first one's."""
+    model, written = model_of("gpt2"), threading.Event()
+    requests = {
+        name: build.Request(prompts, {("z", 0): ("z", 0)}, threads=1)
+        for name, prompts in (("first", ragged(LENGTHS)), ("second", ragged(LENGTHS[::-1])))
+    }
+    errors: list[str] = []
+
+    def second() -> None:
+        written.wait(10)
+        try:
+            build.build_store(model, requests["second"], tmp_path / "s", progress=False)
+        except StoreError as error:
+            errors.append(str(error))
+
+    thread, write = threading.Thread(target=second), build.write_prompts
+
+    def slowly(folder, prompts, *rest):
+        write(folder, prompts, *rest)
+        if not written.is_set():
+            written.set()
+            thread.join(0.3)  # as long as the second needs to come as far
+
+    monkeypatch.setattr(build, "write_prompts", slowly)
+    thread.start()
+    store = build.build_store(model, requests["first"], tmp_path / "s", progress=False)
+    thread.join()
+    assert errors == [
+        f"{str(tmp_path / 's')!r} holds a store with another prompts: "
+        f"{requests['first'].prompts.fingerprint} there, {requests['second'].prompts.fingerprint} here. "
+        "Choose another path for this one."
+    ]
+    assert store.prompts.fingerprint == requests["first"].prompts.fingerprint
+    assert list(verify(tmp_path / "s")) == []
+
+
+def test_a_writer_that_came_too_late_leaves_the_next_one_s_file(tmp_path, monkeypatch):
+    """The file was finished between its opening and its lock, and a third process has begun another."""
+    partial, lock = tmp_path / ".a.partial", fcntl.flock
+
+    def meanwhile(handle, operation):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        os.replace(partial, tmp_path / "a")
+        partial.write_text("of a third process")
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    refused = pytest.raises(StoreError, match="was written by another process just now")
+    with refused, writing(tmp_path / "a", {"x": (torch.float32, (1,))}):
+        pytest.fail("the writer was not refused")
+    assert partial.read_text() == "of a third process"

@@ -1,5 +1,6 @@
 """Who may write a sweep's folder: one process, whatever the clock says, and one that is gone holds nobody up."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from fake_sweeps import record
 
-from workbench.errors import SweepError
+from workbench.errors import CannotWrite, SweepError
 from workbench.sweeps import lock
 from workbench.sweeps.lock import BEAT, LOCK, SYSTEM_LOCK, Waiting, locked
 from workbench.sweeps.log import Log, read_log
@@ -190,6 +191,71 @@ def test_a_lock_that_says_nothing_is_given_five_seconds(tmp_path, content):
     clock = Clock()
     with locked(tmp_path, clock.waiting):
         assert 5 < clock.now < 6
+
+
+def test_links_in_the_place_of_locks_lead_nowhere_and_hold_nobody_up(tmp_path):
+    """Such a name cannot be created, and nothing can be read there: asking again and again would not end."""
+    (tmp_path / LOCK).symlink_to(tmp_path / "gone")
+    (tmp_path / f"{BEAT}a1").symlink_to(tmp_path / "loop")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    clock = Clock()
+    with locked(tmp_path, clock.waiting):
+        assert 5 < clock.now < 6
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", SYSTEM_LOCK]
+
+
+def test_a_lock_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / LOCK).mkdir()
+    with (
+        pytest.raises(CannotWrite, match=r"sweep\.lock' of a process that is gone cannot be removed: Is a dir"),
+        locked(tmp_path, Clock().waiting),
+    ):
+        pass
+    (tmp_path / LOCK).rmdir()
+    held_elsewhere(tmp_path)
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", read_only)
+    with (
+        pytest.raises(CannotWrite, match="cannot be removed: Read-only file system"),
+        locked(tmp_path, Clock().waiting),
+    ):
+        pass
+    assert json.loads((tmp_path / LOCK).read_text()) == ELSEWHERE
+
+
+def test_a_heartbeat_that_cannot_be_written_gives_the_lock_back(tmp_path, monkeypatch):
+    opened = os.open
+
+    def full(path, flags, *more, **rest):
+        if BEAT in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, flags, *more, **rest)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(CannotWrite, match="cannot be written to: No space left on device"), locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [SYSTEM_LOCK]
+
+
+def test_a_third_process_s_lock_is_not_replaced_by_the_one_that_was_moved(tmp_path, monkeypatch):
+    """Between the look and the move the lock changed hands, and between the move and the way back again."""
+    held_elsewhere(tmp_path)
+    second, third = ELSEWHERE | {"token": "c3"}, ELSEWHERE | {"token": "d4"}
+    replace = os.replace
+
+    def meanwhile(source, target):
+        Path(source).write_text(json.dumps(second))
+        replace(source, target)
+        Path(source).write_text(json.dumps(third))
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    lock._remove_stale(tmp_path / LOCK, ELSEWHERE)
+    assert json.loads((tmp_path / LOCK).read_text()) == third
+    assert not list(tmp_path.glob("*.gone"))
 
 
 def test_a_process_that_lost_its_lock_writes_no_line_more(tmp_path):

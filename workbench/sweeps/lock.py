@@ -205,9 +205,12 @@ def _take_over(path: Path, waiting: Waiting, *, has_system_lock: bool) -> None:
 def _await_owner(path: Path, waiting: Waiting) -> None:
     """Wait for an owner who is about to say who it is; remove the lock of one that died before it could."""
     start = waiting.monotonic()
-    while path.exists() and not _owner(path):
+    while os.path.lexists(path) and not _owner(path):  # a link that leads nowhere holds a lock's place, too
         if waiting.monotonic() - start > UNREADABLE_FOR:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _stuck(path, error) from error
             return
         waiting.sleep(0.1)
 
@@ -248,19 +251,25 @@ def _remove_stale(path: Path, owner: Mapping[str, Any]) -> None:
     try:
         # Renaming is atomic: of several processes that see the lock stale, one gets it.
         os.replace(path, moved)
-        if _owner(moved) != owner:
-            # Where a third process has a lock by now, the one that was moved finds that it lost its own.
-            with suppress(FileExistsError):
-                os.link(moved, path)
-        moved.unlink(missing_ok=True)
+        try:
+            if _owner(moved) != owner:
+                # Where a third process has a lock by now, the one that was moved finds that it lost its own.
+                with suppress(FileExistsError):
+                    os.link(moved, path)
+        finally:
+            moved.unlink(missing_ok=True)
         if "token" in owner:
             path.with_name(f"{BEAT}{owner['token']}").unlink(missing_ok=True)
     except FileNotFoundError:
         return  # another process removed it
     except OSError as error:
-        raise CannotWrite(
-            f"The lock {str(path)!r} of a process that is gone cannot be removed: {error.strerror}."
-        ) from error
+        raise _stuck(path, error) from error
+
+
+def _stuck(path: Path, error: OSError) -> CannotWrite:
+    return CannotWrite(
+        f"The lock {str(path)!r} of a process that is gone cannot be removed: {error.strerror}."
+    )
 
 
 def _owner(path: Path) -> dict[str, Any]:
