@@ -58,7 +58,7 @@ Y = (X[:, 0] > 0).tolist()
         (
             {"selectors": ["given"], "given": {("mlp_post", 0): [9]}, "k": [1]},
             ProbeError,
-            "given names feature 9; <SiteView mlp_post[0]: 60 prompts, (60, 5) torch.float64> has 5.",
+            "given names feature 9; those of <SiteView mlp_post[0]: 60 prompts, (60, 5) torch.float64> are 0 to 4.",
         ),
         ({"pos": [3]}, ProbeError, "No labelled row lies at position 3. Label it, or leave it out of pos."),
         ({"pos": ["S2"]}, UnknownName, "position='S2' is not known. Choices: END."),

@@ -28,9 +28,11 @@ def fixed_selector(features: Sequence[int]) -> Selector:
         activations: Activations, columns: Columns, ks: Sequence[int], settings: ProbeSettings
     ) -> list[Tensor]:
         """The first k of the features, for every column."""
-        if int(best.min()) < 0 or int(best.max()) >= activations.n_features:
+        outside = best[(best < 0) | (best >= activations.n_features)].tolist()
+        if outside:
             raise ProbeError(
-                f"given names feature {int(best.max())}; {activations.view!r} has {activations.n_features}."
+                f"given names feature {outside[0]}; those of {activations.view!r} are 0 to "
+                f"{activations.n_features - 1}."
             )
         return [best[:k].expand(len(columns), -1) for k in ks]
 
