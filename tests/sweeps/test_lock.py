@@ -208,7 +208,9 @@ def test_links_in_the_place_of_locks_lead_nowhere_and_hold_nobody_up(tmp_path):
 def test_a_lock_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
     (tmp_path / LOCK).mkdir()
     with (
-        pytest.raises(CannotWrite, match=r"sweep\.lock' of a process that is gone cannot be removed: Is a dir"),
+        pytest.raises(
+            CannotWrite, match=r"sweep\.lock' of a process that is gone cannot be removed: Is a dir"
+        ),
         locked(tmp_path, Clock().waiting),
     ):
         pass
