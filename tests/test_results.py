@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import results
-from workbench.errors import OutputExists, WorkbenchError
+from workbench.errors import ArgumentError, OutputExists, WorkbenchError
 from workbench.statistics import summary
 
 
@@ -26,6 +26,29 @@ def test_attributes_are_numbers_and_text():
         "c": 1.5,
         "d": "('x',)",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 2.0) for name in ("_FillValue", "missing_value", "scale_factor", "add_offset", "NAME")),
+        *((name, 1) for name in ("", "a\0b", "\ud800", "x" * 300, 5, "_array", "coordinates", "_Unsigned")),
+        *(("seed", seed) for seed in (2**64, -(2**63) - 1, 10**400)),
+    ],
+)
+def test_attributes_that_would_change_numbers_or_get_lost_are_refused(tmp_path, name, value):
+    """Of these names the first four made `load` return other numbers than were saved."""
+    numbers = results.effect_array(np.array([1.0, 2.0, 3.0]), ("pos",), name="x")
+    for result in (numbers, numbers.to_dataset()):
+        with pytest.raises(ArgumentError, match=r"The attribute .* (needs another name|64 bits do not hold)"):
+            results.save(result.assign_attrs({name: value}), tmp_path / "r.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_units_that_look_like_dates_change_no_number(tmp_path):
+    facts = {"units": "days since 2000-01-01", "calendar": "standard", "seed": 2**64 - 1, "low": -(2**63)}
+    result = results.effect_array(np.array([1.0, 2.0, 3.0]), ("pos",), name="x", attrs=facts)
+    assert results.load(results.save(result, tmp_path / "r.nc")).identical(result)
 
 
 @settings(max_examples=30)

@@ -19,13 +19,20 @@ from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.checksums import seal, seal_holds
-from workbench.errors import WorkbenchError
+from workbench.errors import ArgumentError, WorkbenchError
 from workbench.files import check_free, whole
 from workbench.netcdf import check_netcdf
 
 Result = TypeVar("Result", xr.DataArray, xr.Dataset)
 # xarray's options belong to the whole process: two threads that set them could leave them changed.
 _options = Lock()
+# What xarray, netCDF and HDF5 take for facts about storage: on reading, numbers would be scaled or missing.
+_TAKEN = {
+    "_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "coordinates", "_array",
+    "CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates",
+    "_nc3_strict", "_NCProperties",
+}  # fmt: skip
+_LONGEST_NAME = 255
 _PACKAGES = ("interp-workbench", "torch", "transformer-lens", "transformers", "xarray")
 
 
@@ -57,12 +64,30 @@ def clean_attrs(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Attributes that netCDF can hold: numbers as they are, the rest as text.
 
     None is left out, booleans become 0 and 1, and integers of numpy plain ones.
+
+    Raises:
+        ArgumentError: a name that netCDF lacks or gives a meaning of its own, an integer of more than 64 bits.
     """
     kept: dict[str, str | int | float] = {}
     for key, value in attrs.items():
+        if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_NAME or not key.isprintable():
+            raise ArgumentError(
+                f"The attribute {str(key)[:40]!r} needs another name: a printable text of up to "
+                f"{_LONGEST_NAME} letters."
+            )
+        if key in _TAKEN:
+            raise ArgumentError(
+                f"The attribute {key!r} needs another name: in a netCDF file this one says how numbers are "
+                "stored."
+            )
         if isinstance(value, bool | np.bool_ | np.integer):
             kept[key] = int(value)
         elif isinstance(value, int | float):
+            if isinstance(value, int) and not -(2**63) <= value < 2**64:
+                raise ArgumentError(
+                    f"The attribute {key!r} is an integer that 64 bits do not hold, as netCDF has them. Give it "
+                    "as text."
+                )
             kept[key] = value
         elif value is not None:
             kept[key] = str(value)
@@ -94,17 +119,18 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     """Write a result as netCDF, whole or not at all, and return its path.
 
     Raises:
+        ArgumentError: an attribute that netCDF cannot hold, or takes for a fact about storage.
         OutputExists: there is a file already and `overwrite` is not given.
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
+    dataset, marks = result, {}
     if isinstance(result, xr.DataArray):
-        dataset = result.to_dataset(name=result.name or "values").assign_attrs(_array=result.name or "values")
-    else:
-        dataset = result
+        name = result.name or "values"
+        dataset, marks = result.to_dataset(name=name), {"_array": name}
     # h5netcdf refuses NUL and lone surrogates, which tokens may hold: texts are written backslash-escaped.
     encoded = dataset.assign_coords(_text_coords(dataset, _escape))
-    encoded.attrs = _map_attrs(clean_attrs(dataset.attrs), _escape)
+    encoded.attrs = _map_attrs(clean_attrs(dataset.attrs) | marks, _escape)
     for name in encoded.variables:
         encoded[name].attrs = _map_attrs(clean_attrs(encoded[name].attrs), _escape)
     with whole(path) as partial:
@@ -133,7 +159,8 @@ def load(path: str | Path) -> Any:
                 "take the file from a copy."
             )
         check_netcdf(path)
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
+        # `units` are a result's own: with them xarray would make dates of numbers ("days since ...").
+        with xr.open_dataset(path, engine="h5netcdf", decode_times=False) as opened:
             dataset = opened.load()
         dataset = dataset.assign_coords(_text_coords(dataset, _unescape))
         for variable in (dataset, *(dataset[name] for name in dataset.variables)):

@@ -21,7 +21,11 @@ from workbench.errors import CircuitError, OutputExists
     seed=st.integers(0, 2**32),
     share=st.sampled_from([0.1, 0.5, 1.0]),
     score=st.none() | sizes,
-    attrs=st.dictionaries(st.text(), st.text() | st.integers() | sizes, max_size=4),
+    attrs=st.dictionaries(
+        st.text(min_size=1).filter(str.isprintable),
+        st.text() | st.integers(-(2**63), 2**64 - 1) | sizes,
+        max_size=4,
+    ),
     prompt_ids=st.frozensets(st.text("0123456789abcdef"), max_size=3),
 )
 @files
@@ -198,6 +202,29 @@ def test_a_tampered_shape_is_refused_or_still_has_every_edge(tmp_path, key, wron
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("share", float("inf"), "'share' of a circuit is inf, and its file .* has finite numbers only"),
+        ("share", float("nan"), "is nan, and its file"),
+        ("seed", 10**400, "'seed' is an integer that 64 bits do not hold"),
+        ("", "x", "The attribute '' needs another name: a printable text"),
+        ("a\0b", "x", r"The attribute 'a\\x00b' needs another name"),
+        ("scale_factor", 2.0, "this one says how numbers are stored"),
+    ],
+)
+def test_attributes_that_no_file_can_hold_are_refused(tmp_path, name, value, message):
+    """Where a circuit begins, and not by the library that writes its file, or its scores."""
+    path, document = saved(tmp_path)
+    graph = Circuit.load(path).graph
+    for make in (Circuit.of, Circuit):
+        with pytest.raises(CircuitError, match=message):
+            make(graph, graph.exists, attrs={name: value})
+    path.write_text(json.dumps(document | {"attrs": document["attrs"] | {name: value}}))
+    with pytest.raises(CircuitError, match=f"is not a usable circuit file: .*{message}"):
+        Circuit.load(path, edited=True)
+
+
 def test_a_tampered_score_is_refused(tmp_path):
     path, document = saved(tmp_path)
     edge = next(iter(document["edges"]))
@@ -209,7 +236,8 @@ def test_a_tampered_score_is_refused(tmp_path):
     path.write_text(twice)
     with pytest.raises(CircuitError, match="is there twice"):
         Circuit.load(path)
-    for wrong in ("{bad", "5", '{"a0.1": 3}', '{"a0.1": ["x"]}'):
+    wrongs = ("{bad", "5", '{"a0.1": 3}', '{"a0.1": ["x"]}', '{"a9.9": [0]}')
+    for wrong in (*wrongs, '{"a0.1": [-1]}', '{"a0.1": [99999]}', '{"a0.1": [1, 1]}'):
         path.write_text(json.dumps(document | {"attrs": document["attrs"] | {"output_neurons": wrong}}))
         with pytest.raises(CircuitError, match="is not a usable circuit file"):
             Circuit.load(path)
@@ -263,4 +291,4 @@ def test_a_file_that_promises_an_enormous_graph_is_refused_at_once(tmp_path, siz
     path.write_text(json.dumps(document))
     with pytest.raises(CircuitError) as error:
         Circuit.load(path)
-    assert str(error.value) == message
+    assert str(error.value) == f"{str(path)!r} is not a usable circuit file: {message}"

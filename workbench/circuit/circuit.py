@@ -20,14 +20,21 @@ import xarray as xr
 
 from workbench.arguments import checked
 from workbench.circuit.collapse import collapse
-from workbench.circuit.components import Classes, check_known, check_labels, components, differences, mlp_of
+from workbench.circuit.components import (
+    Classes,
+    check_known,
+    check_labels,
+    clean_facts,
+    components,
+    differences,
+    mlp_of,
+)
 from workbench.circuit.document import CircuitDocument, read_document, write_document
 from workbench.circuit.graph import Graph
 from workbench.circuit.selection import edges_by_class, select_edges
 from workbench.circuit.tables import component_graph, edge_table, score_array
 from workbench.errors import CircuitError, warn
 from workbench.models.model import Model
-from workbench.results import clean_attrs
 from workbench.sites import Edge, Node, Position, Shape
 
 if TYPE_CHECKING:
@@ -62,6 +69,7 @@ class Circuit:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attrs", clean_facts(self.attrs))
         arrays = {"edges": self.edges, "scores": self.scores}
         for name, array in arrays.items():
             if array is None:
@@ -98,7 +106,8 @@ class Circuit:
             scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
 
         Raises:
-            CircuitError: matrices of another shape, or labels of nodes that the graph does not have.
+            CircuitError: matrices of another shape, labels of nodes that the graph does not have, or
+                attributes that no file can hold.
             SiteError: an edge that the graph does not have.
 
         >>> shape = Shape(2, 2, 2, 32, 16, 128, 50, 32)
@@ -117,14 +126,14 @@ class Circuit:
             )
         chosen = edges.astype(bool) & graph.exists
         roles = check_labels(graph, labels or {})
-        facts = clean_attrs(attrs or {})
+        prompts = frozenset(prompt_ids)
         n_requested, left = int(chosen.sum()), graph.prune(chosen)
         if mostly_dead_ends(n_requested, int(left.sum())):
             warn(
                 f"Of {n_requested:,} edges of this circuit {int(left.sum()):,} are left: the others are dead ends, "
                 "on no path from input to logits. A head needs an edge into it and one out of it."
             )
-        return cls(graph, left, scores, n_requested, facts, frozenset(prompt_ids), roles)
+        return cls(graph, left, scores, n_requested, attrs or {}, prompts, roles)
 
     @classmethod
     @checked

@@ -4,12 +4,15 @@ A component is `input`, a head, an MLP or one of its neurons, or `logits`. A key
 share belongs to each of those heads.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from workbench.circuit.graph import Graph
-from workbench.errors import CircuitError, UnknownName
+from workbench.documents import parse_json
+from workbench.errors import ArgumentError, CircuitError, UnknownName
+from workbench.results import clean_attrs
 from workbench.sites import Node
 
 Classes = Literal["reader", "writer", "layer", "role"]
@@ -91,6 +94,46 @@ def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
     if not all(isinstance(label, str) for label in labels.values()):
         raise CircuitError("Labels map the names of components to texts.")
     return dict(labels)
+
+
+def clean_facts(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """The attributes of a circuit as its file (JSON) and that of its scores (netCDF) hold them.
+
+    Raises:
+        CircuitError: a number that is not finite, an integer of more than 64 bits, a name that cannot be kept.
+    """
+    try:
+        facts = clean_attrs(attrs)
+    except ArgumentError as error:
+        raise CircuitError(str(error)) from error
+    for name, value in facts.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CircuitError(
+                f"The attribute {name!r} of a circuit is {value}, and its file (JSON) has finite numbers only. "
+                "Leave it out, or give it as text."
+            )
+    return facts
+
+
+def check_output_neurons(graph: Graph, text: Any) -> None:
+    """Raise `CircuitError` unless `output_neurons` is the JSON text of nodes and dimensions of their outputs."""
+    try:
+        by_node = parse_json(text) if isinstance(text, str) else None
+    except ValueError:
+        by_node = None
+    lists = by_node.values() if isinstance(by_node, dict) else [None]
+    for dims in lists:
+        if not isinstance(dims, list) or not all(type(dim) is int for dim in dims):
+            raise CircuitError("output_neurons is not the text of lists of dimensions by name.")
+        outside = [dim for dim in dims if not 0 <= dim < graph.shape.d_model]
+        if outside or len(set(dims)) < len(dims):
+            raise CircuitError(
+                f"output_neurons names dimension {(outside or dims)[0]}; those of an output are 0 to "
+                f"{graph.shape.d_model - 1}, each once."
+            )
+    check_known(
+        by_node or {}, {*graph.writers, "logits"}, "node", "output_neurons names components: a9.6, m3."
+    )
 
 
 def check_size(graph: Graph) -> None:

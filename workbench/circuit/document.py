@@ -16,15 +16,24 @@ from typing import Any
 import numpy as np
 
 from workbench.checksums import is_unchanged, signed
-from workbench.circuit.components import check_labels, check_size
+from workbench.circuit.components import check_labels, check_output_neurons, check_size, clean_facts
 from workbench.circuit.graph import Graph
-from workbench.documents import parse_json, read_json
+from workbench.documents import read_json
 from workbench.errors import CircuitError, SiteError
 from workbench.files import check_free, whole
 from workbench.sites import Edge
 
 FORMAT = "interp-workbench circuit 1"
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SiteError)
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    SiteError,
+    CircuitError,
+)
 """What reading a damaged or hostile document can run into: each means that the file is not usable."""
 
 
@@ -179,17 +188,8 @@ def _document(fields: Mapping[str, Any]) -> CircuitDocument:
         raise ValueError(f"n_requested is {n_requested} for {len(listed)} edges")
     scored = bool(outside) or any(score is not None for score in listed.values())
     labels = check_labels(graph, dict(fields.get("labels", {})))
-    attrs = dict(fields["attrs"])
-    _check_output_neurons(attrs.get("output_neurons", "{}"))
+    attrs = clean_facts(dict(fields["attrs"]))
+    check_output_neurons(graph, attrs.get("output_neurons", "{}"))
     return CircuitDocument(
         graph, edges, scores if scored else None, n_requested, attrs, frozenset(prompt_ids), labels
     )
-
-
-def _check_output_neurons(text: Any) -> None:
-    """Raise `ValueError` unless `output_neurons` is the JSON text of lists of dimensions by name."""
-    by_node = parse_json(text) if isinstance(text, str) else None
-    lists = by_node.values() if isinstance(by_node, dict) else [None]
-    for dims in lists:
-        if not isinstance(dims, list) or not all(type(dim) is int for dim in dims):
-            raise ValueError("output_neurons is not the text of lists of dimensions by name")
