@@ -454,3 +454,33 @@ def test_scores_go_out_and_are_cut_again():
         assert int(np.isfinite(array.values).sum()) == graph.n_edges
     with pytest.raises(CircuitError, match="has no scores"):
         Circuit.full(FULL).to_scores()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edges": lambda g: np.full(g.exists.shape, 0.5)}, "Edges are True or False, not float64"),
+        ({"edges": lambda g: g.exists * 2}, "Edges are True or False, not int64"),
+        ({"edges": lambda g: g.exists.astype(object)}, "Edges are True or False, not object"),
+        ({"scores": lambda g: np.where(g.exists, 1j, 0)}, "Scores are real numbers, not complex128"),
+        (
+            {"scores": lambda g: np.where(g.exists, -np.inf, np.nan)},
+            r"The score of input->\S+ is infinite",
+        ),
+    ],
+)
+def test_arrays_that_are_no_edges_or_scores_are_refused(change, message):
+    graph = Graph(GROUPED)
+    arrays = {"edges": graph.exists} | {name: make(graph) for name, make in change.items()}
+    for make in (Circuit.of, Circuit):
+        with pytest.raises(CircuitError, match=message):
+            make(graph, **arrays)
+
+
+def test_edges_that_the_graph_lacks_are_no_circuit():
+    graph = Graph(GROUPED)
+    with pytest.raises(CircuitError, match="The graph has no edge "):
+        Circuit(graph, np.ones_like(graph.exists))
+    ones = graph.exists.astype(np.int8)
+    assert Circuit.of(graph, ones, scores=ones) == Circuit(graph, graph.exists)
+    assert Circuit.of(graph, ones, scores=ones).scores.dtype == float

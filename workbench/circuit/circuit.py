@@ -22,12 +22,15 @@ from workbench.arguments import checked
 from workbench.circuit.collapse import collapse
 from workbench.circuit.components import (
     Classes,
+    check_edges,
     check_known,
     check_labels,
+    check_scores,
     clean_facts,
     components,
     differences,
     mlp_of,
+    yes_or_no,
 )
 from workbench.circuit.document import CircuitDocument, read_document, write_document
 from workbench.circuit.graph import Graph
@@ -70,20 +73,9 @@ class Circuit:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attrs", clean_facts(self.attrs))
-        arrays = {"edges": self.edges, "scores": self.scores}
-        for name, array in arrays.items():
-            if array is None:
-                continue
-            if array.shape != self.graph.exists.shape:
-                raise CircuitError(
-                    f"{name.capitalize()} of shape {array.shape} do not fit a graph with matrices of "
-                    f"{self.graph.exists.shape}."
-                )
-            # Read-only, and apart from the caller's array: the hash of a circuit is that of its edges.
-            if array.flags.writeable:
-                array = array.copy()
-                array.flags.writeable = False
-                object.__setattr__(self, name, array)
+        object.__setattr__(self, "edges", check_edges(self.graph, self.edges))
+        if self.scores is not None:
+            object.__setattr__(self, "scores", check_scores(self.graph, self.scores))
 
     @classmethod
     @checked
@@ -120,11 +112,7 @@ class Circuit:
             for edge in edges:
                 matrix[graph.index(edge)] = True
             edges = matrix
-        if edges.shape != graph.exists.shape:
-            raise CircuitError(
-                f"Edges of shape {edges.shape} do not fit a graph with matrices of {graph.exists.shape}."
-            )
-        chosen = edges.astype(bool) & graph.exists
+        chosen = yes_or_no(graph, edges) & graph.exists
         roles = check_labels(graph, labels or {})
         prompts = frozenset(prompt_ids)
         n_requested, left = int(chosen.sum()), graph.prune(chosen)

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+import numpy as np
+
 from workbench.circuit.graph import Graph
 from workbench.documents import parse_json
 from workbench.errors import ArgumentError, CircuitError, UnknownName
@@ -94,6 +96,55 @@ def check_labels(graph: Graph, labels: Mapping[str, str]) -> dict[str, str]:
     if not all(isinstance(label, str) for label in labels.values()):
         raise CircuitError("Labels map the names of components to texts.")
     return dict(labels)
+
+
+def yes_or_no(graph: Graph, edges: np.ndarray) -> np.ndarray:
+    """Edges as bool in the shape of the graph's matrices. Raises `CircuitError` where they are anything else."""
+    if edges.shape != graph.exists.shape:
+        raise CircuitError(
+            f"Edges of shape {edges.shape} do not fit a graph with matrices of {graph.exists.shape}."
+        )
+    if edges.dtype != bool and not (edges.dtype.kind in "iu" and np.isin(edges, (0, 1)).all()):
+        raise CircuitError(
+            f"Edges are True or False, not {edges.dtype}: compare with a number, as in scores > 0."
+        )
+    return edges.astype(bool, copy=False)
+
+
+def check_edges(graph: Graph, edges: np.ndarray) -> np.ndarray:
+    """The edges, read-only and apart from the caller's array. Raises `CircuitError` unless the graph has them."""
+    edges = yes_or_no(graph, edges)
+    for index in np.argwhere(edges & ~graph.exists)[:1]:
+        *_, u, v = index.tolist()
+        raise CircuitError(f"The graph has no edge {graph.writers[u]}->{graph.readers[v]}.")
+    return _frozen(edges)  # the hash of a circuit is that of its edges
+
+
+def check_scores(graph: Graph, scores: np.ndarray) -> np.ndarray:
+    """The scores, read-only. Raises `CircuitError` unless they are real numbers, or NaN where there is none."""
+    if scores.shape != graph.exists.shape:
+        raise CircuitError(
+            f"Scores of shape {scores.shape} do not fit a graph with matrices of {graph.exists.shape}."
+        )
+    if scores.dtype.kind not in "fiu":
+        raise CircuitError(f"Scores are real numbers, not {scores.dtype}.")
+    if scores.dtype.kind != "f":
+        scores = scores.astype(float)
+    for index in np.argwhere(np.isinf(scores))[:1]:
+        *_, u, v = index.tolist()
+        raise CircuitError(
+            f"The score of {graph.writers[u]}->{graph.readers[v]} is infinite, which cannot be ranked or saved. "
+            "Scores are finite, or NaN where there is none."
+        )
+    return _frozen(scores)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """A read-only array, apart from the caller's where that is not."""
+    if array.flags.writeable:
+        array = array.copy()
+        array.flags.writeable = False
+    return array
 
 
 def clean_facts(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:

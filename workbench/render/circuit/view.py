@@ -119,11 +119,6 @@ class CircuitView:
         """
         # a node of one position or neuron has no box of its own: many would lie on top of each other
         circuit = circuit.collapsed
-        if circuit.scores is not None and bool(np.isinf(circuit.scores[circuit.edges]).any()):
-            raise CircuitError(
-                "The circuit has infinite scores, which cannot be ranked or drawn. Scores must be finite, or "
-                "NaN where unknown."
-            )
         by_pos = scores_by_position(circuit, position_scores, tokens)
         bounds = intervals_of_edges(circuit, intervals)
         labels = token_labels(tokens, by_pos)
