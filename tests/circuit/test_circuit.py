@@ -158,13 +158,20 @@ def test_a_circuit_carries_where_its_scores_come_from():
     assert find_circuit(scores_of(Graph(FULL)), threshold=-1e9) == Circuit.full(FULL)
 
 
-def test_scores_with_kept_axes_are_averaged_and_then_cut():
+def test_scores_of_prompts_are_joined_by_their_size_or_averaged_and_then_cut():
     model, (pairs, _, corrupt) = model_of("gpt2"), pairs_and_stores("gpt2")
     kept = score_edges(model, pairs, value=from_store(corrupt), keep=("example",))
+    root_mean_square = (kept.astype(float) ** 2).mean("example", keep_attrs=True) ** 0.5
+    assert find_circuit(kept, n_edges=30) == find_circuit(
+        root_mean_square.assign_attrs(kept.attrs), n_edges=30
+    )
+    assert find_circuit(kept, n_edges=30, by="signed") == find_circuit(
+        kept.mean("example"), n_edges=30, by="signed"
+    )
     with pytest.raises(CircuitError) as error:
-        find_circuit(kept, n_edges=5)
+        find_circuit(kept.rename(example="prompt"), n_edges=5)
     assert str(error.value) == (
-        "Edge scores have dims (writer, reader), not ('example', 'writer', 'reader'). "
+        "Edge scores have dims (writer, reader), not ('prompt', 'writer', 'reader'). "
         "Make them with wb.score_edges(...); average kept axes first."
     )
     plain = score_edges(model, pairs, value=from_store(corrupt))
@@ -173,7 +180,8 @@ def test_scores_with_kept_axes_are_averaged_and_then_cut():
 
 def test_what_cannot_be_cut_is_refused():
     scores = scores_of(Graph(FULL))
-    prefix = "find_circuit: give exactly one of n_edges=, threshold=, n_nodes=, min_faithfulness=; given: "
+    ways = "n_edges=, threshold=, n_nodes=, min_faithfulness=, criteria="
+    prefix = f"find_circuit: give exactly one of {ways}; given: "
     for given_ways, named in (({}, "none"), ({"n_edges": 3, "threshold": 0.5}, "n_edges, threshold")):
         with pytest.raises(CircuitError) as error:
             find_circuit(scores, **given_ways)
