@@ -124,10 +124,12 @@ def save(result: xr.DataArray | xr.Dataset, path: str | Path, *, overwrite: bool
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
-    dataset, marks = result, {}
+    marks: dict[str, Any] = {}
     if isinstance(result, xr.DataArray):
-        name = result.name or "values"
-        dataset, marks = result.to_dataset(name=name), {"_array": name}
+        marks = {"_array": result.name or "values"}
+        dataset = result.to_dataset(name=marks["_array"])
+    else:
+        dataset = result
     # h5netcdf refuses NUL and lone surrogates, which tokens may hold: texts are written backslash-escaped.
     encoded = dataset.assign_coords(_text_coords(dataset, _escape))
     encoded.attrs = _map_attrs(clean_attrs(dataset.attrs) | marks, _escape)
