@@ -228,12 +228,12 @@ def _table(
     if n:
         letters = [measured[f"holds_{letter}"].values[:, list(places)] for letter in "abcd"]
         holds = np.stack(letters).all(0).mean(1)
-    inside = (masks & own).reshape(n, -1).sum(1)
+    inside = (masks & own).reshape(n, own.size).sum(1)
     columns |= {
         "holds": ("ablation", holds),
         "draws": ((), n),
         "distinct": ((), len({mask.tobytes() for mask in masks})),
-        "n_edges": ((), float(masks.reshape(n, -1).sum(1).mean()) if n else np.nan),
+        "n_edges": ((), float(masks.reshape(n, own.size).sum(1).mean()) if n else np.nan),
         "shared_edges": ((), float(inside.mean() / own.sum()) if n and own.any() else np.nan),
         "interval_over": ((), "draws" if control.is_drawn else "prompts"),
         "note": ((), control.why),
