@@ -84,7 +84,8 @@ def rule_stability(
         attrs: `draws`, `n_found`, `near`, `n_examples`.
 
     Raises:
-        CircuitError: scores without examples or of one only, too few draws, no runs, or another graph.
+        CircuitError: scores without examples or of one only, too few draws, a size that the graph does not
+            have, no runs, or those of another graph.
         NotFinite: an edge has a score that is NaN or infinite.
     """
     check_level(level)
@@ -105,6 +106,8 @@ def rule_stability(
                 f"rule_stability: the runs against {name!r} are of another graph: {one.graph}; the scores have "
                 f"{graph}."
             )
+    if near is not None and not 0 < near <= graph.n_edges:
+        raise CircuitError(f"rule_stability: near={near}; this graph has {graph.n_edges} edges.")
     grid = grid_of_sizes(graph.n_edges, criteria.at_most)
     judge = _Judge(graph, runs, criteria, level, seed)
     # The last sizes of the grid only confirm those before them.
@@ -114,9 +117,7 @@ def rule_stability(
         order = _order(all_examples, graph)
         (near,) = judge.smallest([order], grid, range(last + 1))
         near_passes = near is not None
-    middle = (
-        last if near is None else min(last, int(np.argmin(np.abs(np.log(np.array(grid) / max(near, 1))))))
-    )
+    middle = last if near is None else min(last, int(np.argmin(np.abs(np.log(np.array(grid) / near)))))
     near = grid[middle] if near is None else near
     window = range(max(0, middle - BELOW), min(last, middle + ABOVE) + 1)
     rng, n = np.random.default_rng(seed), scores.sizes["example"]
