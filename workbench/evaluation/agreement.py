@@ -29,7 +29,7 @@ from workbench.evaluation.controls import check_graph_of_runs
 from workbench.models.calls import model_call
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.statistics import NO_DIFFERENCE, ROUNDING, bootstrap, check_level, check_seed, mean_interval
+from workbench.statistics import NO_DIFFERENCE, ROUNDING, central, check_level, check_seed, mean_interval
 from workbench.text import progress_bar
 
 DIRECTIONS = ("noising", "denoising")
@@ -37,6 +37,9 @@ STRATA = ("inside", "outside")
 ROOT_MEAN_SQUARE = "root mean square"
 WEAK = 0.1
 """An edge is weak in a direction below this share of the circuit's median effect."""
+DRAWS = 1000
+RANKED_AT_ONCE = 2**22
+"""Numbers of resamples that are ranked together: 32 MiB."""
 FEWEST = 3
 """Edges from which on a rank correlation says something."""
 
@@ -98,8 +101,8 @@ def agreement(
         Dataset over (edge,), the names of the sampled edges: `inside`, `score` (joint magnitude); over
         (direction, ablation, edge): `effect` (mean over prompts, in the metric's unit) with `effect_low`,
         `effect_high` (over prompts), `size`. Over (ablation, edge): `one_direction`, "or-like" (strong in
-        denoising only), "and-like" (in noising only) or "": an edge is strong above the circuit's median size
-        in that direction and weak below a tenth of that median in the other.
+        denoising only), "and-like" (in noising only) or "": an edge is strong from the circuit's median size on
+        in that direction, and weak below a tenth of that median in the other.
         Over (direction, ablation, stratum): `spearman` of scores with sizes, `spearman_low`, `spearman_high`
         (bootstrap over edges; NaN for fewer than three). Over (direction, ablation): `median` (size inside),
         `above` (share of the sample outside whose size exceeds it) and `above_bound`, the one-sided
@@ -292,20 +295,35 @@ def _rank_agreement(
             continue
         # [edge, score + sizes of each direction and counterfactual]: an edge is drawn with all of them.
         table = np.column_stack([scores[members], sizes[..., members].reshape(-1, members.sum()).T])
-        ends = bootstrap(table, _spearman, level=level, seed=seed)
+        ends = central(_resampled_spearman(table, seed), level)
         for target, numbers in zip((middle, low, high), (_spearman(table), *ends), strict=True):
             target[..., k] = numbers.reshape(shape[:2])
     dims = ("direction", "ablation", "stratum")
     return {"spearman": (dims, middle), "spearman_low": (dims, low), "spearman_high": (dims, high)}
 
 
-def _spearman(table: np.ndarray) -> np.ndarray:
-    """The rank correlation of the first column with each other one; NaN where a column is constant."""
-    ranks = rankdata(table, axis=0)
-    ranks = ranks - ranks.mean(0)
-    spread = np.sqrt((ranks**2).sum(0))
-    product = spread[0] * spread[1:]
-    return ranks[:, 0] @ ranks[:, 1:] / np.where(product > 0, product, np.nan)
+def _resampled_spearman(table: np.ndarray, seed: int) -> Float[np.ndarray, "draw column"]:
+    """The rank correlations of resamples of the edges of a table [edge, column]."""
+    n = len(table)
+    drawn = np.random.default_rng(seed).integers(0, n, (DRAWS, n))
+    # Many resamples are ranked together, as few at a time as fit a fixed amount of memory.
+    per_pass = max(1, RANKED_AT_ONCE // table.size)
+    return np.concatenate(
+        [_spearman(table[drawn[start : start + per_pass]]) for start in range(0, DRAWS, per_pass)]
+    )
+
+
+def _spearman(table: Float[np.ndarray, "*draw edge column"]) -> np.ndarray:
+    """[*draw, column]: the rank correlation of the first column with each other one.
+
+    NaN where a column is constant.
+    """
+    ranks = rankdata(table, axis=-2)
+    ranks = ranks - ranks.mean(-2, keepdims=True)
+    spread = np.sqrt((ranks**2).sum(-2))
+    product = spread[..., :1] * spread[..., 1:]
+    shared = (ranks[..., :1] * ranks[..., 1:]).sum(-2)
+    return shared / np.where(product > 0, product, np.nan)
 
 
 def _beyond(outside: np.ndarray, medians: np.ndarray, sample: _Sample, level: float) -> dict[str, Any]:
@@ -328,8 +346,11 @@ def _one_direction(sizes: np.ndarray, medians: np.ndarray, rounding: np.ndarray)
     """[ablation, edge]: "or-like", "and-like" or "", from sizes [direction, ablation, edge]."""
     # A median that is rounding is exceeded by chance, and so is a tenth of one that is hardly more.
     least = np.maximum(medians, rounding / WEAK)[..., None]
-    noising, denoising = sizes
-    kinds = np.full(noising.shape, "", dtype=object)
-    kinds[(denoising > least[1]) & (noising < WEAK * least[1])] = "or-like"
-    kinds[(noising > least[0]) & (denoising < WEAK * least[0])] = "and-like"
+    # Edges on one path often have the same effect, and rounding must not part them.
+    is_strong = sizes >= least * (1 - ROUNDING)
+    # Both ends of the comparison are of the direction in which the edge is strong.
+    is_weak = sizes[::-1] < WEAK * least
+    kinds = np.full(sizes.shape[1:], "", dtype=object)
+    kinds[is_strong[0] & is_weak[0]] = "and-like"
+    kinds[is_strong[1] & is_weak[1]] = "or-like"
     return kinds
