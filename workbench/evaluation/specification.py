@@ -38,7 +38,7 @@ METHODS = ("eap-ig-inputs", "clean-corrupt")
 """Both keep the scores of single prompts at no cost."""
 ROBUST = 0.8
 """Share of the specifications in which a robust edge is."""
-CHOICES = ("ablation", "metric", "method", "draw")
+CHOICES = ("ablation", "metric", "score_method", "draw")
 
 
 @checked
@@ -80,10 +80,10 @@ def specification_curve(
         seed: of the resamples.
 
     Returns:
-        Dataset over (ablation, metric, method, draw, writer, reader): `edges`, the circuits; over
-        (ablation, metric, method, draw) `n_edges` without dead ends; over (writer, reader) `share` of the
+        Dataset over (ablation, metric, score_method, draw, writer, reader): `edges`, the circuits; over
+        (ablation, metric, score_method, draw) `n_edges` without dead ends; over (writer, reader) `share` of the
         specifications that have the edge (NaN where none exists) and `robust`, whether 80 % of them do; over
-        (choice,), one of "ablation", "metric", "method", "draw": `jaccard`, the mean agreement of two circuits
+        (choice,), one of "ablation", "metric", "score_method", "draw": `jaccard`, the mean agreement of two circuits
         that differ in this choice alone, the central share of such pairs in `jaccard_low`, `jaccard_high`, and
         `n_pairs` (NaN and 0 where there is nothing to choose).
         attrs: `n_specifications`, `n_robust`, `n` (prompts).
@@ -113,7 +113,7 @@ def specification_curve(
             f"specification_curve: n={len(pairs)}; every resample of a single prompt is the same."
         )
     measures = [as_metric(one) for one in (_metrics_of(pairs) if metrics is None else metrics)]
-    if not measures or not methods:
+    if not measures or len(methods) == 0:
         raise CircuitError("specification_curve: give at least one metric and one method.")
     values = _values(model, pairs, budget)
     drawn = np.random.default_rng(seed).integers(0, len(pairs), (draws, len(pairs)))
@@ -133,7 +133,7 @@ def specification_curve(
                         edges[i, j, k, d] = find_circuit(scores.isel(example=examples), n_edges=n_edges).edges
                     bar.update()
     coords = {
-        "ablation": list(values), "metric": [measure.name for measure in measures], "method": list(methods),
+        "ablation": list(values), "metric": [measure.name for measure in measures], "score_method": list(methods),
         "writer": list(graph.writers), "reader": list(graph.readers), "choice": list(CHOICES),
     }  # fmt: skip
     columns = _columns(graph, edges, level)
@@ -167,7 +167,7 @@ def _values(model: Model, pairs: PromptPairs, budget: int | None) -> dict[str, V
 
 
 def _columns(graph: Graph, edges: np.ndarray, level: float) -> dict[str, Any]:
-    """The columns of the result, from circuits [ablation, metric, method, draw, writer, reader]."""
+    """The columns of the result, from circuits [ablation, metric, score_method, draw, writer, reader]."""
     share = np.where(graph.exists, edges.mean((0, 1, 2, 3)), np.nan)
     agreements = [_agreement(np.moveaxis(edges, axis, 0), level) for axis in range(len(CHOICES))]
     middle, low, high, n_pairs = zip(*agreements, strict=True)
