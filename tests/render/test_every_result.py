@@ -33,12 +33,12 @@ PICTURES = {
 """Every public function whose result has a picture, and the case below that shows it."""
 NO_RESULT = set(
     (
-        "add capture capture_cost capture_pairs constant discover explain export from_store grid load_model "
+        "add agreement capture capture_cost capture_pairs constant controls discover explain export from_store grid load_model "
         "load_task mean metric model_fingerprint open_store planted planted_pairs plot project read_corpus "
-        "repair report resample run save scale write_circuit run_sweep zero"
+        "repair report resample rule_stability run save scale specification_curve write_circuit run_sweep zero"
     ).split()
 )
-"""Those that return values, prompts, stores, models, files, plans, or a folder of results to draw singly."""
+"""Those that return values, prompts, stores, models, files, plans, a folder of results to draw singly, or tables."""
 
 
 @pytest.fixture(scope="module")
