@@ -81,8 +81,8 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ActivationStore": (wb.ActivationStore, {
             "prompts": clean.prompts, "data": {}, "index": clean.index, "model": "m", "model_name": "m", "tokenizer": "t"}),
         "Circuit": (wb.Circuit, _fields(circuit)),
-        "Circuit.of": (wb.Circuit.of, {"graph": circuit.graph, "edges": ["m0->logits"]}),
-        "Circuit.of_nodes": (wb.Circuit.of_nodes, {"graph": circuit.graph, "nodes": ["m0"]}),
+        "Circuit.of": (wb.Circuit.of, {"model_or_shape": circuit.graph, "edges": ["m0->logits"]}),
+        "Circuit.of_nodes": (wb.Circuit.of_nodes, {"model_or_shape": circuit.graph, "nodes": ["m0"]}),
         "Circuit.full": (wb.Circuit.full, {"model_or_shape": model}),
         "Circuit.empty": (wb.Circuit.empty, {"model_or_shape": model}),
         "Circuit.load": (wb.Circuit.load, {"path": folder / "circuit.json"}),
@@ -90,6 +90,7 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Circuit.restricted": (circuit.restricted, {}),
         "Circuit.by_component": (circuit.by_component, {}),
         "Circuit.score": (circuit.score, {"edge": "m0->logits"}),
+        "Criteria": (wb.Criteria, {}),
         "Edge": (wb.Edge, {"writer": "m0", "reader": "logits"}),
         "Edge.parse": (wb.Edge.parse, {"text": "m0->logits"}),
         "Experiment": (wb.Experiment, _fields(wb.Experiment.of(model, pairs))),
@@ -130,6 +131,7 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "TunedLens": (wb.TunedLens, _fields(lens)),
         "TunedLens.load": (wb.TunedLens.load, {"path": folder / "lens"}),
         "WorkbenchError": (wb.WorkbenchError, {}),
+        "WorkbenchWarning": (wb.WorkbenchWarning, {}),
         "acdc": (wb.acdc, {"model": planted.model, "pairs": small, "value": value, "threshold": 1.0} | quiet),
         "add": (wb.add, {"vector": 1.0}),
         "agreement": (wb.agreement, {
@@ -151,6 +153,8 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "difference": (wb.difference, {"a": effects, "b": effects}),
         "direct_attribution": (wb.direct_attribution, {"store": clean, "model": model, "targets": pairs.answers}),
         # Discovery takes seconds: this one is refused for its folder, after its arguments were looked at.
+        "counterfactual_values": (wb.counterfactual_values, {"model": model, "pairs": pairs}),
+        "discover_cost": (wb.discover_cost, {"model": model, "task": "nothing"}),
         "discover": (wb.discover, {"model": model, "task": "ioi", "out": folder / "taken", "n": 4} | quiet),
         "effects": (wb.effects, on_pairs | quiet | {"sites": ["z[0.0]"]}),
         "evaluate": (wb.evaluate, on_circuit | quiet | {"checks": ()}),
@@ -165,6 +169,7 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "from_store": (wb.from_store, {"store": clean}),
         "grid": (wb.grid, {"kind": "z", "model_or_shape": model}),
         "head_scores": (wb.head_scores, {"store": clean}),
+        "joint_scores": (wb.joint_scores, {"scores": scores}),
         "learn_circuit": (wb.learn_circuit, on_pairs | quiet | {"n_edges": 5, "steps": 1}),
         "load": (wb.load, {"path": folder / "scores.nc"}),
         "load_model": (wb.load_model, {"source": model}),
@@ -269,7 +274,7 @@ def test_the_table_has_every_public_callable(in_tmp):
 @pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_valid_calls_are_valid(in_tmp, long):
     # Those that are refused for a reason of their own, because they would take seconds or write files.
-    stopped = {"discover", "measure", "PromptPairs.from_csv", "PromptPairs.from_jsonl"}
+    stopped = {"discover", "discover_cost", "measure", "PromptPairs.from_csv", "PromptPairs.from_jsonl"}
     with warnings.catch_warnings():
         # That so small a call has nothing to test, for one.
         warnings.simplefilter("ignore")

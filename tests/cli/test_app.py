@@ -50,7 +50,7 @@ REFUSED = {
     "discover ioi --edges 9999": "discover: --edges 9999; a circuit of this model has 1 to 1519 edges.",
     "discover ioi --n 0": "--n 0: at least one pair is needed.",
     "discover none.csv": "There is no file 'none.csv'.",
-    "discover ioi --metric kl": "The metric 'kl' compares with the clean run, so its gradient there is zero",
+    "discover ioi --method eap --metric kl": "The metric 'kl' compares with the clean run, so its gradient there is zero",
     "discover ioi --device cuda:7": "The device 'cuda:7' was asked for, and this machine",
     "measure tiny --n 0": "--n 0: at least one prompt is needed.",
     "measure tiny@3": "checkpoint='tiny@3' is not known.",
@@ -109,15 +109,12 @@ def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path, 
 
 
 def test_own_prompts_from_a_file_are_studied(tmp_path, monkeypatch):
-    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars")
+    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "tables", "windows")
     rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
     (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
-    lines = printed("discover", "mine.csv", "--out", "out").splitlines()
-    assert (
-        lines[0]
-        == "mine.csv in tiny: half of the pairs to find the circuit on, as many to test it on, seed 0"
-    )
+    lines = printed("discover", "mine.csv", "--out", "out", "--quick").splitlines()
+    assert lines[0].startswith("The model puts the right answer above the wrong one on ")
     assert lines[-1] == "out/report.html"
 
 

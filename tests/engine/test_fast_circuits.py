@@ -284,9 +284,9 @@ def test_equal_circuits_are_run_once(family, monkeypatch):
     run = []
     plain = Circuits.of_batch
 
-    def counted(self, batch, keep):
+    def counted(self, batch, keep, further=()):
         run.append(len(keep))
-        return plain(self, batch, keep)
+        return plain(self, batch, keep, further)
 
     monkeypatch.setattr(Circuits, "of_batch", counted)
     got = runs.measure(np.stack([b, a, b, c, a, a]))

@@ -33,8 +33,8 @@ PICTURES = {
 """Every public function whose result has a picture, and the case below that shows it."""
 NO_RESULT = set(
     (
-        "add agreement capture capture_cost capture_pairs constant controls discover explain export from_store grid load_model "
-        "load_task mean metric model_fingerprint open_store planted planted_pairs plot project read_corpus "
+        "add agreement capture capture_cost capture_pairs competent constant controls counterfactual_values "
+        "discover discover_cost explain export from_store grid joint_scores load_model load_task mean metric model_fingerprint open_store planted planted_pairs plot project read_corpus "
         "repair report resample rule_stability run save scale specification_curve write_circuit run_sweep zero"
     ).split()
 )

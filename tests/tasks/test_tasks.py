@@ -230,7 +230,7 @@ def test_nouns_whose_plural_is_longer_are_paired_with_another_noun(letters):
 
 
 def _text(prompts: Prompts) -> list[str]:
-    return ["".join(strings[1:]) for strings in prompts.strings]
+    return ["".join(strings[int(prompts.bos) :]) for strings in prompts.strings]
 
 
 def test_what_a_model_can_do_is_measured_with_answers_of_several_tokens(letters, tiny):

@@ -28,7 +28,7 @@ def grid_of_sizes(n_edges: int, at_most: float) -> list[int]:
     """Numbers of edges to try: down from the largest that counts, and `BEYOND` larger ones.
 
     >>> grid_of_sizes(1519, 0.15)
-    [3, 5, 8, 13, 19, 29, 44, 67, 101, 151, 227, 341, 512]
+    [3, 5, 8, 13, 20, 30, 45, 67, 101, 151, 227, 341, 512]
     """
     largest = at_most * n_edges
     sizes = {min(n_edges, int(largest * STEP**k)) for k in range(BEYOND + 1)}

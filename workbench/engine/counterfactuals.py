@@ -40,13 +40,18 @@ def counterfactual_values(
     >>> list(counterfactual_values(model, wb.load_task("ioi", model, n=4)))
     ['swap', 'abc']
     """
-    shape = Shape.of(model)
-    read = [site for site in sites if not shape.lacks(KINDS[str(site).partition("[")[0]])]
+    read = those_of(model, sites)
     values: dict[str, Value] = {}
     for name, some in pairs.counterfactuals.items():
         store = capture(model, some.corrupt, sites=read, budget=budget, progress=False)
         values[name] = from_store(store)
     return values
+
+
+def those_of(model: Model, sites: Sequence[str | Site]) -> list[str | Site]:
+    """Those sites that a model has: an attention-only one lacks those of the MLPs."""
+    shape = Shape.of(model)
+    return [site for site in sites if not shape.lacks(KINDS[str(site).partition("[")[0]])]
 
 
 def pairs_for(pairs: PromptPairs, name: str) -> PromptPairs:

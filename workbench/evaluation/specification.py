@@ -20,7 +20,7 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.capture import capture
-from workbench.engine.counterfactuals import KINDS_READ, counterfactual_values, pairs_for
+from workbench.engine.counterfactuals import KINDS_READ, counterfactual_values, pairs_for, those_of
 from workbench.engine.values import Value, mean, zero
 from workbench.errors import CircuitError, PromptError
 from workbench.evaluation.curves import jaccard
@@ -30,7 +30,6 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
-from workbench.sites import KINDS, Shape
 from workbench.statistics import central, check_level, check_seed
 from workbench.text import progress_bar
 
@@ -153,9 +152,8 @@ def _metrics_of(pairs: PromptPairs) -> tuple[str, str]:
 
 def _values(model: Model, pairs: PromptPairs, budget: int | None) -> dict[str, Value]:
     """The patched values by name: of each counterfactual, zero, and the mean of the clean prompts."""
-    shape = Shape.of(model)
-    kinds = [kind for kind in KINDS_READ if not shape.lacks(KINDS[kind])]
-    clean = capture(model, pairs.clean, sites=kinds, budget=budget, progress=False)
+    read = those_of(model, KINDS_READ)
+    clean = capture(model, pairs.clean, sites=read, budget=budget, progress=False)
     values = counterfactual_values(model, pairs, budget=budget)
     for name in ("zero", "mean"):
         if name in values:

@@ -21,7 +21,7 @@ from workbench.prompts.answers import padded_answers
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
-from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, render, vocabulary
+from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
 from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
 
 # So many draws in a row without a new prompt mean that there are no more.
@@ -112,7 +112,8 @@ def load_task(
         split: "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
             use word combinations that were never in its training text.
         variant: the kind of corruption; None gives every counterfactual of the same clean prompts: the task's
-            first as `corrupt`, the others as `further`.
+            first as `corrupt`, the others as `further`, but for those that this vocabulary has no words for
+            (`provenance["left_out"]`).
         bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds it.
 
     Raises:
@@ -154,10 +155,14 @@ def load_task(
         "metric": "sequence_logprob_diff" if several else task.metric,
     }  # fmt: skip
     drawn = [sentence for sentence, _ in pairs]
-    sides = {
-        other: wording.prompts(_corrupted(task, wording, lexicon, drawn, seed, split, other))
-        for other in further
-    }
+    sides: dict[str, Prompts] = {}
+    for other in further:
+        sentences = _corrupted(task, wording, lexicon, drawn, seed, split, other)
+        # A vocabulary may have no word of the same length for one of them; the other pairs are whole.
+        if sentences is None:
+            provenance["left_out"] = f"{other}: no sentence of the same length in this vocabulary"
+        else:
+            sides[other] = wording.prompts(sentences)
     return PromptPairs(clean, corrupt, answers, wrong, provenance, sides)
 
 
@@ -216,8 +221,11 @@ def _corrupted(
     seed: int,
     split: Split,
     variant: str,
-) -> list[Sentence]:
-    """Clean sentences with another corruption, each in the split and as long as the clean one."""
+) -> list[Sentence] | None:
+    """Clean sentences with another corruption, each in the split and as long as the clean one.
+
+    None where a sentence has none in this vocabulary.
+    """
     # A stream of its own: clean prompts and the first corruption are the same with it and without.
     rng = random.Random(f"{task.name} {variant} of given sentences {split} {seed}")
     sentences: list[Sentence] = []
@@ -229,10 +237,7 @@ def _corrupted(
                 sentences.append(corrupt)
                 break
         else:
-            raise PromptError(
-                f"The task {task.name!r} has no corruption {variant!r} of {render(clean.words)[0]!r} that is "
-                f"as long in this vocabulary. variant={task.variants[0]!r} gives pairs without it."
-            )
+            return None
     return sentences
 
 

@@ -220,7 +220,9 @@ def _prompt_sets(
         return PromptSets.of(model, task, seed=seed, variant=variant, metric=metric)
     if quick and variant is None:
         variant = find_task(task).counterfactuals[0]
-    size = n or (FEW if quick else 64)
+    size = n
+    if size is None:
+        size = FEW if quick else 64
     return PromptSets.of(model, task, n=size, seed=seed, variant=variant, metric=metric)
 
 

@@ -317,6 +317,11 @@ class DiscoveryJob:
         agreed = None
         if self.quick:
             left_out["agreement"] = "quick runs measure no single edges"
+        elif self.sets.test.metric.needs_reference:
+            name = self.sets.test.metric.name
+            left_out["agreement"] = (
+                f"{name} compares with the clean run, and one of the two directions edits the corrupt one"
+            )
         else:
             agreed = self._agreement(scores, circuit)
         return _Trust(measured, stability, core, agreed, left_out)
