@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import OutputExists, WorkbenchError
 from workbench.render.attention_panels import attention_panel
-from workbench.render.report import Html, report
+from workbench.render.report import Folded, Html, Warned, report
 
 
 def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
@@ -55,6 +55,18 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
     assert path.stat().st_size < 1_000_000
 
 
+def test_warnings_stand_out_and_folded_items_open_with_a_click(tmp_path):
+    table = pd.DataFrame({"faithfulness": ["0.98 [0.96, 0.99]", "-3.90 [-4, -3]", "a [b]"]})
+    effects = xr.DataArray(np.eye(2), dims=("layer", "head"), attrs={"model": "tiny"})
+    items = [Warned("not <believed>"), Folded("The <numbers>", table), Folded("A picture", effects)]
+    text = report([("all", items)], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    assert '<p class="text warned">not &lt;believed&gt;</p>' in text
+    assert '<details class="folded"><summary>The &lt;numbers&gt;</summary><table' in text
+    assert text.count('<td class="interval">') == 2
+    # What a folded result says of where it comes from stands in the footer as that of others does.
+    assert "model tiny" in text
+
+
 def test_report_is_the_same_every_time_and_brings_no_bundle_without_panels(tmp_path, view):
     pages = [
         report([("circuit", view)], tmp_path / name, title="t").read_bytes() for name in ("a.html", "b.html")
@@ -83,7 +95,7 @@ def test_report_replaces_nothing_unasked_and_leaves_no_half_page(tmp_path):
         report([("a", "three"), ("b", object())], path, title="t", overwrite=True)
     assert str(error.value) == (
         "Section 'b' of the report: an object cannot be shown. Circuits, views, panels, xarray results, "
-        "pandas tables, matplotlib figures, text and Html(...) can."
+        "pandas tables, matplotlib figures, text, Html(...), Warned(...) and Folded(...) can."
     )
     assert "two" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]

@@ -58,7 +58,8 @@ def frontier(
     Returns:
         Dataset over (ablation, size): each of `MEASURES` with `_low` and `_high` (of the faithfulness `low`
         and `high`), `m_circuit` (mean), `holds_a` to `holds_d`, `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned`
-        and `passes_all`; over (ablation,) `m_full`, `m_empty` (means).
+        and `passes_all`; over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and
+        `largest`, the size up to which a circuit counts.
     """
     graph = next(iter(runs.values())).graph
     masks = []
@@ -73,7 +74,14 @@ def frontier(
     for step in range(1, BEYOND + 1):
         # At the end of the grid there is no next size, and so nothing that passes.
         passes = passes & holds.shift(size=-step, fill_value=False)
-    return measured.assign(
+    low, high = criteria.faithfulness
+    facts = {
+        "kind": "frontier", "level": level, "seed": seed, "faithfulness_from": low, "faithfulness_to": high,
+        "error_at_most": criteria.error, "kl_recovered_at_least": criteria.kl_recovered,
+        "answers_kept_at_least": criteria.answers_kept, "same_choice_at_least": criteria.same_choice,
+        "largest": int(criteria.at_most * graph.n_edges), "n_edges_of_graph": graph.n_edges,
+    }  # fmt: skip
+    return measured.assign_attrs(facts).assign(
         holds=holds,
         passes=passes,
         passes_all=passes.all("ablation"),

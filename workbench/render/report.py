@@ -3,6 +3,7 @@
 Each of these is drawn by a module of its own; here is decided which draws what, and tables are written.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from workbench.results import versions
 from workbench.text import visible, with_article, xml
 
 Section = tuple[str, Any] | tuple[str, Any, str]
+# A number with its interval, which stays on one line.
+_INTERVAL = re.compile(r"-?[\d.,]+%? \[[^\]]*\]")
 _FACTS = ("model", "data", "task", "metric", "value", "method", "base", "n", "seed")
 
 
@@ -37,6 +40,26 @@ class Html:
 
     Plain text is escaped instead.
     """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """An item that opens with a click: exact numbers beside a figure, say.
+
+    Attributes:
+        label: what a reader clicks on, plain text.
+        item: anything that a section may hold.
+    """
+
+    label: str
+    item: Any
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A sentence that a reader must not miss."""
 
     text: str
 
@@ -55,8 +78,8 @@ def report(
 
     Args:
         sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a
-            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`, or
-            a list of these.
+            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`,
+            `Warned`, one of these `Folded`, or a list of these.
         path: of the page.
         title, subtitle: plain text.
         command: what made the run, shown at the end with the versions and the facts that the results carry.
@@ -139,6 +162,11 @@ def _show(item: Any, heading: str) -> str:
     """One item as HTML."""
     if isinstance(item, Html):
         return item.text
+    if isinstance(item, Folded):
+        inside = _show(item.item, heading)
+        return f'<details class="folded"><summary>{xml(item.label)}</summary>{inside}</details>'
+    if isinstance(item, Warned):
+        return f'<p class="text warned">{_lines(item.text)}</p>'
     if isinstance(item, str):
         paragraphs = [text for text in item.split("\n\n") if text.strip()]
         return "".join(f'<p class="text">{_lines(text)}</p>' for text in paragraphs)
@@ -158,7 +186,7 @@ def _show(item: Any, heading: str) -> str:
         return figure_html(plot(item), alt=heading)
     raise WorkbenchError(
         f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, xarray results, "
-        "pandas tables, matplotlib figures, text and Html(...) can."
+        "pandas tables, matplotlib figures, text, Html(...), Warned(...) and Folded(...) can."
     )
 
 
@@ -190,6 +218,8 @@ def _row(tag: str, texts: Iterable[str], numeric: Sequence[bool]) -> str:
         style = ""
         if is_number:
             style = ' class="num"'
+        elif _INTERVAL.fullmatch(text):
+            style = ' class="interval"'
         cells += f"<{tag}{style}>{xml(text)}</{tag}>"
     return f"<tr>{cells}</tr>"
 
@@ -211,6 +241,8 @@ def _cell(value: Any) -> str:
 
 def _facts(item: Any) -> dict[str, str]:
     """What a result says of where it comes from."""
+    if isinstance(item, Folded):
+        return _facts(item.item)
     if not isinstance(item, Circuit | xr.DataArray | xr.Dataset):
         return {}
     attrs = item.attrs

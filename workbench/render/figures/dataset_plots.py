@@ -1,7 +1,7 @@
-"""The figure of a Dataset, by the variables it has: `DATASETS`, in the order in which they are tried.
+"""The figure of a Dataset: by the kind that it says it is (`KINDS`), or by its variables (`DATASETS`).
 
 `dataset_figure` looks a result up there. Arrays are drawn by `array_plots`, and what only one kind of study
-needs by `circuit_plots` and `probe_plots`.
+needs by `circuit_plots`, `criteria_plots`, `trust_plots` and `probe_plots`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures import circuit_plots
+from workbench.render.figures import circuit_plots, criteria_plots, trust_plots
 from workbench.render.figures.array_axes import MOST_BARS, STRONGEST, by_strength
 from workbench.render.figures.array_plots import array_figure
 from workbench.render.figures.bar_plots import bars
@@ -23,15 +23,21 @@ from workbench.render.figures.tables import token_table
 
 
 def dataset_figure(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
-    """The figure of a Dataset, by its variables; of one with a single variable the figure of its array.
+    """The figure of a Dataset, by its kind or variables; of one with a single variable that of its array.
 
     Args:
         title: of the figure.
         labels: token strings of the position axes.
     Raises:
-        WorkbenchError: none of `DATASETS` fits and there are several variables, or there is nothing to draw.
+        WorkbenchError: none of `KINDS` and `DATASETS` fits and there are several variables, or there is nothing to draw.
     """
     names = set(map(str, result.variables))
+    needed, draw_kind = KINDS.get(str(result.attrs.get("kind")), (frozenset(), None))
+    # A part of such a result keeps its attributes and not its variables, and is drawn by what it has.
+    if draw_kind is not None and needed <= names:
+        for name in needed:
+            check_filled(result[name])
+        return draw_kind(result, title)
     for needed, draw in DATASETS:
         if needed <= names:
             # before any figure is begun, because a blank figure would look like a result
@@ -106,6 +112,17 @@ def _unlabelled(
     return lambda result, title, labels: draw(result, title)
 
 
+KINDS: dict[str, tuple[frozenset[str], Callable[[xr.Dataset, Title], Figure]]] = {
+    "frontier": (
+        frozenset({"size", "faithfulness", "error", "kl_recovered", "answers_kept", "m_full", "m_empty"}),
+        criteria_plots.frontier,
+    ),
+    "controls": (frozenset({"control", "faithfulness", "error", "circuit_error"}), trust_plots.controls),
+    "rule_stability": (frozenset({"size", "n_edges", "jaccard_near"}), trust_plots.rule_stability),
+    "agreement": (frozenset({"edge", "size", "score", "spearman"}), trust_plots.agreement),
+    "specification_curve": (frozenset({"share", "jaccard", "choice"}), trust_plots.specification),
+}
+"""What a Dataset says it is → the variables that it then has, and its figure."""
 DATASETS: tuple[tuple[frozenset[str], Callable[[xr.Dataset, Title, Labels], Figure]], ...] = (
     (frozenset({"token", "prob", "layer", "pos"}), _top_tokens),
     (frozenset({"accuracy", "k", "control_kind"}), _probe_results),
