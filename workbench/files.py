@@ -197,7 +197,8 @@ def _claimed(name: str, root: Path) -> tuple[Path, Path]:
 def replaced(out: Path, files: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to write the files into.
 
-    They are moved in place at the end, so that a stopped run leaves nothing.
+    They are moved in place at the end, so that a stopped run leaves nothing. Of `files`, those that this run did
+    not write are gone then: an earlier run's would be taken for its own.
 
     Raises:
         OutputExists: `out` cannot be written to, or holds such files and `overwrite` is not given.
@@ -291,7 +292,9 @@ def _move(written: Path, out: Path, files: Sequence[str]) -> None:
         for name in files:
             (out / name).unlink(missing_ok=True)
         for name in files:
-            os.replace(near / name, out / name)
+            # A run need not write all of the files that one can have.
+            if (near / name).exists():
+                os.replace(near / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

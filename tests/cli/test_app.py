@@ -109,13 +109,14 @@ def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path, 
 
 
 def test_own_prompts_from_a_file_are_studied(tmp_path, monkeypatch):
-    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "tables", "windows")
+    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "door", "car")
     rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
     (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
-    lines = printed("discover", "mine.csv", "--out", "out", "--quick").splitlines()
+    lines = printed("discover", "mine.csv", "--quick", "--out", "out").splitlines()
     assert lines[0].startswith("The model puts the right answer above the wrong one on ")
-    assert lines[-1] == "out/report.html"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert lines[-3:] == [summary["title"], summary["headline"], "out/report.html"]
 
 
 def test_help_and_lists():

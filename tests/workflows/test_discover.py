@@ -1,23 +1,31 @@
 """`discover`: what is written, what is refused, and what is found in `tiny`."""
 
 import functools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import workbench as wb
 from workbench.circuit.circuit import Circuit
 from workbench.errors import OutputExists, PromptError
 from workbench.files import fresh_folder
+from workbench.text import xml
+from workbench.workflows import discover as discover_module
 from workbench.workflows.discover import FILES
 from workbench.workflows.discovery_run import DiscoveryRun
+from workbench.workflows.runs import report_difference, report_run
+from workbench.workflows.verdict import competence_text, headline, title_of
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
 
@@ -27,11 +35,16 @@ def tiny():
     return wb.load_model("tiny", device="cpu")
 
 
+N = 8
+MADE = set(FILES) - {"multiverse.nc"}
+"""What a run writes that is not asked for other choices."""
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> DiscoveryRun:
     """One run, which the tests below look at from several sides."""
     out = tmp_path_factory.mktemp("study") / "ioi"
-    return wb.discover(tiny(), "ioi", out=out, n=32, command="workbench discover ioi", progress=False)
+    return wb.discover(tiny(), "ioi", out=out, n=N, command="workbench discover ioi", progress=False)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -42,7 +55,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_writes_everything_and_nothing_else(run):
-    assert sorted(path.name for path in run.folder.iterdir()) == sorted(FILES)
+    assert {path.name for path in run.folder.iterdir()} == MADE
     assert [path for path in run.folder.parent.iterdir() if path.name.startswith(".")] == []
     assert Circuit.load(run.folder / "circuit.json") == run.circuit
     effects = wb.load(run.folder / "effects.nc")
@@ -51,37 +64,95 @@ def test_a_run_writes_everything_and_nothing_else(run):
     assert len(table) == 1519
     assert table["in_circuit"].sum() == run.circuit.n_edges
     page = run.report.read_text(encoding="utf-8")
-    for words in ("workbench discover ioi", "faithfulness", "torch", "held-out", "Content-Security-Policy"):
+    for words in ("workbench discover ioi", "torch", "Content-Security-Policy"):
         assert words in page, words
     assert not re.search(r"""(src|href)\s*=\s*["']https?://""", page)
 
 
-def test_the_circuit_was_tested_on_prompts_it_was_not_found_on(run):
-    evaluation = run.evaluation
-    assert float(evaluation["in_sample"].sel(circuit="held-out")) == 0
-    assert float(evaluation["in_sample"].sel(circuit="in-sample")) == 1
-    assert float(evaluation["faithfulness"].sel(circuit="20 random circuits")) < 0.2
+def test_the_report_begins_with_what_the_model_can_do_and_what_was_found(run):
+    page = run.report.read_text(encoding="utf-8")
+    shown = [competence_text(run.competence), *headline(run).split(". ")[:1], *run.counterfactuals]
+    places = [page.index(xml(text), page.index("<section")) for text in shown]
+    assert places[:2] == sorted(places[:2])
+    assert f"<h1>{xml(title_of(run))}</h1>" in page
+    headings = re.findall(r"<h2>([^<]*)</h2>", page)
+    assert headings[:5] == [
+        "In short", "The circuit", "The criteria on the test prompts", "Criteria against circuit size",
+        "Controls: would other circuits do as well?",
+    ]  # fmt: skip
+
+
+def test_no_prompt_that_a_circuit_was_found_with_tests_it(run):
+    assert (run.evaluation["in_sample"].values == 0).all()
+    assert run.evaluation.attrs["n"] == 2 * N
+    assert run.competence.n == run.frontier.attrs["n"] == N
+
+
+def test_it_is_tested_against_every_counterfactual_and_with_values_beside(run):
+    assert run.counterfactuals == ("swap", "abc")
+    assert run.evaluation["ablation"].values.tolist() == ["swap", "abc", "zero", "mean"]
+    assert {"circuit", "difference swap"} <= set(run.circuits)
+    # The five edges of the one difference are a small part of what reproduces both.
+    assert run.circuits["difference swap"].n_edges < run.circuit.n_edges
+
+
+def test_the_summary_has_the_numbers_of_the_run(run):
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    cell = run.evaluation.sel(circuit="circuit", ablation="abc")
+    told = summary["test"]["abc"]["circuit"]
+    assert told["faithfulness"] == pytest.approx(
+        [float(cell[key]) for key in ("faithfulness", "low", "high")], rel=1e-4
+    )
+    assert told["m_full"] == pytest.approx(float(cell["m_full"].mean()), rel=1e-4)
+    assert summary["n_edges"] == run.circuit.n_edges
+    assert {row["control"] for row in summary["controls"]["rows"]} == set(run.controls["control"].values)
+    assert summary["stability"]["core_size"] == run.circuits["core"].n_edges
+    assert len((run.folder / "summary.json").read_bytes()) < 40_000
+
+
+def test_every_part_of_a_run_has_a_figure_from_its_file(run):
+    for name in ("frontier", "controls", "stability", "agreement"):
+        assert isinstance(wb.plot(wb.load(run.folder / f"{name}.nc")), Figure)
+
+
+def test_a_run_is_shown_again_and_compared_with_itself(run, tmp_path):
+    page = report_run(run.folder, tmp_path / "again.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"<h2>([^<]*)</h2>", page)) == MADE - {"summary.json", "report.html"}
+    # Frontier, controls, stability and agreement are drawn, and not put in words.
+    assert page.count('class="plot"') >= 4
+    page = report_difference(run.folder, run.folder, tmp_path / "same.html").read_text(encoding="utf-8")
+    assert "The same in every cell" in page
+    assert "Only in one" not in page
 
 
 def test_an_existing_run_is_not_overwritten(run):
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
     with pytest.raises(OutputExists) as refused:
         wb.discover(tiny(), "ioi", out=run.folder, n=4)
+    written = ", ".join(name for name in FILES if name in MADE)
     assert str(refused.value) == (
-        f"{str(run.folder)!r} holds another run; this would overwrite {', '.join(FILES)}. "
+        f"{str(run.folder)!r} holds another run; this would overwrite {written}. "
         "Choose another folder with --out, or pass --overwrite (overwrite=True)."
     )
     assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_nothing(run, tmp_path, monkeypatch):
     def stop(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("workbench.workflows.discover.report", stop)
     with pytest.raises(KeyboardInterrupt):
-        wb.discover(tiny(), "agreement", out=tmp_path / "runs" / "x", n=4, progress=False)
+        discover_module._write(replace(run, folder=tmp_path / "runs" / "x"), None, [], None, False)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_an_earlier_run_made_does_not_stay_beside_a_new_one(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.folder, out)
+    fewer = replace(run, folder=out, frontier=None, stability=None)
+    discover_module._write(fewer, None, [("text", "a page", "")], None, True)
+    assert {path.name for path in out.iterdir()} == MADE - {"frontier.nc", "stability.nc", "lens.nc"}
 
 
 def test_fresh_folders_are_numbered(tmp_path):
@@ -106,20 +177,41 @@ def test_two_per_cent_of_the_edges_keep_ninety_per_cent_of_the_behaviour(task: s
 
 def test_zero_and_mean_values_are_found_and_written_as_the_corrupt_run_is(tmp_path):
     for value in ("zero", "mean"):
-        run = wb.discover(tiny(), "induction", out=tmp_path / value, n=8, value=value, progress=False)
+        run = wb.discover(
+            tiny(), "induction", out=tmp_path / value, n=4, value=value, quick=True, progress=False
+        )
         assert np.isfinite(run.evaluation["faithfulness"].values).all(), value
-        assert run.circuit.attrs["value"].startswith(value)
+        assert run.counterfactuals == (value,)
+        assert f"with {value} values only" in headline(run)
+
+
+@pytest.mark.parametrize(("options", "by"), [({"n_edges": 20}, "size"), ({"method": "acdc"}, "method")])
+def test_a_size_that_the_criteria_did_not_choose_is_judged_on_the_test_prompts(tmp_path, options, by):
+    run = wb.discover(tiny(), "ioi", out=tmp_path / "run", n=4, quick=True, progress=False, **options)
+    assert (run.chosen_by, run.recommended) == (by, False)
+    assert title_of(run).startswith(f"Circuit of {run.circuit.n_edges} edges")
+    assert (run.folder / "frontier.nc").exists() == (by == "size")
+
+
+def own_rows() -> list[str]:
+    """Sixteen pairs for `tiny`, with two corruptions: another number, and another noun besides."""
+    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "door", "car")
+    return [
+        f"The {noun} near the {other},The {noun}s near the {other},The {nouns[i - 1]}s near the {other},is,are"
+        for i, noun in enumerate(nouns)
+        for other in others
+    ]
 
 
 def test_pairs_of_your_own_are_split_and_need_equal_lengths(tmp_path):
     """Pairs from a file make the same report as a task; unequal lengths are refused before any work."""
-    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars")
-    rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
-    (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")
+    head = "clean,corrupt,corrupt2,answer,wrong\n"
+    (tmp_path / "mine.csv").write_text(head + "\n".join(own_rows()) + "\n")
     pairs = wb.PromptPairs.from_csv(tiny(), tmp_path / "mine.csv")
-    run = wb.discover(tiny(), pairs, out=tmp_path / "out", progress=False)
+    run = wb.discover(tiny(), pairs, out=tmp_path / "out", quick=True, progress=False)
     assert run.report.is_file()
-    assert run.evaluation.attrs["n"] < len(pairs)
+    assert run.evaluation.attrs["n"] == len(pairs) // 2
+    assert "tested against one counterfactual only" in headline(run)
     (tmp_path / "odd.csv").write_text("clean,corrupt,answer,wrong\nThe dog,The old dogs,is,are\n")
     odd = wb.PromptPairs.from_csv(tiny(), tmp_path / "odd.csv")
     with pytest.raises(PromptError) as refused:

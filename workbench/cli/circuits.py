@@ -88,7 +88,13 @@ def discover(
     from workbench.files import check_output
     from workbench.tasks.registry import PAIR_READERS, find_task
     from workbench.workflows.discover import FILES
-    from workbench.workflows.summary import competence_text, headline, title_of
+    from workbench.workflows.verdict import (
+        competence_text,
+        competence_warning,
+        differences_text,
+        headline,
+        title_of,
+    )
 
     read = PAIR_READERS.get(Path(task).suffix.lower())
     if read is None:
@@ -127,10 +133,10 @@ def discover(
             command=command_line(),
             overwrite=overwrite,
         )
-    say(competence_text(run.competence))
-    say(title_of(run))
-    say(headline(run))
-    say(str(run.report))
+    lines = [competence_text(run.competence), competence_warning(run.competence)]
+    lines += [title_of(run), headline(run), differences_text(run), str(run.report)]
+    for line in filter(None, lines):
+        say(line)
 
 
 def evaluate_circuit(

@@ -37,11 +37,12 @@ from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
-from workbench.workflows.summary import summary_text, title_of
+from workbench.workflows.summary import summary_text
+from workbench.workflows.verdict import title_of
 
 FILES = (
     "circuit.json", "summary.json", "effects.nc", "lens.nc", "edges.parquet", "frontier.nc", "evaluation.nc",
-    "report.html",
+    "controls.nc", "stability.nc", "agreement.nc", "multiverse.nc", "report.html",
 )  # fmt: skip
 # The values of `named_values.NAMES` for edges of the clean run that need no draw (`resample`), no number
 # (`constant:X`, `scale:X`) and no fit (`optimal`); without `clean`, which is the run that is edited.
@@ -245,8 +246,10 @@ def _write(
         results.save(run.evaluation, partial / "evaluation.nc")
         if lens is not None:
             results.save(lens, partial / "lens.nc")
-        if run.frontier is not None:
-            results.save(run.frontier, partial / "frontier.nc")
+        for name in ("frontier", "controls", "stability", "agreement", "multiverse"):
+            measured = getattr(run, name)
+            if measured is not None:
+                results.save(measured, partial / f"{name}.nc")
         edges_frame(run).to_parquet(partial / "edges.parquet")
         report(sections, partial / "report.html", title=title_of(run), command=command)
 

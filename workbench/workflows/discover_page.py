@@ -1,7 +1,7 @@
 """The report of `discover`, from the claim to the details: `sections_of` makes its sections.
 
 It draws what a `DiscoveryRun` holds; the only thing that it measures is the circuit's edges on single
-prompts.
+prompts. The sentences are in `verdict`, how far to trust the circuit is in `trust_page`.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,21 @@ from workbench.models.load import model_name
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.svg import CircuitView
+from workbench.render.report import Folded, Warned
 from workbench.statistics import interval_text, summary
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
-from workbench.workflows.summary import competence_text, headline
+from workbench.workflows.trust_page import trust_sections
+from workbench.workflows.verdict import (
+    competence_text,
+    competence_warning,
+    differences_text,
+    listed,
+    metric_words,
+    number,
+    sentences,
+    verdict,
+)
 
 SHOWN_PROMPTS = 3
 SHOWN_HEADS = 12
@@ -46,13 +57,14 @@ def sections_of(run: DiscoveryRun, sets: PromptSets, lens: xr.DataArray | None, 
     shown = test.select(slice(SHOWN_PROMPTS))
     view = CircuitView.on_prompts([_view(run, shown, i, heads, value) for i in range(len(shown))])
     sections: list[Section] = [
-        ("Can the model do it?", competence_text(run.competence), ""),
-        ("What was found", view, headline(run)),
-        ("The criteria on the test prompts", _criteria_table(run), _criteria_caption(run, sets)),
+        ("In short", in_short(run), ""),
+        ("The circuit", view, _circuit_caption(run)),
+        ("The criteria on the test prompts", _criteria_items(run), _criteria_caption(run, sets)),
     ]
     if run.frontier is not None:
-        sections.append(("Criteria against circuit size", _frontier_table(run), _frontier_caption(run)))
-    sections += _trust(run)
+        items = [run.frontier, Folded("The numbers", _frontier_table(run.frontier))]
+        sections.append(("Criteria against circuit size", items, _frontier_caption(run)))
+    sections += trust_sections(run)
     sections += _effects(run, test.metric.name)
     if lens is not None:
         sections.append(_lens(lens, test.pairs))
@@ -68,9 +80,24 @@ def sections_of(run: DiscoveryRun, sets: PromptSets, lens: xr.DataArray | None, 
     if lens is None:
         missing["logit lens"] = "it reads one token, and these answers are several"
     if missing:
-        listed = " ".join(f"{name.capitalize()}: {reason}." for name, reason in missing.items())
-        sections.append(("What was left out", listed, ""))
+        reasons = " ".join(f"{name.capitalize()}: {reason}." for name, reason in missing.items())
+        sections.append(("What was left out", reasons, ""))
     return sections
+
+
+def in_short(run: DiscoveryRun) -> list[Any]:
+    """What a reader has to know: whether the model does the task, and what was found."""
+    items: list[Any] = [competence_text(run.competence)]
+    warning = competence_warning(run.competence)
+    if warning:
+        items.append(Warned(warning))
+    claim, *numbers = sentences(run)
+    items.append(claim if verdict(run) == "circuit" else Warned(claim))
+    items.append("\n".join(numbers))
+    differences = differences_text(run)
+    if differences:
+        items.append(differences)
+    return items
 
 
 def strongest_heads(circuit: Circuit, most: int = SHOWN_HEADS) -> list[tuple[int, int]]:
@@ -117,28 +144,61 @@ def _view(
     )
 
 
-def _criteria_table(run: DiscoveryRun) -> pd.DataFrame:
-    """Every circuit against everything that it was tested with: one row each."""
+def _circuit_caption(run: DiscoveryRun) -> str:
+    caption = "Edges by the size of their score; positions and attention on the first test prompts."
+    if verdict(run) == "no circuit":
+        return f"{caption} This is the best trade-off, which the criteria do not accept."
+    return caption
+
+
+def _criteria_items(run: DiscoveryRun) -> list[Any]:
+    """The circuit on all prompts and on those that the model gets right; and, folded, every other circuit."""
+    n = run.evaluation.attrs["n"]
+    prompts = {f"all {n}": run.evaluation}
+    if run.competent is not None:
+        prompts[f"{run.competent.sizes['example']} right"] = run.competent
     rows = []
-    for circuit in run.evaluation["circuit"].values:
-        for ablation in run.evaluation["ablation"].values:
-            cell = run.evaluation.sel(circuit=circuit, ablation=ablation)
-            rows.append({
-                "circuit": str(circuit), "against": str(ablation), "edges": int(cell["n_edges"]),
-                "faithfulness": _with_interval(cell, "faithfulness"),
-                "error per prompt": _with_interval(cell, "error"), "r": _with_interval(cell, "r"),
-                "KL recovered": _with_interval(cell, "kl_recovered"),
-                "answers kept": _share(cell["answers_kept"]), "first choice kept": _share(cell["same_choice"]),
-                "holds": " ".join(letter for letter in "abcd" if bool(cell[f"holds_{letter}"])) or "none",
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+    for name in map(str, run.evaluation["ablation"].values):
+        for label, measured in prompts.items():
+            if name in measured["ablation"].values:
+                cell = measured.sel(circuit="circuit", ablation=name)
+                rows.append({"against": name, "prompts": label} | _criteria_row(cell))
+    items: list[Any] = [pd.DataFrame(rows)]
+    others = [
+        {"circuit": name, "edges": circuit.n_edges, "against": str(against)}
+        | _criteria_row(run.evaluation.sel(circuit=name, ablation=against))
+        for name, circuit in run.circuits.items()
+        if name != "circuit"
+        for against in run.evaluation["ablation"].values
+    ]
+    if others:
+        names = listed(name for name in run.circuits if name != "circuit")
+        items.append(Folded(f"The same of {names}", pd.DataFrame(others)))
+    return items
+
+
+def _criteria_row(cell: xr.Dataset) -> dict[str, Any]:
+    """The metric, the measures and the criteria of a circuit against one counterfactual."""
+    failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
+    return {
+        "metric": number(cell["m_circuit"].mean()),
+        "of the model": number(cell["m_full"].mean()),
+        "with no edge": number(cell["m_empty"].mean()),
+        "faithfulness": _with_interval(cell, "faithfulness"),
+        "error": _with_interval(cell, "error"),
+        "r": number(cell["r"]),
+        "KL recovered": number(cell["kl_recovered"]),
+        "answers kept": _share(cell["answers_kept"]),
+        "first choice kept": _share(cell["same_choice"]),
+        "fails": "".join(failing) or "–",
+    }  # fmt: skip
 
 
 def _with_interval(cell: xr.Dataset, name: str) -> str:
     prefix = "" if name == "faithfulness" else f"{name}_"
     # + 0.0 turns -0.0 into 0.0.
-    mean, low, high = (float(cell[key].round(2)) + 0.0 for key in (name, f"{prefix}low", f"{prefix}high"))
-    return f"{mean:.2f} {interval_text(low, high, '.2f')}"
+    low, high = (float(cell[f"{prefix}{end}"].round(2)) + 0.0 for end in ("low", "high"))
+    return f"{number(cell[name])} {interval_text(low, high, '.2f')}"
 
 
 def _share(value: xr.DataArray) -> str:
@@ -147,37 +207,40 @@ def _share(value: xr.DataArray) -> str:
 
 def _criteria_caption(run: DiscoveryRun, sets: PromptSets) -> str:
     text = "; ".join(run.criteria.text(letter) for letter in "abcd")
+    metric, unit = metric_words(run.evaluation.attrs["metric"]), run.evaluation.attrs.get("unit", "")
     caption = (
-        f"On {len(sets.test)} prompts that chose nothing ({len(sets.find)} made the scores, {len(sets.select)} chose "
-        f"the size). The criteria: {text}. Zero and mean values are another question than the counterfactuals: "
-        "they are shown, and no circuit was chosen for them."
+        f"Metric: {metric}{f' ({unit})' if unit else ''}, mean over prompts. {len(sets.test)} prompts that chose "
+        f"nothing; {len(sets.find)} others made the scores, and {len(sets.select)} chose the size. The criteria: "
+        f"{text}."
     )
-    if run.competent is not None:
-        n = run.competent.sizes["example"]
-        parts = []
-        for name in run.competent["ablation"].values:
-            cell = run.competent.sel(circuit="circuit", ablation=name)
-            parts.append(
-                f"{name}: faithfulness {_with_interval(cell, 'faithfulness')}, error {_with_interval(cell, 'error')}"
-            )
-        caption += f" On the {n} test prompts that the model gets right: {'; '.join(parts)}."
+    others = [name for name in map(str, run.evaluation["ablation"].values) if name not in run.counterfactuals]
+    if others:
+        caption += (
+            f" {listed(others).capitalize()} values ask another question than the counterfactuals: they are shown, "
+            "and no circuit was chosen for them."
+        )
+    full = run.evaluation["m_full"].isel(ablation=0)
+    if run.competent is None and bool((full > 0).all()):
+        caption += " The model gets all of these prompts right."
     return caption
 
 
-def _frontier_table(run: DiscoveryRun) -> pd.DataFrame:
-    assert run.frontier is not None
+def _frontier_table(frontier: xr.Dataset) -> pd.DataFrame:
+    """A row for each size: the measures against each counterfactual, and what fails."""
     rows = []
-    for size in run.frontier["size"].values:
-        row: dict[str, Any] = {"edges": int(size), "share": f"{size / run.circuit.graph.n_edges:.1%}"}
-        for name in run.frontier["ablation"].values:
-            cell = run.frontier.sel(size=size, ablation=name)
+    for size in frontier["size"].values:
+        row: dict[str, Any] = {
+            "edges": int(size),
+            "share": f"{size / frontier.attrs['n_edges_of_graph']:.1%}",
+        }
+        for name in map(str, frontier["ablation"].values):
+            cell = frontier.sel(size=size, ablation=name)
             row[f"{name}: faithfulness"] = _with_interval(cell, "faithfulness")
-            row[f"{name}: error"] = f"{float(cell['error']):.2f}"
-            row[f"{name}: KL"] = f"{float(cell['kl_recovered']):.2f}"
-            row[f"{name}: holds"] = (
-                " ".join(letter for letter in "abcd" if bool(cell[f"holds_{letter}"])) or "none"
-            )
-        row["passes"] = "yes" if bool(run.frontier["passes_all"].sel(size=size)) else ""
+            row[f"{name}: error"] = number(cell["error"])
+            row[f"{name}: KL"] = number(cell["kl_recovered"])
+            failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
+            row[f"{name}: fails"] = "".join(failing) or "–"
+        row["passes"] = "yes" if bool(frontier["passes_all"].sel(size=size)) else ""
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -185,47 +248,17 @@ def _frontier_table(run: DiscoveryRun) -> pd.DataFrame:
 def _frontier_caption(run: DiscoveryRun) -> str:
     assert run.frontier is not None
     smallest = smallest_passing(run.frontier)
-    found = f"The smallest size that passes is {smallest}." if smallest else "No size passes."
+    found = f"The smallest size that passes has {smallest:,} edges." if smallest else "No size passes."
+    if run.chosen_by == "criteria" and run.recommended and run.circuit.n_edges != smallest:
+        found += f" Refining led to {run.circuit.n_edges:,} edges, which keep the criteria too."
     single = smallest_by_counterfactual(run.frontier)
-    by_name = "; ".join(f"{name} alone: {size or 'none'}" for name, size in single.items())
+    if len(single) > 1:
+        by_name = [f"{name} {f'{size:,}' if size else 'none'}" for name, size in single.items()]
+        found += f" Against one counterfactual alone: {', '.join(by_name)}."
     return (
-        "On the prompts that chose the size, edges ranked by their joint score. A size passes when the criteria "
-        f"hold at it and at the next two, against every counterfactual. {found} {by_name.capitalize()}."
-    )
-
-
-def _trust(run: DiscoveryRun) -> list[Section]:
-    sections: list[Section] = []
-    if run.controls is not None:
-        sections.append(("Controls", _table_of(run.controls), ""))
-    if run.stability is not None:
-        sections.append(("Stability over prompts", _table_of(run.stability), ""))
-    if run.agreement is not None:
-        sections.append(("Agreement with exact effects", _table_of(run.agreement), ""))
-    if run.checks is not None:
-        sections.append(("Further checks", _doubts(run.checks), ""))
-    return sections
-
-
-def _table_of(dataset: xr.Dataset) -> pd.DataFrame:
-    small = [name for name, column in dataset.data_vars.items() if column.size <= 100 and column.ndim <= 2]
-    frame = dataset[small].to_dataframe().reset_index().round(3)
-    frame[frame.select_dtypes("number").columns] += 0.0  # -0.0 would be shown as -0
-    return frame
-
-
-def _doubts(checks: xr.Dataset) -> str:
-    """What speaks against the circuit, in words."""
-    facts = {name: float(checks[name]) for name in ("complement", "random", "incompleteness", "minimal")}
-    low, high = float(checks["incompleteness_low"]), float(checks["incompleteness_high"])
-    return (
-        f"Completeness: when components are knocked out of circuit and model alike, the two differ most, by "
-        f"{facts['incompleteness']:.0%} [{low:.0%}, {high:.0%}] of the effect, without "
-        f"{checks['incompleteness_set'].values} (0 % is a complete circuit). Minimality: removing any one of "
-        f"{facts['minimal']:.0%} of its heads and MLPs costs at least 1 % of the metric; not needed: "
-        f"{checks['unneeded'].values or 'none'}. The complement keeps {facts['complement']:.0%} of the effect and "
-        f"random circuits of whole paths {facts['random']:.0%}: both hold for whatever contains the few edges that "
-        "all depends on."
+        f"On the {run.frontier.attrs.get('n', '')} prompts that chose the size, edges ranked by "
+        f"{run.circuit.attrs.get('method', 'their scores')} over all counterfactuals. A size passes when the "
+        f"criteria hold at it and at the next two sizes, against every counterfactual. {found}"
     )
 
 

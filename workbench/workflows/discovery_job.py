@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
@@ -137,7 +139,7 @@ class DiscoveryJob:
             criteria=self.criteria,
             competence=competence,
             scores=joint,
-            frontier=None if search is None else search.frontier,
+            frontier=None if search is None else self._frontier(search, circuit),
             evaluation=evaluation,
             in_sample=self._measured({"circuit": circuit}, self.sets.find, self.sets.find.values(self.value)),
             circuits=circuits,
@@ -151,8 +153,24 @@ class DiscoveryJob:
             agreement=trust.agreement,
             multiverse=self._multiverse(circuit),
             intervals=self._intervals(scores),
+            chosen_by=self._chosen_by(search),
             left_out=trust.left_out,
         )
+
+    def _frontier(self, search: CriteriaSearch, circuit: Circuit) -> xr.Dataset:
+        """The frontier, with what it was measured on."""
+        select = self.sets.select
+        facts = select.pairs.attrs(self.model) | {
+            "metric": select.metric.name, "unit": select.metric.unit, "method": self.method,
+            "chosen": circuit.n_edges,
+        }  # fmt: skip
+        return search.frontier.assign_attrs(results.clean_attrs(facts))
+
+    def _chosen_by(self, search: CriteriaSearch | None) -> Literal["criteria", "size", "method"]:
+        """What decided the size of the circuit."""
+        if search is None:
+            return "method"
+        return "criteria" if self.n_edges is None else "size"
 
     def _competence(self) -> Score:
         """How well the model does the task, on the prompts to find with.

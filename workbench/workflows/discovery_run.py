@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import xarray as xr
 
@@ -18,12 +19,15 @@ class DiscoveryRun:
     Attributes:
         circuit: the recommended one; where none keeps the criteria, the best trade-off up to their largest
             size.
-        recommended: whether the circuit keeps the criteria on the prompts that chose it.
+        recommended: whether the circuit keeps the criteria on the prompts that chose it; False also where
+            nothing chose it by them.
+        chosen_by: what decided the size: "criteria", "size" (a number of edges that was given), or "method"
+            (one that decides it by itself).
         criteria: its bounds.
         competence: how well the model does the task, on the prompts to find with.
         scores: of every edge, on the same, joined over counterfactuals and prompts.
-        frontier: the measures by size, on the prompts to select with (ablation, size); None for methods that
-            decide the size themselves.
+        frontier: the measures by size, on the prompts to select with (ablation, size), with attrs["chosen"],
+            the circuit's number of edges; None for methods that decide the size themselves.
         evaluation: every circuit of `circuits` on the test prompts (ablation, circuit), as `evaluate`; the
             ablations are the counterfactuals and, where they were not the value itself, "zero" and "mean".
         competent: the same on those test prompts that the model gets right; None where these are all.
@@ -59,6 +63,7 @@ class DiscoveryRun:
     agreement: xr.Dataset | None = None
     multiverse: xr.Dataset | None = None
     intervals: xr.Dataset | None = None
+    chosen_by: Literal["criteria", "size", "method"] = "criteria"
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -1,10 +1,9 @@
-"""`summary.json`: every number of a `discover` by name, for scripts; and the sentences that say what it found.
+"""`summary.json`: the numbers of a `discover` by name, for scripts. Read `summary_text`, which lists the keys.
 
-Read `headline`: a report, the command and the notebook begin with it. Nothing is measured here.
+Whole tables of edges and of prompts are in the other files of the folder. Nothing is measured here.
 """
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,165 +11,251 @@ import xarray as xr
 
 from workbench.discovery.frontier import smallest_by_counterfactual, smallest_passing
 from workbench.engine.resemblance import MEASURES
-from workbench.tasks.measure import Score
+from workbench.tasks.measure import Estimate
 from workbench.workflows.discovery_run import DiscoveryRun
+from workbench.workflows.verdict import CAPABLE, headline, passes_on_test, title_of, verdict
 
-CAPABLE = 0.85
-"""Share of prompts with right above wrong under which a model is said not to do the task."""
-APART = 0.2
-"""Counterfactuals whose faithfulness differs by more are different differences."""
-
-
-def title_of(run: DiscoveryRun) -> str:
-    """What the run found, in a line: a circuit, the circuit of one difference, or none."""
-    task = f"{run.evaluation.attrs.get('task', 'own prompts')} in {run.evaluation.attrs['model']}"
-    if run.recommended:
-        return f"Circuit: {task}"
-    against = _against(run)
-    if len(against) > 1 and max(against.values()) - min(against.values()) > APART:
-        return f"Circuit of the difference {max(against, key=lambda name: against[name])}: {task}"
-    if run.frontier is not None:
-        return f"No circuit under {run.criteria.at_most:.0%}: {task}"
-    return f"Edges, not tested by criteria: {task}"
-
-
-def competence_text(score: Score) -> str:
-    """Whether the model does the task, with a warning where it does not."""
-    right, first = score.right_above_wrong, score.first_choice
-    text = (
-        f"The model puts the right answer above the wrong one on {right.mean:.0%} of {score.n} prompts "
-        f"[{right.low:.0%}, {right.high:.0%}] and makes it its first choice on {first.mean:.0%} "
-        f"[{first.low:.0%}, {first.high:.0%}]."
-    )
-    if right.mean < CAPABLE:
-        text += (
-            f" That is under {CAPABLE:.0%}: a circuit of these prompts explains a behaviour that the model "
-            "hardly has. Use prompts that it can do, or wb.competent(model, pairs)."
-        )
-    return text
-
-
-def headline(run: DiscoveryRun) -> str:
-    """What the circuit does on the test prompts, in units that a person has."""
-    circuit, row = run.circuit, run.evaluation.sel(circuit="circuit")
-    share = circuit.n_edges / circuit.graph.n_edges
-    first = run.counterfactuals[0]
-    one = row.sel(ablation=first)
-    unit = f" {run.evaluation.attrs.get('unit', '')}".rstrip()
-    ranges = {name: (float(one[name].mean())) for name in ("m_circuit", "m_full", "m_empty")}
-    against = _against(run)
-    held = [f"{name} ({value:.2f})" for name, value in against.items() if _holds(run, name)]
-    missed = [f"{name} ({value:.2f})" for name, value in against.items() if not _holds(run, name)]
-    others = [
-        f"{name} values ({float(row['faithfulness'].sel(ablation=name)):.2f})"
-        for name in row["ablation"].values
-        if name not in against
-    ]
-    text = (
-        f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({share:.1%}): "
-        f"{run.evaluation.attrs['metric']} {ranges['m_circuit']:.2f}{unit} of the model's "
-        f"{ranges['m_full']:.2f} ({first}, every edge replaced: {ranges['m_empty']:.2f})."
-    )
-    if held:
-        text += f" It reproduces the model against {' and '.join(held)}."
-    if missed:
-        text += f" It does not keep the criteria against {' and '.join(missed)}."
-    if others:
-        text += f" Not asked for: {', '.join(others)}."
-    text += f" Prompt by prompt r {float(one['r']):.2f}, error {float(one['error']):.2f} of the mean gap."
-    if max(against.values()) > 1.05:
-        text += " Above 1 it does the task more than the model does: it leaves out what works against it."
-    if len(against) == 1:
-        text += " It was tested against one counterfactual only."
-    return text
-
-
-def _against(run: DiscoveryRun) -> dict[str, float]:
-    """Counterfactual → the faithfulness of the circuit on the test prompts."""
-    row = run.evaluation["faithfulness"].sel(circuit="circuit")
-    return {name: float(row.sel(ablation=name)) for name in run.counterfactuals}
-
-
-def _holds(run: DiscoveryRun, name: str) -> bool:
-    """Whether all criteria hold on the test prompts against a counterfactual."""
-    row = run.evaluation.sel(circuit="circuit", ablation=name)
-    return all(bool(row[f"holds_{letter}"]) for letter in "abcd")
+DIGITS = 5
+"""Significant digits of every number."""
 
 
 def summary_text(run: DiscoveryRun) -> str:
-    """The JSON of `summary.json`; what was not measured is null."""
+    """The JSON of `summary.json`. What was not measured is null or left out; `[x, low, high]` is with its interval.
+
+    format                    "workbench-discover-1"
+    title, headline           the sentences that the report begins with
+    verdict                   "circuit", "fails on test prompts" or "no circuit"
+    recommended               whether the criteria hold on the prompts that chose the size
+    passes_on_test            whether they hold on the test prompts, against every counterfactual
+    chosen_by                 "criteria", "size" or "method"
+    criteria                  their bounds, as in `Criteria`
+    counterfactuals           what they were held to
+    n_edges, n_edges_of_graph, share_of_edges
+    circuits                  name → number of edges
+    competence                n, right_above_wrong, first_choice, clean, corrupt (of each counterfactual), capable
+    test                      ablation → circuit → measures, on the test prompts
+    test_competent            the same, and n, on those that the model gets right; left out where these are all
+    in_sample                 the same on the prompts to find with
+    frontier                  smallest_passing, smallest_by_counterfactual, rows (a size and a counterfactual)
+    controls                  specific (by counterfactual), rows (a control and a counterfactual)
+    stability                 draws, near, found, median_size, jaccard, jaccard_near, sizes, core_size, core
+    agreement                 rows (a direction and a counterfactual), or_like and and_like (edges)
+    checks                    complement, random, incompleteness (and of which components), minimal, unneeded
+    multiverse                n_specifications, jaccard (by choice), robust (edges)
+    left_out                  section → why it could not be made
+    facts                     model, task, metric, seed, fingerprints, versions
+
+    measures: faithfulness, error, r, kl_recovered, answers_kept, same_choice, each with its interval; m_circuit,
+    m_full and m_empty, the mean metric of circuit, model and no edge; holds, the letters of the criteria.
+    """
     facts = run.evaluation.attrs
+    graph = run.circuit.graph
     contents: dict[str, Any] = {
         "format": "workbench-discover-1",
         "title": title_of(run),
         "headline": headline(run),
-        "competence": asdict(run.competence),
+        "verdict": verdict(run),
         "recommended": run.recommended,
-        "passes_on_test": all(_holds(run, name) for name in run.counterfactuals),
-        "criteria": asdict(run.criteria),
+        "passes_on_test": passes_on_test(run),
+        "chosen_by": run.chosen_by,
+        "criteria": vars(run.criteria),
         "counterfactuals": list(run.counterfactuals),
         "n_edges": run.circuit.n_edges,
-        "n_edges_of_graph": run.circuit.graph.n_edges,
+        "n_edges_of_graph": graph.n_edges,
+        "share_of_edges": run.circuit.n_edges / graph.n_edges,
         "circuits": {name: circuit.n_edges for name, circuit in run.circuits.items()},
+        "competence": _competence(run),
         "test": _measures(run.evaluation),
-        "in_sample": _measures(run.in_sample),
-        "left_out": dict(run.left_out),
-        "facts": {key: facts[key] for key in sorted(facts) if isinstance(facts[key], str | int | float)},
     }
     if run.competent is not None:
-        contents["test_competent"] = _measures(run.competent) | {"n": run.competent.sizes["example"]}
-    if run.frontier is not None:
-        contents["frontier"] = {
-            "smallest_passing": smallest_passing(run.frontier),
-            "smallest_by_counterfactual": smallest_by_counterfactual(run.frontier),
-            "measures": _plain(run.frontier.drop_attrs()),
-        }
-    for name in ("checks", "controls", "stability", "agreement", "multiverse"):
-        measured = getattr(run, name)
+        contents["test_competent"] = {"n": run.competent.sizes["example"]} | _measures(run.competent)
+    contents["in_sample"] = _measures(run.in_sample)
+    parts = {
+        "frontier": (run.frontier, _frontier), "controls": (run.controls, _controls),
+        "stability": (run.stability, _stability), "agreement": (run.agreement, _agreement),
+        "checks": (run.checks, _checks), "multiverse": (run.multiverse, _multiverse),
+    }  # fmt: skip
+    for name, (measured, contents_of) in parts.items():
         if measured is not None:
-            # Whole tables of edges and prompts are in the other files.
-            small = [key for key, column in measured.data_vars.items() if column.size <= 400]
-            contents[name] = _plain(measured[small])
-    return json.dumps(_without_nan(contents), indent=1) + "\n"
+            contents[name] = contents_of(measured)
+    contents["left_out"] = dict(run.left_out)
+    contents["facts"] = {
+        key: facts[key] for key in sorted(facts) if isinstance(facts[key], str | int | float)
+    }
+    return _json(_plain(contents)) + "\n"
+
+
+def _competence(run: DiscoveryRun) -> dict[str, Any]:
+    score = run.competence
+    return {
+        "n": score.n,
+        "right_above_wrong": _estimate(score.right_above_wrong),
+        "first_choice": _estimate(score.first_choice),
+        "capable": bool(score.right_above_wrong.mean >= CAPABLE),
+        "metric": score.metric,
+        "clean": _estimate(score.clean),
+        "corrupt": {name: _estimate(one) for name, one in score.corrupt.items()},
+    }
+
+
+def _estimate(estimate: Estimate) -> list[float]:
+    return [estimate.mean, estimate.low, estimate.high]
 
 
 def _measures(evaluation: xr.Dataset) -> dict[str, Any]:
-    """Ablation → circuit → its measures with intervals."""
-    names = [f"{name}{end}" for name in MEASURES[1:] for end in ("", "_low", "_high")]
-    names = ["faithfulness", "low", "high", *names]
-    table: dict[str, Any] = {}
-    for ablation in evaluation["ablation"].values:
-        table[str(ablation)] = {}
-        for circuit in evaluation["circuit"].values:
-            cell = evaluation.sel(ablation=ablation, circuit=circuit)
-            row: dict[str, Any] = {name: float(cell[name]) for name in names}
-            row |= {name: float(cell[name].mean()) for name in ("m_circuit", "m_full", "m_empty")}
-            if "holds_a" in cell:
-                row["holds"] = "".join(letter for letter in "abcd" if bool(cell[f"holds_{letter}"]))
-            table[str(ablation)][str(circuit)] = row
-    return table
-
-
-def _plain(dataset: xr.Dataset) -> dict[str, Any]:
-    """A small Dataset as lists, with the coordinates that say what they are of."""
-    plain: dict[str, Any] = {}
-    for name, column in (*dataset.coords.items(), *dataset.data_vars.items()):
-        plain[str(name)] = {"axes": list(map(str, column.dims)), "values": column.values.tolist()}
-    if dataset.attrs:
-        plain["attrs"] = {
-            key: fact for key, fact in dataset.attrs.items() if isinstance(fact, str | int | float)
+    """Ablation → circuit → its measures."""
+    return {
+        str(ablation): {
+            str(circuit): _row(evaluation.sel(ablation=ablation, circuit=circuit))
+            for circuit in evaluation["circuit"].values
         }
-    return plain
+        for ablation in evaluation["ablation"].values
+    }
 
 
-def _without_nan(value: Any) -> Any:
-    """The same with null for every number that is not finite: JSON has neither NaN nor infinity."""
+def _row(cell: xr.Dataset) -> dict[str, Any]:
+    """The measures of one circuit against one counterfactual."""
+    row: dict[str, Any] = {}
+    for name in MEASURES:
+        prefix = "" if name == "faithfulness" else f"{name}_"
+        row[name] = _numbers(cell, name, f"{prefix}low", f"{prefix}high")
+    row |= {name: float(cell[name].mean()) for name in ("m_circuit", "m_full", "m_empty")}
+    if "holds_a" in cell:
+        row["holds"] = "".join(letter for letter in "abcd" if bool(cell[f"holds_{letter}"]))
+    return row
+
+
+def _numbers(cell: xr.Dataset, *names: str) -> list[float]:
+    return [float(cell[name]) for name in names]
+
+
+def _with_interval(cell: xr.Dataset, name: str) -> list[float]:
+    return _numbers(cell, name, f"{name}_low", f"{name}_high")
+
+
+def _frontier(frontier: xr.Dataset) -> dict[str, Any]:
+    rows = []
+    for size in frontier["size"].values:
+        for name in frontier["ablation"].values:
+            cell = frontier.sel(size=size, ablation=name)
+            row = {"size": int(size), "against": str(name)} | _row(cell)
+            # The same in every row of a counterfactual.
+            del row["m_full"], row["m_empty"]
+            rows.append(row | {"passes": bool(cell["passes"])})
+    return {
+        "smallest_passing": smallest_passing(frontier),
+        "smallest_by_counterfactual": smallest_by_counterfactual(frontier),
+        "rows": rows,
+    }
+
+
+def _controls(controls: xr.Dataset) -> dict[str, Any]:
+    rows = []
+    for control in controls["control"].values:
+        for name in controls["ablation"].values:
+            cell = controls.sel(control=control, ablation=name)
+            row: dict[str, Any] = {"control": str(control), "against": str(name)}
+            row |= {measure: _with_interval(cell, measure) for measure in ("faithfulness", "error")}
+            row |= {
+                key: float(cell[key])
+                for key in ("faithfulness_percentile", "error_percentile", "holds", "draws", "shared_edges")
+            }
+            rows.append(row | {"note": str(cell["note"].item())})
+    specific = controls["specific"]
+    return {
+        "specific": {str(name): float(specific.sel(ablation=name)) for name in controls["ablation"].values},
+        "rows": rows,
+    }
+
+
+def _stability(stability: xr.Dataset) -> dict[str, Any]:
+    core = {}
+    for name in stability["ablation"].values:
+        cell = stability.sel(ablation=name)
+        core[str(name)] = {
+            measure: _with_interval(cell, f"core_{measure}") for measure in ("faithfulness", "error")
+        }
+    return {
+        "draws": stability.sizes["draw"],
+        "near": stability.attrs["near"],
+        "found": _with_interval(stability, "found"),
+        "median_size": _numbers(stability, "median_size", "size_low", "size_high"),
+        "jaccard": _with_interval(stability, "jaccard"),
+        "jaccard_near": _with_interval(stability, "jaccard_near"),
+        "sizes": stability["size"].values.tolist(),
+        "core_size": int(stability["core_size"]),
+        "core": core,
+    }
+
+
+def _agreement(agreement: xr.Dataset) -> dict[str, Any]:
+    rows = []
+    for direction in agreement["direction"].values:
+        for name in agreement["ablation"].values:
+            cell = agreement.sel(direction=direction, ablation=name)
+            row: dict[str, Any] = {"direction": str(direction), "against": str(name)}
+            for stratum in agreement["stratum"].values:
+                row[f"spearman_{stratum}"] = _with_interval(cell.sel(stratum=stratum), "spearman")
+            rows.append(row | {key: float(cell[key]) for key in ("median", "above", "above_bound")})
+    contents: dict[str, Any] = {
+        "n": dict(zip(map(str, agreement["stratum"].values), agreement["n"].values.tolist(), strict=True)),
+        "rows": rows,
+    }
+    for kind in ("or-like", "and-like"):
+        contents[kind.replace("-", "_")] = {
+            str(name): edges_of_kind(agreement, kind, str(name)) for name in agreement["ablation"].values
+        }
+    return contents
+
+
+def edges_of_kind(agreement: xr.Dataset, kind: str, ablation: str) -> list[str]:
+    """The edges of the sample that are strong in one direction only."""
+    kinds = agreement["one_direction"].sel(ablation=ablation).values.astype(str)
+    return [str(edge) for edge in agreement["edge"].values[kinds == kind]]
+
+
+def _checks(checks: xr.Dataset) -> dict[str, Any]:
+    contents: dict[str, Any] = {key: float(checks[key]) for key in ("complement", "random", "minimal")}
+    contents["incompleteness"] = _with_interval(checks, "incompleteness")
+    contents["incompleteness_set"] = str(checks["incompleteness_set"].item())
+    contents["unneeded"] = str(checks["unneeded"].item())
+    return contents
+
+
+def _multiverse(multiverse: xr.Dataset) -> dict[str, Any]:
+    cells = np.argwhere(multiverse["robust"].values)
+    writers, readers = multiverse["writer"].values, multiverse["reader"].values
+    return {
+        "n_specifications": multiverse.attrs["n_specifications"],
+        "jaccard": {
+            str(choice): _with_interval(multiverse.sel(choice=choice), "jaccard")
+            for choice in multiverse["choice"].values
+        },
+        "robust": [f"{writers[u]}->{readers[v]}" for u, v in cells.tolist()],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The same with `DIGITS` digits, and null for every number that is not finite: JSON has no NaN."""
     if isinstance(value, dict):
-        return {str(key): _without_nan(one) for key, one in value.items()}
+        return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_plain(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
+    if isinstance(value, float):
+        # + 0.0 turns -0.0 into 0.0.
+        return float(f"{value:.{DIGITS}g}") + 0.0 if np.isfinite(value) else None
     return value
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with a line for each entry, and what is small enough on one line."""
+    line = json.dumps(value)
+    if not isinstance(value, dict | list) or len(line) + len(indent) <= 110 or not value:
+        return line
+    inner = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {_json(one, inner)}" for key, one in value.items()]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + _json(one, inner) for one in value) + f"\n{indent}]"

@@ -1,0 +1,161 @@
+"""The sentences that say what `discover` found, from numbers that are given."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from discovered import GRAPH, discovery_run
+
+from workbench.tasks.measure import Estimate, Score
+from workbench.workflows.summary import summary_text
+from workbench.workflows.verdict import (
+    competence_text,
+    competence_warning,
+    differences_text,
+    headline,
+    title_of,
+    verdict,
+)
+
+BAD = {"faithfulness": 0.5, "low": 0.4, "high": 0.6, "error": 0.5, "m_circuit": 1.5}
+BOTH = {
+    "swap": {},
+    "abc": {"faithfulness": 0.95, "low": 0.9, "high": 0.99, "m_circuit": 2.85, "m_empty": 0.1},
+}
+
+
+def test_a_circuit_is_told_in_units_against_every_counterfactual():
+    run = discovery_run(BOTH, others={"zero": {"faithfulness": -0.3}})
+    assert title_of(run) == "Circuit of 8 edges: ioi in tiny"
+    share = f"{8 / GRAPH.n_edges:.1%}"
+    assert headline(run) == (
+        f"8 of the model's {GRAPH.n_edges} edges ({share}) reproduce it against swap and abc, on 128 test prompts that "
+        "chose nothing. Logit difference: 2.94 of the model's 3.00 logits against swap (with no edge -2.90), 2.85 "
+        "against abc (with no edge 0.10). Prompt by prompt (the error as a share of the mean gap): r 0.90 and error "
+        "0.06 against swap, r 0.90 and error 0.06 against abc. Faithfulness: 0.98 against swap and 0.95 against abc; "
+        "-0.30 with zero values, for which it was not chosen."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "measures", "title"),
+    [
+        ({}, {"swap": {}, "abc": {"error": 0.3}}, "Circuit of 8 edges, which fails its criteria on the test prompts"),
+        ({}, {"swap": {}, "abc": BAD}, "Circuit of the difference swap, which fails its criteria on the test prompts"),
+        ({"recommended": False}, {"swap": BAD}, "No circuit under 15% reproduces the model on these prompts"),
+        ({"recommended": False}, {"swap": {}, "abc": BAD}, "No circuit under 15% reproduces the model on these prompts"),
+        ({"recommended": False, "chosen_by": "size"}, BOTH, "Circuit of 8 edges"),
+        (
+            {"recommended": False, "chosen_by": "method"}, {"swap": BAD},
+            "Circuit of 8 edges, which fails its criteria on the test prompts",
+        ),
+    ],
+)  # fmt: skip
+def test_the_title_says_what_failed(fields, measures, title):
+    assert title_of(discovery_run(measures, **fields)) == f"{title}: ioi in tiny"
+
+
+def test_a_failing_circuit_says_which_criteria_fail_and_by_how_much():
+    told = headline(discovery_run({"swap": {}, "abc": BAD | {"kl_recovered": 0.8, "same_choice": 0.5}}))
+    assert "kept the criteria on the prompts that chose them, and fail them on 128 test prompts." in told
+    assert (
+        "Against abc it fails: (a) the interval of faithfulness is [0.40, 0.60], not inside [0.85, 1.15]; (b) the error "
+        "per prompt is 0.50, more than 0.15; (c) KL recovered is 0.80, less than 0.9; (d) right answers kept are "
+        "100.0% (95% needed), first choices 50.0% (85% needed)."
+    ) in told
+    assert "Against swap" not in told
+    assert "So it is the circuit of the difference swap, not of the task." in told
+
+
+def test_no_circuit_is_said_as_a_result():
+    run = discovery_run({"swap": BAD}, recommended=False)
+    assert verdict(run) == "no circuit"
+    assert headline(run).startswith(
+        "No circuit of up to 15% of the edges keeps the criteria against swap. The best trade-off has 8 of"
+    )
+
+
+@pytest.mark.parametrize("value", [0.99, 1.004, 1.02, 2.8])
+def test_nothing_above_one_is_unexplained(value: float):
+    for place in ("swap", "zero"):
+        measures = {"swap": {"faithfulness": value if place == "swap" else 0.98}, "abc": {}}
+        told = headline(
+            discovery_run(measures, others={"zero": {"faithfulness": value if place == "zero" else 0.1}})
+        )
+        assert ("above 1" in told) == (f"{value:.2f}" > "1.00")
+
+
+def test_one_counterfactual_is_said_to_be_one():
+    assert headline(discovery_run({"swap": {}})).endswith(
+        "It was tested against one counterfactual only (swap): another may need other edges."
+    )
+    assert headline(discovery_run({"zero": {}})).endswith(
+        "It was tested with zero values only, and against no counterfactual prompt."
+    )
+    assert "one counterfactual only" not in headline(discovery_run(BOTH))
+
+
+def test_the_circuit_of_each_difference_stands_beside_that_of_all():
+    passing = {"swap": 4, "abc": 8}
+    run = discovery_run(BOTH, circuits={"difference swap": 1, "difference abc": 6}, passing=passing)
+    assert differences_text(run) == (
+        "1 edge carries the difference swap; 6 edges carry the difference abc; 8 reproduce the model against swap and "
+        "abc."
+    )
+    larger = {"before refining": 16, "difference swap": 5, "difference abc": 16}
+    assert differences_text(discovery_run(BOTH, circuits=larger, passing=passing)) == (
+        "Before refining: 5 edges carry the difference swap; 16 edges carry the difference abc; 16 keep the criteria "
+        "against swap and abc on the prompts that chose them."
+    )
+    none = discovery_run(
+        {"swap": {}, "abc": BAD},
+        circuits={"difference swap": 3},
+        passing={"swap": 4, "abc": None},
+        recommended=False,
+    )
+    assert differences_text(none) == (
+        "3 edges carry the difference swap; no circuit under 15% carries the difference abc; none reproduces the model "
+        "against swap and abc."
+    )
+    assert differences_text(discovery_run({"swap": {}}, passing={"swap": 4})) == ""
+
+
+def test_a_model_that_cannot_do_the_task_is_warned_of():
+    able, unable = (discovery_run({"swap": {}}, right=right).competence for right in (0.85, 0.8))
+    assert competence_warning(able) == ""
+    assert competence_warning(unable).startswith("Right above wrong on under 85% of the prompts:")
+    assert competence_text(unable) == (
+        "The model puts the right answer above the wrong one on 80% [75%, 83%] of 64 prompts, and makes it its first "
+        "choice on 70% [60%, 80%]."
+    )
+    unknown = Score("mine", 8, 0.5, np.nan, "", Estimate(0.5, 0.2, 0.8))
+    assert competence_warning(unknown) == ""
+    assert competence_text(unknown) == (
+        "The right answer is the model's first choice on 50% [20%, 80%] of 8 prompts. The prompts do not say which "
+        "answers are wrong."
+    )
+
+
+def test_the_summary_is_json_with_names_and_five_digits():
+    run = discovery_run(
+        {"swap": {"faithfulness": 1 / 3, "r": np.nan}, "abc": {}}, circuits={"core": 5},
+        passing={"swap": 4, "abc": None},
+    )  # fmt: skip
+    text = summary_text(run)
+    summary = json.loads(text)
+    assert summary["test"]["swap"]["circuit"]["faithfulness"] == [0.33333, 0.96, 1.0]
+    assert summary["test"]["swap"]["core"]["r"] == [None] * 3
+    assert summary["test"]["abc"]["circuit"]["holds"] == "abcd"
+    assert summary["circuits"] == {"circuit": 8, "core": 5}
+    assert summary["frontier"]["smallest_by_counterfactual"] == {"swap": 4, "abc": None}
+    assert summary["frontier"]["smallest_passing"] is None
+    rows = summary["frontier"]["rows"]
+    assert [(row["size"], row["against"], row["passes"]) for row in rows[2:4]] == [
+        (4, "swap", True),
+        (4, "abc", False),
+    ]
+    assert summary["verdict"] == "circuit"
+    assert "NaN" not in text
+    # No number has more digits than it says something with.
+    assert re.findall(r"\d\.\d{7,}", text) == []

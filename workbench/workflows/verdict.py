@@ -1,0 +1,298 @@
+"""What a `discover` found, in sentences: its title, whether the model does the task, and the claim.
+
+Read `headline`: a report, the command and `summary.json` begin with it. Nothing is measured here; every verdict
+comes from the test prompts, which chose nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from workbench.tasks.measure import Estimate, Score
+from workbench.workflows.discovery_run import DiscoveryRun
+
+CAPABLE = 0.85
+"""Share of prompts with right above wrong under which a model is said not to do the task."""
+APART = 0.2
+"""Counterfactuals whose faithfulness differs by more are different differences."""
+ABOVE_ONE = 1.005
+"""A faithfulness from which on it is shown as more than 1."""
+VALUES = ("zero", "mean")
+"""Ablations that are values and no counterfactuals."""
+Verdict = Literal["circuit", "fails on test prompts", "no circuit"]
+_WORDS = {
+    "diff": "difference", "prob": "probability", "logprob": "log probability", "nll": "negative log likelihood",
+    "kl": "KL",
+}  # fmt: skip
+
+
+def verdict(run: DiscoveryRun) -> Verdict:
+    """Whether there is a circuit to believe, one that fails on the test prompts, or none."""
+    if run.chosen_by == "criteria" and not run.recommended:
+        return "no circuit"
+    return "circuit" if passes_on_test(run) else "fails on test prompts"
+
+
+def title_of(run: DiscoveryRun) -> str:
+    """What the run found, in a line: a circuit, the circuit of one difference, or none."""
+    subject = f"{run.evaluation.attrs.get('task', 'own prompts')} in {run.evaluation.attrs['model']}"
+    found = verdict(run)
+    if found == "no circuit":
+        return f"No circuit under {run.criteria.at_most:.0%} reproduces the model on these prompts: {subject}"
+    name = f"Circuit of {edges_text(run.circuit.n_edges)}"
+    if is_one_difference(run):
+        name = f"Circuit of the difference {best_counterfactual(run)}"
+    if found == "fails on test prompts":
+        name += ", which fails its criteria on the test prompts"
+    return f"{name}: {subject}"
+
+
+def competence_text(score: Score) -> str:
+    """Whether the model does the task."""
+    right, first = score.right_above_wrong, score.first_choice
+    if not np.isfinite(right.mean):
+        return (
+            f"The right answer is the model's first choice on {_percent(first)} of {score.n} prompts. The prompts "
+            "do not say which answers are wrong."
+        )
+    return (
+        f"The model puts the right answer above the wrong one on {_percent(right)} of {score.n} prompts, and makes "
+        f"it its first choice on {_percent(first)}."
+    )
+
+
+def competence_warning(score: Score) -> str:
+    """What to think of a model that does not do the task; "" where it does."""
+    if not score.right_above_wrong.mean < CAPABLE:
+        return ""
+    return (
+        f"Right above wrong on under {CAPABLE:.0%} of the prompts: a circuit for them explains a behaviour that the "
+        "model hardly has. Use prompts that it can do, or keep those that it gets right: wb.competent(model, pairs)."
+    )
+
+
+def headline(run: DiscoveryRun) -> str:
+    """What the circuit does on the test prompts, in units that a person has, and where it fails."""
+    return " ".join(sentences(run))
+
+
+def sentences(run: DiscoveryRun) -> list[str]:
+    """Those of the headline: the claim first, then its numbers, then what speaks against it."""
+    told = [_claim(run), _in_units(run), _prompt_by_prompt(run), _faithfulness(run)]
+    told += [_failures(run, name) for name in run.counterfactuals]
+    if is_one_difference(run):
+        best = best_counterfactual(run)
+        told.append(
+            f"So it is the circuit of the difference {best}, not of the task."
+            if holds_on_test(run, best)
+            else f"It carries the difference {best} better than the others, and none of them fully."
+        )
+    shown = [_value(run, name, "faithfulness") for name in _ablations(run)]
+    if max(shown) >= ABOVE_ONE:
+        told.append(
+            "A faithfulness above 1 means that the circuit does the task more strongly than the model: what works "
+            "against it is left out."
+        )
+    if len(run.counterfactuals) == 1:
+        (name,) = run.counterfactuals
+        told.append(
+            f"It was tested against one counterfactual only ({name}): another may need other edges."
+            if name not in VALUES
+            else f"It was tested with {name} values only, and against no counterfactual prompt."
+        )
+    return list(filter(None, told))
+
+
+def differences_text(run: DiscoveryRun) -> str:
+    """The circuit of each single difference beside that of all; "" with one counterfactual."""
+    if len(run.counterfactuals) < 2 or run.frontier is None:
+        return ""
+    sizes = {name: run.circuits.get(f"difference {name}") for name in run.counterfactuals}
+    texts = []
+    for name, circuit in sizes.items():
+        if circuit is None:
+            texts.append(f"no circuit under {run.criteria.at_most:.0%} carries the difference {name}")
+        else:
+            texts.append(f"{_carry(circuit.n_edges)} the difference {name}")
+    largest = max((circuit.n_edges for circuit in sizes.values() if circuit is not None), default=0)
+    names, before = listed(run.counterfactuals), run.circuits.get("before refining")
+    is_circuit = run.chosen_by == "criteria" and verdict(run) == "circuit"
+    start = ""
+    if before is not None and (largest >= run.circuit.n_edges or not is_circuit):
+        # In larger models only the circuit of all differences is refined: it is compared as it was before.
+        start = "Before refining: "
+        texts.append(f"{before.n_edges:,} keep the criteria against {names} on the prompts that chose them")
+    elif is_circuit:
+        texts.append(f"{run.circuit.n_edges:,} reproduce the model against {names}")
+    elif verdict(run) == "no circuit":
+        texts.append(f"none reproduces the model against {names}")
+    sentence = "; ".join(texts)
+    return f"{start}{sentence if start else sentence[0].upper() + sentence[1:]}."
+
+
+def passes_on_test(run: DiscoveryRun) -> bool:
+    """Whether all criteria hold on the test prompts against every counterfactual."""
+    return all(holds_on_test(run, name) for name in run.counterfactuals)
+
+
+def holds_on_test(run: DiscoveryRun, name: str) -> bool:
+    """Whether all criteria hold on the test prompts against one counterfactual."""
+    row = run.evaluation.sel(circuit="circuit", ablation=name)
+    return all(bool(row[f"holds_{letter}"]) for letter in "abcd")
+
+
+def is_one_difference(run: DiscoveryRun) -> bool:
+    """Whether the circuit reproduces one counterfactual much better than another."""
+    values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
+    return max(values) - min(values) > APART
+
+
+def best_counterfactual(run: DiscoveryRun) -> str:
+    """The counterfactual whose faithfulness is nearest to 1."""
+    return min(run.counterfactuals, key=lambda name: abs(_value(run, name, "faithfulness") - 1))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["swap", "abc", "zero"])
+    'swap, abc and zero'
+    """
+    *first, last = list(names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def edges_text(n: int) -> str:
+    """A number of edges in words."""
+    return f"{n:,} {'edge' if n == 1 else 'edges'}"
+
+
+def number(value: object) -> str:
+    """A number with two digits after the point, and no minus before a zero.
+
+    >>> number(-0.001)
+    '0.00'
+    """
+    return f"{round(float(value), 2) + 0.0:.2f}"  # pyright: ignore[reportArgumentType]
+
+
+def metric_words(name: str) -> str:
+    """A metric as it is called in a sentence.
+
+    >>> metric_words("logit_diff")
+    'logit difference'
+    """
+    return " ".join(_WORDS.get(part, part) for part in name.split("_"))
+
+
+def _percent(estimate: Estimate) -> str:
+    text = f"{estimate.mean:.0%}"
+    if np.isfinite(estimate.low) and np.isfinite(estimate.high):
+        text += f" [{estimate.low:.0%}, {estimate.high:.0%}]"
+    return text
+
+
+def _carry(n: int) -> str:
+    return f"{edges_text(n)} {'carries' if n == 1 else 'carry'}"
+
+
+def _value(run: DiscoveryRun, ablation: str, name: str) -> float:
+    """A measure of the circuit on the test prompts."""
+    return float(run.evaluation.sel(circuit="circuit", ablation=ablation)[name].mean())
+
+
+def _ablations(run: DiscoveryRun) -> list[str]:
+    return [str(name) for name in run.evaluation["ablation"].values]
+
+
+def _against(name: str) -> str:
+    return f"with {name} values" if name in VALUES else f"against {name}"
+
+
+def _against_all(names: Sequence[str]) -> str:
+    """ "against swap and abc", or "with zero values"."""
+    if names[0] in VALUES:
+        return listed(map(_against, names))
+    return f"against {listed(names)}"
+
+
+def _claim(run: DiscoveryRun) -> str:
+    """How many edges do what."""
+    circuit, n = run.circuit, run.evaluation.attrs["n"]
+    edges = f"{circuit.n_edges:,} of the model's {edges_text(circuit.graph.n_edges)}"
+    share = f"({circuit.n_edges / circuit.graph.n_edges:.1%})"
+    against = _against_all(run.counterfactuals)
+    found = verdict(run)
+    if found == "circuit":
+        return f"{edges} {share} reproduce it {against}, on {n} test prompts that chose nothing."
+    if found == "no circuit":
+        return (
+            f"No circuit of up to {run.criteria.at_most:.0%} of the edges keeps the criteria {against}. The best "
+            f"trade-off has {edges} {share}."
+        )
+    chosen = {
+        "criteria": "kept the criteria on the prompts that chose them, and fail them on",
+        "size": "were asked for, and fail the criteria on",
+        "method": "were chosen by the method, and fail the criteria on",
+    }[run.chosen_by]
+    return f"{edges} {share} {chosen} {n} test prompts."
+
+
+def _in_units(run: DiscoveryRun) -> str:
+    """The metric of the circuit, of the model, and with no edge."""
+    unit = f" {run.evaluation.attrs.get('unit', '')}".rstrip()
+    texts = []
+    for name in run.counterfactuals:
+        ours, model, empty = (_value(run, name, key) for key in ("m_circuit", "m_full", "m_empty"))
+        text = f"{number(ours)} of the model's {number(model)}{unit}" if not texts else number(ours)
+        texts.append(f"{text} {_against(name)} (with no edge {number(empty)})")
+    words = metric_words(run.evaluation.attrs["metric"])
+    return f"{words[0].upper()}{words[1:]}: {', '.join(texts)}."
+
+
+def _prompt_by_prompt(run: DiscoveryRun) -> str:
+    texts = [
+        f"r {number(_value(run, name, 'r'))} and error {number(_value(run, name, 'error'))} {_against(name)}"
+        for name in run.counterfactuals
+    ]
+    return f"Prompt by prompt (the error as a share of the mean gap): {', '.join(texts)}."
+
+
+def _faithfulness(run: DiscoveryRun) -> str:
+    against = [
+        f"{number(_value(run, name, 'faithfulness'))} {_against(name)}" for name in run.counterfactuals
+    ]
+    others = [
+        f"{number(_value(run, name, 'faithfulness'))} {_against(name)}"
+        for name in _ablations(run)
+        if name not in run.counterfactuals
+    ]
+    text = f"Faithfulness: {listed(against)}"
+    if others:
+        text += f"; {listed(others)}, for which it was not chosen"
+    return f"{text}."
+
+
+def _failures(run: DiscoveryRun, name: str) -> str:
+    """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
+    row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
+    low, high = bounds.faithfulness
+    texts = {
+        "a": f"(a) the interval of faithfulness is [{number(row['low'])}, {number(row['high'])}], "
+        f"not inside [{low:g}, {high:g}]",
+        "b": f"(b) the error per prompt is {number(row['error'])}, more than {bounds.error:g}",
+        "c": f"(c) KL recovered is {number(row['kl_recovered'])}, less than {bounds.kl_recovered:g}",
+        "d": f"(d) right answers kept are {_share(row['answers_kept'])} ({bounds.answers_kept:.0%} needed), first "
+        f"choices {_share(row['same_choice'])} ({bounds.same_choice:.0%} needed)",
+    }  # fmt: skip
+    failing = [texts[letter] for letter in "abcd" if not bool(row[f"holds_{letter}"])]
+    if not failing:
+        return ""
+    text = _against(name)
+    return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(failing)}."
+
+
+def _share(value: object) -> str:
+    share = float(value)  # pyright: ignore[reportArgumentType]
+    return f"{share:.1%}" if np.isfinite(share) else "not measured"
