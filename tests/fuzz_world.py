@@ -83,6 +83,14 @@ def pairs() -> Any:
     return wb.PromptPairs(wb.Prompts.of(list(ROWS)), wb.Prompts.of(list(OTHER_ROWS)), answers, wrong)
 
 
+def many_pairs() -> Any:
+    """Pairs of random tokens, as many as three sets of prompts need."""
+    drawn = torch.randint(1, 200, (2, 16, len(ROWS[0])), generator=torch.Generator().manual_seed(0))
+    answers = [[3 + i, 60 + i] for i in range(16)]
+    right, wrong = zip(*answers, strict=True)
+    return wb.PromptPairs.of(drawn[0].tolist(), drawn[1].tolist(), list(right), list(wrong))
+
+
 @cache
 def stores() -> tuple[Any, Any]:
     """The stores of both sides."""
@@ -416,7 +424,7 @@ def artefacts() -> Path:
         "sites: ['z[0.1]', 'z[1.2]']\nvalues: [zero, corrupt]\nmetrics: [logit_diff]\nseeds: [0]\n"
     )
     wb.run_sweep(place / "sweep.yaml", out=place / "sweep", progress=False)
-    wb.discover(model(), pairs(), out=place / "run", n_edges=20, progress=False)
+    wb.discover(model(), many_pairs(), out=place / "run", n_edges=20, quick=True, progress=False)
     return place
 
 

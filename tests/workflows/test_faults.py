@@ -17,6 +17,7 @@ import workbench as wb
 from workbench.circuit.circuit import Circuit
 from workbench.files import fresh_folder, whole
 from workbench.workflows import discover as module
+from workbench.workflows import discovery_job
 from workbench.workflows.discover import FILES, discover
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
@@ -120,10 +121,9 @@ def test_a_run_that_replaces_another_mixes_nothing_and_leaves_what_is_not_its_ow
             break
         n_kills += 1
         assert (out / NOTES).read_text() == "mine"
-        present = {path.name for path in out.iterdir()} - {NOTES}
+        # What is not finished lies in a hidden folder, which the next run clears.
+        present = {path.name for path in out.iterdir() if not path.name.startswith(".")} - {NOTES}
         assert present <= set(FILES)
-        if present == set(FILES):
-            check_whole(out)
         # The next run makes it whole again, and nothing of the killed one is left beside it.
         write(results, out, overwrite=True)
         check_whole(out)
@@ -138,12 +138,12 @@ def work_until_killed(stage: str, root: Path) -> None:
     def die(*_arguments, **_options):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(module, stage, die)
+    setattr(discovery_job, stage, die)
     with fresh_folder("agreement", root) as folder:
         discover(wb.load_model("tiny"), "agreement", out=folder, n=4, progress=False)
 
 
-@pytest.mark.parametrize("stage", ["effects", "find_by"])
+@pytest.mark.parametrize("stage", ["effects", "score_edges"])
 def test_a_run_that_is_killed_at_work_leaves_nothing_behind(results, tmp_path, stage):
     assert killed(work_until_killed, stage, tmp_path)
     assert not any(path.is_file() for path in (tmp_path / "agreement-001").iterdir())
