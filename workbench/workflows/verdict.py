@@ -16,6 +16,8 @@ CAPABLE = 0.85
 """Share of prompts with right above wrong under which a model is said not to do the task."""
 APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
+FEW_TO_CHOOSE = 32
+"""Prompts under which the choice of a circuit is said to rest on few."""
 ABOVE_ONE = 1.005
 """A faithfulness from which on it is shown as more than 1."""
 VALUES = ("zero", "mean")
@@ -101,7 +103,20 @@ def sentences(run: DiscoveryRun) -> list[str]:
             if name not in VALUES
             else f"It was tested with {name} values only, and against no counterfactual prompt."
         )
+    n_chose = n_that_chose(run)
+    if n_chose is not None and n_chose < FEW_TO_CHOOSE:
+        told.append(
+            f"Only {n_chose} prompts chose its size, and a circuit passes on so few by luck at times: give "
+            f"{FEW_TO_CHOOSE} or more."
+        )
     return list(filter(None, told))
+
+
+def n_that_chose(run: DiscoveryRun) -> int | None:
+    """How many prompts the criteria chose the circuit on; None where they did not choose it."""
+    if run.frontier is None or run.chosen_by != "criteria":
+        return None
+    return int(run.frontier.attrs["n"])
 
 
 def differences_text(run: DiscoveryRun) -> str:
