@@ -194,7 +194,7 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
         "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "4", "--tests", "--json"
     )
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [line["value"] for line in printed if "faithfulness" in line] == ["corrupt", "zero"]
+    assert [line["value"] for line in printed if "faithfulness" in line] == ["swap", "abc", "zero"]
     assert {line["test"] for line in printed if "test" in line} == {
         "sufficiency",
         "partial_necessity",

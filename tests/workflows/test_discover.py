@@ -168,7 +168,7 @@ def test_two_per_cent_of_the_edges_keep_ninety_per_cent_of_the_behaviour(task: s
     experiment = wb.Experiment.of(tiny(), task, n=64)
     train, heldout = experiment.train, experiment.heldout
     scores = wb.score_edges(tiny(), train.pairs, value=train.value("corrupt"), progress=False)
-    circuit = wb.find_circuit(scores, n_edges=int(0.02 * 1519))
+    circuit = wb.find_circuit(scores, n_edges=int(0.02 * 1519), by="signed")
     value = heldout.value("corrupt")
     kept = wb.evaluate(circuit, tiny(), heldout.pairs, value=value, checks=(), progress=False)
     assert circuit.n_edges <= 30

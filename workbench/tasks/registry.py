@@ -20,6 +20,7 @@ from workbench.models.model import Model
 from workbench.prompts.answers import padded_answers
 from workbench.prompts.encoder import TextEncoder
 from workbench.prompts.pairs import PromptPairs
+from workbench.prompts.prompts import Prompts
 from workbench.tasks import agreement, binding, capitals, greater_than, induction, ioi, pronoun
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
 from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary

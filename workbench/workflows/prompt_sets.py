@@ -16,6 +16,7 @@ from workbench.tasks.registry import find_task, load_task
 
 FEWEST = 4
 """Prompts of a set, at least: an interval over fewer says nothing."""
+EQUAL_LENGTHS = "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,8 @@ class PromptSets:
                 raise PromptError(
                     "variant= belongs to a task's name; pairs of your own bring their corruptions."
                 )
+            # Before they are parted: rows are then numbered as in the file.
+            task.check_equal_lengths(EQUAL_LENGTHS)
             find, select, test = task.parts((1, 1, 2), seed=seed)
         else:
             find_task(task)
@@ -67,9 +70,7 @@ class PromptSets:
                     f"pairs: {4 * FEWEST} that share no prompt make sets of {FEWEST}, {FEWEST} and {2 * FEWEST}."
                 )
             _check_sides_differ(pairs)
-            pairs.check_equal_lengths(
-                "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
-            )
+            pairs.check_equal_lengths(EQUAL_LENGTHS)
             measure.check(pairs)
         sets = [PairsInModel.of(model, pairs, metric=measure, seed=seed) for pairs in (find, select, test)]
         return cls(*sets)
