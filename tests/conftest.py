@@ -16,7 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Nothing of a run stays in the home folder: what is kept while tests are collected goes with the process.
 _CACHES = tempfile.TemporaryDirectory(prefix="workbench-cache-")
-os.environ["WORKBENCH_CACHE"] = str(Path(_CACHES.name) / "collected")
+# Tests of real models need the one that `tests/real/run.py` has brought.
+_REAL = os.environ.get("WORKBENCH_TEST_CACHE")
+os.environ["WORKBENCH_CACHE"] = _REAL or str(Path(_CACHES.name) / "collected")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -33,6 +35,8 @@ _numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without a cache, so that none depends on what another has left there."""
+    if _REAL:
+        return
     monkeypatch.setenv("WORKBENCH_CACHE", str(Path(_CACHES.name) / str(next(_numbers))))
 
 

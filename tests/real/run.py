@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from workbench.cache import cache_folder
 from workbench.errors import Unreachable
 from workbench.models.fetch import fetch
 
@@ -23,6 +24,8 @@ def main() -> int:
     tests = [sys.executable, "-m", "pytest", "-m", "real", "tests/real", "-rs", "--durations", "10"]
     # Two threads: one process has the machine to itself, and these matrices are large enough for both cores.
     environment = {"WORKBENCH_TEST_THREADS": "2", "HF_HUB_OFFLINE": "1"} | os.environ
+    # Other tests have caches of their own, which are empty.
+    environment["WORKBENCH_TEST_CACHE"] = str(cache_folder())
     return subprocess.run(tests, env=environment, check=False).returncode
 
 
