@@ -299,7 +299,7 @@ class DiscoveryJob:
         # Completeness and minimality run hundreds of circuits for every component.
         if not self.is_small or self.quick or not circuit.n_edges:
             return None
-        test = self.sets.test.select(slice(2 * FEW))
+        test = self.sets.test.select(slice(FEW))
         name, value = next(iter(test.values(self.value).items()))
         pairs = test.pairs.against(name) if name in test.pairs.counterfactuals else test.pairs
         return evaluate(
