@@ -49,9 +49,13 @@ def counterfactual_values(
 
 
 def those_of(model: Model, sites: Sequence[str | Site]) -> list[str | Site]:
-    """Those sites that a model has: an attention-only one lacks those of the MLPs."""
+    """Those sites that a model has: an attention-only one lacks those of the MLPs.
+
+    Names of no site are left in: whoever captures refuses them.
+    """
     shape = Shape.of(model)
-    return [site for site in sites if not shape.lacks(KINDS[str(site).partition("[")[0]])]
+    kinds = [KINDS.get(str(site).partition("[")[0]) for site in sites]
+    return [site for site, kind in zip(sites, kinds, strict=True) if kind is None or not shape.lacks(kind)]
 
 
 def pairs_for(pairs: PromptPairs, name: str) -> PromptPairs:
