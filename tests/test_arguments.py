@@ -40,7 +40,7 @@ NASTY: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 LONG = ("causal_check",)  # takes longer than all others together
-LOOPS = ("draws", "epochs", "n_random", "resampled", "steps")
+LOOPS = ("draws", "epochs", "n_random", "resampled", "restarts", "steps")
 
 
 @cache
