@@ -307,9 +307,13 @@ def recipes() -> list[Recipe]:
         (
             "Circuit.of",
             wb.Circuit.of,
-            {"graph": circuit().graph, "edges": ["input->a0.1<v>", "a0.1->logits"]},
+            {"model_or_shape": circuit().graph, "edges": ["input->a0.1<v>", "a0.1->logits"]},
         ),
-        ("Circuit.of_nodes", wb.Circuit.of_nodes, {"graph": circuit().graph, "nodes": ["a0.1", "m1"]}),
+        (
+            "Circuit.of_nodes",
+            wb.Circuit.of_nodes,
+            {"model_or_shape": circuit().graph, "nodes": ["a0.1", "m1"]},
+        ),
         ("restricted", circuit().restricted, {"writers": ["input", "a0.1"]}),
         ("constant", wb.constant, {"content": 0.5}),
         ("add", wb.add, {"vector": torch.ones(8)}),
