@@ -105,9 +105,9 @@ def _share_models() -> None:
     load = wb.load_model
     kept: dict[str, Any] = {}
 
-    def load_once(source: Any, *, device: Any = None, dtype: Any = None) -> Any:
-        if device not in (None, "cpu") or dtype is not None:
-            return load(source, device=device, dtype=dtype)
+    def load_once(source: Any, *, device: Any = None, dtype: Any = None, bos: Any = None) -> Any:
+        if device not in (None, "cpu") or dtype is not None or bos is not None:
+            return load(source, device=device, dtype=dtype, bos=bos)
         if str(source) not in kept:
             kept[str(source)] = load(source, device="cpu")
         return kept[str(source)]
